@@ -1,0 +1,35 @@
+# make demo: install and run the main job. make test: install and pass the tests. Both need only python3 (3.11 or newer) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test check install clean
+
+install: $(VENV)/.installed
+
+# Bytecode is compiled here, once: every worker that Ray starts would otherwise parse torch anew where PYTHONDONTWRITEBYTECODE is set.
+$(VENV)/.installed: pyproject.toml constraints.txt
+ifdef UV
+	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+else
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
+endif
+	touch $@
+
+demo: install
+	$(BIN)/firstlight run conf/recipe/quickstart.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pipeline tasks
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,107 @@
+"""firstlight <command> recipe.yaml key=value ...
+
+Exit codes: 0 done, 1 a stage failed, 2 a mistake in the recipe, the files or the machine (one line on stderr each), 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pipeline.errors import StageFailed, StopTraining, UserError
+
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray and the traceback of a failure.")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends like Ctrl-C, with its own exit code."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="firstlight")
+def cli() -> None:
+    """Unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow.
+
+    A recipe is one YAML file (see conf/recipe). Any of its settings can be overridden: stages.pretrain.epochs=20 scale.workers=2
+    """
+
+
+@cli.command()
+@RECIPE
+@OVERRIDES
+def config(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Print the resolved configuration of a recipe."""
+    from pipeline import config as config_module
+    from pipeline import yaml_strict
+
+    click.echo(yaml_strict.dump(config_module.load(recipe, overrides).dump()), nl=False)
+
+
+def _command(name: str, help_text: str, only: str | None) -> None:
+    @cli.command(name, help=help_text)
+    @RECIPE
+    @OVERRIDES
+    @VERBOSE
+    def command(recipe: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+        _run(recipe, overrides, only, verbose)
+
+
+_command("run", "Run a recipe: every stage that is not done yet, and the table at the end.", None)
+_command("prepare", "Only write the store: images checked, numbered and sharded.", "prepare")
+_command("pretrain", "Prepare, and run the pretraining stages of a recipe.", "pretrain")
+_command("evaluate", "Run the evaluation stages of a recipe: weighted kNN and linear probe.", "evaluate")
+_command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
+
+
+def _run(path: Path, overrides: tuple[str, ...], only: str | None, verbose: bool) -> None:
+    if verbose:
+        os.environ["FIRSTLIGHT_VERBOSE"] = "1"
+    from pipeline.config import load
+    from pipeline.report import table
+    from pipeline.run import run
+    from pipeline.tracking import tracking_uri
+
+    recipe = load(path, overrides)
+    console = Console(stderr=True)
+    found = run(recipe, console, only)
+    out = Console(width=None if sys.stdout.isatty() else 120)
+    if found:
+        out.print(table(recipe, found))
+    out.print(f"Results, curves and pictures:  mlflow ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def guarded(function: Callable[[], Any]) -> int:
+    """Run, and turn what went wrong into lines on stderr and an exit code."""
+    try:
+        function()
+    except UserError as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (StopTraining, StageFailed) as error:
+        if "FIRSTLIGHT_VERBOSE" in os.environ:
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        return 1
+    except KeyboardInterrupt as error:
+        sys.stderr.write("stopped; run the same command again to continue\n")
+        return 143 if isinstance(error, Terminated) else 130
+    return 0
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(guarded(lambda: cli(standalone_mode=False)))

@@ -1,0 +1,373 @@
+"""YAML + `key=value` overrides -> one frozen, typed `Recipe`.
+
+A recipe is one YAML file. A mapping that has a `name` (`dataset`, `scale`, a stage's `method` or `task`) starts from the file of that
+name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then the overrides, are laid over it.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+
+from pipeline import yaml_strict
+from pipeline.augment import CROPS, OPS
+from pipeline.errors import UserError, suggest
+from pipeline.optim import Optimizer, Schedule
+from tasks.downstream import TASKS
+from tasks.encoders import ENCODERS, Input
+from tasks.pretrain import METHODS
+
+GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
+STAGE_GROUPS = ("method", "task")  # the same inside a stage
+
+
+class Strict(BaseModel):
+    """Unknown keys, wrong types, NaN and infinity are errors; nothing can be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of `function` as fields of a model."""
+    hints = get_type_hints(function, include_extras=True)
+    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keyword_only}
+
+
+def _one_of(registry: Mapping[str, Callable[..., Any]], tag: str, **shared: Any) -> Any:
+    """The union of the models of a registry's parameters; `tag: name` picks the member. `shared`: fields that every member has."""
+    models = [
+        create_model(f"{tag}_{name}", __base__=Strict, **{tag: (Literal[name], ...)}, **shared, **_parameters(entry))  # type: ignore[call-overload]
+        for name, entry in registry.items()
+    ]
+    return Annotated[tuple(models), Field(discriminator=tag)] if len(models) > 1 else models[0]
+
+
+if TYPE_CHECKING:  # built from the registries: a type checker cannot follow
+    AugmentOp: TypeAlias = Any
+    MethodSpec: TypeAlias = Any
+    TaskSpec: TypeAlias = Any
+    EncoderSpec: TypeAlias = Any
+else:
+    AugmentOp = _one_of(OPS, "op")
+    MethodSpec = _one_of({name: cls.__init__ for name, cls in METHODS.items()}, "name")
+    TaskSpec = _one_of({name: cls.__init__ for name, cls in TASKS.items()}, "name")
+    EncoderSpec = _one_of(ENCODERS, "name", **_parameters(Input.__init__))
+Augment = tuple[AugmentOp, ...]
+
+
+def _check_augment(ops: Augment) -> Augment:
+    crops = [op.op for op in ops if op.op in CROPS]
+    if len(crops) != 1 or ops[0].op not in CROPS:
+        raise ValueError(f"must start with exactly one of {', '.join(sorted(CROPS))} (found {crops or 'none'})")
+    return ops
+
+
+class Dataset(Strict):
+    """Where the images are, how they are split, and how one of them becomes `image_size` x `image_size` pixels."""
+
+    name: str
+    source: Literal["digits", "folder", "parquet"]
+    root: Path | None = None  # the folder of `source: folder | parquet`
+    image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`
+    label_column: str | None = "label"  # source: parquet. null: no labels
+    image_size: int = Field(32, ge=4, le=2048)  # pixels, after augmentation
+    test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
+    val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
+    split_seed: int = Field(0, ge=0)
+    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed
+    max_test: int | None = Field(None, ge=1)
+    max_pixels: int = Field(64_000_000, ge=1)  # per image; larger ones are quarantined before they are decoded
+    max_bad_fraction: float = Field(0.1, ge=0.0, le=1.0)  # more undecodable images than this end the run
+    train_augment: Augment
+    eval_augment: Augment
+
+    _augment = field_validator("train_augment", "eval_augment")(_check_augment)
+
+    @model_validator(mode="after")
+    def _root(self) -> "Dataset":
+        if (self.root is None) != (self.source == "digits"):
+            need = "no root: the images come with a dependency" if self.source == "digits" else "dataset.root, the folder of the images"
+            raise ValueError(f"source {self.source!r} takes {need}")
+        return self
+
+
+class Stream(Strict):
+    """How images reach the workers. `window` trades memory for the quality of the shuffle."""
+
+    window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes
+    shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global up to 200,000 images
+    prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
+    task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
+    tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker
+
+
+class Scale(Strict):
+    """Which machines, and how much of them."""
+
+    name: str
+    address: str = "local"  # local: Ray starts in this process; auto or an address: joins that cluster
+    cpus: int | None = Field(None, ge=1)  # address: local only. Logical CPUs; null: as many as the machine has
+    workers: int = Field(1, ge=0)  # training processes; 0: in this process, without Ray
+    cpus_per_worker: float = Field(0.5, gt=0.0)
+    gpus_per_worker: float = Field(0.0, ge=0.0)
+    threads: int = Field(1, ge=1)  # torch threads of a worker. Part of the numerics: results are bit-equal for equal threads
+    object_store_mb: int = Field(300, ge=80)  # address: local only
+    max_failures: int = Field(3, ge=0)  # times the worker group is restarted from its last checkpoint
+    collective_timeout_s: int = Field(600, ge=5)  # a rank that does not answer for so long ends the attempt
+
+
+class Tracking(Strict):
+    uri: str | None = None  # null: sqlite in `storage`
+    experiment: str = "firstlight"
+
+
+class Training(Strict):
+    """One run of the loop in `fit.py`. `batch_size` is global: the sum over all workers."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    optimizer: Optimizer
+    schedule: Schedule | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    checkpoint_every: int = Field(0, ge=0)  # steps; 0: at the end of every epoch
+    log_every: int = Field(10, ge=1)  # steps
+    augment: Augment | None = None  # null: dataset.train_augment
+
+    @field_validator("augment")
+    @classmethod
+    def _augment(cls, ops: Augment | None) -> Augment | None:
+        return ops if ops is None else _check_augment(ops)
+
+
+class Pretrain(Training):
+    kind: Literal["pretrain"]
+    method: MethodSpec
+    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `latest`
+
+
+class Downstream(Strict):
+    # previous: the pretraining stage before this one; runs:/<run>/encoder; models:/<name>@<alias> or models:/<name>/<version>
+    encoder: str = Field("previous", pattern=r"^(previous|runs:/[^/]+/.+|models:/.+)$")
+
+
+class Evaluate(Downstream):
+    """Weighted kNN and linear probe on frozen features, beside the same network with random weights."""
+
+    kind: Literal["evaluate"]
+    batch_size: int = Field(256, ge=1)
+    knn_k: int = Field(200, ge=1)
+    knn_temperature: float = Field(0.1, gt=0.0)
+    probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+
+
+class Finetune(Training, Downstream):
+    """A downstream task from the pretrained encoder, and from scratch with the same budget and the same choice of settings."""
+
+    kind: Literal["finetune"]
+    task: TaskSpec
+    labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
+
+
+Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]
+
+
+class Recipe(Strict):
+    """Stages in order, on one dataset, with one encoder, at one scale."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    storage: Path = Path("runs")
+    tracking: Tracking = Tracking()
+    dataset: Dataset
+    encoder: EncoderSpec
+    stream: Stream = Stream()
+    scale: Scale
+    stages: dict[str, Stage] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _no_dots(cls, name: str) -> str:
+        if ".." in name:
+            raise ValueError("must not contain '..'")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("must not repeat a seed")
+        return seeds
+
+    @model_validator(mode="after")
+    def _order(self) -> "Recipe":
+        seen_pretrain = False
+        for name, stage in self.stages.items():
+            seen_pretrain |= stage.kind == "pretrain"
+            if isinstance(stage, Downstream) and stage.encoder == "previous" and not seen_pretrain:
+                raise ValueError(f"stages.{name}.encoder: 'previous' needs a pretrain stage before it; or give runs:/... or models:/...")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved recipe as plain JSON types; `parse(dump(x)) == x`."""
+        return self.model_dump(mode="json")
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read, compose and check a recipe.
+
+    Raises:
+        UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
+    """
+    raw = yaml_strict.read(path)
+    for override in overrides:
+        _set(raw, *_split(override))
+    return parse(_compose(raw, _conf_root(path)))
+
+
+def parse(raw: dict[str, Any]) -> Recipe:
+    """Check a composed mapping.
+
+    Raises:
+        UserError: as `load`.
+    """
+    try:
+        return Recipe.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, raw) for e in error.errors())) from None
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form: equal values have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _split(override: str) -> tuple[list[str], Any]:
+    key, sign, value = override.partition("=")
+    if not sign or not key or not all(key.split(".")):
+        raise UserError(f"{override!r}: an override is key=value, e.g. scale.workers=2")
+    return key.split("."), yaml_strict.parse(value, where=key)
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    stages = raw.get("stages")
+    if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
+        raise UserError(f"stages.{keys[1]}: no such stage in this recipe; {suggest(keys[1], stages)}")
+    for depth, key in enumerate(keys[:-1], 1):
+        if raw.get(key) is None:
+            raw[key] = {}
+        raw = raw[key]
+        if not isinstance(raw, dict):
+            raise UserError(f"{'.'.join(keys[:depth])}: is the value {raw!r}, not a section, so {'.'.join(keys)!r} cannot be set")
+    raw[keys[-1]] = value
+
+
+def _conf_root(recipe: Path) -> Path:
+    """The `conf` folder that the recipe lies in, else the one that ships with Firstlight."""
+    for parent in recipe.resolve().parents:
+        if parent.name == "conf":
+            return parent
+    return Path(str(resources.files("conf")))
+
+
+def _compose(raw: dict[str, Any], conf: Path) -> dict[str, Any]:
+    out = {key: _with_group(conf, key, value, key) if key in GROUPS else value for key, value in raw.items()}
+    stages = out.get("stages")
+    if isinstance(stages, dict):
+        out["stages"] = {name: _compose_stage(conf, name, stage) for name, stage in stages.items()}
+    return out
+
+
+def _compose_stage(conf: Path, name: str, stage: Any) -> Any:
+    stage = {} if stage is None else stage
+    if not isinstance(stage, dict):
+        return stage
+    groups = {key: _with_group(conf, key, stage[key], f"stages.{name}.{key}") for key in STAGE_GROUPS if key in stage}
+    return {"kind": name, **stage, **groups}
+
+
+def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
+    """`value` laid over conf/<group>/<value's name>.yaml; a bare string is short for {name: string}."""
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return value
+    known = {file.stem: file for file in sorted((conf / group).glob("*.yaml"))}
+    if value["name"] not in known:
+        raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest(value['name'], known)}")
+    return _merge(yaml_strict.read(known[value["name"]]), value)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merge(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
+    return {**base, **over, **both}
+
+
+def _explain(error: Any, raw: Any) -> str:
+    """One pydantic error as one line: dotted key, value, what is valid."""
+    key = _dotted(error["loc"], raw)
+    last, kind, context = str(error["loc"][-1]) if error["loc"] else "", error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {suggest(last, _siblings(error['loc']))}"
+    if kind == "missing":
+        return f"{key}: is missing and has no default"
+    if kind == "union_tag_invalid":
+        tag = context["discriminator"].strip("'")
+        return f"{key}.{tag}: {context['tag']!r} is unknown; {suggest(context['tag'], context['expected_tags'].replace(chr(39), '').split(', '))}"
+    if kind == "union_tag_not_found":
+        return f"{key}.{context['discriminator'].strip(chr(39))}: is missing and has no default"
+    message = str(context["error"]) if kind == "value_error" else error["msg"].replace("Input should", "must").replace("Tuple should", "must")
+    if kind == "value_error" and isinstance(error["input"], dict):  # a check over a whole section: its text names the key
+        return f"{key}: {message}" if key else message
+    shown = json.dumps(error["input"], default=str)
+    return f"{key}: {shown if len(shown) < 80 else shown[:77] + '...'} is not valid: {message}"
+
+
+def _dotted(loc: tuple[Any, ...], raw: Any) -> str:
+    """The key as the user wrote it: pydantic puts the tags of unions in between."""
+    parts: list[str] = []
+    for depth, part in enumerate(loc):
+        here = raw[part] if isinstance(raw, list) and isinstance(part, int) and part < len(raw) else None
+        if isinstance(raw, dict) and part in raw:
+            here = raw[part]
+        elif here is None and depth < len(loc) - 1:
+            continue
+        parts.append(str(part))
+        if depth < len(loc) - 1:
+            raw = here
+    return ".".join(parts)
+
+
+def _siblings(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that are valid beside the last part of `loc`, found by walking the models along it."""
+    here: Any = Recipe
+    for part in loc[:-1]:
+        here = _step(here, part)
+    return list(getattr(_plain(here), "model_fields", {}))
+
+
+def _plain(annotation: Any) -> Any:
+    """Without `Annotated` and `| None`."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    members = [a for a in get_args(annotation) if a is not NoneType]
+    return _plain(members[0]) if get_origin(annotation) in (Union, UnionType) and len(members) == 1 else annotation
+
+
+def _step(annotation: Any, part: Any) -> Any:
+    here = _plain(annotation)
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        return here.model_fields[part].annotation
+    if get_origin(here) in (dict, tuple):
+        return get_args(here)[get_origin(here) is dict]
+    tagged = (m for m in get_args(here) for f in m.model_fields.values() if get_origin(f.annotation) is Literal and part in get_args(f.annotation))
+    return next(tagged)

@@ -1,0 +1,108 @@
+"""Pictures that the stages leave in MLflow, drawn with matplotlib: readable on a light and on a dark page (they bring their own white)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
+
+
+def _grid(rows: int, columns: int, cell: float) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(columns * cell, rows * cell + 0.4), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _plain(axis: Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.25)
+
+
+def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> Figure:
+    """(H, W, 3) uint8 images with a caption each."""
+    figure, axes = _grid(max(1, -(-len(pictures) // columns)), columns, 1.15)
+    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(caption, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figure:
+    """Images per class, a bar a split."""
+    figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    width = 0.8 / max(len(splits), 1)
+    for k, split in enumerate(splits):
+        axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
+    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
+    _plain(axis, "images per class")
+    return figure
+
+
+def curves(rows: Sequence[Mapping[str, float]], keys: Sequence[str]) -> Figure:
+    """Values over steps, a panel each."""
+    figure = Figure(figsize=(3.6 * len(keys), 2.8), layout="constrained", facecolor="white")
+    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
+        axis.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], color=BLUE, linewidth=1.4)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        _plain(axis, key)
+    return figure
+
+
+def filters(weight: np.ndarray) -> Figure:
+    """(n, c, k, k) weights of a first convolution; three channels are shown as colours, others by their mean."""
+    shown = weight.transpose(0, 2, 3, 1) if weight.shape[1] == 3 else weight.mean(1)
+    figure, axes = _grid(-(-min(len(shown), 64) // 16), 16, 0.55)
+    for axis, one in zip(axes.flat, shown[:64], strict=False):
+        low, high = one.min(), one.max()
+        axis.imshow((one - low) / max(high - low, 1e-9), cmap=None if one.ndim == 3 else "gray", interpolation="nearest")
+    figure.suptitle("filters of the first convolution", fontsize=10)
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """(classes, classes) counts: rows are labels, columns predictions; shown as shares of the row."""
+    table = np.asarray(matrix, dtype=float)
+    share = table / np.maximum(table.sum(1, keepdims=True), 1)
+    side = min(9.0, 0.45 * len(classes) + 2)
+    figure = Figure(figsize=(side, side), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.005:
+                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black")
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("label")
+    axis.set_title(title, loc="left", fontsize=10)
+    return figure
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Rows with `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
+    figure = Figure(figsize=(1.7 * len(rows) + 2.2, 3.4), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    for k, row in enumerate(rows):
+        for shift, key, colour in ((-0.2, "pretrained", BLUE), (0.2, "baseline", GRAY)):
+            values = 100 * np.asarray(row[key])
+            axis.bar(k + shift, values.mean(), 0.38, color=colour, alpha=0.85)
+            axis.plot(np.full(len(values), k + shift), values, "o", color="black", markersize=3)
+            axis.text(k + shift, values.max() + 1.5, f"{values.mean():.1f}", ha="center", fontsize=8)
+    axis.set_xticks(range(len(rows)), [f"{r['measure']}\nagainst {r['against']}" for r in rows], fontsize=8)
+    axis.set_ylim(0, 110)
+    _plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
+    return figure

@@ -1,0 +1,136 @@
+"""Encoded bytes -> RGB pixels, as a total function: any bytes give an image or a `BadImage`, nothing else.
+
+Pillow alone decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAX_REASON = 200  # characters
+_settings = threading.RLock()  # Pillow's limits and Python's warning filters are global to the process
+
+
+class BadImage(ValueError):  # noqa: N818 - it is the image that is at fault
+    """These bytes are no image that can be used; the text is a short reason of one line."""
+
+
+def open_rgb(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
+    """Decode to mode "RGB", fully loaded and upright; `info` holds the `mode` and `format` that the file had.
+
+    Of an animation, the first frame. Transparency is laid over white. More than 8 bits are scaled, not clipped: 16 bit grey by 1/257; 32
+    bit integers likewise where all of them fit 16 bits, floats by 255 where all lie in 0..1, and otherwise either by the image's own range
+    (lowest value black, highest white). EXIF orientation is applied; EXIF data that cannot be read is ignored.
+
+    Raises:
+        BadImage: the bytes are no whole image of one of `FORMATS`, or its header declares more than `max_pixels` pixels.
+    """
+    try:
+        with _limits(max_pixels):
+            return _decode(data, max_pixels)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"larger than {max_pixels} pixels") from None
+    except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes runs into
+        raise BadImage(_one_line(error)) from None
+
+
+def decode(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
+    """As `open_rgb`, as an array (H, W, 3) uint8.
+
+    Raises:
+        BadImage: as `open_rgb`.
+    """
+    return np.asarray(open_rgb(data, max_pixels))
+
+
+@contextmanager
+def _limits(max_pixels: int) -> Iterator[None]:
+    """Our cap instead of the process's, silence, and no padding of truncated files; restored afterwards."""
+    with _settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        # Pillow refuses from twice its limit on, and some plugins allocate while opening: so the cap has to hold there already
+        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise BadImage("is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # its text holds an address in memory, which differs from run to run
+        raise BadImage(f"is not a readable image ({', '.join(FORMATS)})") from None
+    width, height = image.size
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise BadImage(f"has {width} x {height} pixels (at least 1 x 1, at most {max_pixels} in all)")
+    seen: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
+    image.load()
+    rgb = _upright(_to_rgb(image), _orientation(image))
+    rgb.info = seen
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF says nothing about the pixels
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+    if image.has_transparency_data:
+        return _on_white(image.convert("RGBA"))
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """(H, W) of any type -> (H, W) uint8, by the rule of `open_rgb`."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise BadImage("holds values that are not finite")
+    full = 1.0 if mode == "F" else 65535.0
+    if low >= 0.0 and high <= full:
+        low, high = 0.0, full
+    span = (high - low) or 1.0
+    return np.rint((values.astype(np.float64) - low) * (255.0 / span)).astype(np.uint8)
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", " ".join(str(error).split()))
+    return (text or type(error).__name__)[:MAX_REASON]

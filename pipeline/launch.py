@@ -1,0 +1,100 @@
+"""Run a stage's work on the training workers: Ray Train's TorchTrainer, or this process (`scale.workers: 0`)."""
+
+import importlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe, parse
+from pipeline.errors import StageFailed, StopTraining
+from pipeline.stage import Instance
+from pipeline.store import Store
+from pipeline.worker import Worker
+
+Work = Callable[[Worker, Any, Instance], None]
+
+
+def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instance]) -> None:
+    """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
+
+    Raises:
+        StopTraining: the training cannot go on (a loss that is not finite, a full disk).
+        StageFailed: a worker died or raised, `scale.max_failures` times more than once.
+    """
+    payload = {
+        "recipe": recipe.dump(),
+        "store": str(store.path),
+        "work": work.__module__,
+        "instances": [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances],
+    }
+    answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload)
+    if answer["stop"]:
+        raise StopTraining(answer["stop"])
+
+
+def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
+    return _run(payload, on_ray=False)
+
+
+def _run(payload: dict[str, Any], on_ray: bool) -> dict[str, Any]:
+    """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
+    recipe = parse(payload["recipe"])
+    worker = Worker.start(recipe, Store.open(Path(payload["store"])), on_ray)
+    work: Work = importlib.import_module(payload["work"]).work
+    try:
+        for fields in payload["instances"]:
+            paths = {"folder": Path(fields["folder"]), "encoder": Path(fields["encoder"]) if fields["encoder"] else None}
+            instance = Instance(**{**fields, **paths})
+            work(worker, recipe.stages[instance.stage], instance)
+    except StopTraining as stop:
+        return {"stop": str(stop)}
+    return {"stop": None}
+
+
+def _train_function(config: dict[str, Any]) -> dict[str, Any]:
+    return _run(config, on_ray=True)
+
+
+def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    scale = recipe.scale
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
+    environment = {key: os.environ[key] for key in ("FIRSTLIGHT_FAULT",) if key in os.environ}
+    trainer = TorchTrainer(
+        _train_function,  # type: ignore[arg-type]
+        train_loop_config=payload,
+        torch_config=TorchConfig(timeout_s=scale.collective_timeout_s),
+        scaling_config=ray.train.ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",  # never an old one: Ray would continue it by its own rules
+            storage_path=str(recipe.storage.resolve() / recipe.name / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": environment},
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if "FIRSTLIGHT_VERBOSE" in os.environ else "CRITICAL"),
+        ),
+    )
+    try:
+        answer = trainer.fit().return_value  # type: ignore[attr-defined]
+    except TrainingFailedError as error:
+        raise StageFailed(_one_line(error)) from error
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _one_line(error: BaseException) -> str:
+    """The innermost cause of a failed training, with the rank where Ray knows it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        text = str(failure).strip().splitlines()
+        return f"rank {rank}: {type(failure).__name__}: {text[-1] if text else 'died'}"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else 'unknown'}"

@@ -1,0 +1,100 @@
+"""Optimisers and schedules from torch, by name. The config is checked by building them once over a dummy parameter."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from pipeline.errors import suggest
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: cls
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+}
+SCHEDULES: dict[str, type[LRScheduler]] = {
+    name: cls
+    for name, cls in vars(torch.optim.lr_scheduler).items()
+    if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in ("LambdaLR", "SequentialLR")
+}
+LENGTHS = ("T_max", "total_steps", "total_iters")  # parameters that mean "the whole training" when they are left out
+
+
+class _Named(BaseModel):
+    """A name and the keyword arguments of the torch class of that name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    name: str
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def check_arguments(self, cls: type) -> None:
+        known = [p for p in inspect.signature(cls).parameters if p not in ("params", "optimizer", "lr", "last_epoch")]
+        for key in self.arguments():
+            if key not in known:
+                raise ValueError(f"{key} is not a parameter of {self.name}; {suggest(key, known)}")
+
+
+class Optimizer(_Named):
+    """A class of `torch.optim`: `name`, `lr`, and its other parameters under torch's names."""
+
+    lr: float = Field(gt=0.0)
+
+    @model_validator(mode="after")
+    def _builds(self) -> "Optimizer":
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, OPTIMIZERS)}")
+        self.check_arguments(OPTIMIZERS[self.name])
+        try:
+            build_optimizer(self, [torch.nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name} refuses {self.arguments()}: {error}") from None
+        return self
+
+
+class Schedule(_Named):
+    """A class of `torch.optim.lr_scheduler`, or `hyperbolic`: lr / (1 + gamma * max(0, t - t0)) (NAT, section 3.3).
+
+    `interval` is what t counts. A length (T_max, total_steps, total_iters) left out is the whole training.
+    """
+
+    interval: Literal["step", "epoch"] = "step"
+
+    @model_validator(mode="after")
+    def _builds(self) -> "Schedule":
+        if self.name == "hyperbolic":
+            if set(self.arguments()) != {"t0", "gamma"}:
+                raise ValueError(f"hyperbolic takes t0 and gamma, found {sorted(self.arguments())}")
+        elif self.name not in SCHEDULES:
+            raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, [*SCHEDULES, 'hyperbolic'])}")
+        else:
+            self.check_arguments(SCHEDULES[self.name])
+        try:
+            build_schedule(self, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 100)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name} refuses {self.arguments()}: {error}") from None
+        return self
+
+
+def build_optimizer(spec: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return OPTIMIZERS[spec.name](parameters, lr=spec.lr, **spec.arguments())  # type: ignore[call-arg]
+
+
+def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, length: int) -> LRScheduler:
+    """The schedule of a training of `length` steps or epochs (in units of `spec.interval`); None keeps the learning rate constant."""
+    if spec is None:
+        return LambdaLR(optimizer, lambda t: 1.0)
+    arguments = spec.arguments()
+    if spec.name == "hyperbolic":
+        t0, gamma = float(arguments["t0"]), float(arguments["gamma"])
+        return LambdaLR(optimizer, lambda t: 1.0 / (1.0 + gamma * max(0.0, t - t0)))
+    cls = SCHEDULES[spec.name]
+    parameters = inspect.signature(cls).parameters
+    for key in LENGTHS:
+        if key in parameters and key not in arguments:
+            arguments[key] = length
+    return cls(optimizer, **arguments)

@@ -1,0 +1,328 @@
+"""Stage: any source of images -> a store. Every image is decoded once; what cannot be decoded is listed, never silently dropped.
+
+The images are numbered 0..n-1 over the good ones, in source order, whoever reads them: shards are written side by side as if no image were
+bad, and those behind a bad one are numbered again afterwards.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.images import BadImage, open_rgb
+from pipeline.sources import Source, open_source
+from pipeline.store import FORMAT, MANIFEST, QUARANTINE, ROW_GROUP, SCHEMA, SHARD_NAME, Shard, Store, canonical, file_sha256, manifest_hash
+
+if TYPE_CHECKING:
+    from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
+
+PART = 2048  # images of the source per task and shard
+DECIDING = ("source", "image_column", "label_column", "test_fraction", "split_seed", "max_pixels")  # fields that change the store
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
+# The images are compressed already; statistics and a dictionary of them would only copy them
+LAYOUT: dict[str, Any] = {
+    "compression": {"id": "zstd", "image": "none", "label": "zstd", "path": "zstd"},
+    "use_dictionary": False,
+    "write_statistics": ["id", "label"],
+    "write_page_checksum": True,
+}
+
+Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
+Row = tuple[bytes, int, str]  # encoded image, label, path
+
+
+def prepare(dataset: "Dataset", stores: Path, on_ray: bool, progress: Callable[[int, int], None]) -> Store:
+    """The store of `dataset` below `stores`: the finished one if it is there and whole, else written.
+
+    `progress(done, total)` is called with numbers of images of the source. On Ray, `stores` must be storage that all nodes share.
+
+    Raises:
+        UserError: the source, as `open_source`; too many bad images; a damaged store; storage that cannot be written.
+    """
+    if not NAME.match(dataset.name):
+        raise UserError(f"dataset.name: {dataset.name!r} is not valid: it becomes the name of a folder; valid: letters, digits, '.', '_', '-'")
+    source = open_source(dataset)
+    folder = stores / f"{dataset.name}-{_digest(dataset, source)[:12]}"
+    try:
+        if (folder / MANIFEST).exists():
+            store = Store.open(folder)
+            store.verify()
+        else:
+            store = _prepare_anew(dataset, source, folder, functools.partial(_each, on_ray), progress)
+    except OSError as error:
+        raise UserError(_storage_problem(folder, error)) from None
+    _check_bad(dataset, store)
+    return store
+
+
+def _digest(dataset: "Dataset", source: Source) -> str:
+    fields = {name: getattr(dataset, name) for name in DECIDING}
+    return hashlib.sha256(canonical({**fields, "fingerprint": source.fingerprint, "format": FORMAT})).hexdigest()
+
+
+Each = Callable[[Callable[[Job], Job], list[Job]], Iterator[Job]]
+
+
+def _prepare_anew(dataset: "Dataset", source: Source, folder: Path, each: Each, progress: Callable[[int, int], None]) -> Store:
+    with _locked(folder):
+        if not (folder / MANIFEST).exists():  # another process may have finished it while this one waited
+            _remove_unfinished(folder)
+            results = _write_parts(PartWriter(source, folder, dataset.max_pixels), each, progress)
+            bad = [(path, source.parts(PART)[result["part"]].split, reason) for result in results for path, reason in result["bad"]]
+            _write_quarantine(folder, bad)
+            shards = _number([Shard(**result["shard"]) for result in results if result["shard"]], folder, each)
+            if not any(shard.split == "train" for shard in shards):
+                raise UserError(f"{_too_many(folder, len(bad), sum(source.splits.values()), bad[0])}; no image is left for training")
+            root = None if dataset.root is None else str(dataset.root)
+            _write_manifest(folder, _manifest(source, root, shards, len(bad), _seen(results)))
+    return Store.open(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes a store; the lock goes with the process, however it ends."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: two runs would write the same bytes
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for file in folder.iterdir():
+        if SHARD_NAME.match(file.name) or file.name == QUARANTINE or file.suffix == ".tmp":
+            file.unlink()
+
+
+def _each(on_ray: bool, work: Callable[[Job], Job], jobs: list[Job]) -> Iterator[Job]:
+    """The results of `work`, in any order.
+
+    Raises:
+        UserError: storage that a job could not write.
+    """
+    for result in _on_ray(work, jobs) if on_ray else map(work, jobs):
+        if "error" in result:
+            raise UserError(result["error"])
+        yield result
+
+
+def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Iterator[Job]:
+    """A Ray Data job: one task per job, results as they come."""
+    import ray
+
+    if not jobs:
+        return
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    try:
+        rows = ray.data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
+        # Ray Data repeats a crashing task for ever unless told otherwise
+        done = rows.map_batches(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
+        for row in done.iter_rows():
+            yield json.loads(row["result"])
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+
+
+@dataclass(frozen=True)
+class _Task:
+    """`work` in the terms of Ray Data."""
+
+    work: Callable[[Job], Job]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        return {"result": [json.dumps(self.work(json.loads(job))) for job in batch["job"]]}
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Job: read one part of the source, decode its images, write the good ones as a shard."""
+
+    source: Source
+    folder: Path
+    max_pixels: int
+
+    def __call__(self, job: Job) -> Job:
+        """{part} -> {part, shard or None, bad: [[path, reason]], sizes: [[width, height]], modes} or {error}."""
+        part = self.source.parts(PART)[job["part"]]
+        result: Job = {"part": job["part"], "bad": [], "sizes": [], "modes": {}}
+        offset = 0 if part.split == "train" else self.source.splits["train"]
+        shard = Shard(f"{part.split}-{part.start // PART:05d}.parquet", part.split, offset + part.start, 0, (), 0, "")
+        try:
+            written = _write_shard(self.folder, shard, self._good(part, result))
+        except OSError as error:
+            return {"error": _storage_problem(self.folder / shard.file, error)}
+        return {**result, "sizes": _extremes(result["sizes"]), "shard": written and asdict(written)}
+
+    def _good(self, part: Any, result: Job) -> Iterator[Row]:
+        """The rows that can be decoded; the others, and what was seen, go to `result`."""
+        modes: Counter[str] = Counter()
+        for record in self.source.read(part):
+            try:
+                if record.data is None:
+                    raise BadImage(record.reason)
+                image = open_rgb(record.data, self.max_pixels)
+            except BadImage as error:
+                result["bad"].append([record.path, " ".join(str(error).split())])
+                continue
+            modes[str(image.info["mode"])] += 1
+            result["sizes"].append(image.size)
+            yield record.data, record.label, record.path
+        result["modes"] = dict(modes)
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Job: write a shard again with other ids."""
+
+    folder: Path
+
+    def __call__(self, job: Job) -> Job:
+        """A shard with its new `first_id` -> {shard} or {error}."""
+        shard = Shard(**job)
+        try:
+            written = _write_shard(self.folder, shard, _rows(self.folder / shard.file))
+        except OSError as error:
+            return {"error": _storage_problem(self.folder / shard.file, error)}
+        return {"shard": written and asdict(written)}
+
+
+def _write_parts(work: PartWriter, each: Each, progress: Callable[[int, int], None]) -> list[Job]:
+    """The results of all parts, in source order."""
+    parts, done = work.source.parts(PART), 0
+    results = []
+    for result in each(work, [{"part": k} for k in range(len(parts))]):
+        results.append(result)
+        done += parts[result["part"]].count
+        progress(done, sum(work.source.splits.values()))
+    return sorted(results, key=lambda result: int(result["part"]))
+
+
+def _number(shards: list[Shard], folder: Path, each: Each) -> list[Shard]:
+    """The shards with ids 0..n-1 without gaps; those behind a bad image are written again."""
+    firsts = np.cumsum([0, *(shard.count for shard in shards)]).tolist()
+    moved = [replace(shard, first_id=first) for shard, first in zip(shards, firsts, strict=False) if shard.first_id != first]
+    anew = {result["shard"]["file"]: Shard(**result["shard"]) for result in each(Renumber(folder), [asdict(shard) for shard in moved])}
+    return [anew.get(shard.file, shard) for shard in shards]
+
+
+def _write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None:
+    """Write `rows` with the ids from shard.first_id on under shard.file, whole or not at all; None if there are no rows."""
+    temporary, groups, rows = _temporary(folder), [], iter(rows)
+    try:
+        with pq.ParquetWriter(temporary, SCHEMA, **LAYOUT) as writer:
+            while group := list(islice(rows, ROW_GROUP)):
+                images, labels, paths = zip(*group, strict=True)
+                ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
+                writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths], schema=SCHEMA))
+                groups.append(len(group))
+        if not groups:
+            return None
+        size, sha256 = temporary.stat().st_size, file_sha256(temporary)
+        _put(temporary, folder / shard.file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group, columns=["image", "label", "path"], use_threads=False)
+            yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex}.tmp"
+
+
+def _put(temporary: Path, file: Path) -> None:
+    """Move a written file to its name, so that after a power cut it is whole or not there."""
+    for name in (temporary, file.parent):
+        if name == file.parent:
+            os.replace(temporary, file)
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_quarantine(folder: Path, bad: list[tuple[str, str, str]]) -> None:
+    columns = [pa.array([row[k] for row in bad], pa.string()) for k in range(3)]
+    temporary = _temporary(folder)
+    pq.write_table(pa.table(columns, schema=QUARANTINE_SCHEMA), temporary)
+    _put(temporary, folder / QUARANTINE)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    temporary = _temporary(folder)
+    temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
+    _put(temporary, folder / MANIFEST)
+
+
+def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, seen: Job) -> dict[str, Any]:
+    splits: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        splits.setdefault(shard.split, {"first_id": shard.first_id, "count": 0})["count"] += shard.count
+    raw = {
+        "format": FORMAT,
+        "source": {"kind": source.kind, "root": root, "fingerprint": source.fingerprint},
+        "classes": list(source.classes),
+        "splits": splits,
+        "shards": [asdict(shard) for shard in shards],
+        "quarantined": bad,
+        "images": seen,
+    }
+    return {**raw, "hash": manifest_hash(raw)}
+
+
+def _extremes(sizes: list[tuple[int, int]]) -> list[list[int]]:
+    """[[smallest width, smallest height], [largest width, largest height]], [] of none."""
+    return [np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()] if sizes else []
+
+
+def _seen(results: list[Job]) -> Job:
+    """What the images are like: pixels from the smallest to the largest, and how many were of each of Pillow's modes."""
+    low, high = _extremes([size for result in results for size in result["sizes"]])
+    modes: Counter[str] = sum((Counter(result["modes"]) for result in results), Counter())
+    return {"width": [low[0], high[0]], "height": [low[1], high[1]], "modes": dict(sorted(modes.items()))}
+
+
+def _check_bad(dataset: "Dataset", store: Store) -> None:
+    total = store.quarantined + sum(split.count for split in store.splits.values())
+    if store.quarantined > dataset.max_bad_fraction * total:
+        first = next(_quarantined(store.path))
+        limit = f"dataset.max_bad_fraction: {dataset.max_bad_fraction:g} is exceeded"
+        raise UserError(f"{limit}: {_too_many(store.path, store.quarantined, total, first)}; mend them, or raise the limit to go on without them")
+
+
+def _quarantined(folder: Path) -> Iterator[tuple[str, str, str]]:
+    table = pq.read_table(folder / QUARANTINE)
+    yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _too_many(folder: Path, bad: int, total: int, first: tuple[str, str, str]) -> str:
+    return f"{bad} of {total} images cannot be decoded, e.g. {first[0]}: {first[2]}; all are listed in {folder / QUARANTINE}"
+
+
+def _storage_problem(path: Path, error: OSError) -> str:
+    where = error.filename if error.filename and Path(os.fsdecode(error.filename)).suffix != ".tmp" else path
+    return f"{where}: cannot be written: {error.strerror or ' '.join(str(error).split())}"

@@ -1,0 +1,67 @@
+"""The table at the end: pretrained beside the same network without, over seeds, and whether it helped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from pipeline.config import Evaluate, Finetune, Recipe
+from pipeline.stage import Instance
+
+
+@dataclass(frozen=True)
+class Row:
+    """Test accuracies (0..1) by seed of one measure. `against` says what the baseline is."""
+
+    stage: str
+    measure: str
+    against: str
+    pretrained: tuple[float, ...]
+    baseline: tuple[float, ...]
+
+    @property
+    def gain(self) -> np.ndarray:
+        return np.asarray(100 * (np.asarray(self.pretrained) - np.asarray(self.baseline)))
+
+    @property
+    def verdict(self) -> str:
+        """Pretraining helps if every seed gains and the mean gain is above twice its standard error; hurts likewise."""
+        gain, seeds = self.gain, len(self.gain)
+        error = gain.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.inf
+        if seeds > 1 and abs(gain.mean()) > 2 * error and (np.all(gain > 0) or np.all(gain < 0)):
+            return "helps" if gain.mean() > 0 else "hurts"
+        return "no clear difference" if seeds > 1 else "one seed: no verdict"
+
+
+def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
+    """A row per measure of the finished evaluations and fine-tunings."""
+    out = []
+    for name, stage in recipe.stages.items():
+        results = [i.result for i in instances if i.stage == name]
+        found = [r for r in results if r is not None]
+        if isinstance(stage, Evaluate) and found:
+            for measure, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
+                out.append(Row(name, text, "random weights", *(tuple(r[arm][measure]["test"] for r in found) for arm in ("pretrained", "random"))))
+        if isinstance(stage, Finetune) and found:
+            text = f"{stage.task.name}, {found[0]['labels']} labels"
+            out.append(Row(name, text, "scratch", *(tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))))
+    return out
+
+
+def _spread(values: Sequence[float] | np.ndarray) -> str:
+    percent = 100 * np.asarray(values)
+    return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else f"{percent.mean():.2f}"
+
+
+def table(recipe: Recipe, found: Sequence[Row]) -> Table:
+    """Mean ± standard deviation over seeds, in percent."""
+    out = Table(title=f"{recipe.name}: test accuracy (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
+    for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining"):
+        out.add_column(heading, justify="right" if heading in ("pretrained", "baseline", "gain") else "left", no_wrap=True)
+    for row in found:
+        style = {"helps": "green", "hurts": "red"}.get(row.verdict, "yellow")
+        gain = _spread(row.gain / 100)
+        sign = "+" if row.gain.mean() >= 0 else ""
+        out.add_row(row.stage, row.measure, _spread(row.pretrained), row.against, _spread(row.baseline), sign + gain, f"[{style}]{row.verdict}[/]")
+    return out

@@ -1,0 +1,258 @@
+"""A recipe: its stages chained by artifact, each one resumed where it stopped, and none that has finished done twice."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from pipeline import evaluate, figures, finetune, preflight, pretrain
+from pipeline.checkpoint import write_json
+from pipeline.config import Downstream, Recipe, digest
+from pipeline.errors import UserError
+from pipeline.follow import Counted, Follow, Followed
+from pipeline.handover import check_same, encoder_spec
+from pipeline.launch import launch
+from pipeline.prepare import prepare
+from pipeline.report import Row, rows
+from pipeline.session import Session
+from pipeline.stage import Instance, code_version
+from pipeline.tracking import RUN_FILE, Tracking
+from pipeline.worker import Worker
+
+STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune}
+DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as"}  # settings that leave the result as it is
+PUBLISHED = "published.json"
+
+
+def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
+    """Do what is left to do of a recipe (or of its stages of one kind; `prepare` alone prepares); the rows of its table.
+
+    Raises:
+        UserError: a mistake that the user can mend, found before the work starts where possible.
+        StopTraining, StageFailed: see `launch`.
+    """
+    preflight.check(recipe)
+    with _lock(recipe), Session(recipe.scale) as session:
+        runner = _Runner(recipe, session, console)
+        try:
+            runner.prepare()
+            for name, stage in recipe.stages.items():
+                if only in (None, stage.kind):
+                    runner.stage(name)
+            found = rows(recipe, runner.instances)
+            runner.close(found)
+            return found
+        except BaseException as error:
+            runner.abandon("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+
+@contextlib.contextmanager
+def _lock(recipe: Recipe) -> Iterator[None]:
+    """One run of a name at a time; the lock goes with the process, however it ends."""
+    folder = recipe.storage / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"name: {recipe.name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name="
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class _Runner:
+    """The state of one `firstlight run`: store, MLflow runs, and the instances so far."""
+
+    def __init__(self, recipe: Recipe, session: Session, console: Console) -> None:
+        self.recipe, self.session, self.console = recipe, session, console
+        self.folder = recipe.storage.resolve() / recipe.name
+        self.tracking = Tracking(recipe)
+        self.instances: list[Instance] = []
+        self.open_runs: list[str] = []
+        self.parent_run: str | None = None
+
+    def parent(self) -> str:
+        """The parent run, started when the first stage has something to do."""
+        if self.parent_run is None:
+            plan = self.recipe.dump()
+            file = self.folder / "recipes" / f"{digest({'recipe': plan, 'store': self.store.hash, 'code': code_version()})[:12]}.json"
+            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
+            self.parent_run = self.tracking.start(self.recipe.name, file, {"code": code_version(), "store": self.store.hash}, tags)
+            self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
+            self.open_runs.append(self.parent_run)
+        return self.parent_run
+
+    def prepare(self) -> None:
+        """Write or open the store; draw what is in it the first time."""
+        seen = Counted(self.console, "prepare")
+        if not self._store_is_there():
+            self.session.start()
+        with seen:
+            self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.started, seen.advance)
+        preflight.check_store(self.recipe, self.store)
+        if self.store.quarantined:
+            self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded: {self.store.path / 'quarantine.parquet'}")
+        self.worker = Worker.start(self.recipe, self.store, on_ray=False)
+        instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+        if not (instance.folder / PUBLISHED).exists():
+            self._publish_store(instance)
+
+    def _store_is_there(self) -> bool:
+        return any((self.recipe.storage.resolve() / "stores").glob(f"{self.recipe.dataset.name}-*/manifest.json"))
+
+    def _publish_store(self, instance: Instance) -> None:
+        store, client = self.store, self.tracking.client
+        facts = {"store": store.path, "hash": store.hash, "classes": len(store.classes)}
+        run_id = self.tracking.start(
+            "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
+        )
+        self.tracking.numbers(run_id, {**{f"images_{k}": v.count for k, v in store.splits.items()}, "quarantined": store.quarantined})
+        client.log_artifact(run_id, str(store.path / "manifest.json"))
+        client.log_artifact(run_id, str(store.path / "quarantine.parquet"))
+        client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
+        if store.classes:
+            labels = {name: store.labels(name).tolist() for name in store.splits}
+            by_class = {c: [labels[name].count(k) for name in store.splits] for k, c in enumerate(store.classes)}
+            client.log_figure(run_id, figures.counts(by_class, list(store.splits)), "figures/classes.png")
+        self.tracking.finish(run_id)
+        write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+
+    def stage(self, name: str) -> None:
+        """All seeds of one stage: what has finished stays, what was begun goes on."""
+        mine = [self._instance(name, seed) for seed in self.recipe.seeds]
+        self.instances += mine
+        waiting = [i for i in mine if i.result is None]
+        publish = [i for i in mine if not (i.folder / PUBLISHED).exists()]
+        runs = {i.label: self.tracking.start_stage(i, self.parent(), self.store) for i in publish}
+        self.open_runs += runs.values()
+        for instance in publish:
+            self._log_origin(runs[instance.label], instance)
+        if waiting:
+            self._work(name, waiting, runs)
+        for instance in publish:
+            run_id = runs[instance.label]
+            STAGES[self.recipe.stages[name].kind].publish(self.tracking, run_id, self.worker, self.recipe.stages[name], instance)
+            self.tracking.finish(run_id)
+            self.open_runs.remove(run_id)
+            write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+        for instance in mine:
+            if instance not in publish:
+                self.console.print(f"{instance.label}: finished before, unchanged ({_run_of(instance)})", highlight=False)
+
+    def _work(self, name: str, waiting: Sequence[Instance], runs: dict[str, str]) -> None:
+        stage = self.recipe.stages[name]
+        module = STAGES[stage.kind]
+        followed = []
+        for instance in waiting:
+            instance.folder.mkdir(parents=True, exist_ok=True)
+            for path, label, prefix in module.files(stage, instance):
+                run_id = runs[instance.label]
+                log = _Logger(self.tracking, run_id, prefix)
+                followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
+        self.session.start()
+        with Follow(self.console, name, followed):
+            launch(self.recipe, self.store, module.work, waiting)
+
+    def _instance(self, name: str, seed: int) -> Instance:
+        """Found by all that decides its result. The number of workers does not."""
+        recipe, stage = self.recipe, self.recipe.stages[name]
+        decides: dict[str, Any] = {
+            "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in DECIDE_NOTHING},
+            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root"}),
+            "encoder": recipe.encoder.model_dump(mode="json"),
+            "order": recipe.stream.model_dump(include={"window", "shuffle"}),
+            "seed": seed,
+            "store": self.store.hash,
+            "code": code_version(),
+        }
+        encoder = None
+        if isinstance(stage, Downstream):
+            encoder = self._encoder(name, stage, seed)
+            decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
+        fingerprint = digest(decides)[:12]
+        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder)
+
+    def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
+        """The folder of the encoder that a downstream stage starts from, its files checked."""
+        where = f"stages.{name}.encoder"
+        if stage.encoder == "previous":
+            folder = self._previous(name, seed).folder / "encoder"
+            encoder_spec(folder)
+            return folder
+        reference = self.tracking.pin(stage.encoder, where)
+        folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
+        check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
+        return folder
+
+    def _previous(self, name: str, seed: int) -> Instance:
+        before = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
+        upstream = next(s for s in reversed(before) if self.recipe.stages[s].kind == "pretrain")
+        instance = self._instance(upstream, seed)
+        if instance.result is None:
+            raise UserError(f"stages.{name}.encoder: 'previous' is {instance.label}, which has not finished; run it first: firstlight pretrain ...")
+        return instance
+
+    def _log_origin(self, run_id: str, instance: Instance) -> None:
+        stage = self.recipe.stages[instance.stage]
+        if isinstance(stage, Downstream):
+            previous = f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder" if stage.encoder == "previous" else stage.encoder
+            self.tracking.log_consumed(run_id, previous)
+
+    def close(self, found: list[Row]) -> None:
+        """The summary into the parent run, if there is one."""
+        if self.parent_run is None:
+            self.console.print("every stage has finished before and nothing has changed: nothing was run")
+            return
+        for row in found:
+            key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "")
+            for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
+                self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+            self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+        if found:
+            facts = [{"measure": r.measure, "pretrained": r.pretrained, "baseline": r.baseline, "against": r.against} for r in found]
+            self.tracking.client.log_figure(self.parent_run, figures.comparison(facts), "figures/comparison.png")
+            self.tracking.client.log_dict(self.parent_run, {"rows": facts}, "table.json")
+        self.tracking.finish(self.parent_run)
+
+    def abandon(self, status: str) -> None:
+        """Close the runs that were open, as KILLED or FAILED; the next `run` opens them again."""
+        for run_id in self.open_runs:
+            with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
+                self.tracking.finish(run_id, status)
+
+
+class _Logger:
+    """Hands rows of one metrics file on to MLflow."""
+
+    def __init__(self, tracking: Tracking, run_id: str, prefix: str) -> None:
+        self.tracking, self.run_id, self.prefix = tracking, run_id, prefix
+
+    def __call__(self, new: list[dict[str, Any]]) -> None:
+        self.tracking.metrics(self.run_id, new, self.prefix)
+
+
+def _run_of(instance: Instance) -> str:
+    return str(json.loads((instance.folder / RUN_FILE).read_text("utf-8"))["run_id"])
+
+
+def _sample(worker: Worker) -> Any:
+    """Up to 32 training images, as the evaluation crops them."""
+    import numpy as np
+
+    ids = worker.splits.train[np.linspace(0, len(worker.splits.train) - 1, min(32, len(worker.splits.train))).astype(int)]
+    loader = worker.loader(None, 1, 0)
+    batch = loader.load(ids, 0, loader.read(ids))
+    names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
+    return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

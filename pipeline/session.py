@@ -1,0 +1,109 @@
+"""Ray: started when the first stage needs it, with the settings that make failures finite, and checked for room before anything is placed."""
+
+import os
+import secrets
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from pipeline.config import Scale
+from pipeline.errors import UserError
+
+DATA_CPUS = 1.0  # kept free for Ray Data: with every CPU taken by workers, it would wait for ever
+
+
+class Session:
+    """A Ray that is not there until `start`, and gone after the `with` block."""
+
+    def __init__(self, scale: Scale) -> None:
+        self.scale, self.started = scale, False
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.started:
+            import ray
+
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Start or join Ray, once. Does nothing for `scale.workers: 0`.
+
+        Raises:
+            UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
+        """
+        if self.started or self.scale.workers == 0:
+            return
+        _environment(self.scale)
+        import ray
+
+        try:
+            ray.init(**_arguments(self.scale))
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {str(error).splitlines()[0]}") from None
+        self.started = True
+        if self.scale.address != "local":
+            have = ray.cluster_resources()
+            check_room(self.scale, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
+
+
+def local_cpus(scale: Scale) -> int:
+    return scale.cpus or os.cpu_count() or 1
+
+
+def check_local(scale: Scale) -> None:
+    """The same check as for a cluster, before Ray starts on this machine."""
+    if scale.workers and scale.address == "local":
+        check_room(scale, local_cpus(scale), torch.cuda.device_count(), "this machine")
+
+
+def check_room(scale: Scale, cpus: float, gpus: float, where: str) -> None:
+    """Workers, and one CPU for the data, must fit.
+
+    Raises:
+        UserError: names the key, what is needed and what there is.
+    """
+    need = scale.workers * scale.cpus_per_worker
+    if need + DATA_CPUS > cpus:
+        raise UserError(
+            f"scale.workers: {scale.workers} workers x {scale.cpus_per_worker:g} CPUs + {DATA_CPUS:g} CPU for data need {need + DATA_CPUS:g} CPUs, "
+            f"{where} has {cpus:g}; valid: fewer workers or a smaller scale.cpus_per_worker"
+        )
+    if scale.workers * scale.gpus_per_worker > gpus:
+        raise UserError(
+            f"scale.gpus_per_worker: {scale.workers} workers x {scale.gpus_per_worker:g} need {scale.workers * scale.gpus_per_worker:g} GPUs, "
+            f"{where} has {gpus:g}; valid: 0 to {gpus / scale.workers:g}"
+        )
+
+
+def _environment(scale: Scale) -> None:
+    """Read by Ray when it is imported. What the user has set stays."""
+    defaults = {
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    if scale.address == "local":  # a token of this run only; nothing is written to the home folder
+        defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def _arguments(scale: Scale) -> dict[str, Any]:
+    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": "FIRSTLIGHT_VERBOSE" in os.environ}
+    if scale.address != "local":
+        return {"address": scale.address, **common}
+    return {
+        "address": "local",
+        "num_cpus": local_cpus(scale),
+        "include_dashboard": False,
+        "object_store_memory": scale.object_store_mb * 2**20,
+        **common,
+    }

@@ -1,0 +1,44 @@
+"""What the stages share: an instance is one stage with one seed; its folder is found again by the fingerprint of all that decides its result."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining."""
+
+    stage: str
+    seed: int
+    fingerprint: str
+    folder: Path
+    encoder: Path | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage} seed {self.seed}"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the stage found, None until it has finished."""
+        try:
+            return dict(json.loads((self.folder / RESULT).read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+
+
+@cache
+def code_version() -> str:
+    """sha256 over the source of `pipeline` and `tasks`: other code, other result."""
+    root = Path(__file__).parent.parent
+    content = sha256()
+    for folder in ("pipeline", "tasks"):
+        for file in sorted((root / folder).rglob("*.py")):
+            content.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return content.hexdigest()

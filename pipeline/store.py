@@ -1,0 +1,269 @@
+"""The store: encoded images in Parquet shards, and a manifest that is written last.
+
+A folder with a readable `manifest.json` is a finished store. Pages carry checksums that are verified at every read, so a damaged disk
+ends in an error that names the file, never in another image.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+FORMAT = 1
+ROW_GROUP = 128  # rows: what one random access reads and verifies
+CACHE_BYTES = 128_000_000  # encoded images kept per process
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.parquet"
+SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string())])
+SHARD_NAME = re.compile(r"^[a-z]+-\d{5,}\.parquet$")
+# What pyarrow raises over a damaged file, from its own errors to a length that does not fit the memory
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError)
+
+Group = tuple[np.ndarray, list[bytes], np.ndarray]  # ids (r,) int64, encoded images, labels (r,) int64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: ids `first_id` .. `first_id + count - 1`, in order; `row_groups` are the rows of each."""
+
+    file: str
+    split: str
+    first_id: int
+    count: int
+    row_groups: tuple[int, ...]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    first_id: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store. Cheap to pickle: what was read is cached per process, not in the object."""
+
+    path: Path
+    classes: tuple[str, ...]  # () = unlabelled
+    splits: dict[str, Split]
+    shards: tuple[Shard, ...]  # in id order
+    quarantined: int
+    hash: str
+    source: dict[str, Any]  # kind, root, fingerprint
+
+    @classmethod
+    def open(cls, path: Path) -> "Store":
+        """Read and check the manifest, and that every shard is there with its size (`verify` reads the contents).
+
+        Raises:
+            UserError: naming the file that is missing or damaged, and the repair.
+        """
+        file = path / MANIFEST
+        try:
+            raw = json.loads(file.read_bytes())
+            store = _parse(path, raw)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}; {_repair(path)}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file}: is not a manifest of format {FORMAT} ({_line(error)}); {_repair(path)}") from None
+        if manifest_hash(raw) != store.hash:
+            raise UserError(f"{file}: is damaged: its contents do not have the hash it states; {_repair(path)}")
+        for shard in store.shards:
+            store._check_size(shard)
+        return store
+
+    def verify(self) -> None:
+        """Read every shard and compare its sha256.
+
+        Raises:
+            UserError: naming the shard that is missing or differs, and the repair.
+        """
+        for shard in self.shards:
+            self._check_size(shard)
+            if file_sha256(self.path / shard.file) != shard.sha256:
+                raise self._damaged(shard, "its sha256 is not the manifest's")
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.classes) > 0
+
+    def labels(self, split: str) -> np.ndarray:
+        """(count,) int64, row i = the image with id first_id + i; -1 = unknown.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        parts = [self._column(shard) for shard in self.shards if shard.split == split]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def groups(self, split: str) -> np.ndarray:
+        """(k, 3) int64: shard index, row group index, first id; one row per row group, in id order."""
+        first, count = self.splits[split].first_id, self.splits[split].count
+        rows = self._groups
+        return rows[(rows[:, 2] >= first) & (rows[:, 2] < first + count)]
+
+    def read_group(self, shard_index: int, group_index: int) -> Group:
+        """ids (r,), the r encoded images, labels (r,) of one row group. Shared with the cache: not to be changed.
+
+        Raises:
+            UserError: the shard is damaged.
+        """
+        shard = self.shards[shard_index]
+        key = (str(self.path), self.hash, shard.file, group_index)
+        group = _cache.get(key)
+        if group is None:
+            group = self._load(shard, group_index)
+            _cache.put(key, group)
+        return group
+
+    def read(self, ids: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """(B,) ids, in any order and repeated at will -> B encoded images and labels (B,); each row group is touched once.
+
+        Raises:
+            IndexError: naming the first id that the store does not have.
+            UserError: a shard is damaged.
+        """
+        ids = np.asarray(ids, np.int64)
+        total = sum(split.count for split in self.splits.values())
+        wrong = ids[(ids < 0) | (ids >= total)]
+        if len(wrong):
+            raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
+        place = np.searchsorted(self._groups[:, 2], ids, side="right") - 1
+        images, labels = [b""] * len(ids), np.empty(len(ids), np.int64)
+        for k in np.unique(place):
+            shard, group, first = self._groups[k].tolist()
+            _, encoded, known = self.read_group(shard, group)
+            for row in np.flatnonzero(place == k).tolist():
+                images[row] = encoded[ids[row] - first]
+                labels[row] = known[ids[row] - first]
+        return images, labels
+
+    @cached_property
+    def _groups(self) -> np.ndarray:
+        """(k, 3) as `groups`, over all splits."""
+        rows = []
+        for index, shard in enumerate(self.shards):
+            starts = shard.first_id + np.cumsum((0, *shard.row_groups[:-1]))
+            rows += [(index, group, int(start)) for group, start in enumerate(starts)]
+        return np.array(rows, np.int64).reshape(-1, 3)
+
+    def _load(self, shard: Shard, group: int) -> Group:
+        try:
+            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=["id", "image", "label"], use_threads=False)
+            ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
+            images = table.column("image").to_pylist()
+        except DAMAGE as error:
+            raise self._damaged(shard, _line(error)) from None
+        first = shard.first_id + sum(shard.row_groups[:group])
+        if not np.array_equal(ids, np.arange(first, first + shard.row_groups[group])) or None in images:
+            raise self._damaged(shard, f"row group {group} does not hold the ids of the manifest")
+        return ids, images, labels
+
+    def _column(self, shard: Shard) -> np.ndarray:
+        try:
+            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+                labels: np.ndarray = file.read(columns=["label"], use_threads=False).column("label").to_numpy()
+        except DAMAGE as error:
+            raise self._damaged(shard, _line(error)) from None
+        if labels.shape != (shard.count,) or labels.dtype != np.int64:
+            raise self._damaged(shard, f"it has {len(labels)} rows, the manifest says {shard.count}")
+        return labels
+
+    def _check_size(self, shard: Shard) -> None:
+        try:
+            size = (self.path / shard.file).stat().st_size
+        except OSError as error:
+            raise self._damaged(shard, error.strerror or type(error).__name__) from None
+        if size != shard.bytes:
+            raise self._damaged(shard, f"it has {size} bytes, the manifest says {shard.bytes}")
+
+    def _damaged(self, shard: Shard, why: str) -> UserError:
+        return UserError(f"{self.path / shard.file}: is missing or damaged: {why}; {_repair(self.path)}")
+
+
+class _Cache:
+    """The row groups used last, up to a number of bytes; safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size, self._lock = limit, 0, threading.Lock()
+        self._groups: OrderedDict[tuple[Any, ...], Group] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...]) -> Group | None:
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+            return self._groups.get(key)
+
+    def put(self, key: tuple[Any, ...], group: Group) -> None:
+        with self._lock:
+            if key in self._groups:
+                return
+            self._groups[key] = group
+            self._size += _weight(group)
+            while self._size > self._limit and len(self._groups) > 1:
+                self._size -= _weight(self._groups.popitem(last=False)[1])
+
+
+def _weight(group: Group) -> int:
+    return sum(map(len, group[1])) + 100 * len(group[1])  # bytes; an object and two numbers cost about 100 beside the image
+
+
+_cache = _Cache(CACHE_BYTES)
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def manifest_hash(raw: dict[str, Any]) -> str:
+    """sha256 of a manifest without its own hash and without where the source lay."""
+    source = {key: value for key, value in raw["source"].items() if key != "root"}
+    return hashlib.sha256(canonical({**{k: v for k, v in raw.items() if k != "hash"}, "source": source})).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(path: Path, raw: dict[str, Any]) -> Store:
+    if raw["format"] != FORMAT:
+        raise ValueError(f"format {raw['format']!r}")
+    shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
+    splits = {str(name): Split(int(part["first_id"]), int(part["count"])) for name, part in raw["splits"].items()}
+    _check_order(shards, splits)
+    return Store(path, tuple(map(str, raw["classes"])), splits, shards, int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]))
+
+
+def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
+    """Ids must be 0..n-1 without gaps, and a name must not lead out of the folder."""
+    expected, found = 0, dict.fromkeys(splits, 0)
+    for shard in shards:
+        whole = min(shard.row_groups) >= 1 and shard.count == sum(shard.row_groups)
+        if not SHARD_NAME.match(shard.file) or shard.first_id != expected or not whole:
+            raise ValueError(f"shard {shard.file!r} does not follow the one before it")
+        expected, found[shard.split] = expected + shard.count, found[shard.split] + shard.count
+    if found != {name: split.count for name, split in splits.items()}:
+        raise ValueError("the splits and the shards differ")
+
+
+def _repair(path: Path) -> str:
+    return f"delete the folder {path} and run again: prepare writes it anew"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

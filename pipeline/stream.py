@@ -1,0 +1,215 @@
+"""Store -> batches, in the order of a plan, read, decoded and augmented by Ray Data (or in this process).
+
+Ray Data's rows are tasks: row k of the dataset is the k-th window of the plan, the map function emits this rank's part of its batches, one
+after the other, and `preserve_order` keeps them so. One execution covers the whole training: nothing restarts at the end of an epoch.
+Every rank builds its own execution, over its own part: `streaming_split` would neither keep the batches the same for 1 and 2 workers, nor
+give every image once.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline import augment, images
+from pipeline.plan import Plan
+from pipeline.store import Store
+
+Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
+MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
+ROWS_PER_BLOCK = 256  # the block is what travels: large ones delay the first batch
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Ids -> pixels. Everything that decides a pixel is in here."""
+
+    store: Store
+    ops: tuple[dict[str, Any], ...]
+    size: int  # pixels
+    views: int
+    seed: int
+    max_pixels: int
+
+    def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, tuple[bytes, int]]) -> Arrays:
+        """(B,) ids and their encoded images and labels -> a batch."""
+        views = np.empty((len(ids), self.views, self.size, self.size, 3), np.uint8)
+        for row, image_id in enumerate(ids.tolist()):
+            image = images.open_rgb(encoded[image_id][0], self.max_pixels)
+            for view in range(self.views):
+                views[row, view] = augment.apply(image, self.ops, augment.generator(self.seed, epoch, image_id, view), self.size)
+        return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()], np.int64), "views": views}
+
+    def read(self, ids: np.ndarray) -> dict[int, tuple[bytes, int]]:
+        """Encoded images and labels by id; each row group is read once."""
+        distinct = np.unique(ids)
+        data, labels = self.store.read(distinct)
+        return {i: (d, label) for i, d, label in zip(distinct.tolist(), data, labels.tolist(), strict=True)}
+
+
+class Order(Protocol):
+    """What one rank reads: tasks, each a list of batches of ids that are read together."""
+
+    def __len__(self) -> int: ...
+
+    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+        """The epoch, and the ids of each of this rank's batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """A rank's part of the steps `start`..`stop` (counted over all epochs) of a plan."""
+
+    plan: Plan
+    rank: int
+    world: int
+    start: int
+    stop: int
+
+    @property
+    def _tasks_per_epoch(self) -> int:
+        return -(-self.plan.steps // self.plan.steps_per_task)
+
+    @property
+    def _first(self) -> int:
+        epoch, step = divmod(self.start, self.plan.steps)
+        return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task
+
+    def __len__(self) -> int:
+        if self.start >= self.stop:
+            return 0
+        epoch, step = divmod(self.stop - 1, self.plan.steps)
+        return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task + 1 - self._first
+
+    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+        epoch, place = divmod(self._first + index, self._tasks_per_epoch)
+        base = epoch * self.plan.steps
+        first = place * self.plan.steps_per_task
+        steps = range(first, min(first + self.plan.steps_per_task, self.plan.steps))
+        return epoch, [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """A rank's part of `ids`, in their order, without augmentation's randomness mattering: rank r has the r-th of `world` equal parts."""
+
+    ids: np.ndarray
+    batch_size: int
+    rank: int
+    world: int
+    batches_per_task: int = 4
+
+    @property
+    def part(self) -> np.ndarray:
+        return np.array_split(self.ids, self.world)[self.rank]
+
+    def __len__(self) -> int:
+        return -(-len(self.part) // (self.batch_size * self.batches_per_task))
+
+    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+        rows = self.part[index * self.batch_size * self.batches_per_task :][: self.batch_size * self.batches_per_task]
+        return 0, [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`conf`'s stream section, and whether Ray is there."""
+
+    on_ray: bool
+    prefetch: int
+    tasks: int
+    task_cpus: float
+
+
+def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
+    """The batches of one rank, in order; all have `batch_size` rows but the last of an `EvalOrder`.
+
+    Raises:
+        RuntimeError: rows arrived that the plan does not have in this place (a defect, never a user's mistake).
+    """
+    if len(order) == 0:
+        return
+    rows = _on_ray(loader, order, batch_size, options) if options.on_ray else _prefetched(_in_process(loader, order), options.prefetch)
+    expected = (ids for k in range(len(order)) for ids in order.task(k)[1])
+    for ids, batch in zip(expected, rows, strict=True):
+        if not np.array_equal(ids, batch["id"]):
+            raise RuntimeError(f"the stream is out of order: expected ids {ids[:4].tolist()}..., got {batch['id'][:4].tolist()}...")
+        yield batch
+
+
+def _task(loader: Loader, order: Order, index: int) -> Iterator[Arrays]:
+    epoch, batches_of_ids = order.task(index)
+    encoded = loader.read(np.concatenate(batches_of_ids))
+    for ids in batches_of_ids:
+        yield loader.load(ids, epoch, encoded)
+
+
+def _in_process(loader: Loader, order: Order) -> Iterator[Arrays]:
+    for index in range(len(order)):
+        yield from _task(loader, order, index)
+
+
+def _on_ray(loader: Loader, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = max(ROWS_PER_BLOCK, batch_size) * loader.views * loader.size**2 * 3
+
+    def load(rows: Arrays) -> Iterator[Arrays]:
+        for index in rows["id"].tolist():
+            yield from _task(loader, order, index)
+
+    dataset = ray.data.range(len(order), override_num_blocks=min(len(order), MAX_BLOCKS)).map_batches(
+        load,
+        batch_size=None,
+        num_cpus=options.task_cpus,
+        compute=ray.data.TaskPoolStrategy(size=options.tasks),
+        max_retries=2,  # Ray's default repeats a crashing task for ever
+    )
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=options.prefetch):
+        yield {key: batch[key] for key in ("id", "label", "views")}
+
+
+def _prefetched(items: Iterable[Arrays], depth: int) -> Iterator[Arrays]:
+    """`items`, computed `depth` ahead by a thread (decoding releases the interpreter's lock)."""
+    box: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                box.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, None))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=fill, daemon=True, name="stream").start()
+    try:
+        while True:
+            item, error = box.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()

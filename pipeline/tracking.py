@@ -1,0 +1,205 @@
+"""MLflow: one parent run per recipe, one child run per stage and seed. Only the driver writes; workers leave their numbers in files."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import write_json
+from pipeline.config import Recipe
+from pipeline.errors import UserError
+from pipeline.stage import Instance
+from pipeline.store import Store
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 try a dead server for minutes
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+RUN_FILE = "mlflow.json"
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    return recipe.tracking.uri or f"sqlite:///{recipe.storage.resolve() / 'mlflow.db'}"
+
+
+class Tracking:
+    """The MLflow runs of one recipe.
+
+    Raises:
+        UserError: the tracking server or database cannot be reached; names `tracking.uri`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        import mlflow
+
+        self.recipe, self.uri = recipe, tracking_uri(recipe)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        if self.uri.startswith("file:") or "://" not in self.uri:
+            raise UserError(
+                f"tracking.uri: {self.uri!r} is not valid: MLflow keeps runs in a database or behind a server: sqlite:///... or http://..."
+            )
+        try:
+            with _locked(recipe.storage.resolve()):  # two first users of one SQLite file would both create its tables, and one would crash
+                mlflow.set_tracking_uri(self.uri)
+                self.client = mlflow.MlflowClient(self.uri)
+                self.experiment = self._experiment()
+        except Exception as error:
+            raise UserError(f"tracking.uri: {self.uri!r} cannot be used: {str(error).splitlines()[0][:200]}") from None
+
+    def _experiment(self) -> str:
+        name = self.recipe.tracking.experiment
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite:")
+        return str(self.client.create_experiment(name, str(self.recipe.storage.resolve() / "mlartifacts") if local else None))
+
+    def start(self, name: str, file: Path, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """The id of the run that `file` remembers, running again; or of a new one, which `file` then remembers."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            run_id = str(json.loads(file.read_text("utf-8"))["run_id"])
+            if self._revived(run_id, tags):
+                return run_id
+        run_id = str(self.client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"run_id": run_id, "tracking_uri": self.uri})
+        self._log_params(run_id, params)
+        return run_id
+
+    def _revived(self, run_id: str, tags: Mapping[str, str]) -> bool:
+        import mlflow
+
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+            for key, value in tags.items():
+                self.client.set_tag(run_id, key, value)
+        except mlflow.MlflowException:  # another tracking store, or a deleted run
+            return False
+        return True
+
+    def start_stage(self, instance: Instance, parent: str, store: Store) -> str:
+        """A child run of `parent`, with the stage's whole configuration and the store that it reads."""
+        stage = self.recipe.stages[instance.stage]
+        sections = {"stage": stage, "dataset": self.recipe.dataset, "encoder": self.recipe.encoder, "stream": self.recipe.stream}
+        params = {"seed": instance.seed, "fingerprint": instance.fingerprint}
+        params |= {f"{name}.{key}": v for name, section in sections.items() for key, v in _flat(section.model_dump(mode="json"))}
+        tags = {"mlflow.parentRunId": parent, "firstlight.stage": instance.stage, "firstlight.kind": stage.kind}
+        fresh = not (instance.folder / RUN_FILE).exists()
+        run_id = self.start(instance.label, instance.folder / RUN_FILE, params, tags)
+        if fresh:
+            self._log_store(run_id, store, stage.kind)
+        return run_id
+
+    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        rows = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        for k in range(0, len(rows), 100):
+            self.client.log_batch(run_id, params=rows[k : k + 100])
+
+    def _log_store(self, run_id: str, store: Store, context: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        profile = json.dumps({name: part.count for name, part in store.splits.items()})
+        dataset = Dataset(store.path.name, store.hash[:36], "local", json.dumps({"uri": str(store.path), "sha256": store.hash}), None, profile)
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+        """Rows with `step`, `time` (s) and numbers by name."""
+        from mlflow.entities import Metric
+
+        skip = ("step", "time", "of")
+        batch = [
+            Metric(prefix + key, float(value), int(row["time"] * 1000), int(row["step"]))
+            for row in rows
+            for key, value in row.items()
+            if key not in skip
+        ]
+        for k in range(0, len(batch), 1000):
+            self.client.log_batch(run_id, metrics=batch[k : k + 1000])
+
+    def numbers(self, run_id: str, values: Mapping[str, float], prefix: str = "") -> None:
+        """Results that have no step."""
+        self.metrics(run_id, [{"step": 0, "time": time.time(), **values}], prefix)
+
+    def last_step(self, run_id: str, key: str) -> int:
+        """The last step logged under `key`, -1 for none: a resumed stage goes on behind it."""
+        return max((m.step for m in self.client.get_metric_history(run_id, key)), default=-1)
+
+    def log_encoder(self, run_id: str, folder: Path, instance: Instance, register_as: str | None) -> str:
+        """The encoder as the artifact `encoder` and as a logged model; its `models:/...` reference."""
+        from mlflow.entities import LoggedModelOutput
+
+        self.client.log_artifacts(run_id, str(folder), "encoder")
+        tags = {"seed": str(instance.seed), "fingerprint": instance.fingerprint}
+        model = self.client.create_logged_model(self.experiment, name="encoder", source_run_id=run_id, tags=tags, model_type="encoder")
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        if register_as:
+            self._register(register_as, model.model_id, run_id)
+        return f"models:/{model.model_id}"
+
+    def _register(self, name: str, model_id: str, run_id: str) -> None:
+        import mlflow
+
+        with contextlib.suppress(mlflow.MlflowException):  # it exists
+            self.client.create_registered_model(name)
+        version = self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
+        self.client.set_registered_model_alias(name, "latest", version.version)
+
+    def log_consumed(self, run_id: str, reference: str) -> None:
+        self.client.set_tag(run_id, "firstlight.encoder", reference)
+
+    def pin(self, reference: str, where: str) -> str:
+        """An alias moves: `models:/name@alias` -> `models:/name/version`; other references are as they are.
+
+        Raises:
+            UserError: there is no such model or alias.
+        """
+        import mlflow
+
+        name, at, alias = reference.removeprefix("models:/").partition("@")
+        if not reference.startswith("models:/") or not at:
+            return reference
+        try:
+            return f"models:/{name}/{self.client.get_model_version_by_alias(name, alias).version}"
+        except mlflow.MlflowException as error:
+            raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
+
+    def fetch(self, reference: str, target: Path, where: str) -> Path:
+        """The folder behind `runs:/...` or `models:/...`, copied into `target`.
+
+        Raises:
+            UserError: nothing is there; names `where` and the reference.
+        """
+        import mlflow
+
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=str(target), tracking_uri=self.uri))
+        except Exception as error:
+            raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        self.client.set_terminated(run_id, status)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / ".mlflow.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,69 @@
+"""What a stage's code finds on a training worker, under Ray Train or in this process."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import Recipe, Training
+from pipeline.fit import to_batch
+from pipeline.plan import GLOBAL_UP_TO, Plan
+from pipeline.splits import Splits, split
+from pipeline.store import Store
+from pipeline.stream import EvalOrder, Loader, Options, batches
+from tasks.collective import rank, world
+from tasks.learner import Batch
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The recipe, its images, and the device of this worker."""
+
+    recipe: Recipe
+    store: Store
+    splits: Splits
+    device: torch.device
+    options: Options
+
+    @staticmethod
+    def start(recipe: Recipe, store: Store, on_ray: bool) -> "Worker":
+        torch.set_num_threads(recipe.scale.threads)
+        device = torch.device("cuda", torch.cuda.current_device()) if recipe.scale.gpus_per_worker else torch.device("cpu")
+        stream = recipe.stream
+        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus)
+        return Worker(recipe, store, split(store, recipe.dataset), device, options)
+
+    def loader(self, training: Training | None, views: int, seed: int) -> Loader:
+        """Pixels for a training, or (None) for evaluation."""
+        data = self.recipe.dataset
+        ops = data.eval_augment if training is None else training.augment or data.train_augment
+        return Loader(self.store, tuple(op.model_dump() for op in ops), data.image_size, views, seed, data.max_pixels)
+
+    def plan(self, ids: np.ndarray, training: Training, seed: int) -> Plan:
+        stream = self.recipe.stream
+        windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and len(ids) > GLOBAL_UP_TO)
+        return Plan(ids, self.store.groups("train")[:, 2], training.batch_size, seed, stream.window, windowed)
+
+    def sweep(self, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """This worker's part of `ids`, once, with the evaluation augmentation."""
+        for arrays in batches(self.loader(None, 1, 0), EvalOrder(ids, batch_size, rank(), world()), batch_size, self.options):
+            yield to_batch(arrays, self.device, channels_last=False)
+
+
+def gather_rows(parts: Sequence[Tensor], total: int) -> Tensor:
+    """The rows of every worker's sweep over `total` ids -> (total, ...) in the order of the ids, on every worker. Collective."""
+    rows = torch.cat(list(parts)) if parts else None
+    if world() == 1:
+        assert rows is not None
+        return rows
+    import torch.distributed as dist
+
+    sizes = [len(part) for part in np.array_split(np.arange(total), world())]
+    assert rows is not None
+    assert len(rows) == sizes[rank()]
+    padded = torch.cat((rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])))
+    everyone = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(everyone, padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])

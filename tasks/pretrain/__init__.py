@@ -1,0 +1,6 @@
+"""Pretraining methods by name, one page each."""
+
+from tasks.pretrain.method import Method
+from tasks.pretrain.nat import NoiseAsTargets
+
+METHODS: dict[str, type[Method]] = {"nat": NoiseAsTargets}

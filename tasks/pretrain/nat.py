@@ -1,0 +1,140 @@
+"""Noise As Targets (Bojanowski and Joulin 2017, arXiv 1704.05310).
+
+Every image is given one fixed vector of noise, and the network learns to map the image to it:
+
+    min over theta, P of  1/(2n) sum_i || f_theta(x_i) - (P C)_i ||^2           (eqs. 2 and 5)
+
+f is normalised to the unit sphere, C holds n targets drawn uniformly from it, and P, a permutation (eq. 6), says which image has which.
+Since the targets never move and each has one image, the features cannot collapse. P is improved a batch at a time: the images of a batch
+exchange their targets among each other, optimally, before the step is taken (Algorithm 1), every `permutation_period` epochs (section 3.3).
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from tasks.collective import from_rank_zero, gather, mine, world
+from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.heads import mlp
+from tasks.learner import Batch
+from tasks.norms import Norm
+from tasks.pretrain.method import Method
+from tasks.table import SampleTable
+
+CHUNK = 4096  # targets drawn from one generator: any worker can draw any of them
+
+
+def square_loss(features: Tensor, targets: Tensor, reduction: Literal["paper", "reference"]) -> Tensor:
+    """Squared distances of this worker's (B, d) features to their (B, d) targets.
+
+    paper: 1/(2n) times the sum over the n images of the global batch (eq. 2). reference: the sum, without 1/2 (the authors' code:
+    `MSECriterion`, `sizeAverage = false`); 2n times larger, so its learning rate is 2n times smaller for the same step.
+    """
+    distances = (features - targets).square().sum(1)
+    return distances.mean() / 2 if reduction == "paper" else distances.sum() * world()
+
+
+def best_assignment(features: Tensor, targets: Tensor) -> Tensor:
+    """(G, d) unit features and the (G, d) targets they hold -> the permutation p (G,) that minimises sum_i ||f_i - t_p(i)||^2 (eq. 6).
+
+    On the unit sphere that is maximising sum_i <f_i, t_p(i)>. Subtracting row and column means leaves the optimum where it is and removes what
+    collapsed features have in common, on which scipy's solver is otherwise 7-15 times slower.
+    """
+    cost = -(features.double() @ targets.double().T)
+    cost = cost - cost.mean(1, keepdim=True) - cost.mean(0, keepdim=True)
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.from_numpy(columns).to(features.device)
+
+
+def sphere_targets(indices: Tensor, dim: int, seed: int) -> Tensor:
+    """(k,) target indices -> (k, dim) float32 unit vectors, uniform on the sphere; target i is the same whichever are asked together."""
+    rows = torch.empty(len(indices), dim)
+    for chunk in torch.unique(indices // CHUNK).tolist():
+        noise = torch.randn(CHUNK, dim, generator=torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63))
+        here = indices // CHUNK == chunk
+        rows[here] = F.normalize(noise[indices[here] % CHUNK], dim=1)
+    return rows
+
+
+def initial_permutation(size: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+
+
+class NoiseAsTargets(Method):
+    """`dim`: d, the dimension of the targets (2048 in the authors' code; the paper does not say).
+
+    `targets: one_hot`: the ablation of section 4.1, the `dim` basis vectors, each n / dim times.
+    `assign: local` exchanges targets within each worker's part of the batch only; `global` within the whole batch, as on one worker.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        size: int,
+        seed: int,
+        *,
+        dim: Annotated[int, Ge(2)] = 2048,
+        permutation_period: Annotated[int, Ge(1)] = 3,
+        reduction: Literal["paper", "reference"] = "paper",
+        targets: Literal["sphere", "one_hot"] = "sphere",
+        assign: Literal["global", "local"] = "global",
+        hidden: tuple[Annotated[int, Ge(1)], ...] = (4096, 4096),
+        dropout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.5,
+        pool: Literal["avg", "flatten"] = "flatten",
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__(encoder, size, seed)
+        self.dim, self.permutation_period = dim, permutation_period
+        self.reduction, self.targets, self.assign = reduction, targets, assign
+        self.head = mlp(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm)
+        self.pool = pool
+        self.permuting = True
+        # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
+        start = initial_permutation(size, seed)
+        self.tables["assignment"] = SampleTable(size, (), torch.int64, lambda ids: start[ids])
+        self.noise = SampleTable(size, (dim,), torch.float32, lambda k: sphere_targets(k, dim, seed)) if targets == "sphere" else None
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.permuting = epoch % self.permutation_period == 0
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, d) on the unit sphere."""
+        projected = self.head(pooled(self.encoder(images), self.pool))
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        features = self.features(batch.views[0])
+        held = self.tables["assignment"].read(batch.ids)
+        chosen, vectors = self._exchanged(features.detach(), held)
+        loss = square_loss(features, vectors, self.reduction)
+        if self.permuting:
+            self.tables["assignment"].write(batch.ids, chosen)
+        return {"loss": loss, "moved": (chosen != held).float().mean()}
+
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        if self.noise is not None:
+            self.noise.to(device)
+
+    def _exchanged(self, features: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The (B,) target indices that this worker's images hold after the exchange, and those (B, d) targets."""
+        vectors = self._vectors(held)
+        if not self.permuting:
+            return held, vectors
+        if self.assign == "local":
+            order = best_assignment(features, vectors)
+            return held[order], vectors[order]
+        everyone = gather(vectors)
+        # Solved once: two machines whose arithmetic differs in the last bit could break a tie differently, and P would be no permutation.
+        order = mine(from_rank_zero(best_assignment, gather(features), everyone))
+        return gather(held)[order], everyone[order]
+
+    def _vectors(self, indices: Tensor) -> Tensor:
+        """(B,) target indices -> (B, d)."""
+        if self.noise is not None:
+            return self.noise.read(indices)
+        return F.one_hot(indices % self.dim, self.dim).float()

@@ -1,0 +1,43 @@
+"""Fixtures: the gloo pool, one local Ray, and the real images where they are at hand."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.gloo import Pool
+
+torch.set_num_threads(1)
+settings.register_profile("ci", deadline=None, max_examples=50)
+settings.load_profile("ci")
+
+CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    pool = Pool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of its own with four logical CPUs."""
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_DISABLE_PROGRESS_BARS="1")
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    if not CIFAR10.is_dir():
+        pytest.skip(f"the CIFAR-10 copy is not at {CIFAR10}")
+    return CIFAR10

@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.collective import rank, world
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.pretrain.nat import CHUNK, NoiseAsTargets, best_assignment, sphere_targets, square_loss
+from tests import references
+from tests.gloo import Pool
+
+
+def unit(n: int, d: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+
+
+def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: object) -> NoiseAsTargets:
+    torch.manual_seed(0)
+    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8).to(dtype)
+    return NoiseAsTargets(encoder, size, 7, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(dtype)  # type: ignore[arg-type]
+
+
+def batch(ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
+    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids])
+    return Batch(ids, torch.full_like(ids, -1), (pixels.to(dtype),))
+
+
+def test_the_paper_loss_is_equation_2() -> None:
+    features, targets = unit(17, 5, 0), unit(17, 5, 1)
+    assert float(square_loss(features, targets, "paper")) == pytest.approx(references.nat_loss(features, targets), rel=1e-12)
+
+
+def test_the_reference_loss_is_2n_times_larger() -> None:
+    features, targets = unit(17, 5, 0), unit(17, 5, 1)
+    assert float(square_loss(features, targets, "reference")) == pytest.approx(2 * 17 * references.nat_loss(features, targets), rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["paper", "reference"])
+def test_gradcheck(reduction: str) -> None:
+    raw, targets = unit(4, 3, 0).requires_grad_(), unit(4, 3, 1)
+    assert torch.autograd.gradcheck(lambda x: square_loss(F.normalize(x, dim=1), targets, reduction), (raw,))  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 7), st.integers(2, 5), st.integers(0, 10_000))
+def test_the_assignment_is_optimal(n: int, d: int, seed: int) -> None:
+    features, targets = unit(n, d, seed), unit(n, d, seed + 1)
+    order = best_assignment(features, targets)
+    assert sorted(order.tolist()) == list(range(n))
+    found = float((features - targets[order]).square().sum())
+    assert found == pytest.approx(references.nat_best_cost(features, targets), abs=1e-9)
+
+
+def test_the_assignment_of_collapsed_features_is_a_permutation() -> None:
+    features = unit(1, 8, 0).expand(64, 8) + 1e-9 * unit(64, 8, 1)
+    assert sorted(best_assignment(features, unit(64, 8, 2)).tolist()) == list(range(64))
+
+
+def test_targets_are_unit_vectors_and_independent_of_what_is_asked_together() -> None:
+    indices = torch.tensor([0, 5, CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+    together = sphere_targets(indices, 16, 3)
+    assert torch.allclose(together.norm(dim=1), torch.ones(5), atol=1e-6)
+    for row, index in zip(together, indices, strict=True):
+        assert torch.equal(row, sphere_targets(index[None], 16, 3)[0])
+    assert not torch.equal(together, sphere_targets(indices, 16, 4))
+
+
+def test_targets_are_uniform_on_the_sphere() -> None:
+    targets = sphere_targets(torch.arange(20_000), 4, 0)
+    assert targets.mean(0).abs().max() < 0.02
+    assert torch.allclose(targets.T @ targets / len(targets), torch.eye(4) / 4, atol=0.01)
+
+
+def test_one_hot_targets_are_balanced_basis_vectors() -> None:
+    learner = method(size=12, targets="one_hot")
+    rows = learner._vectors(torch.arange(12))
+    assert torch.equal(rows.sum(0), torch.full((6,), 2.0))
+    assert torch.equal(rows.sum(1), torch.ones(12))
+
+
+@given(st.integers(1, 3), st.integers(0, 1000))
+def test_the_table_is_a_permutation_at_all_times(period: int, seed: int) -> None:
+    learner = method(size=40, permutation_period=period)
+    rng = torch.Generator().manual_seed(seed)
+    for epoch in range(3):
+        learner.begin_epoch(epoch)
+        for ids in torch.randperm(40, generator=rng)[:36].split(12):
+            before = learner.tables["assignment"].rows.clone()
+            learner(batch(ids))
+            assert torch.equal(learner.tables["assignment"].rows, before), "a step reads the table as it was before the step"
+            learner.end_step()
+            after = learner.tables["assignment"].rows
+            assert sorted(after.tolist()) == list(range(40))
+            assert set(after[ids].tolist()) == set(before[ids].tolist())
+            if epoch % period:
+                assert torch.equal(after, before)
+
+
+def test_the_exchange_lowers_the_loss() -> None:
+    learner = method()
+    learner.begin_epoch(1)
+    kept = learner(batch(torch.arange(32)))["loss"]
+    learner.begin_epoch(3)
+    exchanged = learner(batch(torch.arange(32)))
+    assert exchanged["loss"] < kept
+    assert exchanged["moved"] > 0.5
+
+
+def test_the_order_of_the_batch_does_not_matter() -> None:
+    learner = method(dtype=torch.float64)
+    ids, order = torch.arange(32), torch.randperm(32)
+    first = learner(batch(ids, torch.float64))["loss"]
+    learner.tables["assignment"]._pending.clear()
+    assert float(learner(batch(ids[order], torch.float64))["loss"].detach()) == pytest.approx(float(first.detach()), rel=1e-7)
+
+
+def test_an_id_twice_in_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"twice .* \[3\]"):
+        method()(batch(torch.tensor([1, 3, 3])))
+
+
+@pytest.mark.parametrize("images", ["constant", "equal"])
+def test_hard_inputs_are_finite(images: str) -> None:
+    learner = method()
+    pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
+    losses = learner(Batch(torch.arange(16), torch.zeros(16).long(), (pixels,)))
+    losses["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+
+
+def step_of_one_worker(reduction: str, assign: str, norm: str) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+    """One step on this worker's part of a batch of 64: the global loss, the gradients, the whole table after it."""
+    learner = method(dtype=torch.float64, reduction=reduction, assign=assign, norm=norm)
+    learner.train()
+    model = DistributedDataParallel(learner) if world() > 1 else learner
+    part = torch.arange(64).view(world(), -1)[rank()]
+    losses = model(batch(part, torch.float64))
+    losses["loss"].backward()
+    learner.end_step()
+    table = learner.tables["assignment"].read(torch.arange(96))
+    return float(losses["loss"].detach()), [p.grad for p in learner.parameters()], table  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+@pytest.mark.parametrize("reduction", ["paper", "reference"])
+def test_two_workers_equal_one(pool: Pool, reduction: str, norm: str) -> None:
+    loss, gradients, table = step_of_one_worker(reduction, "global", norm)
+    answers = pool.run(step_of_one_worker, reduction, "global", norm)
+    assert sum(a[0] for a in answers) / 2 == pytest.approx(loss, rel=1e-10)
+    for _, theirs, their_table in answers:
+        assert torch.equal(their_table, table)
+        for mine, other in zip(gradients, theirs, strict=True):
+            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-12)
+
+
+def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> None:
+    for _, _, table in pool.run(step_of_one_worker, "paper", "local", "group"):
+        assert sorted(table.tolist()) == list(range(96))
