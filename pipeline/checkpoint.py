@@ -219,7 +219,7 @@ class Checkpoints:
 
 def _shard(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     tables: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
+    for path, tensor in sorted(tensors.items()):  # safetensors gives them in an order of its own
         name, key = path.rsplit("/", 1)
         tables.setdefault(name, {})[key] = tensor
     return tables

@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from importlib import resources
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -46,7 +47,7 @@ def _one_of(registry: Mapping[str, Callable[..., Any]], tag: str, **shared: Any)
         create_model(f"{tag}_{name}", __base__=Strict, **{tag: (Literal[name], ...)}, **shared, **_parameters(entry))  # type: ignore[call-overload]
         for name, entry in registry.items()
     ]
-    return Annotated[tuple(models), Field(discriminator=tag)] if len(models) > 1 else models[0]
+    return Annotated[reduce(or_, models), Field(discriminator=tag)] if len(models) > 1 else models[0]
 
 
 if TYPE_CHECKING:  # built from the registries: a type checker cannot follow
@@ -151,7 +152,7 @@ class Training(Strict):
 class Pretrain(Training):
     kind: Literal["pretrain"]
     method: MethodSpec
-    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `latest`
+    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
 class Downstream(Strict):
@@ -277,7 +278,7 @@ def _conf_root(recipe: Path) -> Path:
     for parent in recipe.resolve().parents:
         if parent.name == "conf":
             return parent
-    return Path(str(resources.files("conf")))
+    return Path(__file__).parent.parent / "conf"
 
 
 def _compose(raw: dict[str, Any], conf: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MAX_REASON = 200  # characters
 _settings = threading.RLock()  # Pillow's limits and Python's warning filters are global to the process
 
 
-class BadImage(ValueError):  # noqa: N818 - it is the image that is at fault
+class BadImage(ValueError):
     """These bytes are no image that can be used; the text is a short reason of one line."""
 
 
@@ -128,7 +128,7 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     if low >= 0.0 and high <= full:
         low, high = 0.0, full
     span = (high - low) or 1.0
-    return np.rint((values.astype(np.float64) - low) * (255.0 / span)).astype(np.uint8)
+    return np.rint((values.astype(np.float64) - low) * 255.0 / span).astype(np.uint8)
 
 
 def _one_line(error: Exception) -> str:

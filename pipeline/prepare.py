@@ -13,7 +13,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,21 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.images import BadImage, open_rgb
 from pipeline.sources import Source, open_source
-from pipeline.store import FORMAT, MANIFEST, QUARANTINE, ROW_GROUP, SCHEMA, SHARD_NAME, Shard, Store, canonical, file_sha256, manifest_hash
+from pipeline.store import (
+    DAMAGE,
+    FORMAT,
+    MANIFEST,
+    QUARANTINE,
+    ROW_GROUP,
+    SCHEMA,
+    SHARD_NAME,
+    Shard,
+    Store,
+    canonical,
+    file_sha256,
+    manifest_hash,
+    repair,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
@@ -116,13 +130,14 @@ def _each(on_ray: bool, work: Callable[[Job], Job], jobs: list[Job]) -> Iterator
     Raises:
         UserError: storage that a job could not write.
     """
-    for result in _on_ray(work, jobs) if on_ray else map(work, jobs):
-        if "error" in result:
-            raise UserError(result["error"])
-        yield result
+    with contextlib.closing(_on_ray(work, jobs) if on_ray else (work(job) for job in jobs)) as results:  # an error ends the Ray job at once
+        for result in results:
+            if "error" in result:
+                raise UserError(result["error"])
+            yield result
 
 
-def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Iterator[Job]:
+def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Generator[Job, None, None]:
     """A Ray Data job: one task per job, results as they come."""
     import ray
 
@@ -166,7 +181,7 @@ class PartWriter:
         offset = 0 if part.split == "train" else self.source.splits["train"]
         shard = Shard(f"{part.split}-{part.start // PART:05d}.parquet", part.split, offset + part.start, 0, (), 0, "")
         try:
-            written = _write_shard(self.folder, shard, self._good(part, result))
+            written = write_shard(self.folder, shard, self._good(part, result))
         except OSError as error:
             return {"error": _storage_problem(self.folder / shard.file, error)}
         return {**result, "sizes": _extremes(result["sizes"]), "shard": written and asdict(written)}
@@ -198,7 +213,7 @@ class Renumber:
         """A shard with its new `first_id` -> {shard} or {error}."""
         shard = Shard(**job)
         try:
-            written = _write_shard(self.folder, shard, _rows(self.folder / shard.file))
+            written = write_shard(self.folder, shard, _rows(self.folder / shard.file))
         except OSError as error:
             return {"error": _storage_problem(self.folder / shard.file, error)}
         return {"shard": written and asdict(written)}
@@ -223,9 +238,10 @@ def _number(shards: list[Shard], folder: Path, each: Each) -> list[Shard]:
     return [anew.get(shard.file, shard) for shard in shards]
 
 
-def _write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None:
+def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None:
     """Write `rows` with the ids from shard.first_id on under shard.file, whole or not at all; None if there are no rows."""
-    temporary, groups, rows = _temporary(folder), [], iter(rows)
+    temporary, rows = _temporary(folder), iter(rows)
+    groups: list[int] = []
     try:
         with pq.ParquetWriter(temporary, SCHEMA, **LAYOUT) as writer:
             while group := list(islice(rows, ROW_GROUP)):
@@ -255,14 +271,17 @@ def _temporary(folder: Path) -> Path:
 
 def _put(temporary: Path, file: Path) -> None:
     """Move a written file to its name, so that after a power cut it is whole or not there."""
-    for name in (temporary, file.parent):
-        if name == file.parent:
-            os.replace(temporary, file)
-        handle = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    _sync(temporary)
+    os.replace(temporary, file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write_quarantine(folder: Path, bad: list[tuple[str, str, str]]) -> None:
@@ -274,7 +293,7 @@ def _write_quarantine(folder: Path, bad: list[tuple[str, str, str]]) -> None:
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     temporary = _temporary(folder)
-    temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
+    temporary.write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     _put(temporary, folder / MANIFEST)
 
 
@@ -309,18 +328,21 @@ def _seen(results: list[Job]) -> Job:
 def _check_bad(dataset: "Dataset", store: Store) -> None:
     total = store.quarantined + sum(split.count for split in store.splits.values())
     if store.quarantined > dataset.max_bad_fraction * total:
-        first = next(_quarantined(store.path))
+        first = _first_quarantined(store.path)
         limit = f"dataset.max_bad_fraction: {dataset.max_bad_fraction:g} is exceeded"
         raise UserError(f"{limit}: {_too_many(store.path, store.quarantined, total, first)}; mend them, or raise the limit to go on without them")
 
 
-def _quarantined(folder: Path) -> Iterator[tuple[str, str, str]]:
-    table = pq.read_table(folder / QUARANTINE)
-    yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+def _first_quarantined(folder: Path) -> tuple[str, str, str]:
+    try:
+        row = pq.read_table(folder / QUARANTINE).slice(0, 1).to_pylist()[0]
+        return row["path"], row["split"], row["reason"]
+    except (*DAMAGE, IndexError) as error:
+        raise UserError(f"{folder / QUARANTINE}: is missing or damaged: {type(error).__name__}; {repair(folder)}") from None
 
 
 def _too_many(folder: Path, bad: int, total: int, first: tuple[str, str, str]) -> str:
-    return f"{bad} of {total} images cannot be decoded, e.g. {first[0]}: {first[2]}; all are listed in {folder / QUARANTINE}"
+    return f"{bad} of {total} images cannot be decoded, e.g. {' '.join(first[0].split())}: {first[2]}; all are listed in {folder / QUARANTINE}"
 
 
 def _storage_problem(path: Path, error: OSError) -> str:

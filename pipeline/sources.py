@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ MAX_CLASSES = 1_000_000  # a label beyond is no class but something else, e.g. a
 READ_ROWS = 128  # rows of a Parquet file in memory at a time
 CLASSES = "classes.txt"
 Listed = tuple[bytes, int, int]  # relative path, bytes, modification time in ns
+Value = tuple[bytes | None, str, str | None]  # a Parquet row's image, " path" if it states one, and the reason where there is no image
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def open_source(dataset: "Dataset") -> Source:
     try:
         return opener(dataset)
     except OSError as error:
-        raise UserError(f"dataset.root: {_text(os.fsencode(error.filename or dataset.root))}: cannot be read: {error.strerror}") from None
+        raise UserError(f"dataset.root: {_text(os.fsencode(error.filename or str(dataset.root)))}: cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Folder(Source):
     def _load(self, path: bytes) -> bytes:
         root = os.fsencode(self.root)
         file = os.path.join(root, path)
-        if os.path.islink(file) and not os.path.realpath(file).startswith(os.path.join(os.path.realpath(root), b"")):
+        if os.path.islink(file) and not os.path.join(os.path.realpath(file), b"").startswith(os.path.join(os.path.realpath(root), b"")):
             raise OSError("link leaves the root")
         with open(file, "rb") as opened:
             return opened.read()
@@ -236,40 +237,57 @@ class Parquet(Source):
     column: tuple[str, ...]  # of the image's bytes: (column,) or (column, field)
 
     def _records(self, places: np.ndarray) -> Iterator[Record]:
-        ends = np.cumsum([rows for _, rows in self.files])
-        of_file = np.searchsorted(ends, places, side="right")
-        for k in np.unique(of_file).tolist():
-            name, rows = self.files[k]
-            mine = places[of_file == k]
-            inside = (mine - (ends[k] - rows)).tolist()
-            images = self._images(name, np.array(inside))
-            for row, label, (data, known_as, reason) in zip(inside, self.labels[mine].tolist(), images, strict=True):
+        first = 0
+        for k, rows in _by_part([rows for _, rows in self.files], places):
+            name, labels = self.files[k][0], self.labels[places[first : first + len(rows)]].tolist()
+            for row, label, (data, known_as, reason) in zip(rows.tolist(), labels, self._images(name, rows), strict=True):
                 yield Record(f"{name}#{row}{known_as}", data, label, reason)
+            first += len(rows)
 
-    def _images(self, name: str, rows: np.ndarray) -> Iterator[tuple[bytes | None, str, str | None]]:
-        """(bytes, " path" if there is one, reason) of ascending rows of one file. A damaged part costs the rows from there on."""
-        done = 0
+    def _images(self, name: str, rows: np.ndarray) -> Iterator[Value]:
+        """Of ascending rows of one file. Damage costs the rows of its row group from there on."""
         try:
-            with pq.ParquetFile(self.root / name, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
-                for value in _values(file, self.column[0], rows):
-                    data = value.get(self.column[-1]) if isinstance(value, dict) else value
-                    path = value.get("path") if isinstance(value, dict) else None
-                    yield data, f" {path}" if isinstance(path, str) else "", None if data is not None else "the row has no image (null)"
-                    done += 1
+            file = pq.ParquetFile(self.root / name, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
         except DAMAGE as error:
-            yield from [(None, "", f"{name} cannot be read: {error}")] * (len(rows) - done)
+            yield from [_unread(name, error)] * len(rows)
+            return
+        with file:
+            sizes = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+            for group, within in _by_part(sizes, rows):
+                yield from _or_reason(name, len(within), self._values(file, group, within))
 
-
-def _values(file: pq.ParquetFile, column: str, rows: np.ndarray) -> Iterator[Any]:
-    """The values of ascending rows, from the row groups that hold them, a few at a time."""
-    ends = np.cumsum([file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)])
-    of_group = np.searchsorted(ends, rows, side="right")
-    for group in np.unique(of_group).tolist():
-        start = int(ends[group]) - file.metadata.row_group(group).num_rows
-        for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[column], use_threads=False):
+    def _values(self, file: pq.ParquetFile, group: int, rows: np.ndarray) -> Iterator[Value]:
+        """Of ascending rows of one row group, of which only a few are in memory at a time."""
+        start = 0
+        for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[self.column[0]], use_threads=False):
             wanted = rows[(rows >= start) & (rows < start + len(batch))] - start
-            yield from batch.column(0).take(pa.array(wanted)).to_pylist()
+            for value in batch.column(0).take(pa.array(wanted)).to_pylist():
+                data, path = (value.get(self.column[-1]), value.get("path")) if isinstance(value, dict) else (value, None)
+                yield data, f" {path}" if isinstance(path, str) else "", None if data is not None else "the row has no image (null)"
             start += len(batch)
+
+
+def _by_part(sizes: Sequence[int], places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Ascending places in parts laid end to end -> (part, places within it) of each part that holds some."""
+    ends = np.cumsum(sizes)
+    parts = np.searchsorted(ends, places, side="right")
+    for part in np.unique(parts).tolist():
+        yield part, places[parts == part] - (ends[part] - sizes[part])
+
+
+def _or_reason(name: str, count: int, values: Iterator[Value]) -> Iterator[Value]:
+    """`count` values: where reading fails, the reason takes the place of the rest."""
+    done = 0
+    try:
+        for value in values:
+            yield value
+            done += 1
+    except DAMAGE as error:
+        yield from [_unread(name, error)] * (count - done)
+
+
+def _unread(name: str, error: BaseException) -> Value:
+    return None, "", f"{name} cannot be read: {' '.join(str(error).split())}"
 
 
 def _parquet(dataset: "Dataset") -> Parquet:

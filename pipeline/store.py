@@ -76,11 +76,11 @@ class Store:
             raw = json.loads(file.read_bytes())
             store = _parse(path, raw)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}; {_repair(path)}") from None
+            raise UserError(f"{file}: cannot be read: {error.strerror}; {repair(path)}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{file}: is not a manifest of format {FORMAT} ({_line(error)}); {_repair(path)}") from None
+            raise UserError(f"{file}: is not a manifest of format {FORMAT} ({_line(error)}); {repair(path)}") from None
         if manifest_hash(raw) != store.hash:
-            raise UserError(f"{file}: is damaged: its contents do not have the hash it states; {_repair(path)}")
+            raise UserError(f"{file}: is damaged: its contents do not have the hash it states; {repair(path)}")
         for shard in store.shards:
             store._check_size(shard)
         return store
@@ -143,12 +143,14 @@ class Store:
             raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
         place = np.searchsorted(self._groups[:, 2], ids, side="right") - 1
         images, labels = [b""] * len(ids), np.empty(len(ids), np.int64)
-        for k in np.unique(place):
-            shard, group, first = self._groups[k].tolist()
+        order = np.argsort(place, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(place[order])) + 1) if len(ids) else ():
+            shard, group, first = self._groups[place[rows[0]]].tolist()
             _, encoded, known = self.read_group(shard, group)
-            for row in np.flatnonzero(place == k).tolist():
-                images[row] = encoded[ids[row] - first]
-                labels[row] = known[ids[row] - first]
+            within = ids[rows] - first
+            labels[rows] = known[within]
+            for row, k in zip(rows.tolist(), within.tolist(), strict=True):
+                images[row] = encoded[k]
         return images, labels
 
     @cached_property
@@ -192,7 +194,7 @@ class Store:
             raise self._damaged(shard, f"it has {size} bytes, the manifest says {shard.bytes}")
 
     def _damaged(self, shard: Shard, why: str) -> UserError:
-        return UserError(f"{self.path / shard.file}: is missing or damaged: {why}; {_repair(self.path)}")
+        return UserError(f"{self.path / shard.file}: is missing or damaged: {why}; {repair(self.path)}")
 
 
 class _Cache:
@@ -261,7 +263,8 @@ def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
         raise ValueError("the splits and the shards differ")
 
 
-def _repair(path: Path) -> str:
+def repair(path: Path) -> str:
+    """What to do about a damaged store, as the end of a `UserError`."""
     return f"delete the folder {path} and run again: prepare writes it anew"
 
 

@@ -151,7 +151,7 @@ class Tracking:
         with contextlib.suppress(mlflow.MlflowException):  # it exists
             self.client.create_registered_model(name)
         version = self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
-        self.client.set_registered_model_alias(name, "latest", version.version)
+        self.client.set_registered_model_alias(name, "current", version.version)
 
     def log_consumed(self, run_id: str, reference: str) -> None:
         self.client.set_tag(run_id, "firstlight.encoder", reference)

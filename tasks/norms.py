@@ -41,7 +41,9 @@ class SyncBatchNorm(BatchNorm):
         mean = all_sum(x.sum(dims)) / count
         centred = x - mean.view(shape)
         variance = all_sum(centred.square().sum(dims)) / count  # two passes: E[x^2] - E[x]^2 cancels in float32
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pipeline.store import Store
+from tests import small
 from tests.gloo import Pool
 
 torch.set_num_threads(1)
@@ -41,3 +43,8 @@ def cifar10() -> Path:
     if not CIFAR10.is_dir():
         pytest.skip(f"the CIFAR-10 copy is not at {CIFAR10}")
     return CIFAR10
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small.store(tmp_path_factory.mktemp("digits"))

@@ -1,0 +1,172 @@
+"""Wrong inputs end in one line that names the dotted key, the value and what is valid; right ones in a frozen config."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline import config, yaml_strict
+from pipeline.config import load, parse
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
+
+# override -> what the one line must say
+WRONG = {
+    "scale.workrs=2": ["scale.workrs: unknown key", "did you mean 'workers'?"],
+    "stages.pretrain.method.dimm=3": ["stages.pretrain.method.dimm: unknown key", "did you mean 'dim'?"],
+    "encoder.widht=3": ["encoder.widht: unknown key", "did you mean 'width'?"],
+    "dataset.train_augment=[{op: random_shift, pading: 3}]": ["dataset.train_augment.0.pading: unknown key", "did you mean 'padding'?"],
+    "nmae=x": ["nmae: unknown key", "did you mean 'name'?"],
+    "stages.pretrian.epochs=2": ["stages.pretrian: no such stage", "did you mean 'pretrain'?"],
+    "stages.pretrain.epochs=ten": ['stages.pretrain.epochs: "ten"', "valid integer"],
+    "stages.pretrain.epochs=2.5": ["stages.pretrain.epochs: 2.5", "valid integer"],
+    "stages.pretrain.epochs=true": ["stages.pretrain.epochs: true", "valid integer"],
+    "stages.pretrain.epochs=0": ["stages.pretrain.epochs: 0", "greater than or equal to 1"],
+    "stages.pretrain.optimizer.lr=-1": ["stages.pretrain.optimizer.lr: -1", "greater than 0"],
+    "stages.pretrain.optimizer.lr=.inf": ["stages.pretrain.optimizer.lr", "valid number"],
+    "stages.pretrain.optimizer.name=SDG": ["'SDG' is unknown", "did you mean 'SGD'?"],
+    "stages.pretrain.optimizer.momentm=0.9": ["stages.pretrain.optimizer: momentm is not a parameter of SGD", "did you mean 'momentum'?"],
+    "stages.pretrain.optimizer.momentum=high": ["stages.pretrain.optimizer: SGD refuses", "high"],
+    "stages.pretrain.schedule.name=CosineLR": ["'CosineLR' is unknown", "did you mean 'CosineAnnealingLR'?"],
+    "stages.pretrain.schedule={name: hyperbolic, t0: 3}": ["stages.pretrain.schedule: hyperbolic takes t0 and gamma", "['t0']"],
+    "stages.pretrain.method.dim=1": ["stages.pretrain.method.dim: 1", "greater than or equal to 2"],
+    "stages.pretrain.method.targets=cube": ['stages.pretrain.method.targets: "cube"', "'sphere' or 'one_hot'"],
+    "stages.pretrain.method.name=natt": ["stages.pretrain.method.name: 'natt' is unknown", "did you mean 'nat'?"],
+    "stages.pretrain.precision=fp8": ['stages.pretrain.precision: "fp8"', "'fp32' or 'bf16'"],
+    "stages.evaluate.kind=score": ["stages.evaluate.kind: 'score' is unknown", "evaluate, finetune, pretrain"],
+    "stages.finetune.encoder=best": ['stages.finetune.encoder: "best"', "runs:/"],
+    "dataset.name=cifr10": ["dataset.name: 'cifr10' is unknown", "did you mean 'cifar10'?"],
+    "dataset.source=folder": ["dataset", "dataset.root"],
+    "dataset.val_fraction=1.0": ["dataset.val_fraction: 1", "less than 1"],
+    "dataset.train_augment=[{op: horizontal_flip}]": ["dataset.train_augment", "must start with exactly one of"],
+    "encoder.name=resnet": ["encoder.name: 'resnet' is unknown", "resnet18"],
+    "encoder.std=[0, 1, 1]": ["encoder.std.0: 0", "greater than 0"],
+    "scale.workers=-1": ["scale.workers: -1", "greater than or equal to 0"],
+    "scale=5": ["scale: 5", "object"],
+    "seeds=[]": ["seeds: []", "at least 1 item"],
+    "seeds=[1, 1]": ["seeds: [1, 1]", "repeat"],
+    "name=../elsewhere": ['name: "../elsewhere"', "pattern"],
+    "name=a..b": ['name: "a..b"', "'..'"],
+    "name.first=x": ["name: is the value 'quickstart', not a section"],
+    "scale.workers": ["'scale.workers': an override is key=value"],
+    "storage=[": ["storage:"],
+    "storage=*anchor": ["storage:", "aliases"],
+}
+
+
+@pytest.mark.parametrize("override", WRONG, ids=list(WRONG))
+def test_a_wrong_override_is_one_line(override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(QUICKSTART, (override,))
+    assert len(str(caught.value).splitlines()) == 1
+    for part in WRONG[override]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "line 2 the key 'name' stands twice"),
+        ("name: [a\n", "expected ',' or ']'"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("name: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("1: a\n", "the key '1' must be a text"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(file)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(file) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read: No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        load(QUICKSTART, ("stages.pretrain.epochs=0", "scale.workers=-1"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E5", 1e5),
+        ("-2.5e+1", -25.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("010", 10),
+        ("yes", "yes"),
+        ("12:30", "12:30"),
+        ("~", None),
+        ("true", True),
+    ],
+)
+def test_scalars_are_what_people_mean(text: str, value: object) -> None:
+    found = yaml_strict.parse(text, "x")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_1e_3_reaches_the_optimizer_as_a_number() -> None:
+    stage = load(QUICKSTART, ("stages.pretrain.optimizer.lr=1e-3",)).stages["pretrain"]
+    assert stage.optimizer.lr == 0.001  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf/recipe").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_loads_and_survives_a_round_trip(file: Path, tmp_path: Path) -> None:
+    recipe = load(file, (f"dataset.root={tmp_path}",) if file.stem != "quickstart" else ())
+    assert parse(recipe.dump()) == recipe
+    assert recipe.name == file.stem
+    again = tmp_path / "conf.yaml"
+    again.write_text(yaml_strict.dump(recipe.dump()))
+    assert load(again) == recipe
+
+
+def test_groups_are_laid_under_the_recipe_and_overrides_over_it() -> None:
+    recipe = load(QUICKSTART, ("dataset.image_size=12",))
+    assert recipe.dataset.source == "digits"
+    assert recipe.dataset.image_size == 12
+    nat = recipe.stages["pretrain"].method  # type: ignore[union-attr]
+    assert (nat.dim, nat.permutation_period) == (64, 3)
+
+
+def test_a_config_cannot_be_changed() -> None:
+    recipe = load(QUICKSTART)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.scale.workers = 5  # type: ignore[misc]
+
+
+@given(st.dictionaries(st.text(max_size=3), st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3)))
+def test_no_value_is_a_crash(raw: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        parse({**load(QUICKSTART).dump(), "scale": raw})
+
+
+def test_the_command_line_ends_with_code_2_and_one_line() -> None:
+    command = [sys.executable, "-m", "pipeline", "config", str(QUICKSTART), "scale.workrs=2"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.splitlines() == [str(line) for line in answer.stderr.splitlines()][:1]
+    assert answer.stderr.startswith("error: scale.workrs: unknown key")
+
+
+def test_digests_tell_values_apart() -> None:
+    assert config.digest({"a": 1, "b": [2]}) == config.digest({"b": [2], "a": 1})
+    assert config.digest({"a": 1}) != config.digest({"a": 1.5})

@@ -1,0 +1,215 @@
+"""The loop: a training that is stopped anywhere and continued ends bit-identical; a loss that is not finite changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import fit as fit_module
+from pipeline import pretrain
+from pipeline.checkpoint import Checkpoints, fingerprint
+from pipeline.errors import StopTraining
+from pipeline.fit import METRICS, fit, read_metrics
+from pipeline.stage import Instance
+from pipeline.store import Store
+from pipeline.worker import Worker
+from tasks.learner import Batch, Learner
+from tests import small
+from tests.gloo import Pool
+
+STEPS = 6  # two epochs of three
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -> tuple[str, dict[str, Tensor]]:
+    """Pretrain the small recipe (again) in `folder`, to the end or to step `stop`; a hash of every bit of the end state, and the weights."""
+
+    def maybe(rank: int, step: int) -> None:
+        if step == stop:
+            raise Stopped
+
+    fit_module.fault.maybe, before = maybe, fit_module.fault.maybe
+    try:
+        worker = Worker.start(small.recipe(folder, **changes), store, on_ray=False)
+        stage: Any = worker.recipe.stages["pretrain"]
+        learner = pretrain.build(worker, stage, 3)
+        job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+        fit(job, learner)
+    finally:
+        fit_module.fault.maybe = before
+    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards]), learner.state_dict()
+
+
+def test_stopped_at_every_step_it_ends_bit_identical(tmp_path: Path, digits: Store) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    for stop in range(1, STEPS + 1):
+        folder = tmp_path / f"stop{stop}"
+        with pytest.raises(Stopped):
+            train(folder, digits, stop)
+        assert train(folder, digits)[0] == clean, f"stopped at step {stop}"
+
+
+def test_checkpoints_far_apart_repeat_steps_bit_identical(tmp_path: Path, digits: Store) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    with pytest.raises(Stopped):
+        train(tmp_path / "far", digits, 5, stages__pretrain__checkpoint_every=2)
+    assert train(tmp_path / "far", digits)[0] == clean
+    rows = read_metrics(tmp_path / "far" / "job" / METRICS)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_every_step_changes_the_state(tmp_path: Path, digits: Store) -> None:
+    """Without this, the tests of equal hashes could pass with a hash of nothing."""
+    hashes = set()
+    for epochs in (1, 2):
+        hashes.add(train(tmp_path / str(epochs), digits, stages__pretrain__epochs=epochs)[0])
+    other = train(tmp_path / "lr", digits, stages__pretrain__optimizer__lr=0.25)[0]
+    assert len({*hashes, other}) == 3
+
+
+def test_a_sigkill_in_the_middle_of_an_epoch(tmp_path: Path, digits: Store) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    program = (
+        "import sys; from pathlib import Path; from pipeline.store import Store; from tests.pipeline import test_fit\n"
+        "from pipeline import fault; real = fault.maybe\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from pipeline.worker import Worker; from pipeline import pretrain; from pipeline.fit import fit; from pipeline.stage import Instance\n"
+        "from tests import small; folder = Path(sys.argv[1])\n"
+        "worker = Worker.start(small.recipe(folder), Store.open(Path(sys.argv[2])), on_ray=False); stage = worker.recipe.stages['pretrain']\n"
+        "fit(pretrain.job(worker, stage, Instance('pretrain', 3, 'f', folder / 'job')), pretrain.build(worker, stage, 3))\n"
+    )
+    fault = f"rank=0,step=5,kind=sigkill,once={tmp_path / 'once'}"
+    command = [sys.executable, "-c", program, str(tmp_path / "killed"), str(digits.path)]
+    answer = subprocess.run(command, env={**os.environ, "FIRSTLIGHT_FAULT": fault, "PYTHONPATH": os.getcwd()}, timeout=120)
+    assert answer.returncode == -signal.SIGKILL
+    found, _ = Checkpoints(tmp_path / "killed" / "job" / "checkpoints").newest()
+    assert found is not None
+    assert found.step == 4
+    assert train(tmp_path / "killed", digits)[0] == clean
+
+
+def train_on_this_rank(folder: str, store: str, stop: int | None) -> str | None:
+    try:
+        return train(Path(folder), Store.open(Path(store)), stop)[0]
+    except Stopped:
+        return None
+
+
+def test_two_workers_stopped_and_continued_end_bit_identical(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    clean = pool.run(train_on_this_rank, str(tmp_path / "clean"), str(digits.path), None)
+    assert clean[0] == clean[1]
+    for stop in (1, 4):
+        folder = str(tmp_path / f"stop{stop}")
+        assert pool.run(train_on_this_rank, folder, str(digits.path), stop) == [None, None]
+        assert pool.run(train_on_this_rank, folder, str(digits.path), None) == clean
+
+
+def weights_on_this_rank(folder: str, store: str, stop: int | None) -> dict[str, Tensor] | None:
+    try:
+        return train(Path(folder), Store.open(Path(store)), stop, stages__pretrain__method__dropout=0.0)[1]
+    except Stopped:
+        return None
+
+
+def test_two_workers_equal_one_and_can_be_continued_by_one(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    one = weights_on_this_rank(str(tmp_path / "one"), str(digits.path), None)
+    two = pool.run(weights_on_this_rank, str(tmp_path / "two"), str(digits.path), None)[0]
+    pool.run(weights_on_this_rank, str(tmp_path / "mixed"), str(digits.path), 4)
+    mixed = weights_on_this_rank(str(tmp_path / "mixed"), str(digits.path), None)
+    assert one is not None
+    assert two is not None
+    assert mixed is not None
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mixed[name], weight, rtol=1e-4, atol=1e-5)
+    notes = [json.loads(line).get("note", "") for line in (tmp_path / "mixed" / "job" / METRICS).read_text().splitlines()]
+    assert any("another number of workers" in note for note in notes)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path: Path, digits: Store) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    with pytest.raises(Stopped):
+        train(tmp_path / "hurt", digits, 5)
+    newest = max((tmp_path / "hurt" / "job" / "checkpoints").iterdir())
+    (newest / "shared.safetensors").write_bytes(b"x")
+    assert train(tmp_path / "hurt", digits)[0] == clean
+    assert "damaged" in (tmp_path / "hurt" / "job" / METRICS).read_text()
+
+
+def test_other_images_than_the_checkpoints_are_refused(tmp_path: Path, digits: Store) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, digits, 3)
+    with pytest.raises(StopTraining, match="other images or another order"):
+        train(tmp_path, digits, dataset__max_train=100)
+
+
+class Explodes(Learner):
+    """Finite for two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.calls = 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"loss": self.weight.sum() * (float("nan") if self.calls == 3 else 1.0)}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, digits: Store) -> None:
+    worker = Worker.start(small.recipe(tmp_path), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
+    learner = Explodes()
+    with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
+        fit(job, learner)
+    told = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
+    assert told["step"] == 2
+    assert told["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    assert found is not None
+    assert found.step == 2
+    assert torch.equal(found.shared["model"]["weight"], learner.weight.detach())
+
+
+class ExplodesOnOne(Explodes):
+    """Not finite where image `bad` is."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.weight.sum() * (float("inf") if self.bad in batch.ids.tolist() else 1.0)}
+
+
+def stopped_on_this_rank(folder: str, store: str) -> str:
+    worker = Worker.start(small.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", Path(folder) / "job"))
+    bad = int(job.plan.slice(0, 1, 1, 2)[0])
+    try:
+        fit(job, ExplodesOnOne(bad))
+    except StopTraining as stop:
+        return str(stop)
+    return "went on"
+
+
+def test_all_workers_stop_when_one_loss_is_not_finite(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    answers = pool.run(stopped_on_this_rank, str(tmp_path), str(digits.path))
+    assert answers[0] == answers[1]
+    assert "step 1 is not finite" in answers[0]
+    assert "Its 16 image ids" in answers[0]
