@@ -92,13 +92,13 @@ def guarded(function: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except (StopTraining, StageFailed) as error:
-        if "FIRSTLIGHT_VERBOSE" in os.environ:
+        if os.environ.get("FIRSTLIGHT_VERBOSE"):
             raise
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         return 1
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, click.Abort) as error:  # click wraps the one in the other
         sys.stderr.write("stopped; run the same command again to continue\n")
-        return 143 if isinstance(error, Terminated) else 130
+        return 143 if isinstance(error.__cause__ or error, Terminated) else 130
     return 0
 
 

@@ -73,7 +73,7 @@ def _check_augment(ops: Augment) -> Augment:
 class Dataset(Strict):
     """Where the images are, how they are split, and how one of them becomes `image_size` x `image_size` pixels."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # also of the store's folder
     source: Literal["digits", "folder", "parquet"]
     root: Path | None = None  # the folder of `source: folder | parquet`
     image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any
 
 from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining
+from pipeline.session import verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
@@ -65,8 +67,8 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     scale = recipe.scale
-    for name in ("ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not verbose():
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
     environment = {key: os.environ[key] for key in ("FIRSTLIGHT_FAULT",) if key in os.environ}
     trainer = TorchTrainer(
@@ -79,15 +81,34 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:
             storage_path=str(recipe.storage.resolve() / recipe.name / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
             worker_runtime_env={"env_vars": environment},
-            logging_config=ray.train.LoggingConfig(log_level="INFO" if "FIRSTLIGHT_VERBOSE" in os.environ else "CRITICAL"),
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose() else "CRITICAL"),
         ),
     )
     try:
-        answer = trainer.fit().return_value  # type: ignore[attr-defined]
+        answer = _interruptible(trainer.fit).return_value
     except TrainingFailedError as error:
         raise StageFailed(_one_line(error)) from error
     assert isinstance(answer, dict)
     return answer
+
+
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray Train puts its own handler there."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True, name="trainer")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
 
 
 def _one_line(error: BaseException) -> str:

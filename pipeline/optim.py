@@ -13,12 +13,12 @@ from pipeline.errors import suggest
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: cls
     for name, cls in vars(torch.optim).items()
-    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS", "Muon", "SparseAdam")
 }
 SCHEDULES: dict[str, type[LRScheduler]] = {
     name: cls
     for name, cls in vars(torch.optim.lr_scheduler).items()
-    if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in ("LambdaLR", "SequentialLR")
+    if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in ("LambdaLR", "MultiplicativeLR")
 }
 LENGTHS = ("T_max", "total_steps", "total_iters")  # parameters that mean "the whole training" when they are left out
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 PART = 2048  # images of the source per task and shard
 DECIDING = ("source", "image_column", "label_column", "test_fraction", "split_seed", "max_pixels")  # fields that change the store
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 # The images are compressed already; statistics and a dictionary of them would only copy them
 LAYOUT: dict[str, Any] = {
@@ -61,16 +59,15 @@ Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
 Row = tuple[bytes, int, str]  # encoded image, label, path
 
 
-def prepare(dataset: "Dataset", stores: Path, on_ray: bool, progress: Callable[[int, int], None]) -> Store:
+def prepare(dataset: "Dataset", stores: Path, on_ray: Callable[[], bool], progress: Callable[[int, int], None]) -> Store:
     """The store of `dataset` below `stores`: the finished one if it is there and whole, else written.
 
-    `progress(done, total)` is called with numbers of images of the source. On Ray, `stores` must be storage that all nodes share.
+    `on_ray` is asked when there is something to write: whether Ray (started by then) does it, or this process. On Ray, `stores` must be storage
+    that all nodes share. `progress(done, total)` is called with numbers of images of the source.
 
     Raises:
         UserError: the source, as `open_source`; too many bad images; a damaged store; storage that cannot be written.
     """
-    if not NAME.match(dataset.name):
-        raise UserError(f"dataset.name: {dataset.name!r} is not valid: it becomes the name of a folder; valid: letters, digits, '.', '_', '-'")
     source = open_source(dataset)
     folder = stores / f"{dataset.name}-{_digest(dataset, source)[:12]}"
     try:
@@ -78,7 +75,7 @@ def prepare(dataset: "Dataset", stores: Path, on_ray: bool, progress: Callable[[
             store = Store.open(folder)
             store.verify()
         else:
-            store = _prepare_anew(dataset, source, folder, functools.partial(_each, on_ray), progress)
+            store = _prepare_anew(dataset, source, folder, functools.partial(_each, on_ray()), progress)
     except OSError as error:
         raise UserError(_storage_problem(folder, error)) from None
     _check_bad(dataset, store)

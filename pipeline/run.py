@@ -41,6 +41,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
     with _lock(recipe), Session(recipe.scale) as session:
         runner = _Runner(recipe, session, console)
         try:
+            runner.resolve(only)
             runner.prepare()
             for name, stage in recipe.stages.items():
                 if only in (None, stage.kind):
@@ -80,6 +81,7 @@ class _Runner:
         self.folder = recipe.storage.resolve() / recipe.name
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
+        self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
         self.open_runs: list[str] = []
         self.parent_run: str | None = None
 
@@ -94,13 +96,21 @@ class _Runner:
             self.open_runs.append(self.parent_run)
         return self.parent_run
 
+    def resolve(self, only: str | None) -> None:
+        """Fetch the encoders that the recipe refers to by name, before anything is run."""
+        for name, stage in self.recipe.stages.items():
+            if isinstance(stage, Downstream) and stage.encoder != "previous" and only in (None, stage.kind):
+                where = f"stages.{name}.encoder"
+                reference = self.tracking.pin(stage.encoder, where)
+                folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
+                check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
+                self.references[name] = (reference, folder)
+
     def prepare(self) -> None:
         """Write or open the store; draw what is in it the first time."""
         seen = Counted(self.console, "prepare")
-        if not self._store_is_there():
-            self.session.start()
         with seen:
-            self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.started, seen.advance)
+            self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
         preflight.check_store(self.recipe, self.store)
         if self.store.quarantined:
             self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded: {self.store.path / 'quarantine.parquet'}")
@@ -108,9 +118,6 @@ class _Runner:
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         if not (instance.folder / PUBLISHED).exists():
             self._publish_store(instance)
-
-    def _store_is_there(self) -> bool:
-        return any((self.recipe.storage.resolve() / "stores").glob(f"{self.recipe.dataset.name}-*/manifest.json"))
 
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
@@ -186,14 +193,10 @@ class _Runner:
 
     def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
         """The folder of the encoder that a downstream stage starts from, its files checked."""
-        where = f"stages.{name}.encoder"
-        if stage.encoder == "previous":
-            folder = self._previous(name, seed).folder / "encoder"
-            encoder_spec(folder)
-            return folder
-        reference = self.tracking.pin(stage.encoder, where)
-        folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
-        check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
+        if stage.encoder != "previous":
+            return self.references[name][1]
+        folder = self._previous(name, seed).folder / "encoder"
+        encoder_spec(folder)
         return folder
 
     def _previous(self, name: str, seed: int) -> Instance:
@@ -206,9 +209,10 @@ class _Runner:
 
     def _log_origin(self, run_id: str, instance: Instance) -> None:
         stage = self.recipe.stages[instance.stage]
-        if isinstance(stage, Downstream):
-            previous = f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder" if stage.encoder == "previous" else stage.encoder
-            self.tracking.log_consumed(run_id, previous)
+        if isinstance(stage, Downstream) and stage.encoder == "previous":
+            self.tracking.log_consumed(run_id, f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder")
+        elif isinstance(stage, Downstream):
+            self.tracking.log_consumed(run_id, self.references[instance.stage][0])
 
     def close(self, found: list[Row]) -> None:
         """The summary into the parent run, if there is one."""

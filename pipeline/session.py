@@ -2,6 +2,10 @@
 
 import os
 import secrets
+import signal
+import sys
+import threading
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -28,25 +32,38 @@ class Session:
 
             ray.shutdown()
 
-    def start(self) -> None:
-        """Start or join Ray, once. Does nothing for `scale.workers: 0`.
+    def start(self) -> bool:
+        """Start or join Ray, once; whether it is there. For `scale.workers: 0` it never is.
 
         Raises:
             UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
         """
         if self.started or self.scale.workers == 0:
-            return
+            return self.started
         _environment(self.scale)
         import ray
+        from ray.util.annotations import RayDeprecationWarning
 
+        if not verbose():
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**_arguments(self.scale))
         except (ConnectionError, RuntimeError) as error:
             raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {str(error).splitlines()[0]}") from None
         self.started = True
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
+                signal.signal(number, handler)
         if self.scale.address != "local":
             have = ray.cluster_resources()
             check_room(self.scale, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
+        return True
+
+
+def verbose() -> bool:
+    """`-v` was given."""
+    return "FIRSTLIGHT_VERBOSE" in os.environ
 
 
 def local_cpus(scale: Scale) -> int:
@@ -81,6 +98,7 @@ def check_room(scale: Scale, cpus: float, gpus: float, where: str) -> None:
 def _environment(scale: Scale) -> None:
     """Read by Ray when it is imported. What the user has set stays."""
     defaults = {
+        "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -90,14 +108,14 @@ def _environment(scale: Scale) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    if scale.address == "local":  # a token of this run only; nothing is written to the home folder
+    if scale.address == "local" and "ray" not in sys.modules:  # a token of this run only; nothing is written to the home folder
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
 
 
 def _arguments(scale: Scale) -> dict[str, Any]:
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": "FIRSTLIGHT_VERBOSE" in os.environ}
+    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": verbose()}
     if scale.address != "local":
         return {"address": scale.address, **common}
     return {

@@ -6,7 +6,6 @@ Every rank builds its own execution, over its own part: `streaming_split` would 
 give every image once.
 """
 
-import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -157,7 +156,6 @@ def _in_process(loader: Loader, order: Order) -> Iterator[Arrays]:
 def _on_ray(loader: Loader, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -13,6 +13,8 @@ from pipeline.store import Store
 from tests import small
 from tests.gloo import Pool
 
+# Read by Ray when it is imported.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_LOG_LEVEL="ERROR")
 torch.set_num_threads(1)
 settings.register_profile("ci", deadline=None, max_examples=50)
 settings.load_profile("ci")
@@ -30,7 +32,6 @@ def pool() -> Iterator[Pool]:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of its own with four logical CPUs."""
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_DISABLE_PROGRESS_BARS="1")
     import ray
 
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="ERROR", log_to_driver=False)
@@ -48,3 +49,11 @@ def cifar10() -> Path:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return small.store(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def ray_free() -> None:
+    """This process has no Ray: the code under test starts its own."""
+    import ray
+
+    ray.shutdown()

@@ -20,7 +20,7 @@ RECIPE: dict[str, Any] = {
         "eval_augment": [{"op": "center_crop"}],
     },
     "encoder": {"name": "convnet", "input": "gray", "norm": "sync", "width": 4, "depth": 2},
-    "scale": {"name": "test", "workers": 0},
+    "scale": {"name": "local", "workers": 0},
     "stages": {
         "pretrain": {
             "kind": "pretrain",
@@ -60,4 +60,4 @@ def recipe(storage: Path, **changes: Any) -> Recipe:
 
 def store(folder: Path) -> Store:
     """The digits, prepared in this process."""
-    return prepare(recipe(folder).dataset, folder / "stores", False, lambda done, total: None)
+    return prepare(recipe(folder).dataset, folder / "stores", lambda: False, lambda done, total: None)

@@ -17,7 +17,7 @@ def weighted_knn(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperat
     predictions = []
     for block in queries.split(BLOCK):
         similarity, nearest = (block @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = ((similarity - 1.0) / temperature).exp()  # shifted by the largest similarity there can be: no overflow at small temperatures
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: no overflow, and never all zero
         scores = torch.zeros(len(block), classes, device=bank.device, dtype=weights.dtype)
         predictions.append(scores.scatter_add_(1, labels[nearest], weights).argmax(1))
     return torch.cat(predictions)

@@ -24,7 +24,8 @@ class Probe:
 
 def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> Probe:
     """Minimise mean cross-entropy + weight_decay / 2 * |W|^2 over (n, d) features and (n,) labels; the bias is not decayed."""
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0)
+    std[~(std > 1e-6 + 1e-5 * mean.abs())] = torch.inf  # constant up to rounding: must not count, should it differ in other images
     x = (features - mean) / std
     weight = torch.zeros(classes, x.shape[1], device=x.device, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, dtype=x.dtype, requires_grad=True)

@@ -51,6 +51,7 @@ WRONG = {
     "scale=5": ["scale: 5", "object"],
     "seeds=[]": ["seeds: []", "at least 1 item"],
     "seeds=[1, 1]": ["seeds: [1, 1]", "repeat"],
+    "dataset={name: ../up}": ["dataset.name: '../up' is unknown"],
     "name=../elsewhere": ['name: "../elsewhere"', "pattern"],
     "name=a..b": ['name: "a..b"', "'..'"],
     "name.first=x": ["name: is the value 'quickstart', not a section"],

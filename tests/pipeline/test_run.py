@@ -1,0 +1,270 @@
+"""A whole recipe: chained, resumed, not repeated; what MLflow then holds. In process, and (marked ray) on Ray with two workers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from pipeline import pretrain
+from pipeline.checkpoint import Checkpoints, fingerprint
+from pipeline.config import Recipe
+from pipeline.errors import StageFailed, StopTraining, UserError
+from pipeline.run import run
+from pipeline.stage import Instance
+from pipeline.store import Store
+from pipeline.tracking import tracking_uri
+from pipeline.worker import Worker
+from tests import small
+from tests.gloo import Pool
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("runs")
+
+
+def runs_of(recipe: Recipe) -> dict[str, Any]:
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("firstlight")
+    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+
+
+def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
+    return sorted((storage / recipe.name).glob(pattern))
+
+
+def test_the_whole_chain(storage: Path) -> None:
+    recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    console = Console(file=open(os.devnull, "w"))
+    rows = run(recipe, console)
+    assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
+    assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
+    assert all(0.05 < value <= 1 for row in rows for value in (*row.pretrained, *row.baseline))
+    found = runs_of(recipe)
+    parent = found["small"]
+    assert set(found) == {"small", "prepare", *(f"{stage} seed {s}" for stage in ("pretrain", "evaluate", "finetune") for s in (0, 1))}
+    for name, child in found.items():
+        assert child.info.status == "FINISHED", name
+        if name != "small":
+            assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    one = found["pretrain seed 0"]
+    assert one.data.params["stage.method.permutation_period"] == "2"
+    assert one.inputs.dataset_inputs[0].dataset.digest == Store.open(next((storage / "stores").iterdir())).hash[:36]
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("curves", "views", "filters")}
+    tuned = found["finetune seed 1"]
+    assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
+    assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
+    assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
+
+
+def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
+    recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
+    rows = run(recipe, Console(file=open(os.devnull, "w")))
+    assert len(rows) == 3
+    assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
+
+
+def test_a_changed_stage_is_run_and_what_it_rests_on_is_not(storage: Path) -> None:
+    recipe = small.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
+    before = len(files_of(storage, recipe, "pretrain-*"))
+    run(recipe, Console(file=open(os.devnull, "w")))
+    assert len(files_of(storage, recipe, "pretrain-*")) == before
+    assert len(files_of(storage, recipe, "finetune-*")) == 4
+
+
+@pytest.mark.parametrize("reference", ["runs:/{run}/encoder", "models:/small-nat@current", "models:/small-nat/1"])
+def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path, reference: str) -> None:
+    found = runs_of(small.recipe(storage))
+    reference = reference.format(run=found["pretrain seed 0"].info.run_id)
+    recipe = small.recipe(storage, stages__finetune__encoder=reference, name="referring")
+    del recipe.stages["pretrain"], recipe.stages["evaluate"]
+    rows = run(recipe, Console(file=open(os.devnull, "w")))
+    original = json.loads(files_of(storage, small.recipe(storage), "finetune-seed0-*")[0].joinpath("result.json").read_text())
+    previous = [json.loads(f.joinpath("result.json").read_text()) for f in files_of(storage, small.recipe(storage), "finetune-seed0-*")]
+    assert original in previous
+    assert any(rows[0].pretrained[0] == p["pretrained"]["test"] and rows[0].baseline[0] == p["scratch"]["test"] for p in previous)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages__finetune__encoder": "runs:/0123456789abcdef0123456789abcdef/encoder"}, "stages.finetune.encoder: 'runs:/0123"),
+        ({"stages__finetune__encoder": "models:/none@current"}, "stages.finetune.encoder: 'models:/none@current'"),
+        ({"stages__finetune__encoder": "models:/small-nat/1", "encoder__width": 5}, "encoder.width: 5 differs from 4"),
+        ({"stages__finetune__labels_per_class": 99}, "stages.finetune.labels_per_class: 99 is more than"),
+        ({"stages__pretrain__batch_size": 500}, "stages.pretrain.batch_size: 500 is more than the 110 images"),
+        ({"dataset__max_train": 5000}, "dataset.max_train: 5000 is more than"),
+        ({"dataset__test_fraction": 0.0}, "needs a test split"),
+        ({"scale__workers": 3, "stages__pretrain__batch_size": 32, "scale__cpus": 8}, "stages.pretrain.batch_size: 32"),
+        ({"scale__workers": 64}, "scale.workers: 64 workers"),
+        ({"scale__workers": 1, "scale__cpus": 4, "scale__gpus_per_worker": 999}, "scale.gpus_per_worker"),
+        ({"tracking__uri": "file:///tmp/mlruns"}, "tracking.uri: 'file:///tmp/mlruns'"),
+        ({"tracking__uri": "http://127.0.0.1:9"}, "tracking.uri: 'http://127.0.0.1:9' cannot be used"),
+        ({"dataset__image_size": 4, "encoder__depth": 4}, "dataset.image_size: 4"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(small.recipe(storage, **changes), Console(file=open(os.devnull, "w")))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(files_of(storage, small.recipe(storage), "pretrain-*")) == 2, "nothing was trained"
+
+
+@pytest.mark.parametrize("where", ["file/below", "/sys/firstlight"])
+def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"storage: .* cannot be written: "):
+        run(small.recipe(tmp_path / where), Console(file=open(os.devnull, "w")))
+
+
+def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+    changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
+    with pytest.raises(UserError, match=r"dataset\.root"):
+        run(small.recipe(tmp_path, **changes), Console(file=open(os.devnull, "w")))
+
+
+def test_two_runs_of_one_name_at_once(storage: Path) -> None:
+    program = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(storage / "small" / ".lock")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UserError, match="'small' is being run by process 4711"):
+            run(small.recipe(storage), Console(file=open(os.devnull, "w")))
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    recipe = small.recipe(tmp_path)
+    small.store(tmp_path)
+    shard = next((tmp_path / "stores").glob("*/train-00000.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"train-00000\.parquet: .*sha256"):
+        run(recipe, Console(file=open(os.devnull, "w")))
+
+
+def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(storage, tmp_path / "copy")
+    recipe = small.recipe(tmp_path / "copy", stages__finetune__epochs=3)
+    (weights,) = (tmp_path / "copy" / "small").glob("pretrain-seed0-*/encoder/encoder.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"encoder\.safetensors: has \d+ bytes, its manifest says"):
+        run(recipe, Console(file=open(os.devnull, "w")))
+
+
+def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small.recipe(tmp_path)
+    real = pretrain.fit
+
+    def explode(*arguments: Any) -> None:
+        real(*arguments)
+        raise StopTraining("the loss of step 3 is not finite")
+
+    monkeypatch.setattr(pretrain, "fit", explode)
+    with pytest.raises(StopTraining):
+        run(recipe, Console(file=open(os.devnull, "w")))
+    failed = runs_of(recipe)
+    assert {failed[n].info.status for n in ("small", "pretrain seed 0")} == {"FAILED"}
+    monkeypatch.setattr(pretrain, "fit", real)
+    run(recipe, Console(file=open(os.devnull, "w")))
+    after = runs_of(recipe)
+    for name in ("small", "pretrain seed 0"):
+        assert after[name].info.run_id == failed[name].info.run_id
+        assert after[name].info.status == "FINISHED"
+    history = mlflow.MlflowClient(tracking_uri(recipe)).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+
+
+def pretrain_below_ray(folder: str, store: str) -> None:
+    recipe = on_ray(Path(folder))
+    worker = Worker.start(recipe, Store.open(Path(store)), on_ray=False)
+    pretrain.work(worker, recipe.stages["pretrain"], Instance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f"))  # type: ignore[arg-type]
+
+
+def end_state(folder: Path) -> str:
+    (instance,) = folder.glob("pretrain-seed0-*")
+    found, _ = Checkpoints(instance / "checkpoints").newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards])
+
+
+def on_ray(storage: Path, **changes: Any) -> Recipe:
+    scale = {"scale__workers": 2, "scale__cpus": 4, "scale__cpus_per_worker": 1.0, "scale__collective_timeout_s": 60}
+    recipe = small.recipe(storage, **{**scale, **changes})
+    del recipe.stages["evaluate"], recipe.stages["finetune"]
+    return recipe
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
+    tmp_path: Path, pool: Pool, ray_free: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The yardstick is a training below Ray, by two processes that are not killed: Ray changes no bit either."""
+    recipe = on_ray(tmp_path)
+    once = tmp_path / "once"
+    monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=4,kind=sigkill,once={once}")
+    run(recipe, Console(file=open(os.devnull, "w")))
+    assert once.exists(), "the fault was injected"
+    (store,) = (tmp_path / "stores").iterdir()
+    pool.run(pretrain_below_ray, str(tmp_path / "clean"), str(store))
+    assert end_state(tmp_path / recipe.name) == end_state(tmp_path / "clean")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_a_worker_that_always_fails_ends_in_one_line(tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = on_ray(tmp_path, scale__max_failures=0)
+    monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=2,kind=raise,once={tmp_path / 'once'}")
+    with pytest.raises(StageFailed) as caught:
+        run(recipe, Console(file=open(os.devnull, "w")))
+    assert "injected fault" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
+    conf = tmp_path / "recipe.yaml"
+    recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
+    conf.write_text(json.dumps(recipe.dump()))
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", "run", str(conf)], stderr=subprocess.PIPE, text=True, env=os.environ)
+    wait_for_steps(tmp_path / "runs" / "small", process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "Traceback" not in stderr
+    assert runs_of(recipe)["pretrain seed 0"].info.status == "KILLED"
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the training has logged something."""
+    end = time.monotonic() + 200
+    while time.monotonic() < end and process.poll() is None:
+        found = list(folder.glob("pretrain-seed0-*/metrics.jsonl"))
+        if found and "loss" in found[0].read_text():
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"no step was made: {process.communicate(timeout=5)[1] if process.poll() is not None else 'timeout'}")
