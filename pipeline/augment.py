@@ -62,8 +62,7 @@ def random_resized_crop(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return _resized(image, int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h, size)
-    w = min(width, round(height * max(ratio))) if width > height else width
-    h = min(height, round(width / min(ratio))) if height >= width else height
+    w, h = min(width, max(1, round(height * max(ratio)))), min(height, max(1, round(width / min(ratio))))
     return _resized(image, (width - w) / 2, (height - h) / 2, w, h, size)
 
 

@@ -102,8 +102,8 @@ class Dataset(Strict):
 class Stream(Strict):
     """How images reach the workers. `window` trades memory for the quality of the shuffle."""
 
-    window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes
-    shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global up to 200,000 images
+    window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes; fewer where they are large (128 MB)
+    shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global where all encoded images fit a task's cache (128 MB)
     prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
     task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
     tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker
@@ -139,7 +139,7 @@ class Training(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
-    checkpoint_every: int = Field(0, ge=0)  # steps; 0: at the end of every epoch
+    checkpoint_every: int = Field(0, ge=0)  # steps; 0: at the end of an epoch, at most every 20 s
     log_every: int = Field(10, ge=1)  # steps
     augment: Augment | None = None  # null: dataset.train_augment
 
@@ -177,6 +177,13 @@ class Finetune(Training, Downstream):
     task: TaskSpec
     labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _told_apart(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{rate:g}" for rate in rates}) != len(rates):
+            raise ValueError("must differ in their first six digits: the trainings are named by them")
+        return rates
 
 
 Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]

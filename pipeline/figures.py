@@ -45,7 +45,7 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figu
     for k, split in enumerate(splits):
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
     axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _plain(axis, "images per class")
     return figure
 

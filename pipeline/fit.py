@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import fault
-from pipeline.checkpoint import Checkpoint, Checkpoints, write_json
+from pipeline.checkpoint import Checkpoint, Checkpoints, write_atomically, write_json
 from pipeline.config import Training
 from pipeline.errors import StopTraining
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Plan
 from pipeline.stream import Arrays, Loader, Options, TrainOrder, batches
-from tasks.collective import all_sum, barrier, gather_objects, rank, world
+from tasks.collective import all_sum, barrier, broadcast_object, gather_objects, rank, world
 from tasks.learner import Batch, Learner
 
 METRICS = "metrics.jsonl"
+CHECKPOINT_AGE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def fit(job: Job, learner: Learner) -> None:
         StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left.
     """
     trainer = _Trainer(job, learner)
-    step = trainer.resume()
+    step, notes = trainer.resume()
     clock = _Clock(job, step)
+    for line in notes:
+        _append(job.folder, {"note": line})
     for arrays in clock.waiting(batches(job.loader, TrainOrder(job.plan, rank(), world(), step, job.total_steps), trainer.rows, job.options)):
         if step % job.plan.steps == 0 or step == clock.first:
             learner.begin_epoch(step // job.plan.steps)
@@ -65,7 +68,7 @@ def fit(job: Job, learner: Learner) -> None:
         if step % job.training.log_every == 0 or last:
             clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"]})
         fault.maybe(rank(), step)
-        if last or (job.training.checkpoint_every and step % job.training.checkpoint_every == 0):
+        if last or trainer.checkpoint_due(step):
             trainer.save(step)
     learner.eval()
 
@@ -101,6 +104,7 @@ class _Trainer:
         self.per_epoch = schedule is not None and schedule.interval == "epoch"
         self.schedule = build_schedule(schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps)
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.saved = time.monotonic()
         self.model: nn.Module = DistributedDataParallel(learner) if world() > 1 else learner
 
     @property
@@ -139,6 +143,12 @@ class _Trainer:
             f"Its {len(ids)} image ids: {shown} (all in {self.job.folder / 'nonfinite.json'}). A lower optimizer.lr is the usual cure"
         )
 
+    def checkpoint_due(self, step: int) -> bool:
+        """By `checkpoint_every`; for 0 at the end of an epoch, if the last checkpoint is old enough. When one is taken changes no result."""
+        if self.job.training.checkpoint_every:
+            return step % self.job.training.checkpoint_every == 0
+        return step % self.job.plan.steps == 0 and bool(broadcast_object(time.monotonic() - self.saved > CHECKPOINT_AGE_S))
+
     def save(self, step: int) -> None:
         shared = {
             "model": self.learner.state_dict(),
@@ -147,20 +157,20 @@ class _Trainer:
         }
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
         self.checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, "threads": torch.get_num_threads(), "torch": torch.__version__})
+        self.saved = time.monotonic()
 
-    def resume(self) -> int:
-        """Load the newest checkpoint; the number of steps done."""
+    def resume(self) -> tuple[int, list[str]]:
+        """Load the newest checkpoint; the number of steps done, and what the user should know."""
         found, complaints = self.checkpoints.newest()
-        for line in complaints:
-            note(self.job.folder, f"passed over a damaged checkpoint: {line}")
+        notes = [f"passed over a damaged checkpoint: {line}" for line in complaints]
         if found is None:
-            return 0
+            return 0, notes
         if found.meta["plan"] != self.job.plan.key:
             raise StopTraining(f"{self.job.folder}: its checkpoint was made with other images or another order; delete the folder to train anew")
         self._load(found)
         if found.meta["threads"] != torch.get_num_threads() or found.meta["torch"] != torch.__version__ or found.meta["world"] != world():
-            note(self.job.folder, "continued with another number of workers, threads or version of torch: equal up to rounding, not bit by bit")
-        return found.step
+            notes.append("continued with another number of workers, threads or version of torch: equal up to rounding, not bit by bit")
+        return found.step, notes
 
     def _load(self, found: Checkpoint) -> None:
         self.learner.load_state_dict(found.shared["model"])
@@ -174,12 +184,8 @@ def _step_seed(seed: int, step: int, rank_: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank_)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def note(folder: Path, text: str) -> None:
-    """A line for the user, shown by the driver as it follows the metrics. Rank 0 only."""
-    _append(folder, {"note": text})
-
-
 def _append(folder: Path, row: dict[str, Any]) -> None:
+    """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
         with open(folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -257,4 +263,4 @@ def _forget_after(path: Path, step: int) -> None:
             continue
         if row.get("step", 0) <= step:
             kept.append(json.dumps(row) + "\n")
-    path.write_text("".join(kept), "utf-8")
+    write_atomically(path, "".join(kept).encode())

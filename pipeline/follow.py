@@ -1,5 +1,6 @@
 """Progress: a thread of the driver reads what the workers append to their metrics files, shows it, and hands new rows on to MLflow."""
 
+import contextlib
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,6 +38,7 @@ class Followed:
     log: Callable[[Rows], None]
     logged: int = -1
     offset: int = 0
+    last: bytes = b""  # the line that ends at `offset`
     done: float = 0.0  # share of its steps
     notes: set[str] = field(default_factory=set)
     problem: str = ""
@@ -45,15 +48,20 @@ class Followed:
         """The whole lines that were appended since the last call (all of them, when the file was cut back by a resumed worker)."""
         try:
             with open(self.file, "rb") as file:
-                size = file.seek(0, 2)
-                self.offset = 0 if size < self.offset else self.offset
-                file.seek(self.offset)
+                file.seek(self.offset - len(self.last))
+                if file.read(len(self.last)) != self.last:  # cut back, and maybe grown past this place again since
+                    self.offset, self.last = file.seek(0), b""
                 data = file.read()
         except FileNotFoundError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = whole.splitlines(keepends=True)
+        self.offset, self.last = self.offset + len(whole), lines[-1] if lines else self.last
+        rows = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # half a row of a killed worker
+                rows.append(json.loads(line))
+        return rows
 
     def keep(self, rows: Rows) -> None:
         """Rows for MLflow; steps that a resumed worker made again are there already."""
@@ -69,7 +77,7 @@ class Followed:
         try:
             self.log(self.pending)
         except Exception as error:
-            self.problem = str(error).splitlines()[0][:160]
+            self.problem = (str(error) or type(error).__name__).splitlines()[0][:160]
             return
         self.pending, self.problem = [], ""
 
@@ -144,9 +152,7 @@ class Follow:
         self._look()
         for followed in self.files:
             if followed.pending:
-                self.console.print(
-                    f"[yellow]note[/] {followed.label}: {len(followed.pending)} rows are not in MLflow ({followed.problem}): {followed.file}"
-                )
+                self._note(followed, f"{len(followed.pending)} rows are not in MLflow ({followed.problem}): {followed.file}")
         if kind is None:
             self.progress.update(self.task, completed=max(len(self.files), 1))
         self.progress.stop()
@@ -166,12 +172,15 @@ class Follow:
             for row in rows:
                 if "note" in row and row["note"] not in followed.notes:
                     followed.notes.add(row["note"])
-                    self.console.print(f"[yellow]note[/] {followed.label}: {row['note']}")
+                    self._note(followed, row["note"])
             steps = [row for row in rows if "step" in row]
             if steps:
                 self._show(followed, steps[-1])
             followed.keep([row for row in steps if "loss" in row])
             followed.hand_on()
+
+    def _note(self, followed: Followed, text: str) -> None:
+        self.console.print(f"[yellow]note[/] {followed.label}: {escape(text)}", soft_wrap=True)
 
     def _show(self, followed: Followed, row: dict[str, Any]) -> None:
         followed.done = row["step"] / row["of"]

@@ -55,7 +55,11 @@ def load_encoder(folder: Path, image_size: int) -> Encoder:
     Raises:
         UserError: as `encoder_spec`; or the weights do not fit the spec.
     """
-    encoder = Encoder(encoder_spec(folder), image_size)
+    spec = encoder_spec(folder)
+    try:
+        encoder = Encoder(spec, image_size)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'encoder.json'}: its spec is not one of an encoder here: {error}") from None
     try:
         encoder.load_state_dict(load_tensors((folder / "encoder.safetensors").read_bytes()))
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining
 from pipeline.session import verbose
@@ -39,13 +41,14 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
 
 
 def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
-    return _run(payload, on_ray=False)
+    device = torch.device("cuda" if payload["recipe"]["scale"]["gpus_per_worker"] else "cpu")
+    return _run(payload, on_ray=False, device=device)
 
 
-def _run(payload: dict[str, Any], on_ray: bool) -> dict[str, Any]:
+def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
     """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
     recipe = parse(payload["recipe"])
-    worker = Worker.start(recipe, Store.open(Path(payload["store"])), on_ray)
+    worker = Worker.start(recipe, Store.open(Path(payload["store"])), on_ray, device)
     work: Work = importlib.import_module(payload["work"]).work
     try:
         for fields in payload["instances"]:
@@ -58,7 +61,12 @@ def _run(payload: dict[str, Any], on_ray: bool) -> dict[str, Any]:
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
-    return _run(config, on_ray=True)
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cuda":  # collectives over objects use the current device
+        torch.cuda.set_device(device)
+    return _run(config, on_ray=True, device=device)
 
 
 def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     for name, cls in vars(torch.optim).items()
     if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS", "Muon", "SparseAdam")
 }
+_NEED_FUNCTIONS = ("LambdaLR", "MultiplicativeLR", "SequentialLR")
 SCHEDULES: dict[str, type[LRScheduler]] = {
     name: cls
     for name, cls in vars(torch.optim.lr_scheduler).items()
-    if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in ("LambdaLR", "MultiplicativeLR")
+    if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in _NEED_FUNCTIONS
 }
-LENGTHS = ("T_max", "total_steps", "total_iters")  # parameters that mean "the whole training" when they are left out
+LENGTHS = ("T_max", "total_steps")  # parameters that mean "the whole training" when they are left out
 
 
 class _Named(BaseModel):
@@ -59,7 +60,7 @@ class Optimizer(_Named):
 class Schedule(_Named):
     """A class of `torch.optim.lr_scheduler`, or `hyperbolic`: lr / (1 + gamma * max(0, t - t0)) (NAT, section 3.3).
 
-    `interval` is what t counts. A length (T_max, total_steps, total_iters) left out is the whole training.
+    `interval` is what t counts. A length (T_max, total_steps) left out is the whole training.
     """
 
     interval: Literal["step", "epoch"] = "step"

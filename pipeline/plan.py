@@ -16,7 +16,6 @@ from functools import lru_cache
 import numpy as np
 
 MAX_LANES = 16
-GLOBAL_UP_TO = 200_000  # images; `shuffle: auto` permutes up to this many as a whole
 
 
 @dataclass(frozen=True, eq=False)

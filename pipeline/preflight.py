@@ -73,5 +73,8 @@ def check_store(recipe: Recipe, store: "Store") -> None:
             raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
         if isinstance(stage, Evaluate | Finetune):
             for part, ids in (("val", splits.val), ("test", splits.test)):
-                if len(ids) < max(recipe.scale.workers, 1):
-                    raise UserError(f"dataset.{part}_fraction: leaves {len(ids)} {part} images for {max(recipe.scale.workers, 1)} workers: too few")
+                known = int((splits.labels[ids] >= 0).sum())
+                if known < max(recipe.scale.workers, 1):
+                    raise UserError(
+                        f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.workers, 1)} workers: too few"
+                    )

@@ -14,7 +14,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from pipeline.sources import Source, open_source
 from pipeline.store import (
     DAMAGE,
     FORMAT,
+    GROUP_BYTES,
     MANIFEST,
     QUARANTINE,
     ROW_GROUP,
@@ -237,11 +237,11 @@ def _number(shards: list[Shard], folder: Path, each: Each) -> list[Shard]:
 
 def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None:
     """Write `rows` with the ids from shard.first_id on under shard.file, whole or not at all; None if there are no rows."""
-    temporary, rows = _temporary(folder), iter(rows)
+    temporary = _temporary(folder)
     groups: list[int] = []
     try:
         with pq.ParquetWriter(temporary, SCHEMA, **LAYOUT) as writer:
-            while group := list(islice(rows, ROW_GROUP)):
+            for group in _groups(rows):
                 images, labels, paths = zip(*group, strict=True)
                 ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
                 writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths], schema=SCHEMA))
@@ -253,6 +253,20 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None
     finally:
         temporary.unlink(missing_ok=True)
     return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Row groups of ROW_GROUP images, or of fewer where these would be more than GROUP_BYTES: a group is read as a whole."""
+    group: list[Row] = []
+    weight = 0
+    for row in rows:
+        if group and (len(group) == ROW_GROUP or weight + len(row[0]) > GROUP_BYTES):
+            yield group
+            group, weight = [], 0
+        group.append(row)
+        weight += len(row[0])
+    if group:
+        yield group
 
 
 def _rows(file: Path) -> Iterator[Row]:

@@ -61,7 +61,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     client.log_figure(run_id, figures.curves(rows, keys), "figures/curves.png")
     client.log_figure(run_id, _views(worker, stage, instance), "figures/views.png")
     weights = load_tensors((folder / "encoder.safetensors").read_bytes())
-    first = next(tensor for tensor in weights.values() if tensor.ndim == 4)
+    first = next(weights[name] for name in sorted(weights) if weights[name].ndim == 4)  # stages.0...
     client.log_figure(run_id, figures.filters(first.numpy()), "figures/filters.png")
 
 

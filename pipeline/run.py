@@ -130,9 +130,10 @@ class _Runner:
         client.log_artifact(run_id, str(store.path / "quarantine.parquet"))
         client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
         if store.classes:
-            labels = {name: store.labels(name).tolist() for name in store.splits}
-            by_class = {c: [labels[name].count(k) for name in store.splits] for k, c in enumerate(store.classes)}
-            client.log_figure(run_id, figures.counts(by_class, list(store.splits)), "figures/classes.png")
+            names = sorted(store.splits, key=lambda name: store.splits[name].first_id)
+            labels = [store.labels(name).tolist() for name in names]
+            by_class = {c: [part.count(k) for part in labels] for k, c in enumerate(store.classes)}
+            client.log_figure(run_id, figures.counts(by_class, names), "figures/classes.png")
         self.tracking.finish(run_id)
         write_json(instance.folder / PUBLISHED, {"run_id": run_id})
 
@@ -216,6 +217,9 @@ class _Runner:
 
     def close(self, found: list[Row]) -> None:
         """The summary into the parent run, if there is one."""
+        if self.parent_run is None and not self.instances:
+            self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
+            return
         if self.parent_run is None:
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return

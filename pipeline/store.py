@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 
 FORMAT = 1
 ROW_GROUP = 128  # rows: what one random access reads and verifies
+GROUP_BYTES = 16_000_000  # encoded images of a row group, at most (but for a single larger image)
 CACHE_BYTES = 128_000_000  # encoded images kept per process
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,9 +136,10 @@ def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> 
         return
     rows = _on_ray(loader, order, batch_size, options) if options.on_ray else _prefetched(_in_process(loader, order), options.prefetch)
     expected = (ids for k in range(len(order)) for ids in order.task(k)[1])
-    for ids, batch in zip(expected, rows, strict=True):
-        if not np.array_equal(ids, batch["id"]):
-            raise RuntimeError(f"the stream is out of order: expected ids {ids[:4].tolist()}..., got {batch['id'][:4].tolist()}...")
+    for ids, batch in zip_longest(expected, rows):
+        if ids is None or batch is None or not np.array_equal(ids, batch["id"]):
+            planned, got = (None if x is None else x[:4].tolist() for x in (ids, None if batch is None else batch["id"]))
+            raise RuntimeError(f"the stream is out of order: planned were the ids {planned}..., there came {got}...")
         yield batch
 
 

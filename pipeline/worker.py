@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipeline.config import Recipe, Training
 from pipeline.fit import to_batch
-from pipeline.plan import GLOBAL_UP_TO, Plan
+from pipeline.plan import Plan
 from pipeline.splits import Splits, split
-from pipeline.store import Store
+from pipeline.store import CACHE_BYTES, Store
 from pipeline.stream import EvalOrder, Loader, Options, batches
 from tasks.collective import rank, world
 from tasks.learner import Batch
@@ -28,10 +28,10 @@ class Worker:
     options: Options
 
     @staticmethod
-    def start(recipe: Recipe, store: Store, on_ray: bool) -> "Worker":
+    def start(recipe: Recipe, store: Store, on_ray: bool, device: torch.device | None = None) -> "Worker":
+        """`device`: that of a training worker; the driver, which only draws, has none."""
         torch.set_num_threads(recipe.scale.threads)
-        device = torch.device("cuda", torch.cuda.current_device()) if recipe.scale.gpus_per_worker else torch.device("cpu")
-        stream = recipe.stream
+        device, stream = device or torch.device("cpu"), recipe.stream
         options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus)
         return Worker(recipe, store, split(store, recipe.dataset), device, options)
 
@@ -42,9 +42,11 @@ class Worker:
         return Loader(self.store, tuple(op.model_dump() for op in ops), data.image_size, views, seed, data.max_pixels)
 
     def plan(self, ids: np.ndarray, training: Training, seed: int) -> Plan:
-        stream = self.recipe.stream
-        windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and len(ids) > GLOBAL_UP_TO)
-        return Plan(ids, self.store.groups("train")[:, 2], training.batch_size, seed, stream.window, windowed)
+        """The order of a training. A task holds its window's encoded images, so a window has as many as fit the cache, at most."""
+        stream, total = self.recipe.stream, sum(shard.bytes for shard in self.store.shards)
+        per_image = max(total // sum(shard.count for shard in self.store.shards), 1)
+        windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > CACHE_BYTES)
+        return Plan(ids, self.store.groups("train")[:, 2], training.batch_size, seed, min(stream.window, CACHE_BYTES // per_image), windowed)
 
     def sweep(self, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """This worker's part of `ids`, once, with the evaluation augmentation."""

@@ -179,5 +179,5 @@ def test_two_workers_write_a_shard_each_and_one_reads_both(pool: Pool, tmp_path:
     assert [int(s["assignment"]["rows"]) for s in found.shards] == [10, 11]
     folder = next(tmp_path.iterdir())
     shutil.move(folder / "shard-00001-of-00002.safetensors", tmp_path / "elsewhere")
-    with pytest.raises(StopTraining, match="shard-00001-of-00002.safetensors: is missing"):
+    with pytest.raises(StopTraining, match=r"shard-00001-of-00002\.safetensors: is missing"):
         Checkpoints(tmp_path).newest()

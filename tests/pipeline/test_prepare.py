@@ -258,7 +258,9 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     images(root, 0)
     data, before = dataset(root=root), DataContext.get_current().enable_progress_bars
     calls: list[tuple[int, int]] = []
-    stores = [prepare(data, tmp_path / where, where == "ray", lambda done, total: calls.append((done, total))) for where in ("local", "ray")]
+    stores = [
+        prepare(data, tmp_path / where, lambda ray=where == "ray": ray, lambda done, total: calls.append((done, total))) for where in ("local", "ray")
+    ]
     first, second = ({file.name: file.read_bytes() for file in store.path.iterdir()} for store in stores)
     assert sorted(first) == [".lock", MANIFEST, QUARANTINE, "test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]
     assert first == second

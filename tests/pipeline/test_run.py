@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,12 @@ from pipeline.worker import Worker
 from tests import small
 from tests.gloo import Pool
 
+QUIET = Console(quiet=True)
+
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("runs")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
 
 def runs_of(recipe: Recipe) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
 
 def test_the_whole_chain(storage: Path) -> None:
     recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
-    console = Console(file=open(os.devnull, "w"))
+    console = QUIET
     rows = run(recipe, console)
     assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
     assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
@@ -72,7 +73,7 @@ def test_the_whole_chain(storage: Path) -> None:
 def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
     recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
-    rows = run(recipe, Console(file=open(os.devnull, "w")))
+    rows = run(recipe, QUIET)
     assert len(rows) == 3
     assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
 
@@ -80,7 +81,7 @@ def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> N
 def test_a_changed_stage_is_run_and_what_it_rests_on_is_not(storage: Path) -> None:
     recipe = small.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
     before = len(files_of(storage, recipe, "pretrain-*"))
-    run(recipe, Console(file=open(os.devnull, "w")))
+    run(recipe, QUIET)
     assert len(files_of(storage, recipe, "pretrain-*")) == before
     assert len(files_of(storage, recipe, "finetune-*")) == 4
 
@@ -91,7 +92,7 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
     reference = reference.format(run=found["pretrain seed 0"].info.run_id)
     recipe = small.recipe(storage, stages__finetune__encoder=reference, name="referring")
     del recipe.stages["pretrain"], recipe.stages["evaluate"]
-    rows = run(recipe, Console(file=open(os.devnull, "w")))
+    rows = run(recipe, QUIET)
     original = json.loads(files_of(storage, small.recipe(storage), "finetune-seed0-*")[0].joinpath("result.json").read_text())
     previous = [json.loads(f.joinpath("result.json").read_text()) for f in files_of(storage, small.recipe(storage), "finetune-seed0-*")]
     assert original in previous
@@ -118,7 +119,7 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
 )
 def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        run(small.recipe(storage, **changes), Console(file=open(os.devnull, "w")))
+        run(small.recipe(storage, **changes), QUIET)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(files_of(storage, small.recipe(storage), "pretrain-*")) == 2, "nothing was trained"
@@ -128,13 +129,13 @@ def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: di
 def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"storage: .* cannot be written: "):
-        run(small.recipe(tmp_path / where), Console(file=open(os.devnull, "w")))
+        run(small.recipe(tmp_path / where), QUIET)
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
     changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"dataset\.root"):
-        run(small.recipe(tmp_path, **changes), Console(file=open(os.devnull, "w")))
+        run(small.recipe(tmp_path, **changes), QUIET)
 
 
 def test_two_runs_of_one_name_at_once(storage: Path) -> None:
@@ -147,7 +148,7 @@ def test_two_runs_of_one_name_at_once(storage: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     try:
         with pytest.raises(UserError, match="'small' is being run by process 4711"):
-            run(small.recipe(storage), Console(file=open(os.devnull, "w")))
+            run(small.recipe(storage), QUIET)
     finally:
         holder.kill()
         holder.wait()
@@ -161,7 +162,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"train-00000\.parquet: .*sha256"):
-        run(recipe, Console(file=open(os.devnull, "w")))
+        run(recipe, QUIET)
 
 
 def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
     (weights,) = (tmp_path / "copy" / "small").glob("pretrain-seed0-*/encoder/encoder.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"encoder\.safetensors: has \d+ bytes, its manifest says"):
-        run(recipe, Console(file=open(os.devnull, "w")))
+        run(recipe, QUIET)
 
 
 def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +184,11 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(t
 
     monkeypatch.setattr(pretrain, "fit", explode)
     with pytest.raises(StopTraining):
-        run(recipe, Console(file=open(os.devnull, "w")))
+        run(recipe, QUIET)
     failed = runs_of(recipe)
     assert {failed[n].info.status for n in ("small", "pretrain seed 0")} == {"FAILED"}
     monkeypatch.setattr(pretrain, "fit", real)
-    run(recipe, Console(file=open(os.devnull, "w")))
+    run(recipe, QUIET)
     after = runs_of(recipe)
     for name in ("small", "pretrain seed 0"):
         assert after[name].info.run_id == failed[name].info.run_id
@@ -225,7 +226,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
     recipe = on_ray(tmp_path)
     once = tmp_path / "once"
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=4,kind=sigkill,once={once}")
-    run(recipe, Console(file=open(os.devnull, "w")))
+    run(recipe, QUIET)
     assert once.exists(), "the fault was injected"
     (store,) = (tmp_path / "stores").iterdir()
     pool.run(pretrain_below_ray, str(tmp_path / "clean"), str(store))
@@ -238,7 +239,7 @@ def test_a_worker_that_always_fails_ends_in_one_line(tmp_path: Path, ray_free: N
     recipe = on_ray(tmp_path, scale__max_failures=0)
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=2,kind=raise,once={tmp_path / 'once'}")
     with pytest.raises(StageFailed) as caught:
-        run(recipe, Console(file=open(os.devnull, "w")))
+        run(recipe, QUIET)
     assert "injected fault" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch import Tensor
 
 from tasks.encoders import ENCODERS, GRAY, Encoder, Input, pooled, pooled_size
 
-SPECS = [
+SPECS: list[tuple[dict[str, Any], int, list[tuple[int, ...]]]] = [
     ({"name": "convnet", "width": 4, "depth": 3}, 32, [(4, 16, 16), (8, 8, 8), (16, 4, 4)]),
     ({"name": "convnet", "width": 2, "depth": 5}, 32, [(2, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2), (8, 1, 1)]),
     ({"name": "alexnet"}, 224, [(96, 27, 27), (256, 13, 13), (384, 13, 13), (384, 13, 13), (256, 6, 6)]),
@@ -69,7 +71,9 @@ def test_a_new_encoder_is_in_training_mode_and_measuring_it_left_no_trace() -> N
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
 
 
-@pytest.mark.parametrize(("spec", "size"), [({"name": "convnet", "depth": 4}, 15), ({"name": "alexnet"}, 62), ({"name": "alexnet", "stem": "cifar"}, 14)])
+@pytest.mark.parametrize(
+    ("spec", "size"), [({"name": "convnet", "depth": 4}, 15), ({"name": "alexnet"}, 62), ({"name": "alexnet", "stem": "cifar"}, 14)]
+)
 def test_too_small_images_are_named(spec: dict, size: int) -> None:
     with pytest.raises(ValueError, match=rf"images of {size} pixels are too small for {spec['name']}"):
         Encoder(spec, size)

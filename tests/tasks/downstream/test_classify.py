@@ -41,7 +41,8 @@ def changed(learner: Classify) -> tuple[set[str], set[str]]:
 def test_train_head_leaves_the_encoder_and_its_batch_statistics() -> None:
     learner = task(train="head", hidden=(6,))
     different, same = changed(learner)
-    assert {k for k in same if not k.endswith("num_batches_tracked")} == {k for k in learner.state_dict() if k.startswith("encoder.") and "num_b" not in k}
+    assert same >= {k for k in learner.state_dict() if k.startswith("encoder.")}
+    assert any(k.endswith("running_mean") for k in same)
     assert all(k.startswith("head.") for k in different)
     assert {k for k in learner.state_dict() if k.startswith("head.")} <= different
     assert all(p.grad is None for p in learner.encoder.parameters())

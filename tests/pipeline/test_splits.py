@@ -1,0 +1,103 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.splits import Splits, split
+from pipeline.store import Store
+from tests import small
+
+WHOLE: dict[str, Any] = {"dataset__max_train": None, "dataset__max_test": None}
+
+
+def splits(store: Store, **changes: Any) -> Splits:
+    return split(store, small.recipe(Path("unused"), **changes).dataset)
+
+
+def counts(found: Splits, ids: np.ndarray) -> np.ndarray:
+    return np.bincount(found.labels[ids], minlength=10)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.33, 0.5])
+def test_train_and_val_share_the_training_split_and_nothing_else(digits: Store, fraction: float) -> None:
+    found = splits(digits, **WHOLE, dataset__val_fraction=fraction)
+    train, test = digits.splits["train"], digits.splits["test"]
+    assert sorted([*found.train, *found.val]) == list(range(train.first_id, train.first_id + train.count))
+    assert found.test.tolist() == list(range(test.first_id, test.first_id + test.count))
+    assert np.array_equal(found.train, np.sort(found.train))
+    assert np.array_equal(found.val, np.sort(found.val))
+    both = counts(found, np.concatenate((found.train, found.val)))
+    assert (abs(counts(found, found.val) - fraction * both) <= 1).all()
+    assert len(found.val) == pytest.approx(fraction * train.count, abs=5)
+
+
+def test_labels_are_those_of_the_store_by_id(digits: Store) -> None:
+    found = splits(digits)
+    ids = np.concatenate((found.train[:5], found.val[:5], found.test[:5]))
+    assert np.array_equal(found.labels[ids], digits.read(ids)[1])
+    assert len(found.labels) == sum(part.count for part in digits.splits.values())
+
+
+def test_a_function_of_the_split_seed_alone(digits: Store) -> None:
+    first, again, other = splits(digits), splits(digits, seeds=[5], name="other"), splits(digits, dataset__split_seed=1)
+    for name in ("train", "val", "test"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+    whole, other = splits(digits, **WHOLE), splits(digits, **WHOLE, dataset__split_seed=1)
+    assert not np.array_equal(whole.val, other.val), "the held-out part is not drawn"
+
+
+def test_a_subset_has_the_size_that_is_asked(digits: Store) -> None:
+    found = splits(digits, dataset__max_train=200, dataset__max_test=33)
+    assert len(found.train) + len(found.val) == 200
+    assert len(found.test) == 33
+    assert len({*found.train, *found.val, *found.test}) == 233
+    whole = splits(digits, **WHOLE)
+    assert {*found.train, *found.val} <= {*whole.train, *whole.val}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> None:
+    count = digits.splits[part].count
+    assert splits(digits, **{f"dataset__max_{part}": count})
+    with pytest.raises(UserError, match=rf"dataset\.max_{part}: {count + 1} is more than the {count} images"):
+        splits(digits, **{f"dataset__max_{part}": count + 1})
+
+
+@pytest.mark.parametrize("per_class", [1, 4, 8])
+def test_few_are_so_many_training_images_of_each_class(digits: Store, per_class: int) -> None:
+    found = splits(digits, **WHOLE)
+    few = found.few(per_class, 0)
+    assert counts(found, few).tolist() == [per_class] * 10
+    assert len(np.unique(few)) == len(few)
+    assert set(few) <= set(found.train)
+    assert np.array_equal(few, np.sort(few))
+
+
+def test_few_are_a_function_of_the_seed(digits: Store) -> None:
+    found = splits(digits, **WHOLE)
+    assert np.array_equal(found.few(4, 0), found.few(4, 0))
+    assert len({tuple(found.few(4, seed)) for seed in range(5)}) == 5
+
+
+def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
+    found = splits(digits)
+    sizes = counts(found, found.train)
+    assert len(found.few(int(sizes.min()), 0)) == 10 * sizes.min()
+    label = int(np.flatnonzero(sizes < sizes.min() + 1)[0])
+    with pytest.raises(UserError, match=rf"labels_per_class: {sizes.min() + 1} is more than the {sizes.min()} training images of class {label}"):
+        found.few(int(sizes.min()) + 1, 0)
+
+
+def test_images_without_a_label_are_never_among_the_few() -> None:
+    labels = np.array([0, 1, -1, 0, 1, -1, 1, 0])
+    found = Splits(np.arange(7), np.arange(0), np.array([7]), labels)
+    assert found.few(None, 0).tolist() == [0, 1, 3, 4, 6]
+    assert found.few(2, 0).tolist() in ([0, 1, 3, 4], [0, 1, 3, 6], [0, 3, 4, 6])
+
+
+def test_all_labels_are_all_training_images(digits: Store) -> None:
+    found = splits(digits)
+    assert np.array_equal(found.few(None, 3), found.train)
