@@ -1,12 +1,13 @@
 """Normalisation layers by name. `sync` takes batch statistics over all workers, on CPUs as well (torch's own refuses CPU tensors)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tasks.collective import all_sum, world
+from tasks.collective import all_sum, gather, world
 
 Norm = Literal["batch", "sync", "group"]
 
@@ -32,21 +33,45 @@ class SyncBatchNorm(BatchNorm):
         if not self.training or world() == 1:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self._normalise(x.float() if x.dtype != torch.float64 else x).to(x.dtype)
+            full = x.to(torch.promote_types(x.dtype, torch.float32))
+            y, mean, variance = _GlobalNorm.apply(full, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+            self._remember(mean, variance, x.numel() // x.shape[1] * world())
+            return y.to(x.dtype)  # type: ignore[no-any-return]
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        dims = [0, *range(2, x.ndim)]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        count = x.numel() // x.shape[1] * world()
-        mean = all_sum(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = all_sum(centred.square().sum(dims)) / count  # two passes: E[x^2] - E[x]^2 cancels in float32
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        with torch.no_grad():
-            momentum = 0.1 if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var.dtype), momentum)
-            self.num_batches_tracked.add_(1)
-        return centred * (variance + self.eps).rsqrt().view(shape) * self.weight.view(shape) + self.bias.view(shape)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var.dtype), momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class _GlobalNorm(torch.autograd.Function):
+    """(B, C, ...) on every worker, equal B -> normalised with the mean and biased variance (C,) of all; one collective each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [0, *range(2, x.ndim)]
+        spread, centre = torch.var_mean(x, dims, correction=0)
+        parts = gather(torch.stack((centre, spread))[None])
+        # The parts are equally large: variances add up with those of the means. E[x^2] - E[x]^2 would cancel in float32.
+        mean = parts[:, 0].mean(0)
+        variance = parts[:, 1].mean(0) + (parts[:, 0] - mean).square().mean(0)
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, scale = ctx.saved_tensors
+        dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+        normalised = (x - mean.view(shape)) * scale.view(shape)
+        mine = torch.stack((grad.sum(dims), (grad * normalised).sum(dims)))
+        everyone = all_sum(mine) / (x.numel() // x.shape[1] * world())
+        inner = grad - everyone[0].view(shape) - normalised * everyone[1].view(shape)
+        # The weights' gradients are this worker's own: DistributedDataParallel averages them like any other.
+        return inner * (weight * scale).view(shape), mine[1], mine[0], None
