@@ -71,7 +71,7 @@ def _run(path: Path, overrides: tuple[str, ...], only: str | None, verbose: bool
     recipe = load(path, overrides)
     console = Console(stderr=True)
     found = run(recipe, console, only)
-    out = Console(width=None if sys.stdout.isatty() else 120)
+    out = Console(width=None if sys.stdout.isatty() else 140)
     if found:
         out.print(table(recipe, found))
     out.print(f"Results, curves and pictures:  mlflow ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)

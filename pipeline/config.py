@@ -91,6 +91,11 @@ class Dataset(Strict):
 
     _augment = field_validator("train_augment", "eval_augment")(_check_augment)
 
+    @field_validator("root")
+    @classmethod
+    def _home(cls, root: Path | None) -> Path | None:
+        return root and root.expanduser()
+
     @model_validator(mode="after")
     def _root(self) -> "Dataset":
         if (self.root is None) != (self.source == "digits"):
@@ -311,6 +316,8 @@ def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
         return value
     known = {file.stem: file for file in sorted((conf / group).glob("*.yaml"))}
     if value["name"] not in known:
+        if group == "dataset" and "source" in value:  # one of the user's own, whole in the recipe
+            return value
         raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest(value['name'], known)}")
     return _merge(yaml_strict.read(known[value["name"]]), value)
 

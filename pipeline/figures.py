@@ -50,8 +50,9 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figu
     return figure
 
 
-def curves(rows: Sequence[Mapping[str, float]], keys: Sequence[str]) -> Figure:
-    """Values over steps, a panel each."""
+def curves(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """The logged values over steps, a panel each."""
+    keys = [key for key in (rows[-1] if rows else ()) if key not in ("step", "of", "epoch", "time")] or ["loss"]
     figure = Figure(figsize=(3.6 * len(keys), 2.8), layout="constrained", facecolor="white")
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
         axis.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], color=BLUE, linewidth=1.4)

@@ -97,5 +97,5 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, in
     for arm in ARMS:
         tracking.numbers(run_id, {key: result[arm][key] for key in ("val", "test", "lr")}, f"{arm}/")
         rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS)
-        tracking.client.log_figure(run_id, figures.curves(rows, ["loss", "accuracy"]), f"figures/curves_{arm}.png")
+        tracking.client.log_figure(run_id, figures.curves(rows), f"figures/curves_{arm}.png")
     tracking.client.log_dict(run_id, {"labelled_ids": _few(worker, stage, instance).tolist(), **result}, "finetune.json")

@@ -5,6 +5,7 @@ The state after step k is a function of (config, seed, k) alone: batches come fr
 never stopped.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -170,6 +171,8 @@ class _Trainer:
         self._load(found)
         if found.meta["threads"] != torch.get_num_threads() or found.meta["torch"] != torch.__version__ or found.meta["world"] != world():
             notes.append("continued with another number of workers, threads or version of torch: equal up to rounding, not bit by bit")
+        if found.step < self.job.total_steps:
+            notes.append(f"continued from the checkpoint of step {found.step} of {self.job.total_steps}")
         return found.step, notes
 
     def _load(self, found: Checkpoint) -> None:
@@ -212,7 +215,10 @@ class SweepProgress:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged rows of a training, in the order of their steps."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # the last line of a killed worker
+            rows.append(json.loads(line))
     return [row for row in rows if "loss" in row]
 
 

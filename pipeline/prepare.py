@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import StageFailed, UserError
 from pipeline.images import BadImage, open_rgb
 from pipeline.sources import Source, open_source
 from pipeline.store import (
@@ -149,6 +149,8 @@ def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Generator[Job, None,
         done = rows.map_batches(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
         for row in done.iter_rows():
             yield json.loads(row["result"])
+    except ray.exceptions.RayError as error:
+        raise StageFailed(f"prepare: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
     finally:
         context.enable_progress_bars, context.print_on_execution_start = before
 

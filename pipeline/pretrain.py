@@ -57,8 +57,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     folder = instance.folder / "encoder"
     tracking.log_encoder(run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None)
     rows = read_metrics(instance.folder / METRICS)
-    keys = [key for key in rows[-1] if key not in ("step", "of", "epoch", "time")]
-    client.log_figure(run_id, figures.curves(rows, keys), "figures/curves.png")
+    client.log_figure(run_id, figures.curves(rows), "figures/curves.png")
     client.log_figure(run_id, _views(worker, stage, instance), "figures/views.png")
     weights = load_tensors((folder / "encoder.safetensors").read_bytes())
     first = next(weights[name] for name in sorted(weights) if weights[name].ndim == 4)  # stages.0...

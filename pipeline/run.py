@@ -196,9 +196,12 @@ class _Runner:
         """The folder of the encoder that a downstream stage starts from, its files checked."""
         if stage.encoder != "previous":
             return self.references[name][1]
-        folder = self._previous(name, seed).folder / "encoder"
-        encoder_spec(folder)
-        return folder
+        upstream = self._previous(name, seed)
+        try:
+            encoder_spec(upstream.folder / "encoder")
+        except UserError as error:
+            raise UserError(f"{error}; delete {upstream.folder} and run again: {upstream.label} is made anew from its seed") from None
+        return upstream.folder / "encoder"
 
     def _previous(self, name: str, seed: int) -> Instance:
         before = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
