@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from pipeline import yaml_strict
 from pipeline.augment import CROPS, OPS
+from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
 from tasks.downstream import TASKS
@@ -257,7 +257,7 @@ def parse(raw: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, raw) for e in error.errors())) from None
+        raise UserError(explain(error, raw, Recipe)) from None
 
 
 def digest(value: Any) -> str:
@@ -325,64 +325,3 @@ def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {key: _merge(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
     return {**base, **over, **both}
-
-
-def _explain(error: Any, raw: Any) -> str:
-    """One pydantic error as one line: dotted key, value, what is valid."""
-    key = _dotted(error["loc"], raw)
-    last, kind, context = str(error["loc"][-1]) if error["loc"] else "", error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; {suggest(last, _siblings(error['loc']))}"
-    if kind == "missing":
-        return f"{key}: is missing and has no default"
-    if kind == "union_tag_invalid":
-        tag = context["discriminator"].strip("'")
-        return f"{key}.{tag}: {context['tag']!r} is unknown; {suggest(context['tag'], context['expected_tags'].replace(chr(39), '').split(', '))}"
-    if kind == "union_tag_not_found":
-        return f"{key}.{context['discriminator'].strip(chr(39))}: is missing and has no default"
-    message = str(context["error"]) if kind == "value_error" else error["msg"].replace("Input should", "must").replace("Tuple should", "must")
-    if kind == "value_error" and isinstance(error["input"], dict):  # a check over a whole section: its text names the key
-        return f"{key}: {message}" if key else message
-    shown = json.dumps(error["input"], default=str)
-    return f"{key}: {shown if len(shown) < 80 else shown[:77] + '...'} is not valid: {message}"
-
-
-def _dotted(loc: tuple[Any, ...], raw: Any) -> str:
-    """The key as the user wrote it: pydantic puts the tags of unions in between."""
-    parts: list[str] = []
-    for depth, part in enumerate(loc):
-        here = raw[part] if isinstance(raw, list) and isinstance(part, int) and part < len(raw) else None
-        if isinstance(raw, dict) and part in raw:
-            here = raw[part]
-        elif here is None and depth < len(loc) - 1:
-            continue
-        parts.append(str(part))
-        if depth < len(loc) - 1:
-            raw = here
-    return ".".join(parts)
-
-
-def _siblings(loc: tuple[Any, ...]) -> list[str]:
-    """The keys that are valid beside the last part of `loc`, found by walking the models along it."""
-    here: Any = Recipe
-    for part in loc[:-1]:
-        here = _step(here, part)
-    return list(getattr(_plain(here), "model_fields", {}))
-
-
-def _plain(annotation: Any) -> Any:
-    """Without `Annotated` and `| None`."""
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    members = [a for a in get_args(annotation) if a is not NoneType]
-    return _plain(members[0]) if get_origin(annotation) in (Union, UnionType) and len(members) == 1 else annotation
-
-
-def _step(annotation: Any, part: Any) -> Any:
-    here = _plain(annotation)
-    if isinstance(here, type) and issubclass(here, BaseModel):
-        return here.model_fields[part].annotation
-    if get_origin(here) in (dict, tuple):
-        return get_args(here)[get_origin(here) is dict]
-    tagged = (m for m in get_args(here) for f in m.model_fields.values() if get_origin(f.annotation) is Literal and part in get_args(f.annotation))
-    return next(tagged)

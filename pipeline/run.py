@@ -113,7 +113,8 @@ class _Runner:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
         preflight.check_store(self.recipe, self.store)
         if self.store.quarantined:
-            self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded: {self.store.path / 'quarantine.parquet'}")
+            where = self.store.path / "quarantine.parquet"
+            self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded, listed in {where}", soft_wrap=True)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         if not (instance.folder / PUBLISHED).exists():
