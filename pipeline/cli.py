@@ -74,7 +74,8 @@ def _run(path: Path, overrides: tuple[str, ...], only: str | None, verbose: bool
     out = Console(width=None if sys.stdout.isatty() else 140)
     if found:
         out.print(table(recipe, found))
-    out.print(f"Results, curves and pictures:  mlflow ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+    mlflow = Path(sys.executable).parent / "mlflow"
+    out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
 
 
 def _terminate(number: int, frame: Any) -> None:
