@@ -213,3 +213,22 @@ def test_all_workers_stop_when_one_loss_is_not_finite(pool: Pool, tmp_path: Path
     assert answers[0] == answers[1]
     assert "step 1 is not finite" in answers[0]
     assert "Its 16 image ids" in answers[0]
+
+
+def first_loss(folder: Path) -> float:
+    return float(read_metrics(folder / "job" / METRICS)[0]["loss"])
+
+
+def test_the_memory_layout_changes_no_more_than_rounding(tmp_path: Path, digits: Store) -> None:
+    _, plain = train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
+    _, other = train(tmp_path / "other", digits, stages__pretrain__epochs=1, stages__pretrain__channels_last=True)
+    for name, weight in plain.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_computes_roughly_the_same_with_float32_weights(tmp_path: Path, digits: Store) -> None:
+    train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
+    _, weights = train(tmp_path / "bf16", digits, stages__pretrain__epochs=1, stages__pretrain__precision="bf16")
+    assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
+    assert first_loss(tmp_path / "bf16") == pytest.approx(first_loss(tmp_path / "plain"), rel=0.02)
+    assert first_loss(tmp_path / "bf16") != first_loss(tmp_path / "plain")
