@@ -10,7 +10,6 @@ arrives by an atomic rename. A folder without a manifest is what a killed worker
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from pipeline.durable import write_flushed, write_json
 from pipeline.errors import StopTraining
 from tasks.collective import broadcast_object, gather_objects, rank, world
 
@@ -41,36 +41,6 @@ class Checkpoint:
     shared: dict[str, Any]
     shards: list[dict[str, dict[str, Tensor]]]
     meta: dict[str, Any]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is either absent (or as before) or whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -102,7 +72,7 @@ def seal(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
 
 def put(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
     """Write one file of a folder that will be sealed; its line of the manifest."""
-    _write(folder / name, data)
+    write_flushed(folder / name, data)
     return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline import figures
-from pipeline.checkpoint import write_json
 from pipeline.config import Evaluate
+from pipeline.durable import write_json
 from pipeline.fit import METRICS, SweepProgress
 from pipeline.handover import load_encoder
 from pipeline.stage import RESULT, Instance

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import fault
-from pipeline.checkpoint import Checkpoint, Checkpoints, write_atomically, write_json
+from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.config import Training
+from pipeline.durable import write_atomically, write_json
 from pipeline.errors import StopTraining
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Plan

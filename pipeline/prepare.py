@@ -10,9 +10,8 @@ import functools
 import hashlib
 import json
 import os
-import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +20,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.durable import put_in_place, temporary_in, write_json
 from pipeline.errors import StageFailed, UserError
 from pipeline.images import BadImage, open_rgb
+from pipeline.shards import Row, read_rows, write_shard
 from pipeline.sources import Source, open_source
 from pipeline.store import (
     DAMAGE,
     FORMAT,
-    GROUP_BYTES,
     MANIFEST,
     QUARANTINE,
-    ROW_GROUP,
-    SCHEMA,
     SHARD_NAME,
     Shard,
     Store,
     canonical,
-    file_sha256,
     manifest_hash,
     repair,
 )
@@ -47,16 +44,7 @@ if TYPE_CHECKING:
 PART = 2048  # images of the source per task and shard
 DECIDING = ("source", "image_column", "label_column", "test_fraction", "split_seed", "max_pixels")  # fields that change the store
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
-# The images are compressed already; statistics and a dictionary of them would only copy them
-LAYOUT: dict[str, Any] = {
-    "compression": {"id": "zstd", "image": "none", "label": "zstd", "path": "zstd"},
-    "use_dictionary": False,
-    "write_statistics": ["id", "label"],
-    "write_page_checksum": True,
-}
-
 Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
-Row = tuple[bytes, int, str]  # encoded image, label, path
 
 
 def prepare(dataset: "Dataset", stores: Path, on_ray: Callable[[], bool], progress: Callable[[int, int], None]) -> Store:
@@ -101,7 +89,7 @@ def _prepare_anew(dataset: "Dataset", source: Source, folder: Path, each: Each, 
             if not any(shard.split == "train" for shard in shards):
                 raise UserError(f"{_too_many(folder, len(bad), sum(source.splits.values()), bad[0])}; no image is left for training")
             root = None if dataset.root is None else str(dataset.root)
-            _write_manifest(folder, _manifest(source, root, shards, len(bad), _seen(results)))
+            write_json(folder / MANIFEST, _manifest(source, root, shards, len(bad), _seen(results)))
     return Store.open(folder)
 
 
@@ -212,7 +200,7 @@ class Renumber:
         """A shard with its new `first_id` -> {shard} or {error}."""
         shard = Shard(**job)
         try:
-            written = write_shard(self.folder, shard, _rows(self.folder / shard.file))
+            written = write_shard(self.folder, shard, read_rows(self.folder / shard.file))
         except OSError as error:
             return {"error": _storage_problem(self.folder / shard.file, error)}
         return {"shard": written and asdict(written)}
@@ -237,77 +225,11 @@ def _number(shards: list[Shard], folder: Path, each: Each) -> list[Shard]:
     return [anew.get(shard.file, shard) for shard in shards]
 
 
-def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None:
-    """Write `rows` with the ids from shard.first_id on under shard.file, whole or not at all; None if there are no rows."""
-    temporary = _temporary(folder)
-    groups: list[int] = []
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA, **LAYOUT) as writer:
-            for group in _groups(rows):
-                images, labels, paths = zip(*group, strict=True)
-                ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
-                writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths], schema=SCHEMA))
-                groups.append(len(group))
-        if not groups:
-            return None
-        size, sha256 = temporary.stat().st_size, file_sha256(temporary)
-        _put(temporary, folder / shard.file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
-
-
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Row groups of ROW_GROUP images, or of fewer where these would be more than GROUP_BYTES: a group is read as a whole."""
-    group: list[Row] = []
-    weight = 0
-    for row in rows:
-        if group and (len(group) == ROW_GROUP or weight + len(row[0]) > GROUP_BYTES):
-            yield group
-            group, weight = [], 0
-        group.append(row)
-        weight += len(row[0])
-    if group:
-        yield group
-
-
-def _rows(file: Path) -> Iterator[Row]:
-    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-        for group in range(opened.num_row_groups):
-            table = opened.read_row_group(group, columns=["image", "label", "path"], use_threads=False)
-            yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".{uuid.uuid4().hex}.tmp"
-
-
-def _put(temporary: Path, file: Path) -> None:
-    """Move a written file to its name, so that after a power cut it is whole or not there."""
-    _sync(temporary)
-    os.replace(temporary, file)
-    _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _write_quarantine(folder: Path, bad: list[tuple[str, str, str]]) -> None:
     columns = [pa.array([row[k] for row in bad], pa.string()) for k in range(3)]
-    temporary = _temporary(folder)
+    temporary = temporary_in(folder)
     pq.write_table(pa.table(columns, schema=QUARANTINE_SCHEMA), temporary)
-    _put(temporary, folder / QUARANTINE)
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = _temporary(folder)
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    _put(temporary, folder / MANIFEST)
+    put_in_place(temporary, folder / QUARANTINE)
 
 
 def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, seen: Job) -> dict[str, Any]:

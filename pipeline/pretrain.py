@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
 
 from pipeline import figures
-from pipeline.checkpoint import write_json
 from pipeline.config import Pretrain
+from pipeline.durable import write_json
 from pipeline.fit import METRICS, Job, fit, read_metrics
 from pipeline.handover import save_encoder
 from pipeline.stage import RESULT, Instance

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import evaluate, figures, finetune, preflight, pretrain
-from pipeline.checkpoint import write_json
 from pipeline.config import Downstream, Recipe, digest
+from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.follow import Counted, Follow, Followed
 from pipeline.handover import check_same, encoder_spec

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import write_json
 from pipeline.config import Recipe
+from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.stage import Instance
 from pipeline.store import Store

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import prepare as module
+from pipeline import shards
 from pipeline.config import Dataset
 from pipeline.errors import UserError
 from pipeline.images import decode
@@ -56,7 +57,7 @@ def local(data: Dataset, stores: Path) -> Store:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 images a shard, 4 a row group."""
     monkeypatch.setattr(module, "PART", 10)
-    monkeypatch.setattr(module, "ROW_GROUP", 4)
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
 
 
 def greys(store: Store) -> list[int]:
@@ -212,7 +213,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.pq.ParquetWriter, "write_table", full)
+        patch.setattr(shards.pq.ParquetWriter, "write_table", full)
         with pytest.raises(UserError, match=r"out/tiny-[0-9a-f]{12}/train-00000\.parquet: cannot be written: No space left on device"):
             local(data, tmp_path / "out")
     (folder,) = (tmp_path / "out").iterdir()
