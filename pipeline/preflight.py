@@ -3,17 +3,13 @@
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training
 from pipeline.errors import UserError
 from pipeline.session import check_local
 from pipeline.sources import open_source
-from pipeline.splits import split
+from pipeline.splits import Splits
 from tasks.encoders import Encoder
-
-if TYPE_CHECKING:
-    from pipeline.store import Store
 
 
 def check(recipe: Recipe) -> None:
@@ -55,13 +51,12 @@ def _check_storage(storage: Path) -> None:
         raise UserError(f"storage: {str(storage)!r} cannot be written: {os.strerror(error.errno or 0)}; valid: a folder you may write to") from None
 
 
-def check_store(recipe: Recipe, store: "Store") -> None:
+def check_images(recipe: Recipe, splits: Splits) -> None:
     """The recipe against the images that there are, once they are prepared.
 
     Raises:
         UserError: a batch larger than its images, too few images of a class, an empty held-out part.
     """
-    splits = split(store, recipe.dataset)
     for name, stage in recipe.stages.items():
         images = len(splits.train)
         if isinstance(stage, Finetune):

@@ -111,11 +111,11 @@ class _Runner:
         seen = Counted(self.console, "prepare")
         with seen:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
-        preflight.check_store(self.recipe, self.store)
+        self.worker = Worker.start(self.recipe, self.store, on_ray=False)
+        preflight.check_images(self.recipe, self.worker.splits)
         if self.store.quarantined:
             where = self.store.path / "quarantine.parquet"
             self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded, listed in {where}", soft_wrap=True)
-        self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         if not (instance.folder / PUBLISHED).exists():
             self._publish_store(instance)
