@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 Rng = np.random.Generator
 Unit = Annotated[float, Gt(0.0), Le(1.0)]
@@ -27,14 +27,19 @@ def generator(seed: int, epoch: int, image_id: int, view: int) -> Rng:
 def center_crop(image: Image.Image, rng: Rng, size: int, *, scale: Unit = 1.0) -> Image.Image:
     """The central square whose side is `scale` times the shorter side (0.875: resize to 256, then crop 224)."""
     side = scale * min(image.size)
-    return _resized(image, (image.width - side) / 2, (image.height - side) / 2, side, side, size)
+    return _resized(image, _at(0.5, image.width - side, side == size), _at(0.5, image.height - side, side == size), side, side, size)
 
 
 def random_crop(image: Image.Image, rng: Rng, size: int, *, scale: Unit = 0.875) -> Image.Image:
     """A square at a random place, its side `scale` times the shorter side (NAT: shorter side to 256, random crop of 224)."""
     side = scale * min(image.size)
     x, y = rng.random(2)
-    return _resized(image, x * (image.width - side), y * (image.height - side), side, side, size)
+    return _resized(image, _at(x, image.width - side, side == size), _at(y, image.height - side, side == size), side, side, size)
+
+
+def _at(share: float, free: float, whole: bool) -> float:
+    """The place of a box that may move by `free` pixels, `share` of the way; `whole`: on a whole pixel, so that a crop that does not scale copies."""
+    return min(float(int(share * (free + 1))), free) if whole else share * free
 
 
 def random_shift(image: Image.Image, rng: Rng, size: int, *, padding: Annotated[int, Ge(0)] = 4) -> Image.Image:
@@ -86,6 +91,42 @@ def random_affine(
     return image.transform((size, size), Image.Transform.AFFINE, matrix, BILINEAR)
 
 
+Strength = Annotated[float, Ge(0.0), Le(1.0)]
+
+
+def color_jitter(
+    image: Image.Image,
+    rng: Rng,
+    size: int,
+    *,
+    brightness: Strength = 0.4,
+    contrast: Strength = 0.4,
+    saturation: Strength = 0.4,
+    hue: Annotated[float, Ge(0.0), Le(0.5)] = 0.1,
+) -> Image.Image:
+    """torchvision's ColorJitter: factors uniform in 1 +- strength (hue: a shift in +- `hue` turns), in random order."""
+    factors = [1 + rng.uniform(-strength, strength) for strength in (brightness, contrast, saturation)]
+    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    shift = rng.uniform(-hue, hue)
+    for k in rng.permutation(4):
+        if k < 3:
+            image = enhancers[k](image).enhance(factors[k])
+        elif hue:
+            image = _turned(image, shift)
+    return image
+
+
+def _turned(image: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    shifted = (np.asarray(hue, np.int16) + round(255 * turns)) % 256
+    return Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+def random_grayscale(image: Image.Image, rng: Rng, size: int, *, p: Annotated[float, Ge(0.0), Le(1.0)] = 0.2) -> Image.Image:
+    """Without its colours with probability `p`."""
+    return image.convert("L").convert("RGB") if rng.random() < p else image
+
+
 def _resized(image: Image.Image, left: float, top: float, width: float, height: float, size: int) -> Image.Image:
     # Rounding may push a box over the edge by 1e-13, which PIL refuses.
     box = (max(left, 0.0), max(top, 0.0), min(left + width, image.width), min(top + height, image.height))
@@ -98,7 +139,13 @@ CROPS: dict[str, Callable[..., Image.Image]] = {
     "random_shift": random_shift,
     "random_resized_crop": random_resized_crop,
 }
-OPS: dict[str, Callable[..., Image.Image]] = {**CROPS, "horizontal_flip": horizontal_flip, "random_affine": random_affine}
+OPS: dict[str, Callable[..., Image.Image]] = {
+    **CROPS,
+    "horizontal_flip": horizontal_flip,
+    "random_affine": random_affine,
+    "color_jitter": color_jitter,
+    "random_grayscale": random_grayscale,
+}
 
 
 def apply(image: Image.Image, ops: Sequence[Mapping[str, Any]], rng: Rng, size: int) -> np.ndarray:

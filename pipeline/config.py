@@ -1,7 +1,8 @@
 """YAML + `key=value` overrides -> one frozen, typed `Recipe`.
 
 A recipe is one YAML file. A mapping that has a `name` (`dataset`, `scale`, a stage's `method` or `task`) starts from the file of that
-name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then the overrides, are laid over it.
+name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then the overrides, are laid over it. `defaults.<kind>` is laid under
+every stage of that kind.
 """
 
 import hashlib
@@ -21,11 +22,12 @@ from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
 from tasks.downstream import TASKS
-from tasks.encoders import ENCODERS, Input
+from tasks.encoders import ENCODERS, Shared
 from tasks.pretrain import METHODS
 
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
+KINDS = ("pretrain", "evaluate", "finetune")
 
 
 class Strict(BaseModel):
@@ -59,7 +61,7 @@ else:
     AugmentOp = _one_of(OPS, "op")
     MethodSpec = _one_of({name: cls.__init__ for name, cls in METHODS.items()}, "name")
     TaskSpec = _one_of({name: cls.__init__ for name, cls in TASKS.items()}, "name")
-    EncoderSpec = _one_of(ENCODERS, "name", **_parameters(Input.__init__))
+    EncoderSpec = _one_of(ENCODERS, "name", **_parameters(Shared))
 Augment = tuple[AugmentOp, ...]
 
 
@@ -144,6 +146,7 @@ class Training(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    accumulate: int = Field(1, ge=1)  # parts that a worker's share of a batch is embedded in: memory of one part, gradient of the whole
     checkpoint_every: int = Field(0, ge=0)  # steps; 0: at the end of an epoch, at most every 20 s
     log_every: int = Field(10, ge=1)  # steps
     augment: Augment | None = None  # null: dataset.train_augment
@@ -157,6 +160,9 @@ class Training(Strict):
 class Pretrain(Training):
     kind: Literal["pretrain"]
     method: MethodSpec
+    first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
+    labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
+    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed, as in a finetune stage; null: all labels of the training split
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
@@ -294,19 +300,27 @@ def _conf_root(recipe: Path) -> Path:
 
 
 def _compose(raw: dict[str, Any], conf: Path) -> dict[str, Any]:
-    out = {key: _with_group(conf, key, value, key) if key in GROUPS else value for key, value in raw.items()}
+    defaults = raw.get("defaults", {})
+    if not isinstance(defaults, dict) or not all(isinstance(section, dict) for section in defaults.values()):
+        raise UserError("defaults: must be sections of settings, one for a kind of stage, e.g. defaults.finetune")
+    for kind in defaults:
+        if kind not in KINDS:
+            raise UserError(f"defaults.{kind}: no such kind of stage; {suggest(kind, KINDS)}")
+    out = {key: _with_group(conf, key, value, key) if key in GROUPS else value for key, value in raw.items() if key != "defaults"}
     stages = out.get("stages")
     if isinstance(stages, dict):
-        out["stages"] = {name: _compose_stage(conf, name, stage) for name, stage in stages.items()}
+        out["stages"] = {name: _compose_stage(conf, name, stage, defaults) for name, stage in stages.items()}
     return out
 
 
-def _compose_stage(conf: Path, name: str, stage: Any) -> Any:
+def _compose_stage(conf: Path, name: str, stage: Any, defaults: dict[str, dict[str, Any]]) -> Any:
     stage = {} if stage is None else stage
     if not isinstance(stage, dict):
         return stage
+    stage = {"kind": name, **stage}
+    stage = _merge(defaults.get(str(stage["kind"]), {}), stage)
     groups = {key: _with_group(conf, key, stage[key], f"stages.{name}.{key}") for key in STAGE_GROUPS if key in stage}
-    return {"kind": name, **stage, **groups}
+    return {**stage, **groups}
 
 
 def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
@@ -319,9 +333,13 @@ def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
         if group == "dataset" and "source" in value:  # one of the user's own, whole in the recipe
             return value
         raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest(value['name'], known)}")
-    return _merge(yaml_strict.read(known[value["name"]]), value)
+    base = yaml_strict.read(known[value["name"]])
+    return _merge(base, {**value, "name": base["name"]})  # a file may set up something of another name: instance.yaml is a super_and
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section; a section of another `name` (another optimiser, say) takes the place of the one below it."""
+    if "name" in over and over["name"] != base.get("name", over["name"]):
+        return over
     both = {key: _merge(base[key], over[key]) for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
     return {**base, **over, **both}

@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 
@@ -33,6 +34,18 @@ def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, 
     for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(caption, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
+    """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
+    columns = max(len(images_) for images_ in shown.values())
+    figure, axes = _grid(len(shown), columns, 1.15)
+    for line, (caption, images_) in zip(axes, shown.items(), strict=True):
+        for axis, picture in zip(line, images_, strict=False):
+            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        line[0].set_title(caption, fontsize=8, loc="left")
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -58,8 +58,9 @@ def _few(worker: Worker, stage: Finetune, instance: Instance) -> np.ndarray:
 
 def _job(worker: Worker, stage: Finetune, instance: Instance, folder: Path, rate: float) -> Job:
     training = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"lr": rate})})
-    plan = worker.plan(_few(worker, stage, instance), stage, instance.seed)
-    return Job(folder, training, plan, worker.loader(stage, 1, instance.seed), instance.seed, worker.options, worker.device)
+    plan = worker.plan(_few(worker, stage, instance), stage.batch_size, instance.seed)
+    loader = worker.loader(worker.views(stage), instance.seed)
+    return Job(folder, training, plan, loader, instance.seed, worker.options, worker.device, withheld=plan.ids[:0])
 
 
 def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Task:

@@ -8,7 +8,7 @@ never stopped.
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pipeline import fault
 from pipeline.checkpoint import Checkpoint, Checkpoints
@@ -24,7 +25,7 @@ from pipeline.config import Training
 from pipeline.durable import write_atomically, write_json
 from pipeline.errors import StopTraining
 from pipeline.optim import build_optimizer, build_schedule
-from pipeline.plan import Plan
+from pipeline.plan import Batches
 from pipeline.stream import Arrays, Loader, Options, TrainOrder, batches
 from tasks.collective import all_sum, barrier, broadcast_object, gather_objects, rank, world
 from tasks.learner import Batch, Learner
@@ -39,11 +40,12 @@ class Job:
 
     folder: Path
     training: Training
-    plan: Plan
+    plan: Batches
     loader: Loader
     seed: int
     options: Options
     device: torch.device
+    withheld: np.ndarray  # ids whose labels the learner must not see, sorted
 
     @property
     def total_steps(self) -> int:
@@ -64,7 +66,7 @@ def fit(job: Job, learner: Learner) -> None:
     for arrays in clock.waiting(batches(job.loader, TrainOrder(job.plan, rank(), world(), step, job.total_steps), trainer.rows, job.options)):
         if step % job.plan.steps == 0 or step == clock.first:
             learner.begin_epoch(step // job.plan.steps)
-        losses = trainer.step(to_batch(arrays, job.device, job.training.channels_last), step)
+        losses = trainer.step(to_batch(arrays, job.device, job), step)
         step += 1
         last = step == job.total_steps
         if step % job.training.log_every == 0 or last:
@@ -75,13 +77,17 @@ def fit(job: Job, learner: Learner) -> None:
     learner.eval()
 
 
-def to_batch(arrays: Arrays, device: torch.device, channels_last: bool) -> Batch:
-    """uint8 (B, V, S, S, 3) from the wire -> float views (B, 3, S, S) in 0..1 on the device."""
+def to_batch(arrays: Arrays, device: torch.device, job: Job | None = None) -> Batch:
+    """uint8 (B, V, S, S, 3) from the wire -> float views (B, 3, S, S) in 0..1 on the device. `job`: None outside of a training."""
     pixels = torch.from_numpy(np.require(arrays["views"], requirements="W")).to(device, non_blocking=True)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
     views = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
-    ids, labels = (torch.from_numpy(np.array(arrays[key])).to(device) for key in ("id", "label"))
-    return Batch(ids, labels, views)
+    ids, labels = np.array(arrays["id"]), np.array(arrays["label"])
+    rows = np.full_like(ids, -1) if job is None else np.searchsorted(job.plan.ids, ids)
+    if job is not None:
+        labels[np.isin(ids, job.withheld)] = -1
+    columns = [torch.from_numpy(column).to(device) for column in (ids, rows, labels)]
+    return Batch(columns[0], columns[1], columns[2], views)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -105,9 +111,10 @@ class _Trainer:
         schedule = job.training.schedule
         self.per_epoch = schedule is not None and schedule.interval == "epoch"
         self.schedule = build_schedule(schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps)
+        self.epoch_loss = 0.0  # summed over the steps of the epoch so far
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.saved = time.monotonic()
-        self.model: nn.Module = DistributedDataParallel(learner) if world() > 1 else learner
+        self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world() > 1 else _Step(learner)
 
     @property
     def rows(self) -> int:
@@ -120,21 +127,75 @@ class _Trainer:
         Raises:
             StopTraining: the loss is not finite on some worker; raised on all, before anything is updated.
         """
-        torch.manual_seed(_step_seed(self.job.seed, step, rank()))
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
-            losses: dict[str, Tensor] = self.model(batch)
-        self._stop_unless_finite(losses["loss"], batch, step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
         self.optimizer.step()
-        if not self.per_epoch or (step + 1) % self.job.plan.steps == 0:
-            self.schedule.step()
+        self._advance_schedule(step + 1)
         self.learner.end_step()
         return losses
 
+    def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The losses of this worker's share, their gradient in the parameters."""
+        with self._drawing(step, 0):
+            losses: dict[str, Tensor] = self.model(batch)
+        self._stop_unless_finite(losses["loss"], batch, step)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The same, with the activations of one part in memory at a time (Gao et al. 2021, "Scaling deep contrastive learning batch size under
+        memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
+        is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
+        """
+        size = len(batch.ids) // self.job.training.accumulate
+        parts = [batch.part(start, start + size) for start in range(0, len(batch.ids), size)]
+        embedded = []
+        for k, part in enumerate(parts):
+            with torch.no_grad(), self._drawing(step, k):
+                embedded.append(self.learner.embed(part))
+        outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+            losses = self.learner.loss(outputs, batch)
+        self._stop_unless_finite(losses["loss"], batch, step)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        buffers = [buffer.clone() for buffer in self.learner.buffers()]  # running statistics: the parts count once
+        for k, part in enumerate(parts):
+            gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
+            waiting = self.model.no_sync() if world() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
+            with waiting:
+                with self._drawing(step, k):
+                    carried = self.model(part, gradients)
+                carried.backward()
+        for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return losses
+
+    @contextlib.contextmanager
+    def _drawing(self, step: int, part: int) -> Iterator[None]:
+        """Where the learner draws random numbers: those of (seed, step, rank, part), in the training's precision."""
+        torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+            yield
+
+    def _advance_schedule(self, done: int) -> None:
+        ends_epoch = done % self.job.plan.steps == 0
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            if not self.per_epoch:
+                self.schedule.step(self.step_loss)
+            elif ends_epoch:
+                self.schedule.step(self.epoch_loss / self.job.plan.steps)
+        elif ends_epoch or not self.per_epoch:
+            self.schedule.step()
+        if ends_epoch:
+            self.epoch_loss = 0.0
+
     def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
+        """Also keeps the loss of the step, averaged over workers: a plateau is seen by all of them alike."""
         broken = ~torch.isfinite(loss.detach())
-        if not bool(all_sum(broken.float()) > 0):
+        mean, broken_somewhere = (all_sum(torch.stack((loss.detach().double(), broken.double()))) / world()).tolist()
+        if not broken_somewhere:
+            self.step_loss = mean
+            self.epoch_loss += mean
             return
         ids = sorted(i for part in gather_objects(batch.ids.tolist() if bool(broken) else []) for i in part)
         if rank() == 0:
@@ -156,6 +217,7 @@ class _Trainer:
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "epoch_loss": self.epoch_loss,
         }
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
         self.checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, "threads": torch.get_num_threads(), "torch": torch.__version__})
@@ -180,12 +242,28 @@ class _Trainer:
         self.learner.load_state_dict(found.shared["model"])
         self.optimizer.load_state_dict(found.shared["optimizer"])
         self.schedule.load_state_dict(found.shared["schedule"])
+        self.epoch_loss = found.shared["epoch_loss"]
         for name, table in self.learner.tables.items():
             table.load_state_dicts([shard[name] for shard in found.shards])
 
 
-def _step_seed(seed: int, step: int, rank_: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank_)).generate_state(1, np.uint64)[0] >> 1)
+class _Step(nn.Module):
+    """What DistributedDataParallel wraps: all that carries gradients into the parameters passes through its `forward`."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch: Batch, gradients: Sequence[Tensor | None] | None = None) -> Any:
+        """The losses of a batch; or, with the gradients of a loss at its embedding, a scalar whose gradient in the parameters is that loss's."""
+        if gradients is None:
+            return self.learner(batch)
+        pairs = zip(self.learner.embed(batch), gradients, strict=True)
+        return torch.stack([(output * gradient).sum() for output, gradient in pairs if gradient is not None]).sum()
+
+
+def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank_, part)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _append(folder: Path, row: dict[str, Any]) -> None:

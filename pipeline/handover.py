@@ -7,6 +7,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from tasks.decoder import Decoder
+from torch import nn
 
 from pipeline.checkpoint import Damaged, put, seal, verified
 from pipeline.errors import UserError
@@ -21,6 +23,34 @@ def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
     files = put(folder, "encoder.safetensors", save_tensors(weights))
     files |= put(folder, "encoder.json", json.dumps(description, indent=1).encode())
     seal(folder, files)
+
+
+def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+    """Write another network that a method hands on: `network.spec`, the keyword arguments it is built from, and its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    description = {"format": 1, "class": type(network).__name__, "spec": network.spec, **facts}
+    files = put(folder, "network.safetensors", save_tensors(weights))
+    files |= put(folder, "network.json", json.dumps(description, indent=1).encode())
+    seal(folder, files)
+
+
+def load_decoder(folder: Path) -> Decoder:
+    """The decoder that a denoising auto-encoder handed on.
+
+    Raises:
+        UserError: a file is missing, damaged, or not a decoder's; names it.
+    """
+    try:
+        _, files = verified(folder)
+        description = json.loads(files["network.json"])
+        if description["class"] != Decoder.__name__:
+            raise ValueError(f"network.json describes a {description['class']}")
+        decoder = Decoder(**description["spec"])
+        decoder.load_state_dict(load_tensors(files["network.safetensors"]))
+    except (Damaged, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole decoder: {str(error).splitlines()[0]}") from None
+    return decoder
 
 
 def encoder_spec(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pipeline.errors import suggest
 
@@ -21,6 +21,7 @@ SCHEDULES: dict[str, type[LRScheduler]] = {
     for name, cls in vars(torch.optim.lr_scheduler).items()
     if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in _NEED_FUNCTIONS
 }
+SCHEDULES["ReduceLROnPlateau"] = ReduceLROnPlateau  # of the training loss
 LENGTHS = ("T_max", "total_steps")  # parameters that mean "the whole training" when they are left out
 
 
@@ -60,10 +61,12 @@ class Optimizer(_Named):
 class Schedule(_Named):
     """A class of `torch.optim.lr_scheduler`, or `hyperbolic`: lr / (1 + gamma * max(0, t - t0)) (NAT, section 3.3).
 
-    `interval` is what t counts. A length (T_max, total_steps) left out is the whole training.
+    `interval` is what t counts. A length (T_max, total_steps) left out is the whole training, or the whole period. With a `period`, the schedule
+    starts again from its beginning every so many t (the rounds of Super-AND). ReduceLROnPlateau looks at the mean training loss of an interval.
     """
 
     interval: Literal["step", "epoch"] = "step"
+    period: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _builds(self) -> "Schedule":
@@ -74,6 +77,8 @@ class Schedule(_Named):
             raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, [*SCHEDULES, 'hyperbolic'])}")
         else:
             self.check_arguments(SCHEDULES[self.name])
+        if self.name == "ReduceLROnPlateau" and self.period is not None:
+            raise ValueError("ReduceLROnPlateau follows the loss and takes no period")
         try:
             build_schedule(self, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 100)
         except (TypeError, ValueError) as error:
@@ -89,6 +94,9 @@ def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, leng
     """The schedule of a training of `length` steps or epochs (in units of `spec.interval`); None keeps the learning rate constant."""
     if spec is None:
         return LambdaLR(optimizer, lambda t: 1.0)
+    if spec.period is not None:
+        factors = _factors(spec.model_copy(update={"period": None}), spec.period)
+        return LambdaLR(optimizer, lambda t: factors[t % len(factors)])
     arguments = spec.arguments()
     if spec.name == "hyperbolic":
         t0, gamma = float(arguments["t0"]), float(arguments["gamma"])
@@ -99,3 +107,14 @@ def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, leng
         if key in parameters and key not in arguments:
             arguments[key] = length
     return cls(optimizer, **arguments)
+
+
+def _factors(spec: Schedule, period: int) -> list[float]:
+    """The learning rates of the first `period` t of a schedule, as multiples of the optimiser's."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, factors = build_schedule(spec, optimizer, period), []
+    for _ in range(period):
+        factors.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return factors

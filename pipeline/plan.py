@@ -10,6 +10,7 @@ A batch thus mixes rows of LANES windows from all over the store, and a rank rea
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -18,8 +19,45 @@ import numpy as np
 MAX_LANES = 16
 
 
+class Batches(ABC):
+    """The global batches of a training, epoch by epoch. Equal ones have equal keys; epochs are cached by it, also in the decoding tasks."""
+
+    key: str
+    ids: np.ndarray  # sorted, distinct int64: all images that are trained on
+    batch_size: int
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+
+    @property
+    @abstractmethod
+    def steps_per_task(self) -> int:
+        """Steps that one decoding task reads."""
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> np.ndarray:
+        """(steps, batch_size) int64 ids of the global batches of an epoch."""
+
+    @abstractmethod
+    def tail(self, epoch: int) -> np.ndarray:
+        """The ids that this epoch leaves out: fewer than a batch."""
+
+    def slice(self, epoch: int, step: int, rank: int, world: int) -> np.ndarray:
+        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch."""
+        part = self.batch_size // world
+        return self.epoch(epoch)[step, rank * part : (rank + 1) * part]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batches) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Batches):
     """The order of training on `ids` (sorted, distinct int64).
 
     `group_starts`: the first id of every row group of the store, ascending; the ids between two starts are stored together.
@@ -31,19 +69,13 @@ class Plan:
     seed: int
     window: int
     windowed: bool
-    key: str = field(init=False)  # equal plans have equal keys; epochs are cached by it, also in the decoding tasks
+    key: str = field(init=False)
 
     def __post_init__(self) -> None:
         content = hashlib.sha256(f"{self.batch_size} {self.seed} {self.window} {self.windowed}".encode())
         content.update(np.ascontiguousarray(self.ids, dtype=np.int64).tobytes())
         content.update(np.ascontiguousarray(self.group_starts, dtype=np.int64).tobytes())
         object.__setattr__(self, "key", content.hexdigest())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
     @property
     def steps(self) -> int:
@@ -60,17 +92,60 @@ class Plan:
         return max(1, min(self.window // self.batch_size, self.steps))
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """(steps, batch_size) int64 ids of the global batches of an epoch."""
         return _epoch(self, epoch)
 
     def tail(self, epoch: int) -> np.ndarray:
-        """The ids that this epoch leaves out: fewer than batch_size."""
         return np.setdiff1d(self.ids, self.epoch(epoch).ravel(), assume_unique=True)
 
-    def slice(self, epoch: int, step: int, rank: int, world: int) -> np.ndarray:
-        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch."""
-        part = self.batch_size // world
-        return self.epoch(epoch)[step, rank * part : (rank + 1) * part]
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Batches):
+    """Batches of exactly `labelled.batch_size` labelled images among the others (R of T in the paper of Clustering and Locality penalties).
+
+    An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer. They are spread
+    evenly over a batch, so that every worker, and every part of its share, has as many where the numbers divide.
+    """
+
+    labelled: Plan
+    rest: Plan
+    ids: np.ndarray = field(init=False)
+    batch_size: int = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", np.union1d(self.labelled.ids, self.rest.ids))
+        object.__setattr__(self, "batch_size", self.labelled.batch_size + self.rest.batch_size)
+        object.__setattr__(self, "key", hashlib.sha256(f"{self.labelled.key} {self.rest.key}".encode()).hexdigest())
+
+    @property
+    def steps(self) -> int:
+        return self.rest.steps
+
+    @property
+    def steps_per_task(self) -> int:
+        return max(1, min(self.rest.window // self.batch_size, self.steps))
+
+    @property
+    def places(self) -> np.ndarray:
+        """(R,) where in a batch the labelled images stand."""
+        return np.arange(self.labelled.batch_size) * self.batch_size // self.labelled.batch_size
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return _mixed_epoch(self, epoch)
+
+    def tail(self, epoch: int) -> np.ndarray:
+        return self.rest.tail(epoch)
+
+
+@lru_cache(maxsize=4)
+def _mixed_epoch(plan: Mixed, epoch: int) -> np.ndarray:
+    batches = np.empty((plan.steps, plan.batch_size), np.int64)
+    others = np.setdiff1d(np.arange(plan.batch_size), plan.places)
+    batches[:, others] = plan.rest.epoch(epoch)
+    for step in range(plan.steps):
+        turn, place = divmod(epoch * plan.steps + step, plan.labelled.steps)
+        batches[step, plan.places] = plan.labelled.epoch(turn)[place]
+    return batches
 
 
 @lru_cache(maxsize=4)

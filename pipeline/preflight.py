@@ -4,12 +4,16 @@ import os
 import uuid
 from pathlib import Path
 
+import torch
+
 from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training
 from pipeline.errors import UserError
 from pipeline.session import check_local
 from pipeline.sources import open_source
 from pipeline.splits import Splits
 from tasks.encoders import Encoder
+from tasks.pretrain import METHODS
+from tasks.pretrain.method import Setting
 
 
 def check(recipe: Recipe) -> None:
@@ -21,15 +25,13 @@ def check(recipe: Recipe) -> None:
     check_local(recipe.scale)
     _check_storage(recipe.storage)
     for name, stage in recipe.stages.items():
-        size, workers = getattr(stage, "batch_size", 0), max(recipe.scale.workers, 1)
-        if isinstance(stage, Training) and size % workers:
-            raise UserError(
-                f"stages.{name}.batch_size: {size} is not valid: it is the sum over scale.workers = {workers} workers and must be a multiple of it"
-            )
+        if isinstance(stage, Training):
+            _check_batch(f"stages.{name}", stage, max(recipe.scale.workers, 1))
     try:
         Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
     except ValueError as error:
-        raise UserError(f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
+        key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
+        raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
     source = open_source(recipe.dataset)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Downstream) and not source.classes:
@@ -39,6 +41,40 @@ def check(recipe: Recipe) -> None:
             )
         if isinstance(stage, Downstream) and not source.splits.get("test"):
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
+        if isinstance(stage, Pretrain):
+            _check_method(f"stages.{name}", stage, recipe, len(source.classes))
+
+
+def _check_batch(where: str, stage: Training, workers: int) -> None:
+    if stage.batch_size % (workers * stage.accumulate):
+        parts = f" and accumulate = {stage.accumulate} parts" if stage.accumulate > 1 else ""
+        raise UserError(
+            f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers = {workers} workers{parts} "
+            f"and must be a multiple of {workers * stage.accumulate}"
+        )
+
+
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, classes: int) -> None:
+    """What batches hold against what the method needs; then the method itself, built once over a small table."""
+    cls, parameters = METHODS[stage.method.name], {k: v for k, v in stage.method.model_dump().items() if k != "name"}
+    needs, labelled = cls.needs(**parameters), stage.labelled_per_batch
+    if labelled > stage.batch_size:
+        raise UserError(f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to {stage.batch_size}")
+    if needs.labels and not labelled:
+        raise UserError(f"{where}.labelled_per_batch: 0 is not valid: the method, as it is set, learns from labels; valid: 1 to {stage.batch_size}")
+    if labelled and not needs.labels:
+        raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0")
+    if labelled and not classes:
+        raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0")
+    if stage.labels_per_class and not labelled:
+        raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid without labelled_per_batch; valid: null")
+    if stage.first_view == "plain" and needs.views == 1:
+        raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
+    setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
+    try:
+        cls(Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), setting, **parameters)
+    except ValueError as error:
+        raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
 
 
 def _check_storage(storage: Path) -> None:
@@ -64,6 +100,8 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
                 images = len(splits.few(stage.labels_per_class, recipe.seeds[0]))
             except UserError as error:
                 raise UserError(f"stages.{name}.{error}") from None
+        if isinstance(stage, Pretrain) and stage.labelled_per_batch:
+            images = _check_labelled(f"stages.{name}", stage, splits, recipe.seeds[0])
         if isinstance(stage, Pretrain | Finetune) and stage.batch_size > images:
             raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
         if isinstance(stage, Evaluate | Finetune):
@@ -73,3 +111,20 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
                     raise UserError(
                         f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.workers, 1)} workers: too few"
                     )
+
+
+def _check_labelled(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:
+    """The images that a semi-supervised pretraining trains on."""
+    try:
+        labelled = len(splits.few(stage.labels_per_class, seed))
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None
+    rest, wanted = len(splits.train) - labelled, stage.batch_size - stage.labelled_per_batch
+    if stage.labelled_per_batch > labelled:
+        raise UserError(f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are")
+    if wanted > rest:
+        raise UserError(
+            f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
+            f"valid: a smaller labels_per_class, or {stage.batch_size} (labelled images only)"
+        )
+    return labelled + rest if wanted else labelled

@@ -1,49 +1,105 @@
-"""Stage: learn an encoder from images without labels. The labels in the store are not looked at."""
+"""Stage: learn an encoder from images without labels, or with few. Labels that the stage does not ask for are withheld from the method."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from pipeline import figures
 from pipeline.config import Pretrain
-from pipeline.durable import write_json
-from pipeline.fit import METRICS, Job, fit, read_metrics
-from pipeline.handover import save_encoder
+from pipeline.durable import write_atomically, write_json
+from pipeline.fit import METRICS, Job, fit, read_metrics, to_batch
+from pipeline.handover import save_encoder, save_network
+from pipeline.plan import Batches, Mixed
 from pipeline.stage import RESULT, Instance
+from pipeline.stream import Loader
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker
 from tasks.collective import barrier, rank
 from tasks.encoders import Encoder
 from tasks.pretrain import METHODS
-from tasks.pretrain.method import Method
+from tasks.pretrain.method import Method, Needs, Setting
+
+PICTURES = "pictures.safetensors"
+SHOWN = 8  # images in a picture
+
+
+def parameters(stage: Pretrain) -> dict[str, Any]:
+    """The keyword arguments of the stage's method."""
+    return {k: v for k, v in stage.method.model_dump().items() if k != "name"}
+
+
+def needs(stage: Pretrain) -> Needs:
+    return METHODS[stage.method.name].needs(**parameters(stage))
 
 
 def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
     """The training of one seed."""
-    cls = METHODS[stage.method.name]
-    plan = worker.plan(worker.splits.train, stage, instance.seed)
-    return Job(instance.folder, stage, plan, worker.loader(stage, cls.views, instance.seed), instance.seed, worker.options, worker.device)
+    train, labelled = worker.splits.train, _labelled(worker, stage, instance.seed)
+    withheld = np.setdiff1d(train, labelled, assume_unique=True)
+    plan = _plan(worker, stage, labelled, instance.seed)
+    loader = _loader(worker, stage, instance.seed)
+    return Job(instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device, withheld)
 
 
-def build(worker: Worker, stage: Pretrain, seed: int) -> Method:
+def _labelled(worker: Worker, stage: Pretrain, seed: int) -> np.ndarray:
+    """The ids whose labels the method may see."""
+    return worker.splits.few(stage.labels_per_class, seed) if stage.labelled_per_batch else worker.splits.train[:0]
+
+
+def _plan(worker: Worker, stage: Pretrain, labelled: np.ndarray, seed: int) -> Batches:
+    if stage.labelled_per_batch == 0:
+        return worker.plan(worker.splits.train, stage.batch_size, seed)
+    if stage.labelled_per_batch == stage.batch_size:
+        return worker.plan(labelled, stage.batch_size, seed)
+    rest = np.setdiff1d(worker.splits.train, labelled, assume_unique=True)
+    return Mixed(worker.plan(labelled, stage.labelled_per_batch, seed), worker.plan(rest, stage.batch_size - stage.labelled_per_batch, seed))
+
+
+def _loader(worker: Worker, stage: Pretrain, seed: int) -> Loader:
+    views = worker.views(stage, needs(stage).views)
+    if stage.first_view == "plain":
+        views[0] = worker.recipe.dataset.eval_augment
+    return worker.loader(views, seed)
+
+
+def build(worker: Worker, stage: Pretrain, job: Job) -> Method:
     """The method with its fresh encoder; the weights are drawn from the seed."""
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
-    parameters = {k: v for k, v in stage.method.model_dump().items() if k != "name"}
-    return METHODS[stage.method.name](encoder, worker.store.splits["train"].count, seed, **parameters)
+    labels = torch.from_numpy(worker.splits.labels[job.plan.ids])
+    setting = Setting(len(job.plan.ids), stage.epochs, job.seed, len(worker.store.classes), labels)
+    return METHODS[stage.method.name](encoder, setting, **parameters(stage))
 
 
 def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
-    """Train, and leave `encoder/` and `result.json` in the instance's folder. Runs on every worker."""
-    method = build(worker, stage, instance.seed)
-    fit(job(worker, stage, instance), method)
+    """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
+    training = job(worker, stage, instance)
+    method = build(worker, stage, training)
+    fit(training, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
         save_encoder(method.encoder, instance.folder / "encoder", facts)
-        write_json(instance.folder / RESULT, {"images": len(worker.splits.train)})
+        for name, network in method.handed_on().items():
+            save_network(network, instance.folder / name, facts)
+        _save_pictures(worker, method, instance)
+        write_json(instance.folder / RESULT, {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on())})
     barrier()
+
+
+@torch.no_grad()
+def _save_pictures(worker: Worker, method: Method, instance: Instance) -> None:
+    """What the method has to show of held-out images."""
+    loader, ids = worker.loader([worker.recipe.dataset.eval_augment], instance.seed), worker.splits.val[:SHOWN]
+    if len(ids) == 0:
+        return
+    shown = method.pictures(to_batch(loader.load(ids, 0, loader.read(ids)), worker.device))
+    if shown:
+        write_atomically(instance.folder / PICTURES, save_tensors({k: v.cpu().contiguous() for k, v in shown.items()}))
 
 
 def files(stage: Pretrain, instance: Instance) -> list[tuple[Path, str, str]]:
@@ -55,20 +111,26 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     """The encoder and the pictures of a finished training, into its MLflow run. Runs on the driver."""
     client = tracking.client
     folder = instance.folder / "encoder"
+    assert instance.result is not None
     tracking.log_encoder(run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None)
+    for name in instance.result["handed_on"]:
+        client.log_artifacts(run_id, str(instance.folder / name), name)
     rows = read_metrics(instance.folder / METRICS)
     client.log_figure(run_id, figures.curves(rows), "figures/curves.png")
     client.log_figure(run_id, _views(worker, stage, instance), "figures/views.png")
+    if (instance.folder / PICTURES).exists():
+        shown = load_tensors((instance.folder / PICTURES).read_bytes())
+        client.log_figure(run_id, figures.rows(shown, "held-out images"), "figures/pictures.png")
     weights = load_tensors((folder / "encoder.safetensors").read_bytes())
     first = next(weights[name] for name in sorted(weights) if weights[name].ndim == 4)  # stages.0...
     client.log_figure(run_id, figures.filters(first.numpy()), "figures/filters.png")
 
 
 def _views(worker: Worker, stage: Pretrain, instance: Instance) -> Figure:
-    """Eight images, each in the views of four epochs, as the network sees them."""
-    loader, ids = job(worker, stage, instance).loader, worker.splits.train[:8]
+    """Eight images, each in all views of two epochs, as the network sees them."""
+    loader, ids = _loader(worker, stage, instance.seed), worker.splits.train[:SHOWN]
     encoded = loader.read(ids)
-    epochs = [loader.load(ids, epoch, encoded)["views"] for epoch in range(4)]
-    pictures = [views[k, 0] for views in epochs for k in range(len(ids))]
-    captions = [f"id {i}, epoch {epoch}" for epoch in range(4) for i in ids.tolist()]
+    epochs = [loader.load(ids, epoch, encoded)["views"] for epoch in range(2)]
+    pictures = [views[k, view] for views in epochs for view in range(len(loader.ops)) for k in range(len(ids))]
+    captions = [f"id {i}, epoch {epoch}, view {view}" for epoch in range(2) for view in range(len(loader.ops)) for i in ids.tolist()]
     return figures.images(pictures, captions, "augmented views", columns=len(ids))

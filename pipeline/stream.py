@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline import augment, images
-from pipeline.plan import Plan
+from pipeline.plan import Batches
 from pipeline.store import Store
 
 Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
@@ -30,19 +30,18 @@ class Loader:
     """Ids -> pixels. Everything that decides a pixel is in here."""
 
     store: Store
-    ops: tuple[dict[str, Any], ...]
+    ops: tuple[tuple[dict[str, Any], ...], ...]  # the augmentation of each view
     size: int  # pixels
-    views: int
     seed: int
     max_pixels: int
 
     def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, tuple[bytes, int]]) -> Arrays:
         """(B,) ids and their encoded images and labels -> a batch."""
-        views = np.empty((len(ids), self.views, self.size, self.size, 3), np.uint8)
+        views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
             image = images.open_rgb(encoded[image_id][0], self.max_pixels)
-            for view in range(self.views):
-                views[row, view] = augment.apply(image, self.ops, augment.generator(self.seed, epoch, image_id, view), self.size)
+            for view, ops in enumerate(self.ops):
+                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, epoch, image_id, view), self.size)
         return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()], np.int64), "views": views}
 
     def read(self, ids: np.ndarray) -> dict[int, tuple[bytes, int]]:
@@ -66,7 +65,7 @@ class Order(Protocol):
 class TrainOrder:
     """A rank's part of the steps `start`..`stop` (counted over all epochs) of a plan."""
 
-    plan: Plan
+    plan: Batches
     rank: int
     world: int
     start: int
@@ -180,7 +179,7 @@ def _on_ray(loader: Loader, order: Order, batch_size: int, options: Options) -> 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    pixels = loader.views * loader.size**2 * 3
+    pixels = len(loader.ops) * loader.size**2 * 3
     context.target_max_block_size = max(min(ROWS_PER_BLOCK * pixels, BYTES_PER_BLOCK), batch_size * pixels)
     context.custom_execution_callback_classes = [_Breathe]  # type: ignore[list-item]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Recipe, Training
+from pipeline.config import Augment, Recipe, Training
 from pipeline.fit import to_batch
 from pipeline.plan import Plan
 from pipeline.splits import Splits, split
@@ -35,23 +35,27 @@ class Worker:
         options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus)
         return Worker(recipe, store, split(store, recipe.dataset), device, options)
 
-    def loader(self, training: Training | None, views: int, seed: int) -> Loader:
-        """Pixels for a training, or (None) for evaluation."""
+    def loader(self, views: Sequence[Augment], seed: int) -> Loader:
+        """Pixels: one augmentation a view."""
         data = self.recipe.dataset
-        ops = data.eval_augment if training is None else training.augment or data.train_augment
-        return Loader(self.store, tuple(op.model_dump() for op in ops), data.image_size, views, seed, data.max_pixels)
+        return Loader(self.store, tuple(tuple(op.model_dump() for op in ops) for ops in views), data.image_size, seed, data.max_pixels)
 
-    def plan(self, ids: np.ndarray, training: Training, seed: int) -> Plan:
+    def views(self, training: Training, count: int = 1) -> list[Augment]:
+        """The augmentations of the `count` views of a training."""
+        return [training.augment or self.recipe.dataset.train_augment] * count
+
+    def plan(self, ids: np.ndarray, batch_size: int, seed: int) -> Plan:
         """The order of a training. A task holds its window's encoded images, so a window has as many as fit the cache, at most."""
         stream, total = self.recipe.stream, sum(shard.bytes for shard in self.store.shards)
         per_image = max(total // sum(shard.count for shard in self.store.shards), 1)
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > CACHE_BYTES)
-        return Plan(ids, self.store.groups("train")[:, 2], training.batch_size, seed, min(stream.window, CACHE_BYTES // per_image), windowed)
+        return Plan(ids, self.store.groups("train")[:, 2], batch_size, seed, min(stream.window, CACHE_BYTES // per_image), windowed)
 
     def sweep(self, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """This worker's part of `ids`, once, with the evaluation augmentation."""
-        for arrays in batches(self.loader(None, 1, 0), EvalOrder(ids, batch_size, rank(), world()), batch_size, self.options):
-            yield to_batch(arrays, self.device, channels_last=False)
+        loader = self.loader([self.recipe.dataset.eval_augment], 0)
+        for arrays in batches(loader, EvalOrder(ids, batch_size, rank(), world()), batch_size, self.options):
+            yield to_batch(arrays, self.device)
 
 
 def gather_rows(parts: Sequence[Tensor], total: int) -> Tensor:

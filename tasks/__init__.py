@@ -1,1 +1,1 @@
-"""What Firstlight learns: torch and scipy only. Nothing here knows of Ray, MLflow, YAML or `pipeline`."""
+"""What Firstlight learns: torch, torchvision, timm and scipy only. Nothing here knows of Ray, MLflow, YAML or `pipeline`."""

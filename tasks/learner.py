@@ -13,15 +13,24 @@ from tasks.table import SampleTable
 class Batch:
     """A worker's part of a global batch."""
 
-    ids: Tensor  # (B,) int64
-    labels: Tensor  # (B,) int64, -1 = unknown
+    ids: Tensor  # (B,) int64, of the images in the store: what random numbers are drawn by
+    rows: Tensor  # (B,) int64, the places 0..size-1 of these images among those trained on: the keys of tables
+    labels: Tensor  # (B,) int64, what may be learned from; -1 = unknown or withheld
     views: tuple[Tensor, ...]  # each (B, 3, H, W) float in 0..1
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The images start..stop of this batch."""
+        views = tuple(view[start:stop] for view in self.views)
+        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views)
 
 
 class Learner(nn.Module, ABC):
-    """The loop knows only this class."""
+    """The loop knows only this class.
 
-    views: int = 1  # augmented views per image that `forward` takes
+    A step is `loss(embed(batch), batch)`. The two are apart so that a batch that does not fit into memory can be embedded in parts, while its
+    loss, and the gradient, stay those of the whole batch, however the loss couples its images.
+    """
+
     tables: dict[str, SampleTable]  # empty, or state per image
 
     def __init__(self) -> None:
@@ -29,8 +38,15 @@ class Learner(nn.Module, ABC):
         self.tables = {}
 
     @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """All that has parameters. Each output has B rows, and row i is of image i alone (up to batch statistics). No collectives."""
+
+    @abstractmethod
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """Scalars by name. "loss" is minimised; its gradient, averaged over workers, is that of the global batch. All are logged, averaged."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.loss(self.embed(batch), batch)
 
     def place(self, device: torch.device) -> None:
         """Move parameters, buffers and tables to the training device."""

@@ -30,6 +30,13 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
+def pool3() -> Iterator[Pool]:
+    pool = Pool(3)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of its own with four logical CPUs."""
     import ray

@@ -43,8 +43,11 @@ class Classify(Task):
         """(B, 3, H, W) -> (B, classes)."""
         return self.head(pooled(self.encoder(images), self.pool)).float()  # type: ignore[no-any-return]
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        logits = self.logits(batch.views[0])
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.logits(batch.views[0]),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        (logits,) = outputs
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 

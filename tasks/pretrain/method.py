@@ -1,16 +1,55 @@
 """The contract of a pretraining method."""
 
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
 from tasks.encoders import Encoder
-from tasks.learner import Learner
+from tasks.learner import Batch, Learner
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method knows of its training besides its own parameters."""
+
+    size: int  # images trained on: the rows of its tables are 0..size-1
+    epochs: int
+    seed: int  # of everything it draws
+    classes: int = 0  # of the data set; 0: it has none
+    labels: Tensor | None = None  # (size,) int64, -1 = unknown. For what is logged only: they must not reach a loss
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method must find in every batch."""
+
+    views: int = 1  # augmented views of an image
+    labels: bool = False  # labelled images among the others
 
 
 class Method(Learner):
     """A pretraining objective around an encoder, which is what later stages receive.
 
     The keyword-only parameters of `__init__` are its hyper-parameters: the config checks them by their annotations.
-    `size`: number of rows of its tables (ids are 0..size-1). `seed`: of everything it draws.
+
+    Raises (`__init__`):
+        ValueError: the parameters do not fit the encoder or the setting; the message starts with the parameter's name.
     """
 
-    def __init__(self, encoder: Encoder, size: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, setting: Setting) -> None:
         super().__init__()
-        self.encoder, self.size, self.seed = encoder, size, seed
+        self.encoder, self.setting = encoder, setting
+
+    @classmethod
+    def needs(cls, **parameters: Any) -> Needs:
+        """What batches must have for these hyper-parameters."""
+        return Needs()
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        """Networks besides the encoder that later stages may start from, by name."""
+        return {}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """(B, 3, H, W) images in 0..1 by caption, that show what was learned on held-out images; {} where there is nothing to see."""
+        return {}

@@ -22,7 +22,7 @@ from tasks.encoders import Encoder, pooled, pooled_size
 from tasks.heads import mlp
 from tasks.learner import Batch
 from tasks.norms import Norm
-from tasks.pretrain.method import Method
+from tasks.pretrain.method import Method, Setting
 from tasks.table import SampleTable
 
 CHUNK = 4096  # targets drawn from one generator: any worker can draw any of them
@@ -74,8 +74,7 @@ class NoiseAsTargets(Method):
     def __init__(
         self,
         encoder: Encoder,
-        size: int,
-        seed: int,
+        setting: Setting,
         *,
         dim: Annotated[int, Ge(2)] = 2048,
         permutation_period: Annotated[int, Ge(1)] = 3,
@@ -87,13 +86,14 @@ class NoiseAsTargets(Method):
         pool: Literal["avg", "flatten"] = "flatten",
         norm: Norm = "batch",
     ) -> None:
-        super().__init__(encoder, size, seed)
+        super().__init__(encoder, setting)
         self.dim, self.permutation_period = dim, permutation_period
         self.reduction, self.targets, self.assign = reduction, targets, assign
         self.head = mlp(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm)
         self.pool = pool
         self.permuting = True
         # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
+        size, seed = setting.size, setting.seed
         start = initial_permutation(size, seed)
         self.tables["assignment"] = SampleTable(size, (), torch.int64, lambda ids: start[ids])
         self.noise = SampleTable(size, (dim,), torch.float32, lambda k: sphere_targets(k, dim, seed)) if targets == "sphere" else None
@@ -101,18 +101,18 @@ class NoiseAsTargets(Method):
     def begin_epoch(self, epoch: int) -> None:
         self.permuting = epoch % self.permutation_period == 0
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, d) on the unit sphere."""
-        projected = self.head(pooled(self.encoder(images), self.pool))
-        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, d) on the unit sphere."""
+        projected = self.head(pooled(self.encoder(batch.views[0]), self.pool))
+        return (F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1),)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        features = self.features(batch.views[0])
-        held = self.tables["assignment"].read(batch.ids)
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        (features,) = outputs
+        held = self.tables["assignment"].read(batch.rows)
         chosen, vectors = self._exchanged(features.detach(), held)
         loss = square_loss(features, vectors, self.reduction)
         if self.permuting:
-            self.tables["assignment"].write(batch.ids, chosen)
+            self.tables["assignment"].write(batch.rows, chosen)
         return {"loss": loss, "moved": (chosen != held).float().mean()}
 
     def place(self, device: torch.device) -> None:

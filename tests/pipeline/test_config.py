@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -172,3 +173,54 @@ def test_the_command_line_ends_with_code_2_and_one_line() -> None:
 def test_digests_tell_values_apart() -> None:
     assert config.digest({"a": 1, "b": [2]}) == config.digest({"b": [2], "a": 1})
     assert config.digest({"a": 1}) != config.digest({"a": 1.5})
+
+
+STUDY = """
+name: study
+dataset: digits
+encoder: {name: convnet}
+scale: local
+defaults:
+  pretrain: {epochs: 3, batch_size: 32, optimizer: {name: SGD, lr: 0.1, momentum: 0.9}}
+stages:
+  one: {kind: pretrain, method: nat}
+  two: {kind: pretrain, method: nat, epochs: 5, optimizer: {lr: 0.2}}
+  three: {kind: pretrain, method: nat, optimizer: {name: Adam, lr: 0.001}}
+"""
+
+
+def test_defaults_are_laid_under_every_stage_of_their_kind(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    recipe = load(file, ("defaults.pretrain.batch_size=64",))
+    stages: Any = recipe.stages
+    assert [stage.epochs for stage in stages.values()] == [3, 5, 3]
+    assert {stage.batch_size for stage in stages.values()} == {64}
+    assert [stage.optimizer.lr for stage in stages.values()] == [0.1, 0.2, 0.001]
+    assert stages["two"].optimizer.arguments() == {"momentum": 0.9}
+    assert stages["three"].optimizer.arguments() == {}, "another optimiser takes the place of the default, with all that is in it"
+    assert parse(recipe.dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("defaults.pretrian.epochs=1", "defaults.pretrian: no such kind of stage; did you mean 'pretrain'?"),
+        ("defaults=3", "defaults: must be sections"),
+        ("defaults.pretrain.epohs=1", "epohs: unknown key"),
+    ],
+)
+def test_wrong_defaults_are_one_line_or_one_a_stage(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    with pytest.raises(UserError) as caught:
+        load(file, (override,))
+    assert message in str(caught.value)
+
+
+def test_a_method_of_the_conf_may_set_up_another() -> None:
+    """instance.yaml and and.yaml are settings of super_and."""
+    for name in ("instance", "and"):
+        stage: Any = load(QUICKSTART, (f"stages.pretrain.method={name}",)).stages["pretrain"]
+        assert stage.method.name == "super_and"
+        assert not stage.method.aug

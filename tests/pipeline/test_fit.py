@@ -43,8 +43,8 @@ def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -
     try:
         worker = Worker.start(small.recipe(folder, **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        learner = pretrain.build(worker, stage, 3)
         job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain.build(worker, stage, job)
         fit(job, learner)
     finally:
         fit_module.fault.maybe = before
@@ -89,7 +89,7 @@ def test_a_sigkill_in_the_middle_of_an_epoch(tmp_path: Path, digits: Store) -> N
         "from pipeline.worker import Worker; from pipeline import pretrain; from pipeline.fit import fit; from pipeline.stage import Instance\n"
         "from tests import small; folder = Path(sys.argv[1])\n"
         "worker = Worker.start(small.recipe(folder), Store.open(Path(sys.argv[2])), on_ray=False); stage = worker.recipe.stages['pretrain']\n"
-        "fit(pretrain.job(worker, stage, Instance('pretrain', 3, 'f', folder / 'job')), pretrain.build(worker, stage, 3))\n"
+        "job = pretrain.job(worker, stage, Instance('pretrain', 3, 'f', folder / 'job')); fit(job, pretrain.build(worker, stage, job))\n"
     )
     fault = f"rank=0,step=5,kind=sigkill,once={tmp_path / 'once'}"
     command = [sys.executable, "-c", program, str(tmp_path / "killed"), str(digits.path)]
@@ -164,9 +164,12 @@ class Explodes(Learner):
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.calls = 0
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.weight.expand(len(batch.ids)),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         self.calls += 1
-        return {"loss": self.weight.sum() * (float("nan") if self.calls == 3 else 1.0)}
+        return {"loss": outputs[0].mean() * (float("nan") if self.calls == 3 else 1.0)}
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, digits: Store) -> None:
@@ -192,8 +195,8 @@ class ExplodesOnOne(Explodes):
         super().__init__()
         self.bad = bad
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.weight.sum() * (float("inf") if self.bad in batch.ids.tolist() else 1.0)}
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        return {"loss": outputs[0].mean() * (float("inf") if self.bad in batch.ids.tolist() else 1.0)}
 
 
 def stopped_on_this_rank(folder: str, store: str) -> str:
@@ -232,3 +235,90 @@ def test_bf16_computes_roughly_the_same_with_float32_weights(tmp_path: Path, dig
     assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
     assert first_loss(tmp_path / "bf16") == pytest.approx(first_loss(tmp_path / "plain"), rel=0.02)
     assert first_loss(tmp_path / "bf16") != first_loss(tmp_path / "plain")
+
+
+CONTRAST = {  # couples all images of a batch, smoothly: rounding cannot be blown up by an assignment that flips
+    "encoder__norm": "group",
+    "stages__pretrain__method": {"name": "spatial_contrasting", "patch_size": 1},
+}
+
+
+def test_a_batch_embedded_in_parts_trains_as_the_whole(tmp_path: Path, digits: Store) -> None:
+    """Averaging the gradients of parts would be another training: an anchor would be contrasted with its own part only."""
+    _, whole = train(tmp_path / "whole", digits, **CONTRAST)
+    for parts in (2, 8):
+        _, weights = train(tmp_path / str(parts), digits, **CONTRAST, stages__pretrain__accumulate=parts)
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+    ends = {stop: read_metrics(tmp_path / stop / "job" / METRICS)[-1] for stop in ("whole", "8")}
+    assert ends["8"]["loss"] == pytest.approx(ends["whole"]["loss"], rel=1e-5)
+
+
+def parts_on_this_rank(folder: str, store: str) -> dict[str, Tensor]:
+    return train(Path(folder), Store.open(Path(store)), **CONTRAST, stages__pretrain__accumulate=4)[1]
+
+
+def test_parts_on_two_workers_train_as_the_whole_on_one(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    _, whole = train(tmp_path / "whole", digits, **CONTRAST)
+    for weights in pool.run(parts_on_this_rank, str(tmp_path / "two"), str(digits.path)):
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_stopped_and_continued_end_bit_identical(tmp_path: Path, digits: Store) -> None:
+    changes = {"stages__pretrain__accumulate": 4, "encoder__norm": "batch", "stages__pretrain__method__dropout": 0.5}
+    clean, weights = train(tmp_path / "clean", digits, **changes)
+    assert int(weights["encoder.stages.0.1.num_batches_tracked"]) == 4 * STEPS, "a part counts once in the running statistics"
+    for stop in (1, 4):
+        with pytest.raises(Stopped):
+            train(tmp_path / str(stop), digits, stop, **changes)
+        assert train(tmp_path / str(stop), digits, **changes)[0] == clean
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_plateau_is_seen_and_survives_a_stop(tmp_path: Path, digits: Store, interval: str) -> None:
+    plateau = {"name": "ReduceLROnPlateau", "interval": interval, "factor": 0.1, "patience": 0, "threshold": 10.0, "threshold_mode": "abs"}
+    changes = {"stages__pretrain__schedule": plateau, "stages__pretrain__epochs": 3}
+    clean, _ = train(tmp_path / "clean", digits, **changes)
+    rates = [row["lr"] for row in read_metrics(tmp_path / "clean" / "job" / METRICS)]
+    first = 6 if interval == "epoch" else 2  # nothing falls by ten: the second look is the first without improvement
+    assert rates[first - 2] == 0.5
+    assert rates[first - 1] == pytest.approx(0.05)
+    for stop in (1, 4, 6):
+        with pytest.raises(Stopped):
+            train(tmp_path / str(stop), digits, stop, **changes)
+        assert train(tmp_path / str(stop), digits, **changes)[0] == clean
+
+
+class Looks(Learner):
+    """Remembers the labels and rows that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: list[Batch] = []
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.weight.expand(len(batch.ids)),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch)
+        return {"loss": outputs[0].mean()}
+
+
+@pytest.mark.parametrize(("labelled", "per_class", "visible"), [(0, None, 0), (8, 2, 8), (32, 5, 32)])
+def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
+    tmp_path: Path, digits: Store, labelled: int, per_class: int | None, visible: int
+) -> None:
+    changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
+    worker = Worker.start(small.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
+    learner = Looks()
+    fit(job, learner)
+    few = set(worker.splits.few(per_class, 0).tolist()) if labelled else set()
+    for batch in learner.seen:
+        assert int((batch.labels >= 0).sum()) == visible
+        assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
+        for image_id, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
+            assert label == (worker.splits.labels[image_id] if image_id in few else -1)

@@ -20,7 +20,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # arguments without a default
     "OneCycleLR": {"max_lr": 0.3},
     "hyperbolic": {"t0": 4, "gamma": 0.3},
 }
-NAMES = [*SCHEDULES, "hyperbolic"]
+NAMES = [*(name for name in SCHEDULES if name != "ReduceLROnPlateau"), "hyperbolic"]  # the plateau is followed in test_fit.py
 
 
 def sgd(lr: float = 0.1) -> torch.optim.Optimizer:
@@ -146,3 +146,23 @@ def test_names_that_a_config_can_never_use_are_not_offered() -> None:
         with pytest.raises(UserError, match="is unknown"):
             parse({**small.RECIPE, "stages": {"pretrain": {**small.RECIPE["stages"]["pretrain"], "optimizer": {"name": name, "lr": 0.1}}}})
     assert not {"LambdaLR", "MultiplicativeLR", "SequentialLR"} & set(SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "MultiStepLR", "milestones": [6, 8], "gamma": 0.1},
+        {"name": "CosineAnnealingLR"},
+        {"name": "hyperbolic", "t0": 3, "gamma": 0.5},
+    ],
+)
+def test_a_period_starts_the_schedule_again(arguments: dict[str, Any]) -> None:
+    once = rates(build_schedule(Schedule(**arguments), sgd(), 10), 10)
+    again = rates(build_schedule(Schedule(**arguments, period=10), sgd(), 35), 35)
+    assert again == pytest.approx([*once, *once, *once, *once[:5]], rel=1e-12)
+    assert len(set(once)) > 1
+
+
+def test_a_plateau_takes_no_period() -> None:
+    with pytest.raises(ValueError, match="takes no period"):
+        Schedule(name="ReduceLROnPlateau", period=3)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan
+from pipeline.plan import Mixed, Plan
 
 
 def plan(n: int = 1000, batch: int = 32, seed: int = 0, windowed: bool = True, window: int = 128, group: int = 50) -> Plan:
@@ -52,3 +52,44 @@ def test_a_task_reads_few_row_groups_but_a_batch_mixes_many() -> None:
 def test_the_tail_differs_between_epochs() -> None:
     p = plan(n=1000, batch=64)
     assert len({tuple(p.tail(e)) for e in range(5)}) > 1
+
+
+def mixed(labelled: int, rest: int, r: int, t: int, windowed: bool = False) -> Mixed:
+    """Labelled ids are the multiples of 3 up to 3 * labelled; r of t in a batch."""
+    few = 3 * np.arange(labelled)
+    others = np.setdiff1d(np.arange(10_000), few)[:rest]
+    starts = np.arange(0, 10_000, 50)
+    return Mixed(Plan(few, starts, r, 0, 64, windowed), Plan(others, starts, t - r, 0, 64, windowed))
+
+
+@given(st.integers(1, 30), st.integers(2, 200), st.integers(1, 12), st.integers(1, 12), st.booleans())
+def test_every_batch_has_exactly_r_labelled_of_t(labelled: int, rest: int, r: int, others: int, windowed: bool) -> None:
+    r, others = min(r, labelled), min(others, rest)
+    p = mixed(labelled, rest, r, r + others, windowed)
+    seen_rest: list[int] = []
+    seen_labelled: list[int] = []
+    for epoch in range(2):
+        rows = p.epoch(epoch)
+        assert rows.shape == (p.steps, r + others)
+        is_labelled = np.isin(rows, p.labelled.ids)
+        assert (is_labelled.sum(1) == r).all()
+        assert all(len(set(row)) == len(row) for row in rows.tolist()), "an image twice in a batch"
+        seen_rest = rows[~is_labelled].tolist()
+        assert sorted([*seen_rest, *p.tail(epoch)]) == p.rest.ids.tolist()
+        seen_labelled += rows[is_labelled].tolist()
+    passes, used = p.labelled.steps * r, np.array(seen_labelled)
+    for k in range(len(used) // passes):
+        assert len(set(used[k * passes : (k + 1) * passes].tolist())) == passes, "a labelled image twice before its turn"
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_workers_share_the_labelled_images_evenly(world: int) -> None:
+    p = mixed(40, 400, 12, 20)
+    for step in range(p.steps):
+        for rank in range(world):
+            assert np.isin(p.slice(0, step, rank, world), p.labelled.ids).sum() == 12 // world
+
+
+def test_mixed_plans_are_told_apart_by_what_they_hold() -> None:
+    assert mixed(40, 400, 12, 20) == mixed(40, 400, 12, 20)
+    assert len({mixed(40, 400, 12, 20), mixed(40, 400, 11, 20), mixed(39, 400, 12, 20), mixed(40, 399, 12, 20)}) == 4

@@ -23,7 +23,7 @@ def plan(store: Store, windowed: bool = False, seed: int = 0) -> Plan:
 
 
 def loader(store: Store, views: int = 2, seed: int = 0) -> Loader:
-    return Loader(store, OPS, 8, views, seed, 1_000_000)
+    return Loader(store, (OPS,) * views, 8, seed, 1_000_000)
 
 
 def train(
@@ -114,8 +114,16 @@ def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
     assert not any(np.array_equal(*views) for views in base.values()), "both views are the same"
 
 
+def test_views_may_be_augmented_differently(digits: Store) -> None:
+    its, plain = loader(digits), ({"op": "center_crop"},)
+    mixed, alone = replace(its, ops=(plain, OPS)), replace(its, ops=(plain,))
+    for i, views in pixels(mixed, [4, 5], 1).items():
+        assert np.array_equal(views[0], pixels(alone, [i], 7)[i][0]), "the plain view is the same in every epoch"
+        assert np.array_equal(views[1], pixels(its, [i], 1)[i][1])
+
+
 def test_an_id_asked_twice_is_there_twice(digits: Store) -> None:
-    its = replace(loader(digits), ops=({"op": "center_crop"},))
+    its = replace(loader(digits), ops=(({"op": "center_crop"},),))
     rows = its.load(np.array([9, 2, 9]), 0, its.read(np.array([9, 2, 9])))
     assert np.array_equal(rows["views"][0], rows["views"][2])
     assert not np.array_equal(rows["views"][0], rows["views"][1])
@@ -141,7 +149,7 @@ class Breaks(Loader):
 
 
 def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store) -> None:
-    its = Breaks(digits, OPS, 8, 1, 0, 1_000_000)
+    its = Breaks(digits, (OPS,), 8, 0, 1_000_000)
     others, stream = streams(), batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
     assert [len(next(stream)["id"]) for _ in range(4)] == [BATCH] * 4
     with pytest.raises(OSError, match="the disk is gone"):
@@ -170,7 +178,7 @@ def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
             loaded.append(ids)
             return super().load(ids, epoch, encoded)
 
-    stream = batches(Counts(digits, OPS, 8, 1, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16), BATCH, replace(OPTIONS, prefetch=3))
+    stream = batches(Counts(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16), BATCH, replace(OPTIONS, prefetch=3))
     for taken in range(1, 6):
         next(stream)
         assert len(loaded) <= taken + 3 + 1  # in the queue, and waiting to be put there
@@ -186,7 +194,7 @@ class Swaps(Loader):
 
 def test_rows_out_of_their_place_are_refused(digits: Store) -> None:
     with pytest.raises(RuntimeError, match="the stream is out of order"):
-        next(batches(Swaps(digits, OPS, 8, 1, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS))
+        next(batches(Swaps(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS))
 
 
 @pytest.mark.ray

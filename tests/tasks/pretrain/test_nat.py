@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tasks.collective import rank, world
 from tasks.encoders import Encoder
 from tasks.learner import Batch
+from tasks.pretrain.method import Setting
 from tasks.pretrain.nat import CHUNK, NoiseAsTargets, best_assignment, sphere_targets, square_loss
 from tests import references
 from tests.gloo import Pool
@@ -20,12 +21,14 @@ def unit(n: int, d: int, seed: int) -> torch.Tensor:
 def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: object) -> NoiseAsTargets:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8).to(dtype)
-    return NoiseAsTargets(encoder, size, 7, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(dtype)  # type: ignore[arg-type]
+    setting = Setting(size=size, epochs=3, seed=7)
+    return NoiseAsTargets(encoder, setting, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(dtype)  # type: ignore[arg-type]
 
 
-def batch(ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(ids, torch.full_like(ids, -1), (pixels.to(dtype),))
+def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
+    """The ids are other numbers than the rows: tables must be asked for rows."""
+    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in rows])
+    return Batch(1000 - rows, rows, torch.full_like(rows, -1), (pixels.to(dtype),))
 
 
 def test_the_paper_loss_is_equation_2() -> None:
@@ -125,17 +128,29 @@ def test_an_id_twice_in_a_batch_is_refused() -> None:
 def test_hard_inputs_are_finite(images: str) -> None:
     learner = method()
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
-    losses = learner(Batch(torch.arange(16), torch.zeros(16).long(), (pixels,)))
+    losses = learner(Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,)))
     losses["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
-def step_of_one_worker(reduction: str, assign: str, norm: str) -> tuple[float, list[torch.Tensor], torch.Tensor]:
-    """One step on this worker's part of a batch of 64: the global loss, the gradients, the whole table after it."""
+def test_a_batch_embedded_in_parts_has_the_loss_and_the_table_of_the_whole() -> None:
+    whole, parted, b = method(dtype=torch.float64), method(dtype=torch.float64), batch(torch.arange(48), torch.float64)
+    whole(b)["loss"].backward()
+    parts = [parted.embed(b.part(start, start + 16)) for start in range(0, 48, 16)]
+    parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"].backward()
+    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
+    whole.end_step()
+    parted.end_step()
+    assert torch.equal(whole.tables["assignment"].rows, parted.tables["assignment"].rows)
+
+
+def step_of_one_worker(size: int, reduction: str, assign: str, norm: str) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+    """One step on this worker's part of a batch of `size`: the global loss, the gradients, the whole table after it."""
     learner = method(dtype=torch.float64, reduction=reduction, assign=assign, norm=norm)
     learner.train()
     model = DistributedDataParallel(learner) if world() > 1 else learner
-    part = torch.arange(64).view(world(), -1)[rank()]
+    part = torch.arange(size).view(world(), -1)[rank()]
     losses = model(batch(part, torch.float64))
     losses["loss"].backward()
     learner.end_step()
@@ -145,10 +160,11 @@ def step_of_one_worker(reduction: str, assign: str, norm: str) -> tuple[float, l
 
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
-def test_two_workers_equal_one(pool: Pool, reduction: str, norm: str) -> None:
-    loss, gradients, table = step_of_one_worker(reduction, "global", norm)
-    answers = pool.run(step_of_one_worker, reduction, "global", norm)
-    assert sum(a[0] for a in answers) / 2 == pytest.approx(loss, rel=1e-10)
+@pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
+def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, reduction: str, norm: str) -> None:
+    loss, gradients, table = step_of_one_worker(size, reduction, "global", norm)
+    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, reduction, "global", norm)
+    assert sum(a[0] for a in answers) / len(answers) == pytest.approx(loss, rel=1e-10)
     for _, theirs, their_table in answers:
         assert torch.equal(their_table, table)
         for mine, other in zip(gradients, theirs, strict=True):
@@ -156,5 +172,5 @@ def test_two_workers_equal_one(pool: Pool, reduction: str, norm: str) -> None:
 
 
 def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> None:
-    for _, _, table in pool.run(step_of_one_worker, "paper", "local", "group"):
+    for _, _, table in pool.run(step_of_one_worker, 64, "paper", "local", "group"):
         assert sorted(table.tolist()) == list(range(96))

@@ -1,0 +1,138 @@
+"""Clustering and Locality Penalties for Semi-Supervised Learning (Bansal and Zepeda).
+
+A classifier q = f(X) clusters all images while the labelled ones give the clusters their meaning, and the evidence for a class should lie in a
+small region of the image. Over a batch of T images, R of them labelled:
+
+    L = J_C + alpha J_M + beta J_B + gamma J_L                          (eq. 8)
+
+    J_C = 1/R sum_t E_t                cross-entropy of the labelled images (eq. 4)
+    J_M = 1/T sum_t H(q_t)             mean entropy: be sure of each image (eq. 1)
+    J_B = -H(1/T sum_t q_t)            negative batch entropy: use all classes (eq. 2)
+    J_L = 1/T sum_t sum_g || C_g ||    locality of the class activation map C, over nested half-spaces g (eq. 7; the paper's J_L lacks the sum over t)
+
+The batch is that of all workers. J_B needs a large one: the paper blames its small batches for having gained nothing from it (section 3.3).
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tasks.collective import gather
+from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.labelled import labelled_cross_entropy
+from tasks.learner import Batch
+from tasks.pretrain.method import Method, Needs, Setting
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """J_M (eq. 1): the mean of the entropies H(q_t), in nats, of the softmax of (B, C) logits."""
+    log_q = logits.log_softmax(1)
+    return -(log_q.exp() * log_q).sum(1).mean()
+
+
+def batch_entropy(logits: Tensor) -> Tensor:
+    """-J_B (eq. 2): the entropy, in nats, of the mean of q over the images of all workers, from this worker's (B, C) logits.
+
+    The mean is taken of logarithms: where a class has probability 0 to all digits, log 0 would make the gradient NaN.
+    """
+    log_sums = gather(logits.log_softmax(1).logsumexp(0, keepdim=True)).logsumexp(0)
+    log_mean = log_sums.log_softmax(0)  # the sums add up to T
+    return -(log_mean.exp() * log_mean).sum()
+
+
+def locality(maps: Tensor) -> Tensor:
+    """(B, h, w) -> (B,): the sum of the l2 norms of the 2 w + 2 h nested half-spaces of each map (eq. 7), in at least float32.
+
+    Those of left-right are its first 1..w columns, and so on from all four sides; the last of each is the whole map. Of all maps with the same
+    l2 norm, those with one single place have the least: (w + 1 + h + 1) times the norm.
+    """
+    return _Locality.apply(maps.to(torch.promote_types(maps.dtype, torch.float32)))  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Locality(torch.autograd.Function):
+    """O(h w) an image: the square of a half-space's norm is a cumulative sum of its lines' squares, and d||C_g|| / dC = C / ||C_g|| inside g.
+
+    Autograd through the square root would give NaN wherever a half-space is all 0, as at the border of most activation maps after a ReLU. Here the
+    gradient of such a norm is 0, a subgradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        squares = maps.square()
+        from_left, columns = _nested_norms(squares.sum(1))
+        from_right, columns_back = _nested_norms(squares.sum(1).flip(1))
+        from_top, rows = _nested_norms(squares.sum(2))
+        from_bottom, rows_back = _nested_norms(squares.sum(2).flip(1))
+        ctx.save_for_backward(maps, columns + columns_back.flip(1), rows + rows_back.flip(1))
+        return from_left + from_right + from_top + from_bottom
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        maps, columns, rows = ctx.saved_tensors
+        return grads[0][:, None, None] * maps * (columns[:, None, :] + rows[:, :, None])  # type: ignore[no-any-return]
+
+
+def _nested_norms(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n) sums of squares of lines -> (B,) the sum over k of the norm of the first k lines; (B, n) for each line, the sum of 1 / norm over
+    those k whose half-space it is in."""
+    norms = squares.cumsum(1).sqrt()
+    inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+    return norms.sum(1), inverse.flip(1).cumsum(1).flip(1)
+
+
+def class_activation(features: Tensor, weights: Tensor) -> Tensor:
+    """(B, K, h, w) features and (B, K), the weights of a class for each image -> (B, h, w) (Zhou et al. 2016, eq. 2; without the bias)."""
+    return torch.einsum("bkhw,bk->bhw", features, weights)
+
+
+class ClusteringLocality(Method):
+    """The classifier is linear on the averaged last map, as in DenseNet, so that class activation maps are its weighted channels.
+
+    `clusters`: how many classes it has; null: as many as the data set. `cam: relu` keeps only what speaks for the class (the paper does not say).
+    The map is that of the class with the highest probability (section 3.4). `supervised: false` leaves J_C out: labels are not needed (section 3.5).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        setting: Setting,
+        *,
+        alpha: Annotated[float, Ge(0.0)] = 0.8,
+        beta: Annotated[float, Ge(0.0)] = 0.1,
+        gamma: Annotated[float, Ge(0.0)] = 0.01,
+        clusters: Annotated[int, Ge(2)] | None = None,
+        cam: Literal["raw", "relu"] = "raw",
+        supervised: bool = True,
+    ) -> None:
+        super().__init__(encoder, setting)
+        self.alpha, self.beta, self.gamma, self.cam, self.supervised = alpha, beta, gamma, cam, supervised
+        if not clusters and not setting.classes:
+            raise ValueError("clusters: must be given, as the data set has no classes")
+        if supervised and not setting.classes:
+            raise ValueError("supervised: needs labels, and the data set has no classes")
+        if supervised and clusters and clusters < setting.classes:
+            raise ValueError(f"clusters: {clusters} are fewer than the {setting.classes} classes that are learned from labels")
+        self.classifier = nn.Linear(pooled_size(encoder, "avg"), clusters or setting.classes)
+
+    @classmethod
+    def needs(cls, *, supervised: bool = True, **parameters: Any) -> Needs:
+        return Needs(labels=supervised)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, C) logits, and (B, h, w) the activation map of the class with the highest probability."""
+        maps = self.encoder(batch.views[0])
+        logits = self.classifier(pooled(maps, "avg"))
+        cam = class_activation(maps[-1], self.classifier.weight[logits.argmax(1)])
+        cam = cam.relu() if self.cam == "relu" else cam
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        logits, cam = outputs
+        terms = {"mean_entropy": mean_entropy(logits), "batch_entropy": batch_entropy(logits), "locality": locality(cam).mean()}
+        loss = self.alpha * terms["mean_entropy"] - self.beta * terms["batch_entropy"] + self.gamma * terms["locality"]
+        if self.supervised:
+            terms["cross_entropy"], terms["accuracy"] = labelled_cross_entropy(logits, batch.labels)
+            loss = loss + terms["cross_entropy"]
+        return {"loss": loss, **terms}

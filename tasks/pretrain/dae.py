@@ -1,0 +1,138 @@
+"""Denoising auto-encoder with symmetric shortcuts (Dong, Mao, Shen and Yang 2016, arXiv 1611.09119).
+
+An image x is corrupted to x~; encoder and decoder together, f, give the clean image back (section 3.2):
+
+    min over f of  1/(2N) sum_i || x_i - f(x~_i) ||^2
+
+The decoder mirrors the encoder, and the shortcuts between the two carry the detail past its middle, which is left to learn what is abstract
+(section 3.1; `tasks.decoder`). What is learned depends on the corruption (section 3.3; `tasks.corruption`): it should need large parts of
+the image to be undone. Images are 0-centred and normalised (section 3.4); the corruption is applied before, in pixels of 0..255 as in the
+denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is the data set's mean.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tasks import corruption as corrupt
+from tasks.counter import keys
+from tasks.decoder import Decoder, Shortcuts
+from tasks.encoders import Encoder, Input
+from tasks.init import Init
+from tasks.learner import Batch
+from tasks.norms import Norm
+from tasks.pretrain.method import Method, Setting
+
+Sigma = Annotated[float, Ge(0.0)]
+LEVELS, PLACES = 0, 1  # the streams of random numbers: of the noise levels, and of the noise or the blocks
+
+
+def squared_errors(reconstructed: Tensor, clean: Tensor) -> Tensor:
+    """Two (B, C, H, W) -> (B,), the sum over pixels and channels."""
+    full = torch.promote_types(reconstructed.dtype, torch.float32)
+    return (reconstructed.to(full) - clean.to(full)).square().sum((1, 2, 3))
+
+
+def euclidean_loss(reconstructed: Tensor, clean: Tensor) -> Tensor:
+    """This worker's part of 1/(2N) sum_i || x_i - f(x~_i) ||^2, N the images of the global batch (section 3.2)."""
+    return squared_errors(reconstructed, clean).mean() / 2
+
+
+def psnr(reconstructed: Tensor, clean: Tensor) -> Tensor:
+    """Mean over images of 10 log10(1 / MSE), in dB, of two (B, C, H, W) in 0..1 (table 6). At most 120 dB."""
+    mean_squares = squared_errors(reconstructed, clean) / clean[0].numel()
+    return -10.0 * mean_squares.clamp_min(1e-12).log10().mean()
+
+
+def pixels(input: Input, normalised: Tensor) -> Tensor:
+    """What `input` made of an image, back in 0..1: (B, C, H, W) -> the same shape. Not clipped.
+
+    The gray of normalised channels is, up to scale and offset, a gray image whose weights are each channel's divided by its deviation.
+    """
+    if input.input == "rgb":
+        return normalised * input.std + input.mean
+    weights = input.weights / input.std
+    return (normalised + (weights * input.mean).sum()) / weights.sum()
+
+
+class DenoisingAutoEncoder(Method):
+    """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper
+    does not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        setting: Setting,
+        *,
+        corruption: Literal["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"] = "pixel_gaussian",
+        sigma: tuple[Sigma, Sigma] = (10.0, 50.0),
+        patch: Annotated[int, Ge(1)] = 4,
+        blocks: Annotated[int, Ge(1)] | None = None,
+        shortcuts: Shortcuts = "full",
+        norm: Norm = "batch",
+        init: Init = "gaussian",
+    ) -> None:
+        super().__init__(encoder, setting)
+        _check(encoder, sigma)
+        self.corruption, self.sigma, self.patch = corruption, sigma, patch
+        self.blocks = blocks or corrupt.small_block_count(setting.size)
+        self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
+        self.epoch = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch  # each epoch corrupts an image anew (section 3.4)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The reconstructions (B, C, H, W), normalised as the encoder's input is."""
+        corrupted = self.corrupted(batch)
+        return (self.decoder(self.encoder(corrupted), self.encoder.input(corrupted)),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        (reconstructed,) = outputs
+        clean = self.encoder.input(batch.views[0])
+        with torch.no_grad():
+            decibels = psnr(pixels(self.encoder.input, reconstructed), pixels(self.encoder.input, clean))
+        return {"loss": euclidean_loss(reconstructed, clean), "psnr": decibels}
+
+    def corrupted(self, batch: Batch) -> Tensor:
+        """The batch's images (B, 3, H, W), corrupted as this epoch corrupts them."""
+        images = batch.views[0]
+        places = keys(self.setting.seed, self.epoch, batch.ids, PLACES)
+        if self.corruption in ("pixel_gaussian", "patch_gaussian"):
+            low, high = self.sigma
+            levels = corrupt.noise_levels(keys(self.setting.seed, self.epoch, batch.ids, LEVELS), low / 255, high / 255)
+            if self.corruption == "pixel_gaussian":
+                return corrupt.pixel_gaussian(images, levels, places)
+            return corrupt.patch_gaussian(images, levels, places, self.patch)
+        return torch.where(self._holes(places, images.shape[-1]), self.encoder.input.mean.to(images), images)
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        return {"decoder": self.decoder}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        input, (reconstructed,) = self.encoder.input, self.embed(batch)
+        shown = {"clean": input(batch.views[0]), "corrupted": input(self.corrupted(batch)), "reconstruction": reconstructed.float()}
+        return {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in shown.items()}
+
+    def _holes(self, key: Tensor, size: int) -> Tensor:
+        """(B,) keys -> (B, 1, size, size) bool, true where an image is blocked out."""
+        if self.corruption == "big_block":
+            squares = corrupt.random_squares(key, 1, corrupt.big_block_sides(size), size)
+        else:
+            side = corrupt.small_block_side(size)
+            squares = corrupt.random_squares(key, self.blocks, (side, side), size)
+        return corrupt.covered(*squares, size)
+
+
+def _check(encoder: Encoder, sigma: tuple[float, float]) -> None:
+    kind, normalize = encoder.spec.get("input", "rgb"), encoder.input.normalize
+    if kind not in ("rgb", "gray"):
+        raise ValueError(f"encoder.input: is {kind!r}, which is no image to give back; rgb or gray")
+    if normalize != "dataset":
+        raise ValueError(f"encoder.normalize: is {normalize!r}, which cannot be undone without the clean image; dataset")
+    if sigma[0] > sigma[1]:
+        raise ValueError(f"sigma: is {list(sigma)}; the lower bound comes first")

@@ -1,0 +1,207 @@
+"""Spatial Contrasting (Hoffer, Hubara and Ailon 2016, "Deep unsupervised learning through spatial contrasting", arXiv 1610.00243).
+
+Two patches of an image should have features closer to each other than to those of patches of other images. With f_i^(1) and f_i^(2) the features
+of two patches of image i, over a batch of N images:
+
+    L = -1/N sum_i log  exp(-|| f_i^(1) - f_i^(2) ||)  /  sum_j exp(-|| f_i^(1) - f_j^(2) ||)          (eq. 2)
+
+a softmax over l2 distances, without temperature. The batch is that of all workers. Patches are places of feature maps (the long version's
+algorithm 1) or of the image (section 4.1). Not given by the paper: the layer, the size of a patch, whether two patches of an image may overlap
+(here they may: each is drawn uniformly over all places).
+"""
+
+import itertools
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tasks.collective import gather, rank
+from tasks.counter import keys, uniform
+from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.labelled import labelled_cross_entropy
+from tasks.learner import Batch
+from tasks.pretrain.method import Method, Needs, Setting
+
+STREAM = 0x5C00  # of the places of patches in the image; STREAM + 1 + k of those in map k
+
+
+def distances(anchors: Tensor, positives: Tensor, others: Tensor) -> Tensor:
+    """(B, d) features of this worker's anchors and positives, (G, d) of all workers' contrasting patches -> (B, G) l2 distances.
+
+    In an anchor's own column stands its distance to its positive. That pair alone is near, so it is computed exactly; the others' squares are
+    expanded to a matrix product, around a centre, which does not change them but keeps their digits. The gradient at distance 0 is 0.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        centre = others.mean(0).detach()
+        a, o = anchors - centre, others - centre
+        squares = a.square().sum(1)[:, None] + o.square().sum(1) - 2.0 * (a @ o.T)
+        near = (anchors - positives).square().sum(1)
+        squares = torch.diagonal_scatter(squares, near, offset=rank() * len(anchors))
+        apart = squares > 0
+        return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+
+
+def contrast_loss(anchors: Tensor, positives: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over this worker's anchors of eq. 2's terms, and the share of anchors that are nearest to their positive. As `distances`."""
+    apart = distances(anchors, positives, others)
+    own = torch.arange(len(anchors), device=anchors.device) + rank() * len(anchors)
+    return F.cross_entropy(-apart, own), (apart.argmin(1) == own).float().mean()
+
+
+def corners(key: Tensor, count: int, rows: int, columns: int) -> Tensor:
+    """(B,) keys -> (B, count, 2) int64 upper left corners, uniform over rows x columns places."""
+    u = uniform(key, 2 * count)
+    return torch.stack((u[:, :count] * rows, u[:, count:] * columns), dim=2).long()
+
+
+def cut(maps: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(B, C, h, w) maps, (B, P, 2) corners -> (B, P, C, side, side) patches."""
+    within = torch.arange(side, device=maps.device)
+    rows = corners[:, :, 0, None, None] + within[:, None]
+    columns = corners[:, :, 1, None, None] + within
+    image = torch.arange(len(maps), device=maps.device)[:, None, None, None]
+    return maps[image, :, rows, columns].movedim(4, 2)
+
+
+class SpatialContrasting(Method):
+    """`level: feature` cuts patches of `patch_size` places out of the encoder's maps `layers` (0 is the first, -1 the last); `pixel` cuts patches
+    of `patch_size` pixels out of the image and compares the maps that the encoder has for them. The losses of several layers are added
+    (section 4.2). A patch's map is flattened or averaged (`patch_features`; the paper does not say).
+
+    `patches` > 2 of an image: the mean over its pairs. `symmetric`: either patch of a pair is the anchor, and the mean of both is taken. (The long
+    version's 1/2 [L(x1, x2) + L(x2, x1)] exchanges images, which eq. 2 contains already; eq. 2 itself and algorithm 1 are not symmetric in patches.)
+
+    `contrast`: what an anchor f_i^(1) is contrasted with: eq2, the f_j^(2) of all images, i itself (the positive) among them; eq1, the f_j^(1) of
+    the other images, and the positive.
+
+    `supervised_weight`: of the cross-entropy of a linear classifier on labelled images in parallel (the paper's future work, section 6).
+
+    Parameters of the encoder that the chosen maps do not depend on stay as they are.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        setting: Setting,
+        *,
+        level: Literal["feature", "pixel"] = "feature",
+        layers: tuple[int, ...] = (-1,),
+        patch_size: Annotated[int, Ge(1)] = 4,
+        patches: Annotated[int, Ge(2)] = 2,
+        symmetric: bool = False,
+        contrast: Literal["eq2", "eq1"] = "eq2",
+        patch_features: Literal["flatten", "avg"] = "flatten",
+        supervised_weight: Annotated[float, Ge(0.0)] = 0.0,
+    ) -> None:
+        super().__init__(encoder, setting)
+        self.level, self.patch_size, self.patches = level, patch_size, patches
+        self.contrast, self.patch_features, self.supervised_weight = contrast, patch_features, supervised_weight
+        self.layers = _from_the_front(layers, len(encoder.shapes))
+        self.pairs = list(itertools.combinations(range(patches), 2))
+        self.pairs += [(b, a) for a, b in self.pairs] if symmetric else []
+        self.depth = max(self.layers) + 1
+        self.epoch = 0
+        compared = self._compared()
+        if supervised_weight > 0:
+            if not setting.classes:
+                raise ValueError(f"supervised_weight: {supervised_weight:g} needs labels, and the data set has no classes")
+            self.classifier = nn.Linear(pooled_size(encoder, "avg"), setting.classes)
+        else:
+            _freeze_others(encoder, compared)
+
+    @classmethod
+    def needs(cls, *, supervised_weight: float = 0.0, **parameters: Any) -> Needs:
+        return Needs(labels=supervised_weight > 0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, P, d) features of an image's patches for each layer; then (B, classes) logits, where labels are learned from."""
+        images, supervised = batch.views[0], self.supervised_weight > 0
+        maps = self.encoder(images, depth=None if supervised else self.depth) if supervised or self.level == "feature" else []
+        patches = self._patches_of_maps(maps, batch.ids) if self.level == "feature" else self._maps_of_patches(images, batch.ids)
+        features = [p.mean((3, 4)) if self.patch_features == "avg" else p.flatten(2) for p in patches]
+        logits = [self.classifier(pooled(maps, "avg"))] if supervised else []
+        return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in (*features, *logits))
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        layers = [self._contrasted(features) for features in outputs[: len(self.layers)]]
+        contrast = torch.stack([loss for loss, _ in layers]).sum()
+        accuracy = torch.stack([hits for _, hits in layers]).mean()
+        if not self.supervised_weight:
+            return {"loss": contrast, "accuracy": accuracy}
+        supervised, hits = labelled_cross_entropy(outputs[-1], batch.labels)
+        whole = contrast + self.supervised_weight * supervised
+        return {"loss": whole, "contrast_loss": contrast, "supervised_loss": supervised, "accuracy": accuracy, "supervised_accuracy": hits}
+
+    def _contrasted(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, d) features of one layer -> loss and accuracy, the mean over pairs of patches."""
+        everyone = gather(features)
+        terms = [contrast_loss(features[:, a], features[:, b], everyone[:, b if self.contrast == "eq2" else a]) for a, b in self.pairs]
+        return torch.stack([loss for loss, _ in terms]).mean(), torch.stack([hits for _, hits in terms]).mean()
+
+    def _patches_of_maps(self, maps: list[Tensor], ids: Tensor) -> list[Tensor]:
+        """For each layer (B, P, C, s, s), out of the (B, C, h, w) maps of whole images."""
+        return [self._cut(maps[k], ids, STREAM + 1 + k) for k in self.layers]
+
+    def _maps_of_patches(self, images: Tensor, ids: Tensor) -> list[Tensor]:
+        """For each layer (B, P, C, h, w), the maps of patches of the images."""
+        crops = self._cut(images, ids, STREAM).flatten(0, 1)
+        maps = self.encoder(crops, depth=self.depth)
+        return [maps[k].unflatten(0, (len(images), self.patches)) for k in self.layers]
+
+    def _cut(self, maps: Tensor, ids: Tensor, stream: int) -> Tensor:
+        """The patches that (seed, epoch, id) have at this stream, (B, P, C, s, s)."""
+        rows, columns = (side - self.patch_size + 1 for side in maps.shape[2:])
+        key = keys(self.setting.seed, self.epoch, ids, stream)
+        return cut(maps, corners(key, self.patches, rows, columns), self.patch_size)
+
+    def _compared(self) -> list[Tensor]:
+        """The maps of one black image, or patch of it, that features are taken from.
+
+        Raises:
+            ValueError: a patch does not fit into what it is cut out of, or the encoder has no map for it.
+        """
+        encoder, side = self.encoder, self.patch_size
+        for k in self.layers if self.level == "feature" else ():
+            if side > min(encoder.shapes[k][1:]):
+                raise ValueError(f"patch_size: {side} is larger than map {k} of the encoder, {'x'.join(map(str, encoder.shapes[k][1:]))} places")
+        if self.level == "pixel" and side > encoder.image_size:
+            raise ValueError(f"patch_size: {side} pixels are more than the images' {encoder.image_size}")
+        seen = side if self.level == "pixel" else encoder.image_size
+        image = next(encoder.parameters()).new_zeros(1, 3, seen, seen)
+        mode = encoder.training
+        try:
+            maps = encoder.eval()(image, depth=self.depth)
+        except (RuntimeError, ValueError, AssertionError):  # no place left after pooling; a single value to normalise
+            raise ValueError(f"patch_size: {side} pixels are too small for the encoder") from None
+        finally:
+            encoder.train(mode)
+        return [maps[k] for k in self.layers]
+
+
+def _from_the_front(layers: tuple[int, ...], count: int) -> list[int]:
+    """Indices of `count` maps, those from the end turned into 0..count-1.
+
+    Raises:
+        ValueError: none, one that is not there, or one twice.
+    """
+    outside = [k for k in layers if not -count <= k < count]
+    found = [k % count for k in layers]
+    if outside or not layers:
+        raise ValueError(f"layers: {list(layers)} must be among the encoder's {count} maps, 0..{count - 1} or -{count}..-1")
+    if len(set(found)) < len(found):
+        raise ValueError(f"layers: {list(layers)} names a map twice (the encoder has {count})")
+    return found
+
+
+def _freeze_others(encoder: Encoder, maps: list[Tensor]) -> None:
+    """Freeze the parameters that `maps` were not computed from."""
+    learned = [p for p in encoder.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(torch.stack([map_.sum() for map_ in maps]).sum(), learned, allow_unused=True)
+    for parameter, gradient in zip(learned, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -1,0 +1,66 @@
+"""What a method needs of its batches, and whether it fits the encoder, is known before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import preflight
+from pipeline.errors import UserError
+from pipeline.splits import split
+from pipeline.store import Store
+from tests import small
+
+CLUSTERING = {"name": "clustering_locality"}
+CONTRAST = {"name": "spatial_contrasting", "patch_size": 1}
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"method": CLUSTERING}, "stages.pretrain.labelled_per_batch: 0 is not valid: the method, as it is set, learns from labels; valid: 1 to 32"),
+    ({"method": CLUSTERING, "labelled_per_batch": 40}, "labelled_per_batch: 40 is more than batch_size: 32; valid: 0 to 32"),
+    ({"method": CONTRAST, "labelled_per_batch": 4}, "labelled_per_batch: 4 is not valid: the method, as it is set, looks at no label; valid: 0"),
+    ({"method": CONTRAST, "labels_per_class": 4}, "labels_per_class: 4 is not valid without labelled_per_batch"),
+    ({"method": CONTRAST, "first_view": "plain"}, "first_view: 'plain' is not valid: the method, as it is set, takes one view"),
+    ({"method": {**CONTRAST, "patch_size": 9}}, "stages.pretrain.method.patch_size: 9 is larger than map"),
+    ({"method": {**CONTRAST, "layers": [5]}}, "stages.pretrain.method.layers: [5] must be among"),
+    ({"method": {"name": "super_and", "rounds": 3}}, "stages.pretrain.method.rounds: 2 epochs are not 3 rounds"),
+    (
+        {"accumulate": 5},
+        "batch_size: 32 is not valid: it is the sum over scale.workers = 1 workers and accumulate = 5 parts and must be a multiple of 5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_a_mistake_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    recipe = small.recipe(tmp_path, **{f"stages__pretrain__{key}": value for key, value in changes.items()})
+    with pytest.raises(UserError) as caught:
+        preflight.check(recipe)
+    assert len(str(caught.value).splitlines()) == 1
+    assert message in str(caught.value)
+
+
+def test_an_auto_encoder_of_gradients_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^encoder\.input: is 'sobel'"):
+        preflight.check(small.recipe(tmp_path, encoder__input="sobel", stages__pretrain__method={"name": "dae"}))
+
+
+@pytest.mark.parametrize("labelled", [8, 32])
+def test_what_fits_passes(tmp_path: Path, digits: Store, labelled: int) -> None:
+    changes = {"stages__pretrain__method": CLUSTERING, "stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": 4}
+    recipe = small.recipe(tmp_path, **changes)
+    preflight.check(recipe)
+    preflight.check_images(recipe, split(digits, recipe.dataset))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labelled_per_batch": 8, "labels_per_class": 90}, "stages.pretrain.labels_per_class: 90 is more than the"),
+        ({"labelled_per_batch": 8}, "labelled_per_batch: 8 leaves 24 images of a batch to the 0 without a label that there are"),
+        ({"labelled_per_batch": 20, "labels_per_class": 1}, "labelled_per_batch: 20 is more than the 10 labelled images there are"),
+    ],
+)
+def test_batches_that_the_images_cannot_fill_are_refused(tmp_path: Path, digits: Store, changes: dict[str, Any], message: str) -> None:
+    recipe = small.recipe(tmp_path, stages__pretrain__method=CLUSTERING, **{f"stages__pretrain__{key}": value for key, value in changes.items()})
+    with pytest.raises(UserError) as caught:
+        preflight.check_images(recipe, split(digits, recipe.dataset))
+    assert message in str(caught.value)

@@ -1,0 +1,259 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.collective import rank, world
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.pretrain.clustering_locality import ClusteringLocality, batch_entropy, locality, mean_entropy
+from tasks.pretrain.method import Setting
+from tests import references
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all terms": {"beta": 0.7, "gamma": 0.3},
+    "relu": {"beta": 0.7, "gamma": 0.3, "cam": "relu"},
+    "unsupervised": {"beta": 0.7, "gamma": 0.3, "supervised": False, "clusters": 9},
+    "cross-entropy only": {"alpha": 0.0, "beta": 0.0, "gamma": 0.0},
+}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, **options: Any) -> ClusteringLocality:
+    torch.manual_seed(0)
+    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 16)  # last map: 8 channels, 4 x 4 places
+    return ClusteringLocality(encoder, Setting(size=96, epochs=3, seed=7, classes=classes), **options).to(dtype)
+
+
+def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
+    """Labelled are every third of 0..15 and 32..43: two workers of 32 hold 6 and 4 of them, three of 16 hold 6, 0 and 4."""
+    pixels = torch.stack([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(int(i))) for i in ids])
+    return Batch(ids, ids, torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1), (pixels.to(dtype),))
+
+
+def test_the_entropies_are_equations_1_and_2() -> None:
+    logits = 3.0 * normal(9, 4)
+    of_each, of_mean = references.clustering_entropies(logits.softmax(1))
+    assert float(mean_entropy(logits)) == pytest.approx(of_each, rel=1e-10)
+    assert float(batch_entropy(logits)) == pytest.approx(of_mean, rel=1e-10)
+
+
+@given(st.integers(1, 12), st.integers(2, 6), st.integers(0, 1000), st.floats(0.0, 50.0))
+def test_entropies_lie_between_0_and_log_c_and_that_of_the_mean_is_larger(n: int, classes: int, seed: int, scale: float) -> None:
+    logits = scale * normal(n, classes, seed=seed)
+    of_each, of_mean = float(mean_entropy(logits)), float(batch_entropy(logits))
+    assert -1e-12 <= of_each <= of_mean + 1e-12
+    assert of_mean <= math.log(classes) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entropies_are_finite_where_a_class_has_probability_0(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[5e3, 0.0, -5e3], [4e3, -1e3, 0.0]], dtype=dtype, requires_grad=True)
+    assert float(logits.softmax(1).detach().mean(0)[2]) == 0.0
+    for loss in (mean_entropy(logits), batch_entropy(logits)):
+        assert float(loss.detach()) == 0.0
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.equal(gradient, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize(("h", "w"), [(4, 4), (3, 5), (1, 6), (1, 1)])
+def test_the_locality_is_equation_7_for_maps_that_are_not_symmetric(h: int, w: int) -> None:
+    maps = normal(3, h, w)
+    for found, activation in zip(locality(maps), maps, strict=True):
+        assert float(found) == pytest.approx(sum(references.locality_families(activation)), rel=1e-10)
+
+
+def test_every_family_counts() -> None:
+    """Where each of the four differs from the others; the last of each covers the whole map."""
+    activation = torch.zeros(1, 4, 4, dtype=torch.float64)
+    activation[0, 0, 0] = activation[0, 1, 2] = 1.0
+    both = math.sqrt(2.0)
+    left_right, right_left = 1 + 1 + both + both, 0 + 1 + 1 + both
+    top_bottom, bottom_top = 1 + both + both + both, 0 + 0 + 1 + both
+    assert references.locality_families(activation[0]) == pytest.approx([left_right, right_left, top_bottom, bottom_top], rel=1e-12)
+    assert float(locality(activation)[0]) == pytest.approx(left_right + right_left + top_bottom + bottom_top, rel=1e-12)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_of_equal_norm_a_single_place_has_the_least_penalty(h: int, w: int, seed: int) -> None:
+    maps = normal(1, h, w, seed=seed)
+    least = (w + 1 + h + 1) * float(maps.norm())
+    assert float(locality(maps)[0]) >= least * (1 - 1e-12)
+    single = torch.zeros_like(maps)
+    single.view(-1)[seed % (h * w)] = maps.norm()
+    assert float(locality(single)[0]) == pytest.approx(least, rel=1e-12)
+
+
+@given(st.integers(0, 1000))
+def test_the_locality_does_not_know_left_from_right_nor_rows_from_columns(seed: int) -> None:
+    maps = normal(2, 3, 5, seed=seed)
+    for turned in (maps.flip(1), maps.flip(2), maps.mT, -maps):
+        torch.testing.assert_close(locality(turned), locality(maps), rtol=1e-12, atol=0)
+
+
+def test_gradcheck() -> None:
+    logits, maps = normal(4, 3).requires_grad_(), normal(2, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(mean_entropy, (logits,))
+    assert torch.autograd.gradcheck(batch_entropy, (logits,))
+    assert torch.autograd.gradcheck(locality, (maps,))
+
+
+def test_empty_maps_have_penalty_and_gradient_0() -> None:
+    maps = torch.zeros(2, 3, 4, requires_grad=True)
+    penalty = locality(maps)
+    penalty.sum().backward()
+    assert torch.equal(penalty.detach(), torch.zeros(2))
+    assert torch.equal(maps.grad, torch.zeros_like(maps))  # type: ignore[arg-type]
+
+
+def test_empty_half_spaces_leave_the_gradient_of_the_others() -> None:
+    maps = torch.zeros(1, 4, 4, dtype=torch.float64)
+    maps[0, 1, 2] = -3.0  # in 2 of the half-spaces from the left, 3 from the right, 3 from the top, 2 from the bottom
+    maps.requires_grad_()
+    locality(maps).sum().backward()
+    expected = torch.zeros_like(maps)
+    expected[0, 1, 2] = -10.0
+    torch.testing.assert_close(maps.grad, expected)
+
+
+def test_the_loss_is_equation_8() -> None:
+    learner, b = method(**VARIANTS["all terms"]), batch(torch.arange(24))
+    losses = {name: float(value.detach()) for name, value in learner(b).items()}
+    logits, maps = (x.detach() for x in learner.embed(b))
+    of_each, of_mean = references.clustering_entropies(logits.softmax(1))
+    assert losses["mean_entropy"] == pytest.approx(of_each, rel=1e-10)
+    assert losses["batch_entropy"] == pytest.approx(of_mean, rel=1e-10)
+    assert losses["cross_entropy"] == pytest.approx(references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10)
+    assert losses["locality"] == pytest.approx(sum(sum(references.locality_families(m)) for m in maps) / 24, rel=1e-10)
+    expected = losses["cross_entropy"] + 0.8 * losses["mean_entropy"] - 0.7 * losses["batch_entropy"] + 0.3 * losses["locality"]
+    assert losses["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("cam", ["raw", "relu"])
+def test_the_map_is_the_class_activation_map_of_the_most_probable_class(cam: str) -> None:
+    """The weighted channels; averaged over places they are the class's logit without its bias (Zhou et al.)."""
+    learner, b = method(cam=cam), batch(torch.arange(6))
+    with torch.no_grad():
+        logits, maps = learner.embed(b)
+        features = learner.encoder(b.views[0])[-1]
+    weights, bias = learner.classifier.weight.detach(), learner.classifier.bias.detach()
+    for t in range(6):
+        best = int(logits[t].argmax())
+        for y in range(4):
+            for x in range(4):
+                expected = sum(float(weights[best, k] * features[t, k, y, x]) for k in range(8))
+                assert float(maps[t, y, x]) == pytest.approx(max(expected, 0.0) if cam == "relu" else expected, rel=1e-10, abs=1e-14)
+        if cam == "raw":
+            assert float(maps[t].mean()) == pytest.approx(float(logits[t, best] - bias[best]), rel=1e-10)
+
+
+def test_the_locality_reaches_the_weights_and_the_features() -> None:
+    learner = method()
+    _, maps = learner.embed(batch(torch.arange(6)))
+    locality(maps).mean().backward()
+    assert learner.classifier.weight.grad is not None
+    assert learner.classifier.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.encoder.parameters())
+
+
+def test_without_supervision_labels_do_not_matter() -> None:
+    learner, first, second = method(**VARIANTS["unsupervised"]), batch(torch.arange(12)), batch(torch.arange(12))
+    second.labels.zero_()
+    losses = learner(first)
+    assert torch.equal(losses["loss"], learner(second)["loss"])
+    assert losses.keys() == {"loss", "mean_entropy", "batch_entropy", "locality"}
+    assert learner.classifier.out_features == 9
+    assert not ClusteringLocality.needs(**VARIANTS["unsupervised"]).labels
+    assert ClusteringLocality.needs().labels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 0, "supervised": False}, "^clusters: must be given"),
+        ({"classes": 0, "clusters": 4}, "^supervised: needs labels"),
+        ({"classes": 5, "clusters": 4}, "^clusters: 4 are fewer than the 5 classes"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(**options)
+
+
+def test_clusters_may_be_more_than_classes_and_are_as_many_unless_given() -> None:
+    assert method().classifier.out_features == 5
+    assert method(clusters=8).classifier.out_features == 8
+    assert method(clusters=4, supervised=False).classifier.out_features == 4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+    learner, ids = method(**VARIANTS[variant]), torch.arange(20)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    first, second = learner(batch(ids)), learner(batch(ids[order]))
+    for name in first:
+        assert float(first[name].detach()) == pytest.approx(float(second[name].detach()), rel=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("images", ["constant", "equal"])
+def test_hard_inputs_are_finite(variant: str, images: str) -> None:
+    learner = method(dtype=torch.float32, **VARIANTS[variant])
+    pixels = torch.zeros(8, 3, 16, 16) if images == "constant" else torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
+    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,)))
+    losses["loss"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_the_step_is_in_single_precision_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(dtype=torch.float32)(batch(torch.arange(12), torch.float32))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
+    whole, parted, b = method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24))
+    loss = whole(b)["loss"]
+    loss.backward()
+    parts = [parted.embed(b.part(start, start + 8)) for start in range(0, 24, 8)]
+    in_parts = parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"]
+    in_parts.backward()
+    assert float(in_parts.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
+    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
+
+
+def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], list[Tensor], int]:
+    """One step on this worker's part of a batch: its losses, the gradients of all workers, how many labelled images it has."""
+    learner = method(norm=norm, **VARIANTS[variant]).train()
+    model = DistributedDataParallel(learner) if world() > 1 else learner
+    part = batch(torch.arange(size).view(world(), -1)[rank()])
+    losses = model(part)
+    losses["loss"].backward()
+    gradients = [p.grad for p in learner.parameters()]
+    return {name: float(value.detach()) for name, value in losses.items()}, gradients, int((part.labels >= 0).sum())  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("workers", "size", "labelled"), [("pool", 64, [6, 4]), ("pool3", 48, [6, 0, 4])])
+def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, labelled: list[int], variant: str, norm: str) -> None:
+    losses, gradients, _ = step_of_one_worker(size, variant, norm)
+    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
+    assert [count for _, _, count in answers] == labelled
+    assert all(g.abs().sum() > 0 for g in gradients)
+    for name, value in losses.items():
+        assert sum(theirs[name] for theirs, _, _ in answers) / len(answers) == pytest.approx(value, rel=1e-8)
+    for _, theirs, _ in answers:
+        for mine, other in zip(gradients, theirs, strict=True):
+            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-12)

@@ -1,0 +1,283 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.collective import rank, world
+from tasks.corruption import random_squares
+from tasks.counter import keys
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.pretrain.dae import LEVELS, PLACES, DenoisingAutoEncoder, euclidean_loss, pixels, psnr
+from tasks.pretrain.method import Setting
+from tests import references
+from tests.gloo import Pool
+
+CORRUPTIONS = ["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+SIZE = 8
+
+
+def encoder(size: int = SIZE, norm: str = "group", **spec: Any) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 3, "mean": MEAN, "std": STD, **spec}, size)
+
+
+def method(dtype: torch.dtype = torch.float32, norm: str = "group", images: int = 96, size: int = SIZE, **options: Any) -> DenoisingAutoEncoder:
+    setting = Setting(size=images, epochs=5, seed=7)
+    return DenoisingAutoEncoder(encoder(size, norm), setting, **{"norm": norm, "init": "default", **options}).to(dtype)
+
+
+def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE) -> Batch:
+    views = torch.stack([torch.rand(3, size, size, generator=torch.Generator().manual_seed(int(i))) for i in ids])
+    return Batch(ids, torch.arange(len(ids)), torch.full_like(ids, -1), (views.to(dtype),))
+
+
+def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def test_the_loss_is_the_euclidean_loss() -> None:
+    clean, reconstructed = two()
+    assert float(euclidean_loss(reconstructed, clean)) == pytest.approx(references.dae_loss(clean, reconstructed), rel=1e-12)
+
+
+def test_psnr() -> None:
+    clean, reconstructed = two()
+    assert float(psnr(reconstructed, clean)) == pytest.approx(references.dae_psnr(clean, reconstructed), rel=1e-12)
+    assert float(psnr(clean + 0.1, clean)) == pytest.approx(20)
+    assert float(psnr(clean, clean)) == pytest.approx(120)
+
+
+def test_gradcheck() -> None:
+    clean, reconstructed = two((2, 1, 2, 3))
+    assert torch.autograd.gradcheck(lambda x: euclidean_loss(x, clean), (reconstructed.requires_grad_(),))
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_step_is_the_papers_formula(corruption: str) -> None:
+    """The target is the clean image, the network's input the corrupted one, both 0-centred and normalised; PSNR is in pixels of 0..1."""
+    learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), torch.float64)
+    mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (MEAN, STD))
+    (clean,), corrupted = images.views, learner.corrupted(images)
+    output = learner.decoder(learner.encoder(corrupted), (corrupted - mean) / std).detach()
+    losses = {name: value.detach() for name, value in learner(images).items()}
+    tolerance = 1e-6  # mean and std are kept in float32
+    assert float(losses["loss"]) == pytest.approx(references.dae_loss((clean - mean) / std, output), rel=tolerance)
+    assert float(losses["psnr"]) == pytest.approx(references.dae_psnr(clean, output * std + mean), rel=tolerance)
+
+
+def test_noise_is_in_units_of_255_and_its_level_is_drawn_per_image() -> None:
+    learner, images = method(size=16, images=400), batch(torch.arange(400), size=16)
+    noise = learner.corrupted(images) - images.views[0]
+    levels = 255 * noise.flatten(1).square().mean(1).sqrt()
+    assert stats.kstest(levels.numpy(), stats.uniform(10, 40).cdf).pvalue > 1e-3
+    fixed = method(size=16, sigma=(25.0, 25.0)).corrupted(images) - images.views[0]
+    assert float(255 * fixed.std()) == pytest.approx(25, rel=0.002)
+
+
+def test_level_and_noise_have_streams_of_their_own() -> None:
+    assert LEVELS != PLACES
+
+
+@pytest.mark.parametrize(
+    ("corruption", "images", "blocks", "count", "sides"),
+    [
+        ("big_block", 96, None, 1, (8, 14)),
+        ("small_blocks", 99_999, None, 21, (4, 4)),
+        ("small_blocks", 100_000, None, 35, (4, 4)),
+        ("small_blocks", 100_000, 3, 3, (4, 4)),
+    ],
+)
+def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
+    corruption: str, images: int, blocks: int | None, count: int, sides: tuple[int, int]
+) -> None:
+    learner, seen = method(size=29, images=images, corruption=corruption, blocks=blocks), batch(torch.arange(6), size=29)
+    learner.begin_epoch(2)
+    squares = random_squares(keys(7, 2, seen.ids, PLACES), count, sides, 29)
+    corrupted = learner.corrupted(seen)
+    for k in range(6):
+        own = list(zip(*(part[k].tolist() for part in squares), strict=True))
+        assert torch.equal(corrupted[k], references.dae_blocked(seen.views[0][k], own, list(MEAN)))
+        hidden = (corrupted[k] != seen.views[0][k]).any(0)
+        assert learner.encoder.input(corrupted)[k][:, hidden].abs().max() == 0, "0 once centred"
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_an_image_is_corrupted_in_the_same_way_in_every_batch(corruption: str) -> None:
+    learner = method(corruption=corruption)
+    learner.begin_epoch(1)
+    together = learner.corrupted(batch(torch.tensor([3, 9, 40, 11])))
+    alone = learner.corrupted(batch(torch.tensor([40])))
+    assert torch.equal(together[2], alone[0])
+    again = method(corruption=corruption)
+    again.begin_epoch(1)  # as after a restart in the middle of the epoch
+    assert torch.equal(again.corrupted(batch(torch.tensor([11, 40])))[1], alone[0])
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_epochs_images_and_seeds_differ(corruption: str) -> None:
+    ids = torch.arange(32)
+    same = Batch(ids, ids, ids, (torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1),))
+    learner = method(size=29, corruption=corruption)
+    first = learner.corrupted(same)
+    assert len({tuple(image.flatten().tolist()) for image in first}) > 28, "images"
+    learner.begin_epoch(1)
+    assert (first != learner.corrupted(same)).flatten(1).any(1).sum() > 28, "epochs"
+    other = DenoisingAutoEncoder(encoder(29), Setting(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
+    assert (first != other.corrupted(same)).flatten(1).any(1).sum() > 28, "seeds"
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_embedding_in_parts_is_embedding_the_whole(corruption: str) -> None:
+    learner, whole = method(torch.float64, corruption=corruption), batch(torch.arange(12), torch.float64)
+    parts = [learner.embed(whole.part(start, start + 4))[0] for start in (0, 4, 8)]
+    together = learner.loss((torch.cat(parts),), whole)
+    expected = learner(whole)
+    for name, value in expected.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-10, atol=0)
+
+
+def test_the_order_of_the_batch_does_not_matter() -> None:
+    learner, order = method(torch.float64), torch.randperm(32)
+    ids = torch.arange(32)
+    first, second = learner(batch(ids, torch.float64)), learner(batch(ids[order], torch.float64))
+    for name in ("loss", "psnr"):
+        torch.testing.assert_close(first[name], second[name], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_hard_inputs_are_finite(corruption: str, value: float) -> None:
+    learner, ids = method(corruption=corruption, norm="batch"), torch.arange(8)
+    losses = learner(Batch(ids, ids, ids, (torch.full((8, 3, SIZE, SIZE), value),)))
+    losses["loss"].backward()
+    assert all(bool(torch.isfinite(x)) for x in losses.values())
+    assert all(bool(torch.isfinite(p.grad).all()) for p in learner.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("shortcuts", ["none", "input_output", "full"])
+def test_every_parameter_gets_a_gradient(shortcuts: str) -> None:
+    learner = method(shortcuts=shortcuts, init="gaussian", norm="batch")
+    learner(batch(torch.arange(16)))["loss"].backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"input": "sobel"}, "encoder.input: "),
+        ({"input": "rgb_sobel"}, "encoder.input: "),
+        ({"input": "high_pass"}, "encoder.input: "),
+        ({"normalize": "image"}, "encoder.normalize: "),
+    ],
+)
+def test_encoders_that_cannot_be_inverted_are_refused(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        DenoisingAutoEncoder(encoder(**spec), Setting(size=10, epochs=1, seed=0))
+
+
+def test_bounds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^sigma: "):
+        method(sigma=(50.0, 10.0))
+
+
+def test_pixels_undo_the_normalisation() -> None:
+    images = torch.rand(2, 3, SIZE, SIZE)
+    rgb = encoder().input
+    torch.testing.assert_close(pixels(rgb, rgb(images)), images)
+    gray = encoder(input="gray").input
+    levels = images[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(pixels(gray, gray(levels)), levels[:, :1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("input", ["rgb", "gray"])
+def test_pictures(input: str) -> None:
+    learner = DenoisingAutoEncoder(encoder(input=input), Setting(size=10, epochs=1, seed=0), corruption="big_block")
+    shown = learner.eval().pictures(batch(torch.arange(4)))
+    assert list(shown) == ["clean", "corrupted", "reconstruction"]
+    for picture in shown.values():
+        assert picture.shape == (4, 3, SIZE, SIZE)
+        assert not picture.requires_grad
+        assert picture.min() >= 0
+        assert picture.max() <= 1
+    same = shown["clean"] == shown["corrupted"]
+    assert same.any()
+    assert not same.all()
+    if input == "rgb":
+        torch.testing.assert_close(shown["clean"], batch(torch.arange(4)).views[0])
+    else:
+        assert torch.equal(shown["clean"][:, 0], shown["clean"][:, 2])
+
+
+def test_the_decoder_is_handed_on() -> None:
+    learner = method()
+    assert learner.handed_on() == {"decoder": learner.decoder}
+
+
+def smooth_images(count: int, size: int) -> Tensor:
+    """(count, 3, size, size) in 0..1: coarse noise, interpolated."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    return F.interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0, 1)
+
+
+@pytest.mark.parametrize(("corruption", "shortcuts"), [("pixel_gaussian", "none"), ("pixel_gaussian", "full"), ("small_blocks", "full")])
+def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
+    """On images it was not trained on, the error falls well below that of the corrupted images themselves."""
+    torch.manual_seed(0)
+    network = Encoder({"name": "network1", "m": (1, 2, 0, 0), "width": 8}, 15)
+    options: dict[str, Any] = {"corruption": corruption, "sigma": (50.0, 50.0), "shortcuts": shortcuts}
+    learner = DenoisingAutoEncoder(network, Setting(size=512, epochs=8, seed=0), **options)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
+    images, ids = smooth_images(640, 15), torch.arange(640)
+    for epoch in range(8):
+        learner.begin_epoch(epoch)
+        for rows in torch.randperm(512).split(32):
+            optimizer.zero_grad()
+            learner(Batch(rows, rows, rows, (images[rows],)))["loss"].backward()
+            optimizer.step()
+    held_out = Batch(ids[512:], ids[512:], ids[512:], (images[512:],))
+    with torch.no_grad():
+        clean, corrupted = (learner.encoder.input(x) for x in (held_out.views[0], learner.corrupted(held_out)))
+        error = learner.eval()(held_out)["loss"]
+    assert error < 0.6 * euclidean_loss(corrupted, clean)
+
+
+def step_of_one_worker(count: int, corruption: str, norm: str) -> tuple[dict[str, float], list[Tensor]]:
+    """One step on this worker's part of a batch of `count`: what is logged, and the gradients."""
+    learner = method(torch.float64, corruption=corruption, norm=norm)
+    learner.begin_epoch(3)
+    model = DistributedDataParallel(learner) if world() > 1 else learner
+    part = torch.arange(count).view(world(), -1)[rank()]
+    losses = model(batch(part, torch.float64))
+    losses["loss"].backward()
+    return {name: float(value.detach()) for name, value in losses.items()}, [p.grad for p in learner.parameters()]  # type: ignore[misc]
+
+
+def check_workers(pool: Pool, count: int, corruption: str, norm: str) -> None:
+    losses, gradients = step_of_one_worker(count, corruption, norm)
+    answers = pool.run(step_of_one_worker, count, corruption, norm)
+    for name, value in losses.items():
+        assert math.fsum(a[0][name] for a in answers) / len(answers) == pytest.approx(value, rel=1e-10)
+    for _, theirs in answers:
+        for mine, other in zip(gradients, theirs, strict=True):
+            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+@pytest.mark.parametrize("corruption", ["pixel_gaussian", "small_blocks"])
+def test_two_workers_equal_one(pool: Pool, corruption: str, norm: str) -> None:
+    check_workers(pool, 64, corruption, norm)
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+def test_three_workers_equal_one(pool3: Pool, norm: str) -> None:
+    check_workers(pool3, 48, "pixel_gaussian", norm)

@@ -1,0 +1,320 @@
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.collective import rank, world
+from tasks.counter import keys
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.pretrain.method import Setting
+from tasks.pretrain.spatial_contrasting import SpatialContrasting, contrast_loss, corners, cut, distances
+from tests import references
+
+SMALL: dict[str, Any] = {"patch_size": 2, "layers": (0,)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": SMALL,
+    "eq1": {**SMALL, "contrast": "eq1"},
+    "three patches, symmetric": {**SMALL, "patches": 3, "symmetric": True, "patch_features": "avg"},
+    "two layers": {"patch_size": 2, "layers": (0, -1)},
+    "pixels": {"level": "pixel", "patch_size": 5},
+    "supervised": {**SMALL, "supervised_weight": 0.5},
+    "pixels, supervised": {"level": "pixel", "patch_size": 5, "supervised_weight": 0.5},
+}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, seed: int = 7, **options: Any) -> SpatialContrasting:
+    torch.manual_seed(0)
+    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)  # maps of 4 x 4 and 2 x 2 places
+    return SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=seed, classes=classes), **options).to(dtype)
+
+
+def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
+    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids])
+    labels = torch.where(ids % 3 == 0, ids % 5, -1)
+    return Batch(ids, ids, torch.where(ids < 24, labels, -1), (pixels.to(dtype),))
+
+
+@pytest.mark.parametrize("contrast", ["eq2", "eq1"])
+def test_the_loss_is_the_papers(contrast: str) -> None:
+    first, second = normal(7, 5), normal(7, 5, seed=1)
+    loss, _ = contrast_loss(first, second, second if contrast == "eq2" else first)
+    assert float(loss) == pytest.approx(references.spatial_contrast(first, second, contrast), rel=1e-10)
+
+
+def test_a_pair_of_images_is_equation_1() -> None:
+    """Of image 1: the positive, and patch 1 of image 2 as the contrast."""
+    f, g = normal(2, 4), normal(2, 4, seed=1)  # patches 1 and 2
+    near, far = (f[0] - g[0]).norm(), (f[0] - f[1]).norm()
+    expected = -torch.log(torch.exp(-near) / (torch.exp(-near) + torch.exp(-far)))
+    term = torch.nn.functional.cross_entropy(-distances(f, g, f)[:1], torch.tensor([0]))
+    assert float(term) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("contrast", ["eq2", "eq1"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_pairs_directions_and_layers(contrast: str, symmetric: bool) -> None:
+    """Over all pairs a < b of patches the mean; in both directions where symmetric; layers are added."""
+    learner = method(patches=3, symmetric=symmetric, contrast=contrast, layers=(1, 0), patch_size=2)
+    outputs = normal(6, 3, 4), normal(6, 3, 9, seed=1)
+    expected = 0.0
+    for features in outputs:
+        terms = []
+        for a, b in itertools.combinations(range(3), 2):
+            terms.append(references.spatial_contrast(features[:, a], features[:, b], contrast))
+            if symmetric:
+                terms.append(references.spatial_contrast(features[:, b], features[:, a], contrast))
+        expected += sum(terms) / len(terms)
+    assert float(learner.loss(outputs, batch(torch.arange(6)))["loss"]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_symmetric_loss_does_not_know_which_patch_is_first() -> None:
+    b, outputs = batch(torch.arange(6)), normal(6, 2, 4)
+    swapped = outputs.flip(1)
+    symmetric, one_way = method(**SMALL, symmetric=True), method(**SMALL)
+    assert float(symmetric.loss((outputs,), b)["loss"]) == pytest.approx(float(symmetric.loss((swapped,), b)["loss"]), rel=1e-12)
+    assert float(one_way.loss((outputs,), b)["loss"]) != pytest.approx(float(one_way.loss((swapped,), b)["loss"]), rel=1e-3)
+
+
+def test_accuracy_is_the_share_nearest_to_their_positive() -> None:
+    first = torch.tensor([[0.0], [10.0], [20.0], [30.0]])
+    second = torch.tensor([[1.0], [11.0], [31.0], [29.5]])  # the third is nearer to others
+    assert float(contrast_loss(first, second, second)[1]) == 0.75
+
+
+@pytest.mark.parametrize("contrast", ["eq2", "eq1"])
+def test_gradcheck(contrast: str) -> None:
+    first, second = normal(4, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return contrast_loss(a, b, b if contrast == "eq2" else a)[0]
+
+    assert torch.autograd.gradcheck(loss, (first, second))
+
+
+@pytest.mark.parametrize("contrast", ["eq2", "eq1"])
+def test_the_contrasting_patches_are_learned_too(contrast: str) -> None:
+    learner, b, features = method(**SMALL, contrast=contrast), batch(torch.arange(4)), normal(4, 2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: learner.loss((x,), b)["loss"], (features,))
+
+
+def test_distances_have_no_epsilon_and_gradient_0_at_0() -> None:
+    a = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    apart = distances(a, a, a)
+    assert torch.equal(apart, torch.zeros(3, 3, dtype=torch.float64))
+    apart.sum().backward()
+    assert torch.equal(a.grad, torch.zeros_like(a))  # type: ignore[arg-type]
+
+
+def test_near_positives_are_exact_in_single_precision_also_under_autocast() -> None:
+    """Far from the origin, where |a|^2 + |b|^2 - 2 a.b has no digits left."""
+    a = (normal(16, 32) + 50.0).float()
+    b = a + 1e-3 * normal(16, 32, seed=1).float()
+    exact = (a.double() - b.double()).norm(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distances(a, b, b)
+    torch.testing.assert_close(found.diagonal().double(), exact, rtol=1e-6, atol=0)
+    off = ~torch.eye(16, dtype=torch.bool)
+    torch.testing.assert_close(found[off].double(), torch.cdist(a.double(), b.double())[off], rtol=1e-4, atol=0)
+
+
+@given(st.integers(1, 400))
+def test_the_largest_uniform_number_is_a_place(places: int) -> None:
+    largest = torch.tensor(1.0 - 2.0**-24)
+    assert int((largest * places).long()) == places - 1
+
+
+def test_places_are_uniform_over_all_valid_ones() -> None:
+    places = corners(keys(0, 0, torch.arange(24_000), 1), 2, 3, 4)
+    for patch in range(2):
+        counts = torch.bincount(places[:, patch, 0] * 4 + places[:, patch, 1], minlength=12)
+        assert len(counts) == 12
+        assert ((counts - 2000).abs() < 220).all(), "five standard deviations"
+    joint = torch.bincount(places[:, 0, 0] * 3 + places[:, 1, 0], minlength=9)
+    assert ((joint - 24_000 / 9).abs() < 250).all(), "the two patches are independent"
+
+
+def test_every_place_where_a_patch_fits_is_drawn() -> None:
+    learner = method(**SMALL)
+    places = torch.arange(20.0).view(1, 1, 4, 5).expand(600, -1, -1, -1)
+    patches = learner._cut(places, torch.arange(600), 3)
+    assert set(patches[:, :, 0, 0, 0].flatten().tolist()) == {5.0 * y + x for y in range(3) for x in range(4)}
+
+
+@given(st.integers(1, 4), st.integers(0, 1000))
+def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
+    maps, places = normal(3, 2, 4, 6, seed=seed), corners(keys(seed, 0, torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1)
+    patches = cut(maps, places, side)
+    assert patches.shape == (3, 2, 2, side, side)
+    for i, p in itertools.product(range(3), range(2)):
+        y, x = places[i, p].tolist()
+        assert torch.equal(patches[i, p], maps[i, :, y : y + side, x : x + side])
+
+
+@pytest.mark.parametrize("variant", ["paper", "pixels"])
+def test_places_depend_on_seed_epoch_and_id_and_on_nothing_else(variant: str) -> None:
+    def features(ids: list[int], epoch: int = 0, seed: int = 7) -> Tensor:
+        learner = method(seed=seed, **VARIANTS[variant])
+        learner.begin_epoch(epoch)
+        return learner.embed(batch(torch.tensor(ids)))[0]
+
+    ids = list(range(12))
+    together = features(ids)
+    torch.testing.assert_close(features(ids[::-1]), together.flip(0))
+    torch.testing.assert_close(features(ids[4:]), together[4:])
+    assert not torch.allclose(features(ids, epoch=1), together)
+    assert not torch.allclose(features(ids, seed=8), together)
+    resumed = method(**VARIANTS[variant])
+    resumed.begin_epoch(5)
+    resumed.begin_epoch(0)
+    torch.testing.assert_close(resumed.embed(batch(torch.tensor(ids)))[0], together, rtol=0, atol=0)
+
+
+def test_what_is_compared() -> None:
+    """Features: patches out of the maps of whole images. Pixels: the averaged map of a patch. Checked where there is only one place."""
+    b = batch(torch.arange(4))
+    whole = method(**SMALL).encoder(b.views[0])
+    for options, expected in (
+        ({"layers": (0,), "patch_size": 4}, whole[0].flatten(1)),
+        ({"layers": (-2,), "patch_size": 4, "patch_features": "avg"}, whole[0].mean((2, 3))),
+        ({"layers": (-1,), "patch_size": 2}, whole[1].flatten(1)),
+        ({"level": "pixel", "patch_size": 8, "patch_features": "avg"}, whole[1].mean((2, 3))),
+        ({"level": "pixel", "patch_size": 8}, whole[1].flatten(1)),
+    ):
+        (features,) = method(**options).embed(b)
+        for patch in range(2):
+            torch.testing.assert_close(features[:, patch], expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+    learner, ids = method(**VARIANTS[variant]), torch.arange(20)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    assert float(learner(batch(ids[order]))["loss"].detach()) == pytest.approx(float(learner(batch(ids))["loss"].detach()), rel=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("images", ["constant", "equal"])
+def test_hard_inputs_are_finite(variant: str, images: str) -> None:
+    learner = method(dtype=torch.float32, **VARIANTS[variant])
+    pixels = torch.zeros(8, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(8, -1, -1, -1)
+    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,)))
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    for name, p in learner.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        assert p.grad is None or torch.isfinite(p.grad).all(), name
+
+
+def test_the_step_is_in_single_precision_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        learner = method(dtype=torch.float32, **VARIANTS["supervised"])
+        losses = learner(batch(torch.arange(12), torch.float32))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("input", ["rgb", "rgb_sobel"])
+@pytest.mark.parametrize("options", [SMALL, {"level": "pixel", "patch_size": 5, "layers": (0,)}])
+def test_what_no_layer_depends_on_is_frozen_and_not_computed(input: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2, "input": input}, 8)
+    learner = SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=7), **options)
+    assert encoder.training
+    for name, module in encoder.named_modules():
+        if name.endswith("stages.1"):
+            module.register_forward_hook(lambda *_: pytest.fail("a stage too many is computed"))
+    learner(batch(torch.arange(8), torch.float32))["loss"].backward()
+    for name, p in encoder.named_parameters():
+        assert p.requires_grad == ("stages.0." in name), name
+        assert (p.grad is not None) == p.requires_grad
+
+
+def test_with_a_classifier_or_the_last_map_everything_is_learned() -> None:
+    assert all(p.requires_grad for p in method(**VARIANTS["supervised"]).parameters())
+    assert all(p.requires_grad for p in method(layers=(-1,), patch_size=1).parameters())
+    assert all(p.requires_grad for p in method(**VARIANTS["pixels"]).parameters())
+
+
+def test_the_supervised_loss_is_added() -> None:
+    b, learner = batch(torch.arange(12)), method(**VARIANTS["supervised"])
+    losses = {name: float(value.detach()) for name, value in learner(b).items()}
+    logits = learner.classifier(learner.encoder(b.views[0])[-1].mean((2, 3))).detach()
+    assert losses["supervised_loss"] == pytest.approx(references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10)
+    assert losses["contrast_loss"] == pytest.approx(float(method(**SMALL)(b)["loss"].detach()), rel=1e-10)
+    assert losses["loss"] == pytest.approx(losses["contrast_loss"] + 0.5 * losses["supervised_loss"], rel=1e-12)
+
+
+def test_labels_are_needed_only_where_they_are_learned_from() -> None:
+    assert not hasattr(method(**SMALL, classes=0), "classifier")
+    assert not SpatialContrasting.needs(**SMALL).labels
+    assert not SpatialContrasting.needs(**SMALL, supervised_weight=0.0).labels
+    assert SpatialContrasting.needs(**VARIANTS["supervised"]).labels
+    first, second = batch(torch.arange(12)), batch(torch.arange(12))
+    second.labels.zero_()
+    assert torch.equal(method(**SMALL)(first)["loss"], method(**SMALL)(second)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": (2,), "patch_size": 1}, r"^layers: \[2\] .* 0\.\.1 or -2\.\.-1"),
+        ({"layers": (-3,), "patch_size": 1}, r"^layers: \[-3\]"),
+        ({"layers": (), "patch_size": 1}, r"^layers: \[\]"),
+        ({"layers": (1, -1), "patch_size": 1}, r"^layers: \[1, -1\] names a map twice"),
+        ({"layers": (0, 1), "patch_size": 3}, r"^patch_size: 3 is larger than map 1 of the encoder, 2x2"),
+        ({"level": "pixel", "patch_size": 9}, r"^patch_size: 9 pixels"),
+        ({"level": "pixel", "patch_size": 3}, r"^patch_size: 3 pixels are too small for the encoder"),
+        ({"layers": (0,), "supervised_weight": 1.0, "classes": 0}, r"^supervised_weight: 1 needs labels"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(**options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
+    whole, parted, b = method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24))
+    loss = whole(b)["loss"]
+    loss.backward()
+    parts = [parted.embed(b.part(start, start + 8)) for start in range(0, 24, 8)]
+    in_parts = parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"]
+    in_parts.backward()
+    assert float(in_parts.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
+    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
+
+
+def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """One step on this worker's part of a batch: its losses, the gradients of all workers."""
+    learner = method(norm=norm, **VARIANTS[variant]).train()
+    learner.begin_epoch(2)
+    model = DistributedDataParallel(learner) if world() > 1 else learner
+    losses = model(batch(torch.arange(size).view(world(), -1)[rank()]))
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    return {name: float(value.detach()) for name, value in losses.items()}, gradients
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
+def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, variant: str, norm: str) -> None:
+    losses, gradients = step_of_one_worker(size, variant, norm)
+    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
+    assert all(g.abs().sum() > 0 for g in gradients.values())
+    for name, value in losses.items():
+        assert sum(theirs[name] for theirs, _ in answers) / len(answers) == pytest.approx(value, rel=1e-6 if "accuracy" in name else 1e-8)
+    for _, theirs in answers:
+        assert theirs.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(theirs[name], gradient, rtol=1e-8, atol=1e-12)

@@ -1,0 +1,357 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.collective import gather, rank, world
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.pretrain.method import Needs, Setting
+from tasks.pretrain.super_and import SuperAnd, paper_augmentation_loss, reference_augmentation_loss
+from tests import references
+from tests.gloo import Pool
+
+SIZE = 96
+VARIANTS = pytest.mark.parametrize("variant", ["paper", "reference"])
+INSTANCE: dict[str, Any] = {"neighbours": False, "ue": False, "aug": False}
+AND: dict[str, Any] = {"ue": False, "aug": False, "initial": "instance"}
+
+
+def unit(n: int, d: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+
+
+def method(size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "group", epochs: int = 10, **options: Any) -> SuperAnd:
+    """The bank has unit rows, the same ones on any number of workers."""
+    torch.manual_seed(0)
+    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)
+    labels = torch.arange(size) % 4 - 1
+    learner = SuperAnd(encoder, Setting(size, epochs, seed=7, classes=3, labels=labels), **{"dim": 6, "chunk": 10, **options})
+    learner.bank.rows = unit(size, 6, 1)[learner.bank.ids].to(dtype)
+    return learner.to(dtype) if dtype == torch.float64 else learner
+
+
+def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> Batch:
+    pixels = [torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2 * int(i) + v)) for i in rows]) for v in range(views)]
+    return Batch(1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels))
+
+
+def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views' embeddings, near to their rows in the bank."""
+    first = F.normalize(unit(SIZE, 6, 1)[rows] + 0.5 * unit(len(rows), 6, 2), dim=1)
+    return first, F.normalize(first + 0.3 * unit(len(rows), 6, 3), dim=1)
+
+
+def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Tensor]:
+    """The losses of these steps; everything as the training loop does it."""
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    losses = []
+    for step in steps:
+        if step % per_epoch == 0 or step == steps[0]:
+            learner.begin_epoch(step // per_epoch)
+        chosen = torch.randperm(SIZE, generator=torch.Generator().manual_seed(step))[:16]
+        told = learner(batch(chosen, learner.head.weight.dtype))
+        optimizer.zero_grad()
+        told["loss"].backward()
+        optimizer.step()
+        learner.end_step()
+        losses.append(told["loss"].detach())
+    return losses
+
+
+@pytest.mark.parametrize("ue_sign", ["attract", "eq12"])
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+@VARIANTS
+def test_the_losses_are_those_of_the_paper_or_of_the_code(variant: str, epoch: int, ue_sign: str) -> None:
+    learner, rows = method(variant=variant, ue_sign=ue_sign, ue_period=1, temperature=0.3, aug_temperature=0.2), torch.arange(0, 72, 6)
+    learner.begin_epoch(epoch)
+    first, second = embedded(rows)
+    told = {name: float(value) for name, value in learner.loss((first, second), batch(rows)).items()}
+    bank, own, code = learner.bank.rows, rows.tolist(), variant == "reference"
+    neighbour = learner.tables["neighbour"].rows[rows].tolist()
+    assert (-1 in neighbour) == (epoch < 8)
+    views = [first, second] if code else [first]
+    entropy = references.super_and_entropy(views, own, bank, 0.3, -10.0 if code else None)
+    aug = references.super_and_augmentation_of_the_code if code else references.super_and_augmentation
+    assert told["and_loss"] == pytest.approx(references.super_and_neighbourhood(views, own, neighbour, bank, 0.3, code), rel=1e-10)
+    assert told["ue_loss"] == pytest.approx(entropy if ue_sign == "attract" else -entropy, rel=1e-10)
+    assert told["aug_loss"] == pytest.approx(aug(first, second, bank, 0.2), rel=1e-10)
+    assert told["ue_weight"] == pytest.approx(0.2 * (epoch % 2))
+    assert told["loss"] == pytest.approx(told["and_loss"] + told["ue_weight"] * told["ue_loss"] + told["aug_loss"], rel=1e-12)
+
+
+def test_instance_is_the_cross_entropy_over_all_images() -> None:
+    learner, rows = method(**INSTANCE, rounds=1), torch.arange(0, 72, 6)
+    learner.begin_epoch(0)
+    first, _ = embedded(rows)
+    told = learner.loss((first,), batch(rows, views=1))
+    assert sorted(told) == ["and_loss", "loss"]
+    assert float(told["loss"]) == pytest.approx(float(F.cross_entropy(first @ learner.bank.rows.T / 0.1, rows)), rel=1e-10)
+
+
+def test_and_is_instance_at_first_and_then_learns_neighbourhoods() -> None:
+    learner, instance, rows = method(**AND, variant="reference"), method(**INSTANCE), torch.arange(0, 72, 6)
+    first, _ = embedded(rows)
+    losses = []
+    for epoch in (0, 2):
+        for each in (learner, instance):
+            each.begin_epoch(epoch)
+        losses.append([float(each.loss((first,), batch(rows, views=1))["loss"]) for each in (learner, instance)])
+    assert losses[0][0] == losses[0][1]
+    assert losses[1][0] < losses[1][1]
+
+
+def test_batches_have_two_views_where_the_augmentation_loss_needs_them() -> None:
+    assert SuperAnd.needs() == Needs(views=2)
+    assert SuperAnd.needs(aug=False, ue=True, variant="reference") == Needs(views=1)
+    assert len(method().embed(batch(torch.arange(4)))) == 2
+    assert len(method(aug=False).embed(batch(torch.arange(4)))) == 1
+
+
+def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, code: bool) -> Tensor:
+    """Everything by (b, n) tensors, n-dimensional relations and autograd, in float64."""
+    bank = learner.bank.rows.double()
+    views = torch.cat((first, second)) if code else first
+    own = rows.repeat(len(views) // len(rows))
+    logits, itself = views @ bank.T / 0.1, F.one_hot(own, len(bank)).bool()
+    near = learner.tables["neighbour"].rows[own]
+    p = logits.softmax(1)
+    own_p, near_p = (p.gather(1, column[:, None])[:, 0] for column in (own, near.clamp_min(0)))
+    loss = -torch.where(near >= 0, near_p + own_p * code, own_p).log().mean()
+    log_q = logits.masked_fill(itself, -10.0 if code else -1e9).log_softmax(1)
+    loss = loss - learner.ue_weight * (log_q.exp() * log_q).sum(1).mean()
+    r, hat = (F.normalize(view @ bank.T, dim=1) for view in (first, second))
+    if not code:
+        b = len(rows)
+        missed = torch.log(1 - (r @ r.T / 0.1).softmax(1)).masked_fill(torch.eye(b).bool(), 0)
+        return loss - missed.sum(1).mean() - (hat @ r.T / 0.1).log_softmax(1).diagonal().mean()
+    x = torch.cat((r, hat))
+    positive = F.one_hot(torch.arange(len(x)).roll(len(r)), len(x)).bool()
+    log_p = (x @ x.detach().T / 0.1).masked_fill(torch.eye(len(x)).bool(), -1e9).log_softmax(1)
+    return loss - (torch.where(positive, log_p, torch.log(1 - log_p.exp()))).sum(1).mean()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@VARIANTS
+def test_loss_and_gradient_are_those_of_the_naive_form(variant: str, dtype: torch.dtype, tolerance: float) -> None:
+    learner, rows = method(dtype=dtype, variant=variant, ue_period=1), torch.arange(0, 72, 3)
+    learner.begin_epoch(5)
+    wide = [x.to(dtype).double().requires_grad_() for x in embedded(rows)]
+    narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
+    wanted, found = naive_loss(learner, *wide, rows, variant == "reference"), learner.loss(tuple(narrow), batch(rows))["loss"]
+    (wanted_gradient, gradient) = (torch.cat(torch.autograd.grad(loss, of)) for loss, of in ((wanted, wide), (found, narrow)))
+    assert found.item() == pytest.approx(wanted.item(), rel=tolerance)
+    assert (gradient - wanted_gradient).norm() <= tolerance * wanted_gradient.norm()
+
+
+def test_gradcheck_of_the_paper_loss() -> None:
+    learner, rows = method(ue_period=1, temperature=0.5, aug_temperature=0.5), torch.arange(0, 20, 5)
+    learner.begin_epoch(5)
+
+    def loss(first: Tensor, second: Tensor) -> Tensor:
+        found = learner.loss((F.normalize(first, dim=1), F.normalize(second, dim=1)), batch(rows))["loss"]
+        learner.bank._pending.clear()
+        return found
+
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in embedded(rows)])
+
+
+def test_gradcheck_of_the_augmentation_losses() -> None:
+    cosines, own = unit(6, 6, 0).requires_grad_(), torch.arange(6)
+    assert torch.autograd.gradcheck(lambda c: reference_augmentation_loss(c, own, own.roll(3), 0.5), (cosines,))
+    assert torch.autograd.gradcheck(lambda c: paper_augmentation_loss(c, c.T, own, 0.5), (cosines,))
+
+
+@VARIANTS
+def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+    learner, rows = method(variant=variant, ue_period=1), torch.arange(0, 72, 3)
+    learner.begin_epoch(5)
+    order = torch.randperm(len(rows))
+    told = [learner(batch(r))["loss"].detach() for r in (rows, rows[order])]
+    assert float(told[1]) == pytest.approx(float(told[0]), rel=1e-10)
+
+
+def test_the_code_treats_both_views_alike() -> None:
+    learner, rows = method(variant="reference", ue_period=1), torch.arange(0, 72, 3)
+    learner.begin_epoch(5)
+    first, second = embedded(rows)
+    told = [float(learner.loss(views, batch(rows))["loss"]) for views in ((first, second), (second, first))]
+    assert told[1] == pytest.approx(told[0], rel=1e-12)
+
+
+@VARIANTS
+@pytest.mark.parametrize("images", ["constant", "equal"])
+def test_hard_inputs_are_finite(images: str, variant: str) -> None:
+    learner, rows = method(dtype=torch.float32, variant=variant, ue_period=1), torch.arange(16)
+    pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
+    for epoch in (0, 9):
+        learner.begin_epoch(epoch)
+        learner(Batch(rows, rows, rows, (pixels, pixels)))["loss"].backward()
+        assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+
+
+@VARIANTS
+def test_another_image_that_is_certainly_taken_for_this_one_is_finite(variant: str) -> None:
+    """Its probability rounds to 1, of which log(1 - p) is not finite."""
+    learner, rows = method(variant=variant, aug_temperature=0.0001), torch.tensor([3, 40])
+    learner.begin_epoch(9)
+    first, second = embedded(rows)
+    views = tuple(v.clone().requires_grad_() for v in (first[:1].expand(2, -1), second))
+    loss = learner.loss(views, batch(rows))["loss"]
+    assert torch.isfinite(torch.stack([loss, *(g.abs().sum() for g in torch.autograd.grad(loss, views))])).all()
+
+
+@pytest.mark.parametrize(
+    ("initial", "wanted"), [("random", [19, 38, 57, 76, 96]), ("multiple", [0, 24, 48, 72, 96]), ("instance", [0, 24, 48, 72, 96])]
+)
+def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(initial: str, wanted: list[int]) -> None:
+    learner = method(initial=initial)
+    nearest, entropy = references.super_and_neighbours(learner.bank.rows, 0.1)
+    order = sorted(range(SIZE), key=lambda i: entropy[i])
+    for epoch in range(10):
+        learner.begin_epoch(epoch)
+        chosen = order[: wanted[epoch // 2]]
+        neighbour = learner.tables["neighbour"].rows.tolist()
+        assert neighbour == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
+        told = learner(batch(torch.arange(8)))
+        assert float(told["selected"]) == pytest.approx(len(chosen) / SIZE)
+        known = [i for i in chosen if i % 4 and nearest[i] % 4]  # labels are i % 4 - 1
+        wanted_consistency = sum(i % 4 == nearest[i] % 4 for i in known) / max(len(known), 1)
+        assert float(told["consistency"]) == pytest.approx(wanted_consistency)
+
+
+def test_equal_entropies_are_selected_by_id() -> None:
+    learner = method()
+    learner.bank.rows = F.one_hot(torch.arange(SIZE) % 6, 6).double()
+    learner.begin_epoch(0)
+    assert (learner.tables["neighbour"].rows >= 0).nonzero()[:, 0].tolist() == list(range(SIZE // 5))
+
+
+@pytest.mark.parametrize("initial", ["random", "instance", "multiple"])
+def test_one_round_is_enough(initial: str) -> None:
+    learner = method(rounds=1, initial=initial)
+    assert torch.isfinite(torch.stack(trained(learner, [0, 1, 2]))).all()
+    assert int((learner.tables["neighbour"].rows >= 0).sum()) == (SIZE if initial == "random" else 0)
+
+
+def test_rounds_that_do_not_fit_the_epochs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^rounds: 10 epochs"):
+        method(rounds=3)
+
+
+def test_the_weight_of_the_entropy_grows_within_a_round() -> None:
+    learner = method(epochs=1000)
+    wanted = {0: 0.0, 79: 0.0, 80: 0.2, 159: 0.2, 160: 0.4, 199: 0.4, 200: 0.0, 480: 0.2, 999: 0.4}
+    for epoch, weight in wanted.items():
+        learner.begun.fill_(epoch // 200)
+        learner.begin_epoch(epoch)
+        assert learner.ue_weight == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(("initial", "both"), [("instance", False), ("multiple", True), ("random", True)])
+def test_the_first_round_of_an_instance_start_has_one_loss(initial: str, both: bool) -> None:
+    learner = method(initial=initial, ue_period=1)
+    told = []
+    for epoch in (1, 3):
+        learner.begin_epoch(epoch)
+        told.append({name: float(value.detach()) for name, value in learner(batch(torch.arange(16))).items()})
+    assert told[0].keys() == told[1].keys()
+    for values, on in zip(told, (both, True), strict=True):
+        rest = 0.2 * values["ue_loss"] + values["aug_loss"] if on else 0.0
+        assert values["loss"] == pytest.approx(values["and_loss"] + rest)
+
+
+def test_the_bank_takes_the_first_view_after_the_step() -> None:
+    learner, rows = method(momentum=0.7), torch.tensor([5, 80, 2])
+    learner.begin_epoch(0)
+    before = learner.bank.rows.clone()
+    first, second = embedded(rows)
+    learner.loss((first, second), batch(rows))
+    assert torch.equal(learner.bank.rows, before)
+    learner.end_step()
+    wanted = before.clone()
+    for row, v in zip(rows, first, strict=True):
+        mixed = 0.7 * before[row] + 0.3 * v
+        wanted[row] = mixed / mixed.norm()
+    torch.testing.assert_close(learner.bank.rows, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(learner.gram, wanted.T @ wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_labels_reach_no_loss() -> None:
+    ends = []
+    for labels in (torch.arange(SIZE) % 3, torch.full((SIZE,), -1), None):
+        learner = method()
+        learner.setting = Setting(SIZE, 10, 7, 3, labels)
+        losses = trained(learner, list(range(12)))
+        ends.append([*losses, *(p.detach() for p in learner.parameters()), learner.bank.rows])
+    for end in ends[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ends[0], end, strict=True))
+
+
+@VARIANTS
+@pytest.mark.parametrize("cut", [1, 3, 4, 6, 7, 11])
+def test_resumed_equals_uninterrupted_bit_by_bit(variant: str, cut: int) -> None:
+    """Rounds of two epochs of three steps: 6 is the end of a round, 3 that of an epoch in its middle, the others are in epochs."""
+    whole = method(dtype=torch.float32, variant=variant, ue_period=1)
+    trained(whole, list(range(14)))
+    first, second = (method(dtype=torch.float32, variant=variant, ue_period=1) for _ in range(2))
+    trained(first, list(range(cut)))
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for name, table in first.tables.items():
+        second.tables[name].load_state_dicts([table.state_dict()])
+    trained(second, list(range(cut, 14)))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    for name, table in whole.tables.items():
+        assert torch.equal(table.rows, second.tables[name].rows), name
+
+
+@VARIANTS
+@pytest.mark.parametrize("size", [5, 8])
+def test_a_batch_embedded_in_parts_is_the_whole(variant: str, size: int) -> None:
+    learner, whole = method(variant=variant, ue_period=1), batch(torch.arange(0, 72, 3))
+    learner.begin_epoch(5)
+    parts = [learner.embed(whole.part(start, min(start + size, 24))) for start in range(0, 24, size)]
+    found = []
+    for outputs in (learner.embed(whole), tuple(torch.cat(views) for views in zip(*parts, strict=True))):
+        loss = learner.loss(outputs, whole)["loss"]
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(learner.parameters()))])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+def two_steps(options: dict[str, Any], norm: str, images: int) -> list[Tensor]:
+    """This worker's part of two steps of the second round: global scalars, gradients, tables and Gram matrix after it."""
+    learner = method(norm=norm, ue_period=1, **options)
+    learner.begin_epoch(3)
+    model = DistributedDataParallel(learner) if world() > 1 else learner
+    told: dict[str, Tensor] = {}
+    for step in range(2):
+        learner.zero_grad()
+        part = ((torch.arange(images) + 5 * step) * 7 % SIZE).view(world(), -1)[rank()]
+        told = model(batch(part, views=2 if learner.aug else 1))
+        told["loss"].backward()
+        learner.end_step()
+    tables = [table.read(torch.arange(SIZE)).double() for table in learner.tables.values()]
+    scalars = [gather(told[name].detach().double()[None]).mean() for name in sorted(told)]
+    return [*scalars, *(p.grad for p in learner.parameters()), *tables, learner.gram]  # type: ignore[list-item]
+
+
+CONFIGURATIONS = pytest.mark.parametrize("options", [{}, {"variant": "reference", "initial": "multiple"}, AND], ids=["paper", "reference", "and"])
+
+
+@pytest.mark.parametrize("norm", ["group", "sync"])
+@pytest.mark.parametrize(("workers", "images"), [("pool", 64), ("pool3", 48)])
+@CONFIGURATIONS
+def test_any_number_of_workers_is_as_one(options: dict[str, Any], workers: str, images: int, norm: str, request: pytest.FixtureRequest) -> None:
+    pool: Pool = request.getfixturevalue(workers)
+    wanted = two_steps(options, norm, images)
+    for answer in pool.run(two_steps, options, norm, images):
+        for ours, theirs in zip(answer, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
