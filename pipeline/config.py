@@ -285,6 +285,8 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1], 1):
         if raw.get(key) is None:
             raw[key] = {}
+        elif isinstance(raw[key], str) and key in (*GROUPS, *STAGE_GROUPS):
+            raw[key] = {"name": raw[key]}
         raw = raw[key]
         if not isinstance(raw, dict):
             raise UserError(f"{'.'.join(keys[:depth])}: is the value {raw!r}, not a section, so {'.'.join(keys)!r} cannot be set")

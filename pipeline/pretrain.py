@@ -18,8 +18,8 @@ from pipeline.plan import Batches, Mixed
 from pipeline.stage import RESULT, Instance
 from pipeline.stream import Loader
 from pipeline.tracking import Tracking
-from pipeline.worker import Worker
-from tasks.collective import barrier, rank
+from pipeline.worker import Worker, gather_rows
+from tasks.collective import barrier, rank, world
 from tasks.encoders import Encoder
 from tasks.pretrain import METHODS
 from tasks.pretrain.method import Method, Needs, Setting
@@ -81,14 +81,30 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     training = job(worker, stage, instance)
     method = build(worker, stage, training)
     fit(training, method)
+    accuracy = _accuracy(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
         save_encoder(method.encoder, instance.folder / "encoder", facts)
         for name, network in method.handed_on().items():
             save_network(network, instance.folder / name, facts)
         _save_pictures(worker, method, instance)
-        write_json(instance.folder / RESULT, {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on())})
+        result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy}
+        write_json(instance.folder / RESULT, result)
     barrier()
+
+
+@torch.no_grad()
+def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, float]:
+    """Of the classifier that a method has learned from labels, on held-out and on test images; {} where it has none. Collective."""
+    found: dict[str, float] = {}
+    if not needs(stage).labels:
+        return found
+    for part, ids in (("val", worker.splits.val), ("test", worker.splits.test)):
+        ids = ids[worker.splits.labels[ids] >= 0]
+        if len(ids) >= world():
+            right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in worker.sweep(ids, max(stage.batch_size, 256))]  # type: ignore[union-attr]
+            found[part] = float(gather_rows(right, len(ids)).mean())
+    return found
 
 
 @torch.no_grad()
@@ -113,6 +129,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     folder = instance.folder / "encoder"
     assert instance.result is not None
     tracking.log_encoder(run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None)
+    tracking.numbers(run_id, instance.result["accuracy"], "own_classifier/")
     for name in instance.result["handed_on"]:
         client.log_artifacts(run_id, str(instance.folder / name), name)
     rows = read_metrics(instance.folder / METRICS)

@@ -128,6 +128,9 @@ class ClusteringLocality(Method):
         cam = cam.relu() if self.cam == "relu" else cam
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
 
+    def predict(self, images: Tensor) -> Tensor | None:
+        return self.classifier(pooled(self.encoder(images), "avg")).argmax(1) if self.supervised else None  # type: ignore[no-any-return]
+
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         logits, cam = outputs
         terms = {"mean_entropy": mean_entropy(logits), "batch_entropy": batch_entropy(logits), "locality": locality(cam).mean()}

@@ -50,6 +50,10 @@ class Method(Learner):
         """Networks besides the encoder that later stages may start from, by name."""
         return {}
 
+    def predict(self, images: Tensor) -> Tensor | None:
+        """(B, 3, H, W) in 0..1 -> (B,) int64 classes, where the method has learned a classifier from labels; None where it has not."""
+        return None
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """(B, 3, H, W) images in 0..1 by caption, that show what was learned on held-out images; {} where there is nothing to see."""
         return {}

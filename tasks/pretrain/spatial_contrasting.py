@@ -128,6 +128,11 @@ class SpatialContrasting(Method):
         logits = [self.classifier(pooled(maps, "avg"))] if supervised else []
         return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in (*features, *logits))
 
+    def predict(self, images: Tensor) -> Tensor | None:
+        if not self.supervised_weight:
+            return None
+        return self.classifier(pooled(self.encoder(images), "avg")).argmax(1)  # type: ignore[no-any-return]
+
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         layers = [self._contrasted(features) for features in outputs[: len(self.layers)]]
         contrast = torch.stack([loss for loss, _ in layers]).sum()

@@ -192,7 +192,8 @@ stages:
 def test_defaults_are_laid_under_every_stage_of_their_kind(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(STUDY)
-    recipe = load(file, ("defaults.pretrain.batch_size=64",))
+    recipe = load(file, ("defaults.pretrain.batch_size=64", "stages.one.method.dim=32", "scale.workers=2"))
+    assert recipe.stages["one"].method.dim == 32  # type: ignore[union-attr]
     stages: Any = recipe.stages
     assert [stage.epochs for stage in stages.values()] == [3, 5, 3]
     assert {stage.batch_size for stage in stages.values()} == {64}

@@ -62,6 +62,60 @@ def test_stopped_at_every_step_it_ends_bit_identical(tmp_path: Path, digits: Sto
         assert train(folder, digits)[0] == clean, f"stopped at step {stop}"
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "spatial_contrasting": {"method": {"name": "spatial_contrasting", "layers": [0, 1], "patch_size": 1, "patches": 3}},
+    "in parallel with labels": {
+        "method": {"name": "spatial_contrasting", "patch_size": 1, "supervised_weight": 0.5},
+        "labelled_per_batch": 10,
+        "labels_per_class": 3,
+    },
+    "clustering_locality": {"method": {"name": "clustering_locality"}, "labelled_per_batch": 20, "labels_per_class": 2, "accumulate": 2},
+    "dae": {
+        "method": {"name": "dae", "corruption": "small_blocks"},
+        "optimizer": {"name": "Adam", "lr": 0.01},
+        "schedule": {"name": "ReduceLROnPlateau", "interval": "epoch", "patience": 0},
+    },
+    "super_and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "chunk": 40}},
+    "super_and reference": {
+        "method": {"name": "super_and", "dim": 8, "rounds": 2, "variant": "reference", "initial": "multiple"},
+        "schedule": {"name": "MultiStepLR", "milestones": [2], "gamma": 0.1, "period": 3},
+    },
+    "and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "aug": False, "ue": False}},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_stopped_at_every_step_ends_bit_identical(tmp_path: Path, digits: Store, name: str) -> None:
+    """Two epochs; for Super-AND a round each, so that the discovery of neighbours lies on both sides of a stop."""
+    changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
+    clean, _ = train(tmp_path / "clean", digits, **changes)
+    steps = len(read_metrics(tmp_path / "clean" / "job" / METRICS))
+    assert steps >= STEPS
+    for stop in range(1, steps):
+        folder = tmp_path / f"stop{stop}"
+        with pytest.raises(Stopped):
+            train(folder, digits, stop, **changes)
+        assert train(folder, digits, **changes)[0] == clean, f"stopped at step {stop}"
+
+
+def method_on_this_rank(folder: str, store: str, name: str, stop: int | None) -> str | None:
+    changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
+    try:
+        return train(Path(folder), Store.open(Path(store)), stop, **changes)[0]
+    except Stopped:
+        return None
+
+
+@pytest.mark.parametrize("name", ["super_and", "clustering_locality", "dae"])
+def test_methods_on_two_workers_stopped_and_continued_end_bit_identical(pool: Pool, tmp_path: Path, digits: Store, name: str) -> None:
+    clean = pool.run(method_on_this_rank, str(tmp_path / "clean"), str(digits.path), name, None)
+    assert clean[0] == clean[1]
+    for stop in (2, 3, 5):
+        folder = str(tmp_path / f"stop{stop}")
+        assert pool.run(method_on_this_rank, folder, str(digits.path), name, stop) == [None, None]
+        assert pool.run(method_on_this_rank, folder, str(digits.path), name, None) == clean
+
+
 def test_checkpoints_far_apart_repeat_steps_bit_identical(tmp_path: Path, digits: Store) -> None:
     clean, _ = train(tmp_path / "clean", digits)
     with pytest.raises(Stopped):

@@ -12,12 +12,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from rich.console import Console
 
 from pipeline import pretrain
 from pipeline.checkpoint import Checkpoints, fingerprint
-from pipeline.config import Recipe
+from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining, UserError
+from pipeline.handover import load_decoder, load_encoder
 from pipeline.run import run
 from pipeline.stage import Instance
 from pipeline.store import Store
@@ -68,6 +70,38 @@ def test_the_whole_chain(storage: Path) -> None:
     assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
     assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
     assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
+
+
+def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:
+    recipe = small.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
+    assert len(run(recipe, QUIET)) == 3
+    trained = runs_of(recipe)["pretrain seed 0"]
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    assert "figures/pictures.png" in {a.path for a in client.list_artifacts(trained.info.run_id, "figures")}
+    assert {a.path for a in client.list_artifacts(trained.info.run_id, "decoder")} == {
+        f"decoder/{name}" for name in ("manifest.json", "network.json", "network.safetensors")
+    }
+    (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
+    encoder, decoder = load_encoder(folder / "encoder", 8).eval(), load_decoder(folder / "decoder").eval()
+    worker = Worker.start(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
+    batch = next(worker.sweep(worker.splits.val, 4))
+    given = encoder.input(batch.views[0])
+    with torch.no_grad():
+        assert decoder(encoder(batch.views[0]), given).shape == given.shape
+    (folder / "decoder" / "network.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="is not a whole decoder"):
+        load_decoder(folder / "decoder")
+
+
+def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path) -> None:
+    raw = small.recipe(tmp_path, encoder__width=16).dump()
+    stage = raw["stages"]["pretrain"] | {"method": {"name": "clustering_locality", "gamma": 0.0}, "epochs": 40, "labelled_per_batch": 16}
+    stage |= {"labels_per_class": 5, "optimizer": {"name": "Adam", "lr": 0.01}, "checkpoint_every": 0}
+    recipe = parse({**raw, "stages": {"pretrain": stage}})
+    assert run(recipe, QUIET) == []
+    told = runs_of(recipe)["pretrain seed 0"].data.metrics
+    assert told["own_classifier/test"] > 0.3, "ten classes"
+    assert 0 <= told["own_classifier/val"] <= 1
 
 
 def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
