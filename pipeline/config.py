@@ -8,6 +8,7 @@ every stage of that kind.
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
@@ -21,6 +22,7 @@ from pipeline.augment import CROPS, OPS
 from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
+from pipeline.sources import SOURCES
 from tasks.downstream import TASKS
 from tasks.encoders import ENCODERS, Shared
 from tasks.pretrain import METHODS
@@ -57,11 +59,13 @@ if TYPE_CHECKING:  # built from the registries: a type checker cannot follow
     MethodSpec: TypeAlias = Any
     TaskSpec: TypeAlias = Any
     EncoderSpec: TypeAlias = Any
+    SourceName: TypeAlias = str
 else:
     AugmentOp = _one_of(OPS, "op")
     MethodSpec = _one_of({name: cls.__init__ for name, cls in METHODS.items()}, "name")
     TaskSpec = _one_of({name: cls.__init__ for name, cls in TASKS.items()}, "name")
     EncoderSpec = _one_of(ENCODERS, "name", **_parameters(Shared))
+    SourceName = Literal[tuple(SOURCES)]
 Augment = tuple[AugmentOp, ...]
 
 
@@ -76,10 +80,15 @@ class Dataset(Strict):
     """Where the images are, how they are split, and how one of them becomes `image_size` x `image_size` pixels."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # also of the store's folder
-    source: Literal["digits", "folder", "parquet"]
-    root: Path | None = None  # the folder of `source: folder | parquet`
+    source: SourceName
+    root: str | None = Field(None, min_length=1)  # the folder of the images: a path, or a URI (s3://, gs://, http(s)://, file://)
+    list: str | None = Field(
+        None, min_length=1
+    )  # source: list. A .csv, .tsv, .jsonl or .parquet file, by path or URI; its paths are below root, else beside it
     image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`
-    label_column: str | None = "label"  # source: parquet. null: no labels
+    path_column: str = "path"  # source: list
+    label_column: str | None = "label"  # source: parquet | list | webdataset (a field of the .json). null: no labels
+    split_column: str | None = None  # source: list. Holds train, test, val or validation; null: all rows are for training
     image_size: int = Field(32, ge=4, le=2048)  # pixels, after augmentation
     test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
@@ -93,14 +102,17 @@ class Dataset(Strict):
 
     _augment = field_validator("train_augment", "eval_augment")(_check_augment)
 
-    @field_validator("root")
+    @field_validator("root", "list")
     @classmethod
-    def _home(cls, root: Path | None) -> Path | None:
-        return root and root.expanduser()
+    def _home(cls, location: str | None) -> str | None:
+        return location and os.path.expanduser(location)
 
     @model_validator(mode="after")
-    def _root(self) -> "Dataset":
-        if (self.root is None) != (self.source == "digits"):
+    def _places(self) -> "Dataset":
+        if (self.list is None) != (self.source != "list"):
+            need = "dataset.list, a file of image paths" if self.source == "list" else "no dataset.list"
+            raise ValueError(f"source {self.source!r} takes {need}")
+        if self.source != "list" and (self.root is None) != (self.source == "digits"):
             need = "no root: the images come with a dependency" if self.source == "digits" else "dataset.root, the folder of the images"
             raise ValueError(f"source {self.source!r} takes {need}")
         return self
@@ -111,6 +123,9 @@ class Stream(Strict):
 
     window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes; fewer where they are large (128 MB)
     shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global where all encoded images fit a task's cache (128 MB)
+    # Whether a training holds its images decoded on its device and augments them there; the pixels of every batch are the same.
+    resident: Literal["auto", "on", "off"] = "auto"  # auto: where all images have one size, and those of the training split fit into resident_mb
+    resident_mb: int = Field(512, ge=1)  # decoded images that a worker may hold; a GPU with memory to spare can take more
     prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
     task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
     tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker

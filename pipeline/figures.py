@@ -8,8 +8,11 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from pipeline.census import OCTAVE
 
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 
@@ -61,6 +64,53 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figu
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _plain(axis, "images per class")
     return figure
+
+
+def census(images: Mapping[str, Any]) -> Figure:
+    """What a store's manifest says of its images: a map of their sizes, and bars of modes and formats."""
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
+    sizes, *bars = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
+    _size_map(sizes, images)
+    for axis, title in zip(bars, ("modes", "formats"), strict=True):
+        found = sorted(images[title].items(), key=lambda pair: -pair[1])[:8]
+        axis.bar([name for name, _ in found], [count for _, count in found], 0.6, color=BLUE)
+        axis.set_xlim(-0.7, max(len(found), 3) - 0.3)
+        axis.set_ylim(0, 1.15 * found[0][1])
+        for k, (_, count) in enumerate(found):
+            axis.text(k, count, f"{count:,}", ha="center", va="bottom", fontsize=7)
+        axis.set_yticks([])
+        axis.tick_params(axis="x", labelsize=8, rotation=45 if len(found) > 4 else 0)
+        _plain(axis, title)
+        axis.spines["left"].set_visible(False)
+    return figure
+
+
+def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
+    """Images per width and height, both in quarters of an octave."""
+    bins = np.array([[width, height] for width, height, _ in images["sizes"]])
+    low, high = bins.min(0) - OCTAVE, bins.max(0) + OCTAVE + 1
+    grid = np.zeros(tuple((high - low)[::-1]))
+    for width, height, count in images["sizes"]:
+        grid[height - low[1], width - low[0]] = count
+    edges = [2.0 ** (np.arange(a, b + 1) / OCTAVE) for a, b in zip(low, high, strict=True)]
+    mesh = axis.pcolormesh(*edges, np.ma.masked_equal(grid, 0), cmap="Blues", norm=LogNorm(0.5, grid.max()))
+    for set_scale, set_ticks, side in ((axis.set_xscale, axis.set_xticks, edges[0]), (axis.set_yscale, axis.set_yticks, edges[1])):
+        set_scale("log", base=2)
+        octaves = np.arange(np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * OCTAVE) + 1))
+        set_ticks(2**octaves, [f"{2**k:g}" for k in octaves], fontsize=8)
+    axis.axline((1, 1), (2, 2), color=GRAY, linewidth=0.8, linestyle=":")
+    axis.set_xlim(edges[0][0], edges[0][-1])
+    axis.set_ylim(edges[1][0], edges[1][-1])
+    axis.set_xlabel("width (pixels)", fontsize=8)
+    axis.set_ylabel("height (pixels)", fontsize=8)
+    bar = axis.figure.colorbar(mesh, ax=axis, fraction=0.05, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_title("images", fontsize=7)
+    count = int(grid.sum())
+    (width, wide), (height, high_) = images["width"], images["height"]
+    one = f"{width} x {height}" if (width, height) == (wide, high_) else f"{width}-{wide} x {height}-{high_}"
+    axis.set_title(f"{count:,} images: {one} pixels", loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> Figure:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pipeline import fault
+from pipeline import fault, resident
 from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.config import Training
 from pipeline.durable import write_atomically, write_json
@@ -60,10 +60,12 @@ def fit(job: Job, learner: Learner) -> None:
     """
     trainer = _Trainer(job, learner)
     step, notes = trainer.resume()
+    order = TrainOrder(job.plan, rank(), world(), step, job.total_steps)
+    stream, told = _stream(job, order, trainer.rows)
     clock = _Clock(job, step)
-    for line in notes:
+    for line in notes + told:
         _append(job.folder, {"note": line})
-    for arrays in clock.waiting(batches(job.loader, TrainOrder(job.plan, rank(), world(), step, job.total_steps), trainer.rows, job.options)):
+    for arrays in clock.waiting(stream):
         if step % job.plan.steps == 0 or step == clock.first:
             learner.begin_epoch(step // job.plan.steps)
         losses = trainer.step(to_batch(arrays, job.device, job), step)
@@ -77,17 +79,26 @@ def fit(job: Job, learner: Learner) -> None:
     learner.eval()
 
 
-def to_batch(arrays: Arrays, device: torch.device, job: Job | None = None) -> Batch:
-    """uint8 (B, V, S, S, 3) from the wire -> float views (B, 3, S, S) in 0..1 on the device. `job`: None outside of a training."""
-    pixels = torch.from_numpy(np.require(arrays["views"], requirements="W")).to(device, non_blocking=True)
+def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
+    """This worker's batches, and what the user should know of where they come from. Collective."""
+    if job.options.resident is None or len(order) == 0:
+        return batches(job.loader, order, rows, job.options), []
+    held, notes = resident.hold(job.loader, job.options, job.device)
+    return resident.batches(held, job.loader, order, job.options), notes
+
+
+def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = None) -> Batch:
+    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device. `job`: None outside of a training."""
+    views = arrays["views"]
+    pixels = (views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements="W"))).to(device, non_blocking=True)
     layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
-    views = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
+    floats = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
     ids, labels = np.array(arrays["id"]), np.array(arrays["label"])
     rows = np.full_like(ids, -1) if job is None else np.searchsorted(job.plan.ids, ids)
     if job is not None:
         labels[np.isin(ids, job.withheld)] = -1
     columns = [torch.from_numpy(column).to(device) for column in (ids, rows, labels)]
-    return Batch(columns[0], columns[1], columns[2], views)
+    return Batch(columns[0], columns[1], columns[2], floats)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -3,12 +3,15 @@
 Pillow alone decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
 """
 
+import ctypes
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +28,21 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 MAX_REASON = 200  # characters
+BLOCK = 1_000_000  # pixels
 _settings = threading.RLock()  # Pillow's limits and Python's warning filters are global to the process
+
+
+def _silence() -> None:
+    """What Pillow and its libtiff say of a broken file is in the reason that we give; on stderr it names no file and nobody could use it."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with suppress(OSError, AttributeError):  # not Linux, or a Pillow without a libtiff of its own: it talks, that is all
+        mapped = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+        ctypes.CDLL(next(iter({line[line.index("/") :] for line in mapped if "/libtiff" in line}), "")).TIFFSetErrorHandler(None)
+
+
+_silence()
 
 
 class BadImage(ValueError):
@@ -88,11 +104,21 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1 or width * height > max_pixels:
         raise BadImage(f"has {width} x {height} pixels (at least 1 x 1, at most {max_pixels} in all)")
+    _check_tiles(image, max_pixels)
     seen: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
     image.load()
     rgb = _upright(_to_rgb(image), _orientation(image))
     rgb.info = seen
     return rgb
+
+
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """A tile is allocated and decoded as a whole, also where the image is a corner of it."""
+    tags = getattr(image, "tag_v2", {})
+    tile = [tags.get(tag, 1) for tag in (TILE_WIDTH, TILE_LENGTH)]
+    limit = max(max_pixels, BLOCK)  # a small image may be the corner of a usual tile
+    if tile[0] * tile[1] > limit:
+        raise BadImage(f"has tiles of {tile[0]} x {tile[1]} pixels (at most {limit} in all)")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -127,8 +153,11 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     full = 1.0 if mode == "F" else 65535.0
     if low >= 0.0 and high <= full:
         low, high = 0.0, full
-    span = (high - low) or 1.0
-    return np.rint((values.astype(np.float64) - low) * 255.0 / span).astype(np.uint8)
+    span, scaled = (high - low) or 1.0, np.empty(values.shape, np.uint8)
+    step = max(1, BLOCK // values.shape[1])
+    for k in range(0, len(values), step):  # in float64, eight times what the image takes: not of all of it at once
+        scaled[k : k + step] = np.rint((values[k : k + step].astype(np.float64) - low) * 255.0 / span)
+    return scaled
 
 
 def _one_line(error: Exception) -> str:

@@ -33,10 +33,11 @@ def check(recipe: Recipe) -> None:
         key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
         raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
     source = open_source(recipe.dataset)
+    place = f"list {recipe.dataset.list!r}" if recipe.dataset.list else f"root {recipe.dataset.root!r}"
     for name, stage in recipe.stages.items():
         if isinstance(stage, Downstream) and not source.classes:
             raise UserError(
-                f"stages.{name}: needs labels, and dataset.root {str(recipe.dataset.root)!r} has none; "
+                f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
         if isinstance(stage, Downstream) and not source.splits.get("test"):

@@ -1,7 +1,7 @@
 """Stage: any source of images -> a store. Every image is decoded once; what cannot be decoded is listed, never silently dropped.
 
 The images are numbered 0..n-1 over the good ones, in source order, whoever reads them: shards are written side by side as if no image were
-bad, and those behind a bad one are numbered again afterwards.
+bad, and those behind a bad one are numbered again afterwards. Killed and started again, it goes on with the parts that are not done.
 """
 
 import contextlib
@@ -9,10 +9,8 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,38 +18,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.census import Total
+from pipeline.duplicates import write_duplicates
 from pipeline.durable import put_in_place, temporary_in, write_json
 from pipeline.errors import StageFailed, UserError
-from pipeline.images import BadImage, open_rgb
-from pipeline.shards import Row, read_rows, write_shard
+from pipeline.parts import Job, PartWriter, Renumber, jobs, quarantined, storage_problem
 from pipeline.sources import Source, open_source
-from pipeline.store import (
-    DAMAGE,
-    FORMAT,
-    MANIFEST,
-    QUARANTINE,
-    SHARD_NAME,
-    Shard,
-    Store,
-    canonical,
-    manifest_hash,
-    repair,
-)
+from pipeline.store import DAMAGE, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, Shard, Store, canonical, manifest_hash, repair
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
 
 PART = 2048  # images of the source per task and shard
-DECIDING = ("source", "image_column", "label_column", "test_fraction", "split_seed", "max_pixels")  # fields that change the store
+# Fields of the dataset that change the store
+DECIDING = ("source", "image_column", "path_column", "label_column", "split_column", "test_fraction", "split_seed", "max_pixels")
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
-Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
 
 
 def prepare(dataset: "Dataset", stores: Path, on_ray: Callable[[], bool], progress: Callable[[int, int], None]) -> Store:
-    """The store of `dataset` below `stores`: the finished one if it is there and whole, else written.
+    """The store of `dataset` below `stores`: the finished one if it is there and whole, else written, or written to its end.
 
     `on_ray` is asked when there is something to write: whether Ray (started by then) does it, or this process. On Ray, `stores` must be storage
-    that all nodes share. `progress(done, total)` is called with numbers of images of the source.
+    that all nodes share. `progress(done, total)` is called with numbers of images: of the source, or of the store that is verified.
 
     Raises:
         UserError: the source, as `open_source`; too many bad images; a damaged store; storage that cannot be written.
@@ -61,11 +49,12 @@ def prepare(dataset: "Dataset", stores: Path, on_ray: Callable[[], bool], progre
     try:
         if (folder / MANIFEST).exists():
             store = Store.open(folder)
-            store.verify()
+            store.verify(progress)
+            _remove_records(folder)  # those of a process that was killed after its last file
         else:
             store = _prepare_anew(dataset, source, folder, functools.partial(_each, on_ray()), progress)
     except OSError as error:
-        raise UserError(_storage_problem(folder, error)) from None
+        raise UserError(storage_problem(folder, error)) from None
     _check_bad(dataset, store)
     return store
 
@@ -81,16 +70,26 @@ Each = Callable[[Callable[[Job], Job], list[Job]], Iterator[Job]]
 def _prepare_anew(dataset: "Dataset", source: Source, folder: Path, each: Each, progress: Callable[[int, int], None]) -> Store:
     with _locked(folder):
         if not (folder / MANIFEST).exists():  # another process may have finished it while this one waited
-            _remove_unfinished(folder)
-            results = _write_parts(PartWriter(source, folder, dataset.max_pixels), each, progress)
-            bad = [(path, source.parts(PART)[result["part"]].split, reason) for result in results for path, reason in result["bad"]]
-            _write_quarantine(folder, bad)
-            shards = _number([Shard(**result["shard"]) for result in results if result["shard"]], folder, each)
+            todo = jobs(source, PART)
+            _remove_foreign(folder, todo)
+            results, seen = _write_parts(PartWriter(source, folder, dataset.max_pixels), todo, each, progress)
+            _write_quarantine(folder, results)
+            shards = _number(results, folder, each)
+            bad = sum(result["quarantined"] for result in results)
             if not any(shard.split == "train" for shard in shards):
-                raise UserError(f"{_too_many(folder, len(bad), sum(source.splits.values()), bad[0])}; no image is left for training")
+                problem = _too_many(folder, bad, sum(source.splits.values()), _first_quarantined(folder))
+                raise UserError(f"{problem}; no image is left for training")
             root = None if dataset.root is None else str(dataset.root)
-            write_json(folder / MANIFEST, _manifest(source, root, shards, len(bad), _seen(results)))
+            write_json(folder / MANIFEST, _manifest(source, root, shards, bad, {**seen.dump(), "duplicates": write_duplicates(folder, shards)}))
+    _remove_records(folder)
     return Store.open(folder)
+
+
+def _remove_records(folder: Path) -> None:
+    """Of a finished store, whose manifest says it all."""
+    for file in folder.glob("*-*.json"):
+        with contextlib.suppress(OSError):  # storage that is read only: they do no harm
+            file.unlink()
 
 
 @contextlib.contextmanager
@@ -103,9 +102,11 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_unfinished(folder: Path) -> None:
+def _remove_foreign(folder: Path, todo: list[Job]) -> None:
+    """What a killed process did not finish, and shards that are not of this source."""
+    mine = {job["file"] for job in todo}
     for file in folder.iterdir():
-        if SHARD_NAME.match(file.name) or file.name == QUARANTINE or file.suffix == ".tmp":
+        if file.suffix == ".tmp" or (SHARD_NAME.match(file.name) and file.name not in mine):
             file.unlink()
 
 
@@ -153,86 +154,40 @@ class _Task:
         return {"result": [json.dumps(self.work(json.loads(job))) for job in batch["job"]]}
 
 
-@dataclass(frozen=True)
-class PartWriter:
-    """Job: read one part of the source, decode its images, write the good ones as a shard."""
-
-    source: Source
-    folder: Path
-    max_pixels: int
-
-    def __call__(self, job: Job) -> Job:
-        """{part} -> {part, shard or None, bad: [[path, reason]], sizes: [[width, height]], modes} or {error}."""
-        part = self.source.parts(PART)[job["part"]]
-        result: Job = {"part": job["part"], "bad": [], "sizes": [], "modes": {}}
-        offset = 0 if part.split == "train" else self.source.splits["train"]
-        shard = Shard(f"{part.split}-{part.start // PART:05d}.parquet", part.split, offset + part.start, 0, (), 0, "")
-        try:
-            written = write_shard(self.folder, shard, self._good(part, result))
-        except OSError as error:
-            return {"error": _storage_problem(self.folder / shard.file, error)}
-        return {**result, "sizes": _extremes(result["sizes"]), "shard": written and asdict(written)}
-
-    def _good(self, part: Any, result: Job) -> Iterator[Row]:
-        """The rows that can be decoded; the others, and what was seen, go to `result`."""
-        modes: Counter[str] = Counter()
-        for record in self.source.read(part):
-            try:
-                if record.data is None:
-                    raise BadImage(record.reason)
-                image = open_rgb(record.data, self.max_pixels)
-            except BadImage as error:
-                result["bad"].append([record.path, " ".join(str(error).split())])
-                continue
-            modes[str(image.info["mode"])] += 1
-            result["sizes"].append(image.size)
-            yield record.data, record.label, record.path
-        result["modes"] = dict(modes)
-
-
-@dataclass(frozen=True)
-class Renumber:
-    """Job: write a shard again with other ids."""
-
-    folder: Path
-
-    def __call__(self, job: Job) -> Job:
-        """A shard with its new `first_id` -> {shard} or {error}."""
-        shard = Shard(**job)
-        try:
-            written = write_shard(self.folder, shard, read_rows(self.folder / shard.file))
-        except OSError as error:
-            return {"error": _storage_problem(self.folder / shard.file, error)}
-        return {"shard": written and asdict(written)}
-
-
-def _write_parts(work: PartWriter, each: Each, progress: Callable[[int, int], None]) -> list[Job]:
-    """The results of all parts, in source order."""
-    parts, done = work.source.parts(PART), 0
-    results = []
-    for result in each(work, [{"part": k} for k in range(len(parts))]):
-        results.append(result)
-        done += parts[result["part"]].count
+def _write_parts(work: PartWriter, todo: list[Job], each: Each, progress: Callable[[int, int], None]) -> tuple[list[Job], Total]:
+    """The results of all parts, in source order, and what the images are like."""
+    done, results, seen = 0, {}, Total()
+    for result in each(work, todo):
+        seen.add(result["job"]["split"], result.pop("census"))  # as they come: kept, a thousand classes of each part would add up
+        results[result["job"]["file"]] = result
+        done += result["job"]["count"]
         progress(done, sum(work.source.splits.values()))
-    return sorted(results, key=lambda result: int(result["part"]))
+    return [results[job["file"]] for job in todo], seen
 
 
-def _number(shards: list[Shard], folder: Path, each: Each) -> list[Shard]:
-    """The shards with ids 0..n-1 without gaps; those behind a bad image are written again."""
+def _number(results: list[Job], folder: Path, each: Each) -> list[Shard]:
+    """The shards with ids 0..n-1 without gaps; those behind a bad image are written again, unless they were already."""
+    shards = [Shard(**result["shard"]) for result in results if result["shard"]]
     firsts = np.cumsum([0, *(shard.count for shard in shards)]).tolist()
-    moved = [replace(shard, first_id=first) for shard, first in zip(shards, firsts, strict=False) if shard.first_id != first]
-    anew = {result["shard"]["file"]: Shard(**result["shard"]) for result in each(Renumber(folder), [asdict(shard) for shard in moved])}
+    moved = [{"file": shard.file, "first_id": first} for shard, first in zip(shards, firsts, strict=False) if shard.first_id != first]
+    anew = {result["shard"]["file"]: Shard(**result["shard"]) for result in each(Renumber(folder), moved)}
     return [anew.get(shard.file, shard) for shard in shards]
 
 
-def _write_quarantine(folder: Path, bad: list[tuple[str, str, str]]) -> None:
-    columns = [pa.array([row[k] for row in bad], pa.string()) for k in range(3)]
+def _write_quarantine(folder: Path, results: list[Job]) -> None:
+    """Path, split and reason of the images without an id: it is the good ones that are numbered. One part at a time."""
     temporary = temporary_in(folder)
-    pq.write_table(pa.table(columns, schema=QUARANTINE_SCHEMA), temporary)
-    put_in_place(temporary, folder / QUARANTINE)
+    try:
+        with pq.ParquetWriter(temporary, QUARANTINE_SCHEMA) as writer:
+            for job in (result["job"] for result in results if result["quarantined"]):
+                paths, reasons = zip(*quarantined(folder, job), strict=True)
+                writer.write_table(pa.table([paths, [job["split"]] * len(paths), reasons], schema=QUARANTINE_SCHEMA))
+        put_in_place(temporary, folder / QUARANTINE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, seen: Job) -> dict[str, Any]:
+def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, images: Job) -> dict[str, Any]:
     splits: dict[str, dict[str, int]] = {}
     for shard in shards:
         splits.setdefault(shard.split, {"first_id": shard.first_id, "count": 0})["count"] += shard.count
@@ -243,21 +198,9 @@ def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, s
         "splits": splits,
         "shards": [asdict(shard) for shard in shards],
         "quarantined": bad,
-        "images": seen,
+        "images": images,
     }
     return {**raw, "hash": manifest_hash(raw)}
-
-
-def _extremes(sizes: list[tuple[int, int]]) -> list[list[int]]:
-    """[[smallest width, smallest height], [largest width, largest height]], [] of none."""
-    return [np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()] if sizes else []
-
-
-def _seen(results: list[Job]) -> Job:
-    """What the images are like: pixels from the smallest to the largest, and how many were of each of Pillow's modes."""
-    low, high = _extremes([size for result in results for size in result["sizes"]])
-    modes: Counter[str] = sum((Counter(result["modes"]) for result in results), Counter())
-    return {"width": [low[0], high[0]], "height": [low[1], high[1]], "modes": dict(sorted(modes.items()))}
 
 
 def _check_bad(dataset: "Dataset", store: Store) -> None:
@@ -278,8 +221,3 @@ def _first_quarantined(folder: Path) -> tuple[str, str, str]:
 
 def _too_many(folder: Path, bad: int, total: int, first: tuple[str, str, str]) -> str:
     return f"{bad} of {total} images cannot be decoded, e.g. {' '.join(first[0].split())}: {first[2]}; all are listed in {folder / QUARANTINE}"
-
-
-def _storage_problem(path: Path, error: OSError) -> str:
-    where = error.filename if error.filename and Path(os.fsdecode(error.filename)).suffix != ".tmp" else path
-    return f"{where}: cannot be written: {error.strerror or ' '.join(str(error).split())}"

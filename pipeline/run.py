@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from pipeline import evaluate, figures, finetune, preflight, pretrain
+from pipeline import census, evaluate, figures, finetune, preflight, pretrain
 from pipeline.config import Downstream, Recipe, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
@@ -22,6 +23,7 @@ from pipeline.prepare import prepare
 from pipeline.report import Row, rows
 from pipeline.session import Session
 from pipeline.stage import Instance, code_version
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
@@ -111,14 +113,27 @@ class _Runner:
         seen = Counted(self.console, "prepare")
         with seen:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
+        instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+        fresh = not (instance.folder / PUBLISHED).exists()
+        self._tell_store(fresh)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         preflight.check_images(self.recipe, self.worker.splits)
-        if self.store.quarantined:
-            where = self.store.path / "quarantine.parquet"
-            self.console.print(f"[yellow]note[/] {self.store.quarantined} images cannot be decoded, listed in {where}", soft_wrap=True)
-        instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
-        if not (instance.folder / PUBLISHED).exists():
+        if fresh:
             self._publish_store(instance)
+
+    def _tell_store(self, fresh: bool) -> None:
+        """What is wrong with the images, and, the first time, what they are like."""
+        store, copies = self.store, self.store.images["duplicates"]
+        for line in census.lines(store.images, {name: split.count for name, split in store.splits.items()}) if fresh else ():
+            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        notes = []
+        if store.quarantined:
+            notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
+        if copies["copies"]:
+            both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
+            notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
+        for note in notes:
+            self.console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
 
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
@@ -126,9 +141,11 @@ class _Runner:
         run_id = self.tracking.start(
             "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
         )
-        self.tracking.numbers(run_id, {**{f"images_{k}": v.count for k, v in store.splits.items()}, "quarantined": store.quarantined})
-        client.log_artifact(run_id, str(store.path / "manifest.json"))
-        client.log_artifact(run_id, str(store.path / "quarantine.parquet"))
+        numbers = {**{f"images_{k}": v.count for k, v in store.splits.items()}, "quarantined": store.quarantined, **store.images["duplicates"]}
+        self.tracking.numbers(run_id, numbers)
+        for name in (MANIFEST, QUARANTINE, DUPLICATES):
+            client.log_artifact(run_id, str(store.path / name))
+        client.log_figure(run_id, figures.census(store.images), "figures/images.png")
         client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
         if store.classes:
             names = sorted(store.splits, key=lambda name: store.splits[name].first_id)

@@ -1,5 +1,6 @@
 """Shards of the store, one Parquet file each: written whole or not at all."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.store import GROUP_BYTES, ROW_GROUP, SCHEMA, Shard, file_sha256
 
 # The images are compressed already; statistics and a dictionary of them would only copy them
 LAYOUT: dict[str, Any] = {
-    "compression": {"id": "zstd", "image": "none", "label": "zstd", "path": "zstd"},
+    "compression": {"id": "zstd", "image": "none", "label": "zstd", "path": "zstd", "digest": "none"},
     "use_dictionary": False,
     "write_statistics": ["id", "label"],
     "write_page_checksum": True,
@@ -32,7 +33,8 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None
             for group in _groups(rows):
                 images, labels, paths = zip(*group, strict=True)
                 ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
-                writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths], schema=SCHEMA))
+                digests = np.array([_digest(image) for image in images], np.uint64)
+                writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests], schema=SCHEMA))
                 groups.append(len(group))
         if not groups:
             return None
@@ -55,6 +57,10 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
         weight += len(row[0])
     if group:
         yield group
+
+
+def _digest(image: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(image).digest()[:8], "big")
 
 
 def read_rows(file: Path) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,15 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 ROW_GROUP = 128  # rows: what one random access reads and verifies
 GROUP_BYTES = 16_000_000  # encoded images of a row group, at most (but for a single larger image)
 CACHE_BYTES = 128_000_000  # encoded images kept per process
 MANIFEST = "manifest.json"
-QUARANTINE = "quarantine.parquet"
-SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string())])
+QUARANTINE = "quarantine.parquet"  # path, split, reason: what cannot be decoded has no id
+DUPLICATES = "duplicates.parquet"  # id, first_id, split, path: images whose bytes an earlier one has
+# digest: the first 8 bytes of the sha256 of `image`, big-endian
+SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())])
 SHARD_NAME = re.compile(r"^[a-z]+-\d{5,}\.parquet$")
 # What pyarrow raises over a damaged file, from its own errors to a length that does not fit the memory
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError)
@@ -64,6 +67,7 @@ class Store:
     quarantined: int
     hash: str
     source: dict[str, Any]  # kind, root, fingerprint
+    images: dict[str, Any]  # as `census.total`; duplicates: as `write_duplicates`
 
     @classmethod
     def open(cls, path: Path) -> "Store":
@@ -86,16 +90,28 @@ class Store:
             store._check_size(shard)
         return store
 
-    def verify(self) -> None:
-        """Read every shard and compare its sha256.
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read every shard and compare its sha256; `progress(done, total)` is called with numbers of images after each.
 
         Raises:
             UserError: naming the shard that is missing or differs, and the repair.
         """
+        total = sum(shard.count for shard in self.shards)
         for shard in self.shards:
             self._check_size(shard)
-            if file_sha256(self.path / shard.file) != shard.sha256:
+            try:
+                found = file_sha256(self.path / shard.file)
+            except OSError as error:
+                raise self._damaged(shard, error.strerror or type(error).__name__) from None
+            if found != shard.sha256:
                 raise self._damaged(shard, "its sha256 is not the manifest's")
+            progress(shard.first_id + shard.count, total)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of every image, in pixels; None: they differ, or the manifest does not tell."""
+        (width, widest), (height, highest) = (self.images.get(side, (0, 1)) for side in ("width", "height"))
+        return (width, height) if (width, height) == (widest, highest) else None
 
     @property
     def labelled(self) -> bool:
@@ -249,7 +265,8 @@ def _parse(path: Path, raw: dict[str, Any]) -> Store:
     shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
     splits = {str(name): Split(int(part["first_id"]), int(part["count"])) for name, part in raw["splits"].items()}
     _check_order(shards, splits)
-    return Store(path, tuple(map(str, raw["classes"])), splits, shards, int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]))
+    facts = int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]), dict(raw.get("images", {}))
+    return Store(path, tuple(map(str, raw["classes"])), splits, shards, *facts)
 
 
 def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:

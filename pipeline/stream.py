@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -21,8 +21,25 @@ from pipeline.plan import Batches
 from pipeline.store import Store
 
 Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
+Encoded = dict[int, tuple[bytes, int]]  # image and label by id
 MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 1024, 16_000_000  # the block is what travels: large ones delay the first batch
+
+
+class Pixels(Protocol):
+    """Ids -> arrays, in a decoding task or in this process."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Pixels of one image in a batch."""
+        ...
+
+    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
+        """(B,) ids and their encoded images and labels -> a batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,20 +52,51 @@ class Loader:
     seed: int
     max_pixels: int
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, tuple[bytes, int]]) -> Arrays:
-        """(B,) ids and their encoded images and labels -> a batch."""
+    @property
+    def row_bytes(self) -> int:
+        return len(self.ops) * self.size**2 * 3
+
+    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
             image = images.open_rgb(encoded[image_id][0], self.max_pixels)
             for view, ops in enumerate(self.ops):
                 views[row, view] = augment.apply(image, ops, augment.generator(self.seed, epoch, image_id, view), self.size)
-        return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()], np.int64), "views": views}
+        return _arrays(ids, encoded, views)
 
-    def read(self, ids: np.ndarray) -> dict[int, tuple[bytes, int]]:
-        """Encoded images and labels by id; each row group is read once."""
-        distinct = np.unique(ids)
-        data, labels = self.store.read(distinct)
-        return {i: (d, label) for i, d, label in zip(distinct.tolist(), data, labels.tolist(), strict=True)}
+    def read(self, ids: np.ndarray) -> Encoded:
+        return read(self.store, ids)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Ids -> the images as they are stored, all of one size; the views of a batch are (B, 1, height, width, 3)."""
+
+    store: Store
+    width: int
+    height: int
+    max_pixels: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.height * 3
+
+    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
+        views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
+        for row, image_id in enumerate(ids.tolist()):
+            views[row, 0] = images.decode(encoded[image_id][0], self.max_pixels)
+        return _arrays(ids, encoded, views)
+
+
+def _arrays(ids: np.ndarray, encoded: Encoded, views: np.ndarray) -> Arrays:
+    return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()], np.int64), "views": views}
+
+
+def read(store: Store, ids: np.ndarray) -> Encoded:
+    """Encoded images and labels by id; each row group is read once."""
+    distinct = np.unique(ids)
+    data, labels = store.read(distinct)
+    return {i: (d, label) for i, d, label in zip(distinct.tolist(), data, labels.tolist(), strict=True)}
 
 
 class Order(Protocol):
@@ -124,9 +172,10 @@ class Options:
     prefetch: int
     tasks: int
     task_cpus: float
+    resident: np.ndarray | None = field(default=None, compare=False)  # sorted ids that trainings hold decoded; None: they stream
 
 
-def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
+def batches(loader: Pixels, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
     """The batches of one rank, in order; all have `batch_size` rows but the last of an `EvalOrder`.
 
     Raises:
@@ -134,7 +183,7 @@ def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> 
     """
     if len(order) == 0:
         return
-    rows = _on_ray(loader, order, batch_size, options) if options.on_ray else _prefetched(_in_process(loader, order), options.prefetch)
+    rows = _on_ray(loader, order, batch_size, options) if options.on_ray else prefetched(_in_process(loader, order), options.prefetch)
     expected = (ids for k in range(len(order)) for ids in order.task(k)[1])
     for ids, batch in zip_longest(expected, rows):
         if ids is None or batch is None or not np.array_equal(ids, batch["id"]):
@@ -143,14 +192,14 @@ def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> 
         yield batch
 
 
-def _task(loader: Loader, order: Order, index: int) -> Iterator[Arrays]:
+def _task(loader: Pixels, order: Order, index: int) -> Iterator[Arrays]:
     epoch, batches_of_ids = order.task(index)
-    encoded = loader.read(np.concatenate(batches_of_ids))
+    encoded = read(loader.store, np.concatenate(batches_of_ids))
     for ids in batches_of_ids:
         yield loader.load(ids, epoch, encoded)
 
 
-def _in_process(loader: Loader, order: Order) -> Iterator[Arrays]:
+def _in_process(loader: Pixels, order: Order) -> Iterator[Arrays]:
     for index in range(len(order)):
         yield from _task(loader, order, index)
 
@@ -172,15 +221,14 @@ class _Breathe:
         return
 
 
-def _on_ray(loader: Loader, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
+def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    pixels = len(loader.ops) * loader.size**2 * 3
-    context.target_max_block_size = max(min(ROWS_PER_BLOCK * pixels, BYTES_PER_BLOCK), batch_size * pixels)
+    context.target_max_block_size = max(min(ROWS_PER_BLOCK * loader.row_bytes, BYTES_PER_BLOCK), batch_size * loader.row_bytes)
     context.custom_execution_callback_classes = [_Breathe]  # type: ignore[list-item]
 
     def load(rows: Arrays) -> Iterator[Arrays]:
@@ -198,7 +246,7 @@ def _on_ray(loader: Loader, order: Order, batch_size: int, options: Options) -> 
         yield {key: batch[key] for key in ("id", "label", "views")}
 
 
-def _prefetched(items: Iterable[Arrays], depth: int) -> Iterator[Arrays]:
+def prefetched(items: Iterable[Arrays], depth: int) -> Iterator[Arrays]:
     """`items`, computed `depth` ahead by a thread (decoding releases the interpreter's lock)."""
     box: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import resident
 from pipeline.config import Augment, Recipe, Training
 from pipeline.fit import to_batch
 from pipeline.plan import Plan
@@ -29,11 +30,16 @@ class Worker:
 
     @staticmethod
     def start(recipe: Recipe, store: Store, on_ray: bool, device: torch.device | None = None) -> "Worker":
-        """`device`: that of a training worker; the driver, which only draws, has none."""
+        """`device`: that of a training worker; the driver, which only draws, has none.
+
+        Raises:
+            UserError: `stream.resident: on`, where it is not possible.
+        """
         torch.set_num_threads(recipe.scale.threads)
-        device, stream = device or torch.device("cpu"), recipe.stream
-        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus)
-        return Worker(recipe, store, split(store, recipe.dataset), device, options)
+        stream, splits = recipe.stream, split(store, recipe.dataset)
+        held = splits.train if resident.possible(stream, store, len(splits.train)) else None
+        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held)
+        return Worker(recipe, store, splits, device or torch.device("cpu"), options)
 
     def loader(self, views: Sequence[Augment], seed: int) -> Loader:
         """Pixels: one augmentation a view."""
@@ -52,7 +58,7 @@ class Worker:
         return Plan(ids, self.store.groups("train")[:, 2], batch_size, seed, min(stream.window, CACHE_BYTES // per_image), windowed)
 
     def sweep(self, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of `ids`, once, with the evaluation augmentation."""
+        """This worker's part of `ids`, once, with the evaluation augmentation; streamed, also where trainings hold their images."""
         loader = self.loader([self.recipe.dataset.eval_augment], 0)
         for arrays in batches(loader, EvalOrder(ids, batch_size, rank(), world()), batch_size, self.options):
             yield to_batch(arrays, self.device)

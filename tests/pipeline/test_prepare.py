@@ -20,7 +20,7 @@ from pipeline.config import Dataset
 from pipeline.errors import UserError
 from pipeline.images import decode
 from pipeline.prepare import prepare
-from pipeline.store import MANIFEST, QUARANTINE, Store
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, Store
 
 
 def dataset(**fields: Any) -> Dataset:
@@ -95,7 +95,22 @@ def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
     Image.new("L", (50, 60)).save(root / "train" / "a" / "grey.png")
     store = local(dataset(root=root), tmp_path / "out")
     raw = json.loads((store.path / MANIFEST).read_text())
-    assert raw["images"] == {"width": [3, 50], "height": [4, 60], "modes": {"L": 1, "RGB": 11}}
+    sizes = [[6, 8, 4], [8, 8, 4], [9, 8, 3], [22, 23, 1]]  # quarters of an octave: 3, 4, 5 x 4 pixels, and 50 x 60
+    files = sum(file.stat().st_size for file in root.rglob("*.png"))
+    assert raw["images"] == {
+        "width": [3, 50],
+        "height": [4, 60],
+        "bytes": files,
+        "sizes": sizes,
+        "modes": {"L": 1, "RGB": 11},
+        "formats": {"PNG": 12},
+        "labels": {
+            "train": {"unknown": 0, "classes": 2, "fewest": 2, "most": 4},
+            "test": {"unknown": 0, "classes": 2, "fewest": 3, "most": 3},
+        },
+        "duplicates": {"copies": 0, "of_train_in_test": 0},
+    }
+    assert store.images == raw["images"]
     assert raw["source"]["root"] == str(root)
 
 
@@ -105,6 +120,7 @@ def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
     (root / "train" / "a" / "000.png").write_bytes(b"")
     store = local(dataset(root=root, max_bad_fraction=0.2), tmp_path / "out")
     listed = pq.read_table(store.path / QUARANTINE).to_pylist()
+    assert [*listed[0]] == ["path", "split", "reason"]  # and no id: ids are of images that can be used
     assert [(row["path"], row["split"]) for row in listed] == [(f"train/{p}.png", "train") for p in ("a/000", "a/002", "a/004", "b/031")]
     assert listed[0]["reason"] == "is empty (0 bytes)"
     assert all(row["reason"] for row in listed)
@@ -155,8 +171,10 @@ def test_the_cap_on_pixels_is_the_datasets(tmp_path: Path) -> None:
 def test_a_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
     store = local(data, tmp_path / "out")
-    monkeypatch.setattr(module, "write_shard", None)  # writing would fail
-    assert local(data, tmp_path / "out") == store
+    monkeypatch.setattr(module, "PartWriter", None)  # writing would fail
+    calls: list[tuple[int, int]] = []
+    assert prepare(data, tmp_path / "out", on_ray=lambda: False, progress=lambda done, total: calls.append((done, total))) == store
+    assert calls == [(10, 16), (16, 16)]  # verified
 
 
 def test_what_decides_the_store_decides_its_folder(tmp_path: Path) -> None:
@@ -259,11 +277,17 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     images(root, 0)
     data, before = dataset(root=root), DataContext.get_current().enable_progress_bars
     calls: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # what is left of it is continued by Ray
+        prepare(data, tmp_path / "ray", lambda: False, stop)
     stores = [
         prepare(data, tmp_path / where, lambda ray=where == "ray": ray, lambda done, total: calls.append((done, total))) for where in ("local", "ray")
     ]
     first, second = ({file.name: file.read_bytes() for file in store.path.iterdir()} for store in stores)
-    assert sorted(first) == [".lock", MANIFEST, QUARANTINE, "test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]
+    assert sorted(first) == [".lock", DUPLICATES, MANIFEST, QUARANTINE, "test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]
     assert first == second
     assert stores[1].quarantined == 3
     assert stores[1].splits["test"].first_id == part + 300 - 3

@@ -1,5 +1,6 @@
 """A whole recipe: chained, resumed, not repeated; what MLflow then holds. In process, and (marked ray) on Ray with two workers."""
 
+import io
 import json
 import os
 import shutil
@@ -22,11 +23,12 @@ from pipeline.errors import StageFailed, StopTraining, UserError
 from pipeline.handover import load_decoder, load_encoder
 from pipeline.run import run
 from pipeline.stage import Instance
-from pipeline.store import Store
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, Store
 from pipeline.tracking import tracking_uri
 from pipeline.worker import Worker
 from tests import small
 from tests.gloo import Pool
+from tests.pipeline.test_prepare import images
 
 QUIET = Console(quiet=True)
 
@@ -170,6 +172,35 @@ def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
     changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"dataset\.root"):
         run(small.recipe(tmp_path, **changes), QUIET)
+
+
+def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_them_every_time(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 150, bad=(3,))
+    (root / "train/a/000.png").write_bytes((root / "test/a/000.png").read_bytes())
+    fields = {"name": "greys", "source": "folder", "root": str(root), "max_train": None, "max_test": None, "max_bad_fraction": 0.1}
+    recipe = small.recipe(tmp_path / "st", stages__finetune__labels_per_class=20, **{f"dataset__{key}": value for key, value in fields.items()})
+    told = []
+    for _ in range(2):
+        console = Console(file=io.StringIO(), width=100)
+        run(recipe, console, only="prepare")
+        told.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    (store,) = (tmp_path / "st" / "stores").iterdir()
+    notes = [
+        f"note 1 images cannot be decoded, listed in {store / QUARANTINE}",
+        f"note 1 images are copies of others, 1 of them test images that are also in train, listed in {store / DUPLICATES}",
+    ]
+    assert [line for line in told[0] if line.startswith("  ")] == [
+        "  train 149, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average",
+        "  format PNG; mode RGB",
+        "  train: 2 classes of 74 to 75 images",
+        "  test: 2 classes of 3 images",
+    ]
+    assert [line for line in told[0] if line.startswith("note")] == notes
+    assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is whole: {store}"]
+    client, prepared = mlflow.MlflowClient(tracking_uri(recipe)), runs_of(recipe)["prepare"]
+    assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {"figures", MANIFEST, QUARANTINE, DUPLICATES}
+    assert {a.path for a in client.list_artifacts(prepared.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("classes", "images", "sample")}
+    assert {k: v for k, v in prepared.data.metrics.items() if "images" not in k} == {"quarantined": 1, "copies": 1, "of_train_in_test": 1}
 
 
 def test_two_runs_of_one_name_at_once(storage: Path) -> None:

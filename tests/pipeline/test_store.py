@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import store as module
 from pipeline.errors import UserError
-from pipeline.prepare import write_shard
+from pipeline.shards import write_shard
 from pipeline.store import MANIFEST, ROW_GROUP, Shard, Store, manifest_hash
 
 TRAIN, TEST = 300, 140
@@ -31,7 +31,7 @@ def write(folder: Path) -> Store:
         rows = [(content(i), label(i), f"{i}.png") for i in range(first, first + count)]
         shards.append(write_shard(folder, Shard(f"{file}.parquet", split, first, 0, (), 0, ""), rows))
     raw = {
-        "format": 1,
+        "format": 2,
         "source": {"kind": "folder", "root": "/somewhere", "fingerprint": "f"},
         "classes": ["a", "b", "c"],
         "splits": {"train": {"first_id": 0, "count": TRAIN}, "test": {"first_id": TRAIN, "count": TEST}},
@@ -75,7 +75,9 @@ def test_the_manifest_is_read_back(whole: Store) -> None:
     assert (whole.classes, whole.labelled, whole.quarantined) == (("a", "b", "c"), True, 2)
     assert {name: (part.first_id, part.count) for name, part in whole.splits.items()} == {"train": (0, 300), "test": (300, 140)}
     assert [shard.row_groups for shard in whole.shards] == [(128, 72), (100,), (128, 12)]
-    whole.verify()
+    seen: list[tuple[int, int]] = []
+    whole.verify(lambda done, total: seen.append((done, total)))
+    assert seen == [(200, 440), (300, 440), (440, 440)]
 
 
 def test_labels(whole: Store) -> None:
@@ -230,7 +232,7 @@ def test_shard_of_another_place(store: Store) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"format": None},
         {"shards": 3},
         {"shards": [{"file": "x"}]},
@@ -242,7 +244,7 @@ def test_shard_of_another_place(store: Store) -> None:
 )
 def test_manifest_of_another_shape(store: Store, change: dict) -> None:
     save(store.path, {**manifest(store), **change})
-    refused(store, MANIFEST, "is not a manifest of format 1")
+    refused(store, MANIFEST, "is not a manifest of format 2")
 
 
 @pytest.mark.parametrize("name", ["../train-00000.parquet", "/etc/passwd", "a/train-00000.parquet", ""])
@@ -253,7 +255,7 @@ def test_a_shard_name_cannot_lead_out_of_the_folder(store: Store, name: str) -> 
     refused(store, MANIFEST, "does not follow")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', "\udcff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', "\udcff", "[" * 100_000])
 def test_manifest_that_is_none(store: Store, text: str) -> None:
     (store.path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(store, MANIFEST, "is not a manifest")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.images import decode
 from pipeline.plan import Plan
 from pipeline.store import Store
-from pipeline.stream import Arrays, EvalOrder, Loader, Options, TrainOrder, batches
+from pipeline.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
 
 BATCH = 12
 OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
@@ -204,3 +205,12 @@ def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None
     assert_same(train(digits, start=5, options=on_ray, windowed=True), train(digits, start=5, windowed=True))
     sweep = EvalOrder(np.arange(2, 52), 8, 1, 2, batches_per_task=2)
     assert_same(list(batches(loader(digits), sweep, 8, on_ray)), list(batches(loader(digits), sweep, 8, OPTIONS)))
+
+
+def test_a_decoder_gives_the_images_as_they_are_stored(digits: Store) -> None:
+    its, ids = Decoder(digits, 8, 8, 1_000_000), np.array([9, 2, 1430])
+    found = list(batches(its, EvalOrder(ids, 2, 0, 1), 2, OPTIONS))
+    encoded, labels = digits.read(ids)
+    assert [batch["views"].shape for batch in found] == [(2, 1, 8, 8, 3), (1, 1, 8, 8, 3)]
+    assert np.array_equal(np.concatenate([batch["views"][:, 0] for batch in found]), [decode(data) for data in encoded])
+    assert np.array_equal(np.concatenate([batch["label"] for batch in found]), labels)

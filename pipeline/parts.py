@@ -1,0 +1,138 @@
+"""The jobs of `prepare`: a part of the source becomes a shard, and a shard gets other ids. Each can be done again, by whoever comes after a kill.
+
+Beside a shard lies its record: what was found in the part, and the sha256 of the shard. It is written when the shard is in place, so a part
+counts as done if its record is whole and its shard is the one that the record tells of; otherwise it is decoded again, to the same bytes.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import PIL
+import pyarrow as pa
+
+from pipeline.census import Census
+from pipeline.durable import write_atomically
+from pipeline.images import BadImage, open_rgb
+from pipeline.shards import Row, read_rows, write_shard
+from pipeline.sources import Part, Source
+from pipeline.store import DAMAGE, FORMAT, Shard, canonical, file_sha256
+
+# What else decides a shard's bytes: parts of another version are decoded again
+MADE_BY = {"format": FORMAT, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
+Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
+
+
+def jobs(source: Source, rows: int) -> list[Job]:
+    """A job for `PartWriter` per part of `rows` images, in source order. Ids are those of a source without a bad image."""
+    offset = {split: sum(list(source.splits.values())[:k]) for k, split in enumerate(source.splits)}
+    return [
+        {**asdict(part), "file": f"{part.split}-{part.start // rows:05d}.parquet", "first_id": offset[part.split] + part.start}
+        for part in source.parts(rows)
+    ]
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Job: read one part of the source, decode its images, write the good ones as a shard; nothing of it, where that was done before."""
+
+    source: Source
+    folder: Path
+    max_pixels: int
+
+    def __call__(self, job: Job) -> Job:
+        """{split, start, count, file, first_id} -> {job, shard or None, quarantined: how many, census} or {error}."""
+        file = self.folder / job["file"]
+        try:
+            record = _finished(file, job) or self._write(job)
+        except OSError as error:
+            return {"error": storage_problem(file, error)}
+        return _summary(record)
+
+    def _write(self, job: Job) -> Job:
+        census, bad = Census(), list[list[str]]()
+        shard = Shard(job["file"], job["split"], job["first_id"], 0, (), 0, "")
+        written = write_shard(self.folder, shard, self._good(Part(job["split"], job["start"], job["count"]), census, bad))
+        record = {"job": job, "made_by": MADE_BY, "shard": written and asdict(written), "quarantined": bad, "census": census.dump()}
+        _write_record(self.folder / job["file"], record)
+        return record
+
+    def _good(self, part: Part, census: Census, bad: list[list[str]]) -> Iterator[Row]:
+        """The rows that can be decoded, counted in `census`; the others go to `bad`."""
+        for record in self.source.read(part):
+            try:
+                if record.data is None:
+                    raise BadImage(record.reason)
+                image = open_rgb(record.data, self.max_pixels)
+            except BadImage as error:
+                bad.append([record.path, " ".join(str(error).split())])
+                continue
+            census.add(image.size, (str(image.info["mode"]), str(image.info["format"])), record.label, len(record.data))
+            yield record.data, record.label, record.path
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Job: write a shard again with other ids. A kill between the shard and its record costs the decoding of that one part."""
+
+    folder: Path
+
+    def __call__(self, job: Job) -> Job:
+        """{file, first_id}: the shard and its new first id -> as `PartWriter`."""
+        file = self.folder / job["file"]
+        try:
+            record = json.loads(record_of(file).read_bytes())["record"]
+            written = write_shard(self.folder, replace(Shard(**record["shard"]), first_id=job["first_id"]), read_rows(file))
+            record["shard"] = written and asdict(written)
+            _write_record(file, record)
+        except DAMAGE as error:
+            return {"error": storage_problem(file, error)}
+        return _summary(record)
+
+
+def _finished(file: Path, job: Job) -> Job | None:
+    """The record of a part that is done; None: it is not, or by another version, or its shard is not whole."""
+    try:
+        raw = json.loads(record_of(file).read_bytes())
+        record: Job = raw["record"]
+        if raw["sha256"] != _hash(record) or (record["job"], record["made_by"]) != (job, MADE_BY):
+            return None
+        shard = record["shard"]
+        if shard and (file.stat().st_size != shard["bytes"] or file_sha256(file) != shard["sha256"]):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record
+
+
+def quarantined(folder: Path, job: Job) -> list[list[str]]:
+    """[path, reason] of the images of a finished part that cannot be decoded."""
+    found: list[list[str]] = json.loads(record_of(folder / job["file"]).read_bytes())["record"]["quarantined"]
+    return found
+
+
+def _summary(record: Job) -> Job:
+    """Without the paths: the driver keeps one of these per part."""
+    return {**record, "quarantined": len(record["quarantined"])}
+
+
+def record_of(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def _write_record(shard: Path, record: Job) -> None:
+    write_atomically(record_of(shard), canonical({"record": record, "sha256": _hash(record)}))
+
+
+def _hash(record: Job) -> str:
+    return sha256(canonical(record)).hexdigest()
+
+
+def storage_problem(path: Path, error: BaseException) -> str:
+    """One line; temporary names are no help to anybody."""
+    name = getattr(error, "filename", None)
+    where = name if name and not str(name).endswith(".tmp") else path
+    return f"{where}: cannot be written: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}"

@@ -1,0 +1,106 @@
+"""Image files that lists name, as most published sets have them; read as those of a folder are."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.sources.files import Listed, fingerprint, text
+from pipeline.sources.folder import ENDINGS, Folder
+from pipeline.sources.source import file_facts, with_test
+
+if TYPE_CHECKING:
+    from pipeline.config import Dataset  # its methods and tasks bring torch, which no reading task needs
+
+AnyFolder = TypeVar("AnyFolder", bound=Folder)
+
+
+class Entry(NamedTuple):
+    """An image that a list names: it is one of the set, and if there is no such file, then reading it says so."""
+
+    path: str  # relative to the root
+    label: int  # -1 = unknown
+
+
+class Listing(NamedTuple):
+    """What the lists of a set say."""
+
+    root: Path
+    lists: tuple[str, ...]  # the files that said so
+    classes: tuple[str, ...]
+    train: Sequence[Entry]
+    test: Sequence[Entry]  # () = carved out of the training split
+
+
+def listed_source(kind: type[AnyFolder], listing: Listing, dataset: "Dataset") -> AnyFolder:
+    """A `kind` of source with the training images first, in the order of the lists.
+
+    Raises:
+        UserError: there is no training image, an image is listed twice, or a folder is a link that leaves the root.
+    """
+    entries = [*listing.train, *listing.test]
+    paths = [os.fsencode(entry.path) for entry in entries]
+    labels = np.array([entry.label for entry in entries], np.int64)
+    if not listing.train:
+        raise UserError(f"dataset.root: {', '.join(listing.lists)} in {str(listing.root)!r}: no image for training is listed")
+    _check_once(listing.root, listing.lists, paths)
+    facts = [file_facts(listing.root, name) for name in listing.lists] + _facts(listing.root, paths)
+    rows = {"train": np.arange(len(listing.train)), "test": np.arange(len(listing.train), len(paths))}
+    rows = with_test({split: places for split, places in rows.items() if len(places)}, paths, labels, dataset)
+    return kind(listing.classes, fingerprint(facts), labels, rows, listing.root, pa.array(paths, pa.binary()))
+
+
+def _check_once(root: Path, lists: tuple[str, ...], paths: list[bytes]) -> None:
+    twice = next((path for path, count in Counter(paths).items() if count > 1), None)
+    if twice is not None:
+        where = f"{', '.join(lists)} in {str(root)!r}"
+        raise UserError(f"dataset.root: {where}: {text(twice)!r} is listed twice; valid: an image is in one split, once")
+
+
+def _facts(root: Path, paths: Sequence[bytes]) -> list[Listed]:
+    """Size and time of each file, -1 where there is none."""
+    wanted = set(paths)
+    found: dict[bytes, tuple[int, int]] = {}
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        found |= {path: _stat(entry) for path, entry in _scan(root, folder) if path in wanted}
+    return [(path, *found.get(path, (-1, -1))) for path in paths]
+
+
+def files_in(root: Path, folder: str) -> list[str]:
+    """Paths of the image files in a folder below `root`, not those in its folders, sorted; [] if there is no such folder.
+
+    Raises:
+        UserError: the folder is a link that leaves the root.
+    """
+    return [os.fsdecode(path) for path, _ in sorted(_scan(root, os.fsencode(folder)), key=lambda found: found[0])]
+
+
+def _scan(root: Path, folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
+    path = os.path.join(os.fsencode(root), folder)
+    if _leaves(root, Path(os.fsdecode(path))):
+        raise UserError(f"dataset.root: {text(path)!r} is a link that leaves the root; valid: dataset.root = a folder that holds the files")
+    try:
+        with os.scandir(path) as scan:
+            images = [entry for entry in scan if not entry.name.startswith(b".") and entry.name.lower().endswith(ENDINGS)]
+    except FileNotFoundError:
+        return []
+    return [(os.path.join(folder, entry.name), entry) for entry in images if not entry.is_dir()]
+
+
+def _leaves(root: Path, path: Path) -> bool:
+    """Behind all links."""
+    inner, outer = (os.path.join(os.path.realpath(place), "") for place in (path, root))
+    return not inner.startswith(outer)
+
+
+def _stat(entry: os.DirEntry[bytes]) -> tuple[int, int]:
+    try:
+        facts = entry.stat()
+    except OSError:  # a link to nothing
+        facts = entry.stat(follow_symlinks=False)
+    return facts.st_size, facts.st_mtime_ns

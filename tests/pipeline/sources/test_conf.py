@@ -1,0 +1,27 @@
+"""The dataset groups of the published sets resolve, each to its source."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Dataset, load
+from pipeline.sources import SOURCES
+
+SETS = {
+    "cifar10_binary": "cifar10",
+    "cifar100": "cifar100",
+    "stl10": "stl10",
+    "svhn": "svhn",
+    "imagenet_devkit": "imagenet",
+    "voc2007": "voc",
+    "stanford_dogs": "stanford_dogs",
+    "cub200": "cub200",
+}
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_group(name: str) -> None:
+    found: Dataset = load(ROOT / "conf/recipe/folder_nat.yaml", (f"dataset.name={name}", "dataset.root=/data")).dataset
+    assert (found.name, found.source) == (name, SETS[name])
+    assert found.source in SOURCES

@@ -1,0 +1,209 @@
+"""Images held on the device give the batches of the stream, bit by bit: trainings cannot tell, but for their speed."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import finetune, resident, stream
+from pipeline import fit as fit_module
+from pipeline.config import Stream
+from pipeline.errors import UserError
+from pipeline.fit import METRICS
+from pipeline.plan import Plan
+from pipeline.stage import Instance
+from pipeline.store import Store
+from pipeline.stream import Decoder, Loader, Options, TrainOrder
+from pipeline.worker import Worker
+from tests import small
+from tests.gloo import Pool
+from tests.pipeline.test_augment_batched import PIPELINES
+from tests.pipeline.test_fit import Stopped, train
+
+CPU = torch.device("cpu")
+HELD = np.arange(2, 600)  # more than are trained on
+OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
+BATCH = 12
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    resident._kept.clear()
+    yield
+    resident._kept.clear()
+
+
+def plan(store: Store) -> Plan:
+    """100 ids, far apart; 8 steps, 3 to a task."""
+    return Plan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
+
+
+def assert_same(loader: Loader, order: TrainOrder, options: Options = OPTIONS) -> None:
+    """Resident and streamed batches, as the learner gets them."""
+    held, _ = resident.hold(loader, options, CPU)
+    found = list(resident.batches(held, loader, order, options))
+    expected = list(stream.batches(loader, order, BATCH // order.world, replace(options, on_ray=False)))
+    assert len(found) == len(expected) == order.stop - order.start
+    for a, b in zip(found, expected, strict=True):
+        assert a["views"].dtype == torch.uint8
+        assert a["views"].shape == b["views"].shape
+        ours, theirs = fit_module.to_batch(a, CPU), fit_module.to_batch(b, CPU)
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert all(torch.equal(x, y) and x.is_contiguous() for x, y in zip(ours.views, theirs.views, strict=True))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
+    """Two epochs of two views, at the size of the images and at others."""
+    for size in (8, 12):
+        assert_same(Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_get_their_parts(digits: Store, world: int) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"])), 8, 0, 1_000_000)
+    for rank in range(world):
+        assert_same(loader, TrainOrder(plan(digits), rank, world, 0, 16))
+
+
+def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    for start in range(17):
+        assert_same(loader, TrainOrder(plan(digits), 0, 1, start, 16))
+
+
+@pytest.mark.ray
+def test_decoded_by_ray_data_they_are_the_same(digits: Store, ray_local: None) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    assert_same(loader, TrainOrder(plan(digits), 0, 1, 0, 16), replace(OPTIONS, on_ray=True))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of every image that is decoded to be held."""
+    seen: list[int] = []
+    real = Decoder.load
+
+    def load(self: Decoder, ids: np.ndarray, epoch: int, encoded: Any) -> Any:
+        seen.extend(ids.tolist())
+        return real(self, ids, epoch, encoded)
+
+    monkeypatch.setattr(Decoder, "load", load)
+    return seen
+
+
+def test_images_are_decoded_once(digits: Store, decoded: list[int]) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    held, notes = resident.hold(loader, OPTIONS, CPU)
+    assert decoded == HELD.tolist()
+    assert notes == ["598 images of 8 x 8 are held decoded (0.1 MB on cpu)"]
+    again, notes = resident.hold(replace(loader, seed=9, ops=()), OPTIONS, CPU)
+    assert again is held
+    assert notes == []
+    resident.hold(loader, replace(OPTIONS, resident=HELD[1:]), CPU)
+    assert decoded == [*HELD.tolist(), *HELD[1:].tolist()]
+    assert len(resident._kept) == 1, "what is not used any more is still held"
+
+
+def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    held, _ = resident.hold(loader, OPTIONS, CPU)
+    for ids in ([1, 5], [5, 700]):
+        with pytest.raises((AssertionError, IndexError)):
+            held.batch(np.array(ids), 0, loader)
+
+
+def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
+    """A hash of all that is held, and how many images this rank has decoded."""
+    resident._kept.clear()
+    loader = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000)
+    before, seen = Decoder.load, []
+
+    def load(self: Decoder, ids: np.ndarray, epoch: int, encoded: Any) -> Any:
+        seen.append(len(ids))
+        return before(self, ids, epoch, encoded)
+
+    Decoder.load = load  # type: ignore[method-assign]
+    try:
+        held, _ = resident.hold(loader, replace(OPTIONS, resident=HELD[:count]), CPU)
+    finally:
+        Decoder.load = before  # type: ignore[method-assign]
+        resident._kept.clear()
+    return hashlib.sha256(held.pixels.numpy().tobytes() + held.labels.tobytes()).hexdigest(), sum(seen)
+
+
+@pytest.mark.parametrize("count", [598, 1])
+def test_workers_decode_a_part_each_and_hold_all(pool: Pool, digits: Store, count: int) -> None:
+    alone, _ = held_on_this_rank(str(digits.path), count)
+    answers = pool.run(held_on_this_rank, str(digits.path), count)
+    assert [found for found, _ in answers] == [alone, alone]
+    assert [seen for _, seen in answers] == [count - count // 2, count // 2]
+
+
+SEVERAL = {"width": [3, 50], "height": [4, 60], "modes": {}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "complaint"),
+    [
+        ({}, SEVERAL, "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: auto, off"),
+        ({}, {}, "it needs images of one size"),
+        ({"resident_mb": 1}, {"width": [100, 100], "height": [50, 50]}, "100 images of 100 x 50 take 2 MB, more than stream.resident_mb: 1; valid"),
+    ],
+)
+def test_what_cannot_be_held_is_streamed_or_told(digits: Store, settings: dict[str, Any], images: dict[str, Any], complaint: str) -> None:
+    store = replace(digits, images=images)
+    assert not resident.possible(Stream(**settings), store, 100)
+    assert not resident.possible(Stream(**settings, resident="off"), store, 100)
+    with pytest.raises(UserError, match=f"^stream.resident: 'on' is not possible: {complaint}"):
+        resident.possible(Stream(**settings, resident="on"), store, 100)
+
+
+def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
+    assert digits.size == (8, 8)
+    assert [resident.possible(Stream(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [True, True, False]  # type: ignore[arg-type]
+
+
+STREAMED: dict[str, Any] = {"stream__resident": "off"}
+AUGMENTED: dict[str, Any] = {"dataset__train_augment": PIPELINES["super_and"]}
+
+
+def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: Path, digits: Store) -> None:
+    streamed, _ = train(tmp_path / "streamed", digits, **AUGMENTED, **STREAMED)
+    assert train(tmp_path / "held", digits, **AUGMENTED)[0] == streamed
+    for first, then in (({}, STREAMED), (STREAMED, {})):
+        folder = tmp_path / f"mixed{len(first)}"
+        with pytest.raises(Stopped):
+            train(folder, digits, 4, **AUGMENTED, **first)
+        assert train(folder, digits, **AUGMENTED, **then)[0] == streamed
+    told = {name: "are held decoded" in (tmp_path / name / "job" / METRICS).read_text() for name in ("streamed", "held")}
+    assert told == {"streamed": False, "held": True}
+
+
+def trained_on_this_rank(folder: str, store: str, mode: str) -> str:
+    return train(Path(folder) / mode, Store.open(Path(store)), stream__resident=mode)[0]
+
+
+def test_two_workers_end_bit_identical_in_both_modes(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    ends = [pool.run(trained_on_this_rank, str(tmp_path), str(digits.path), mode) for mode in ("on", "off")]
+    assert len({end for both in ends for end in both}) == 1
+
+
+def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(tmp_path: Path, digits: Store, decoded: list[int]) -> None:
+    results = {}
+    for mode in ("on", "off"):
+        worker = Worker.start(small.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
+        stage: Any = worker.recipe.stages["finetune"]
+        for name in ("scratch-lr0.1", "scratch-lr0.3"):
+            task = finetune._build(worker, stage, Instance("finetune", 0, "f", tmp_path), "scratch")
+            job = finetune._job(worker, stage, Instance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
+            fit_module.fit(job, task)
+            results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
+    assert sorted(decoded) == worker.splits.train.tolist()
+    assert torch.equal(results["on", "scratch-lr0.3"], results["off", "scratch-lr0.3"])
