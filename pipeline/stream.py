@@ -21,6 +21,7 @@ from pipeline.plan import Batches
 from pipeline.store import Store
 
 Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
+Rows = tuple[np.ndarray, np.ndarray]  # (B,) ids, (B,) passes
 MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 1024, 16_000_000  # the block is what travels: large ones delay the first batch
 
@@ -35,13 +36,13 @@ class Loader:
     seed: int
     max_pixels: int
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, tuple[bytes, int]]) -> Arrays:
-        """(B,) ids and their encoded images and labels -> a batch."""
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, tuple[bytes, int]]) -> Arrays:
+        """(B,) ids, the pass that each is in (0 is the first), and their encoded images and labels -> a batch."""
         views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
-        for row, image_id in enumerate(ids.tolist()):
+        for row, (image_id, turn) in enumerate(zip(ids.tolist(), passes.tolist(), strict=True)):
             image = images.open_rgb(encoded[image_id][0], self.max_pixels)
             for view, ops in enumerate(self.ops):
-                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, epoch, image_id, view), self.size)
+                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, turn, image_id, view), self.size)
         return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()], np.int64), "views": views}
 
     def read(self, ids: np.ndarray) -> dict[int, tuple[bytes, int]]:
@@ -56,8 +57,8 @@ class Order(Protocol):
 
     def __len__(self) -> int: ...
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
-        """The epoch, and the ids of each of this rank's batches."""
+    def task(self, index: int) -> list[Rows]:
+        """The ids of each of this rank's batches, and the pass that each image is in."""
         ...
 
 
@@ -86,12 +87,12 @@ class TrainOrder:
         epoch, step = divmod(self.stop - 1, self.plan.steps)
         return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task + 1 - self._first
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+    def task(self, index: int) -> list[Rows]:
         epoch, place = divmod(self._first + index, self._tasks_per_epoch)
         base = epoch * self.plan.steps
         first = place * self.plan.steps_per_task
         steps = range(first, min(first + self.plan.steps_per_task, self.plan.steps))
-        return epoch, [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
+        return [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ class EvalOrder:
     def __len__(self) -> int:
         return -(-len(self.part) // (self.batch_size * self.batches_per_task))
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+    def task(self, index: int) -> list[Rows]:
         rows = self.part[index * self.batch_size * self.batches_per_task :][: self.batch_size * self.batches_per_task]
-        return 0, [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        parts = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        return [(part, np.zeros(len(part), np.int64)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> 
     if len(order) == 0:
         return
     rows = _on_ray(loader, order, batch_size, options) if options.on_ray else _prefetched(_in_process(loader, order), options.prefetch)
-    expected = (ids for k in range(len(order)) for ids in order.task(k)[1])
+    expected = (ids for k in range(len(order)) for ids, _ in order.task(k))
     for ids, batch in zip_longest(expected, rows):
         if ids is None or batch is None or not np.array_equal(ids, batch["id"]):
             planned, got = (None if x is None else x[:4].tolist() for x in (ids, None if batch is None else batch["id"]))
@@ -144,10 +146,10 @@ def batches(loader: Loader, order: Order, batch_size: int, options: Options) -> 
 
 
 def _task(loader: Loader, order: Order, index: int) -> Iterator[Arrays]:
-    epoch, batches_of_ids = order.task(index)
-    encoded = loader.read(np.concatenate(batches_of_ids))
-    for ids in batches_of_ids:
-        yield loader.load(ids, epoch, encoded)
+    rows = order.task(index)
+    encoded = loader.read(np.concatenate([ids for ids, _ in rows]))
+    for ids, passes in rows:
+        yield loader.load(ids, passes, encoded)
 
 
 def _in_process(loader: Loader, order: Order) -> Iterator[Arrays]:
