@@ -29,7 +29,7 @@ test: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipeline tasks
+	$(BIN)/mypy pipeline tasks bench
 
 clean:
 	rm -rf $(VENV) runs

@@ -145,7 +145,7 @@ def images_per_s(stream: Iterator[Any], count: int = 40) -> tuple[float, float]:
 def plain_loop(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
     for start in range(0, len(ids), BATCH):
         part = ids[start : start + BATCH]
-        yield loader.load(part, 0, loader.read(part))
+        yield loader.load(part, np.zeros_like(part), loader.read(part))
 
 
 class _Images(torch.utils.data.Dataset):
@@ -159,7 +159,8 @@ class _Images(torch.utils.data.Dataset):
 
     def __getitem__(self, k: int) -> np.ndarray:
         ids = self.ids[k : k + 1]
-        return self.loader.load(ids, 0, self.loader.read(ids))["views"][0]
+        views: np.ndarray = self.loader.load(ids, np.zeros_like(ids), self.loader.read(ids))["views"]
+        return views[0]
 
 
 def data_loader(loader: Loader, ids: np.ndarray, processes: int) -> Iterator[Any]:

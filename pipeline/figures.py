@@ -114,10 +114,15 @@ def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """The logged values over steps, a panel each."""
+    """The logged values over steps, a panel each, four in a row."""
     keys = [key for key in (rows[-1] if rows else ()) if key not in ("step", "of", "epoch", "time")] or ["loss"]
-    figure = Figure(figsize=(3.6 * len(keys), 2.8), layout="constrained", facecolor="white")
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
+    columns = min(len(keys), 4)
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat[len(keys) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, keys, strict=False):
         axis.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], color=BLUE, linewidth=1.4)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)

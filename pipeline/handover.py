@@ -7,11 +7,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from tasks.decoder import Decoder
 from torch import nn
 
 from pipeline.checkpoint import Damaged, put, seal, verified
 from pipeline.errors import UserError
+from tasks.decoder import Decoder
 from tasks.encoders import Encoder
 
 

@@ -41,13 +41,18 @@ class Batches(ABC):
         """(steps, batch_size) int64 ids of the global batches of an epoch."""
 
     @abstractmethod
+    def passes(self, epoch: int) -> np.ndarray:
+        """(steps, batch_size) int64, which pass over its images each of them is in: what its augmentation is drawn by."""
+
+    @abstractmethod
     def tail(self, epoch: int) -> np.ndarray:
         """The ids that this epoch leaves out: fewer than a batch."""
 
-    def slice(self, epoch: int, step: int, rank: int, world: int) -> np.ndarray:
-        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch."""
+    def slice(self, epoch: int, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch, and their passes."""
         part = self.batch_size // world
-        return self.epoch(epoch)[step, rank * part : (rank + 1) * part]
+        mine = slice(rank * part, (rank + 1) * part)
+        return self.epoch(epoch)[step, mine], self.passes(epoch)[step, mine]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Batches) and self.key == other.key
@@ -94,6 +99,9 @@ class Plan(Batches):
     def epoch(self, epoch: int) -> np.ndarray:
         return _epoch(self, epoch)
 
+    def passes(self, epoch: int) -> np.ndarray:
+        return np.broadcast_to(np.int64(epoch), (self.steps, self.batch_size))
+
     def tail(self, epoch: int) -> np.ndarray:
         return np.setdiff1d(self.ids, self.epoch(epoch).ravel(), assume_unique=True)
 
@@ -102,8 +110,9 @@ class Plan(Batches):
 class Mixed(Batches):
     """Batches of exactly `labelled.batch_size` labelled images among the others (R of T in the paper of Clustering and Locality penalties).
 
-    An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer. They are spread
-    evenly over a batch, so that every worker, and every part of its share, has as many where the numbers divide.
+    An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer, and each of their
+    passes augments them anew. They are spread evenly over a batch, so that every worker, and every part of its share, has as many where the
+    numbers divide.
     """
 
     labelled: Plan
@@ -131,21 +140,25 @@ class Mixed(Batches):
         return np.arange(self.labelled.batch_size) * self.batch_size // self.labelled.batch_size
 
     def epoch(self, epoch: int) -> np.ndarray:
-        return _mixed_epoch(self, epoch)
+        return _mixed_epoch(self, epoch)[0]
+
+    def passes(self, epoch: int) -> np.ndarray:
+        return _mixed_epoch(self, epoch)[1]
 
     def tail(self, epoch: int) -> np.ndarray:
         return self.rest.tail(epoch)
 
 
 @lru_cache(maxsize=4)
-def _mixed_epoch(plan: Mixed, epoch: int) -> np.ndarray:
+def _mixed_epoch(plan: Mixed, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     batches = np.empty((plan.steps, plan.batch_size), np.int64)
+    passes = np.full_like(batches, epoch)
     others = np.setdiff1d(np.arange(plan.batch_size), plan.places)
     batches[:, others] = plan.rest.epoch(epoch)
     for step in range(plan.steps):
         turn, place = divmod(epoch * plan.steps + step, plan.labelled.steps)
-        batches[step, plan.places] = plan.labelled.epoch(turn)[place]
-    return batches
+        batches[step, plan.places], passes[step, plan.places] = plan.labelled.epoch(turn)[place], turn
+    return batches, passes
 
 
 @lru_cache(maxsize=4)

@@ -113,7 +113,7 @@ def _save_pictures(worker: Worker, method: Method, instance: Instance) -> None:
     loader, ids = worker.loader([worker.recipe.dataset.eval_augment], instance.seed), worker.splits.val[:SHOWN]
     if len(ids) == 0:
         return
-    shown = method.pictures(to_batch(loader.load(ids, 0, loader.read(ids)), worker.device))
+    shown = method.pictures(to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), worker.device))
     if shown:
         write_atomically(instance.folder / PICTURES, save_tensors({k: v.cpu().contiguous() for k, v in shown.items()}))
 
@@ -147,7 +147,7 @@ def _views(worker: Worker, stage: Pretrain, instance: Instance) -> Figure:
     """Eight images, each in all views of two epochs, as the network sees them."""
     loader, ids = _loader(worker, stage, instance.seed), worker.splits.train[:SHOWN]
     encoded = loader.read(ids)
-    epochs = [loader.load(ids, epoch, encoded)["views"] for epoch in range(2)]
+    epochs = [loader.load(ids, np.full_like(ids, epoch), encoded)["views"] for epoch in range(2)]
     pictures = [views[k, view] for views in epochs for view in range(len(loader.ops)) for k in range(len(ids))]
     captions = [f"id {i}, epoch {epoch}, view {view}" for epoch in range(2) for view in range(len(loader.ops)) for i in ids.tolist()]
     return figures.images(pictures, captions, "augmented views", columns=len(ids))

@@ -59,24 +59,25 @@ class Held:
     labels: np.ndarray  # (n,) int64, -1 = unknown
     pixels: Tensor  # (n, 3, H, W) uint8
 
-    def batch(self, ids: np.ndarray, epoch: int, loader: Loader) -> dict[str, Any]:
+    def batch(self, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Any]:
         """As `Loader.load`, the views (B, V, S, S, 3) on the device."""
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
         images = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
-        views = [augment_batched.apply(images, self._drawn(ids, epoch, view, loader), loader.size) for view in range(len(loader.ops))]
+        views = [augment_batched.apply(images, self._drawn(ids, passes, view, loader), loader.size) for view in range(len(loader.ops))]
         return {"id": ids, "label": self.labels[rows], "views": torch.stack(views, 1).permute(0, 1, 3, 4, 2)}
 
-    def _drawn(self, ids: np.ndarray, epoch: int, view: int, loader: Loader) -> list[list[augment.Drawn]]:
+    def _drawn(self, ids: np.ndarray, passes: np.ndarray, view: int, loader: Loader) -> list[list[augment.Drawn]]:
         """What is done to each image; drawn on the CPU, by the numbers that the stream draws by."""
         source, ops = (self.pixels.shape[3], self.pixels.shape[2]), loader.ops[view]
-        return [augment.draw(ops, augment.generator(loader.seed, epoch, i, view), source, loader.size) for i in ids.tolist()]
+        turns = zip(ids.tolist(), passes.tolist(), strict=True)
+        return [augment.draw(ops, augment.generator(loader.seed, turn, i, view), source, loader.size) for i, turn in turns]
 
 
 def batches(held: Held, loader: Loader, order: Order, options: Options) -> Iterator[dict[str, Any]]:
     """The batches of one rank, in order, made ahead by a thread: numbers are drawn, and work is handed to the device, beside the training step."""
     tasks = (order.task(index) for index in range(len(order)))
-    return stream.prefetched((held.batch(ids, epoch, loader) for epoch, rows in tasks for ids in rows), options.prefetch)
+    return stream.prefetched((held.batch(ids, passes, loader) for rows in tasks for ids, passes in rows), options.prefetch)
 
 
 _kept: dict[str, Held] = {}  # the last one

@@ -282,6 +282,6 @@ def _sample(worker: Worker) -> Any:
 
     ids = worker.splits.train[np.linspace(0, len(worker.splits.train) - 1, min(32, len(worker.splits.train))).astype(int)]
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    batch = loader.load(ids, 0, loader.read(ids))
+    batch = loader.load(ids, np.zeros_like(ids), loader.read(ids))
     names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
     return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

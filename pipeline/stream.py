@@ -22,6 +22,7 @@ from pipeline.store import Store
 
 Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
 Encoded = dict[int, tuple[bytes, int]]  # image and label by id
+Rows = tuple[np.ndarray, np.ndarray]  # (B,) ids, (B,) passes
 MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 1024, 16_000_000  # the block is what travels: large ones delay the first batch
 
@@ -37,8 +38,8 @@ class Pixels(Protocol):
         """Pixels of one image in a batch."""
         ...
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
-        """(B,) ids and their encoded images and labels -> a batch."""
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
+        """(B,) ids, the pass that each is in (0 is the first), and their encoded images and labels -> a batch."""
         ...
 
 
@@ -56,12 +57,12 @@ class Loader:
     def row_bytes(self) -> int:
         return len(self.ops) * self.size**2 * 3
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
-        for row, image_id in enumerate(ids.tolist()):
+        for row, (image_id, turn) in enumerate(zip(ids.tolist(), passes.tolist(), strict=True)):
             image = images.open_rgb(encoded[image_id][0], self.max_pixels)
             for view, ops in enumerate(self.ops):
-                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, epoch, image_id, view), self.size)
+                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, turn, image_id, view), self.size)
         return _arrays(ids, encoded, views)
 
     def read(self, ids: np.ndarray) -> Encoded:
@@ -81,7 +82,7 @@ class Decoder:
     def row_bytes(self) -> int:
         return self.width * self.height * 3
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: Encoded) -> Arrays:
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
             views[row, 0] = images.decode(encoded[image_id][0], self.max_pixels)
@@ -104,8 +105,8 @@ class Order(Protocol):
 
     def __len__(self) -> int: ...
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
-        """The epoch, and the ids of each of this rank's batches."""
+    def task(self, index: int) -> list[Rows]:
+        """The ids of each of this rank's batches, and the pass that each image is in."""
         ...
 
 
@@ -134,12 +135,12 @@ class TrainOrder:
         epoch, step = divmod(self.stop - 1, self.plan.steps)
         return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task + 1 - self._first
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+    def task(self, index: int) -> list[Rows]:
         epoch, place = divmod(self._first + index, self._tasks_per_epoch)
         base = epoch * self.plan.steps
         first = place * self.plan.steps_per_task
         steps = range(first, min(first + self.plan.steps_per_task, self.plan.steps))
-        return epoch, [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
+        return [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ class EvalOrder:
     def __len__(self) -> int:
         return -(-len(self.part) // (self.batch_size * self.batches_per_task))
 
-    def task(self, index: int) -> tuple[int, list[np.ndarray]]:
+    def task(self, index: int) -> list[Rows]:
         rows = self.part[index * self.batch_size * self.batches_per_task :][: self.batch_size * self.batches_per_task]
-        return 0, [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        parts = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        return [(part, np.zeros(len(part), np.int64)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def batches(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
     if len(order) == 0:
         return
     rows = _on_ray(loader, order, batch_size, options) if options.on_ray else prefetched(_in_process(loader, order), options.prefetch)
-    expected = (ids for k in range(len(order)) for ids in order.task(k)[1])
+    expected = (ids for k in range(len(order)) for ids, _ in order.task(k))
     for ids, batch in zip_longest(expected, rows):
         if ids is None or batch is None or not np.array_equal(ids, batch["id"]):
             planned, got = (None if x is None else x[:4].tolist() for x in (ids, None if batch is None else batch["id"]))
@@ -193,10 +195,10 @@ def batches(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
 
 
 def _task(loader: Pixels, order: Order, index: int) -> Iterator[Arrays]:
-    epoch, batches_of_ids = order.task(index)
-    encoded = read(loader.store, np.concatenate(batches_of_ids))
-    for ids in batches_of_ids:
-        yield loader.load(ids, epoch, encoded)
+    rows = order.task(index)
+    encoded = read(loader.store, np.concatenate([ids for ids, _ in rows]))
+    for ids, passes in rows:
+        yield loader.load(ids, passes, encoded)
 
 
 def _in_process(loader: Pixels, order: Order) -> Iterator[Arrays]:

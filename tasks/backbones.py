@@ -1,14 +1,15 @@
-"""The networks that are known by a name of their own: each is a list of stages, and the output of every stage is a feature map."""
+"""The networks that are known by a name of their own: each is a list of stages, and the output of every stage is a feature map.
+
+torchvision is imported where it is used: it brings torch's compiler, two seconds that every command and worker would wait for.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-import torchvision
 from annotated_types import Ge
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.vgg import cfgs, make_layers
 
 from tasks.norms import Norm, norm_layer
 
@@ -81,7 +82,9 @@ def resnet(name: str) -> Callable[..., Body]:
     """The builder of torchvision's residual network `name`."""
 
     def build(c_in: int, *, norm: Norm = "batch", stem: Stem = "imagenet") -> Body:
-        net = torchvision.models.get_model(name, weights=None, norm_layer=lambda c: norm_layer(norm, c))
+        from torchvision.models import get_model
+
+        net = get_model(name, weights=None, norm_layer=lambda c: norm_layer(norm, c))
         pool = [net.maxpool] if stem == "imagenet" else []
         first = nn.Sequential(_first(c_in, stem, "fan_out"), net.bn1, net.relu, *pool)
         return [first, net.layer1, net.layer2, net.layer3, net.layer4]
@@ -94,7 +97,9 @@ def densenet(name: str) -> Callable[..., Body]:
     """The builder of torchvision's densely connected network `name`."""
 
     def build(c_in: int, *, norm: Norm = "batch", stem: Stem = "imagenet") -> Body:
-        net = torchvision.models.get_model(name, weights=None).features
+        from torchvision.models import get_model
+
+        net = get_model(name, weights=None).features
         pool = [net.pool0] if stem == "imagenet" else []
         first = nn.Sequential(_first(c_in, stem, "fan_in"), net.norm0, net.relu0, *pool)
         between = [stage for key, stage in net.named_children() if key.startswith(("denseblock", "transition"))]
@@ -109,6 +114,8 @@ def densenet(name: str) -> Callable[..., Body]:
 
 def vgg16(c_in: int, *, norm: Norm = "batch") -> Body:
     """The convolutions of torchvision's VGG-16 with batch normalisation: a map after each of its five poolings. 224x224 -> 512x7x7."""
+    from torchvision.models.vgg import cfgs, make_layers
+
     layers = list(make_layers(cfgs["D"], batch_norm=True))
     layers[0] = nn.Conv2d(c_in, 64, 3, padding=1)
     for layer in layers:

@@ -1,4 +1,7 @@
-"""Networks of torchvision and timm by their names there, always with fresh weights. Each gives all its feature maps at once."""
+"""Networks of torchvision and timm by their names there, always with fresh weights. Each gives all its feature maps at once.
+
+Both libraries are imported where they are used: they take seconds, which only those who use them wait for.
+"""
 
 import difflib
 import io
@@ -6,15 +9,16 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
-from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch import Tensor, nn
 
 from tasks.backbones import with_norm
 from tasks.norms import Norm
+
+if TYPE_CHECKING:
+    from torch import fx
 
 HEADS = ("classifier", "fc", "head", "aux", "AuxLogits")  # what torchvision calls the parts behind the last feature map
 SIZES = (224, 256)  # pixels of the two images that tell which dimensions of an activation grow with the image
@@ -40,6 +44,9 @@ def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Modul
     Raises:
         ValueError: torchvision has no such network, or it has no feature maps. Starts with "model: ".
     """
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     _check_known(model, torchvision.models.list_models(module=torchvision.models), "torchvision")
     turned = _maps_of(model)
     net = _fresh(model)
@@ -55,7 +62,7 @@ def from_timm(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
     Raises:
         ValueError: timm has no such network, or it has no feature maps. Starts with "model: ".
     """
-    import timm  # a second or more, which only those who use it wait for
+    import timm
 
     _check_known(model, timm.list_models(), "timm")
     try:
@@ -79,8 +86,10 @@ def _check_known(model: str, known: Collection[str], library: str) -> None:
 
 
 def _fresh(model: str) -> nn.Module:
+    from torchvision.models import get_model
+
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # two networks announce another initialisation
-        return torchvision.models.get_model(model, weights=None)  # type: ignore[no-any-return]
+        return get_model(model, weights=None)  # type: ignore[no-any-return]
 
 
 def _widen(net: nn.Module, c_in: int) -> None:
@@ -102,6 +111,8 @@ def _maps_of(model: str) -> dict[str, bool]:
     Raises:
         ValueError: there are none.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     try:
         with torch.random.fork_rng(devices=[]):
             net = _fresh(model).to("meta")  # shapes only, without arithmetic
@@ -130,7 +141,7 @@ def _grows(small: Any, large: Any) -> tuple[bool, ...]:
     return tuple(a != b for a, b in zip(small.shape, large.shape, strict=True))
 
 
-def _bottlenecks(graph: fx.Graph, values: Mapping[str, Any]) -> list[str]:
+def _bottlenecks(graph: "fx.Graph", values: Mapping[str, Any]) -> list[str]:
     """The names in `values` of the activations that all later ones are computed from alone, in the order of computation."""
     *nodes, output = graph.nodes
     names = {node: name for name, node in output.args[0].items()}

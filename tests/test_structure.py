@@ -62,6 +62,7 @@ def test_the_decoding_tasks_import_no_torch() -> None:
     while waiting:
         name = waiting.pop()
         file = ROOT / (name.replace(".", "/") + ".py")
+        file = file if file.exists() else ROOT / name.replace(".", "/") / "__init__.py"
         if name in seen or not file.exists():
             continue
         seen.add(name)

@@ -31,7 +31,8 @@ class Classify(Task):
         super().__init__(encoder, classes)
         self.pool, self.frozen, self.label_smoothing = pool, train == "head", label_smoothing
         self.head = mlp(pooled_size(encoder, pool), hidden, classes, dropout=dropout, norm=norm)
-        encoder.requires_grad_(not self.frozen)
+        if self.frozen:
+            encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Classify":
         super().train(mode)

@@ -257,7 +257,7 @@ def stopped_on_this_rank(folder: str, store: str) -> str:
     worker = Worker.start(small.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", Path(folder) / "job"))
-    bad = int(job.plan.slice(0, 1, 1, 2)[0])
+    bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
     try:
         fit(job, ExplodesOnOne(bad))
     except StopTraining as stop:

@@ -29,7 +29,7 @@ def test_the_same_global_batches_for_any_number_of_workers(windowed: bool) -> No
     for step in range(p.steps):
         whole = p.epoch(3)[step]
         for world in (1, 2, 4, 8):
-            assert np.array_equal(np.concatenate([p.slice(3, step, r, world) for r in range(world)]), whole)
+            assert np.array_equal(np.concatenate([p.slice(3, step, r, world)[0] for r in range(world)]), whole)
 
 
 @pytest.mark.parametrize("windowed", [True, False])
@@ -68,6 +68,7 @@ def test_every_batch_has_exactly_r_labelled_of_t(labelled: int, rest: int, r: in
     p = mixed(labelled, rest, r, r + others, windowed)
     seen_rest: list[int] = []
     seen_labelled: list[int] = []
+    seen_pairs: set[tuple[int, int]] = set()
     for epoch in range(2):
         rows = p.epoch(epoch)
         assert rows.shape == (p.steps, r + others)
@@ -77,6 +78,10 @@ def test_every_batch_has_exactly_r_labelled_of_t(labelled: int, rest: int, r: in
         seen_rest = rows[~is_labelled].tolist()
         assert sorted([*seen_rest, *p.tail(epoch)]) == p.rest.ids.tolist()
         seen_labelled += rows[is_labelled].tolist()
+        pairs = [*zip(rows.ravel().tolist(), p.passes(epoch).ravel().tolist(), strict=True)]
+        assert not seen_pairs & set(pairs), "an image augmented twice in the same way"
+        assert len(set(pairs)) == len(pairs)
+        seen_pairs |= set(pairs)
     passes, used = p.labelled.steps * r, np.array(seen_labelled)
     for k in range(len(used) // passes):
         assert len(set(used[k * passes : (k + 1) * passes].tolist())) == passes, "a labelled image twice before its turn"
@@ -87,7 +92,7 @@ def test_workers_share_the_labelled_images_evenly(world: int) -> None:
     p = mixed(40, 400, 12, 20)
     for step in range(p.steps):
         for rank in range(world):
-            assert np.isin(p.slice(0, step, rank, world), p.labelled.ids).sum() == 12 // world
+            assert np.isin(p.slice(0, step, rank, world)[0], p.labelled.ids).sum() == 12 // world
 
 
 def test_mixed_plans_are_told_apart_by_what_they_hold() -> None:

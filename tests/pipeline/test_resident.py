@@ -90,9 +90,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = Decoder.load
 
-    def load(self: Decoder, ids: np.ndarray, epoch: int, encoded: Any) -> Any:
+    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
         seen.extend(ids.tolist())
-        return real(self, ids, epoch, encoded)
+        return real(self, ids, passes, encoded)
 
     monkeypatch.setattr(Decoder, "load", load)
     return seen
@@ -116,7 +116,7 @@ def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
     held, _ = resident.hold(loader, OPTIONS, CPU)
     for ids in ([1, 5], [5, 700]):
         with pytest.raises((AssertionError, IndexError)):
-            held.batch(np.array(ids), 0, loader)
+            held.batch(np.array(ids), np.zeros(len(ids), np.int64), loader)
 
 
 def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
@@ -125,9 +125,9 @@ def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
     loader = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000)
     before, seen = Decoder.load, []
 
-    def load(self: Decoder, ids: np.ndarray, epoch: int, encoded: Any) -> Any:
+    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
         seen.append(len(ids))
-        return before(self, ids, epoch, encoded)
+        return before(self, ids, passes, encoded)
 
     Decoder.load = load  # type: ignore[method-assign]
     try:

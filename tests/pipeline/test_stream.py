@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.images import decode
-from pipeline.plan import Plan
+from pipeline.plan import Mixed, Plan
 from pipeline.store import Store
 from pipeline.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
 
@@ -74,14 +74,14 @@ def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
 
 def test_orders_of_ids_started_and_stopped_anywhere(digits: Store) -> None:
     its = plan(digits)
-    ids = [its.slice(step // 8, step % 8, 1, 2).tolist() for step in range(24)]
+    ids = [its.slice(step // 8, step % 8, 1, 2)[0].tolist() for step in range(24)]
     for start in range(25):
         for stop in range(start, 25):
             order = TrainOrder(its, 1, 2, start, stop)
             tasks = [order.task(k) for k in range(len(order))]
-            assert all(rows for _, rows in tasks), "a task without work"
-            assert [row.tolist() for _, rows in tasks for row in rows] == ids[start:stop]
-            assert [epoch for epoch, rows in tasks for _ in rows] == [step // 8 for step in range(start, stop)]
+            assert all(tasks), "a task without work"
+            assert [row.tolist() for rows in tasks for row, _ in rows] == ids[start:stop]
+            assert [set(passes.tolist()) for rows in tasks for _, passes in rows] == [{step // 8} for step in range(start, stop)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -100,7 +100,7 @@ def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, co
 
 def pixels(its: Loader, ids: list[int], epoch: int) -> dict[int, np.ndarray]:
     array = np.array(ids)
-    return dict(zip(ids, its.load(array, epoch, its.read(array))["views"], strict=True))
+    return dict(zip(ids, its.load(array, np.full_like(array, epoch), its.read(array))["views"], strict=True))
 
 
 def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
@@ -123,9 +123,20 @@ def test_views_may_be_augmented_differently(digits: Store) -> None:
         assert np.array_equal(views[1], pixels(its, [i], 1)[i][1])
 
 
+def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
+    starts = digits.groups("train")[:, 2]
+    its = Mixed(Plan(np.arange(4), starts, 2, 0, 36, False), Plan(np.arange(10, 50), starts, 4, 0, 36, False))
+    seen: dict[int, list[bytes]] = {}
+    for batch in batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
+        for image_id, views in zip(batch["id"].tolist(), batch["views"], strict=True):
+            seen.setdefault(image_id, []).append(views.tobytes())
+    assert all(len(seen[image_id]) == 5 for image_id in range(4)), "ten steps of two"
+    assert all(len(set(copies)) == len(copies) for copies in seen.values())
+
+
 def test_an_id_asked_twice_is_there_twice(digits: Store) -> None:
     its = replace(loader(digits), ops=(({"op": "center_crop"},),))
-    rows = its.load(np.array([9, 2, 9]), 0, its.read(np.array([9, 2, 9])))
+    rows = its.load(np.array([9, 2, 9]), np.zeros(3, np.int64), its.read(np.array([9, 2, 9])))
     assert np.array_equal(rows["views"][0], rows["views"][2])
     assert not np.array_equal(rows["views"][0], rows["views"][1])
 
@@ -143,10 +154,10 @@ def ended(threads: set[threading.Thread]) -> bool:
 class Breaks(Loader):
     """Cannot read the images of the fifth batch."""
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, Any]) -> Arrays:
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
         if np.array_equal(ids, plan(self.store).epoch(0)[4]):
             raise OSError("the disk is gone")
-        return super().load(ids, epoch, encoded)
+        return super().load(ids, passes, encoded)
 
 
 def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store) -> None:
@@ -175,9 +186,9 @@ def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
     loaded = []
 
     class Counts(Loader):
-        def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, Any]) -> Arrays:
+        def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
             loaded.append(ids)
-            return super().load(ids, epoch, encoded)
+            return super().load(ids, passes, encoded)
 
     stream = batches(Counts(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16), BATCH, replace(OPTIONS, prefetch=3))
     for taken in range(1, 6):
@@ -189,8 +200,8 @@ def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
 class Swaps(Loader):
     """Gives the batches of a task in another order."""
 
-    def load(self, ids: np.ndarray, epoch: int, encoded: dict[int, Any]) -> Arrays:
-        return super().load(ids[::-1].copy(), epoch, encoded)
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
+        return super().load(ids[::-1].copy(), passes, encoded)
 
 
 def test_rows_out_of_their_place_are_refused(digits: Store) -> None:

@@ -112,3 +112,12 @@ def test_it_can_be_learnt() -> None:
 
 def test_it_is_registered() -> None:
     assert TASKS["classify"] is Classify
+
+
+def test_train_all_leaves_frozen_what_the_encoder_has_frozen() -> None:
+    """Parts of a library's network that no map depends on: DistributedDataParallel would wait for their gradients."""
+    encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2}, 8)
+    first = next(encoder.parameters()).requires_grad_(False)
+    learner = Classify(encoder, 5, train="all", norm="group")
+    assert not first.requires_grad
+    assert all(p.requires_grad for p in learner.parameters() if p is not first)
