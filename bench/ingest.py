@@ -160,7 +160,7 @@ class _Images(torch.utils.data.Dataset):
     def __getitem__(self, k: int) -> np.ndarray:
         ids = self.ids[k : k + 1]
         views: np.ndarray = self.loader.load(ids, np.zeros_like(ids), self.loader.read(ids))["views"]
-        return views[0]
+        return np.asarray(views[0])
 
 
 def data_loader(loader: Loader, ids: np.ndarray, processes: int) -> Iterator[Any]:

@@ -288,7 +288,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
     tmp_path: Path, pool: Pool, ray_free: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The yardstick is a training below Ray, by two processes that are not killed: Ray changes no bit either."""
-    recipe = on_ray(tmp_path)
+    recipe = on_ray(tmp_path, stream__resident="off")  # through Ray Data; below Ray the images are held decoded
     once = tmp_path / "once"
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=4,kind=sigkill,once={once}")
     run(recipe, QUIET)
