@@ -8,7 +8,7 @@ and augments, and torch's DataLoader with as many processes.
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from pipeline.stream import Loader, TrainOrder
 from pipeline.worker import Worker
 from tasks.encoders import Encoder, pooled
 
-IMAGES, SIDE, BATCH, BLOCK, ROUNDS = 20_000, 32, 256, 20, 4
+IMAGES, SIDE, BATCH = 20_000, 32, 256
+WARM, BLOCK, ROUNDS, READ = 8, 20, 4, 60  # batches: before a measurement, of one, blocks of each kind, and of a pure reading
 CROPS = [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}]
 
 
@@ -87,8 +88,9 @@ class Training:
         self.net = Encoder(chosen.encoder.model_dump(), SIDE).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
 
-    def batches(self) -> Iterator[dict[str, Any]]:
-        order = TrainOrder(self.job.plan, 0, 1, 0, self.job.total_steps)
+    def batches(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first `count`, and no more: what is not asked for would be decoded beside the next measurement."""
+        order = TrainOrder(self.job.plan, 0, 1, 0, count)
         return _stream(self.job, order, BATCH)[0]
 
     def step(self, images: torch.Tensor) -> None:
@@ -99,11 +101,11 @@ class Training:
 
 def fed_against_bare(training: Training) -> tuple[float, float]:
     """Throughput fed / bare, in alternating blocks; the longest wait for a batch at an epoch's boundary / mean bare step."""
-    stream, steps = training.batches(), training.job.plan.steps
+    stream, steps = training.batches(WARM + 1 + ROUNDS * BLOCK), training.job.plan.steps
     kept = to_batch(next(stream), training.job.device, training.job).views[0]
-    for arrays in itertools.islice(stream, 8):
+    for arrays in itertools.islice(stream, WARM):
         training.step(to_batch(arrays, training.job.device, training.job).views[0])
-    fed, bare, gaps, done = 0.0, 0.0, [0.0], 9
+    fed, bare, gaps, done = 0.0, 0.0, [0.0], WARM + 1
     for _ in range(ROUNDS):
         start = time.perf_counter()
         for _ in range(BLOCK):
@@ -132,14 +134,14 @@ def cpu_seconds() -> float:
     return total
 
 
-def images_per_s(stream: Iterator[Any], count: int = 40) -> tuple[float, float]:
-    """(per second, per CPU second) of `count` batches, after the first few."""
-    for _ in itertools.islice(stream, 8):
+def images_per_s(stream: Iterator[Any]) -> tuple[float, float]:
+    """(per second, per CPU second) of READ batches, after the first few."""
+    for _ in itertools.islice(stream, WARM):
         pass
     start, cpu = time.perf_counter(), cpu_seconds()
-    for _ in itertools.islice(stream, count):
+    for _ in itertools.islice(stream, READ):
         pass
-    return count * BATCH / (time.perf_counter() - start), count * BATCH / (cpu_seconds() - cpu)
+    return READ * BATCH / (time.perf_counter() - start), READ * BATCH / (cpu_seconds() - cpu)
 
 
 def plain_loop(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
@@ -167,10 +169,10 @@ def data_loader(loader: Loader, ids: np.ndarray, processes: int) -> Iterator[Any
     return iter(torch.utils.data.DataLoader(_Images(loader, ids), BATCH, num_workers=processes))
 
 
-def peak_mb(stream: Callable[[], Iterator[Any]], batches: int) -> float:
-    """Largest resident memory of this process and those below it while `batches` are read."""
+def peak_mb(stream: Iterator[Any]) -> float:
+    """The most memory that this process and those below it have to themselves while `stream` is read."""
     peak = 0
-    for _ in itertools.islice(stream(), batches):
+    for _ in stream:
         alive = [psutil.Process(), *psutil.Process().children(recursive=True)]
         peak = max(peak, sum(p.memory_full_info().uss for p in alive if p.is_running()))
     return peak / 1e6
@@ -184,7 +186,7 @@ def rows(root: Path, storage: Path) -> Iterator[tuple[str, str]]:
         yield f"{name}: longest wait at an epoch's boundary / step", f"{gap:.2f}"
     streamed = Training(root, storage, on_ray=True, resident="off")
     loader, ids = streamed.job.loader, streamed.job.plan.ids
-    speed, per_cpu = images_per_s(streamed.batches())
+    speed, per_cpu = images_per_s(streamed.batches(WARM + READ))
     plain, plain_per_cpu = images_per_s(plain_loop(loader, np.tile(ids, 2)))
     tasks = streamed.job.options.tasks
     torchs, torchs_per_cpu = images_per_s(data_loader(loader, np.tile(ids, 2), tasks))
@@ -205,9 +207,10 @@ def main() -> None:
             for name, ratio in rows(root, storage):
                 table.add_row(name, ratio)
             small = Training(write_images(storage / "few", IMAGES // 10), storage / "small", on_ray=True, resident="off")
-            low, high = (peak_mb(t.batches, 5 * t.job.plan.steps // n) for t, n in ((small, 1), (Training(root, storage, True, "off"), 10)))
+            large = Training(root, storage, on_ray=True, resident="off")
+            low, high = (peak_mb(training.batches(READ)) for training in (small, large))
             table.add_row("stream, Ray Data: peak memory for 10 x the images / for 1 x", f"{high / low:.3f}")
-    Console(width=120).print(table)
+            Console(width=120).print(table)
 
 
 if __name__ == "__main__":
