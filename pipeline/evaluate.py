@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline import figures
 from pipeline.config import Evaluate
 from pipeline.durable import write_json
-from pipeline.fit import METRICS, SweepProgress
 from pipeline.handover import load_encoder
+from pipeline.metrics import METRICS, SweepProgress
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows

@@ -13,8 +13,9 @@ from torch import Tensor
 from pipeline import figures
 from pipeline.config import Finetune
 from pipeline.durable import write_json
-from pipeline.fit import METRICS, Job, fit, read_metrics
+from pipeline.fit import Job, fit
 from pipeline.handover import load_encoder
+from pipeline.metrics import METRICS, read_metrics
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows

@@ -6,7 +6,6 @@ never stopped.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +21,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pipeline import fault, resident
 from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.config import Training
-from pipeline.durable import write_atomically, write_json
+from pipeline.durable import write_json
 from pipeline.errors import StopTraining
+from pipeline.metrics import Clock, append
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Batches
-from pipeline.stream import Arrays, Loader, Options, TrainOrder, batches
-from tasks.collective import all_sum, barrier, broadcast_object, gather_objects, rank, world
+from pipeline.stream import Loader, Options, TrainOrder, batches
+from tasks.collective import all_sum, broadcast_object, gather_objects, rank, world
 from tasks.learner import Batch, Learner
 
-METRICS = "metrics.jsonl"
 CHECKPOINT_AGE_S = 20.0
 
 
@@ -62,11 +61,11 @@ def fit(job: Job, learner: Learner) -> None:
     step, notes = trainer.resume()
     order = TrainOrder(job.plan, rank(), world(), step, job.total_steps)
     stream, told = _stream(job, order, trainer.rows)
-    clock = _Clock(job, step)
+    clock, first = Clock(job.folder, job.plan, job.total_steps, step, job.device), step
     for line in notes + told:
-        _append(job.folder, {"note": line})
+        append(job.folder, {"note": line})
     for arrays in clock.waiting(stream):
-        if step % job.plan.steps == 0 or step == clock.first:
+        if step % job.plan.steps == 0 or step == first:
             learner.begin_epoch(step // job.plan.steps)
         losses = trainer.step(to_batch(arrays, job.device, job), step)
         step += 1
@@ -275,88 +274,3 @@ class _Step(nn.Module):
 
 def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank_, part)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
-    if rank() == 0:
-        with open(folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-class SweepProgress:
-    """Progress of a pass over images without training, in the same file as a training's."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total, self.done = folder, total, 0
-        self.started = self.shown = time.monotonic()
-        if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def advance(self, images: int) -> None:
-        """`images` more are done on this worker; the others are taken to be as far."""
-        self.done = min(self.done + images * world(), self.total)
-        now = time.monotonic()
-        if now - self.shown > 1.0 or self.done == self.total:
-            self.shown = now
-            rate = self.done / max(now - self.started, 1e-9)
-            _append(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged rows of a training, in the order of their steps."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):  # the last line of a killed worker
-            rows.append(json.loads(line))
-    return [row for row in rows if "loss" in row]
-
-
-class _Clock:
-    """Speed and waiting time since the last log; appends to metrics.jsonl, which the driver follows."""
-
-    def __init__(self, job: Job, first: int) -> None:
-        self.job, self.first = job, first
-        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
-        if rank() == 0:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            _forget_after(job.folder / METRICS, first)
-        barrier()
-
-    def waiting(self, stream: Iterator[Arrays]) -> Iterator[Arrays]:
-        """`stream`, with the time that its consumer waits for it added up."""
-        while True:
-            start = time.monotonic()
-            batch = next(stream, None)
-            self.waited += time.monotonic() - start
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Collective: `values` are already averaged, the waiting time is averaged here."""
-        now = time.monotonic()
-        elapsed = max(now - self.since, 1e-9)
-        speed = {
-            "images_per_s": self.steps * self.job.plan.batch_size / elapsed,
-            "data_wait": float(all_sum(torch.tensor(self.waited / elapsed, device=self.job.device))) / world(),
-        }
-        epoch = (step - 1) // self.job.plan.steps
-        _append(self.job.folder, {"step": step, "of": self.job.total_steps, "epoch": epoch, "time": time.time(), **values, **speed})
-        self.steps, self.waited, self.since = 0, 0.0, now
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the rows behind the checkpoint that a training continues from: those steps are made again, with equal numbers."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a killed worker
-            continue
-        if row.get("step", 0) <= step:
-            kept.append(json.dumps(row) + "\n")
-    write_atomically(path, "".join(kept).encode())

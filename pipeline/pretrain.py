@@ -12,8 +12,9 @@ from safetensors.torch import save as save_tensors
 from pipeline import figures
 from pipeline.config import Pretrain
 from pipeline.durable import write_atomically, write_json
-from pipeline.fit import METRICS, Job, fit, read_metrics, to_batch
+from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import save_encoder, save_network
+from pipeline.metrics import METRICS, read_metrics
 from pipeline.plan import Batches, Mixed
 from pipeline.stage import RESULT, Instance
 from pipeline.stream import Loader

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor
 
 from pipeline import fit as fit_module
-from pipeline import pretrain
+from pipeline import metrics, pretrain
 from pipeline.checkpoint import Checkpoints, fingerprint
 from pipeline.errors import StopTraining
-from pipeline.fit import METRICS, fit, read_metrics
+from pipeline.fit import fit
+from pipeline.metrics import METRICS, Clock, read_metrics
+from pipeline.plan import Plan
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
@@ -376,3 +380,21 @@ def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
         for image_id, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
             assert label == (worker.splits.labels[image_id] if image_id in few else -1)
+
+
+@pytest.mark.parametrize(("pause", "told"), [(0.05, True), (None, False)])
+def test_a_training_that_waits_for_images_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float | None, told: bool) -> None:
+    monkeypatch.setattr(metrics, "WAIT_AFTER_S", 0.05)
+    plan = Plan(np.arange(40), np.array([0]), 4, 0, 8, False)
+
+    def stream() -> Iterator[dict[str, Any]]:
+        for _ in range(10):
+            if pause:
+                time.sleep(pause)
+            yield {}
+
+    clock = Clock(tmp_path, plan, 10, 0, torch.device("cpu"))
+    for step, _ in enumerate(clock.waiting(stream()), 1):
+        time.sleep(0.02)
+        clock.log(step, {"loss": 1.0})
+    assert ("waited for images" in (tmp_path / METRICS).read_text()) == told

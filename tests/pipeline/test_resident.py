@@ -14,7 +14,7 @@ from pipeline import finetune, resident, stream
 from pipeline import fit as fit_module
 from pipeline.config import Stream
 from pipeline.errors import UserError
-from pipeline.fit import METRICS
+from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.stage import Instance
 from pipeline.store import Store

@@ -1,0 +1,118 @@
+"""The file that a training, or a pass over images, writes its numbers to: the driver follows it, shows progress and hands the rows to MLflow.
+
+A row is {"step", "of", ...numbers} or {"note": a line for the user}.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.durable import write_atomically
+from pipeline.plan import Batches
+from tasks.collective import all_sum, barrier, rank, world
+
+METRICS = "metrics.jsonl"
+WAIT_SHARE, WAIT_AFTER_S = 0.1, 20.0  # a training that waits for images for more than this share of at least this time is told so
+
+
+def append(folder: Path, row: dict[str, Any]) -> None:
+    """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
+    if rank() == 0:
+        with open(folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class SweepProgress:
+    """Progress of a pass over images without training, in the same file as a training's."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total, self.done = folder, total, 0
+        self.started = self.shown = time.monotonic()
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def advance(self, images: int) -> None:
+        """`images` more are done on this worker; the others are taken to be as far."""
+        self.done = min(self.done + images * world(), self.total)
+        now = time.monotonic()
+        if now - self.shown > 1.0 or self.done == self.total:
+            self.shown = now
+            rate = self.done / max(now - self.started, 1e-9)
+            append(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The logged rows of a training, in the order of their steps."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # the last line of a killed worker
+            rows.append(json.loads(line))
+    return [row for row in rows if "loss" in row]
+
+
+class Clock:
+    """Speed and waiting time of a training since the last log. Collective. `first`: the number of steps that were done before."""
+
+    def __init__(self, folder: Path, plan: Batches, total_steps: int, first: int, device: torch.device) -> None:
+        self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
+        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+        self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(folder / METRICS, first)
+        barrier()
+
+    def waiting(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """`stream`, with the time that its consumer waits for it added up."""
+        while True:
+            start = time.monotonic()
+            batch = next(stream, None)
+            now = time.monotonic()
+            self.waited += now - start
+            self.idle, self.begun = (self.idle + now - start, self.begun) if self.begun else (0.0, now)
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """`values` are already averaged over workers, the waiting time is averaged here."""
+        now = time.monotonic()
+        elapsed = max(now - self.since, 1e-9)
+        speed = {"images_per_s": self.steps * self.plan.batch_size / elapsed, "data_wait": self._averaged(self.waited / elapsed)}
+        epoch = (step - 1) // self.plan.steps
+        append(self.folder, {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed})
+        self.steps, self.waited, self.since = 0, 0.0, now
+        if step == self.total_steps:
+            self._tell_of_waiting(now - self.begun)
+
+    def _tell_of_waiting(self, elapsed: float) -> None:
+        share = self._averaged(self.idle / max(elapsed, 1e-9))
+        if share > WAIT_SHARE and elapsed > WAIT_AFTER_S:
+            append(
+                self.folder,
+                {"note": f"waited for images {share:.0%} of the time: try a larger stream.tasks or stream.prefetch, or stream.resident_mb"},
+            )
+
+    def _averaged(self, value: float) -> float:
+        return float(all_sum(torch.tensor(value, device=self.device))) / world()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the rows behind the checkpoint that a training continues from: those steps are made again, with equal numbers."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed worker
+            continue
+        if row.get("step", 0) <= step:
+            kept.append(json.dumps(row) + "\n")
+    write_atomically(path, "".join(kept).encode())
