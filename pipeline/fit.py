@@ -27,7 +27,7 @@ from pipeline.metrics import Clock, append
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Batches
 from pipeline.stream import Loader, Options, TrainOrder, batches
-from tasks.collective import all_sum, broadcast_object, gather_objects, rank, world
+from tasks.collective import all_sum, broadcast_object, gather_objects, rank, share_buffers, world
 from tasks.learner import Batch, Learner
 
 CHECKPOINT_AGE_S = 20.0
@@ -59,6 +59,8 @@ def fit(job: Job, learner: Learner) -> None:
     """
     trainer = _Trainer(job, learner)
     step, notes = trainer.resume()
+    if step == 0 and learner.looks_first:
+        _first_look(job, learner, trainer.rows)
     order = TrainOrder(job.plan, rank(), world(), step, job.total_steps)
     stream, told = _stream(job, order, trainer.rows)
     clock, first = Clock(job.folder, job.plan, job.total_steps, step, job.device), step
@@ -75,7 +77,20 @@ def fit(job: Job, learner: Learner) -> None:
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
+    share_buffers(learner)  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
     learner.eval()
+
+
+@torch.no_grad()
+def _first_look(job: Job, learner: Learner, rows: int) -> None:
+    """Show the learner all batches of the first epoch."""
+    append(job.folder, {"note": "all images are looked at once before the first step"})
+    learner.eval()
+    order = TrainOrder(job.plan, rank(), world(), 0, job.plan.steps)
+    for arrays in _stream(job, order, rows)[0]:
+        learner.look(to_batch(arrays, job.device, job))
+        learner.end_step()
+    learner.train()
 
 
 def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
@@ -157,6 +172,7 @@ class _Trainer:
         memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
         is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
         """
+        share_buffers(self.learner)  # as DistributedDataParallel does, which the first pass goes around
         size = len(batch.ids) // self.job.training.accumulate
         parts = [batch.part(start, start + size) for start in range(0, len(batch.ids), size)]
         embedded = []
@@ -243,7 +259,7 @@ class _Trainer:
             raise StopTraining(f"{self.job.folder}: its checkpoint was made with other images or another order; delete the folder to train anew")
         self._load(found)
         if found.meta["threads"] != torch.get_num_threads() or found.meta["torch"] != torch.__version__ or found.meta["world"] != world():
-            notes.append("continued with another number of workers, threads or version of torch: equal up to rounding, not bit by bit")
+            notes.append("continued with another number of workers, threads or version of torch: not bit by bit what it would have been")
         if found.step < self.job.total_steps:
             notes.append(f"continued from the checkpoint of step {found.step} of {self.job.total_steps}")
         return found.step, notes

@@ -23,6 +23,7 @@ WAIT_SHARE, WAIT_AFTER_S = 0.1, 20.0  # a training that waits for images for mor
 def append(folder: Path, row: dict[str, Any]) -> None:
     """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -95,7 +95,7 @@ def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, leng
     if spec is None:
         return LambdaLR(optimizer, lambda t: 1.0)
     if spec.period is not None:
-        factors = _factors(spec.model_copy(update={"period": None}), spec.period)
+        factors = _factors(spec.model_copy(update={"period": None}), spec.period, optimizer.param_groups[0]["lr"])
         return LambdaLR(optimizer, lambda t: factors[t % len(factors)])
     arguments = spec.arguments()
     if spec.name == "hyperbolic":
@@ -109,12 +109,12 @@ def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, leng
     return cls(optimizer, **arguments)
 
 
-def _factors(spec: Schedule, period: int) -> list[float]:
-    """The learning rates of the first `period` t of a schedule, as multiples of the optimiser's."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+def _factors(spec: Schedule, period: int, lr: float) -> list[float]:
+    """The learning rates of the first `period` t of a schedule, as multiples of the optimiser's `lr`."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
     schedule, factors = build_schedule(spec, optimizer, period), []
     for _ in range(period):
-        factors.append(float(optimizer.param_groups[0]["lr"]))
+        factors.append(float(optimizer.param_groups[0]["lr"]) / lr)
         optimizer.step()
         schedule.step()
     return factors

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world() -> int:
@@ -60,6 +60,14 @@ def gather_objects(value: Any) -> list[Any]:
     box: list[Any] = [None] * world()
     dist.all_gather_object(box, value)
     return box
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Rank 0's buffers, such as running statistics of batch normalisation, on every rank."""
+    if world() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def barrier() -> None:

@@ -32,6 +32,7 @@ class Learner(nn.Module, ABC):
     """
 
     tables: dict[str, SampleTable]  # empty, or state per image
+    looks_first: bool = False  # whether `look` is shown all batches of the first epoch before the first step
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +54,10 @@ class Learner(nn.Module, ABC):
         self.to(device)
         for table in self.tables.values():
             table.to(device)
+
+    def look(self, batch: Batch) -> None:
+        """Called without gradients, in evaluation mode, where `looks_first`; table writes become visible after each batch."""
+        return
 
     def begin_epoch(self, epoch: int) -> None:
         """Called on every worker before the first step of an epoch, and again when an epoch is resumed in its middle."""

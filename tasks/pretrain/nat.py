@@ -46,7 +46,8 @@ def best_assignment(features: Tensor, targets: Tensor) -> Tensor:
     """
     cost = -(features.double() @ targets.double().T)
     cost = cost - cost.mean(1, keepdim=True) - cost.mean(0, keepdim=True)
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    # A diverged network's features are not numbers. Any assignment will do then: the loop stops at the loss, on all workers, and says why.
+    _, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
     return torch.from_numpy(columns).to(features.device)
 
 

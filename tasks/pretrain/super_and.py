@@ -84,7 +84,8 @@ class SuperAnd(Method):
                             views against first views, all r learn     the second factor is a constant
 
         ue_sign             attract: +H is minimised (section 3.2, and the code)      eq12: -H, as eq. 12 is printed
-        initial             random: (r + 1) / rounds of the images are selected in round r = 0, 1 .. (section 3.1)
+        initial             random: (r + 1) / rounds of the images are selected in round r = 0, 1 .. (section 3.1), those of the first round
+                            by the embeddings of the untrained network (Algorithm 1, line 3; all images but the tail of the first epoch)
                             instance, multiple: r / (rounds - 1), the code's: the first round knows no neighbours;
                             with `instance` it has neither L_ue nor L_aug (table 5)
 
@@ -133,6 +134,7 @@ class SuperAnd(Method):
         self.tables["bank"] = self.bank
         if neighbours:
             self.tables["neighbour"] = SampleTable(setting.size, (), torch.int64, lambda ids: torch.full_like(ids, -1))
+        self.looks_first = neighbours and initial == "random"  # neighbours in a bank that nothing was written to would be chance
         self.round, self.ue_weight, self.aug_weight = 0, 0.0, 1.0
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("begun", torch.tensor(-1))  # the round whose neighbours the table holds
@@ -150,9 +152,12 @@ class SuperAnd(Method):
         if int(self.begun) != self.round:  # a round that is resumed in its middle has its neighbours
             if self.aug:
                 self.gram.copy_(self.bank.gram())
-            if self.neighbours:
+            if self.neighbours and self._selected():
                 self._discover()
             self.begun.fill_(self.round)
+
+    def look(self, batch: Batch) -> None:
+        self.bank.write(batch.rows, self.embed(batch)[0])
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, dim) on the unit sphere, for each view."""

@@ -398,3 +398,27 @@ def test_a_training_that_waits_for_images_says_so(tmp_path: Path, monkeypatch: p
         time.sleep(0.02)
         clock.log(step, {"loss": 1.0})
     assert ("waited for images" in (tmp_path / METRICS).read_text()) == told
+
+
+def test_super_and_finds_its_first_neighbours_in_what_the_network_sees(tmp_path: Path, digits: Store) -> None:
+    """Not in a bank of noise: even an untrained network puts a digit beside one of its class more often than chance."""
+    changes = {"stages__pretrain__method": {"name": "super_and", "rounds": 1}, "encoder__width": 16, "stages__pretrain__epochs": 1}
+    train(tmp_path, digits, **changes)
+    rows = read_metrics(tmp_path / "job" / METRICS)
+    assert rows[0]["selected"] == 1.0
+    assert rows[0]["consistency"] > 0.3, "ten classes"
+    assert "looked at once" in (tmp_path / "job" / METRICS).read_text()
+
+
+def buffers_on_this_rank(folder: str, store: str, accumulate: int) -> list[Tensor]:
+    changes: dict[str, Any] = {"encoder__norm": "batch", "stages__pretrain__accumulate": accumulate, "stages__pretrain__epochs": 1}
+    weights = train(Path(folder), Store.open(Path(store)), **changes)[1]
+    return [value for name, value in sorted(weights.items()) if "running" in name]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_all_workers_end_with_the_running_statistics_that_are_handed_on(pool: Pool, tmp_path: Path, digits: Store, accumulate: int) -> None:
+    first, second = pool.run(buffers_on_this_rank, str(tmp_path), str(digits.path), accumulate)
+    assert first
+    for mine, theirs in zip(first, second, strict=True):
+        assert torch.equal(mine, theirs)

@@ -152,7 +152,8 @@ def test_names_that_a_config_can_never_use_are_not_offered() -> None:
     "arguments",
     [
         {"name": "MultiStepLR", "milestones": [6, 8], "gamma": 0.1},
-        {"name": "CosineAnnealingLR"},
+        {"name": "CosineAnnealingLR", "eta_min": 0.01},
+        {"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 11},
         {"name": "hyperbolic", "t0": 3, "gamma": 0.5},
     ],
 )

@@ -174,3 +174,13 @@ def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, si
 def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> None:
     for _, _, table in pool.run(step_of_one_worker, 64, "paper", "local", "group"):
         assert sorted(table.tolist()) == list(range(96))
+
+
+def test_features_that_are_no_numbers_reach_the_loss() -> None:
+    """The loop looks at the loss, on all workers; a solver that raises on one of them would be taken for a crash."""
+    broken = torch.full((6, 4), float("nan"))
+    assert sorted(best_assignment(broken, unit(6, 4, 0)).tolist()) == list(range(6))
+    learner = method()
+    with torch.no_grad():
+        learner.head[-1].weight.fill_(float("nan"))
+    assert torch.isnan(learner(batch(torch.arange(16)))["loss"])
