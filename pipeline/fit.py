@@ -95,7 +95,9 @@ def _first_look(job: Job, learner: Learner, rows: int) -> None:
 
 def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
     """This worker's batches, and what the user should know of where they come from. Collective."""
-    if job.options.resident is None or len(order) == 0:
+    limit = job.options.hold_up_to
+    long = limit is not None and job.total_steps * job.plan.batch_size > limit
+    if job.options.resident is None or long or len(order) == 0:
         return batches(job.loader, order, rows, job.options), []
     held, notes = resident.hold(job.loader, job.options, job.device)
     return resident.batches(held, job.loader, order, job.options), notes

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.config import Stream
 
 BATCH, BATCH_BYTES = 512, 8_000_000  # images decoded at a time, at most
+# Ray Data takes seconds to start, and then decodes beside the training; what is held starts at once, and shares the training's process. With
+# `resident: auto`, trainings that see no more images than this hold theirs.
+SHORT = 50_000
 
 
 def possible(settings: "Stream", store: Store, images: int) -> bool:

@@ -175,6 +175,7 @@ class Options:
     tasks: int
     task_cpus: float
     resident: np.ndarray | None = field(default=None, compare=False)  # sorted ids that trainings hold decoded; None: they stream
+    hold_up_to: int | None = None  # images that a training sees in all: longer ones stream; None: all hold theirs
 
 
 def batches(loader: Pixels, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:

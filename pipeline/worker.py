@@ -38,7 +38,8 @@ class Worker:
         torch.set_num_threads(recipe.scale.threads)
         stream, splits = recipe.stream, split(store, recipe.dataset)
         held = splits.train if resident.possible(stream, store, len(splits.train)) else None
-        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held)
+        limit = resident.SHORT if on_ray and stream.resident == "auto" else None
+        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, limit)
         return Worker(recipe, store, splits, device or torch.device("cpu"), options)
 
     def loader(self, views: Sequence[Augment], seed: int) -> Loader:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import finetune, resident, stream
+from pipeline import finetune, pretrain, resident, stream
 from pipeline import fit as fit_module
 from pipeline.config import Stream
 from pipeline.errors import UserError
@@ -207,3 +207,19 @@ def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(tmp_path:
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
     assert sorted(decoded) == worker.splits.train.tolist()
     assert torch.equal(results["on", "scratch-lr0.3"], results["off", "scratch-lr0.3"])
+
+
+@pytest.mark.parametrize(("mode", "on_ray", "limit"), [("auto", True, resident.SHORT), ("auto", False, None), ("on", True, None)])
+def test_only_auto_beside_ray_tells_long_trainings_from_short_ones(tmp_path: Path, digits: Store, mode: str, on_ray: bool, limit: int | None) -> None:
+    assert Worker.start(small.recipe(tmp_path, stream__resident=mode), digits, on_ray=on_ray).options.hold_up_to == limit
+
+
+@pytest.mark.parametrize(("limit", "holds"), [(None, True), (6 * 32, True), (6 * 32 - 1, False)])
+def test_a_training_longer_than_the_limit_streams(tmp_path: Path, digits: Store, limit: int | None, holds: bool) -> None:
+    """Two epochs of three batches of 32."""
+    worker = Worker.start(small.recipe(tmp_path), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
+    job = replace(job, options=replace(job.options, hold_up_to=limit))
+    fit_module.fit(job, pretrain.build(worker, stage, job))
+    assert ("held decoded" in (tmp_path / "job" / METRICS).read_text()) == holds
