@@ -181,6 +181,11 @@ class Pretrain(Training):
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
+def arguments(spec: Any) -> dict[str, Any]:
+    """What the class that a method or task names is called with."""
+    return {key: value for key, value in spec.model_dump().items() if key != "name"}
+
+
 class Downstream(Strict):
     # previous: the pretraining stage before this one; runs:/<run>/encoder; models:/<name>@<alias> or models:/<name>/<version>
     encoder: str = Field("previous", pattern=r"^(previous|runs:/[^/]+/.+|models:/.+)$")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline import figures
-from pipeline.config import Finetune
+from pipeline.config import Finetune, arguments
 from pipeline.durable import write_json
 from pipeline.fit import Job, fit
 from pipeline.handover import load_encoder
@@ -72,8 +72,7 @@ def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Tas
     if arm == "pretrained":
         assert instance.encoder is not None
         encoder.load_state_dict(load_encoder(instance.encoder, size).state_dict())
-    parameters = {k: v for k, v in stage.task.model_dump().items() if k != "name"}
-    return TASKS[stage.task.name](encoder, len(worker.store.classes), **parameters)
+    return TASKS[stage.task.name](encoder, len(worker.store.classes), **arguments(stage.task))
 
 
 @torch.no_grad()

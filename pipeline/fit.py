@@ -57,6 +57,7 @@ def fit(job: Job, learner: Learner) -> None:
     Raises:
         StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left.
     """
+    job.folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(job, learner)
     step, notes = trainer.resume()
     if step == 0 and learner.looks_first:
@@ -87,7 +88,10 @@ def _first_look(job: Job, learner: Learner, rows: int) -> None:
     append(job.folder, {"note": "all images are looked at once before the first step"})
     learner.eval()
     order = TrainOrder(job.plan, rank(), world(), 0, job.plan.steps)
-    for arrays in _stream(job, order, rows)[0]:
+    arriving, told = _stream(job, order, rows)
+    for line in told:
+        append(job.folder, {"note": line})
+    for arrays in arriving:
         learner.look(to_batch(arrays, job.device, job))
         learner.end_step()
     learner.train()

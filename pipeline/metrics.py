@@ -23,7 +23,6 @@ WAIT_SHARE, WAIT_AFTER_S = 0.1, 20.0  # a training that waits for images for mor
 def append(folder: Path, row: dict[str, Any]) -> None:
     """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -64,7 +63,6 @@ class Clock:
         self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
         self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
         if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             _forget_after(folder / METRICS, first)
         barrier()
 

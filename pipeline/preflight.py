@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training
+from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training, arguments
 from pipeline.errors import UserError
 from pipeline.session import check_local
 from pipeline.sources import open_source
@@ -28,7 +28,7 @@ def check(recipe: Recipe) -> None:
         if isinstance(stage, Training):
             _check_batch(f"stages.{name}", stage, max(recipe.scale.workers, 1))
     try:
-        Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+        encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
     except ValueError as error:
         key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
         raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> None:
         if isinstance(stage, Downstream) and not source.splits.get("test"):
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Pretrain):
-            _check_method(f"stages.{name}", stage, recipe, len(source.classes))
+            _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:
@@ -55,9 +55,9 @@ def _check_batch(where: str, stage: Training, workers: int) -> None:
         )
 
 
-def _check_method(where: str, stage: Pretrain, recipe: Recipe, classes: int) -> None:
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> None:
     """What batches hold against what the method needs; then the method itself, built once over a small table."""
-    cls, parameters = METHODS[stage.method.name], {k: v for k, v in stage.method.model_dump().items() if k != "name"}
+    cls, parameters = METHODS[stage.method.name], arguments(stage.method)
     needs, labelled = cls.needs(**parameters), stage.labelled_per_batch
     if labelled > stage.batch_size:
         raise UserError(f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to {stage.batch_size}")
@@ -73,7 +73,7 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, classes: int) -> 
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
     setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
     try:
-        cls(Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), setting, **parameters)
+        cls(encoder, setting, **parameters)
     except ValueError as error:
         raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
 

@@ -1,7 +1,6 @@
 """Stage: learn an encoder from images without labels, or with few. Labels that the stage does not ask for are withheld from the method."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pipeline import figures
-from pipeline.config import Pretrain
+from pipeline.config import Pretrain, arguments
 from pipeline.durable import write_atomically, write_json
 from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import save_encoder, save_network
@@ -29,13 +28,8 @@ PICTURES = "pictures.safetensors"
 SHOWN = 8  # images in a picture
 
 
-def parameters(stage: Pretrain) -> dict[str, Any]:
-    """The keyword arguments of the stage's method."""
-    return {k: v for k, v in stage.method.model_dump().items() if k != "name"}
-
-
 def needs(stage: Pretrain) -> Needs:
-    return METHODS[stage.method.name].needs(**parameters(stage))
+    return METHODS[stage.method.name].needs(**arguments(stage.method))
 
 
 def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
@@ -74,7 +68,7 @@ def build(worker: Worker, stage: Pretrain, job: Job) -> Method:
     encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
     labels = torch.from_numpy(worker.splits.labels[job.plan.ids])
     setting = Setting(len(job.plan.ids), stage.epochs, job.seed, len(worker.store.classes), labels)
-    return METHODS[stage.method.name](encoder, setting, **parameters(stage))
+    return METHODS[stage.method.name](encoder, setting, **arguments(stage.method))
 
 
 def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:

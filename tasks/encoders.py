@@ -76,15 +76,19 @@ class Encoder(Tower):
         initialize(self, shared.init)
         maps = self._measured()
         self.shapes = [tuple(map_.shape[1:]) for map_ in maps]
-        used = _leaves(maps[-1])
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter in used)
+        self.learn_only(maps[-1:])
 
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
         maps = super().forward(x, depth)
         if self.twin is None:
             return maps
         return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth), strict=True)]
+
+    def learn_only(self, maps: Sequence[Tensor]) -> None:
+        """Freeze the parameters that none of `maps`, made by this encoder with gradients, was computed from."""
+        used = set[Tensor]().union(*map(_leaves, maps))
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter in used)
 
     def _measured(self) -> list[Tensor]:
         """The maps of one black image, which leave no trace in the network."""

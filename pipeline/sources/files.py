@@ -82,7 +82,7 @@ class Local(Files):
     def read(self, name: bytes) -> bytes:
         root = os.fsencode(self.root)
         file = os.path.join(root, name)
-        if not os.path.join(os.path.realpath(file), b"").startswith(os.path.join(os.path.realpath(root), b"")):
+        if not below(root, file):
             raise OSError("link leaves the root")
         return read_file(file)
 
@@ -147,6 +147,11 @@ def local_path(location: str) -> Path | None:
     if scheme not in SCHEMES:
         raise ValueError(f"{location!r}: {scheme}:// is unknown; valid: a path, or {', '.join(f'{name}://' for name in SCHEMES)}")
     return Path(os.path.abspath(unquote("/" + rest.partition("/")[2]))) if scheme == "file" else None
+
+
+def below(root: bytes, path: bytes) -> bool:
+    """Whether `path` is the root or inside of it, behind all links."""
+    return os.path.join(os.path.realpath(path), b"").startswith(os.path.join(os.path.realpath(root), b""))
 
 
 def read_file(file: bytes) -> bytes:

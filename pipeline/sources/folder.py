@@ -65,8 +65,8 @@ def open_folder(dataset: "Dataset") -> Source:
     if not images:
         refused = f" ({len(links)} links to folders are not followed, e.g. {text(links[0][0])})" if links else ""
         raise UserError(f"dataset.root: no images ({' '.join(SUFFIXES)}) in {below.where()!r}{refused}")
-    listed = sorted(images + links)
-    paths = [path for path, _, _ in listed]
+    found_files = sorted(images + links)
+    paths = [path for path, _, _ in found_files]
     members = {split: [k for k, path in enumerate(paths) if path.startswith(top + b"/")] for split, top in tops.items()}
     members = members if tops else {"train": list(range(len(paths)))}
     classes, labels = _folder_labels(paths, {path for path, _, _ in links}, members, tops)
@@ -74,7 +74,7 @@ def open_folder(dataset: "Dataset") -> Source:
     if "train" not in rows:
         raise UserError(f"dataset.root: no images in {below.where(os.fsdecode(tops['train']))!r}")
     rows = with_test(rows, paths, labels, dataset)
-    found = (classes, fingerprint(listed), labels, rows)
+    found = (classes, fingerprint(found_files), labels, rows)
     names = pa.array(paths, pa.binary())
     return Folder(*found, below.root, names) if isinstance(below, Local) else RemoteFolder(*found, below, names)
 
@@ -85,9 +85,9 @@ def _on_disk(root: Path) -> tuple[dict[str, bytes], list[Listed], list[Listed]]:
     return tops, *_walk(root, [top + b"/" for top in tops.values()] or [b""])
 
 
-def _remote(listed: list[Listed]) -> tuple[dict[str, bytes], list[Listed], list[Listed]]:
+def _remote(found_files: list[Listed]) -> tuple[dict[str, bytes], list[Listed], list[Listed]]:
     """As `_on_disk`."""
-    images = [(path, size, changed) for path, size, changed in listed if path.lower().endswith(ENDINGS) and not (b"/" + path).count(b"/.")]
+    images = [(path, size, changed) for path, size, changed in found_files if path.lower().endswith(ENDINGS) and not (b"/" + path).count(b"/.")]
     there = {path.partition(b"/")[0] for path, _, _ in images if b"/" in path}
     found = {"train": [name for name in TRAIN_FOLDERS if name in there], "test": [name for name in TEST_FOLDERS if name in there]}
     tops = {split: names[0] for split, names in found.items() if names} if found["train"] else {}
@@ -123,16 +123,17 @@ def _walk(root: Path, starts: list[bytes]) -> tuple[list[Listed], list[Listed]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path + b"/")
             elif entry.is_dir():
-                links.append(_listed(path, entry))
+                links.append(listed(path, entry))
             elif path.lower().endswith(ENDINGS) and (entry.is_file() or not os.path.exists(entry.path)):
-                images.append(_listed(path, entry))  # a link to nothing is listed too, so that reading it says so
+                images.append(listed(path, entry))  # a link to nothing is listed too, so that reading it says so
     return images, links
 
 
-def _listed(path: bytes, entry: os.DirEntry[bytes]) -> Listed:
+def listed(path: bytes, entry: os.DirEntry[bytes]) -> Listed:
+    """Of a link to nothing, the link's own."""
     try:
         facts = entry.stat()
-    except OSError:  # a link to nothing
+    except OSError:
         facts = entry.stat(follow_symlinks=False)
     return path, facts.st_size, facts.st_mtime_ns
 

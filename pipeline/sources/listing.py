@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.sources.files import Listed, fingerprint, text
-from pipeline.sources.folder import ENDINGS, Folder
+from pipeline.sources.files import Listed, below, fingerprint, text
+from pipeline.sources.folder import ENDINGS, Folder, listed
 from pipeline.sources.source import file_facts, with_test
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def _check_once(root: Path, lists: tuple[str, ...], paths: list[bytes]) -> None:
 def _facts(root: Path, paths: Sequence[bytes]) -> list[Listed]:
     """Size and time of each file, -1 where there is none."""
     wanted = set(paths)
-    found: dict[bytes, tuple[int, int]] = {}
+    found: dict[bytes, Listed] = {}
     for folder in sorted({os.path.dirname(path) for path in paths}):
-        found |= {path: _stat(entry) for path, entry in _scan(root, folder) if path in wanted}
-    return [(path, *found.get(path, (-1, -1))) for path in paths]
+        found |= {path: listed(path, entry) for path, entry in _scan(root, folder) if path in wanted}
+    return [found.get(path, (path, -1, -1)) for path in paths]
 
 
 def files_in(root: Path, folder: str) -> list[str]:
@@ -82,7 +82,7 @@ def files_in(root: Path, folder: str) -> list[str]:
 
 def _scan(root: Path, folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
     path = os.path.join(os.fsencode(root), folder)
-    if _leaves(root, Path(os.fsdecode(path))):
+    if not below(os.fsencode(root), path):
         raise UserError(f"dataset.root: {text(path)!r} is a link that leaves the root; valid: dataset.root = a folder that holds the files")
     try:
         with os.scandir(path) as scan:
@@ -90,17 +90,3 @@ def _scan(root: Path, folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
     except FileNotFoundError:
         return []
     return [(os.path.join(folder, entry.name), entry) for entry in images if not entry.is_dir()]
-
-
-def _leaves(root: Path, path: Path) -> bool:
-    """Behind all links."""
-    inner, outer = (os.path.join(os.path.realpath(place), "") for place in (path, root))
-    return not inner.startswith(outer)
-
-
-def _stat(entry: os.DirEntry[bytes]) -> tuple[int, int]:
-    try:
-        facts = entry.stat()
-    except OSError:  # a link to nothing
-        facts = entry.stat(follow_symlinks=False)
-    return facts.st_size, facts.st_mtime_ns

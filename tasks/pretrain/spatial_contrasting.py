@@ -110,7 +110,7 @@ class SpatialContrasting(Method):
                 raise ValueError(f"supervised_weight: {supervised_weight:g} needs labels, and the data set has no classes")
             self.classifier = nn.Linear(pooled_size(encoder, "avg"), setting.classes)
         else:
-            _freeze_others(encoder, compared)
+            encoder.learn_only(compared)
 
     @classmethod
     def needs(cls, *, supervised_weight: float = 0.0, **parameters: Any) -> Needs:
@@ -202,11 +202,3 @@ def _from_the_front(layers: tuple[int, ...], count: int) -> list[int]:
     if len(set(found)) < len(found):
         raise ValueError(f"layers: {list(layers)} names a map twice (the encoder has {count})")
     return found
-
-
-def _freeze_others(encoder: Encoder, maps: list[Tensor]) -> None:
-    """Freeze the parameters that `maps` were not computed from."""
-    learned = [p for p in encoder.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(torch.stack([map_.sum() for map_ in maps]).sum(), learned, allow_unused=True)
-    for parameter, gradient in zip(learned, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)

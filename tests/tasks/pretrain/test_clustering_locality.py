@@ -13,7 +13,7 @@ from tasks.encoders import Encoder
 from tasks.learner import Batch
 from tasks.pretrain.clustering_locality import ClusteringLocality, batch_entropy, locality, mean_entropy
 from tasks.pretrain.method import Setting
-from tests import references
+from tests import in_parts, references
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all terms": {"beta": 0.7, "gamma": 0.3},
@@ -222,15 +222,7 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
-    whole, parted, b = method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24))
-    loss = whole(b)["loss"]
-    loss.backward()
-    parts = [parted.embed(b.part(start, start + 8)) for start in range(0, 24, 8)]
-    in_parts = parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"]
-    in_parts.backward()
-    assert float(in_parts.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
-    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
+    in_parts.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
 
 
 def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], list[Tensor], int]:
