@@ -84,6 +84,14 @@ class Encoder(Tower):
             return maps
         return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth), strict=True)]
 
+    def blocks(self) -> list[set[nn.Parameter]]:
+        """The trained parameters by the first feature map that is computed from them, shallow to deep."""
+        known, found = set[Tensor](), []
+        for map_ in self._measured():
+            found.append({parameter for parameter in self.parameters() if parameter in _leaves(map_) - known})
+            known |= found[-1]
+        return found
+
     def learn_only(self, maps: Sequence[Tensor]) -> None:
         """Freeze the parameters that none of `maps`, made by this encoder with gradients, was computed from."""
         used = set[Tensor]().union(*map(_leaves, maps))

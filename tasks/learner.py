@@ -1,7 +1,8 @@
 """What the training loop trains: pretraining methods and downstream tasks alike."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ class Batch:
     rows: Tensor  # (B,) int64, the places 0..size-1 of these images among those trained on: the keys of tables
     labels: Tensor  # (B,) int64, what may be learned from; -1 = unknown or withheld
     views: tuple[Tensor, ...]  # each (B, 3, H, W) float in 0..1
+    # What a downstream task learns from besides labels, of the first view: `present` (B, C) int8, `mask` (B, H, W) uint8; `boxes` (B, K, 4) float
+    # with `box_classes` (B, K) int64 and `difficult` (B, K) bool, K the most of an image, unused rows of class -1
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> "Batch":
         """The images start..stop of this batch."""
         views = tuple(view[start:stop] for view in self.views)
-        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views)
+        targets = {name: target[start:stop] for name, target in self.targets.items()}
+        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views, targets)
 
 
 class Learner(nn.Module, ABC):
@@ -48,6 +53,10 @@ class Learner(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.loss(self.embed(batch), batch)
+
+    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """What is trained: factors of the learning rate, and the parameters that each holds for. The first is the one that is logged."""
+        return [(1.0, [parameter for parameter in self.parameters() if parameter.requires_grad])]
 
     def place(self, device: torch.device) -> None:
         """Move parameters, buffers and tables to the training device."""

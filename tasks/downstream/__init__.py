@@ -1,6 +1,9 @@
 """Downstream tasks by name, one page each."""
 
 from tasks.downstream.classify import Classify
+from tasks.downstream.detect import Detect
+from tasks.downstream.multilabel import Multilabel
+from tasks.downstream.segment import Segment
 from tasks.downstream.task import Task
 
-TASKS: dict[str, type[Task]] = {"classify": Classify}
+TASKS: dict[str, type[Task]] = {"classify": Classify, "multilabel": Multilabel, "segment": Segment, "detect": Detect}

@@ -1,48 +1,50 @@
 """Classification on top of an encoder: fine-tuned as a whole, or a head on frozen features (NAT, section 4: an MLP on the last convolution)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from tasks.downstream.task import Task
-from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.downstream.task import Decay, Scores, Target, Task, Train, in_full
+from tasks.encoders import Encoder, pooled
 from tasks.heads import mlp
 from tasks.learner import Batch
 from tasks.norms import Norm
 
+Hidden = tuple[Annotated[int, Ge(1)], ...]
+Share = Annotated[float, Ge(0.0), Lt(1.0)]
+
 
 class Classify(Task):
-    """`train: head` freezes the encoder, its batch statistics included. `hidden: ()` is a linear head."""
+    """`layer`: the feature map that the head stands on, -1 the deepest. `hidden: ()` is a linear head."""
+
+    target: ClassVar[Target] = "label"
+    measure: ClassVar[str] = "accuracy"
 
     def __init__(
         self,
         encoder: Encoder,
         classes: int,
         *,
-        train: Literal["all", "head"] = "all",
-        hidden: tuple[Annotated[int, Ge(1)], ...] = (),
-        dropout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0,
+        train: Train = "all",
+        layer: int = -1,
+        layer_decay: Decay = 1.0,
+        hidden: Hidden = (),
+        dropout: Share = 0.0,
         pool: Literal["avg", "flatten"] = "avg",
         norm: Norm = "batch",
-        label_smoothing: Annotated[float, Ge(0.0), Lt(1.0)] = 0.0,
+        label_smoothing: Share = 0.0,
     ) -> None:
-        super().__init__(encoder, classes)
-        self.pool, self.frozen, self.label_smoothing = pool, train == "head", label_smoothing
-        self.head = mlp(pooled_size(encoder, pool), hidden, classes, dropout=dropout, norm=norm)
-        if self.frozen:
-            encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Classify":
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
+        super().__init__(encoder, classes, train=train, layer=layer, layer_decay=layer_decay)
+        self.pool, self.label_smoothing = pool, label_smoothing
+        c, h, w = encoder.shapes[self.layer]
+        self.head = mlp(c if pool == "avg" else c * h * w, hidden, classes, dropout=dropout, norm=norm)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes)."""
-        return self.head(pooled(self.encoder(images), self.pool)).float()  # type: ignore[no-any-return]
+        return in_full(self.head(pooled(self.encoder(images, depth=self.layer + 1), self.pool)))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         return (self.logits(batch.views[0]),)
@@ -52,5 +54,16 @@ class Classify(Task):
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 
-    def predict(self, images: Tensor) -> Tensor:
-        return self.logits(images).argmax(1)
+    def mean_logits(self, batch: Batch) -> Tensor:
+        """(B, classes), averaged over the views: ten crops of an image have one answer (Krizhevsky et al. 2012; NAT's code sums them)."""
+        return torch.stack([self.logits(view) for view in batch.views]).mean(0)
+
+    def observe(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The predicted classes, the true ones, and how many classes stand before the true one."""
+        logits = self.mean_logits(batch)
+        return logits.argmax(1), batch.labels, (logits > logits.gather(1, batch.labels[:, None])).sum(1)
+
+    def score(self, rows: tuple[Tensor, ...]) -> Scores:
+        predicted, labels, place = rows
+        scores = {"accuracy": float((predicted == labels).double().mean())}
+        return scores | ({"top5": float((place < 5).double().mean())} if self.classes > 5 else {})

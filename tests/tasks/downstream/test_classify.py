@@ -81,13 +81,10 @@ def test_the_loss_is_cross_entropy_and_the_accuracy_the_share_of_hits(smoothing:
 
 
 @pytest.mark.parametrize("pool", ["avg", "flatten"])
-def test_predict(pool: str) -> None:
+def test_logits(pool: str) -> None:
     learner, b = task(pool=pool).eval(), batch()
-    predicted = learner.predict(b.views[0])
-    assert predicted.shape == (12,)
-    assert predicted.dtype == torch.int64
-    assert torch.equal(predicted, learner.logits(b.views[0]).argmax(1))
     assert learner.logits(b.views[0]).shape == (12, 5)
+    assert torch.equal(learner.observe(b)[0], learner.logits(b.views[0]).argmax(1))
 
 
 def test_the_hidden_layers() -> None:
