@@ -201,11 +201,18 @@ class Evaluate(Downstream):
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
 
 
+# What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder that was handed on with it; scratch: `encoder.init`;
+# the others: another way to draw fresh weights, lsuv by the first training images
+Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "xavier", "lsuv"]
+
+
 class Finetune(Training, Downstream):
     """A downstream task from the pretrained encoder, and from scratch with the same budget and the same choice of settings."""
 
     kind: Literal["finetune"]
     task: TaskSpec
+    arms: tuple[Arm, ...] = Field(("pretrained", "scratch"), min_length=1)  # the last is what the others are compared with
+    test_crops: Literal[1, 10] = 1  # 10: corners, centre and their mirror images, averaged; 1: dataset.eval_augment
     labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
 
@@ -215,6 +222,13 @@ class Finetune(Training, Downstream):
         if len({f"{rate:g}" for rate in rates}) != len(rates):
             raise ValueError("must differ in their first six digits: the trainings are named by them")
         return rates
+
+    @field_validator("arms")
+    @classmethod
+    def _distinct(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if len(set(arms)) != len(arms):
+            raise ValueError("must not name an arm twice")
+        return arms
 
 
 Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]

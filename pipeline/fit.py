@@ -137,8 +137,7 @@ class _Trainer:
         learner.train()
         if job.training.compile:
             learner.encoder.compile()  # type: ignore[union-attr, operator]
-        trained = [p for p in learner.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(job.training.optimizer, trained)
+        self.optimizer = build_optimizer(job.training.optimizer, learner.parameter_groups())
         schedule = job.training.schedule
         self.per_epoch = schedule is not None and schedule.interval == "epoch"
         self.schedule = build_schedule(schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps)

@@ -1,7 +1,7 @@
 """Optimisers and schedules from torch, by name. The config is checked by building them once over a dummy parameter."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ SCHEDULES: dict[str, type[LRScheduler]] = {
     if isinstance(cls, type) and issubclass(cls, LRScheduler) and name.endswith("LR") and name not in _NEED_FUNCTIONS
 }
 SCHEDULES["ReduceLROnPlateau"] = ReduceLROnPlateau  # of the training loss
+RATES = ("max_lr", "base_lr")  # parameters that are learning rates themselves, in the place of the optimiser's
 LENGTHS = ("T_max", "total_steps")  # parameters that mean "the whole training" when they are left out
 
 
@@ -52,7 +53,7 @@ class Optimizer(_Named):
             raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, OPTIMIZERS)}")
         self.check_arguments(OPTIMIZERS[self.name])
         try:
-            build_optimizer(self, [torch.nn.Parameter(torch.zeros(1))])
+            build_optimizer(self, [(1.0, [torch.nn.Parameter(torch.zeros(1))])])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name} refuses {self.arguments()}: {error}") from None
         return self
@@ -86,8 +87,10 @@ class Schedule(_Named):
         return self
 
 
-def build_optimizer(spec: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return OPTIMIZERS[spec.name](parameters, lr=spec.lr, **spec.arguments())  # type: ignore[call-arg]
+def build_optimizer(spec: Optimizer, groups: Sequence[tuple[float, Sequence[torch.nn.Parameter]]]) -> torch.optim.Optimizer:
+    """`groups`: factors of `spec.lr`, and the parameters that each holds for."""
+    rates = [{"params": list(parameters), "lr": factor * spec.lr} for factor, parameters in groups]
+    return OPTIMIZERS[spec.name](rates, lr=spec.lr, **spec.arguments())  # type: ignore[call-arg]
 
 
 def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, length: int) -> LRScheduler:
@@ -106,6 +109,9 @@ def build_schedule(spec: Schedule | None, optimizer: torch.optim.Optimizer, leng
     for key in LENGTHS:
         if key in parameters and key not in arguments:
             arguments[key] = length
+    for key in RATES:
+        if isinstance(arguments.get(key), float):  # of the first group; the others keep their share of it
+            arguments[key] = [arguments[key] * group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
     return cls(optimizer, **arguments)
 
 

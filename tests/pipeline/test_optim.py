@@ -111,13 +111,13 @@ def test_every_optimizer_builds_and_goes_on_behind_a_checkpoint(name: str) -> No
     its = Optimizer(name=name, lr=0.1)
     start = torch.arange(6.0).view(2, 3)
     one, two = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    whole = trained(one, build_optimizer(its, [one]), 0, 6)
-    first = build_optimizer(its, [two])
+    whole = trained(one, build_optimizer(its, [(1.0, [one])]), 0, 6)
+    first = build_optimizer(its, [(1.0, [two])])
     half = trained(two, first, 0, 3)
     tensors: dict[str, torch.Tensor] = {}
     packed = pack(first.state_dict(), tensors)
     again = torch.nn.Parameter(half.clone())
-    second = build_optimizer(its, [again])
+    second = build_optimizer(its, [(1.0, [again])])
     second.load_state_dict(unpack(packed, tensors))
     assert torch.equal(trained(again, second, 3, 6), whole)
     assert not torch.equal(half, start)
@@ -167,3 +167,25 @@ def test_a_period_starts_the_schedule_again(arguments: dict[str, Any]) -> None:
 def test_a_plateau_takes_no_period() -> None:
     with pytest.raises(ValueError, match="takes no period"):
         Schedule(name="ReduceLROnPlateau", period=3)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        None,
+        {"name": "CosineAnnealingLR"},
+        {"name": "OneCycleLR", "max_lr": 0.4},
+        {"name": "CyclicLR", "base_lr": 0.01, "max_lr": 0.1},
+        {"name": "StepLR", "step_size": 2},
+    ],
+)
+def test_groups_keep_their_share_of_the_rate(schedule: dict[str, object] | None) -> None:
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = build_optimizer(Optimizer.model_validate({"name": "SGD", "lr": 0.1, "momentum": 0.9}), [(1.0, [weights[0]]), (0.25, [weights[1]])])
+    spec = None if schedule is None else Schedule.model_validate(schedule)
+    built = build_schedule(spec, optimizer, 12)
+    for _ in range(10):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(first / 4)
+        optimizer.step()
+        built.step()
