@@ -1,10 +1,11 @@
-# make demo: install and run the main job. make test: install and pass the tests. Both need only python3 (3.11 or newer) and make.
+# make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
+# All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check install clean
+.PHONY: demo test smoke check install clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +26,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+smoke: install
+	$(BIN)/python -m tests.smoke
 
 check: install
 	$(BIN)/ruff check .

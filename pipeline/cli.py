@@ -17,6 +17,7 @@ from pipeline.errors import StageFailed, StopTraining, UserError
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+SMOKE = click.option("--smoke", is_flag=True, help="A trial run of a minute: the recipe with its section `smoke` laid over it.")
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray and the traceback of a failure.")
 
 
@@ -36,21 +37,37 @@ def cli() -> None:
 @cli.command()
 @RECIPE
 @OVERRIDES
-def config(recipe: Path, overrides: tuple[str, ...]) -> None:
+@SMOKE
+def config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
     """Print the resolved configuration of a recipe."""
     from pipeline import config as config_module
     from pipeline import yaml_strict
 
-    click.echo(yaml_strict.dump(config_module.load(recipe, overrides).dump()), nl=False)
+    click.echo(yaml_strict.dump(config_module.load(recipe, overrides, smoke).dump()), nl=False)
+
+
+@cli.command()
+def recipes() -> None:
+    """List the recipes that ship with Firstlight: their data, GPUs and hours, and a number of the paper."""
+    from pipeline.recipes import listed, listing, plain
+
+    found = listed()
+    if sys.stdout.isatty():
+        Console().print(listing(found))
+    else:
+        click.echo(plain(found))
 
 
 def _command(name: str, help_text: str, only: str | None) -> None:
     @cli.command(name, help=help_text)
     @RECIPE
     @OVERRIDES
+    @SMOKE
     @VERBOSE
-    def command(recipe: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-        _run(recipe, overrides, only, verbose)
+    def command(recipe: Path, overrides: tuple[str, ...], smoke: bool, verbose: bool) -> None:
+        if verbose:
+            os.environ["FIRSTLIGHT_VERBOSE"] = "1"
+        _run(recipe, overrides, only, smoke)
 
 
 _command("run", "Run a recipe: every stage that is not done yet, and the table at the end.", None)
@@ -60,15 +77,13 @@ _command("evaluate", "Run the evaluation stages of a recipe: weighted kNN and li
 _command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
 
 
-def _run(path: Path, overrides: tuple[str, ...], only: str | None, verbose: bool) -> None:
-    if verbose:
-        os.environ["FIRSTLIGHT_VERBOSE"] = "1"
+def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from pipeline.config import load
     from pipeline.report import table
     from pipeline.run import run
     from pipeline.tracking import tracking_uri
 
-    recipe = load(path, overrides)
+    recipe = load(path, overrides, smoke)
     console = Console(stderr=True)
     found = run(recipe, console, only)
     out = Console(width=None if sys.stdout.isatty() else 140)

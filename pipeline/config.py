@@ -2,13 +2,14 @@
 
 A recipe is one YAML file. A mapping that has a `name` (`dataset`, `scale`, a stage's `method` or `task`) starts from the file of that
 name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then the overrides, are laid over it. `defaults.<kind>` is laid under
-every stage of that kind.
+every stage of that kind. `smoke` is laid over the whole recipe for a trial run of a minute (`load(..., smoke=True)`).
 """
 
 import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
@@ -30,6 +31,7 @@ from tasks.pretrain import METHODS
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
 KINDS = ("pretrain", "evaluate", "finetune")
+SMOKE: dict[str, Any] = {"seeds": [0], "storage": "runs", "scale": {"name": "local", "workers": 0}}  # below every recipe's own `smoke`
 
 
 class Strict(BaseModel):
@@ -190,6 +192,11 @@ class Downstream(Strict):
     # previous: the pretraining stage before this one; runs:/<run>/encoder; models:/<name>@<alias> or models:/<name>/<version>
     encoder: str = Field("previous", pattern=r"^(previous|runs:/[^/]+/.+|models:/.+)$")
 
+    @property
+    def takes_encoder(self) -> bool:
+        """False: every arm starts from fresh weights, and no pretraining is needed."""
+        return True
+
 
 class Evaluate(Downstream):
     """Weighted kNN and linear probe on frozen features, beside the same network with random weights."""
@@ -201,8 +208,8 @@ class Evaluate(Downstream):
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
 
 
-# What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder that was handed on with it; scratch: `encoder.init`;
-# the others: another way to draw fresh weights, lsuv by the first training images
+# What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder that was handed on with it;
+# scratch: `encoder.init`; the others: another way to draw fresh weights, lsuv by the first training images
 Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "xavier", "lsuv"]
 
 
@@ -215,6 +222,10 @@ class Finetune(Training, Downstream):
     test_crops: Literal[1, 10] = 1  # 10: corners, centre and their mirror images, averaged; 1: dataset.eval_augment
     labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
+
+    @property
+    def takes_encoder(self) -> bool:
+        return any(arm.startswith("pretrained") for arm in self.arms)
 
     @field_validator("learning_rates")
     @classmethod
@@ -233,6 +244,31 @@ class Finetune(Training, Downstream):
 
 Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]
 
+# knn, probe and precision@k of a stage that looks at features; the measure of a task; of a pretraining its own classifier's test accuracy, or
+# the last value of a number that it logs
+MEASURES = r"^((knn|probe)(_layer-?\d+)?|precision@\d+|accuracy|map|map_11point|mean_iou|psnr|consistency)$"
+
+
+class Expected(Strict):
+    """A number that the paper reports, for the table to set beside what was measured. In percent; `psnr` in dB."""
+
+    stage: str
+    measure: str = Field(pattern=MEASURES)
+    arm: Arm = "pretrained"  # of a finetune stage
+    paper: float
+    against: float | None = None  # the paper's number for the baseline: the last arm, or random weights
+    source: str = Field(min_length=1)  # where the paper says so
+
+
+class Needs(Strict):
+    """What a full run of a recipe takes."""
+
+    data: str = Field(min_length=1)
+    gpus: int = Field(ge=0)
+    hours: float = Field(gt=0.0)  # of wall time on so many GPUs (0: on two CPU cores); an estimate
+    estimate: str = Field(min_length=1)  # what `hours` was estimated from
+    after: tuple[str, ...] = ()  # recipes that must have run before, in the same storage: their encoders are referred to
+
 
 class Recipe(Strict):
     """Stages in order, on one dataset, with one encoder, at one scale."""
@@ -247,6 +283,8 @@ class Recipe(Strict):
     stream: Stream = Stream()
     scale: Scale
     stages: dict[str, Stage] = Field(min_length=1)
+    expected: tuple[Expected, ...] = ()
+    needs: Needs | None = None
 
     @field_validator("name")
     @classmethod
@@ -267,8 +305,19 @@ class Recipe(Strict):
         seen_pretrain = False
         for name, stage in self.stages.items():
             seen_pretrain |= stage.kind == "pretrain"
-            if isinstance(stage, Downstream) and stage.encoder == "previous" and not seen_pretrain:
+            if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder == "previous" and not seen_pretrain:
                 raise ValueError(f"stages.{name}.encoder: 'previous' needs a pretrain stage before it; or give runs:/... or models:/...")
+        return self
+
+    @model_validator(mode="after")
+    def _expected(self) -> "Recipe":
+        for k, row in enumerate(self.expected):
+            if row.stage not in self.stages:
+                raise ValueError(f"expected.{k}.stage: {row.stage!r} is no stage of this recipe; {suggest(row.stage, self.stages)}")
+            stage = self.stages[row.stage]
+            arms = stage.arms if isinstance(stage, Finetune) else ("pretrained",)
+            if row.arm not in arms:
+                raise ValueError(f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest(row.arm, arms)}")
         return self
 
     def dump(self) -> dict[str, Any]:
@@ -276,13 +325,14 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
 
-def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read, compose and check a recipe.
+def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False) -> Recipe:
+    """Read, compose and check a recipe; `smoke`: its trial run, of another name.
 
     Raises:
         UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
     """
     raw = yaml_strict.read(path)
+    raw = _smoke(raw) if smoke else raw
     for override in overrides:
         _set(raw, *_split(override))
     return parse(_compose(raw, _conf_root(path)))
@@ -303,6 +353,25 @@ def parse(raw: dict[str, Any]) -> Recipe:
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form: equal values have equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with its section `smoke`, of dotted or nested keys, laid over it. The models that it registers and refers to have names of their
+    own: a trial must not take the place of what a full run has registered.
+    """
+    changes = raw.get("smoke")
+    if not isinstance(changes, dict):
+        raise UserError(f"smoke: {'is no section' if 'smoke' in raw else 'is missing'}: this recipe does not say what a trial run of it is")
+    raw = {**raw, "name": f"{raw.get('name')}-smoke"}
+    for dotted, value in {**SMOKE, **changes}.items():
+        raw = _merge(raw, reduce(lambda inner, key: {key: inner}, reversed(dotted.split(".")), value))
+    sections = (raw[group] for group in ("stages", "defaults") if isinstance(raw.get(group), dict))
+    for stage in (stage for section in sections for stage in section.values() if isinstance(stage, dict)):
+        if isinstance(stage.get("register_as"), str):
+            stage["register_as"] += "-smoke"
+        if isinstance(stage.get("encoder"), str):
+            stage["encoder"] = re.sub(r"^models:/([^/@]+)", r"models:/\1-smoke", stage["encoder"])
+    return raw
 
 
 def _split(override: str) -> tuple[list[str], Any]:
@@ -342,7 +411,7 @@ def _compose(raw: dict[str, Any], conf: Path) -> dict[str, Any]:
     for kind in defaults:
         if kind not in KINDS:
             raise UserError(f"defaults.{kind}: no such kind of stage; {suggest(kind, KINDS)}")
-    out = {key: _with_group(conf, key, value, key) if key in GROUPS else value for key, value in raw.items() if key != "defaults"}
+    out = {key: _with_group(conf, key, value, key) if key in GROUPS else value for key, value in raw.items() if key not in ("defaults", "smoke")}
     stages = out.get("stages")
     if isinstance(stages, dict):
         out["stages"] = {name: _compose_stage(conf, name, stage, defaults) for name, stage in stages.items()}

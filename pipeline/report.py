@@ -1,24 +1,37 @@
-"""The table at the end: pretrained beside the same network without, over seeds, and whether it helped."""
+"""The table at the end: pretrained beside the same network without, over seeds, whether it helped, and what the paper reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from pipeline.config import Evaluate, Finetune, Recipe
+from pipeline.config import Evaluate, Expected, Finetune, Pretrain, Recipe
+from pipeline.metrics import METRICS, read_metrics
 from pipeline.stage import Instance
+from tasks.downstream import TASKS
 
 
 @dataclass(frozen=True)
 class Row:
-    """Test accuracies (0..1) by seed of one measure. `against` says what the baseline is."""
+    """Test scores (0..1) by seed of one measure. `against` says what the baseline is; () and "" where there is none.
+
+    `key` and `arm`: what a recipe's `expected` calls it. `scale`: what a score is multiplied by to be shown.
+    """
 
     stage: str
     measure: str
     against: str
     pretrained: tuple[float, ...]
     baseline: tuple[float, ...]
+    key: str = ""
+    arm: str = "pretrained"
+    scale: float = 100.0
+
+    @property
+    def mean(self) -> float:
+        return self.scale * float(np.mean(self.pretrained))
 
     @property
     def gain(self) -> np.ndarray:
@@ -35,33 +48,77 @@ class Row:
 
 
 def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
-    """A row per measure of the finished evaluations and fine-tunings."""
+    """A row per measure of the finished evaluations and fine-tunings, and of the pretrainings that the paper has a number for."""
     out = []
     for name, stage in recipe.stages.items():
-        results = [i.result for i in instances if i.stage == name]
-        found = [r for r in results if r is not None]
+        done = [i for i in instances if i.stage == name and i.result is not None]
+        found = [i.result for i in done if i.result is not None]
+        if isinstance(stage, Pretrain) and found:
+            out += [row for said in recipe.expected if said.stage == name and (row := _of_pretraining(said, done)).pretrained]
         if isinstance(stage, Evaluate) and found:
-            for measure, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
-                out.append(Row(name, text, "random weights", *(tuple(r[arm][measure]["test"] for r in found) for arm in ("pretrained", "random"))))
+            for key, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
+                ours, random = (tuple(r[arm][key]["test"] for r in found) for arm in ("pretrained", "random"))
+                out.append(Row(name, text, "random weights", ours, random, key))
         if isinstance(stage, Finetune) and found:
-            text = f"{stage.task.name}, {found[0]['labels']} labels"
-            out.append(Row(name, text, "scratch", *(tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))))
+            text, key = f"{stage.task.name}, {found[0]['labels']} labels", TASKS[stage.task.name].measure
+            ours, scratch = (tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))
+            out.append(Row(name, text, "scratch", ours, scratch, key))
     return out
 
 
-def _spread(values: Sequence[float] | np.ndarray) -> str:
-    percent = 100 * np.asarray(values)
-    return f"{percent.mean():.2f} ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else f"{percent.mean():.2f}"
+def _of_pretraining(row: Expected, done: Sequence[Instance]) -> Row:
+    """The test accuracy of the classifier that a method has learned, or the last value of a number that it logged; () where there is none."""
+    if row.measure == "accuracy":
+        found = tuple(i.result["accuracy"]["test"] for i in done if i.result and "test" in i.result["accuracy"])
+        return Row(row.stage, "its own classifier", "", found, (), key=row.measure)
+    found = tuple(values[-1] for i in done if (values := [r[row.measure] for r in read_metrics(i.folder / METRICS) if row.measure in r]))
+    decibels = row.measure == "psnr"
+    return Row(row.stage, "PSNR (dB), training" if decibels else row.measure, "", found, (), row.measure, scale=1.0 if decibels else 100.0)
+
+
+def in_paper(recipe: Recipe, row: Row) -> Expected | None:
+    """The number of the paper that `row` measures."""
+    same = (e for e in recipe.expected if (e.stage, e.measure, e.arm) == (row.stage, row.key, row.arm))
+    return next(same, None)
+
+
+def facts(recipe: Recipe, row: Row) -> dict[str, Any]:
+    """A row as plain JSON types; the paper's number and how far the mean is above it, where it has one, as they are shown."""
+    plain = {"stage": row.stage, "measure": row.measure, "pretrained": row.pretrained, "baseline": row.baseline, "against": row.against}
+    said = in_paper(recipe, row)
+    if said is None:
+        return plain
+    return plain | {"paper": said.paper, "paper_baseline": said.against, "above_paper": row.mean - said.paper, "source": said.source}
+
+
+def _spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
+    shown = scale * np.asarray(values)
+    return f"{shown.mean():.2f} ± {shown.std(ddof=1):.2f}" if len(shown) > 1 else f"{shown.mean():.2f}"
 
 
 def table(recipe: Recipe, found: Sequence[Row]) -> Table:
-    """Mean ± standard deviation over seeds, in percent."""
+    """Mean ± standard deviation over seeds, in percent; the paper's number, in brackets that of its baseline, and the difference from it."""
     out = Table(title=f"{recipe.name}: test accuracy (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
-    for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining"):
-        out.add_column(heading, justify="right" if heading in ("pretrained", "baseline", "gain") else "left", no_wrap=True)
+    paper = ("paper", "difference") if recipe.expected else ()
+    for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining", *paper):
+        left = heading in ("stage", "measure", "without", "pretraining")
+        out.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in found:
-        style = {"helps": "green", "hurts": "red"}.get(row.verdict, "yellow")
-        gain = _spread(row.gain / 100)
-        sign = "+" if row.gain.mean() >= 0 else ""
-        out.add_row(row.stage, row.measure, _spread(row.pretrained), row.against, _spread(row.baseline), sign + gain, f"[{style}]{row.verdict}[/]")
+        out.add_row(row.stage, row.measure, _spread(row.pretrained, row.scale), *_gain(row), *(_paper(recipe, row) if paper else ()))
     return out
+
+
+def _gain(row: Row) -> tuple[str, ...]:
+    """What stands beside the score: the baseline, the gain over it and the verdict."""
+    if not row.baseline:
+        return "", "", "", ""
+    style = {"helps": "green", "hurts": "red"}.get(row.verdict, "yellow")
+    sign = "+" if row.gain.mean() >= 0 else ""
+    return row.against, _spread(row.baseline), sign + _spread(row.gain / 100), f"[{style}]{row.verdict}[/]"
+
+
+def _paper(recipe: Recipe, row: Row) -> tuple[str, str]:
+    said = in_paper(recipe, row)
+    if said is None:
+        return "", ""
+    return f"{said.paper:g}" + ("" if said.against is None else f" ({said.against:g})"), f"{row.mean - said.paper:+.2f}"

@@ -20,7 +20,7 @@ from pipeline.follow import Counted, Follow, Followed
 from pipeline.handover import check_same, encoder_spec
 from pipeline.launch import launch
 from pipeline.prepare import prepare
-from pipeline.report import Row, rows
+from pipeline.report import Row, facts, rows
 from pipeline.session import Session
 from pipeline.stage import Instance, code_version
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
@@ -101,7 +101,7 @@ class _Runner:
     def resolve(self, only: str | None) -> None:
         """Fetch the encoders that the recipe refers to by name, before anything is run."""
         for name, stage in self.recipe.stages.items():
-            if isinstance(stage, Downstream) and stage.encoder != "previous" and only in (None, stage.kind):
+            if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder != "previous" and only in (None, stage.kind):
                 where = f"stages.{name}.encoder"
                 reference = self.tracking.pin(stage.encoder, where)
                 folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
@@ -204,7 +204,7 @@ class _Runner:
             "code": code_version(),
         }
         encoder = None
-        if isinstance(stage, Downstream):
+        if isinstance(stage, Downstream) and stage.takes_encoder:
             encoder = self._encoder(name, stage, seed)
             decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
         fingerprint = digest(decides)[:12]
@@ -231,9 +231,11 @@ class _Runner:
 
     def _log_origin(self, run_id: str, instance: Instance) -> None:
         stage = self.recipe.stages[instance.stage]
-        if isinstance(stage, Downstream) and stage.encoder == "previous":
+        if not isinstance(stage, Downstream) or not stage.takes_encoder:
+            return
+        if stage.encoder == "previous":
             self.tracking.log_consumed(run_id, f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder")
-        elif isinstance(stage, Downstream):
+        else:
             self.tracking.log_consumed(run_id, self.references[instance.stage][0])
 
     def close(self, found: list[Row]) -> None:
@@ -244,15 +246,18 @@ class _Runner:
         if self.parent_run is None:
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
-        for row in found:
+        paired = [row for row in found if row.baseline]
+        for row in paired:
             key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "")
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+        if paired:
+            self.tracking.client.log_figure(
+                self.parent_run, figures.comparison([facts(self.recipe, row) for row in paired]), "figures/comparison.png"
+            )
         if found:
-            facts = [{"measure": r.measure, "pretrained": r.pretrained, "baseline": r.baseline, "against": r.against} for r in found]
-            self.tracking.client.log_figure(self.parent_run, figures.comparison(facts), "figures/comparison.png")
-            self.tracking.client.log_dict(self.parent_run, {"rows": facts}, "table.json")
+            self.tracking.client.log_dict(self.parent_run, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
         self.tracking.finish(self.parent_run)
 
     def abandon(self, status: str) -> None:

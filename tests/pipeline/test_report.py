@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.report import Row, rows, table
+from pipeline.metrics import METRICS
+from pipeline.report import Row, facts, rows, table
 from pipeline.stage import RESULT, Instance
 from tests import small
 
@@ -106,11 +107,56 @@ def test_rows_are_the_test_accuracies_of_what_has_finished(tmp_path: Path) -> No
     ]
     found = rows(small.recipe(tmp_path, seeds=[0, 1, 2]), instances)
     assert found == [
-        Row("evaluate", "kNN (k=5)", "random weights", (0.5, 0.53125), (0.1, 0.13125)),
-        Row("evaluate", "linear probe", "random weights", (0.6, 0.63125), (0.2, 0.23125)),
-        Row("finetune", "classify, 40 labels", "scratch", (0.9,), (0.8,)),
+        Row("evaluate", "kNN (k=5)", "random weights", (0.5, 0.53125), (0.1, 0.13125), "knn"),
+        Row("evaluate", "linear probe", "random weights", (0.6, 0.63125), (0.2, 0.23125), "probe"),
+        Row("finetune", "classify, 40 labels", "scratch", (0.9,), (0.8,), "accuracy"),
     ]
 
 
 def test_nothing_finished_has_no_rows(tmp_path: Path) -> None:
     assert rows(small.recipe(tmp_path), [finished(tmp_path, "evaluate", 0, None), finished(tmp_path, "finetune", 0, None)]) == []
+
+
+SAYS = {"stage": "finetune", "measure": "accuracy", "paper": 79.2, "against": 72.4, "source": "table 2"}
+
+
+def test_the_papers_number_stands_beside_the_measured_one(tmp_path: Path) -> None:
+    recipe = small.recipe(tmp_path, expected=[SAYS])
+    found = Row("finetune", "classify, 40 labels", "scratch", (0.7, 0.8), (0.6, 0.7), "accuracy")
+    other = Row("evaluate", "linear probe", "random weights", (0.5, 0.5), (0.4, 0.4), "probe")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(recipe, [found, other]))
+    assert isinstance(console.file, io.StringIO)
+    first, second = ([cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines() if "±" in line)
+    assert first[-2:] == ["79.2 (72.4)", "-4.20"]
+    assert second[-2:] == ["", ""]
+    told = facts(recipe, found)
+    assert (told["paper"], told["paper_baseline"], told["source"]) == (79.2, 72.4, "table 2")
+    assert told["above_paper"] == pytest.approx(75.0 - 79.2)
+    assert "paper" not in facts(recipe, other)
+
+
+def test_another_arm_is_another_number(tmp_path: Path) -> None:
+    recipe = small.recipe(tmp_path, expected=[SAYS | {"arm": "he"}], stages__finetune__arms=["pretrained", "he", "scratch"])
+    assert "paper" not in facts(recipe, Row("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy"))
+    assert facts(recipe, Row("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
+
+
+def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(tmp_path: Path) -> None:
+    """Its own classifier's accuracy, and the last value of what it logs; in decibels as they are."""
+    expected = [
+        {"stage": "pretrain", "measure": m, "paper": p, "source": "x"} for m, p in (("accuracy", 42.0), ("psnr", 23.9), ("consistency", 87.4))
+    ]
+    instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {"test": 0.5}})
+    (instance.folder / METRICS).write_text(
+        "".join(json.dumps({"step": k, "loss": 1.0, "psnr": 20.0 + k, "consistency": 0.1 * k}) + "\n" for k in range(3))
+    )
+    recipe = small.recipe(tmp_path, expected=expected)
+    found = rows(recipe, [instance])
+    assert [(row.key, row.mean) for row in found] == [("accuracy", 50.0), ("psnr", 22.0), ("consistency", pytest.approx(20.0))]
+    assert [facts(recipe, row)["above_paper"] for row in found] == [pytest.approx(v) for v in (8.0, -1.9, -67.4)]
+    lines = shown(found, tmp_path, [0])
+    assert any("PSNR (dB), training │" in line and "22.00" in line for line in lines)
+    assert rows(small.recipe(tmp_path), [instance]) == []
+    (instance.folder / METRICS).unlink()
+    assert [row.key for row in rows(recipe, [instance])] == ["accuracy"], "nothing was logged"

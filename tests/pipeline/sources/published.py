@@ -11,7 +11,10 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.images import decode
 from pipeline.sources import Source, open_source
+from tests.layouts import noise
 from tests.pipeline.sources.tiny import dataset, everything
+
+__all__ = ["jpegs", "noise", "opened", "pixels", "refusal", "texts"]
 
 
 def opened(source: str, root: Path, **fields: Any) -> Source:
@@ -29,11 +32,6 @@ def refusal(source: str, root: Path, **fields: Any) -> str:
         opened(source, root, **fields)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def noise(seed: int, count: int, *shape: int) -> np.ndarray:
-    """(count, *shape) uint8."""
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
 
 
 def jpegs(root: Path, *names: str) -> Path:

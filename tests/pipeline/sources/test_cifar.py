@@ -9,19 +9,12 @@ import pytest
 
 from pipeline.prepare import prepare
 from pipeline.sources import Part
+from tests.layouts import cifar_rows
 from tests.pipeline.sources.published import noise, opened, pixels, refusal
 from tests.pipeline.sources.tiny import dataset, everything, summary
 
 NAMES10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
-
-
-def rows(images: np.ndarray, *labels: np.ndarray) -> bytes:
-    """(n, 32, 32, 3) and labels (n,) as the files have them: labels, then the red, the green and the blue plane, row by row."""
-    out = b""
-    for k, image in enumerate(images):
-        out += bytes(int(column[k]) for column in labels) + b"".join(image[:, :, channel].tobytes() for channel in range(3))
-    return out
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def ten(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     for k, name in enumerate(BATCHES):
-        (folder / name).write_bytes(rows(images[2 * k : 2 * k + 2], labels[2 * k : 2 * k + 2]))
+        (folder / name).write_bytes(cifar_rows(images[2 * k : 2 * k + 2], labels[2 * k : 2 * k + 2]))
     (folder / "batches.meta.txt").write_text("\n".join(NAMES10) + "\n\n")
     return tmp_path, images, labels
 
@@ -40,7 +33,7 @@ def hundred(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three to train on, one to test on; images, coarse labels, fine labels."""
     images, coarse, fine = noise(1, 4, 32, 32, 3), np.array([0, 1, 1, 0]), np.array([2, 0, 1, 2])
     for name, part in (("train.bin", slice(0, 3)), ("test.bin", slice(3, 4))):
-        (root / name).write_bytes(rows(images[part], coarse[part], fine[part]))
+        (root / name).write_bytes(cifar_rows(images[part], coarse[part], fine[part]))
     (root / "fine_label_names.txt").write_text("apple\nbee\ncup\n")
     (root / "coarse_label_names.txt").write_text("food\nother\n")
     return images, coarse, fine

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
+from tests.layouts import dogs_list
 from tests.pipeline.sources.published import jpegs, opened, refusal
 from tests.pipeline.sources.tiny import everything, summary
 
@@ -15,12 +16,8 @@ TEST = ((f"{PUG}/n02110958_5.jpg", 2),)
 
 def dogs(root: Path, train: tuple[tuple[str, int], ...] = TRAIN, test: tuple[tuple[str, int], ...] = TEST, below: str = "lists") -> Path:
     jpegs(root / "Images", *(name for name, _ in TRAIN + TEST))
-    (root / below).mkdir(exist_ok=True)
     for name, rows in (("train_list", train), ("test_list", test)):
-        cells = np.empty((len(rows), 1), object)
-        cells[:, 0] = [path for path, _ in rows]
-        labels = np.array([[label] for _, label in rows], np.float64)
-        savemat(root / below / f"{name}.mat", {"file_list": cells, "annotation_list": cells, "labels": labels})
+        dogs_list(root / below / f"{name}.mat", rows)
     return root
 
 

@@ -1,29 +1,21 @@
 """IDX files, plain and gzipped."""
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.layouts import idx_file
 from tests.pipeline.sources.published import noise, opened, pixels, refusal
 from tests.pipeline.sources.tiny import everything, summary
-
-
-def write(root: Path, name: str, values: np.ndarray, zipped: bool = False) -> Path:
-    data = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
-    file = root / (f"{name}.gz" if zipped else name)
-    file.write_bytes(gzip.compress(data) if zipped else data)
-    return file
 
 
 def mnist(root: Path, zipped: bool = False) -> np.ndarray:
     """Four images of 5 x 7 to train on, two to test on; (6, 5, 7)."""
     images = noise(3, 6, 5, 7)
     for split, part, labels in (("train", slice(0, 4), [2, 0, 1, 1]), ("t10k", slice(4, 6), [1, 0])):
-        write(root, f"{split}-images-idx3-ubyte", images[part], zipped)
-        write(root, f"{split}-labels-idx1-ubyte", np.array(labels), zipped)
+        idx_file(root, f"{split}-images-idx3-ubyte", images[part], zipped)
+        idx_file(root, f"{split}-labels-idx1-ubyte", np.array(labels), zipped)
     return images
 
 
@@ -66,16 +58,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     good = labels.read_bytes()
     labels.write_bytes(good[:-1])
     assert refusal("idx", tmp_path) == f"{labels}: holds 3 of the 4 labels that its header tells of"
-    write(tmp_path, labels.name, np.array([1, 2, 3]))
+    idx_file(tmp_path, labels.name, np.array([1, 2, 3]))
     assert refusal("idx", tmp_path) == f"{labels}: has 3 labels for the 4 images of 5 x 7 pixels of train-images-idx3-ubyte"
     labels.write_bytes(b"\x00\x00\x0d\x01" + good[4:])
     assert refusal("idx", tmp_path) == f"{labels}: is no IDX file of bytes in 1 dimensions: it starts with 00 00 0d 01"
     labels.write_bytes(good)
     assert refusal("idx", tmp_path, max_pixels=34).endswith("has images of 5 x 7 pixels; valid: at most 34 in all (dataset.max_pixels)")
-    write(tmp_path, "t10k-labels-idx1-ubyte", np.array([1, 3]))
+    idx_file(tmp_path, "t10k-labels-idx1-ubyte", np.array([1, 3]))
     assert refusal("idx", tmp_path) == f"{tmp_path / 't10k-labels-idx1-ubyte'}: row 1: label 3 is out of range; valid: 0 to 2"
     whole = images.read_bytes()
     images.write_bytes(whole + b"x")
     assert refusal("idx", tmp_path) == f"{images}: is larger than the 2 images of 5 x 7 pixels that its header tells of"
-    write(tmp_path, images.name, noise(0, 2, 7, 7))
+    idx_file(tmp_path, images.name, noise(0, 2, 7, 7))
     assert refusal("idx", tmp_path) == f"{images}: has images of 7 x 7 pixels; valid: 5 x 7, as in train-images-idx3-ubyte"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from tests import layouts
 from tests.pipeline.sources.published import jpegs, opened, refusal
 from tests.pipeline.sources.tiny import everything, summary
 
@@ -18,11 +19,7 @@ KIT = "ILSVRC2012_devkit_t12/data"
 
 def devkit(folder: Path, truth: str) -> None:
     """Ids that are not in the order of the WordNet ids, and an inner node of the tree, as in the real file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
-    synsets = np.array([(1, "n02", "two", 0), (2, "n03", "three", 0), (3, "n01", "one", 0), (4, "n00", "all", 3)], fields)
-    savemat(folder / "meta.mat", {"synsets": synsets[:, None]})
-    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    layouts.devkit(folder, [(1, "n02", "two", 0), (2, "n03", "three", 0), (3, "n01", "one", 0), (4, "n00", "all", 3)], truth)
 
 
 @pytest.mark.parametrize("kit", [KIT, "data", "."])

@@ -8,15 +8,11 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.prepare import prepare
 from pipeline.sources.stl10 import folds
+from tests.layouts import stl10_rows
 from tests.pipeline.sources.published import noise, opened, pixels, refusal
 from tests.pipeline.sources.tiny import dataset, everything, summary
 
 NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-
-
-def stored(images: np.ndarray) -> bytes:
-    """(n, 96, 96, 3) as the files have them: plane by plane, and in a plane column by column."""
-    return b"".join(image[:, column, channel].tobytes() for image in images for channel in range(3) for column in range(96))
 
 
 @pytest.fixture
@@ -25,7 +21,7 @@ def stl(tmp_path: Path) -> tuple[Path, np.ndarray]:
     images, folder = noise(2, 9, 96, 96, 3), tmp_path / "stl10_binary"
     folder.mkdir()
     for name, part in (("train_X", slice(0, 4)), ("unlabeled_X", slice(4, 7)), ("test_X", slice(7, 9))):
-        (folder / f"{name}.bin").write_bytes(stored(images[part]))
+        (folder / f"{name}.bin").write_bytes(stl10_rows(images[part]))
     (folder / "train_y.bin").write_bytes(bytes([1, 10, 3, 1]))
     (folder / "test_y.bin").write_bytes(bytes([2, 10]))
     (folder / "class_names.txt").write_text("\n".join(NAMES))

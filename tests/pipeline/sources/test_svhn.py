@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
+from tests.layouts import svhn_file
 from tests.pipeline.sources.published import noise, opened, pixels, refusal
 from tests.pipeline.sources.tiny import everything, summary
 
@@ -13,8 +14,7 @@ def svhn(root: Path, labels: tuple[list[int], list[int]] = ([1, 10, 9], [10, 2])
     """Three images to train on, two to test on; (5, 32, 32, 3)."""
     images = noise(4, 5, 32, 32, 3)
     for name, part, digits in (("train", slice(0, 3), labels[0]), ("test", slice(3, 5), labels[1])):
-        stored = np.ascontiguousarray(images[part].transpose(1, 2, 3, 0))
-        savemat(root / f"{name}_32x32.mat", {"X": stored, "y": np.array(digits, np.uint8)[:, None]}, do_compression=compress)
+        svhn_file(root, name, images[part], digits, compress)
     return images
 
 
