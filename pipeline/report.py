@@ -44,8 +44,11 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
             for measure, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
                 out.append(Row(name, text, "random weights", *(tuple(r[arm][measure]["test"] for r in found) for arm in ("pretrained", "random"))))
         if isinstance(stage, Finetune) and found:
-            text = f"{stage.task.name}, {found[0]['labels']} labels"
-            out.append(Row(name, text, "scratch", *(tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))))
+            *arms, baseline = stage.arms
+            for arm in arms or [baseline]:
+                how = "" if arm == "pretrained" else f", {arm.replace('_', ' + ')}"
+                text = f"{stage.task.name} ({TASKS[stage.task.name].measure}), {found[0]['labels']} labels{how}"
+                out.append(Row(name, text, baseline, *(tuple(r[a]["test"] for r in found) for a in (arm, baseline))))
     return out
 
 
@@ -56,7 +59,7 @@ def _spread(values: Sequence[float] | np.ndarray) -> str:
 
 def table(recipe: Recipe, found: Sequence[Row]) -> Table:
     """Mean ± standard deviation over seeds, in percent."""
-    out = Table(title=f"{recipe.name}: test accuracy (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
+    out = Table(title=f"{recipe.name}: scores on test images (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
     for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining"):
         out.add_column(heading, justify="right" if heading in ("pretrained", "baseline", "gain") else "left", no_wrap=True)
     for row in found:
