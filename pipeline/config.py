@@ -85,10 +85,12 @@ class Dataset(Strict):
     list: str | None = Field(
         None, min_length=1
     )  # source: list. A .csv, .tsv, .jsonl or .parquet file, by path or URI; its paths are below root, else beside it
+    download: bool = False  # fetch a published set into root, where it is not there: cifar10, cifar100, stl10, svhn, mnist, voc2007, voc2012
     image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`
     path_column: str = "path"  # source: list
     label_column: str | None = "label"  # source: parquet | list | webdataset (a field of the .json). null: no labels
     split_column: str | None = None  # source: list. Holds train, test, val or validation; null: all rows are for training
+    annotations: tuple[Literal["boxes", "mask", "present"], ...] | None = None  # source: voc. Or [mask]; []: none; null: what there is
     image_size: int = Field(32, ge=4, le=2048)  # pixels, after augmentation
     test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
@@ -106,6 +108,19 @@ class Dataset(Strict):
     @classmethod
     def _home(cls, location: str | None) -> str | None:
         return location and os.path.expanduser(location)
+
+    @field_validator("annotations")
+    @classmethod
+    def _once(cls, annotations: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if annotations and (len(set(annotations)) < len(annotations) or ("mask" in annotations and len(annotations) > 1)):
+            raise ValueError(f"{list(annotations)} is not valid: each once, and mask alone, as masks have classes and images of their own")
+        return annotations
+
+    @model_validator(mode="after")
+    def _annotatable(self) -> "Dataset":
+        if self.annotations and self.source != "voc":
+            raise ValueError(f"source {self.source!r} takes no dataset.annotations; valid: source voc, or null")
+        return self
 
     @model_validator(mode="after")
     def _places(self) -> "Dataset":

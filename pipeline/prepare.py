@@ -22,9 +22,10 @@ from pipeline.census import Total
 from pipeline.duplicates import write_duplicates
 from pipeline.durable import put_in_place, temporary_in, write_json
 from pipeline.errors import StageFailed, UserError
-from pipeline.parts import Job, PartWriter, Renumber, jobs, quarantined, storage_problem
+from pipeline.parts import Job, PartWriter, Renumber, gaps, jobs, quarantined, storage_problem
 from pipeline.sources import Source, open_source
 from pipeline.store import DAMAGE, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, Shard, Store, canonical, manifest_hash, repair
+from pipeline.subsets import write_subsets
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
@@ -80,7 +81,9 @@ def _prepare_anew(dataset: "Dataset", source: Source, folder: Path, each: Each, 
                 problem = _too_many(folder, bad, sum(source.splits.values()), _first_quarantined(folder))
                 raise UserError(f"{problem}; no image is left for training")
             root = None if dataset.root is None else str(dataset.root)
-            write_json(folder / MANIFEST, _manifest(source, root, shards, bad, {**seen.dump(), "duplicates": write_duplicates(folder, shards)}))
+            images = {**seen.dump(), "duplicates": write_duplicates(folder, shards)}
+            subsets = write_subsets(folder, source.subsets, source.rows["train"], _train_ids(source, results, shards, folder))
+            write_json(folder / MANIFEST, _manifest(source, root, shards, bad, {"images": images, "subsets": subsets}))
     _remove_records(folder)
     return Store.open(folder)
 
@@ -187,7 +190,18 @@ def _write_quarantine(folder: Path, results: list[Job]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, images: Job) -> dict[str, Any]:
+def _train_ids(source: Source, results: list[Job], shards: list[Shard], folder: Path) -> np.ndarray:
+    """(images of the training split,) int64: the id of each, -1 = it cannot be decoded."""
+    if not source.subsets:
+        return np.empty(0, np.int64)
+    ids, firsts = np.full(source.splits["train"], -1, np.int64), {shard.file: shard.first_id for shard in shards}
+    for job in (result["job"] for result in results if result["shard"] and result["job"]["split"] == "train"):
+        places = np.delete(np.arange(job["start"], job["start"] + job["count"]), gaps(folder, job))
+        ids[places] = firsts[job["file"]] + np.arange(len(places))
+    return ids
+
+
+def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, found: Job) -> dict[str, Any]:
     splits: dict[str, dict[str, int]] = {}
     for shard in shards:
         splits.setdefault(shard.split, {"first_id": shard.first_id, "count": 0})["count"] += shard.count
@@ -198,7 +212,8 @@ def _manifest(source: Source, root: str | None, shards: list[Shard], bad: int, i
         "splits": splits,
         "shards": [asdict(shard) for shard in shards],
         "quarantined": bad,
-        "images": images,
+        "annotations": list(source.annotations),
+        **found,
     }
     return {**raw, "hash": manifest_hash(raw)}
 
