@@ -139,8 +139,10 @@ class Stream(Strict):
     window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes; fewer where they are large (128 MB)
     shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global where all encoded images fit a task's cache (128 MB)
     # Whether a training holds its images decoded on its device and augments them there; the pixels of every batch are the same.
-    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb, in short trainings and without Ray
+    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb
     resident_mb: int = Field(512, ge=1)  # decoded images that a worker may hold; a GPU with memory to spare can take more
+    # Where the images that are streamed are augmented; the pixels of every batch are the same.
+    augment: Literal["cpu", "device"] = "cpu"  # device: tasks decode, the training device augments (images of one size); for GPUs beside few CPUs
     prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
     task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
     tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker

@@ -138,7 +138,7 @@ def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Generator[Job, None,
     try:
         rows = ray.data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
         # Ray Data repeats a crashing task for ever unless told otherwise
-        done = rows.map_batches(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
+        done = rows.map_batches_internal(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
         for row in done.iter_rows():
             yield json.loads(row["result"])
     except ray.exceptions.RayError as error:
