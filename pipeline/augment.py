@@ -58,6 +58,22 @@ class Shift(NamedTuple):
         return shifted
 
 
+class Fit(NamedTuple):
+    """The whole image, `across` x `down` pixels, resampled to whole `width` x `height`, and laid on black at whole (left, top)."""
+
+    across: float
+    down: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def on(self, image: Image.Image, size: int) -> Image.Image:
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(image.resize((int(self.width), int(self.height)), BILINEAR), (int(self.left), int(self.top)))
+        return canvas
+
+
 class Flip(NamedTuple):
     flipped: float  # 0 or 1
 
@@ -107,7 +123,7 @@ class Gray(NamedTuple):
         return image.convert("L").convert("RGB") if self.grayed else image
 
 
-Row = Box | Shift | Flip | Affine | Jitter | Gray
+Row = Box | Shift | Fit | Flip | Affine | Jitter | Gray
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,12 @@ def _square(sources: np.ndarray, size: int, scale: float, place: np.ndarray) -> 
     free = sources - side
     corner = np.where(side == size, np.minimum(np.floor(place * (free + 1)), free), place * free)
     return Drawn(Box, np.hstack((corner, side, side)))
+
+
+def fit(numbers: Numbers, sources: np.ndarray, size: int) -> Drawn:
+    """The whole image, as large as it fits, in the middle of black: for boxes and masks, of which none should be cut away."""
+    sides = np.maximum(1, np.rint(sources * (size / sources.max(1, keepdims=True))))
+    return Drawn(Fit, np.hstack((sources, np.floor((size - sides) / 2), sides)))
 
 
 def random_shift(numbers: Numbers, sources: np.ndarray, size: int, *, padding: Annotated[int, Ge(0)] = 4) -> Drawn:
@@ -251,6 +273,7 @@ def _resized(image: Image.Image, left: float, top: float, width: float, height: 
 CROPS: dict[str, Callable[..., Drawn]] = {
     "center_crop": center_crop,
     "corner_crop": corner_crop,
+    "fit": fit,
     "random_crop": random_crop,
     "random_shift": random_shift,
     "random_resized_crop": random_resized_crop,

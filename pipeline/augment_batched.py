@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pipeline.augment import BILINEAR, Affine, Box, Drawn, Flip, Gray, Jitter, Row, Shift
+from pipeline.augment import BILINEAR, Affine, Box, Drawn, Fit, Flip, Gray, Jitter, Row, Shift
 
 PIXELS = 2**21  # of the images, or of the views where these are larger, that are augmented at a time: what is computed on the way takes 24 bytes each
 WEIGHT = 2.0**22  # what Pillow's weights of a pixel sum to
@@ -42,15 +43,15 @@ def crop(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
         left, top = torch.from_numpy(boxes[:, :2].T.astype(np.int64)).to(images.device)
         places = torch.arange(size, device=images.device)
         return _pixels(images, (top[:, None] + places)[:, None, :, None], (left[:, None] + places)[:, None, None, :])
-    return _resampled(images, boxes, size, _columns_first(images.shape[3], images.shape[2], size))
+    return _resampled(images, boxes, (size, size), _columns_first(images.shape[3], images.shape[2], (size, size)))
 
 
-def _resampled(images: Tensor, boxes: np.ndarray, size: int, columns_first: bool) -> Tensor:
-    """Along the rows and along the columns, one after the other, rounded in between."""
+def _resampled(images: Tensor, boxes: np.ndarray, size: tuple[int, int], columns_first: bool) -> Tensor:
+    """To `size` (width, height): along the rows and along the columns, one after the other, rounded in between."""
     height, width = images.shape[2:]
     left, top, across, down = boxes.T
-    x = _weights(images, np.maximum(left, 0.0), np.minimum(left + across, width), width, size)
-    y = _weights(images, np.maximum(top, 0.0), np.minimum(top + down, height), height, size)
+    x = _weights(images, np.maximum(left, 0.0), np.minimum(left + across, width), width, size[0])
+    y = _weights(images, np.maximum(top, 0.0), np.minimum(top + down, height), height, size[1])
     levels = images.transpose(1, 2).to(x.dtype, memory_format=torch.contiguous_format)  # (B, H, 3, W): both passes are one product an image
     for columns in (columns_first, not columns_first):
         levels = _down(levels, y) if columns else _along(levels, x)
@@ -75,11 +76,11 @@ def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _columns_first(width: int, height: int, size: int) -> bool:
+def _columns_first(width: int, height: int, size: tuple[int, int]) -> bool:
     """Whether Pillow resamples the columns before the rows. That depends on its version and the sizes, not on the box: so it is asked."""
     noise = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
     box = (width / 7, height / 9, width * 6 / 7, height * 8 / 9)
-    theirs = np.stack([np.asarray(Image.fromarray(image).resize((size, size), BILINEAR, box=box)) for image in noise])
+    theirs = np.stack([np.asarray(Image.fromarray(image).resize(size, BILINEAR, box=box)) for image in noise])
     boxes = np.tile((box[0], box[1], box[2] - box[0], box[3] - box[1]), (8, 1))
     ours = _resampled(torch.from_numpy(noise).permute(0, 3, 1, 2), boxes, size, columns_first=True)
     return np.array_equal(ours.permute(0, 2, 3, 1).numpy(), theirs)
@@ -112,6 +113,17 @@ def _float32_is_whole() -> bool:
     """Whether products of float32 are computed as such: torch can be told to round their factors to 10 or 7 bits."""
     backends: Any = torch.backends  # its types do not tell of all of them
     return {backends.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision} <= {"none", "ieee"}
+
+
+def fit(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """The images have one size, so one row says it for all."""
+    across, down, left, top, width, height = (int(value) for value in drawn[0])
+    if (width, height) == (across, down):
+        whole = images
+    else:
+        boxes = np.tile((0.0, 0.0, across, down), (len(images), 1))
+        whole = _resampled(images, boxes, (width, height), _columns_first(across, down, (width, height)))
+    return F.pad(whole, (left, size - width - left, top, size - height - top))
 
 
 def shift(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
@@ -238,6 +250,7 @@ def gray(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 APPLY: dict[type[Row], Callable[[Tensor, np.ndarray, int], Tensor]] = {
     Box: crop,
     Shift: shift,
+    Fit: fit,
     Flip: flip,
     Affine: affine,
     Jitter: jitter,

@@ -24,14 +24,20 @@ def move_mask(mask: np.ndarray, rows: Sequence[Row], size: int) -> np.ndarray:
 
 def move_boxes(boxes: np.ndarray, rows: Sequence[Row], size: int) -> tuple[np.ndarray, np.ndarray]:
     """(k, 4) left, top, right, bottom in pixels of an image -> the same in the view, cut at its edges, and (k,) bool: which are seen there."""
-    moved = boxes.astype(np.float64)
+    whole = cut = boxes.astype(np.float64)
     for row in rows:
-        if type(row) in BOXES:
-            moved = BOXES[type(row)](moved, row, size)
-    cut = moved.clip(0, size)
-    sides, whole = cut[:, 2:] - cut[:, :2], moved[:, 2:] - moved[:, :2]
-    seen = (sides >= 1).all(1) & (sides.prod(1) >= SEEN * whole.prod(1))
+        for step in _steps(row):
+            whole, cut = BOXES[type(step)](whole, step, size), BOXES[type(step)](cut, step, size).clip(0, size)
+    sides, before = cut[:, 2:] - cut[:, :2], whole[:, 2:] - whole[:, :2]
+    seen = (sides >= 1).all(1) & (sides.prod(1) >= SEEN * before.prod(1))
     return cut.astype(np.float32), seen
+
+
+def _steps(row: Row) -> list[Any]:
+    """What moves boxes, one after the other; a shift first cuts a square, so that black moves in and not what is beside it."""
+    if isinstance(row, Shift):
+        return [Box(row.left, row.top, row.side, row.side), (row.right, row.down)]
+    return [row] if type(row) in BOXES else []
 
 
 def _box_mask(mask: Image.Image, row: Box, size: int) -> Image.Image:
@@ -65,8 +71,8 @@ def _box_boxes(boxes: np.ndarray, row: Box, size: int) -> np.ndarray:
     return _scaled(boxes, (row.left, row.top), (size / row.width, size / row.height), (0.0, 0.0))
 
 
-def _shift_boxes(boxes: np.ndarray, row: Shift, size: int) -> np.ndarray:
-    return _scaled(boxes, (row.left, row.top), (size / row.side, size / row.side), (row.right, row.down))
+def _shift_boxes(boxes: np.ndarray, by: tuple[float, float], size: int) -> np.ndarray:
+    return _scaled(boxes, (0.0, 0.0), (1.0, 1.0), by)
 
 
 def _fit_boxes(boxes: np.ndarray, row: Fit, size: int) -> np.ndarray:
@@ -100,7 +106,7 @@ MASKS: dict[type[Any], Callable[[Image.Image, Any, int], Image.Image]] = {
 }
 BOXES: dict[type[Any], Callable[[np.ndarray, Any, int], np.ndarray]] = {
     Box: _box_boxes,
-    Shift: _shift_boxes,
+    tuple: _shift_boxes,
     Fit: _fit_boxes,
     Affine: _affine_boxes,
     Flip: _flip_boxes,
