@@ -25,11 +25,12 @@ from pipeline.optim import Optimizer, Schedule
 from pipeline.sources import SOURCES
 from tasks.downstream import TASKS
 from tasks.encoders import ENCODERS, Shared
+from tasks.features import Pool
 from tasks.pretrain import METHODS
 
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
-KINDS = ("pretrain", "evaluate", "finetune")
+KINDS = ("pretrain", "evaluate", "finetune", "retrieve")
 
 
 class Strict(BaseModel):
@@ -172,9 +173,20 @@ class Training(Strict):
         return ops if ops is None else _check_augment(ops)
 
 
+class Watch(Strict):
+    """What a pretraining tells of its features on the way, on held-out images; it changes nothing of the training."""
+
+    every: int = Field(0, ge=0)  # epochs, and at the end; 0: never
+    features: Literal["encoder", "head"] = "encoder"
+    images: int = Field(5000, ge=2)  # held-out images, and training images of the bank, at most
+    knn_k: int = Field(20, ge=1)
+    knn_temperature: float = Field(0.1, gt=0.0)
+
+
 class Pretrain(Training):
     kind: Literal["pretrain"]
     method: MethodSpec
+    watch: Watch = Watch()
     first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
     labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed, as in a finetune stage; null: all labels of the training split
@@ -191,14 +203,48 @@ class Downstream(Strict):
     encoder: str = Field("previous", pattern=r"^(previous|runs:/[^/]+/.+|models:/.+)$")
 
 
-class Evaluate(Downstream):
-    """Weighted kNN and linear probe on frozen features, beside the same network with random weights."""
+class Look(Downstream):
+    """A stage that looks at frozen features, beside those of the same network with random weights."""
+
+    features: Literal["encoder", "head"] = "encoder"  # head: of the method, on the deepest map
+    pool: Pool = "avg"  # of the encoder's maps. grid: averaged to the finest grid of at most 10,000 features
+    batch_size: int = Field(256, ge=1)
+
+
+class Evaluate(Look):
+    """Weighted kNN and linear probe."""
 
     kind: Literal["evaluate"]
-    batch_size: int = Field(256, ge=1)
+    layers: tuple[int, ...] = Field((-1,), min_length=1)  # maps of the encoder: 0 is the first, -1 the deepest; each is evaluated
     knn_k: int = Field(200, ge=1)
     knn_temperature: float = Field(0.1, gt=0.0)
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) != len(layers):
+            raise ValueError("must not repeat a layer")
+        return layers
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
+        return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
+
+
+class Retrieve(Look):
+    """An index of a gallery's features on disk, and how many of the nearest images to a query are of its class."""
+
+    kind: Literal["retrieve"]
+    layer: int = -1
+    gallery: Literal["train", "test", "all"] = "train"  # all: of training, held-out and test images
+    queries: Literal["val", "test"] = "test"  # one that is in the gallery does not find itself
+    precision_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10, 20), min_length=1)  # numbers of neighbours
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (self.layer,)
 
 
 class Finetune(Training, Downstream):
@@ -217,7 +263,7 @@ class Finetune(Training, Downstream):
         return rates
 
 
-Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]
+Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve, Field(discriminator="kind")]
 
 
 class Recipe(Strict):

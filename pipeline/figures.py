@@ -175,3 +175,22 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.set_ylim(0, 110)
     _plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
     return figure
+
+
+def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[bool]]], captions: Sequence[str], title: str) -> Figure:
+    """A row a query: its (H, W, 3) uint8 image, the images found for it in their order, and which of them are wrong: they are framed red."""
+    columns = max((len(found) for _, found, _ in rows_), default=0)
+    figure = Figure(figsize=((columns + 1.9) * 0.95, len(rows_) * 0.95 + 0.4), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(rows_), columns + 2, squeeze=False, width_ratios=[1.0, 0.15, *[1.0] * columns])
+    for line, (query, found, wrong), caption in zip(axes, rows_, captions, strict=True):
+        for axis in line[1 + len(found) + 1 :]:
+            axis.set_axis_off()
+        line[1].set_axis_off()
+        for axis, picture, bad in zip((line[0], *line[2:]), (query, *found), (False, *wrong), strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set(visible=bad, color=RED, linewidth=3)
+        line[0].set_ylabel(caption, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=10)
+    return figure

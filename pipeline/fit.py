@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,7 +51,19 @@ class Job:
         return self.training.epochs * self.plan.steps
 
 
-def fit(job: Job, learner: Learner) -> None:
+class Watcher(Protocol):
+    """Looks at the learner on the way, and leaves it as it is."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after `step` steps; the same on all workers."""
+        ...
+
+    def look(self) -> tuple[dict[str, float], float]:
+        """Numbers to log beside the losses, and the seconds that it took. Collective."""
+        ...
+
+
+def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
 
     Raises:
@@ -73,8 +85,10 @@ def fit(job: Job, learner: Learner) -> None:
         losses = trainer.step(to_batch(arrays, job.device, job), step)
         step += 1
         last = step == job.total_steps
-        if step % job.training.log_every == 0 or last:
-            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"]})
+        looks = watch is not None and watch.due(step)
+        if step % job.training.log_every == 0 or last or looks:
+            seen = clock.aside(watch.look()) if watch is not None and looks else {}
+            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)

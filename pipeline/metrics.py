@@ -79,6 +79,13 @@ class Clock:
             self.steps += 1
             yield batch
 
+    def aside(self, looked: tuple[dict[str, float], float]) -> dict[str, float]:
+        """Numbers whose making took so many seconds, which are none of the training's."""
+        values, seconds = looked
+        self.since += seconds
+        self.begun += seconds
+        return values
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """`values` are already averaged over workers, the waiting time is averaged here."""
         now = time.monotonic()

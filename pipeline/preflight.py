@@ -4,10 +4,12 @@ import os
 import uuid
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training, arguments
+from pipeline.config import Downstream, Evaluate, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
 from pipeline.errors import UserError
+from pipeline.retrieve import gallery, queries
 from pipeline.session import check_local
 from pipeline.sources import open_source
 from pipeline.splits import Splits
@@ -33,17 +35,25 @@ def check(recipe: Recipe) -> None:
         key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
         raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
     source = open_source(recipe.dataset)
+    handed_on: dict[str, set[str]] = {}  # pretrain stage -> the networks that its method hands on besides the encoder
     place = f"list {recipe.dataset.list!r}" if recipe.dataset.list else f"root {recipe.dataset.root!r}"
     for name, stage in recipe.stages.items():
-        if isinstance(stage, Downstream) and not source.classes:
+        if isinstance(stage, Evaluate | Finetune) and not source.classes:
             raise UserError(
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        if isinstance(stage, Downstream) and not source.splits.get("test"):
+        tests = isinstance(stage, Downstream) and not (isinstance(stage, Retrieve) and stage.queries == "val" and stage.gallery != "test")
+        if tests and not source.splits.get("test"):
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Pretrain):
-            _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            handed_on[name] = _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            if stage.watch.every and stage.watch.features == "head":
+                _check_has_head(f"stages.{name}.watch", name, recipe, handed_on)
+        if isinstance(stage, Look):
+            _check_look(f"stages.{name}", stage, len(encoder.shapes))
+            if stage.features == "head" and stage.encoder == "previous":
+                _check_has_head(f"stages.{name}", list(handed_on)[-1], recipe, handed_on)
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:
@@ -55,8 +65,32 @@ def _check_batch(where: str, stage: Training, workers: int) -> None:
         )
 
 
-def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> None:
-    """What batches hold against what the method needs; then the method itself, built once over a small table."""
+def _check_look(where: str, stage: Look, maps: int) -> None:
+    """The layers of a stage against the encoder's maps."""
+    assert isinstance(stage, Evaluate | Retrieve)
+    key = "layers" if isinstance(stage, Evaluate) else "layer"
+    for layer in stage.layers:
+        if not -maps <= layer < maps:
+            raise UserError(f"{where}.{key}: {layer} is not one of the encoder's {maps} feature maps; valid: {-maps} to {maps - 1}")
+    for name, usual in (("layers", (-1,)), ("pool", "avg")):
+        if stage.features == "head" and getattr(stage, name) != usual:
+            told, value = (key, list(stage.layers)) if name == "layers" else (name, stage.pool)
+            raise UserError(f"{where}.{told}: {value} is not valid with features: head, which has one output; valid: leave it out")
+
+
+def _check_has_head(where: str, made_by: str, recipe: Recipe, handed_on: dict[str, set[str]]) -> None:
+    stage = recipe.stages[made_by]
+    assert isinstance(stage, Pretrain)
+    if "head" not in handed_on[made_by]:
+        has = ", ".join(sorted(handed_on[made_by]))
+        raise UserError(
+            f"{where}.features: 'head' is not valid: {stage.method.name} of stages.{made_by} hands on no head"
+            f"{f' but {has}' if has else ''}; valid: encoder"
+        )
+
+
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> set[str]:
+    """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
     cls, parameters = METHODS[stage.method.name], arguments(stage.method)
     needs, labelled = cls.needs(**parameters), stage.labelled_per_batch
     if labelled > stage.batch_size:
@@ -73,7 +107,7 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
     setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
     try:
-        cls(encoder, setting, **parameters)
+        return set(cls(encoder, setting, **parameters).handed_on())
     except ValueError as error:
         raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
 
@@ -105,6 +139,12 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
             images = _check_labelled(f"stages.{name}", stage, splits, recipe.seeds[0])
         if isinstance(stage, Pretrain | Finetune) and stage.batch_size > images:
             raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
+        if isinstance(stage, Retrieve):
+            _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.workers, 1))
+        if isinstance(stage, Pretrain) and stage.watch.every and len(splits.val) < max(recipe.scale.workers, 2):
+            raise UserError(
+                f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for stages.{name}.watch.every: {stage.watch.every}"
+            )
         if isinstance(stage, Evaluate | Finetune):
             for part, ids in (("val", splits.val), ("test", splits.test)):
                 known = int((splits.labels[ids] >= 0).sum())
@@ -112,6 +152,20 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
                     raise UserError(
                         f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.workers, 1)} workers: too few"
                     )
+
+
+def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) -> None:
+    """Enough images to be found, besides the query itself."""
+    searched, asked = gallery(stage, splits), queries(stage, splits)
+    if len(asked) < workers:
+        raise UserError(f"{where}.queries: {stage.queries!r} has {len(asked)} images for {workers} workers: too few")
+    known = searched[splits.labels[searched] >= 0]
+    searched = known if len(known) else searched
+    others = len(searched) - bool(np.isin(asked, searched).any())
+    if max(stage.precision_at) > others:
+        raise UserError(
+            f"{where}.precision_at: {max(stage.precision_at)} is more than the {others} images that a query can find; valid: 1 to {others}"
+        )
 
 
 def _check_labelled(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:

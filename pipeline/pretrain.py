@@ -18,6 +18,7 @@ from pipeline.plan import Batches, Mixed
 from pipeline.stage import RESULT, Instance
 from pipeline.stream import Loader
 from pipeline.tracking import Tracking
+from pipeline.watch import Watch
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank, world
 from tasks.encoders import Encoder
@@ -75,7 +76,7 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
     training = job(worker, stage, instance)
     method = build(worker, stage, training)
-    fit(training, method)
+    fit(training, method, Watch(worker, stage, training, method))
     accuracy = _accuracy(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}

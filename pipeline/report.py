@@ -1,13 +1,15 @@
 """The table at the end: pretrained beside the same network without, over seeds, and whether it helped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
 
-from pipeline.config import Evaluate, Finetune, Recipe
+from pipeline.config import Evaluate, Finetune, Recipe, Retrieve
 from pipeline.stage import Instance
+
+ARMS = ("pretrained", "random")
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,33 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
         results = [i.result for i in instances if i.stage == name]
         found = [r for r in results if r is not None]
         if isinstance(stage, Evaluate) and found:
-            for measure, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
-                out.append(Row(name, text, "random weights", *(tuple(r[arm][measure]["test"] for r in found) for arm in ("pretrained", "random"))))
+            for ending, of in zip(stage.endings, _told(stage), strict=True):
+                for measure, text in (("knn", _named("kNN", f"k={stage.knn_k}", of)), ("probe", _named("linear probe", of))):
+                    out.append(_against_random(name, text, [{arm: r[arm][measure + ending]["test"] for arm in ARMS} for r in found]))
+        if isinstance(stage, Retrieve) and found and "precision" in found[0]["pretrained"]:
+            for k in stage.precision_at:
+                text = _named(f"precision@{k}", *_told(stage))
+                out.append(_against_random(name, text, [{arm: r[arm]["precision"][str(k)] for arm in ARMS} for r in found]))
         if isinstance(stage, Finetune) and found:
             text = f"{stage.task.name}, {found[0]['labels']} labels"
             out.append(Row(name, text, "scratch", *(tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))))
     return out
+
+
+def _told(stage: Evaluate | Retrieve) -> list[str]:
+    """Which features a stage looks at, a word or two for each layer; nothing for what is usual."""
+    if stage.features == "head":
+        return ["head"]
+    return ["" if stage.layers == (-1,) else f"layer {layer}" for layer in stage.layers]
+
+
+def _named(measure: str, *details: str) -> str:
+    told = ", ".join(detail for detail in details if detail)
+    return f"{measure} ({told})" if told else measure
+
+
+def _against_random(stage: str, measure: str, found: Sequence[Mapping[str, float]]) -> Row:
+    return Row(stage, measure, "random weights", *(tuple(r[arm] for r in found) for arm in ARMS))
 
 
 def _spread(values: Sequence[float] | np.ndarray) -> str:

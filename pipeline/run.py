@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import census, evaluate, figures, finetune, preflight, pretrain
-from pipeline.config import Downstream, Recipe, digest
+from pipeline import census, evaluate, figures, finetune, preflight, pretrain, retrieve
+from pipeline.config import Downstream, Look, Recipe, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
+from pipeline.features import check_head
 from pipeline.follow import Counted, Follow, Followed
-from pipeline.handover import check_same, encoder_spec
+from pipeline.handover import check_same, encoder_spec, load_head
 from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, rows
@@ -27,8 +28,8 @@ from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
-STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune}
-DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as"}  # settings that leave the result as it is
+STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune, "retrieve": retrieve}
+DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
 PUBLISHED = "published.json"
 
 
@@ -84,6 +85,7 @@ class _Runner:
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
+        self.heads: dict[str, Path] = {}  # stage -> the folder that the head beside that encoder was fetched to
         self.open_runs: list[str] = []
         self.parent_run: str | None = None
 
@@ -107,6 +109,14 @@ class _Runner:
                 folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
                 check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
                 self.references[name] = (reference, folder)
+                if isinstance(stage, Look) and stage.features == "head":
+                    self.heads[name] = self._fetched_head(reference, f"stages.{name}")
+
+    def _fetched_head(self, reference: str, where: str) -> Path:
+        beside = self.tracking.beside(reference, "head", f"{where}.features")
+        folder = self.tracking.fetch(beside, self.folder / "inputs" / digest(beside)[:12], f"{where}.features")
+        check_head(load_head(folder), self.recipe, where)
+        return folder
 
     def prepare(self) -> None:
         """Write or open the store; draw what is in it the first time."""
@@ -207,8 +217,13 @@ class _Runner:
         if isinstance(stage, Downstream):
             encoder = self._encoder(name, stage, seed)
             decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
+        head = None
+        if isinstance(stage, Look) and stage.features == "head":
+            head = self.heads[name] if stage.encoder != "previous" else self._previous(name, seed).folder / "head"
+            load_head(head)
+            decides["head"] = digest(json.loads((head / "manifest.json").read_text("utf-8")))
         fingerprint = digest(decides)[:12]
-        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder)
+        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder, head)
 
     def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
         """The folder of the encoder that a downstream stage starts from, its files checked."""
@@ -245,7 +260,7 @@ class _Runner:
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
         for row in found:
-            key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "")
+            key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "").replace("@", "_at_")
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")

@@ -12,13 +12,14 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Instance:
-    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining."""
+    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining; `head`: of the head it looks through."""
 
     stage: str
     seed: int
     fingerprint: str
     folder: Path
     encoder: Path | None = None
+    head: Path | None = None
 
     @property
     def label(self) -> str:

@@ -126,6 +126,19 @@ class Store:
         parts = [self._column(shard) for shard in self.shards if shard.split == split]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def paths(self, ids: np.ndarray) -> list[str | None]:
+        """Where the images of the (n,) sorted ids came from; None where the source does not tell.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        found: list[str | None] = []
+        for shard in self.shards:
+            here = ids[slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))]
+            if len(here):
+                found += self._read_column(shard, "path").take(pa.array(here - shard.first_id)).to_pylist()
+        return found
+
     def groups(self, split: str) -> np.ndarray:
         """(k, 3) int64: shard index, row group index, first id; one row per row group, in id order."""
         first, count = self.splits[split].first_id, self.splits[split].count
@@ -192,12 +205,15 @@ class Store:
             raise self._damaged(shard, f"row group {group} does not hold the ids of the manifest")
         return ids, images, labels
 
-    def _column(self, shard: Shard) -> np.ndarray:
+    def _read_column(self, shard: Shard, name: str) -> Any:
         try:
             with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
-                labels: np.ndarray = file.read(columns=["label"], use_threads=False).column("label").to_numpy()
+                return file.read(columns=[name], use_threads=False).column(name).combine_chunks()
         except DAMAGE as error:
             raise self._damaged(shard, _line(error)) from None
+
+    def _column(self, shard: Shard) -> np.ndarray:
+        labels: np.ndarray = self._read_column(shard, "label").to_numpy(zero_copy_only=False)
         if labels.shape != (shard.count,) or labels.dtype != np.int64:
             raise self._damaged(shard, f"it has {len(labels)} rows, the manifest says {shard.count}")
         return labels

@@ -172,6 +172,30 @@ class Tracking:
         except mlflow.MlflowException as error:
             raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
 
+    def beside(self, reference: str, name: str, where: str) -> str:
+        """The reference of a network that the run of an encoder has handed on beside it: `runs:/<run>/<name>`.
+
+        Raises:
+            UserError: the run has none of this name; names the run, and what it has.
+        """
+        import mlflow
+
+        try:
+            run_id = self._source_run(reference)
+            has = sorted(entry.path for entry in self.client.list_artifacts(run_id) if entry.is_dir and entry.path != "figures")
+        except mlflow.MlflowException as error:
+            raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
+        if name not in has:
+            raise UserError(f"{where}: {name!r} is not valid: run {run_id}, which made {reference!r}, has {', '.join(has) or 'nothing'}")
+        return f"runs:/{run_id}/{name}"
+
+    def _source_run(self, reference: str) -> str:
+        kind, _, path = reference.partition(":/")
+        name, _, version = path.partition("/")
+        if kind == "runs":
+            return name
+        return str(self.client.get_model_version(name, version).run_id if version else self.client.get_logged_model(name).source_run_id)
+
     def fetch(self, reference: str, target: Path, where: str) -> Path:
         """The folder behind `runs:/...` or `models:/...`, copied into `target`.
 

@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
-STAGES = {"prepare", "pretrain", "evaluate", "finetune"}
+STAGES = {"prepare", "pretrain", "evaluate", "finetune", "retrieve"}
 UNSAFE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 UNSAFE_CALLS = {"torch.load", "yaml.load", "extractall", "dcp.load", "Tuner.restore", "load_model"}
 

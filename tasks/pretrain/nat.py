@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.collective import from_rank_zero, gather, mine, world
-from tasks.encoders import Encoder, pooled, pooled_size
-from tasks.heads import mlp
+from tasks.encoders import Encoder, pooled_size
+from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.norms import Norm
 from tasks.pretrain.method import Method, Setting
@@ -90,8 +90,7 @@ class NoiseAsTargets(Method):
         super().__init__(encoder, setting)
         self.dim, self.permutation_period = dim, permutation_period
         self.reduction, self.targets, self.assign = reduction, targets, assign
-        self.head = mlp(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm)
-        self.pool = pool
+        self.head = Projection(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm, pool=pool)
         self.permuting = True
         # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
         size, seed = setting.size, setting.seed
@@ -104,8 +103,7 @@ class NoiseAsTargets(Method):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, d) on the unit sphere."""
-        projected = self.head(pooled(self.encoder(batch.views[0]), self.pool))
-        return (F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1),)
+        return (self.head(self.encoder(batch.views[0])),)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         (features,) = outputs
@@ -115,6 +113,9 @@ class NoiseAsTargets(Method):
         if self.permuting:
             self.tables["assignment"].write(batch.rows, chosen)
         return {"loss": loss, "moved": (chosen != held).float().mean()}
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        return {"head": self.head}
 
     def place(self, device: torch.device) -> None:
         super().place(device)

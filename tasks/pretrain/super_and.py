@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tasks.bank import MemoryBank
 from tasks.collective import gather, rank
-from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.encoders import Encoder, pooled_size
+from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.pretrain.method import Method, Needs, Setting
 from tasks.table import SampleTable
@@ -129,7 +130,7 @@ class SuperAnd(Method):
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
         self.ue_step, self.ue_period, self.ue_sign = ue_step, ue_period, ue_sign
-        self.head, self.pool = nn.Linear(pooled_size(encoder, pool), dim), pool
+        self.head = Projection(pooled_size(encoder, pool), (), dim, dropout=0.0, norm="batch", pool=pool)
         self.bank = MemoryBank(setting.size, dim, setting.seed, chunk)
         self.tables["bank"] = self.bank
         if neighbours:
@@ -143,6 +144,9 @@ class SuperAnd(Method):
     @classmethod
     def needs(cls, *, aug: bool = True, **parameters: Any) -> Needs:
         return Needs(views=2 if aug else 1)
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        return {"head": self.head}
 
     def begin_epoch(self, epoch: int) -> None:
         self.round, age = divmod(epoch, self.setting.epochs // self.rounds)
@@ -162,8 +166,8 @@ class SuperAnd(Method):
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, dim) on the unit sphere, for each view."""
         views = batch.views[: 2 if self.aug else 1]
-        projected = self.head(pooled(self.encoder(torch.cat(views)), self.pool))
-        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1).chunk(len(views))
+        embedded: Tensor = self.head(self.encoder(torch.cat(views)))
+        return embedded.chunk(len(views))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(outputs[0].device.type, enabled=False):

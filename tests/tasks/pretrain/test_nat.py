@@ -182,5 +182,5 @@ def test_features_that_are_no_numbers_reach_the_loss() -> None:
     assert sorted(best_assignment(broken, unit(6, 4, 0)).tolist()) == list(range(6))
     learner = method()
     with torch.no_grad():
-        learner.head[-1].weight.fill_(float("nan"))
+        learner.head.layers[-1].weight.fill_(float("nan"))
     assert torch.isnan(learner(batch(torch.arange(16)))["loss"])

@@ -54,7 +54,7 @@ def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Ten
         if step % per_epoch == 0 or step == steps[0]:
             learner.begin_epoch(step // per_epoch)
         chosen = torch.randperm(SIZE, generator=torch.Generator().manual_seed(step))[:16]
-        told = learner(batch(chosen, learner.head.weight.dtype))
+        told = learner(batch(chosen, learner.head.layers[0].weight.dtype))
         optimizer.zero_grad()
         told["loss"].backward()
         optimizer.step()
