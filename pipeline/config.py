@@ -29,7 +29,7 @@ from tasks.pretrain import METHODS
 
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
-KINDS = ("pretrain", "evaluate", "finetune")
+KINDS = ("pretrain", "evaluate", "finetune", "embed", "export")
 
 
 class Strict(BaseModel):
@@ -217,7 +217,40 @@ class Finetune(Training, Downstream):
         return rates
 
 
-Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]
+class Embed(Downstream):
+    """Embeddings of the images of a store, as Parquet."""
+
+    kind: Literal["embed"]
+    splits: tuple[Literal["train", "val", "test"], ...] = Field(("train", "val", "test"), min_length=1)
+    batch_size: int = Field(256, ge=1)  # images that a worker embeds at a time: part of the numerics
+    dtype: Literal["float32", "float16"] = "float32"  # of the embeddings in the files
+    rows_per_file: int = Field(16384, ge=1)  # a killed stage goes on behind its last whole file
+
+    @field_validator("splits")
+    @classmethod
+    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return _without_repeats(splits)
+
+
+class Export(Downstream):
+    """The encoder as others take it: state dicts of torchvision and timm, safetensors, ONNX, torch.export; and a model card."""
+
+    kind: Literal["export"]
+    formats: tuple[Literal["torchvision", "timm", "safetensors", "onnx", "torch_export"], ...] | None = Field(None, min_length=1)  # null: all it has
+
+    @field_validator("formats")
+    @classmethod
+    def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return formats and _without_repeats(formats)
+
+
+def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("must not repeat a name")
+    return names
+
+
+Stage = Annotated[Pretrain | Evaluate | Finetune | Embed | Export, Field(discriminator="kind")]
 
 
 class Recipe(Strict):

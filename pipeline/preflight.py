@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training, arguments
+from pipeline.config import Downstream, Embed, Evaluate, Export, Finetune, Pretrain, Recipe, Training, arguments
 from pipeline.errors import UserError
 from pipeline.session import check_local
 from pipeline.sources import open_source
 from pipeline.splits import Splits
 from tasks.encoders import Encoder
+from tasks.exchange import FORMATS, lacks
 from tasks.pretrain import METHODS
 from tasks.pretrain.method import Setting
 
@@ -35,13 +36,16 @@ def check(recipe: Recipe) -> None:
     source = open_source(recipe.dataset)
     place = f"list {recipe.dataset.list!r}" if recipe.dataset.list else f"root {recipe.dataset.root!r}"
     for name, stage in recipe.stages.items():
-        if isinstance(stage, Downstream) and not source.classes:
+        scored = isinstance(stage, Downstream) and not isinstance(stage, Embed | Export)
+        if scored and not source.classes:
             raise UserError(
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        if isinstance(stage, Downstream) and not source.splits.get("test"):
+        if scored and not source.splits.get("test"):
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
+        if isinstance(stage, Export):
+            _check_formats(f"stages.{name}", stage, encoder)
         if isinstance(stage, Pretrain):
             _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
 
@@ -53,6 +57,15 @@ def _check_batch(where: str, stage: Training, workers: int) -> None:
             f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers = {workers} workers{parts} "
             f"and must be a multiple of {workers * stage.accumulate}"
         )
+
+
+def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
+    """Formats that are asked for by name must be there for this encoder."""
+    reasons = {format: lacks(encoder, format) for format in stage.formats or ()}
+    for format, reason in reasons.items():
+        if reason:
+            valid = [name for name in FORMATS if not (reasons[name] if name in reasons else lacks(encoder, name))]
+            raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")
 
 
 def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> None:

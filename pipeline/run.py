@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import census, evaluate, figures, finetune, preflight, pretrain
-from pipeline.config import Downstream, Recipe, digest
+from pipeline import card, census, embed, evaluate, export, figures, finetune, preflight, pretrain
+from pipeline.config import Downstream, Export, Recipe, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.follow import Counted, Follow, Followed
@@ -27,7 +27,7 @@ from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
-STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune}
+STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune, "embed": embed, "export": export}
 DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as"}  # settings that leave the result as it is
 PUBLISHED = "published.json"
 
@@ -49,6 +49,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
                 if only in (None, stage.kind):
                     runner.stage(name)
             found = rows(recipe, runner.instances)
+            runner.write_cards()
             runner.close(found)
             return found
         except BaseException as error:
@@ -187,9 +188,15 @@ class _Runner:
                 run_id = runs[instance.label]
                 log = _Logger(self.tracking, run_id, prefix)
                 followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
-        self.session.start()
+        on_driver = getattr(module, "ON_DRIVER", False)
+        on_ray = self.session.start() if not on_driver or module.WITH_RAY else False
         with Follow(self.console, name, followed):
-            launch(self.recipe, self.store, module.work, waiting)
+            if not on_driver:
+                launch(self.recipe, self.store, module.work, waiting)
+                return
+            worker = Worker.start(self.recipe, self.store, on_ray)
+            for instance in waiting:
+                module.work(worker, stage, instance)
 
     def _instance(self, name: str, seed: int) -> Instance:
         """Found by all that decides its result. The number of workers does not."""
@@ -235,6 +242,31 @@ class _Runner:
             self.tracking.log_consumed(run_id, f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder")
         elif isinstance(stage, Downstream):
             self.tracking.log_consumed(run_id, self.references[instance.stage][0])
+
+    def write_cards(self) -> None:
+        """The card of every encoder that this command exported, or found exported, with what is known of it by now."""
+        for instance in (i for i in self.instances if isinstance(self.recipe.stages[i.stage], Export)):
+            stage = self.recipe.stages[instance.stage]
+            assert isinstance(stage, Export)
+            made = (
+                f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}"
+                if stage.encoder == "previous"
+                else self.references[instance.stage][0]
+            )
+            lineage = {"encoder": made, "export": f"runs:/{_run_of(instance)}"}
+            text = card.write(self.worker, instance, self._siblings(instance), lineage)
+            if text is not None:
+                self.tracking.log_card(_run_of(instance), instance.folder / export.FOLDER / card.CARD, text, export.FOLDER)
+
+    def _siblings(self, instance: Instance) -> list[Instance]:
+        """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
+        found = []
+        for name, stage in self.recipe.stages.items():
+            with contextlib.suppress(UserError, KeyError):  # a stage whose encoder is not there, or was not fetched for this command
+                mine = [self._instance(name, seed) for seed in self.recipe.seeds] if isinstance(stage, Downstream) else []
+                if any(i.seed == instance.seed and i.encoder == instance.encoder for i in mine):
+                    found += [i for i in mine if i.result is not None]
+        return found
 
     def close(self, found: list[Row]) -> None:
         """The summary into the parent run, if there is one."""

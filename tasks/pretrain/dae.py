@@ -10,7 +10,7 @@ the image to be undone. Images are 0-centred and normalised (section 3.4); the c
 denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is the data set's mean.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -61,6 +61,15 @@ class DenoisingAutoEncoder(Method):
     """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper
     does not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder.
     """
+
+    title: ClassVar[str] = "Denoising auto-encoder with symmetric shortcuts"
+    paper: ClassVar[str] = "Dong, Mao, Shen and Yang 2016, https://arxiv.org/abs/1611.09119"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The noise level is read in units of 0..255 and applied before the normalisation; the paper does not give its scale.",
+        "The side of the regions of `patch_gaussian` is a setting; the paper does not give it.",
+        "Where the shortcuts are added and whether the last layer is normalised is read from the paper's figure 1.",
+        "Batch size, epochs and weight decay are not given by the paper.",
+    )
 
     def __init__(
         self,

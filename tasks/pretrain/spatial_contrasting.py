@@ -11,7 +11,7 @@ algorithm 1) or of the image (section 4.1). Not given by the paper: the layer, t
 """
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,16 @@ class SpatialContrasting(Method):
 
     Parameters of the encoder that the chosen maps do not depend on stay as they are.
     """
+
+    title: ClassVar[str] = "Spatial Contrasting"
+    paper: ClassVar[str] = "Hoffer, Hubara and Ailon 2016, Deep unsupervised learning through spatial contrasting, https://arxiv.org/abs/1610.00243"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "Layer, size and number of the patches, and whether two of an image may overlap, are not given by the paper; here they may overlap.",
+        "Whether a patch's map is flattened or averaged is not given by the paper; it is a setting.",
+        "The paper's eqs. 1 and 2 differ in what an anchor is contrasted with; the setting `contrast` says which one was used.",
+        "The paper does not describe its networks in full: the encoder is another, or that of a third party's port.",
+        "The loss contrasts with the images of all workers.",
+    )
 
     def __init__(
         self,
