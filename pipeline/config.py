@@ -172,12 +172,35 @@ class Training(Strict):
         return ops if ops is None else _check_augment(ops)
 
 
-class Pretrain(Training):
+LABEL_KEYS = ("labels_per_class", "labels_fraction", "labels_subset")
+
+
+class FewLabels(Strict):
+    """Which training images have labels that are learned from: at most one of the three keys, all null: every training image that has one."""
+
+    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed
+    labels_fraction: float | None = Field(None, gt=0.0, le=1.0)  # of every class, to the nearest image, at least one; drawn by the seed. 0.01: 1 %
+    labels_subset: str | None = Field(None, min_length=1)  # a subset that the data set itself names; {seed} stands for the seed: fold{seed}
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "FewLabels":
+        given = self.labels_given
+        if len(given) > 1:
+            told = ", ".join(f"{key}: {value}" for key, value in given.items())
+            raise ValueError(f"{told}: only one of {', '.join(LABEL_KEYS)} can be given, the others are null")
+        return self
+
+    @property
+    def labels_given(self) -> dict[str, int | float | str]:
+        """The one key that is given and its value; {} where all labels are learned from."""
+        return {key: getattr(self, key) for key in LABEL_KEYS if getattr(self, key) is not None}
+
+
+class Pretrain(Training, FewLabels):
     kind: Literal["pretrain"]
     method: MethodSpec
     first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
-    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed, as in a finetune stage; null: all labels of the training split
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
@@ -201,12 +224,11 @@ class Evaluate(Downstream):
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
 
 
-class Finetune(Training, Downstream):
+class Finetune(Training, Downstream, FewLabels):
     """A downstream task from the pretrained encoder, and from scratch with the same budget and the same choice of settings."""
 
     kind: Literal["finetune"]
     task: TaskSpec
-    labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
 
     @field_validator("learning_rates")

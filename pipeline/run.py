@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import census, evaluate, figures, finetune, preflight, pretrain
+from pipeline import census, evaluate, figures, finetune, memory, preflight, pretrain
 from pipeline.config import Downstream, Recipe, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
@@ -21,7 +21,7 @@ from pipeline.handover import check_same, encoder_spec
 from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, rows
-from pipeline.session import Session
+from pipeline.session import Session, verbose
 from pipeline.stage import Instance, code_version
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
 from pipeline.tracking import RUN_FILE, Tracking
@@ -40,7 +40,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
         StopTraining, StageFailed: see `launch`.
     """
     preflight.check(recipe)
-    with _lock(recipe), Session(recipe.scale) as session:
+    with _lock(recipe), Session(recipe.scale, recipe.stream) as session:
         runner = _Runner(recipe, session, console)
         try:
             runner.resolve(only)
@@ -118,6 +118,9 @@ class _Runner:
         self._tell_store(fresh)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         preflight.check_images(self.recipe, self.worker.splits)
+        needed = memory.check(self.recipe, self.store, len(self.worker.splits.train))
+        if verbose():
+            self.console.print(f"memory, estimated: {needed}", highlight=False, soft_wrap=True)
         if fresh:
             self._publish_store(instance)
 
@@ -132,8 +135,11 @@ class _Runner:
         if copies["copies"]:
             both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
             notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
-        for note in notes:
-            self.console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+        self._note(notes)
+
+    def _note(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.console.print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
 
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
@@ -187,6 +193,7 @@ class _Runner:
                 run_id = runs[instance.label]
                 log = _Logger(self.tracking, run_id, prefix)
                 followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
+        self._note(preflight.left_out(self.recipe, name, self.worker.splits))
         self.session.start()
         with Follow(self.console, name, followed):
             launch(self.recipe, self.store, module.work, waiting)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from pipeline.checkpoint import Checkpoints, fingerprint
 from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining, UserError
 from pipeline.handover import load_decoder, load_encoder
+from pipeline.labelled import LABELLED
 from pipeline.run import run
 from pipeline.stage import Instance
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, Store
@@ -69,9 +71,20 @@ def test_the_whole_chain(storage: Path) -> None:
     assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
     assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("curves", "views", "filters")}
     tuned = found["finetune seed 1"]
+    assert {"tails.jsonl"} <= {a.path for a in client.list_artifacts(one.info.run_id)}
+    assert {"labelled.parquet", "finetune.json"} <= {a.path for a in client.list_artifacts(tuned.info.run_id)}
+    (folder,) = files_of(storage, recipe, "finetune-seed1-*")
+    assert pq.read_table(folder / LABELLED).column("label").to_pylist() == tuned_labels(storage, recipe)
     assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
     assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
     assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
+
+
+def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
+    """Of the images that the fine-tuning with seed 1 learned from."""
+    worker = Worker.start(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
+    stage: Any = recipe.stages["finetune"]
+    return worker.splits.labels[worker.splits.few(stage, 1)].tolist()  # type: ignore[no-any-return]
 
 
 def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:
@@ -104,6 +117,8 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
     told = runs_of(recipe)["pretrain seed 0"].data.metrics
     assert told["own_classifier/test"] > 0.3, "ten classes"
     assert 0 <= told["own_classifier/val"] <= 1
+    (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
+    assert pq.read_table(folder / LABELLED).num_rows == 50
 
 
 def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
@@ -142,6 +157,10 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
         ({"stages__finetune__encoder": "models:/none@current"}, "stages.finetune.encoder: 'models:/none@current'"),
         ({"stages__finetune__encoder": "models:/small-nat/1", "encoder__width": 5}, "encoder.width: 5 differs from 4"),
         ({"stages__finetune__labels_per_class": 99}, "stages.finetune.labels_per_class: 99 is more than"),
+        (
+            {"stages__finetune__labels_per_class": None, "stages__finetune__labels_subset": "fold{seed}"},
+            "stages.finetune.labels_subset: ",
+        ),
         ({"stages__pretrain__batch_size": 500}, "stages.pretrain.batch_size: 500 is more than the 110 images"),
         ({"dataset__max_train": 5000}, "dataset.max_train: 5000 is more than"),
         ({"dataset__test_fraction": 0.0}, "needs a test split"),
