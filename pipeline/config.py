@@ -93,7 +93,8 @@ class Dataset(Strict):
     test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
     split_seed: int = Field(0, ge=0)
-    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed
+    extends: str | None = Field(None, min_length=1)  # folder of an earlier store, whose images keep their ids; new ones come behind
+    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed, oldest first where it was extended
     max_test: int | None = Field(None, ge=1)
     max_pixels: int = Field(64_000_000, ge=1)  # per image; larger ones are quarantined before they are decoded
     max_bad_fraction: float = Field(0.1, ge=0.0, le=1.0)  # more undecodable images than this end the run
@@ -102,7 +103,7 @@ class Dataset(Strict):
 
     _augment = field_validator("train_augment", "eval_augment")(_check_augment)
 
-    @field_validator("root", "list")
+    @field_validator("root", "list", "extends")
     @classmethod
     def _home(cls, location: str | None) -> str | None:
         return location and os.path.expanduser(location)

@@ -40,7 +40,7 @@ def check(recipe: Recipe) -> None:
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        if isinstance(stage, Downstream) and not source.splits.get("test"):
+        if isinstance(stage, Downstream) and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Pretrain):
             _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))

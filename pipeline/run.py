@@ -113,6 +113,8 @@ class _Runner:
         seen = Counted(self.console, "prepare")
         with seen:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
+            if self.store.extends:
+                seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
@@ -124,7 +126,7 @@ class _Runner:
     def _tell_store(self, fresh: bool) -> None:
         """What is wrong with the images, and, the first time, what they are like."""
         store, copies = self.store, self.store.images["duplicates"]
-        for line in census.lines(store.images, {name: split.count for name, split in store.splits.items()}) if fresh else ():
+        for line in census.lines(store.images, store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         notes = []
         if store.quarantined:
@@ -141,14 +143,14 @@ class _Runner:
         run_id = self.tracking.start(
             "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
         )
-        numbers = {**{f"images_{k}": v.count for k, v in store.splits.items()}, "quarantined": store.quarantined, **store.images["duplicates"]}
+        numbers = {**{f"images_{k}": n for k, n in store.splits.items()}, "quarantined": store.quarantined, **store.images["duplicates"]}
         self.tracking.numbers(run_id, numbers)
         for name in (MANIFEST, QUARANTINE, DUPLICATES):
             client.log_artifact(run_id, str(store.path / name))
         client.log_figure(run_id, figures.census(store.images), "figures/images.png")
         client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
         if store.classes:
-            names = sorted(store.splits, key=lambda name: store.splits[name].first_id)
+            names = list(store.splits)
             labels = [store.labels(name).tolist() for name in names]
             by_class = {c: [part.count(k) for part in labels] for k, c in enumerate(store.classes)}
             client.log_figure(run_id, figures.counts(by_class, names), "figures/classes.png")
@@ -196,7 +198,7 @@ class _Runner:
         recipe, stage = self.recipe, self.recipe.stages[name]
         decides: dict[str, Any] = {
             "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in DECIDE_NOTHING},
-            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root"}),
+            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "extends"}),
             "encoder": recipe.encoder.model_dump(mode="json"),
             "order": recipe.stream.model_dump(include={"window", "shuffle"}),
             "seed": seed,

@@ -33,7 +33,7 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row]) -> Shard | None
             for group in _groups(rows):
                 images, labels, paths = zip(*group, strict=True)
                 ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
-                digests = np.array([_digest(image) for image in images], np.uint64)
+                digests = np.array([digest(image) for image in images], np.uint64)
                 writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests], schema=SCHEMA))
                 groups.append(len(group))
         if not groups:
@@ -59,7 +59,8 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def _digest(image: bytes) -> int:
+def digest(image: bytes) -> int:
+    """The first 8 bytes of the sha256, big-endian."""
     return int.from_bytes(hashlib.sha256(image).digest()[:8], "big")
 
 

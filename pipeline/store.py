@@ -51,9 +51,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Split:
-    first_id: int
-    count: int
+class Earlier:
+    """A store that this one extends: its images are those with the ids 0 .. `ids` - 1."""
+
+    name: str  # of its folder
+    hash: str
+    ids: int
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ class Store:
 
     path: Path
     classes: tuple[str, ...]  # () = unlabelled
-    splits: dict[str, Split]
-    shards: tuple[Shard, ...]  # in id order
+    splits: dict[str, int]  # images of each; the shards say which
+    shards: tuple[Shard, ...]  # in id order; where a store was extended, those of the splits alternate
+    extends: tuple[Earlier, ...]  # oldest first; () = written at once
     quarantined: int
     hash: str
     source: dict[str, Any]  # kind, root, fingerprint
@@ -117,20 +121,30 @@ class Store:
     def labelled(self) -> bool:
         return len(self.classes) > 0
 
-    def labels(self, split: str) -> np.ndarray:
-        """(count,) int64, row i = the image with id first_id + i; -1 = unknown.
+    def ids(self, split: str) -> np.ndarray:
+        """(count,) int64, ascending; empty where there is no such split."""
+        parts = [np.arange(shard.first_id, shard.first_id + shard.count) for shard in self.shards if shard.split == split]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def labels(self, split: str | None = None) -> np.ndarray:
+        """(count,) int64, row i = the image `ids(split)[i]`; -1 = unknown. None: of all images, row i = the image with id i.
 
         Raises:
             UserError: a shard is damaged.
         """
-        parts = [self._column(shard) for shard in self.shards if shard.split == split]
+        parts = [self._column(shard) for shard in self.shards if split in (None, shard.split)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def groups(self, split: str) -> np.ndarray:
         """(k, 3) int64: shard index, row group index, first id; one row per row group, in id order."""
-        first, count = self.splits[split].first_id, self.splits[split].count
+        mine = [index for index, shard in enumerate(self.shards) if shard.split == split]
         rows = self._groups
-        return rows[(rows[:, 2] >= first) & (rows[:, 2] < first + count)]
+        return rows[np.isin(rows[:, 0], mine)]
+
+    @property
+    def edges(self) -> list[int]:
+        """0, how many images each of the extended stores had, and how many there are: ids between two of them came at one time."""
+        return [0, *(earlier.ids for earlier in self.extends), sum(self.splits.values())]
 
     def read_group(self, shard_index: int, group_index: int) -> Group:
         """ids (r,), the r encoded images, labels (r,) of one row group. Shared with the cache: not to be changed.
@@ -154,7 +168,7 @@ class Store:
             UserError: a shard is damaged.
         """
         ids = np.asarray(ids, np.int64)
-        total = sum(split.count for split in self.splits.values())
+        total = sum(self.splits.values())
         wrong = ids[(ids < 0) | (ids >= total)]
         if len(wrong):
             raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
@@ -263,13 +277,14 @@ def _parse(path: Path, raw: dict[str, Any]) -> Store:
     if raw["format"] != FORMAT:
         raise ValueError(f"format {raw['format']!r}")
     shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
-    splits = {str(name): Split(int(part["first_id"]), int(part["count"])) for name, part in raw["splits"].items()}
-    _check_order(shards, splits)
+    splits = {str(name): int(count) for name, count in raw["splits"].items()}
+    extends = tuple(Earlier(str(entry["name"]), str(entry["hash"]), int(entry["ids"])) for entry in raw["extends"])
+    _check_order(shards, splits, extends)
     facts = int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]), dict(raw.get("images", {}))
-    return Store(path, tuple(map(str, raw["classes"])), splits, shards, *facts)
+    return Store(path, tuple(map(str, raw["classes"])), splits, shards, extends, *facts)
 
 
-def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
+def _check_order(shards: tuple[Shard, ...], splits: dict[str, int], extends: tuple[Earlier, ...]) -> None:
     """Ids must be 0..n-1 without gaps, and a name must not lead out of the folder."""
     expected, found = 0, dict.fromkeys(splits, 0)
     for shard in shards:
@@ -277,8 +292,11 @@ def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
         if not SHARD_NAME.match(shard.file) or shard.first_id != expected or not whole:
             raise ValueError(f"shard {shard.file!r} does not follow the one before it")
         expected, found[shard.split] = expected + shard.count, found[shard.split] + shard.count
-    if found != {name: split.count for name, split in splits.items()}:
+    if found != splits:
         raise ValueError("the splits and the shards differ")
+    edges = [0, *(earlier.ids for earlier in extends), expected]
+    if edges != sorted(edges):
+        raise ValueError("the extended stores have more images than there are")
 
 
 def repair(path: Path) -> str:
