@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.census import Total
+from pipeline.census import Census, Total
 from pipeline.durable import put_in_place, temporary_in
 from pipeline.errors import UserError
 from pipeline.parts import MADE_BY, Each, Job, finished, record_of, storage_problem, write_record
@@ -136,8 +136,14 @@ def new_images(old: Store, work: Matcher, todo: list[Job], each: Each, progress:
     return replace(source, rows={split: np.sort(places) for split, places in parts.items() if len(places)})
 
 
-def check_classes(old: Store, source: Source) -> None:
-    """Raises UserError where classes of `old` are gone."""
+def check_same_kind(old: Store, source: Source) -> None:
+    """Raises UserError where the source has other annotations than `old`, or its classes do not hold those of `old`."""
+    theirs, ours = (", ".join(which) or "none" for which in (source.annotations, old.annotations))
+    if theirs != ours:
+        raise UserError(f"dataset.extends: the annotations of the source ({theirs}) are not those of {old.path} ({ours}); {ANEW.removeprefix('or ')}")
+    if "present" in old.annotations and set(source.classes) - set(old.classes):
+        more = sorted(set(source.classes) - set(old.classes))[0]
+        raise UserError(f"dataset.extends: {more!r} is a new class, and of the images of {old.path} it is not known; {ANEW.removeprefix('or ')}")
     gone = sorted(set(old.classes) - set(source.classes))
     if gone:
         raise UserError(
@@ -289,7 +295,9 @@ def _link(source: Path, file: Path) -> None:
 def census_of(old: Store) -> Total:
     """What its images are like, to count others in."""
     seen = Total()
-    seen.whole.merge({**old.images, "labels": []})
+    seen.whole.merge({**old.images, "labels": [], "annotated": []})
     for split in old.splits:
-        seen.splits[split] = Counter(old.labels(split).tolist())
+        kinds = old.images.get("annotated", {}).get(split, {})
+        annotated = Counter({(kind, int(c)): n for kind, counts in kinds.items() for c, n in counts.items()})
+        seen.splits[split] = Census(labels=Counter(old.labels(split).tolist()), annotated=annotated)
     return seen

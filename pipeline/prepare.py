@@ -28,7 +28,7 @@ from pipeline.extend import (
     Matcher,
     behind,
     census_of,
-    check_classes,
+    check_same_kind,
     earlier_store,
     is_store,
     match_jobs,
@@ -36,9 +36,10 @@ from pipeline.extend import (
     new_images,
     take_over,
 )
-from pipeline.parts import Each, Job, PartWriter, Renumber, jobs, quarantined, storage_problem
+from pipeline.parts import Each, Job, PartWriter, Renumber, gaps, jobs, quarantined, storage_problem
 from pipeline.sources import Source, open_source
 from pipeline.store import DAMAGE, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, Earlier, Shard, Store, canonical, manifest_hash, repair
+from pipeline.subsets import write_subsets
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 PART = 2048  # images of the source per task and shard
 # Fields of the dataset that change the store
 DECIDING = ("source", "image_column", "path_column", "label_column", "split_column", "test_fraction", "split_seed", "max_pixels")
+NONE = np.empty(0, np.int64)
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
 
@@ -90,7 +92,7 @@ class Target:
     def check(self, source: Source, progress: Callable[[int, int], None]) -> None:
         """All that can be known of `old` before Ray starts."""
         if self.old:
-            check_classes(self.old, source)
+            check_same_kind(self.old, source)
             with naming_extends(self.old.path):
                 self.old.verify(progress)
 
@@ -135,7 +137,9 @@ def _prepare_anew(dataset: "Dataset", source: Source, target: Target, each: Each
                 raise UserError(f"{problem}; no image is left for training")
             facts = {"bad": bad, "root": None if dataset.root is None else str(dataset.root)}
             images = {**seen.dump(), "duplicates": write_duplicates(folder, shards)}
-            write_json(folder / MANIFEST, _manifest(source, old, shards, images, **facts))
+            before = {name: old.subset(name) for name in old.subset_names} if old else {}
+            subsets = write_subsets(folder, source.subsets, source.rows.get("train", NONE), _train_ids(source, results, shards, folder), before)
+            write_json(folder / MANIFEST, _manifest(source, old, shards, {"images": images, "subsets": subsets}, **facts))
     _remove_records(folder)
     return Store.open(folder)
 
@@ -189,7 +193,7 @@ def _on_ray(work: Callable[[Job], Job], jobs: list[Job]) -> Generator[Job, None,
     try:
         rows = ray.data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
         # Ray Data repeats a crashing task for ever unless told otherwise
-        done = rows.map_batches(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
+        done = rows.map_batches_internal(_Task(work), batch_size=1, num_cpus=0.5, max_retries=2)
         for row in done.iter_rows():
             yield json.loads(row["result"])
     except ray.exceptions.RayError as error:
@@ -242,7 +246,18 @@ def _write_quarantine(folder: Path, results: list[Job]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _manifest(source: Source, old: Store | None, shards: list[Shard], images: Job, *, bad: int, root: str | None) -> dict[str, Any]:
+def _train_ids(source: Source, results: list[Job], shards: list[Shard], folder: Path) -> np.ndarray:
+    """(images of the training split,) int64: the id of each, -1 = it cannot be decoded."""
+    if not source.subsets:
+        return NONE
+    ids, firsts = np.full(source.splits.get("train", 0), -1, np.int64), {shard.file: shard.first_id for shard in shards}
+    for job in (result["job"] for result in results if result["shard"] and result["job"]["split"] == "train"):
+        places = np.delete(np.arange(job["start"], job["start"] + job["count"]), gaps(folder, job))
+        ids[places] = firsts[job["file"]] + np.arange(len(places))
+    return ids
+
+
+def _manifest(source: Source, old: Store | None, shards: list[Shard], found: Job, *, bad: int, root: str | None) -> dict[str, Any]:
     splits = Counter[str]()
     for shard in shards:
         splits[shard.split] += shard.count
@@ -255,7 +270,8 @@ def _manifest(source: Source, old: Store | None, shards: list[Shard], images: Jo
         "splits": dict(splits),
         "shards": [asdict(shard) for shard in shards],
         "quarantined": bad,
-        "images": images,
+        "annotations": list(source.annotations),
+        **found,
     }
     return {**raw, "hash": manifest_hash(raw)}
 

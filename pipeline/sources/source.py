@@ -3,12 +3,13 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from pipeline.annotations import Annotation
 from pipeline.errors import UserError
 from pipeline.sources.files import Listed, Local, Remote, fingerprint, local_path, text
 
@@ -37,6 +38,8 @@ class Record:
     data: bytes | None
     label: int  # -1 = unknown
     reason: str | None = None
+    annotation: Annotation | None = None
+    annotated_in: str = ""  # the file that it was read from
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Source(ABC):
     fingerprint: str  # changes when the files do
     labels: np.ndarray  # (n,) int64
     rows: dict[str, np.ndarray]  # split -> places in the listing, ascending
+    annotations: tuple[str, ...] = field(default=(), kw_only=True)  # columns of `annotations.COLUMNS` that every record has, sorted
+    subsets: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> places; those of the training split count
 
     @property
     def splits(self) -> dict[str, int]:

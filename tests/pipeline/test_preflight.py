@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from pipeline.splits import split
 from pipeline.store import Store
 from tests import small
+from tests.pipeline.sources.test_voc import voc
+from tests.pipeline.sources.test_voc_annotations import CAT, DOG, annotate
 
 CLUSTERING = {"name": "clustering_locality"}
 CONTRAST = {"name": "spatial_contrasting", "patch_size": 1}
@@ -64,3 +66,15 @@ def test_batches_that_the_images_cannot_fill_are_refused(tmp_path: Path, digits:
     with pytest.raises(UserError) as caught:
         preflight.check_images(recipe, split(digits, recipe.dataset))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "finetune"])
+def test_stages_that_need_one_label_refuse_annotations(tmp_path: Path, stage: str) -> None:
+    root = voc(tmp_path / "in", train="000000\n000001\n", test="000002\n")
+    for image in range(3):
+        annotate(root, image, CAT, DOG)
+    recipe = small.recipe(tmp_path, dataset__name="cells", dataset__source="voc", dataset__root=str(root), dataset__max_train=None)
+    stages = {name: kind for name, kind in recipe.stages.items() if name in ("pretrain", stage)}
+    with pytest.raises(UserError, match=rf"^stages\.{stage}: needs one label per image, and those of dataset\.root .* have boxes, present instead; "):
+        preflight.check(recipe.model_copy(update={"stages": stages}))
+    preflight.check(recipe.model_copy(update={"stages": {"pretrain": recipe.stages["pretrain"]}}))

@@ -31,7 +31,7 @@ def write(folder: Path) -> Store:
         rows = [(content(i), label(i), f"{i}.png") for i in range(first, first + count)]
         shards.append(write_shard(folder, Shard(f"{file}.parquet", split, first, 0, (), 0, ""), rows))
     raw = {
-        "format": 2,
+        "format": 3,
         "source": {"kind": "folder", "root": "/somewhere", "fingerprint": "f"},
         "classes": ["a", "b", "c"],
         "splits": {"train": TRAIN, "test": TEST},
@@ -253,7 +253,7 @@ def test_shard_of_another_place(store: Store) -> None:
 )
 def test_manifest_of_another_shape(store: Store, change: dict) -> None:
     save(store.path, {**manifest(store), **change})
-    refused(store, MANIFEST, "is not a manifest of format 2")
+    refused(store, MANIFEST, "is not a manifest of format 3")
 
 
 @pytest.mark.parametrize("name", ["../train-00000.parquet", "/etc/passwd", "a/train-00000.parquet", ""])
@@ -264,7 +264,7 @@ def test_a_shard_name_cannot_lead_out_of_the_folder(store: Store, name: str) -> 
     refused(store, MANIFEST, "does not follow")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', "\udcff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 3}', "\udcff", "[" * 100_000])
 def test_manifest_that_is_none(store: Store, text: str) -> None:
     (store.path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(store, MANIFEST, "is not a manifest")
