@@ -26,7 +26,7 @@ from pipeline.errors import StopTraining
 from pipeline.metrics import Clock, Tails, append
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Batches
-from pipeline.stream import Loader, Options, TrainOrder, batches
+from pipeline.stream import Loader, Options, TrainOrder
 from tasks.collective import all_sum, broadcast_object, gather_objects, rank, share_buffers, world
 from tasks.learner import Batch, Learner
 
@@ -100,10 +100,8 @@ def _first_look(job: Job, learner: Learner, rows: int) -> None:
 
 def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
     """This worker's batches, and what the user should know of where they come from. Collective."""
-    limit = job.options.hold_up_to
-    long = limit is not None and job.total_steps * job.plan.batch_size > limit
-    if job.options.resident is None or long or len(order) == 0:
-        return batches(job.loader, order, rows, job.options), []
+    if job.options.resident is None or len(order) == 0:
+        return resident.streamed(job.loader, order, rows, job.options, job.device), []
     held, notes = resident.hold(job.loader, job.options, job.device)
     return resident.batches(held, job.loader, order, job.options), notes
 

@@ -40,10 +40,15 @@ def check(recipe: Recipe) -> None:
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        if isinstance(stage, Downstream) and not source.splits.get("test"):
+        if isinstance(stage, Downstream) and source.annotations:
+            raise UserError(
+                f"stages.{name}: needs one label per image, and those of dataset.{place} have {', '.join(source.annotations)} instead; "
+                "valid: images in a folder per class, or a recipe with a pretrain stage only"
+            )
+        if isinstance(stage, Downstream) and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Pretrain):
-            _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            _check_method(f"stages.{name}", stage, recipe, encoder, 0 if source.annotations else len(source.classes))
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:

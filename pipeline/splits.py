@@ -1,5 +1,6 @@
 """Which ids are trained on, held out, or labelled: pure functions of the store's labels and the seeds of the recipe."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -75,35 +76,44 @@ def _count(chosen: FewLabels, members: np.ndarray, labels: np.ndarray) -> int:
 def split(store: Store, dataset: Dataset) -> Splits:
     """Draw the subset and the held-out part by `dataset.split_seed`, class by class where there are labels.
 
+    What an extension added is drawn for itself: an image that was trained on is never held out later, nor the other way round.
+
     Raises:
         UserError: `dataset.max_train` or `max_test` is more than there is.
     """
-    rng = np.random.default_rng((dataset.split_seed, 0x5911))
-    labels = np.concatenate([store.labels(name) for name in sorted(store.splits, key=lambda n: store.splits[n].first_id)])
-    train = _subset(_ids(store, "train"), dataset.max_train, rng, "dataset.max_train")
-    test = _subset(_ids(store, "test"), dataset.max_test, rng, "dataset.max_test")
-    val = _held_out(train, labels, dataset.val_fraction, rng)
-    return Splits(np.setdiff1d(train, val, assume_unique=True), val, test, labels, getattr(store, "subset", _no_subsets))
+    edges, labels = store.edges, store.labels()
+    rngs = [np.random.default_rng((dataset.split_seed, 0x5911, *([k] if k else []))) for k in range(len(edges) - 1)]
+    train = _subset(_by_time(store.ids("train"), edges), dataset.max_train, rngs, "dataset.max_train")
+    test = _subset(_by_time(store.ids("test"), edges), dataset.max_test, rngs, "dataset.max_test")
+    val = _held_out(train, labels, dataset.val_fraction, rngs)
+    return Splits(np.setdiff1d(np.concatenate(train), val, assume_unique=True), val, np.concatenate(test), labels, store.subset)
 
 
-def _ids(store: Store, name: str) -> np.ndarray:
-    if name not in store.splits:
-        return np.empty(0, np.int64)
-    part = store.splits[name]
-    return np.arange(part.first_id, part.first_id + part.count)
+def _by_time(ids: np.ndarray, edges: list[int]) -> list[np.ndarray]:
+    """Sorted ids -> those of the first store, and those that each extension added."""
+    return np.split(ids, np.searchsorted(ids, edges[1:-1]))
 
 
-def _subset(ids: np.ndarray, count: int | None, rng: np.random.Generator, key: str) -> np.ndarray:
+def _subset(parts: list[np.ndarray], count: int | None, rngs: list[np.random.Generator], key: str) -> list[np.ndarray]:
+    """The oldest images come first, so that a stated subset stays what it is when the store is extended."""
+    total = sum(map(len, parts))
     if count is None:
-        return ids
-    if count > len(ids):
-        raise UserError(f"{key}: {count} is more than the {len(ids)} images there are")
-    return np.sort(rng.choice(ids, count, replace=False))
+        return parts
+    if count > total:
+        raise UserError(f"{key}: {count} is more than the {total} images there are")
+    chosen = []
+    for ids, rng in zip(parts, rngs, strict=True):
+        chosen.append(np.sort(rng.choice(ids, min(count, len(ids)), replace=False)))
+        count -= len(chosen[-1])
+    return chosen
 
 
-def _held_out(ids: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    parts = []
-    for label in np.unique(labels[ids]):
-        members = rng.permutation(ids[labels[ids] == label])
-        parts.append(members[: round(fraction * len(members))])
-    return np.sort(np.concatenate(parts)) if parts else ids[:0]
+def _held_out(parts: list[np.ndarray], labels: np.ndarray, fraction: float, rngs: list[np.random.Generator]) -> np.ndarray:
+    """`fraction` of each class over all `parts`; no image changes sides when a part is added."""
+    held, seen = [parts[0][:0]], Counter[int]()
+    for ids, rng in zip(parts, rngs, strict=True):
+        for label in np.unique(labels[ids]).tolist():
+            members = rng.permutation(ids[labels[ids] == label])
+            before, seen[label] = round(fraction * seen[label]), seen[label] + len(members)
+            held.append(members[: round(fraction * seen[label]) - before])
+    return np.sort(np.concatenate(held))

@@ -14,6 +14,8 @@ from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
 from tests import small
+from tests.pipeline.sources.test_voc import voc
+from tests.pipeline.sources.test_voc_annotations import CAT, DOG, annotate
 
 CLUSTERING = {"name": "clustering_locality"}
 CONTRAST = {"name": "spatial_contrasting", "patch_size": 1}
@@ -115,3 +117,15 @@ def test_the_tail_is_that_of_the_plan(tmp_path: Path, digits: Store, labelled: i
     tail = len(pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path)).plan.tail(0))
     assert f"leaves out {tail} of " in line
     assert told in line
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "finetune"])
+def test_stages_that_need_one_label_refuse_annotations(tmp_path: Path, stage: str) -> None:
+    root = voc(tmp_path / "in", train="000000\n000001\n", test="000002\n")
+    for image in range(3):
+        annotate(root, image, CAT, DOG)
+    recipe = small.recipe(tmp_path, dataset__name="cells", dataset__source="voc", dataset__root=str(root), dataset__max_train=None)
+    stages = {name: kind for name, kind in recipe.stages.items() if name in ("pretrain", stage)}
+    with pytest.raises(UserError, match=rf"^stages\.{stage}: needs one label per image, and those of dataset\.root .* have boxes, present instead; "):
+        preflight.check(recipe.model_copy(update={"stages": stages}))
+    preflight.check(recipe.model_copy(update={"stages": {"pretrain": recipe.stages["pretrain"]}}))

@@ -222,6 +222,22 @@ def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_
     assert {k: v for k, v in prepared.data.metrics.items() if "images" not in k} == {"quarantined": 1, "copies": 1, "of_train_in_test": 1}
 
 
+def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) -> None:
+    fields = {"name": "greys", "source": "folder", "root": str(images(tmp_path / "in", 150)), "max_train": None, "max_test": None}
+    changes = {"stages__finetune__labels_per_class": 20, **{f"dataset__{key}": value for key, value in fields.items()}}
+    run(small.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
+    (store,) = (tmp_path / "st" / "stores").iterdir()
+    images(tmp_path / "in", 160)  # writes the first 150 anew, to the same bytes
+    console = Console(file=io.StringIO(), width=60)
+    extended = small.recipe(tmp_path / "st", **changes, dataset__extends=str(store))
+    run(extended, console, only="prepare")
+    told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert told[0].startswith(f"prepare: 166 images (156 of them in {store.name}) in ")
+    assert "  train 160, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average" in told
+    with pytest.raises(UserError, match=r"^dataset\.extends: 'none' has no manifest\.json; valid: "):
+        run(small.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
+
+
 def test_two_runs_of_one_name_at_once(storage: Path) -> None:
     program = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"

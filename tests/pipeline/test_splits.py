@@ -30,21 +30,20 @@ def counts(found: Splits, ids: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("fraction", [0.1, 0.33, 0.5])
 def test_train_and_val_share_the_training_split_and_nothing_else(digits: Store, fraction: float) -> None:
     found = splits(digits, **WHOLE, dataset__val_fraction=fraction)
-    train, test = digits.splits["train"], digits.splits["test"]
-    assert sorted([*found.train, *found.val]) == list(range(train.first_id, train.first_id + train.count))
-    assert found.test.tolist() == list(range(test.first_id, test.first_id + test.count))
+    assert sorted([*found.train, *found.val]) == digits.ids("train").tolist()
+    assert found.test.tolist() == digits.ids("test").tolist()
     assert np.array_equal(found.train, np.sort(found.train))
     assert np.array_equal(found.val, np.sort(found.val))
     both = counts(found, np.concatenate((found.train, found.val)))
     assert (abs(counts(found, found.val) - fraction * both) <= 1).all()
-    assert len(found.val) == pytest.approx(fraction * train.count, abs=5)
+    assert len(found.val) == pytest.approx(fraction * digits.splits["train"], abs=5)
 
 
 def test_labels_are_those_of_the_store_by_id(digits: Store) -> None:
     found = splits(digits)
     ids = np.concatenate((found.train[:5], found.val[:5], found.test[:5]))
     assert np.array_equal(found.labels[ids], digits.read(ids)[1])
-    assert len(found.labels) == sum(part.count for part in digits.splits.values())
+    assert len(found.labels) == sum(digits.splits.values())
 
 
 def test_a_function_of_the_split_seed_alone(digits: Store) -> None:
@@ -67,7 +66,7 @@ def test_a_subset_has_the_size_that_is_asked(digits: Store) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> None:
-    count = digits.splits[part].count
+    count = digits.splits[part]
     assert splits(digits, **{f"dataset__max_{part}": count})
     with pytest.raises(UserError, match=rf"dataset\.max_{part}: {count + 1} is more than the {count} images"):
         splits(digits, **{f"dataset__max_{part}": count + 1})
