@@ -21,7 +21,7 @@ def store(folder: Path) -> Store:
         pq.write_table(pa.table(table, schema=pa.schema([SCHEMA.field(name) for name in table])), folder / name, write_page_checksum=True)
         shards.append(Shard(name, "train", first, count, (count,), (folder / name).stat().st_size, ""))
         first += count
-    return Store(folder, ("even", "odd"), {}, tuple(shards), 0, "hash", {}, {})
+    return Store(folder, ("even", "odd"), {}, tuple(shards), (), 0, "hash", {}, {})
 
 
 def test_a_row_for_every_image_that_is_asked_for(tmp_path: Path) -> None:
