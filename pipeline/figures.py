@@ -53,8 +53,8 @@ def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     return figure
 
 
-def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figure:
-    """Images per class, a bar a split."""
+def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
+    """Images per class, or what `title` says, a bar a split."""
     figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     width = 0.8 / max(len(splits), 1)
@@ -62,7 +62,7 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figu
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
     axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _plain(axis, "images per class")
+    _plain(axis, title)
     return figure
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import Downstream, Embed, Evaluate, Export, Finetune, Pretrain, Recipe, Training, arguments
+from pipeline.config import Downstream, Embed, Evaluate, Export, FewLabels, Finetune, Pretrain, Recipe, Training, arguments
 from pipeline.errors import UserError
 from pipeline.session import check_local
 from pipeline.sources import open_source
@@ -23,7 +23,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: names the key, the value and what is valid.
     """
-    check_local(recipe.scale)
+    check_local(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Training):
@@ -42,12 +42,17 @@ def check(recipe: Recipe) -> None:
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        if scored and not source.splits.get("test"):
+        if scored and source.annotations:
+            raise UserError(
+                f"stages.{name}: needs one label per image, and those of dataset.{place} have {', '.join(source.annotations)} instead; "
+                "valid: images in a folder per class, or a recipe with a pretrain stage only"
+            )
+        if scored and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Export):
             _check_formats(f"stages.{name}", stage, encoder)
         if isinstance(stage, Pretrain):
-            _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            _check_method(f"stages.{name}", stage, recipe, encoder, 0 if source.annotations else len(source.classes))
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:
@@ -80,8 +85,8 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0")
     if labelled and not classes:
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0")
-    if stage.labels_per_class and not labelled:
-        raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid without labelled_per_batch; valid: null")
+    for key, value in stage.labels_given.items() if not labelled else ():
+        raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
     if stage.first_view == "plain" and needs.views == 1:
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
     setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
@@ -102,22 +107,15 @@ def _check_storage(storage: Path) -> None:
 
 
 def check_images(recipe: Recipe, splits: Splits) -> None:
-    """The recipe against the images that there are, once they are prepared.
+    """The recipe against the images that there are, once they are prepared, for every seed.
 
     Raises:
-        UserError: a batch larger than its images, too few images of a class, an empty held-out part.
+        UserError: a batch larger than its images, too few images of a class, a subset that is not there, an empty held-out part.
     """
     for name, stage in recipe.stages.items():
-        images = len(splits.train)
-        if isinstance(stage, Finetune):
-            try:
-                images = len(splits.few(stage.labels_per_class, recipe.seeds[0]))
-            except UserError as error:
-                raise UserError(f"stages.{name}.{error}") from None
-        if isinstance(stage, Pretrain) and stage.labelled_per_batch:
-            images = _check_labelled(f"stages.{name}", stage, splits, recipe.seeds[0])
-        if isinstance(stage, Pretrain | Finetune) and stage.batch_size > images:
-            raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
+        if isinstance(stage, Pretrain | Finetune):
+            for seed in recipe.seeds:
+                _check_training(f"stages.{name}", stage, splits, seed)
         if isinstance(stage, Evaluate | Finetune):
             for part, ids in (("val", splits.val), ("test", splits.test)):
                 known = int((splits.labels[ids] >= 0).sum())
@@ -127,18 +125,60 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
                     )
 
 
-def _check_labelled(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:
-    """The images that a semi-supervised pretraining trains on."""
+def _check_training(where: str, stage: Pretrain | Finetune, splits: Splits, seed: int) -> None:
+    images = len(splits.train)
+    if isinstance(stage, Finetune) or stage.labelled_per_batch:
+        images = labelled = _labelled(where, stage, splits, seed)
+        if isinstance(stage, Pretrain):
+            images = _check_mixture(where, stage, labelled, len(splits.train) - labelled)
+    if stage.batch_size > images:
+        raise UserError(f"{where}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
+
+
+def _labelled(where: str, stage: FewLabels, splits: Splits, seed: int) -> int:
     try:
-        labelled = len(splits.few(stage.labels_per_class, seed))
+        return len(splits.few(stage, seed))
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
-    rest, wanted = len(splits.train) - labelled, stage.batch_size - stage.labelled_per_batch
+
+
+def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int:
+    """The images that a semi-supervised pretraining trains on, of `labelled` and `rest`."""
+    wanted = stage.batch_size - stage.labelled_per_batch
     if stage.labelled_per_batch > labelled:
         raise UserError(f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are")
     if wanted > rest:
         raise UserError(
             f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
-            f"valid: a smaller labels_per_class, or {stage.batch_size} (labelled images only)"
+            f"valid: fewer labels (e.g. a smaller labels_per_class), or {stage.batch_size} (labelled images only)"
         )
     return labelled + rest if wanted else labelled
+
+
+def left_out(recipe: Recipe, name: str, splits: Splits) -> list[str]:
+    """Lines for the user: images that a stage's trainings leave out."""
+    stage, notes = recipe.stages[name], list[str]()
+    if not isinstance(stage, Pretrain | Finetune):
+        return notes
+    if stage.labels_subset and (held := {splits.held_back(stage, seed) for seed in recipe.seeds}) != {0}:
+        why = "are held out (dataset.val_fraction), or have no label"
+        notes.append(f"stages.{name}.labels_subset: {_range(held)} images of {stage.labels_subset!r} {why}")
+    tails, images = (set(numbers) for numbers in zip(*(_tail(stage, splits, seed) for seed in recipe.seeds), strict=True))
+    if tails != {0}:
+        why = "(fewer than a batch), others each time"
+        notes.append(f"stages.{name}: each epoch leaves out {_range(tails)} of {_range(images)} images {why}")
+    return notes
+
+
+def _tail(stage: Pretrain | Finetune, splits: Splits, seed: int) -> tuple[int, int]:
+    """The images that an epoch leaves out, and those that it is drawn from."""
+    images, batch = len(splits.train), stage.batch_size
+    if isinstance(stage, Finetune) or stage.labelled_per_batch == batch:
+        images = len(splits.few(stage, seed))
+    elif stage.labelled_per_batch:
+        images, batch = images - len(splits.few(stage, seed)), batch - stage.labelled_per_batch
+    return images % batch, images
+
+
+def _range(counts: set[int]) -> str:
+    return f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"

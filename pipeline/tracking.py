@@ -106,7 +106,7 @@ class Tracking:
     def _log_store(self, run_id: str, store: Store, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        profile = json.dumps({name: part.count for name, part in store.splits.items()})
+        profile = json.dumps(store.splits)
         dataset = Dataset(store.path.name, store.hash[:36], "local", json.dumps({"uri": str(store.path), "sha256": store.hash}), None, profile)
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 

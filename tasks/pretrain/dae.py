@@ -89,10 +89,6 @@ class DenoisingAutoEncoder(Method):
         self.corruption, self.sigma, self.patch = corruption, sigma, patch
         self.blocks = blocks or corrupt.small_block_count(setting.size)
         self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
-        self.epoch = 0
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch  # each epoch corrupts an image anew (section 3.4)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The reconstructions (B, C, H, W), normalised as the encoder's input is."""
@@ -107,12 +103,12 @@ class DenoisingAutoEncoder(Method):
         return {"loss": euclidean_loss(reconstructed, clean), "psnr": decibels}
 
     def corrupted(self, batch: Batch) -> Tensor:
-        """The batch's images (B, 3, H, W), corrupted as this epoch corrupts them."""
+        """The batch's images (B, 3, H, W), corrupted anew in each of their passes (section 3.4)."""
         images = batch.views[0]
-        places = keys(self.setting.seed, self.epoch, batch.ids, PLACES)
+        places = keys(self.setting.seed, batch.passes, batch.ids, PLACES)
         if self.corruption in ("pixel_gaussian", "patch_gaussian"):
             low, high = self.sigma
-            levels = corrupt.noise_levels(keys(self.setting.seed, self.epoch, batch.ids, LEVELS), low / 255, high / 255)
+            levels = corrupt.noise_levels(keys(self.setting.seed, batch.passes, batch.ids, LEVELS), low / 255, high / 255)
             if self.corruption == "pixel_gaussian":
                 return corrupt.pixel_gaussian(images, levels, places)
             return corrupt.patch_gaussian(images, levels, places, self.patch)

@@ -25,6 +25,12 @@ WRONG = {
     "dataset.train_augment=[{op: random_shift, pading: 3}]": ["dataset.train_augment.0.pading: unknown key", "did you mean 'padding'?"],
     "nmae=x": ["nmae: unknown key", "did you mean 'name'?"],
     "stages.pretrian.epochs=2": ["stages.pretrian: no such stage", "did you mean 'pretrain'?"],
+    "stages.finetune.labels_fraction=0.01": [
+        "stages.finetune: labels_per_class: 10, labels_fraction: 0.01: only one of labels_per_class, labels_fraction, labels_subset can be given",
+    ],
+    "stages.pretrain.labels_fraction=1.5": ["stages.pretrain.labels_fraction: 1.5", "less than or equal to 1"],
+    "stages.pretrain.labels_fraction=0": ["stages.pretrain.labels_fraction: 0", "greater than 0"],
+    "stages.pretrain.labels_subset=''": ["stages.pretrain.labels_subset", "at least 1 character"],
     "stages.pretrain.epochs=ten": ['stages.pretrain.epochs: "ten"', "valid integer"],
     "stages.pretrain.epochs=2.5": ["stages.pretrain.epochs: 2.5", "valid integer"],
     "stages.pretrain.epochs=true": ["stages.pretrain.epochs: true", "valid integer"],
