@@ -30,7 +30,7 @@ from tasks.pretrain import METHODS
 
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
-KINDS = ("pretrain", "evaluate", "finetune", "retrieve")
+KINDS = ("pretrain", "evaluate", "finetune", "retrieve", "embed", "export")
 
 
 class Strict(BaseModel):
@@ -86,15 +86,18 @@ class Dataset(Strict):
     list: str | None = Field(
         None, min_length=1
     )  # source: list. A .csv, .tsv, .jsonl or .parquet file, by path or URI; its paths are below root, else beside it
+    download: bool = False  # fetch a published set into root, where it is not there: cifar10, cifar100, stl10, svhn, mnist, voc2007, voc2012
     image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`
     path_column: str = "path"  # source: list
     label_column: str | None = "label"  # source: parquet | list | webdataset (a field of the .json). null: no labels
     split_column: str | None = None  # source: list. Holds train, test, val or validation; null: all rows are for training
+    annotations: tuple[Literal["boxes", "mask", "present"], ...] | None = None  # source: voc. Or [mask]; []: none; null: what there is
     image_size: int = Field(32, ge=4, le=2048)  # pixels, after augmentation
     test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
     split_seed: int = Field(0, ge=0)
-    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed
+    extends: str | None = Field(None, min_length=1)  # folder of an earlier store, whose images keep their ids; new ones come behind
+    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed, oldest first where it was extended
     max_test: int | None = Field(None, ge=1)
     max_pixels: int = Field(64_000_000, ge=1)  # per image; larger ones are quarantined before they are decoded
     max_bad_fraction: float = Field(0.1, ge=0.0, le=1.0)  # more undecodable images than this end the run
@@ -103,10 +106,23 @@ class Dataset(Strict):
 
     _augment = field_validator("train_augment", "eval_augment")(_check_augment)
 
-    @field_validator("root", "list")
+    @field_validator("root", "list", "extends")
     @classmethod
     def _home(cls, location: str | None) -> str | None:
         return location and os.path.expanduser(location)
+
+    @field_validator("annotations")
+    @classmethod
+    def _once(cls, annotations: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if annotations and (len(set(annotations)) < len(annotations) or ("mask" in annotations and len(annotations) > 1)):
+            raise ValueError(f"{list(annotations)} is not valid: each once, and mask alone, as masks have classes and images of their own")
+        return annotations
+
+    @model_validator(mode="after")
+    def _annotatable(self) -> "Dataset":
+        if self.annotations and self.source != "voc":
+            raise ValueError(f"source {self.source!r} takes no dataset.annotations; valid: source voc, or null")
+        return self
 
     @model_validator(mode="after")
     def _places(self) -> "Dataset":
@@ -125,8 +141,10 @@ class Stream(Strict):
     window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes; fewer where they are large (128 MB)
     shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global where all encoded images fit a task's cache (128 MB)
     # Whether a training holds its images decoded on its device and augments them there; the pixels of every batch are the same.
-    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb, in short trainings and without Ray
+    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb
     resident_mb: int = Field(512, ge=1)  # decoded images that a worker may hold; a GPU with memory to spare can take more
+    # Where the images that are streamed are augmented; the pixels of every batch are the same.
+    augment: Literal["cpu", "device"] = "cpu"  # device: tasks decode, the training device augments (images of one size); for GPUs beside few CPUs
     prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
     task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
     tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker
@@ -183,13 +201,36 @@ class Watch(Strict):
     knn_temperature: float = Field(0.1, gt=0.0)
 
 
-class Pretrain(Training):
+LABEL_KEYS = ("labels_per_class", "labels_fraction", "labels_subset")
+
+
+class FewLabels(Strict):
+    """Which training images have labels that are learned from: at most one of the three keys, all null: every training image that has one."""
+
+    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed
+    labels_fraction: float | None = Field(None, gt=0.0, le=1.0)  # of every class, to the nearest image, at least one; drawn by the seed. 0.01: 1 %
+    labels_subset: str | None = Field(None, min_length=1)  # a subset that the data set itself names; {seed} stands for the seed: fold{seed}
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "FewLabels":
+        given = self.labels_given
+        if len(given) > 1:
+            told = ", ".join(f"{key}: {value}" for key, value in given.items())
+            raise ValueError(f"{told}: only one of {', '.join(LABEL_KEYS)} can be given, the others are null")
+        return self
+
+    @property
+    def labels_given(self) -> dict[str, int | float | str]:
+        """The one key that is given and its value; {} where all labels are learned from."""
+        return {key: getattr(self, key) for key in LABEL_KEYS if getattr(self, key) is not None}
+
+
+class Pretrain(Training, FewLabels):
     kind: Literal["pretrain"]
     method: MethodSpec
     watch: Watch = Watch()
     first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
-    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed, as in a finetune stage; null: all labels of the training split
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
@@ -247,12 +288,11 @@ class Retrieve(Look):
         return (self.layer,)
 
 
-class Finetune(Training, Downstream):
+class Finetune(Training, Downstream, FewLabels):
     """A downstream task from the pretrained encoder, and from scratch with the same budget and the same choice of settings."""
 
     kind: Literal["finetune"]
     task: TaskSpec
-    labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
 
     @field_validator("learning_rates")
@@ -263,7 +303,40 @@ class Finetune(Training, Downstream):
         return rates
 
 
-Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve, Field(discriminator="kind")]
+class Embed(Downstream):
+    """Embeddings of the images of a store, as Parquet."""
+
+    kind: Literal["embed"]
+    splits: tuple[Literal["train", "val", "test"], ...] = Field(("train", "val", "test"), min_length=1)
+    batch_size: int = Field(256, ge=1)  # images that a worker embeds at a time: part of the numerics
+    dtype: Literal["float32", "float16"] = "float32"  # of the embeddings in the files
+    rows_per_file: int = Field(16384, ge=1)  # a killed stage goes on behind its last whole file
+
+    @field_validator("splits")
+    @classmethod
+    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return _without_repeats(splits)
+
+
+class Export(Downstream):
+    """The encoder as others take it: state dicts of torchvision and timm, safetensors, ONNX, torch.export; and a model card."""
+
+    kind: Literal["export"]
+    formats: tuple[Literal["torchvision", "timm", "safetensors", "onnx", "torch_export"], ...] | None = Field(None, min_length=1)  # null: all it has
+
+    @field_validator("formats")
+    @classmethod
+    def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return formats and _without_repeats(formats)
+
+
+def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("must not repeat a name")
+    return names
+
+
+Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve | Embed | Export, Field(discriminator="kind")]
 
 
 class Recipe(Strict):

@@ -15,7 +15,8 @@ from pipeline.config import Finetune, arguments
 from pipeline.durable import write_json
 from pipeline.fit import Job, fit
 from pipeline.handover import load_encoder
-from pipeline.metrics import METRICS, read_metrics
+from pipeline.labelled import write_labelled
+from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
@@ -54,7 +55,7 @@ def work(worker: Worker, stage: Finetune, instance: Instance) -> None:
 
 
 def _few(worker: Worker, stage: Finetune, instance: Instance) -> np.ndarray:
-    return worker.splits.few(stage.labels_per_class, instance.seed)
+    return worker.splits.few(stage, instance.seed)
 
 
 def _job(worker: Worker, stage: Finetune, instance: Instance, folder: Path, rate: float) -> Job:
@@ -92,11 +93,14 @@ def files(stage: Finetune, instance: Instance) -> list[tuple[Path, str, str]]:
 
 
 def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, instance: Instance) -> None:
-    """Scores, learning curves, and the ids of the labelled images, into the MLflow run. Runs on the driver."""
+    """Scores, learning curves, and which images were learned from, into the MLflow run. Runs on the driver."""
     result = instance.result
     assert result is not None
     for arm in ARMS:
         tracking.numbers(run_id, {key: result[arm][key] for key in ("val", "test", "lr")}, f"{arm}/")
         rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS)
         tracking.client.log_figure(run_id, figures.curves(rows), f"figures/curves_{arm}.png")
-    tracking.client.log_dict(run_id, {"labelled_ids": _few(worker, stage, instance).tolist(), **result}, "finetune.json")
+    tails = instance.folder / next(iter(candidates(stage))) / TAILS  # of all candidates: they have one plan
+    for file in (write_labelled(worker.store, _few(worker, stage, instance), instance.folder), *([tails] if tails.exists() else [])):
+        tracking.client.log_artifact(run_id, str(file))
+    tracking.client.log_dict(run_id, result, "finetune.json")

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import Downstream, Evaluate, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
+from pipeline.config import Downstream, Embed, Evaluate, Export, FewLabels, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
 from pipeline.errors import UserError
 from pipeline.retrieve import gallery, queries
 from pipeline.session import check_local
 from pipeline.sources import open_source
 from pipeline.splits import Splits
 from tasks.encoders import Encoder
+from tasks.exchange import FORMATS, lacks
 from tasks.pretrain import METHODS
 from tasks.pretrain.method import Setting
 
@@ -24,7 +25,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: names the key, the value and what is valid.
     """
-    check_local(recipe.scale)
+    check_local(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Training):
@@ -43,11 +44,18 @@ def check(recipe: Recipe) -> None:
                 f"stages.{name}: needs labels, and dataset.{place} has none; "
                 "valid: images in a folder per class, or a recipe with a pretrain stage only"
             )
-        tests = isinstance(stage, Downstream) and not (isinstance(stage, Retrieve) and stage.queries == "val" and stage.gallery != "test")
-        if tests and not source.splits.get("test"):
+        if isinstance(stage, Evaluate | Finetune) and source.annotations:
+            raise UserError(
+                f"stages.{name}: needs one label per image, and those of dataset.{place} have {', '.join(source.annotations)} instead; "
+                "valid: images in a folder per class, or a recipe with a pretrain stage only"
+            )
+        tests = isinstance(stage, Evaluate | Finetune) or (isinstance(stage, Retrieve) and "test" in (stage.queries, stage.gallery))
+        if tests and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
+        if isinstance(stage, Export):
+            _check_formats(f"stages.{name}", stage, encoder)
         if isinstance(stage, Pretrain):
-            handed_on[name] = _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            handed_on[name] = _check_method(f"stages.{name}", stage, recipe, encoder, 0 if source.annotations else len(source.classes))
             if stage.watch.every and stage.watch.features == "head":
                 _check_has_head(f"stages.{name}.watch", name, recipe, handed_on)
         if isinstance(stage, Look):
@@ -89,6 +97,15 @@ def _check_has_head(where: str, made_by: str, recipe: Recipe, handed_on: dict[st
         )
 
 
+def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
+    """Formats that are asked for by name must be there for this encoder."""
+    reasons = {format: lacks(encoder, format) for format in stage.formats or ()}
+    for format, reason in reasons.items():
+        if reason:
+            valid = [name for name in FORMATS if not (reasons[name] if name in reasons else lacks(encoder, name))]
+            raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")
+
+
 def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> set[str]:
     """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
     cls, parameters = METHODS[stage.method.name], arguments(stage.method)
@@ -101,8 +118,8 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0")
     if labelled and not classes:
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0")
-    if stage.labels_per_class and not labelled:
-        raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid without labelled_per_batch; valid: null")
+    for key, value in stage.labels_given.items() if not labelled else ():
+        raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
     if stage.first_view == "plain" and needs.views == 1:
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
     setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
@@ -123,22 +140,15 @@ def _check_storage(storage: Path) -> None:
 
 
 def check_images(recipe: Recipe, splits: Splits) -> None:
-    """The recipe against the images that there are, once they are prepared.
+    """The recipe against the images that there are, once they are prepared, for every seed.
 
     Raises:
-        UserError: a batch larger than its images, too few images of a class, an empty held-out part.
+        UserError: a batch larger than its images, too few images of a class, a subset that is not there, an empty held-out part.
     """
     for name, stage in recipe.stages.items():
-        images = len(splits.train)
-        if isinstance(stage, Finetune):
-            try:
-                images = len(splits.few(stage.labels_per_class, recipe.seeds[0]))
-            except UserError as error:
-                raise UserError(f"stages.{name}.{error}") from None
-        if isinstance(stage, Pretrain) and stage.labelled_per_batch:
-            images = _check_labelled(f"stages.{name}", stage, splits, recipe.seeds[0])
-        if isinstance(stage, Pretrain | Finetune) and stage.batch_size > images:
-            raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
+        if isinstance(stage, Pretrain | Finetune):
+            for seed in recipe.seeds:
+                _check_training(f"stages.{name}", stage, splits, seed)
         if isinstance(stage, Retrieve):
             _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.workers, 1))
         if isinstance(stage, Pretrain) and stage.watch.every and len(splits.val) < max(recipe.scale.workers, 2):
@@ -168,18 +178,60 @@ def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) ->
         )
 
 
-def _check_labelled(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:
-    """The images that a semi-supervised pretraining trains on."""
+def _check_training(where: str, stage: Pretrain | Finetune, splits: Splits, seed: int) -> None:
+    images = len(splits.train)
+    if isinstance(stage, Finetune) or stage.labelled_per_batch:
+        images = labelled = _labelled(where, stage, splits, seed)
+        if isinstance(stage, Pretrain):
+            images = _check_mixture(where, stage, labelled, len(splits.train) - labelled)
+    if stage.batch_size > images:
+        raise UserError(f"{where}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
+
+
+def _labelled(where: str, stage: FewLabels, splits: Splits, seed: int) -> int:
     try:
-        labelled = len(splits.few(stage.labels_per_class, seed))
+        return len(splits.few(stage, seed))
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
-    rest, wanted = len(splits.train) - labelled, stage.batch_size - stage.labelled_per_batch
+
+
+def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int:
+    """The images that a semi-supervised pretraining trains on, of `labelled` and `rest`."""
+    wanted = stage.batch_size - stage.labelled_per_batch
     if stage.labelled_per_batch > labelled:
         raise UserError(f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are")
     if wanted > rest:
         raise UserError(
             f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
-            f"valid: a smaller labels_per_class, or {stage.batch_size} (labelled images only)"
+            f"valid: fewer labels (e.g. a smaller labels_per_class), or {stage.batch_size} (labelled images only)"
         )
     return labelled + rest if wanted else labelled
+
+
+def left_out(recipe: Recipe, name: str, splits: Splits) -> list[str]:
+    """Lines for the user: images that a stage's trainings leave out."""
+    stage, notes = recipe.stages[name], list[str]()
+    if not isinstance(stage, Pretrain | Finetune):
+        return notes
+    if stage.labels_subset and (held := {splits.held_back(stage, seed) for seed in recipe.seeds}) != {0}:
+        why = "are held out (dataset.val_fraction), or have no label"
+        notes.append(f"stages.{name}.labels_subset: {_range(held)} images of {stage.labels_subset!r} {why}")
+    tails, images = (set(numbers) for numbers in zip(*(_tail(stage, splits, seed) for seed in recipe.seeds), strict=True))
+    if tails != {0}:
+        why = "(fewer than a batch), others each time"
+        notes.append(f"stages.{name}: each epoch leaves out {_range(tails)} of {_range(images)} images {why}")
+    return notes
+
+
+def _tail(stage: Pretrain | Finetune, splits: Splits, seed: int) -> tuple[int, int]:
+    """The images that an epoch leaves out, and those that it is drawn from."""
+    images, batch = len(splits.train), stage.batch_size
+    if isinstance(stage, Finetune) or stage.labelled_per_batch == batch:
+        images = len(splits.few(stage, seed))
+    elif stage.labelled_per_batch:
+        images, batch = images - len(splits.few(stage, seed)), batch - stage.labelled_per_batch
+    return images % batch, images
+
+
+def _range(counts: set[int]) -> str:
+    return f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"

@@ -33,13 +33,12 @@ class Worker:
         """`device`: that of a training worker; the driver, which only draws, has none.
 
         Raises:
-            UserError: `stream.resident: on`, where it is not possible.
+            UserError: `stream.resident: on` or `stream.augment: device`, where it is not possible.
         """
         torch.set_num_threads(recipe.scale.threads)
         stream, splits = recipe.stream, split(store, recipe.dataset)
         held = splits.train if resident.possible(stream, store, len(splits.train)) else None
-        limit = resident.SHORT if on_ray and stream.resident == "auto" else None
-        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, limit)
+        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, resident.on_device(stream, store))
         return Worker(recipe, store, splits, device or torch.device("cpu"), options)
 
     def loader(self, views: Sequence[Augment], seed: int) -> Loader:

@@ -13,15 +13,16 @@ from tasks.table import SampleTable
 class Batch:
     """A worker's part of a global batch."""
 
-    ids: Tensor  # (B,) int64, of the images in the store: what random numbers are drawn by
+    ids: Tensor  # (B,) int64, of the images in the store: what random numbers are drawn by, with `passes`
     rows: Tensor  # (B,) int64, the places 0..size-1 of these images among those trained on: the keys of tables
     labels: Tensor  # (B,) int64, what may be learned from; -1 = unknown or withheld
     views: tuple[Tensor, ...]  # each (B, 3, H, W) float in 0..1
+    passes: Tensor  # (B,) int64, which pass over its images each is in: the epoch, but labelled images may return within one
 
     def part(self, start: int, stop: int) -> "Batch":
         """The images start..stop of this batch."""
         views = tuple(view[start:stop] for view in self.views)
-        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views)
+        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views, self.passes[start:stop])
 
 
 class Learner(nn.Module, ABC):

@@ -9,7 +9,7 @@ Since the targets never move and each has one image, the features cannot collaps
 exchange their targets among each other, optimally, before the step is taken (Algorithm 1), every `permutation_period` epochs (section 3.3).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,17 @@ class NoiseAsTargets(Method):
     `targets: one_hot`: the ablation of section 4.1, the `dim` basis vectors, each n / dim times.
     `assign: local` exchanges targets within each worker's part of the batch only; `global` within the whole batch, as on one worker.
     """
+
+    title: ClassVar[str] = "Noise As Targets"
+    paper: ClassVar[str] = "Bojanowski and Joulin 2017, Unsupervised Learning by Predicting Noise, https://arxiv.org/abs/1704.05310"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The dimension of the targets is a setting; the paper does not give it (its authors' code: 2048).",
+        "Dropout follows the first hidden layer of the head only, and the initial assignment is a random permutation: as in the authors' code, "
+        "the paper does not say.",
+        "Targets are exchanged within the global batch of all workers (assign: global); the authors' code runs on one machine.",
+        "The assignment costs are not rounded to integers, as they are in the authors' code.",
+        "The gradients of the Sobel input have no bias; in the authors' code it stays at its random initialisation.",
+    )
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ whose p_i has the lowest entropy (eq. 9): more of them every round. r is never f
 matrix G = M^T M, which is kept up to date at each step.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,16 @@ class SuperAnd(Method):
 
     Instance: `neighbours`, `ue` and `aug` off. AND: `ue` and `aug` off. `chunk`: rows of the bank that are looked at together.
     """
+
+    title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
+    paper: ClassVar[str] = "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "Losses are means over the batch; in the paper they are sums.",
+        "The paper's text and its authors' code differ; `variant`, `ue_sign` and `initial` say which was followed.",
+        "Instance is learned with the softmax over all images, without noise-contrastive estimation.",
+        "The memory bank takes the embeddings of the first view; in the authors' code, which view stays is chance.",
+        "The authors report the best epoch on test images; here the last epoch counts, and settings are chosen on held-out images.",
+    )
 
     gram: Tensor
     begun: Tensor
