@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import Downstream, Embed, Evaluate, Export, FewLabels, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
+from pipeline.config import Evaluate, Export, FewLabels, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
 from pipeline.errors import UserError
 from pipeline.retrieve import gallery, queries
 from pipeline.session import check_local
