@@ -1,16 +1,50 @@
 """Masks and boxes, moved as their image is by what was drawn for it (`augment`). Changes of colour leave them as they are."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from pipeline.annotations import VOID
-from pipeline.augment import Affine, Box, Fit, Flip, Row, Shift
+from pipeline.annotations import VOID, Annotation
+from pipeline.augment import Affine, Box, Drawn, Fit, Flip, Row, Shift
+from pipeline.images import decode_map
 
 NEAREST = Image.Resampling.NEAREST
+MAX_MASK = 2**30  # pixels: prepare has compared the size of every mask with its image's
 SEEN = 0.3  # share of an object's box that must be left in the picture for it to count as an object there
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a task learns from besides labels. `most`: boxes of an image, at most."""
+
+    kind: Literal["present", "mask", "boxes"]
+    most: int = 0
+
+    def of(self, annotations: Sequence[Annotation], drawn: Sequence[Drawn], size: int) -> dict[str, np.ndarray]:
+        """Annotations of B images, and what each op does to each image -> `present` (B, C) int8; or `mask` (B, size, size) uint8; or `boxes`
+        (B, most, 4) float32, `box_classes` (B, most) int64 and `difficult` (B, most) bool, where unused rows have class -1.
+        """
+        if self.kind == "present":
+            return {"present": np.stack([_there(found.present) for found in annotations])}
+        rows = list(zip(*(op.each() for op in drawn), strict=True))
+        if self.kind == "mask":
+            masks = [decode_map(_there(found.mask), MAX_MASK) for found in annotations]
+            return {"mask": np.stack([move_mask(mask, row, size) for mask, row in zip(masks, rows, strict=True)])}
+        boxes = np.zeros((len(rows), self.most, 4), np.float32)
+        classes, difficult = np.full(boxes.shape[:2], -1, np.int64), np.zeros(boxes.shape[:2], bool)
+        for k, (found, row) in enumerate(zip(annotations, rows, strict=True)):
+            moved, seen = move_boxes(_there(found.boxes), row, size)
+            n = int(seen.sum())
+            boxes[k, :n], classes[k, :n], difficult[k, :n] = moved[seen], _there(found.box_classes)[seen], _there(found.difficult)[seen]
+        return {"boxes": boxes, "box_classes": classes, "difficult": difficult}
+
+
+def _there(value: Any) -> Any:
+    assert value is not None, "preflight has checked that the store has these annotations"
+    return value
 
 
 def move_mask(mask: np.ndarray, rows: Sequence[Row], size: int) -> np.ndarray:

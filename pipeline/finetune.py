@@ -14,12 +14,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import figures
-from pipeline.augment import ten_crop
-from pipeline.config import Augment, Finetune, arguments
+from pipeline.config import Augment, Finetune, arguments, ten_crops
 from pipeline.durable import write_atomically, write_json
 from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import load_decoder, load_encoder
-from pipeline.metrics import METRICS, read_metrics
+from pipeline.labelled import write_labelled
+from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
@@ -27,6 +27,7 @@ from tasks.collective import barrier, rank
 from tasks.downstream import TASKS
 from tasks.downstream.task import Scores, Task
 from tasks.encoders import Encoder
+from tasks.learner import Batch
 from tasks.lsuv import lsuv
 
 SHOWN, LOOKED_AT = 4, 64  # test images in a picture; training images that `lsuv` scales by
@@ -63,7 +64,7 @@ def work(worker: Worker, stage: Finetune, instance: Instance) -> None:
 
 
 def _few(worker: Worker, stage: Finetune, instance: Instance) -> np.ndarray:
-    return worker.splits.few(stage.labels_per_class, instance.seed)
+    return worker.splits.few(stage, instance.seed, TASKS[stage.task.name].target)
 
 
 def _job(worker: Worker, stage: Finetune, instance: Instance, folder: Path, rate: float) -> Job:
@@ -86,8 +87,8 @@ def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Tas
     torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
     task = TASKS[stage.task.name](encoder, len(worker.store.classes), **arguments(stage.task))
     if arm == "pretrained_decoder":
-        assert instance.encoder is not None
-        task.start_from({"decoder": load_decoder(instance.encoder.parent / "decoder")})
+        assert instance.beside is not None
+        task.start_from({"decoder": load_decoder(instance.beside)})
     return task
 
 
@@ -96,13 +97,13 @@ def _first_images(worker: Worker, stage: Finetune, instance: Instance) -> Tensor
     return _batch(worker, stage, _few(worker, stage, instance)[:LOOKED_AT]).views[0].cpu()
 
 
-def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Any:
+def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
     return to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), worker.device)
 
 
 def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:
-    return [worker.recipe.dataset.eval_augment] if stage.test_crops == 1 else list(ten_crop(stage.test_scale))
+    return [worker.recipe.dataset.eval_augment] if stage.test_crops == 1 else ten_crops(stage.test_scale)
 
 
 @torch.no_grad()
@@ -114,7 +115,9 @@ def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.nda
     for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, _test_views(worker, stage), target):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
-    return {name: _plain(tasks[name].score(tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)))) for name, rows in seen.items()}
+    return {
+        name: _plain(tasks[name].score(tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)))) for name, rows in seen.items()
+    }
 
 
 def _plain(scores: Scores) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def files(stage: Finetune, instance: Instance) -> list[tuple[Path, str, str]]:
 
 
 def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, instance: Instance) -> None:
-    """Scores, learning curves, pictures, and the ids of the labelled images, into the MLflow run. Runs on the driver."""
+    """Scores, learning curves, pictures, and which images were learned from, into the MLflow run. Runs on the driver."""
     result, client = instance.result, tracking.client
     assert result is not None
     for arm in stage.arms:
@@ -151,7 +154,10 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, in
         pictures = instance.folder / f"{arm}.safetensors"
         if pictures.exists():
             client.log_figure(run_id, figures.rows(load_tensors(pictures.read_bytes()), f"test images, {arm}"), f"figures/predicted_{arm}.png")
-    client.log_dict(run_id, {"labelled_ids": _few(worker, stage, instance).tolist(), **result}, "finetune.json")
+    tails = instance.folder / next(iter(candidates(stage))) / TAILS  # of all candidates: they have one plan
+    for file in (write_labelled(worker.store, _few(worker, stage, instance), instance.folder), *([tails] if tails.exists() else [])):
+        client.log_artifact(run_id, str(file))
+    client.log_dict(run_id, result, "finetune.json")
 
 
 def _named(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]:

@@ -5,7 +5,7 @@ counts as done if its record is whole and its shard is the one that the record t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.store import DAMAGE, FORMAT, Shard, canonical, file_sha256
 # What else decides a shard's bytes: parts of another version are decoded again
 MADE_BY = {"format": FORMAT, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
 Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
+Each = Callable[[Callable[[Job], Job], list[Job]], Iterator[Job]]  # does the jobs, in any order
 
 
 def jobs(source: Source, rows: int) -> list[Job]:
@@ -49,7 +50,7 @@ class PartWriter:
         """{split, start, count, file, first_id} -> {job, shard or None, quarantined: how many, census} or {error}."""
         file = self.folder / job["file"]
         try:
-            record = _finished(file, job) or self._write(job)
+            record = finished(file, job) or self._write(job)
         except OSError as error:
             return {"error": storage_problem(file, error)}
         return _summary(record)
@@ -61,7 +62,7 @@ class PartWriter:
         written = write_shard(self.folder, shard, rows, self.source.annotations)
         found = {"quarantined": list(bad.values()), "gaps": list(bad), "census": census.dump()}
         record = {"job": job, "made_by": MADE_BY, "shard": written and asdict(written), **found}
-        _write_record(self.folder / job["file"], record)
+        write_record(self.folder / job["file"], record)
         return record
 
     def _good(self, part: Part, census: Census, bad: dict[int, list[str]]) -> Iterator[Row]:
@@ -101,13 +102,13 @@ class Renumber:
             record = json.loads(record_of(file).read_bytes())["record"]
             written = write_shard(self.folder, replace(Shard(**record["shard"]), first_id=job["first_id"]), read_rows(file), annotations_of(file))
             record["shard"] = written and asdict(written)
-            _write_record(file, record)
+            write_record(file, record)
         except DAMAGE as error:
             return {"error": storage_problem(file, error)}
         return _summary(record)
 
 
-def _finished(file: Path, job: Job) -> Job | None:
+def finished(file: Path, job: Job) -> Job | None:
     """The record of a part that is done; None: it is not, or by another version, or its shard is not whole."""
     try:
         raw = json.loads(record_of(file).read_bytes())
@@ -143,7 +144,7 @@ def record_of(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def _write_record(shard: Path, record: Job) -> None:
+def write_record(shard: Path, record: Job) -> None:
     write_atomically(record_of(shard), canonical({"record": record, "sha256": _hash(record)}))
 
 

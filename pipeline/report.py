@@ -1,13 +1,16 @@
 """The table at the end: pretrained beside the same network without, over seeds, and whether it helped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
 
-from pipeline.config import Evaluate, Finetune, Recipe
+from pipeline.config import Evaluate, Finetune, Recipe, Retrieve
 from pipeline.stage import Instance
+from tasks.downstream import TASKS
+
+ARMS = ("pretrained", "random")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,41 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
         results = [i.result for i in instances if i.stage == name]
         found = [r for r in results if r is not None]
         if isinstance(stage, Evaluate) and found:
-            for measure, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
-                out.append(Row(name, text, "random weights", *(tuple(r[arm][measure]["test"] for r in found) for arm in ("pretrained", "random"))))
+            for ending, of in zip(stage.endings, _told(stage), strict=True):
+                for measure, text in (("knn", _named("kNN", f"k={stage.knn_k}", of)), ("probe", _named("linear probe", of))):
+                    out.append(_against_random(name, text, [{arm: r[arm][measure + ending]["test"] for arm in ARMS} for r in found]))
+        if isinstance(stage, Retrieve) and found and "precision" in found[0]["pretrained"]:
+            for k in stage.precision_at:
+                text = _named(f"precision@{k}", *_told(stage))
+                out.append(_against_random(name, text, [{arm: r[arm]["precision"][str(k)] for arm in ARMS} for r in found]))
         if isinstance(stage, Finetune) and found:
             *arms, baseline = stage.arms
             for arm in arms or [baseline]:
                 how = "" if arm == "pretrained" else f", {arm.replace('_', ' + ')}"
-                text = f"{stage.task.name} ({TASKS[stage.task.name].measure}), {found[0]['labels']} labels{how}"
+                text = f"{_measured(stage)}, {found[0]['labels']} {'labels' if stage.task.name == 'classify' else 'images'}{how}"
                 out.append(Row(name, text, baseline, *(tuple(r[a]["test"] for r in found) for a in (arm, baseline))))
     return out
+
+
+def _told(stage: Evaluate | Retrieve) -> list[str]:
+    """Which features a stage looks at, a word or two for each layer; nothing for what is usual."""
+    if stage.features == "head":
+        return ["head"]
+    return ["" if stage.layers == (-1,) else f"layer {layer}" for layer in stage.layers]
+
+
+def _named(measure: str, *details: str) -> str:
+    told = ", ".join(detail for detail in details if detail)
+    return f"{measure} ({told})" if told else measure
+
+
+def _against_random(stage: str, measure: str, found: Sequence[Mapping[str, float]]) -> Row:
+    return Row(stage, measure, "random weights", *(tuple(r[arm] for r in found) for arm in ARMS))
+
+
+def _measured(stage: Finetune) -> str:
+    measure = TASKS[stage.task.name].measure
+    return str(stage.task.name) if measure == "accuracy" else f"{stage.task.name} {measure}"
 
 
 def _spread(values: Sequence[float] | np.ndarray) -> str:
@@ -59,7 +88,7 @@ def _spread(values: Sequence[float] | np.ndarray) -> str:
 
 def table(recipe: Recipe, found: Sequence[Row]) -> Table:
     """Mean ± standard deviation over seeds, in percent."""
-    out = Table(title=f"{recipe.name}: scores on test images (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
+    out = Table(title=f"{recipe.name}: test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
     for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining"):
         out.add_column(heading, justify="right" if heading in ("pretrained", "baseline", "gain") else "left", no_wrap=True)
     for row in found:

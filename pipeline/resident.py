@@ -128,7 +128,7 @@ def hold(loader: Loader, options: Options, device: torch.device) -> tuple[Held, 
         return _kept[key], []
     _kept.clear()  # before there are two of them
     pixels = _decoded(loader, ids, options, device)
-    _kept[key] = Held(ids, store.labels("train")[ids - store.splits["train"].first_id], pixels)
+    _kept[key] = Held(ids, store.labels()[ids], pixels)
     megabytes = pixels.numel() / 1e6
     return _kept[key], [f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({megabytes:,.1f} MB on {device.type})"]
 

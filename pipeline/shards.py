@@ -38,7 +38,7 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row], annotations: Se
             for group in _groups(rows):
                 images, labels, paths, *rest = zip(*group, strict=True)
                 ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
-                digests = np.array([_digest(image) for image in images], np.uint64)
+                digests = np.array([digest(image) for image in images], np.uint64)
                 values = [pa.array(values, columns.field(name).type) for name, values in zip(annotations, rest, strict=True)]
                 writer.write_table(pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests, *values], schema=columns))
                 groups.append(len(group))
@@ -78,7 +78,8 @@ def _weight(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, bytes))
 
 
-def _digest(image: bytes) -> int:
+def digest(image: bytes) -> int:
+    """The first 8 bytes of the sha256, big-endian."""
     return int.from_bytes(hashlib.sha256(image).digest()[:8], "big")
 
 

@@ -55,9 +55,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Split:
-    first_id: int
-    count: int
+class Earlier:
+    """A store that this one extends: its images are those with the ids 0 .. `ids` - 1."""
+
+    name: str  # of its folder
+    hash: str
+    ids: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Store:
 
     path: Path
     classes: tuple[str, ...]  # () = unlabelled
-    splits: dict[str, Split]
-    shards: tuple[Shard, ...]  # in id order
+    splits: dict[str, int]  # images of each; the shards say which
+    shards: tuple[Shard, ...]  # in id order; where a store was extended, those of the splits alternate
+    extends: tuple[Earlier, ...]  # oldest first; () = written at once
     quarantined: int
     hash: str
     source: dict[str, Any]  # kind, root, fingerprint
@@ -124,20 +128,43 @@ class Store:
     def labelled(self) -> bool:
         return len(self.classes) > 0
 
-    def labels(self, split: str) -> np.ndarray:
-        """(count,) int64, row i = the image with id first_id + i; -1 = unknown.
+    def ids(self, split: str) -> np.ndarray:
+        """(count,) int64, ascending; empty where there is no such split."""
+        parts = [np.arange(shard.first_id, shard.first_id + shard.count) for shard in self.shards if shard.split == split]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def labels(self, split: str | None = None) -> np.ndarray:
+        """(count,) int64, row i = the image `ids(split)[i]`; -1 = unknown. None: of all images, row i = the image with id i.
 
         Raises:
             UserError: a shard is damaged.
         """
-        parts = [self._column(shard) for shard in self.shards if shard.split == split]
+        parts = [self._column(shard) for shard in self.shards if split in (None, shard.split)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def paths(self, ids: np.ndarray) -> list[str | None]:
+        """Where the images of the (n,) sorted ids came from; None where the source does not tell.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        found: list[str | None] = []
+        for shard in self.shards:
+            here = ids[slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))]
+            if len(here):
+                found += self._read_column(shard, "path").take(pa.array(here - shard.first_id)).to_pylist()
+        return found
 
     def groups(self, split: str) -> np.ndarray:
         """(k, 3) int64: shard index, row group index, first id; one row per row group, in id order."""
-        first, count = self.splits[split].first_id, self.splits[split].count
+        mine = [index for index, shard in enumerate(self.shards) if shard.split == split]
         rows = self._groups
-        return rows[(rows[:, 2] >= first) & (rows[:, 2] < first + count)]
+        return rows[np.isin(rows[:, 0], mine)]
+
+    @property
+    def edges(self) -> list[int]:
+        """0, how many images each of the extended stores had, and how many there are: ids between two of them came at one time."""
+        return [0, *(earlier.ids for earlier in self.extends), sum(self.splits.values())]
 
     def read_group(self, shard_index: int, group_index: int) -> Group:
         """ids (r,), the r encoded images, labels (r,) of one row group. Shared with the cache: not to be changed.
@@ -171,7 +198,7 @@ class Store:
     def _by_group(self, ids: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         """Each row group that holds some of `ids`: shard index, row group index, which of `ids` those are, and their rows in the group."""
         ids = np.asarray(ids, np.int64)
-        total = sum(split.count for split in self.splits.values())
+        total = sum(self.splits.values())
         wrong = ids[(ids < 0) | (ids >= total)]
         if len(wrong):
             raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
@@ -202,7 +229,7 @@ class Store:
         return found
 
     def present(self, split: str) -> np.ndarray:
-        """(count, classes) int8, row i = the image with id first_id + i: 1 the class occurs, 0 it does not, -1 it is not known.
+        """(count, classes) int8, row i = the i-th image of `ids`: 1 the class occurs, 0 it does not, -1 it is not known.
 
         Raises:
             UserError: the store does not tell, or a shard is damaged.
@@ -212,15 +239,19 @@ class Store:
         parts = [self._present(shard) for shard in self.shards if shard.split == split]
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.int8)
 
+    @property
+    def subset_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.subsets.get("images", {})))
+
     def subset(self, name: str) -> np.ndarray:
         """Ids (k,) int64 of a named part of the training split, sorted.
 
         Raises:
             UserError: there is none of this name, or their file is damaged.
         """
-        if name not in self.subsets.get("images", {}):
-            known = sorted(self.subsets.get("images", {}))
-            raise UserError(f"subset: {name!r} is not in the store {self.path}; {suggest(name, known) if known else 'it has none'}")
+        if name not in self.subset_names:
+            advice = suggest(name, self.subset_names) if self.subset_names else "it has none"
+            raise UserError(f"subset: {name!r} is not in the store {self.path}; {advice}")
         return self._subset_rows()[name]
 
     @cached_property
@@ -281,12 +312,15 @@ class Store:
             raise UserError(f"{file}: is missing or damaged: {_line(error)}; {repair(self.path)}") from None
         return {name: ids[names == name] for name in self.subsets["images"]}
 
-    def _column(self, shard: Shard) -> np.ndarray:
+    def _read_column(self, shard: Shard, name: str) -> Any:
         try:
             with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
-                labels: np.ndarray = file.read(columns=["label"], use_threads=False).column("label").to_numpy()
+                return file.read(columns=[name], use_threads=False).column(name).combine_chunks()
         except DAMAGE as error:
             raise self._damaged(shard, _line(error)) from None
+
+    def _column(self, shard: Shard) -> np.ndarray:
+        labels: np.ndarray = self._read_column(shard, "label").to_numpy(zero_copy_only=False)
         if labels.shape != (shard.count,) or labels.dtype != np.int64:
             raise self._damaged(shard, f"it has {len(labels)} rows, the manifest says {shard.count}")
         return labels
@@ -362,16 +396,17 @@ def _parse(path: Path, raw: dict[str, Any]) -> Store:
     if raw["format"] != FORMAT:
         raise ValueError(f"format {raw['format']!r}")
     shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
-    splits = {str(name): Split(int(part["first_id"]), int(part["count"])) for name, part in raw["splits"].items()}
-    _check_order(shards, splits)
+    splits = {str(name): int(count) for name, count in raw["splits"].items()}
+    extends = tuple(Earlier(str(entry["name"]), str(entry["hash"]), int(entry["ids"])) for entry in raw["extends"])
+    _check_order(shards, splits, extends)
     facts = int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]), dict(raw.get("images", {}))
     annotations = tuple(raw.get("annotations", ()))
     if list(annotations) != sorted(COLUMNS.keys() & set(annotations)):
         raise ValueError(f"annotations {annotations!r}")
-    return Store(path, tuple(map(str, raw["classes"])), splits, shards, *facts, annotations, dict(raw.get("subsets", {})))
+    return Store(path, tuple(map(str, raw["classes"])), splits, shards, extends, *facts, annotations, dict(raw.get("subsets", {})))
 
 
-def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
+def _check_order(shards: tuple[Shard, ...], splits: dict[str, int], extends: tuple[Earlier, ...]) -> None:
     """Ids must be 0..n-1 without gaps, and a name must not lead out of the folder."""
     expected, found = 0, dict.fromkeys(splits, 0)
     for shard in shards:
@@ -379,8 +414,11 @@ def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
         if not SHARD_NAME.match(shard.file) or shard.first_id != expected or not whole:
             raise ValueError(f"shard {shard.file!r} does not follow the one before it")
         expected, found[shard.split] = expected + shard.count, found[shard.split] + shard.count
-    if found != {name: split.count for name, split in splits.items()}:
+    if found != splits:
         raise ValueError("the splits and the shards differ")
+    edges = [0, *(earlier.ids for earlier in extends), expected]
+    if edges != sorted(edges):
+        raise ValueError("the extended stores have more images than there are")
 
 
 def repair(path: Path) -> str:

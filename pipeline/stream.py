@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline import augment, draws, images
+from pipeline.augment_targets import Targets
 from pipeline.plan import Batches
 from pipeline.store import Store
 
-Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
+Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8, and what `Targets` adds
 Encoded = dict[int, tuple[bytes, int]]  # image and label by id
 Rows = tuple[np.ndarray, np.ndarray]  # (B,) ids, (B,) passes
 MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
@@ -54,6 +55,7 @@ class Loader:
     size: int  # pixels
     seed: int
     max_pixels: int
+    targets: Targets | None = None  # what is learned from besides labels, of the first view
 
     @property
     def row_bytes(self) -> int:
@@ -61,6 +63,7 @@ class Loader:
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
+        known: list[Arrays] = []
         for start, opened in self._opened(ids, encoded):
             rows = slice(start, start + len(opened))
             sizes = np.array([image.size for image in opened])
@@ -68,7 +71,10 @@ class Loader:
                 drawn = self.draw(ids[rows], passes[rows], view, sizes)
                 for row, pixels in enumerate(augment.apply_each(opened, drawn, self.size), start):
                     views[row, view] = pixels
-        return _arrays(ids, encoded, views)
+                if view == 0 and self.targets is not None:
+                    known.append(self.targets.of(self.store.annotated(ids[rows]), drawn, self.size))
+        more = {name: np.concatenate([part[name] for part in known]) for name in known[0]} if known else {}
+        return {**_arrays(ids, encoded, views), **more}
 
     def draw(self, ids: np.ndarray, passes: np.ndarray, view: int, sizes: np.ndarray) -> list[augment.Drawn]:
         """What the ops of a view do to each image; `sizes`: (B, 2) widths and heights."""
@@ -263,7 +269,7 @@ def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
         load, batch_size=None, num_cpus=options.task_cpus, compute=ray.data.TaskPoolStrategy(size=options.tasks), max_retries=2
     )
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=options.prefetch):
-        yield {key: batch[key] for key in ("id", "label", "views")}
+        yield dict(batch)
 
 
 def prefetched(items: Iterable[Arrays], depth: int) -> Iterator[Arrays]:

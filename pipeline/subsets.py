@@ -14,21 +14,26 @@ import pyarrow.parquet as pq
 from pipeline.durable import put_in_place, temporary_in
 from pipeline.store import SUBSETS, file_sha256
 
+NONE = np.empty(0, np.int64)
 SCHEMA = pa.schema([("subset", pa.string()), ("id", pa.int64())])
 
 
-def write_subsets(folder: Path, subsets: Mapping[str, np.ndarray], train: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
+def write_subsets(
+    folder: Path, subsets: Mapping[str, np.ndarray], train: np.ndarray, ids: np.ndarray, before: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """List the ids of each subset in SUBSETS; {sha256 of it, images: subset -> how many, lost: subset -> how many have no id}; {} if there are none.
 
-    `subsets`: places in the source, any of them; `train` (n,): places of the training split, ascending; `ids` (n,): the id of each, -1 = none.
+    `subsets`: places in the source, any of them; `train` (n,): places of the training split, ascending; `ids` (n,): the id of each, -1 = none;
+    `before`: subset -> ids that it has in a store that is extended.
     """
-    if not subsets:
+    if not subsets and not before:
         return {}
     found: dict[str, np.ndarray] = {}
     lost: dict[str, int] = {}
-    for name, places in sorted(subsets.items()):
-        members = ids[np.isin(train, places)]
-        found[name], lost[name] = np.sort(members[members >= 0]), int((members < 0).sum())
+    for name in sorted({*subsets, *before}):
+        members = ids[np.isin(train, subsets[name])] if name in subsets else NONE
+        found[name] = np.union1d(members[members >= 0], before.get(name, NONE))
+        lost[name] = int((members < 0).sum())
     temporary = temporary_in(folder)
     try:
         names = [name for name, members in found.items() for _ in range(len(members))]
