@@ -81,14 +81,14 @@ def _on_ray(parts: Parts, make: Callable[[], Network], actors: Actors, prefetch:
         for index in rows["id"].tolist():
             yield {"batch": [index], "views": [parts.load(index).tobytes()]}
 
-    decoded = ray.data.range(len(parts.ids), override_num_blocks=min(len(parts.ids), MAX_BLOCKS)).map_batches(
+    decoded = ray.data.range(len(parts.ids), override_num_blocks=min(len(parts.ids), MAX_BLOCKS)).map_batches_internal(
         load,
         batch_size=None,
         num_cpus=actors.task_cpus,
         compute=ray.data.TaskPoolStrategy(size=actors.tasks),
         max_retries=2,  # Ray's default repeats a crashing task for ever
     )
-    answered = decoded.map_batches(
+    answered = decoded.map_batches_internal(
         _Actor,
         fn_constructor_args=(make, parts.loader.size),
         batch_size=1,
