@@ -13,6 +13,9 @@ from tasks.downstream import TASKS
 ARMS = ("pretrained", "random")
 
 
+HOW = {"pretrained_decoder": "with the decoder", "scratch": "from scratch"}  # arms that are told of; the others by their names
+
+
 @dataclass(frozen=True)
 class Row:
     """Test accuracies (0..1) by seed of one measure. `against` says what the baseline is."""
@@ -54,7 +57,7 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
         if isinstance(stage, Finetune) and found:
             *arms, baseline = stage.arms
             for arm in arms or [baseline]:
-                how = "" if arm == "pretrained" else f", {arm.replace('_', ' + ')}"
+                how = "" if arm == "pretrained" else f", {HOW.get(arm, arm)}"
                 text = f"{_measured(stage)}, {found[0]['labels']} {'labels' if stage.task.name == 'classify' else 'images'}{how}"
                 out.append(Row(name, text, baseline, *(tuple(r[a]["test"] for r in found) for a in (arm, baseline))))
     return out

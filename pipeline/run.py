@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -311,7 +312,7 @@ class _Runner:
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
         for row in found:
-            key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "").replace("@", "_at_")
+            key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))  # what MLflow allows
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
