@@ -1,14 +1,15 @@
 """How well images reach the training step, as ratios of one run: `python -m bench.ingest`.
 
 20,000 JPEG images of 32 x 32 are written and prepared; a small convolutional network trains on them from the stream (Ray Data), from the same
-stream in this process, and from images that are held decoded. Beside it: the same step on a batch already in memory, a plain loop that decodes
-and augments, and torch's DataLoader with as many processes.
+stream in this process, and from images that are held decoded. Beside it: the same step on a batch already in memory, a plain loop of
+Pillow and torchvision over the same bytes, and torch's DataLoader over that, with as many processes.
 """
 
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
 from pipeline import pretrain
 from pipeline.config import parse
@@ -33,7 +35,8 @@ from pipeline.worker import Worker
 from tasks.encoders import Encoder, pooled
 
 IMAGES, SIDE, BATCH = 20_000, 32, 256
-WARM, BLOCK, ROUNDS, READ = 8, 20, 4, 60  # batches: before a measurement, of one, blocks of each kind, and of a pure reading
+WARM, BLOCK, ROUNDS = 8, 20, 4  # batches before a measurement, in a block, and blocks of each kind
+STARTED, READ, READ_ALL = 24, 96, 160  # batches before a pure reading is measured, in it, and in all: it ends with as many read ahead as it began
 CROPS = [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}]
 
 
@@ -122,51 +125,53 @@ def fed_against_bare(training: Training) -> tuple[float, float]:
     return bare / fed, max(gaps) / (bare / ROUNDS / BLOCK)
 
 
-def cpu_seconds() -> float:
-    """Of this process and of all below it."""
-    total = 0.0
+def cpu_seconds() -> dict[int, float]:
+    """Of this process and of all below it, by process."""
+    seconds = {}
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        try:
+        with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+            seconds[process.pid] = times.user + times.system
+    return seconds
 
 
 def images_per_s(stream: Iterator[Any]) -> tuple[float, float]:
-    """(per second, per CPU second) of READ batches, after the first few."""
-    for _ in itertools.islice(stream, WARM):
+    """(per second, per CPU second) of READ batches, once the processes that make them have started and are ahead."""
+    for _ in itertools.islice(stream, STARTED):
         pass
-    start, cpu = time.perf_counter(), cpu_seconds()
+    start, before = time.perf_counter(), cpu_seconds()
     for _ in itertools.islice(stream, READ):
         pass
-    return READ * BATCH / (time.perf_counter() - start), READ * BATCH / (cpu_seconds() - cpu)
+    wall, after = time.perf_counter() - start, cpu_seconds()
+    if isinstance(stream, Generator):
+        stream.close()
+    return READ * BATCH / wall, READ * BATCH / sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
-def plain_loop(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
-    for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
-        yield loader.load(part, np.zeros_like(part), loader.read(part))
+class Plain(torch.utils.data.Dataset):
+    """What one writes without Firstlight: encoded images in memory, decoded by Pillow, augmented by torchvision's transforms."""
 
-
-class _Images(torch.utils.data.Dataset):
-    """The same work as the stream's, an image at a time, for torch's DataLoader."""
-
-    def __init__(self, loader: Loader, ids: np.ndarray) -> None:
-        self.loader, self.ids = loader, ids
+    def __init__(self, encoded: list[bytes]) -> None:
+        self.encoded = encoded
+        self.transform = Compose([RandomResizedCrop(SIDE, scale=(0.3, 1.0)), RandomHorizontalFlip()])
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return READ_ALL * BATCH
 
     def __getitem__(self, k: int) -> np.ndarray:
-        ids = self.ids[k : k + 1]
-        views: np.ndarray = self.loader.load(ids, np.zeros_like(ids), self.loader.read(ids))["views"]
-        return np.asarray(views[0])
+        image = Image.open(BytesIO(self.encoded[k % len(self.encoded)])).convert("RGB")
+        return np.array(self.transform(image))
 
 
-def data_loader(loader: Loader, ids: np.ndarray, processes: int) -> Iterator[Any]:
-    return iter(torch.utils.data.DataLoader(_Images(loader, ids), BATCH, num_workers=processes))
+def plain_loop(images: Plain) -> Iterator[Any]:
+    for start in range(0, len(images), BATCH):
+        yield torch.from_numpy(np.stack([images[k] for k in range(start, start + BATCH)]))
+
+
+def our_loop(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
+    """The stream's work without the stream."""
+    for rows in np.resize(ids, (READ_ALL, BATCH)):
+        yield loader.load(rows, np.zeros_like(rows), loader.read(rows))
 
 
 def peak_mb(stream: Iterator[Any]) -> float:
@@ -184,16 +189,27 @@ def rows(root: Path, storage: Path) -> Iterator[tuple[str, str]]:
         fed, gap = fed_against_bare(Training(root, storage, on_ray, resident))
         yield f"{name}: training fed / the same step on a batch in memory", f"{fed:.3f}"
         yield f"{name}: longest wait at an epoch's boundary / step", f"{gap:.2f}"
-    streamed = Training(root, storage, on_ray=True, resident="off")
-    loader, ids = streamed.job.loader, streamed.job.plan.ids
-    speed, per_cpu = images_per_s(streamed.batches(WARM + READ))
-    plain, plain_per_cpu = images_per_s(plain_loop(loader, np.tile(ids, 2)))
-    tasks = streamed.job.options.tasks
-    torchs, torchs_per_cpu = images_per_s(data_loader(loader, np.tile(ids, 2), tasks))
-    yield "stream, Ray Data: images per CPU second / a plain loop's", f"{per_cpu / plain_per_cpu:.3f}"
-    yield f"stream, Ray Data: images per second / torch's DataLoader with {tasks} processes", f"{speed / torchs:.3f}"
-    yield "stream, Ray Data: images per CPU second / torch's DataLoader", f"{per_cpu / torchs_per_cpu:.3f}"
-    yield "(images per second: stream, plain loop, DataLoader)", f"{speed:,.0f}, {plain:,.0f}, {torchs:,.0f}"
+    yield from reading(Training(root, storage, on_ray=True, resident="off"))
+
+
+def reading(training: Training) -> Iterator[tuple[str, str]]:
+    """Nothing but reading: against one process, and against as many as the stream has."""
+    loader, ids, tasks = training.job.loader, training.job.plan.ids, training.job.options.tasks
+    plain = Plain(loader.store.read(ids)[0])
+    found: dict[str, list[tuple[float, float]]] = {"stream": [], "plain": [], "ours": [], "torch": []}
+    for _ in range(2):  # in turns: the machine may be at other things
+        found["stream"].append(images_per_s(training.batches(READ_ALL)))
+        found["plain"].append(images_per_s(plain_loop(plain)))
+        found["ours"].append(images_per_s(our_loop(loader, ids)))
+        found["torch"].append(images_per_s(iter(torch.utils.data.DataLoader(plain, BATCH, num_workers=tasks))))
+    (speed, per_cpu), (_, plain_cpu), (_, ours_cpu), (torchs, torchs_cpu) = (np.mean(found[name], 0) for name in found)
+    yield "stream, Ray Data: images per CPU second / a plain loop's (Pillow and torchvision, one process)", f"{per_cpu / plain_cpu:.3f}"
+    yield "stream, Ray Data: images per CPU second / the same work in one process, without Ray", f"{per_cpu / ours_cpu:.3f}"
+    yield f"stream, Ray Data: images per second / torch's DataLoader over the plain loop's images, {tasks} processes", f"{speed / torchs:.3f}"
+    yield "stream, Ray Data: images per CPU second / the same DataLoader's", f"{per_cpu / torchs_cpu:.3f}"
+    for what, column in (("second", 0), ("CPU second", 1)):
+        rates = ", ".join(f"{name} " + " and ".join(f"{rate[column]:,.0f}" for rate in both) for name, both in found.items())
+        yield f"(images per {what}, both turns)", rates
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def contrasts() -> list[tuple[str, Work, Work]]:
 
 def corruptions() -> list[tuple[str, Work, Work]]:
     """Patch noise on 64 images of 89 pixels, and one image after the other."""
-    images, levels, key = torch.rand(64, 3, 89, 89), torch.full((64,), 0.1), keys(0, 0, torch.arange(64), 0)
+    images, levels, key = torch.rand(64, 3, 89, 89), torch.full((64,), 0.1), keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0)
 
     def one_by_one() -> None:
         for k in range(64):

@@ -5,29 +5,34 @@ every op, and between the two passes of a resampling, by rules that are followed
 float64 where its C code has them. (Where a compiler fused its multiplications and additions, as on ARM, a level of 1/255 may be between them.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pipeline.augment import BILINEAR, Affine, Box, Drawn, Flip, Gray, Jitter, Shift
+from pipeline.augment import BILINEAR, Affine, Box, Drawn, Fit, Flip, Gray, Jitter, Row, Shift
 
 PIXELS = 2**21  # of the images, or of the views where these are larger, that are augmented at a time: what is computed on the way takes 24 bytes each
 WEIGHT = 2.0**22  # what Pillow's weights of a pixel sum to
+# Weights are added up in two parts: 2**15 * 255 + 2**14 + 255 * taps, and 2**7 * 255 * taps, are below 2**24 for up to 500 of them.
+PART, MAX_TAPS = 2.0**7, 500
 
 
 @torch.no_grad()
-def apply(images: Tensor, drawn: Sequence[Sequence[Drawn]], size: int) -> Tensor:
-    """(B, 3, H, W) uint8 and what `augment.draw` gave for each of them, by the same ops -> (B, 3, size, size) uint8."""
+def apply(images: Tensor, drawn: Sequence[Drawn], size: int) -> Tensor:
+    """(B, 3, H, W) uint8 and what `augment.draw` gave for them -> (B, 3, size, size) uint8."""
     at_a_time = max(1, PIXELS // max(images[0, 0].numel(), size**2))
     parts = []
     for start in range(0, len(images), at_a_time):
         part = images[start : start + at_a_time]
-        for op in zip(*drawn[start : start + at_a_time], strict=True):
-            part = APPLY[type(op[0])](part, np.array(op, np.float64), size)
+        for op in drawn:
+            part = APPLY[op.kind](part, op.rows[start : start + at_a_time], size)
         parts.append(part)
     return torch.cat(parts)
 
@@ -38,52 +43,87 @@ def crop(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
         left, top = torch.from_numpy(boxes[:, :2].T.astype(np.int64)).to(images.device)
         places = torch.arange(size, device=images.device)
         return _pixels(images, (top[:, None] + places)[:, None, :, None], (left[:, None] + places)[:, None, None, :])
-    return _resampled(images, boxes, size, _columns_first(images.shape[3], images.shape[2], size))
+    return _resampled(images, boxes, (size, size), _columns_first(images.shape[3], images.shape[2], (size, size)))
 
 
-def _resampled(images: Tensor, boxes: np.ndarray, size: int, columns_first: bool) -> Tensor:
-    """Along the rows and along the columns, one after the other, rounded in between."""
+def _resampled(images: Tensor, boxes: np.ndarray, size: tuple[int, int], columns_first: bool) -> Tensor:
+    """To `size` (width, height): along the rows and along the columns, one after the other, rounded in between."""
     height, width = images.shape[2:]
     left, top, across, down = boxes.T
-    edges = np.maximum(left, 0.0), np.minimum(left + across, width), np.maximum(top, 0.0), np.minimum(top + down, height)
-    placed = torch.from_numpy(np.stack(edges)).to(images.device)
-    x, y = _weights(placed[:2], width, size), _weights(placed[2:], height, size)
-    levels = images.double()
-    if columns_first:
-        levels = _rounded(y[:, None] @ levels)
-    levels = _rounded(levels.flatten(1, 2) @ x.mT).unflatten(1, (3, -1))
-    return (levels if columns_first else _rounded(y[:, None] @ levels)).to(torch.uint8)
+    x = _weights(images, np.maximum(left, 0.0), np.minimum(left + across, width), width, size[0])
+    y = _weights(images, np.maximum(top, 0.0), np.minimum(top + down, height), height, size[1])
+    levels = images.transpose(1, 2).to(x.dtype, memory_format=torch.contiguous_format)  # (B, H, 3, W): both passes are one product an image
+    for columns in (columns_first, not columns_first):
+        levels = _down(levels, y) if columns else _along(levels, x)
+    return levels.transpose(1, 2).to(torch.uint8)
+
+
+def _down(levels: Tensor, weights: Tensor) -> Tensor:
+    flat = levels.flatten(2).to(weights.dtype)
+    rounded: Tensor = _rounded(weights[0] @ flat, weights[1] @ flat).unflatten(2, (3, -1))
+    return rounded
+
+
+def _along(levels: Tensor, weights: Tensor) -> Tensor:
+    flat = levels.flatten(1, 2).to(weights.dtype)
+    rounded: Tensor = _rounded(flat @ weights[0].mT, flat @ weights[1].mT).unflatten(1, (-1, 3))
+    return rounded
+
+
+def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
+    """Sums of levels by the two parts of their weights -> levels; in place."""
+    return upper.add_(lower.div_(PART).floor_()).add_(WEIGHT / PART / 2).div_(WEIGHT / PART).floor_()
 
 
 @lru_cache(maxsize=64)
-def _columns_first(width: int, height: int, size: int) -> bool:
+def _columns_first(width: int, height: int, size: tuple[int, int]) -> bool:
     """Whether Pillow resamples the columns before the rows. That depends on its version and the sizes, not on the box: so it is asked."""
     noise = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
     box = (width / 7, height / 9, width * 6 / 7, height * 8 / 9)
-    theirs = np.stack([np.asarray(Image.fromarray(image).resize((size, size), BILINEAR, box=box)) for image in noise])
+    theirs = np.stack([np.asarray(Image.fromarray(image).resize(size, BILINEAR, box=box)) for image in noise])
     boxes = np.tile((box[0], box[1], box[2] - box[0], box[3] - box[1]), (8, 1))
     ours = _resampled(torch.from_numpy(noise).permute(0, 3, 1, 2), boxes, size, columns_first=True)
     return np.array_equal(ours.permute(0, 2, 3, 1).numpy(), theirs)
 
 
-def _rounded(sums: Tensor) -> Tensor:
-    return sums.add_(WEIGHT / 2).div_(WEIGHT).floor_().clamp_(0, 255)
+def _weights(images: Tensor, starts: np.ndarray, stops: np.ndarray, inputs: int, outputs: int) -> Tensor:
+    """(B,) where boxes start and stop -> (2, B, outputs, inputs) whole numbers: a triangle about the place of each output.
 
-
-def _weights(edges: Tensor, inputs: int, outputs: int) -> Tensor:
-    """(2, B) where boxes start and stop -> (B, outputs, inputs) float64 whole numbers: a triangle about the place of each output.
-
-    It is two input pixels wide, or two output pixels where those are larger, and reaches over the edges of the box, not of the image.
+    It is two input pixels wide, or two output pixels where those are larger, and reaches over the edges of the box, not of the image. The
+    weights are the first part times PART plus the second, so that sums of levels are whole numbers that float32 holds.
     """
-    start, stop = edges.float()[:, :, None, None]
+    start, stop = torch.from_numpy(np.stack((starts, stops))).to(images.device).float()[:, :, None, None]
     scale = (stop - start).double() / outputs
     reach = scale.clamp(min=1.0)
-    places = torch.arange(max(inputs, outputs), dtype=torch.float64, device=edges.device)
-    center, pixel = start.double() + (places[:outputs, None] + 0.5) * scale, places[:inputs]
-    seen = (pixel >= (center - reach + 0.5).trunc()) & (pixel < (center + reach + 0.5).trunc())
+    taps = 2 * math.ceil(max(1.0, float((stops - starts).max()) / outputs)) + 2
+    center = start.double() + (torch.arange(outputs, dtype=torch.float64, device=images.device)[:, None] + 0.5) * scale
+    pixel = (center - reach + 0.5).trunc().clamp_(min=0.0) + torch.arange(taps, device=images.device)
+    seen = pixel < (center + reach + 0.5).trunc().clamp_(max=inputs)
     weight = (1.0 - ((pixel - center + 0.5) * (1.0 / reach)).abs_()).clamp_(min=0.0).mul_(seen)
-    whole: Tensor = weight.div_(weight.sum(2, keepdim=True)).mul_(WEIGHT).add_(0.5).floor_()
-    return whole
+    weight = weight.div_(weight.sum(2, keepdim=True)).mul_(WEIGHT).add_(0.5).floor_()
+    upper = (weight / PART).floor_()
+    number = torch.float32 if taps <= MAX_TAPS and _float32_is_whole() else torch.float64
+    parts = torch.zeros(2, *weight.shape[:2], inputs + taps, dtype=number, device=images.device)
+    for part, values in zip(parts, (upper, weight - upper * PART), strict=True):
+        part.scatter_(2, pixel.long(), values.to(number))
+    return parts[..., :inputs]
+
+
+def _float32_is_whole() -> bool:
+    """Whether products of float32 are computed as such: torch can be told to round their factors to 10 or 7 bits."""
+    backends: Any = torch.backends  # its types do not tell of all of them
+    return {backends.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision} <= {"none", "ieee"}
+
+
+def fit(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """The images have one size, so one row says it for all."""
+    across, down, left, top, width, height = (int(value) for value in drawn[0])
+    if (width, height) == (across, down):
+        whole = images
+    else:
+        boxes = np.tile((0.0, 0.0, across, down), (len(images), 1))
+        whole = _resampled(images, boxes, (width, height), _columns_first(across, down, (width, height)))
+    return F.pad(whole, (left, size - width - left, top, size - height - top))
 
 
 def shift(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
@@ -103,7 +143,8 @@ def _pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def flip(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    return torch.where(_each(drawn[:, 0] > 0, images), images.flip(3), images)
+    rows = torch.from_numpy(np.flatnonzero(drawn[:, 0])).to(images.device)
+    return images.index_copy(0, rows, images[rows].flip(3))
 
 
 def _each(values: np.ndarray, images: Tensor) -> Tensor:
@@ -206,9 +247,10 @@ def gray(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     return torch.where(_each(drawn[:, 0] > 0, images), _gray(images).to(torch.uint8), images)
 
 
-APPLY: dict[type[Drawn], Callable[[Tensor, np.ndarray, int], Tensor]] = {
+APPLY: dict[type[Row], Callable[[Tensor, np.ndarray, int], Tensor]] = {
     Box: crop,
     Shift: shift,
+    Fit: fit,
     Flip: flip,
     Affine: affine,
     Jitter: jitter,

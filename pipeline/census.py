@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.annotations import VOID
+
 OCTAVE = 4  # bins of width and of height between a number of pixels and its double
 Json = dict[str, Any]
 
@@ -21,8 +23,9 @@ class Census:
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
+    annotated: Counter[tuple[str, int]] = field(default_factory=Counter)  # as `annotations.tally`
 
-    def add(self, size: tuple[int, int], kind: tuple[str, str], label: int, count: int) -> None:
+    def add(self, size: tuple[int, int], kind: tuple[str, str], label: int, count: int, annotated: Counter[tuple[str, int]] | None = None) -> None:
         """One image of (width, height), (mode, format), and `count` encoded bytes."""
         self._stretch(size, size)
         self.bytes += count
@@ -30,6 +33,7 @@ class Census:
         self.modes[kind[0]] += 1
         self.formats[kind[1]] += 1
         self.labels[label] += 1
+        self.annotated.update(annotated or {})
 
     def _stretch(self, low: tuple[int, int], high: tuple[int, int]) -> None:
         self.low = (min(self.low[0], low[0]), min(self.low[1], low[1])) if self.low[0] else low
@@ -44,6 +48,7 @@ class Census:
             "modes": dict(sorted(self.modes.items())),
             "formats": dict(sorted(self.formats.items())),
             "labels": [list(pair) for pair in sorted(self.labels.items())],
+            **({"annotated": [[*key, count] for key, count in sorted(self.annotated.items())]} if self.annotated else {}),
         }
 
     def merge(self, raw: Mapping[str, Any]) -> None:
@@ -55,6 +60,7 @@ class Census:
         self.modes.update(raw["modes"])
         self.formats.update(raw["formats"])
         self.labels.update(dict(raw["labels"]))
+        self.annotated.update({(kind, known): count for kind, known, count in raw.get("annotated", ())})
 
 
 def side_bin(pixels: int) -> int:
@@ -67,16 +73,23 @@ class Total:
     """Of a whole source; adds up the dumps of its parts, in any order."""
 
     whole: Census = field(default_factory=Census)
-    splits: dict[str, Counter[int]] = field(default_factory=dict)  # labels
+    splits: dict[str, Census] = field(default_factory=dict)
 
     def add(self, split: str, raw: Mapping[str, Any]) -> None:
         self.whole.merge(raw)
-        self.splits.setdefault(split, Counter()).update(dict(raw["labels"]))
+        self.splits.setdefault(split, Census()).merge(raw)
 
     def dump(self) -> Json:
         """An entry of the manifest: the labels of each split are summed up, so that it stays small with many classes."""
-        seen = {key: value for key, value in self.whole.dump().items() if key != "labels"}
-        return {**seen, "labels": {split: _labels(found) for split, found in sorted(self.splits.items(), reverse=True)}}
+        seen = {key: value for key, value in self.whole.dump().items() if key not in ("labels", "annotated")}
+        splits = sorted(self.splits.items(), reverse=True)
+        annotated = {split: _by_kind(found.annotated) for split, found in splits if found.annotated}
+        return {**seen, "labels": {split: _labels(found.labels) for split, found in splits}, **({"annotated": annotated} if annotated else {})}
+
+
+def _by_kind(annotated: Counter[tuple[str, int]]) -> Json:
+    """Kind -> class (as text: keys of JSON) -> how many."""
+    return {kind: {str(c): n for (of, c), n in sorted(annotated.items()) if of == kind} for kind in sorted({kind for kind, _ in annotated})}
 
 
 def _labels(found: Counter[int]) -> Json:
@@ -96,6 +109,21 @@ def lines(images: Mapping[str, Any], splits: Mapping[str, int]) -> list[str]:
         if found["classes"]:
             unknown = f", {found['unknown']:,} images without a label" if found["unknown"] else ""
             told.append(f"{split}: {found['classes']:,} classes of {_range([found['fewest'], found['most']])} images{unknown}")
+    return told + [f"{split}: {line}" for split, kinds in images.get("annotated", {}).items() for line in _annotated(kinds)]
+
+
+def _annotated(kinds: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for each kind of annotation that there is."""
+    told = []
+    if present := kinds.get("present"):
+        told.append(f"{len(present):,} classes, each in {_range([min(present.values()), max(present.values())])} images, several in one")
+    if boxes := kinds.get("boxes"):
+        difficult = sum(kinds.get("difficult", {}).values())
+        hard = f", {difficult:,} of them difficult" if difficult else ""
+        told.append(f"{sum(boxes.values()):,} boxes of {len(boxes):,} classes{hard}")
+    if pixels := kinds.get("pixels"):
+        void = pixels.get(str(VOID), 0) / sum(pixels.values())
+        told.append(f"masks of {len(pixels.keys() - {str(VOID)}):,} classes; {_percent(void)} of their pixels are void")
     return told
 
 

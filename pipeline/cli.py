@@ -74,6 +74,9 @@ _command("run", "Run a recipe: every stage that is not done yet, and the table a
 _command("prepare", "Only write the store: images checked, numbered and sharded.", "prepare")
 _command("pretrain", "Prepare, and run the pretraining stages of a recipe.", "pretrain")
 _command("evaluate", "Run the evaluation stages of a recipe: weighted kNN and linear probe.", "evaluate")
+_command("retrieve", "Run the retrieval stages of a recipe: an index of features, and what the nearest images are.", "retrieve")
+_command("embed", "Run the embedding stages of a recipe: embeddings of its images, as Parquet.", "embed")
+_command("export", "Run the export stages of a recipe: its encoder for torchvision, timm, ONNX and torch.export, and a model card.", "export")
 _command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
 
 

@@ -16,7 +16,7 @@ def explain(error: ValidationError, raw: Any, model: type[BaseModel]) -> str:
 
 def _explain(error: Any, raw: Any, model: type[BaseModel]) -> str:
     """One pydantic error as one line: dotted key, value, what is valid."""
-    key = _dotted(error["loc"], raw)
+    key = _dotted(error["loc"], raw, whole=error["type"] == "value_error")
     last, kind, context = str(error["loc"][-1]) if error["loc"] else "", error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {suggest(last, _siblings(error['loc'], model))}"
@@ -34,14 +34,14 @@ def _explain(error: Any, raw: Any, model: type[BaseModel]) -> str:
     return f"{key}: {shown if len(shown) < 80 else shown[:77] + '...'} is not valid: {message}"
 
 
-def _dotted(loc: tuple[Any, ...], raw: Any) -> str:
-    """The key as the user wrote it: pydantic puts the tags of unions in between."""
+def _dotted(loc: tuple[Any, ...], raw: Any, whole: bool) -> str:
+    """The key as the user wrote it: pydantic puts the tags of unions in between. `whole`: what it names is there, so a tag may end it, too."""
     parts: list[str] = []
     for depth, part in enumerate(loc):
         here = raw[part] if isinstance(raw, list) and isinstance(part, int) and part < len(raw) else None
         if isinstance(raw, dict) and part in raw:
             here = raw[part]
-        elif here is None and depth < len(loc) - 1:
+        elif here is None and (whole or depth < len(loc) - 1):
             continue
         parts.append(str(part))
         if depth < len(loc) - 1:

@@ -16,21 +16,22 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 
 from pipeline import yaml_strict
-from pipeline.augment import CROPS, OPS
+from pipeline.augment import CROPS, OPS, ten_crop
 from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
 from pipeline.sources import SOURCES
 from tasks.downstream import TASKS
 from tasks.encoders import ENCODERS, Shared
+from tasks.features import Pool
 from tasks.pretrain import METHODS
 
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
-KINDS = ("pretrain", "evaluate", "finetune")
+KINDS = ("pretrain", "evaluate", "finetune", "retrieve", "embed", "export")
 SMOKE: dict[str, Any] = {"seeds": [0], "storage": "runs", "scale": {"name": "local", "workers": 0}}  # below every recipe's own `smoke`
 
 
@@ -78,6 +79,11 @@ def _check_augment(ops: Augment) -> Augment:
     return ops
 
 
+def ten_crops(scale: float) -> list[Augment]:
+    """Corners, centre and their mirror images."""
+    return [TypeAdapter(Augment).validate_json(json.dumps(ops)) for ops in ten_crop(scale)]
+
+
 class Dataset(Strict):
     """Where the images are, how they are split, and how one of them becomes `image_size` x `image_size` pixels."""
 
@@ -87,15 +93,18 @@ class Dataset(Strict):
     list: str | None = Field(
         None, min_length=1
     )  # source: list. A .csv, .tsv, .jsonl or .parquet file, by path or URI; its paths are below root, else beside it
+    download: bool = False  # fetch a published set into root, where it is not there: cifar10, cifar100, stl10, svhn, mnist, voc2007, voc2012
     image_column: str = "image"  # source: parquet. Bytes, or a struct with a field `bytes`
     path_column: str = "path"  # source: list
     label_column: str | None = "label"  # source: parquet | list | webdataset (a field of the .json). null: no labels
     split_column: str | None = None  # source: list. Holds train, test, val or validation; null: all rows are for training
+    annotations: tuple[Literal["boxes", "mask", "present"], ...] | None = None  # source: voc. Or [mask]; []: none; null: what there is
     image_size: int = Field(32, ge=4, le=2048)  # pixels, after augmentation
     test_fraction: float = Field(0.2, ge=0.0, lt=1.0)  # carved out of the source where it has no test split of its own
     val_fraction: float = Field(0.1, gt=0.0, lt=1.0)  # held out of the training split; never pretrained on
     split_seed: int = Field(0, ge=0)
-    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed
+    extends: str | None = Field(None, min_length=1)  # folder of an earlier store, whose images keep their ids; new ones come behind
+    max_train: int | None = Field(None, ge=1)  # a stated subset of the training split, drawn by split_seed, oldest first where it was extended
     max_test: int | None = Field(None, ge=1)
     max_pixels: int = Field(64_000_000, ge=1)  # per image; larger ones are quarantined before they are decoded
     max_bad_fraction: float = Field(0.1, ge=0.0, le=1.0)  # more undecodable images than this end the run
@@ -104,10 +113,23 @@ class Dataset(Strict):
 
     _augment = field_validator("train_augment", "eval_augment")(_check_augment)
 
-    @field_validator("root", "list")
+    @field_validator("root", "list", "extends")
     @classmethod
     def _home(cls, location: str | None) -> str | None:
         return location and os.path.expanduser(location)
+
+    @field_validator("annotations")
+    @classmethod
+    def _once(cls, annotations: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if annotations and (len(set(annotations)) < len(annotations) or ("mask" in annotations and len(annotations) > 1)):
+            raise ValueError(f"{list(annotations)} is not valid: each once, and mask alone, as masks have classes and images of their own")
+        return annotations
+
+    @model_validator(mode="after")
+    def _annotatable(self) -> "Dataset":
+        if self.annotations and self.source != "voc":
+            raise ValueError(f"source {self.source!r} takes no dataset.annotations; valid: source voc, or null")
+        return self
 
     @model_validator(mode="after")
     def _places(self) -> "Dataset":
@@ -126,8 +148,10 @@ class Stream(Strict):
     window: int = Field(2048, ge=1)  # images that one task reads, shuffles and decodes; fewer where they are large (128 MB)
     shuffle: Literal["auto", "global", "windowed"] = "auto"  # auto: global where all encoded images fit a task's cache (128 MB)
     # Whether a training holds its images decoded on its device and augments them there; the pixels of every batch are the same.
-    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb, in short trainings and without Ray
+    resident: Literal["auto", "on", "off"] = "auto"  # auto: images of one size that fit into resident_mb
     resident_mb: int = Field(512, ge=1)  # decoded images that a worker may hold; a GPU with memory to spare can take more
+    # Where the images that are streamed are augmented; the pixels of every batch are the same.
+    augment: Literal["cpu", "device"] = "cpu"  # device: tasks decode, the training device augments (images of one size); for GPUs beside few CPUs
     prefetch: int = Field(4, ge=1)  # batches decoded ahead of the training step
     task_cpus: float = Field(0.25, gt=0.0)  # CPUs that Ray counts for one decoding task
     tasks: int = Field(2, ge=1)  # decoding tasks at a time, per worker
@@ -174,12 +198,46 @@ class Training(Strict):
         return ops if ops is None else _check_augment(ops)
 
 
-class Pretrain(Training):
+class Watch(Strict):
+    """What a pretraining tells of its features on the way, on held-out images; it changes nothing of the training."""
+
+    every: int = Field(0, ge=0)  # epochs, and at the end; 0: never
+    features: Literal["encoder", "head"] = "encoder"
+    images: int = Field(5000, ge=2)  # held-out images, and training images of the bank, at most
+    knn_k: int = Field(20, ge=1)
+    knn_temperature: float = Field(0.1, gt=0.0)
+
+
+LABEL_KEYS = ("labels_per_class", "labels_fraction", "labels_subset")
+
+
+class FewLabels(Strict):
+    """Which training images have labels that are learned from: at most one of the three keys, all null: every training image that has one."""
+
+    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed
+    labels_fraction: float | None = Field(None, gt=0.0, le=1.0)  # of every class, to the nearest image, at least one; drawn by the seed. 0.01: 1 %
+    labels_subset: str | None = Field(None, min_length=1)  # a subset that the data set itself names; {seed} stands for the seed: fold{seed}
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "FewLabels":
+        given = self.labels_given
+        if len(given) > 1:
+            told = ", ".join(f"{key}: {value}" for key, value in given.items())
+            raise ValueError(f"{told}: only one of {', '.join(LABEL_KEYS)} can be given, the others are null")
+        return self
+
+    @property
+    def labels_given(self) -> dict[str, int | float | str]:
+        """The one key that is given and its value; {} where all labels are learned from."""
+        return {key: getattr(self, key) for key in LABEL_KEYS if getattr(self, key) is not None}
+
+
+class Pretrain(Training, FewLabels):
     kind: Literal["pretrain"]
     method: MethodSpec
+    watch: Watch = Watch()
     first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
-    labels_per_class: int | None = Field(None, ge=1)  # drawn by the seed, as in a finetune stage; null: all labels of the training split
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
 
@@ -198,29 +256,63 @@ class Downstream(Strict):
         return True
 
 
-class Evaluate(Downstream):
-    """Weighted kNN and linear probe on frozen features, beside the same network with random weights."""
+class Look(Downstream):
+    """A stage that looks at frozen features, beside those of the same network with random weights."""
+
+    features: Literal["encoder", "head"] = "encoder"  # head: of the method, on the deepest map
+    pool: Pool = "avg"  # of the encoder's maps. grid: averaged to the finest grid of at most 10,000 features
+    batch_size: int = Field(256, ge=1)
+
+
+class Evaluate(Look):
+    """Weighted kNN and linear probe."""
 
     kind: Literal["evaluate"]
-    batch_size: int = Field(256, ge=1)
+    layers: tuple[int, ...] = Field((-1,), min_length=1)  # maps of the encoder: 0 is the first, -1 the deepest; each is evaluated
     knn_k: int = Field(200, ge=1)
     knn_temperature: float = Field(0.1, gt=0.0)
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
 
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) != len(layers):
+            raise ValueError("must not repeat a layer")
+        return layers
 
-# What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder that was handed on with it;
-# scratch: `encoder.init`; the others: another way to draw fresh weights, lsuv by the first training images
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
+        return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
+
+
+class Retrieve(Look):
+    """An index of a gallery's features on disk, and how many of the nearest images to a query are of its class."""
+
+    kind: Literal["retrieve"]
+    layer: int = -1
+    gallery: Literal["train", "test", "all"] = "train"  # all: of training, held-out and test images
+    queries: Literal["val", "test"] = "test"  # one that is in the gallery does not find itself
+    precision_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10, 20), min_length=1)  # numbers of neighbours
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+
+# What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder handed on with it; scratch: fresh weights, drawn
+# as `encoder.init` says; the others: drawn otherwise, lsuv by looking at the first training images
 Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "xavier", "lsuv"]
 
 
-class Finetune(Training, Downstream):
+class Finetune(Training, Downstream, FewLabels):
     """A downstream task from the pretrained encoder, and from scratch with the same budget and the same choice of settings."""
 
     kind: Literal["finetune"]
     task: TaskSpec
     arms: tuple[Arm, ...] = Field(("pretrained", "scratch"), min_length=1)  # the last is what the others are compared with
     test_crops: Literal[1, 10] = 1  # 10: corners, centre and their mirror images, averaged; 1: dataset.eval_augment
-    labels_per_class: int | None = Field(None, ge=1)  # null: all labels of the training split
+    test_scale: float = Field(0.875, gt=0.0, le=1.0)  # of the sides of ten crops to the shorter side
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
 
     @property
@@ -242,7 +334,40 @@ class Finetune(Training, Downstream):
         return arms
 
 
-Stage = Annotated[Pretrain | Evaluate | Finetune, Field(discriminator="kind")]
+class Embed(Downstream):
+    """Embeddings of the images of a store, as Parquet."""
+
+    kind: Literal["embed"]
+    splits: tuple[Literal["train", "val", "test"], ...] = Field(("train", "val", "test"), min_length=1)
+    batch_size: int = Field(256, ge=1)  # images that a worker embeds at a time: part of the numerics
+    dtype: Literal["float32", "float16"] = "float32"  # of the embeddings in the files
+    rows_per_file: int = Field(16384, ge=1)  # a killed stage goes on behind its last whole file
+
+    @field_validator("splits")
+    @classmethod
+    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return _without_repeats(splits)
+
+
+class Export(Downstream):
+    """The encoder as others take it: state dicts of torchvision and timm, safetensors, ONNX, torch.export; and a model card."""
+
+    kind: Literal["export"]
+    formats: tuple[Literal["torchvision", "timm", "safetensors", "onnx", "torch_export"], ...] | None = Field(None, min_length=1)  # null: all it has
+
+    @field_validator("formats")
+    @classmethod
+    def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return formats and _without_repeats(formats)
+
+
+def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("must not repeat a name")
+    return names
+
+
+Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve | Embed | Export, Field(discriminator="kind")]
 
 # knn, probe and precision@k of a stage that looks at features; the measure of a task; of a pretraining its own classifier's test accuracy, or
 # the last value of a number that it logs

@@ -53,8 +53,8 @@ def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     return figure
 
 
-def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figure:
-    """Images per class, a bar a split."""
+def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
+    """Images per class, or what `title` says, a bar a split."""
     figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     width = 0.8 / max(len(splits), 1)
@@ -62,7 +62,7 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str]) -> Figu
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
     axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _plain(axis, "images per class")
+    _plain(axis, title)
     return figure
 
 
@@ -174,4 +174,50 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.set_xticks(range(len(rows)), [f"{r['measure']}\nagainst {r['against']}" for r in rows], fontsize=8)
     axis.set_ylim(0, 110)
     _plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
+    return figure
+
+
+def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[bool]]], captions: Sequence[str], title: str) -> Figure:
+    """A row a query: its (H, W, 3) uint8 image, the images found for it in their order, and which of them are wrong: they are framed red."""
+    columns = max((len(found) for _, found, _ in rows_), default=0)
+    figure = Figure(figsize=((columns + 1.9) * 0.95, len(rows_) * 0.95 + 0.4), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(rows_), columns + 2, squeeze=False, width_ratios=[1.0, 0.15, *[1.0] * columns])
+    for line, (query, found, wrong), caption in zip(axes, rows_, captions, strict=True):
+        for axis in line[1 + len(found) + 1 :]:
+            axis.set_axis_off()
+        line[1].set_axis_off()
+        for axis, picture, bad in zip((line[0], *line[2:]), (query, *found), (False, *wrong), strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set(visible=bad, color=RED, linewidth=3)
+        line[0].set_ylabel(caption, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def embedding_map(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """(n, C) embeddings at their first two principal components, coloured by (n,) labels (-1: gray) where there are at most 20 classes."""
+    centred = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
+    spread, axes = np.linalg.eigh(centred.T @ centred)
+    components = axes[:, ::-1][:, :2]
+    points = centred @ (components * np.where(components.sum(0) < 0, -1.0, 1.0))  # an eigenvector has no sign of its own
+    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    share = 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    named = 0 < len(classes) <= 20
+    colours = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
+    for k, name in enumerate(classes if named else ()):
+        axis.plot(*points[labels == k].T, "o", color=colours(k), markersize=3, alpha=0.7, markeredgewidth=0, label=name)
+    rest = points[labels < 0] if named else points
+    axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=3, alpha=0.6, markeredgewidth=0, zorder=0)
+    if named:
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
+    captions = [f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate([*share, 0.0][:2])]
+    axis.set_xlabel(captions[0], fontsize=8)
+    axis.set_ylabel(captions[1], fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.set_title(f"embeddings: {title}", loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
     return figure

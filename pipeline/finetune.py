@@ -1,30 +1,36 @@
 """Stage: a downstream task from the pretrained encoder, and from scratch: the same network, images, epochs and choice of settings.
 
-Both arms try the same learning rates; each is chosen on held-out data, then the test split is read once with the chosen one.
+All arms try the same learning rates; each is chosen on held-out data, then the test split is read once with the chosen one.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import figures
-from pipeline.config import Finetune, arguments
-from pipeline.durable import write_json
-from pipeline.fit import Job, fit
-from pipeline.handover import load_encoder
-from pipeline.metrics import METRICS, read_metrics
+from pipeline.config import Augment, Finetune, arguments, ten_crops
+from pipeline.durable import write_atomically, write_json
+from pipeline.fit import Job, fit, to_batch
+from pipeline.handover import load_decoder, load_encoder
+from pipeline.labelled import write_labelled
+from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank
 from tasks.downstream import TASKS
-from tasks.downstream.task import Task
+from tasks.downstream.task import Scores, Task
 from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tasks.lsuv import lsuv
 
-ARMS = ("pretrained", "scratch")
+SHOWN, LOOKED_AT = 4, 64  # test images in a picture; training images that `lsuv` scales by
 
 
 def rates(stage: Finetune) -> tuple[float, ...]:
@@ -33,57 +39,101 @@ def rates(stage: Finetune) -> tuple[float, ...]:
 
 def candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
     """Name of each training -> its arm and learning rate."""
-    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in ARMS for rate in rates(stage)}
+    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in rates(stage)}
 
 
 def work(worker: Worker, stage: Finetune, instance: Instance) -> None:
-    """Leave `result.json` in the instance's folder. Runs on every worker."""
+    """Leave `result.json` and pictures in the instance's folder. Runs on every worker."""
     tasks: dict[str, Task] = {}
     for name, (arm, rate) in candidates(stage).items():
         tasks[name] = _build(worker, stage, instance, arm)
         fit(_job(worker, stage, instance, instance.folder / name, rate), tasks[name])
-    held_out = _accuracies(worker, stage, tasks, worker.splits.val)
-    best = {arm: max((n for n, (its, _) in candidates(stage).items() if its == arm), key=lambda n: held_out[n]) for arm in ARMS}
-    tested = _accuracies(worker, stage, {name: tasks[name] for name in best.values()}, worker.splits.test)
-    result: dict[str, Any] = {"labels": len(_few(worker, stage, instance)), "tried": held_out}
+    measure = TASKS[stage.task.name].measure
+    held_out = _scores(worker, stage, tasks, worker.splits.val)
+    best = {arm: max((n for n, (its, _) in candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure]) for arm in stage.arms}
+    tested = _scores(worker, stage, {name: tasks[name] for name in best.values()}, worker.splits.test)
+    result: dict[str, Any] = {"labels": len(_few(worker, stage, instance)), "tried": {name: scores[measure] for name, scores in held_out.items()}}
     for arm, name in best.items():
-        result[arm] = {"val": held_out[name], "test": tested[name], "lr": candidates(stage)[name][1]}
+        scores = {"val": held_out[name], "test": tested[name]}
+        result[arm] = {"val": held_out[name][measure], "test": tested[name][measure], "lr": candidates(stage)[name][1], "scores": scores}
     if rank() == 0:
+        for arm, name in best.items():
+            _save_pictures(worker, stage, tasks[name], instance.folder / f"{arm}.safetensors")
         write_json(instance.folder / RESULT, result)
     barrier()
 
 
 def _few(worker: Worker, stage: Finetune, instance: Instance) -> np.ndarray:
-    return worker.splits.few(stage.labels_per_class, instance.seed)
+    return worker.splits.few(stage, instance.seed, TASKS[stage.task.name].target)
 
 
 def _job(worker: Worker, stage: Finetune, instance: Instance, folder: Path, rate: float) -> Job:
     training = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"lr": rate})})
     plan = worker.plan(_few(worker, stage, instance), stage.batch_size, instance.seed)
-    loader = worker.loader(worker.views(stage), instance.seed)
+    loader = worker.loader(worker.views(stage), instance.seed, TASKS[stage.task.name].target)
     return Job(folder, training, plan, loader, instance.seed, worker.options, worker.device, withheld=plan.ids[:0])
 
 
 def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Task:
     """The task on the pretrained or a fresh encoder; all fresh weights are drawn from the seed, so the arms share their head's."""
-    size = worker.recipe.dataset.image_size
+    size, spec = worker.recipe.dataset.image_size, worker.recipe.encoder.model_dump()
     torch.manual_seed(instance.seed)
-    encoder = Encoder(worker.recipe.encoder.model_dump(), size)
-    if arm == "pretrained":
+    encoder = Encoder({**spec, "init": arm} if arm in ("gaussian", "he", "xavier") else spec, size)
+    if arm == "lsuv":
+        lsuv(encoder, _first_images(worker, stage, instance))
+    if arm.startswith("pretrained"):
         assert instance.encoder is not None
         encoder.load_state_dict(load_encoder(instance.encoder, size).state_dict())
-    return TASKS[stage.task.name](encoder, len(worker.store.classes), **arguments(stage.task))
+    torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
+    task = TASKS[stage.task.name](encoder, len(worker.store.classes), **arguments(stage.task))
+    if arm == "pretrained_decoder":
+        assert instance.beside is not None
+        task.start_from({"decoder": load_decoder(instance.beside)})
+    return task
+
+
+def _first_images(worker: Worker, stage: Finetune, instance: Instance) -> Tensor:
+    """(n, 3, S, S) training images as the evaluation crops them, the same on every worker."""
+    return _batch(worker, stage, _few(worker, stage, instance)[:LOOKED_AT]).views[0].cpu()
+
+
+def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
+    loader = worker.loader([worker.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
+    return to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), worker.device)
+
+
+def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:
+    return [worker.recipe.dataset.eval_augment] if stage.test_crops == 1 else ten_crops(stage.test_scale)
 
 
 @torch.no_grad()
-def _accuracies(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, float]:
-    """Share of the labelled `ids` that each task predicts right. Collective; the images are decoded once."""
-    ids = ids[worker.splits.labels[ids] >= 0]
-    right: dict[str, list[Tensor]] = {name: [] for name in tasks}
-    for batch in worker.sweep(ids, max(stage.batch_size, 256)):
+def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
+    """What each task scores on those of `ids` whose answer is known. Collective; the images are decoded once."""
+    target = TASKS[stage.task.name].target
+    ids = worker.splits.known(ids, target)
+    seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
+    for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, _test_views(worker, stage), target):
         for name, task in tasks.items():
-            right[name].append((task.eval().predict(batch.views[0]) == batch.labels).double())
-    return {name: float(gather_rows(rows, len(ids)).mean()) for name, rows in right.items()}
+            seen[name].append(task.eval().observe(batch))
+    return {
+        name: _plain(tasks[name].score(tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)))) for name, rows in seen.items()
+    }
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    """NaN, of classes that are nowhere present, as None: what JSON has."""
+    lists = {name: [None if math.isnan(v) else v for v in value] for name, value in scores.items() if isinstance(value, list)}
+    return {**scores, **lists}
+
+
+@torch.no_grad()
+def _save_pictures(worker: Worker, stage: Finetune, task: Task, file: Path) -> None:
+    """What the task has to show of test images."""
+    ids = worker.splits.known(worker.splits.test, task.target)
+    chosen = ids[np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)]
+    shown = task.eval().pictures(_batch(worker, stage, chosen)) if len(chosen) else {}
+    if shown:
+        write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))
 
 
 def files(stage: Finetune, instance: Instance) -> list[tuple[Path, str, str]]:
@@ -92,11 +142,27 @@ def files(stage: Finetune, instance: Instance) -> list[tuple[Path, str, str]]:
 
 
 def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, instance: Instance) -> None:
-    """Scores, learning curves, and the ids of the labelled images, into the MLflow run. Runs on the driver."""
-    result = instance.result
+    """Scores, learning curves, pictures, and which images were learned from, into the MLflow run. Runs on the driver."""
+    result, client = instance.result, tracking.client
     assert result is not None
-    for arm in ARMS:
+    for arm in stage.arms:
         tracking.numbers(run_id, {key: result[arm][key] for key in ("val", "test", "lr")}, f"{arm}/")
+        for part, scores in result[arm]["scores"].items():
+            tracking.numbers(run_id, _named(scores, worker.store.classes), f"{arm}/{part}_")
         rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS)
-        tracking.client.log_figure(run_id, figures.curves(rows), f"figures/curves_{arm}.png")
-    tracking.client.log_dict(run_id, {"labelled_ids": _few(worker, stage, instance).tolist(), **result}, "finetune.json")
+        client.log_figure(run_id, figures.curves(rows), f"figures/curves_{arm}.png")
+        pictures = instance.folder / f"{arm}.safetensors"
+        if pictures.exists():
+            client.log_figure(run_id, figures.rows(load_tensors(pictures.read_bytes()), f"test images, {arm}"), f"figures/predicted_{arm}.png")
+    tails = instance.folder / next(iter(candidates(stage))) / TAILS  # of all candidates: they have one plan
+    for file in (write_labelled(worker.store, _few(worker, stage, instance), instance.folder), *([tails] if tails.exists() else [])):
+        client.log_artifact(run_id, str(file))
+    client.log_dict(run_id, result, "finetune.json")
+
+
+def _named(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
+    """Lists by class as a number for each class that has one."""
+    single = {name: value for name, value in scores.items() if not isinstance(value, list)}
+    lists = {name: value for name, value in scores.items() if isinstance(value, list)}
+    each = {f"{name}/{kind}": v for name, values in lists.items() for kind, v in zip(classes, values, strict=True) if v is not None}
+    return single | each

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.config import Training
 from pipeline.durable import write_json
 from pipeline.errors import StopTraining
-from pipeline.metrics import Clock, append
+from pipeline.metrics import Clock, Tails, append
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Batches
 from pipeline.stream import Loader, Options, TrainOrder, batches
@@ -51,7 +51,19 @@ class Job:
         return self.training.epochs * self.plan.steps
 
 
-def fit(job: Job, learner: Learner) -> None:
+class Watcher(Protocol):
+    """Looks at the learner on the way, and leaves it as it is."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after `step` steps; the same on all workers."""
+        ...
+
+    def look(self) -> tuple[dict[str, float], float]:
+        """Numbers to log beside the losses, and the seconds that it took. Collective."""
+        ...
+
+
+def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
 
     Raises:
@@ -64,17 +76,20 @@ def fit(job: Job, learner: Learner) -> None:
         _first_look(job, learner, trainer.rows)
     order = TrainOrder(job.plan, rank(), world(), step, job.total_steps)
     stream, told = _stream(job, order, trainer.rows)
-    clock, first = Clock(job.folder, job.plan, job.total_steps, step, job.device), step
+    clock, tails, first = Clock(job.folder, job.plan, job.total_steps, step, job.device), Tails(job.folder, job.plan, step), step
     for line in notes + told:
         append(job.folder, {"note": line})
     for arrays in clock.waiting(stream):
         if step % job.plan.steps == 0 or step == first:
             learner.begin_epoch(step // job.plan.steps)
-        losses = trainer.step(to_batch(arrays, job.device, job), step)
+            tails.write(step // job.plan.steps)
+        losses = trainer.step(to_batch(arrays, job.device, job, step), step)
         step += 1
         last = step == job.total_steps
-        if step % job.training.log_every == 0 or last:
-            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"]})
+        looks = watch is not None and watch.due(step)
+        if step % job.training.log_every == 0 or last or looks:
+            seen = clock.aside(watch.look()) if watch is not None and looks else {}
+            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
@@ -91,34 +106,42 @@ def _first_look(job: Job, learner: Learner, rows: int) -> None:
     arriving, told = _stream(job, order, rows)
     for line in told:
         append(job.folder, {"note": line})
-    for arrays in arriving:
-        learner.look(to_batch(arrays, job.device, job))
+    for step, arrays in enumerate(arriving):
+        learner.look(to_batch(arrays, job.device, job, step))
         learner.end_step()
     learner.train()
 
 
 def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
     """This worker's batches, and what the user should know of where they come from. Collective."""
-    limit = job.options.hold_up_to
-    long = limit is not None and job.total_steps * job.plan.batch_size > limit
-    if job.options.resident is None or long or len(order) == 0:
+    if job.loader.targets is not None:  # boxes and masks are moved one by one, where they are read
         return batches(job.loader, order, rows, job.options), []
+    if job.options.resident is None or len(order) == 0:
+        return resident.streamed(job.loader, order, rows, job.options, job.device), []
     held, notes = resident.hold(job.loader, job.options, job.device)
     return resident.batches(held, job.loader, order, job.options), notes
 
 
-def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = None) -> Batch:
-    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device. `job`: None outside of a training."""
+def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = None, step: int = 0) -> Batch:
+    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device.
+
+    `job`: None outside of a training. `step` counts from 0 over the whole training: it tells which pass each image is in.
+    """
     views = arrays["views"]
     pixels = (views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements="W"))).to(device, non_blocking=True)
     layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
     floats = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
     ids, labels = np.array(arrays["id"]), np.array(arrays["label"])
-    rows = np.full_like(ids, -1) if job is None else np.searchsorted(job.plan.ids, ids)
+    rows, passes = np.full_like(ids, -1), np.zeros_like(ids)
     if job is not None:
+        rows = np.searchsorted(job.plan.ids, ids)
+        assert np.array_equal(job.plan.ids[rows], ids), "tables do not look at their keys: on a GPU that would wait for it"
         labels[np.isin(ids, job.withheld)] = -1
-    columns = [torch.from_numpy(column).to(device) for column in (ids, rows, labels)]
-    return Batch(columns[0], columns[1], columns[2], floats)
+        passes = job.plan.slice(*divmod(step, job.plan.steps), rank(), world())[1]
+    columns = [torch.from_numpy(np.require(column, requirements="W")).to(device) for column in (ids, rows, labels, passes)]
+    others = {name: value for name, value in arrays.items() if name not in ("id", "label", "views")}
+    targets = {name: torch.from_numpy(np.require(value, requirements="W")).to(device) for name, value in others.items()}
+    return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -86,7 +86,7 @@ class Counted:
     """Progress of work that counts itself: `with Counted(console, title) as counted: ... counted.advance(done, total)`."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self.console, self.title, self.seen = console, title, 0
+        self.console, self.title, self.seen, self.remark = console, title, 0, ""
         columns = (
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("[bold]{task.description}"),
@@ -108,7 +108,8 @@ class Counted:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
         if not self.console.is_terminal and self.seen and kind is None:
-            self.console.print(f"{self.title}: {self.seen:,} images in {time.monotonic() - self.started:.0f} s", highlight=False)
+            told = f"{self.title}: {self.seen:,} images{self.remark} in {time.monotonic() - self.started:.0f} s"
+            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, done: int, total: int) -> None:
         self.seen = done

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -13,6 +13,9 @@ from pipeline.checkpoint import Damaged, put, seal, verified
 from pipeline.errors import UserError
 from tasks.decoder import Decoder
 from tasks.encoders import Encoder
+from tasks.heads import Projection
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
@@ -41,16 +44,29 @@ def load_decoder(folder: Path) -> Decoder:
     Raises:
         UserError: a file is missing, damaged, or not a decoder's; names it.
     """
+    return _load_network(folder, Decoder, "decoder")
+
+
+def load_head(folder: Path) -> Projection:
+    """The head that a method learned on its encoder.
+
+    Raises:
+        UserError: a file is missing, damaged, or not a head's; names it.
+    """
+    return _load_network(folder, Projection, "head")
+
+
+def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
     try:
         _, files = verified(folder)
         description = json.loads(files["network.json"])
-        if description["class"] != Decoder.__name__:
+        if description["class"] != cls.__name__:
             raise ValueError(f"network.json describes a {description['class']}")
-        decoder = Decoder(**description["spec"])
-        decoder.load_state_dict(load_tensors(files["network.safetensors"]))
+        network = cls(**description["spec"])
+        network.load_state_dict(load_tensors(files["network.safetensors"]))
     except (Damaged, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole decoder: {str(error).splitlines()[0]}") from None
-    return decoder
+        raise UserError(f"{folder}: is not a whole {what}: {str(error).splitlines()[0]}") from None
+    return network
 
 
 def encoder_spec(folder: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -29,8 +29,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
+PNG_DEPTH = 24  # the byte of a PNG file that tells the bits of a sample
 MAX_REASON = 200  # characters
 BLOCK = 1_000_000  # pixels
+T = TypeVar("T")
 _settings = threading.RLock()  # Pillow's limits and Python's warning filters are global to the process
 
 
@@ -50,7 +52,8 @@ class BadImage(ValueError):
 
 
 def open_rgb(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
-    """Decode to mode "RGB", fully loaded and upright; `info` holds the `mode` and `format` that the file had.
+    """Decode to mode "RGB", fully loaded and upright; `info` holds the `mode` and `format` that the file had, and, where it was
+    not upright, the EXIF orientation as `turned`.
 
     Of an animation, the first frame. Transparency is laid over white. More than 8 bits are scaled, not clipped: 16 bit grey by 1/257; 32
     bit integers likewise where all of them fit 16 bits, floats by 255 where all lie in 0..1, and otherwise either by the image's own range
@@ -59,9 +62,14 @@ def open_rgb(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
     Raises:
         BadImage: the bytes are no whole image of one of `FORMATS`, or its header declares more than `max_pixels` pixels.
     """
+    return _total(_decode, data, max_pixels)
+
+
+def _total(read: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
+    """`read` of any bytes: what it gives, or BadImage."""
     try:
         with _limits(max_pixels):
-            return _decode(data, max_pixels)
+            return read(data, max_pixels)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -94,22 +102,48 @@ def _limits(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def decode_map(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
+    """A PNG file of one channel of 8 bits or a palette, as its numbers (H, W) uint8: those of the palette's entries, not their colours.
+
+    Raises:
+        BadImage: the bytes are no such file that is whole, or its header declares more than `max_pixels` pixels.
+    """
+    return _total(_map, data, max_pixels)
+
+
+def _map(data: bytes, max_pixels: int) -> np.ndarray:
+    image = _opened(data, max_pixels, ("PNG",))
+    if image.mode not in ("P", "L") or (image.mode == "L" and data[PNG_DEPTH] != 8):  # Pillow scales grey of fewer bits up to 255
+        raise BadImage(f"is no map of classes but an image of mode {image.mode}, {data[PNG_DEPTH]} bits; valid: a palette, or grey of 8 bits")
+    image.load()
+    return np.asarray(image)
+
+
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    image = _opened(data, max_pixels, FORMATS)
+    seen: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
+    image.load()
+    turned = _orientation(image)
+    if turned in TURNS:
+        seen["turned"] = turned
+    rgb = _upright(_to_rgb(image), turned)
+    rgb.info = seen
+    return rgb
+
+
+def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    """The header is read and within the limits, the pixels are not read yet."""
     if not data:
         raise BadImage("is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:  # its text holds an address in memory, which differs from run to run
-        raise BadImage(f"is not a readable image ({', '.join(FORMATS)})") from None
+        raise BadImage(f"is not a readable image ({', '.join(formats)})") from None
     width, height = image.size
     if width < 1 or height < 1 or width * height > max_pixels:
         raise BadImage(f"has {width} x {height} pixels (at least 1 x 1, at most {max_pixels} in all)")
     _check_tiles(image, max_pixels)
-    seen: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
-    image.load()
-    rgb = _upright(_to_rgb(image), _orientation(image))
-    rgb.info = seen
-    return rgb
+    return image
 
 
 def _check_tiles(image: Image.Image, max_pixels: int) -> None:

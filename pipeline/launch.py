@@ -52,7 +52,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
     work: Work = importlib.import_module(payload["work"]).work
     try:
         for fields in payload["instances"]:
-            paths = {"folder": Path(fields["folder"]), "encoder": Path(fields["encoder"]) if fields["encoder"] else None}
+            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside")}
             instance = Instance(**{**fields, **paths})
             work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:

@@ -6,7 +6,7 @@ A row is {"step", "of", ...numbers} or {"note": a line for the user}.
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.plan import Batches
 from tasks.collective import all_sum, barrier, rank, world
 
 METRICS = "metrics.jsonl"
+TAILS = "tails.jsonl"
 WAIT_SHARE, WAIT_AFTER_S = 0.1, 20.0  # a training that waits for images for more than this share of at least this time is told so
 
 
@@ -63,7 +64,7 @@ class Clock:
         self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
         self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
         if rank() == 0:
-            _forget_after(folder / METRICS, first)
+            _keep(folder / METRICS, lambda row: row.get("step", 0) <= first)
         barrier()
 
     def waiting(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -78,6 +79,13 @@ class Clock:
                 return
             self.steps += 1
             yield batch
+
+    def aside(self, looked: tuple[dict[str, float], float]) -> dict[str, float]:
+        """Numbers whose making took so many seconds, which are none of the training's."""
+        values, seconds = looked
+        self.since += seconds
+        self.begun += seconds
+        return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """`values` are already averaged over workers, the waiting time is averaged here."""
@@ -102,7 +110,25 @@ class Clock:
         return float(all_sum(torch.tensor(value, device=self.device))) / world()
 
 
-def _forget_after(path: Path, step: int) -> None:
+class Tails:
+    """The ids that each epoch leaves out, as they do not fill a batch: a row {"epoch", "ids"} an epoch that leaves out any. On rank 0.
+
+    `first`: the number of steps that were done before.
+    """
+
+    def __init__(self, folder: Path, plan: Batches, first: int) -> None:
+        self.file, self.plan = folder / TAILS, plan
+        if rank() == 0:
+            _keep(self.file, lambda row: row["epoch"] < first // plan.steps)
+
+    def write(self, epoch: int) -> None:
+        """Before the first step of an epoch, and again when one is resumed in its middle."""
+        if rank() == 0 and len(ids := self.plan.tail(epoch)):
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": epoch, "ids": ids.tolist()}) + "\n")
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the rows behind the checkpoint that a training continues from: those steps are made again, with equal numbers."""
     if not path.exists():
         return
@@ -112,6 +138,6 @@ def _forget_after(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:  # the last line of a killed worker
             continue
-        if row.get("step", 0) <= step:
+        if wanted(row):
             kept.append(json.dumps(row) + "\n")
     write_atomically(path, "".join(kept).encode())

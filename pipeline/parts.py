@@ -5,7 +5,7 @@ counts as done if its record is whole and its shard is the one that the record t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,17 +13,20 @@ from typing import Any
 
 import PIL
 import pyarrow as pa
+from PIL.Image import Image
 
+from pipeline.annotations import Annotation, fitted, packed, tally
 from pipeline.census import Census
 from pipeline.durable import write_atomically
 from pipeline.images import BadImage, open_rgb
-from pipeline.shards import Row, read_rows, write_shard
-from pipeline.sources import Part, Source
+from pipeline.shards import Row, annotations_of, read_rows, write_shard
+from pipeline.sources import Part, Record, Source
 from pipeline.store import DAMAGE, FORMAT, Shard, canonical, file_sha256
 
 # What else decides a shard's bytes: parts of another version are decoded again
 MADE_BY = {"format": FORMAT, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
 Job = dict[str, Any]  # plain JSON, in and out: what travels between processes
+Each = Callable[[Callable[[Job], Job], list[Job]], Iterator[Job]]  # does the jobs, in any order
 
 
 def jobs(source: Source, rows: int) -> list[Job]:
@@ -47,31 +50,43 @@ class PartWriter:
         """{split, start, count, file, first_id} -> {job, shard or None, quarantined: how many, census} or {error}."""
         file = self.folder / job["file"]
         try:
-            record = _finished(file, job) or self._write(job)
+            record = finished(file, job) or self._write(job)
         except OSError as error:
             return {"error": storage_problem(file, error)}
         return _summary(record)
 
     def _write(self, job: Job) -> Job:
-        census, bad = Census(), list[list[str]]()
+        census, bad = Census(), dict[int, list[str]]()
         shard = Shard(job["file"], job["split"], job["first_id"], 0, (), 0, "")
-        written = write_shard(self.folder, shard, self._good(Part(job["split"], job["start"], job["count"]), census, bad))
-        record = {"job": job, "made_by": MADE_BY, "shard": written and asdict(written), "quarantined": bad, "census": census.dump()}
-        _write_record(self.folder / job["file"], record)
+        rows = self._good(Part(job["split"], job["start"], job["count"]), census, bad)
+        written = write_shard(self.folder, shard, rows, self.source.annotations)
+        found = {"quarantined": list(bad.values()), "gaps": list(bad), "census": census.dump()}
+        record = {"job": job, "made_by": MADE_BY, "shard": written and asdict(written), **found}
+        write_record(self.folder / job["file"], record)
         return record
 
-    def _good(self, part: Part, census: Census, bad: list[list[str]]) -> Iterator[Row]:
-        """The rows that can be decoded, counted in `census`; the others go to `bad`."""
-        for record in self.source.read(part):
+    def _good(self, part: Part, census: Census, bad: dict[int, list[str]]) -> Iterator[Row]:
+        """The rows that can be decoded, counted in `census`; the others go to `bad`, by their place in the part."""
+        for place, record in enumerate(self.source.read(part)):
             try:
                 if record.data is None:
                     raise BadImage(record.reason)
                 image = open_rgb(record.data, self.max_pixels)
+                annotation = record.annotation and _checked(record, record.annotation, image, len(self.source.classes))
             except BadImage as error:
-                bad.append([record.path, " ".join(str(error).split())])
+                bad[place] = [record.path, " ".join(str(error).split())]
                 continue
-            census.add(image.size, (str(image.info["mode"]), str(image.info["format"])), record.label, len(record.data))
-            yield record.data, record.label, record.path
+            kind = str(image.info["mode"]), str(image.info["format"])
+            census.add(image.size, kind, record.label, len(record.data), tally(annotation, image.size) if annotation else None)
+            yield record.data, record.label, record.path, *packed(annotation, self.source.annotations)
+
+
+def _checked(record: Record, annotation: Annotation, image: Image, classes: int) -> Annotation:
+    """Raises BadImage: it does not fit the image, or places in it are of no use, as it is not known which way up they mean it."""
+    if "turned" in image.info and (annotation.boxes is not None or annotation.mask is not None):
+        means = "and whether its annotation means it before or after that is not said"
+        raise BadImage(f"{record.annotated_in}: the image has EXIF orientation {image.info['turned']}, {means}")
+    return fitted(annotation, image.size, classes, record.annotated_in)
 
 
 @dataclass(frozen=True)
@@ -85,15 +100,15 @@ class Renumber:
         file = self.folder / job["file"]
         try:
             record = json.loads(record_of(file).read_bytes())["record"]
-            written = write_shard(self.folder, replace(Shard(**record["shard"]), first_id=job["first_id"]), read_rows(file))
+            written = write_shard(self.folder, replace(Shard(**record["shard"]), first_id=job["first_id"]), read_rows(file), annotations_of(file))
             record["shard"] = written and asdict(written)
-            _write_record(file, record)
+            write_record(file, record)
         except DAMAGE as error:
             return {"error": storage_problem(file, error)}
         return _summary(record)
 
 
-def _finished(file: Path, job: Job) -> Job | None:
+def finished(file: Path, job: Job) -> Job | None:
     """The record of a part that is done; None: it is not, or by another version, or its shard is not whole."""
     try:
         raw = json.loads(record_of(file).read_bytes())
@@ -114,16 +129,22 @@ def quarantined(folder: Path, job: Job) -> list[list[str]]:
     return found
 
 
+def gaps(folder: Path, job: Job) -> list[int]:
+    """Places in a finished part of the images that cannot be decoded, ascending."""
+    found: list[int] = json.loads(record_of(folder / job["file"]).read_bytes())["record"]["gaps"]
+    return found
+
+
 def _summary(record: Job) -> Job:
     """Without the paths: the driver keeps one of these per part."""
-    return {**record, "quarantined": len(record["quarantined"])}
+    return {**{key: value for key, value in record.items() if key != "gaps"}, "quarantined": len(record["quarantined"])}
 
 
 def record_of(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def _write_record(shard: Path, record: Job) -> None:
+def write_record(shard: Path, record: Job) -> None:
     write_atomically(record_of(shard), canonical({"record": record, "sha256": _hash(record)}))
 
 

@@ -1,17 +1,20 @@
 """Checks on the driver that need more than the recipe itself: the machine, the storage, the source, the store. Before Ray starts where possible."""
 
+import copy
 import os
 import uuid
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pipeline.config import Downstream, Evaluate, Finetune, Pretrain, Recipe, Training, arguments
+from pipeline.config import Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
 from pipeline.errors import UserError
 from pipeline.session import check_local
-from pipeline.sources import open_source
-from pipeline.splits import Splits
+from pipeline.sources import Source, open_source
+from tasks.downstream import TASKS
 from tasks.encoders import Encoder
+from tasks.exchange import FORMATS, lacks
 from tasks.pretrain import METHODS
 from tasks.pretrain.method import Setting
 
@@ -22,7 +25,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: names the key, the value and what is valid.
     """
-    check_local(recipe.scale)
+    check_local(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Training):
@@ -33,17 +36,61 @@ def check(recipe: Recipe) -> None:
         key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
         raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
     source = open_source(recipe.dataset)
-    place = f"list {recipe.dataset.list!r}" if recipe.dataset.list else f"root {recipe.dataset.root!r}"
+    handed_on: dict[str, dict[str, nn.Module]] = {}  # pretrain stage -> the networks that its method hands on besides the encoder
     for name, stage in recipe.stages.items():
-        if isinstance(stage, Downstream) and not source.classes:
-            raise UserError(
-                f"stages.{name}: needs labels, and dataset.{place} has none; "
-                "valid: images in a folder per class, or a recipe with a pretrain stage only"
-            )
-        if isinstance(stage, Downstream) and not source.splits.get("test"):
-            raise UserError(f"stages.{name}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
+        where = f"stages.{name}"
+        if isinstance(stage, Evaluate | Finetune):
+            _check_answers(where, stage, recipe, source)
+        tests = isinstance(stage, Evaluate | Finetune) or (isinstance(stage, Retrieve) and "test" in (stage.queries, stage.gallery))
+        if tests and not source.splits.get("test") and not recipe.dataset.extends:
+            raise UserError(f"{where}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
+        if isinstance(stage, Export):
+            _check_formats(where, stage, encoder)
         if isinstance(stage, Pretrain):
-            _check_method(f"stages.{name}", stage, recipe, encoder, len(source.classes))
+            handed_on[name] = _check_method(where, stage, recipe, encoder, 0 if source.annotations else len(source.classes))
+            if stage.watch.every and stage.watch.features == "head":
+                _check_handed_on(f"{where}.watch.features", "head", recipe, name, handed_on[name])
+        if isinstance(stage, Look):
+            _check_look(where, stage, len(encoder.shapes))
+            if stage.features == "head" and stage.encoder == "previous":
+                _check_handed_on(f"{where}.features", "head", recipe, *list(handed_on.items())[-1])
+        if isinstance(stage, Finetune):
+            _check_task(where, stage, recipe, encoder, len(source.classes), list(handed_on.items())[-1:])
+
+
+def _check_answers(where: str, stage: Evaluate | Finetune, recipe: Recipe, source: Source) -> None:
+    """What the images are labelled with against what the stage learns from."""
+    place = f"list {recipe.dataset.list!r}" if recipe.dataset.list else f"root {recipe.dataset.root!r}"
+    has: tuple[str, ...] = source.annotations or (("label",) if source.classes else ())
+    needed: str = TASKS[stage.task.name].target if isinstance(stage, Finetune) else "label"
+    if needed in has:
+        return
+    tasks = ", ".join(name for name, task in TASKS.items() if task.target in has)
+    valid = f"a finetune stage with task.name {tasks}" if tasks else "images in a folder per class, or a recipe with a pretrain stage only"
+    name = f".task.name: {stage.task.name!r}" if isinstance(stage, Finetune) else ":"
+    found = f"{', '.join(has)} instead" if has else "none"
+    wanted = {"label": "labels, one for an image", "present": "to know all classes of an image", "mask": "masks", "boxes": "boxes"}[needed]
+    raise UserError(f"{where}{name} needs {wanted}, and dataset.{place} has {found}; valid: {valid}")
+
+
+def _check_task(where: str, stage: Finetune, recipe: Recipe, encoder: Encoder, classes: int, before: list[tuple[str, dict[str, nn.Module]]]) -> None:
+    """The task, built once, against the encoder; `before`: what the last pretraining before it hands on."""
+    cls = TASKS[stage.task.name]
+    if cls.target != "label" and stage.labels_per_class:
+        raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid: images have several classes; valid: labels_fraction")
+    if cls.target in ("mask", "boxes") and stage.test_crops > 1:
+        raise UserError(f"{where}.test_crops: {stage.test_crops} is not valid: crops of an image have {cls.target} of their own; valid: 1")
+    try:
+        task = cls(copy.deepcopy(encoder), classes, **arguments(stage.task))
+    except ValueError as error:
+        raise UserError(f"{where}.task.{error}") from None
+    if "pretrained_decoder" in stage.arms and stage.encoder == "previous":
+        made_by, networks = before[-1]
+        _check_handed_on(f"{where}.arms", "decoder", recipe, made_by, networks)
+        try:
+            task.start_from(networks)
+        except ValueError as error:
+            raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:
@@ -55,8 +102,42 @@ def _check_batch(where: str, stage: Training, workers: int) -> None:
         )
 
 
-def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> None:
-    """What batches hold against what the method needs; then the method itself, built once over a small table."""
+def _check_look(where: str, stage: Look, maps: int) -> None:
+    """The layers of a stage against the encoder's maps."""
+    assert isinstance(stage, Evaluate | Retrieve)
+    key = "layers" if isinstance(stage, Evaluate) else "layer"
+    for layer in stage.layers:
+        if not -maps <= layer < maps:
+            raise UserError(f"{where}.{key}: {layer} is not one of the encoder's {maps} feature maps; valid: {-maps} to {maps - 1}")
+    for name, usual in (("layers", (-1,)), ("pool", "avg")):
+        if stage.features == "head" and getattr(stage, name) != usual:
+            told, value = (key, list(stage.layers)) if name == "layers" else (name, stage.pool)
+            raise UserError(f"{where}.{told}: {value} is not valid with features: head, which has one output; valid: leave it out")
+
+
+def _check_handed_on(where: str, wanted: str, recipe: Recipe, made_by: str, networks: dict[str, nn.Module]) -> None:
+    stage = recipe.stages[made_by]
+    assert isinstance(stage, Pretrain)
+    if wanted not in networks:
+        has = ", ".join(sorted(networks))
+        asked = "'pretrained_decoder'" if wanted == "decoder" else f"{wanted!r}"
+        raise UserError(
+            f"{where}: {asked} is not valid: {stage.method.name} of stages.{made_by} hands on no {wanted}{f' but {has}' if has else ''}; "
+            f"valid: {'pretrained, scratch' if wanted == 'decoder' else 'encoder'}"
+        )
+
+
+def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
+    """Formats that are asked for by name must be there for this encoder."""
+    reasons = {format: lacks(encoder, format) for format in stage.formats or ()}
+    for format, reason in reasons.items():
+        if reason:
+            valid = [name for name in FORMATS if not (reasons[name] if name in reasons else lacks(encoder, name))]
+            raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")
+
+
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> dict[str, nn.Module]:
+    """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
     cls, parameters = METHODS[stage.method.name], arguments(stage.method)
     needs, labelled = cls.needs(**parameters), stage.labelled_per_batch
     if labelled > stage.batch_size:
@@ -67,13 +148,13 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0")
     if labelled and not classes:
         raise UserError(f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0")
-    if stage.labels_per_class and not labelled:
-        raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid without labelled_per_batch; valid: null")
+    for key, value in stage.labels_given.items() if not labelled else ():
+        raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
     if stage.first_view == "plain" and needs.views == 1:
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
     setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
     try:
-        cls(encoder, setting, **parameters)
+        return cls(encoder, setting, **parameters).handed_on()
     except ValueError as error:
         raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
 
@@ -86,46 +167,3 @@ def _check_storage(storage: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"storage: {str(storage)!r} cannot be written: {os.strerror(error.errno or 0)}; valid: a folder you may write to") from None
-
-
-def check_images(recipe: Recipe, splits: Splits) -> None:
-    """The recipe against the images that there are, once they are prepared.
-
-    Raises:
-        UserError: a batch larger than its images, too few images of a class, an empty held-out part.
-    """
-    for name, stage in recipe.stages.items():
-        images = len(splits.train)
-        if isinstance(stage, Finetune):
-            try:
-                images = len(splits.few(stage.labels_per_class, recipe.seeds[0]))
-            except UserError as error:
-                raise UserError(f"stages.{name}.{error}") from None
-        if isinstance(stage, Pretrain) and stage.labelled_per_batch:
-            images = _check_labelled(f"stages.{name}", stage, splits, recipe.seeds[0])
-        if isinstance(stage, Pretrain | Finetune) and stage.batch_size > images:
-            raise UserError(f"stages.{name}.batch_size: {stage.batch_size} is more than the {images} images it would train on")
-        if isinstance(stage, Evaluate | Finetune):
-            for part, ids in (("val", splits.val), ("test", splits.test)):
-                known = int((splits.labels[ids] >= 0).sum())
-                if known < max(recipe.scale.workers, 1):
-                    raise UserError(
-                        f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.workers, 1)} workers: too few"
-                    )
-
-
-def _check_labelled(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:
-    """The images that a semi-supervised pretraining trains on."""
-    try:
-        labelled = len(splits.few(stage.labels_per_class, seed))
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from None
-    rest, wanted = len(splits.train) - labelled, stage.batch_size - stage.labelled_per_batch
-    if stage.labelled_per_batch > labelled:
-        raise UserError(f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are")
-    if wanted > rest:
-        raise UserError(
-            f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
-            f"valid: a smaller labels_per_class, or {stage.batch_size} (labelled images only)"
-        )
-    return labelled + rest if wanted else labelled

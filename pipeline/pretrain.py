@@ -13,11 +13,13 @@ from pipeline.config import Pretrain, arguments
 from pipeline.durable import write_atomically, write_json
 from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import save_encoder, save_network
-from pipeline.metrics import METRICS, read_metrics
+from pipeline.labelled import write_labelled
+from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.plan import Batches, Mixed
 from pipeline.stage import RESULT, Instance
 from pipeline.stream import Loader
 from pipeline.tracking import Tracking
+from pipeline.watch import Watch
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank, world
 from tasks.encoders import Encoder
@@ -43,7 +45,7 @@ def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
 
 def _labelled(worker: Worker, stage: Pretrain, seed: int) -> np.ndarray:
     """The ids whose labels the method may see."""
-    return worker.splits.few(stage.labels_per_class, seed) if stage.labelled_per_batch else worker.splits.train[:0]
+    return worker.splits.few(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
 
 
 def _plan(worker: Worker, stage: Pretrain, labelled: np.ndarray, seed: int) -> Batches:
@@ -75,7 +77,7 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
     training = job(worker, stage, instance)
     method = build(worker, stage, training)
-    fit(training, method)
+    fit(training, method, Watch(worker, stage, training, method))
     accuracy = _accuracy(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
@@ -119,7 +121,7 @@ def files(stage: Pretrain, instance: Instance) -> list[tuple[Path, str, str]]:
 
 
 def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, instance: Instance) -> None:
-    """The encoder and the pictures of a finished training, into its MLflow run. Runs on the driver."""
+    """The encoder and the pictures of a finished training, and which images it saw (the labels of), into its MLflow run. Runs on the driver."""
     client = tracking.client
     folder = instance.folder / "encoder"
     assert instance.result is not None
@@ -127,6 +129,10 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     tracking.numbers(run_id, instance.result["accuracy"], "own_classifier/")
     for name in instance.result["handed_on"]:
         client.log_artifacts(run_id, str(instance.folder / name), name)
+    if stage.labelled_per_batch:
+        client.log_artifact(run_id, str(write_labelled(worker.store, _labelled(worker, stage, instance.seed), instance.folder)))
+    if (instance.folder / TAILS).exists():
+        client.log_artifact(run_id, str(instance.folder / TAILS))
     rows = read_metrics(instance.folder / METRICS)
     client.log_figure(run_id, figures.curves(rows), "figures/curves.png")
     client.log_figure(run_id, _views(worker, stage, instance), "figures/views.png")

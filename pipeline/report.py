@@ -1,16 +1,20 @@
 """The table at the end: pretrained beside the same network without, over seeds, whether it helped, and what the paper reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from pipeline.config import Evaluate, Expected, Finetune, Pretrain, Recipe
+from pipeline.config import Evaluate, Expected, Finetune, Pretrain, Recipe, Retrieve
 from pipeline.metrics import METRICS, read_metrics
 from pipeline.stage import Instance
 from tasks.downstream import TASKS
+
+Result = Mapping[str, Any]  # what a stage with a seed has found
+ARMS = ("pretrained", "random")
+HOW = {"pretrained_decoder": "with the decoder", "scratch": "from scratch"}  # arms that are told of; the others by their names
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,57 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
         if isinstance(stage, Pretrain) and found:
             out += [row for said in recipe.expected if said.stage == name and (row := _of_pretraining(said, done)).pretrained]
         if isinstance(stage, Evaluate) and found:
-            for key, text in (("knn", f"kNN (k={stage.knn_k})"), ("probe", "linear probe")):
-                ours, random = (tuple(r[arm][key]["test"] for r in found) for arm in ("pretrained", "random"))
-                out.append(Row(name, text, "random weights", ours, random, key))
+            out += _of_evaluation(name, stage, found)
+        if isinstance(stage, Retrieve) and found and "precision" in found[0]["pretrained"]:
+            out += _of_retrieval(name, stage, found)
         if isinstance(stage, Finetune) and found:
-            text, key = f"{stage.task.name}, {found[0]['labels']} labels", TASKS[stage.task.name].measure
-            ours, scratch = (tuple(r[arm]["test"] for r in found) for arm in ("pretrained", "scratch"))
-            out.append(Row(name, text, "scratch", ours, scratch, key))
+            out += _of_tuning(name, stage, found, [row for row in recipe.expected if row.stage == name])
     return out
+
+
+def _of_evaluation(name: str, stage: Evaluate, found: Sequence[Result]) -> list[Row]:
+    out = []
+    for ending, of in zip(stage.endings, _told(stage), strict=True):
+        for measure, text in (("knn", _named("kNN", f"k={stage.knn_k}", of)), ("probe", _named("linear probe", of))):
+            ours, random = (tuple(r[arm][measure + ending]["test"] for r in found) for arm in ARMS)
+            out.append(Row(name, text, "random weights", ours, random, measure + ending))
+    return out
+
+
+def _of_retrieval(name: str, stage: Retrieve, found: Sequence[Result]) -> list[Row]:
+    out = []
+    for k in stage.precision_at:
+        ours, random = (tuple(r[arm]["precision"][str(k)] for r in found) for arm in ARMS)
+        out.append(Row(name, _named(f"precision@{k}", *_told(stage)), "random weights", ours, random, f"precision@{k}"))
+    return out
+
+
+def _of_tuning(name: str, stage: Finetune, found: Sequence[Result], expected: Sequence[Expected]) -> list[Row]:
+    """Every arm beside the last; that one too, without a baseline, where it is alone or the paper has a number for it."""
+    *arms, last = stage.arms
+    main, out = TASKS[stage.task.name].measure, []
+    for measure in dict.fromkeys((main, *(row.measure for row in expected))):
+        shown = stage.task.name if measure == "accuracy" else f"{stage.task.name} {measure}"
+        text = f"{shown}, {found[0]['labels']} {'labels' if stage.task.name == 'classify' else 'images'}"
+        scores = {arm: tuple(r[arm]["test"] if measure == main else r[arm]["scores"]["test"][measure] for r in found) for arm in stage.arms}
+        for arm in arms:
+            how = "" if arm == "pretrained" else f", {HOW.get(arm, arm)}"
+            out.append(Row(name, text + how, last, scores[arm], scores[last], measure, arm))
+        if not arms or any((row.arm, row.measure) == (last, measure) for row in expected):
+            out.append(Row(name, f"{text}, {HOW.get(last, last)}", "", scores[last], (), measure, last))
+    return out
+
+
+def _told(stage: Evaluate | Retrieve) -> list[str]:
+    """Which features a stage looks at, a word or two for each layer; nothing for what is usual."""
+    if stage.features == "head":
+        return ["head"]
+    return ["" if stage.layers == (-1,) else f"layer {layer}" for layer in stage.layers]
+
+
+def _named(measure: str, *details: str) -> str:
+    told = ", ".join(detail for detail in details if detail)
+    return f"{measure} ({told})" if told else measure
 
 
 def _of_pretraining(row: Expected, done: Sequence[Instance]) -> Row:
@@ -98,7 +145,7 @@ def _spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
 
 def table(recipe: Recipe, found: Sequence[Row]) -> Table:
     """Mean ± standard deviation over seeds, in percent; the paper's number, in brackets that of its baseline, and the difference from it."""
-    out = Table(title=f"{recipe.name}: test accuracy (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
+    out = Table(title=f"{recipe.name}: test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
     paper = ("paper", "difference") if recipe.expected else ()
     for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining", *paper):
         left = heading in ("stage", "measure", "without", "pretraining")

@@ -1,4 +1,4 @@
-"""Images held decoded on the training device and augmented there, batch by batch: ids, labels and pixels are those of `stream`.
+"""Images augmented on the training device, batch by batch: held there decoded, or as they come. Ids, labels and pixels are those of `stream`.
 
 Every worker holds all images of the training split, as they are stored: a batch mixes images from all over it. The workers decode a part each
 and hand it to the others. What is held stays for the process's next trainings.
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline import augment, augment_batched, stream
+from pipeline import augment_batched, stream
 from pipeline.errors import UserError
 from pipeline.store import Store
 from pipeline.stream import Decoder, EvalOrder, Loader, Options, Order
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from pipeline.config import Stream
 
 BATCH, BATCH_BYTES = 512, 8_000_000  # images decoded at a time, at most
-# Ray Data takes seconds to start, and then decodes beside the training; what is held starts at once, and shares the training's process. With
-# `resident: auto`, trainings that see no more images than this hold theirs.
-SHORT = 50_000
 
 
 def possible(settings: "Stream", store: Store, images: int) -> bool:
@@ -46,12 +43,27 @@ def possible(settings: "Stream", store: Store, images: int) -> bool:
 
 def _obstacle(settings: "Stream", store: Store, images: int) -> str:
     if store.size is None:
-        width, height = (" to ".join(map(str, store.images.get(side, "?"))) for side in ("width", "height"))
-        return f"it needs images of one size, these are {width} pixels wide and {height} high"
+        return _sizes(store)
     megabytes = images * store.size[0] * store.size[1] * 3 / 1e6
     if megabytes > settings.resident_mb:
         return f"{images} images of {store.size[0]} x {store.size[1]} take {megabytes:,.0f} MB, more than stream.resident_mb: {settings.resident_mb}"
     return ""
+
+
+def _sizes(store: Store) -> str:
+    width, height = (" to ".join(map(str, store.images.get(side, "?"))) for side in ("width", "height"))
+    return f"it needs images of one size, these are {width} pixels wide and {height} high"
+
+
+def on_device(settings: "Stream", store: Store) -> bool:
+    """Whether images that are streamed are augmented on the training device.
+
+    Raises:
+        UserError: `stream.augment: device`, and the images differ in size.
+    """
+    if settings.augment == "device" and store.size is None:
+        raise UserError(f"stream.augment: 'device' is not possible: {_sizes(store)}; valid: cpu")
+    return settings.augment == "device"
 
 
 @dataclass(frozen=True)
@@ -67,20 +79,41 @@ class Held:
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
         images = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
-        views = [augment_batched.apply(images, self._drawn(ids, passes, view, loader), loader.size) for view in range(len(loader.ops))]
-        return {"id": ids, "label": self.labels[rows], "views": torch.stack(views, 1).permute(0, 1, 3, 4, 2)}
+        return {"id": ids, "label": self.labels[rows], "views": augmented(images, ids, passes, loader)}
 
-    def _drawn(self, ids: np.ndarray, passes: np.ndarray, view: int, loader: Loader) -> list[list[augment.Drawn]]:
-        """What is done to each image; drawn on the CPU, by the numbers that the stream draws by."""
-        source, ops = (self.pixels.shape[3], self.pixels.shape[2]), loader.ops[view]
-        turns = zip(ids.tolist(), passes.tolist(), strict=True)
-        return [augment.draw(ops, augment.generator(loader.seed, turn, i, view), source, loader.size) for i, turn in turns]
+
+def augmented(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> Tensor:
+    """(B, 3, H, W) uint8 -> (B, V, S, S, 3), all views on the device; drawn on the CPU, by the numbers that the stream draws by."""
+    sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
+    drawn = [loader.draw(ids, passes, view, sizes) for view in range(len(loader.ops))]
+    return torch.stack([augment_batched.apply(images, view, loader.size) for view in drawn], 1).permute(0, 1, 3, 4, 2)
 
 
 def batches(held: Held, loader: Loader, order: Order, options: Options) -> Iterator[dict[str, Any]]:
     """The batches of one rank, in order, made ahead by a thread: numbers are drawn, and work is handed to the device, beside the training step."""
     tasks = (order.task(index) for index in range(len(order)))
     return stream.prefetched((held.batch(ids, passes, loader) for rows in tasks for ids, passes in rows), options.prefetch)
+
+
+def streamed(loader: Loader, order: Order, batch_size: int, options: Options, device: torch.device) -> Iterator[dict[str, Any]]:
+    """As `stream.batches`. With `options.on_device`, tasks only decode, and an image travels once however many views it has."""
+    if not options.on_device:
+        yield from stream.batches(loader, order, batch_size, options)
+        return
+    passes = (turns for index in range(len(order)) for _, turns in order.task(index))
+    for turns, arrays in zip(passes, stream.batches(_decoder(loader), order, batch_size, options), strict=True):
+        images = _on(device, arrays["views"])
+        yield {"id": arrays["id"], "label": arrays["label"], "views": augmented(images, arrays["id"], turns, loader)}
+
+
+def _decoder(loader: Loader) -> Decoder:
+    assert loader.store.size is not None
+    return Decoder(loader.store, *loader.store.size, loader.max_pixels)
+
+
+def _on(device: torch.device, views: np.ndarray) -> Tensor:
+    """What a `Decoder` gave, (B, 1, H, W, 3) -> (B, 3, H, W) on the device."""
+    return torch.from_numpy(np.require(views[:, 0], requirements="W")).to(device).permute(0, 3, 1, 2)
 
 
 _kept: dict[str, Held] = {}  # the last one
@@ -95,24 +128,21 @@ def hold(loader: Loader, options: Options, device: torch.device) -> tuple[Held, 
         return _kept[key], []
     _kept.clear()  # before there are two of them
     pixels = _decoded(loader, ids, options, device)
-    _kept[key] = Held(ids, store.labels("train")[ids - store.splits["train"].first_id], pixels)
+    _kept[key] = Held(ids, store.labels()[ids], pixels)
     megabytes = pixels.numel() / 1e6
     return _kept[key], [f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({megabytes:,.1f} MB on {device.type})"]
 
 
 def _decoded(loader: Loader, ids: np.ndarray, options: Options, device: torch.device) -> Tensor:
     """(n, 3, H, W) uint8, each part decoded by one worker."""
-    assert loader.store.size is not None
-    width, height = loader.store.size
-    decoder = Decoder(loader.store, width, height, loader.max_pixels)
+    decoder = _decoder(loader)
     size = max(1, min(BATCH, BATCH_BYTES // decoder.row_bytes))
-    pixels = torch.empty(len(ids), 3, height, width, dtype=torch.uint8, device=device)
+    pixels = torch.empty(len(ids), 3, decoder.height, decoder.width, dtype=torch.uint8, device=device)
     edges = np.cumsum([0, *(len(part) for part in np.array_split(ids, world()))]).tolist()
     done = edges[rank()]
     for arrays in stream.batches(decoder, EvalOrder(ids, size, rank(), world()), size, options):
-        views = torch.from_numpy(np.require(arrays["views"][:, 0], requirements="W"))
-        pixels[done : done + len(views)] = views.permute(0, 3, 1, 2).to(device)
-        done += len(views)
+        pixels[done : done + len(arrays["id"])] = _on(device, arrays["views"])
+        done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world() > 1 and stop > start:
             dist.broadcast(pixels[start:stop], src=source)

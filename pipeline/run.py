@@ -4,31 +4,42 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import census, evaluate, figures, finetune, preflight, pretrain
-from pipeline.config import Downstream, Recipe, digest
+from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, overlay, preflight, pretrain, retrieve
+from pipeline.config import Downstream, Export, Finetune, Look, Recipe, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
+from pipeline.features import check_head
 from pipeline.follow import Counted, Follow, Followed
-from pipeline.handover import check_same, encoder_spec
+from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
 from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
-from pipeline.session import Session
+from pipeline.session import Session, verbose
 from pipeline.stage import Instance, code_version
-from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
+from pipeline.subsets import lost_images
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
-STAGES: dict[str, ModuleType] = {"pretrain": pretrain, "evaluate": evaluate, "finetune": finetune}
-DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as"}  # settings that leave the result as it is
+STAGES: dict[str, ModuleType] = {
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "finetune": finetune,
+    "retrieve": retrieve,
+    "embed": embed,
+    "export": export,
+}
+DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
 PUBLISHED = "published.json"
 
 
@@ -40,7 +51,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
         StopTraining, StageFailed: see `launch`.
     """
     preflight.check(recipe)
-    with _lock(recipe), Session(recipe.scale) as session:
+    with _lock(recipe), Session(recipe.scale, recipe.stream) as session:
         runner = _Runner(recipe, session, console)
         try:
             runner.resolve(only)
@@ -49,6 +60,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
                 if only in (None, stage.kind):
                     runner.stage(name)
             found = rows(recipe, runner.instances)
+            runner.write_cards()
             runner.close(found)
             return found
         except BaseException as error:
@@ -84,6 +96,7 @@ class _Runner:
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
+        self.networks: dict[str, Path] = {}  # stage -> the folder that the head or decoder beside that encoder was fetched to
         self.open_runs: list[str] = []
         self.parent_run: str | None = None
 
@@ -107,33 +120,53 @@ class _Runner:
                 folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
                 check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
                 self.references[name] = (reference, folder)
+                if wanted := _beside(stage):
+                    self.networks[name] = self._fetched_beside(wanted, reference, f"stages.{name}")
+
+    def _fetched_beside(self, wanted: str, reference: str, where: str) -> Path:
+        key = f"{where}.features" if wanted == "head" else f"{where}.arms"
+        beside = self.tracking.beside(reference, wanted, key)
+        folder = self.tracking.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
+        if wanted == "head":
+            check_head(load_head(folder), self.recipe, where)
+        return folder
 
     def prepare(self) -> None:
         """Write or open the store; draw what is in it the first time."""
         seen = Counted(self.console, "prepare")
         with seen:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
+            if self.store.extends:
+                seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
-        preflight.check_images(self.recipe, self.worker.splits)
+        enough.check_images(self.recipe, self.worker.splits)
+        needed = memory.check(self.recipe, self.store, len(self.worker.splits.train))
+        if verbose():
+            self.console.print(f"memory, estimated: {needed}", highlight=False, soft_wrap=True)
         if fresh:
             self._publish_store(instance)
 
     def _tell_store(self, fresh: bool) -> None:
         """What is wrong with the images, and, the first time, what they are like."""
         store, copies = self.store, self.store.images["duplicates"]
-        for line in census.lines(store.images, {name: split.count for name, split in store.splits.items()}) if fresh else ():
+        for line in census.lines(store.images, store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         notes = []
         if store.quarantined:
             notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
+        if lost := lost_images(store.subsets):
+            notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
         if copies["copies"]:
             both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
             notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
-        for note in notes:
-            self.console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+        self._note(notes)
+
+    def _note(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.console.print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
 
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
@@ -141,17 +174,14 @@ class _Runner:
         run_id = self.tracking.start(
             "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
         )
-        numbers = {**{f"images_{k}": v.count for k, v in store.splits.items()}, "quarantined": store.quarantined, **store.images["duplicates"]}
+        numbers = {**{f"images_{k}": n for k, n in store.splits.items()}, "quarantined": store.quarantined, **store.images["duplicates"]}
         self.tracking.numbers(run_id, numbers)
-        for name in (MANIFEST, QUARANTINE, DUPLICATES):
+        for name in (MANIFEST, QUARANTINE, DUPLICATES, *([SUBSETS] if store.subsets else [])):
             client.log_artifact(run_id, str(store.path / name))
         client.log_figure(run_id, figures.census(store.images), "figures/images.png")
         client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
-        if store.classes:
-            names = sorted(store.splits, key=lambda name: store.splits[name].first_id)
-            labels = [store.labels(name).tolist() for name in names]
-            by_class = {c: [part.count(k) for part in labels] for k, c in enumerate(store.classes)}
-            client.log_figure(run_id, figures.counts(by_class, names), "figures/classes.png")
+        for name, figure in _class_figures(store, self.worker).items():
+            client.log_figure(run_id, figure, f"figures/{name}.png")
         self.tracking.finish(run_id)
         write_json(instance.folder / PUBLISHED, {"run_id": run_id})
 
@@ -187,16 +217,23 @@ class _Runner:
                 run_id = runs[instance.label]
                 log = _Logger(self.tracking, run_id, prefix)
                 followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
-        self.session.start()
+        self._note(enough.left_out(self.recipe, name, self.worker.splits))
+        on_driver = getattr(module, "ON_DRIVER", False)
+        on_ray = self.session.start() if not on_driver or module.WITH_RAY else False
         with Follow(self.console, name, followed):
-            launch(self.recipe, self.store, module.work, waiting)
+            if not on_driver:
+                launch(self.recipe, self.store, module.work, waiting)
+                return
+            worker = Worker.start(self.recipe, self.store, on_ray)
+            for instance in waiting:
+                module.work(worker, stage, instance)
 
     def _instance(self, name: str, seed: int) -> Instance:
         """Found by all that decides its result. The number of workers does not."""
         recipe, stage = self.recipe, self.recipe.stages[name]
         decides: dict[str, Any] = {
             "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in DECIDE_NOTHING},
-            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root"}),
+            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
             "encoder": recipe.encoder.model_dump(mode="json"),
             "order": recipe.stream.model_dump(include={"window", "shuffle"}),
             "seed": seed,
@@ -207,8 +244,13 @@ class _Runner:
         if isinstance(stage, Downstream) and stage.takes_encoder:
             encoder = self._encoder(name, stage, seed)
             decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
+        beside = None
+        if isinstance(stage, Downstream) and (wanted := _beside(stage)):
+            beside = self.networks[name] if stage.encoder != "previous" else self._previous(name, seed).folder / wanted
+            (load_head if wanted == "head" else load_decoder)(beside)
+            decides[wanted] = digest(json.loads((beside / "manifest.json").read_text("utf-8")))
         fingerprint = digest(decides)[:12]
-        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder)
+        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder, beside)
 
     def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
         """The folder of the encoder that a downstream stage starts from, its files checked."""
@@ -238,6 +280,31 @@ class _Runner:
         else:
             self.tracking.log_consumed(run_id, self.references[instance.stage][0])
 
+    def write_cards(self) -> None:
+        """The card of every encoder that this command exported, or found exported, with what is known of it by now."""
+        for instance in (i for i in self.instances if isinstance(self.recipe.stages[i.stage], Export)):
+            stage = self.recipe.stages[instance.stage]
+            assert isinstance(stage, Export)
+            made = (
+                f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}"
+                if stage.encoder == "previous"
+                else self.references[instance.stage][0]
+            )
+            lineage = {"encoder": made, "export": f"runs:/{_run_of(instance)}"}
+            text = card.write(self.worker, instance, self._siblings(instance), lineage)
+            if text is not None:
+                self.tracking.log_card(_run_of(instance), instance.folder / export.FOLDER / card.CARD, text, export.FOLDER)
+
+    def _siblings(self, instance: Instance) -> list[Instance]:
+        """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
+        found = []
+        for name, stage in self.recipe.stages.items():
+            with contextlib.suppress(UserError, KeyError):  # a stage whose encoder is not there, or was not fetched for this command
+                mine = [self._instance(name, seed) for seed in self.recipe.seeds] if isinstance(stage, Downstream) else []
+                if any(i.seed == instance.seed and i.encoder == instance.encoder for i in mine):
+                    found += [i for i in mine if i.result is not None]
+        return found
+
     def close(self, found: list[Row]) -> None:
         """The summary into the parent run, if there is one."""
         if self.parent_run is None and not self.instances:
@@ -248,7 +315,7 @@ class _Runner:
             return
         paired = [row for row in found if row.baseline]
         for row in paired:
-            key = f"{row.stage}/{row.measure}".replace("(", "").replace(")", "").replace(",", "").replace("=", "")
+            key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))  # what MLflow allows
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
@@ -277,15 +344,42 @@ class _Logger:
         self.tracking.metrics(self.run_id, new, self.prefix)
 
 
+def _beside(stage: Downstream) -> str | None:
+    """The name of the network that a stage needs besides the encoder."""
+    if isinstance(stage, Look) and stage.features == "head":
+        return "head"
+    return "decoder" if isinstance(stage, Finetune) and "pretrained_decoder" in stage.arms else None
+
+
 def _run_of(instance: Instance) -> str:
     return str(json.loads((instance.folder / RUN_FILE).read_text("utf-8"))["run_id"])
 
 
+def _class_figures(store: Store, worker: Worker) -> dict[str, Any]:
+    """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
+    names = list(store.splits)
+    found = {}
+    if store.classes and not store.annotations:
+        labels = [store.labels(name).tolist() for name in names]
+        found["classes"] = figures.counts({c: [part.count(k) for part in labels] for k, c in enumerate(store.classes)}, names)
+    annotated = store.images.get("annotated", {})
+    for kind, title in (("present", "images in which a class occurs"), ("boxes", "boxes per class"), ("pixels", "pixels of masks per class")):
+        if kind in {kind for split in annotated.values() for kind in split}:
+            by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
+            found[f"classes_{kind}"] = figures.counts({c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}, names, title)
+    if store.annotations:
+        found["annotations"] = overlay.sample(store, _spread(worker.splits.train, 8), f"{store.path.name}: {', '.join(store.annotations)}")
+    return found
+
+
+def _spread(ids: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of `ids`, from first to last."""
+    return np.asarray(ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)])
+
+
 def _sample(worker: Worker) -> Any:
     """Up to 32 training images, as the evaluation crops them."""
-    import numpy as np
-
-    ids = worker.splits.train[np.linspace(0, len(worker.splits.train) - 1, min(32, len(worker.splits.train))).astype(int)]
+    ids = _spread(worker.splits.train, 32)
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
     batch = loader.load(ids, np.zeros_like(ids), loader.read(ids))
     names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]

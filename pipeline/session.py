@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Scale
+from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
 
-DATA_CPUS = 1.0  # kept free for Ray Data: with every CPU taken by workers, it would wait for ever
+DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
 
 
 class Session:
     """A Ray that is not there until `start`, and gone after the `with` block."""
 
-    def __init__(self, scale: Scale) -> None:
-        self.scale, self.started = scale, False
+    def __init__(self, scale: Scale, stream: Stream | None = None) -> None:
+        self.scale, self.stream, self.started = scale, stream or Stream(), False
 
     def __enter__(self) -> "Session":
         return self
@@ -57,7 +57,7 @@ class Session:
                 signal.signal(number, handler)
         if self.scale.address != "local":
             have = ray.cluster_resources()
-            check_room(self.scale, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
+            check_room(self.scale, self.stream, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
         return True
 
 
@@ -70,23 +70,31 @@ def local_cpus(scale: Scale) -> int:
     return scale.cpus or os.cpu_count() or 1
 
 
-def check_local(scale: Scale) -> None:
+def check_local(scale: Scale, stream: Stream) -> None:
     """The same check as for a cluster, before Ray starts on this machine."""
     if scale.workers and scale.address == "local":
-        check_room(scale, local_cpus(scale), torch.cuda.device_count(), "this machine")
+        check_room(scale, stream, local_cpus(scale), torch.cuda.device_count(), "this machine")
 
 
-def check_room(scale: Scale, cpus: float, gpus: float, where: str) -> None:
-    """Workers, and one CPU for the data, must fit.
+def data_cpus(scale: Scale, stream: Stream) -> float:
+    """What decoding needs. Workers step together, and tasks that wait for theirs to take a batch keep their CPUs: with all those of the other
+    workers waiting, there must still be room for one task of the last."""
+    return max(DATA_CPUS, ((scale.workers - 1) * stream.tasks + 1) * stream.task_cpus)
+
+
+def check_room(scale: Scale, stream: Stream, cpus: float, gpus: float, where: str) -> None:
+    """Workers, and the CPUs that decoding needs, must fit.
 
     Raises:
         UserError: names the key, what is needed and what there is.
     """
-    need = scale.workers * scale.cpus_per_worker
-    if need + DATA_CPUS > cpus:
+    data = data_cpus(scale, stream)
+    need = scale.workers * scale.cpus_per_worker + data
+    if need > cpus:
+        smaller = "scale.cpus_per_worker" if data == DATA_CPUS else "scale.cpus_per_worker, stream.tasks or stream.task_cpus"
         raise UserError(
-            f"scale.workers: {scale.workers} workers x {scale.cpus_per_worker:g} CPUs + {DATA_CPUS:g} CPU for data need {need + DATA_CPUS:g} CPUs, "
-            f"{where} has {cpus:g}; valid: fewer workers or a smaller scale.cpus_per_worker"
+            f"scale.workers: {scale.workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} CPUs, "
+            f"{where} has {cpus:g}; valid: fewer workers or a smaller {smaller}"
         )
     if scale.workers * scale.gpus_per_worker > gpus:
         raise UserError(

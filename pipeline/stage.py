@@ -12,13 +12,15 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Instance:
-    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining."""
+    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining; `beside`: of the head it looks
+    through, or the decoder it goes on from."""
 
     stage: str
     seed: int
     fingerprint: str
     folder: Path
     encoder: Path | None = None
+    beside: Path | None = None
 
     @property
     def label(self) -> str:

@@ -9,32 +9,36 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.annotations import COLUMNS, Annotation, present_rows, unpacked
+from pipeline.errors import UserError, suggest
 
-FORMAT = 2
+FORMAT = 3
 ROW_GROUP = 128  # rows: what one random access reads and verifies
 GROUP_BYTES = 16_000_000  # encoded images of a row group, at most (but for a single larger image)
 CACHE_BYTES = 128_000_000  # encoded images kept per process
+ANNOTATION_BYTES = 32_000_000  # annotations kept per process
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"  # path, split, reason: what cannot be decoded has no id
 DUPLICATES = "duplicates.parquet"  # id, first_id, split, path: images whose bytes an earlier one has
-# digest: the first 8 bytes of the sha256 of `image`, big-endian
+SUBSETS = "subsets.parquet"  # subset, id: named parts of the training split; only where the source has some
+# Of every shard; beside them, columns of annotations. digest: the first 8 bytes of the sha256 of `image`, big-endian
 SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())])
 SHARD_NAME = re.compile(r"^[a-z]+-\d{5,}\.parquet$")
 # What pyarrow raises over a damaged file, from its own errors to a length that does not fit the memory
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError)
 
 Group = tuple[np.ndarray, list[bytes], np.ndarray]  # ids (r,) int64, encoded images, labels (r,) int64
+Read = TypeVar("Read", Group, list[Annotation])  # of a row group
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Split:
-    first_id: int
-    count: int
+class Earlier:
+    """A store that this one extends: its images are those with the ids 0 .. `ids` - 1."""
+
+    name: str  # of its folder
+    hash: str
+    ids: int
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,15 @@ class Store:
 
     path: Path
     classes: tuple[str, ...]  # () = unlabelled
-    splits: dict[str, Split]
-    shards: tuple[Shard, ...]  # in id order
+    splits: dict[str, int]  # images of each; the shards say which
+    shards: tuple[Shard, ...]  # in id order; where a store was extended, those of the splits alternate
+    extends: tuple[Earlier, ...]  # oldest first; () = written at once
     quarantined: int
     hash: str
     source: dict[str, Any]  # kind, root, fingerprint
     images: dict[str, Any]  # as `census.total`; duplicates: as `write_duplicates`
+    annotations: tuple[str, ...] = ()  # columns of `annotations.COLUMNS` that the shards have, sorted
+    subsets: dict[str, Any] = field(default_factory=dict)  # as `write_subsets`
 
     @classmethod
     def open(cls, path: Path) -> "Store":
@@ -106,6 +116,7 @@ class Store:
             if found != shard.sha256:
                 raise self._damaged(shard, "its sha256 is not the manifest's")
             progress(shard.first_id + shard.count, total)
+        self._subset_rows()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -117,20 +128,43 @@ class Store:
     def labelled(self) -> bool:
         return len(self.classes) > 0
 
-    def labels(self, split: str) -> np.ndarray:
-        """(count,) int64, row i = the image with id first_id + i; -1 = unknown.
+    def ids(self, split: str) -> np.ndarray:
+        """(count,) int64, ascending; empty where there is no such split."""
+        parts = [np.arange(shard.first_id, shard.first_id + shard.count) for shard in self.shards if shard.split == split]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def labels(self, split: str | None = None) -> np.ndarray:
+        """(count,) int64, row i = the image `ids(split)[i]`; -1 = unknown. None: of all images, row i = the image with id i.
 
         Raises:
             UserError: a shard is damaged.
         """
-        parts = [self._column(shard) for shard in self.shards if shard.split == split]
+        parts = [self._column(shard) for shard in self.shards if split in (None, shard.split)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def paths(self, ids: np.ndarray) -> list[str | None]:
+        """Where the images of the (n,) sorted ids came from; None where the source does not tell.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        found: list[str | None] = []
+        for shard in self.shards:
+            here = ids[slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))]
+            if len(here):
+                found += self._read_column(shard, "path").take(pa.array(here - shard.first_id)).to_pylist()
+        return found
 
     def groups(self, split: str) -> np.ndarray:
         """(k, 3) int64: shard index, row group index, first id; one row per row group, in id order."""
-        first, count = self.splits[split].first_id, self.splits[split].count
+        mine = [index for index, shard in enumerate(self.shards) if shard.split == split]
         rows = self._groups
-        return rows[(rows[:, 2] >= first) & (rows[:, 2] < first + count)]
+        return rows[np.isin(rows[:, 0], mine)]
+
+    @property
+    def edges(self) -> list[int]:
+        """0, how many images each of the extended stores had, and how many there are: ids between two of them came at one time."""
+        return [0, *(earlier.ids for earlier in self.extends), sum(self.splits.values())]
 
     def read_group(self, shard_index: int, group_index: int) -> Group:
         """ids (r,), the r encoded images, labels (r,) of one row group. Shared with the cache: not to be changed.
@@ -153,22 +187,72 @@ class Store:
             IndexError: naming the first id that the store does not have.
             UserError: a shard is damaged.
         """
-        ids = np.asarray(ids, np.int64)
-        total = sum(split.count for split in self.splits.values())
-        wrong = ids[(ids < 0) | (ids >= total)]
-        if len(wrong):
-            raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
-        place = np.searchsorted(self._groups[:, 2], ids, side="right") - 1
         images, labels = [b""] * len(ids), np.empty(len(ids), np.int64)
-        order = np.argsort(place, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(place[order])) + 1) if len(ids) else ():
-            shard, group, first = self._groups[place[rows[0]]].tolist()
+        for shard, group, rows, within in self._by_group(ids):
             _, encoded, known = self.read_group(shard, group)
-            within = ids[rows] - first
             labels[rows] = known[within]
             for row, k in zip(rows.tolist(), within.tolist(), strict=True):
                 images[row] = encoded[k]
         return images, labels
+
+    def _by_group(self, ids: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Each row group that holds some of `ids`: shard index, row group index, which of `ids` those are, and their rows in the group."""
+        ids = np.asarray(ids, np.int64)
+        total = sum(self.splits.values())
+        wrong = ids[(ids < 0) | (ids >= total)]
+        if len(wrong):
+            raise IndexError(f"id {wrong[0]} is not in the store {self.path}: its ids are 0..{total - 1}")
+        place = np.searchsorted(self._groups[:, 2], ids, side="right") - 1
+        order = np.argsort(place, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(place[order])) + 1) if len(ids) else ():
+            shard, group, first = self._groups[place[rows[0]]].tolist()
+            yield shard, group, rows, ids[rows] - first
+
+    def annotated(self, ids: np.ndarray) -> list[Annotation]:
+        """(B,) ids, in any order and repeated at will -> their annotations, shared with the cache: not to be changed. Images are not read.
+
+        Raises:
+            UserError: the store has no annotations, or a shard is damaged.
+            IndexError: naming the first id that the store does not have.
+        """
+        if not self.annotations:
+            raise UserError(f"{self.path}: has no annotations; valid: a store of a source that has some (dataset.annotations)")
+        found = [_NOTHING] * len(ids)
+        for shard, group, rows, within in self._by_group(ids):
+            key = (str(self.path), self.hash, self.shards[shard].file, group)
+            known = _annotation_cache.get(key)
+            if known is None:
+                known = self._load_annotations(self.shards[shard], group)
+                _annotation_cache.put(key, known)
+            for row, k in zip(rows.tolist(), within.tolist(), strict=True):
+                found[row] = known[k]
+        return found
+
+    def present(self, split: str) -> np.ndarray:
+        """(count, classes) int8, row i = the i-th image of `ids`: 1 the class occurs, 0 it does not, -1 it is not known.
+
+        Raises:
+            UserError: the store does not tell, or a shard is damaged.
+        """
+        if "present" not in self.annotations:
+            raise UserError(f"{self.path}: does not tell which classes occur; it has {', '.join(self.annotations) or 'no annotations'}")
+        parts = [self._present(shard) for shard in self.shards if shard.split == split]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.int8)
+
+    @property
+    def subset_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.subsets.get("images", {})))
+
+    def subset(self, name: str) -> np.ndarray:
+        """Ids (k,) int64 of a named part of the training split, sorted.
+
+        Raises:
+            UserError: there is none of this name, or their file is damaged.
+        """
+        if name not in self.subset_names:
+            advice = suggest(name, self.subset_names) if self.subset_names else "it has none"
+            raise UserError(f"subset: {name!r} is not in the store {self.path}; {advice}")
+        return self._subset_rows()[name]
 
     @cached_property
     def _groups(self) -> np.ndarray:
@@ -192,12 +276,51 @@ class Store:
             raise self._damaged(shard, f"row group {group} does not hold the ids of the manifest")
         return ids, images, labels
 
-    def _column(self, shard: Shard) -> np.ndarray:
+    def _load_annotations(self, shard: Shard, group: int) -> list[Annotation]:
         try:
             with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
-                labels: np.ndarray = file.read(columns=["label"], use_threads=False).column("label").to_numpy()
+                found = unpacked(file.read_row_group(group, columns=list(self.annotations), use_threads=False), len(self.classes))
         except DAMAGE as error:
             raise self._damaged(shard, _line(error)) from None
+        if len(found) != shard.row_groups[group]:
+            raise self._damaged(shard, f"row group {group} has {len(found)} rows, the manifest says {shard.row_groups[group]}")
+        return found
+
+    def _present(self, shard: Shard) -> np.ndarray:
+        try:
+            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+                column = file.read(columns=["present"], use_threads=False).column("present")
+            found = present_rows(column.combine_chunks(), len(self.classes))
+        except DAMAGE as error:
+            raise self._damaged(shard, _line(error)) from None
+        if len(found) != shard.count:
+            raise self._damaged(shard, f"it has {len(found)} rows, the manifest says {shard.count}")
+        return found
+
+    def _subset_rows(self) -> dict[str, np.ndarray]:
+        """Sorted ids by subset."""
+        if not self.subsets:
+            return {}
+        file = self.path / SUBSETS
+        try:
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != self.subsets["sha256"]:
+                raise ValueError("its sha256 is not the manifest's")
+            table = pq.read_table(pa.BufferReader(content))
+            names, ids = table.column("subset").to_numpy(), table.column("id").to_numpy()
+        except DAMAGE as error:
+            raise UserError(f"{file}: is missing or damaged: {_line(error)}; {repair(self.path)}") from None
+        return {name: ids[names == name] for name in self.subsets["images"]}
+
+    def _read_column(self, shard: Shard, name: str) -> Any:
+        try:
+            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+                return file.read(columns=[name], use_threads=False).column(name).combine_chunks()
+        except DAMAGE as error:
+            raise self._damaged(shard, _line(error)) from None
+
+    def _column(self, shard: Shard) -> np.ndarray:
+        labels: np.ndarray = self._read_column(shard, "label").to_numpy(zero_copy_only=False)
         if labels.shape != (shard.count,) or labels.dtype != np.int64:
             raise self._damaged(shard, f"it has {len(labels)} rows, the manifest says {shard.count}")
         return labels
@@ -214,20 +337,20 @@ class Store:
         return UserError(f"{self.path / shard.file}: is missing or damaged: {why}; {repair(self.path)}")
 
 
-class _Cache:
-    """The row groups used last, up to a number of bytes; safe to use from several threads."""
+class _Cache(Generic[Read]):
+    """What was read last of row groups, up to a number of bytes; safe to use from several threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._size, self._lock = limit, 0, threading.Lock()
-        self._groups: OrderedDict[tuple[Any, ...], Group] = OrderedDict()
+        self._groups: OrderedDict[tuple[Any, ...], Read] = OrderedDict()
 
-    def get(self, key: tuple[Any, ...]) -> Group | None:
+    def get(self, key: tuple[Any, ...]) -> Read | None:
         with self._lock:
             if key in self._groups:
                 self._groups.move_to_end(key)
             return self._groups.get(key)
 
-    def put(self, key: tuple[Any, ...], group: Group) -> None:
+    def put(self, key: tuple[Any, ...], group: Read) -> None:
         with self._lock:
             if key in self._groups:
                 return
@@ -237,11 +360,21 @@ class _Cache:
                 self._size -= _weight(self._groups.popitem(last=False)[1])
 
 
-def _weight(group: Group) -> int:
-    return sum(map(len, group[1])) + 100 * len(group[1])  # bytes; an object and two numbers cost about 100 beside the image
+def _weight(group: Group | list[Annotation]) -> int:
+    """Bytes; beside what they hold, an image with its two numbers costs about 100, an annotation with its arrays about 500."""
+    if isinstance(group, list):
+        return sum(500 + len(found.mask or b"") + sum(a.nbytes for a in (found.present, found.boxes) if a is not None) for found in group)
+    return sum(map(len, group[1])) + 100 * len(group[1])
 
 
-_cache = _Cache(CACHE_BYTES)
+_NOTHING = Annotation()
+_cache: _Cache[Group] = _Cache(CACHE_BYTES)
+_annotation_cache: _Cache[list[Annotation]] = _Cache(ANNOTATION_BYTES)
+
+
+def schema(annotations: Sequence[str]) -> pa.Schema:
+    """Of the shards of a store with these columns of `annotations.COLUMNS`."""
+    return pa.schema([*SCHEMA, *((name, COLUMNS[name]) for name in annotations)])
 
 
 def canonical(value: Any) -> bytes:
@@ -263,13 +396,17 @@ def _parse(path: Path, raw: dict[str, Any]) -> Store:
     if raw["format"] != FORMAT:
         raise ValueError(f"format {raw['format']!r}")
     shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
-    splits = {str(name): Split(int(part["first_id"]), int(part["count"])) for name, part in raw["splits"].items()}
-    _check_order(shards, splits)
+    splits = {str(name): int(count) for name, count in raw["splits"].items()}
+    extends = tuple(Earlier(str(entry["name"]), str(entry["hash"]), int(entry["ids"])) for entry in raw["extends"])
+    _check_order(shards, splits, extends)
     facts = int(raw["quarantined"]), str(raw["hash"]), dict(raw["source"]), dict(raw.get("images", {}))
-    return Store(path, tuple(map(str, raw["classes"])), splits, shards, *facts)
+    annotations = tuple(raw.get("annotations", ()))
+    if list(annotations) != sorted(COLUMNS.keys() & set(annotations)):
+        raise ValueError(f"annotations {annotations!r}")
+    return Store(path, tuple(map(str, raw["classes"])), splits, shards, extends, *facts, annotations, dict(raw.get("subsets", {})))
 
 
-def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
+def _check_order(shards: tuple[Shard, ...], splits: dict[str, int], extends: tuple[Earlier, ...]) -> None:
     """Ids must be 0..n-1 without gaps, and a name must not lead out of the folder."""
     expected, found = 0, dict.fromkeys(splits, 0)
     for shard in shards:
@@ -277,8 +414,11 @@ def _check_order(shards: tuple[Shard, ...], splits: dict[str, Split]) -> None:
         if not SHARD_NAME.match(shard.file) or shard.first_id != expected or not whole:
             raise ValueError(f"shard {shard.file!r} does not follow the one before it")
         expected, found[shard.split] = expected + shard.count, found[shard.split] + shard.count
-    if found != {name: split.count for name, split in splits.items()}:
+    if found != splits:
         raise ValueError("the splits and the shards differ")
+    edges = [0, *(earlier.ids for earlier in extends), expected]
+    if edges != sorted(edges):
+        raise ValueError("the extended stores have more images than there are")
 
 
 def repair(path: Path) -> str:

@@ -15,15 +15,18 @@ from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
-from pipeline import augment, images
+from pipeline import augment, draws, images
+from pipeline.augment_targets import Targets
 from pipeline.plan import Batches
 from pipeline.store import Store
 
-Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8
+Arrays = dict[str, np.ndarray]  # id (B,), label (B,), views (B, V, S, S, 3) uint8, and what `Targets` adds
 Encoded = dict[int, tuple[bytes, int]]  # image and label by id
 Rows = tuple[np.ndarray, np.ndarray]  # (B,) ids, (B,) passes
 MAX_BLOCKS = 10_000  # blocks that Ray Data plans up front; more tasks than that share them
+OPEN = 2**20  # pixels of decoded images that wait for what is drawn for them at once
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 1024, 16_000_000  # the block is what travels: large ones delay the first batch
 
 
@@ -52,6 +55,7 @@ class Loader:
     size: int  # pixels
     seed: int
     max_pixels: int
+    targets: Targets | None = None  # what is learned from besides labels, of the first view
 
     @property
     def row_bytes(self) -> int:
@@ -59,11 +63,33 @@ class Loader:
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
-        for row, (image_id, turn) in enumerate(zip(ids.tolist(), passes.tolist(), strict=True)):
-            image = images.open_rgb(encoded[image_id][0], self.max_pixels)
-            for view, ops in enumerate(self.ops):
-                views[row, view] = augment.apply(image, ops, augment.generator(self.seed, turn, image_id, view), self.size)
-        return _arrays(ids, encoded, views)
+        known: list[Arrays] = []
+        for start, opened in self._opened(ids, encoded):
+            rows = slice(start, start + len(opened))
+            sizes = np.array([image.size for image in opened])
+            for view in range(len(self.ops)):
+                drawn = self.draw(ids[rows], passes[rows], view, sizes)
+                for row, pixels in enumerate(augment.apply_each(opened, drawn, self.size), start):
+                    views[row, view] = pixels
+                if view == 0 and self.targets is not None:
+                    known.append(self.targets.of(self.store.annotated(ids[rows]), drawn, self.size))
+        more = {name: np.concatenate([part[name] for part in known]) for name in known[0]} if known else {}
+        return {**_arrays(ids, encoded, views), **more}
+
+    def draw(self, ids: np.ndarray, passes: np.ndarray, view: int, sizes: np.ndarray) -> list[augment.Drawn]:
+        """What the ops of a view do to each image; `sizes`: (B, 2) widths and heights."""
+        return augment.draw(self.ops[view], draws.keys(self.seed, passes, ids, view), sizes, self.size)
+
+    def _opened(self, ids: np.ndarray, encoded: Encoded) -> Iterator[tuple[int, list[Image.Image]]]:
+        """All images, some at a time, so that large ones do not fill the memory; and the row of the first of them."""
+        opened: list[Image.Image] = []
+        pixels = start = 0
+        for row, image_id in enumerate(ids.tolist()):
+            opened.append(images.open_rgb(encoded[image_id][0], self.max_pixels))
+            pixels += opened[-1].width * opened[-1].height
+            if pixels >= OPEN or row == len(ids) - 1:
+                yield start, opened
+                opened, pixels, start = [], 0, row + 1
 
     def read(self, ids: np.ndarray) -> Encoded:
         return read(self.store, ids)
@@ -175,7 +201,7 @@ class Options:
     tasks: int
     task_cpus: float
     resident: np.ndarray | None = field(default=None, compare=False)  # sorted ids that trainings hold decoded; None: they stream
-    hold_up_to: int | None = None  # images that a training sees in all: longer ones stream; None: all hold theirs
+    on_device: bool = False  # what trainings stream is augmented on their device
 
 
 def batches(loader: Pixels, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
@@ -238,15 +264,12 @@ def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
         for index in rows["id"].tolist():
             yield from _task(loader, order, index)
 
-    dataset = ray.data.range(len(order), override_num_blocks=min(len(order), MAX_BLOCKS)).map_batches(
-        load,
-        batch_size=None,
-        num_cpus=options.task_cpus,
-        compute=ray.data.TaskPoolStrategy(size=options.tasks),
-        max_retries=2,  # Ray's default repeats a crashing task for ever
+    # Ray's default repeats a crashing task for ever. Of Ray 2.60's map functions only this one takes `max_retries` without a warning.
+    dataset = ray.data.range(len(order), override_num_blocks=min(len(order), MAX_BLOCKS)).map_batches_internal(
+        load, batch_size=None, num_cpus=options.task_cpus, compute=ray.data.TaskPoolStrategy(size=options.tasks), max_retries=2
     )
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=options.prefetch):
-        yield {key: batch[key] for key in ("id", "label", "views")}
+        yield dict(batch)
 
 
 def prefetched(items: Iterable[Arrays], depth: int) -> Iterator[Arrays]:

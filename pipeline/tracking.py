@@ -20,6 +20,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 try 
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 RUN_FILE = "mlflow.json"
+NOTE = 8000  # characters of a tag
 
 
 def tracking_uri(recipe: Recipe) -> str:
@@ -105,7 +106,7 @@ class Tracking:
     def _log_store(self, run_id: str, store: Store, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        profile = json.dumps({name: part.count for name, part in store.splits.items()})
+        profile = json.dumps(store.splits)
         dataset = Dataset(store.path.name, store.hash[:36], "local", json.dumps({"uri": str(store.path), "sha256": store.hash}), None, profile)
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
@@ -153,6 +154,14 @@ class Tracking:
         version = self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
         self.client.set_registered_model_alias(name, "current", version.version)
 
+    def log_card(self, run_id: str, file: Path, text: str, folder: str) -> None:
+        """A model card as artifact, and as what MLflow shows on the run's page: up to the last section that a tag has room for."""
+        self.client.log_artifact(run_id, str(file), folder)
+        if len(text) > NOTE:
+            end = text.rfind("\n#", 0, NOTE - 100)
+            text = f"{text[:end]}\n\nThe rest is in the artifact {folder}/{file.name}.\n"
+        self.client.set_tag(run_id, "mlflow.note.content", text)
+
     def log_consumed(self, run_id: str, reference: str) -> None:
         self.client.set_tag(run_id, "firstlight.encoder", reference)
 
@@ -171,6 +180,30 @@ class Tracking:
             return f"models:/{name}/{self.client.get_model_version_by_alias(name, alias).version}"
         except mlflow.MlflowException as error:
             raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
+
+    def beside(self, reference: str, name: str, where: str) -> str:
+        """The reference of a network that the run of an encoder has handed on beside it: `runs:/<run>/<name>`.
+
+        Raises:
+            UserError: the run has none of this name; names the run, and what it has.
+        """
+        import mlflow
+
+        try:
+            run_id = self._source_run(reference)
+            has = sorted(entry.path for entry in self.client.list_artifacts(run_id) if entry.is_dir and entry.path != "figures")
+        except mlflow.MlflowException as error:
+            raise UserError(f"{where}: {reference!r} is not in {self.uri}: {str(error).splitlines()[0][:200]}") from None
+        if name not in has:
+            raise UserError(f"{where}: {name!r} is not valid: run {run_id}, which made {reference!r}, has {', '.join(has) or 'nothing'}")
+        return f"runs:/{run_id}/{name}"
+
+    def _source_run(self, reference: str) -> str:
+        kind, _, path = reference.partition(":/")
+        name, _, version = path.partition("/")
+        if kind == "runs":
+            return name
+        return str(self.client.get_model_version(name, version).run_id if version else self.client.get_logged_model(name).source_run_id)
 
     def fetch(self, reference: str, target: Path, where: str) -> Path:
         """The folder behind `runs:/...` or `models:/...`, copied into `target`.

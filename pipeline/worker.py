@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import resident
+from pipeline.augment_targets import Targets
 from pipeline.config import Augment, Recipe, Training
 from pipeline.fit import to_batch
 from pipeline.plan import Plan
@@ -15,6 +18,7 @@ from pipeline.splits import Splits, split
 from pipeline.store import CACHE_BYTES, Store
 from pipeline.stream import EvalOrder, Loader, Options, batches
 from tasks.collective import rank, world
+from tasks.downstream.task import Target
 from tasks.learner import Batch
 
 
@@ -33,19 +37,19 @@ class Worker:
         """`device`: that of a training worker; the driver, which only draws, has none.
 
         Raises:
-            UserError: `stream.resident: on`, where it is not possible.
+            UserError: `stream.resident: on` or `stream.augment: device`, where it is not possible.
         """
         torch.set_num_threads(recipe.scale.threads)
         stream, splits = recipe.stream, split(store, recipe.dataset)
         held = splits.train if resident.possible(stream, store, len(splits.train)) else None
-        limit = resident.SHORT if on_ray and stream.resident == "auto" else None
-        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, limit)
+        options = Options(on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, resident.on_device(stream, store))
         return Worker(recipe, store, splits, device or torch.device("cpu"), options)
 
-    def loader(self, views: Sequence[Augment], seed: int) -> Loader:
-        """Pixels: one augmentation a view."""
-        data = self.recipe.dataset
-        return Loader(self.store, tuple(tuple(op.model_dump() for op in ops) for ops in views), data.image_size, seed, data.max_pixels)
+    def loader(self, views: Sequence[Augment], seed: int, target: Target = "label") -> Loader:
+        """Pixels: one augmentation a view; and the targets of the first one."""
+        data, ops = self.recipe.dataset, tuple(tuple(op.model_dump() for op in ops) for ops in views)
+        targets = None if target == "label" else Targets(target, _most_boxes(self.store) if target == "boxes" else 0)
+        return Loader(self.store, ops, data.image_size, seed, data.max_pixels, targets)
 
     def views(self, training: Training, count: int = 1) -> list[Augment]:
         """The augmentations of the `count` views of a training."""
@@ -58,11 +62,23 @@ class Worker:
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > CACHE_BYTES)
         return Plan(ids, self.store.groups("train")[:, 2], batch_size, seed, min(stream.window, CACHE_BYTES // per_image), windowed)
 
-    def sweep(self, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of `ids`, once, with the evaluation augmentation; streamed, also where trainings hold their images."""
-        loader = self.loader([self.recipe.dataset.eval_augment], 0)
+    def sweep(self, ids: np.ndarray, batch_size: int, views: Sequence[Augment] | None = None, target: Target = "label") -> Iterator[Batch]:
+        """This worker's part of `ids`, once; streamed, also where trainings hold their images. `views`: None: the evaluation augmentation."""
+        loader = self.loader(views or [self.recipe.dataset.eval_augment], 0, target)
         for arrays in batches(loader, EvalOrder(ids, batch_size, rank(), world()), batch_size, self.options):
             yield to_batch(arrays, self.device)
+
+
+@lru_cache(maxsize=4)
+def _boxes_at_most(path: str, manifest: str) -> int:
+    store = Store.open(Path(path))
+    ids = np.arange(sum(store.splits.values()))
+    return max((len(found.box_classes) for part in np.array_split(ids, -(-len(ids) // 4096)) for found in store.annotated(part)), default=0)  # type: ignore[arg-type]
+
+
+def _most_boxes(store: Store) -> int:
+    """Of an image, at least 1: batches have as many rows for each. Read once a process."""
+    return max(1, _boxes_at_most(str(store.path), store.hash))
 
 
 def gather_rows(parts: Sequence[Tensor], total: int) -> Tensor:

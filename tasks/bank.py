@@ -88,7 +88,7 @@ class Moments(NamedTuple):
 
 def first_rows(ids: Tensor, dim: int, seed: int) -> Tensor:
     """(k,) ids -> (k, dim) from U(-sqrt(3/d), sqrt(3/d)), of length 1 on average only (authors' code); each row a function of (seed, id)."""
-    parts = [uniform(keys(seed, 0, part, STREAM), dim) for part in ids.split(8192)]
+    parts = [uniform(keys(seed, torch.zeros_like(part), part, STREAM), dim) for part in ids.split(8192)]
     return (torch.cat(parts) * 2.0 - 1.0) * math.sqrt(3.0 / dim)
 
 

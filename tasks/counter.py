@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, epoch, image id, stream) and nothing else, drawn for a whole batch at once on its device.
+"""Random numbers that are a function of (seed, pass, image id, stream) and nothing else, drawn for a whole batch at once on its device.
 
 A generator has a state, so what it draws depends on what was drawn before, and seeding one per image costs more than the drawing. A counter
 has none: number k of an image is a hash of (its key, k). The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
@@ -26,10 +26,13 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def keys(seed: int, epoch: int, ids: Tensor, stream: int) -> Tensor:
-    """(B,) int64 image ids -> (B,) int64, a key per image. `stream` tells apart what one method draws for several purposes."""
+def keys(seed: int, passes: Tensor, ids: Tensor, stream: int) -> Tensor:
+    """(B,) int64 image ids, and the pass that each is in -> (B,) int64, a key per image.
+
+    `stream` tells apart what one method draws for several purposes.
+    """
     key = _mixed(torch.full_like(ids, seed) + GOLDEN)
-    for part in (torch.full_like(ids, epoch), ids, torch.full_like(ids, stream)):
+    for part in (passes, ids, torch.full_like(ids, stream)):
         key = _mixed((key ^ part) + GOLDEN)
     return key
 

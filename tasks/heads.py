@@ -1,7 +1,13 @@
 """Fully connected heads."""
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.encoders import pooled
 from tasks.norms import Norm, norm_layer
 
 
@@ -13,3 +19,20 @@ def mlp(size: int, hidden: tuple[int, ...], out: int, *, dropout: float, norm: N
         layers += [nn.Dropout(dropout)] if depth == 0 and dropout else []
         size = width
     return nn.Sequential(*layers, nn.Linear(size, out))
+
+
+class Projection(nn.Module):
+    """The head that a method learns on the deepest map: feature maps -> (B, out) on the unit sphere, in float32 or wider.
+
+    `size`: of the pooled map. `spec`: plain values for JSON; `Projection(**spec)` is the same network with fresh weights.
+    """
+
+    def __init__(self, size: int, hidden: Sequence[int], out: int, *, dropout: float, norm: Norm, pool: str) -> None:
+        super().__init__()
+        self.spec: dict[str, Any] = {"size": size, "hidden": list(hidden), "out": out, "dropout": dropout, "norm": norm, "pool": pool}
+        self.pool = pool
+        self.layers = mlp(size, tuple(hidden), out, dropout=dropout, norm=norm)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        projected = self.layers(pooled(maps, self.pool))
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)

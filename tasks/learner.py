@@ -14,10 +14,11 @@ from tasks.table import SampleTable
 class Batch:
     """A worker's part of a global batch."""
 
-    ids: Tensor  # (B,) int64, of the images in the store: what random numbers are drawn by
+    ids: Tensor  # (B,) int64, of the images in the store: what random numbers are drawn by, with `passes`
     rows: Tensor  # (B,) int64, the places 0..size-1 of these images among those trained on: the keys of tables
     labels: Tensor  # (B,) int64, what may be learned from; -1 = unknown or withheld
     views: tuple[Tensor, ...]  # each (B, 3, H, W) float in 0..1
+    passes: Tensor  # (B,) int64, which pass over its images each is in: the epoch, but labelled images may return within one
     # What a downstream task learns from besides labels, of the first view: `present` (B, C) int8, `mask` (B, H, W) uint8; `boxes` (B, K, 4) float
     # with `box_classes` (B, K) int64 and `difficult` (B, K) bool, K the most of an image, unused rows of class -1
     targets: Mapping[str, Tensor] = field(default_factory=dict)
@@ -26,7 +27,7 @@ class Batch:
         """The images start..stop of this batch."""
         views = tuple(view[start:stop] for view in self.views)
         targets = {name: target[start:stop] for name, target in self.targets.items()}
-        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views, targets)
+        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views, self.passes[start:stop], targets)
 
 
 class Learner(nn.Module, ABC):

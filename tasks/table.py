@@ -29,11 +29,13 @@ class SampleTable:
     def read(self, ids: Tensor) -> Tensor:
         """(B,) ids of this rank -> their (B, *shape) rows. Collective: every rank calls it, with equally many ids."""
         everyone = self._checked(gather(ids))
+        if world() == 1:
+            return self.rows[everyone]
         rows = self.rows.new_zeros((len(everyone), *self.rows.shape[1:]))
-        here = everyone % world() == rank()
-        rows[here] = self.rows[everyone[here] // world()]
-        if world() > 1:  # every row has one owner: the others add zeros
-            dist.all_reduce(rows)
+        if len(self.rows):  # every row has one owner: the others add zeros. Without a mask of flexible length, which a GPU would be waited for
+            here = (everyone % world() == rank()).view(-1, *[1] * (self.rows.dim() - 1))
+            rows = torch.where(here, self.rows[(everyone // world()).clamp_max(len(self.rows) - 1)], rows)
+        dist.all_reduce(rows)
         size = len(ids)
         return rows[rank() * size : (rank() + 1) * size]
 
@@ -41,14 +43,17 @@ class SampleTable:
         """Hold back (B, *shape) rows for `commit`. Collective. No id may stand twice in the global batch: which row wins would be chance.
 
         Raises:
-            ValueError: a repeated id.
+            ValueError: a repeated id (looked for on the CPU only, as all checks of ids).
         """
         everyone, values = self._checked(gather(ids)), gather(rows.detach().to(self.rows.dtype))
-        unique, counts = everyone.unique(return_counts=True)
-        if len(unique) < len(everyone):
-            raise ValueError(f"a table was written twice in one step for the ids {unique[counts > 1].tolist()[:5]}")
-        here = everyone % world() == rank()
-        self._pending.append((everyone[here] // world(), values[here]))
+        if everyone.device.type == "cpu":
+            unique, counts = everyone.unique(return_counts=True)
+            if len(unique) < len(everyone):
+                raise ValueError(f"a table was written twice in one step for the ids {unique[counts > 1].tolist()[:5]}")
+        if world() > 1:
+            here = everyone % world() == rank()
+            everyone, values = everyone[here], values[here]
+        self._pending.append((everyone // world(), values))
 
     def commit(self) -> None:
         """Make the writes since the last commit visible to `read`."""
@@ -81,6 +86,10 @@ class SampleTable:
         self.rows = rows[order[self.ids.cpu()]].to(self.rows.device)
 
     def _checked(self, ids: Tensor) -> Tensor:
+        """`ids`; looked at on the CPU only. A GPU would have to be waited for at every step: there, the loop has checked them on the host
+        (`fit.to_batch`), and what still is outside ends in CUDA's own assertion."""
+        if ids.device.type != "cpu":
+            return ids
         wrong = ids[(ids < 0) | (ids >= self.size)]
         if len(wrong):
             raise IndexError(f"id {int(wrong[0])} is outside of the table's 0..{self.size - 1}")

@@ -48,8 +48,8 @@ def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Modul
     from torchvision.models.feature_extraction import create_feature_extractor
 
     _check_known(model, torchvision.models.list_models(module=torchvision.models), "torchvision")
-    turned = _maps_of(model)
-    net = _fresh(model)
+    turned = maps_of(model)
+    net = fresh(model)
     if c_in != 3:
         _widen(net, c_in)
     trunk = create_feature_extractor(net, list(turned), suppress_diff_warning=True)
@@ -85,7 +85,7 @@ def _check_known(model: str, known: Collection[str], library: str) -> None:
         raise ValueError(f"model: {model!r} is unknown to {library}; {advice}")
 
 
-def _fresh(model: str) -> nn.Module:
+def fresh(model: str) -> nn.Module:
     from torchvision.models import get_model
 
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # two networks announce another initialisation
@@ -105,7 +105,7 @@ def _widen(net: nn.Module, c_in: int) -> None:
 
 
 @cache
-def _maps_of(model: str) -> dict[str, bool]:
+def maps_of(model: str) -> dict[str, bool]:
     """The names of the layers whose outputs are the feature maps, shallow to deep, and whether a map's channels come last.
 
     Raises:
@@ -115,7 +115,7 @@ def _maps_of(model: str) -> dict[str, bool]:
 
     try:
         with torch.random.fork_rng(devices=[]):
-            net = _fresh(model).to("meta")  # shapes only, without arithmetic
+            net = fresh(model).to("meta")  # shapes only, without arithmetic
         training, names = get_graph_node_names(net, suppress_diff_warning=True)
         everything = create_feature_extractor(net, [name for name in names if name in training], suppress_diff_warning=True).eval()
         with redirect_stderr(io.StringIO()):  # a traced network prints its source when it fails

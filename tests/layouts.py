@@ -207,6 +207,34 @@ def _photo(k: int) -> bytes:
     return encoded(np.kron(noise(k, 8, 10, 3), np.ones((8, 8, 1), np.uint8)), "JPEG")
 
 
+def bccd(root: Path) -> None:
+    """VOC's layout with classes of its own, and no lists of them."""
+    _like_voc(root, "Main", {"train": 30, "val": 10, "test": 12})
+    for file in (root / "Annotations").iterdir():
+        names = dict(zip(VOC_CLASSES, ("Platelets", "RBC", "WBC") * 7, strict=False))
+        text = file.read_text()
+        for theirs, ours in names.items():
+            text = text.replace(f"<name>{theirs}</name>", f"<name>{ours}</name>")
+        file.write_text(text)
+
+
+def camvid(root: Path) -> None:
+    """VOC's layout of segmentation, and the names of the masks' values."""
+    _like_voc(root, "Segmentation", {"train": 30, "val": 10, "test": 12})
+    put(root / "classes.txt", "".join(f"class {k}\n" for k in range(21)))
+
+
+def _like_voc(root: Path, folder: str, sizes: dict[str, int]) -> None:
+    numbers = iter(range(1, 10**6))
+    for split, count in sizes.items():
+        names = [f"{next(numbers):06d}" for _ in range(count)]
+        for name in names:
+            put(root / "JPEGImages" / f"{name}.jpg", _photo(int(name)))
+            put(root / "Annotations" / f"{name}.xml", _objects(name))
+            put(root / "SegmentationClass" / f"{name}.png", _mask(int(name)))
+        put(root / "ImageSets" / folder / f"{split}.txt", "".join(f"{name}\n" for name in names))
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -218,4 +246,6 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "cub200": cub200,
     "voc2007": voc2007,
     "voc2012": voc2012,
+    "bccd": bccd,
+    "camvid": camvid,
 }

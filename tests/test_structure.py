@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
-STAGES = {"prepare", "pretrain", "evaluate", "finetune"}
+STAGES = {"prepare", "pretrain", "evaluate", "finetune", "retrieve", "embed", "export"}
 UNSAFE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 UNSAFE_CALLS = {"torch.load", "yaml.load", "extractall", "dcp.load", "Tuner.restore", "load_model"}
 
@@ -58,7 +58,7 @@ def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
 
 def test_the_decoding_tasks_import_no_torch() -> None:
     """660 MB and seconds per process, for nothing."""
-    seen, waiting = set(), ["pipeline.stream", "pipeline.prepare"]
+    seen, waiting = set(), ["pipeline.stream", "pipeline.prepare", "pipeline.inference"]
     while waiting:
         name = waiting.pop()
         file = ROOT / (name.replace(".", "/") + ".py")

@@ -13,6 +13,7 @@ from pipeline.sources.cifar import open_cifar10, open_cifar100
 from pipeline.sources.cub import open_cub200
 from pipeline.sources.digits import open_digits
 from pipeline.sources.dogs import open_stanford_dogs
+from pipeline.sources.download import fetch
 from pipeline.sources.folder import open_folder
 from pipeline.sources.idx import open_idx
 from pipeline.sources.imagenet import open_imagenet
@@ -51,9 +52,11 @@ def open_source(dataset: "Dataset") -> Source:
     """List the images of `dataset`, without reading them. Where the source has no test split, `test_fraction` of each class becomes it.
 
     Raises:
-        UserError: naming `dataset.root`, a column or a file that is missing, cannot be read, or does not hold what the config says.
+        UserError: naming `dataset.root`, a column or a file that is missing, cannot be read, or does not hold what the config says; `fetch`.
     """
     try:
+        if dataset.download:
+            fetch(dataset)
         return SOURCES[dataset.source](dataset)
     except OSError as error:
         where = text(os.fsencode(error.filename or str(dataset.root)))

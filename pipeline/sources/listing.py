@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,8 @@ class Listing(NamedTuple):
     test: Sequence[Entry]  # () = carved out of the training split
 
 
-def listed_source(kind: type[AnyFolder], listing: Listing, dataset: "Dataset") -> AnyFolder:
-    """A `kind` of source with the training images first, in the order of the lists.
+def listed_source(kind: type[AnyFolder], listing: Listing, dataset: "Dataset", **fields: Any) -> AnyFolder:
+    """A `kind` of source with the training images first, in the order of the lists; `fields`: what it has beside those of a folder.
 
     Raises:
         UserError: there is no training image, an image is listed twice, or a folder is a link that leaves the root.
@@ -49,10 +49,10 @@ def listed_source(kind: type[AnyFolder], listing: Listing, dataset: "Dataset") -
     if not listing.train:
         raise UserError(f"dataset.root: {', '.join(listing.lists)} in {str(listing.root)!r}: no image for training is listed")
     _check_once(listing.root, listing.lists, paths)
-    facts = [file_facts(listing.root, name) for name in listing.lists] + _facts(listing.root, paths)
+    facts = [file_facts(listing.root, name) for name in listing.lists] + facts_of(listing.root, paths)
     rows = {"train": np.arange(len(listing.train)), "test": np.arange(len(listing.train), len(paths))}
     rows = with_test({split: places for split, places in rows.items() if len(places)}, paths, labels, dataset)
-    return kind(listing.classes, fingerprint(facts), labels, rows, listing.root, pa.array(paths, pa.binary()))
+    return kind(listing.classes, fingerprint(facts), labels, rows, listing.root, pa.array(paths, pa.binary()), **fields)
 
 
 def _check_once(root: Path, lists: tuple[str, ...], paths: list[bytes]) -> None:
@@ -62,12 +62,12 @@ def _check_once(root: Path, lists: tuple[str, ...], paths: list[bytes]) -> None:
         raise UserError(f"dataset.root: {where}: {text(twice)!r} is listed twice; valid: an image is in one split, once")
 
 
-def _facts(root: Path, paths: Sequence[bytes]) -> list[Listed]:
-    """Size and time of each file, -1 where there is none."""
+def facts_of(root: Path, paths: Sequence[bytes], endings: tuple[bytes, ...] = ENDINGS) -> list[Listed]:
+    """Size and time of each file, -1 where there is none with such an ending."""
     wanted = set(paths)
     found: dict[bytes, Listed] = {}
     for folder in sorted({os.path.dirname(path) for path in paths}):
-        found |= {path: listed(path, entry) for path, entry in _scan(root, folder) if path in wanted}
+        found |= {path: listed(path, entry) for path, entry in _scan(root, folder, endings) if path in wanted}
     return [found.get(path, (path, -1, -1)) for path in paths]
 
 
@@ -77,16 +77,16 @@ def files_in(root: Path, folder: str) -> list[str]:
     Raises:
         UserError: the folder is a link that leaves the root.
     """
-    return [os.fsdecode(path) for path, _ in sorted(_scan(root, os.fsencode(folder)), key=lambda found: found[0])]
+    return [os.fsdecode(path) for path, _ in sorted(_scan(root, os.fsencode(folder), ENDINGS), key=lambda found: found[0])]
 
 
-def _scan(root: Path, folder: bytes) -> list[tuple[bytes, os.DirEntry[bytes]]]:
+def _scan(root: Path, folder: bytes, endings: tuple[bytes, ...]) -> list[tuple[bytes, os.DirEntry[bytes]]]:
     path = os.path.join(os.fsencode(root), folder)
     if not below(os.fsencode(root), path):
         raise UserError(f"dataset.root: {text(path)!r} is a link that leaves the root; valid: dataset.root = a folder that holds the files")
     try:
         with os.scandir(path) as scan:
-            images = [entry for entry in scan if not entry.name.startswith(b".") and entry.name.lower().endswith(ENDINGS)]
+            found = [entry for entry in scan if not entry.name.startswith(b".") and entry.name.lower().endswith(endings)]
     except FileNotFoundError:
         return []
-    return [(os.path.join(folder, entry.name), entry) for entry in images if not entry.is_dir()]
+    return [(os.path.join(folder, entry.name), entry) for entry in found if not entry.is_dir()]

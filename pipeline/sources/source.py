@@ -3,12 +3,13 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from pipeline.annotations import Annotation
 from pipeline.errors import UserError
 from pipeline.sources.files import Listed, Local, Remote, fingerprint, local_path, text
 
@@ -37,6 +38,8 @@ class Record:
     data: bytes | None
     label: int  # -1 = unknown
     reason: str | None = None
+    annotation: Annotation | None = None
+    annotated_in: str = ""  # the file that it was read from
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Source(ABC):
     fingerprint: str  # changes when the files do
     labels: np.ndarray  # (n,) int64
     rows: dict[str, np.ndarray]  # split -> places in the listing, ascending
+    annotations: tuple[str, ...] = field(default=(), kw_only=True)  # columns of `annotations.COLUMNS` that every record has, sorted
+    subsets: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> places; those of the training split count
 
     @property
     def splits(self) -> dict[str, int]:
@@ -117,15 +122,20 @@ def with_test(rows: dict[str, np.ndarray], keys: list[bytes], labels: np.ndarray
     if "test" in rows:
         return rows
     places = rows["train"]
-    ranks = np.array([_rank(dataset.split_seed, keys[place]) for place in places.tolist()], np.uint64)
-    _, kinds, counts = np.unique(labels[places], return_inverse=True, return_counts=True)
-    order = np.lexsort((ranks, kinds))
-    position = np.empty(len(places), np.int64)
-    position[order] = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-    quota = np.minimum(np.floor(counts * dataset.test_fraction + 0.5).astype(np.int64), counts - 1)
-    test = position < quota[kinds]
+    ranks = np.array([rank(dataset.split_seed, keys[place]) for place in places.tolist()], np.uint64)
+    test = lowest(ranks, labels[places], dataset.test_fraction)
     return {"train": places[~test], "test": places[test]} if test.any() else rows
 
 
-def _rank(seed: int, key: bytes) -> int:
+def lowest(ranks: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
+    """(n,) bool: the images of each class with the lowest ranks, `fraction` of it but never all."""
+    _, kinds, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((ranks, kinds))
+    position = np.empty(len(ranks), np.int64)
+    position[order] = np.arange(len(ranks)) - np.repeat(np.cumsum(counts) - counts, counts)
+    quota = np.minimum(np.floor(counts * fraction + 0.5).astype(np.int64), counts - 1)
+    return np.asarray(position < quota[kinds])
+
+
+def rank(seed: int, key: bytes) -> int:
     return int.from_bytes(hashlib.sha256(b"%d\0%s" % (seed, key)).digest()[:8], "big")

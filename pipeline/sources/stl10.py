@@ -28,7 +28,7 @@ class Stl10(Raw):
 
 
 def open_stl10(dataset: "Dataset") -> Stl10:
-    """The training split is train_X, labelled, and then unlabeled_X with label -1, in one listing."""
+    """The training split is train_X, labelled, and then unlabeled_X with label -1, in one listing. Subsets fold0, fold1, ...: as `folds`."""
     root = home(dataset, FOLDER)
     names = [name for pair in LABELLED for name in pair] + [UNLABELLED, CLASSES]
     need(root, *names)
@@ -38,7 +38,10 @@ def open_stl10(dataset: "Dataset") -> Stl10:
     labels = np.concatenate([known, np.full(unlabelled.count, -1, np.int64), truth])
     first = train.count + unlabelled.count
     rows = {"train": np.arange(first), "test": np.arange(first, len(labels))}
-    return Stl10(classes, fingerprint(file_facts(root, name) for name in names), labels, rows, root, (train, unlabelled, test), SHAPE, AXES)
+    known_folds = folds(root) if (root / FOLDS).exists() else []
+    facts = fingerprint(file_facts(root, name) for name in [*names, *[FOLDS] * bool(known_folds)])
+    subsets = {f"fold{k}": fold for k, fold in enumerate(known_folds)}
+    return Stl10(classes, facts, labels, rows, root, (train, unlabelled, test), SHAPE, AXES, subsets=subsets)
 
 
 def folds(root: Path) -> list[np.ndarray]:

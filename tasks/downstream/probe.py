@@ -17,9 +17,13 @@ class Probe:
     weight: Tensor  # (classes, d)
     bias: Tensor  # (classes,)
 
+    def scores(self, features: Tensor) -> Tensor:
+        """(m, d) -> (m, classes) logits."""
+        return F.linear((features - self.mean) / self.std, self.weight, self.bias)
+
     def predict(self, features: Tensor) -> Tensor:
         """(m, d) -> (m,) int64."""
-        return F.linear((features - self.mean) / self.std, self.weight, self.bias).argmax(1)
+        return self.scores(features).argmax(1)
 
 
 def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> Probe:

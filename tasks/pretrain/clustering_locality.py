@@ -13,7 +13,7 @@ small region of the image. Over a batch of T images, R of them labelled:
 The batch is that of all workers. J_B needs a large one: the paper blames its small batches for having gained nothing from it (section 3.3).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -93,6 +93,15 @@ class ClusteringLocality(Method):
     `clusters`: how many classes it has; null: as many as the data set. `cam: relu` keeps only what speaks for the class (the paper does not say).
     The map is that of the class with the highest probability (section 3.4). `supervised: false` leaves J_C out: labels are not needed (section 3.5).
     """
+
+    title: ClassVar[str] = "Clustering and Locality Penalties"
+    paper: ClassVar[str] = "Bansal and Zepeda, Clustering and Locality Penalties for Semi-Supervised Learning"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The locality loss is the mean over the images of the batch; the paper's eq. 7 lacks the sum over them.",
+        "The class activation map is that of the most probable class, not rectified unless `cam: relu`; the paper does not say.",
+        "The paper gives no value for beta and gamma, no optimiser, and not its variant of DenseNet.",
+        "Batch entropy is taken over the images of all workers; the paper has small batches, and gained nothing from it.",
+    )
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ the image to be undone. Images are 0-centred and normalised (section 3.4); the c
 denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is the data set's mean.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -62,6 +62,15 @@ class DenoisingAutoEncoder(Method):
     does not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder.
     """
 
+    title: ClassVar[str] = "Denoising auto-encoder with symmetric shortcuts"
+    paper: ClassVar[str] = "Dong, Mao, Shen and Yang 2016, https://arxiv.org/abs/1611.09119"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The noise level is read in units of 0..255 and applied before the normalisation; the paper does not give its scale.",
+        "The side of the regions of `patch_gaussian` is a setting; the paper does not give it.",
+        "Where the shortcuts are added and whether the last layer is normalised is read from the paper's figure 1.",
+        "Batch size, epochs and weight decay are not given by the paper.",
+    )
+
     def __init__(
         self,
         encoder: Encoder,
@@ -80,10 +89,6 @@ class DenoisingAutoEncoder(Method):
         self.corruption, self.sigma, self.patch = corruption, sigma, patch
         self.blocks = blocks or corrupt.small_block_count(setting.size)
         self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
-        self.epoch = 0
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch  # each epoch corrupts an image anew (section 3.4)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The reconstructions (B, C, H, W), normalised as the encoder's input is."""
@@ -98,12 +103,12 @@ class DenoisingAutoEncoder(Method):
         return {"loss": euclidean_loss(reconstructed, clean), "psnr": decibels}
 
     def corrupted(self, batch: Batch) -> Tensor:
-        """The batch's images (B, 3, H, W), corrupted as this epoch corrupts them."""
+        """The batch's images (B, 3, H, W), corrupted anew in each of their passes (section 3.4)."""
         images = batch.views[0]
-        places = keys(self.setting.seed, self.epoch, batch.ids, PLACES)
+        places = keys(self.setting.seed, batch.passes, batch.ids, PLACES)
         if self.corruption in ("pixel_gaussian", "patch_gaussian"):
             low, high = self.sigma
-            levels = corrupt.noise_levels(keys(self.setting.seed, self.epoch, batch.ids, LEVELS), low / 255, high / 255)
+            levels = corrupt.noise_levels(keys(self.setting.seed, batch.passes, batch.ids, LEVELS), low / 255, high / 255)
             if self.corruption == "pixel_gaussian":
                 return corrupt.pixel_gaussian(images, levels, places)
             return corrupt.patch_gaussian(images, levels, places, self.patch)

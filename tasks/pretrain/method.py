@@ -1,7 +1,7 @@
 """The contract of a pretraining method."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,10 +32,15 @@ class Method(Learner):
     """A pretraining objective around an encoder, which is what later stages receive.
 
     The keyword-only parameters of `__init__` are its hyper-parameters: the config checks them by their annotations.
+    `title`, `paper` and `deviations` (what is done otherwise than in the paper, or is not given there) go into the model card.
 
     Raises (`__init__`):
         ValueError: the parameters do not fit the encoder or the setting; the message starts with the parameter's name.
     """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    deviations: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: Encoder, setting: Setting) -> None:
         super().__init__()

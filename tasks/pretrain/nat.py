@@ -9,17 +9,17 @@ Since the targets never move and each has one image, the features cannot collaps
 exchange their targets among each other, optimally, before the step is taken (Algorithm 1), every `permutation_period` epochs (section 3.3).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.collective import from_rank_zero, gather, mine, world
-from tasks.encoders import Encoder, pooled, pooled_size
-from tasks.heads import mlp
+from tasks.encoders import Encoder, pooled_size
+from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.norms import Norm
 from tasks.pretrain.method import Method, Setting
@@ -72,6 +72,17 @@ class NoiseAsTargets(Method):
     `assign: local` exchanges targets within each worker's part of the batch only; `global` within the whole batch, as on one worker.
     """
 
+    title: ClassVar[str] = "Noise As Targets"
+    paper: ClassVar[str] = "Bojanowski and Joulin 2017, Unsupervised Learning by Predicting Noise, https://arxiv.org/abs/1704.05310"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The dimension of the targets is a setting; the paper does not give it (its authors' code: 2048).",
+        "Dropout follows the first hidden layer of the head only, and the initial assignment is a random permutation: as in the authors' code, "
+        "the paper does not say.",
+        "Targets are exchanged within the global batch of all workers (assign: global); the authors' code runs on one machine.",
+        "The assignment costs are not rounded to integers, as they are in the authors' code.",
+        "The gradients of the Sobel input have no bias; in the authors' code it stays at its random initialisation.",
+    )
+
     def __init__(
         self,
         encoder: Encoder,
@@ -90,8 +101,7 @@ class NoiseAsTargets(Method):
         super().__init__(encoder, setting)
         self.dim, self.permutation_period = dim, permutation_period
         self.reduction, self.targets, self.assign = reduction, targets, assign
-        self.head = mlp(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm)
-        self.pool = pool
+        self.head = Projection(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm, pool=pool)
         self.permuting = True
         # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
         size, seed = setting.size, setting.seed
@@ -104,8 +114,7 @@ class NoiseAsTargets(Method):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, d) on the unit sphere."""
-        projected = self.head(pooled(self.encoder(batch.views[0]), self.pool))
-        return (F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1),)
+        return (self.head(self.encoder(batch.views[0])),)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         (features,) = outputs
@@ -115,6 +124,9 @@ class NoiseAsTargets(Method):
         if self.permuting:
             self.tables["assignment"].write(batch.rows, chosen)
         return {"loss": loss, "moved": (chosen != held).float().mean()}
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        return {"head": self.head}
 
     def place(self, device: torch.device) -> None:
         super().place(device)

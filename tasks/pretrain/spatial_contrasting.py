@@ -11,7 +11,7 @@ algorithm 1) or of the image (section 4.1). Not given by the paper: the layer, t
 """
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,16 @@ class SpatialContrasting(Method):
     Parameters of the encoder that the chosen maps do not depend on stay as they are.
     """
 
+    title: ClassVar[str] = "Spatial Contrasting"
+    paper: ClassVar[str] = "Hoffer, Hubara and Ailon 2016, Deep unsupervised learning through spatial contrasting, https://arxiv.org/abs/1610.00243"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "Layer, size and number of the patches, and whether two of an image may overlap, are not given by the paper; here they may overlap.",
+        "Whether a patch's map is flattened or averaged is not given by the paper; it is a setting.",
+        "The paper's eqs. 1 and 2 differ in what an anchor is contrasted with; the setting `contrast` says which one was used.",
+        "The paper does not describe its networks in full: the encoder is another, or that of a third party's port.",
+        "The loss contrasts with the images of all workers.",
+    )
+
     def __init__(
         self,
         encoder: Encoder,
@@ -103,7 +113,6 @@ class SpatialContrasting(Method):
         self.pairs = list(itertools.combinations(range(patches), 2))
         self.pairs += [(b, a) for a, b in self.pairs] if symmetric else []
         self.depth = max(self.layers) + 1
-        self.epoch = 0
         compared = self._compared()
         if supervised_weight > 0:
             if not setting.classes:
@@ -116,14 +125,11 @@ class SpatialContrasting(Method):
     def needs(cls, *, supervised_weight: float = 0.0, **parameters: Any) -> Needs:
         return Needs(labels=supervised_weight > 0)
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, P, d) features of an image's patches for each layer; then (B, classes) logits, where labels are learned from."""
         images, supervised = batch.views[0], self.supervised_weight > 0
         maps = self.encoder(images, depth=None if supervised else self.depth) if supervised or self.level == "feature" else []
-        patches = self._patches_of_maps(maps, batch.ids) if self.level == "feature" else self._maps_of_patches(images, batch.ids)
+        patches = self._patches_of_maps(maps, batch) if self.level == "feature" else self._maps_of_patches(batch)
         features = [p.mean((3, 4)) if self.patch_features == "avg" else p.flatten(2) for p in patches]
         logits = [self.classifier(pooled(maps, "avg"))] if supervised else []
         return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in (*features, *logits))
@@ -149,20 +155,20 @@ class SpatialContrasting(Method):
         terms = [contrast_loss(features[:, a], features[:, b], everyone[:, b if self.contrast == "eq2" else a]) for a, b in self.pairs]
         return torch.stack([loss for loss, _ in terms]).mean(), torch.stack([hits for _, hits in terms]).mean()
 
-    def _patches_of_maps(self, maps: list[Tensor], ids: Tensor) -> list[Tensor]:
+    def _patches_of_maps(self, maps: list[Tensor], batch: Batch) -> list[Tensor]:
         """For each layer (B, P, C, s, s), out of the (B, C, h, w) maps of whole images."""
-        return [self._cut(maps[k], ids, STREAM + 1 + k) for k in self.layers]
+        return [self._cut(maps[k], batch, STREAM + 1 + k) for k in self.layers]
 
-    def _maps_of_patches(self, images: Tensor, ids: Tensor) -> list[Tensor]:
+    def _maps_of_patches(self, batch: Batch) -> list[Tensor]:
         """For each layer (B, P, C, h, w), the maps of patches of the images."""
-        crops = self._cut(images, ids, STREAM).flatten(0, 1)
+        crops = self._cut(batch.views[0], batch, STREAM).flatten(0, 1)
         maps = self.encoder(crops, depth=self.depth)
-        return [maps[k].unflatten(0, (len(images), self.patches)) for k in self.layers]
+        return [maps[k].unflatten(0, (len(batch.ids), self.patches)) for k in self.layers]
 
-    def _cut(self, maps: Tensor, ids: Tensor, stream: int) -> Tensor:
-        """The patches that (seed, epoch, id) have at this stream, (B, P, C, s, s)."""
+    def _cut(self, maps: Tensor, batch: Batch, stream: int) -> Tensor:
+        """The patches that (seed, pass, id) have at this stream, (B, P, C, s, s)."""
         rows, columns = (side - self.patch_size + 1 for side in maps.shape[2:])
-        key = keys(self.setting.seed, self.epoch, ids, stream)
+        key = keys(self.setting.seed, batch.passes, batch.ids, stream)
         return cut(maps, corners(key, self.patches, rows, columns), self.patch_size)
 
     def _compared(self) -> list[Tensor]:

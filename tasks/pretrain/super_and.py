@@ -12,7 +12,7 @@ whose p_i has the lowest entropy (eq. 9): more of them every round. r is never f
 matrix G = M^T M, which is kept up to date at each step.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tasks.bank import MemoryBank
 from tasks.collective import gather, rank
-from tasks.encoders import Encoder, pooled, pooled_size
+from tasks.encoders import Encoder, pooled_size
+from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.pretrain.method import Method, Needs, Setting
 from tasks.table import SampleTable
@@ -97,6 +98,16 @@ class SuperAnd(Method):
     Instance: `neighbours`, `ue` and `aug` off. AND: `ue` and `aug` off. `chunk`: rows of the bank that are looked at together.
     """
 
+    title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
+    paper: ClassVar[str] = "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "Losses are means over the batch; in the paper they are sums.",
+        "The paper's text and its authors' code differ; `variant`, `ue_sign` and `initial` say which was followed.",
+        "Instance is learned with the softmax over all images, without noise-contrastive estimation.",
+        "The memory bank takes the embeddings of the first view; in the authors' code, which view stays is chance.",
+        "The authors report the best epoch on test images; here the last epoch counts, and settings are chosen on held-out images.",
+    )
+
     gram: Tensor
     begun: Tensor
     consistency: Tensor
@@ -129,7 +140,7 @@ class SuperAnd(Method):
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
         self.ue_step, self.ue_period, self.ue_sign = ue_step, ue_period, ue_sign
-        self.head, self.pool = nn.Linear(pooled_size(encoder, pool), dim), pool
+        self.head = Projection(pooled_size(encoder, pool), (), dim, dropout=0.0, norm="batch", pool=pool)
         self.bank = MemoryBank(setting.size, dim, setting.seed, chunk)
         self.tables["bank"] = self.bank
         if neighbours:
@@ -143,6 +154,9 @@ class SuperAnd(Method):
     @classmethod
     def needs(cls, *, aug: bool = True, **parameters: Any) -> Needs:
         return Needs(views=2 if aug else 1)
+
+    def handed_on(self) -> dict[str, nn.Module]:
+        return {"head": self.head}
 
     def begin_epoch(self, epoch: int) -> None:
         self.round, age = divmod(epoch, self.setting.epochs // self.rounds)
@@ -162,8 +176,8 @@ class SuperAnd(Method):
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, dim) on the unit sphere, for each view."""
         views = batch.views[: 2 if self.aug else 1]
-        projected = self.head(pooled(self.encoder(torch.cat(views)), self.pool))
-        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1).chunk(len(views))
+        embedded: Tensor = self.head(self.encoder(torch.cat(views)))
+        return embedded.chunk(len(views))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(outputs[0].device.type, enabled=False):

@@ -6,20 +6,22 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from scipy.stats import ks_2samp
+from scipy.stats import chisquare, ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from pipeline import augment
-from pipeline.augment import CROPS, OPS, apply, generator
+from pipeline.augment import CROPS, OPS, apply_each, draw
+from pipeline.draws import Numbers, keys
 
 SIZES = [(1, 1), (1, 500), (500, 1), (37, 11), (300, 200)]
+CHOSEN = {"corner_crop": {"corner": "top_right"}}  # parameters without a default
 PIPELINES: dict[str, list[dict[str, Any]]] = {
-    name: [{"op": name}]
+    name: [{"op": name, **CHOSEN.get(name, {})}]
     if name in CROPS
     else [{"op": "center_crop"}, {"op": name, **({"p": 1.0} if name in ("horizontal_flip", "random_grayscale") else {})}]
     for name in OPS
 }
-RANDOM = sorted(OPS.keys() - {"center_crop", "horizontal_flip", "random_grayscale"})
+RANDOM = sorted(OPS.keys() - {"center_crop", "corner_crop", "horizontal_flip", "random_grayscale"})
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -27,7 +29,9 @@ def image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def run(source: Image.Image, ops: list[dict[str, Any]], size: int = 16, key: tuple[int, int, int, int] = (0, 0, 0, 0)) -> np.ndarray:
-    return apply(source, ops, generator(*key), size)
+    seed, epoch, image_id, view = key
+    drawn = draw(ops, keys(seed, np.array([epoch]), np.array([image_id]), view), np.array([source.size]), size)
+    return next(apply_each([source], drawn, size))
 
 
 @pytest.fixture
@@ -73,11 +77,6 @@ def test_another_seed_epoch_id_or_view_gives_other_pixels(name: str, place: int)
         other = [*key[:place], key[place] + 1, *key[place + 1 :]]
         different += not np.array_equal(*(run(image(37, 31), PIPELINES[name], key=tuple(its)) for its in (key, other)))  # type: ignore[arg-type]
     assert different >= 8
-
-
-def test_keys_do_not_collide() -> None:
-    keys = [(s, e, i, v) for s in range(4) for e in range(4) for i in range(4) for v in range(4)]
-    assert len({generator(*key).random() for key in keys}) == len(keys)
 
 
 def test_the_center_crop_of_an_image_of_that_size_is_the_image() -> None:
@@ -231,14 +230,10 @@ def test_color_jitter_is_torchvisions(change: str) -> None:
     source = image(24, 24, seed=3)
     off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     found = run(source, [{"op": "center_crop"}, {"op": "color_jitter", **off, change: 0.4}], 24)
-    factors = generator(0, 0, 0, 0)
-    drawn = {}
-    for name in ("brightness", "contrast", "saturation"):
-        strength = 0.4 if name == change else 0.0
-        drawn[name] = 1 + factors.uniform(-strength, strength)
-    drawn["hue"] = factors.uniform(-0.4, 0.4) if change == "hue" else 0.0
+    shares = Numbers(keys(0, np.array([0]), np.array([0]), 0), 1).uniform(4)[0]
+    factors = {name: (name != "hue") - 0.4 + 0.8 * float(share) for name, share in zip(off, shares, strict=True)}
     adjust = getattr(torchvision.transforms.functional, f"adjust_{change}")
-    difference = np.abs(found.astype(int) - np.asarray(adjust(source, drawn[change])).astype(int))
+    difference = np.abs(found.astype(int) - np.asarray(adjust(source, factors[change])).astype(int))
     assert difference.max() <= (6 if change == "hue" else 2), "hue is rounded to 1/255 of a turn"
     assert np.abs(found.astype(int) - np.asarray(source).astype(int)).mean() > 1
 
@@ -262,3 +257,46 @@ def test_a_crop_that_does_not_scale_copies_pixels(op: str) -> None:
         assert len(places) == 1
         seen |= set(places)
     assert len(seen) == (1 if op == "center_crop" else 16)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_is_drawn_for_an_image_is_the_same_in_any_batch(name: str) -> None:
+    """Bit by bit: vectorised exponentials and cosines may not depend on their neighbours. Sizes differ within a batch."""
+    rng = np.random.default_rng(0)
+    ids, sizes = rng.integers(0, 10**6, 70), rng.integers(1, 400, (70, 2))
+    its = keys(3, ids % 5, ids, 1)
+    (whole,) = draw(PIPELINES[name][-1:], its, sizes, 16)
+    for rows in (slice(0, 1), slice(1, 2), slice(69, 70), slice(3, 8), slice(0, 70, 3), slice(None, None, -1)):
+        (part,) = draw(PIPELINES[name][-1:], its[rows], sizes[rows], 16)
+        assert part.kind == whole.kind
+        assert np.array_equal(part.rows, whole.rows[rows])
+
+
+def test_an_op_draws_other_numbers_in_another_place() -> None:
+    ids = np.arange(4000)
+    (first, second) = draw([{"op": "horizontal_flip"}] * 2, keys(0, ids * 0, ids, 0), np.full((4000, 2), 8), 8)
+    assert 1800 < int((first.rows == second.rows).sum()) < 2200
+
+
+def test_all_orders_of_color_jitter_come_equally_often() -> None:
+    ids = np.arange(24_000)
+    (drawn,) = draw([{"op": "color_jitter"}], keys(0, ids * 0, ids, 0), np.full((24_000, 2), 8), 8)
+    counts = np.unique(drawn.rows[:, 4:], axis=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 28), (20, 12), (16, 16)])
+def test_ten_crops_are_torchvisions(side: int, size: int) -> None:
+    source = image(side, side)
+    found = [run(source, list(ops), size) for ops in augment.ten_crop(size / side)]
+    expected = [np.asarray(crop) for crop in torchvision.transforms.TenCrop(size)(source)]
+    assert len(found) == 10
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_corner_crops_are_in_the_corners(boxes: list[tuple[float, ...]]) -> None:
+    for corner in ("top_left", "top_right", "bottom_left", "bottom_right", "center"):
+        run(image(300, 200), [{"op": "corner_crop", "corner": corner, "scale": 0.5}])
+    assert [box[:2] for box in boxes] == [(0, 0), (200, 0), (0, 100), (200, 100), (100, 50)]
+    assert {box[2:] for box in boxes} == {(100, 100)}

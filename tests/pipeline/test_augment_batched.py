@@ -10,12 +10,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from pipeline import augment, augment_batched
-from pipeline.augment import CROPS, OPS, Drawn, Jitter, generator
+from pipeline.augment import CROPS, OPS, Drawn, Jitter
+from pipeline.draws import keys
+from tests.pipeline.test_augment import CHOSEN
 
 Ops = list[dict[str, Any]]
 CROP: dict[str, Any] = {"op": "center_crop"}
 PIPELINES: dict[str, Ops] = {
-    **{name: [{"op": name}] if name in CROPS else [CROP, {"op": name}] for name in OPS},
+    **{name: [{"op": name, **CHOSEN.get(name, {})}] if name in CROPS else [CROP, {"op": name}] for name in OPS},
     "a corner at full size": [{"op": "random_crop", "scale": 0.90625}],
     "boxes over the edge": [{"op": "random_resized_crop", "scale": (1.0, 1.0), "ratio": (3.0, 4.0)}],
     "no shift": [{"op": "random_shift", "padding": 0}],
@@ -48,12 +50,14 @@ def images(pixels: np.ndarray) -> Tensor:
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
 
-def drawn(ops: Ops, source: np.ndarray, size: int) -> list[list[Drawn]]:
-    return [augment.draw(ops, generator(0, 1, i, 0), (source.shape[2], source.shape[1]), size) for i in range(len(source))]
+def drawn(ops: Ops, source: np.ndarray, size: int) -> list[Drawn]:
+    ids = np.arange(len(source))
+    return augment.draw(ops, keys(0, np.ones_like(ids), ids, 0), np.tile((source.shape[2], source.shape[1]), (len(ids), 1)), size)
 
 
 def one_by_one(ops: Ops, source: np.ndarray, size: int) -> Tensor:
-    return images(np.stack([augment.apply(Image.fromarray(pixels), ops, generator(0, 1, i, 0), size) for i, pixels in enumerate(source)]))
+    pictures = [Image.fromarray(pixels) for pixels in source]
+    return images(np.stack(list(augment.apply_each(pictures, drawn(ops, source, size), size))))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -82,17 +86,17 @@ def test_every_colour_has_pillows_hue(red: int) -> None:
     green, blue = np.mgrid[0:256, 0:256]
     source = np.stack((np.full_like(green, red), green, blue), 2).astype(np.uint8)
     for turns in (0.1, -0.31, 0.5):
-        row = Jitter(1.0, 1.0, 1.0, turns, 3, 0, 1, 2)
-        expected = np.asarray(row.on(Image.fromarray(source), 256))
-        assert torch.equal(augment_batched.apply(images(source[None]), [[row]], 256), images(expected[None]))
+        op = Drawn(Jitter, np.array([(1.0, 1.0, 1.0, turns, 3.0, 0.0, 1.0, 2.0)]))
+        expected = np.asarray(op.each()[0].on(Image.fromarray(source), 256))
+        assert torch.equal(augment_batched.apply(images(source[None]), [op], 256), images(expected[None]))
 
 
 @pytest.mark.parametrize(("k", "change"), enumerate(["brightness", "contrast", "saturation", "hue"]))
 def test_colours_are_torchvisions(k: int, change: str) -> None:
     source = images(pictures(20, 24, 24))
     factors = np.random.default_rng(0).uniform(-0.4, 0.4, 20) + (k < 3)
-    rows = [[Jitter(*(factor if j == k else float(j < 3) for j in range(4)), 0, 1, 2, 3)] for factor in factors.tolist()]  # type: ignore[arg-type]
-    found = augment_batched.apply(source, rows, 24)
+    rows = np.array([[factor if j == k else float(j < 3) for j in range(4)] + [0.0, 1.0, 2.0, 3.0] for factor in factors])
+    found = augment_batched.apply(source, [Drawn(Jitter, rows)], 24)
     adjust = getattr(functional, f"adjust_{change}")
     expected = torch.stack([adjust(image, factor) for image, factor in zip(source, factors.tolist(), strict=True)])
     difference = (found.int() - expected.int()).abs()
@@ -109,6 +113,27 @@ def test_shrinking_is_torchvisions_with_antialias() -> None:
         expected = functional.resized_crop(image, top, left, height, width, [16, 16], antialias=True)
         inner = (slice(None), slice(1, -1), slice(1, -1))  # at its edge, a box of Pillow's sees the pixels beyond it
         assert (pixels[inner].int() - expected[inner].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("tall", [400, 900])
+def test_sums_are_exact_for_strong_shrinking_and_where_float32_is_not(monkeypatch: pytest.MonkeyPatch, tall: int) -> None:
+    """White and near-white images have the largest sums of levels."""
+    source, ops = 255 - pictures(6, 9, tall) // 100, PIPELINES["random_resized_crop"]
+    expected = one_by_one(ops, source, 2)
+    assert torch.equal(augment_batched.apply(images(source), drawn(ops, source, 2), 2), expected)
+    monkeypatch.setattr(augment_batched, "_float32_is_whole", lambda: False)
+    assert augment_batched._weights(images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype == torch.float64
+    assert torch.equal(augment_batched.apply(images(source), drawn(ops, source, 2), 2), expected)
+
+
+def test_it_is_seen_that_torch_rounds_the_factors_of_products() -> None:
+    assert augment_batched._float32_is_whole()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not augment_batched._float32_is_whole()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert augment_batched._float32_is_whole()
 
 
 def test_large_batches_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -82,3 +83,21 @@ def test_the_picture_shows_every_image() -> None:
     for axis, key in ((modes, "modes"), (formats, "formats")):
         assert {label.get_text(): bar.get_height() for label, bar in zip(axis.get_xticklabels(), axis.patches, strict=True)} == seen[key]
     figure.savefig(io.BytesIO(), format="png")  # also of an image of one column
+
+
+def test_annotations_are_counted_by_split_and_told() -> None:
+    census = Census()
+    for k in range(4):
+        census.add((8, 8), ("L", "PNG"), -1, 100, Counter({("present", 0): 1, ("boxes", 0): 2, ("boxes", 1): k, ("difficult", 1): k // 3}))
+    masks = Census()
+    masks.add((8, 8), ("L", "PNG"), -1, 100, Counter({("pixels", 0): 30, ("pixels", 10): 31, ("pixels", 255): 3}))
+    found = total([("train", json.loads(json.dumps(census.dump()))), ("train", dumped([])), ("test", json.loads(json.dumps(masks.dump())))])
+    assert found["annotated"] == {
+        "train": {"boxes": {"0": 8, "1": 6}, "difficult": {"1": 1}, "present": {"0": 4}},
+        "test": {"pixels": {"0": 30, "10": 31, "255": 3}},
+    }
+    assert lines(found, {"train": 4, "test": 1})[2:] == [
+        "train: 1 classes, each in 4 images, several in one",
+        "train: 14 boxes of 2 classes, 1 of them difficult",
+        "test: masks of 2 classes; 4.7% of their pixels are void",
+    ]

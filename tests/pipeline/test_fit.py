@@ -374,7 +374,7 @@ def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
     job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
     learner = Looks()
     fit(job, learner)
-    few = set(worker.splits.few(per_class, 0).tolist()) if labelled else set()
+    few = set(worker.splits.few(stage, 0).tolist()) if labelled else set()
     for batch in learner.seen:
         assert int((batch.labels >= 0).sum()) == visible
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)

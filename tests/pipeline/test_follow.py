@@ -226,6 +226,10 @@ def test_counted_work_ends_with_a_line() -> None:
         counted.advance(500, 1500)
         counted.advance(1500, 1500)
     assert text(shown) == "prepare: 1,500 images in 0 s\n"
+    with Counted(shown, "prepare") as counted:
+        counted.advance(1500, 1500)
+        counted.remark = " (1,000 of them in digits-abc)"
+    assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
 
 
 def fails_half_way(shown: Console) -> None:

@@ -151,11 +151,11 @@ def test_a_part_that_is_not_whole_is_decoded_again(
     elif damage == "another version":
         raw = json.loads(record.read_text())["record"]
         raw["made_by"]["Pillow"] = "1.0"
-        parts._write_record(shard, raw)
+        parts.write_record(shard, raw)
     elif damage == "record of other rows":
         raw = json.loads(record.read_text())["record"]
         raw["job"]["start"] = 20
-        parts._write_record(shard, raw)
+        parts.write_record(shard, raw)
     else:
         record.unlink()
     decoded.clear()

@@ -62,7 +62,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def greys(store: Store) -> list[int]:
     """The value of every image, by id."""
-    total = sum(split.count for split in store.splits.values())
+    total = sum(store.splits.values())
     return [int(decode(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]
 
 
@@ -72,7 +72,8 @@ def test_a_folder_becomes_a_store(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 25))
     store = prepare(data, tmp_path / "out", on_ray=lambda: False, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(10, 31), (20, 31), (25, 31), (31, 31)]
-    assert {name: (split.first_id, split.count) for name, split in store.splits.items()} == {"train": (0, 25), "test": (25, 6)}
+    assert store.splits == {"train": 25, "test": 6}
+    assert store.ids("test").tolist() == list(range(25, 31))
     assert list(store.splits) == ["train", "test"]
     assert [(shard.file, shard.first_id, shard.row_groups) for shard in store.shards] == [
         ("train-00000.parquet", 0, (4, 4, 2)),
@@ -125,7 +126,8 @@ def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
     assert listed[0]["reason"] == "is empty (0 bytes)"
     assert all(row["reason"] for row in listed)
     assert store.quarantined == 4
-    assert {name: (split.first_id, split.count) for name, split in store.splits.items()} == {"train": (0, 41), "test": (41, 6)}
+    assert store.splits == {"train": 41, "test": 6}
+    assert store.ids("test").tolist() == list(range(41, 47))
     train = [k for k in [*range(0, 45, 2), *range(1, 45, 2)] if k not in (0, 2, 4, 31)]
     assert greys(store) == [*train, 200, 202, 204, 201, 203, 205]
     assert [row for shard in store.shards for row in shard.row_groups] == [4, 3, 4, 4, 2, 4, 4, 2, 4, 4, 1, 4, 1, 4, 2]
@@ -249,9 +251,8 @@ def test_the_folder_can_be_read_by_others(tmp_path: Path) -> None:
 
 def test_digits_and_their_carved_split(tmp_path: Path) -> None:
     store = local(dataset(source="digits"), tmp_path)
-    train, test = store.splits["train"], store.splits["test"]
-    assert train.count + test.count == 1797
-    assert (train.first_id, test.first_id) == (0, train.count)
+    assert sum(store.splits.values()) == 1797
+    assert store.ids("test")[0] == store.splits["train"]
     from sklearn.datasets import load_digits
 
     both = np.concatenate([store.labels("train"), store.labels("test")])
@@ -290,7 +291,7 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     assert sorted(first) == [".lock", DUPLICATES, MANIFEST, QUARANTINE, "test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]
     assert first == second
     assert stores[1].quarantined == 3
-    assert stores[1].splits["test"].first_id == part + 300 - 3
+    assert stores[1].ids("test")[0] == part + 300 - 3
     assert calls[-1] == (part + 306, part + 306)
     assert len(calls) == 6
     assert DataContext.get_current().enable_progress_bars == before

@@ -65,7 +65,7 @@ def test_the_table_has_means_and_standard_deviations_over_seeds(tmp_path: Path, 
     lines = shown([row(a.tolist(), b.tolist())], tmp_path, [0, 1, 2])
     gain = 100 * (a - b)
     cells = [f"{100 * v.mean():.2f} ± {100 * v.std(ddof=1):.2f}" for v in (a, b)]
-    assert lines[0].strip() == "small: test accuracy (%), 3 seeds"
+    assert lines[0].strip() == "small: test scores (%), 3 seeds"
     line = next(line for line in lines if "classify" in line)
     found = [cell.strip() for cell in line.split("│")[1:-1]]
     expected = f"{'+' if sign > 0 else ''}{gain.mean():.2f} ± {gain.std(ddof=1):.2f}"
@@ -74,7 +74,7 @@ def test_the_table_has_means_and_standard_deviations_over_seeds(tmp_path: Path, 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     lines = shown([gains(7.0)], tmp_path, [0])
-    assert lines[0].strip() == "small: test accuracy (%), 1 seed"
+    assert lines[0].strip() == "small: test scores (%), 1 seed"
     assert "±" not in "".join(lines)
     assert "57.00" in "".join(lines)
     assert "+7.00" in "".join(lines)

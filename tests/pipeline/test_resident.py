@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import finetune, pretrain, resident, stream
+from pipeline import finetune, resident, stream
 from pipeline import fit as fit_module
 from pipeline.config import Stream
 from pipeline.errors import UserError
@@ -18,7 +18,7 @@ from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.stage import Instance
 from pipeline.store import Store
-from pipeline.stream import Decoder, Loader, Options, TrainOrder
+from pipeline.stream import Arrays, Decoder, Loader, Options, TrainOrder
 from pipeline.worker import Worker
 from tests import small
 from tests.gloo import Pool
@@ -44,11 +44,16 @@ def plan(store: Store) -> Plan:
 
 
 def assert_same(loader: Loader, order: TrainOrder, options: Options = OPTIONS) -> None:
-    """Resident and streamed batches, as the learner gets them."""
+    """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
     held, _ = resident.hold(loader, options, CPU)
-    found = list(resident.batches(held, loader, order, options))
-    expected = list(stream.batches(loader, order, BATCH // order.world, replace(options, on_ray=False)))
-    assert len(found) == len(expected) == order.stop - order.start
+    rows = BATCH // order.world
+    expected = list(stream.batches(loader, order, rows, replace(options, on_ray=False)))
+    assert_equal(list(resident.batches(held, loader, order, options)), expected)
+    assert_equal(list(resident.streamed(loader, order, rows, replace(options, on_device=True), CPU)), expected)
+    assert len(expected) == order.stop - order.start
+
+
+def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a["views"].dtype == torch.uint8
         assert a["views"].shape == b["views"].shape
@@ -170,14 +175,25 @@ def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
     assert [resident.possible(Stream(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [True, True, False]  # type: ignore[arg-type]
 
 
+def test_images_of_several_sizes_are_not_augmented_on_the_device(digits: Store) -> None:
+    assert [resident.on_device(Stream(augment=place), digits) for place in ("cpu", "device")] == [False, True]  # type: ignore[arg-type]
+    store = replace(digits, images=SEVERAL)
+    assert not resident.on_device(Stream(), store)
+    told = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
+    with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {told}"):
+        resident.on_device(Stream(augment="device"), store)
+
+
 STREAMED: dict[str, Any] = {"stream__resident": "off"}
+DECODED: dict[str, Any] = {**STREAMED, "stream__augment": "device"}
 AUGMENTED: dict[str, Any] = {"dataset__train_augment": PIPELINES["super_and"]}
 
 
 def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: Path, digits: Store) -> None:
     streamed, _ = train(tmp_path / "streamed", digits, **AUGMENTED, **STREAMED)
     assert train(tmp_path / "held", digits, **AUGMENTED)[0] == streamed
-    for first, then in (({}, STREAMED), (STREAMED, {})):
+    assert train(tmp_path / "decoded", digits, **AUGMENTED, **DECODED)[0] == streamed
+    for first, then in (({}, STREAMED), (DECODED, {})):
         folder = tmp_path / f"mixed{len(first)}"
         with pytest.raises(Stopped):
             train(folder, digits, 4, **AUGMENTED, **first)
@@ -207,19 +223,3 @@ def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(tmp_path:
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
     assert sorted(decoded) == worker.splits.train.tolist()
     assert torch.equal(results["on", "scratch-lr0.3"], results["off", "scratch-lr0.3"])
-
-
-@pytest.mark.parametrize(("mode", "on_ray", "limit"), [("auto", True, resident.SHORT), ("auto", False, None), ("on", True, None)])
-def test_only_auto_beside_ray_tells_long_trainings_from_short_ones(tmp_path: Path, digits: Store, mode: str, on_ray: bool, limit: int | None) -> None:
-    assert Worker.start(small.recipe(tmp_path, stream__resident=mode), digits, on_ray=on_ray).options.hold_up_to == limit
-
-
-@pytest.mark.parametrize(("limit", "holds"), [(None, True), (6 * 32, True), (6 * 32 - 1, False)])
-def test_a_training_longer_than_the_limit_streams(tmp_path: Path, digits: Store, limit: int | None, holds: bool) -> None:
-    """Two epochs of three batches of 32."""
-    worker = Worker.start(small.recipe(tmp_path), digits, on_ray=False)
-    stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
-    job = replace(job, options=replace(job.options, hold_up_to=limit))
-    fit_module.fit(job, pretrain.build(worker, stage, job))
-    assert ("held decoded" in (tmp_path / "job" / METRICS).read_text()) == holds

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from pipeline.checkpoint import Checkpoints, fingerprint
 from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining, UserError
 from pipeline.handover import load_decoder, load_encoder
+from pipeline.labelled import LABELLED
 from pipeline.run import run
 from pipeline.stage import Instance
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, Store
@@ -69,9 +71,20 @@ def test_the_whole_chain(storage: Path) -> None:
     assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
     assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("curves", "views", "filters")}
     tuned = found["finetune seed 1"]
+    assert {"tails.jsonl"} <= {a.path for a in client.list_artifacts(one.info.run_id)}
+    assert {"labelled.parquet", "finetune.json"} <= {a.path for a in client.list_artifacts(tuned.info.run_id)}
+    (folder,) = files_of(storage, recipe, "finetune-seed1-*")
+    assert pq.read_table(folder / LABELLED).column("label").to_pylist() == tuned_labels(storage, recipe)
     assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
     assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
     assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
+
+
+def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
+    """Of the images that the fine-tuning with seed 1 learned from."""
+    worker = Worker.start(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
+    stage: Any = recipe.stages["finetune"]
+    return worker.splits.labels[worker.splits.few(stage, 1)].tolist()  # type: ignore[no-any-return]
 
 
 def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:
@@ -104,6 +117,8 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
     told = runs_of(recipe)["pretrain seed 0"].data.metrics
     assert told["own_classifier/test"] > 0.3, "ten classes"
     assert 0 <= told["own_classifier/val"] <= 1
+    (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
+    assert pq.read_table(folder / LABELLED).num_rows == 50
 
 
 def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
@@ -142,6 +157,10 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
         ({"stages__finetune__encoder": "models:/none@current"}, "stages.finetune.encoder: 'models:/none@current'"),
         ({"stages__finetune__encoder": "models:/small-nat/1", "encoder__width": 5}, "encoder.width: 5 differs from 4"),
         ({"stages__finetune__labels_per_class": 99}, "stages.finetune.labels_per_class: 99 is more than"),
+        (
+            {"stages__finetune__labels_per_class": None, "stages__finetune__labels_subset": "fold{seed}"},
+            "stages.finetune.labels_subset: ",
+        ),
         ({"stages__pretrain__batch_size": 500}, "stages.pretrain.batch_size: 500 is more than the 110 images"),
         ({"dataset__max_train": 5000}, "dataset.max_train: 5000 is more than"),
         ({"dataset__test_fraction": 0.0}, "needs a test split"),
@@ -201,6 +220,22 @@ def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_
     assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {"figures", MANIFEST, QUARANTINE, DUPLICATES}
     assert {a.path for a in client.list_artifacts(prepared.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("classes", "images", "sample")}
     assert {k: v for k, v in prepared.data.metrics.items() if "images" not in k} == {"quarantined": 1, "copies": 1, "of_train_in_test": 1}
+
+
+def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) -> None:
+    fields = {"name": "greys", "source": "folder", "root": str(images(tmp_path / "in", 150)), "max_train": None, "max_test": None}
+    changes = {"stages__finetune__labels_per_class": 20, **{f"dataset__{key}": value for key, value in fields.items()}}
+    run(small.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
+    (store,) = (tmp_path / "st" / "stores").iterdir()
+    images(tmp_path / "in", 160)  # writes the first 150 anew, to the same bytes
+    console = Console(file=io.StringIO(), width=60)
+    extended = small.recipe(tmp_path / "st", **changes, dataset__extends=str(store))
+    run(extended, console, only="prepare")
+    told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert told[0].startswith(f"prepare: 166 images (156 of them in {store.name}) in ")
+    assert "  train 160, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average" in told
+    with pytest.raises(UserError, match=r"^dataset\.extends: 'none' has no manifest\.json; valid: "):
+        run(small.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
 
 
 def test_two_runs_of_one_name_at_once(storage: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import session
-from pipeline.config import Scale
+from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
 from pipeline.session import Session, check_local, check_room
 
@@ -22,31 +22,54 @@ def scale(**changes: Any) -> Scale:
         ({"workers": 1, "cpus_per_worker": 0.5}, 1.5, 0.0),
         ({"gpus_per_worker": 1.0}, 3.0, 2.0),
         ({"gpus_per_worker": 0.25}, 3.0, 0.5),
-        ({"workers": 16, "cpus_per_worker": 0.0625}, 2.0, 0.0),
+        ({"workers": 16, "cpus_per_worker": 0.0625}, 8.75, 0.0),
     ],
 )
 def test_what_fits_exactly_is_let_in(changes: dict[str, Any], cpus: float, gpus: float) -> None:
-    check_room(scale(**changes), cpus, gpus, "this machine")
+    check_room(scale(**changes), Stream(), cpus, gpus, "this machine")
     with pytest.raises(UserError):
-        check_room(scale(**changes), cpus - 0.01, gpus, "this machine")
+        check_room(scale(**changes), Stream(), cpus - 0.01, gpus, "this machine")
     if gpus:
         with pytest.raises(UserError):
-            check_room(scale(**changes), cpus, gpus - 0.01, "this machine")
+            check_room(scale(**changes), Stream(), cpus, gpus - 0.01, "this machine")
 
 
 def test_too_many_workers() -> None:
     with pytest.raises(UserError) as told:
-        check_room(scale(workers=4, cpus_per_worker=0.5), 2.0, 0.0, "this machine")
+        check_room(scale(workers=3, cpus_per_worker=0.75), Stream(task_cpus=0.2), 3.0, 0.0, "this machine")
     assert str(told.value) == (
-        "scale.workers: 4 workers x 0.5 CPUs + 1 CPU for data need 3 CPUs, this machine has 2; "
+        "scale.workers: 3 workers x 0.75 CPUs + 1 CPU for data need 3.25 CPUs, this machine has 3; "
         "valid: fewer workers or a smaller scale.cpus_per_worker"
+    )
+
+
+@pytest.mark.parametrize(
+    ("workers", "stream", "cpus"),
+    [
+        (1, {}, 1.0),  # never less than one CPU
+        (1, {"tasks": 8, "task_cpus": 2.0}, 2.0),  # one task, however many may run
+        (2, {"tasks": 2, "task_cpus": 0.25}, 1.0),
+        (2, {"tasks": 2, "task_cpus": 1.0}, 3.0),  # the two of one worker, and one of the other
+        (4, {"tasks": 3, "task_cpus": 0.5}, 5.0),
+    ],
+)
+def test_a_task_always_finds_a_cpu_while_those_of_other_workers_wait(workers: int, stream: dict[str, Any], cpus: float) -> None:
+    assert session.data_cpus(scale(workers=workers), Stream(**stream)) == cpus
+
+
+def test_too_many_decoding_tasks() -> None:
+    with pytest.raises(UserError) as told:
+        check_room(scale(), Stream(tasks=2, task_cpus=1.0), 4.0, 0.0, "this machine")
+    assert str(told.value) == (
+        "scale.workers: 2 workers x 1 CPUs + 3 CPU for data need 5 CPUs, this machine has 4; "
+        "valid: fewer workers or a smaller scale.cpus_per_worker, stream.tasks or stream.task_cpus"
     )
 
 
 @pytest.mark.parametrize(("gpus", "valid"), [(0.0, "0 to 0"), (1.0, "0 to 0.5")])
 def test_too_many_gpus(gpus: float, valid: str) -> None:
     with pytest.raises(UserError) as told:
-        check_room(scale(gpus_per_worker=1.0), 8.0, gpus, "the cluster at 'auto'")
+        check_room(scale(gpus_per_worker=1.0), Stream(), 8.0, gpus, "the cluster at 'auto'")
     assert str(told.value) == f"scale.gpus_per_worker: 2 workers x 1 need 2 GPUs, the cluster at 'auto' has {gpus:g}; valid: {valid}"
 
 
@@ -54,17 +77,17 @@ def test_this_machine_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="need 3 CPUs, this machine has 2"):
-        check_local(scale())
-    check_local(scale(cpus=3))
-    check_local(scale(cpus_per_worker=0.5, gpus_per_worker=0.5))
+        check_local(scale(), Stream())
+    check_local(scale(cpus=3), Stream())
+    check_local(scale(cpus_per_worker=0.5, gpus_per_worker=0.5), Stream())
     with pytest.raises(UserError, match=r"need 2 GPUs, this machine has 1; valid: 0 to 0\.5"):
-        check_local(scale(cpus=3, gpus_per_worker=1.0))
+        check_local(scale(cpus=3, gpus_per_worker=1.0), Stream())
 
 
 def test_other_machines_are_not_judged_by_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    check_local(scale(workers=0))
-    check_local(scale(workers=64, address="auto"))
+    check_local(scale(workers=0), Stream())
+    check_local(scale(workers=64, address="auto"), Stream())
 
 
 def test_without_workers_ray_is_not_even_imported(monkeypatch: pytest.MonkeyPatch) -> None:

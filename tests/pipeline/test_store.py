@@ -31,10 +31,11 @@ def write(folder: Path) -> Store:
         rows = [(content(i), label(i), f"{i}.png") for i in range(first, first + count)]
         shards.append(write_shard(folder, Shard(f"{file}.parquet", split, first, 0, (), 0, ""), rows))
     raw = {
-        "format": 2,
+        "format": 3,
         "source": {"kind": "folder", "root": "/somewhere", "fingerprint": "f"},
         "classes": ["a", "b", "c"],
-        "splits": {"train": {"first_id": 0, "count": TRAIN}, "test": {"first_id": TRAIN, "count": TEST}},
+        "splits": {"train": TRAIN, "test": TEST},
+        "extends": [],
         "shards": [asdict(shard) for shard in shards if shard],
         "quarantined": 2,
     }
@@ -73,7 +74,10 @@ def store(whole: Store, tmp_path: Path) -> Store:
 
 def test_the_manifest_is_read_back(whole: Store) -> None:
     assert (whole.classes, whole.labelled, whole.quarantined) == (("a", "b", "c"), True, 2)
-    assert {name: (part.first_id, part.count) for name, part in whole.splits.items()} == {"train": (0, 300), "test": (300, 140)}
+    assert whole.splits == {"train": 300, "test": 140}
+    assert whole.ids("train").tolist() == list(range(300))
+    assert whole.ids("test").tolist() == list(range(300, 440))
+    assert whole.ids("val").tolist() == []
     assert [shard.row_groups for shard in whole.shards] == [(128, 72), (100,), (128, 12)]
     seen: list[tuple[int, int]] = []
     whole.verify(lambda done, total: seen.append((done, total)))
@@ -83,6 +87,7 @@ def test_the_manifest_is_read_back(whole: Store) -> None:
 def test_labels(whole: Store) -> None:
     assert whole.labels("train").tolist() == [label(i) for i in range(TRAIN)]
     assert whole.labels("test").tolist() == [label(i) for i in range(TRAIN, TRAIN + TEST)]
+    assert whole.labels().tolist() == [label(i) for i in range(TRAIN + TEST)]
 
 
 def test_groups_are_the_row_groups_in_id_order(whole: Store) -> None:
@@ -237,14 +242,18 @@ def test_shard_of_another_place(store: Store) -> None:
         {"shards": 3},
         {"shards": [{"file": "x"}]},
         {"splits": []},
-        {"splits": {"train": {"first_id": 0, "count": 299}, "test": {"first_id": 300, "count": 140}}},
+        {"splits": {"train": 299, "test": 140}},
+        {"splits": {"train": {"first_id": 0, "count": 300}, "test": {"first_id": 300, "count": 140}}},
+        {"extends": None},
+        {"extends": [{"name": "a", "hash": "h", "ids": 441}]},
+        {"extends": [{"name": "a", "hash": "h", "ids": 300}, {"name": "b", "hash": "i", "ids": 200}]},
         {"classes": None},
         {"quarantined": "many"},
     ],
 )
 def test_manifest_of_another_shape(store: Store, change: dict) -> None:
     save(store.path, {**manifest(store), **change})
-    refused(store, MANIFEST, "is not a manifest of format 2")
+    refused(store, MANIFEST, "is not a manifest of format 3")
 
 
 @pytest.mark.parametrize("name", ["../train-00000.parquet", "/etc/passwd", "a/train-00000.parquet", ""])
@@ -255,7 +264,7 @@ def test_a_shard_name_cannot_lead_out_of_the_folder(store: Store, name: str) -> 
     refused(store, MANIFEST, "does not follow")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2}', "\udcff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 3}', "\udcff", "[" * 100_000])
 def test_manifest_that_is_none(store: Store, text: str) -> None:
     (store.path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     refused(store, MANIFEST, "is not a manifest")

@@ -1,13 +1,16 @@
 """The order of the batches and every pixel in them are functions of the plan: not of the worker, the restart, or Ray."""
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline import stream
 from pipeline.images import decode
 from pipeline.plan import Mixed, Plan
 from pipeline.store import Store
@@ -115,6 +118,16 @@ def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
     assert not any(np.array_equal(*views) for views in base.values()), "both views are the same"
 
 
+def test_large_images_are_decoded_a_few_at_a_time(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = loader(digits)
+    ids, passes = np.arange(4, 17), np.ones(13, np.int64)
+    expected = its.load(ids, passes, its.read(ids))["views"]
+    for pixels in (1, 3 * 64 - 1, 3 * 64, 13 * 64):
+        monkeypatch.setattr(stream, "OPEN", pixels)
+        assert max(len(opened) for _, opened in its._opened(ids, its.read(ids))) <= -(-pixels // 64)
+        assert np.array_equal(its.load(ids, passes, its.read(ids))["views"], expected)
+
+
 def test_views_may_be_augmented_differently(digits: Store) -> None:
     its, plain = loader(digits), ({"op": "center_crop"},)
     mixed, alone = replace(its, ops=(plain, OPS)), replace(its, ops=(plain,))
@@ -216,6 +229,25 @@ def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None
     assert_same(train(digits, start=5, options=on_ray, windowed=True), train(digits, start=5, windowed=True))
     sweep = EvalOrder(np.arange(2, 52), 8, 1, 2, batches_per_task=2)
     assert_same(list(batches(loader(digits), sweep, 8, on_ray)), list(batches(loader(digits), sweep, 8, OPTIONS)))
+
+
+@pytest.mark.ray
+def test_a_task_that_crashes_is_repeated_twice_and_ray_has_nothing_to_say(
+    digits: Store, ray_local: None, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    import ray
+    from ray.util.annotations import RayDeprecationWarning
+
+    def load(self: Any, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Arrays:  # by value: the tasks do not know this file
+        (tmp_path / str(os.getpid())).touch()
+        os._exit(1)
+
+    its = type("Dies", (Loader,), {"load": load})(digits, (OPS,), 8, 0, 1_000_000)
+    on_ray = Options(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
+    with pytest.raises(ray.exceptions.RayError):
+        next(batches(its, TrainOrder(plan(digits), 0, 1, 0, 3), BATCH, on_ray))  # one task
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not [w for w in recwarn if issubclass(w.category, RayDeprecationWarning)]
 
 
 def test_a_decoder_gives_the_images_as_they_are_stored(digits: Store) -> None:

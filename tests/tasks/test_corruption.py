@@ -20,8 +20,8 @@ from tasks.counter import keys
 from tests import references
 
 
-def some_keys(count: int, epoch: int = 0) -> torch.Tensor:
-    return keys(0, epoch, torch.arange(count), 1)
+def some_keys(count: int, turn: int = 0) -> torch.Tensor:
+    return keys(0, torch.full((count,), turn), torch.arange(count), 1)
 
 
 def images(count: int, size: int) -> torch.Tensor:
@@ -127,6 +127,6 @@ def test_number_of_small_blocks() -> None:
 
 
 def test_another_epoch_draws_other_numbers() -> None:
-    first, second = (random_squares(some_keys(200, epoch), 1, (8, 14), 29) for epoch in (0, 1))
+    first, second = (random_squares(some_keys(200, turn), 1, (8, 14), 29) for turn in (0, 1))
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert float((first[1] == second[1]).float().mean()) < 0.2

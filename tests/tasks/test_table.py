@@ -32,6 +32,27 @@ def test_an_id_outside_is_named(bad: int) -> None:
         table().read(torch.tensor([1, bad]))
 
 
+@pytest.mark.parametrize("ids", [[], [3], [3, 0, 3]])
+def test_what_is_read_is_a_copy(ids: list[int]) -> None:
+    t = table()
+    t.read(torch.tensor(ids, dtype=torch.int64)).fill_(100.0)
+    assert torch.equal(t.rows, table().rows)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for() -> None:
+    t = table().to(torch.device("cuda"))
+    ids, rows = torch.tensor([4, 2], device="cuda"), torch.full((2, 2), 9.0, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        t.write(ids, t.read(ids) + rows)
+        t.commit()
+        found = t.read(ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.tolist() == [[13, 5], [11, 7]]
+
+
 @given(st.integers(1, 30), st.integers(1, 5), st.randoms())
 def test_shards_of_any_number_of_workers_are_taken(size: int, writers: int, random: object) -> None:
     shards = [shard_of(size, r, writers) for r in range(writers)]
@@ -73,6 +94,30 @@ def test_two_workers(pool: Pool) -> None:
     one = table()
     one.load_state_dicts([a[2] for a in answers])
     assert one.rows[:, 0].tolist() == [100, 201, 2, 103, 204, 5, 6, 107, 8, 9, 210]
+
+
+def read_a_table_of_one_row() -> list[list[float]]:
+    """Rank 1 has none of its rows."""
+    t = table(1)
+    t.write(torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
+    t.commit()
+    return t.read(torch.tensor([0, 0])).tolist()  # type: ignore[no-any-return]
+
+
+def test_a_worker_without_rows_reads_those_of_others(pool: Pool) -> None:
+    assert pool.run(read_a_table_of_one_row) == [[[0, 0], [0, 0]]] * 2
+
+
+def read_beyond() -> str:
+    try:
+        table().read(torch.tensor([1, 11 * rank()]))
+    except IndexError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_wrong_id_of_one_worker_is_named_on_all(pool: Pool) -> None:
+    assert pool.run(read_beyond) == ["id 11 is outside of the table's 0..10"] * 2
 
 
 def write_the_same_id() -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Dataset, load
+from pipeline.errors import UserError
 from pipeline.sources import SOURCES
 
 SETS = {
@@ -14,6 +15,10 @@ SETS = {
     "svhn": "svhn",
     "imagenet_devkit": "imagenet",
     "voc2007": "voc",
+    "voc2012": "voc",
+    "bccd": "voc",
+    "camvid": "voc",
+    "mnist": "idx",
     "stanford_dogs": "stanford_dogs",
     "cub200": "cub200",
 }
@@ -25,3 +30,19 @@ def test_group(name: str) -> None:
     found: Dataset = load(ROOT / "conf/recipe/folder_nat.yaml", (f"dataset.name={name}", "dataset.root=/data")).dataset
     assert (found.name, found.source) == (name, SETS[name])
     assert found.source in SOURCES
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("dataset.annotations=[mask,boxes]", "each once, and mask alone"),
+        ("dataset.annotations=[boxes,boxes]", "each once"),
+        ("dataset.annotations=[box]", "dataset.annotations"),
+        ("dataset.name=folder", "takes no dataset.annotations"),
+    ],
+)
+def test_annotations_that_cannot_be(override: str, why: str) -> None:
+    changes = ("dataset.name=voc2007", "dataset.root=/data", "dataset.annotations=[boxes]", override)
+    with pytest.raises(UserError) as error:
+        load(ROOT / "conf/recipe/folder_nat.yaml", changes)
+    assert why in str(error.value)

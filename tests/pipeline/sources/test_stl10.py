@@ -80,3 +80,20 @@ def test_prepare(stl: tuple[Path, np.ndarray]) -> None:
     """Labelled and unlabelled images in one store."""
     store = prepare(dataset(source="stl10", root=stl[0]), stl[0] / "stores", lambda: False, lambda done, total: None)
     assert (store.classes, store.labels("train").tolist(), store.labels("test").tolist()) == (NAMES, [0, 9, 2, 0, -1, -1, -1], [1, 9])
+    assert {name: store.subset(name).tolist() for name in store.subsets["images"]} == {"fold0": [0, 3], "fold1": [1, 2]}
+
+
+def test_folds_are_not_needed(stl: tuple[Path, np.ndarray]) -> None:
+    before = opened("stl10", stl[0])
+    (stl[0] / "stl10_binary" / "fold_indices.txt").unlink()
+    after = opened("stl10", stl[0])
+    assert (sorted(before.subsets), after.subsets) == (["fold0", "fold1"], {})
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_fold_lacks_what_cannot_be_read(stl: tuple[Path, np.ndarray]) -> None:
+    file = stl[0] / "stl10_binary" / "train_X.bin"
+    file.write_bytes(file.read_bytes()[: 3 * 27648])  # the fourth is gone, so that those behind it have other ids
+    store = prepare(dataset(source="stl10", root=stl[0], max_bad_fraction=0.5), stl[0] / "stores", lambda: False, lambda done, total: None)
+    assert [store.subset(f"fold{k}").tolist() for k in range(2)] == [[0], [1, 2]]
+    assert store.subsets["lost"] == {"fold0": 1, "fold1": 0}

@@ -1,4 +1,4 @@
-"""VOC's layout: which lists become which split. Its annotations are not read."""
+"""VOC's layout: which lists become which split. Annotations: test_voc_annotations.py."""
 
 from pathlib import Path
 

@@ -17,7 +17,8 @@ def task(norm: str = "batch", **options: object) -> Classify:
 
 def batch(n: int = 12) -> Batch:
     rng = torch.Generator().manual_seed(3)
-    return Batch(torch.arange(n), torch.arange(n), torch.randint(5, (n,), generator=rng), (torch.rand(n, 3, 8, 8, generator=rng),))
+    ids, labels = torch.arange(n), torch.randint(5, (n,), generator=rng)
+    return Batch(ids, ids, labels, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros_like(ids))
 
 
 def steps(learner: Classify, count: int = 3) -> None:

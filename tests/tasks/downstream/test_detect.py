@@ -32,7 +32,7 @@ def squares(n: int = 8, seed: int = 0) -> Batch:
     difficult = torch.zeros(n, 3, dtype=torch.bool)
     difficult[:, 1] = True
     targets = {"boxes": boxes, "box_classes": classes, "difficult": difficult}
-    return Batch(torch.arange(n), torch.arange(n), torch.full((n,), -1), (images,), targets)
+    return Batch(torch.arange(n), torch.arange(n), torch.full((n,), -1), (images,), torch.zeros(n, dtype=torch.int64), targets)
 
 
 @pytest.mark.parametrize("options", [{}, {"pyramid": 16, "anchors": (8, 16, 32)}, {"train": "head"}])

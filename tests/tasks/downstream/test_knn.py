@@ -1,11 +1,14 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from tasks.downstream import knn
-from tasks.downstream.knn import weighted_knn
+from tasks.downstream.knn import class_scores, hits, neighbours, weighted_knn
 from tests import references
 
 
@@ -64,3 +67,46 @@ def test_a_zero_feature_is_finite() -> None:
     _, bank, labels = random(1, 10, 4, 3)
     bank[3] = 0
     assert 0 <= int(weighted_knn(torch.zeros(1, 4).double(), bank, labels, 10, 0.1)) < 3
+
+
+@given(st.integers(1, 30), st.integers(1, 35), st.integers(1, 11), st.integers(0, 1000))
+def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(n: int, k: int, bank_block: int, seed: int) -> None:
+    """Vectors of a few directions only, so that most similarities have equals, also across blocks and on both sides of the k-th."""
+    rng = torch.Generator().manual_seed(seed)
+    bank, queries = (torch.eye(3)[torch.randint(3, (size,), generator=rng)] for size in (n, 6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "BANK", bank_block)
+        similarity, places = neighbours(queries, bank, k)
+    whole = queries @ bank.T
+    for row, found, told in zip(whole.tolist(), places.tolist(), similarity.tolist(), strict=True):
+        expected = sorted(range(n), key=lambda i: (-row[i], i))[:k]
+        assert found == expected
+        assert told == [row[i] for i in expected]
+
+
+@given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 1000))
+def test_scores_are_those_of_scikit_learn(n: int, k: int, seed: int) -> None:
+    """Its kNN classifier by Euclidean distance of unit vectors: cosine = 1 - distance^2 / 2."""
+    queries, bank, labels = random(7, n, 6, 4, seed)
+    unit_q, unit_b = (torch.nn.functional.normalize(x, dim=1).numpy() for x in (queries, bank))
+    weigh = lambda distances: np.exp((1 - distances**2 / 2) / 0.1)  # noqa: E731
+    other = KNeighborsClassifier(min(k, n), weights=weigh, algorithm="brute").fit(unit_b, labels.numpy())
+    scores = class_scores(queries, bank, labels, k=k, temperature=0.1, classes=4)
+    shares = scores.masked_fill(scores == -torch.inf, 0.0)
+    shares = shares / shares.sum(1, keepdim=True)
+    np.testing.assert_allclose(shares.numpy()[:, other.classes_], other.predict_proba(unit_q), atol=1e-6)
+
+
+@given(st.integers(6, 9), st.integers(1, 5), st.integers(0, 1000))
+def test_hits_are_scikit_learns_top_k_accuracy(classes: int, top: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores, labels = torch.rand(30, classes, generator=rng), torch.randint(classes, (30,), generator=rng)
+    expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=top, labels=range(classes))
+    assert float(hits(scores, labels, top).double().mean()) == pytest.approx(expected)
+
+
+def test_a_class_that_no_neighbour_is_of_is_no_hit() -> None:
+    bank, labels = torch.eye(4), torch.arange(4)
+    scores = class_scores(torch.eye(4), bank, labels, k=1, temperature=0.1, classes=6)
+    assert hits(scores, torch.tensor([0, 1, 2, 3]), 5).all()
+    assert not hits(scores, torch.tensor([1, 2, 3, 5]), 5).any()

@@ -20,7 +20,9 @@ def batch(n: int = 12, classes: int = 4) -> Batch:
     rng = torch.Generator().manual_seed(3)
     present = torch.randint(-1, 2, (n, classes), generator=rng, dtype=torch.int8)
     unknown = torch.full((n,), -1)
-    return Batch(torch.arange(n), torch.arange(n), unknown, (torch.rand(n, 3, 8, 8, generator=rng),), {"present": present})
+    return Batch(
+        torch.arange(n), torch.arange(n), unknown, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros(n, dtype=torch.int64), {"present": present}
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -43,7 +45,7 @@ def _half(rank_: int, world_: int) -> list[torch.Tensor]:
 
     learner, size = task().double(), 12 // world_
     b = batch()
-    part = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.targets).part(rank_ * size, (rank_ + 1) * size)
+    part = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.passes, b.targets).part(rank_ * size, (rank_ + 1) * size)
     learner(part)["loss"].backward()
     grads = [p.grad for p in learner.parameters() if p.grad is not None]
     for grad in grads:

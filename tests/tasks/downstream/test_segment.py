@@ -25,7 +25,14 @@ def batch(n: int = 6, size: int = 13) -> Batch:
     rng = torch.Generator().manual_seed(3)
     mask = torch.randint(4, (n, size, size), generator=rng, dtype=torch.uint8)
     mask[mask == 3] = VOID
-    return Batch(torch.arange(n), torch.arange(n), torch.full((n,), -1), (torch.rand(n, 3, size, size, generator=rng),), {"mask": mask})
+    return Batch(
+        torch.arange(n),
+        torch.arange(n),
+        torch.full((n,), -1),
+        (torch.rand(n, 3, size, size, generator=rng),),
+        torch.zeros(n, dtype=torch.int64),
+        {"mask": mask},
+    )
 
 
 @pytest.mark.parametrize("head", ["mirror", "fcn", "deeplab"])
@@ -63,7 +70,7 @@ def _gradient(rank: int, world: int) -> list[Tensor]:
     import torch.distributed as dist
 
     learner, size, b = task().double(), 6 // world, batch()
-    whole = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.targets)
+    whole = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.passes, b.targets)
     learner(whole.part(rank * size, (rank + 1) * size))["loss"].backward()
     grads = [p.grad for p in learner.parameters() if p.grad is not None]
     for grad in grads:
@@ -150,7 +157,7 @@ def test_it_learns_two_halves() -> None:
     images, mask = torch.rand(8, 3, 13, 13, generator=rng) * 0.3, torch.zeros(8, 13, 13, dtype=torch.uint8)
     images[:, :, :, 7:] += 0.7
     mask[:, :, 7:] = 1
-    b = Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (images,), {"mask": mask})
+    b = Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (images,), torch.zeros(8, dtype=torch.int64), {"mask": mask})
     learner = task().train()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     for _ in range(40):

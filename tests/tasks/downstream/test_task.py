@@ -20,7 +20,13 @@ def classify(**options: object) -> Classify:
 def batch(n: int = 12, size: int = 16, views: int = 1) -> Batch:
     rng = torch.Generator().manual_seed(3)
     labels = torch.randint(5, (n,), generator=rng)
-    return Batch(torch.arange(n), torch.arange(n), labels, tuple(torch.rand(n, 3, size, size, generator=rng) for _ in range(views)))
+    return Batch(
+        torch.arange(n),
+        torch.arange(n),
+        labels,
+        tuple(torch.rand(n, 3, size, size, generator=rng) for _ in range(views)),
+        torch.zeros(n, dtype=torch.int64),
+    )
 
 
 def trained_stages(task: Classify) -> set[str]:

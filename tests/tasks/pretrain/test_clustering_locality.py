@@ -36,7 +36,7 @@ def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int
 def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
     """Labelled are every third of 0..15 and 32..43: two workers of 32 hold 6 and 4 of them, three of 16 hold 6, 0 and 4."""
     pixels = torch.stack([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(ids, ids, torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1), (pixels.to(dtype),))
+    return Batch(ids, ids, torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1), (pixels.to(dtype),), torch.zeros_like(ids))
 
 
 def test_the_entropies_are_equations_1_and_2() -> None:
@@ -208,7 +208,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
 def test_hard_inputs_are_finite(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 16, 16) if images == "constant" else torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
-    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,)))
+    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
     losses["loss"].backward()
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learner.parameters())

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,9 +34,9 @@ def method(dtype: torch.dtype = torch.float32, norm: str = "group", images: int 
     return DenoisingAutoEncoder(encoder(size, norm), setting, **{"norm": norm, "init": "default", **options}).to(dtype)
 
 
-def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE) -> Batch:
+def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE, turn: int = 0) -> Batch:
     views = torch.stack([torch.rand(3, size, size, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(ids, torch.arange(len(ids)), torch.full_like(ids, -1), (views.to(dtype),))
+    return Batch(ids, torch.arange(len(ids)), torch.full_like(ids, -1), (views.to(dtype),), torch.full_like(ids, turn))
 
 
 def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
@@ -98,9 +99,8 @@ def test_level_and_noise_have_streams_of_their_own() -> None:
 def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
     corruption: str, images: int, blocks: int | None, count: int, sides: tuple[int, int]
 ) -> None:
-    learner, seen = method(size=29, images=images, corruption=corruption, blocks=blocks), batch(torch.arange(6), size=29)
-    learner.begin_epoch(2)
-    squares = random_squares(keys(7, 2, seen.ids, PLACES), count, sides, 29)
+    learner, seen = method(size=29, images=images, corruption=corruption, blocks=blocks), batch(torch.arange(6), size=29, turn=2)
+    squares = random_squares(keys(7, seen.passes, seen.ids, PLACES), count, sides, 29)
     corrupted = learner.corrupted(seen)
     for k in range(6):
         own = list(zip(*(part[k].tolist() for part in squares), strict=True))
@@ -112,24 +112,21 @@ def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_an_image_is_corrupted_in_the_same_way_in_every_batch(corruption: str) -> None:
     learner = method(corruption=corruption)
-    learner.begin_epoch(1)
-    together = learner.corrupted(batch(torch.tensor([3, 9, 40, 11])))
-    alone = learner.corrupted(batch(torch.tensor([40])))
+    together = learner.corrupted(batch(torch.tensor([3, 9, 40, 11]), turn=1))
+    alone = learner.corrupted(batch(torch.tensor([40]), turn=1))
     assert torch.equal(together[2], alone[0])
     again = method(corruption=corruption)
-    again.begin_epoch(1)  # as after a restart in the middle of the epoch
-    assert torch.equal(again.corrupted(batch(torch.tensor([11, 40])))[1], alone[0])
+    assert torch.equal(again.corrupted(batch(torch.tensor([11, 40]), turn=1))[1], alone[0])
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_epochs_images_and_seeds_differ(corruption: str) -> None:
+def test_passes_images_and_seeds_differ(corruption: str) -> None:
     ids = torch.arange(32)
-    same = Batch(ids, ids, ids, (torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1),))
+    same = Batch(ids, ids, ids, (torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1),), torch.zeros_like(ids))
     learner = method(size=29, corruption=corruption)
     first = learner.corrupted(same)
     assert len({tuple(image.flatten().tolist()) for image in first}) > 28, "images"
-    learner.begin_epoch(1)
-    assert (first != learner.corrupted(same)).flatten(1).any(1).sum() > 28, "epochs"
+    assert (first != learner.corrupted(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, "passes"
     other = DenoisingAutoEncoder(encoder(29), Setting(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
     assert (first != other.corrupted(same)).flatten(1).any(1).sum() > 28, "seeds"
 
@@ -156,7 +153,7 @@ def test_the_order_of_the_batch_does_not_matter() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
 def test_hard_inputs_are_finite(corruption: str, value: float) -> None:
     learner, ids = method(corruption=corruption, norm="batch"), torch.arange(8)
-    losses = learner(Batch(ids, ids, ids, (torch.full((8, 3, SIZE, SIZE), value),)))
+    losses = learner(Batch(ids, ids, ids, (torch.full((8, 3, SIZE, SIZE), value),), torch.zeros_like(ids)))
     losses["loss"].backward()
     assert all(bool(torch.isfinite(x)) for x in losses.values())
     assert all(bool(torch.isfinite(p.grad).all()) for p in learner.parameters() if p.grad is not None)
@@ -239,12 +236,11 @@ def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     images, ids = smooth_images(640, 15), torch.arange(640)
     for epoch in range(8):
-        learner.begin_epoch(epoch)
         for rows in torch.randperm(512).split(32):
             optimizer.zero_grad()
-            learner(Batch(rows, rows, rows, (images[rows],)))["loss"].backward()
+            learner(Batch(rows, rows, rows, (images[rows],), torch.full_like(rows, epoch)))["loss"].backward()
             optimizer.step()
-    held_out = Batch(ids[512:], ids[512:], ids[512:], (images[512:],))
+    held_out = Batch(ids[512:], ids[512:], ids[512:], (images[512:],), torch.zeros_like(ids[512:]))
     with torch.no_grad():
         clean, corrupted = (learner.encoder.input(x) for x in (held_out.views[0], learner.corrupted(held_out)))
         error = learner.eval()(held_out)["loss"]
@@ -254,10 +250,9 @@ def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
 def step_of_one_worker(count: int, corruption: str, norm: str) -> tuple[dict[str, float], list[Tensor]]:
     """One step on this worker's part of a batch of `count`: what is logged, and the gradients."""
     learner = method(torch.float64, corruption=corruption, norm=norm)
-    learner.begin_epoch(3)
     model = DistributedDataParallel(learner) if world() > 1 else learner
     part = torch.arange(count).view(world(), -1)[rank()]
-    losses = model(batch(part, torch.float64))
+    losses = model(batch(part, torch.float64, turn=3))
     losses["loss"].backward()
     return {name: float(value.detach()) for name, value in losses.items()}, [p.grad for p in learner.parameters()]  # type: ignore[misc]
 

@@ -28,7 +28,7 @@ def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "grou
 def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
     """The ids are other numbers than the rows: tables must be asked for rows."""
     pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in rows])
-    return Batch(1000 - rows, rows, torch.full_like(rows, -1), (pixels.to(dtype),))
+    return Batch(1000 - rows, rows, torch.full_like(rows, -1), (pixels.to(dtype),), torch.zeros_like(rows))
 
 
 def test_the_paper_loss_is_equation_2() -> None:
@@ -128,7 +128,7 @@ def test_an_id_twice_in_a_batch_is_refused() -> None:
 def test_hard_inputs_are_finite(images: str) -> None:
     learner = method()
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
-    losses = learner(Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,)))
+    losses = learner(Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,), torch.zeros(16).long()))
     losses["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
@@ -182,5 +182,5 @@ def test_features_that_are_no_numbers_reach_the_loss() -> None:
     assert sorted(best_assignment(broken, unit(6, 4, 0)).tolist()) == list(range(6))
     learner = method()
     with torch.no_grad():
-        learner.head[-1].weight.fill_(float("nan"))
+        learner.head.layers[-1].weight.fill_(float("nan"))
     assert torch.isnan(learner(batch(torch.arange(16)))["loss"])

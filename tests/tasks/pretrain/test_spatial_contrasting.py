@@ -38,10 +38,10 @@ def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int
     return SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=seed, classes=classes), **options).to(dtype)
 
 
-def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
+def batch(ids: Tensor, dtype: torch.dtype = torch.float64, turn: int = 0) -> Batch:
     pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids])
     labels = torch.where(ids % 3 == 0, ids % 5, -1)
-    return Batch(ids, ids, torch.where(ids < 24, labels, -1), (pixels.to(dtype),))
+    return Batch(ids, ids, torch.where(ids < 24, labels, -1), (pixels.to(dtype),), torch.full_like(ids, turn))
 
 
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
@@ -134,7 +134,7 @@ def test_the_largest_uniform_number_is_a_place(places: int) -> None:
 
 
 def test_places_are_uniform_over_all_valid_ones() -> None:
-    places = corners(keys(0, 0, torch.arange(24_000), 1), 2, 3, 4)
+    places = corners(keys(0, torch.zeros(24_000).long(), torch.arange(24_000), 1), 2, 3, 4)
     for patch in range(2):
         counts = torch.bincount(places[:, patch, 0] * 4 + places[:, patch, 1], minlength=12)
         assert len(counts) == 12
@@ -146,13 +146,13 @@ def test_places_are_uniform_over_all_valid_ones() -> None:
 def test_every_place_where_a_patch_fits_is_drawn() -> None:
     learner = method(**SMALL)
     places = torch.arange(20.0).view(1, 1, 4, 5).expand(600, -1, -1, -1)
-    patches = learner._cut(places, torch.arange(600), 3)
+    patches = learner._cut(places, batch(torch.arange(600)), 3)
     assert set(patches[:, :, 0, 0, 0].flatten().tolist()) == {5.0 * y + x for y in range(3) for x in range(4)}
 
 
 @given(st.integers(1, 4), st.integers(0, 1000))
 def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
-    maps, places = normal(3, 2, 4, 6, seed=seed), corners(keys(seed, 0, torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1)
+    maps, places = normal(3, 2, 4, 6, seed=seed), corners(keys(seed, torch.zeros(3).long(), torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1)
     patches = cut(maps, places, side)
     assert patches.shape == (3, 2, 2, side, side)
     for i, p in itertools.product(range(3), range(2)):
@@ -161,22 +161,20 @@ def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["paper", "pixels"])
-def test_places_depend_on_seed_epoch_and_id_and_on_nothing_else(variant: str) -> None:
-    def features(ids: list[int], epoch: int = 0, seed: int = 7) -> Tensor:
-        learner = method(seed=seed, **VARIANTS[variant])
-        learner.begin_epoch(epoch)
-        return learner.embed(batch(torch.tensor(ids)))[0]
+def test_places_depend_on_seed_pass_and_id_and_on_nothing_else(variant: str) -> None:
+    def features(ids: list[int], turn: int = 0, seed: int = 7) -> Tensor:
+        return method(seed=seed, **VARIANTS[variant]).embed(batch(torch.tensor(ids), turn=turn))[0]
 
     ids = list(range(12))
     together = features(ids)
     torch.testing.assert_close(features(ids[::-1]), together.flip(0))
     torch.testing.assert_close(features(ids[4:]), together[4:])
-    assert not torch.allclose(features(ids, epoch=1), together)
+    assert not torch.allclose(features(ids, turn=1), together)
     assert not torch.allclose(features(ids, seed=8), together)
-    resumed = method(**VARIANTS[variant])
-    resumed.begin_epoch(5)
-    resumed.begin_epoch(0)
-    torch.testing.assert_close(resumed.embed(batch(torch.tensor(ids)))[0], together, rtol=0, atol=0)
+    both = batch(torch.tensor(ids))
+    both.passes[6:] = 1  # some of the batch are back already
+    mixed = method(**VARIANTS[variant]).embed(both)[0]
+    torch.testing.assert_close(mixed, torch.cat((together[:6], features(ids, turn=1)[6:])), rtol=0, atol=0)
 
 
 def test_what_is_compared() -> None:
@@ -207,7 +205,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
 def test_hard_inputs_are_finite(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(8, -1, -1, -1)
-    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,)))
+    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
     for name, p in learner.named_parameters():
@@ -289,9 +287,8 @@ def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -
 def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], dict[str, Tensor]]:
     """One step on this worker's part of a batch: its losses, the gradients of all workers."""
     learner = method(norm=norm, **VARIANTS[variant]).train()
-    learner.begin_epoch(2)
     model = DistributedDataParallel(learner) if world() > 1 else learner
-    losses = model(batch(torch.arange(size).view(world(), -1)[rank()]))
+    losses = model(batch(torch.arange(size).view(world(), -1)[rank()], turn=2))
     losses["loss"].backward()
     gradients = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     return {name: float(value.detach()) for name, value in losses.items()}, gradients

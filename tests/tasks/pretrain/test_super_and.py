@@ -37,7 +37,7 @@ def method(size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "gr
 
 def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> Batch:
     pixels = [torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2 * int(i) + v)) for i in rows]) for v in range(views)]
-    return Batch(1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels))
+    return Batch(1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels), torch.zeros_like(rows))
 
 
 def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Ten
         if step % per_epoch == 0 or step == steps[0]:
             learner.begin_epoch(step // per_epoch)
         chosen = torch.randperm(SIZE, generator=torch.Generator().manual_seed(step))[:16]
-        told = learner(batch(chosen, learner.head.weight.dtype))
+        told = learner(batch(chosen, learner.head.layers[0].weight.dtype))
         optimizer.zero_grad()
         told["loss"].backward()
         optimizer.step()
@@ -190,7 +190,7 @@ def test_hard_inputs_are_finite(images: str, variant: str) -> None:
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     for epoch in (0, 9):
         learner.begin_epoch(epoch)
-        learner(Batch(rows, rows, rows, (pixels, pixels)))["loss"].backward()
+        learner(Batch(rows, rows, rows, (pixels, pixels), torch.zeros_like(rows)))["loss"].backward()
         assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
