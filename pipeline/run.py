@@ -153,7 +153,7 @@ class _Runner:
         store, copies = self.store, self.store.images["duplicates"]
         for line in census.lines(store.images, store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        notes = []
+        notes = [f"{store.source['root']}: {store.source['aside']}"] if "aside" in store.source else []
         if store.quarantined:
             notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
         if lost := lost_images(store.subsets):
