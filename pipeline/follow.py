@@ -99,7 +99,7 @@ class Counted:
         )
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None, rate="")
-        self.started = time.monotonic()
+        self.started = self.shown = time.monotonic()
 
     def __enter__(self) -> "Counted":
         self.progress.start()
@@ -115,6 +115,10 @@ class Counted:
         self.seen = done
         rate = done / max(time.monotonic() - self.started, 1e-9)
         self.progress.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} images/s")
+        if not self.console.is_terminal and done < total and time.monotonic() - self.shown > QUIET_S:
+            self.shown = time.monotonic()
+            told = f"{self.title}: {done:,} of {total:,} images  {rate:,.0f} images/s  about {(total - done) / max(rate, 1e-9):.0f} s left"
+            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 class Follow:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.stream import MAX_BLOCKS, Arrays, Loader, prefetched
+from pipeline.stream import Arrays, Loader, numbered_rows, prefetched
 
 Network = Callable[[np.ndarray], np.ndarray]  # (B, S, S, 3) uint8 -> (B, ...)
 
@@ -81,7 +81,7 @@ def _on_ray(parts: Parts, make: Callable[[], Network], actors: Actors, prefetch:
         for index in rows["id"].tolist():
             yield {"batch": [index], "views": [parts.load(index).tobytes()]}
 
-    decoded = ray.data.range(len(parts.ids), override_num_blocks=min(len(parts.ids), MAX_BLOCKS)).map_batches_internal(
+    decoded = numbered_rows(len(parts.ids)).map_batches_internal(
         load,
         batch_size=None,
         num_cpus=actors.task_cpus,

@@ -18,7 +18,9 @@ from tasks.collective import all_sum, barrier, rank, world
 
 METRICS = "metrics.jsonl"
 TAILS = "tails.jsonl"
-WAIT_SHARE, WAIT_AFTER_S = 0.1, 20.0  # a training that waits for images for more than this share of at least this time is told so
+# A training of which a worker waits for images for more than this share of the time says so: at its end, if it took at least as long as the
+# second, or on the way, after the third
+WAIT_SHARE, WAIT_AFTER_S, WAIT_SOON_S = 0.1, 20.0, 300.0
 
 
 def append(folder: Path, row: dict[str, Any]) -> None:
@@ -62,6 +64,7 @@ class Clock:
     def __init__(self, folder: Path, plan: Batches, total_steps: int, first: int, device: torch.device) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
         self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+        self.told = False
         self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
         if rank() == 0:
             _keep(folder / METRICS, lambda row: row.get("step", 0) <= first)
@@ -88,26 +91,33 @@ class Clock:
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """`values` are already averaged over workers, the waiting time is averaged here."""
+        """`values` are already averaged over workers. The waiting time is a share of each worker's, and the mean of all: they step together, so
+        where one waits the others do, but for its gradients."""
         now = time.monotonic()
         elapsed = max(now - self.since, 1e-9)
-        speed = {"images_per_s": self.steps * self.plan.batch_size / elapsed, "data_wait": self._averaged(self.waited / elapsed)}
+        waits, idle = self._of_each(self.waited / elapsed), self._of_each(self.idle / max(now - self.begun, 1e-9))
+        each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world() > 1 else {}
+        speed = {"images_per_s": self.steps * self.plan.batch_size / elapsed, "data_wait": sum(waits) / len(waits), **each}
         epoch = (step - 1) // self.plan.steps
         append(self.folder, {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed})
         self.steps, self.waited, self.since = 0, 0.0, now
-        if step == self.total_steps:
-            self._tell_of_waiting(now - self.begun)
+        if not self.told and now - self.begun > (WAIT_AFTER_S if step == self.total_steps else WAIT_SOON_S):
+            self._tell_of_waiting(idle)
 
-    def _tell_of_waiting(self, elapsed: float) -> None:
-        share = self._averaged(self.idle / max(elapsed, 1e-9))
-        if share > WAIT_SHARE and elapsed > WAIT_AFTER_S:
-            append(
-                self.folder,
-                {"note": f"waited for images {share:.0%} of the time: try a larger stream.tasks or stream.prefetch, or stream.resident_mb"},
-            )
+    def _tell_of_waiting(self, idle: list[float]) -> None:
+        """Of the worker that waited most."""
+        share = max(idle)
+        if share > WAIT_SHARE:
+            self.told = True
+            who = f"worker {idle.index(share)} " if world() > 1 else ""
+            hint = "try a larger stream.tasks or stream.prefetch, or stream.resident_mb"
+            append(self.folder, {"note": f"{who}waited for images {share:.0%} of the time: {hint}"})
 
-    def _averaged(self, value: float) -> float:
-        return float(all_sum(torch.tensor(value, device=self.device))) / world()
+    def _of_each(self, value: float) -> list[float]:
+        """`value` of every worker. Collective."""
+        values = torch.zeros(world(), device=self.device)
+        values[rank()] = value
+        return [float(share) for share in all_sum(values).tolist()]
 
 
 class Tails:

@@ -264,7 +264,7 @@ def _manifest(source: Source, old: Store | None, shards: list[Shard], found: Job
     extends = (*old.extends, Earlier(old.path.resolve().name, old.hash, old.edges[-1])) if old else ()
     raw = {
         "format": FORMAT,
-        "source": {"kind": source.kind, "root": root, "fingerprint": source.fingerprint},
+        "source": {"kind": source.kind, "root": root, "fingerprint": source.fingerprint, **({"aside": source.aside} if source.aside else {})},
         "extends": [asdict(earlier) for earlier in extends],
         "classes": list(source.classes),
         "splits": dict(splits),

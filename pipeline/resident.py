@@ -41,6 +41,12 @@ def possible(settings: "Stream", store: Store, images: int) -> bool:
     return not obstacle
 
 
+def choice(settings: "Stream", store: Store, images: int) -> list[str]:
+    """A line for the user where `stream.resident: auto` does not hold `images` of a store; what is held is told by `hold`."""
+    obstacle = _obstacle(settings, store, images)
+    return [f"stream.resident: auto streams the images: {obstacle}"] if settings.resident == "auto" and obstacle else []
+
+
 def _obstacle(settings: "Stream", store: Store, images: int) -> str:
     if store.size is None:
         return _sizes(store)

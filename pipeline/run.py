@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, overlay, preflight, pretrain, retrieve
-from pipeline.config import Downstream, Export, Finetune, Look, Recipe, digest
+from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, overlay, preflight, pretrain, resident, retrieve
+from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.features import check_head
@@ -154,7 +154,7 @@ class _Runner:
         store, copies = self.store, self.store.images["duplicates"]
         for line in census.lines(store.images, store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        notes = []
+        notes = [f"{store.source['root']}: {store.source['aside']}"] if "aside" in store.source else []
         if store.quarantined:
             notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
         if lost := lost_images(store.subsets):
@@ -218,6 +218,8 @@ class _Runner:
                 log = _Logger(self.tracking, run_id, prefix)
                 followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
         self._note(enough.left_out(self.recipe, name, self.worker.splits))
+        if isinstance(stage, Training):
+            self._note(resident.choice(self.recipe.stream, self.store, len(self.worker.splits.train)))
         on_driver = getattr(module, "ON_DRIVER", False)
         on_ray = self.session.start() if not on_driver or module.WITH_RAY else False
         with Follow(self.console, name, followed):

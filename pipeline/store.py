@@ -74,7 +74,7 @@ class Store:
     extends: tuple[Earlier, ...]  # oldest first; () = written at once
     quarantined: int
     hash: str
-    source: dict[str, Any]  # kind, root, fingerprint
+    source: dict[str, Any]  # kind, root, fingerprint; aside, where something belongs to no split
     images: dict[str, Any]  # as `census.total`; duplicates: as `write_duplicates`
     annotations: tuple[str, ...] = ()  # columns of `annotations.COLUMNS` that the shards have, sorted
     subsets: dict[str, Any] = field(default_factory=dict)  # as `write_subsets`

@@ -250,6 +250,14 @@ class _Breathe:
         return
 
 
+def numbered_rows(count: int) -> Any:
+    """A dataset of the rows {id: 0}, {id: 1}, ..., in as many blocks. They lie there: those of `ray.data.range` are written by tasks of their
+    own, one for every decoding task, each of which waits for a whole CPU."""
+    import ray.data
+
+    return ray.data.from_items([{"id": k} for k in range(count)], override_num_blocks=min(count, MAX_BLOCKS))
+
+
 def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> Iterator[Arrays]:
     import ray.data
 
@@ -265,7 +273,7 @@ def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
             yield from _task(loader, order, index)
 
     # Ray's default repeats a crashing task for ever. Of Ray 2.60's map functions only this one takes `max_retries` without a warning.
-    dataset = ray.data.range(len(order), override_num_blocks=min(len(order), MAX_BLOCKS)).map_batches_internal(
+    dataset = numbered_rows(len(order)).map_batches_internal(
         load, batch_size=None, num_cpus=options.task_cpus, compute=ray.data.TaskPoolStrategy(size=options.tasks), max_retries=2
     )
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=options.prefetch):

@@ -25,6 +25,7 @@ SCHEMES = ("file", "gs", "http", "https", "memory", "s3")
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
 ATTEMPTS = 3  # at a remote file: what is left out for a hiccup of the network would stay out of the store for good
 AT_ONCE = 16  # requests
+MAX_BYTES = 1 << 29  # of one image file: more than any has that may be decoded; it is read as a whole
 Listed = tuple[bytes, int, int]  # relative path, bytes, and what changes with the file: its modification time in ns, or a hash of its version
 T = TypeVar("T")
 
@@ -155,11 +156,18 @@ def below(root: bytes, path: bytes) -> bool:
 
 
 def read_file(file: bytes) -> bytes:
-    """Raises OSError for what is no file: a pipe or a device would never end."""
-    if not stat.S_ISREG(mode := os.stat(file).st_mode) and not stat.S_ISDIR(mode):
+    """Raises OSError for what is no file, as a pipe or a device would never end, and for one that is too large to be an image."""
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise OSError("is no file but a pipe, socket or device")
+    if found.st_size > MAX_BYTES:
+        raise OSError(too_large(found.st_size))
     with open(file, "rb") as opened:
         return opened.read()
+
+
+def too_large(size: int) -> str:
+    return f"has {size} bytes (at most {MAX_BYTES})"
 
 
 def at_once(read: Callable[[Any], T], places: Sequence[Any]) -> Iterator[T]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.sources.files import Listed, Local, Remote, at_once, fingerprint, text
-from pipeline.sources.source import SUFFIXES, Record, Source, root_files, with_test
+from pipeline.sources.source import SUFFIXES, Record, Source, not_read, root_files, with_test
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no reading task needs
@@ -61,7 +61,7 @@ class RemoteFolder(Source):
 
 def open_folder(dataset: "Dataset") -> Source:
     below = root_files(dataset)
-    tops, images, links = _on_disk(below.root) if isinstance(below, Local) else _remote(below.find())
+    tops, images, links, others = _on_disk(below.root) if isinstance(below, Local) else _remote(below.find())
     if not images:
         refused = f" ({len(links)} links to folders are not followed, e.g. {text(links[0][0])})" if links else ""
         raise UserError(f"dataset.root: no images ({' '.join(SUFFIXES)}) in {below.where()!r}{refused}")
@@ -75,23 +75,30 @@ def open_folder(dataset: "Dataset") -> Source:
         raise UserError(f"dataset.root: no images in {below.where(os.fsdecode(tops['train']))!r}")
     rows = with_test(rows, paths, labels, dataset)
     found = (classes, fingerprint(found_files), labels, rows)
-    names = pa.array(paths, pa.binary())
-    return Folder(*found, below.root, names) if isinstance(below, Local) else RemoteFolder(*found, below, names)
+    names, aside = pa.array(paths, pa.binary()), not_read(map(text, others), f"as {b' and '.join(tops.values()).decode()} are the splits")
+    return Folder(*found, below.root, names, aside=aside) if isinstance(below, Local) else RemoteFolder(*found, below, names, aside=aside)
 
 
-def _on_disk(root: Path) -> tuple[dict[str, bytes], list[Listed], list[Listed]]:
-    """The split folders, the images and the links to folders."""
+def _on_disk(root: Path) -> tuple[dict[str, bytes], list[Listed], list[Listed], set[bytes]]:
+    """The split folders, the images, the links to folders, and what lies beside the split folders."""
     tops = _split_folders(root)
-    return tops, *_walk(root, [top + b"/" for top in tops.values()] or [b""])
+    with os.scandir(os.fsencode(root)) as scan:
+        beside = {entry.name for entry in scan if tops and not entry.name.startswith(b".") and _may_hold(entry)}
+    return tops, *_walk(root, [top + b"/" for top in tops.values()] or [b""]), beside - {*tops.values()}
 
 
-def _remote(found_files: list[Listed]) -> tuple[dict[str, bytes], list[Listed], list[Listed]]:
+def _may_hold(entry: os.DirEntry[bytes]) -> bool:
+    return os.path.isdir(entry.path) or entry.name.lower().endswith(ENDINGS)
+
+
+def _remote(found_files: list[Listed]) -> tuple[dict[str, bytes], list[Listed], list[Listed], set[bytes]]:
     """As `_on_disk`."""
     images = [(path, size, changed) for path, size, changed in found_files if path.lower().endswith(ENDINGS) and not (b"/" + path).count(b"/.")]
     there = {path.partition(b"/")[0] for path, _, _ in images if b"/" in path}
     found = {"train": [name for name in TRAIN_FOLDERS if name in there], "test": [name for name in TEST_FOLDERS if name in there]}
     tops = {split: names[0] for split, names in found.items() if names} if found["train"] else {}
-    return tops, [item for item in images if not tops or item[0].partition(b"/")[0] in tops.values()], []
+    beside = {path.partition(b"/")[0] for path, _, _ in images} - {*tops.values()} if tops else set()
+    return tops, [item for item in images if not tops or item[0].partition(b"/")[0] in tops.values()], [], beside
 
 
 def _split_folders(root: Path) -> dict[str, bytes]:
@@ -122,10 +129,10 @@ def _walk(root: Path, starts: list[bytes]) -> tuple[list[Listed], list[Listed]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path + b"/")
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):  # `entry` itself raises over a link to itself
                 links.append(listed(path, entry))
-            elif path.lower().endswith(ENDINGS) and (entry.is_file() or not os.path.exists(entry.path)):
-                images.append(listed(path, entry))  # a link to nothing is listed too, so that reading it says so
+            elif path.lower().endswith(ENDINGS):
+                images.append(listed(path, entry))  # a link to nothing or itself, or a pipe, too: reading it says so
     return images, links
 
 

@@ -9,6 +9,7 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json import loads as parse
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMATS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}  # with the delimiter
 SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val"}
+DEEP = 1000  # brackets of a row
 NO_PATH, TWICE = "the row has no path", "is listed twice"
 
 
@@ -62,8 +64,11 @@ def open_list(dataset: "Dataset") -> ImageList:
     if not len(paths):
         raise UserError(f"dataset.list: no rows in {folder.where(name)}")
     classes, labels = _labels(table, below, folder.where(name))
-    rows = with_test(_rows(dataset, table, folder.where(name)), paths.to_pylist(), labels, dataset)
-    return ImageList(classes, _fingerprint(dataset, data, below, paths), labels, rows, below, paths, _refused(paths))
+    given = _rows(dataset, table, folder.where(name))
+    rows = with_test(given, paths.to_pylist(), labels, dataset)
+    left = len(paths) - sum(map(len, given.values()))
+    aside = f"not read, as others are marked test: {left:,} rows that are marked val" if left else ""
+    return ImageList(classes, _fingerprint(dataset, data, below, paths), labels, rows, below, paths, _refused(paths), aside=aside)
 
 
 def _places(dataset: "Dataset") -> tuple[Files, Files, str]:
@@ -121,6 +126,7 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
     if suffix == ".parquet":
         return pq.read_table(source, use_threads=False)
     if not FORMATS[suffix]:
+        _check_depth(data)
         return json.read_json(source)
     layout = csv.ParseOptions(delimiter=FORMATS[suffix], newlines_in_values=True)
     names = csv.open_csv(pa.BufferReader(data), parse_options=layout).schema.names
@@ -128,6 +134,13 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
         column_types={name: pa.string() if name in texts else pa.binary() for name in names}, null_values=[""], strings_can_be_null=True
     )
     return csv.read_csv(source, parse_options=layout, convert_options=kinds)
+
+
+def _check_depth(data: bytes) -> None:
+    """pyarrow's parser ends the process over a row that is nested some ten thousand deep; Python's raises RecursionError."""
+    for line in data.splitlines():
+        if line.count(b"[") + line.count(b"{") > DEEP:
+            parse(line)
 
 
 def _labels(table: pa.Table, below: Files, where: str) -> Labels:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.sources.files import Files, fingerprint
 from pipeline.sources.labels import CLASSES, class_names, numbered
-from pipeline.sources.source import Record, Source, by_start, root_files, with_test
+from pipeline.sources.source import Record, Source, by_start, not_read, root_files, with_test
 from pipeline.store import DAMAGE
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ def open_parquet(dataset: "Dataset") -> Parquet:
     keys = [f"{name}#{row}".encode() for name, count in files for row in range(count)]
     rows = with_test({split: places for split, places in rows.items() if len(places)}, keys, labels, dataset)
     facts = [below.facts(name) for name in [name for name, _ in files] + [CLASSES] * below.exists(CLASSES)]
-    return Parquet(classes, fingerprint(sorted(facts)), labels, rows, below, files, columns.pop())
+    others = {name for name in below.names() if name.endswith(".parquet")} - {name for name, _ in files}
+    aside = not_read(others, "as others are named for the splits")
+    return Parquet(classes, fingerprint(sorted(facts)), labels, rows, below, files, columns.pop(), aside=aside)
 
 
 def _parquet_names(below: Files) -> dict[str, list[str]]:

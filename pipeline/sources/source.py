@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Listed", "Part", "Record", "Source", "file_facts", "fingerprint", "local_root", "root_files", "text", "with_test"]
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+# The last five are not decoded, but quarantined: a folder of a phone's photos must not lose half of them without a word
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Source(ABC):
     labels: np.ndarray  # (n,) int64
     rows: dict[str, np.ndarray]  # split -> places in the listing, ascending
     annotations: tuple[str, ...] = field(default=(), kw_only=True)  # columns of `annotations.COLUMNS` that every record has, sorted
+    aside: str = field(default="", kw_only=True)  # what is there and belongs to no split, to tell the user
     subsets: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> places; those of the training split count
 
     @property
@@ -112,6 +117,12 @@ def by_start(names: list[str]) -> dict[str, list[str]]:
     """Files by the split that their names begin with, `val` (`validation`) where there is no `test`; all are for training where none is so named."""
     train, test, val = ([name for name in names if name.startswith(start)] for start in ("train", "test", "val"))
     return {"train": train, "test": test or val} if train else {"train": names, "test": []}
+
+
+def not_read(names: Iterable[str], why: str) -> str:
+    """What `Source.aside` says of `names`; "" if there are none."""
+    found = sorted(names)
+    return f"not read, {why}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}" if found else ""
 
 
 def with_test(rows: dict[str, np.ndarray], keys: list[bytes], labels: np.ndarray, dataset: "Dataset") -> dict[str, np.ndarray]:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from pipeline.sources.files import Files
+from pipeline.sources.files import MAX_BYTES, Files, too_large
 from pipeline.sources.source import SUFFIXES
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json
-BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError)
+# What tarfile lets out over a broken archive; RecursionError: a header that stands for the one behind it, a thousand times over
+BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError)
+HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+MAX_HEADER = 1 << 20  # bytes of a long name, or of a pax header: tarfile reads them whole, and they state their size themselves
 NO_IMAGE, SECOND, AMBIGUOUS = "the sample has no image", "is a second image of its sample", "the sample has two labels"
 
 
@@ -74,6 +77,11 @@ class _Header(tarfile.TarInfo):
             cast(_Tar, tar).ended = type(error).__name__ == "EOFHeaderError"
             raise
 
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes (at most {MAX_HEADER})")
+        return cast(tarfile.TarInfo, super()._proc_member(tar))  # type: ignore[misc]
+
 
 class _Tar(tarfile.TarFile):
     tarinfo = _Header
@@ -89,6 +97,8 @@ def _read(tar: _Tar, samples: dict[str, Sample], refused: list[Found], label_col
             continue
         if not member.isreg() or member.issparse():
             refused.append(Found(name, 0, 0, None, f"is no plain file but {_kind(member)}"))
+        elif extension.endswith(SUFFIXES) and member.size > MAX_BYTES:
+            refused.append(Found(name, 0, 0, None, too_large(member.size)))
         elif extension.endswith(SUFFIXES):
             _at(tar, member.offset_data + member.size - 1, min(member.size, 1))  # all of it is there
             samples.setdefault(key, Sample()).images.append(Found(name, member.offset_data, member.size))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.sources.files import Files, Listed, at_once, fingerprint
 from pipeline.sources.labels import CLASSES, class_names, numbered, whole_numbers
-from pipeline.sources.source import Record, Source, by_start, root_files, with_test
+from pipeline.sources.source import Record, Source, by_start, not_read, root_files, with_test
 from pipeline.sources.tar import ARCHIVES, BROKEN, Found, contents, opened
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def open_webdataset(dataset: "Dataset") -> WebDataset:
     keys = [b"%s/%s" % (name.encode("utf-8", "surrogateescape"), path) for name, path in _named(archives, ends, members)]
     rows = with_test({split: places for split, places in rows.items() if len(places)}, keys, labels, dataset)
     facts += tuple(files.facts(name) for name in [CLASSES] * bool(listed))
-    return WebDataset(classes, fingerprint(facts), labels, rows, files, archives, ends, members)
+    aside = not_read({*names} - {*archives}, "as others are named for the splits")
+    return WebDataset(classes, fingerprint(facts), labels, rows, files, archives, ends, members, aside=aside)
 
 
 def _archives(dataset: "Dataset") -> tuple[Files, list[str]]:

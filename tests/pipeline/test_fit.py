@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pipeline import fit as fit_module
@@ -398,6 +399,29 @@ def test_a_training_that_waits_for_images_says_so(tmp_path: Path, monkeypatch: p
         time.sleep(0.02)
         clock.log(step, {"loss": 1.0})
     assert ("waited for images" in (tmp_path / METRICS).read_text()) == told
+
+
+def one_of_two_waits(folder: str) -> None:
+    """On rank 0 the step takes as long as rank 1 waits."""
+    clock = Clock(Path(folder), Plan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "WAIT_AFTER_S", 0.05)
+        for step, _ in enumerate(clock.waiting(late({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):
+            time.sleep(0.05 * (1 - dist.get_rank()))
+            clock.log(step, {"loss": 1.0})
+
+
+def late(batch: dict[str, Any], seconds: float) -> dict[str, Any]:
+    time.sleep(seconds)
+    return batch
+
+
+def test_the_share_of_waiting_is_each_workers(pool: Pool, tmp_path: Path) -> None:
+    pool.run(one_of_two_waits, str(tmp_path))
+    last = read_metrics(tmp_path / METRICS)[-1]
+    assert last["data_wait_worker1"] > 0.5 > last["data_wait_worker0"]
+    assert last["data_wait"] == pytest.approx((last["data_wait_worker0"] + last["data_wait_worker1"]) / 2)
+    assert "worker 1 waited for images" in (tmp_path / METRICS).read_text()
 
 
 def test_super_and_finds_its_first_neighbours_in_what_the_network_sees(tmp_path: Path, digits: Store) -> None:

@@ -170,6 +170,13 @@ def test_what_cannot_be_held_is_streamed_or_told(digits: Store, settings: dict[s
         resident.possible(Stream(**settings, resident="on"), store, 100)
 
 
+def test_auto_says_why_it_streams(digits: Store) -> None:
+    store = replace(digits, images=SEVERAL)
+    why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
+    assert [resident.choice(Stream(resident=mode), store, 100) for mode in ("auto", "on", "off")] == [[why], [], []]  # type: ignore[arg-type]
+    assert resident.choice(Stream(), digits, 100) == []
+
+
 def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
     assert digits.size == (8, 8)
     assert [resident.possible(Stream(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [True, True, False]  # type: ignore[arg-type]

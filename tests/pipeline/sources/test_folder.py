@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.sources import Record
+from pipeline.sources.files import MAX_BYTES
 from tests.pipeline.sources.tiny import everything, files, folder, summary
 
 
@@ -33,6 +34,22 @@ def test_split_folders(tmp_path: Path, train: str, others: tuple[str, ...], test
     assert summary(source, "test") == [(f"{test}/cat/1.png", 0), (f"{test}/dog/2.png", 1)]
 
 
+def test_what_belongs_to_no_split_is_told(tmp_path: Path) -> None:
+    root = files(tmp_path, "train/cat/1.jpg", "test/cat/2.jpg", "val/cat/3.jpg", "4.jpg", "readme.txt", ".git/5.jpg")
+    assert folder(root).aside == "not read, as train and test are the splits: 4.jpg, val"
+    assert folder(root / "train").aside == ""
+
+
+def test_photos_of_formats_that_are_not_decoded_are_not_passed_over(tmp_path: Path) -> None:
+    assert summary(folder(files(tmp_path, "1.HEIC", "2.jpg", "3.avif", "4.jxl"))) == [("1.HEIC", -1), ("2.jpg", -1), ("3.avif", -1), ("4.jxl", -1)]
+
+
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path) -> None:
+    root = files(tmp_path, "1.jpg", "2.jpg")
+    os.truncate(root / "2.jpg", MAX_BYTES + 1)
+    assert [record.reason for record in everything(folder(root))] == [None, f"has {MAX_BYTES + 1} bytes (at most {MAX_BYTES})"]
+
+
 def test_unlabelled_splits(tmp_path: Path) -> None:
     source = folder(files(tmp_path, "train/cat/1.png", "test/2.png"))
     assert (source.classes, summary(source, "test")) == (("cat",), [("test/2.png", -1)])
@@ -53,6 +70,8 @@ def test_links(tmp_path: Path) -> None:
     os.symlink("nowhere.jpg", root / "dog" / "none.jpg")
     os.symlink(outside, root / "more")
     os.symlink(root, root / "dog" / "round")
+    os.symlink("self.jpg", root / "dog" / "self.jpg")
+    os.mkfifo(root / "dog" / "pipe.jpg")
     source = folder(root)
     found = {record.path: (record.label, record.data, record.reason) for record in everything(source)}
     assert source.classes == ("cat", "dog")
@@ -62,7 +81,9 @@ def test_links(tmp_path: Path) -> None:
         "dog/2.jpg": (1, b"dog/2.jpg", None),
         "dog/in.jpg": (1, b"cat/1.jpg", None),
         "dog/none.jpg": (1, None, "No such file or directory"),
+        "dog/pipe.jpg": (1, None, "is no file but a pipe, socket or device"),
         "dog/round": (-1, None, "Is a directory"),
+        "dog/self.jpg": (1, None, "Too many levels of symbolic links"),
         "more": (-1, None, "link leaves the root"),
     }
 

@@ -74,6 +74,23 @@ def test_splits(tmp_path: Path, others: list[str], test: str | None) -> None:
         assert summary(source, "test") == [(f"{test}/0.jpg", 0), (f"{test}/1.jpg", 1)]
 
 
+def test_rows_of_no_split_are_told(tmp_path: Path) -> None:
+    files(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    file = csv(tmp_path, "path,split\n1.jpg,train\n2.jpg,test\n3.jpg,val\n")
+    source = listed(file, label_column=None, split_column="split")
+    assert (source.splits, source.aside) == ({"train": 1, "test": 1}, "not read, as others are marked test: 1 rows that are marked val")
+
+
+def test_rows_nested_deep_are_refused_before_they_end_the_process(tmp_path: Path) -> None:
+    rows = '{"path": "1.jpg", "label": %s}\n'
+    file = csv(tmp_path, rows % ("[" * 50_000 + "]" * 50_000), "list.jsonl")
+    with pytest.raises(UserError, match=r"dataset\.list: .*list\.jsonl: cannot be read: maximum recursion depth"):
+        listed(file)
+    wide = f"[{','.join(['[]'] * 5_000)}]"  # many brackets, but no depth
+    with pytest.raises(UserError, match=r"'label' is no column of integers or text"):
+        listed(csv(tmp_path, rows % wide, "wide.jsonl"))
+
+
 def test_wrong_splits(tmp_path: Path) -> None:
     file = csv(tmp_path, "path,part,label\na.jpg,train,0\nb.jpg,dev,0\n")
     with pytest.raises(UserError, match=r"list\.csv: row 1: part 'dev' is no split; valid: train, test, val, validation$"):

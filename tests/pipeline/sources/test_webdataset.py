@@ -210,6 +210,39 @@ def test_damage_to_the_compression(tmp_path: Path) -> None:
     assert [record.path for record in anew if record.reason] == ["b.tar.gz"]
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    header = special("x", kind)
+    header.size = 8**11 - 1
+    file = shard(tmp_path / "a.tar", *samples("0001"))
+    file.write_bytes(file.read_bytes()[: 4 * tarfile.BLOCKSIZE] + header.tobuf(tarfile.GNU_FORMAT) + bytes(4 * tarfile.BLOCKSIZE))
+    assert reasons(archives(tmp_path)) == [("a.tar", "the archive is damaged, what follows is lost: a header of 8589934591 bytes (at most 1048576)")]
+
+
+def test_headers_without_end_are_damage(tmp_path: Path) -> None:
+    name = special("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    name.size = 4
+    file = shard(tmp_path / "a.tar", *samples("0001"))
+    endless = (name.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(tarfile.BLOCKSIZE, b"\0")) * 3_000
+    file.write_bytes(file.read_bytes()[: 4 * tarfile.BLOCKSIZE] + endless)
+    ((path, reason),) = reasons(archives(tmp_path))
+    assert path == "a.tar"
+    assert reason.startswith("the archive is damaged, what follows is lost: maximum recursion depth")
+
+
+def test_a_member_too_large_to_be_an_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 4)
+    shard(tmp_path / "a.tar", ("1.jpg", b"four"), ("2.jpg", b"fives"))
+    assert [(record.path, record.data) for record in everything(archives(tmp_path))] == [("a.tar/1.jpg", b"four"), ("a.tar/2.jpg", None)]
+
+
+@pytest.mark.parametrize("name", ["extra", "val"])
+def test_archives_of_no_split_are_told(tmp_path: Path, name: str) -> None:
+    for part in ("train", "test", name):
+        shard(tmp_path / f"{part}-0.tar", *samples("0000"))
+    assert archives(tmp_path).aside == f"not read, as others are named for the splits: {name}-0.tar"
+
+
 def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"nonsense" * 1000)
     with pytest.raises(UserError, match=r"dataset\.root: no images, but e\.g\. 'the archive is damaged.* in a\.tar of "):
