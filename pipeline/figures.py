@@ -45,7 +45,7 @@ def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
     columns = max(len(images_) for images_ in shown.values())
     figure, axes = _grid(len(shown), columns, 1.15)
-    for line, (caption, images_) in zip(axes, shown.items(), strict=True):
+    for line, (caption, images_) in zip(axes, sorted(shown.items()), strict=True):  # tensors in a file have no order
         for axis, picture in zip(line, images_, strict=False):
             axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
         line[0].set_title(caption, fontsize=8, loc="left")

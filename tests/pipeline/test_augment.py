@@ -21,7 +21,7 @@ PIPELINES: dict[str, list[dict[str, Any]]] = {
     else [{"op": "center_crop"}, {"op": name, **({"p": 1.0} if name in ("horizontal_flip", "random_grayscale") else {})}]
     for name in OPS
 }
-RANDOM = sorted(OPS.keys() - {"center_crop", "corner_crop", "horizontal_flip", "random_grayscale"})
+RANDOM = sorted(OPS.keys() - {"center_crop", "corner_crop", "fit", "horizontal_flip", "random_grayscale"})
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
