@@ -66,13 +66,13 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: 
     return figure
 
 
-def census(images: Mapping[str, Any]) -> Figure:
-    """What a store's manifest says of its images: a map of their sizes, and bars of modes and formats."""
+def census(images: Mapping[str, Any], quarantined: int) -> Figure:
+    """What a store's manifest says of its images: a map of their sizes, bars of modes and formats, and how many are copies or cannot be decoded."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
     sizes, *bars = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
     _size_map(sizes, images)
     for axis, title in zip(bars, ("modes", "formats"), strict=True):
-        found = sorted(images[title].items(), key=lambda pair: -pair[1])[:8]
+        found = _most(images[title])
         axis.bar([name for name, _ in found], [count for _, count in found], 0.6, color=BLUE)
         axis.set_xlim(-0.7, max(len(found), 3) - 0.3)
         axis.set_ylim(0, 1.15 * found[0][1])
@@ -82,7 +82,15 @@ def census(images: Mapping[str, Any]) -> Figure:
         axis.tick_params(axis="x", labelsize=8, rotation=45 if len(found) > 4 else 0)
         _plain(axis, title)
         axis.spines["left"].set_visible(False)
+    copies = images.get("duplicates", {}).get("copies", 0)
+    figure.suptitle(f"{copies:,} are copies of others; {quarantined:,} more cannot be decoded", fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The eight largest, the last of which stands for all others where there are more."""
+    found = sorted(counts.items(), key=lambda pair: -pair[1])
+    return found if len(found) <= 8 else [*found[:7], ("others", sum(count for _, count in found[7:]))]
 
 
 def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:

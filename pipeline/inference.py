@@ -85,7 +85,7 @@ def _on_ray(parts: Parts, make: Callable[[], Network], actors: Actors, prefetch:
         load,
         batch_size=None,
         num_cpus=actors.task_cpus,
-        compute=ray.data.TaskPoolStrategy(size=actors.tasks),
+        compute=ray.data.TaskPoolStrategy(size=min(actors.tasks, len(parts.ids))),
         max_retries=2,  # Ray's default repeats a crashing task for ever
     )
     answered = decoded.map_batches_internal(

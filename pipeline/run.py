@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -154,7 +155,7 @@ class _Runner:
         store, copies = self.store, self.store.images["duplicates"]
         for line in census.lines(store.images, store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        notes = [f"{store.source['root']}: {store.source['aside']}"] if "aside" in store.source else []
+        notes = [f"{self.recipe.dataset.list or self.recipe.dataset.root}: {store.source['aside']}"] if "aside" in store.source else []
         if store.quarantined:
             notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
         if lost := lost_images(store.subsets):
@@ -178,7 +179,7 @@ class _Runner:
         self.tracking.numbers(run_id, numbers)
         for name in (MANIFEST, QUARANTINE, DUPLICATES, *([SUBSETS] if store.subsets else [])):
             client.log_artifact(run_id, str(store.path / name))
-        client.log_figure(run_id, figures.census(store.images), "figures/images.png")
+        client.log_figure(run_id, figures.census(store.images, store.quarantined), "figures/images.png")
         client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
         for name, figure in _class_figures(store, self.worker).items():
             client.log_figure(run_id, figure, f"figures/{name}.png")
@@ -362,8 +363,8 @@ def _class_figures(store: Store, worker: Worker) -> dict[str, Any]:
     names = list(store.splits)
     found = {}
     if store.classes and not store.annotations:
-        labels = [store.labels(name).tolist() for name in names]
-        found["classes"] = figures.counts({c: [part.count(k) for part in labels] for k, c in enumerate(store.classes)}, names)
+        labels = [Counter(store.labels(name).tolist()) for name in names]
+        found["classes"] = figures.counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names)
     annotated = store.images.get("annotated", {})
     for kind, title in (("present", "images in which a class occurs"), ("boxes", "boxes per class"), ("pixels", "pixels of masks per class")):
         if kind in {kind for split in annotated.values() for kind in split}:

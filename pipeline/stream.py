@@ -274,7 +274,7 @@ def _on_ray(loader: Pixels, order: Order, batch_size: int, options: Options) -> 
 
     # Ray's default repeats a crashing task for ever. Of Ray 2.60's map functions only this one takes `max_retries` without a warning.
     dataset = numbered_rows(len(order)).map_batches_internal(
-        load, batch_size=None, num_cpus=options.task_cpus, compute=ray.data.TaskPoolStrategy(size=options.tasks), max_retries=2
+        load, batch_size=None, num_cpus=options.task_cpus, compute=ray.data.TaskPoolStrategy(size=min(options.tasks, len(order))), max_retries=2
     )
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=options.prefetch):
         yield dict(batch)

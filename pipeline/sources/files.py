@@ -25,7 +25,7 @@ SCHEMES = ("file", "gs", "http", "https", "memory", "s3")
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
 ATTEMPTS = 3  # at a remote file: what is left out for a hiccup of the network would stay out of the store for good
 AT_ONCE = 16  # requests
-MAX_BYTES = 1 << 29  # of one image file: more than any has that may be decoded; it is read as a whole
+MAX_BYTES = 1 << 29  # of one image file on disk or in an archive: it is read as a whole. 64 million pixels of 16 bits take 384 MB
 Listed = tuple[bytes, int, int]  # relative path, bytes, and what changes with the file: its modification time in ns, or a hash of its version
 T = TypeVar("T")
 

@@ -126,7 +126,7 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
     if suffix == ".parquet":
         return pq.read_table(source, use_threads=False)
     if not FORMATS[suffix]:
-        _check_depth(data)
+        _check_rows(data)
         return json.read_json(source)
     layout = csv.ParseOptions(delimiter=FORMATS[suffix], newlines_in_values=True)
     names = csv.open_csv(pa.BufferReader(data), parse_options=layout).schema.names
@@ -136,11 +136,14 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
     return csv.read_csv(source, parse_options=layout, convert_options=kinds)
 
 
-def _check_depth(data: bytes) -> None:
-    """pyarrow's parser ends the process over a row that is nested some ten thousand deep; Python's raises RecursionError."""
-    for line in data.splitlines():
-        if line.count(b"[") + line.count(b"{") > DEEP:
-            parse(line)
+def _check_rows(data: bytes) -> None:
+    """Raises ValueError or RecursionError. pyarrow's parser ends the process over what is nested some ten thousand deep, on a line or over many."""
+    for number, line in enumerate(data.splitlines()):
+        row = line.strip()
+        if row and not (row.startswith(b"{") and row.endswith(b"}")):
+            raise ValueError(f"row {number} is no JSON object on a line of its own")
+        if row.count(b"[") + row.count(b"{") > DEEP:
+            parse(row)
 
 
 def _labels(table: pa.Table, below: Files, where: str) -> Labels:

@@ -121,7 +121,7 @@ def by_start(names: list[str]) -> dict[str, list[str]]:
 
 def not_read(names: Iterable[str], why: str) -> str:
     """What `Source.aside` says of `names`; "" if there are none."""
-    found = sorted(names)
+    found = sorted(" ".join(name.split()) for name in names)
     return f"not read, {why}: {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}" if found else ""
 
 

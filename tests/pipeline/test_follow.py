@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,16 @@ def test_counted_work_ends_with_a_line() -> None:
         counted.advance(1500, 1500)
         counted.remark = " (1,000 of them in digits-abc)"
     assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
+
+
+def test_long_counted_work_says_on_the_way_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "QUIET_S", 0.0)
+    shown = console()
+    with Counted(shown, "prepare") as counted:
+        counted.started -= 10.0
+        counted.advance(500, 1500)
+        counted.advance(1500, 1500)
+    assert re.fullmatch(r"prepare: 500 of 1,500 images  (49|50) images/s  about 20 s left\nprepare: 1,500 images in 10 s\n", text(shown))
 
 
 def fails_half_way(shown: Console) -> None:

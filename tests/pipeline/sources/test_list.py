@@ -86,6 +86,9 @@ def test_rows_nested_deep_are_refused_before_they_end_the_process(tmp_path: Path
     file = csv(tmp_path, rows % ("[" * 50_000 + "]" * 50_000), "list.jsonl")
     with pytest.raises(UserError, match=r"dataset\.list: .*list\.jsonl: cannot be read: maximum recursion depth"):
         listed(file)
+    over_many_lines = '{"path": "1.jpg", "label":\n' + "[\n" * 50_000 + "]\n" * 50_000 + "}\n"
+    with pytest.raises(UserError, match=r"row 0 is no JSON object on a line of its own"):
+        listed(csv(tmp_path, over_many_lines, "lines.jsonl"))
     wide = f"[{','.join(['[]'] * 5_000)}]"  # many brackets, but no depth
     with pytest.raises(UserError, match=r"'label' is no column of integers or text"):
         listed(csv(tmp_path, rows % wide, "wide.jsonl"))
@@ -171,7 +174,8 @@ def test_numbers_are_no_labels_unless_whole(tmp_path: Path) -> None:
         ("x.csv", b"path,label\n", "dataset.list: no rows in .*x.csv"),
         ("x.csv", b"", "dataset.list: .*x.csv: cannot be read: Empty CSV file"),
         ("x.csv", b"path,label\na.jpg\n", "dataset.list: .*x.csv: cannot be read: CSV parse error: Expected 2 columns, got 1"),
-        ("x.jsonl", b'{"path": "a', "dataset.list: .*x.jsonl: cannot be read: JSON parse error"),
+        ("x.jsonl", b'{"path": "a', "dataset.list: .*x.jsonl: cannot be read: row 0 is no JSON object on a line of its own"),
+        ("x.jsonl", b'{"path": 1e}', "dataset.list: .*x.jsonl: cannot be read: JSON parse error"),
         ("x.parquet", b"PAR1", "dataset.list: .*x.parquet: cannot be read"),
         ("x.txt", b"a.jpg", "dataset.list: .*x.txt' is of no known format; valid: a file that ends in .csv, .tsv"),
     ],
