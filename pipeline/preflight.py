@@ -80,6 +80,8 @@ def _check_task(where: str, stage: Finetune, recipe: Recipe, encoder: Encoder, c
         raise UserError(f"{where}.labels_per_class: {stage.labels_per_class} is not valid: images have several classes; valid: labels_fraction")
     if cls.target in ("mask", "boxes") and stage.test_crops > 1:
         raise UserError(f"{where}.test_crops: {stage.test_crops} is not valid: crops of an image have {cls.target} of their own; valid: 1")
+    if cls.target != "label" and recipe.stream.resident == "on":
+        raise UserError(f"stream.resident: 'on' is not possible for {where}: its images are streamed, with their {cls.target}; valid: auto, off")
     try:
         task = cls(copy.deepcopy(encoder), classes, **arguments(stage.task))
     except ValueError as error:

@@ -147,6 +147,11 @@ def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: P
         "boxes": (DETECT, {"dataset__annotations": ["present"]}, r"'detect' needs boxes, and .* has present instead; valid: .*multilabel$"),
         "labels": (MULTILABEL, {"stages__finetune__labels_per_class": 2}, r"^stages\.finetune\.labels_per_class: 2 is not valid: .*labels_fraction$"),
         "crops": (SEGMENT, {"stages__finetune__test_crops": 10}, r"^stages\.finetune\.test_crops: 10 is not valid"),
+        "held": (
+            SEGMENT,
+            {"stream__resident": "on"},
+            r"^stream\.resident: 'on' is not possible for stages\.finetune: .* with their mask; valid: auto",
+        ),
         "decoder": (
             DETECT,
             {"stages__finetune__arms": ["pretrained_decoder", "scratch"]},
