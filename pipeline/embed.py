@@ -27,7 +27,7 @@ from pipeline.handover import load_encoder
 from pipeline.inference import Actors, Network, Parts, answers
 from pipeline.metrics import METRICS, SweepProgress, append
 from pipeline.stage import RESULT, Instance
-from pipeline.store import DAMAGE, MANIFEST, Store, file_sha256
+from pipeline.store import DAMAGE, MANIFEST, file_sha256
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker
 from tasks.encoders import pooled
@@ -119,7 +119,6 @@ class _Writer:
         size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema([("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)])
-        self.paths = _Paths(worker.store)
 
     def is_done(self, file: File) -> bool:
         """Whether it is there, and whole: pages carry checksums."""
@@ -155,7 +154,12 @@ class _Writer:
         if len(wrong):
             raise StageFailed(f"the embedding of image {file.ids[wrong[0]]} is not finite in {self.stage.dtype}")
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
-        columns = [pa.array(file.ids), pa.array(self.paths.of(file.ids), pa.string()), pa.array(self.worker.splits.labels[file.ids]), vectors]
+        columns = [
+            pa.array(file.ids),
+            pa.array(self.worker.store.paths(file.ids), pa.string()),
+            pa.array(self.worker.splits.labels[file.ids]),
+            vectors,
+        ]
         temporary = temporary_in(self.folder)
         try:
             pq.write_table(pa.table(columns, schema=self.schema), temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
@@ -164,31 +168,6 @@ class _Writer:
             raise StageFailed(f"{self.folder / file.name}: cannot be written: {error.strerror or error}") from None
         finally:
             temporary.unlink(missing_ok=True)
-
-
-class _Paths:
-    """The paths of images; the column of the shard that was read last is kept, since ids come in order."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.starts = store, np.array([shard.first_id for shard in store.shards])
-        self.shard, self.column = -1, list[str]()
-
-    def of(self, ids: np.ndarray) -> list[str]:
-        out = []
-        for image_id, shard in zip(ids.tolist(), (np.searchsorted(self.starts, ids, side="right") - 1).tolist(), strict=True):
-            if shard != self.shard:
-                self.shard, self.column = shard, self._read(shard)
-            out.append(self.column[image_id - int(self.starts[shard])])
-        return out
-
-    def _read(self, shard: int) -> list[str]:
-        file = self.store.path / self.store.shards[shard].file
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-                paths: list[str] = opened.read(columns=["path"], use_threads=False).column("path").to_pylist()
-        except DAMAGE as error:
-            raise UserError(f"{file}: is missing or damaged: {type(error).__name__}") from None
-        return paths
 
 
 def _manifest(worker: Worker, stage: Embed, instance: Instance, files: list[File]) -> dict[str, Any]:

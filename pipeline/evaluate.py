@@ -45,7 +45,7 @@ def work(worker: Worker, stage: Evaluate, instance: Instance) -> None:
 def _parts(worker: Worker) -> list[np.ndarray]:
     """The labelled ids to train, choose and test on."""
     splits = worker.splits
-    return [ids[splits.labels[ids] >= 0] for ids in (splits.train, splits.val, splits.test)]
+    return [splits.known(ids, "label") for ids in (splits.train, splits.val, splits.test)]
 
 
 def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -101,7 +100,7 @@ def _tests(worker: Worker) -> dict[str, Tensor]:
     """(B, 3, S, S) images in 0..1: held-out ones (training ones where none is held out), and random batches of two sizes."""
     ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[:REAL]
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    real = to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), torch.device("cpu")).views[0]
+    real = to_batch(loader.once(ids), torch.device("cpu")).views[0]
     generator, size = torch.Generator().manual_seed(0), real.shape[-1]
     return {"store": real, **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM}}
 

@@ -99,7 +99,7 @@ def _first_images(worker: Worker, stage: Finetune, instance: Instance) -> Tensor
 
 def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
-    return to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), worker.device)
+    return to_batch(loader.once(ids), worker.device)
 
 
 def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:

@@ -35,7 +35,7 @@ class Parts:
     def load(self, index: int) -> np.ndarray:
         """(B, S, S, 3) uint8, the first view."""
         ids = self.ids[index]
-        views: np.ndarray = self.loader.load(ids, np.zeros_like(ids), self.loader.read(ids))["views"][:, 0]
+        views: np.ndarray = self.loader.once(ids)["views"][:, 0]
         return views
 
     @property

@@ -97,7 +97,7 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
     if not needs(stage).labels:
         return found
     for part, ids in (("val", worker.splits.val), ("test", worker.splits.test)):
-        ids = ids[worker.splits.labels[ids] >= 0]
+        ids = worker.splits.known(ids, "label")
         if len(ids) >= world():
             right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in worker.sweep(ids, max(stage.batch_size, 256))]  # type: ignore[union-attr]
             found[part] = float(gather_rows(right, len(ids)).mean())
@@ -110,7 +110,7 @@ def _save_pictures(worker: Worker, method: Method, instance: Instance) -> None:
     loader, ids = worker.loader([worker.recipe.dataset.eval_augment], instance.seed), worker.splits.val[:SHOWN]
     if len(ids) == 0:
         return
-    shown = method.pictures(to_batch(loader.load(ids, np.zeros_like(ids), loader.read(ids)), worker.device))
+    shown = method.pictures(to_batch(loader.once(ids), worker.device))
     if shown:
         write_atomically(instance.folder / PICTURES, save_tensors({k: v.cpu().contiguous() for k, v in shown.items()}))
 

@@ -199,7 +199,7 @@ def _picture(worker: Worker, shown: list[tuple[int, list[int]]], arm: str) -> Fi
     loader, labels = worker.loader([worker.recipe.dataset.eval_augment], 0), worker.splits.labels
     found = [[i for i in row if i >= 0] for _, row in shown]
     ids = np.unique([query for query, _ in shown] + [i for row in found for i in row])
-    pixels = dict(zip(ids.tolist(), loader.load(ids, np.zeros_like(ids), loader.read(ids))["views"][:, 0], strict=True))
+    pixels = dict(zip(ids.tolist(), loader.once(ids)["views"][:, 0], strict=True))
     rows = []
     for (query, _), row in zip(shown, found, strict=True):
         wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]

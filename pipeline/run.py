@@ -384,6 +384,6 @@ def _sample(worker: Worker) -> Any:
     """Up to 32 training images, as the evaluation crops them."""
     ids = _spread(worker.splits.train, 32)
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    batch = loader.load(ids, np.zeros_like(ids), loader.read(ids))
+    batch = loader.once(ids)
     names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
     return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

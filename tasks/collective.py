@@ -29,6 +29,11 @@ def all_sum(x: Tensor) -> Tensor:
     return _AllSum.apply(x) if world() > 1 else x  # type: ignore[no-untyped-call,no-any-return]
 
 
+def shared_count(known: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a worker divides its sum over its `known` (bool, any shape) by, so that the mean over workers is that of all that is known; never 0."""
+    return all_sum(known.sum()).clamp_min(1).to(dtype) / world()
+
+
 def mine(x: Tensor) -> Tensor:
     """(world * B, ...) -> the B rows of this rank."""
     size = len(x) // world()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.collective import all_sum, world
+from tasks.collective import shared_count
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,6 +14,6 @@ def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     """
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     known = labels >= 0
-    count = all_sum(known.sum()).clamp_min(1).to(scores.dtype) / world()
+    count = shared_count(known, scores.dtype)
     hits = (scores.argmax(1) == labels) & known
     return F.cross_entropy(scores, labels, ignore_index=-1, reduction="sum") / count, hits.sum() / count

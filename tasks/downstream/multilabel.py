@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.collective import all_sum, world
+from tasks.collective import shared_count
 from tasks.downstream.classify import Classify
 from tasks.downstream.task import Scores
 from tasks.learner import Batch
@@ -25,7 +25,7 @@ class Multilabel(Classify):
         wanted = present * (1 - self.label_smoothing) + self.label_smoothing / 2
         known = present >= 0
         each = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none")
-        return {"loss": (each * known).sum() / (all_sum(known.sum()).clamp_min(1).to(each.dtype) / world())}
+        return {"loss": (each * known).sum() / shared_count(known, each.dtype)}
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
         """Logits (B, C), and which classes are present (B, C)."""

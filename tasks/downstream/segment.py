@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.backbones import with_norm
-from tasks.collective import all_sum, world
+from tasks.collective import shared_count
 from tasks.decoder import Decoder, Shortcuts, deconvolution
 from tasks.downstream.multilabel import mean_known
 from tasks.downstream.task import Decay, Scores, Task, Train, in_full
@@ -95,7 +95,7 @@ class Segment(Task):
         (logits,) = outputs
         mask = batch.targets["mask"].long()
         known = mask != VOID
-        count = all_sum(known.sum()).clamp_min(1).to(logits.dtype) / world()
+        count = shared_count(known, logits.dtype)
         loss = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="sum") / count
         return {"loss": loss, "pixel_accuracy": ((logits.argmax(1) == mask) & known).sum() / count}
 
