@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator, model_validator
 
@@ -29,6 +29,7 @@ from tasks.encoders import ENCODERS, Shared
 from tasks.features import Pool
 from tasks.pretrain import METHODS
 
+T = TypeVar("T")
 GROUPS = ("dataset", "scale")  # top-level mappings that start from conf/<group>/<name>.yaml
 STAGE_GROUPS = ("method", "task")  # the same inside a stage
 KINDS = ("pretrain", "evaluate", "finetune", "retrieve", "embed", "export")
@@ -276,9 +277,7 @@ class Evaluate(Look):
     @field_validator("layers")
     @classmethod
     def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError("must not repeat a layer")
-        return layers
+        return _without_repeats(layers, "a layer")
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -346,7 +345,7 @@ class Embed(Downstream):
     @field_validator("splits")
     @classmethod
     def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        return _without_repeats(splits)
+        return _without_repeats(splits, "a name")
 
 
 class Export(Downstream):
@@ -358,13 +357,13 @@ class Export(Downstream):
     @field_validator("formats")
     @classmethod
     def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return formats and _without_repeats(formats)
+        return formats and _without_repeats(formats, "a name")
 
 
-def _without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError("must not repeat a name")
-    return names
+def _without_repeats(values: tuple[T, ...], what: str) -> tuple[T, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"must not repeat {what}")
+    return values
 
 
 Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve | Embed | Export, Field(discriminator="kind")]
@@ -421,9 +420,7 @@ class Recipe(Strict):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("must not repeat a seed")
-        return seeds
+        return _without_repeats(seeds, "a seed")
 
     @model_validator(mode="after")
     def _order(self) -> "Recipe":

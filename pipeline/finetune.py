@@ -20,6 +20,7 @@ from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import load_decoder, load_encoder
 from pipeline.labelled import write_labelled
 from pipeline.metrics import METRICS, TAILS, read_metrics
+from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
@@ -130,7 +131,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
 def _save_pictures(worker: Worker, stage: Finetune, task: Task, file: Path) -> None:
     """What the task has to show of test images."""
     ids = worker.splits.known(worker.splits.test, task.target)
-    chosen = ids[np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)]
+    chosen = spread(ids, SHOWN)
     shown = task.eval().pictures(_batch(worker, stage, chosen)) if len(chosen) else {}
     if shown:
         write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))

@@ -25,7 +25,7 @@ from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.features import ARMS, arms, sweep
 from pipeline.metrics import METRICS
-from pipeline.splits import Splits
+from pipeline.splits import Splits, spread
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker
@@ -172,7 +172,7 @@ def _found(index: Index, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray
 def _spread(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Places of up to SHOWN ids, of as many classes as there are."""
     order = np.argsort(labels[ids], kind="stable")
-    return np.asarray(order[np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)])
+    return spread(order, SHOWN)
 
 
 def files(stage: Retrieve, instance: Instance) -> list[tuple[Path, str, str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,6 +25,7 @@ from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
+from pipeline.splits import spread
 from pipeline.stage import Instance, code_version
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from pipeline.subsets import lost_images
@@ -371,18 +371,13 @@ def _class_figures(store: Store, worker: Worker) -> dict[str, Any]:
             by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
             found[f"classes_{kind}"] = figures.counts({c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}, names, title)
     if store.annotations:
-        found["annotations"] = overlay.sample(store, _spread(worker.splits.train, 8), f"{store.path.name}: {', '.join(store.annotations)}")
+        found["annotations"] = overlay.sample(store, spread(worker.splits.train, 8), f"{store.path.name}: {', '.join(store.annotations)}")
     return found
-
-
-def _spread(ids: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of `ids`, from first to last."""
-    return np.asarray(ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)])
 
 
 def _sample(worker: Worker) -> Any:
     """Up to 32 training images, as the evaluation crops them."""
-    ids = _spread(worker.splits.train, 32)
+    ids = spread(worker.splits.train, 32)
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
     batch = loader.once(ids)
     names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]

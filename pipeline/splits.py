@@ -122,3 +122,8 @@ def _held_out(parts: list[np.ndarray], labels: np.ndarray, fraction: float, rngs
             before, seen[label] = round(fraction * seen[label]), seen[label] + len(members)
             held.append(members[: round(fraction * seen[label]) - before])
     return np.sort(np.concatenate(held))
+
+
+def spread(ids: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of `ids`, in their order, from the first to the last, evenly."""
+    return np.asarray(ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)])
