@@ -25,7 +25,7 @@ SCHEMES = ("file", "gs", "http", "https", "memory", "s3")
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created")
 ATTEMPTS = 3  # at a remote file: what is left out for a hiccup of the network would stay out of the store for good
 AT_ONCE = 16  # requests
-MAX_BYTES = 1 << 29  # of one image file on disk or in an archive: it is read as a whole. 64 million pixels of 16 bits take 384 MB
+MAX_BYTES = 1 << 29  # of one encoded image, wherever it is: it is read as a whole. 64 million pixels of 16 bits take 384 MB
 Listed = tuple[bytes, int, int]  # relative path, bytes, and what changes with the file: its modification time in ns, or a hash of its version
 T = TypeVar("T")
 
@@ -128,7 +128,10 @@ class Remote(Files):
         where = self.where(os.fsdecode(name))
         fs, path = _client(where)
         with _told(where):
-            return cast(bytes, _again(lambda: fs.cat_file(path)))
+            data, size = _again(lambda: _fetched(fs, path))
+        if size > MAX_BYTES:
+            raise OSError(too_large(size))
+        return data
 
     def exists(self, name: str) -> bool:
         fs, path = _client(self.where(name))
@@ -253,6 +256,13 @@ def _again(read: Callable[[], T]) -> T:
             return read()
         time.sleep(0.2 * 4**attempt)
     return read()
+
+
+def _fetched(fs: Any, path: str) -> tuple[bytes, int]:
+    """A file and its size; nothing of one that is known to be too large. The clients of s3fs, gcsfs and the web can ask for a range: one request."""
+    size = -1 if fs.async_impl else int(fs.info(path)["size"] or 0)
+    data = b"" if size > MAX_BYTES else cast(bytes, fs.cat_file(path, end=MAX_BYTES + 1 if size < 0 else None))
+    return data, max(size, len(data))
 
 
 @contextlib.contextmanager

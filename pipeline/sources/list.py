@@ -68,7 +68,7 @@ def open_list(dataset: "Dataset") -> ImageList:
     rows = with_test(given, paths.to_pylist(), labels, dataset)
     left = len(paths) - sum(map(len, given.values()))
     aside = f"not read, as others are marked test: {left:,} rows that are marked val" if left else ""
-    return ImageList(classes, _fingerprint(dataset, data, below, paths), labels, rows, below, paths, _refused(paths), aside=aside)
+    return ImageList(classes, _fingerprint(dataset, data, below, paths), labels, rows, below, paths, _refused(paths, below), aside=aside)
 
 
 def _places(dataset: "Dataset") -> tuple[Files, Files, str]:
@@ -171,12 +171,25 @@ def _rows(dataset: "Dataset", table: pa.Table, where: str) -> dict[str, np.ndarr
     return {split: places for split, places in rows.items() if len(places)}
 
 
-def _refused(paths: pa.BinaryArray) -> dict[int, str]:
+def _refused(paths: pa.BinaryArray, below: Files) -> dict[int, str]:
     """Rows without a path, and all but the first of those with the same: an image in two splits would be tested on what it was trained on."""
-    indices = paths.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    indices = _plain(paths, below).dictionary_encode().indices.to_numpy(zero_copy_only=False)
     firsts = np.unique(indices, return_index=True)[1]
     twice = dict.fromkeys(np.setdiff1d(np.arange(len(paths)), firsts, assume_unique=True).tolist(), TWICE)
     return {**twice, **dict.fromkeys(np.flatnonzero(pc.equal(pc.binary_length(paths), 0).to_numpy(zero_copy_only=False)).tolist(), NO_PATH)}
+
+
+def _plain(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:
+    """As few ways to write a path as there are without asking the disk: ./a.png, b/../a.png and <root>/a.png are a.png."""
+    root = posixpath.join(os.fsencode(below.where()), b"")
+    odd = np.flatnonzero(pc.match_substring_regex(paths, rb"^/|//|\./").to_numpy(zero_copy_only=False))
+    found = {k: path for k in odd.tolist() if b"://" not in (path := paths[k].as_py())}
+    if not found:
+        return paths
+    plain = paths.to_pylist()
+    for k, path in found.items():
+        plain[k] = posixpath.normpath(path).removeprefix(root)
+    return pa.array(plain, pa.binary())
 
 
 def _fingerprint(dataset: "Dataset", data: bytes, below: Files, paths: pa.BinaryArray) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.sources.files import Files, fingerprint
+from pipeline.sources.files import MAX_BYTES, Files, fingerprint, too_large
 from pipeline.sources.labels import CLASSES, class_names, numbered
 from pipeline.sources.source import Record, Source, by_start, not_read, root_files, with_test
 from pipeline.store import DAMAGE
@@ -18,7 +18,7 @@ from pipeline.store import DAMAGE
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no reading task needs
 
-READ_ROWS = 128  # rows of a Parquet file in memory at a time
+READ_ROWS, READ_BYTES = 128, 1 << 26  # of a row group in memory at a time, at most; the bytes by the mean of its rows
 Value = tuple[bytes | None, str, str | None]  # a Parquet row's image, " path" if it states one, and the reason where there is no image
 
 
@@ -54,12 +54,15 @@ class Parquet(Source):
 
     def _values(self, file: pq.ParquetFile, group: int, rows: np.ndarray) -> Iterator[Value]:
         """Of ascending rows of one row group, of which only a few are in memory at a time."""
+        facts = file.metadata.row_group(group)
+        count = min(READ_ROWS, max(1, READ_BYTES * facts.num_rows // max(facts.total_byte_size, 1)))
         start = 0
-        for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[self.column[0]], use_threads=False):
+        for batch in file.iter_batches(count, row_groups=[group], columns=[self.column[0]], use_threads=False):
             wanted = rows[(rows >= start) & (rows < start + len(batch))] - start
             for value in batch.column(0).take(pa.array(wanted)).to_pylist():
                 data, path = (value.get(self.column[-1]), value.get("path")) if isinstance(value, dict) else (value, None)
-                yield data, f" {path}" if isinstance(path, str) else "", None if data is not None else "the row has no image (null)"
+                reason = "the row has no image (null)" if data is None else too_large(len(data)) if len(data) > MAX_BYTES else None
+                yield data if reason is None else None, f" {path}" if isinstance(path, str) else "", reason
             start += len(batch)
 
 

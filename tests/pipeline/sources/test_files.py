@@ -122,6 +122,19 @@ def test_list(tmp_path: Path, bucket: Any) -> None:
         open_source(dataset(source="list", list="memory://b/set/none.csv"))
 
 
+def test_what_is_too_large_is_not_fetched(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
+    bucket.pipe_file("/b/set/fits", bytes(100))
+    bucket.pipe_file("/b/set/large", bytes(10_000))
+    fetched: list[int] = []
+    real = type(bucket).cat_file
+    monkeypatch.setattr(type(bucket), "cat_file", lambda *args, **named: (data := real(*args, **named), fetched.append(len(data)))[0])
+    assert Remote("memory://b/set").read(b"fits") == bytes(100)
+    with pytest.raises(OSError, match=r"^has 10000 bytes \(at most 100\)$"):
+        Remote("memory://b/set").read(b"large")
+    assert fetched == [100]
+
+
 @pytest.mark.parametrize("source", ["folder", "parquet", "webdataset", "list"])
 def test_the_fingerprint_follows_the_bucket(tmp_path: Path, bucket: Any, source: str) -> None:
     tiny.files(tmp_path, "1.png").joinpath("x.csv").write_text("path\n1.png\n")

@@ -139,6 +139,13 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     ]
 
 
+def test_one_file_by_several_paths_is_listed_twice(tmp_path: Path) -> None:
+    root = files(tmp_path / "root", "1.jpg", "sub/2.jpg")
+    names = ["1.jpg", "./1.jpg", "sub/../1.jpg", ".//1.jpg", str(root / "1.jpg"), "sub//2.jpg", "sub/2.jpg", "a..b/1.jpg", "memory://b/./1.jpg"]
+    found = everything(listed(csv(root, "\n".join(["path,label", *(f"{name},0" for name in names)]))))
+    assert [record.path for record in found if record.reason == "is listed twice"] == [*names[1:5], names[6]]
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
         file.write(b"x")

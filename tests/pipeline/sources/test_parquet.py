@@ -41,6 +41,19 @@ def test_parquet_of_structs_and_of_bytes(tmp_path: Path) -> None:
         ]
 
 
+def test_images_that_are_too_large_are_told_and_few_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.parquet.MAX_BYTES", 1000)
+    monkeypatch.setattr("pipeline.sources.parquet.READ_BYTES", 3000)
+    table(tmp_path / "x.parquet", pa.array([bytes([k]) * size for k in range(5) for size in (1000, 1001, 999)], pa.binary()), [0] * 15)
+    asked: list[int] = []
+    real = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, count, **named: (asked.append(count), real(self, count, **named))[1])
+    found = everything(parquet(tmp_path))
+    assert [None if record.data is None else len(record.data) for record in found] == [1000, None, 999] * 5
+    assert {record.reason for record in found} == {None, "has 1001 bytes (at most 536870912)"}
+    assert set(asked) <= {1, 2, 3}
+
+
 @pytest.mark.parametrize(("others", "test"), [(("test", "validation"), "test"), (("validation",), "validation"), (("val",), "val"), ((), None)])
 def test_parquet_splits(tmp_path: Path, others: tuple[str, ...], test: str | None) -> None:
     for name in ("train", *others):
