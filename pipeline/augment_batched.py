@@ -18,7 +18,10 @@ from torch import Tensor
 
 from pipeline.augment import BILINEAR, Affine, Box, Drawn, Fit, Flip, Gray, Jitter, Row, Shift
 
-PIXELS = 2**21  # of the images, or of the views where these are larger, that are augmented at a time: what is computed on the way takes 24 bytes each
+# Pixels of the images, or of the views where these are larger, that are augmented at a time: what is computed on the way takes 24 bytes each. On a
+# CPU it must stay small enough for the allocator to keep it: fresh pages, a dozen an image, took as long as half of the arithmetic.
+PIXELS = {"cpu": 2**16}
+PIXELS_OF_OTHERS = 2**21
 WEIGHT = 2.0**22  # what Pillow's weights of a pixel sum to
 # Weights are added up in two parts: 2**15 * 255 + 2**14 + 255 * taps, and 2**7 * 255 * taps, are below 2**24 for up to 500 of them.
 PART, MAX_TAPS = 2.0**7, 500
@@ -27,7 +30,7 @@ PART, MAX_TAPS = 2.0**7, 500
 @torch.no_grad()
 def apply(images: Tensor, drawn: Sequence[Drawn], size: int) -> Tensor:
     """(B, 3, H, W) uint8 and what `augment.draw` gave for them -> (B, 3, size, size) uint8."""
-    at_a_time = max(1, PIXELS // max(images[0, 0].numel(), size**2))
+    at_a_time = max(1, PIXELS.get(images.device.type, PIXELS_OF_OTHERS) // max(images[0, 0].numel(), size**2))
     parts = []
     for start in range(0, len(images), at_a_time):
         part = images[start : start + at_a_time]

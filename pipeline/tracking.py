@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 RUN_FILE = "mlflow.json"
 NOTE = 8000  # characters of a tag
+KEY = "firstlight.key"  # a tag
 
 
 def tracking_uri(recipe: Recipe) -> str:
@@ -61,16 +63,25 @@ class Tracking:
         return str(self.client.create_experiment(name, str(self.recipe.storage.resolve() / "mlartifacts") if local else None))
 
     def start(self, name: str, file: Path, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """The id of the run that `file` remembers, running again; or of a new one, which `file` then remembers."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            run_id = str(json.loads(file.read_text("utf-8"))["run_id"])
-            if self._revived(run_id, tags):
-                return run_id
-        run_id = str(self.client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"run_id": run_id, "tracking_uri": self.uri})
-        self._log_params(run_id, params)
+        """The id of the run that `file` remembers, running again; or of a new one, which `file` then remembers.
+
+        A run has a key, which the file has before the run is there: a process that is killed in between leaves no run that nobody knows.
+        """
+        known = _remembered(file)
+        run_id = known.get("run_id") or self._by_key(known.get("key"))
+        if run_id is None or not self._revived(run_id, tags):
+            known = {"key": uuid.uuid4().hex}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, known)
+            run_id = str(self.client.create_run(self.experiment, run_name=name, tags={**tags, KEY: known["key"]}).info.run_id)
+        if "run_id" not in known:
+            self._log_params(run_id, params)
+            write_json(file, {**known, "run_id": run_id, "tracking_uri": self.uri})
         return run_id
+
+    def _by_key(self, key: str | None) -> str | None:
+        found = self.client.search_runs([self.experiment], f"tags.{KEY} = '{key}'", max_results=1) if key else []
+        return str(found[0].info.run_id) if found else None
 
     def _revived(self, run_id: str, tags: Mapping[str, str]) -> bool:
         import mlflow
@@ -90,10 +101,8 @@ class Tracking:
         params = {"seed": instance.seed, "fingerprint": instance.fingerprint}
         params |= {f"{name}.{key}": v for name, section in sections.items() for key, v in _flat(section.model_dump(mode="json"))}
         tags = {"mlflow.parentRunId": parent, "firstlight.stage": instance.stage, "firstlight.kind": stage.kind}
-        fresh = not (instance.folder / RUN_FILE).exists()
         run_id = self.start(instance.label, instance.folder / RUN_FILE, params, tags)
-        if fresh:
-            self._log_store(run_id, store, stage.kind)
+        self._log_store(run_id, store, stage.kind)  # MLflow has it once, however often it is told
         return run_id
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -133,15 +142,20 @@ class Tracking:
         return max((m.step for m in self.client.get_metric_history(run_id, key)), default=-1)
 
     def log_encoder(self, run_id: str, folder: Path, instance: Instance, register_as: str | None) -> str:
-        """The encoder as the artifact `encoder` and as a logged model; its `models:/...` reference."""
+        """The encoder as the artifact `encoder` and as a logged model; its `models:/...` reference. Said again, it is there once."""
         from mlflow.entities import LoggedModelOutput
 
         self.client.log_artifacts(run_id, str(folder), "encoder")
         tags = {"seed": str(instance.seed), "fingerprint": instance.fingerprint}
-        model = self.client.create_logged_model(self.experiment, name="encoder", source_run_id=run_id, tags=tags, model_type="encoder")
-        self.client.log_model_artifacts(model.model_id, str(folder))
-        self.client.finalize_logged_model(model.model_id, "READY")
-        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        made = self.client.search_logged_models([self.experiment], f"source_run_id = '{run_id}'", max_results=1)
+        if made:
+            model = made[0]
+        else:
+            model = self.client.create_logged_model(self.experiment, name="encoder", source_run_id=run_id, tags=tags, model_type="encoder")
+        if str(model.status) != "READY":
+            self.client.log_model_artifacts(model.model_id, str(folder))
+            self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         if register_as:
             self._register(register_as, model.model_id, run_id)
         return f"models:/{model.model_id}"
@@ -151,7 +165,8 @@ class Tracking:
 
         with contextlib.suppress(mlflow.MlflowException):  # it exists
             self.client.create_registered_model(name)
-        version = self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
+        made = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'", max_results=1)
+        version = made[0] if made else self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
         self.client.set_registered_model_alias(name, "current", version.version)
 
     def log_card(self, run_id: str, file: Path, text: str, folder: str) -> None:
@@ -221,6 +236,13 @@ class Tracking:
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
+
+
+def _remembered(file: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -140,7 +140,7 @@ def test_large_batches_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     source, ops = pictures(23, 20, 30), PIPELINES["super_and"]
     whole = augment_batched.apply(images(source), drawn(ops, source, 16), 16)
     for pixels in (1, 7 * 20 * 30):
-        monkeypatch.setattr(augment_batched, "PIXELS", pixels)
+        monkeypatch.setitem(augment_batched.PIXELS, "cpu", pixels)
         assert torch.equal(augment_batched.apply(images(source), drawn(ops, source, 16), 16), whole)
 
 

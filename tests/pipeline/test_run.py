@@ -297,6 +297,29 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(t
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("remembered", ["key", "nothing published"])
+def test_a_run_or_model_that_a_killed_process_made_is_made_once(storage: Path, remembered: str) -> None:
+    """It was killed between making the run and noting its id, or between publishing and noting that."""
+    recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    run(recipe, QUIET)
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("firstlight").experiment_id
+
+    def made() -> tuple[Any, ...]:
+        runs, models = client.search_runs([experiment]), client.search_logged_models([experiment])
+        return {r.info.run_id for r in runs}, {m.model_id for m in models}, [v.version for v in client.search_model_versions("name = 'small-nat'")]
+
+    before = made()
+    (folder,) = files_of(storage, recipe, "pretrain-seed0-*")
+    (folder / "published.json").unlink()
+    if remembered == "key":
+        note = json.loads((folder / "mlflow.json").read_text())
+        (folder / "mlflow.json").write_text(json.dumps({"key": note["key"]}))
+    run(recipe, QUIET)
+    assert made() == before
+    assert runs_of(recipe)["pretrain seed 0"].info.status == "FINISHED"
+
+
 def pretrain_below_ray(folder: str, store: str) -> None:
     recipe = on_ray(Path(folder))
     worker = Worker.start(recipe, Store.open(Path(store)), on_ray=False)
