@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, overlay, preflight, pretrain, resident, retrieve
+from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, preflight, pretrain, resident, retrieve
+from pipeline.album import Album
 from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
@@ -25,9 +25,9 @@ from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
-from pipeline.splits import spread
 from pipeline.stage import Instance, code_version
-from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS
+from pipeline.store_pictures import add_pictures
 from pipeline.subsets import lost_images
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
@@ -179,10 +179,7 @@ class _Runner:
         self.tracking.numbers(run_id, numbers)
         for name in (MANIFEST, QUARANTINE, DUPLICATES, *([SUBSETS] if store.subsets else [])):
             client.log_artifact(run_id, str(store.path / name))
-        client.log_figure(run_id, figures.census(store.images, store.quarantined), "figures/images.png")
-        client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
-        for name, figure in _class_figures(store, self.worker).items():
-            client.log_figure(run_id, figure, f"figures/{name}.png")
+        add_pictures(Album(self.tracking, run_id, instance.folder), self.worker)
         self.tracking.finish(run_id)
         write_json(instance.folder / PUBLISHED, {"run_id": run_id})
 
@@ -356,29 +353,3 @@ def _beside(stage: Downstream) -> str | None:
 
 def _run_of(instance: Instance) -> str:
     return str(json.loads((instance.folder / RUN_FILE).read_text("utf-8"))["run_id"])
-
-
-def _class_figures(store: Store, worker: Worker) -> dict[str, Any]:
-    """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
-    names = list(store.splits)
-    found = {}
-    if store.classes and not store.annotations:
-        labels = [Counter(store.labels(name).tolist()) for name in names]
-        found["classes"] = figures.counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names)
-    annotated = store.images.get("annotated", {})
-    for kind, title in (("present", "images in which a class occurs"), ("boxes", "boxes per class"), ("pixels", "pixels of masks per class")):
-        if kind in {kind for split in annotated.values() for kind in split}:
-            by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
-            found[f"classes_{kind}"] = figures.counts({c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}, names, title)
-    if store.annotations:
-        found["annotations"] = overlay.sample(store, spread(worker.splits.train, 8), f"{store.path.name}: {', '.join(store.annotations)}")
-    return found
-
-
-def _sample(worker: Worker) -> Any:
-    """Up to 32 training images, as the evaluation crops them."""
-    ids = spread(worker.splits.train, 32)
-    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    batch = loader.once(ids)
-    names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
-    return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")
