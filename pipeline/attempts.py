@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline.metrics import read_lines
 from tasks.collective import rank, world
 
 FILE = "attempts.jsonl"
@@ -51,10 +52,7 @@ def attempt(folder: Path, device: torch.device) -> Iterator[None]:
 
 def read_attempts(folder: Path) -> Work | None:
     """None where nothing was begun."""
-    rows = []
-    for line in (folder / FILE).read_text("utf-8").splitlines() if (folder / FILE).exists() else []:
-        with contextlib.suppress(ValueError):  # the last line of a killed worker
-            rows.append(json.loads(line))
+    rows = read_lines(folder / FILE)
     began = [row for row in rows if "began" in row]
     if not began:
         return None

@@ -51,13 +51,18 @@ class SweepProgress:
             append(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged rows of a training, in the order of their steps."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All that a training or a pass over images has left in the file."""
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # the last line of a killed worker
             rows.append(json.loads(line))
-    return [row for row in rows if "loss" in row]
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The logged rows of a training, in the order of their steps."""
+    return [row for row in read_lines(path) if "loss" in row]
 
 
 class Clock:

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, preflight, pretrain, resident, retrieve
+from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, preflight, pretrain, resident, retrieve, run_page
 from pipeline.album import Album
+from pipeline.attempts import attempt
 from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
@@ -28,7 +29,6 @@ from pipeline.session import Session, verbose
 from pipeline.stage import Instance, code_version
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS
 from pipeline.store_pictures import add_pictures
-from pipeline.subsets import lost_images
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
@@ -63,9 +63,10 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
             found = rows(recipe, runner.instances)
             runner.write_cards()
             runner.close(found)
+            runner.write_page()
             return found
         except BaseException as error:
-            runner.abandon("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            runner.abandon(error)
             raise
 
 
@@ -101,11 +102,14 @@ class _Runner:
         self.open_runs: list[str] = []
         self.parent_run: str | None = None
 
+    def _parent_file(self) -> Path:
+        plan = {"recipe": self.recipe.dump(), "store": self.store.hash, "code": code_version()}
+        return self.folder / "recipes" / f"{digest(plan)[:12]}.json"
+
     def parent(self) -> str:
         """The parent run, started when the first stage has something to do."""
         if self.parent_run is None:
-            plan = self.recipe.dump()
-            file = self.folder / "recipes" / f"{digest({'recipe': plan, 'store': self.store.hash, 'code': code_version()})[:12]}.json"
+            plan, file = self.recipe.dump(), self._parent_file()
             tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
             self.parent_run = self.tracking.start(self.recipe.name, file, {"code": code_version(), "store": self.store.hash}, tags)
             self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
@@ -139,7 +143,7 @@ class _Runner:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
             if self.store.extends:
                 seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
-        instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+        instance = self._prepared()
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
@@ -150,20 +154,14 @@ class _Runner:
         if fresh:
             self._publish_store(instance)
 
+    def _prepared(self) -> Instance:
+        return Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+
     def _tell_store(self, fresh: bool) -> None:
         """What is wrong with the images, and, the first time, what they are like."""
-        store, copies = self.store, self.store.images["duplicates"]
-        for line in census.lines(store.images, store.splits) if fresh else ():
+        for line in census.lines(self.store.images, self.store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        notes = [f"{self.recipe.dataset.list or self.recipe.dataset.root}: {store.source['aside']}"] if "aside" in store.source else []
-        if store.quarantined:
-            notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
-        if lost := lost_images(store.subsets):
-            notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
-        if copies["copies"]:
-            both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
-            notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
-        self._note(notes)
+        self._note(enough.wrong_with(self.recipe, self.store))
 
     def _note(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -226,7 +224,8 @@ class _Runner:
                 return
             worker = Worker.start(self.recipe, self.store, on_ray)
             for instance in waiting:
-                module.work(worker, stage, instance)
+                with attempt(instance.folder, worker.device):
+                    module.work(worker, stage, instance)
 
     def _instance(self, name: str, seed: int) -> Instance:
         """Found by all that decides its result. The number of workers does not."""
@@ -320,18 +319,44 @@ class _Runner:
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
         if paired:
-            self.tracking.client.log_figure(
-                self.parent_run, figures.comparison([facts(self.recipe, row) for row in paired]), "figures/comparison.png"
-            )
+            album = Album(self.tracking, self.parent_run, self.folder / run_page.SUMMARY)
+            told = "test scores of the pretrained network and of the same network without pretraining"
+            album.add("comparison", figures.comparison([facts(self.recipe, row) for row in paired]), told)
         if found:
             self.tracking.client.log_dict(self.parent_run, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
         self.tracking.finish(self.parent_run)
 
-    def abandon(self, status: str) -> None:
-        """Close the runs that were open, as KILLED or FAILED; the next `run` opens them again."""
+    def write_page(self, error: BaseException | None = None) -> None:
+        """The report of all that is known of the recipe, of this command and of those before, as a file and in the parent run."""
+        parent = self.parent_run
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            parent = parent or str(json.loads(self._parent_file().read_text("utf-8"))["run_id"])
+        known = [instance for name in self.recipe.stages for instance in self._begun(name)]
+        references = {name: reference for name, (reference, _) in self.references.items()}
+        told = None if error is None else run_page.told(error)
+        prepared = self._prepared().folder
+        ran = run_page.Ran(self.worker, self.folder, known, rows(self.recipe, known), references, parent, prepared, self.tracking.uri, told)
+        file = run_page.write(ran)
+        if parent is not None:
+            self.tracking.client.log_artifact(parent, str(file))
+
+    def _begun(self, name: str) -> list[Instance]:
+        """The instances of a stage that have a folder."""
+        found = []
+        for seed in self.recipe.seeds:
+            with contextlib.suppress(UserError, KeyError):  # its encoder is not there yet, or was not fetched for this command
+                found.append(self._instance(name, seed))
+        return [instance for instance in found if instance.folder.exists()]
+
+    def abandon(self, error: BaseException) -> None:
+        """Close the runs that were open, as KILLED or FAILED, after what is known so far is on a page; the next `run` opens them again."""
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            if hasattr(self, "worker"):
+                self.write_page(error)
+                self.console.print(f"what is known so far: {self.folder / run_page.FILE}", soft_wrap=True, highlight=False)
         for run_id in self.open_runs:
-            with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
-                self.tracking.finish(run_id, status)
+            with contextlib.suppress(Exception):  # MLflow may be what failed
+                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
 class _Logger:
