@@ -82,7 +82,8 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: 
     width = 0.8 / max(len(splits), 1)
     for k, split in enumerate(splits):
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
-    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
+    crowded = len(by_class) > 10 or sum(map(len, by_class)) > 45
+    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if crowded else 0, fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plain(axis, title)
     return figure

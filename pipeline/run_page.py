@@ -31,6 +31,7 @@ SUMMARY = "summary"  # folder of the pictures of the whole run
 LISTED = 10  # images that cannot be decoded
 
 TONES: dict[str, Tone] = {"helps": "good", "hurts": "bad"}
+SENTENCE = {"helps": "helps", "hurts": "hurts", "no clear difference": "makes no clear difference"}
 HEADS = {"pretraining": "verdict", "without": "against", "difference": "above paper"}
 
 
@@ -76,7 +77,7 @@ def page(ran: Ran) -> Page:
     status, tone = _status(ran)
     sections = [
         Section("Results", _results(ran)),
-        Section("Warnings", _warnings(ran)),
+        Section("Warnings and notes", _warnings(ran)),
         Section("Stages", [_stage(ran, name) for name in recipe.stages]),
         Section("Data", _data(ran)),
         Section("Time", _time(ran)),
@@ -100,10 +101,8 @@ def _results(ran: Ran) -> list[Block]:
     out: list[Block] = [Notes([ran.error], "error")] if ran.error is not None else []
     if not ran.rows:
         return [*out, Text("Nothing is measured yet.", "quiet")]
-    verdicts = Counter(row.verdict for row in ran.rows if row.baseline)
-    if verdicts:
-        told = ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items())
-        out.append(Text(f"Pretraining beside the same network without it, in {sum(verdicts.values())} measures. {told[0].upper()}{told[1:]}."))
+    if verdict := _verdict([row.verdict for row in ran.rows if row.baseline]):
+        out.append(Text(verdict))
     heads = [heading for heading in headings(ran.recipe) if heading not in ("stage", "without")]
     lines = [[_cell(heading, cells(ran.recipe, row)) for heading in heads] for row in ran.rows]
     numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
@@ -111,6 +110,15 @@ def _results(ran: Ran) -> list[Block]:
     if any(row.baseline for row in ran.rows) and len(ran.recipe.seeds) > 1:
         out.append(Text("“Helps” and “hurts” need all seeds to agree, and a mean gain of more than twice its standard error.", "quiet"))
     return [*out, *_gallery(ran.folder / SUMMARY)]
+
+
+def _verdict(verdicts: Sequence[str]) -> str:
+    """The table in a sentence; "" where nothing has a baseline."""
+    counts = Counter(verdicts)
+    told = [f"{does} in {counts[verdict]}" for verdict, does in SENTENCE.items() if counts[verdict]]
+    if not told:
+        return "There is one seed, so there is no verdict." if verdicts else ""
+    return f"Beside the same network without it, pretraining {', '.join(told)} of {len(verdicts)} measures."
 
 
 def _cell(heading: str, shown: dict[str, str]) -> Cell:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,12 +34,17 @@ def save_pictures(pictures: Iterable[Picture], file: Path) -> None:
     told = []
     for picture in pictures:
         for k, row in enumerate(picture.rows):
-            tensors[f"{picture.name}.{k}.images"] = row.images.cpu().contiguous()
+            tensors[f"{picture.name}.{k}.images"] = _own(row.images)
             if row.maps is not None:
-                tensors[f"{picture.name}.{k}.maps"] = row.maps.cpu().contiguous()
+                tensors[f"{picture.name}.{k}.maps"] = _own(row.maps)
         told.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
     if told:
         write_atomically(file, save(tensors, {"pictures": json.dumps(told)}))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy: a file takes no two tensors that share their memory, as rows of the same images do."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def load_pictures(file: Path) -> list[Picture]:
