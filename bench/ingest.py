@@ -26,7 +26,8 @@ from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedC
 
 from pipeline import pretrain
 from pipeline.config import parse
-from pipeline.fit import Job, _stream, to_batch
+from pipeline.fit import _stream
+from pipeline.job import Job, to_batch
 from pipeline.prepare import prepare
 from pipeline.session import Session
 from pipeline.stage import Instance

@@ -84,6 +84,7 @@ def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) 
     from pipeline.config import load
     from pipeline.report import table
     from pipeline.run import run
+    from pipeline.run_page import FILE
     from pipeline.tracking import tracking_uri
 
     recipe = load(path, overrides, smoke)
@@ -92,6 +93,9 @@ def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) 
     out = Console(width=None if sys.stdout.isatty() else 140)
     if found:
         out.print(table(recipe, found))
+    report = recipe.storage.resolve() / recipe.name / FILE
+    if report.exists():
+        out.print(f"Report:  {report}", soft_wrap=True, highlight=False)
     mlflow = Path(sys.executable).parent / "mlflow"
     out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
 

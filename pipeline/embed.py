@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import figures
+from pipeline.album import Album
 from pipeline.config import Embed
 from pipeline.durable import put_in_place, temporary_in, write_json
 from pipeline.errors import StageFailed, UserError
-from pipeline.fit import to_batch
 from pipeline.handover import load_encoder
 from pipeline.inference import Actors, Network, Parts, answers
+from pipeline.job import to_batch
 from pipeline.metrics import METRICS, SweepProgress, append
 from pipeline.stage import RESULT, Instance
 from pipeline.store import DAMAGE, MANIFEST, file_sha256
@@ -278,5 +279,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Embed, insta
     if split:
         ids, embeddings = open_embeddings(folder, split)
         chosen = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)
-        labels, title = worker.splits.labels[ids[chosen]], f"{len(chosen):,} of {len(ids):,} {split} images"
-        tracking.client.log_figure(run_id, figures.embedding_map(embeddings[chosen], labels, worker.store.classes, title), "figures/map.png")
+        title = f"embeddings: {len(chosen):,} of {len(ids):,} {split} images"
+        mapped = {title: figures.principal(embeddings[chosen])}
+        figure = figures.embedding_map(mapped, worker.splits.labels[ids[chosen]], worker.store.classes)
+        Album(tracking, run_id, instance.folder).add("map", figure, f"{title}, at their first two principal components")

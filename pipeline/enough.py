@@ -6,6 +6,8 @@ from pipeline.config import Evaluate, FewLabels, Finetune, Pretrain, Recipe, Ret
 from pipeline.errors import UserError
 from pipeline.retrieve import gallery, queries
 from pipeline.splits import Splits
+from pipeline.store import DUPLICATES, QUARANTINE, Store
+from pipeline.subsets import lost_images
 from tasks.downstream import TASKS
 from tasks.downstream.task import Target
 
@@ -77,6 +79,20 @@ def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int
             f"valid: fewer labels (e.g. a smaller labels_per_class), or {stage.batch_size} (labelled images only)"
         )
     return labelled + rest if wanted else labelled
+
+
+def wrong_with(recipe: Recipe, store: Store) -> list[str]:
+    """Lines for the user: what is wrong with the images of a store."""
+    copies = store.images["duplicates"]
+    notes = [f"{recipe.dataset.list or recipe.dataset.root}: {store.source['aside']}"] if "aside" in store.source else []
+    if store.quarantined:
+        notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
+    if lost := lost_images(store.subsets):
+        notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
+    if copies["copies"]:
+        both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
+        notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
+    return notes
 
 
 def left_out(recipe: Recipe, name: str, splits: Splits) -> list[str]:

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import figures
+from pipeline.album import Album
 from pipeline.config import Evaluate
-from pipeline.durable import write_json
+from pipeline.durable import write_atomically, write_json
 from pipeline.features import ARMS, arms, sweep
 from pipeline.metrics import METRICS
+from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker
@@ -22,6 +26,7 @@ from tasks.downstream.probe import choose_probe
 from tasks.signals import signals
 
 Labelled = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
+MAP, MAPPED = "map.safetensors", 1000  # images on the map, at most
 TOP = 5  # reported beside the accuracy where there are more classes
 
 
@@ -38,6 +43,7 @@ def work(worker: Worker, stage: Evaluate, instance: Instance) -> None:
             for ending, layer in zip(stage.endings, layers, strict=True):
                 found = _scores(stage, list(zip(layer.split(sizes), labels, strict=True)), len(worker.store.classes))
                 result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
+        _save_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
         write_json(instance.folder / RESULT, result)
     barrier()
 
@@ -67,6 +73,28 @@ def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, An
     }
 
 
+def _save_map(instance: Instance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray) -> None:
+    """Where up to MAPPED held-out images lie, by the deepest layer that was looked at. `held_out`: the places of the first and behind the last."""
+    places = spread(np.arange(*held_out), MAPPED)
+    if len(places) < 3:
+        return
+    found = {"ids": torch.from_numpy(ids[places])}
+    for arm, layers in features.items():
+        points, share = figures.principal(layers[-1][places].cpu().numpy())
+        found |= {f"{arm}_points": torch.from_numpy(points.copy()), f"{arm}_share": torch.from_numpy(share.copy())}
+    write_atomically(instance.folder / MAP, save_tensors(found))
+
+
+def _add_map(album: Album, worker: Worker, stage: Evaluate, instance: Instance) -> None:
+    if not (instance.folder / MAP).exists():
+        return
+    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
+    titles = {"pretrained": "pretrained", "random": "random weights"}
+    maps = {titles[arm]: (found[f"{arm}_points"], found[f"{arm}_share"]) for arm in ARMS}
+    told = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
+    album.add("map", figures.embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)
+
+
 def _accuracies(scored: dict[str, Labelled]) -> dict[str, float]:
     """Shares of (n, classes) scores whose highest, and whose five highest, have the (n,) label among them, by part."""
     found = {part: float(hits(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()}
@@ -84,6 +112,8 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Evaluate, in
     """Scores, signals and confusion matrices into the MLflow run. Runs on the driver."""
     result = instance.result
     assert result is not None
+    album = Album(tracking, run_id, instance.folder)
+    _add_map(album, worker, stage, instance)
     for arm in ARMS:
         for layer, ending in zip(stage.layers, stage.endings, strict=True):
             numbers = {f"{key}{ending}": value for key, value in result[arm][f"signals{ending}"].items()}
@@ -92,4 +122,4 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Evaluate, in
             tracking.numbers(run_id, numbers, f"{arm}/")
             told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: test images of a class (%)"
             figure = figures.confusion(result[arm]["confusion" + ending], worker.store.classes, told)
-            tracking.client.log_figure(run_id, figure, f"figures/confusion_{arm}{ending}.png")
+            album.add(f"confusion_{arm}{ending}", figure, told)

@@ -20,8 +20,8 @@ from torch import Tensor
 from pipeline.config import Export
 from pipeline.durable import write_flushed, write_json
 from pipeline.errors import StageFailed
-from pipeline.fit import to_batch
 from pipeline.handover import load_encoder, save_encoder
+from pipeline.job import to_batch
 from pipeline.metrics import METRICS, SweepProgress, append
 from pipeline.stage import RESULT, Instance
 from pipeline.store import file_sha256

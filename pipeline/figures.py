@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.census import OCTAVE
+from tasks.shown import Picture
 
+BARS = 40  # classes that have a bar of their own, at most
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 
 
@@ -25,7 +27,7 @@ def _grid(rows: int, columns: int, cell: float) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def _plain(axis: Axes, title: str) -> None:
+def plain(axis: Axes, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25)
@@ -38,6 +40,24 @@ def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, 
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(caption, fontsize=7)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def picture(shown: Picture) -> Figure:
+    """Rows of images, captions at their left, and maps as heat over the images, gray and dimmed."""
+    columns = max(len(row.images) for row in shown.rows)
+    figure, axes = _grid(len(shown.rows), columns, 1.15)
+    for line, row in zip(axes, shown.rows, strict=True):
+        for k, (axis, image) in enumerate(zip(line, row.images.float().clamp(0, 1).permute(0, 2, 3, 1).numpy(), strict=False)):
+            if row.maps is None:
+                axis.imshow(image, interpolation="nearest")
+                continue
+            height, width = image.shape[:2]
+            axis.imshow(0.75 * image.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            heat = row.maps[k].float().numpy()
+            axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear")
+        line[0].set_title(row.caption, fontsize=8, loc="left")
+    figure.suptitle(shown.title, fontsize=10)
     return figure
 
 
@@ -54,15 +74,30 @@ def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
-    """Images per class, or what `title` says, a bar a split."""
+    """Images per class, or what `title` says, a bar a split; of more than BARS classes the counts alone, from the most to the least."""
+    if len(by_class) > BARS:
+        return _sorted_counts(by_class, splits, title)
     figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     width = 0.8 / max(len(splits), 1)
     for k, split in enumerate(splits):
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
-    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if len(by_class) > 10 else 0, fontsize=8)
+    crowded = len(by_class) > 10 or sum(map(len, by_class)) > 45
+    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if crowded else 0, fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _plain(axis, title)
+    plain(axis, title)
+    return figure
+
+
+def _sorted_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str) -> Figure:
+    figure = Figure(figsize=(7.0, 3.2), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    for k, split in enumerate(splits):
+        axis.plot(sorted((v[k] for v in by_class.values()), reverse=True), label=split, color=(BLUE, RED, GRAY)[k % 3], linewidth=1.8)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(f"the {len(by_class):,} classes, from the most to the least", fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    plain(axis, title)
     return figure
 
 
@@ -80,7 +115,7 @@ def census(images: Mapping[str, Any], quarantined: int) -> Figure:
             axis.text(k, count, f"{count:,}", ha="center", va="bottom", fontsize=7)
         axis.set_yticks([])
         axis.tick_params(axis="x", labelsize=8, rotation=45 if len(found) > 4 else 0)
-        _plain(axis, title)
+        plain(axis, title)
         axis.spines["left"].set_visible(False)
     copies = images.get("duplicates", {}).get("copies", 0)
     figure.suptitle(f"{copies:,} are copies of others; {quarantined:,} more cannot be decoded", fontsize=8, x=0.01, ha="left")
@@ -121,31 +156,17 @@ def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def curves(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """The logged values over steps, a panel each, four in a row."""
-    keys = [key for key in (rows[-1] if rows else ()) if key not in ("step", "of", "epoch", "time")] or ["loss"]
-    columns = min(len(keys), 4)
-    lines = -(-len(keys) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained", facecolor="white")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for axis in axes.flat[len(keys) :]:
-        axis.set_axis_off()
-    for axis, key in zip(axes.flat, keys, strict=False):
-        axis.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r], color=BLUE, linewidth=1.4)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        _plain(axis, key)
-    return figure
-
-
-def filters(weight: np.ndarray) -> Figure:
-    """(n, c, k, k) weights of a first convolution; three channels are shown as colours, others by their mean."""
-    shown = weight.transpose(0, 2, 3, 1) if weight.shape[1] == 3 else weight.mean(1)
-    figure, axes = _grid(-(-min(len(shown), 64) // 16), 16, 0.55)
-    for axis, one in zip(axes.flat, shown[:64], strict=False):
-        low, high = one.min(), one.max()
-        axis.imshow((one - low) / max(high - low, 1e-9), cmap=None if one.ndim == 3 else "gray", interpolation="nearest")
-    figure.suptitle("filters of the first convolution", fontsize=10)
+def filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
+    """(n, c, k, k) weights of a network's first convolution, for each of its towers; three channels are shown as colours, others by their mean.
+    `composed`: with the fixed filter before it, as it acts on the image."""
+    lines = [-(-min(len(weights), 64) // 16) for weights in towers]
+    figure, axes = _grid(sum(lines), 16, 0.55)
+    for k, weights in enumerate(towers):
+        shown = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
+        for axis, one in zip(axes[sum(lines[:k]) :].flat, shown[:64], strict=False):
+            low, high = one.min(), one.max()
+            axis.imshow((one - low) / max(high - low, 1e-9), cmap=None if one.ndim == 3 else "gray", interpolation="nearest")
+    figure.suptitle("filters of the first convolution" + (", as they act on the image" if composed else ""), fontsize=10)
     return figure
 
 
@@ -181,7 +202,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axis.text(k + shift, values.max() + 1.5, f"{values.mean():.1f}", ha="center", fontsize=8)
     axis.set_xticks(range(len(rows)), [f"{r['measure']}\nagainst {r['against']}" for r in rows], fontsize=8)
     axis.set_ylim(0, 110)
-    _plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
+    plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
     return figure
 
 
@@ -204,28 +225,38 @@ def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[
     return figure
 
 
-def embedding_map(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """(n, C) embeddings at their first two principal components, coloured by (n,) labels (-1: gray) where there are at most 20 classes."""
+def principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, C) -> (n, 2) at their first two principal components, and (2,) the share of the variance of each, in percent."""
     centred = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
     spread, axes = np.linalg.eigh(centred.T @ centred)
     components = axes[:, ::-1][:, :2]
     points = centred @ (components * np.where(components.sum(0) < 0, -1.0, 1.0))  # an eigenvector has no sign of its own
-    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     share = 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
-    figure = Figure(figsize=(6.6, 4.6), layout="constrained", facecolor="white")
-    axis = figure.subplots()
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), np.pad(share, (0, 2 - len(share)))
+
+
+Mapped = tuple[np.ndarray, np.ndarray]  # what `principal` gives
+
+
+def embedding_map(maps: Mapping[str, Mapped], labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Embeddings of the same images by title, as `principal` places them, coloured by (n,) labels (-1: gray) where there are at most 20 classes."""
+    alone = len(maps) == 1
+    figure = Figure(figsize=(6.6, 4.6) if alone else (4.2 * len(maps) + 1.2, 3.9), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
     named = 0 < len(classes) <= 20
     colours = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
-    for k, name in enumerate(classes if named else ()):
-        axis.plot(*points[labels == k].T, "o", color=colours(k), markersize=3, alpha=0.7, markeredgewidth=0, label=name)
-    rest = points[labels < 0] if named else points
-    axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=3, alpha=0.6, markeredgewidth=0, zorder=0)
+    size = 3 if len(labels) > 500 else 5
+    for axis, (title, (points, share)) in zip(axes, maps.items(), strict=True):
+        for k, name in enumerate(classes if named else ()):
+            axis.plot(*points[labels == k].T, "o", color=colours(k), markersize=size, alpha=0.7, markeredgewidth=0, label=name)
+        rest = points[labels < 0] if named else points
+        axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=size, alpha=0.6, markeredgewidth=0, zorder=0)
+        captions = [f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate(share)]
+        axis.set_xlabel(captions[0], fontsize=8)
+        axis.set_ylabel(captions[1], fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
     if named:
-        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
-    captions = [f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate([*share, 0.0][:2])]
-    axis.set_xlabel(captions[0], fontsize=8)
-    axis.set_ylabel(captions[1], fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.set_title(f"embeddings: {title}", loc="left", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
+        axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=6 / size)
     return figure

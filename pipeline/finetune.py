@@ -13,11 +13,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline import figures
+from pipeline import curves, figures
+from pipeline.album import Album
 from pipeline.config import Augment, Finetune, arguments, ten_crops
 from pipeline.durable import write_atomically, write_json
-from pipeline.fit import Job, fit, to_batch
+from pipeline.fit import fit
 from pipeline.handover import load_decoder, load_encoder
+from pipeline.job import Job, to_batch
 from pipeline.labelled import write_labelled
 from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.splits import spread
@@ -146,15 +148,16 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, in
     """Scores, learning curves, pictures, and which images were learned from, into the MLflow run. Runs on the driver."""
     result, client = instance.result, tracking.client
     assert result is not None
+    album = Album(tracking, run_id, instance.folder)
     for arm in stage.arms:
         tracking.numbers(run_id, {key: result[arm][key] for key in ("val", "test", "lr")}, f"{arm}/")
         for part, scores in result[arm]["scores"].items():
             tracking.numbers(run_id, _named(scores, worker.store.classes), f"{arm}/{part}_")
         rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS)
-        client.log_figure(run_id, figures.curves(rows), f"figures/curves_{arm}.png")
+        album.add(f"curves_{arm}", curves.loss(rows), f"loss, {arm}, with the learning rate that was chosen")
         pictures = instance.folder / f"{arm}.safetensors"
         if pictures.exists():
-            client.log_figure(run_id, figures.rows(load_tensors(pictures.read_bytes()), f"test images, {arm}"), f"figures/predicted_{arm}.png")
+            album.add(f"predicted_{arm}", figures.rows(load_tensors(pictures.read_bytes()), f"test images, {arm}"), f"test images, {arm}")
     tails = instance.folder / next(iter(candidates(stage))) / TAILS  # of all candidates: they have one plan
     for file in (write_labelled(worker.store, _few(worker, stage, instance), instance.folder), *([tails] if tails.exists() else [])):
         client.log_artifact(run_id, str(file))

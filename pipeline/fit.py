@@ -8,8 +8,6 @@ never stopped.
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,35 +18,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pipeline import fault, resident
 from pipeline.checkpoint import Checkpoint, Checkpoints
-from pipeline.config import Training
 from pipeline.durable import write_json
 from pipeline.errors import StopTraining
-from pipeline.metrics import Clock, Tails, append
+from pipeline.job import Job, to_batch
+from pipeline.metrics import DATA, Clock, Tails, append
 from pipeline.optim import build_optimizer, build_schedule
-from pipeline.plan import Batches
-from pipeline.stream import Loader, Options, TrainOrder, batches
+from pipeline.stream import TrainOrder, batches
 from tasks.collective import all_sum, broadcast_object, gather_objects, rank, share_buffers, world
 from tasks.learner import Batch, Learner
+from tasks.stopwatch import part
 
 CHECKPOINT_AGE_S = 20.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what to train on, how, and where its files go (a folder that all workers see)."""
-
-    folder: Path
-    training: Training
-    plan: Batches
-    loader: Loader
-    seed: int
-    options: Options
-    device: torch.device
-    withheld: np.ndarray  # ids whose labels the learner must not see, sorted
-
-    @property
-    def total_steps(self) -> int:
-        return self.training.epochs * self.plan.steps
 
 
 class Watcher(Protocol):
@@ -83,7 +63,9 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
         if step % job.plan.steps == 0 or step == first:
             learner.begin_epoch(step // job.plan.steps)
             tails.write(step // job.plan.steps)
-        losses = trainer.step(to_batch(arrays, job.device, job, step), step)
+        with part(DATA):
+            batch = to_batch(arrays, job.device, job, step)
+        losses = trainer.step(batch, step)
         step += 1
         last = step == job.total_steps
         looks = watch is not None and watch.due(step)
@@ -93,6 +75,7 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
+    clock.close()
     share_buffers(learner)  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
     learner.eval()
 
@@ -120,28 +103,6 @@ def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, 
         return resident.streamed(job.loader, order, rows, job.options, job.device), []
     held, notes = resident.hold(job.loader, job.options, job.device)
     return resident.batches(held, job.loader, order, job.options), notes
-
-
-def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = None, step: int = 0) -> Batch:
-    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device.
-
-    `job`: None outside of a training. `step` counts from 0 over the whole training: it tells which pass each image is in.
-    """
-    views = arrays["views"]
-    pixels = (views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements="W"))).to(device, non_blocking=True)
-    layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
-    floats = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
-    ids, labels = np.array(arrays["id"]), np.array(arrays["label"])
-    rows, passes = np.full_like(ids, -1), np.zeros_like(ids)
-    if job is not None:
-        rows = np.searchsorted(job.plan.ids, ids)
-        assert np.array_equal(job.plan.ids[rows], ids), "tables do not look at their keys: on a GPU that would wait for it"
-        labels[np.isin(ids, job.withheld)] = -1
-        passes = job.plan.slice(*divmod(step, job.plan.steps), rank(), world())[1]
-    columns = [torch.from_numpy(np.require(column, requirements="W")).to(device) for column in (ids, rows, labels, passes)]
-    others = {name: value for name, value in arrays.items() if name not in ("id", "label", "views")}
-    targets = {name: torch.from_numpy(np.require(value, requirements="W")).to(device) for name, value in others.items()}
-    return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -182,17 +143,19 @@ class _Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
-        self.optimizer.step()
-        self._advance_schedule(step + 1)
+        with part("optimizer"):
+            self.optimizer.step()
+            self._advance_schedule(step + 1)
         self.learner.end_step()
         return losses
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses of this worker's share, their gradient in the parameters."""
-        with self._drawing(step, 0):
+        with self._drawing(step, 0), part("forward"):
             losses: dict[str, Tensor] = self.model(batch)
         self._stop_unless_finite(losses["loss"], batch, step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        with part("backward"):
+            losses["loss"].backward()  # type: ignore[no-untyped-call]
         return losses
 
     def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -204,22 +167,23 @@ class _Trainer:
         size = len(batch.ids) // self.job.training.accumulate
         parts = [batch.part(start, start + size) for start in range(0, len(batch.ids), size)]
         embedded = []
-        for k, part in enumerate(parts):
-            with torch.no_grad(), self._drawing(step, k):
-                embedded.append(self.learner.embed(part))
+        for k, images in enumerate(parts):
+            with torch.no_grad(), self._drawing(step, k), part("forward"):
+                embedded.append(self.learner.embed(images))
         outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
-        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"), part("forward"):
             losses = self.learner.loss(outputs, batch)
         self._stop_unless_finite(losses["loss"], batch, step)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         buffers = [buffer.clone() for buffer in self.learner.buffers()]  # running statistics: the parts count once
-        for k, part in enumerate(parts):
+        for k, images in enumerate(parts):
             gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
             waiting = self.model.no_sync() if world() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
             with waiting:
-                with self._drawing(step, k):
-                    carried = self.model(part, gradients)
-                carried.backward()
+                with self._drawing(step, k), part("forward"):
+                    carried = self.model(images, gradients)
+                with part("backward"):
+                    carried.backward()
         for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
             buffer.copy_(value)
         return losses
@@ -266,6 +230,7 @@ class _Trainer:
             return step % self.job.training.checkpoint_every == 0
         return step % self.job.plan.steps == 0 and bool(broadcast_object(time.monotonic() - self.saved > CHECKPOINT_AGE_S))
 
+    @part("checkpoint")
     def save(self, step: int) -> None:
         shared = {
             "model": self.learner.state_dict(),

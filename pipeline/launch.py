@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.attempts import attempt
 from pipeline.config import Recipe, parse
 from pipeline.errors import StageFailed, StopTraining
 from pipeline.session import verbose
@@ -54,7 +55,8 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
         for fields in payload["instances"]:
             paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside")}
             instance = Instance(**{**fields, **paths})
-            work(worker, recipe.stages[instance.stage], instance)
+            with attempt(instance.folder, device):
+                work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:
         return {"stop": str(stop)}
     return {"stop": None}

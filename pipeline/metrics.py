@@ -1,6 +1,6 @@
 """The file that a training, or a pass over images, writes its numbers to: the driver follows it, shows progress and hands the rows to MLflow.
 
-A row is {"step", "of", ...numbers} or {"note": a line for the user}.
+A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": seconds by what took them, none of them in the rows of steps}.
 """
 
 import contextlib
@@ -15,8 +15,10 @@ import torch
 from pipeline.durable import write_atomically
 from pipeline.plan import Batches
 from tasks.collective import all_sum, barrier, rank, world
+from tasks.stopwatch import STOPWATCH
 
 METRICS = "metrics.jsonl"
+DATA, TIME, SPENT = "data", "time_", "spent"  # a part of a step, what precedes its name in a row, and the key of seconds outside of rows
 TAILS = "tails.jsonl"
 # A training of which a worker waits for images for more than this share of the time says so: at its end, if it took at least as long as the
 # second, or on the way, after the third
@@ -49,17 +51,23 @@ class SweepProgress:
             append(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged rows of a training, in the order of their steps."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All that a training or a pass over images has left in the file."""
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # the last line of a killed worker
             rows.append(json.loads(line))
-    return [row for row in rows if "loss" in row]
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The logged rows of a training, in the order of their steps."""
+    return [row for row in read_lines(path) if "loss" in row]
 
 
 class Clock:
-    """Speed and waiting time of a training since the last log. Collective. `first`: the number of steps that were done before."""
+    """Speed and waiting time of a training since the last log, and `time_<part>`, the shares of it that rank 0 spent on each part of its steps
+    (`tasks.stopwatch`). Collective. `first`: the number of steps that were done before."""
 
     def __init__(self, folder: Path, plan: Batches, total_steps: int, first: int, device: torch.device) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
@@ -72,22 +80,28 @@ class Clock:
 
     def waiting(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """`stream`, with the time that its consumer waits for it added up."""
-        while True:
-            start = time.monotonic()
-            batch = next(stream, None)
-            now = time.monotonic()
-            self.waited += now - start
-            self.idle, self.begun = (self.idle + now - start, self.begun) if self.begun else (0.0, now)
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
+        with STOPWATCH.running(self.device):
+            while True:
+                start = time.monotonic()
+                batch = next(stream, None)
+                now = time.monotonic()
+                self.waited += now - start
+                self.idle, self.begun = (self.idle + now - start, self.begun) if self.begun else (0.0, now)
+                if batch is None:
+                    return
+                self.steps += 1
+                yield batch
+
+    def close(self) -> None:
+        """What was spent after the last log: on the last checkpoint."""
+        append(self.folder, {SPENT: STOPWATCH.read()})
 
     def aside(self, looked: tuple[dict[str, float], float]) -> dict[str, float]:
         """Numbers whose making took so many seconds, which are none of the training's."""
         values, seconds = looked
         self.since += seconds
         self.begun += seconds
+        append(self.folder, {SPENT: {"looks": seconds}})
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -98,8 +112,11 @@ class Clock:
         waits, idle = self._of_each(self.waited / elapsed), self._of_each(self.idle / max(now - self.begun, 1e-9))
         each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world() > 1 else {}
         speed = {"images_per_s": self.steps * self.plan.batch_size / elapsed, "data_wait": sum(waits) / len(waits), **each}
+        spent = STOPWATCH.read()
+        spent[DATA] = spent.get(DATA, 0.0) + self.waited
+        shares = {f"{TIME}{name}": seconds / elapsed for name, seconds in sorted(spent.items())}
         epoch = (step - 1) // self.plan.steps
-        append(self.folder, {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed})
+        append(self.folder, {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed, **shares})
         self.steps, self.waited, self.since = 0, 0.0, now
         if not self.told and now - self.begun > (WAIT_AFTER_S if step == self.total_steps else WAIT_SOON_S):
             self._tell_of_waiting(idle)

@@ -4,30 +4,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from pipeline import figures
+from pipeline import curves, figures, neighbours
+from pipeline.album import Album
 from pipeline.config import Pretrain, arguments
 from pipeline.durable import write_atomically, write_json
-from pipeline.fit import Job, fit, to_batch
-from pipeline.handover import save_encoder, save_network
+from pipeline.fit import fit
+from pipeline.handover import load_encoder, save_encoder, save_network
+from pipeline.job import Job, to_batch
 from pipeline.labelled import write_labelled
 from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.plan import Batches, Mixed
+from pipeline.shown import load_pictures, save_pictures, with_untrained
+from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.stream import Loader
 from pipeline.tracking import Tracking
 from pipeline.watch import Watch
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank, world
-from tasks.encoders import Encoder
+from tasks.encoders import Encoder, pooled
 from tasks.pretrain import METHODS
 from tasks.pretrain.method import Method, Needs, Setting
+from tasks.shown import Picture, Row
 
-PICTURES = "pictures.safetensors"
-SHOWN = 8  # images in a picture
+PICTURES, MAP = "pictures.safetensors", "map.safetensors"
+SHOWN, MAPPED = 8, 1000  # images in a picture; held-out images that are compared with each other, at most
+FILTERED = ("sobel", "high_pass", "rgb_sobel")  # inputs that end with a fixed filter
 
 
 def needs(stage: Pretrain) -> Needs:
@@ -77,15 +83,20 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
     training = job(worker, stage, instance)
     method = build(worker, stage, training)
+    untrained = _pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
     fit(training, method, Watch(worker, stage, training, method))
     accuracy = _accuracy(worker, stage, method)
+    held_out = _held_out(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
         save_encoder(method.encoder, instance.folder / "encoder", facts)
         for name, network in method.handed_on().items():
             save_network(network, instance.folder / name, facts)
-        _save_pictures(worker, method, instance)
+        save_pictures(with_untrained(untrained, _pictures(worker, method, instance, worker.device)), instance.folder / PICTURES)
         result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy}
+        if held_out is not None:
+            result["neighbours"] = neighbours.among(*held_out, worker.splits.labels)
+            _save_map(instance, *held_out)
         write_json(instance.folder / RESULT, result)
     barrier()
 
@@ -105,14 +116,32 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
 
 
 @torch.no_grad()
-def _save_pictures(worker: Worker, method: Method, instance: Instance) -> None:
-    """What the method has to show of held-out images."""
-    loader, ids = worker.loader([worker.recipe.dataset.eval_augment], instance.seed), worker.splits.val[:SHOWN]
-    if len(ids) == 0:
-        return
-    shown = method.pictures(to_batch(loader.once(ids), worker.device))
-    if shown:
-        write_atomically(instance.folder / PICTURES, save_tensors({k: v.cpu().contiguous() for k, v in shown.items()}))
+def _pictures(worker: Worker, method: Method, instance: Instance, device: torch.device) -> tuple[Picture, ...]:
+    """What the method, on `device`, has to show of held-out images; on rank 0."""
+    ids = worker.splits.val[:SHOWN]
+    if rank() != 0 or len(ids) == 0:
+        return ()
+    method.eval()
+    shown = method.pictures(to_batch(worker.loader([worker.recipe.dataset.eval_augment], instance.seed).once(ids), device))
+    method.train()
+    return shown
+
+
+@torch.no_grad()
+def _held_out(worker: Worker, stage: Pretrain, method: Method) -> tuple[np.ndarray, Tensor] | None:
+    """The ids of up to MAPPED held-out images and their (n, C) features; None where they are too few to be compared. Collective."""
+    ids = spread(worker.splits.val, MAPPED)
+    if len(ids) < max(world(), 3):
+        return None
+    method.eval()
+    features = [pooled(method.encoder(batch.views[0]), "avg").float() for batch in worker.sweep(ids, max(stage.batch_size, 256))]
+    return ids, gather_rows(features, len(ids))
+
+
+def _save_map(instance: Instance, ids: np.ndarray, features: Tensor) -> None:
+    points, share = figures.principal(features.cpu().numpy())
+    found = {"ids": ids, "points": points, "share": share}
+    write_atomically(instance.folder / MAP, save_tensors({name: torch.from_numpy(array.copy()) for name, array in found.items()}))
 
 
 def files(stage: Pretrain, instance: Instance) -> list[tuple[Path, str, str]]:
@@ -133,22 +162,52 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
         client.log_artifact(run_id, str(write_labelled(worker.store, _labelled(worker, stage, instance.seed), instance.folder)))
     if (instance.folder / TAILS).exists():
         client.log_artifact(run_id, str(instance.folder / TAILS))
+    album = Album(tracking, run_id, instance.folder)
+    _add_curves(album, stage, instance)
+    _add_pictures(album, worker, instance)
+    views = _views(worker, stage, instance)
+    album.add(views.name, figures.picture(views), views.title)
+    filters = load_encoder(folder, worker.recipe.dataset.image_size).first_filters()
+    if filters:
+        composed = worker.recipe.encoder.model_dump().get("input") in FILTERED
+        told = "filters of the first convolution" + (", with the fixed filter before them: as they act on the image" if composed else "")
+        album.add("filters", figures.filters([weights.numpy() for weights in filters], composed), told)
+
+
+def _add_curves(album: Album, stage: Pretrain, instance: Instance) -> None:
     rows = read_metrics(instance.folder / METRICS)
-    client.log_figure(run_id, figures.curves(rows), "figures/curves.png")
-    client.log_figure(run_id, _views(worker, stage, instance), "figures/views.png")
-    if (instance.folder / PICTURES).exists():
-        shown = load_tensors((instance.folder / PICTURES).read_bytes())
-        client.log_figure(run_id, figures.rows(shown, "held-out images"), "figures/pictures.png")
-    weights = load_tensors((folder / "encoder.safetensors").read_bytes())
-    first = next(weights[name] for name in sorted(weights) if weights[name].ndim == 4)  # stages.0...
-    client.log_figure(run_id, figures.filters(first.numpy()), "figures/filters.png")
+    album.add("curves", curves.loss(rows), "loss, and what is logged beside it")
+    told = "what the features of held-out images tell, over epochs"
+    figures_ = [("watch", curves.watched(rows), told)]
+    for curve in METHODS[stage.method.name].curves(stage.epochs, **arguments(stage.method)):
+        figures_.append((curve.name, curves.periods(rows, curve), f"{curve.title}, a point for every {curve.unit}"))
+    for name, figure, title in figures_:
+        if figure is not None:
+            album.add(name, figure, title)
+    album.add("speed", curves.speed(rows), "speed, learning rate, and where the time goes")
 
 
-def _views(worker: Worker, stage: Pretrain, instance: Instance) -> Figure:
+def _add_pictures(album: Album, worker: Worker, instance: Instance) -> None:
+    """Of held-out images: what the method shows, which are nearest to each other, and a map of them."""
+    for shown in load_pictures(instance.folder / PICTURES):
+        album.add(shown.name, figures.picture(shown), shown.title)
+    result = instance.result
+    assert result is not None
+    if "neighbours" not in result:
+        return
+    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
+    count = f"{len(found['ids']):,} held-out images"
+    told = f"held-out images at the left, and the nearest of {count}; those of another class in red"
+    album.add("neighbours", neighbours.picture(worker, result["neighbours"], told), told)
+    figure = figures.embedding_map({count: (found["points"], found["share"])}, worker.splits.labels[found["ids"]], worker.store.classes)
+    album.add("map", figure, f"{count} at the first two principal components of their features")
+
+
+def _views(worker: Worker, stage: Pretrain, instance: Instance) -> Picture:
     """Eight images, each in all views of two epochs, as the network sees them."""
     loader, ids = _loader(worker, stage, instance.seed), worker.splits.train[:SHOWN]
-    encoded = loader.read(ids)
-    epochs = [loader.load(ids, np.full_like(ids, epoch), encoded)["views"] for epoch in range(2)]
-    pictures = [views[k, view] for views in epochs for view in range(len(loader.ops)) for k in range(len(ids))]
-    captions = [f"id {i}, epoch {epoch}, view {view}" for epoch in range(2) for view in range(len(loader.ops)) for i in ids.tolist()]
-    return figures.images(pictures, captions, "augmented views", columns=len(ids))
+    encoded, rows = loader.read(ids), []
+    for epoch in range(2):
+        views = torch.from_numpy(np.asarray(loader.load(ids, np.full_like(ids, epoch), encoded)["views"])).permute(1, 0, 4, 2, 3) / 255
+        rows += [Row(f"epoch {epoch + 1}" + (f", view {k + 1}" if len(views) > 1 else ""), images) for k, images in enumerate(views)]
+    return Picture("views", "augmented views of training images, as the network sees them", tuple(rows))

@@ -143,29 +143,42 @@ def _spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
     return f"{shown.mean():.2f} ± {shown.std(ddof=1):.2f}" if len(shown) > 1 else f"{shown.mean():.2f}"
 
 
-def table(recipe: Recipe, found: Sequence[Row]) -> Table:
-    """Mean ± standard deviation over seeds, in percent; the paper's number, in brackets that of its baseline, and the difference from it."""
-    out = Table(title=f"{recipe.name}: test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}", title_justify="left")
+STYLES = {"helps": "green", "hurts": "red"}
+
+
+def cells(recipe: Recipe, row: Row) -> dict[str, str]:
+    """What the table shows of a row, by heading; "" where it has nothing to show. Mean ± standard deviation over seeds; of the paper its number, in
+    brackets that of its baseline, and the difference from it."""
+    shown = {"stage": row.stage, "measure": row.measure, "pretrained": _spread(row.pretrained, row.scale)}
+    shown |= dict.fromkeys(("without", "baseline", "gain", "pretraining", "paper", "difference"), "")
+    if row.baseline:
+        sign = "+" if row.gain.mean() >= 0 else ""
+        shown |= {"without": row.against, "baseline": _spread(row.baseline), "gain": sign + _spread(row.gain / 100), "pretraining": row.verdict}
+    if (said := in_paper(recipe, row)) is not None:
+        shown["paper"] = f"{said.paper:g}" + ("" if said.against is None else f" ({said.against:g})")
+        shown["difference"] = f"{row.mean - said.paper:+.2f}"
+    return shown
+
+
+def headings(recipe: Recipe) -> tuple[str, ...]:
+    """Of the columns of the table."""
     paper = ("paper", "difference") if recipe.expected else ()
-    for heading in ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining", *paper):
+    return ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining", *paper)
+
+
+def title(recipe: Recipe) -> str:
+    return f"test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
+
+
+def table(recipe: Recipe, found: Sequence[Row]) -> Table:
+    """A line for each row, as `cells` says."""
+    out = Table(title=f"{recipe.name}: {title(recipe)}", title_justify="left")
+    for heading in headings(recipe):
         left = heading in ("stage", "measure", "without", "pretraining")
         out.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in found:
-        out.add_row(row.stage, row.measure, _spread(row.pretrained, row.scale), *_gain(row), *(_paper(recipe, row) if paper else ()))
+        shown = cells(recipe, row)
+        if row.baseline:
+            shown["pretraining"] = f"[{STYLES.get(row.verdict, 'yellow')}]{row.verdict}[/]"
+        out.add_row(*(shown[heading] for heading in headings(recipe)))
     return out
-
-
-def _gain(row: Row) -> tuple[str, ...]:
-    """What stands beside the score: the baseline, the gain over it and the verdict."""
-    if not row.baseline:
-        return "", "", "", ""
-    style = {"helps": "green", "hurts": "red"}.get(row.verdict, "yellow")
-    sign = "+" if row.gain.mean() >= 0 else ""
-    return row.against, _spread(row.baseline), sign + _spread(row.gain / 100), f"[{style}]{row.verdict}[/]"
-
-
-def _paper(recipe: Recipe, row: Row) -> tuple[str, str]:
-    said = in_paper(recipe, row)
-    if said is None:
-        return "", ""
-    return f"{said.paper:g}" + ("" if said.against is None else f" ({said.against:g})"), f"{row.mean - said.paper:+.2f}"

@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipeline import figures
+from pipeline import neighbours
+from pipeline.album import Album
 from pipeline.checkpoint import Damaged, put, seal, verified
 from pipeline.config import Retrieve
 from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.features import ARMS, arms, sweep
 from pipeline.metrics import METRICS
-from pipeline.splits import Splits, spread
+from pipeline.splits import Splits
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker
@@ -33,7 +33,6 @@ from tasks.collective import barrier, rank
 from tasks.downstream.retrieval import mean_average_precision, precision, without_own
 
 INDEX, VECTORS, IDS = "index", "index.faiss", "ids.parquet"
-SHOWN = 8  # queries in a picture, and images found for each
 LOGGED_BYTES = 100_000_000  # a larger index stays where it is; MLflow gets its manifest
 
 
@@ -147,8 +146,8 @@ def _keep(worker: Worker, stage: Retrieve, instance: Instance, index: Index) -> 
 def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], labels: np.ndarray) -> dict[str, Any]:
     """What the (ids, features) of the queries find; where there are labels, how much of it is right."""
     ids, features = asked
-    few = _spread(ids, labels)
-    shown = _found(index, (ids[few], features[few]), SHOWN)
+    few = neighbours.queries(ids, labels)
+    shown = _found(index, (ids[few], features[few]), neighbours.SHOWN)
     out: dict[str, Any] = {"shown": [[query, row] for query, row in zip(ids[few].tolist(), shown.tolist(), strict=True)]}
     known, answered = labels[index.ids] >= 0, labels[ids] >= 0
     if not known.any() or not answered.any():
@@ -169,12 +168,6 @@ def _found(index: Index, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray
     return without_own(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
 
 
-def _spread(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Places of up to SHOWN ids, of as many classes as there are."""
-    order = np.argsort(labels[ids], kind="stable")
-    return spread(order, SHOWN)
-
-
 def files(stage: Retrieve, instance: Instance) -> list[tuple[Path, str, str]]:
     """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
     return [(instance.folder / METRICS, instance.label, "")]
@@ -184,25 +177,14 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Retrieve, in
     """Scores, pictures and the index into the MLflow run. Runs on the driver."""
     result, folder, client = instance.result, instance.folder / INDEX, tracking.client
     assert result is not None
+    album = Album(tracking, run_id, instance.folder)
     for arm in ARMS:
         if "precision" in result[arm]:
             scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
             tracking.numbers(run_id, scores | {"mean_average_precision": result[arm]["mean_average_precision"]}, f"{arm}/")
-        client.log_figure(run_id, _picture(worker, result[arm]["shown"], arm), f"figures/neighbours_{arm}.png")
+        told = f"{arm}: the nearest images to the query at the left; those of another class in red"
+        album.add(f"neighbours_{arm}", neighbours.picture(worker, result[arm]["shown"], told), told)
     if sum(file.stat().st_size for file in folder.iterdir()) <= LOGGED_BYTES:
         client.log_artifacts(run_id, str(folder), INDEX)
     else:
         client.log_artifact(run_id, str(folder / "manifest.json"), INDEX)
-
-
-def _picture(worker: Worker, shown: list[tuple[int, list[int]]], arm: str) -> Figure:
-    loader, labels = worker.loader([worker.recipe.dataset.eval_augment], 0), worker.splits.labels
-    found = [[i for i in row if i >= 0] for _, row in shown]
-    ids = np.unique([query for query, _ in shown] + [i for row in found for i in row])
-    pixels = dict(zip(ids.tolist(), loader.once(ids)["views"][:, 0], strict=True))
-    rows = []
-    for (query, _), row in zip(shown, found, strict=True):
-        wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]
-        rows.append((pixels[query], [pixels[i] for i in row], wrong))
-    names = [worker.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in shown]
-    return figures.neighbours(rows, names, f"{arm}: the nearest images to the query at the left; those of another class in red")

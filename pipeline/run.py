@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, overlay, preflight, pretrain, resident, retrieve
+from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, preflight, pretrain, resident, retrieve, run_page
+from pipeline.album import Album
+from pipeline.attempts import attempt
 from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
 from pipeline.durable import write_json
 from pipeline.errors import UserError
@@ -25,10 +26,9 @@ from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
-from pipeline.splits import spread
 from pipeline.stage import Instance, code_version
-from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
-from pipeline.subsets import lost_images
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS
+from pipeline.store_pictures import add_pictures
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
 
@@ -63,9 +63,10 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
             found = rows(recipe, runner.instances)
             runner.write_cards()
             runner.close(found)
+            runner.write_page()
             return found
         except BaseException as error:
-            runner.abandon("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            runner.abandon(error)
             raise
 
 
@@ -101,11 +102,14 @@ class _Runner:
         self.open_runs: list[str] = []
         self.parent_run: str | None = None
 
+    def _parent_file(self) -> Path:
+        plan = {"recipe": self.recipe.dump(), "store": self.store.hash, "code": code_version()}
+        return self.folder / "recipes" / f"{digest(plan)[:12]}.json"
+
     def parent(self) -> str:
         """The parent run, started when the first stage has something to do."""
         if self.parent_run is None:
-            plan = self.recipe.dump()
-            file = self.folder / "recipes" / f"{digest({'recipe': plan, 'store': self.store.hash, 'code': code_version()})[:12]}.json"
+            plan, file = self.recipe.dump(), self._parent_file()
             tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
             self.parent_run = self.tracking.start(self.recipe.name, file, {"code": code_version(), "store": self.store.hash}, tags)
             self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
@@ -139,7 +143,7 @@ class _Runner:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
             if self.store.extends:
                 seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
-        instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+        instance = self._prepared()
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
@@ -150,20 +154,14 @@ class _Runner:
         if fresh:
             self._publish_store(instance)
 
+    def _prepared(self) -> Instance:
+        return Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
+
     def _tell_store(self, fresh: bool) -> None:
         """What is wrong with the images, and, the first time, what they are like."""
-        store, copies = self.store, self.store.images["duplicates"]
-        for line in census.lines(store.images, store.splits) if fresh else ():
+        for line in census.lines(self.store.images, self.store.splits) if fresh else ():
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        notes = [f"{self.recipe.dataset.list or self.recipe.dataset.root}: {store.source['aside']}"] if "aside" in store.source else []
-        if store.quarantined:
-            notes.append(f"{store.quarantined:,} images cannot be decoded, listed in {store.path / QUARANTINE}")
-        if lost := lost_images(store.subsets):
-            notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
-        if copies["copies"]:
-            both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
-            notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES}")
-        self._note(notes)
+        self._note(enough.wrong_with(self.recipe, self.store))
 
     def _note(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -179,10 +177,7 @@ class _Runner:
         self.tracking.numbers(run_id, numbers)
         for name in (MANIFEST, QUARANTINE, DUPLICATES, *([SUBSETS] if store.subsets else [])):
             client.log_artifact(run_id, str(store.path / name))
-        client.log_figure(run_id, figures.census(store.images, store.quarantined), "figures/images.png")
-        client.log_figure(run_id, _sample(self.worker), "figures/sample.png")
-        for name, figure in _class_figures(store, self.worker).items():
-            client.log_figure(run_id, figure, f"figures/{name}.png")
+        add_pictures(Album(self.tracking, run_id, instance.folder), self.worker)
         self.tracking.finish(run_id)
         write_json(instance.folder / PUBLISHED, {"run_id": run_id})
 
@@ -229,7 +224,8 @@ class _Runner:
                 return
             worker = Worker.start(self.recipe, self.store, on_ray)
             for instance in waiting:
-                module.work(worker, stage, instance)
+                with attempt(instance.folder, worker.device):
+                    module.work(worker, stage, instance)
 
     def _instance(self, name: str, seed: int) -> Instance:
         """Found by all that decides its result. The number of workers does not."""
@@ -323,18 +319,44 @@ class _Runner:
                 self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
             self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
         if paired:
-            self.tracking.client.log_figure(
-                self.parent_run, figures.comparison([facts(self.recipe, row) for row in paired]), "figures/comparison.png"
-            )
+            album = Album(self.tracking, self.parent_run, self.folder / run_page.SUMMARY)
+            told = "test scores of the pretrained network and of the same network without pretraining"
+            album.add("comparison", figures.comparison([facts(self.recipe, row) for row in paired]), told)
         if found:
             self.tracking.client.log_dict(self.parent_run, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
         self.tracking.finish(self.parent_run)
 
-    def abandon(self, status: str) -> None:
-        """Close the runs that were open, as KILLED or FAILED; the next `run` opens them again."""
+    def write_page(self, error: BaseException | None = None) -> None:
+        """The report of all that is known of the recipe, of this command and of those before, as a file and in the parent run."""
+        parent = self.parent_run
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            parent = parent or str(json.loads(self._parent_file().read_text("utf-8"))["run_id"])
+        known = [instance for name in self.recipe.stages for instance in self._begun(name)]
+        references = {name: reference for name, (reference, _) in self.references.items()}
+        told = None if error is None else run_page.told(error)
+        prepared = self._prepared().folder
+        ran = run_page.Ran(self.worker, self.folder, known, rows(self.recipe, known), references, parent, prepared, self.tracking.uri, told)
+        file = run_page.write(ran)
+        if parent is not None:
+            self.tracking.client.log_artifact(parent, str(file))
+
+    def _begun(self, name: str) -> list[Instance]:
+        """The instances of a stage that have a folder."""
+        found = []
+        for seed in self.recipe.seeds:
+            with contextlib.suppress(UserError, KeyError):  # its encoder is not there yet, or was not fetched for this command
+                found.append(self._instance(name, seed))
+        return [instance for instance in found if instance.folder.exists()]
+
+    def abandon(self, error: BaseException) -> None:
+        """Close the runs that were open, as KILLED or FAILED, after what is known so far is on a page; the next `run` opens them again."""
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            if hasattr(self, "worker"):
+                self.write_page(error)
+                self.console.print(f"what is known so far: {self.folder / run_page.FILE}", soft_wrap=True, highlight=False)
         for run_id in self.open_runs:
-            with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
-                self.tracking.finish(run_id, status)
+            with contextlib.suppress(Exception):  # MLflow may be what failed
+                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
 
 class _Logger:
@@ -356,29 +378,3 @@ def _beside(stage: Downstream) -> str | None:
 
 def _run_of(instance: Instance) -> str:
     return str(json.loads((instance.folder / RUN_FILE).read_text("utf-8"))["run_id"])
-
-
-def _class_figures(store: Store, worker: Worker) -> dict[str, Any]:
-    """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
-    names = list(store.splits)
-    found = {}
-    if store.classes and not store.annotations:
-        labels = [Counter(store.labels(name).tolist()) for name in names]
-        found["classes"] = figures.counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names)
-    annotated = store.images.get("annotated", {})
-    for kind, title in (("present", "images in which a class occurs"), ("boxes", "boxes per class"), ("pixels", "pixels of masks per class")):
-        if kind in {kind for split in annotated.values() for kind in split}:
-            by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
-            found[f"classes_{kind}"] = figures.counts({c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}, names, title)
-    if store.annotations:
-        found["annotations"] = overlay.sample(store, spread(worker.splits.train, 8), f"{store.path.name}: {', '.join(store.annotations)}")
-    return found
-
-
-def _sample(worker: Worker) -> Any:
-    """Up to 32 training images, as the evaluation crops them."""
-    ids = spread(worker.splits.train, 32)
-    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    batch = loader.once(ids)
-    names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
-    return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

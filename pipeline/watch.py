@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Augment, Pretrain
-from pipeline.fit import Job, to_batch
+from pipeline.job import Job, to_batch
 from pipeline.metrics import append
 from pipeline.stream import EvalOrder, Options, batches
 from pipeline.worker import Worker, gather_rows

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import resident
 from pipeline.augment_targets import Targets
 from pipeline.config import Augment, Recipe, Training
-from pipeline.fit import to_batch
+from pipeline.job import to_batch
 from pipeline.plan import Plan
 from pipeline.splits import Splits, split
 from pipeline.store import CACHE_BYTES, Store

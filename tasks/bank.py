@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tasks.collective import all_sum, gather, mine, rank, world
+from tasks.collective import COMMUNICATION, all_sum, gather, mine, rank, world
 from tasks.counter import keys, uniform
-from tasks.table import SampleTable
+from tasks.stopwatch import part
+from tasks.table import TABLES, SampleTable
 
 QUERIES = 1024  # rows that look for their neighbour at a time: a tile of 1024 x chunk logits is 32 MB
 HIDDEN = -1e30  # a logit without weight. Finite: minus infinity times a weight of 0 would be NaN
@@ -61,13 +62,14 @@ class Moments(NamedTuple):
         if world() == 1:
             return self
         peak = self.peak.clone()
-        dist.all_reduce(peak, dist.ReduceOp.MAX)
-        part = self.seen_from(peak)
-        zeroth, first = all_sum(torch.cat((part.zeroth, part.first), 1)).chunk(2, 1)
+        with part(COMMUNICATION):
+            dist.all_reduce(peak, dist.ReduceOp.MAX)
+        own = self.seen_from(peak)
+        zeroth, first = all_sum(torch.cat((own.zeroth, own.first), 1)).chunk(2, 1)
         return Moments(peak, zeroth, first)
 
     def mine(self) -> "Moments":
-        return Moments(*(mine(part) for part in self))
+        return Moments(*(mine(sums) for sums in self))
 
     def log_partition(self) -> Tensor:
         """(b,) log sum_j exp(logit_j)."""
@@ -99,6 +101,7 @@ class MemoryBank(SampleTable):
         super().__init__(size, (dim,), torch.float32, lambda ids: first_rows(ids, dim, seed))
         self.chunk = chunk
 
+    @part(TABLES)
     def others(self, queries: Tensor, own: Tensor, temperature: float, own_logit: float | None = None) -> tuple[Tensor, Tensor]:
         """(b, dim) queries of this worker and the (b,) ids of their own rows -> (b,) log sum over j != own of exp(m_j.v / temperature), and
         the (b,) entropy of the softmax over j != own, or over all j with the constant `own_logit` in the place of own's. Collective.
@@ -106,6 +109,7 @@ class MemoryBank(SampleTable):
         return _Others.apply(queries, self, own, temperature, own_logit)  # type: ignore[no-untyped-call,no-any-return]
 
     @torch.no_grad()
+    @part(TABLES)
     def discover(self, temperature: float) -> tuple[Tensor, Tensor]:
         """For every row of the bank, on every worker: (size,) ids of the nearest other row (Super-AND, eq. 7; of equally near ones the lowest)
         and (size,) entropies of its softmax over all rows, itself included (eqs. 1 and 9). Exact; collective.
@@ -118,11 +122,13 @@ class MemoryBank(SampleTable):
                 ids = held[start : start + QUERIES]
                 queries = self.rows[start : start + QUERIES].clone() if rank() == holder else self.rows.new_empty(len(ids), *self.rows.shape[1:])
                 if world() > 1:
-                    dist.broadcast(queries, src=holder)
+                    with part(COMMUNICATION):
+                        dist.broadcast(queries, src=holder)
                 nearest[ids], entropy[ids] = self._nearest(queries, ids, temperature)
         return nearest, entropy
 
     @torch.no_grad()
+    @part(TABLES)
     def gram(self) -> Tensor:
         """(dim, dim) float64 M^T M, the same on every worker. Collective."""
         dim = self.rows.shape[1]
@@ -132,6 +138,7 @@ class MemoryBank(SampleTable):
         return all_sum(total)
 
     @torch.no_grad()
+    @part(TABLES)
     def settle(self) -> Tensor:
         """`commit`, and the (dim, dim) float64 change that it makes to the Gram matrix. Collective."""
         dim = self.rows.shape[1]
@@ -166,9 +173,10 @@ class MemoryBank(SampleTable):
             best, found = torch.where(nearer, value, best), torch.where(nearer, (start + column) * world() + rank(), found)
         if world() > 1:
             nearest = best.clone()
-            dist.all_reduce(nearest, dist.ReduceOp.MAX)
-            found = torch.where(best == nearest, found, self.size)
-            dist.all_reduce(found, dist.ReduceOp.MIN)
+            with part(COMMUNICATION):
+                dist.all_reduce(nearest, dist.ReduceOp.MAX)
+                found = torch.where(best == nearest, found, self.size)
+                dist.all_reduce(found, dist.ReduceOp.MIN)
         return found, total.over_workers().entropy()
 
     def _places(self, ids: Tensor) -> Tensor:

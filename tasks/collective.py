@@ -7,6 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tasks.stopwatch import part
+
+COMMUNICATION = "communication"  # what the workers' exchanges are called, by the clock
+
 
 def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -45,7 +49,8 @@ def from_rank_zero(function: Callable[..., Tensor], *arguments: Tensor) -> Tenso
     if world() == 1:
         return function(*arguments)
     result = function(*arguments) if rank() == 0 else torch.empty(len(arguments[0]), dtype=torch.int64, device=arguments[0].device)
-    dist.broadcast(result, src=0)
+    with part(COMMUNICATION):
+        dist.broadcast(result, src=0)
     return result
 
 
@@ -84,13 +89,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, x.contiguous())
+        with part(COMMUNICATION):
+            dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        with part(COMMUNICATION):
+            dist.all_reduce(total)
         return mine(total)
 
 
@@ -98,11 +105,13 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.contiguous().clone()
-        dist.all_reduce(total)
+        with part(COMMUNICATION):
+            dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        with part(COMMUNICATION):
+            dist.all_reduce(total)
         return total

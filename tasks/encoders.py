@@ -54,6 +54,13 @@ class Tower(nn.Module):
             maps.append(x)
         return maps
 
+    def filters(self) -> Tensor | None:
+        """(n, c, k, k): those of the first convolution, as they act on the image; None where there is no convolution on the whole input."""
+        first = next((module for module in self.stages.modules() if isinstance(module, nn.Conv2d)), None)
+        if first is None or first.weight.shape[1] != self.input.channels:
+            return None
+        return self.input.composed(first.weight.detach())
+
 
 class Encoder(Tower):
     """The network of a spec: `name`, the parameters of that entry of ENCODERS, and those of `Shared`.
@@ -83,6 +90,11 @@ class Encoder(Tower):
         if self.twin is None:
             return maps
         return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth), strict=True)]
+
+    def first_filters(self) -> list[Tensor]:
+        """`filters` of each tower that has them."""
+        towers = (self, self.twin) if self.twin is not None else (self,)
+        return [filters for tower in towers if (filters := tower.filters()) is not None]
 
     def blocks(self) -> list[set[nn.Parameter]]:
         """The trained parameters by the first feature map that is computed from them, shallow to deep."""

@@ -76,6 +76,17 @@ class Input(nn.Module):
             return one
         return F.conv2d(F.pad(one, (1, 1, 1, 1), mode=self.padding), self.gradients.to(x.dtype))
 
+    def composed(self, filters: Tensor) -> Tensor:
+        """(n, c, k, k) filters of a convolution behind this input -> (n, 1 or 3, K, K), the same as they act on the image, gray or in colours, up
+        to its normalisation (NAT, figure 4: the gradients composed with the first layer)."""
+        if self.input == "sobel":
+            return F.conv_transpose2d(filters, self.gradients.to(filters))
+        if self.input == "high_pass":
+            kernel = -self.blur.to(filters)
+            kernel[:, :, 2, 2] += 1.0
+            return F.conv_transpose2d(filters, kernel, groups=3)
+        return filters
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tasks.collective import gather, rank, world
+from tasks.collective import COMMUNICATION, gather, rank, world
+from tasks.stopwatch import part
 
+TABLES = "tables"  # what reading and writing them is called, by the clock
 Rows = Callable[[Tensor], Tensor]  # ids (k,) int64 -> rows (k, *shape)
 
 
@@ -26,6 +28,7 @@ class SampleTable:
         assert self.rows.shape == (len(self.ids), *shape)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
+    @part(TABLES)
     def read(self, ids: Tensor) -> Tensor:
         """(B,) ids of this rank -> their (B, *shape) rows. Collective: every rank calls it, with equally many ids."""
         everyone = self._checked(gather(ids))
@@ -35,10 +38,12 @@ class SampleTable:
         if len(self.rows):  # every row has one owner: the others add zeros. Without a mask of flexible length, which a GPU would be waited for
             here = (everyone % world() == rank()).view(-1, *[1] * (self.rows.dim() - 1))
             rows = torch.where(here, self.rows[(everyone // world()).clamp_max(len(self.rows) - 1)], rows)
-        dist.all_reduce(rows)
+        with part(COMMUNICATION):
+            dist.all_reduce(rows)
         size = len(ids)
         return rows[rank() * size : (rank() + 1) * size]
 
+    @part(TABLES)
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Hold back (B, *shape) rows for `commit`. Collective. No id may stand twice in the global batch: which row wins would be chance.
 
@@ -55,6 +60,7 @@ class SampleTable:
             everyone, values = everyone[here], values[here]
         self._pending.append((everyone // world(), values))
 
+    @part(TABLES)
     def commit(self) -> None:
         """Make the writes since the last commit visible to `read`."""
         for places, values in self._pending:
@@ -87,7 +93,7 @@ class SampleTable:
 
     def _checked(self, ids: Tensor) -> Tensor:
         """`ids`; looked at on the CPU only. A GPU would have to be waited for at every step: there, the loop has checked them on the host
-        (`fit.to_batch`), and what still is outside ends in CUDA's own assertion."""
+        (`job.to_batch`), and what still is outside ends in CUDA's own assertion."""
         if ids.device.type != "cpu":
             return ids
         wrong = ids[(ids < 0) | (ids >= self.size)]

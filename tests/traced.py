@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline import pretrain
-from pipeline.fit import Job, fit
+from pipeline.fit import fit
+from pipeline.job import Job
 from pipeline.plan import Batches
 from pipeline.stage import Instance
 from pipeline.worker import Worker

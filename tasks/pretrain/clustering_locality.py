@@ -24,6 +24,7 @@ from tasks.encoders import Encoder, pooled, pooled_size
 from tasks.labelled import labelled_cross_entropy
 from tasks.learner import Batch
 from tasks.pretrain.method import Method, Needs, Setting
+from tasks.shown import Picture, Row, stretched
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -136,6 +137,13 @@ class ClusteringLocality(Method):
         cam = class_activation(maps[-1], self.classifier.weight[logits.argmax(1)])
         cam = cam.relu() if self.cam == "relu" else cam
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> tuple[Picture, ...]:
+        """The class activation map of each image's most probable class, before and after the training."""
+        images = batch.views[0]
+        maps = Row("evidence for the class", images, stretched(self.embed(batch)[1].float()), untrained=True)
+        return (Picture("class_activation", "class activation maps of held-out images", (Row("image", images), maps)),)
 
     def predict(self, images: Tensor) -> Tensor | None:
         return self.classifier(pooled(self.encoder(images), "avg")).argmax(1) if self.supervised else None  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ the image to be undone. Images are 0-centred and normalised (section 3.4); the c
 denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is the data set's mean.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -24,8 +25,10 @@ from tasks.init import Init
 from tasks.learner import Batch
 from tasks.norms import Norm
 from tasks.pretrain.method import Method, Setting
+from tasks.shown import Picture, Row
 
 Sigma = Annotated[float, Ge(0.0)]
+SHOWN, PLACES_SHOWN = 3, 8  # features in a picture, and places a side of the map that they are of
 LEVELS, PLACES = 0, 1  # the streams of random numbers: of the noise levels, and of the noise or the blocks
 
 
@@ -55,6 +58,16 @@ def pixels(input: Input, normalised: Tensor) -> Tensor:
         return normalised * input.std + input.mean
     weights = input.weights / input.std
     return (normalised + (weights * input.mean).sum()) / weights.sum()
+
+
+def most_varied(clean: Sequence[Tensor], corrupted: Sequence[Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """By channel, its (B, h, w) maps of clean and of corrupted images, on one scale from 0 to 1: the `SHOWN` channels that vary most over the clean
+    images, of the deepest map with at least `PLACES_SHOWN` places a side, or else of the first."""
+    deep_enough = [k for k, map_ in enumerate(clean) if min(map_.shape[2:]) >= PLACES_SHOWN]
+    pair = [maps[max(deep_enough, default=0)].float().relu() for maps in (clean, corrupted)]
+    chosen = pair[0].var((0, 2, 3)).topk(min(SHOWN, pair[0].shape[1])).indices.tolist()
+    scale = {channel: max(float(maps[:, channel].amax()) for maps in pair) or 1.0 for channel in chosen}
+    return {channel: (pair[0][:, channel] / scale[channel], pair[1][:, channel] / scale[channel]) for channel in chosen}
 
 
 class DenoisingAutoEncoder(Method):
@@ -118,10 +131,19 @@ class DenoisingAutoEncoder(Method):
         return {"decoder": self.decoder}
 
     @torch.no_grad()
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        input, (reconstructed,) = self.encoder.input, self.embed(batch)
-        shown = {"clean": input(batch.views[0]), "corrupted": input(self.corrupted(batch)), "reconstruction": reconstructed.float()}
-        return {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in shown.items()}
+    def pictures(self, batch: Batch) -> tuple[Picture, ...]:
+        """Images, corrupted and reconstructed (figures 2 and 8-10), and what single features see in both (figures 5 and 6)."""
+        input, corrupted, (reconstructed,) = self.encoder.input, self.corrupted(batch), self.embed(batch)
+        given = {"clean": input(batch.views[0]), "corrupted": input(corrupted), "reconstruction": reconstructed.float()}
+        images = {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in given.items()}
+        features = most_varied(self.encoder(batch.views[0]), self.encoder(corrupted))
+        rows = [Row(caption, images[caption]) for caption in ("clean", "corrupted")]
+        for channel, pair in features.items():
+            rows += [Row(f"feature {channel}, {caption}", images[caption], maps) for caption, maps in zip(("clean", "corrupted"), pair, strict=True)]
+        return (
+            Picture("reconstructions", "held-out images, corrupted and reconstructed", tuple(Row(c, i) for c, i in images.items())),
+            Picture("feature_maps", "where features are active, in held-out images and in the same images corrupted", tuple(rows)),
+        )
 
     def _holes(self, key: Tensor, size: int) -> Tensor:
         """(B,) keys -> (B, 1, size, size) bool, true where an image is blocked out."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tasks.encoders import Encoder
 from tasks.learner import Batch, Learner
+from tasks.shown import Curve, Picture
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Method(Learner):
         """(B, 3, H, W) in 0..1 -> (B,) int64 classes, where the method has learned a classifier from labels; None where it has not."""
         return None
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """(B, 3, H, W) images in 0..1 by caption, that show what was learned on held-out images; {} where there is nothing to see."""
-        return {}
+    def pictures(self, batch: Batch) -> tuple[Picture, ...]:
+        """What was learned, shown on held-out images; () where there is nothing to see. Called before the first step, too, for the rows of the
+        untrained network; in evaluation mode, without gradients, on rank 0 alone: no collectives. Draws no random numbers."""
+        return ()
+
+    @classmethod
+    def curves(cls, epochs: int, **parameters: Any) -> tuple[Curve, ...]:
+        """Figures of what these hyper-parameters log that want more than a line over the steps."""
+        return ()

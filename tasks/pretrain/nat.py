@@ -9,7 +9,7 @@ Since the targets never move and each has one image, the features cannot collaps
 exchange their targets among each other, optimally, before the step is taken (Algorithm 1), every `permutation_period` epochs (section 3.3).
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,14 @@ from annotated_types import Ge, Lt
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tasks.collective import from_rank_zero, gather, mine, world
+from tasks.collective import all_sum, from_rank_zero, gather, mine, world
 from tasks.encoders import Encoder, pooled_size
 from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.norms import Norm
 from tasks.pretrain.method import Method, Setting
+from tasks.shown import Curve
+from tasks.stopwatch import part
 from tasks.table import SampleTable
 
 CHUNK = 4096  # targets drawn from one generator: any worker can draw any of them
@@ -47,8 +49,9 @@ def best_assignment(features: Tensor, targets: Tensor) -> Tensor:
     cost = -(features.double() @ targets.double().T)
     cost = cost - cost.mean(1, keepdim=True) - cost.mean(0, keepdim=True)
     # A diverged network's features are not numbers. Any assignment will do then: the loop stops at the loss, on all workers, and says why.
-    _, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
-    return torch.from_numpy(columns).to(features.device)
+    with part("assignment"):
+        _, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
+        return torch.from_numpy(columns).to(features.device)
 
 
 def sphere_targets(indices: Tensor, dim: int, seed: int) -> Tensor:
@@ -70,6 +73,9 @@ class NoiseAsTargets(Method):
 
     `targets: one_hot`: the ablation of section 4.1, the `dim` basis vectors, each n / dim times.
     `assign: local` exchanges targets within each worker's part of the batch only; `global` within the whole batch, as on one worker.
+
+    Logged beside the loss: `moved`, of the images of the batch those that changed their target in this step; `changed`, of all images seen in the
+    last epoch that exchanges targets.
     """
 
     title: ClassVar[str] = "Noise As Targets"
@@ -82,6 +88,9 @@ class NoiseAsTargets(Method):
         "The assignment costs are not rounded to integers, as they are in the authors' code.",
         "The gradients of the Sobel input have no bias; in the authors' code it stays at its random initialisation.",
     )
+
+    exchanges: Tensor
+    period: Tensor
 
     def __init__(
         self,
@@ -103,14 +112,23 @@ class NoiseAsTargets(Method):
         self.reduction, self.targets, self.assign = reduction, targets, assign
         self.head = Projection(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm, pool=pool)
         self.permuting = True
+        self.register_buffer("exchanges", torch.zeros(2, dtype=torch.int64))  # in this period, on all workers: images with another target, all seen
+        self.register_buffer("period", torch.tensor(-1))  # the epoch in which the period began
         # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
         size, seed = setting.size, setting.seed
         start = initial_permutation(size, seed)
         self.tables["assignment"] = SampleTable(size, (), torch.int64, lambda ids: start[ids])
         self.noise = SampleTable(size, (dim,), torch.float32, lambda k: sphere_targets(k, dim, seed)) if targets == "sphere" else None
 
+    @classmethod
+    def curves(cls, epochs: int, *, permutation_period: int = 3, **parameters: Any) -> tuple[Curve, ...]:
+        return (Curve("targets", "share of images that changed their target", ("changed",), permutation_period, "period"),)
+
     def begin_epoch(self, epoch: int) -> None:
         self.permuting = epoch % self.permutation_period == 0
+        if self.permuting and int(self.period) != epoch:  # an epoch that is resumed in its middle has counted what came before
+            self.exchanges.zero_()
+            self.period.fill_(epoch)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, d) on the unit sphere."""
@@ -121,9 +139,13 @@ class NoiseAsTargets(Method):
         held = self.tables["assignment"].read(batch.rows)
         chosen, vectors = self._exchanged(features.detach(), held)
         loss = square_loss(features, vectors, self.reduction)
+        moved = chosen != held
         if self.permuting:
             self.tables["assignment"].write(batch.rows, chosen)
-        return {"loss": loss, "moved": (chosen != held).float().mean()}
+            self.exchanges[0] += all_sum(moved.sum())
+            self.exchanges[1] += len(moved) * world()
+        changed = self.exchanges[0] / self.exchanges[1].clamp_min(1)
+        return {"loss": loss, "moved": moved.float().mean(), "changed": changed.to(loss.dtype)}
 
     def handed_on(self) -> dict[str, nn.Module]:
         return {"head": self.head}

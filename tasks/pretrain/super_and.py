@@ -25,6 +25,7 @@ from tasks.encoders import Encoder, pooled_size
 from tasks.heads import Projection
 from tasks.learner import Batch
 from tasks.pretrain.method import Method, Needs, Setting
+from tasks.shown import Curve
 from tasks.table import SampleTable
 
 Variant = Literal["paper", "reference"]
@@ -95,6 +96,9 @@ class SuperAnd(Method):
     or not (Algorithm 1) is the training's `first_view`. The bank takes the first view's embeddings, m <- norm(momentum m + (1 - momentum) v):
     the code writes both views to one row, and which one stays is chance. Without `aug` batches have one view, and all losses are over it.
 
+    Logged of each round's discovery, where it selects images: `consistency`, the share of the selected whose neighbour is of their class (figure 4),
+    and `entropy`, the mean of eq. 9 over all images.
+
     Instance: `neighbours`, `ue` and `aug` off. AND: `ue` and `aug` off. `chunk`: rows of the bank that are looked at together.
     """
 
@@ -111,6 +115,7 @@ class SuperAnd(Method):
     gram: Tensor
     begun: Tensor
     consistency: Tensor
+    entropy: Tensor
 
     def __init__(
         self,
@@ -150,10 +155,17 @@ class SuperAnd(Method):
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("begun", torch.tensor(-1))  # the round whose neighbours the table holds
         self.register_buffer("consistency", torch.tensor(0.0))
+        self.register_buffer("entropy", torch.tensor(0.0))
 
     @classmethod
     def needs(cls, *, aug: bool = True, **parameters: Any) -> Needs:
         return Needs(views=2 if aug else 1)
+
+    @classmethod
+    def curves(cls, epochs: int, *, rounds: int = 5, neighbours: bool = True, **parameters: Any) -> tuple[Curve, ...]:
+        """Figure 4 of the paper."""
+        names = ("consistency", "entropy", "selected") if neighbours else ()
+        return (Curve("rounds", "neighbourhoods as they were found at the start of each round", names, epochs // rounds, "round"),) if names else ()
 
     def handed_on(self) -> dict[str, nn.Module]:
         return {"head": self.head}
@@ -234,6 +246,8 @@ class SuperAnd(Method):
         told = {"ue_weight": like.new_tensor(self.ue_weight)} if self.ue else {}
         if self.neighbours:
             told["selected"] = like.new_tensor(self._selected() / self.setting.size)
+        if self.neighbours and self._selected():
+            told["entropy"] = self.entropy.clone()
             if self.setting.labels is not None:
                 told["consistency"] = self.consistency.clone()
         return told
@@ -247,6 +261,7 @@ class SuperAnd(Method):
     def _discover(self) -> None:
         """Fill the table of neighbours: of the images of lowest entropy (eq. 9), of equal ones those of lowest id."""
         nearest, entropy = self.bank.discover(self.temperature)
+        self.entropy.fill_(float(entropy.mean()))
         chosen = entropy.argsort(stable=True)[: self._selected()]
         neighbour = torch.full_like(nearest, -1)
         neighbour[chosen] = nearest[chosen]

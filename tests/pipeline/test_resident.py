@@ -14,6 +14,7 @@ from pipeline import finetune, resident, stream
 from pipeline import fit as fit_module
 from pipeline.config import Stream
 from pipeline.errors import UserError
+from pipeline.job import to_batch
 from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.stage import Instance
@@ -57,7 +58,7 @@ def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a["views"].dtype == torch.uint8
         assert a["views"].shape == b["views"].shape
-        ours, theirs = fit_module.to_batch(a, CPU), fit_module.to_batch(b, CPU)
+        ours, theirs = to_batch(a, CPU), to_batch(b, CPU)
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.labels, theirs.labels)
         assert all(torch.equal(x, y) and x.is_contiguous() for x, y in zip(ours.views, theirs.views, strict=True))

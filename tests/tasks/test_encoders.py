@@ -242,3 +242,14 @@ def test_memory_layout_changes_no_map(spec: dict) -> None:
     expected = encoder(images)
     for found, map_ in zip(encoder.to(memory_format=torch.channels_last)(images), expected, strict=True):
         torch.testing.assert_close(found, map_, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_filters_are_those_of_each_tower_as_they_act_on_the_image() -> None:
+    plain = Encoder({"name": "convnet", "width": 4, "depth": 2, "norm": "group"}, 16)
+    (filters,) = plain.first_filters()
+    first = next(module for module in plain.modules() if isinstance(module, torch.nn.Conv2d))
+    assert torch.equal(filters, first.weight)
+    assert not filters.requires_grad
+    rgb, sobel = Encoder({"name": "convnet", "width": 4, "depth": 2, "norm": "group", "input": "rgb_sobel"}, 16).first_filters()
+    assert rgb.shape[1] == 3
+    assert sobel.shape[1:] == (1, *(side + 2 for side in rgb.shape[2:]))

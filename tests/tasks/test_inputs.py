@@ -134,3 +134,17 @@ def test_shared_makes_one_input_per_network_each_with_all_options() -> None:
     x = torch.rand(2, 3, 5, 5)
     for tower in towers:
         assert torch.equal(tower(x), Input(input=tower.input, **options)(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
+def test_composed_filters_act_on_the_image_as_filter_and_input_do(kind: Any) -> None:
+    """Away from the border, where the two pad otherwise."""
+    made = Input(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    filters = torch.randn(4, made.channels, 3, 3, dtype=torch.float64)
+    whole = made.composed(filters)
+    seen = images if whole.shape[1] == 3 else (images * made.weights).sum(1, keepdim=True)
+    wanted = F.conv2d(made(images), filters, padding=1)
+    found = F.conv2d(seen, whole, padding=whole.shape[-1] // 2)
+    assert whole.shape[-1] == {"rgb": 3, "gray": 3, "sobel": 5, "high_pass": 7}[kind]
+    torch.testing.assert_close(found[:, :, 4:-4, 4:-4], wanted[:, :, 4:-4, 4:-4])

@@ -164,6 +164,19 @@ def test_the_locality_reaches_the_weights_and_the_features() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.encoder.parameters())
 
 
+def test_pictures_are_the_maps_of_the_most_probable_class_and_wanted_of_the_untrained_network_too() -> None:
+    learner, seen = method().eval(), batch(torch.arange(4))
+    (picture,) = learner.pictures(seen)
+    image, evidence = picture.rows
+    assert torch.equal(image.images, seen.views[0])
+    assert image.maps is None
+    assert (image.untrained, evidence.untrained) == (False, True)
+    cam = learner.embed(seen)[1].detach().float()
+    assert evidence.maps is not None
+    torch.testing.assert_close(evidence.maps.amax((1, 2)), torch.ones(4))
+    assert torch.equal(evidence.maps.flatten(1).argmax(1), cam.flatten(1).argmax(1))
+
+
 def test_without_supervision_labels_do_not_matter() -> None:
     learner, first, second = method(**VARIANTS["unsupervised"]), batch(torch.arange(12)), batch(torch.arange(12))
     second.labels.zero_()

@@ -14,7 +14,7 @@ from tasks.corruption import random_squares
 from tasks.counter import keys
 from tasks.encoders import Encoder
 from tasks.learner import Batch
-from tasks.pretrain.dae import LEVELS, PLACES, DenoisingAutoEncoder, euclidean_loss, pixels, psnr
+from tasks.pretrain.dae import LEVELS, PLACES, DenoisingAutoEncoder, euclidean_loss, most_varied, pixels, psnr
 from tasks.pretrain.method import Setting
 from tests import references
 from tests.gloo import Pool
@@ -199,8 +199,10 @@ def test_pixels_undo_the_normalisation() -> None:
 @pytest.mark.parametrize("input", ["rgb", "gray"])
 def test_pictures(input: str) -> None:
     learner = DenoisingAutoEncoder(encoder(input=input), Setting(size=10, epochs=1, seed=0), corruption="big_block")
-    shown = learner.eval().pictures(batch(torch.arange(4)))
-    assert list(shown) == ["clean", "corrupted", "reconstruction"]
+    pictures = {picture.name: picture for picture in learner.eval().pictures(batch(torch.arange(4)))}
+    assert set(pictures) == {"reconstructions", "feature_maps"}
+    assert [row.caption for row in pictures["reconstructions"].rows] == ["clean", "corrupted", "reconstruction"]
+    shown = {row.caption: row.images for row in pictures["reconstructions"].rows}
     for picture in shown.values():
         assert picture.shape == (4, 3, SIZE, SIZE)
         assert not picture.requires_grad
@@ -213,6 +215,26 @@ def test_pictures(input: str) -> None:
         torch.testing.assert_close(shown["clean"], batch(torch.arange(4)).views[0])
     else:
         assert torch.equal(shown["clean"][:, 0], shown["clean"][:, 2])
+    maps = [row for row in pictures["feature_maps"].rows if row.maps is not None]
+    assert [row.caption.split(", ")[1] for row in maps] == ["clean", "corrupted"] * (len(maps) // 2)
+    for row, other in zip(maps[::2], maps[1::2], strict=True):
+        assert row.maps is not None
+        assert other.maps is not None
+        assert max(float(row.maps.max()), float(other.maps.max())) == pytest.approx(1.0), "clean and corrupted are on one scale"
+        assert min(float(row.maps.min()), float(other.maps.min())) >= 0
+        assert not torch.equal(row.maps, other.maps)
+
+
+def test_the_features_that_vary_most_are_shown_of_the_deepest_map_that_has_places_enough() -> None:
+    deep, small = torch.zeros(2, 5, 8, 8), torch.rand(2, 5, 4, 4)
+    deep[:, 3, 0, 0], deep[0, 1, 0, 0] = 6.0, 2.0
+    found = most_varied([torch.rand(2, 5, 16, 16), deep, small], [torch.rand(2, 5, 16, 16), 2 * deep, small])
+    assert list(found)[:2] == [3, 1]
+    clean, corrupted = found[3]
+    assert clean.shape == (2, 8, 8)
+    assert (float(clean[0, 0, 0]), float(corrupted[0, 0, 0])) == (0.5, 1.0)
+    assert float(found[list(found)[2]][0].max()) == 0.0, "a feature that is nowhere active is no division by zero"
+    assert next(iter(most_varied([small], [small]).values()))[0].shape == (2, 4, 4)
 
 
 def test_the_decoder_is_handed_on() -> None:

@@ -111,6 +111,41 @@ def test_the_exchange_lowers_the_loss() -> None:
     assert exchanged["moved"] > 0.5
 
 
+@pytest.mark.parametrize("period", [1, 2])
+def test_the_share_that_changed_is_of_all_images_of_the_last_epoch_that_exchanges(period: int) -> None:
+    learner, shares = method(size=40, permutation_period=period), []
+    for epoch in range(4):
+        before = learner.tables["assignment"].rows.clone()
+        for k, ids in enumerate(torch.randperm(40, generator=torch.Generator().manual_seed(epoch)).split(10)):
+            if k in (0, 2):  # an epoch that is resumed begins twice
+                learner.begin_epoch(epoch)
+            told = float(learner(batch(ids))["changed"])
+            learner.end_step()
+        wanted = float((learner.tables["assignment"].rows != before).float().mean())
+        shares.append((told, wanted))
+        if epoch % period == 0:
+            assert told == pytest.approx(wanted)
+            assert wanted > 0
+        else:
+            assert (wanted, told) == (0.0, pytest.approx(shares[epoch - 1][0])), "as the period began"
+    (curve,) = NoiseAsTargets.curves(4, permutation_period=period)
+    assert (curve.numbers, curve.every) == (("changed",), period)
+
+
+def changed_on_this_rank(assign: str) -> float:
+    learner = method(size=40, norm="group", assign=assign)
+    learner.begin_epoch(0)
+    return float(learner(batch(torch.arange(20) + 20 * rank()))["changed"])
+
+
+def test_the_share_that_changed_is_of_all_workers(pool: Pool) -> None:
+    alone = method(size=40, norm="group")
+    alone.begin_epoch(0)
+    assert pool.run(changed_on_this_rank, "global") == [pytest.approx(float(alone(batch(torch.arange(40)))["changed"]))] * 2
+    one, other = pool.run(changed_on_this_rank, "local")
+    assert one == other
+
+
 def test_the_order_of_the_batch_does_not_matter() -> None:
     learner = method(dtype=torch.float64)
     ids, order = torch.arange(32), torch.randperm(32)

@@ -219,9 +219,19 @@ def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(i
         assert neighbour == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
         told = learner(batch(torch.arange(8)))
         assert float(told["selected"]) == pytest.approx(len(chosen) / SIZE)
+        assert ("consistency" in told) == ("entropy" in told) == bool(chosen), "nothing is known of neighbours that were not looked for"
+        if not chosen:
+            continue
+        assert float(told["entropy"]) == pytest.approx(sum(entropy) / SIZE, rel=1e-6)
         known = [i for i in chosen if i % 4 and nearest[i] % 4]  # labels are i % 4 - 1
         wanted_consistency = sum(i % 4 == nearest[i] % 4 for i in known) / max(len(known), 1)
         assert float(told["consistency"]) == pytest.approx(wanted_consistency)
+
+
+def test_rounds_have_a_curve_where_there_are_neighbours() -> None:
+    (curve,) = SuperAnd.curves(20, rounds=4)
+    assert (curve.numbers, curve.every, curve.unit) == (("consistency", "entropy", "selected"), 5, "round")
+    assert SuperAnd.curves(20, rounds=1, neighbours=False) == ()
 
 
 def test_equal_entropies_are_selected_by_id() -> None:
@@ -259,7 +269,8 @@ def test_the_first_round_of_an_instance_start_has_one_loss(initial: str, both: b
     for epoch in (1, 3):
         learner.begin_epoch(epoch)
         told.append({name: float(value.detach()) for name, value in learner(batch(torch.arange(16))).items()})
-    assert told[0].keys() == told[1].keys()
+    of_neighbours = {"entropy", "consistency"}
+    assert told[0].keys() - of_neighbours == told[1].keys() - of_neighbours
     for values, on in zip(told, (both, True), strict=True):
         rest = 0.2 * values["ue_loss"] + values["aug_loss"] if on else 0.0
         assert values["loss"] == pytest.approx(values["and_loss"] + rest)
