@@ -22,7 +22,7 @@ from pipeline import fault, resident
 from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.config import Training
 from pipeline.durable import write_json
-from pipeline.errors import StopTraining
+from pipeline.errors import Stopped, StopTraining
 from pipeline.metrics import Clock, Tails, append
 from pipeline.optim import build_optimizer, build_schedule
 from pipeline.plan import Batches
@@ -31,6 +31,7 @@ from tasks.collective import all_sum, broadcast_object, gather_objects, rank, sh
 from tasks.learner import Batch, Learner
 
 CHECKPOINT_AGE_S = 20.0
+STOP = "stop"  # a file in a job's folder that asks its training to stop
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
 
     Raises:
-        StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left.
+        StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left, or (Stopped) a file that asks for it.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(job, learner)
@@ -90,6 +91,7 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
         if step % job.training.log_every == 0 or last or looks:
             seen = clock.aside(watch.look()) if watch is not None and looks else {}
             clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
+            _stop_if_asked(job)
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
@@ -142,6 +144,18 @@ def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = Non
     others = {name: value for name, value in arrays.items() if name not in ("id", "label", "views")}
     targets = {name: torch.from_numpy(np.require(value, requirements="W")).to(device) for name, value in others.items()}
     return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)
+
+
+def _stop_if_asked(job: Job) -> None:
+    """Collective: a file that not all ranks see at once must not part them.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    file = job.folder / STOP
+    why = broadcast_object(file.read_text("utf-8") if rank() == 0 and file.exists() else None)
+    if why is not None:
+        raise Stopped(why)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:
