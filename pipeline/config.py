@@ -5,6 +5,7 @@ name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then 
 every stage of that kind. `smoke` is laid over the whole recipe for a trial run of a minute (`load(..., smoke=True)`).
 """
 
+import copy
 import hashlib
 import inspect
 import json
@@ -465,7 +466,7 @@ def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False, value
     raw = yaml_strict.read(path)
     raw = _smoke(raw) if smoke else raw
     for key, value in (values or {}).items():
-        _set(raw, key.split("."), value)
+        _set(raw, key.split("."), copy.deepcopy(value))
     for override in overrides:
         _set(raw, *split_override(override))
     return parse(_compose(raw, _conf_root(path)))

@@ -77,9 +77,8 @@ def history(trials: Sequence[Trial], objective: Objective, k: int = 0) -> Figure
     for state, colour, marker in (("stopped", "#d9822b", "|"), ("failed", RED, "x")):
         places = [place + 1 for place, trial in enumerate(ended) if trial.state == state]
         if places:
-            low = axes[0].get_ylim()[0]
-            axes[0].plot(places, [low] * len(places), marker, color=colour, markersize=7, label=state, clip_on=False)
-            axes[0].set_ylim(low)
+            at_the_foot = {"transform": axes[0].get_xaxis_transform(), "markersize": 7, "label": state}
+            axes[0].plot(places, [0.04] * len(places), marker, color=colour, **at_the_foot)
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8, loc="best")
     seeds = len(done[0][1].scores[k])
@@ -95,12 +94,12 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 def importances(search: Search, trials: Sequence[Trial], k: int = 0) -> dict[str, float]:
     """By dotted key, the share of the objective's variance that a setting explains, by fANOVA (Hutter et al. 2014); {} where trials are too few, or
-    all the same."""
+    differ in one setting only."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     done = [trial for trial in trials if trial.state == "done"]
     varied = [key for key in search.space if len({json.dumps(trial.values[key]) for trial in done}) > 1]
-    if len(done) < ENOUGH or not varied or len({trial.means[k] for trial in done}) < 2:
+    if len(done) < ENOUGH or len(varied) < 2 or len({trial.means[k] for trial in done}) < 2:
         return {}
     found = get_param_importances(
         study(search, done), evaluator=FanovaImportanceEvaluator(seed=search.seed), params=varied, target=lambda trial: trial.values[k]
@@ -184,26 +183,42 @@ def pareto(search: Search, done: Sequence[Trial]) -> Figure:
 
 
 def curve(search: Search, done: Sequence[Trial]) -> Figure:
-    """Of a grid over one key or two: the first objective against the first key, mean and standard deviation over seeds; a line for each value of the
-    second."""
-    (x, *second), names = search.space, short(list(search.space))
-    objective = search.objectives[0]
+    """Of a grid over one key or two: the objective against the first key, mean and standard deviation over seeds; a line for each value of the
+    second key, or for each of several objectives."""
+    (x, *_), names = search.space, short(list(search.space))
     figure, (axis,) = _axes(5.6, 3.8)
     values = list(search.space[x].listed)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    lines = search.space[second[0]].listed if second else (None,)
-    for k, line in enumerate(lines):
-        of = [trial for trial in done if not second or trial.values[second[0]] == line]
-        of.sort(key=lambda trial: values.index(trial.values[x]) if not numeric else trial.values[x])
-        at = [trial.values[x] if numeric else values.index(trial.values[x]) for trial in of]
-        means, spread = [t.means[0] for t in of], [float(np.std(t.scores[0], ddof=1)) if len(t.scores[0]) > 1 else 0.0 for t in of]
-        label = f"{names[second[0]]} {shown(line)}" if second else None
-        colour = COLOURS[k % len(COLOURS)] if second else BLUE
-        axis.errorbar(at, means, yerr=spread if any(spread) else None, fmt="o-", color=colour, markersize=4, linewidth=1.6, capsize=3, label=label)
+    for k, (label, scores) in enumerate(_lines(search, done)):
+        points = sorted(((value if numeric else values.index(value)), by_seed) for value, by_seed in scores)
+        at, means = [point for point, _ in points], [float(np.mean(by_seed)) for _, by_seed in points]
+        spread = [float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else 0.0 for _, by_seed in points]
+        style = {"fmt": "o-", "color": COLOURS[k % len(COLOURS)], "markersize": 4, "linewidth": 1.6, "capsize": 3}
+        axis.errorbar(at, means, yerr=spread if any(spread) else None, label=label, **style)
+    if numeric and min(values) > 0 and max(values) >= 10 * min(values):
+        axis.set_xscale("log")
+        axis.minorticks_off()
     axis.set_xticks(values if numeric else range(len(values)), [shown(value) for value in values], fontsize=8)
-    if second:
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8, loc="best")
-    seeds = len(done[0].scores[0])
-    told = f"{objective.measure} on held-out images" + (f": mean and standard deviation of {seeds} seeds" if seeds > 1 else "")
-    _titled(axis, told, names[x], objective.measure)
+    seeds, measure = len(done[0].scores[0]), search.objectives[0].measure
+    told = f"{measure.partition('.')[0]} on held-out images" + (f": mean and standard deviation of {seeds} seeds" if seeds > 1 else "")
+    _titled(axis, told, names[x], measure.partition(".")[0] if _several(search) else measure)
     return figure
+
+
+def _several(search: Search) -> bool:
+    return len(search.space) == 1 and len(search.objectives) > 1
+
+
+def _lines(search: Search, done: Sequence[Trial]) -> list[tuple[str | None, list[tuple[Any, list[float]]]]]:
+    """A label and, for each trial, the first key's value and its scores by seed."""
+    x, *second = search.space
+    if not second:
+        labels = [objective.measure for objective in search.objectives] if _several(search) else [None]
+        return [(label, [(trial.values[x], trial.scores[k]) for trial in done]) for k, label in enumerate(labels)]
+    name = short(list(search.space))[second[0]]
+    found: list[tuple[str | None, list[tuple[Any, list[float]]]]] = []
+    for value in search.space[second[0]].listed:
+        found.append((f"{name} {shown(value)}", [(t.values[x], t.scores[0]) for t in done if t.values[second[0]] == value]))
+    return found

@@ -45,7 +45,8 @@ class SearchRuns:
     def begin(self, trial: Trial, folder: Path) -> None:
         """Open a trial's run, the same one as ever."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.tracking.start(f"trial {trial.name}", folder / RUN_FILE, self._shown(trial.values), self.tags_of(trial))
+        shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in trial.values.items()}
+        self.tracking.start(f"trial {trial.name}", folder / RUN_FILE, {**shown, "code": trial.code}, self.tags_of(trial))
 
     def end(self, trial: Trial, folder: Path, best: float | None) -> None:
         """Scores and state of a trial, and the best of the first objective so far. MLflow may be away: then at the end."""
@@ -119,10 +120,6 @@ class SearchRuns:
         """
         taken = {name: stage.encoder for name, stage in recipe.stages.items() if isinstance(stage, Downstream) and stage.takes_encoder}
         return {name: self.tracking.pin(reference, f"stages.{name}.encoder") for name, reference in taken.items() if reference != "previous"}
-
-    @staticmethod
-    def _shown(values: Mapping[str, Any]) -> dict[str, str]:
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def run_of(folder: Path) -> str:

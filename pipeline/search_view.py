@@ -154,7 +154,7 @@ class View:
         """Of the whole search: as long as the trials of this command took so far, for each of those that are still to come."""
         done = self.left - (self.search.total - sum(t.state != "running" for t in self.trials.values()))
         whole = done + sum(report.get("progress", 0.0) for report in self.reports.values())
-        if whole <= 0.05:
+        if whole < 0.2:
             return None
         return float((time.monotonic() - self.started) / whole * max(self.left - whole, 0.0))
 

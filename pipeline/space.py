@@ -270,9 +270,9 @@ def _check(plan: Plan) -> None:
         first, *rest = key.split(".")
         if first not in SEARCHED or (first == "dataset" and (not rest or rest[0] not in OF_DATASET)):
             raise UserError(f"space.{key}: cannot be searched; valid: keys of stages, encoder, stream, and dataset.{', dataset.'.join(OF_DATASET)}")
-        for fixed in (*search.overrides, *given):
-            if fixed == key or fixed.startswith(f"{key}.") or key.startswith(f"{fixed}."):
-                raise UserError(f"space.{key}: is searched, and set by {fixed!r} at the same time; valid: one of the two")
+        for fixed in (*search.overrides, *given, *(other for other in search.space if other != key)):
+            if fixed == key or key.startswith(f"{fixed}.") or fixed.startswith(f"{key}."):
+                raise UserError(f"space.{key}: is searched, and {fixed!r} sets it at the same time; valid: one of the two")
     base = plan.base()
     _check_objectives(plan, base)
     for values in plan.corners():

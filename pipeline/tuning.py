@@ -26,6 +26,7 @@ from pipeline.space import Asha, Search
 from pipeline.trial import drive
 
 ENVIRONMENT = {  # read by Ray
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a banner however quiet it is told to be
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe are the driver's
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report has what the scheduler decides by
@@ -147,7 +148,7 @@ class Halving(_NotKept, AsyncHyperBandScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP and not result["last"]:
-            why = f"among the worse of those that came to {result['epochs']:.3g} epochs ({result['so_far']})"
+            why = f"behind others at {result['epochs']:.3g} epochs: {result['so_far']}"
             write_atomically(Path(result["training"]) / STOP, why.encode())
         return str(TrialScheduler.CONTINUE)
 
