@@ -37,7 +37,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
         "instances": [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances],
     }
     answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
-    if answer["stop"]:
+    if answer["stop"] is not None:
         raise (Stopped if answer["asked"] else StopTraining)(answer["stop"])
 
 

@@ -95,7 +95,7 @@ class Search(Strict):
     recipe: str = Field(min_length=1)  # below conf/recipe, or beside the search file
     overrides: dict[str, Any] = Field({})  # by dotted key: the budget of a trial
     space: dict[str, Dimension] = Field(min_length=1)  # by dotted key
-    objectives: tuple[Objective, ...] = Field(min_length=1)  # the first decides which trial is best
+    objectives: tuple[Objective, ...]  # the first decides which trial is best
     algorithm: Literal["optuna", "random", "grid"] = "optuna"
     scheduler: Annotated[NoScheduler | Asha, Field(discriminator="name")] = NoScheduler(name="none")
     trials: int | None = Field(None, ge=1)  # null: all points of a grid
@@ -112,6 +112,8 @@ class Search(Strict):
     @field_validator("objectives")
     @classmethod
     def _each_once(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if not objectives:
+            raise ValueError("must name at least one")
         if len({objective.measure for objective in objectives}) < len(objectives):
             raise ValueError("must not repeat a measure")
         return objectives
@@ -204,10 +206,14 @@ class Plan:
 
     def told(self, message: str, values: Mapping[str, Any]) -> str:
         """A recipe's complaint with these values, as one about the space."""
-        lines = message.splitlines()
-        searched = tuple(f"{key}{end}" for key in self.search.space for end in ":.")
         given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-        return "\n".join(f"space.{line}" if line.startswith(searched) else f"space: with {given}: {line}" for line in lines)
+        return "\n".join(
+            f"space.{line}" if self._searches(line.partition(":")[0]) else f"space: with {given}: {line}" for line in message.splitlines()
+        )
+
+    def _searches(self, named: str) -> bool:
+        """Whether a key is searched, or part of one that is, or has such a part."""
+        return any(f"{key}.".startswith(f"{named}.") or f"{named}.".startswith(f"{key}.") for key in self.search.space)
 
     def fingerprint(self) -> str:
         """Of all that decides what the trials are: a search that is changed in it is another one."""
