@@ -8,12 +8,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from pipeline.errors import StageFailed, StopTraining, UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -80,24 +83,62 @@ _command("export", "Run the export stages of a recipe: its encoder for torchvisi
 _command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
 
 
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@OVERRIDES
+@VERBOSE
+def search(file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Search settings of a recipe: trials side by side, judged on held-out images (see conf/search).
+
+    Keys of the search (trials=20) and of its recipe (dataset.root=/data) can be overridden. Stopped and run again it goes on.
+    """
+    if verbose:
+        os.environ["FIRSTLIGHT_VERBOSE"] = "1"
+    _search(file, overrides)
+
+
+def _search(file: Path, overrides: tuple[str, ...]) -> None:
+    from pipeline import search as module
+    from pipeline.report import table
+    from pipeline.search_view import closing
+    from pipeline.space import read
+
+    plan = read(file, overrides)
+    found = module.search(plan, Console(stderr=True))
+    out = _out()
+    out.print(closing(plan.search, found.trials, found.best, found.promoted))
+    if found.retrained:
+        out.print(table(found.retrained, found.rows))
+    _tell_where(out, plan.base())
+
+
+def _out() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _tell_where(out: Console, recipe: "Recipe") -> None:
+    from pipeline.tracking import tracking_uri
+
+    mlflow = Path(sys.executable).parent / "mlflow"
+    out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+
+
 def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from pipeline.config import load
     from pipeline.report import table
     from pipeline.run import run
     from pipeline.run_page import FILE
-    from pipeline.tracking import tracking_uri
 
     recipe = load(path, overrides, smoke)
     console = Console(stderr=True)
     found = run(recipe, console, only)
-    out = Console(width=None if sys.stdout.isatty() else 140)
+    out = _out()
     if found:
         out.print(table(recipe, found))
     report = recipe.storage.resolve() / recipe.name / FILE
     if report.exists():
         out.print(f"Report:  {report}", soft_wrap=True, highlight=False)
-    mlflow = Path(sys.executable).parent / "mlflow"
-    out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+    _tell_where(out, recipe)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -5,6 +5,7 @@ name in its group (`conf/dataset/<name>.yaml` ...); the recipe's own keys, then 
 every stage of that kind. `smoke` is laid over the whole recipe for a trial run of a minute (`load(..., smoke=True)`).
 """
 
+import copy
 import hashlib
 import inspect
 import json
@@ -407,6 +408,7 @@ class Recipe(Strict):
     stream: Stream = Stream()
     scale: Scale
     stages: dict[str, Stage] = Field(min_length=1)
+    score_test: bool = True  # false: the test split is left alone, stages score held-out images only; so are the trials of a search
     expected: tuple[Expected, ...] = ()
     needs: Needs | None = None
 
@@ -442,21 +444,31 @@ class Recipe(Strict):
                 raise ValueError(f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest(row.arm, arms)}")
         return self
 
+    @model_validator(mode="after")
+    def _left_alone(self) -> "Recipe":
+        for name, stage in self.stages.items() if not self.score_test else ():
+            for key, valid in (("queries", "val"), ("gallery", "train")) if isinstance(stage, Retrieve) else ():
+                if getattr(stage, key) != valid:
+                    raise ValueError(f"stages.{name}.{key}: {getattr(stage, key)!r} reads test images, and score_test is false; valid: {valid}")
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain JSON types; `parse(dump(x)) == x`."""
         return self.model_dump(mode="json")
 
 
-def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False) -> Recipe:
-    """Read, compose and check a recipe; `smoke`: its trial run, of another name.
+def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False, values: Mapping[str, Any] | None = None) -> Recipe:
+    """Read, compose and check a recipe; `smoke`: its trial run, of another name. `values`: by dotted key, laid over it below the overrides.
 
     Raises:
         UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
     """
     raw = yaml_strict.read(path)
     raw = _smoke(raw) if smoke else raw
+    for key, value in (values or {}).items():
+        _set(raw, key.split("."), copy.deepcopy(value))
     for override in overrides:
-        _set(raw, *_split(override))
+        _set(raw, *split_override(override))
     return parse(_compose(raw, _conf_root(path)))
 
 
@@ -496,7 +508,12 @@ def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _split(override: str) -> tuple[list[str], Any]:
+def split_override(override: str) -> tuple[list[str], Any]:
+    """The parts of the key, and the value, of `key=value`.
+
+    Raises:
+        UserError: it is no such thing.
+    """
     key, sign, value = override.partition("=")
     if not sign or not key or not all(key.split(".")):
         raise UserError(f"{override!r}: an override is key=value, e.g. scale.workers=2")

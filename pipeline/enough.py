@@ -29,7 +29,7 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
                 f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for stages.{name}.watch.every: {stage.watch.every}"
             )
         if isinstance(stage, Evaluate | Finetune):
-            for part, ids in (("val", splits.val), ("test", splits.test)):
+            for part, ids in (("val", splits.val), *([("test", splits.test)] if recipe.score_test else [])):
                 known = len(splits.known(ids, _target(stage)))
                 if known < max(recipe.scale.workers, 1):
                     raise UserError(

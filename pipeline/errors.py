@@ -15,6 +15,10 @@ class StopTraining(Exception):
     """The training cannot go on and repeating it would not help: exit code 1. Raised by all ranks alike."""
 
 
+class Stopped(StopTraining):
+    """The training was asked to stop: a file `stop` in its folder holds why."""
+
+
 class StageFailed(RuntimeError):
     """The workers failed more often than `scale.max_failures` allows: exit code 1. One line with the rank and its error."""
 

@@ -49,27 +49,29 @@ def work(worker: Worker, stage: Evaluate, instance: Instance) -> None:
 
 
 def _parts(worker: Worker) -> list[np.ndarray]:
-    """The labelled ids to train, choose and test on."""
+    """The labelled ids to train, choose and test on; to train and choose on where the test split is left alone."""
     splits = worker.splits
-    return [splits.known(ids, "label") for ids in (splits.train, splits.val, splits.test)]
+    wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
+    return [splits.known(ids, "label") for ids in wanted]
 
 
 def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, Any]:
-    """Accuracies and signals of one layer, from the training, held-out and test images."""
-    train, val, test = sets
-    judged = {"val": val, "test": test}
+    """Accuracies of one layer, from the training, held-out and test images; signals and confusion of the last of these."""
+    train, *judged_sets = sets
+    judged = dict(zip(("val", "test"), judged_sets, strict=False))
+    val, (last, (shown, known)) = judged["val"], list(judged.items())[-1]
     vote = partial(class_scores, k=stage.knn_k, temperature=stage.knn_temperature, classes=classes)
     votes = {part: (vote(x, *train), y) for part, (x, y) in judged.items()}
     probe, decay = choose_probe(train, val, classes, stage.probe_weight_decays)
     logits = {part: (probe.scores(x), y) for part, (x, y) in judged.items()}
-    predicted = logits["test"][0].argmax(1)
+    predicted = logits[last][0].argmax(1)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    confusion.index_put_((test[1].cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
+    confusion.index_put_((known.cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
     return {
         "knn": _accuracies(votes),
         "probe": {**_accuracies(logits), "weight_decay": decay},
         "confusion": confusion.tolist(),
-        "signals": {"dimensions": test[0].shape[1], **signals(test[0])},
+        "signals": {"dimensions": shown.shape[1], **signals(shown)},
     }
 
 
@@ -98,7 +100,7 @@ def _add_map(album: Album, worker: Worker, stage: Evaluate, instance: Instance) 
 def _accuracies(scored: dict[str, Labelled]) -> dict[str, float]:
     """Shares of (n, classes) scores whose highest, and whose five highest, have the (n,) label among them, by part."""
     found = {part: float(hits(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()}
-    if scored["test"][0].shape[1] > TOP:
+    if scored["val"][0].shape[1] > TOP:
         found |= {f"{part}_top{TOP}": float(hits(scores, labels, TOP).double().mean()) for part, (scores, labels) in scored.items()}
     return found
 
@@ -120,6 +122,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Evaluate, in
             for measure in ("knn", "probe"):
                 numbers |= {f"{measure}{ending}_{part}": value for part, value in result[arm][measure + ending].items() if part != "weight_decay"}
             tracking.numbers(run_id, numbers, f"{arm}/")
-            told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: test images of a class (%)"
+            of = "test" if worker.recipe.score_test else "held-out"
+            told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: {of} images of a class (%)"
             figure = figures.confusion(result[arm]["confusion" + ending], worker.store.classes, told)
             album.add(f"confusion_{arm}{ending}", figure, told)

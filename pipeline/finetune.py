@@ -54,11 +54,12 @@ def work(worker: Worker, stage: Finetune, instance: Instance) -> None:
     measure = TASKS[stage.task.name].measure
     held_out = _scores(worker, stage, tasks, worker.splits.val)
     best = {arm: max((n for n, (its, _) in candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure]) for arm in stage.arms}
-    tested = _scores(worker, stage, {name: tasks[name] for name in best.values()}, worker.splits.test)
+    chosen = {name: tasks[name] for name in best.values()}
+    scored = {"val": held_out, **({"test": _scores(worker, stage, chosen, worker.splits.test)} if worker.recipe.score_test else {})}
     result: dict[str, Any] = {"labels": len(_few(worker, stage, instance)), "tried": {name: scores[measure] for name, scores in held_out.items()}}
     for arm, name in best.items():
-        scores = {"val": held_out[name], "test": tested[name]}
-        result[arm] = {"val": held_out[name][measure], "test": tested[name][measure], "lr": candidates(stage)[name][1], "scores": scores}
+        scores = {part: found[name] for part, found in scored.items()}
+        result[arm] = {**{part: found[measure] for part, found in scores.items()}, "lr": candidates(stage)[name][1], "scores": scores}
     if rank() == 0:
         for arm, name in best.items():
             _save_pictures(worker, stage, tasks[name], instance.folder / f"{arm}.safetensors")
@@ -131,8 +132,8 @@ def _plain(scores: Scores) -> dict[str, Any]:
 
 @torch.no_grad()
 def _save_pictures(worker: Worker, stage: Finetune, task: Task, file: Path) -> None:
-    """What the task has to show of test images."""
-    ids = worker.splits.known(worker.splits.test, task.target)
+    """What the task has to show of test images, or held-out ones where those are left alone."""
+    ids = worker.splits.known(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
     chosen = spread(ids, SHOWN)
     shown = task.eval().pictures(_batch(worker, stage, chosen)) if len(chosen) else {}
     if shown:
@@ -149,15 +150,17 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Finetune, in
     result, client = instance.result, tracking.client
     assert result is not None
     album = Album(tracking, run_id, instance.folder)
+    of = "test" if worker.recipe.score_test else "held-out"
     for arm in stage.arms:
-        tracking.numbers(run_id, {key: result[arm][key] for key in ("val", "test", "lr")}, f"{arm}/")
+        tracking.numbers(run_id, {key: value for key, value in result[arm].items() if key != "scores"}, f"{arm}/")
         for part, scores in result[arm]["scores"].items():
             tracking.numbers(run_id, _named(scores, worker.store.classes), f"{arm}/{part}_")
         rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS)
         album.add(f"curves_{arm}", curves.loss(rows), f"loss, {arm}, with the learning rate that was chosen")
         pictures = instance.folder / f"{arm}.safetensors"
         if pictures.exists():
-            album.add(f"predicted_{arm}", figures.rows(load_tensors(pictures.read_bytes()), f"test images, {arm}"), f"test images, {arm}")
+            told = f"{of} images, {arm}"
+            album.add(f"predicted_{arm}", figures.rows(load_tensors(pictures.read_bytes()), told), told)
     tails = instance.folder / next(iter(candidates(stage))) / TAILS  # of all candidates: they have one plan
     for file in (write_labelled(worker.store, _few(worker, stage, instance), instance.folder), *([tails] if tails.exists() else [])):
         client.log_artifact(run_id, str(file))

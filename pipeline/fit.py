@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pipeline import fault, resident
 from pipeline.checkpoint import Checkpoint, Checkpoints
 from pipeline.durable import write_json
-from pipeline.errors import StopTraining
+from pipeline.errors import Stopped, StopTraining
 from pipeline.job import Job, to_batch
 from pipeline.metrics import DATA, Clock, Tails, append
 from pipeline.optim import build_optimizer, build_schedule
@@ -29,6 +29,7 @@ from tasks.learner import Batch, Learner
 from tasks.stopwatch import part
 
 CHECKPOINT_AGE_S = 20.0
+STOP = "stop"  # a file in a job's folder that asks its training to stop
 
 
 class Watcher(Protocol):
@@ -47,7 +48,7 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
 
     Raises:
-        StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left.
+        StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left, or (Stopped) a file that asks for it.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(job, learner)
@@ -72,6 +73,7 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
         if step % job.training.log_every == 0 or last or looks:
             seen = clock.aside(watch.look()) if watch is not None and looks else {}
             clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
+            _stop_if_asked(job)
         fault.maybe(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
@@ -103,6 +105,18 @@ def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, 
         return resident.streamed(job.loader, order, rows, job.options, job.device), []
     held, notes = resident.hold(job.loader, job.options, job.device)
     return resident.batches(held, job.loader, order, job.options), notes
+
+
+def _stop_if_asked(job: Job) -> None:
+    """Collective: a file that not all ranks see at once must not part them.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    file = job.folder / STOP
+    why = broadcast_object(file.read_text("utf-8") if rank() == 0 and file.exists() else None)
+    if why is not None:
+        raise Stopped(why)
 
 
 def _means(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -27,6 +27,7 @@ POLL_S = 0.5
 QUIET_S = 20.0  # without a terminal: a line so often
 
 Rows = list[dict[str, Any]]
+Listener = Callable[[str, float, Path, Rows], None]  # title, share that is done, metrics file, its new rows
 
 
 @dataclass
@@ -122,10 +123,10 @@ class Counted:
 
 
 class Follow:
-    """`with Follow(console, title, files): ...` shows one progress line for all the files together."""
+    """`with Follow(console, title, files): ...` shows one progress line for all the files together; `listener` is told as well."""
 
-    def __init__(self, console: Console, title: str, files: Sequence[Followed]) -> None:
-        self.console, self.title, self.files = console, title, files
+    def __init__(self, console: Console, title: str, files: Sequence[Followed], listener: Listener | None = None) -> None:
+        self.console, self.title, self.files, self.listener = console, title, files, listener
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._loop, daemon=True, name="follow")
         self.shown = time.monotonic()
@@ -181,6 +182,8 @@ class Follow:
             steps = [row for row in rows if "step" in row]
             if steps:
                 self._show(followed, steps[-1])
+                if self.listener:
+                    self.listener(self.title, sum(f.done for f in self.files) / len(self.files), followed.file, steps)
             followed.keep([row for row in steps if "loss" in row])
             followed.hand_on()
 

@@ -14,12 +14,13 @@ import torch
 
 from pipeline.attempts import attempt
 from pipeline.config import Recipe, parse
-from pipeline.errors import StageFailed, StopTraining
+from pipeline.errors import StageFailed, Stopped, StopTraining
 from pipeline.session import verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
 
+ENDING_S = 10.0  # that a function has to end when it is asked to
 Work = Callable[[Worker, Any, Instance], None]
 
 
@@ -27,7 +28,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
     """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
 
     Raises:
-        StopTraining: the training cannot go on (a loss that is not finite, a full disk).
+        StopTraining: the training cannot go on (a loss that is not finite, a full disk), or (Stopped) was asked to stop.
         StageFailed: a worker died or raised, `scale.max_failures` times more than once.
     """
     payload = {
@@ -36,9 +37,9 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
         "work": work.__module__,
         "instances": [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances],
     }
-    answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload)
-    if answer["stop"]:
-        raise StopTraining(answer["stop"])
+    answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
+    if answer["stop"] is not None:
+        raise (Stopped if answer["asked"] else StopTraining)(answer["stop"])
 
 
 def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
             with attempt(instance.folder, device):
                 work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:
-        return {"stop": str(stop)}
+        return {"stop": str(stop), "asked": isinstance(stop, Stopped)}
     return {"stop": None}
 
 
@@ -71,7 +72,7 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     return _run(config, on_ray=True, device=device)
 
 
-def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:
+def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -88,22 +89,23 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any]) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",  # never an old one: Ray would continue it by its own rules
-            storage_path=str(recipe.storage.resolve() / recipe.name / ".ray"),
+            storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
             worker_runtime_env={"env_vars": environment},
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose() else "CRITICAL"),
         ),
     )
     try:
-        answer = _interruptible(trainer.fit).return_value
+        answer = interruptible(trainer.fit).return_value
     except TrainingFailedError as error:
         raise StageFailed(_one_line(error)) from error
     assert isinstance(answer, dict)
     return answer
 
 
-def _interruptible(function: Callable[[], Any]) -> Any:
-    """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray Train puts its own handler there."""
+def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None = None) -> Any:
+    """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray puts its own handler there. `stop`: asks the
+    function to end, for which it then has a moment."""
     outcome: dict[str, Any] = {}
 
     def call() -> None:
@@ -114,8 +116,14 @@ def _interruptible(function: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=call, daemon=True, name="trainer")
     thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        if stop:
+            stop()
+            thread.join(ENDING_S)
+        raise
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]

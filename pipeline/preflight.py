@@ -19,8 +19,8 @@ from tasks.pretrain import METHODS
 from tasks.pretrain.method import Setting
 
 
-def check(recipe: Recipe) -> None:
-    """Everything that can be known without Ray.
+def check(recipe: Recipe, source: Source | None = None) -> None:
+    """Everything that can be known without Ray. `source`: that of `recipe.dataset`, where it is open already.
 
     Raises:
         UserError: names the key, the value and what is valid.
@@ -35,13 +35,14 @@ def check(recipe: Recipe) -> None:
     except ValueError as error:
         key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
         raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
-    source = open_source(recipe.dataset)
+    source = source or open_source(recipe.dataset)
     handed_on: dict[str, dict[str, nn.Module]] = {}  # pretrain stage -> the networks that its method hands on besides the encoder
     for name, stage in recipe.stages.items():
         where = f"stages.{name}"
         if isinstance(stage, Evaluate | Finetune):
             _check_answers(where, stage, recipe, source)
         tests = isinstance(stage, Evaluate | Finetune) or (isinstance(stage, Retrieve) and "test" in (stage.queries, stage.gallery))
+        tests = tests and recipe.score_test
         if tests and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"{where}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Export):

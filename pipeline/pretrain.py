@@ -107,7 +107,7 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
     found: dict[str, float] = {}
     if not needs(stage).labels:
         return found
-    for part, ids in (("val", worker.splits.val), ("test", worker.splits.test)):
+    for part, ids in (("val", worker.splits.val), ("test", worker.splits.test if worker.recipe.score_test else worker.splits.test[:0])):
         ids = worker.splits.known(ids, "label")
         if len(ids) >= world():
             right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in worker.sweep(ids, max(stage.batch_size, 256))]  # type: ignore[union-attr]

@@ -53,8 +53,8 @@ class Row:
 
 def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
     """A row per measure of the finished evaluations and fine-tunings, and of the pretrainings that the paper has a number for."""
-    out = []
-    for name, stage in recipe.stages.items():
+    out: list[Row] = []
+    for name, stage in recipe.stages.items() if recipe.score_test else ():
         done = [i for i in instances if i.stage == name and i.result is not None]
         found = [i.result for i in done if i.result is not None]
         if isinstance(stage, Pretrain) and found:

@@ -5,10 +5,12 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,16 +20,16 @@ from pipeline.album import Album
 from pipeline.attempts import attempt
 from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
 from pipeline.durable import write_json
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.features import check_head
-from pipeline.follow import Counted, Follow, Followed
+from pipeline.follow import Counted, Follow, Followed, Listener
 from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
 from pipeline.launch import launch
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
 from pipeline.stage import Instance, code_version
-from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS
+from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from pipeline.store_pictures import add_pictures
 from pipeline.tracking import RUN_FILE, Tracking
 from pipeline.worker import Worker
@@ -42,6 +44,19 @@ STAGES: dict[str, ModuleType] = {
 }
 DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
 PUBLISHED = "published.json"
+TAKEN_OVER_S = 60.0  # in which the process of a killed search's trial notices that it is alone, and ends
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run has its files, if not in a folder of its name, and what it is a part of: the tags and params of its run in MLflow, which the
+    folder remembers. `store`: written and checked before."""
+
+    folder: Path
+    tags: Mapping[str, str]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    store: Path | None = None
+    listener: Listener | None = None
 
 
 def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
@@ -51,9 +66,16 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
         UserError: a mistake that the user can mend, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
     """
-    preflight.check(recipe)
-    with _lock(recipe), Session(recipe.scale, recipe.stream) as session:
-        runner = _Runner(recipe, session, console)
+    return run_in(None, recipe, console, only)[0]
+
+
+def run_in(place: Place | None, recipe: Recipe, console: Console, only: str | None = None) -> tuple[list[Row], list[Instance]]:
+    """As `run`, as a part of something else (a trial of a search, say); also the instances of its stages."""
+    if place is None or place.store is None:
+        preflight.check(recipe)
+    folder = place.folder if place else recipe.storage.resolve() / recipe.name
+    with locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0), Session(recipe.scale, recipe.stream) as session:
+        runner = _Runner(recipe, session, console, place)
         try:
             runner.resolve(only)
             runner.prepare()
@@ -64,37 +86,58 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
             runner.write_cards()
             runner.close(found)
             runner.write_page()
-            return found
+            return found, runner.instances
         except BaseException as error:
             runner.abandon(error)
             raise
 
 
+def prepared(recipe: Recipe, session: Session, console: Console, place: Place) -> Store:
+    """Only the store, with its pictures in MLflow, as a part of the run that `place` tells of.
+
+    Raises:
+        UserError: as `run`.
+    """
+    runner = _Runner(recipe, session, console, place)
+    runner.prepare()
+    return runner.store
+
+
 @contextlib.contextmanager
-def _lock(recipe: Recipe) -> Iterator[None]:
-    """One run of a name at a time; the lock goes with the process, however it ends."""
-    folder = recipe.storage / recipe.name
+def locked(folder: Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
+    """One run of a name at a time; the lock goes with the process, however it ends. It is waited for as long as `patience_s`.
+
+    Raises:
+        UserError: another process has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience_s
     with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        while not (mine := _taken(file)) and time.monotonic() < end:
+            time.sleep(0.5)
+        if not mine:
             file.seek(0)
-            raise UserError(
-                f"name: {recipe.name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name="
-            ) from None
+            raise UserError(f"name: {name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name=")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 class _Runner:
     """The state of one `firstlight run`: store, MLflow runs, and the instances so far."""
 
-    def __init__(self, recipe: Recipe, session: Session, console: Console) -> None:
-        self.recipe, self.session, self.console = recipe, session, console
-        self.folder = recipe.storage.resolve() / recipe.name
+    def __init__(self, recipe: Recipe, session: Session, console: Console, place: Place | None = None) -> None:
+        self.recipe, self.session, self.console, self.place = recipe, session, console, place
+        self.folder = place.folder if place else recipe.storage.resolve() / recipe.name
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
@@ -111,7 +154,10 @@ class _Runner:
         if self.parent_run is None:
             plan, file = self.recipe.dump(), self._parent_file()
             tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
-            self.parent_run = self.tracking.start(self.recipe.name, file, {"code": code_version(), "store": self.store.hash}, tags)
+            params = {"code": code_version(), "store": self.store.hash}
+            if self.place:
+                file, tags, params = self.folder / RUN_FILE, {**tags, **self.place.tags}, {**self.place.params, **params}
+            self.parent_run = self.tracking.start(self.recipe.name, file, params, tags)
             self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
             self.open_runs.append(self.parent_run)
         return self.parent_run
@@ -138,6 +184,10 @@ class _Runner:
 
     def prepare(self) -> None:
         """Write or open the store; draw what is in it the first time."""
+        if self.place and self.place.store:
+            self.store = Store.open(self.place.store)
+            self._check_store()
+            return
         seen = Counted(self.console, "prepare")
         with seen:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
@@ -146,13 +196,17 @@ class _Runner:
         instance = self._prepared()
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
+        self._check_store()
+        if fresh:
+            self._publish_store(instance)
+
+    def _check_store(self) -> None:
+        """The recipe against the images that there are."""
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         enough.check_images(self.recipe, self.worker.splits)
         needed = memory.check(self.recipe, self.store, len(self.worker.splits.train))
         if verbose():
             self.console.print(f"memory, estimated: {needed}", highlight=False, soft_wrap=True)
-        if fresh:
-            self._publish_store(instance)
 
     def _prepared(self) -> Instance:
         return Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
@@ -218,7 +272,7 @@ class _Runner:
             self._note(resident.choice(self.recipe.stream, self.store, len(self.worker.splits.train)))
         on_driver = getattr(module, "ON_DRIVER", False)
         on_ray = self.session.start() if not on_driver or module.WITH_RAY else False
-        with Follow(self.console, name, followed):
+        with Follow(self.console, name, followed, self.place.listener if self.place else None):
             if not on_driver:
                 launch(self.recipe, self.store, module.work, waiting)
                 return
@@ -238,6 +292,7 @@ class _Runner:
             "seed": seed,
             "store": self.store.hash,
             "code": code_version(),
+            "score_test": recipe.score_test,
         }
         encoder = None
         if isinstance(stage, Downstream) and stage.takes_encoder:
@@ -356,7 +411,7 @@ class _Runner:
                 self.console.print(f"what is known so far: {self.folder / run_page.FILE}", soft_wrap=True, highlight=False)
         for run_id in self.open_runs:
             with contextlib.suppress(Exception):  # MLflow may be what failed
-                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
 
 
 class _Logger:

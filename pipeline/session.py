@@ -32,13 +32,14 @@ class Session:
 
             ray.shutdown()
 
-    def start(self) -> bool:
-        """Start or join Ray, once; whether it is there. For `scale.workers: 0` it never is.
+    def start(self, always: bool = False) -> bool:
+        """Start or join Ray, once; whether it is there. For `scale.workers: 0` it is not, but `always`. In a process that Ray itself runs, or
+        that has started it, it is there already, and stays.
 
         Raises:
             UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
         """
-        if self.started or self.scale.workers == 0:
+        if self.started or (self.scale.workers == 0 and not always):
             return self.started
         _environment(self.scale)
         import ray
@@ -46,6 +47,8 @@ class Session:
 
         if not verbose():
             warnings.simplefilter("ignore", RayDeprecationWarning)
+        if ray.is_initialized():
+            return True
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**_arguments(self.scale))

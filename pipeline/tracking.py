@@ -160,14 +160,29 @@ class Tracking:
             self._register(register_as, model.model_id, run_id)
         return f"models:/{model.model_id}"
 
-    def _register(self, name: str, model_id: str, run_id: str) -> None:
+    def promote(self, run_id: str, name: str, alias: str) -> str:
+        """Register the encoder that a pretraining's run has logged, if the alias is not its own already; its reference, `models:/name@alias`."""
+        import mlflow
+
+        try:
+            holder = self.client.get_model_version_by_alias(name, alias).run_id
+        except mlflow.MlflowException:  # there is no such model, or no such alias
+            holder = None
+        if holder != run_id:
+            outputs = self.client.get_run(run_id).outputs
+            assert outputs is not None
+            (model,) = outputs.model_outputs
+            self._register(name, model.model_id, run_id, alias)
+        return f"models:/{name}@{alias}"
+
+    def _register(self, name: str, model_id: str, run_id: str, alias: str = "current") -> None:
         import mlflow
 
         with contextlib.suppress(mlflow.MlflowException):  # it exists
             self.client.create_registered_model(name)
         made = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'", max_results=1)
         version = made[0] if made else self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
-        self.client.set_registered_model_alias(name, "current", version.version)
+        self.client.set_registered_model_alias(name, alias, version.version)
 
     def log_card(self, run_id: str, file: Path, text: str, folder: str) -> None:
         """A model card as artifact, and as what MLflow shows on the run's page: up to the last section that a tag has room for."""

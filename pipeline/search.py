@@ -1,0 +1,269 @@
+"""A search: trials of a recipe with other settings, judged on held-out data, run side by side by Ray Tune, and gone on with where they were stopped.
+
+runs/<name>/<fingerprint>/
+    ledger.json        every trial: its settings, state and scores
+    trials/000/        the files of a trial, as of a run of a recipe (see `pipeline.trial`)
+    best/              the files of the recipe's run with the best setting, where `retrain` asks for it
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from pipeline import enough, preflight, search_figures
+from pipeline.config import Recipe
+from pipeline.errors import StageFailed, UserError
+from pipeline.ledger import Ledger, Trial
+from pipeline.objectives import Objective
+from pipeline.proposals import propose
+from pipeline.report import Row
+from pipeline.room import Node, of_driver, trials_at_once
+from pipeline.run import Place, locked, prepared, run_in
+from pipeline.search_runs import SearchRuns, run_of
+from pipeline.search_view import View
+from pipeline.session import Session, local_cpus
+from pipeline.sources import Source, open_source
+from pipeline.space import Plan
+from pipeline.splits import split
+from pipeline.stage import code_version
+from pipeline.store import Store
+from pipeline.trial import Wanted, write_job
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has come to. `rows`: of the table of the recipe's run with the best setting, () where it was not run."""
+
+    trials: list[Trial]
+    best: Trial
+    promoted: str | None
+    retrained: Recipe | None = None
+    rows: tuple[Row, ...] = ()
+
+
+def search(plan: Plan, console: Console) -> Found:
+    """Do what is left to do of a search.
+
+    Raises:
+        UserError: a mistake that the user can mend, found before Ray starts where possible.
+        StageFailed: all trials have failed; or, as StopTraining, the recipe with the best setting.
+    """
+    recipe = plan.trial(plan.corners()[0])
+    source = check(plan, recipe)
+    folder = recipe.storage.resolve() / plan.search.name / plan.fingerprint()
+    with locked(folder, plan.search.name):
+        runs, ledger = SearchRuns(plan, recipe, folder), None
+        try:
+            with Session(recipe.scale, recipe.stream) as session:
+                store = prepared(recipe, session, console, Place(folder, runs.tags))
+                check_images(plan, store)
+                ledger = Ledger(folder, store.hash)
+                running = _Search(plan, ledger, runs, (source, store), console)
+                running.run(session)
+                return running.end()
+        except BaseException as error:
+            runs.abandon(ledger, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+
+def check(plan: Plan, recipe: Recipe) -> Source:
+    """Everything that can be known before Ray starts: room for a trial, and every end of the space against the machine and the images' source,
+    which is what is returned.
+
+    Raises:
+        UserError: names the key, the value and what is valid.
+    """
+    scale = recipe.scale
+    if scale.address == "local":
+        trials_at_once(scale, recipe.stream, [Node(local_cpus(scale), torch.cuda.device_count())])
+    source = open_source(recipe.dataset)
+    for values in plan.corners():
+        try:
+            preflight.check(plan.trial(values), source)
+        except UserError as error:
+            raise UserError(plan.told(str(error), values)) from None
+    return source
+
+
+def check_images(plan: Plan, store: Store) -> None:
+    """Every end of the space against the images that there are.
+
+    Raises:
+        UserError: as `enough.check_images`.
+    """
+    for values in plan.corners():
+        recipe = plan.trial(values)
+        try:
+            enough.check_images(recipe, split(store, recipe.dataset))
+        except UserError as error:
+            raise UserError(plan.told(str(error), values)) from None
+
+
+def best_of(trials: list[Trial], objective: Objective) -> Trial | None:
+    """Of those that are done, by the mean over seeds of the first objective; of equal ones the first."""
+    done = [trial for trial in trials if trial.state == "done"]
+    return max(done, key=lambda trial: objective.sign * trial.means[0]) if done else None
+
+
+class _Search:
+    """The state of one `firstlight search`; a `tuning.Trials`."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, runs: SearchRuns, images: tuple[Source, Store], console: Console) -> None:
+        self.plan, self.ledger, self.runs, self.console = plan, ledger, runs, console
+        self.source, self.store = images
+        self.view = View(console, plan.search)
+        self.trouble: UserError | None = None  # why no more trials can begin
+        if not ledger.trials:
+            ledger.references = runs.pinned(plan.base())
+            ledger.save()
+        for trial in ledger.of_state("running"):  # one that ended when nobody was left to see it
+            if ledger.absorb(trial):
+                self._close(trial)
+        self.waiting = ledger.of_state("running")
+        for trial in ledger.trials:
+            self.view.know(trial)
+        self._tell_of_before()
+
+    def _tell_of_before(self) -> None:
+        ended, waiting = len(self.ledger.trials) - len(self.waiting), len(self.waiting)
+        if ended or waiting:
+            self.view.note(f"{ended} trials have ended before, {waiting} go on where they were stopped")
+        if any(trial.code != code_version() for trial in self.ledger.trials):
+            self.view.note("the code has changed since some of the trials were run; their scores may not be what they would be now")
+
+    def run(self, session: Session) -> None:
+        """All trials that have not ended."""
+        left = self.plan.search.total - (len(self.ledger.trials) - len(self.waiting))
+        if left <= 0:
+            return
+        from pipeline import tuning
+
+        session.start(always=True)
+        recipe = self.plan.trial(self.plan.corners()[0])
+        at_once = trials_at_once(recipe.scale, recipe.stream, _nodes(), self.plan.search.concurrency)
+        ended = self.ledger.of_state("done", "stopped", "failed")
+        scheduler = tuning.scheduler(self.plan.search, ended, self._epochs())
+        with self.view:
+            self.view.start(left, at_once)
+            tuning.run_trials(self, scheduler, left, tuning.Room(at_once, of_driver(recipe.scale)), self.ledger.folder / ".ray-tune")
+        if self.trouble:
+            raise self.trouble
+
+    def _epochs(self) -> int:
+        """Of the training that a scheduler decides upon, at most."""
+        if self.plan.search.halving is None:
+            return 1
+        stage = self.plan.search.halving[0].partition(".")[0]
+        return max(int(self.plan.trial(values).stages[stage].epochs) for values in self.plan.corners())  # type: ignore[union-attr]
+
+    def begin(self) -> tuple[Trial, Path] | None:
+        """The next trial: first those that were begun. One whose settings do not go together has failed at once."""
+        try:
+            while trial := self._next():
+                folder = self.ledger.place(trial)
+                self.runs.begin(trial, folder)
+                if self._written(trial, folder):
+                    self.view.know(trial)
+                    return trial, folder
+        except Exception as error:  # MLflow, or the disk: no trial can begin without
+            first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            self.trouble = UserError(f"no more trials can begin: {first}")
+        return None
+
+    def _next(self) -> Trial | None:
+        if self.waiting:
+            return self.waiting.pop(0)
+        number = len(self.ledger.trials)
+        if number >= self.plan.search.total:
+            return None
+        trial = Trial(number, propose(self.plan.search, self.ledger.trials, number))
+        self.ledger.trials.append(trial)
+        self.ledger.save()
+        return trial
+
+    def _written(self, trial: Trial, folder: Path) -> bool:
+        search = self.plan.search
+        try:
+            recipe = self.plan.trial(trial.values, self.ledger.references)
+            preflight.check(recipe, self.source)
+        except UserError as error:
+            trial.state, trial.reason, trial.ended = "failed", " ".join(str(error).splitlines()), time.time()
+            self._close(trial)
+            return False
+        recipe = recipe.model_copy(update={"name": f"{search.name}-{trial.name}"})
+        wanted = Wanted(tuple(o.measure for o in search.objectives), search.halving[0] if search.halving else None, self.plan.maker(recipe))
+        write_job(folder, recipe, self.store.path, self.runs.tags_of(trial), wanted)
+        return True
+
+    def told(self, trial: Trial, report: dict[str, Any]) -> None:
+        self.view.report(trial, report)
+
+    def ended(self, trial: Trial, error: str) -> None:
+        if not self.ledger.absorb(trial):
+            trial.state, trial.ended, trial.reason = "failed", time.time(), _of_death(error)
+        self._close(trial)
+
+    def _close(self, trial: Trial) -> None:
+        self.ledger.save()
+        best = best_of(self.ledger.trials, self.plan.search.objectives[0])
+        self.runs.end(trial, self.ledger.place(trial), best.means[0] if best else None)
+        self.view.know(trial)
+        self.view.ended(trial)
+
+    def end(self) -> Found:
+        """The best trial, retrained or promoted as it is asked for, and what there is to show of all.
+
+        Raises:
+            StageFailed: there is none.
+        """
+        search, trials = self.plan.search, self.ledger.trials
+        best = best_of(trials, search.objectives[0])
+        table = [{"trial": t.number, "state": t.state, **t.values, "scores": t.scores, "seconds": t.seconds, "reason": t.reason} for t in trials]
+        figures = search_figures.all_of(search, trials)
+        if best is None:
+            self.runs.offer(lambda: self.runs.finish(figures, table))
+            reason, count = Counter(trial.reason for trial in trials).most_common(1)[0]
+            raise StageFailed(f"none of the {len(trials)} trials has come to its end; {count} of them: {reason}")
+        retrained = self._retrain(best) if search.retrain else None
+        promoted = self._promote(best, retrained)
+        self.runs.offer(lambda: self.runs.tell_best(best, promoted))
+        self.runs.offer(lambda: self.runs.finish(figures, table))
+        if refused := self.runs.settle():
+            self.view.note(f"not all of this is in MLflow ({refused}); run the same command again")
+        return Found(trials, best, promoted, *((retrained[0], tuple(retrained[1])) if retrained else ()))
+
+    def _retrain(self, best: Trial) -> tuple[Recipe, list[Row], str | None]:
+        """The whole recipe with the best setting; and the MLflow run of its encoder."""
+        recipe = self.plan.whole(best.values)
+        recipe = recipe.model_copy(update={"name": f"{self.plan.search.name}-best"})
+        place = Place(self.ledger.folder / "best", {"mlflow.parentRunId": self.runs.run_id, "firstlight.kind": "retrain"})
+        rows, instances = run_in(place, recipe, self.console)
+        maker = self.plan.maker(recipe)
+        return recipe, rows, next((run_of(i.folder) for i in instances if i.stage == maker), None)
+
+    def _promote(self, best: Trial, retrained: tuple[Recipe, list[Row], str | None] | None) -> str | None:
+        encoder, promote = retrained[2] if retrained else best.encoder, self.plan.search.promote
+        if promote is None or encoder is None:
+            return None
+        return self.runs.tracking.promote(encoder, promote.name, promote.alias)
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in alive]
+
+
+def _of_death(error: str) -> str:
+    """Why a process is gone, in a line, from what Ray says of it."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    memory = next((line for line in lines if "memory" in line.lower()), None)
+    if memory:
+        return f"its process was ended for want of memory: {memory[:200]}"
+    return "its process was killed, or broke off without a word"

@@ -1,0 +1,135 @@
+"""A trial of a search, in the process that Ray Tune gives it: the stages of a recipe, as `firstlight run` runs them, and what became of them.
+
+The folder of a trial:
+    trial.json     the recipe, and what the search wants to know of it; written by the search
+    log.txt        what `firstlight run` would have shown
+    outcome.json   written once, at the end: the scores, or why there are none. A trial without it has not ended, and goes on when it is run again
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from pipeline import objectives
+from pipeline.config import Finetune, Recipe, Training, parse
+from pipeline.durable import write_json
+from pipeline.errors import StageFailed, Stopped, StopTraining, UserError
+from pipeline.follow import Rows
+from pipeline.ledger import OUTCOME
+from pipeline.run import Place, run_in
+from pipeline.stage import Instance
+from pipeline.tracking import RUN_FILE
+
+JOB, LOG = "trial.json", "log.txt"
+REPORT_S = 1.0  # between two reports of nothing but progress
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search wants of a trial. `measures`: of its objectives; `halving`: what its scheduler decides by; `maker`: the stage that makes the
+    encoder."""
+
+    measures: tuple[str, ...]
+    halving: str | None
+    maker: str | None
+
+
+def write_job(folder: Path, recipe: Recipe, store: Path, tags: dict[str, str], wanted: Wanted) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"store": str(store), "tags": tags, "cwd": str(Path.cwd()), "verbose": os.environ.get("FIRSTLIGHT_VERBOSE", "")}
+    write_json(folder / JOB, {"recipe": recipe.dump(), **facts, "wanted": vars(wanted)})
+
+
+def drive(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the trial in `config["folder"]` to its end, from where it was; Ray Tune calls this. How it ended stands in the folder."""
+    folder = Path(config["folder"])
+    job = json.loads((folder / JOB).read_text("utf-8"))
+    with contextlib.suppress(OSError):  # a machine that does not have the folder has no files below it to be found either
+        os.chdir(job["cwd"])
+    wanted = Wanted(**{**job["wanted"], "measures": tuple(job["wanted"]["measures"])})
+    recipe = parse(job["recipe"])
+    reporter = Reporter(recipe, wanted)
+    with open(folder / LOG, "a", encoding="utf-8") as log:
+        place = Place(folder, job["tags"], store=Path(job["store"]), listener=reporter)
+        outcome = attempt(recipe, wanted, place, Console(file=log, width=140))
+    seen = [list(pair) for pair in reporter.seen]
+    write_json(folder / OUTCOME, {**outcome, "seen": seen, "seconds": round(time.monotonic() - reporter.started, 1), "ended": time.time()})
+    return {"progress": 1.0, "stage": outcome["state"]}
+
+
+def attempt(recipe: Recipe, wanted: Wanted, place: Place, console: Console) -> dict[str, Any]:
+    """Whatever goes wrong is the trial's own: it is told in one line, and the search goes on."""
+    state: Literal["stopped", "failed"] = "failed"
+    try:
+        _, instances = run_in(place, recipe, console)
+        scores = [objectives.by_seed(measure, recipe, instances) for measure in wanted.measures]
+        return {"state": "done", "scores": scores, "encoder": _made_by(wanted.maker, instances), "reason": ""}
+    except Stopped as error:
+        state, reason = "stopped", str(error)
+    except (UserError, StopTraining, StageFailed) as error:
+        reason = str(error)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        console.print_exception()
+    return {"state": state, "reason": " ".join(reason.split())[:500]}
+
+
+def _made_by(stage: str | None, instances: Sequence[Instance]) -> str | None:
+    """The MLflow run of the first seed of a stage."""
+    first = next((instance for instance in instances if instance.stage == stage), None)
+    return None if first is None else str(json.loads((first.folder / RUN_FILE).read_text("utf-8"))["run_id"])
+
+
+class Reporter:
+    """Tells Ray Tune how far a trial is, and every value of what the scheduler decides by, of the first seed. A `follow.Listener`."""
+
+    def __init__(self, recipe: Recipe, wanted: Wanted) -> None:
+        self.recipe, self.names = recipe, list(recipe.stages)
+        self.weights = [weight(stage) for stage in recipe.stages.values()]
+        self.stage, _, self.key = (wanted.halving or "").partition(".")
+        self.seen: list[tuple[float, float]] = []
+        self.started = time.monotonic()
+        self.told = 0.0
+
+    def __call__(self, title: str, share: float, file: Path, rows: Rows) -> None:
+        place = self.names.index(title)
+        progress = (sum(self.weights[:place]) + share * self.weights[place]) / sum(self.weights)
+        loss = next((f"loss {row['loss']:.4g}" for row in reversed(rows) if "loss" in row), "")
+        told = {"progress": progress, "stage": title, "so_far": loss}
+        if title == self.stage and file.parent.name.startswith(f"{title}-seed{self.recipe.seeds[0]}-"):
+            for row in rows:
+                if self.key in row:
+                    self._value(told, file.parent, row)
+        if time.monotonic() - self.told > REPORT_S:
+            self._report(told)
+
+    def _value(self, told: dict[str, Any], training: Path, row: dict[str, Any]) -> None:
+        stage = self.recipe.stages[self.stage]
+        assert isinstance(stage, Training)
+        epochs, value = stage.epochs * row["step"] / row["of"], float(row[self.key])
+        if self.seen and epochs <= self.seen[-1][0]:  # steps that a resumed worker makes again
+            return
+        self.seen.append((epochs, value))
+        so_far = f"{self.key} {value:.4g}"
+        self._report({**told, "so_far": so_far, "epochs": epochs, "value": value, "training": str(training), "last": row["step"] == row["of"]})
+
+    def _report(self, told: dict[str, Any]) -> None:
+        from ray import tune
+
+        self.told = time.monotonic()
+        tune.report(told)
+
+
+def weight(stage: Any) -> float:
+    """How long a stage takes beside others, roughly: passes over the images, of which a training's are three times as dear."""
+    if isinstance(stage, Finetune):
+        return 3.0 * stage.epochs * len(stage.arms) * max(len(stage.learning_rates), 1)
+    return 3.0 * stage.epochs if isinstance(stage, Training) else 2.0
