@@ -78,7 +78,7 @@ def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, An
 def _save_map(instance: Instance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray) -> None:
     """Where up to MAPPED held-out images lie, by the deepest layer that was looked at. `held_out`: the places of the first and behind the last."""
     places = spread(np.arange(*held_out), MAPPED)
-    if len(places) < 3:
+    if len(places) < 3 or not all(bool(torch.isfinite(layers[-1][places]).all()) for layers in features.values()):
         return
     found = {"ids": torch.from_numpy(ids[places])}
     for arm, layers in features.items():

@@ -227,11 +227,13 @@ def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[
 
 def principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, C) -> (n, 2) at their first two principal components, and (2,) the share of the variance of each, in percent."""
-    centred = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
-    spread, axes = np.linalg.eigh(centred.T @ centred)
-    components = axes[:, ::-1][:, :2]
-    points = centred @ (components * np.where(components.sum(0) < 0, -1.0, 1.0))  # an eigenvector has no sign of its own
-    share = 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
+    x = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
+    few = len(x) < x.shape[1]
+    spread, axes = np.linalg.eigh(x @ x.T if few else x.T @ x)  # of the smaller matrix: both have the same variances
+    first, share = axes[:, ::-1][:, :2], 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
+    points = first * np.sqrt(spread[::-1][:2].clip(0)) if few else x @ first
+    largest = points[np.abs(points).argmax(0), np.arange(points.shape[1])]
+    points = points * np.where(largest < 0, -1.0, 1.0)  # an eigenvector has no sign of its own
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), np.pad(share, (0, 2 - len(share)))
 
 

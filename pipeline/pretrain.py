@@ -121,21 +121,20 @@ def _pictures(worker: Worker, method: Method, instance: Instance, device: torch.
     ids = worker.splits.val[:SHOWN]
     if rank() != 0 or len(ids) == 0:
         return ()
-    method.eval()
-    shown = method.pictures(to_batch(worker.loader([worker.recipe.dataset.eval_augment], instance.seed).once(ids), device))
-    method.train()
-    return shown
+    batch = to_batch(worker.loader([worker.recipe.dataset.eval_augment], instance.seed).once(ids), device)
+    return method.eval().pictures(batch)
 
 
 @torch.no_grad()
 def _held_out(worker: Worker, stage: Pretrain, method: Method) -> tuple[np.ndarray, Tensor] | None:
-    """The ids of up to MAPPED held-out images and their (n, C) features; None where they are too few to be compared. Collective."""
+    """The ids of up to MAPPED held-out images and their (n, C) features; None where they cannot be compared: too few, or no numbers. Collective."""
     ids = spread(worker.splits.val, MAPPED)
     if len(ids) < max(world(), 3):
         return None
     method.eval()
-    features = [pooled(method.encoder(batch.views[0]), "avg").float() for batch in worker.sweep(ids, max(stage.batch_size, 256))]
-    return ids, gather_rows(features, len(ids))
+    parts = [pooled(method.encoder(batch.views[0]), "avg").float() for batch in worker.sweep(ids, max(stage.batch_size, 256))]
+    features = gather_rows(parts, len(ids))
+    return (ids, features) if bool(torch.isfinite(features).all()) else None
 
 
 def _save_map(instance: Instance, ids: np.ndarray, features: Tensor) -> None:

@@ -85,7 +85,7 @@ def run_in(place: Place | None, recipe: Recipe, console: Console, only: str | No
             found = rows(recipe, runner.instances)
             runner.write_cards()
             runner.close(found)
-            runner.write_page()
+            runner.report()
             return found, runner.instances
         except BaseException as error:
             runner.abandon(error)
@@ -395,6 +395,15 @@ class _Runner:
         if parent is not None:
             self.tracking.client.log_artifact(parent, str(file))
 
+    def report(self) -> None:
+        """Write the page; that it could not be written makes nothing of the results undone."""
+        from mlflow import MlflowException
+
+        try:
+            self.write_page()
+        except (OSError, MlflowException) as error:
+            self._note([f"the report is not whole: {' '.join(str(error).split())[:200]}"])
+
     def _begun(self, name: str) -> list[Instance]:
         """The instances of a stage that have a folder."""
         found = []
@@ -404,9 +413,9 @@ class _Runner:
         return [instance for instance in found if instance.folder.exists()]
 
     def abandon(self, error: BaseException) -> None:
-        """Close the runs that were open, as KILLED or FAILED, after what is known so far is on a page; the next `run` opens them again."""
+        """Close the runs that were open, as KILLED or FAILED; where stages were begun, what is known so far is on a page. The next `run` goes on."""
         with contextlib.suppress(Exception):  # the first error is the one to show
-            if hasattr(self, "worker"):
+            if self.instances:
                 self.write_page(error)
                 self.console.print(f"what is known so far: {self.folder / run_page.FILE}", soft_wrap=True, highlight=False)
         for run_id in self.open_runs:

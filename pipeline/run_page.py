@@ -254,7 +254,7 @@ def _what(ran: Ran) -> list[Block]:
         facts += [
             ("begun", _date(min(work.began for work in works))),
             ("ended", _date(max(ended)) if ended else "not yet"),
-            ("work", _duration(sum(work.seconds for work in works)) + (f", taken up again {again} times" if again else "")),
+            ("work", _duration(sum(work.seconds for work in works)) + (f", taken up again {again} time{'s' if again > 1 else ''}" if again else "")),
             *_machine(works[0].machine),
         ]
     return [Facts([*facts, ("code", code_version()), ("MLflow", _public(ran.uri)), ("files", str(ran.folder))])]

@@ -142,7 +142,7 @@ class ClusteringLocality(Method):
     def pictures(self, batch: Batch) -> tuple[Picture, ...]:
         """The class activation map of each image's most probable class, before and after the training."""
         images = batch.views[0]
-        maps = Row("evidence for the class", images, stretched(self.embed(batch)[1].float()), untrained=True)
+        maps = Row("evidence for the most probable class", images, stretched(self.embed(batch)[1].float()), untrained=True)
         return (Picture("class_activation", "class activation maps of held-out images", (Row("image", images), maps)),)
 
     def predict(self, images: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from pipeline import neighbours as nearby
 from pipeline import retrieve
 from pipeline.checkpoint import seal
 from pipeline.config import Recipe, parse
@@ -292,7 +293,7 @@ def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: 
     index = Index.of(worker.splits.train, features(len(worker.splits.train)))
     out = retrieve._measured(stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels)
     assert out.keys() == {"shown"}
-    assert retrieve._picture(worker, out["shown"], "pretrained") is not None
+    assert nearby.picture(worker, out["shown"], "pretrained") is not None
 
 
 def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:

@@ -33,6 +33,7 @@ from tests.gloo import Pool
 from tests.pipeline.test_prepare import images
 
 QUIET = Console(quiet=True)
+PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,10 @@ def test_the_whole_chain(storage: Path) -> None:
     assert one.inputs.dataset_inputs[0].dataset.digest == Store.open(next((storage / "stores").iterdir())).hash[:36]
     client = mlflow.MlflowClient(tracking_uri(recipe))
     assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in ("curves", "views", "filters")}
+    assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in PICTURES}
+    assert one.data.metrics["time_forward"] > 0
+    assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert "figures/comparison.png" in {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
     tuned = found["finetune seed 1"]
     assert {"tails.jsonl"} <= {a.path for a in client.list_artifacts(one.info.run_id)}
     assert {"labelled.parquet", "finetune.json"} <= {a.path for a in client.list_artifacts(tuned.info.run_id)}
@@ -92,7 +96,7 @@ def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path
     assert len(run(recipe, QUIET)) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
     client = mlflow.MlflowClient(tracking_uri(recipe))
-    assert "figures/pictures.png" in {a.path for a in client.list_artifacts(trained.info.run_id, "figures")}
+    assert {"figures/reconstructions.png", "figures/feature_maps.png"} <= {a.path for a in client.list_artifacts(trained.info.run_id, "figures")}
     assert {a.path for a in client.list_artifacts(trained.info.run_id, "decoder")} == {
         f"decoder/{name}" for name in ("manifest.json", "network.json", "network.safetensors")
     }
@@ -287,12 +291,21 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(t
         run(recipe, QUIET)
     failed = runs_of(recipe)
     assert {failed[n].info.status for n in ("small", "pretrain seed 0")} == {"FAILED"}
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert "the loss of step 3 is not finite" in report
+    assert "stopped: 0 of 3 parts done" in report
     monkeypatch.setattr(pretrain, "fit", real)
     run(recipe, QUIET)
     after = runs_of(recipe)
     for name in ("small", "pretrain seed 0"):
         assert after[name].info.run_id == failed[name].info.run_id
         assert after[name].info.status == "FINISHED"
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert "is not finite" not in report
+    assert "taken up again 1 time<" in report
+    with pytest.raises(UserError):
+        run(small.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
+    assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
     history = mlflow.MlflowClient(tracking_uri(recipe)).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
 

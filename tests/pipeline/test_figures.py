@@ -1,0 +1,53 @@
+"""What reaches the pictures: components, classes, filters."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from pipeline import figures
+
+
+@pytest.mark.parametrize(("images", "dimensions"), [(60, 8), (20, 300), (5, 1), (40, 40)])
+def test_principal_components_are_those_of_scikit_learn_up_to_their_sign(images: int, dimensions: int) -> None:
+    x = np.random.default_rng(0).normal(size=(images, dimensions)) * np.linspace(3, 0.1, dimensions) + 7
+    points, share = figures.principal(x.astype(np.float32))
+    assert points.shape == (images, 2)
+    count = min(2, dimensions)
+    wanted = PCA(count).fit(x)
+    np.testing.assert_allclose(np.abs(points[:, :count]), np.abs(wanted.transform(x)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(share[:count], 100 * wanted.explained_variance_ratio_, rtol=1e-3)
+    again, _ = figures.principal(-x)
+    assert (np.abs(points).max(0) == points.max(0)).all(), "the point that is farthest out is at the positive side"
+    assert (np.abs(again).max(0) == again.max(0)).all()
+
+
+def test_equal_embeddings_have_a_map() -> None:
+    points, share = figures.principal(np.ones((6, 3), np.float32))
+    assert np.isfinite(points).all()
+    assert np.isfinite(share).all()
+
+
+def test_maps_side_by_side_have_the_points_of_each_class() -> None:
+    labels = np.array([0, 1, 1, -1])
+    points = np.arange(8.0).reshape(4, 2)
+    figure = figures.embedding_map({"a": (points, np.array([60.0, 30.0])), "b": (-points, np.array([50.0, 10.0]))}, labels, ["cat", "dog"])
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
+    sizes = [[len(line.get_xdata()) for line in axis.lines] for axis in figure.axes]
+    assert sizes == [[1, 2, 1]] * 2
+
+
+def test_many_classes_are_counted_without_names() -> None:
+    by_class = {f"class {k}": [k, 2 * k] for k in range(300)}
+    figure = figures.counts(by_class, ["train", "test"])
+    assert figure.get_size_inches()[0] < 12
+    train, test = figure.axes[0].lines
+    assert train.get_ydata().tolist() == list(range(299, -1, -1))
+    assert max(test.get_ydata()) == 598
+
+
+def test_every_tower_has_its_filters() -> None:
+    rng = np.random.default_rng(0)
+    figure = figures.filters([rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))], composed=True)
+    drawn = [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+    assert [image.shape for image in drawn] == [(3, 3, 3)] * 20 + [(5, 5)] * 5
+    assert all(image.min() >= 0 and image.max() <= 1 for image in drawn)
