@@ -26,6 +26,7 @@ from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank
 from tasks.downstream import TASKS
+from tasks.downstream.multilabel import mean_known
 from tasks.downstream.task import Scores, Task
 from tasks.encoders import Encoder
 from tasks.learner import Batch
@@ -104,7 +105,9 @@ def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
 
 
 def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:
-    return [worker.recipe.dataset.eval_augment] if stage.test_crops == 1 else ten_crops(stage.test_scale)
+    if stage.test_crops == 1:
+        return [worker.recipe.dataset.eval_augment]
+    return ten_crops(stage.test_scale) if stage.test_crop == "corners" else worker.views(stage, stage.test_crops)
 
 
 @torch.no_grad()
@@ -116,9 +119,20 @@ def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.nda
     for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, _test_views(worker, stage), target):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
-    return {
-        name: _plain(tasks[name].score(tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)))) for name, rows in seen.items()
-    }
+    gathered = {name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()}
+    return {name: _plain(with_groups(stage, tasks[name].score(rows), worker.store.classes)) for name, rows in gathered.items()}
+
+
+def with_groups(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:
+    """`scores`, and the task's measure over each group of classes: its mean over those that the set has."""
+    of = TASKS[stage.task.name].by_class
+    if not stage.class_groups or of is None:
+        return scores
+    values = scores[of]
+    assert isinstance(values, list)
+    each = dict(zip(classes, values, strict=True))
+    groups = zip(stage.measures[1:], stage.class_groups.values(), strict=True)
+    return {**scores, **{name: mean_known([each[member] for member in members]) for name, members in groups}}
 
 
 def _plain(scores: Scores) -> dict[str, Any]:

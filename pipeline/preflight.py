@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
-from pipeline.errors import UserError
+from pipeline.errors import UserError, suggest
 from pipeline.session import check_local
 from pipeline.sources import Source, open_source
 from tasks.downstream import TASKS
@@ -56,6 +56,7 @@ def check(recipe: Recipe) -> None:
                 _check_handed_on(f"{where}.features", "head", recipe, *list(handed_on.items())[-1])
         if isinstance(stage, Finetune):
             _check_task(where, stage, recipe, encoder, len(source.classes), list(handed_on.items())[-1:])
+            _check_groups(where, stage, source.classes)
 
 
 def _check_answers(where: str, stage: Evaluate | Finetune, recipe: Recipe, source: Source) -> None:
@@ -93,6 +94,16 @@ def _check_task(where: str, stage: Finetune, recipe: Recipe, encoder: Encoder, c
             task.start_from(networks)
         except ValueError as error:
             raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
+
+
+def _check_groups(where: str, stage: Finetune, classes: tuple[str, ...]) -> None:
+    cls = TASKS[stage.task.name]
+    if stage.class_groups and cls.by_class is None:
+        raise UserError(f"{where}.class_groups: is not valid: {cls.measure} of {stage.task.name} is no mean over classes; valid: leave it out")
+    for group, members in stage.class_groups.items():
+        for member in members:
+            if member not in classes:
+                raise UserError(f"{where}.class_groups.{group}: {member!r} is no class of the data set; {suggest(member, classes)}")
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:

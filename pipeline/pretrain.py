@@ -78,14 +78,14 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     training = job(worker, stage, instance)
     method = build(worker, stage, training)
     fit(training, method, Watch(worker, stage, training, method))
-    accuracy = _accuracy(worker, stage, method)
+    accuracy, held_out = _accuracy(worker, stage, method), _held_out(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
         save_encoder(method.encoder, instance.folder / "encoder", facts)
         for name, network in method.handed_on().items():
             save_network(network, instance.folder / name, facts)
         _save_pictures(worker, method, instance)
-        result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy}
+        result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy, "held_out": held_out}
         write_json(instance.folder / RESULT, result)
     barrier()
 
@@ -102,6 +102,17 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
             right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in worker.sweep(ids, max(stage.batch_size, 256))]  # type: ignore[union-attr]
             found[part] = float(gather_rows(right, len(ids)).mean())
     return found
+
+
+@torch.no_grad()
+def _held_out(worker: Worker, stage: Pretrain, method: Method) -> dict[str, float]:
+    """The means over held-out images of what the method tells of each; {} where it tells nothing. Collective."""
+    ids = worker.splits.val
+    if not method.judged or len(ids) < world():
+        return {}
+    size = stage.batch_size // (world() * stage.accumulate)  # what fits into memory in the training
+    seen = [method.judge(batch) for batch in worker.sweep(ids, size)]
+    return {name: float(gather_rows([found[name].double() for found in seen], len(ids)).mean()) for name in method.judged}
 
 
 @torch.no_grad()
@@ -127,6 +138,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     assert instance.result is not None
     tracking.log_encoder(run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None)
     tracking.numbers(run_id, instance.result["accuracy"], "own_classifier/")
+    tracking.numbers(run_id, instance.result["held_out"], "held_out/")
     for name in instance.result["handed_on"]:
         client.log_artifacts(run_id, str(instance.folder / name), name)
     if stage.labelled_per_batch:

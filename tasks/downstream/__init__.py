@@ -4,6 +4,13 @@ from tasks.downstream.classify import Classify
 from tasks.downstream.detect import Detect
 from tasks.downstream.multilabel import Multilabel
 from tasks.downstream.segment import Segment
+from tasks.downstream.square import ClassifySquare
 from tasks.downstream.task import Task
 
-TASKS: dict[str, type[Task]] = {"classify": Classify, "multilabel": Multilabel, "segment": Segment, "detect": Detect}
+TASKS: dict[str, type[Task]] = {
+    "classify": Classify,
+    "classify_square": ClassifySquare,
+    "multilabel": Multilabel,
+    "segment": Segment,
+    "detect": Detect,
+}
