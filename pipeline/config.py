@@ -23,6 +23,7 @@ from pipeline.augment import CROPS, OPS, ten_crop
 from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
+from pipeline.projection import Projection
 from pipeline.sources import SOURCES
 from tasks.downstream import TASKS
 from tasks.encoders import ENCODERS, Shared
@@ -381,11 +382,13 @@ class Embed(Downstream):
     batch_size: int = Field(256, ge=1)  # images that a worker embeds at a time: part of the numerics
     dtype: Literal["float32", "float16"] = "float32"  # of the embeddings in the files
     rows_per_file: int = Field(16384, ge=1)  # a killed stage goes on behind its last whole file
+    map: Projection = "pca"  # how the picture of the embeddings lays them on a plane
+    map_classes: tuple[str, ...] = ()  # the classes that it shows; (): all
 
-    @field_validator("splits")
+    @field_validator("splits", "map_classes")
     @classmethod
-    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        return _without_repeats(splits, "a name")
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _without_repeats(names, "a name")
 
 
 class Export(Downstream):
@@ -478,7 +481,9 @@ class Recipe(Strict):
                 raise ValueError(f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest(row.arm, arms)}")
             measures = () if isinstance(stage, Embed | Export) else stage.measures
             if row.measure not in measures:
-                raise ValueError(f"expected.{k}.measure: {row.measure!r} is not measured by stages.{row.stage}; {suggest(row.measure, measures)}")
+                raise ValueError(
+                    f"expected.{k}.measure: {row.measure!r} is not measured by stages.{row.stage}; {suggest(row.measure, measures or ['nothing'])}"
+                )
         return self
 
     def dump(self) -> dict[str, Any]:

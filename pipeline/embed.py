@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from matplotlib.figure import Figure
 
 from pipeline import figures
 from pipeline.config import Embed
@@ -26,6 +27,8 @@ from pipeline.fit import to_batch
 from pipeline.handover import load_encoder
 from pipeline.inference import Actors, Network, Parts, answers
 from pipeline.metrics import METRICS, SweepProgress, append
+from pipeline.projection import project
+from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.store import DAMAGE, MANIFEST, file_sha256
 from pipeline.tracking import Tracking
@@ -276,7 +279,14 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Embed, insta
             tracking.client.log_artifact(run_id, str(folder / entry.file), FOLDER)
     split = next((name for name in ("val", "test", "train") if manifest["counts"].get(name)), None)
     if split:
-        ids, embeddings = open_embeddings(folder, split)
-        chosen = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)
-        labels, title = worker.splits.labels[ids[chosen]], f"{len(chosen):,} of {len(ids):,} {split} images"
-        tracking.client.log_figure(run_id, figures.embedding_map(embeddings[chosen], labels, worker.store.classes, title), "figures/map.png")
+        tracking.client.log_figure(run_id, _map(worker, stage, folder, split), "figures/map.png")
+
+
+def _map(worker: Worker, stage: Embed, folder: Path, split: str) -> Figure:
+    """Some embeddings of a split on a plane; of `map_classes` alone where they are given."""
+    ids, embeddings = open_embeddings(folder, split)
+    labels, classes = worker.splits.labels[ids], worker.store.classes
+    shown = np.flatnonzero(np.isin(labels, [classes.index(name) for name in stage.map_classes])) if stage.map_classes else np.arange(len(ids))
+    chosen = spread(shown, SHOWN)
+    title = f"{len(chosen):,} of {len(ids):,} {split} images"
+    return figures.embedding_map(*project(embeddings[chosen], stage.map), labels[chosen], classes, title)

@@ -204,27 +204,21 @@ def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[
     return figure
 
 
-def embedding_map(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """(n, C) embeddings at their first two principal components, coloured by (n,) labels (-1: gray) where there are at most 20 classes."""
-    centred = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
-    spread, axes = np.linalg.eigh(centred.T @ centred)
-    components = axes[:, ::-1][:, :2]
-    points = centred @ (components * np.where(components.sum(0) < 0, -1.0, 1.0))  # an eigenvector has no sign of its own
-    points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
-    share = 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
+def embedding_map(points: np.ndarray, axes: tuple[str, str], labels: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """(n, 2) places of embeddings on two named axes, coloured by (n,) labels (-1: gray) where there are at most 20 classes to be seen."""
+    present = sorted(set(labels[labels >= 0].tolist()))
     figure = Figure(figsize=(6.6, 4.6), layout="constrained", facecolor="white")
     axis = figure.subplots()
-    named = 0 < len(classes) <= 20
-    colours = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
-    for k, name in enumerate(classes if named else ()):
-        axis.plot(*points[labels == k].T, "o", color=colours(k), markersize=3, alpha=0.7, markeredgewidth=0, label=name)
+    named = 0 < len(present) <= 20
+    colours = matplotlib.colormaps["tab20" if len(present) > 10 else "tab10"]
+    for colour, k in enumerate(present if named else ()):
+        axis.plot(*points[labels == k].T, "o", color=colours(colour), markersize=3, alpha=0.7, markeredgewidth=0, label=classes[k])
     rest = points[labels < 0] if named else points
     axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=3, alpha=0.6, markeredgewidth=0, zorder=0)
     if named:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
-    captions = [f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate([*share, 0.0][:2])]
-    axis.set_xlabel(captions[0], fontsize=8)
-    axis.set_ylabel(captions[1], fontsize=8)
+    axis.set_xlabel(axes[0], fontsize=8)
+    axis.set_ylabel(axes[1], fontsize=8)
     axis.tick_params(labelsize=7)
     axis.set_title(f"embeddings: {title}", loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)

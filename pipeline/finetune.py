@@ -14,8 +14,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import figures
-from pipeline.config import Augment, Finetune, arguments, ten_crops
+from pipeline.config import Augment, Finetune, Recipe, arguments, ten_crops
 from pipeline.durable import write_atomically, write_json
+from pipeline.errors import UserError
 from pipeline.fit import Job, fit, to_batch
 from pipeline.handover import load_decoder, load_encoder
 from pipeline.labelled import write_labelled
@@ -25,6 +26,7 @@ from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank
+from tasks.decoder import Decoder
 from tasks.downstream import TASKS
 from tasks.downstream.multilabel import mean_known
 from tasks.downstream.task import Scores, Task
@@ -94,6 +96,19 @@ def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Tas
     return task
 
 
+def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str) -> None:
+    """A pretrained decoder must have its place in the task.
+
+    Raises:
+        UserError: the task has none, or one of another shape.
+    """
+    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    try:
+        TASKS[stage.task.name](encoder, 2, **arguments(stage.task)).start_from({"decoder": decoder})
+    except ValueError as error:
+        raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
+
+
 def _first_images(worker: Worker, stage: Finetune, instance: Instance) -> Tensor:
     """(n, 3, S, S) training images as the evaluation crops them, the same on every worker."""
     return _batch(worker, stage, _few(worker, stage, instance)[:LOOKED_AT]).views[0].cpu()
@@ -104,7 +119,8 @@ def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
     return to_batch(loader.once(ids), worker.device)
 
 
-def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:
+def views_of_test(worker: Worker, stage: Finetune) -> list[Augment]:
+    """What is made of a held-out or a test image: its answers are averaged."""
     if stage.test_crops == 1:
         return [worker.recipe.dataset.eval_augment]
     return ten_crops(stage.test_scale) if stage.test_crop == "corners" else worker.views(stage, stage.test_crops)
@@ -116,7 +132,7 @@ def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.nda
     target = TASKS[stage.task.name].target
     ids = worker.splits.known(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
-    for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, _test_views(worker, stage), target):
+    for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, views_of_test(worker, stage), target):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
     gathered = {name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
+from pipeline.config import Embed, Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
 from pipeline.errors import UserError, suggest
 from pipeline.session import check_local
 from pipeline.sources import Source, open_source
@@ -46,6 +46,8 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{where}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Export):
             _check_formats(where, stage, encoder)
+        if isinstance(stage, Embed):
+            _check_classes(f"{where}.map_classes", stage.map_classes, source.classes)
         if isinstance(stage, Pretrain):
             handed_on[name] = _check_method(where, stage, recipe, encoder, 0 if source.annotations else len(source.classes))
             if stage.watch.every and stage.watch.features == "head":
@@ -101,9 +103,13 @@ def _check_groups(where: str, stage: Finetune, classes: tuple[str, ...]) -> None
     if stage.class_groups and cls.by_class is None:
         raise UserError(f"{where}.class_groups: is not valid: {cls.measure} of {stage.task.name} is no mean over classes; valid: leave it out")
     for group, members in stage.class_groups.items():
-        for member in members:
-            if member not in classes:
-                raise UserError(f"{where}.class_groups.{group}: {member!r} is no class of the data set; {suggest(member, classes)}")
+        _check_classes(f"{where}.class_groups.{group}", members, classes)
+
+
+def _check_classes(where: str, named: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    for name in named:
+        if name not in classes:
+            raise UserError(f"{where}: {name!r} is no class of the data set; {suggest(name, classes) if classes else 'it has none'}")
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tasks.downstream import TASKS
-from tasks.downstream.square import ClassifySquare, square_loss
+from tasks.downstream.classify_square import ClassifySquare, square_loss
 from tasks.encoders import Encoder
 from tasks.learner import Batch
 from tests import references
