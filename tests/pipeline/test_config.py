@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline import config, yaml_strict
 from pipeline.config import load, parse
 from pipeline.errors import UserError
+from tests import small
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
