@@ -11,7 +11,14 @@ from pipeline.errors import suggest
 
 def explain(error: ValidationError, raw: Any, model: type[BaseModel]) -> str:
     """A line for every mistake that pydantic found in `raw`, which should have been a `model`."""
-    return "\n".join(_explain(one, raw, model) for one in error.errors())
+    found = error.errors()
+    return "\n".join(_explain(one, raw, model) for one in found if not _follows(one, found))
+
+
+def _follows(error: Any, found: list[Any]) -> bool:
+    """Whether it tells of a list only that its mistakes have left nothing of it."""
+    inside = (other["loc"][: len(error["loc"])] == error["loc"] for other in found if other is not error)
+    return error["type"] == "too_short" and any(inside)
 
 
 def _explain(error: Any, raw: Any, model: type[BaseModel]) -> str:

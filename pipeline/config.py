@@ -24,6 +24,7 @@ from pipeline.augment import CROPS, OPS, ten_crop
 from pipeline.complaints import explain
 from pipeline.errors import UserError, suggest
 from pipeline.optim import Optimizer, Schedule
+from pipeline.projection import Projection
 from pipeline.sources import SOURCES
 from tasks.downstream import TASKS
 from tasks.encoders import ENCODERS, Shared
@@ -189,6 +190,7 @@ class Training(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    clip_norm: float | None = Field(None, gt=0.0)  # a gradient that is longer is scaled down to this length
     accumulate: int = Field(1, ge=1)  # parts that a worker's share of a batch is embedded in: memory of one part, gradient of the whole
     checkpoint_every: int = Field(0, ge=0)  # steps; 0: at the end of an epoch, at most every 20 s
     log_every: int = Field(10, ge=1)  # steps
@@ -242,6 +244,12 @@ class Pretrain(Training, FewLabels):
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
     register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The test accuracy of a classifier of its own, what the method tells of held-out images, the last value of what it logs of the training."""
+        method = METHODS[self.method.name]
+        return (*(("accuracy",) if self.labelled_per_batch else ()), *method.judged, *method.told)
+
 
 def arguments(spec: Any) -> dict[str, Any]:
     """What the class that a method or task names is called with."""
@@ -285,6 +293,10 @@ class Evaluate(Look):
         """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
         return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(measure + ending for ending in self.endings for measure in ("knn", "probe"))
+
 
 class Retrieve(Look):
     """An index of a gallery's features on disk, and how many of the nearest images to a query are of its class."""
@@ -299,6 +311,10 @@ class Retrieve(Look):
     def layers(self) -> tuple[int, ...]:
         return (self.layer,)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(f"precision@{k}" for k in self.precision_at)
+
 
 # What a fine-tuning starts from. pretrained: the encoder; pretrained_decoder: that, and the decoder handed on with it; scratch: fresh weights, drawn
 # as `encoder.init` says; the others: drawn otherwise, lsuv by looking at the first training images
@@ -311,8 +327,10 @@ class Finetune(Training, Downstream, FewLabels):
     kind: Literal["finetune"]
     task: TaskSpec
     arms: tuple[Arm, ...] = Field(("pretrained", "scratch"), min_length=1)  # the last is what the others are compared with
-    test_crops: Literal[1, 10] = 1  # 10: corners, centre and their mirror images, averaged; 1: dataset.eval_augment
-    test_scale: float = Field(0.875, gt=0.0, le=1.0)  # of the sides of ten crops to the shorter side
+    test_crops: Literal[1, 10] = 1  # of a test image, averaged; 1: dataset.eval_augment
+    test_crop: Literal["corners", "random"] = "corners"  # which ten: corners, centre and their mirror images; or drawn as those of the training are
+    test_scale: float = Field(0.875, gt=0.0, le=1.0)  # of the sides of `corners` to the shorter side
+    class_groups: dict[str, tuple[str, ...]] = {}  # name -> classes that the measure is told of as well, such as animals: their mean is map_<name>
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = ()  # tried for both arms, chosen on held-out data; (): optimizer.lr
 
     @property
@@ -325,6 +343,29 @@ class Finetune(Training, Downstream, FewLabels):
         if len({f"{rate:g}" for rate in rates}) != len(rates):
             raise ValueError("must differ in their first six digits: the trainings are named by them")
         return rates
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What the table shows: the task's measure, and that of each group of classes."""
+        measure = TASKS[self.task.name].measure
+        return (measure, *(f"{measure}_{group}" for group in self.class_groups))
+
+    @model_validator(mode="after")
+    def _ten(self) -> "Finetune":
+        if self.test_crop == "random" and self.test_crops == 1:
+            raise ValueError("test_crop: 'random' is not valid with test_crops: 1; valid: corners, or test_crops: 10")
+        return self
+
+    @field_validator("class_groups")
+    @classmethod
+    def _named(cls, groups: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, members in groups.items():
+            if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+                raise ValueError(f"{name!r} is no name of a group; valid: small letters and digits")
+            if not members:
+                raise ValueError(f"{name} has no classes")
+            _without_repeats(members, "a class")
+        return groups
 
     @field_validator("arms")
     @classmethod
@@ -342,11 +383,13 @@ class Embed(Downstream):
     batch_size: int = Field(256, ge=1)  # images that a worker embeds at a time: part of the numerics
     dtype: Literal["float32", "float16"] = "float32"  # of the embeddings in the files
     rows_per_file: int = Field(16384, ge=1)  # a killed stage goes on behind its last whole file
+    map: Projection = "pca"  # how the picture of the embeddings lays them on a plane
+    map_classes: tuple[str, ...] = ()  # the classes that it shows; (): all
 
-    @field_validator("splits")
+    @field_validator("splits", "map_classes")
     @classmethod
-    def _distinct(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        return _without_repeats(splits, "a name")
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _without_repeats(names, "a name")
 
 
 class Export(Downstream):
@@ -369,16 +412,12 @@ def _without_repeats(values: tuple[T, ...], what: str) -> tuple[T, ...]:
 
 Stage = Annotated[Pretrain | Evaluate | Finetune | Retrieve | Embed | Export, Field(discriminator="kind")]
 
-# knn, probe and precision@k of a stage that looks at features; the measure of a task; of a pretraining its own classifier's test accuracy, or
-# the last value of a number that it logs
-MEASURES = r"^((knn|probe)(_layer-?\d+)?|precision@\d+|accuracy|map|map_11point|mean_iou|psnr|consistency)$"
-
 
 class Expected(Strict):
     """A number that the paper reports, for the table to set beside what was measured. In percent; `psnr` in dB."""
 
     stage: str
-    measure: str = Field(pattern=MEASURES)
+    measure: str  # one of the stage's `measures`
     arm: Arm = "pretrained"  # of a finetune stage
     paper: float
     against: float | None = None  # the paper's number for the baseline: the last arm, or random weights
@@ -442,6 +481,11 @@ class Recipe(Strict):
             arms = stage.arms if isinstance(stage, Finetune) else ("pretrained",)
             if row.arm not in arms:
                 raise ValueError(f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest(row.arm, arms)}")
+            measures = () if isinstance(stage, Embed | Export) else stage.measures
+            if row.measure not in measures:
+                raise ValueError(
+                    f"expected.{k}.measure: {row.measure!r} is not measured by stages.{row.stage}; {suggest(row.measure, measures or ['nothing'])}"
+                )
         return self
 
     @model_validator(mode="after")

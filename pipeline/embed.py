@@ -27,6 +27,8 @@ from pipeline.handover import load_encoder
 from pipeline.inference import Actors, Network, Parts, answers
 from pipeline.job import to_batch
 from pipeline.metrics import METRICS, SweepProgress, append
+from pipeline.projection import Mapped, project
+from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.store import DAMAGE, MANIFEST, file_sha256
 from pipeline.tracking import Tracking
@@ -277,9 +279,16 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Embed, insta
             tracking.client.log_artifact(run_id, str(folder / entry.file), FOLDER)
     split = next((name for name in ("val", "test", "train") if manifest["counts"].get(name)), None)
     if split:
-        ids, embeddings = open_embeddings(folder, split)
-        chosen = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)
-        title = f"embeddings: {len(chosen):,} of {len(ids):,} {split} images"
-        mapped = {title: figures.principal(embeddings[chosen])}
-        figure = figures.embedding_map(mapped, worker.splits.labels[ids[chosen]], worker.store.classes)
-        Album(tracking, run_id, instance.folder).add("map", figure, f"{title}, at their first two principal components")
+        mapped, labels, told = _map(worker, stage, folder, split)
+        Album(tracking, run_id, instance.folder).add("map", figures.embedding_map(mapped, labels, worker.store.classes), told)
+
+
+def _map(worker: Worker, stage: Embed, folder: Path, split: str) -> tuple[dict[str, Mapped], np.ndarray, str]:
+    """Some embeddings of a split on a plane, by title, their labels, and a line that tells of them; of `map_classes` alone where they are given."""
+    ids, embeddings = open_embeddings(folder, split)
+    labels, classes = worker.splits.labels[ids], worker.store.classes
+    shown = np.flatnonzero(np.isin(labels, [classes.index(name) for name in stage.map_classes])) if stage.map_classes else np.arange(len(ids))
+    chosen = spread(shown, SHOWN)
+    title = f"embeddings: {len(chosen):,} of {len(ids):,} {split} images"
+    how = "at their first two principal components" if stage.map == "pca" else "by t-SNE"
+    return {title: project(embeddings[chosen], stage.map)}, labels[chosen], f"{title}, {how}"

@@ -16,6 +16,7 @@ from pipeline.config import Evaluate
 from pipeline.durable import write_atomically, write_json
 from pipeline.features import ARMS, arms, sweep
 from pipeline.metrics import METRICS
+from pipeline.projection import principal, principal_axes
 from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
@@ -82,7 +83,7 @@ def _save_map(instance: Instance, features: dict[str, list[Tensor]], held_out: n
         return
     found = {"ids": torch.from_numpy(ids[places])}
     for arm, layers in features.items():
-        points, share = figures.principal(layers[-1][places].cpu().numpy())
+        points, share = principal(layers[-1][places].cpu().numpy())
         found |= {f"{arm}_points": torch.from_numpy(points.copy()), f"{arm}_share": torch.from_numpy(share.copy())}
     write_atomically(instance.folder / MAP, save_tensors(found))
 
@@ -92,7 +93,7 @@ def _add_map(album: Album, worker: Worker, stage: Evaluate, instance: Instance) 
         return
     found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
     titles = {"pretrained": "pretrained", "random": "random weights"}
-    maps = {titles[arm]: (found[f"{arm}_points"], found[f"{arm}_share"]) for arm in ARMS}
+    maps = {titles[arm]: (found[f"{arm}_points"], principal_axes(found[f"{arm}_share"])) for arm in ARMS}
     told = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
     album.add("map", figures.embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)
 

@@ -23,10 +23,10 @@ from pipeline.shards import digest
 from pipeline.sources import Part, Record, Source
 from pipeline.sources.source import lowest, rank
 from pipeline.store import MANIFEST, Shard, Store, file_sha256, repair
+from pipeline.unchanged import ANEW, Found, annotation_key, check_unchanged
 
 KNOWN = "known.npy"  # (2, n) uint64, hashes of the path and of the bytes of the earlier images; sorted: tasks map it, and search
 NEW = -1  # no earlier image has this path; any number below it: -2 - k, the path of the k-th of KNOWN with other bytes
-ANEW = "or prepare a new store without dataset.extends"
 
 
 def earlier_store(extends: str) -> Store:
@@ -65,7 +65,9 @@ class Matcher:
     split_seed: int
 
     def __call__(self, job: Job) -> Job:
-        """{split, start, count, file} -> {job, found: for each image its place in KNOWN, or as NEW, ranks: of the new ones} or {error}."""
+        """{split, start, count, file} -> {job, found: for each image its place in KNOWN, or as NEW, ranks: of the new ones, annotated: for each image
+        as `annotation_key`} or {error}.
+        """
         file = self.folder / job["file"]
         try:
             return finished(file, job) or self._match(job)
@@ -74,13 +76,14 @@ class Matcher:
 
     def _match(self, job: Job) -> Job:
         known = np.asarray(np.load(self.folder / KNOWN, mmap_mode="r"))
-        keys, paths = [], []
+        keys, paths, annotated = [], [], []
         for image in self.source.read(Part(job["split"], job["start"], job["count"])):
             keys.append((digest(image.path.encode()), _bytes_of(image)))
             paths.append(image.path)
+            annotated.append(annotation_key(image, self.source.annotations))
         found = _look_up(known, keys)
         ranks = [rank(self.split_seed, path.encode()) for path, place in zip(paths, found, strict=True) if place < 0]
-        record = {"job": job, "made_by": MADE_BY, "shard": None, "found": found, "ranks": ranks}
+        record = {"job": job, "made_by": MADE_BY, "shard": None, "found": found, "ranks": ranks, "annotated": annotated}
         if min(found) >= NEW:  # else it ends the run, and what is mended by then must be read again
             write_record(self.folder / job["file"], record)
         return record
@@ -101,58 +104,28 @@ def _look_up(known: np.ndarray, keys: list[tuple[int, int | None]]) -> list[int]
     return found
 
 
-@dataclass(frozen=True)
-class Found:
-    """Of all images of a source, in the order of its parts."""
-
-    places: np.ndarray  # (n,) int64 in the listing
-    test: np.ndarray  # (n,) bool
-    ids: np.ndarray  # (n,) int64 in the earlier store, -1 = new
-    differ: np.ndarray  # ids of which the path was found, with other bytes
-    ranks: np.ndarray  # (n,) uint64 of the new ones
-
-
 def match_jobs(source: Source, rows: int) -> list[Job]:
     """A job for `Matcher` per part of `rows` images, in source order."""
     return [{**asdict(part), "file": f"match-{part.split}-{part.start // rows:05d}.json"} for part in source.parts(rows)]
 
 
 def new_images(old: Store, work: Matcher, todo: list[Job], each: Each, progress: Callable[[int, int], None], *, test_fraction: float) -> Source:
-    """The source of `work` without the images of `old`, its classes numbered as there. `test_fraction`: of the new ones, if it has no test split.
+    """The source of `work`, which is `renumbered`, without the images of `old`. `test_fraction`: of the new ones, if it has no test split.
 
     Raises:
-        UserError: an image of `old` is missing, or has other bytes, another label or another split.
+        UserError: as `check_unchanged`.
     """
-    source = _renumbered(old, work.source)
+    source = work.source
     found = _found(old, work, todo, each, progress)
     labels, stated = source.labels[found.places], "test" in source.rows
-    _check_complete(old, found)
-    _check_labels(old, found, labels, source.classes)
-    if stated:
-        _check_splits(old, found)
+    check_unchanged(old, found, labels, source.classes, stated)
     new = found.ids < 0
     test = found.test[new] if stated else lowest(found.ranks[new], labels[new], test_fraction)
     parts = {"train": found.places[new][~test], "test": found.places[new][test]}
     return replace(source, rows={split: np.sort(places) for split, places in parts.items() if len(places)})
 
 
-def check_same_kind(old: Store, source: Source) -> None:
-    """Raises UserError where the source has other annotations than `old`, or its classes do not hold those of `old`."""
-    theirs, ours = (", ".join(which) or "none" for which in (source.annotations, old.annotations))
-    if theirs != ours:
-        raise UserError(f"dataset.extends: the annotations of the source ({theirs}) are not those of {old.path} ({ours}); {ANEW.removeprefix('or ')}")
-    if "present" in old.annotations and set(source.classes) - set(old.classes):
-        more = sorted(set(source.classes) - set(old.classes))[0]
-        raise UserError(f"dataset.extends: {more!r} is a new class, and of the images of {old.path} it is not known; {ANEW.removeprefix('or ')}")
-    gone = sorted(set(old.classes) - set(source.classes))
-    if gone:
-        raise UserError(
-            f"dataset.extends: {len(gone)} of the {len(old.classes)} classes of {old.path} are not in the source, e.g. {gone[0]!r}; "
-            f"bring them back, {ANEW}"
-        )
-
-
-def _renumbered(old: Store, source: Source) -> Source:
+def renumbered(old: Store, source: Source) -> Source:
     """The classes of `old` keep their numbers; new ones come behind them, in the order of the source."""
     there = set(old.classes)
     classes = (*old.classes, *(name for name in source.classes if name not in there))
@@ -162,22 +135,23 @@ def _renumbered(old: Store, source: Source) -> Source:
 
 
 def _found(old: Store, work: Matcher, todo: list[Job], each: Each, progress: Callable[[int, int], None]) -> Found:
-    """What the jobs tell, whatever their order. About 40 bytes per image of the source, and as many per image of `old`, are all that is kept."""
+    """What the jobs tell, whatever their order. About 48 bytes per image of the source, and as many per image of `old`, are all that is kept."""
     source, order = work.source, _write_known(old, work.folder)
     ends = np.cumsum([job["count"] for job in todo]).tolist()
     end_of, total = {job["file"]: end for job, end in zip(todo, ends, strict=True)}, ends[-1]
-    found, ranks, done = np.empty(total, np.int64), np.zeros(total, np.uint64), 0
+    found, ranks, annotated, done = np.empty(total, np.int64), np.zeros(total, np.uint64), np.zeros(total, np.uint64), 0
     for result in each(work, todo):
         count, end = result["job"]["count"], end_of[result["job"]["file"]]
         here = slice(end - count, end)
         found[here] = result["found"]
         ranks[here][found[here] < 0] = np.array(result["ranks"], np.uint64)
+        annotated[here] = np.array(result["annotated"], np.uint64)
         done += count
         progress(done, total)
     known = np.asarray(np.load(work.folder / KNOWN, mmap_mode="r"))
     test = np.repeat([split == "test" for split in source.rows], [*source.splits.values()])
     differ = order[-2 - found[found < NEW]]
-    return Found(np.concatenate([*source.rows.values()]), test, _ids(known, order, found), differ, ranks)
+    return Found(np.concatenate([*source.rows.values()]), test, _ids(known, order, found), differ, ranks, annotated)
 
 
 def _write_known(old: Store, folder: Path) -> np.ndarray:
@@ -213,44 +187,6 @@ def _ids(known: np.ndarray, order: np.ndarray, found: np.ndarray) -> np.ndarray:
     same = (known[:, places] == known[:, places + turns]).all(axis=0)
     ids[rows[same]] = order[places[same] + turns[same]]
     return ids
-
-
-def _check_complete(old: Store, found: Found) -> None:
-    gone = np.ones(old.edges[-1], bool)
-    gone[found.ids[found.ids >= 0]] = False
-    if gone.any():
-        first = int(gone.argmax())
-        how = "has other bytes, or cannot be read" if first in found.differ else "is missing"
-        raise _complaint(old, int(gone.sum()), "are no longer in the source as they were", first, how)
-
-
-def _check_labels(old: Store, found: Found, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    kept = np.flatnonzero(found.ids >= 0)
-    before = old.labels()[found.ids[kept]]
-    wrong = kept[labels[kept] != before]
-    if len(wrong):
-        first = wrong[found.ids[wrong].argmin()]
-        names = [repr(classes[label]) if label >= 0 else "unknown" for label in (before[kept == first][0], labels[first])]
-        raise _complaint(old, len(wrong), "have another label in the source", int(found.ids[first]), f"was {names[0]}, is {names[1]}")
-
-
-def _check_splits(old: Store, found: Found) -> None:
-    tests = np.zeros(old.edges[-1], bool)
-    tests[old.ids("test")] = True
-    kept = np.flatnonzero(found.ids >= 0)
-    wrong = kept[found.test[kept] != tests[found.ids[kept]]]
-    if len(wrong):
-        first = int(found.ids[wrong].min())
-        names = ("test", "train") if tests[first] else ("train", "test")
-        raise _complaint(old, len(wrong), "have another split in the source", first, f"was {names[0]}, is {names[1]}")
-
-
-def _complaint(old: Store, count: int, what: str, first: int, how: str) -> UserError:
-    shard = next(shard for shard in old.shards if shard.first_id <= first < shard.first_id + shard.count)
-    with pq.ParquetFile(old.path / shard.file) as opened:
-        path = opened.read(columns=["path"], use_threads=False)["path"][first - shard.first_id].as_py()
-    told = f"{count} of the {old.edges[-1]} images of {old.path} {what}, e.g. {' '.join(path.split())} ({how})"
-    return UserError(f"dataset.extends: {told}; give them back as they were, {ANEW}")
 
 
 def behind(before: Sequence[Shard], todo: list[Job]) -> list[Job]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.census import OCTAVE
+from pipeline.projection import Mapped
 from tasks.shown import Picture
 
 BARS = 40  # classes that have a bar of their own, at most
@@ -225,35 +226,20 @@ def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[
     return figure
 
 
-def principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, C) -> (n, 2) at their first two principal components, and (2,) the share of the variance of each, in percent."""
-    x = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
-    few = len(x) < x.shape[1]
-    spread, axes = np.linalg.eigh(x @ x.T if few else x.T @ x)  # of the smaller matrix: both have the same variances
-    first, share = axes[:, ::-1][:, :2], 100 * spread[::-1][:2] / max(spread.sum(), 1e-12)
-    points = first * np.sqrt(spread[::-1][:2].clip(0)) if few else x @ first
-    largest = points[np.abs(points).argmax(0), np.arange(points.shape[1])]
-    points = points * np.where(largest < 0, -1.0, 1.0)  # an eigenvector has no sign of its own
-    return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), np.pad(share, (0, 2 - len(share)))
-
-
-Mapped = tuple[np.ndarray, np.ndarray]  # what `principal` gives
-
-
 def embedding_map(maps: Mapping[str, Mapped], labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Embeddings of the same images by title, as `principal` places them, coloured by (n,) labels (-1: gray) where there are at most 20 classes."""
+    """Embeddings of the same images by title, as `project` places them, coloured by (n,) labels (-1: gray) where at most 20 classes occur."""
+    present = sorted(set(labels[labels >= 0].tolist()))
     alone = len(maps) == 1
     figure = Figure(figsize=(6.6, 4.6) if alone else (4.2 * len(maps) + 1.2, 3.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    named = 0 < len(classes) <= 20
-    colours = matplotlib.colormaps["tab20" if len(classes) > 10 else "tab10"]
+    named = 0 < len(present) <= 20
+    colours = matplotlib.colormaps["tab20" if len(present) > 10 else "tab10"]
     size = 3 if len(labels) > 500 else 5
-    for axis, (title, (points, share)) in zip(axes, maps.items(), strict=True):
-        for k, name in enumerate(classes if named else ()):
-            axis.plot(*points[labels == k].T, "o", color=colours(k), markersize=size, alpha=0.7, markeredgewidth=0, label=name)
+    for axis, (title, (points, captions)) in zip(axes, maps.items(), strict=True):
+        for colour, k in enumerate(present if named else ()):
+            axis.plot(*points[labels == k].T, "o", color=colours(colour), markersize=size, alpha=0.7, markeredgewidth=0, label=classes[k])
         rest = points[labels < 0] if named else points
         axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=size, alpha=0.6, markeredgewidth=0, zorder=0)
-        captions = [f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate(share)]
         axis.set_xlabel(captions[0], fontsize=8)
         axis.set_ylabel(captions[1], fontsize=8)
         axis.tick_params(labelsize=7)

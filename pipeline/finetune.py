@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline import curves, figures
 from pipeline.album import Album
-from pipeline.config import Augment, Finetune, arguments, ten_crops
+from pipeline.config import Augment, Finetune, Recipe, arguments, ten_crops
 from pipeline.durable import write_atomically, write_json
+from pipeline.errors import UserError
 from pipeline.fit import fit
 from pipeline.handover import load_decoder, load_encoder
 from pipeline.job import Job, to_batch
@@ -27,7 +28,9 @@ from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
 from pipeline.worker import Worker, gather_rows
 from tasks.collective import barrier, rank
+from tasks.decoder import Decoder
 from tasks.downstream import TASKS
+from tasks.downstream.multilabel import mean_known
 from tasks.downstream.task import Scores, Task
 from tasks.encoders import Encoder
 from tasks.learner import Batch
@@ -96,6 +99,19 @@ def _build(worker: Worker, stage: Finetune, instance: Instance, arm: str) -> Tas
     return task
 
 
+def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str) -> None:
+    """A pretrained decoder must have its place in the task.
+
+    Raises:
+        UserError: the task has none, or one of another shape.
+    """
+    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    try:
+        TASKS[stage.task.name](encoder, 2, **arguments(stage.task)).start_from({"decoder": decoder})
+    except ValueError as error:
+        raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
+
+
 def _first_images(worker: Worker, stage: Finetune, instance: Instance) -> Tensor:
     """(n, 3, S, S) training images as the evaluation crops them, the same on every worker."""
     return _batch(worker, stage, _few(worker, stage, instance)[:LOOKED_AT]).views[0].cpu()
@@ -106,8 +122,11 @@ def _batch(worker: Worker, stage: Finetune, ids: np.ndarray) -> Batch:
     return to_batch(loader.once(ids), worker.device)
 
 
-def _test_views(worker: Worker, stage: Finetune) -> list[Augment]:
-    return [worker.recipe.dataset.eval_augment] if stage.test_crops == 1 else ten_crops(stage.test_scale)
+def views_of_test(worker: Worker, stage: Finetune) -> list[Augment]:
+    """What is made of a held-out or a test image: its answers are averaged."""
+    if stage.test_crops == 1:
+        return [worker.recipe.dataset.eval_augment]
+    return ten_crops(stage.test_scale) if stage.test_crop == "corners" else worker.views(stage, stage.test_crops)
 
 
 @torch.no_grad()
@@ -116,12 +135,23 @@ def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.nda
     target = TASKS[stage.task.name].target
     ids = worker.splits.known(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
-    for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, _test_views(worker, stage), target):
+    for batch in worker.sweep(ids, max(stage.batch_size, 256) // stage.test_crops, views_of_test(worker, stage), target):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
-    return {
-        name: _plain(tasks[name].score(tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)))) for name, rows in seen.items()
-    }
+    gathered = {name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()}
+    return {name: _plain(with_groups(stage, tasks[name].score(rows), worker.store.classes)) for name, rows in gathered.items()}
+
+
+def with_groups(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:
+    """`scores`, and the task's measure over each group of classes: its mean over those that the set has."""
+    of = TASKS[stage.task.name].by_class
+    if not stage.class_groups or of is None:
+        return scores
+    values = scores[of]
+    assert isinstance(values, list)
+    each = dict(zip(classes, values, strict=True))
+    groups = zip(stage.measures[1:], stage.class_groups.values(), strict=True)
+    return {**scores, **{name: mean_known([each[member] for member in members]) for name, members in groups}}
 
 
 def _plain(scores: Scores) -> dict[str, Any]:

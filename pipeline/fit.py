@@ -158,6 +158,8 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
         with part("optimizer"):
+            if self.job.training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
             self.optimizer.step()
             self._advance_schedule(step + 1)
         self.learner.end_step()

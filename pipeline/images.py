@@ -7,6 +7,7 @@ import ctypes
 import io
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,6 +86,15 @@ def decode(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
         BadImage: as `open_rgb`.
     """
     return np.asarray(open_rgb(data, max_pixels))
+
+
+def size_in_header(data: bytes) -> tuple[int, int]:
+    """Width and height that an image's header declares; its pixels are not read.
+
+    Raises:
+        BadImage: the bytes are no image of one of `FORMATS`.
+    """
+    return _total(lambda data, most: _opened(data, most, FORMATS).size, data, sys.maxsize)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
-from pipeline.errors import UserError
+from pipeline.config import Embed, Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
+from pipeline.errors import UserError, suggest
 from pipeline.session import check_local
 from pipeline.sources import Source, open_source
 from tasks.downstream import TASKS
@@ -47,6 +47,8 @@ def check(recipe: Recipe, source: Source | None = None) -> None:
             raise UserError(f"{where}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
         if isinstance(stage, Export):
             _check_formats(where, stage, encoder)
+        if isinstance(stage, Embed):
+            _check_classes(f"{where}.map_classes", stage.map_classes, source.classes)
         if isinstance(stage, Pretrain):
             handed_on[name] = _check_method(where, stage, recipe, encoder, 0 if source.annotations else len(source.classes))
             if stage.watch.every and stage.watch.features == "head":
@@ -57,6 +59,7 @@ def check(recipe: Recipe, source: Source | None = None) -> None:
                 _check_handed_on(f"{where}.features", "head", recipe, *list(handed_on.items())[-1])
         if isinstance(stage, Finetune):
             _check_task(where, stage, recipe, encoder, len(source.classes), list(handed_on.items())[-1:])
+            _check_groups(where, stage, source.classes)
 
 
 def _check_answers(where: str, stage: Evaluate | Finetune, recipe: Recipe, source: Source) -> None:
@@ -94,6 +97,20 @@ def _check_task(where: str, stage: Finetune, recipe: Recipe, encoder: Encoder, c
             task.start_from(networks)
         except ValueError as error:
             raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
+
+
+def _check_groups(where: str, stage: Finetune, classes: tuple[str, ...]) -> None:
+    cls = TASKS[stage.task.name]
+    if stage.class_groups and cls.by_class is None:
+        raise UserError(f"{where}.class_groups: is not valid: {cls.measure} of {stage.task.name} is no mean over classes; valid: leave it out")
+    for group, members in stage.class_groups.items():
+        _check_classes(f"{where}.class_groups.{group}", members, classes)
+
+
+def _check_classes(where: str, named: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    for name in named:
+        if name not in classes:
+            raise UserError(f"{where}: {name!r} is no class of the data set; {suggest(name, classes) if classes else 'it has none'}")
 
 
 def _check_batch(where: str, stage: Training, workers: int) -> None:

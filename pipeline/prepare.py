@@ -28,18 +28,19 @@ from pipeline.extend import (
     Matcher,
     behind,
     census_of,
-    check_same_kind,
     earlier_store,
     is_store,
     match_jobs,
     naming_extends,
     new_images,
+    renumbered,
     take_over,
 )
 from pipeline.parts import Each, Job, PartWriter, Renumber, gaps, jobs, quarantined, storage_problem
 from pipeline.sources import Source, open_source
 from pipeline.store import DAMAGE, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, Earlier, Shard, Store, canonical, manifest_hash, repair
 from pipeline.subsets import write_subsets
+from pipeline.unchanged import check_same_kind
 
 if TYPE_CHECKING:
     from pipeline.config import Dataset  # its methods and tasks bring torch, which no decoding task needs
@@ -123,7 +124,7 @@ def _prepare_anew(dataset: "Dataset", source: Source, target: Target, each: Each
     with _locked(folder):
         if not (folder / MANIFEST).exists():  # another process may have finished it while this one waited
             if old:
-                work = Matcher(source, folder, dataset.split_seed)
+                work = Matcher(renumbered(old, source), folder, dataset.split_seed)
                 source = new_images(old, work, match_jobs(source, PART), each, progress, test_fraction=dataset.test_fraction)
                 take_over(old, folder)
             todo = behind(target.shards, jobs(source, PART))

@@ -18,6 +18,7 @@ from pipeline.job import Job, to_batch
 from pipeline.labelled import write_labelled
 from pipeline.metrics import METRICS, TAILS, read_metrics
 from pipeline.plan import Batches, Mixed
+from pipeline.projection import principal, principal_axes
 from pipeline.shown import load_pictures, save_pictures, with_untrained
 from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
@@ -85,7 +86,7 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
     method = build(worker, stage, training)
     untrained = _pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
     fit(training, method, Watch(worker, stage, training, method))
-    accuracy = _accuracy(worker, stage, method)
+    accuracy, judged = _accuracy(worker, stage, method), _judged(worker, stage, method)
     held_out = _held_out(worker, stage, method)
     if rank() == 0:
         facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
@@ -93,7 +94,7 @@ def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
         for name, network in method.handed_on().items():
             save_network(network, instance.folder / name, facts)
         save_pictures(with_untrained(untrained, _pictures(worker, method, instance, worker.device)), instance.folder / PICTURES)
-        result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy}
+        result = {"images": len(training.plan.ids), "handed_on": sorted(method.handed_on()), "accuracy": accuracy, "held_out": judged}
         if held_out is not None:
             result["neighbours"] = neighbours.among(*held_out, worker.splits.labels)
             _save_map(instance, *held_out)
@@ -138,9 +139,20 @@ def _held_out(worker: Worker, stage: Pretrain, method: Method) -> tuple[np.ndarr
 
 
 def _save_map(instance: Instance, ids: np.ndarray, features: Tensor) -> None:
-    points, share = figures.principal(features.cpu().numpy())
+    points, share = principal(features.cpu().numpy())
     found = {"ids": ids, "points": points, "share": share}
     write_atomically(instance.folder / MAP, save_tensors({name: torch.from_numpy(array.copy()) for name, array in found.items()}))
+
+
+@torch.no_grad()
+def _judged(worker: Worker, stage: Pretrain, method: Method) -> dict[str, float]:
+    """The means over held-out images of what the method tells of each; {} where it tells nothing. Collective."""
+    ids = worker.splits.val
+    if not method.judged or len(ids) < world():
+        return {}
+    size = stage.batch_size // (world() * stage.accumulate)  # what fits into memory in the training
+    seen = [method.judge(batch) for batch in worker.sweep(ids, size)]
+    return {name: float(gather_rows([found[name].double() for found in seen], len(ids)).mean()) for name in method.judged}
 
 
 def files(stage: Pretrain, instance: Instance) -> list[tuple[Path, str, str]]:
@@ -155,6 +167,7 @@ def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, in
     assert instance.result is not None
     tracking.log_encoder(run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None)
     tracking.numbers(run_id, instance.result["accuracy"], "own_classifier/")
+    tracking.numbers(run_id, instance.result["held_out"], "held_out/")
     for name in instance.result["handed_on"]:
         client.log_artifacts(run_id, str(instance.folder / name), name)
     if stage.labelled_per_batch:
@@ -198,7 +211,9 @@ def _add_pictures(album: Album, worker: Worker, instance: Instance) -> None:
     count = f"{len(found['ids']):,} held-out images"
     told = f"held-out images at the left, and the nearest of {count}; those of another class in red"
     album.add("neighbours", neighbours.picture(worker, result["neighbours"], told), told)
-    figure = figures.embedding_map({count: (found["points"], found["share"])}, worker.splits.labels[found["ids"]], worker.store.classes)
+    figure = figures.embedding_map(
+        {count: (found["points"], principal_axes(found["share"]))}, worker.splits.labels[found["ids"]], worker.store.classes
+    )
     album.add("map", figure, f"{count} at the first two principal components of their features")
 
 

@@ -11,6 +11,7 @@ from pipeline.config import Evaluate, Expected, Finetune, Pretrain, Recipe, Retr
 from pipeline.metrics import METRICS, read_metrics
 from pipeline.stage import Instance
 from tasks.downstream import TASKS
+from tasks.pretrain import METHODS
 
 Result = Mapping[str, Any]  # what a stage with a seed has found
 ARMS = ("pretrained", "random")
@@ -58,7 +59,7 @@ def rows(recipe: Recipe, instances: Sequence[Instance]) -> list[Row]:
         done = [i for i in instances if i.stage == name and i.result is not None]
         found = [i.result for i in done if i.result is not None]
         if isinstance(stage, Pretrain) and found:
-            out += [row for said in recipe.expected if said.stage == name and (row := _of_pretraining(said, done)).pretrained]
+            out += [row for said in recipe.expected if said.stage == name and (row := _of_pretraining(said, stage, done)).pretrained]
         if isinstance(stage, Evaluate) and found:
             out += _of_evaluation(name, stage, found)
         if isinstance(stage, Retrieve) and found and "precision" in found[0]["pretrained"]:
@@ -89,9 +90,9 @@ def _of_tuning(name: str, stage: Finetune, found: Sequence[Result], expected: Se
     """Every arm beside the last; that one too, without a baseline, where it is alone or the paper has a number for it."""
     *arms, last = stage.arms
     main, out = TASKS[stage.task.name].measure, []
-    for measure in dict.fromkeys((main, *(row.measure for row in expected))):
+    for measure in stage.measures:
         shown = stage.task.name if measure == "accuracy" else f"{stage.task.name} {measure}"
-        text = f"{shown}, {found[0]['labels']} {'labels' if stage.task.name == 'classify' else 'images'}"
+        text = f"{shown}, {found[0]['labels']} {'labels' if TASKS[stage.task.name].target == 'label' else 'images'}"
         scores = {arm: tuple(r[arm]["test"] if measure == main else r[arm]["scores"]["test"][measure] for r in found) for arm in stage.arms}
         for arm in arms:
             how = "" if arm == "pretrained" else f", {HOW.get(arm, arm)}"
@@ -113,14 +114,19 @@ def _named(measure: str, *details: str) -> str:
     return f"{measure} ({told})" if told else measure
 
 
-def _of_pretraining(row: Expected, done: Sequence[Instance]) -> Row:
-    """The test accuracy of the classifier that a method has learned, or the last value of a number that it logged; () where there is none."""
+def _of_pretraining(row: Expected, stage: Pretrain, done: Sequence[Instance]) -> Row:
+    """One of a pretraining's `measures`; without scores where there are none."""
+    results = [i.result for i in done if i.result is not None]
     if row.measure == "accuracy":
-        found = tuple(i.result["accuracy"]["test"] for i in done if i.result and "test" in i.result["accuracy"])
+        found = tuple(r["accuracy"]["test"] for r in results if "test" in r["accuracy"])
         return Row(row.stage, "its own classifier", "", found, (), key=row.measure)
+    if row.measure in METHODS[stage.method.name].judged:
+        found = tuple(r["held_out"][row.measure] for r in results if row.measure in r["held_out"])
+        decibels = row.measure == "psnr"
+        told = f"{'PSNR (dB)' if decibels else row.measure}, held-out images"
+        return Row(row.stage, told, "", found, (), row.measure, scale=1.0 if decibels else 100.0)
     found = tuple(values[-1] for i in done if (values := [r[row.measure] for r in read_metrics(i.folder / METRICS) if row.measure in r]))
-    decibels = row.measure == "psnr"
-    return Row(row.stage, "PSNR (dB), training" if decibels else row.measure, "", found, (), row.measure, scale=1.0 if decibels else 100.0)
+    return Row(row.stage, row.measure, "", found, (), row.measure)
 
 
 def in_paper(recipe: Recipe, row: Row) -> Expected | None:

@@ -172,14 +172,16 @@ class _Runner:
                 check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
                 self.references[name] = (reference, folder)
                 if wanted := _beside(stage):
-                    self.networks[name] = self._fetched_beside(wanted, reference, f"stages.{name}")
+                    self.networks[name] = self._fetched_beside(wanted, stage, reference, f"stages.{name}")
 
-    def _fetched_beside(self, wanted: str, reference: str, where: str) -> Path:
+    def _fetched_beside(self, wanted: str, stage: Downstream, reference: str, where: str) -> Path:
         key = f"{where}.features" if wanted == "head" else f"{where}.arms"
         beside = self.tracking.beside(reference, wanted, key)
         folder = self.tracking.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
         if wanted == "head":
             check_head(load_head(folder), self.recipe, where)
+        elif isinstance(stage, Finetune):
+            finetune.check_decoder(load_decoder(folder), stage, self.recipe, where)
         return folder
 
     def prepare(self) -> None:

@@ -75,14 +75,14 @@ def main(names: Sequence[str]) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for name in in_order(names or [recipe.name for recipe in listed()]):
-            start, told = time.monotonic(), "ok    "
+            start, used, told = time.monotonic(), time.process_time(), "ok    "
             try:
                 trial(name, Path(folder))
             except Exception as error:  # one that breaks must not hide the others
                 if not isinstance(error, UserError | StopTraining | StageFailed):
                     traceback.print_exc()
                 failed, told, name = failed + 1, "failed", f"{name}: {' '.join(str(error).splitlines())[:300]}"
-            print(f"{told}  {time.monotonic() - start:6.1f} s  {name}", flush=True)
+            print(f"{told}  {time.monotonic() - start:6.1f} s, {time.process_time() - used:6.1f} s of a CPU  {name}", flush=True)
     return failed
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tasks.downstream.task import Decay, Scores, Target, Task, Train, in_full
 from tasks.encoders import Encoder, pooled
 from tasks.heads import mlp
+from tasks.init import Init, initialize
 from tasks.learner import Batch
 from tasks.norms import Norm
 
@@ -18,7 +19,7 @@ Share = Annotated[float, Ge(0.0), Lt(1.0)]
 
 
 class Classify(Task):
-    """`layer`: the feature map that the head stands on, -1 the deepest. `hidden: ()` is a linear head."""
+    """`layer`: the feature map that the head stands on, -1 the deepest. `hidden: ()` is a linear head. `init`: of the head's weights."""
 
     target: ClassVar[Target] = "label"
     measure: ClassVar[str] = "accuracy"
@@ -36,11 +37,13 @@ class Classify(Task):
         pool: Literal["avg", "flatten"] = "avg",
         norm: Norm = "batch",
         label_smoothing: Share = 0.0,
+        init: Init = "default",
     ) -> None:
         super().__init__(encoder, classes, train=train, layer=layer, layer_decay=layer_decay)
         self.pool, self.label_smoothing = pool, label_smoothing
         c, h, w = encoder.shapes[self.layer]
         self.head = mlp(c if pool == "avg" else c * h * w, hidden, classes, dropout=dropout, norm=norm)
+        initialize(self.head, init)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes)."""

@@ -1,8 +1,10 @@
-"""Object detection: torchvision's Faster R-CNN around an encoder (Ren et al. 2015), as self-supervised networks are compared on PASCAL VOC."""
+"""Object detection: torchvision's Faster R-CNN (Ren et al. 2015) around an encoder, or its Fast R-CNN (Girshick 2015) on windows that slide over the
+image, as self-supervised networks are compared on PASCAL VOC.
+"""
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from tasks.downstream.multilabel import eleven_point, mean_known
 from tasks.downstream.segment import palette
 from tasks.downstream.task import Decay, Scores, Task, Train
+from tasks.downstream.windows import RATIOS, Windows
 from tasks.encoders import Encoder
 from tasks.learner import Batch
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
 KEPT = 100  # detections of an image that are scored
+AT_A_TIME = 8  # images that are looked at
 Pixels = Annotated[int, Ge(1)]
 
 
@@ -43,11 +47,13 @@ class Backbone(nn.Module):
 class Detect(Task):
     """`anchors`: sides of the proposed boxes in pixels; with a pyramid they are dealt out to its levels, shallow to deep. `pyramid`: channels of a
     feature pyramid over the deepest map of each of the last four resolutions; 0: the deepest map alone. `hidden`: of the two layers of the box head.
-    `overlap`: of boxes of one class of which the better one is kept.
+    `overlap`: of boxes of one class of which the better one is kept. `proposals`: where an object may be is told by a `network` that is trained with
+    the rest (Faster R-CNN), or is each of the `windows` with the anchors' sides (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
     """
 
     target = "boxes"
     measure = "map_11point"
+    by_class = "ap_11point"
 
     def __init__(
         self,
@@ -60,31 +66,38 @@ class Detect(Task):
         pyramid: Annotated[int, Ge(0)] = 0,
         hidden: Pixels = 1024,
         overlap: Annotated[float, Ge(0.0)] = 0.5,
+        proposals: Literal["network", "windows"] = "network",
     ) -> None:
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
         levels = _levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
             raise ValueError(f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; valid: one a level")
         self.detector = _detector(Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap)
+        if proposals == "windows":
+            self.detector.rpn = Windows(anchors)  # type: ignore[assignment]
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The four losses of torchvision's network, means over this worker's images; each as (B,), equal in all rows."""
+        """The losses of torchvision's network, means over this worker's images; each as (B,), equal in all rows."""
         losses = self.detector(list(batch.views[0]), [_without_difficult(*truth) for truth in _rows(batch)])
         return tuple(losses[name].expand(len(batch.ids)) for name in sorted(losses))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")
+        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")[: len(outputs)]  # the last two of Faster R-CNN
         parts = {name: output.mean() for name, output in zip(names, outputs, strict=True)}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, KEPT, 6) detections: box, score, class; (B, K, 6) truth: box, class, difficult. Unused rows have class -1."""
         found = torch.full((len(batch.ids), KEPT, 6), -1.0, device=batch.ids.device)
-        for row, seen in enumerate(self.detector(list(batch.views[0]))):
+        for row, seen in enumerate(self._seen(batch.views[0])):
             n = len(seen["scores"])
             found[row, :n] = torch.cat((seen["boxes"], seen["scores"][:, None], seen["labels"][:, None] - 1), 1)
         columns = [batch.targets["boxes"], batch.targets["box_classes"][..., None], batch.targets["difficult"][..., None]]
         return found, torch.cat([column.float() for column in columns], 2)
+
+    def _seen(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """What torchvision's network finds in each image; a few at a time, as all proposals of an image are looked at."""
+        return [seen for few in images.split(AT_A_TIME) for seen in self.detector(list(few))]
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         found, truth = (row.cpu() for row in rows)
@@ -95,7 +108,7 @@ class Detect(Task):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.views[0]
         truth = [(boxes, classes) for boxes, classes, _ in _rows(batch)]
-        seen = [(d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1) for d in self.detector(list(images))]
+        seen = [(d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1) for d in self._seen(images)]
         return {"truth": _drawn(images, truth), "predicted": _drawn(images, seen)}
 
 
@@ -120,7 +133,7 @@ def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, .
         size_divisible=1,
         image_mean=[0.0, 0.0, 0.0],  # the encoder normalises
         image_std=[1.0, 1.0, 1.0],
-        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
         box_roi_pool=MultiScaleRoIAlign([str(level) for level in backbone.levels], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * 49, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),

@@ -18,6 +18,7 @@ class Multilabel(Classify):
 
     target = "present"
     measure = "map"
+    by_class = "ap"
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         (logits,) = outputs

@@ -64,6 +64,7 @@ class Segment(Task):
 
     target = "mask"
     measure = "mean_iou"
+    by_class = "iou"
 
     def __init__(
         self,

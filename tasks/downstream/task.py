@@ -31,6 +31,7 @@ class Task(Learner):
 
     target: ClassVar[Target]  # what it learns from
     measure: ClassVar[str]  # the score that settings are chosen by, and that tables show
+    by_class: ClassVar[str | None] = None  # the list whose mean `measure` is
 
     def __init__(self, encoder: Encoder, classes: int, *, train: Train = "all", layer: int = -1, layer_decay: float = 1.0) -> None:
         super().__init__()

@@ -44,9 +44,9 @@ def euclidean_loss(reconstructed: Tensor, clean: Tensor) -> Tensor:
 
 
 def psnr(reconstructed: Tensor, clean: Tensor) -> Tensor:
-    """Mean over images of 10 log10(1 / MSE), in dB, of two (B, C, H, W) in 0..1 (table 6). At most 120 dB."""
+    """Two (B, C, H, W) in 0..1 -> (B,), 10 log10(1 / MSE) in dB of each image (table 6). At most 120 dB."""
     mean_squares = squared_errors(reconstructed, clean) / clean[0].numel()
-    return -10.0 * mean_squares.clamp_min(1e-12).log10().mean()
+    return -10.0 * mean_squares.clamp_min(1e-12).log10()
 
 
 def pixels(input: Input, normalised: Tensor) -> Tensor:
@@ -77,6 +77,7 @@ class DenoisingAutoEncoder(Method):
 
     title: ClassVar[str] = "Denoising auto-encoder with symmetric shortcuts"
     paper: ClassVar[str] = "Dong, Mao, Shen and Yang 2016, https://arxiv.org/abs/1611.09119"
+    judged: ClassVar[tuple[str, ...]] = ("psnr",)
     deviations: ClassVar[tuple[str, ...]] = (
         "The noise level is read in units of 0..255 and applied before the normalisation; the paper does not give its scale.",
         "The side of the regions of `patch_gaussian` is a setting; the paper does not give it.",
@@ -110,10 +111,17 @@ class DenoisingAutoEncoder(Method):
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         (reconstructed,) = outputs
-        clean = self.encoder.input(batch.views[0])
-        with torch.no_grad():
-            decibels = psnr(pixels(self.encoder.input, reconstructed), pixels(self.encoder.input, clean))
-        return {"loss": euclidean_loss(reconstructed, clean), "psnr": decibels}
+        loss = euclidean_loss(reconstructed, self.encoder.input(batch.views[0]))
+        return {"loss": loss, "psnr": self._decibels(reconstructed, batch).mean()}
+
+    @torch.no_grad()
+    def judge(self, batch: Batch) -> dict[str, Tensor]:
+        return {"psnr": self._decibels(self.embed(batch)[0], batch)}
+
+    @torch.no_grad()
+    def _decibels(self, reconstructed: Tensor, batch: Batch) -> Tensor:
+        input = self.encoder.input
+        return psnr(pixels(input, reconstructed), pixels(input, input(batch.views[0])))
 
     def corrupted(self, batch: Batch) -> Tensor:
         """The batch's images (B, 3, H, W), corrupted anew in each of their passes (section 3.4)."""

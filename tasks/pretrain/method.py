@@ -42,6 +42,8 @@ class Method(Learner):
     title: ClassVar[str]
     paper: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
+    judged: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
+    told: ClassVar[tuple[str, ...]] = ()  # the losses' names that a paper reports of a training
 
     def __init__(self, encoder: Encoder, setting: Setting) -> None:
         super().__init__()
@@ -59,6 +61,10 @@ class Method(Learner):
     def predict(self, images: Tensor) -> Tensor | None:
         """(B, 3, H, W) in 0..1 -> (B,) int64 classes, where the method has learned a classifier from labels; None where it has not."""
         return None
+
+    def judge(self, batch: Batch) -> dict[str, Tensor]:
+        """(B,) numbers by name, how well it does what it learned on each image of a batch that it was not trained on."""
+        return {}
 
     def pictures(self, batch: Batch) -> tuple[Picture, ...]:
         """What was learned, shown on held-out images; () where there is nothing to see. Called before the first step, too, for the rows of the

@@ -104,6 +104,7 @@ class SuperAnd(Method):
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
     paper: ClassVar[str] = "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
+    told: ClassVar[tuple[str, ...]] = ("consistency",)
     deviations: ClassVar[tuple[str, ...]] = (
         "Losses are means over the batch; in the paper they are sums.",
         "The paper's text and its authors' code differ; `variant`, `ue_sign` and `initial` say which was followed.",

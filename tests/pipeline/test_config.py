@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline import config, yaml_strict
 from pipeline.config import load, parse
 from pipeline.errors import UserError
+from tests import small
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
@@ -70,6 +71,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("override", WRONG, ids=list(WRONG))
+def test_a_list_of_mistakes_is_not_told_to_be_empty_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        small.recipe(tmp_path, stages={"export": {"kind": "export", "encoder": "models:/x@current", "formats": ["caffe"]}})
+    (line,) = str(error.value).splitlines()
+    assert line.startswith('stages.export.formats.0: "caffe" is not valid')
+
+
 def test_a_wrong_override_is_one_line(override: str) -> None:
     with pytest.raises(UserError) as caught:
         load(QUICKSTART, (override,))

@@ -1,36 +1,14 @@
-"""What reaches the pictures: components, classes, filters."""
+"""What reaches the pictures: maps, classes, filters."""
 
 import numpy as np
-import pytest
-from sklearn.decomposition import PCA
 
 from pipeline import figures
-
-
-@pytest.mark.parametrize(("images", "dimensions"), [(60, 8), (20, 300), (5, 1), (40, 40)])
-def test_principal_components_are_those_of_scikit_learn_up_to_their_sign(images: int, dimensions: int) -> None:
-    x = np.random.default_rng(0).normal(size=(images, dimensions)) * np.linspace(3, 0.1, dimensions) + 7
-    points, share = figures.principal(x.astype(np.float32))
-    assert points.shape == (images, 2)
-    count = min(2, dimensions)
-    wanted = PCA(count).fit(x)
-    np.testing.assert_allclose(np.abs(points[:, :count]), np.abs(wanted.transform(x)), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(share[:count], 100 * wanted.explained_variance_ratio_, rtol=1e-3)
-    again, _ = figures.principal(-x)
-    assert (np.abs(points).max(0) == points.max(0)).all(), "the point that is farthest out is at the positive side"
-    assert (np.abs(again).max(0) == again.max(0)).all()
-
-
-def test_equal_embeddings_have_a_map() -> None:
-    points, share = figures.principal(np.ones((6, 3), np.float32))
-    assert np.isfinite(points).all()
-    assert np.isfinite(share).all()
 
 
 def test_maps_side_by_side_have_the_points_of_each_class() -> None:
     labels = np.array([0, 1, 1, -1])
     points = np.arange(8.0).reshape(4, 2)
-    figure = figures.embedding_map({"a": (points, np.array([60.0, 30.0])), "b": (-points, np.array([50.0, 10.0]))}, labels, ["cat", "dog"])
+    figure = figures.embedding_map({"a": (points, ("x", "y")), "b": (-points, ("x", "y"))}, labels, ["cat", "dog"])
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
     sizes = [[len(line.get_xdata()) for line in axis.lines] for axis in figure.axes]
     assert sizes == [[1, 2, 1]] * 2

@@ -67,6 +67,27 @@ def test_stopped_at_every_step_it_ends_bit_identical(tmp_path: Path, digits: Sto
         assert train(folder, digits)[0] == clean, f"stopped at step {stop}"
 
 
+def test_a_long_gradient_is_scaled_down(tmp_path: Path, digits: Store) -> None:
+    """A step of plain SGD with rate 1 is as long as its gradient."""
+    changes = {"stages__pretrain__optimizer": {"name": "SGD", "lr": 1.0}, "stages__pretrain__schedule": None}
+
+    def moved(name: str, clip: float | None) -> Tensor:
+        learned = []
+        for stop in (2, 3):  # a step is saved after it may have been stopped
+            with pytest.raises(Stopped):
+                train(tmp_path / name, digits, stop, stages__pretrain__clip_norm=clip, **changes)
+            found, _ = Checkpoints(tmp_path / name / "job" / "checkpoints").newest()
+            assert found is not None
+            weights = [found.shared["model"][key].flatten() for key in sorted(found.shared["model"]) if key.endswith(("weight", "bias"))]
+            learned.append(torch.cat(weights).double())
+        return learned[1] - learned[0]
+
+    whole, same, short = moved("whole", None), moved("same", 1e6), moved("short", 1e-3)
+    assert float(whole.norm()) > 1e-2
+    assert torch.equal(whole, same)
+    assert float(short.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "spatial_contrasting": {"method": {"name": "spatial_contrasting", "layers": [0, 1], "patch_size": 1, "patches": 3}},
     "in parallel with labels": {

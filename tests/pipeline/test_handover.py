@@ -150,7 +150,7 @@ def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
         ({"width": 8, "depth": 3}, "encoder.depth: 3 differs from 2 of"),
         ({"mean": (0.1, 0.2, 0.4)}, "encoder.mean: [0.1, 0.2, 0.4] differs from [0.1, 0.2, 0.3] of"),
         ({"stem": "cifar"}, "encoder.stem: 'cifar' differs from None of"),
-        ({"name": "alexnet"}, "encoder.name: 'alexnet' differs from 'convnet' of"),
+        ({"name": "alexnet", "depth": 3}, "encoder.name: 'alexnet' differs from 'convnet' of"),
     ],
 )
 def test_the_first_key_that_differs_is_named_with_both_values(folder: Path, changes: dict[str, Any], told: str) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from pipeline.config import Recipe
+from pipeline.errors import UserError
 from pipeline.metrics import METRICS
 from pipeline.report import Row, facts, rows, table
 from pipeline.stage import RESULT, Instance
@@ -142,21 +144,46 @@ def test_another_arm_is_another_number(tmp_path: Path) -> None:
     assert facts(recipe, Row("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
 
 
-def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(tmp_path: Path) -> None:
-    """Its own classifier's accuracy, and the last value of what it logs; in decibels as they are."""
-    expected = [
-        {"stage": "pretrain", "measure": m, "paper": p, "source": "x"} for m, p in (("accuracy", 42.0), ("psnr", 23.9), ("consistency", 87.4))
-    ]
-    instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {"test": 0.5}})
-    (instance.folder / METRICS).write_text(
-        "".join(json.dumps({"step": k, "loss": 1.0, "psnr": 20.0 + k, "consistency": 0.1 * k}) + "\n" for k in range(3))
-    )
-    recipe = small.recipe(tmp_path, expected=expected)
-    found = rows(recipe, [instance])
-    assert [(row.key, row.mean) for row in found] == [("accuracy", 50.0), ("psnr", 22.0), ("consistency", pytest.approx(20.0))]
-    assert [facts(recipe, row)["above_paper"] for row in found] == [pytest.approx(v) for v in (8.0, -1.9, -67.4)]
-    lines = shown(found, tmp_path, [0])
-    assert any("PSNR (dB), training │" in line and "22.00" in line for line in lines)
+OWN = {  # what a paper may have of a pretraining: by which method, and the keys that it needs
+    "accuracy": ({"name": "clustering_locality"}, {"labelled_per_batch": 8}),
+    "psnr": ({"name": "dae"}, {}),
+    "consistency": ({"name": "super_and", "rounds": 2}, {}),
+}
+
+
+def with_own(tmp_path: Path, measure: str, paper: float) -> Recipe:
+    method, keys = OWN[measure]
+    changes = {f"stages__pretrain__{key}": value for key, value in ({"method": method} | keys).items()}
+    return small.recipe(tmp_path, expected=[{"stage": "pretrain", "measure": measure, "paper": paper, "source": "x"}], **changes)
+
+
+@pytest.mark.parametrize(("measure", "mean", "paper"), [("accuracy", 50.0, 42.0), ("psnr", 22.5, 23.9), ("consistency", 20.0, 87.4)])
+def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(tmp_path: Path, measure: str, mean: float, paper: float) -> None:
+    """Its own classifier's accuracy, decibels of held-out images as they are, and the last value of what it logs."""
+    instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {"test": 0.5}, "held_out": {"psnr": 22.5}})
+    (instance.folder / METRICS).write_text("".join(json.dumps({"step": k, "loss": 1.0, "consistency": 0.1 * k}) + "\n" for k in range(3)))
+    recipe = with_own(tmp_path, measure, paper)
+    (row,) = rows(recipe, [instance])
+    assert (row.key, row.mean) == (measure, pytest.approx(mean))
+    assert facts(recipe, row)["above_paper"] == pytest.approx(mean - paper)
+    lines = shown([row], tmp_path, [0])
+    assert any(f"{mean:.2f}" in line and (measure != "psnr" or "PSNR (dB), held-out images" in line) for line in lines)
     assert rows(small.recipe(tmp_path), [instance]) == []
-    (instance.folder / METRICS).unlink()
-    assert [row.key for row in rows(recipe, [instance])] == ["accuracy"], "nothing was logged"
+
+
+@pytest.mark.parametrize("measure", OWN)
+def test_numbers_that_are_not_there_are_no_rows(tmp_path: Path, measure: str) -> None:
+    instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {}, "held_out": {}})
+    (instance.folder / METRICS).write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+    assert rows(with_own(tmp_path, measure, 1.0), [instance]) == []
+
+
+def test_a_number_that_a_stage_does_not_measure_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected\.0\.measure: 'acuracy' is not measured by stages\.finetune; did you mean 'accuracy'\?"):
+        small.recipe(tmp_path, expected=[SAYS | {"measure": "acuracy"}])
+    with pytest.raises(UserError, match=r"expected\.0\.measure: 'psnr' is not measured by stages\.pretrain; valid: nothing"):
+        small.recipe(tmp_path, expected=[SAYS | {"stage": "pretrain", "measure": "psnr"}])
+    layers = {"stages__evaluate__layers": [0, -1]}
+    assert small.recipe(tmp_path, expected=[SAYS | {"stage": "evaluate", "measure": "knn_layer0"}], **layers).expected
+    with pytest.raises(UserError, match=r"'knn' is not measured by stages\.evaluate; valid: knn_layer-1, knn_layer0, probe"):
+        small.recipe(tmp_path, expected=[SAYS | {"stage": "evaluate", "measure": "knn"}], **layers)

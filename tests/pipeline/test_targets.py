@@ -7,13 +7,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline import preflight
-from pipeline.config import Recipe
+from pipeline import finetune, preflight
+from pipeline.config import Finetune, Recipe
 from pipeline.errors import UserError
 from pipeline.prepare import prepare
-from pipeline.report import table
+from pipeline.report import facts, table
 from pipeline.run import run
 from pipeline.tracking import tracking_uri
 from pipeline.worker import Worker
@@ -167,6 +168,11 @@ def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: P
             {"stages__pretrain__method": {"name": "nat", "dim": 4}, "stages__finetune__arms": ["pretrained_decoder", "scratch"]},
             r"'pretrained_decoder' is not valid: nat of stages\.pretrain hands on no decoder but head; valid: pretrained, scratch$",
         ),
+        "groups": (
+            MULTILABEL,
+            {"stages__finetune__class_groups": {"light": ["brigth"]}},
+            r"^stages\.finetune\.class_groups\.light: 'brigth' is no class of the data set; did you mean 'bright'\?",
+        ),
         "layer": (MULTILABEL, {"stages__finetune__task__layer": 9}, r"^stages\.finetune\.task\.layer: 9 is none of the encoder's 4 feature maps"),
     }
     for task, changes, message in wrong.values():
@@ -181,12 +187,55 @@ def test_a_decoder_by_reference_is_the_same_as_the_previous_stage(tmp_path: Path
     other = recipe(tmp_path, root, SEGMENT, name="other", stages__finetune__arms=arms, stages__finetune__encoder=f"runs:/{trained}/encoder")
     (again,) = run(other, QUIET, "finetune")
     assert again.pretrained == row.pretrained
+    for task, told in (
+        ({**SEGMENT, "shortcuts": "none"}, "shortcuts: none differs from full"),
+        (MULTILABEL, "a task of this kind starts from the enc"),
+    ):
+        wrong = recipe(tmp_path, root, task, name="wrong", stages__finetune__arms=arms, stages__finetune__encoder=f"runs:/{trained}/encoder")
+        with pytest.raises(UserError, match=rf"^stages\.finetune\.arms: 'pretrained_decoder' is not valid: .*{told}"):
+            run(wrong, QUIET, "finetune")
 
 
 def test_ten_crops_of_a_test_image_have_one_answer(tmp_path: Path, root: Path) -> None:
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crops=10, stages__finetune__test_scale=0.7)
     (row,) = run(built, QUIET)
     assert row.measure == "multilabel map, 24 images"
+
+
+def test_ten_random_crops_are_drawn_as_those_of_the_training(tmp_path: Path, root: Path) -> None:
+    """Ten different ones of an image; the same for all arms and seeds, so that scores can be compared."""
+    augment = [{"op": "random_crop", "scale": 0.7}, {"op": "horizontal_flip"}]
+    built = recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crops=10, stages__finetune__test_crop="random", dataset__train_augment=augment)
+    store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
+    worker, stage = Worker.start(built, store, on_ray=False), built.stages["finetune"]
+    assert isinstance(stage, Finetune)
+    views = finetune.views_of_test(worker, stage)
+    assert views == [built.dataset.train_augment] * 10
+    (first,), (again,) = (list(worker.sweep(worker.splits.test, 8, views, "present")) for _ in range(2))
+    assert len({view.numpy().tobytes() for view in first.views}) == 10
+    assert all(torch.equal(a, b) for a, b in zip(first.views, again.views, strict=True))
+    (row,) = run(built, QUIET)
+    assert row.measure == "multilabel map, 24 images"
+    with pytest.raises(UserError, match=r"^stages\.finetune: test_crop: 'random' is not valid with test_crops: 1; valid: corners, or"):
+        recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crop="random")
+
+
+@pytest.mark.parametrize(("task", "lists"), [(MULTILABEL, "ap"), (DETECT, "ap_11point"), (SEGMENT, "iou")], ids=["multilabel", "detect", "segment"])
+def test_a_group_of_classes_has_the_mean_of_its_classes(tmp_path: Path, root: Path, task: dict[str, Any], lists: str) -> None:
+    groups = {"light": ["bright"], "both": ["bright", "dark"]}
+    measure = {"ap": "map", "ap_11point": "map_11point", "iou": "mean_iou"}[lists]
+    says = {"stage": "finetune", "measure": f"{measure}_both", "paper": 70.0, "source": "x"}
+    built = recipe(tmp_path, root, task, stages__finetune__class_groups=groups, expected=[says])
+    rows = run(built, QUIET)
+    assert [row.key for row in rows] == [measure, f"{measure}_light", f"{measure}_both"]
+    (folder,) = (tmp_path / built.name).glob("finetune-seed0-*")
+    result = json.loads((folder / "result.json").read_text())
+    for arm, scores in (("pretrained", rows[2].pretrained), ("scratch", rows[2].baseline)):
+        found = result[arm]["scores"]["test"]
+        bright, dark = found[lists][-2:]  # masks have a background before them
+        assert found[f"{measure}_light"] == pytest.approx(bright)
+        assert scores == (pytest.approx((bright + dark) / 2),)
+    assert [facts(built, row).get("paper") for row in rows] == [None, None, 70.0]
 
 
 def test_a_part_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Path) -> None:

@@ -45,6 +45,25 @@ def test_all_that_is_trained_gets_a_gradient(options: dict[str, object]) -> None
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
 
 
+def test_fast_rcnn_learns_from_windows_without_a_proposal_network() -> None:
+    learner, b = task(proposals="windows").train(), squares()
+    assert not any(name.startswith("detector.rpn") for name, _ in learner.named_parameters())
+    losses = learner(b)
+    losses["loss"].backward()
+    assert set(losses) == {"loss", "loss_box_reg", "loss_classifier"}
+    assert all(p.grad is not None for p in learner.parameters())
+
+
+@pytest.mark.parametrize("proposals", ["network", "windows"])
+def test_what_is_found_in_an_image_does_not_depend_on_the_others(proposals: str) -> None:
+    learner, b = task(proposals=proposals).eval(), squares(11)
+    with torch.no_grad():
+        together = learner.observe(b)[0]
+        alone = torch.cat([learner.observe(b.part(k, k + 1))[0] for k in range(11)])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert bool((together[..., 5] >= 0).any(1).all())
+
+
 def test_images_without_objects_can_be_learned_from() -> None:
     b = squares()
     b.targets["box_classes"][:] = -1
@@ -58,8 +77,9 @@ def test_a_pyramid_wants_an_anchor_for_each_level() -> None:
         task(pyramid=16)
 
 
-def test_it_learns_squares_and_shows_them() -> None:
-    learner, b = task(), squares()
+@pytest.mark.parametrize("proposals", ["network", "windows"])
+def test_it_learns_squares_and_shows_them(proposals: str) -> None:
+    learner, b = task(proposals=proposals), squares()
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for step in range(20):

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from tasks.downstream import TASKS
+from tasks.downstream.classify_square import ClassifySquare, square_loss
+from tasks.encoders import Encoder
+from tasks.learner import Batch
+from tests import references
+
+
+def task(**options: object) -> ClassifySquare:
+    torch.manual_seed(0)
+    return ClassifySquare(Encoder({"name": "convnet", "norm": "batch", "width": 4, "depth": 2}, 8), 5, **options)  # type: ignore[arg-type]
+
+
+def batch(n: int = 12) -> Batch:
+    rng = torch.Generator().manual_seed(3)
+    ids, labels = torch.arange(n), torch.randint(5, (n,), generator=rng)
+    return Batch(ids, ids, labels, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros_like(ids))
+
+
+def outputs(n: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 5, generator=rng, dtype=torch.float64)
+    return x / x.norm(dim=1, keepdim=True), torch.randint(5, (n,), generator=rng)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_equation_2_and_sklearns(smoothing: float) -> None:
+    from sklearn.metrics import mean_squared_error
+    from sklearn.preprocessing import label_binarize
+
+    x, labels = outputs()
+    wanted = (1 - smoothing) * label_binarize(labels.numpy(), classes=range(5)) + smoothing / 5
+    assert float(square_loss(x, labels, smoothing)) == pytest.approx(mean_squared_error(wanted, x.numpy()) * 5 / 2, rel=1e-12)
+    assert float(square_loss(x, labels, smoothing)) == pytest.approx(references.nat_loss(x, torch.from_numpy(np.asarray(wanted))), rel=1e-12)
+
+
+def test_on_the_sphere_it_is_one_minus_the_cosine() -> None:
+    x, labels = outputs()
+    assert float(square_loss(x, labels)) == pytest.approx(float(np.mean([1 - float(x[i, y]) for i, y in enumerate(labels)])), rel=1e-12)
+
+
+def test_outputs_are_on_the_unit_sphere_and_are_learned() -> None:
+    learner, b = task(), batch()
+    assert TASKS["classify_square"] is ClassifySquare
+    optimizer = torch.optim.SGD(learner.parameters(), lr=1.0, momentum=0.9)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = learner.train()(b)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert torch.allclose(learner.logits(b.views[0]).norm(dim=1), torch.ones(12))
+    assert losses[-1] < 0.5 * losses[0]
+    assert min(losses) >= 0
+    with torch.no_grad():
+        scores = learner.eval().score(learner.observe(b))
+    assert isinstance(scores["accuracy"], float)
+    assert scores["accuracy"] > 0.5
+
+
+def test_the_heads_weights_can_be_gaussian() -> None:
+    weights = [m.weight for m in task(init="gaussian", hidden=(400,)).head if isinstance(m, torch.nn.Linear)]
+    assert len(weights) == 2
+    assert all(float(w.detach().std()) == pytest.approx(0.01, rel=0.15) for w in weights)
