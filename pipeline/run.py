@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.features import check_head
 from pipeline.follow import Counted, Follow, Followed
 from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
 from pipeline.launch import launch
+from pipeline.metrics import read_metrics
+from pipeline.patience import Away, Outbox, Unpublished
 from pipeline.prepare import prepare
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
@@ -50,6 +53,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
     Raises:
         UserError: a mistake that the user can mend, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
+        Unpublished: all was done, but MLflow went away and did not come back; the next run publishes what it has not got.
     """
     preflight.check(recipe)
     with _lock(recipe), Session(recipe.scale, recipe.stream) as session:
@@ -61,8 +65,9 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
                 if only in (None, stage.kind):
                     runner.stage(name)
             found = rows(recipe, runner.instances)
-            runner.write_cards()
+            runner.outbox.put("the model cards", runner.write_cards)
             runner.close(found)
+            runner.settle(found)
             return found
         except BaseException as error:
             runner.abandon("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -98,19 +103,34 @@ class _Runner:
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
         self.networks: dict[str, Path] = {}  # stage -> the folder that the head or decoder beside that encoder was fetched to
+        self.outbox = Outbox(self.tracking.uri, console)
         self.open_runs: list[str] = []
+        self.stage_runs: dict[str, str] = {}  # label of an instance -> its run, of this command
         self.parent_run: str | None = None
 
     def parent(self) -> str:
         """The parent run, started when the first stage has something to do."""
         if self.parent_run is None:
-            plan = self.recipe.dump()
-            file = self.folder / "recipes" / f"{digest({'recipe': plan, 'store': self.store.hash, 'code': code_version()})[:12]}.json"
             tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
-            self.parent_run = self.tracking.start(self.recipe.name, file, {"code": code_version(), "store": self.store.hash}, tags)
-            self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
-            self.open_runs.append(self.parent_run)
+            run_id = self.tracking.start(self.recipe.name, self._recipe_file(), {"code": code_version(), "store": self.store.hash}, tags)
+            self._mark(closed=False)
+            self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
+            self.open_runs.append(run_id)
+            self.parent_run = run_id
         return self.parent_run
+
+    def _recipe_file(self) -> Path:
+        """What remembers the parent run, and whether it has its summary."""
+        return self.folder / "recipes" / f"{digest({'recipe': self.recipe.dump(), 'store': self.store.hash, 'code': code_version()})[:12]}.json"
+
+    def _mark(self, closed: bool) -> None:
+        write_json(self._recipe_file(), {**json.loads(self._recipe_file().read_text("utf-8")), "closed": closed})
+
+    def _left_open(self) -> bool:
+        """Whether an earlier command did all the work and ended before its summary was published."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return not json.loads(self._recipe_file().read_text("utf-8"))["closed"]
+        return False
 
     def resolve(self, only: str | None) -> None:
         """Fetch the encoders that the recipe refers to by name, before anything is run."""
@@ -148,7 +168,7 @@ class _Runner:
         if verbose():
             self.console.print(f"memory, estimated: {needed}", highlight=False, soft_wrap=True)
         if fresh:
-            self._publish_store(instance)
+            self.outbox.put("prepare", lambda: self._publish_store(instance))
 
     def _tell_store(self, fresh: bool) -> None:
         """What is wrong with the images, and, the first time, what they are like."""
@@ -192,32 +212,60 @@ class _Runner:
         self.instances += mine
         waiting = [i for i in mine if i.result is None]
         publish = [i for i in mine if not (i.folder / PUBLISHED).exists()]
-        runs = {i.label: self.tracking.start_stage(i, self.parent(), self.store) for i in publish}
-        self.open_runs += runs.values()
-        for instance in publish:
-            self._log_origin(runs[instance.label], instance)
+        self._open(publish)
         if waiting:
-            self._work(name, waiting, runs)
+            self._work(name, waiting)
         for instance in publish:
-            run_id = runs[instance.label]
-            STAGES[self.recipe.stages[name].kind].publish(self.tracking, run_id, self.worker, self.recipe.stages[name], instance)
-            self.tracking.finish(run_id)
-            self.open_runs.remove(run_id)
-            write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+            self.outbox.put(instance.label, partial(self._publish, instance))
         for instance in mine:
             if instance not in publish:
                 self.console.print(f"{instance.label}: finished before, unchanged ({_run_of(instance)})", highlight=False)
 
-    def _work(self, name: str, waiting: Sequence[Instance], runs: dict[str, str]) -> None:
+    def _open(self, publish: Sequence[Instance]) -> None:
+        """Start the runs of a stage, so that they are seen while it works. Where MLflow is away they are started later."""
+        try:
+            for instance in publish:
+                self._run(instance)
+        except Away as error:
+            self.outbox.tell(str(error))
+
+    def _run(self, instance: Instance) -> str:
+        """The run of an instance of this command, started when it is asked for first."""
+        if instance.label not in self.stage_runs:
+            run_id = self.tracking.start_stage(instance, self.parent(), self.store)
+            self._log_origin(run_id, instance)
+            self.open_runs.append(run_id)
+            self.stage_runs[instance.label] = run_id
+        return self.stage_runs[instance.label]
+
+    def _publish(self, instance: Instance) -> None:
+        """All that a finished instance has, into its run; the rows of its trainings that MLflow has not got, first."""
+        stage, run_id = self.recipe.stages[instance.stage], self._run(instance)
+        module = STAGES[stage.kind]
+        for path, _, prefix in module.files(stage, instance):
+            last = self.tracking.last_step(run_id, f"{prefix}loss")
+            self.tracking.metrics(run_id, [row for row in read_metrics(path) if row["step"] >= last], prefix)  # of the last, a part may be there
+        module.publish(self.tracking, run_id, self.worker, stage, instance)
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+
+    def _last_step(self, instance: Instance, prefix: str) -> int:
+        """-1 also where MLflow is away: rows that are logged twice stay one."""
+        try:
+            return self.tracking.last_step(self._run(instance), f"{prefix}loss")
+        except Away as error:
+            self.outbox.tell(str(error))
+            return -1
+
+    def _work(self, name: str, waiting: Sequence[Instance]) -> None:
         stage = self.recipe.stages[name]
         module = STAGES[stage.kind]
         followed = []
         for instance in waiting:
             instance.folder.mkdir(parents=True, exist_ok=True)
             for path, label, prefix in module.files(stage, instance):
-                run_id = runs[instance.label]
-                log = _Logger(self.tracking, run_id, prefix)
-                followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
+                followed.append(Followed(path, label, _Logger(self, instance, prefix), logged=self._last_step(instance, prefix)))
         self._note(enough.left_out(self.recipe, name, self.worker.splits))
         if isinstance(stage, Training):
             self._note(resident.choice(self.recipe.stream, self.store, len(self.worker.splits.train)))
@@ -279,7 +327,9 @@ class _Runner:
         if not isinstance(stage, Downstream) or not stage.takes_encoder:
             return
         if stage.encoder == "previous":
-            self.tracking.log_consumed(run_id, f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder")
+            upstream = self._previous(instance.stage, instance.seed)
+            made_by = _run_of(upstream) if (upstream.folder / RUN_FILE).exists() else self._run(upstream)
+            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder")
         else:
             self.tracking.log_consumed(run_id, self.references[instance.stage][0])
 
@@ -296,7 +346,12 @@ class _Runner:
             lineage = {"encoder": made, "export": f"runs:/{_run_of(instance)}"}
             text = card.write(self.worker, instance, self._siblings(instance), lineage)
             if text is not None:
-                self.tracking.log_card(_run_of(instance), instance.folder / export.FOLDER / card.CARD, text, export.FOLDER)
+                file = instance.folder / export.FOLDER / card.CARD
+                try:
+                    self.tracking.log_card(_run_of(instance), file, text, export.FOLDER)
+                except Away:
+                    file.unlink()  # one that stands there has been published
+                    raise
 
     def _siblings(self, instance: Instance) -> list[Instance]:
         """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
@@ -313,38 +368,51 @@ class _Runner:
         if self.parent_run is None and not self.instances:
             self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
             return
-        if self.parent_run is None:
+        if self.parent_run is None and not self.outbox.waiting and not self._left_open():
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
+        self.outbox.put("the summary", lambda: self._close(self.parent(), found))
+
+    def _close(self, run_id: str, found: list[Row]) -> None:
         paired = [row for row in found if row.baseline]
         for row in paired:
             key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))  # what MLflow allows
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
-                self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
-            self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+                self.tracking.numbers(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+            self.tracking.numbers(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
         if paired:
-            self.tracking.client.log_figure(
-                self.parent_run, figures.comparison([facts(self.recipe, row) for row in paired]), "figures/comparison.png"
-            )
+            self.tracking.client.log_figure(run_id, figures.comparison([facts(self.recipe, row) for row in paired]), "figures/comparison.png")
         if found:
-            self.tracking.client.log_dict(self.parent_run, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
-        self.tracking.finish(self.parent_run)
+            self.tracking.client.log_dict(run_id, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
+        for name in dict.fromkeys(i.stage for i in self.instances):
+            self.tracking.log_stage(run_id, name, [_run_of(i) for i in self.instances if i.stage == name and (i.folder / RUN_FILE).exists()])
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        self._mark(closed=True)
+
+    def settle(self, found: list[Row]) -> None:
+        """Raises `Unpublished`, with the rows of the table, where MLflow does not come back."""
+        try:
+            self.outbox.settle()
+        except Unpublished as error:
+            error.found = tuple(found)
+            raise
 
     def abandon(self, status: str) -> None:
         """Close the runs that were open, as KILLED or FAILED; the next `run` opens them again."""
-        for run_id in self.open_runs:
-            with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
+        with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
+            for run_id in self.open_runs:
                 self.tracking.finish(run_id, status)
 
 
 class _Logger:
-    """Hands rows of one metrics file on to MLflow."""
+    """Hands rows of one metrics file on to MLflow, as they come."""
 
-    def __init__(self, tracking: Tracking, run_id: str, prefix: str) -> None:
-        self.tracking, self.run_id, self.prefix = tracking, run_id, prefix
+    def __init__(self, runner: _Runner, instance: Instance, prefix: str) -> None:
+        self.runner, self.instance, self.prefix = runner, instance, prefix
 
     def __call__(self, new: list[dict[str, Any]]) -> None:
-        self.tracking.metrics(self.run_id, new, self.prefix)
+        self.runner.tracking.offer(self.runner._run(self.instance), new, self.prefix)
 
 
 def _beside(stage: Downstream) -> str | None:
