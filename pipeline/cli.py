@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from pipeline import cli_runs
 from pipeline.errors import StageFailed, StopTraining, UserError
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -80,20 +81,30 @@ _command("export", "Run the export stages of a recipe: its encoder for torchvisi
 _command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
 
 
+for _each in cli_runs.COMMANDS:
+    cli.add_command(_each)
+
+
 def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from pipeline.config import load
+    from pipeline.patience import Unpublished
+    from pipeline.records import Records
     from pipeline.report import table
     from pipeline.run import run
-    from pipeline.tracking import tracking_uri
+    from pipeline.ui import hint
 
     recipe = load(path, overrides, smoke)
     console = Console(stderr=True)
-    found = run(recipe, console, only)
     out = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        found = run(recipe, console, only)
+    except Unpublished as error:
+        if error.found:
+            out.print(table(recipe, error.found))
+        raise
     if found:
         out.print(table(recipe, found))
-    mlflow = Path(sys.executable).parent / "mlflow"
-    out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+    out.print(f"Results, curves and pictures:  {hint(Records.of(recipe))}", soft_wrap=True, highlight=False)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -455,9 +455,18 @@ def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False) -> Re
     """
     raw = yaml_strict.read(path)
     raw = _smoke(raw) if smoke else raw
-    for override in overrides:
-        _set(raw, *_split(override))
+    override(raw, overrides)
     return parse(_compose(raw, _conf_root(path)))
+
+
+def override(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Lay `key=value` over a mapping, in place.
+
+    Raises:
+        UserError: no such stage; a value where a section is meant.
+    """
+    for word in overrides:
+        _set(raw, *_split(word))
 
 
 def parse(raw: dict[str, Any]) -> Recipe:

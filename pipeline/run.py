@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +27,11 @@ from pipeline.launch import launch
 from pipeline.metrics import read_metrics
 from pipeline.patience import Away, Outbox, Unpublished
 from pipeline.prepare import prepare
+from pipeline.records import Records
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
 from pipeline.splits import spread
-from pipeline.stage import Instance, code_version
+from pipeline.stage import Instance, code_version, git_commit
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from pipeline.subsets import lost_images
 from pipeline.tracking import RUN_FILE, Tracking
@@ -47,7 +49,16 @@ DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # se
 PUBLISHED = "published.json"
 
 
-def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
+@dataclass(frozen=True)
+class Repeats:
+    """An earlier run of a recipe, which this one gives again. `store`: sha256 of its images; `origin`: where its encoders are kept."""
+
+    run_id: str
+    store: str
+    origin: Records
+
+
+def run(recipe: Recipe, console: Console, only: str | None = None, repeats: Repeats | None = None) -> list[Row]:
     """Do what is left to do of a recipe (or of its stages of one kind; `prepare` alone prepares); the rows of its table.
 
     Raises:
@@ -57,7 +68,7 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
     """
     preflight.check(recipe)
     with _lock(recipe), Session(recipe.scale, recipe.stream) as session:
-        runner = _Runner(recipe, session, console)
+        runner = _Runner(recipe, session, console, repeats)
         try:
             runner.resolve(only)
             runner.prepare()
@@ -65,7 +76,8 @@ def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
                 if only in (None, stage.kind):
                     runner.stage(name)
             found = rows(recipe, runner.instances)
-            runner.outbox.put("the model cards", runner.write_cards)
+            if any(isinstance(stage, Export) for stage in recipe.stages.values()):
+                runner.outbox.put("the model cards", runner.write_cards)
             runner.close(found)
             runner.settle(found)
             return found
@@ -96,9 +108,10 @@ def _lock(recipe: Recipe) -> Iterator[None]:
 class _Runner:
     """The state of one `firstlight run`: store, MLflow runs, and the instances so far."""
 
-    def __init__(self, recipe: Recipe, session: Session, console: Console) -> None:
-        self.recipe, self.session, self.console = recipe, session, console
+    def __init__(self, recipe: Recipe, session: Session, console: Console, repeats: Repeats | None = None) -> None:
+        self.recipe, self.session, self.console, self.repeats = recipe, session, console, repeats
         self.folder = recipe.storage.resolve() / recipe.name
+        self.origin = Tracking(recipe, repeats.origin) if repeats else None  # before the other: MLflow's global setting is that of the last
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
@@ -111,7 +124,8 @@ class _Runner:
     def parent(self) -> str:
         """The parent run, started when the first stage has something to do."""
         if self.parent_run is None:
-            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
+            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description, **git_commit()}
+            tags |= {"firstlight.repeats": self.repeats.run_id} if self.repeats else {}
             run_id = self.tracking.start(self.recipe.name, self._recipe_file(), {"code": code_version(), "store": self.store.hash}, tags)
             self._mark(closed=False)
             self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
@@ -137,8 +151,9 @@ class _Runner:
         for name, stage in self.recipe.stages.items():
             if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder != "previous" and only in (None, stage.kind):
                 where = f"stages.{name}.encoder"
-                reference = self.tracking.pin(stage.encoder, where)
-                folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
+                kept_in = self.origin or self.tracking
+                reference = kept_in.pin(stage.encoder, where)
+                folder = kept_in.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
                 check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
                 self.references[name] = (reference, folder)
                 if wanted := _beside(stage):
@@ -146,8 +161,9 @@ class _Runner:
 
     def _fetched_beside(self, wanted: str, reference: str, where: str) -> Path:
         key = f"{where}.features" if wanted == "head" else f"{where}.arms"
-        beside = self.tracking.beside(reference, wanted, key)
-        folder = self.tracking.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
+        kept_in = self.origin or self.tracking
+        beside = kept_in.beside(reference, wanted, key)
+        folder = kept_in.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
         if wanted == "head":
             check_head(load_head(folder), self.recipe, where)
         return folder
@@ -159,6 +175,8 @@ class _Runner:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
             if self.store.extends:
                 seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
+        if self.repeats and self.store.hash != self.repeats.store:
+            raise UserError(f"repeat: the images differ: this store has sha256 {self.store.hash}, that of the run had {self.repeats.store}")
         instance = Instance("prepare", 0, self.store.hash[:12], self.folder / f"prepare-{self.store.hash[:12]}")
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
@@ -192,6 +210,8 @@ class _Runner:
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
         facts = {"store": store.path, "hash": store.hash, "classes": len(store.classes)}
+        facts |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
+        facts |= {"extends": store.extends[-1].name} if store.extends else {}
         run_id = self.tracking.start(
             "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
         )
@@ -329,9 +349,10 @@ class _Runner:
         if stage.encoder == "previous":
             upstream = self._previous(instance.stage, instance.seed)
             made_by = _run_of(upstream) if (upstream.folder / RUN_FILE).exists() else self._run(upstream)
-            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder")
+            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder", made_by)
         else:
-            self.tracking.log_consumed(run_id, self.references[instance.stage][0])
+            reference = self.references[instance.stage][0]
+            self.tracking.log_consumed(run_id, reference, (self.origin or self.tracking).source_run(reference))
 
     def write_cards(self) -> None:
         """The card of every encoder that this command exported, or found exported, with what is known of it by now."""

@@ -11,17 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.config import Recipe
 from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.patience import Away, Patient, hasty, reason
+from pipeline.records import Records
 from pipeline.stage import Instance
 from pipeline.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipeline.config import Recipe
+
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 try a dead server for minutes
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 RUN_FILE = "mlflow.json"
@@ -31,8 +34,8 @@ STAGE_RUNS = "firstlight.runs."  # and the name of a stage: tag of a recipe's ru
 NOTE = 8000  # characters of a tag
 
 
-def tracking_uri(recipe: Recipe) -> str:
-    return recipe.tracking.uri or f"sqlite:///{recipe.storage.resolve() / 'mlflow.db'}"
+def tracking_uri(recipe: "Recipe") -> str:
+    return Records.of(recipe).uri
 
 
 class Tracking:
@@ -42,10 +45,12 @@ class Tracking:
         UserError: the tracking server or database cannot be reached; names `tracking.uri`.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: "Recipe", records: Records | None = None) -> None:
+        """`records`: where they are, if not where the recipe says."""
         import mlflow
 
-        self.recipe, self.uri = recipe, tracking_uri(recipe)
+        self.recipe, self.records = recipe, records or Records.of(recipe)
+        self.uri = self.records.uri
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         if self.uri.startswith("file:") or "://" not in self.uri:
@@ -53,7 +58,7 @@ class Tracking:
                 f"tracking.uri: {self.uri!r} is not valid: MLflow keeps runs in a database or behind a server: sqlite:///... or http://..."
             )
         try:
-            with hasty(), _locked(_beside(self.uri, recipe.storage)):  # two first users of one SQLite file would both create its tables
+            with hasty(), _locked(_meeting(self.records)):  # two first users of one SQLite file would both create its tables
                 mlflow.set_tracking_uri(self.uri)
                 self.impatient = mlflow.MlflowClient(self.uri)
                 self.experiment = self._experiment()
@@ -64,11 +69,11 @@ class Tracking:
     def _experiment(self) -> str:
         import mlflow
 
-        name = self.recipe.tracking.experiment
+        name = self.records.experiment
         found = self.impatient.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        place = str(self.recipe.storage.resolve() / "mlartifacts") if self.uri.startswith("sqlite:") else None
+        place = str(self.records.storage / "mlartifacts") if self.uri.startswith("sqlite:") else None
         try:
             return str(self.impatient.create_experiment(name, place))
         except mlflow.MlflowException:
@@ -170,24 +175,13 @@ class Tracking:
             self.client.finalize_logged_model(model_id, "READY")
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
         if register_as:
-            self.register(register_as, model_id, run_id)
+            register(self.client, register_as, model_id, run_id)
         return f"models:/{model_id}"
 
     def model_of(self, run_id: str) -> str | None:
         """The logged model that a run has put out."""
         outputs = self.client.get_run(run_id).outputs
         return next((model.model_id for model in (outputs.model_outputs if outputs else None) or ()), None)
-
-    def register(self, name: str, model_id: str, run_id: str, alias: str = CURRENT) -> str:
-        """`models:/<name>/<version>` of the model, new or the one that it has under this name; `alias` leads to it from now on."""
-        import mlflow
-
-        with contextlib.suppress(mlflow.MlflowException):  # it exists
-            self.client.create_registered_model(name)
-        mine = [v.version for v in self.client.search_model_versions(f"name='{name}'") if v.run_id == run_id]
-        version = mine[0] if mine else self.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version
-        self.client.set_registered_model_alias(name, alias, str(version))
-        return f"models:/{name}/{version}"
 
     def log_stage(self, run_id: str, stage: str, runs: Sequence[str]) -> None:
         """Which runs a recipe's stage consists of, also where another recipe run has made them: its lineage and its repetition need them."""
@@ -202,15 +196,14 @@ class Tracking:
             text = f"{text[:end]}\n\nThe rest is in the artifact {folder}/{file.name}.\n"
         self.client.set_tag(run_id, "mlflow.note.content", text)
 
-    def log_consumed(self, run_id: str, reference: str) -> None:
+    def log_consumed(self, run_id: str, reference: str, made_by: str) -> None:
         """The encoder that a run starts from: its pinned reference, the run that made it, and its model as an input in MLflow's own terms."""
         import mlflow
         from mlflow.entities import LoggedModelInput
 
-        made_by = self.source_run(reference)
         self.client.set_tag(run_id, ENCODER, reference)
         self.client.set_tag(run_id, ENCODER_RUN, made_by)
-        with contextlib.suppress(mlflow.MlflowException):  # that run was deleted
+        with contextlib.suppress(mlflow.MlflowException):  # that run was deleted, or is kept elsewhere
             model_id = self.model_of(made_by)
             if model_id is not None:
                 self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
@@ -286,10 +279,21 @@ class Tracking:
         self.client.set_terminated(run_id, status)
 
 
-def _beside(uri: str, storage: Path) -> Path:
+def register(client: "MlflowClient", name: str, model_id: str, run_id: str, alias: str = CURRENT) -> str:
+    """`models:/<name>/<version>` of the model, new or the one that it has under this name; `alias` leads to it from now on."""
+    import mlflow
+
+    with contextlib.suppress(mlflow.MlflowException):  # it exists
+        client.create_registered_model(name)
+    mine = [v.version for v in client.search_model_versions(f"name='{name}'") if v.run_id == run_id]
+    version = mine[0] if mine else client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version
+    client.set_registered_model_alias(name, alias, str(version))
+    return f"models:/{name}/{version}"
+
+
+def _meeting(records: Records) -> Path:
     """The folder of the database, so that all its users meet at one lock."""
-    path = uri.removeprefix("sqlite:///")
-    return storage.resolve() if path == uri else Path(path).resolve().parent
+    return records.storage if records.database is None else records.database.resolve().parent
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
