@@ -154,7 +154,10 @@ def ui(where: tuple[str, ...], port: int) -> None:
     if free != port:
         click.echo(f"port {port} is taken: {free}")
     click.echo(f"MLflow starts on {records.uri} ...")
-    module.serve(records, lineage.experiment, free, click.echo)
+    try:
+        module.serve(records, lineage.experiment, free, click.echo)
+    except KeyboardInterrupt:
+        click.echo("ended")
 
 
 @_command("doctor", "Check machine, versions, GPUs, MLflow and storage for Firstlight, or for a recipe, and say what to mend.")

@@ -56,7 +56,7 @@ def _ask(node_id: str, probe: Path) -> dict[str, Any] | None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))(facts)
+    task = ray.remote(facts).options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
     try:
         answer: dict[str, Any] = ray.get(task.remote(str(probe)), timeout=ANSWER_S)
     except (ray.exceptions.RayError, TimeoutError):

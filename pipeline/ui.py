@@ -20,7 +20,7 @@ from pipeline.records import Records
 HOST = "127.0.0.1"
 PORT = 5000
 TRIED = 50  # ports behind the one that is asked for
-START_S, END_S = 120.0, 5.0  # that MLflow has to start, and its processes to end
+START_S, END_S = 120.0, 3.0  # that MLflow has to start, and its processes to end
 
 
 def free_port(first: int) -> int:
