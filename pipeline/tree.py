@@ -140,19 +140,20 @@ def _trials(lineage: Lineage, search: Run) -> Table:
     return out
 
 
-def _consumed(lineage: Lineage, run: Run) -> Group:
+def _consumed(lineage: Lineage, run: Run) -> Table:
     """What one stage was given."""
-    prepared, source = lineage.prepared(run.store), lineage.source(run)
-    rows = [Text("consumed", style="bold")]
+    prepared, source, recipe = lineage.prepared(run.store), lineage.source(run), lineage.recipe(run)
+    out = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    out.add_column(style="bold")
+    out.add_column(overflow="fold")
     if run.kind == "prepare":
         given = " ".join(filter(None, (run.params.get("source"), run.params.get("root")))) or "unknown"
-        rows.append(Text(f"  images   {given}"))
-        return Group(*rows)
+        out.add_row("consumed", Text.assemble(("images ", "dim"), given))
+        return out
     name = prepared.params.get("store", "").rpartition("/")[2] if prepared else "unknown"
-    rows.append(Text(f"  store    {name}  sha256 {run.store}"))
+    out.add_row("consumed", Text.assemble(("store ", "dim"), name, (" sha256 ", "dim"), run.store))
     if run.encoder:
-        by = f"made by {source.name} ({source.id})" if source else "its run is not here any more"
-        rows.append(Text(f"  encoder  {run.encoder}\n           {by}"))
-    code = lineage.recipe(run)
-    rows.append(Text(f"  code     sha256 {code.params.get('code', 'unknown')}" if code else "  code     unknown"))
-    return Group(*rows)
+        by = f", made by {source.name} ({source.short})" if source else ", whose run is not here any more"
+        out.add_row("", Text.assemble(("encoder ", "dim"), run.encoder, by))
+    out.add_row("", Text.assemble(("code sha256 ", "dim"), recipe.params.get("code", "unknown") if recipe else "unknown"))
+    return out

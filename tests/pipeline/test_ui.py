@@ -48,7 +48,7 @@ def test_the_hint_says_no_more_than_it_must(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_server_that_does_not_start_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.ui.sys.executable", "/bin/false")
-    with pytest.raises(StageFailed, match="^MLflow's server ended with exit code 1: it said nothing$"):
+    with pytest.raises(StageFailed, match=r"^MLflow's server ended with exit code 1: it said nothing$"):
         serve(named([f"storage={tmp_path}"]), "1", free_port(5600), print)
 
 
