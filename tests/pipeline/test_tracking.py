@@ -15,7 +15,7 @@ from pipeline.stage import Instance
 from pipeline.tracking import Tracking
 from tests import small
 
-WRITERS, ROWS, ENCODERS = 8, 300, 3
+WRITERS, ROWS, EACH, ENCODERS = 8, 300, 10, 2
 
 
 def write(storage: Path, k: int) -> None:
@@ -26,11 +26,11 @@ def write(storage: Path, k: int) -> None:
     encoder = folder / "encoder"
     encoder.mkdir(parents=True)
     (encoder / "encoder.safetensors").write_bytes(bytes(k))
-    for step in range(1, ROWS + 1):
-        tracking.metrics(run_id, [{"step": step, "time": 1000.0 + step, "loss": step / 7, "accuracy": k / 8}])
-        if step % 30 == 0:
-            tracking.client.set_tag(run_id, f"tag{step}", str(k))
-            tracking.client.log_text(run_id, str(step), f"texts/{step}.txt")
+    for first in range(1, ROWS + 1, EACH):
+        tracking.metrics(run_id, [{"step": s, "time": 1000.0 + s, "loss": s / 7, "accuracy": k / 8} for s in range(first, first + EACH)])
+        tracking.client.set_tag(run_id, f"tag{first}", str(k))
+        if first % 50 == 1:
+            tracking.client.log_text(run_id, str(first), f"texts/{first}.txt")
     for n in range(ENCODERS):
         own = tracking.start(f"encoder {n} of {k}", folder / f"{n}" / "mlflow.json", {}, {"mlflow.parentRunId": run_id})
         tracking.log_encoder(own, encoder, Instance("pretrain", n, f"{k}-{n}", encoder), "shared")
@@ -56,8 +56,8 @@ def test_eight_processes_on_a_fresh_database_lose_no_write(tmp_path: Path) -> No
         run = found[f"writer {k}"]
         history = client.get_metric_history(run.info.run_id, "loss")
         assert sorted((m.step, m.value) for m in history) == [(step, step / 7) for step in range(1, ROWS + 1)]
-        assert {key: run.data.tags[key] for key in run.data.tags if key.startswith("tag")} == {f"tag{step}": str(k) for step in range(30, 301, 30)}
-        assert len(client.list_artifacts(run.info.run_id, "texts")) == 10
+        assert {key: run.data.tags[key] for key in run.data.tags if key.startswith("tag")} == {f"tag{s}": str(k) for s in range(1, ROWS, EACH)}
+        assert len(client.list_artifacts(run.info.run_id, "texts")) == 6
     versions = client.search_model_versions("name='shared'")
     assert sorted(int(v.version) for v in versions) == list(range(1, WRITERS * ENCODERS + 1))
     assert len({v.run_id for v in versions}) == WRITERS * ENCODERS
