@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from pipeline import cli_runs
 from pipeline.errors import StageFailed, StopTraining, UserError
 
 if TYPE_CHECKING:
@@ -117,22 +118,32 @@ def _out() -> Console:
 
 
 def _tell_where(out: Console, recipe: "Recipe") -> None:
-    from pipeline.tracking import tracking_uri
+    from pipeline.records import Records
+    from pipeline.ui import hint
 
-    mlflow = Path(sys.executable).parent / "mlflow"
-    out.print(f"Results, curves and pictures:  {mlflow} ui --backend-store-uri {tracking_uri(recipe)}", soft_wrap=True, highlight=False)
+    out.print(f"Results, curves and pictures:  {hint(Records.of(recipe))}", soft_wrap=True, highlight=False)
+
+
+for _each in cli_runs.COMMANDS:
+    cli.add_command(_each)
 
 
 def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from pipeline.config import load
+    from pipeline.patience import Unpublished
     from pipeline.report import table
     from pipeline.run import run
     from pipeline.run_page import FILE
 
     recipe = load(path, overrides, smoke)
     console = Console(stderr=True)
-    found = run(recipe, console, only)
     out = _out()
+    try:
+        found = run(recipe, console, only)
+    except Unpublished as error:
+        if error.found:
+            out.print(table(recipe, error.found))
+        raise
     if found:
         out.print(table(recipe, found))
     report = recipe.storage.resolve() / recipe.name / FILE

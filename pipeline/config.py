@@ -511,9 +511,18 @@ def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False, value
     raw = _smoke(raw) if smoke else raw
     for key, value in (values or {}).items():
         _set(raw, key.split("."), copy.deepcopy(value))
-    for override in overrides:
-        _set(raw, *split_override(override))
+    override(raw, overrides)
     return parse(_compose(raw, _conf_root(path)))
+
+
+def override(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Lay `key=value` over a mapping, in place.
+
+    Raises:
+        UserError: no such stage; a value where a section is meant.
+    """
+    for word in overrides:
+        _set(raw, *split_override(word))
 
 
 def parse(raw: dict[str, Any]) -> Recipe:

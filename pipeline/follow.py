@@ -23,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.patience import reason
+
 POLL_S = 0.5
 QUIET_S = 20.0  # without a terminal: a line so often
 
@@ -78,7 +80,7 @@ class Followed:
         try:
             self.log(self.pending)
         except Exception as error:
-            self.problem = (str(error) or type(error).__name__).splitlines()[0][:160]
+            self.problem = reason(error)
             return
         self.pending, self.problem = [], ""
 
@@ -158,7 +160,7 @@ class Follow:
         self._look()
         for followed in self.files:
             if followed.pending:
-                self._note(followed, f"{len(followed.pending)} rows are not in MLflow ({followed.problem}): {followed.file}")
+                self._note(followed, f"{len(followed.pending)} rows are not in MLflow yet ({followed.problem}): {followed.file}")
         if kind is None:
             self.progress.update(self.task, completed=max(len(self.files), 1))
         self.progress.stop()

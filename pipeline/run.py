@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -25,13 +26,16 @@ from pipeline.features import check_head
 from pipeline.follow import Counted, Follow, Followed, Listener
 from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
 from pipeline.launch import launch
+from pipeline.metrics import read_metrics
+from pipeline.patience import Away, Outbox, Unpublished
 from pipeline.prepare import prepare
+from pipeline.records import Records
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
-from pipeline.stage import Instance, code_version
+from pipeline.stage import Instance, code_version, git_commit
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from pipeline.store_pictures import add_pictures
-from pipeline.tracking import RUN_FILE, Tracking
+from pipeline.tracking import RUN_FILE, Tracking, remembered, run_of
 from pipeline.worker import Worker
 
 STAGES: dict[str, ModuleType] = {
@@ -59,23 +63,35 @@ class Place:
     listener: Listener | None = None
 
 
-def run(recipe: Recipe, console: Console, only: str | None = None) -> list[Row]:
+@dataclass(frozen=True)
+class Repeats:
+    """An earlier run of a recipe, which this one gives again. `store`: sha256 of its images; `origin`: where its encoders are kept."""
+
+    run_id: str
+    store: str
+    origin: Records
+
+
+def run(recipe: Recipe, console: Console, only: str | None = None, repeats: Repeats | None = None) -> list[Row]:
     """Do what is left to do of a recipe (or of its stages of one kind; `prepare` alone prepares); the rows of its table.
 
     Raises:
         UserError: a mistake that the user can mend, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
+        Unpublished: all was done, but MLflow went away and did not come back; the next run publishes what it has not got.
     """
-    return run_in(None, recipe, console, only)[0]
+    return run_in(None, recipe, console, only, repeats)[0]
 
 
-def run_in(place: Place | None, recipe: Recipe, console: Console, only: str | None = None) -> tuple[list[Row], list[Instance]]:
+def run_in(
+    place: Place | None, recipe: Recipe, console: Console, only: str | None = None, repeats: Repeats | None = None
+) -> tuple[list[Row], list[Instance]]:
     """As `run`, as a part of something else (a trial of a search, say); also the instances of its stages."""
     if place is None or place.store is None:
         preflight.check(recipe)
     folder = place.folder if place else recipe.storage.resolve() / recipe.name
     with locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0), Session(recipe.scale, recipe.stream) as session:
-        runner = _Runner(recipe, session, console, place)
+        runner = _Runner(recipe, session, console, place, repeats)
         try:
             runner.resolve(only)
             runner.prepare()
@@ -83,9 +99,11 @@ def run_in(place: Place | None, recipe: Recipe, console: Console, only: str | No
                 if only in (None, stage.kind):
                     runner.stage(name)
             found = rows(recipe, runner.instances)
-            runner.write_cards()
+            if any(isinstance(stage, Export) for stage in recipe.stages.values()):
+                runner.outbox.put("the model cards", runner.write_cards)
             runner.close(found)
             runner.report()
+            runner.settle(found)
             return found, runner.instances
         except BaseException as error:
             runner.abandon(error)
@@ -135,40 +153,57 @@ def _taken(file: IO[str]) -> bool:
 class _Runner:
     """The state of one `firstlight run`: store, MLflow runs, and the instances so far."""
 
-    def __init__(self, recipe: Recipe, session: Session, console: Console, place: Place | None = None) -> None:
-        self.recipe, self.session, self.console, self.place = recipe, session, console, place
+    def __init__(self, recipe: Recipe, session: Session, console: Console, place: Place | None = None, repeats: Repeats | None = None) -> None:
+        self.recipe, self.session, self.console, self.place, self.repeats = recipe, session, console, place, repeats
         self.folder = place.folder if place else recipe.storage.resolve() / recipe.name
+        self.origin = Tracking(recipe, repeats.origin) if repeats else None  # before the other: MLflow's global setting is that of the last
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
         self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
         self.networks: dict[str, Path] = {}  # stage -> the folder that the head or decoder beside that encoder was fetched to
+        self.outbox = Outbox(self.tracking.uri, console)
         self.open_runs: list[str] = []
+        self.stage_runs: dict[str, str] = {}  # label of an instance -> its run, of this command
         self.parent_run: str | None = None
-
-    def _parent_file(self) -> Path:
-        plan = {"recipe": self.recipe.dump(), "store": self.store.hash, "code": code_version()}
-        return self.folder / "recipes" / f"{digest(plan)[:12]}.json"
 
     def parent(self) -> str:
         """The parent run, started when the first stage has something to do."""
         if self.parent_run is None:
-            plan, file = self.recipe.dump(), self._parent_file()
-            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description}
+            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description, **git_commit()}
+            tags |= {"firstlight.repeats": self.repeats.run_id} if self.repeats else {}
             params = {"code": code_version(), "store": self.store.hash}
             if self.place:
-                file, tags, params = self.folder / RUN_FILE, {**tags, **self.place.tags}, {**self.place.params, **params}
-            self.parent_run = self.tracking.start(self.recipe.name, file, params, tags)
-            self.tracking.client.log_dict(self.parent_run, plan, "recipe.json")
-            self.open_runs.append(self.parent_run)
+                tags, params = {**tags, **self.place.tags}, {**self.place.params, **params}
+            run_id = self.tracking.start(self.recipe.name, self._recipe_file(), params, tags)
+            self._mark(closed=False)
+            self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
+            self.open_runs.append(run_id)
+            self.parent_run = run_id
         return self.parent_run
+
+    def _recipe_file(self) -> Path:
+        """What remembers the parent run, and whether it has its summary."""
+        if self.place:
+            return self.folder / RUN_FILE
+        return self.folder / "recipes" / f"{digest({'recipe': self.recipe.dump(), 'store': self.store.hash, 'code': code_version()})[:12]}.json"
+
+    def _mark(self, closed: bool) -> None:
+        write_json(self._recipe_file(), {**json.loads(self._recipe_file().read_text("utf-8")), "closed": closed})
+
+    def _left_open(self) -> bool:
+        """Whether an earlier command did all the work and ended before its summary was published."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return not json.loads(self._recipe_file().read_text("utf-8"))["closed"]
+        return False
 
     def resolve(self, only: str | None) -> None:
         """Fetch the encoders that the recipe refers to by name, before anything is run."""
         for name, stage in self.recipe.stages.items():
             if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder != "previous" and only in (None, stage.kind):
                 where = f"stages.{name}.encoder"
-                reference = self.tracking.pin(stage.encoder, where)
-                folder = self.tracking.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
+                kept_in = self.origin or self.tracking
+                reference = kept_in.pin(stage.encoder, where)
+                folder = kept_in.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
                 check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
                 self.references[name] = (reference, folder)
                 if wanted := _beside(stage):
@@ -176,8 +211,9 @@ class _Runner:
 
     def _fetched_beside(self, wanted: str, stage: Downstream, reference: str, where: str) -> Path:
         key = f"{where}.features" if wanted == "head" else f"{where}.arms"
-        beside = self.tracking.beside(reference, wanted, key)
-        folder = self.tracking.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
+        kept_in = self.origin or self.tracking
+        beside = kept_in.beside(reference, wanted, key)
+        folder = kept_in.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
         if wanted == "head":
             check_head(load_head(folder), self.recipe, where)
         elif isinstance(stage, Finetune):
@@ -195,12 +231,14 @@ class _Runner:
             self.store = prepare(self.recipe.dataset, self.recipe.storage.resolve() / "stores", self.session.start, seen.advance)
             if self.store.extends:
                 seen.remark = f" ({self.store.extends[-1].ids:,} of them in {self.store.extends[-1].name})"
+        if self.repeats and self.store.hash != self.repeats.store:
+            raise UserError(f"repeat: the images differ: this store has sha256 {self.store.hash}, that of the run had {self.repeats.store}")
         instance = self._prepared()
         fresh = not (instance.folder / PUBLISHED).exists()
         self._tell_store(fresh)
         self._check_store()
         if fresh:
-            self._publish_store(instance)
+            self.outbox.put("prepare", lambda: self._publish_store(instance))
 
     def _check_store(self) -> None:
         """The recipe against the images that there are."""
@@ -226,6 +264,8 @@ class _Runner:
     def _publish_store(self, instance: Instance) -> None:
         store, client = self.store, self.tracking.client
         facts = {"store": store.path, "hash": store.hash, "classes": len(store.classes)}
+        facts |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
+        facts |= {"extends": store.extends[-1].name} if store.extends else {}
         run_id = self.tracking.start(
             "prepare", instance.folder / RUN_FILE, facts, {"mlflow.parentRunId": self.parent(), "firstlight.kind": "prepare"}
         )
@@ -243,32 +283,60 @@ class _Runner:
         self.instances += mine
         waiting = [i for i in mine if i.result is None]
         publish = [i for i in mine if not (i.folder / PUBLISHED).exists()]
-        runs = {i.label: self.tracking.start_stage(i, self.parent(), self.store) for i in publish}
-        self.open_runs += runs.values()
-        for instance in publish:
-            self._log_origin(runs[instance.label], instance)
+        self._open(publish)
         if waiting:
-            self._work(name, waiting, runs)
+            self._work(name, waiting)
         for instance in publish:
-            run_id = runs[instance.label]
-            STAGES[self.recipe.stages[name].kind].publish(self.tracking, run_id, self.worker, self.recipe.stages[name], instance)
-            self.tracking.finish(run_id)
-            self.open_runs.remove(run_id)
-            write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+            self.outbox.put(instance.label, partial(self._publish, instance))
         for instance in mine:
             if instance not in publish:
-                self.console.print(f"{instance.label}: finished before, unchanged ({_run_of(instance)})", highlight=False)
+                self.console.print(f"{instance.label}: finished before, unchanged ({run_of(instance.folder)})", highlight=False)
 
-    def _work(self, name: str, waiting: Sequence[Instance], runs: dict[str, str]) -> None:
+    def _open(self, publish: Sequence[Instance]) -> None:
+        """Start the runs of a stage, so that they are seen while it works. Where MLflow is away they are started later."""
+        try:
+            for instance in publish:
+                self._run(instance)
+        except Away as error:
+            self.outbox.tell(str(error))
+
+    def _run(self, instance: Instance) -> str:
+        """The run of an instance of this command, started when it is asked for first."""
+        if instance.label not in self.stage_runs:
+            run_id = self.tracking.start_stage(instance, self.parent(), self.store)
+            self._log_origin(run_id, instance)
+            self.open_runs.append(run_id)
+            self.stage_runs[instance.label] = run_id
+        return self.stage_runs[instance.label]
+
+    def _publish(self, instance: Instance) -> None:
+        """All that a finished instance has, into its run; the rows of its trainings that MLflow has not got, first."""
+        stage, run_id = self.recipe.stages[instance.stage], self._run(instance)
+        module = STAGES[stage.kind]
+        for path, _, prefix in module.files(stage, instance):
+            last = self.tracking.last_step(run_id, f"{prefix}loss")
+            self.tracking.metrics(run_id, [row for row in read_metrics(path) if row["step"] >= last], prefix)  # of the last, a part may be there
+        module.publish(self.tracking, run_id, self.worker, stage, instance)
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        write_json(instance.folder / PUBLISHED, {"run_id": run_id})
+
+    def _last_step(self, instance: Instance, prefix: str) -> int:
+        """-1 also where MLflow is away: rows that are logged twice stay one."""
+        try:
+            return self.tracking.last_step(self._run(instance), f"{prefix}loss")
+        except Away as error:
+            self.outbox.tell(str(error))
+            return -1
+
+    def _work(self, name: str, waiting: Sequence[Instance]) -> None:
         stage = self.recipe.stages[name]
         module = STAGES[stage.kind]
         followed = []
         for instance in waiting:
             instance.folder.mkdir(parents=True, exist_ok=True)
             for path, label, prefix in module.files(stage, instance):
-                run_id = runs[instance.label]
-                log = _Logger(self.tracking, run_id, prefix)
-                followed.append(Followed(path, label, log, logged=self.tracking.last_step(run_id, f"{prefix}loss")))
+                followed.append(Followed(path, label, _Logger(self, instance, prefix), logged=self._last_step(instance, prefix)))
         self._note(enough.left_out(self.recipe, name, self.worker.splits))
         if isinstance(stage, Training):
             self._note(resident.choice(self.recipe.stream, self.store, len(self.worker.splits.train)))
@@ -332,9 +400,12 @@ class _Runner:
         if not isinstance(stage, Downstream) or not stage.takes_encoder:
             return
         if stage.encoder == "previous":
-            self.tracking.log_consumed(run_id, f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}/encoder")
+            upstream = self._previous(instance.stage, instance.seed)
+            made_by = run_of(upstream.folder) or self._run(upstream)
+            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder", made_by)
         else:
-            self.tracking.log_consumed(run_id, self.references[instance.stage][0])
+            reference = self.references[instance.stage][0]
+            self.tracking.log_consumed(run_id, reference, (self.origin or self.tracking).source_run(reference))
 
     def write_cards(self) -> None:
         """The card of every encoder that this command exported, or found exported, with what is known of it by now."""
@@ -342,14 +413,19 @@ class _Runner:
             stage = self.recipe.stages[instance.stage]
             assert isinstance(stage, Export)
             made = (
-                f"runs:/{_run_of(self._previous(instance.stage, instance.seed))}"
+                f"runs:/{run_of(self._previous(instance.stage, instance.seed).folder)}"
                 if stage.encoder == "previous"
                 else self.references[instance.stage][0]
             )
-            lineage = {"encoder": made, "export": f"runs:/{_run_of(instance)}"}
+            lineage = {"encoder": made, "export": f"runs:/{run_of(instance.folder)}"}
             text = card.write(self.worker, instance, self._siblings(instance), lineage)
             if text is not None:
-                self.tracking.log_card(_run_of(instance), instance.folder / export.FOLDER / card.CARD, text, export.FOLDER)
+                file = instance.folder / export.FOLDER / card.CARD
+                try:
+                    self.tracking.log_card(run_of(instance.folder) or self._run(instance), file, text, export.FOLDER)
+                except Away:
+                    file.unlink()  # one that stands there has been published
+                    raise
 
     def _siblings(self, instance: Instance) -> list[Instance]:
         """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
@@ -366,45 +442,57 @@ class _Runner:
         if self.parent_run is None and not self.instances:
             self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
             return
-        if self.parent_run is None:
+        if self.parent_run is None and not self.outbox.waiting and not self._left_open():
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
+        self.outbox.put("the summary", lambda: self._close(self.parent(), found))
+
+    def _close(self, run_id: str, found: list[Row]) -> None:
         paired = [row for row in found if row.baseline]
         for row in paired:
             key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))  # what MLflow allows
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
-                self.tracking.numbers(self.parent_run, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
-            self.tracking.numbers(self.parent_run, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+                self.tracking.numbers(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+            self.tracking.numbers(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
         if paired:
-            album = Album(self.tracking, self.parent_run, self.folder / run_page.SUMMARY)
+            album = Album(self.tracking, run_id, self.folder / run_page.SUMMARY)
             told = "test scores of the pretrained network and of the same network without pretraining"
             album.add("comparison", figures.comparison([facts(self.recipe, row) for row in paired]), told)
         if found:
-            self.tracking.client.log_dict(self.parent_run, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
-        self.tracking.finish(self.parent_run)
+            self.tracking.client.log_dict(run_id, {"rows": [facts(self.recipe, row) for row in found]}, "table.json")
+        for name in dict.fromkeys(i.stage for i in self.instances):
+            self.tracking.log_stage(run_id, name, [run for i in self.instances if i.stage == name and (run := run_of(i.folder))])
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        self._mark(closed=True)
 
-    def write_page(self, error: BaseException | None = None) -> None:
-        """The report of all that is known of the recipe, of this command and of those before, as a file and in the parent run."""
-        parent = self.parent_run
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            parent = parent or str(json.loads(self._parent_file().read_text("utf-8"))["run_id"])
+    def settle(self, found: list[Row]) -> None:
+        """Raises `Unpublished`, with the rows of the table, where MLflow does not come back."""
+        try:
+            self.outbox.settle()
+        except Unpublished as error:
+            error.found = tuple(found)
+            raise
+
+    def write_page(self, error: BaseException | None = None) -> tuple[Path, str | None]:
+        """The report of all that is known of the recipe, of this command and of those before, as a file; and the parent run, if there is one."""
+        parent = self.parent_run or remembered(self._recipe_file()).get("run_id")
         known = [instance for name in self.recipe.stages for instance in self._begun(name)]
         references = {name: reference for name, (reference, _) in self.references.items()}
         told = None if error is None else run_page.told(error)
         prepared = self._prepared().folder
         ran = run_page.Ran(self.worker, self.folder, known, rows(self.recipe, known), references, parent, prepared, self.tracking.uri, told)
-        file = run_page.write(ran)
-        if parent is not None:
-            self.tracking.client.log_artifact(parent, str(file))
+        return run_page.write(ran), parent
 
     def report(self) -> None:
         """Write the page; that it could not be written makes nothing of the results undone."""
-        from mlflow import MlflowException
-
         try:
-            self.write_page()
-        except (OSError, MlflowException) as error:
+            file, parent = self.write_page()
+        except OSError as error:
             self._note([f"the report is not whole: {' '.join(str(error).split())[:200]}"])
+            return
+        if parent is not None:
+            self.outbox.put("the report", lambda: self.tracking.client.log_artifact(parent, str(file)))
 
     def _begun(self, name: str) -> list[Instance]:
         """The instances of a stage that have a folder."""
@@ -416,23 +504,25 @@ class _Runner:
 
     def abandon(self, error: BaseException) -> None:
         """Close the runs that were open, as KILLED or FAILED; where stages were begun, what is known so far is on a page. The next `run` goes on."""
-        with contextlib.suppress(Exception):  # the first error is the one to show
-            if self.instances:
-                self.write_page(error)
-                self.console.print(f"what is known so far: {self.folder / run_page.FILE}", soft_wrap=True, highlight=False)
-        for run_id in self.open_runs:
-            with contextlib.suppress(Exception):  # MLflow may be what failed
+        with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
+            if self.instances and not isinstance(error, Unpublished):
+                file, parent = self.write_page(error)
+                self.console.print(f"what is known so far: {file}", soft_wrap=True, highlight=False)
+                if parent is not None:
+                    self.tracking.client.log_artifact(parent, str(file))
+        with contextlib.suppress(Exception):
+            for run_id in self.open_runs:
                 self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
 
 
 class _Logger:
-    """Hands rows of one metrics file on to MLflow."""
+    """Hands rows of one metrics file on to MLflow, as they come."""
 
-    def __init__(self, tracking: Tracking, run_id: str, prefix: str) -> None:
-        self.tracking, self.run_id, self.prefix = tracking, run_id, prefix
+    def __init__(self, runner: _Runner, instance: Instance, prefix: str) -> None:
+        self.runner, self.instance, self.prefix = runner, instance, prefix
 
     def __call__(self, new: list[dict[str, Any]]) -> None:
-        self.tracking.metrics(self.run_id, new, self.prefix)
+        self.runner.tracking.offer(self.runner._run(self.instance), new, self.prefix)
 
 
 def _beside(stage: Downstream) -> str | None:
@@ -440,7 +530,3 @@ def _beside(stage: Downstream) -> str | None:
     if isinstance(stage, Look) and stage.features == "head":
         return "head"
     return "decoder" if isinstance(stage, Finetune) and "pretrained_decoder" in stage.arms else None
-
-
-def _run_of(instance: Instance) -> str:
-    return str(json.loads((instance.folder / RUN_FILE).read_text("utf-8"))["run_id"])

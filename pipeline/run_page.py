@@ -1,6 +1,5 @@
 """The page of a recipe's run: what was run, on which data, what it was worth, what was seen on the way, and how to do it again."""
 
-import json
 import re
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from pipeline.report import Row, cells, headings, title
 from pipeline.stage import Instance, code_version
 from pipeline.store import DAMAGE, QUARANTINE
 from pipeline.timings import PARTS, notes, shares, timings
-from pipeline.tracking import RUN_FILE
+from pipeline.tracking import run_of
 from pipeline.worker import Worker
 from tasks.downstream import TASKS
 from tasks.pretrain import METHODS
@@ -233,10 +232,8 @@ def _branch(ran: Ran, pretrained: Instance) -> Tree:
 
 def _run(folder: Path) -> str:
     """The MLflow run of a folder, "" where it has none."""
-    try:
-        return f"run {json.loads((folder / RUN_FILE).read_text('utf-8'))['run_id']}"
-    except (OSError, ValueError, KeyError):
-        return ""
+    run_id = run_of(folder)
+    return f"run {run_id}" if run_id else ""
 
 
 def _what(ran: Ran) -> list[Block]:

@@ -24,7 +24,7 @@ from pipeline.proposals import propose
 from pipeline.report import Row
 from pipeline.room import Node, of_driver, trials_at_once
 from pipeline.run import Place, locked, prepared, run_in
-from pipeline.search_runs import SearchRuns, run_of
+from pipeline.search_runs import SearchRuns
 from pipeline.search_view import View
 from pipeline.session import Session, local_cpus
 from pipeline.sources import Source, open_source
@@ -32,6 +32,7 @@ from pipeline.space import Plan
 from pipeline.splits import split
 from pipeline.stage import code_version
 from pipeline.store import Store
+from pipeline.tracking import run_of
 from pipeline.trial import Wanted, write_job
 
 

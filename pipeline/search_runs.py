@@ -10,7 +10,7 @@ from pipeline.config import Downstream, Recipe
 from pipeline.ledger import Ledger, Trial
 from pipeline.space import Plan
 from pipeline.stage import code_version
-from pipeline.tracking import RUN_FILE, Tracking
+from pipeline.tracking import RUN_FILE, Tracking, run_of
 
 STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -71,7 +71,7 @@ class SearchRuns:
         return reason
 
     def _end(self, trial: Trial, folder: Path, best: float | None) -> None:
-        run_id = run_of(folder)
+        run_id = _known(folder)
         self.client.set_tag(run_id, "firstlight.state", trial.state)
         if trial.reason:
             self.client.set_tag(run_id, "firstlight.reason", trial.reason)
@@ -106,7 +106,7 @@ class SearchRuns:
         """Close what is open, as KILLED or FAILED; the next command opens it again."""
         for trial in ledger.of_state("running") if ledger else ():
             with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
-                run_id = run_of(ledger.place(trial))  # type: ignore[union-attr]
+                run_id = _known(ledger.place(trial))  # type: ignore[union-attr]
                 self._close_below(run_id, status)
                 self.tracking.finish(run_id, status)
         with contextlib.suppress(Exception):
@@ -122,5 +122,7 @@ class SearchRuns:
         return {name: self.tracking.pin(reference, f"stages.{name}.encoder") for name, reference in taken.items() if reference != "previous"}
 
 
-def run_of(folder: Path) -> str:
-    return str(json.loads((folder / RUN_FILE).read_text("utf-8"))["run_id"])
+def _known(folder: Path) -> str:
+    run_id = run_of(folder)
+    assert run_id is not None, "a trial's run is started before it"
+    return run_id

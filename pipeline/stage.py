@@ -1,6 +1,7 @@
 """What the stages share: an instance is one stage with one seed; its folder is found again by the fingerprint of all that decides its result."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -33,6 +34,21 @@ class Instance:
             return dict(json.loads((self.folder / RESULT).read_text("utf-8")))
         except (OSError, ValueError):
             return None
+
+
+@cache
+def git_commit() -> dict[str, str]:
+    """MLflow's tag of the commit that the code lies in; {} where it lies in none, or is not as that commit has it."""
+    root = Path(__file__).parent.parent
+    try:
+        changed, commit = (_git(root, *words) for words in (("status", "--porcelain", "--", "pipeline", "tasks"), ("rev-parse", "HEAD")))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {} if changed else {"mlflow.source.git.commit": commit}
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 @cache

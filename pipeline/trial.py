@@ -25,7 +25,7 @@ from pipeline.follow import Rows
 from pipeline.ledger import OUTCOME
 from pipeline.run import Place, run_in
 from pipeline.stage import Instance
-from pipeline.tracking import RUN_FILE
+from pipeline.tracking import run_of
 
 JOB, LOG = "trial.json", "log.txt"
 REPORT_S = 1.0  # between two reports of nothing but progress
@@ -85,7 +85,7 @@ def attempt(recipe: Recipe, wanted: Wanted, place: Place, console: Console) -> d
 def _made_by(stage: str | None, instances: Sequence[Instance]) -> str | None:
     """The MLflow run of the first seed of a stage."""
     first = next((instance for instance in instances if instance.stage == stage), None)
-    return None if first is None else str(json.loads((first.folder / RUN_FILE).read_text("utf-8"))["run_id"])
+    return None if first is None else run_of(first.folder)
 
 
 class Reporter:

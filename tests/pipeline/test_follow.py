@@ -169,7 +169,7 @@ def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(followed: Followe
     append(followed, line(3))
     look()
     assert log.rows == []
-    assert followed.problem == ("no route" if error.args else "TimeoutError")
+    assert followed.problem == ("no route to host" if error.args else "TimeoutError")
     log.fails = None
     look()
     look()
@@ -205,7 +205,7 @@ def test_rows_that_mlflow_never_took_are_told(followed: Followed, log: Log) -> N
     shown, log.fails = console(), ConnectionError("the server [/x] is away")
     with Follow(shown, "pretrain", [followed]):
         append(followed, line(1) + line(2))
-    assert "note pretrain seed 0: 2 rows are not in MLflow (the server [/x] is away)" in text(shown)
+    assert "note pretrain seed 0: 2 rows are not in MLflow yet (the server [/x] is away)" in text(shown)
     assert str(followed.file) in text(shown)
 
 
