@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,13 +25,28 @@ from pipeline.run import run
 from pipeline.search import Found, search
 from pipeline.session import Session
 from pipeline.space import Plan
-from pipeline.tracking import tracking_uri
+from pipeline.tracking import Tracking, tracking_uri
 from pipeline.trial import JOB, LOG, Reporter, drive
-from tests import searches
+from tests import searches, small
 from tests.searches import LR, PERIOD, plan
 
 RATES = {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}  # the last is too large: a loss that is not finite
 Trials = tuning.Trials
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a store and MLflow's tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("begun") / "runs"
+    folder.mkdir()
+    small.store(folder)
+    Tracking(small.recipe(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def storage(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -172,16 +188,16 @@ def killed(plan: Plan, trials: int) -> None:
 def test_trials_that_ended_unseen_are_taken_over_and_those_that_did_not_go_on(tmp_path: Path, below_ray: None) -> None:
     wanted = plan(tmp_path, trials=3, algorithm="random")
     whole, _ = told(wanted)
-    ids = {run.info.run_name: run.info.run_id for run in runs_of(wanted)}
+    ids = {run.info.run_id for run in runs_of(wanted)}
     killed(wanted, trials=2)
     cut = folder_of(wanted) / "trials" / "002"
     (cut / OUTCOME).unlink()
-    for result in cut.glob("evaluate*/result.json"):
-        result.unlink()
+    for file in (*cut.glob("evaluate*/result.json"), *cut.glob("evaluate*/published.json")):
+        file.unlink()
     again, lines = told(wanted)
     assert "note 2 trials have ended before, 1 go on where they were stopped" in lines
     assert [(t.number, t.values, t.state, t.scores) for t in again.trials] == [(t.number, t.values, t.state, t.scores) for t in whole.trials]
-    assert {run.info.run_name: run.info.run_id for run in runs_of(wanted)} == ids
+    assert {run.info.run_id for run in runs_of(wanted)} == ids
     assert "pretrain seed 0: finished before, unchanged" in (cut / LOG).read_text()
 
 
@@ -214,9 +230,9 @@ def test_an_alias_is_pinned_when_the_search_begins(tmp_path: Path, below_ray: No
 @pytest.mark.parametrize(
     ("changes", "overrides", "message"),
     [
-        ({}, ("scale.workers=2", "scale.cpus=2"), "scale: the 2 workers of a trial x 0.5 CPUs"),
+        ({}, ("scale.workers=2", "scale.cpus=2"), "scale: the 2 workers of a trial x 1 CPUs"),
         ({"space": {"stages.pretrain.batch_size": {"choice": [32, 33]}}}, ("scale.workers=2", "scale.cpus=8"), "space.stages.pretrain.batch_size:"),
-        ({"space": {"stages.pretrain.batch_size": {"choice": [32, 5000]}}}, (), "space.stages.pretrain.batch_size: 5000 is more than the 110 images"),
+        ({"space": {"stages.pretrain.batch_size": {"choice": [32, 5000]}}}, (), "space.stages.pretrain.batch_size: 5000 is more than the 100 images"),
         ({"space": {"encoder.depth": {"choice": [2, 9]}}}, (), "space: with encoder.depth: 9: dataset.image_size: 8"),
         ({}, ("tracking.uri=file:///tmp/x",), "tracking.uri: 'file:///tmp/x' is not valid"),
     ],
