@@ -173,18 +173,22 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows with `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
-    figure = Figure(figsize=(1.7 * len(rows) + 2.2, 3.4), layout="constrained", facecolor="white")
+    """Rows with `stage`, `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
+    figure = Figure(figsize=(8.0, 0.62 * len(rows) + 1.1), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for k, row in enumerate(rows):
         for shift, key, colour in ((-0.2, "pretrained", BLUE), (0.2, "baseline", GRAY)):
             values = 100 * np.asarray(row[key])
-            axis.bar(k + shift, values.mean(), 0.38, color=colour, alpha=0.85)
-            axis.plot(np.full(len(values), k + shift), values, "o", color="black", markersize=3)
-            axis.text(k + shift, values.max() + 1.5, f"{values.mean():.1f}", ha="center", fontsize=8)
-    axis.set_xticks(range(len(rows)), [f"{r['measure']}\nagainst {r['against']}" for r in rows], fontsize=8)
-    axis.set_ylim(0, 110)
-    plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
+            axis.barh(k + shift, values.mean(), 0.38, color=colour, alpha=0.85)
+            axis.plot(values, np.full(len(values), k + shift), "o", color="black", markersize=3)
+            axis.text(values.max() + 1.2, k + shift, f"{values.mean():.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [f"{r['measure']}\n{r['stage']}, against {r['against']}" for r in rows], fontsize=8)
+    axis.set(xlim=(0, 108), ylim=(len(rows) - 0.5, -0.6))
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    told = "test scores (%): pretrained (blue), the same network without (gray); dots are seeds"
+    figure.suptitle(told, fontsize=10, x=0.01, ha="left")
     return figure
 
 
