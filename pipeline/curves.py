@@ -93,7 +93,7 @@ def periods(rows: Rows, curve: Curve) -> Figure | None:
         axis.set_xticks(_few(list(last)))
         axis.set_xlabel(curve.unit, fontsize=8)
         axis.tick_params(labelsize=8)
-        if min(last.values()) >= 0:
+        if 0 <= min(last.values()) <= max(last.values()) <= 1:  # a share
             axis.set_ylim(0, 1.08 * max(*last.values(), 1e-9))
         plain(axis, name.replace("_", " "))
     figure.suptitle(curve.title, fontsize=10)

@@ -10,22 +10,16 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from pipeline.board import Board
 from pipeline.census import OCTAVE
 from pipeline.projection import Mapped
-from tasks.shown import Picture
+from tasks.shown import Picture, Row
 
 BARS = 40  # classes that have a bar of their own, at most
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
-
-
-def _grid(rows: int, columns: int, cell: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(columns * cell, rows * cell + 0.4), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure, axes
 
 
 def plain(axis: Axes, title: str) -> None:
@@ -36,42 +30,31 @@ def plain(axis: Axes, title: str) -> None:
 
 def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> Figure:
     """(H, W, 3) uint8 images with a caption each."""
-    figure, axes = _grid(max(1, -(-len(pictures) // columns)), columns, 1.15)
-    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=False):
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_title(caption, fontsize=7)
-    figure.suptitle(title, fontsize=10)
-    return figure
+    board = Board(max(1, -(-len(pictures) // columns)), columns, 1.1, title)
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        board.image(k // columns, k % columns, picture)
+        board.caption(k // columns, k % columns, caption, size=7, centred=True)
+    return board.figure
 
 
 def picture(shown: Picture) -> Figure:
-    """Rows of images, captions at their left, and maps as heat over the images, gray and dimmed."""
-    columns = max(len(row.images) for row in shown.rows)
-    figure, axes = _grid(len(shown.rows), columns, 1.15)
-    for line, row in zip(axes, shown.rows, strict=True):
-        for k, (axis, image) in enumerate(zip(line, row.images.float().clamp(0, 1).permute(0, 2, 3, 1).numpy(), strict=False)):
+    """Rows of images, a caption over each, and maps as heat over the images, gray and dimmed."""
+    board = Board(len(shown.rows), max(len(row.images) for row in shown.rows), 1.1, shown.title)
+    for number, row in enumerate(shown.rows):
+        board.caption(number, 0, row.caption)
+        for k, image in enumerate(row.images.float().clamp(0, 1).permute(0, 2, 3, 1).numpy()):
             if row.maps is None:
-                axis.imshow(image, interpolation="nearest")
+                board.image(number, k, image)
                 continue
-            height, width = image.shape[:2]
-            axis.imshow(0.75 * image.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            heat = row.maps[k].float().numpy()
-            axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="bilinear")
-        line[0].set_title(row.caption, fontsize=8, loc="left")
-    figure.suptitle(shown.title, fontsize=10)
-    return figure
+            board.image(number, k, 0.75 * image.mean(2), cmap="gray", vmin=0, vmax=1)
+            heat = np.asarray(Image.fromarray(row.maps[k].float().numpy()).resize(image.shape[1::-1], Image.Resampling.BILINEAR))
+            board.image(number, k, heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+    return board.figure
 
 
 def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
-    columns = max(len(images_) for images_ in shown.values())
-    figure, axes = _grid(len(shown), columns, 1.15)
-    for line, (caption, images_) in zip(axes, sorted(shown.items()), strict=True):  # tensors in a file have no order
-        for axis, picture in zip(line, images_, strict=False):
-            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        line[0].set_title(caption, fontsize=8, loc="left")
-    figure.suptitle(title, fontsize=10)
-    return figure
+    return picture(Picture("", title, tuple(Row(caption, images_) for caption, images_ in sorted(shown.items()))))  # tensors in a file have no order
 
 
 def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
@@ -161,14 +144,13 @@ def filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
     """(n, c, k, k) weights of a network's first convolution, for each of its towers; three channels are shown as colours, others by their mean.
     `composed`: with the fixed filter before it, as it acts on the image."""
     lines = [-(-min(len(weights), 64) // 16) for weights in towers]
-    figure, axes = _grid(sum(lines), 16, 0.55)
+    board = Board(sum(lines), 16, 0.5, "filters of the first convolution" + (", as they act on the image" if composed else ""), above=0.0)
     for k, weights in enumerate(towers):
         shown = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
-        for axis, one in zip(axes[sum(lines[:k]) :].flat, shown[:64], strict=False):
+        for number, one in enumerate(shown[:64]):
             low, high = one.min(), one.max()
-            axis.imshow((one - low) / max(high - low, 1e-9), cmap=None if one.ndim == 3 else "gray", interpolation="nearest")
-    figure.suptitle("filters of the first convolution" + (", as they act on the image" if composed else ""), fontsize=10)
-    return figure
+            board.image(sum(lines[:k]) + number // 16, number % 16, (one - low) / max(high - low, 1e-9), cmap=None if one.ndim == 3 else "gray")
+    return board.figure
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
@@ -192,38 +174,37 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows with `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
-    figure = Figure(figsize=(1.7 * len(rows) + 2.2, 3.4), layout="constrained", facecolor="white")
+    """Rows with `stage`, `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
+    figure = Figure(figsize=(8.0, 0.62 * len(rows) + 1.1), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for k, row in enumerate(rows):
         for shift, key, colour in ((-0.2, "pretrained", BLUE), (0.2, "baseline", GRAY)):
             values = 100 * np.asarray(row[key])
-            axis.bar(k + shift, values.mean(), 0.38, color=colour, alpha=0.85)
-            axis.plot(np.full(len(values), k + shift), values, "o", color="black", markersize=3)
-            axis.text(k + shift, values.max() + 1.5, f"{values.mean():.1f}", ha="center", fontsize=8)
-    axis.set_xticks(range(len(rows)), [f"{r['measure']}\nagainst {r['against']}" for r in rows], fontsize=8)
-    axis.set_ylim(0, 110)
-    plain(axis, "test accuracy (%): pretrained (blue) and the same network without (gray); dots are seeds")
+            axis.barh(k + shift, values.mean(), 0.38, color=colour, alpha=0.85)
+            axis.plot(values, np.full(len(values), k + shift), "o", color="black", markersize=3)
+            axis.text(values.max() + 1.2, k + shift, f"{values.mean():.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [f"{r['measure']}\n{r['stage']}, against {r['against']}" for r in rows], fontsize=8)
+    axis.set(xlim=(0, 108), ylim=(len(rows) - 0.5, -0.6))
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    told = "test scores (%): pretrained (blue), the same network without (gray); dots are seeds"
+    figure.suptitle(told, fontsize=10, x=0.01, ha="left")
     return figure
 
 
 def neighbours(rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[bool]]], captions: Sequence[str], title: str) -> Figure:
     """A row a query: its (H, W, 3) uint8 image, the images found for it in their order, and which of them are wrong: they are framed red."""
     columns = max((len(found) for _, found, _ in rows_), default=0)
-    figure = Figure(figsize=((columns + 1.9) * 0.95, len(rows_) * 0.95 + 0.4), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(rows_), columns + 2, squeeze=False, width_ratios=[1.0, 0.15, *[1.0] * columns])
-    for line, (query, found, wrong), caption in zip(axes, rows_, captions, strict=True):
-        for axis in line[1 + len(found) + 1 :]:
-            axis.set_axis_off()
-        line[1].set_axis_off()
-        for axis, picture, bad in zip((line[0], *line[2:]), (query, *found), (False, *wrong), strict=False):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set(visible=bad, color=RED, linewidth=3)
-        line[0].set_ylabel(caption, fontsize=8, rotation=0, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
-    return figure
+    left = 0.1 + 0.065 * max(map(len, captions), default=0)
+    board = Board(len(rows_), columns + 1, 0.9, title, above=0.0, left=left, apart=0.12)
+    for number, ((query, found, wrong), caption) in enumerate(zip(rows_, captions, strict=True)):
+        board.beside(number, caption)
+        for k, (picture_, bad) in enumerate(zip((query, *found), (False, *wrong), strict=True)):
+            board.image(number, k, picture_)
+            if bad:
+                board.frame(number, k, RED)
+    return board.figure
 
 
 def embedding_map(maps: Mapping[str, Mapped], labels: np.ndarray, classes: Sequence[str]) -> Figure:

@@ -26,6 +26,22 @@ def test_many_classes_are_counted_without_names() -> None:
 def test_every_tower_has_its_filters() -> None:
     rng = np.random.default_rng(0)
     figure = figures.filters([rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))], composed=True)
-    drawn = [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+    drawn = [image.get_array() for image in figure.axes[0].get_images()]
     assert [image.shape for image in drawn] == [(3, 3, 3)] * 20 + [(5, 5)] * 5
     assert all(image.min() >= 0 and image.max() <= 1 for image in drawn)
+
+
+def test_what_is_wrong_is_framed_and_nothing_else() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    figure = figures.neighbours([(image, [image] * 3, [True, False, True]), (image, [image] * 2, [False, True])], ["cat", ""], "nearest")
+    (axis,) = figure.axes
+    assert len(axis.get_images()) == 7
+    lefts = [[image.get_extent()[0] for image in axis.get_images()][k] for k in (1, 3, 6)]
+    assert [frame.get_x() for frame in axis.patches] == pytest.approx(lefts)
+    assert "cat" in [text.get_text() for text in axis.texts]
+
+
+def test_an_image_that_is_no_square_keeps_its_shape() -> None:
+    figure = figures.images([np.zeros((10, 40, 3), np.uint8)], ["wide"], "one")
+    left, right, bottom, top = figure.axes[0].get_images()[0].get_extent()
+    assert (right - left) / (bottom - top) == pytest.approx(4.0)
