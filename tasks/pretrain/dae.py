@@ -13,6 +13,7 @@ denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is t
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from tasks.norms import Norm
 from tasks.pretrain.method import Method, Setting
 
 Sigma = Annotated[float, Ge(0.0)]
+CHANNELS = 3  # of a map, in pictures
 LEVELS, PLACES = 0, 1  # the streams of random numbers: of the noise levels, and of the noise or the blocks
 
 
@@ -58,8 +60,9 @@ def pixels(input: Input, normalised: Tensor) -> Tensor:
 
 
 class DenoisingAutoEncoder(Method):
-    """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper
-    does not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder.
+    """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper does
+    not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder. `shown_map`: number, from 1, of
+    the encoder's map that pictures show some channels of (figures 5 and 6).
     """
 
     title: ClassVar[str] = "Denoising auto-encoder with symmetric shortcuts"
@@ -84,9 +87,11 @@ class DenoisingAutoEncoder(Method):
         shortcuts: Shortcuts = "full",
         norm: Norm = "batch",
         init: Init = "gaussian",
+        shown_map: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(encoder, setting)
-        _check(encoder, sigma)
+        _check(encoder, sigma, shown_map)
+        self.shown_map = shown_map
         self.corruption, self.sigma, self.patch = corruption, sigma, patch
         self.blocks = blocks or corrupt.small_block_count(setting.size)
         self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
@@ -127,9 +132,24 @@ class DenoisingAutoEncoder(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        input, (reconstructed,) = self.encoder.input, self.embed(batch)
-        shown = {"clean": input(batch.views[0]), "corrupted": input(self.corrupted(batch)), "reconstruction": reconstructed.float()}
-        return {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in shown.items()}
+        input, (reconstructed,), corrupted = self.encoder.input, self.embed(batch), self.corrupted(batch)
+        shown = {"clean": input(batch.views[0]), "corrupted": input(corrupted), "reconstruction": reconstructed.float()}
+        images = {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in shown.items()}
+        return images if self.shown_map is None else images | self._shown_channels(self.shown_map, batch.views[0], corrupted)
+
+    def _shown_channels(self, number: int, clean: Tensor, corrupted: Tensor) -> dict[str, Tensor]:
+        """The channels of a map that differ most from place to place, of the images as they are and corrupted, bright where they are high."""
+        both = self.encoder(torch.cat((clean, corrupted)), depth=number)[-1].float()
+        chosen = both[: len(clean)].var((2, 3)).mean(0).topk(min(CHANNELS, both.shape[1])).indices.tolist()
+        rows: dict[str, Tensor] = {}
+        for channel in chosen:
+            map_ = both[:, channel : channel + 1]
+            scaled = (map_ - map_.min()) / (map_.max() - map_.min()).clamp_min(1e-12)
+            large = F.interpolate(scaled, clean.shape[-2:], mode="nearest").expand(-1, 3, -1, -1)
+            rows |= dict(
+                zip((f"map {number}, channel {channel}", f"map {number}, channel {channel}, corrupted"), large.split(len(clean)), strict=True)
+            )
+        return rows
 
     def _holes(self, key: Tensor, size: int) -> Tensor:
         """(B,) keys -> (B, 1, size, size) bool, true where an image is blocked out."""
@@ -141,7 +161,7 @@ class DenoisingAutoEncoder(Method):
         return corrupt.covered(*squares, size)
 
 
-def _check(encoder: Encoder, sigma: tuple[float, float]) -> None:
+def _check(encoder: Encoder, sigma: tuple[float, float], shown_map: int | None) -> None:
     kind, normalize = encoder.spec.get("input", "rgb"), encoder.input.normalize
     if kind not in ("rgb", "gray"):
         raise ValueError(f"encoder.input: is {kind!r}, which is no image to give back; rgb or gray")
@@ -149,3 +169,5 @@ def _check(encoder: Encoder, sigma: tuple[float, float]) -> None:
         raise ValueError(f"encoder.normalize: is {normalize!r}, which cannot be undone without the clean image; dataset")
     if sigma[0] > sigma[1]:
         raise ValueError(f"sigma: is {list(sigma)}; the lower bound comes first")
+    if shown_map is not None and shown_map > len(encoder.shapes):
+        raise ValueError(f"shown_map: {shown_map} is none of the encoder's {len(encoder.shapes)} feature maps; valid: 1 to {len(encoder.shapes)}")

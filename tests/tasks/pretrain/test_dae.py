@@ -220,6 +220,29 @@ def test_pictures(input: str) -> None:
         assert torch.equal(shown["clean"][:, 0], shown["clean"][:, 2])
 
 
+def test_channels_of_a_map_are_shown_of_clean_and_corrupted_images() -> None:
+    learner, images = method(shown_map=2, corruption="big_block").eval(), batch(torch.arange(3))
+    shown = learner.pictures(images)
+    channels = sorted({caption.removesuffix(", corrupted") for caption in shown if caption.startswith("map 2, channel ")})
+    assert len(channels) == 3
+    assert set(shown) == {"clean", "corrupted", "reconstruction", *channels, *(f"{caption}, corrupted" for caption in channels)}
+    with torch.no_grad():
+        clean = learner.encoder(images.views[0])[1]
+    spread = clean.var((2, 3)).mean(0)
+    assert {int(caption.rpartition(" ")[2]) for caption in channels} == set(spread.argsort(descending=True)[:3].tolist())
+    for caption in channels:
+        found = shown[caption]
+        assert found.shape == (3, 3, SIZE, SIZE)
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+        assert not torch.equal(found, shown[f"{caption}, corrupted"])
+        places = F.interpolate(found, clean.shape[-2:], mode="nearest")[:, 0]
+        channel = clean[:, int(caption.rpartition(" ")[2])]
+        assert torch.allclose(torch.corrcoef(torch.stack((places.flatten(), channel.flatten())))[0, 1], torch.tensor(1.0), atol=1e-4)
+    assert set(method().pictures(images)) == {"clean", "corrupted", "reconstruction"}
+    with pytest.raises(ValueError, match="shown_map: 9 is none of the encoder's 3 feature maps; valid: 1 to 3"):
+        method(shown_map=9)
+
+
 def test_the_decoder_is_handed_on() -> None:
     learner = method()
     assert learner.handed_on() == {"decoder": learner.decoder}
