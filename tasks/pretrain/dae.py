@@ -60,19 +60,21 @@ def pixels(input: Input, normalised: Tensor) -> Tensor:
     return (normalised + (weights * input.mean).sum()) / weights.sum()
 
 
-def most_varied(clean: Sequence[Tensor], corrupted: Sequence[Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+def most_varied(clean: Sequence[Tensor], corrupted: Sequence[Tensor], number: int | None = None) -> dict[int, tuple[Tensor, Tensor]]:
     """By channel, its (B, h, w) maps of clean and of corrupted images, on one scale from 0 to 1: the `SHOWN` channels that vary most over the clean
-    images, of the deepest map with at least `PLACES_SHOWN` places a side, or else of the first."""
-    deep_enough = [k for k, map_ in enumerate(clean) if min(map_.shape[2:]) >= PLACES_SHOWN]
-    pair = [maps[max(deep_enough, default=0)].float().relu() for maps in (clean, corrupted)]
+    images, of map `number`, from 1; None: of the deepest map with at least `PLACES_SHOWN` places a side, or else of the first."""
+    deep_enough = [k for k, map_ in enumerate(clean, 1) if min(map_.shape[2:]) >= PLACES_SHOWN]
+    place = (number or max(deep_enough, default=1)) - 1
+    pair = [maps[place].float().relu() for maps in (clean, corrupted)]
     chosen = pair[0].var((0, 2, 3)).topk(min(SHOWN, pair[0].shape[1])).indices.tolist()
     scale = {channel: max(float(maps[:, channel].amax()) for maps in pair) or 1.0 for channel in chosen}
     return {channel: (pair[0][:, channel] / scale[channel], pair[1][:, channel] / scale[channel]) for channel in chosen}
 
 
 class DenoisingAutoEncoder(Method):
-    """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper
-    does not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder.
+    """`sigma`: bounds of the noise level of an image, in 0..255. `patch`: side in pixels of the regions of `patch_gaussian`, which the paper does
+    not give. `blocks`: of `small_blocks`; None: 21, or 35 from 100,000 images on. `norm`, `init`: of the decoder. `shown_map`: number, from 1, of
+    the encoder's map that pictures show some channels of (figures 5 and 6).
     """
 
     title: ClassVar[str] = "Denoising auto-encoder with symmetric shortcuts"
@@ -97,9 +99,11 @@ class DenoisingAutoEncoder(Method):
         shortcuts: Shortcuts = "full",
         norm: Norm = "batch",
         init: Init = "gaussian",
+        shown_map: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(encoder, setting)
-        _check(encoder, sigma)
+        _check(encoder, sigma, shown_map)
+        self.shown_map = shown_map
         self.corruption, self.sigma, self.patch = corruption, sigma, patch
         self.blocks = blocks or corrupt.small_block_count(setting.size)
         self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
@@ -144,7 +148,7 @@ class DenoisingAutoEncoder(Method):
         input, corrupted, (reconstructed,) = self.encoder.input, self.corrupted(batch), self.embed(batch)
         given = {"clean": input(batch.views[0]), "corrupted": input(corrupted), "reconstruction": reconstructed.float()}
         images = {caption: pixels(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in given.items()}
-        features = most_varied(self.encoder(batch.views[0]), self.encoder(corrupted))
+        features = most_varied(self.encoder(batch.views[0]), self.encoder(corrupted), self.shown_map)
         rows = [Row(caption, images[caption]) for caption in ("clean", "corrupted")]
         for channel, pair in features.items():
             rows += [Row(f"feature {channel}, {caption}", images[caption], maps) for caption, maps in zip(("clean", "corrupted"), pair, strict=True)]
@@ -163,7 +167,7 @@ class DenoisingAutoEncoder(Method):
         return corrupt.covered(*squares, size)
 
 
-def _check(encoder: Encoder, sigma: tuple[float, float]) -> None:
+def _check(encoder: Encoder, sigma: tuple[float, float], shown_map: int | None) -> None:
     kind, normalize = encoder.spec.get("input", "rgb"), encoder.input.normalize
     if kind not in ("rgb", "gray"):
         raise ValueError(f"encoder.input: is {kind!r}, which is no image to give back; rgb or gray")
@@ -171,3 +175,5 @@ def _check(encoder: Encoder, sigma: tuple[float, float]) -> None:
         raise ValueError(f"encoder.normalize: is {normalize!r}, which cannot be undone without the clean image; dataset")
     if sigma[0] > sigma[1]:
         raise ValueError(f"sigma: is {list(sigma)}; the lower bound comes first")
+    if shown_map is not None and shown_map > len(encoder.shapes):
+        raise ValueError(f"shown_map: {shown_map} is none of the encoder's {len(encoder.shapes)} feature maps; valid: 1 to {len(encoder.shapes)}")

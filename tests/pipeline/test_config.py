@@ -71,13 +71,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize("override", WRONG, ids=list(WRONG))
-def test_a_list_of_mistakes_is_not_told_to_be_empty_too(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        small.recipe(tmp_path, stages={"export": {"kind": "export", "encoder": "models:/x@current", "formats": ["caffe"]}})
-    (line,) = str(error.value).splitlines()
-    assert line.startswith('stages.export.formats.0: "caffe" is not valid')
-
-
 def test_a_wrong_override_is_one_line(override: str) -> None:
     with pytest.raises(UserError) as caught:
         load(QUICKSTART, (override,))
@@ -239,3 +232,10 @@ def test_a_method_of_the_conf_may_set_up_another() -> None:
         stage: Any = load(QUICKSTART, (f"stages.pretrain.method={name}",)).stages["pretrain"]
         assert stage.method.name == "super_and"
         assert not stage.method.aug
+
+
+def test_a_list_of_mistakes_is_not_told_to_be_empty_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        small.recipe(tmp_path, stages={"export": {"kind": "export", "encoder": "models:/x@current", "formats": ["caffe"]}})
+    (line,) = str(error.value).splitlines()
+    assert line.startswith('stages.export.formats.0: "caffe" is not valid')

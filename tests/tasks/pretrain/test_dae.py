@@ -242,6 +242,16 @@ def test_the_features_that_vary_most_are_shown_of_the_deepest_map_that_has_place
     assert next(iter(most_varied([small], [small]).values()))[0].shape == (2, 4, 4)
 
 
+def test_the_map_that_is_asked_for_is_shown() -> None:
+    learner, images = method(shown_map=2, corruption="big_block").eval(), batch(torch.arange(3))
+    rows = next(picture for picture in learner.pictures(images) if picture.name == "feature_maps").rows
+    with torch.no_grad():
+        clean = learner.encoder(images.views[0])[1]
+    assert {row.maps.shape[1:] for row in rows if row.maps is not None} == {clean.shape[2:]}
+    with pytest.raises(ValueError, match="shown_map: 9 is none of the encoder's 3 feature maps; valid: 1 to 3"):
+        method(shown_map=9)
+
+
 def test_the_decoder_is_handed_on() -> None:
     learner = method()
     assert learner.handed_on() == {"decoder": learner.decoder}
