@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -14,7 +14,7 @@ from pipeline.scores import images, told
 
 def show(lineage: Lineage, run: Run, now: float) -> Group:
     """`now`: seconds since 1970. A recipe: all its stages; a stage: what is above and below it, and what it consumed."""
-    parts = [_head(lineage, run, now)]
+    parts: list[RenderableType] = [_head(lineage, run, now)]
     if run.kind == "search":
         parts.append(_trials(lineage, run))
     else:
