@@ -35,7 +35,7 @@ class Doomed:
             told = (v.reference + (f" (version {v.version})" if v.aliases else "") for v in self.versions)
             yield f"{_count(len(self.versions), 'model version')}: {', '.join(told)}"
         if self.places:
-            yield f"{_count(len(self.places), 'folder')} on disk, {self.bytes / 1e6:,.1f} MB:"
+            yield f"{_count(len(self.places), 'place')} on disk, {self.bytes / 1e6:,.1f} MB:"
             yield from (f"  {place}" for place in self.places)
         yield "and their artifacts in MLflow; stores of images stay"
 

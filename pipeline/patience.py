@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -39,7 +39,7 @@ def is_away(error: BaseException) -> bool:
 
 
 class Patient:
-    """A client whose calls are repeated while MLflow is away. Once it has been, a call is made once only, until one succeeds."""
+    """A client whose calls are repeated while MLflow is away. Once it has been, a call is made once only and in haste, until one succeeds."""
 
     def __init__(self, client: Any) -> None:
         self._client, self._away = client, False
@@ -51,11 +51,12 @@ class Patient:
             waits = iter(() if self._away else WAITS)
             while True:
                 try:
-                    answer = method(*arguments, **named)
+                    with hasty() if self._away else nullcontext():
+                        answer = method(*arguments, **named)
                 except Exception as error:
                     if not is_away(error):
                         raise
-                    wait = next(waits, None)
+                    wait = None if reason(error) == SILENT else next(waits, None)  # a silent server has been waited for already
                     if wait is None:
                         self._away = True
                         raise Away(reason(error)) from error
@@ -67,10 +68,13 @@ class Patient:
         return call
 
 
+SILENT = "read timed out"
+
+
 def reason(error: BaseException) -> str:
     """One short line; of a request, what happened to the connection."""
     text = " ".join((str(error) or type(error).__name__).split())
-    for told in ("Connection refused", "Name or service not known", "Read timed out", "No route to host", "Connection reset", "database is locked"):
+    for told in ("Connection refused", "Name or service not known", SILENT, "No route to host", "Connection reset", "database is locked"):
         if told.lower() in text.lower():
             return told.lower()
     return text[:160]

@@ -167,7 +167,7 @@ def _bits(run: Run) -> Any:
 
 def table(found: Compared) -> Group:
     """A row for each stage and seed, then the numbers that differ."""
-    out = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    out = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("stage", "numbers", "the same", "largest difference"):
         out.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage in dict.fromkeys(number.stage for number in found.numbers):
@@ -176,7 +176,7 @@ def table(found: Compared) -> Group:
         apart = [abs(n.then - n.now) for n in mine if n.then is not None and n.now is not None and not n.same]
         style = "green" if same == len(mine) else "red"
         out.add_row(stage, str(len(mine)), Text(str(same), style=style), f"{max(apart):.3g}" if apart else "")
-    parts: list[Any] = [out]
+    parts: list[Any] = [Text(found.title, style="bold"), out]
     for number in found.different[:SHOWN]:
         parts.append(Text(f"{number.stage}  {number.key}: was {_told(number.then)}, is {_told(number.now)}"))
     if len(found.different) > SHOWN:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from pipeline.config import Recipe
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 try a dead server for minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 try a dead server for minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # s
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 RUN_FILE = "mlflow.json"
@@ -146,8 +148,9 @@ class Tracking:
         self._log_rows(self.client, run_id, rows, prefix)
 
     def offer(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-        """The same, once: it raises whatever MLflow raises."""
-        self._log_rows(self.impatient, run_id, rows, prefix)
+        """The same, once and in haste: it raises whatever MLflow raises."""
+        with hasty():
+            self._log_rows(self.impatient, run_id, rows, prefix)
 
     def _log_rows(self, client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str) -> None:
         from mlflow.entities import Metric

@@ -96,7 +96,7 @@ def test_the_table_of_runs(lineage: Lineage) -> None:
     assert "kNN 95.5 ± 0.7 % (random 90.0)" in shown
     assert "models:/digits-nat@current" in shown
     assert "train 1,438, test 359, 2 quarantined" in shown
-    assert shown.index("second") < shown.index("first")
+    assert shown.index(" second ") < shown.index(" first ")
     narrow = text(table(lineage, list(lines(lineage)), 80), 80)
     assert max(map(len, narrow.splitlines())) <= 80
     assert "models:/digits-nat@current" in narrow
@@ -121,13 +121,13 @@ def test_a_limit_says_what_it_leaves_out(lineage: Lineage) -> None:
 def test_a_search_and_its_trials(tmp_path: Path) -> None:
     past = Past(tmp_path)
     search = past.recipe("temperature", kind="search")
-    trial = past.recipe("trial 0", search, kind="trial")
-    made_by = past.pretrain("trial 0", trial)
-    past.evaluate("trial 0", trial, f"runs:/{made_by}/encoder")
+    trial = past.recipe("trial-0", search, kind="trial")
+    made_by = past.pretrain("trial-0", trial)
+    past.evaluate("trial-0", trial, f"runs:/{made_by}/encoder")
     found, client = read(named([f"storage={tmp_path}"]))
     assert [(line.depth, line.name, line.numbers) for line in lines(found)] == [
         (0, "temperature (search)", ""),
-        (1, "trial 0", "loss 0.750, held-out kNN 90.0 %; kNN 95.0 % (random 90.0)"),
+        (1, "trial-0", "loss 0.750, held-out kNN 90.0 %; kNN 95.0 % (random 90.0)"),
     ]
     assert "kNN 95.0 % (random 90.0)" in text(show(found, found.find("temperature"), time.time()))
     assert promote(found, client, found.runs[trial], "best", "chosen") == "models:/best@chosen"
