@@ -1,11 +1,12 @@
 # make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
+# make chaos: a recipe killed 200 times at random moments, and what it then comes to.
 # All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test smoke check install clean
+.PHONY: demo test smoke chaos check install clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +30,9 @@ test: install
 
 smoke: install
 	$(BIN)/python -m tests.smoke
+
+chaos: install
+	$(BIN)/python -m tests.chaos
 
 check: install
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What reaches the pictures: maps, classes, filters."""
 
 import numpy as np
+import pytest
 
 from pipeline import figures
 
