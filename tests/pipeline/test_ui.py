@@ -52,7 +52,7 @@ def test_a_server_that_does_not_start_is_told_in_a_line(tmp_path: Path, monkeypa
         serve(named([f"storage={tmp_path}"]), "1", free_port(5600), print)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_all_its_processes_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
     Tracking(small.recipe(tmp_path))
