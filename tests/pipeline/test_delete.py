@@ -21,7 +21,7 @@ def names(lineage: Lineage) -> list[str]:
     return sorted(run.name for run in lineage.runs.values())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_recipe_is_deleted_with_all_that_is_below_it(tmp_path: Path) -> None:
     past, runs = chain(tmp_path)
     lineage, client = read(named([f"storage={tmp_path}"]))
@@ -77,7 +77,7 @@ def test_what_is_being_run_is_not_deleted(tmp_path: Path) -> None:
             check(lineage, doomed(lineage, client, lineage.runs[recipe]))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_was_deleted_is_made_anew_and_the_rest_stays(tmp_path: Path) -> None:
     recipe = small.recipe(tmp_path)
     del recipe.stages["finetune"]

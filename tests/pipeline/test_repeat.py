@@ -31,7 +31,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["small", "second"])
 def test_a_repetition_in_another_storage_has_the_same_numbers(storage: Path, tmp_path: Path, name: str) -> None:
     """Also of a recipe whose encoder is kept in the other MLflow."""
@@ -54,7 +54,7 @@ def test_a_repetition_in_another_storage_has_the_same_numbers(storage: Path, tmp
 
 def test_other_images_are_refused(storage: Path, tmp_path: Path) -> None:
     found = original(named([f"storage={storage}"]), "small")
-    other = Original(found.lineage, found.run, {**found.recipe, "dataset": {**found.recipe["dataset"], "split_seed": 1}})
+    other = Original(found.lineage, found.run, {**found.recipe, "dataset": {**found.recipe["dataset"], "test_fraction": 0.3}})
     with pytest.raises(UserError, match=f"^repeat: the images differ: this store has sha256 [0-9a-f]{{64}}, that of the run had {found.run.store}"):
         run(recipe_of(other, [f"storage={tmp_path}"]), QUIET, repeats=other.repeats)
     assert not list(tmp_path.glob("small-repeat/pretrain-*")), "nothing was trained"

@@ -38,13 +38,13 @@ def write(storage: Path, k: int) -> None:
     tracking.finish(run_id)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_eight_processes_on_a_fresh_database_lose_no_write(tmp_path: Path) -> None:
     started = [multiprocessing.get_context("fork").Process(target=write, args=(tmp_path, k)) for k in range(WRITERS)]
     for process in started:
         process.start()
     for process in started:
-        process.join(timeout=280)
+        process.join(timeout=580)
     assert [process.exitcode for process in started] == [0] * WRITERS
     tracking = Tracking(small.recipe(tmp_path))
     client = tracking.client

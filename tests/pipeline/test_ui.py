@@ -1,5 +1,6 @@
 """MLflow's pages: the right port and address, and nothing that stays behind."""
 
+import functools
 import os
 import signal
 import socket
@@ -52,12 +53,13 @@ def test_a_server_that_does_not_start_is_told_in_a_line(tmp_path: Path, monkeypa
         serve(named([f"storage={tmp_path}"]), "1", free_port(5600), print)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_all_its_processes_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
     Tracking(small.recipe(tmp_path))
     command = [sys.executable, "-u", "-m", "pipeline", "ui", f"storage={tmp_path}", "--port", str(free_port(5700))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C, and so would its children
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, preexec_fn=reset)
     assert process.stdout is not None
     try:
         address = next(line.strip() for line in process.stdout if line.startswith("http://127.0.0.1:"))
