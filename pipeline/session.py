@@ -118,6 +118,7 @@ def _environment(scale: Scale) -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that is left over when Ray has been shut down would start another
     }
     if scale.address == "local" and "ray" not in sys.modules:  # a token of this run only; nothing is written to the home folder
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
