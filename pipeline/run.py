@@ -1,17 +1,14 @@
 """A recipe: its stages chained by artifact, each one resumed where it stopped, and none that has finished done twice."""
 
 import contextlib
-import fcntl
 import json
-import os
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,13 +16,13 @@ from rich.markup import escape
 from pipeline import card, census, embed, enough, evaluate, export, figures, finetune, memory, preflight, pretrain, resident, retrieve, run_page
 from pipeline.album import Album
 from pipeline.attempts import attempt
-from pipeline.config import Downstream, Export, Finetune, Look, Recipe, Training, digest
+from pipeline.chain import Chain, Fetched, fetch
+from pipeline.config import Downstream, Export, Recipe, Training, digest
 from pipeline.durable import write_json
 from pipeline.errors import Stopped, UserError
-from pipeline.features import check_head
 from pipeline.follow import Counted, Follow, Followed, Listener
-from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
 from pipeline.launch import launch
+from pipeline.lock import locked
 from pipeline.metrics import read_metrics
 from pipeline.patience import Away, Outbox, Unpublished
 from pipeline.prepare import prepare
@@ -46,7 +43,6 @@ STAGES: dict[str, ModuleType] = {
     "embed": embed,
     "export": export,
 }
-DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
 PUBLISHED = "published.json"
 TAKEN_OVER_S = 60.0  # in which the process of a killed search's trial notices that it is alone, and ends
 
@@ -93,7 +89,7 @@ def run_in(
     with locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0), Session(recipe.scale, recipe.stream) as session:
         runner = _Runner(recipe, session, console, place, repeats)
         try:
-            runner.resolve(only)
+            runner.fetch(only)
             runner.prepare()
             for name, stage in recipe.stages.items():
                 if only in (None, stage.kind):
@@ -121,35 +117,6 @@ def prepared(recipe: Recipe, session: Session, console: Console, place: Place) -
     return runner.store
 
 
-@contextlib.contextmanager
-def locked(folder: Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
-    """One run of a name at a time; the lock goes with the process, however it ends. It is waited for as long as `patience_s`.
-
-    Raises:
-        UserError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + patience_s
-    with open(folder / ".lock", "a+") as file:
-        while not (mine := _taken(file)) and time.monotonic() < end:
-            time.sleep(0.5)
-        if not mine:
-            file.seek(0)
-            raise UserError(f"name: {name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name=")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 class _Runner:
     """The state of one `firstlight run`: store, MLflow runs, and the instances so far."""
 
@@ -159,8 +126,7 @@ class _Runner:
         self.origin = Tracking(recipe, repeats.origin) if repeats else None  # before the other: MLflow's global setting is that of the last
         self.tracking = Tracking(recipe)
         self.instances: list[Instance] = []
-        self.references: dict[str, tuple[str, Path]] = {}  # stage -> the pinned reference of its encoder, and the folder it was fetched to
-        self.networks: dict[str, Path] = {}  # stage -> the folder that the head or decoder beside that encoder was fetched to
+        self.fetched = Fetched()
         self.outbox = Outbox(self.tracking.uri, console)
         self.open_runs: list[str] = []
         self.stage_runs: dict[str, str] = {}  # label of an instance -> its run, of this command
@@ -196,29 +162,9 @@ class _Runner:
             return not json.loads(self._recipe_file().read_text("utf-8"))["closed"]
         return False
 
-    def resolve(self, only: str | None) -> None:
-        """Fetch the encoders that the recipe refers to by name, before anything is run."""
-        for name, stage in self.recipe.stages.items():
-            if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder != "previous" and only in (None, stage.kind):
-                where = f"stages.{name}.encoder"
-                kept_in = self.origin or self.tracking
-                reference = kept_in.pin(stage.encoder, where)
-                folder = kept_in.fetch(reference, self.folder / "inputs" / digest(reference)[:12], where)
-                check_same(folder, self.recipe.encoder.model_dump(mode="json"), where)
-                self.references[name] = (reference, folder)
-                if wanted := _beside(stage):
-                    self.networks[name] = self._fetched_beside(wanted, stage, reference, f"stages.{name}")
-
-    def _fetched_beside(self, wanted: str, stage: Downstream, reference: str, where: str) -> Path:
-        key = f"{where}.features" if wanted == "head" else f"{where}.arms"
-        kept_in = self.origin or self.tracking
-        beside = kept_in.beside(reference, wanted, key)
-        folder = kept_in.fetch(beside, self.folder / "inputs" / digest(beside)[:12], key)
-        if wanted == "head":
-            check_head(load_head(folder), self.recipe, where)
-        elif isinstance(stage, Finetune):
-            finetune.check_decoder(load_decoder(folder), stage, self.recipe, where)
-        return folder
+    def fetch(self, only: str | None) -> None:
+        """The encoders that the recipe refers to by name, before anything is run."""
+        self.fetched = fetch(self.recipe, self.origin or self.tracking, self.folder / "inputs", only)
 
     def prepare(self) -> None:
         """Write or open the store; draw what is in it the first time."""
@@ -242,6 +188,7 @@ class _Runner:
 
     def _check_store(self) -> None:
         """The recipe against the images that there are."""
+        self.chain = Chain(self.recipe, self.folder, self.store.hash, self.fetched)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         enough.check_images(self.recipe, self.worker.splits)
         needed = memory.check(self.recipe, self.store, len(self.worker.splits.train))
@@ -279,7 +226,7 @@ class _Runner:
 
     def stage(self, name: str) -> None:
         """All seeds of one stage: what has finished stays, what was begun goes on."""
-        mine = [self._instance(name, seed) for seed in self.recipe.seeds]
+        mine = [self.chain.instance(name, seed) for seed in self.recipe.seeds]
         self.instances += mine
         waiting = [i for i in mine if i.result is None]
         publish = [i for i in mine if not (i.folder / PUBLISHED).exists()]
@@ -351,60 +298,16 @@ class _Runner:
                 with attempt(instance.folder, worker.device):
                     module.work(worker, stage, instance)
 
-    def _instance(self, name: str, seed: int) -> Instance:
-        """Found by all that decides its result. The number of workers does not."""
-        recipe, stage = self.recipe, self.recipe.stages[name]
-        decides: dict[str, Any] = {
-            "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in DECIDE_NOTHING},
-            "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
-            "encoder": recipe.encoder.model_dump(mode="json"),
-            "order": recipe.stream.model_dump(include={"window", "shuffle"}),
-            "seed": seed,
-            "store": self.store.hash,
-            "code": code_version(),
-            "score_test": recipe.score_test,
-        }
-        encoder = None
-        if isinstance(stage, Downstream) and stage.takes_encoder:
-            encoder = self._encoder(name, stage, seed)
-            decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
-        beside = None
-        if isinstance(stage, Downstream) and (wanted := _beside(stage)):
-            beside = self.networks[name] if stage.encoder != "previous" else self._previous(name, seed).folder / wanted
-            (load_head if wanted == "head" else load_decoder)(beside)
-            decides[wanted] = digest(json.loads((beside / "manifest.json").read_text("utf-8")))
-        fingerprint = digest(decides)[:12]
-        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder, beside)
-
-    def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
-        """The folder of the encoder that a downstream stage starts from, its files checked."""
-        if stage.encoder != "previous":
-            return self.references[name][1]
-        upstream = self._previous(name, seed)
-        try:
-            encoder_spec(upstream.folder / "encoder")
-        except UserError as error:
-            raise UserError(f"{error}; delete {upstream.folder} and run again: {upstream.label} is made anew from its seed") from None
-        return upstream.folder / "encoder"
-
-    def _previous(self, name: str, seed: int) -> Instance:
-        before = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
-        upstream = next(s for s in reversed(before) if self.recipe.stages[s].kind == "pretrain")
-        instance = self._instance(upstream, seed)
-        if instance.result is None:
-            raise UserError(f"stages.{name}.encoder: 'previous' is {instance.label}, which has not finished; run it first: firstlight pretrain ...")
-        return instance
-
     def _log_origin(self, run_id: str, instance: Instance) -> None:
         stage = self.recipe.stages[instance.stage]
         if not isinstance(stage, Downstream) or not stage.takes_encoder:
             return
         if stage.encoder == "previous":
-            upstream = self._previous(instance.stage, instance.seed)
+            upstream = self.chain.previous(instance.stage, instance.seed)
             made_by = run_of(upstream.folder) or self._run(upstream)
             self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder", made_by)
         else:
-            reference = self.references[instance.stage][0]
+            reference = self.fetched.references[instance.stage][0]
             self.tracking.log_consumed(run_id, reference, (self.origin or self.tracking).source_run(reference))
 
     def write_cards(self) -> None:
@@ -413,12 +316,12 @@ class _Runner:
             stage = self.recipe.stages[instance.stage]
             assert isinstance(stage, Export)
             made = (
-                f"runs:/{run_of(self._previous(instance.stage, instance.seed).folder)}"
+                f"runs:/{run_of(self.chain.previous(instance.stage, instance.seed).folder)}"
                 if stage.encoder == "previous"
-                else self.references[instance.stage][0]
+                else self.fetched.references[instance.stage][0]
             )
             lineage = {"encoder": made, "export": f"runs:/{run_of(instance.folder)}"}
-            text = card.write(self.worker, instance, self._siblings(instance), lineage)
+            text = card.write(self.worker, instance, self.chain.siblings(instance), lineage)
             if text is not None:
                 file = instance.folder / export.FOLDER / card.CARD
                 try:
@@ -426,16 +329,6 @@ class _Runner:
                 except Away:
                     file.unlink()  # one that stands there has been published
                     raise
-
-    def _siblings(self, instance: Instance) -> list[Instance]:
-        """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
-        found = []
-        for name, stage in self.recipe.stages.items():
-            with contextlib.suppress(UserError, KeyError):  # a stage whose encoder is not there, or was not fetched for this command
-                mine = [self._instance(name, seed) for seed in self.recipe.seeds] if isinstance(stage, Downstream) else []
-                if any(i.seed == instance.seed and i.encoder == instance.encoder for i in mine):
-                    found += [i for i in mine if i.result is not None]
-        return found
 
     def close(self, found: list[Row]) -> None:
         """The summary into the parent run, if there is one."""
@@ -477,8 +370,8 @@ class _Runner:
     def write_page(self, error: BaseException | None = None) -> tuple[Path, str | None]:
         """The report of all that is known of the recipe, of this command and of those before, as a file; and the parent run, if there is one."""
         parent = self.parent_run or remembered(self._recipe_file()).get("run_id")
-        known = [instance for name in self.recipe.stages for instance in self._begun(name)]
-        references = {name: reference for name, (reference, _) in self.references.items()}
+        known = [instance for name in self.recipe.stages for instance in self.chain.begun(name)]
+        references = {name: reference for name, (reference, _) in self.fetched.references.items()}
         told = None if error is None else run_page.told(error)
         prepared = self._prepared().folder
         ran = run_page.Ran(self.worker, self.folder, known, rows(self.recipe, known), references, parent, prepared, self.tracking.uri, told)
@@ -493,14 +386,6 @@ class _Runner:
             return
         if parent is not None:
             self.outbox.put("the report", lambda: self.tracking.client.log_artifact(parent, str(file)))
-
-    def _begun(self, name: str) -> list[Instance]:
-        """The instances of a stage that have a folder."""
-        found = []
-        for seed in self.recipe.seeds:
-            with contextlib.suppress(UserError, KeyError):  # its encoder is not there yet, or was not fetched for this command
-                found.append(self._instance(name, seed))
-        return [instance for instance in found if instance.folder.exists()]
 
     def abandon(self, error: BaseException) -> None:
         """Close the runs that were open, as KILLED or FAILED; where stages were begun, what is known so far is on a page. The next `run` goes on."""
@@ -523,10 +408,3 @@ class _Logger:
 
     def __call__(self, new: list[dict[str, Any]]) -> None:
         self.runner.tracking.offer(self.runner._run(self.instance), new, self.prefix)
-
-
-def _beside(stage: Downstream) -> str | None:
-    """The name of the network that a stage needs besides the encoder."""
-    if isinstance(stage, Look) and stage.features == "head":
-        return "head"
-    return "decoder" if isinstance(stage, Finetune) and "pretrained_decoder" in stage.arms else None

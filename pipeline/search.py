@@ -19,11 +19,12 @@ from pipeline import enough, preflight, search_figures
 from pipeline.config import Recipe
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import Ledger, Trial
+from pipeline.lock import locked
 from pipeline.objectives import Objective
 from pipeline.proposals import propose
 from pipeline.report import Row
 from pipeline.room import Node, of_driver, trials_at_once
-from pipeline.run import Place, locked, prepared, run_in
+from pipeline.run import Place, prepared, run_in
 from pipeline.search_runs import SearchRuns
 from pipeline.search_view import View
 from pipeline.session import Session, local_cpus
