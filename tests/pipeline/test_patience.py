@@ -243,7 +243,8 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(tmp_path: Path, ser
     with pytest.raises(Unpublished) as caught:
         run(gone, console)
     assert list(caught.value.found) == rows, "the table is there"
-    assert "4 of its results are on disk and not published (pretrain seed 0, evaluate seed 0, finetune seed 0, the summary)" in str(caught.value)
+    waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the summary, the report"
+    assert f"5 of its results are on disk and not published ({waiting})" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     started = time.monotonic()
     with pytest.raises(UserError, match=r"tracking.uri: 'http://127.0.0.1:\d+' cannot be used: connection refused"):

@@ -45,7 +45,7 @@ def test_in_a_terminal_and_in_a_pipe(folder: Path) -> None:
     [
         (NEEDS.replace("gpus: 1", "gpus: some"), 'needs.gpus: "some" is not valid'),
         (NEEDS.replace("estimate", "estimated"), "needs.estimate: is missing"),
-        (EXPECTED.replace("measure: knn, paper: 89.2", "measure: kNN, paper: 89.2"), 'expected.0.measure: "kNN" is not valid'),
+        (EXPECTED.replace("paper: 89.2", "paper: high"), 'expected.0.paper: "high" is not valid'),
     ],
 )
 def test_a_mistake_is_named_with_its_file(folder: Path, text: str, told: str) -> None:

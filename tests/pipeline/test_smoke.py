@@ -81,7 +81,7 @@ EXPECTED = "expected: [{stage: tuned, measure: knn, paper: 90.0, source: table 1
     [
         (("stage: tuned", "stage: tund"), "expected.0.stage: 'tund' is no stage of this recipe; did you mean 'tuned'?"),
         (("measure: knn", "arm: he, measure: knn"), "expected.0.arm: 'he' is none of stages.tuned"),
-        (("measure: knn", "measure: top1"), 'expected.0.measure: "top1" is not valid'),
+        (("measure: knn", "measure: top1"), "expected.0.measure: 'top1' is not measured by stages.tuned; valid: knn, probe"),
         (("paper: 90.0", "paper: ninety"), 'expected.0.paper: "ninety" is not valid'),
         ((", source: table 1", ""), "expected.0.source: is missing"),
     ],
