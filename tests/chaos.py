@@ -152,7 +152,7 @@ def main(kills: int = KILLS, seed: int = 0) -> int:
         print(f"never killed: {whole:.1f} s, {len(expected)} things to compare", flush=True)
         made, bad, recipes = 0, 0, 0
         while made < kills:
-            storage = Path(folder) / "killed"
+            storage = Path(folder) / f"killed{recipes}"  # never one path twice: MLflow keeps what it opened by its path
             storage.mkdir()
             before = made
             # Moments are drawn from what is left: late in the recipe most would fall behind its end.
