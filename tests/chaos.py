@@ -7,6 +7,7 @@ into the work and not into start-up.
 """
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -42,11 +43,12 @@ BEGUN, MODULES = "begun", "modules"  # files that a process writes: when the rec
 
 
 def chaos_recipe(storage: Path) -> Recipe:
+    plain = copy.deepcopy(small.RECIPE["stages"])  # `small.recipe` writes into what it is given
     neighbours = {
-        **small.RECIPE["stages"]["pretrain"],
+        **plain["pretrain"],
         "method": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "chunk": 40},
     }
-    stages = {**small.RECIPE["stages"], "neighbours": neighbours, "look": {"kind": "evaluate", "knn_k": 5, "batch_size": 32}}
+    stages = {**plain, "neighbours": neighbours, "look": {"kind": "evaluate", "knn_k": 5, "batch_size": 32}}
     return small.recipe(storage, stages=stages, stages__pretrain__register_as="chaos")
 
 
