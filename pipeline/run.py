@@ -1,7 +1,6 @@
 """A recipe: its stages chained by artifact, each one resumed where it stopped, and none that has finished done twice."""
 
 import contextlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,13 +153,11 @@ class _Runner:
         return self.folder / "recipes" / f"{digest({'recipe': self.recipe.dump(), 'store': self.store.hash, 'code': code_version()})[:12]}.json"
 
     def _mark(self, closed: bool) -> None:
-        write_json(self._recipe_file(), {**json.loads(self._recipe_file().read_text("utf-8")), "closed": closed})
+        write_json(self._recipe_file(), {**remembered(self._recipe_file()), "closed": closed})
 
     def _left_open(self) -> bool:
         """Whether an earlier command did all the work and ended before its summary was published."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return not json.loads(self._recipe_file().read_text("utf-8"))["closed"]
-        return False
+        return not remembered(self._recipe_file()).get("closed", True)
 
     def fetch(self, only: str | None) -> None:
         """The encoders that the recipe refers to by name, before anything is run."""

@@ -73,5 +73,6 @@ def test_shares_that_overlap_leave_no_rest() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_training_of_a_step_or_two_has_figures(count: int) -> None:
-    curves.loss(rows(count)).canvas.draw()
-    curves.speed(rows(count)).canvas.draw()
+    for figure in (curves.loss(rows(count)), curves.speed(rows(count))):
+        figure.canvas.draw()
+        assert figure.axes[0].lines
