@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.durable import write_json
+from pipeline.durable import put_in_place, temporary_in, write_json
 from pipeline.errors import UserError
 from pipeline.patience import Away, Patient, hasty, reason
 from pipeline.records import Records
@@ -63,6 +63,8 @@ class Tracking:
             )
         try:
             with hasty(), _locked(_meeting(self.records)):  # two first users of one SQLite file would both create its tables
+                if self.records.database is not None and not self.records.database.exists():
+                    _create(self.records.database)
                 mlflow.set_tracking_uri(self.uri)
                 self.impatient = mlflow.MlflowClient(self.uri)
                 self.experiment = self._experiment()
@@ -325,6 +327,18 @@ def register(client: "MlflowClient", name: str, model_id: str, run_id: str, alia
     version = mine[0] if mine else client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id).version
     client.set_registered_model_alias(name, alias, str(version))
     return f"models:/{name}/{version}"
+
+
+def _create(database: Path) -> None:
+    """MLflow's tables, under another name until all of them are there: a process that is killed before leaves none that cannot be used."""
+    import mlflow
+
+    temporary = temporary_in(database.parent.resolve())
+    try:
+        mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
+        put_in_place(temporary, database)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _meeting(records: Records) -> Path:

@@ -144,3 +144,18 @@ def test_one_database_of_two_storages_has_one_lock(tmp_path: Path) -> None:
     assert first.experiment == second.experiment
     assert (tmp_path / ".mlflow.lock").exists()
     assert time.monotonic() - started < 120
+
+
+def test_a_process_that_was_killed_while_it_made_the_tables_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small.recipe(tmp_path)
+
+    def killed(temporary: Path, file: Path) -> None:
+        temporary.write_bytes(temporary.read_bytes()[:4096])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.tracking.put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Tracking(recipe)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert Tracking(recipe).client.get_experiment_by_name("firstlight") is not None
