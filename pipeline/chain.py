@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.features import check_head
 from pipeline.finetune import check_decoder
 from pipeline.handover import check_same, encoder_spec, load_decoder, load_head
-from pipeline.stage import Instance, code_version
+from pipeline.stage import Instance, Passage, code_version
 from pipeline.tracking import Tracking
 
 DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
@@ -75,6 +75,7 @@ class Chain:
     folder: Path
     store: str
     fetched: Fetched
+    passage: Passage | None = None
 
     def instance(self, name: str, seed: int) -> Instance:
         """Found by all that decides its result. The number of workers does not.
@@ -102,8 +103,12 @@ class Chain:
             other = self.fetched.networks[name] if stage.encoder != "previous" else self.previous(name, seed).folder / wanted
             (load_head if wanted == "head" else load_decoder)(other)
             decides[wanted] = digest(json.loads((other / "manifest.json").read_text("utf-8")))
+        passage = self.passage if self.passage and self.passage.stage == name else Passage(name)
+        if passage.before:
+            decides["before"] = passage.before
         fingerprint = digest(decides)[:12]
-        return Instance(name, seed, fingerprint, self.folder / f"{name}-seed{seed}-{fingerprint}", encoder, other)
+        folder = self.folder / f"{name}-seed{seed}-{fingerprint}"
+        return Instance(name, seed, fingerprint, folder, encoder, other, passage.begin, passage.until)
 
     def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
         """The folder of the encoder that a downstream stage starts from, its files checked."""

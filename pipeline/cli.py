@@ -102,7 +102,7 @@ def _search(file: Path, overrides: tuple[str, ...]) -> None:
     from pipeline import search as module
     from pipeline.report import table
     from pipeline.search_view import closing
-    from pipeline.space import read
+    from pipeline.space_check import read
 
     plan = read(file, overrides)
     found = module.search(plan, Console(stderr=True))

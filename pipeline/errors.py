@@ -19,6 +19,10 @@ class Stopped(StopTraining):
     """The training was asked to stop: a file `stop` in its folder holds why."""
 
 
+class Paused(StopTraining):
+    """The training has come as far as it was to come for now; its last checkpoint holds it."""
+
+
 class StageFailed(RuntimeError):
     """The workers failed more often than `scale.max_failures` allows: exit code 1. One line with the rank and its error."""
 

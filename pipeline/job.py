@@ -27,10 +27,17 @@ class Job:
     options: Options
     device: torch.device
     withheld: np.ndarray  # ids whose labels the learner must not see, sorted
+    begin: Path | None = None  # the folder of the training that it goes on from, where it has no checkpoint of its own
+    until: int | None = None  # epochs after which it pauses
 
     @property
     def total_steps(self) -> int:
         return self.training.epochs * self.plan.steps
+
+    @property
+    def pause(self) -> int | None:
+        """Steps after which it pauses."""
+        return self.until * self.plan.steps if self.until is not None and self.until < self.training.epochs else None
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: Job | None = None, step: int = 0) -> Batch:

@@ -14,12 +14,13 @@ import torch
 
 from pipeline.attempts import attempt
 from pipeline.config import Recipe, parse
-from pipeline.errors import StageFailed, Stopped, StopTraining
+from pipeline.errors import Paused, StageFailed, Stopped, StopTraining
 from pipeline.session import verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
 
+STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
 ENDING_S = 10.0  # that a function has to end when it is asked to
 Work = Callable[[Worker, Any, Instance], None]
 
@@ -28,7 +29,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
     """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
 
     Raises:
-        StopTraining: the training cannot go on (a loss that is not finite, a full disk), or (Stopped) was asked to stop.
+        StopTraining: the training cannot go on (a loss that is not finite, a full disk), (Stopped) was asked to stop, or (Paused) is far enough.
         StageFailed: a worker died or raised, `scale.max_failures` times more than once.
     """
     payload = {
@@ -39,7 +40,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
     }
     answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
     if answer["stop"] is not None:
-        raise (Stopped if answer["asked"] else StopTraining)(answer["stop"])
+        raise STOPS.get(answer["kind"], StopTraining)(answer["stop"])
 
 
 def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
@@ -54,12 +55,12 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
     work: Work = importlib.import_module(payload["work"]).work
     try:
         for fields in payload["instances"]:
-            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside")}
+            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")}
             instance = Instance(**{**fields, **paths})
             with attempt(instance.folder, device):
                 work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:
-        return {"stop": str(stop), "asked": isinstance(stop, Stopped)}
+        return {"stop": str(stop), "kind": type(stop).__name__}
     return {"stop": None}
 
 

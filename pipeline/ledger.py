@@ -17,8 +17,24 @@ State = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass
+class Part:
+    """What a trial of a population trained between two exchanges: up to `epochs`, with `values`, to `value` of what the scheduler decides by; from
+    the networks of trial `origin`, None: its own."""
+
+    epochs: int
+    values: dict[str, Any]
+    value: float
+    origin: int | None
+
+
+@dataclass
 class Trial:
-    """`scores`: of a trial that is done, for each objective a value a seed. `seen`: what the scheduler was told: [epochs, value], in order."""
+    """`scores`: of a trial that is done, for each objective a value a seed. `seen`: what the scheduler was told: [epochs, value], in order.
+
+    Of a population: `parts` that are trained; of the one that is next or running, `values`, `origin`, and where it ends (`until`, None: at the end);
+    `before`: [epochs, settings] of what made its networks so far, where those were other settings; `training`: the folder of its training;
+    `resting`: its part is trained, and the others' are waited for.
+    """
 
     number: int
     values: dict[str, Any]
@@ -30,6 +46,12 @@ class Trial:
     ended: float = 0.0  # seconds since 1970
     reason: str = ""  # why it was stopped or failed, in one line
     encoder: str | None = None  # the MLflow run that logged it
+    parts: list[Part] = field(default_factory=list)
+    origin: int | None = None
+    until: int | None = None
+    before: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    training: str = ""
+    resting: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +81,7 @@ class Ledger:
         try:
             found = json.loads(self.file.read_text("utf-8"))
             self.references = dict(found["references"])
-            self.trials = [Trial(**{**row, "seen": [tuple(pair) for pair in row["seen"]]}) for row in found["trials"]]
+            self.trials = [_trial(row) for row in found["trials"]]
             store = found["store"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.file}: is not a ledger of a search ({type(error).__name__}: {error}); delete the folder to search anew") from None
@@ -78,11 +100,34 @@ class Ledger:
         return self.folder / "trials" / trial.name
 
     def absorb(self, trial: Trial) -> bool:
-        """Take over what a trial has left in its folder, if it came to an end; whether it did."""
-        try:
-            outcome = json.loads((self.place(trial) / OUTCOME).read_text("utf-8"))
-        except (OSError, ValueError):
+        """Take over what a trial has left in its folder, if it came to an end, or to that of its part; whether it did."""
+        outcome = self._left(trial, OUTCOME)
+        pause = self._left(trial, pause_file(trial.until)) if outcome is None and trial.until is not None else None
+        found = outcome or pause
+        if found is None:
             return False
-        for key, value in outcome.items():
+        found["seconds"] += trial.seconds
+        for key, value in found.items():
             setattr(trial, key, value)
+        trial.resting = pause is not None
+        if pause is not None:
+            trial.parts.append(Part(int(trial.until or 0), dict(trial.values), trial.seen[-1][1], trial.origin))
         return True
+
+    def _left(self, trial: Trial, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self.place(trial) / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return {**found, "seen": [tuple(pair) for pair in found["seen"]]}
+
+
+def pause_file(until: int | None) -> str:
+    """In the folder of a trial: how it came to the end of its part, as OUTCOME."""
+    return f"pause-{until}.json"
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    parts = [Part(**part) for part in row.get("parts", ())]
+    before = [(int(epochs), dict(values)) for epochs, values in row.get("before", ())]
+    return Trial(**{**row, "seen": [tuple(pair) for pair in row["seen"]], "parts": parts, "before": before})

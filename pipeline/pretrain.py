@@ -47,7 +47,8 @@ def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
     withheld = np.setdiff1d(train, labelled, assume_unique=True)
     plan = _plan(worker, stage, labelled, instance.seed)
     loader = _loader(worker, stage, instance.seed)
-    return Job(instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device, withheld)
+    place = instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device
+    return Job(*place, withheld, instance.begin, instance.until)
 
 
 def _labelled(worker: Worker, stage: Pretrain, seed: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def study(search: Search, trials: Sequence[Trial], sampler: BaseSampler | None =
     """What the ledger knows, as Optuna sees it. A stopped trial is a pruned one: the sampler learns from how far it came."""
     found = optuna.create_study(directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives], sampler=sampler)
     space = {key: distribution(dimension) for key, dimension in search.space.items()}
-    turned = -1 if search.halving and search.halving[1] != search.objectives[0].mode else 1
+    turned = -1 if search.deciding and search.deciding[1] != search.objectives[0].mode else 1
     for trial in trials:
         params = {key: json.dumps(value) if search.space[key].listed else value for key, value in trial.values.items()}
         state = STATES[trial.state]
@@ -63,6 +63,11 @@ def propose(search: Search, trials: Sequence[Trial], number: int) -> Values:
         if json.dumps(values, sort_keys=True) not in had:
             break
     return values
+
+
+def drawn_anew(search: Search, seed: int) -> Values:
+    """Settings at random, with no regard to others."""
+    return _drawn(search, study(search, [], RandomSampler(seed=seed)))
 
 
 def _sampler(search: Search, seed: int) -> BaseSampler:

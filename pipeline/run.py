@@ -18,7 +18,7 @@ from pipeline.attempts import attempt
 from pipeline.chain import Chain, Fetched, fetch
 from pipeline.config import Downstream, Export, Recipe, Training, digest
 from pipeline.durable import write_json
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import Paused, Stopped, UserError
 from pipeline.follow import Counted, Follow, Followed, Listener
 from pipeline.launch import launch
 from pipeline.lock import locked
@@ -28,7 +28,7 @@ from pipeline.prepare import prepare
 from pipeline.records import Records
 from pipeline.report import Row, facts, rows
 from pipeline.session import Session, verbose
-from pipeline.stage import Instance, code_version, git_commit
+from pipeline.stage import Instance, Passage, code_version, git_commit
 from pipeline.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from pipeline.store_pictures import add_pictures
 from pipeline.tracking import RUN_FILE, Tracking, remembered, run_of
@@ -49,13 +49,14 @@ TAKEN_OVER_S = 60.0  # in which the process of a killed search's trial notices t
 @dataclass(frozen=True)
 class Place:
     """Where a run has its files, if not in a folder of its name, and what it is a part of: the tags and params of its run in MLflow, which the
-    folder remembers. `store`: written and checked before."""
+    folder remembers. `store`: written and checked before. `passage`: the part of one of its trainings that is to be made."""
 
     folder: Path
     tags: Mapping[str, str]
     params: Mapping[str, Any] = field(default_factory=dict)
     store: Path | None = None
     listener: Listener | None = None
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class _Runner:
 
     def _check_store(self) -> None:
         """The recipe against the images that there are."""
-        self.chain = Chain(self.recipe, self.folder, self.store.hash, self.fetched)
+        self.chain = Chain(self.recipe, self.folder, self.store.hash, self.fetched, self.place.passage if self.place else None)
         self.worker = Worker.start(self.recipe, self.store, on_ray=False)
         enough.check_images(self.recipe, self.worker.splits)
         needed = memory.check(self.recipe, self.store, len(self.worker.splits.train))
@@ -385,7 +386,10 @@ class _Runner:
             self.outbox.put("the report", lambda: self.tracking.client.log_artifact(parent, str(file)))
 
     def abandon(self, error: BaseException) -> None:
-        """Close the runs that were open, as KILLED or FAILED; where stages were begun, what is known so far is on a page. The next `run` goes on."""
+        """Close the runs that were open, as KILLED or FAILED, but those of a training that pauses; where stages were begun, what is known so far
+        is on a page. The next `run` goes on."""
+        if isinstance(error, Paused):
+            return
         with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
             if self.instances and not isinstance(error, Unpublished):
                 file, parent = self.write_page(error)

@@ -6,16 +6,18 @@ runs/<name>/<fingerprint>/
     best/              the files of the recipe's run with the best setting, where `retrain` asks for it
 """
 
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from pipeline import enough, preflight, search_figures
+from pipeline import enough, population, preflight, search_figures
 from pipeline.config import Recipe
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import Ledger, Trial
@@ -29,7 +31,7 @@ from pipeline.search_runs import SearchRuns
 from pipeline.search_view import View
 from pipeline.session import Session, local_cpus
 from pipeline.sources import Source, open_source
-from pipeline.space import Plan
+from pipeline.space import Pbt, Plan
 from pipeline.splits import split
 from pipeline.stage import code_version
 from pipeline.store import Store
@@ -89,6 +91,7 @@ def check(plan: Plan, recipe: Recipe) -> Source:
             preflight.check(plan.trial(values), source)
         except UserError as error:
             raise UserError(plan.told(str(error), values)) from None
+    population.check_networks(plan, 0 if source.annotations else len(source.classes))
     return source
 
 
@@ -124,15 +127,16 @@ class _Search:
             ledger.references = runs.pinned(plan.base())
             ledger.save()
         for trial in ledger.of_state("running"):  # one that ended when nobody was left to see it
-            if ledger.absorb(trial):
+            if not trial.resting and ledger.absorb(trial):
                 self._close(trial)
-        self.waiting = ledger.of_state("running")
+        self.waiting = [trial for trial in ledger.of_state("running") if not trial.resting]
         for trial in ledger.trials:
             self.view.know(trial)
         self._tell_of_before()
 
     def _tell_of_before(self) -> None:
-        ended, waiting = len(self.ledger.trials) - len(self.waiting), len(self.waiting)
+        waiting = len(self.ledger.of_state("running"))
+        ended = len(self.ledger.trials) - waiting
         if ended or waiting:
             self.view.note(f"{ended} trials have ended before, {waiting} go on where they were stopped")
         if any(trial.code != code_version() for trial in self.ledger.trials):
@@ -140,7 +144,8 @@ class _Search:
 
     def run(self, session: Session) -> None:
         """All trials that have not ended."""
-        left = self.plan.search.total - (len(self.ledger.trials) - len(self.waiting))
+        ended = self.ledger.of_state("done", "stopped", "failed")
+        left = self.plan.search.total - len(ended)
         if left <= 0:
             return
         from pipeline import tuning
@@ -148,20 +153,28 @@ class _Search:
         session.start(always=True)
         recipe = self.plan.trial(self.plan.corners()[0])
         at_once = trials_at_once(recipe.scale, recipe.stream, _nodes(), self.plan.search.concurrency)
-        ended = self.ledger.of_state("done", "stopped", "failed")
         scheduler = tuning.scheduler(self.plan.search, ended, self._epochs())
         with self.view:
             self.view.start(left, at_once)
-            tuning.run_trials(self, scheduler, left, tuning.Room(at_once, of_driver(recipe.scale)), self.ledger.folder / ".ray-tune")
+            tuning.run_trials(self, scheduler, left * self._parts(), tuning.Room(at_once, of_driver(recipe.scale)), self.ledger.folder / ".ray-tune")
         if self.trouble:
             raise self.trouble
 
     def _epochs(self) -> int:
         """Of the training that a scheduler decides upon, at most."""
-        if self.plan.search.halving is None:
+        if self.plan.search.deciding is None:
             return 1
-        stage = self.plan.search.halving[0].partition(".")[0]
+        stage = self.plan.search.deciding[0].partition(".")[0]
         return max(int(self.plan.trial(values).stages[stage].epochs) for values in self.plan.corners())  # type: ignore[union-attr]
+
+    def _parts(self) -> int:
+        """That a trial is run in, at most."""
+        scheduler = self.plan.search.scheduler
+        return population.parts_of(scheduler, self._epochs()) if isinstance(scheduler, Pbt) else 1
+
+    def more(self) -> bool:
+        """Of a population, whose trials wait for each other."""
+        return self.trouble is None and isinstance(self.plan.search.scheduler, Pbt) and bool(self.ledger.of_state("running"))
 
     def begin(self) -> tuple[Trial, Path] | None:
         """The next trial: first those that were begun. One whose settings do not go together has failed at once."""
@@ -182,11 +195,29 @@ class _Search:
             return self.waiting.pop(0)
         number = len(self.ledger.trials)
         if number >= self.plan.search.total:
-            return None
+            self._exchange()
+            return self.waiting.pop(0) if self.waiting else None
         trial = Trial(number, propose(self.plan.search, self.ledger.trials, number))
+        if isinstance(self.plan.search.scheduler, Pbt):
+            population.advance(self.plan.search.scheduler, trial, self._epochs())
         self.ledger.trials.append(trial)
         self.ledger.save()
         return trial
+
+    def _exchange(self) -> None:
+        """Of a population, of which all that have not ended rest: who goes on from whose networks, and all may go on."""
+        resting, scheduler = self.ledger.of_state("running"), self.plan.search.scheduler
+        if not isinstance(scheduler, Pbt) or not resting or not all(trial.resting for trial in resting):
+            return
+        changed = population.exchange(self.plan.search, resting, self.ledger.place)
+        for trial in resting:
+            population.advance(scheduler, trial, self._epochs())
+        self.ledger.save()
+        for trial, given_up in changed:
+            self.runs.offer(partial(self.runs.give_up, self.ledger.place(trial)))
+            shutil.rmtree(Path(given_up) / "checkpoints", ignore_errors=True)
+            self.view.exchanged(trial)
+        self.waiting = resting
 
     def _written(self, trial: Trial, folder: Path) -> bool:
         search = self.plan.search
@@ -198,8 +229,8 @@ class _Search:
             self._close(trial)
             return False
         recipe = recipe.model_copy(update={"name": f"{search.name}-{trial.name}"})
-        wanted = Wanted(tuple(o.measure for o in search.objectives), search.halving[0] if search.halving else None, self.plan.maker(recipe))
-        write_job(folder, recipe, self.store.path, self.runs.tags_of(trial), wanted)
+        wanted = Wanted(tuple(o.measure for o in search.objectives), search.deciding[0] if search.deciding else None, self.plan.maker(recipe))
+        write_job(folder, recipe, self.store.path, self.runs.tags_of(trial), wanted, population.passage(self.plan, trial, folder))
         return True
 
     def told(self, trial: Trial, report: dict[str, Any]) -> None:
@@ -212,6 +243,11 @@ class _Search:
 
     def _close(self, trial: Trial) -> None:
         self.ledger.save()
+        shutil.rmtree(self.ledger.place(trial) / population.HANDED, ignore_errors=True)  # what it went on from is in its own checkpoints by now
+        if trial.resting:
+            self.runs.offer(lambda: self.runs.pause(trial, self.ledger.place(trial)))
+            self.view.know(trial)
+            return
         best = best_of(self.ledger.trials, self.plan.search.objectives[0])
         self.runs.end(trial, self.ledger.place(trial), best.means[0] if best else None)
         self.view.know(trial)
@@ -225,7 +261,18 @@ class _Search:
         """
         search, trials = self.plan.search, self.ledger.trials
         best = best_of(trials, search.objectives[0])
-        table = [{"trial": t.number, "state": t.state, **t.values, "scores": t.scores, "seconds": t.seconds, "reason": t.reason} for t in trials]
+        table = [
+            {
+                "trial": t.number,
+                "state": t.state,
+                **t.values,
+                "scores": t.scores,
+                "seconds": t.seconds,
+                "reason": t.reason,
+                "parts": list(map(vars, t.parts)),
+            }
+            for t in trials
+        ]
         figures = search_figures.all_of(search, trials)
         if best is None:
             self.runs.offer(lambda: self.runs.finish(figures, table))

@@ -1,5 +1,6 @@
 """Pictures of a search, drawn with matplotlib as those of the stages are (see `pipeline.figures`)."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pipeline.figures import BLUE, GRAY, RED
-from pipeline.ledger import Trial
+from pipeline.ledger import Part, Trial
 from pipeline.objectives import Objective
 from pipeline.proposals import study
 from pipeline.search_view import front, short, shown
@@ -39,6 +40,8 @@ def all_of(search: Search, trials: Sequence[Trial]) -> dict[str, Figure]:
             found["pareto"] = pareto(search, done)
         if search.algorithm == "grid" and len(search.space) <= 2:
             found["curve"] = curve(search, done)
+    if any(trial.parts for trial in trials):
+        found["population"] = population(search, trials)
     return found
 
 
@@ -161,6 +164,39 @@ def parallel(search: Search, done: Sequence[Trial]) -> Figure:
     axis.spines[:].set_visible(False)
     axis.set_title(f"trials through their settings; dark is better, the thick line is the best {objective.measure}", loc="left", fontsize=10)
     return figure
+
+
+def population(search: Search, trials: Sequence[Trial]) -> Figure:
+    """What the trials of a population have come to over epochs, and their settings where those are numbers; a ring is where a trial went on from the
+    networks of another. The best is on top."""
+    assert search.deciding is not None
+    names, numeric = short(list(search.space)), [key for key, dimension in search.space.items() if not dimension.listed]
+    figure, axes = _axes(5.2 * (1 + len(numeric)), 3.6, 1 + len(numeric))
+    at_the_end = [trial.seen[-1][1] if trial.seen else np.nan for trial in trials]
+    sign = 1 if search.deciding[1] == "max" else -1
+    order = [trials[k] for k in np.argsort(sign * np.nan_to_num(at_the_end, nan=-sign * np.inf))]
+    for trial in order:
+        best = trial is order[-1]
+        style: dict[str, Any] = {"color": BLUE if best else GRAY, "linewidth": 2.2 if best else 1.0, "alpha": 1.0 if best else 0.7}
+        axes[0].plot(*zip(*trial.seen, strict=True), **style) if trial.seen else None
+        taken = [before.epochs for before, part in itertools.pairwise([*trial.parts, _next(trial)]) if part.origin is not None]
+        axes[0].plot(taken, [dict(trial.seen).get(float(epochs), np.nan) for epochs in taken], "o", color=RED, fillstyle="none", markersize=6)
+        for axis, key in zip(axes[1:], numeric, strict=True):
+            parts = [*trial.parts, _next(trial)]
+            edges = [0, *(part.epochs for part in parts)]
+            axis.step(edges, [parts[0].values[key], *(part.values[key] for part in parts)], where="pre", **style)
+            if search.space[key].loguniform:
+                axis.set_yscale("log")
+    _titled(axes[0], f"{search.deciding[0]}; ring: taken over from another trial", "epochs", search.deciding[0])
+    for axis, key in zip(axes[1:], numeric, strict=True):
+        _titled(axis, names[key], "epochs")
+    return figure
+
+
+def _next(trial: Trial) -> Part:
+    """The part that came, or is to come, after those that have ended."""
+    end = trial.until or round(trial.seen[-1][0]) if trial.seen else trial.until or 0
+    return Part(end, trial.values, np.nan, trial.origin)
 
 
 def pareto(search: Search, done: Sequence[Trial]) -> Figure:

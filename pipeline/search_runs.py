@@ -52,6 +52,17 @@ class SearchRuns:
         """Scores and state of a trial, and the best of the first objective so far. MLflow may be away: then at the end."""
         self.offer(lambda: self._end(trial, folder, best))
 
+    def pause(self, trial: Trial, folder: Path) -> None:
+        """What a trial of a population has come to at the end of a part, and the numbers among the settings that it had."""
+        part, deciding = trial.parts[-1], self.plan.search.deciding
+        assert deciding is not None
+        numbers = {f"space.{key}": float(value) for key, value in part.values.items() if isinstance(value, int | float)}
+        self.tracking.metrics(_known(folder), [{"step": part.epochs, "time": trial.ended, named(deciding[0]): part.value, **numbers}])
+
+    def give_up(self, folder: Path) -> None:
+        """Close the run of the training that a trial does not go on with."""
+        self._close_below(_known(folder), "KILLED")
+
     def offer(self, write: Callable[[], None]) -> None:
         try:
             write()

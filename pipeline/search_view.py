@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -73,14 +73,19 @@ def table(search: Search, trials: Sequence[Trial]) -> Table:
 def closing(search: Search, trials: Sequence[Trial], best: Trial, promoted: str | None) -> Group:
     """The table, and what was best."""
     lines: list[Any] = [table(search, trials)]
-    with_ = ", ".join(f"{key}={shown(best.values[key])}" for key in search.space)
+    with_ = _settings(search, best.values)
     lines.append(Text(f"best: trial {best.name}: {with_}"))
+    lines += [Text(f"  its networks had, up to {epochs} epochs: {_settings(search, values)}") for epochs, values in best.before]
     if len(search.objectives) > 1:
         names = ", ".join(trial.name for trial in front(search, [trial for trial in trials if trial.state == "done"]))
         lines.append(Text(f"no trial betters these in all objectives: {names} (the first objective has decided)"))
     if promoted:
         lines.append(Text(f"its encoder is {promoted}: stages.<stage>.encoder={promoted} takes it"))
     return Group(*lines)
+
+
+def _settings(search: Search, values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={shown(values[key])}" for key in search.space)
 
 
 def front(search: Search, done: Sequence[Trial]) -> list[Trial]:
@@ -133,6 +138,11 @@ class View:
             self.told = time.monotonic()
             self.console.print(f"{self.search.name}: {self._summary()}", highlight=False, markup=False, soft_wrap=True)
 
+    def exchanged(self, trial: Trial) -> None:
+        """A trial of a population goes on from the networks of another."""
+        with_ = ", ".join(f"{self.names[key]} {shown(value)}" for key, value in trial.values.items())
+        self.note(f"trial {trial.name} goes on from trial {trial.origin:03d} at {trial.parts[-1].epochs} epochs, with {with_}")
+
     def ended(self, trial: Trial) -> None:
         self.reports.pop(trial.number, None)
         self.told = time.monotonic()
@@ -172,7 +182,8 @@ class View:
         for trial in self._seen():
             report = self.reports.get(trial.number, {})
             score = _spread(trial.scores[0]) if trial.scores else f"[dim]{escape(str(report.get('so_far', '')))}[/]"
-            state = f"[{STYLES[trial.state]}]{report.get('stage', trial.state) if trial.state == 'running' else trial.state}[/]"
+            doing = "waits" if trial.resting else report.get("stage", trial.state) if trial.state == "running" else trial.state
+            state = f"[{STYLES[trial.state]}]{doing}[/]"
             bar = ProgressBar(total=1.0, completed=report.get("progress", 0.0), width=16) if trial.state == "running" else f"{trial.seconds:.0f} s"
             left = self._left(trial) if trial.state == "running" else ""
             out.add_row(trial.name, state, *(shown(trial.values[key]) for key in self.names), score, bar, left)

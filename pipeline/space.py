@@ -17,12 +17,10 @@ from pipeline import yaml_strict
 from pipeline.complaints import explain
 from pipeline.config import Downstream, Pretrain, Recipe, Strict, digest, load, parse, split_override
 from pipeline.errors import UserError, suggest
-from pipeline.objectives import Objective, check_measure, is_logged
+from pipeline.objectives import Objective
 
 RECIPES = Path(__file__).parent.parent / "conf" / "recipe"
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")
-SEARCHED = ("stages", "encoder", "stream", "dataset")  # sections of a recipe that settings can be searched in
-OF_DATASET = ("max_train", "image_size", "train_augment", "eval_augment")  # the rest would change what is held out, or the images themselves
 
 Values = dict[str, Any]  # dotted key -> value
 
@@ -80,6 +78,28 @@ class Asha(Strict):
     reduction: float = Field(3.0, gt=1.0)  # one of so many trains on; also the factor between the epochs of two decisions
 
 
+class Pbt(Strict):
+    """Population-based training (Jaderberg et al. 2017): the trials train together, and after every `interval` epochs the worst of them go on from
+    the networks of the best, with settings that are those of the best, changed a little."""
+
+    name: Literal["pbt"]
+    measure: str | None = None  # as of asha
+    mode: Literal["max", "min"] = "max"
+    interval: int = Field(ge=1)  # epochs
+    quantile: float = Field(0.25, gt=0.0, le=0.5)  # the share of trials that are the worst, and the best
+    resample: float = Field(0.25, ge=0.0, le=1.0)  # with this probability a setting is drawn anew instead of changed a little
+    factors: tuple[float, float] = Field(
+        (0.8, 1.2), strict=False
+    )  # what a number is multiplied by, one of them; of listed values it is the one before or after
+
+    @field_validator("factors")
+    @classmethod
+    def _around_one(cls, factors: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < factors[0] < 1.0 < factors[1]:
+            raise ValueError(f"{list(factors)} is not valid; valid: one between 0 and 1, and one above 1")
+        return factors
+
+
 class Promote(Strict):
     """The name and alias that the encoder of the best trial gets in MLflow's registry: models:/<name>@<alias>."""
 
@@ -97,8 +117,8 @@ class Search(Strict):
     space: dict[str, Dimension] = Field(min_length=1)  # by dotted key
     objectives: tuple[Objective, ...]  # the first decides which trial is best
     algorithm: Literal["optuna", "random", "grid"] = "optuna"
-    scheduler: Annotated[NoScheduler | Asha, Field(discriminator="name")] = NoScheduler(name="none")
-    trials: int | None = Field(None, ge=1)  # null: all points of a grid
+    scheduler: Annotated[NoScheduler | Asha | Pbt, Field(discriminator="name")] = NoScheduler(name="none")
+    trials: int | None = Field(None, ge=1)  # null: all points of a grid. Of pbt: the population
     concurrency: int | None = Field(None, ge=1)  # trials at a time, at most; null: as many as fit the machine or cluster
     seed: int = Field(0, ge=0)  # of the search; a recipe's seeds are its own
     promote: Promote | None = None
@@ -131,15 +151,29 @@ class Search(Strict):
             raise ValueError(f"trials: {self.trials} is more than the {len(self.points())} points of the grid")
         return self
 
+    @model_validator(mode="after")
+    def _population(self) -> "Search":
+        if not isinstance(self.scheduler, Pbt):
+            return self
+        if self.algorithm == "optuna":
+            raise ValueError(
+                "algorithm: 'optuna' learns from trials that have ended, and those of scheduler: pbt begin together; valid: random, grid"
+            )
+        if self.retrain:
+            raise ValueError("retrain: true is not valid with scheduler: pbt: the settings of its best trial have changed on the way; valid: promote")
+        if self.total < 2:
+            raise ValueError(f"trials: {self.total} is no population; valid: 2 or more")
+        return self
+
     @property
     def total(self) -> int:
         """Trials."""
         return self.trials or len(self.points())
 
     @property
-    def halving(self) -> tuple[str, str] | None:
+    def deciding(self) -> tuple[str, str] | None:
         """What a scheduler decides by: measure and mode."""
-        if not isinstance(self.scheduler, Asha):
+        if isinstance(self.scheduler, NoScheduler):
             return None
         first = self.objectives[0]
         return (self.scheduler.measure, self.scheduler.mode) if self.scheduler.measure else (first.measure, first.mode)
@@ -180,8 +214,8 @@ class Plan:
 
     def stages(self, recipe: Recipe) -> list[str]:
         """Those that the objectives and the scheduler read, and the pretrainings before them whose encoder they take, in order."""
-        halving = [self.search.halving[0]] if self.search.halving else []
-        wanted = {measure.partition(".")[0] for measure in [*(o.measure for o in self.search.objectives), *halving]}
+        deciding = [self.search.deciding[0]] if self.search.deciding else []
+        wanted = {measure.partition(".")[0] for measure in [*(o.measure for o in self.search.objectives), *deciding]}
         names = list(recipe.stages)
         for name in list(wanted):
             stage = recipe.stages[name]
@@ -217,7 +251,8 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Of all that decides what the trials are: a search that is changed in it is another one."""
-        search = self.search.model_dump(mode="json", exclude={"name", "description", "trials", "concurrency", "promote", "retrain", "recipe"})
+        counted = set() if isinstance(self.search.scheduler, Pbt) else {"trials"}  # a trial more changes nothing of the others, but in a population
+        search = self.search.model_dump(mode="json", exclude={"name", "description", "concurrency", "promote", "retrain", "recipe"} | counted)
         recipe = self.base().model_dump(mode="json", exclude={"name", "description", "storage", "tracking", "scale", "expected", "needs"})
         recipe["dataset"] = {key: value for key, value in recipe["dataset"].items() if key not in ("root", "download", "extends")}
         return digest({"search": search, "recipe": recipe})[:12]
@@ -228,7 +263,7 @@ def _unregistered(recipe: Recipe, name: str) -> dict[str, None]:
 
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
-    """Read and check a search file, and every end of its space against the recipe.
+    """Read a search file; `space_check.read` also checks it against its recipe.
 
     Raises:
         UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
@@ -242,9 +277,7 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
     except ValidationError as error:
         raise UserError(explain(error, raw, Search)) from None
     others = tuple(override for override in overrides if override not in own)
-    plan = Plan(search, _recipe_file(path, search.recipe), others)
-    _check(plan)
-    return plan
+    return Plan(search, _recipe_file(path, search.recipe), others)
 
 
 def _laid_over(raw: Any, keys: list[str], value: Any) -> dict[str, Any]:
@@ -264,43 +297,3 @@ def _recipe_file(path: Path, name: str) -> Path:
             return place
     known = {file.relative_to(RECIPES).as_posix() for file in RECIPES.rglob("*.yaml")}
     raise UserError(f"recipe: {name!r} is neither below conf/recipe nor beside {path}; {suggest(name, known)}")
-
-
-def _check(plan: Plan) -> None:
-    search = plan.search
-    for key in (*search.space, *search.overrides):
-        if not all(key.split(".")):
-            raise UserError(f"space.{key}: is no dotted key; valid: e.g. stages.pretrain.optimizer.lr")
-    given = [override.partition("=")[0] for override in plan.overrides]
-    for key in search.space:
-        first, *rest = key.split(".")
-        if first not in SEARCHED or (first == "dataset" and (not rest or rest[0] not in OF_DATASET)):
-            raise UserError(f"space.{key}: cannot be searched; valid: keys of stages, encoder, stream, and dataset.{', dataset.'.join(OF_DATASET)}")
-        for fixed in (*search.overrides, *given, *(other for other in search.space if other != key)):
-            if fixed == key or key.startswith(f"{fixed}.") or fixed.startswith(f"{key}."):
-                raise UserError(f"space.{key}: is searched, and {fixed!r} sets it at the same time; valid: one of the two")
-    base = plan.base()
-    _check_objectives(plan, base)
-    for values in plan.corners():
-        try:
-            plan.trial(values)
-        except UserError as error:
-            raise UserError(plan.told(str(error), values)) from None
-
-
-def _check_objectives(plan: Plan, base: Recipe) -> None:
-    search = plan.search
-    for k, objective in enumerate(search.objectives):
-        check_measure(objective.measure, f"objectives.{k}.measure", base)
-    if search.halving:
-        measure, where = search.halving[0], "scheduler.measure"
-        check_measure(measure, where, base)
-        if not is_logged(measure, base):
-            raise UserError(f"{where}: {measure!r} is known only at the end of a trial; valid: a number that a pretrain stage logs on the way")
-    used = plan.stages(base)
-    for key in search.space:
-        first, *rest = key.split(".")
-        if first == "stages" and rest and rest[0] in base.stages and rest[0] not in used:
-            raise UserError(f"space.{key}: changes no objective: a trial runs the stages {', '.join(used)} only")
-    if search.promote and plan.maker(base) is None:
-        raise UserError("promote: no stage of a trial makes the encoder that the first objective judges; valid: null")

@@ -12,9 +12,24 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of a training that is made in parts, with settings that differ between them.
+
+    `before`: of the parts before it that had other settings, in order: [epochs at its end, by dotted key its settings]. `begin`: the folder of
+    the training that it goes on from (`checkpoints/`, and what was logged), None: its own, or none. `until`: epochs after which it pauses, None: it
+    goes to its end.
+    """
+
+    stage: str
+    before: tuple[tuple[int, dict[str, Any]], ...] = ()
+    begin: Path | None = None
+    until: int | None = None
+
+
+@dataclass(frozen=True)
 class Instance:
     """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining; `beside`: of the head it looks
-    through, or the decoder it goes on from."""
+    through, or the decoder it goes on from. `begin`, `until`: as of a `Passage`."""
 
     stage: str
     seed: int
@@ -22,6 +37,8 @@ class Instance:
     folder: Path
     encoder: Path | None = None
     beside: Path | None = None
+    begin: Path | None = None
+    until: int | None = None
 
     @property
     def label(self) -> str:

@@ -4,6 +4,7 @@ The folder of a trial:
     trial.json     the recipe, and what the search wants to know of it; written by the search
     log.txt        what `firstlight run` would have shown
     outcome.json   written once, at the end: the scores, or why there are none. A trial without it has not ended, and goes on when it is run again
+    pause-6.json   of a population: the same, where its training pauses after 6 epochs
 """
 
 import contextlib
@@ -20,11 +21,11 @@ from rich.console import Console
 from pipeline import objectives
 from pipeline.config import Finetune, Recipe, Training, parse
 from pipeline.durable import write_json
-from pipeline.errors import StageFailed, Stopped, StopTraining, UserError
+from pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
 from pipeline.follow import Rows
-from pipeline.ledger import OUTCOME
+from pipeline.ledger import OUTCOME, pause_file
 from pipeline.run import Place, run_in
-from pipeline.stage import Instance
+from pipeline.stage import Instance, Passage
 from pipeline.tracking import run_of
 
 JOB, LOG = "trial.json", "log.txt"
@@ -33,46 +34,60 @@ REPORT_S = 1.0  # between two reports of nothing but progress
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a search wants of a trial. `measures`: of its objectives; `halving`: what its scheduler decides by; `maker`: the stage that makes the
+    """What a search wants of a trial. `measures`: of its objectives; `deciding`: what its scheduler decides by; `maker`: the stage that makes the
     encoder."""
 
     measures: tuple[str, ...]
-    halving: str | None
+    deciding: str | None
     maker: str | None
 
 
-def write_job(folder: Path, recipe: Recipe, store: Path, tags: dict[str, str], wanted: Wanted) -> None:
+def write_job(folder: Path, recipe: Recipe, store: Path, tags: dict[str, str], wanted: Wanted, passage: Passage | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"store": str(store), "tags": tags, "cwd": str(Path.cwd()), "verbose": os.environ.get("FIRSTLIGHT_VERBOSE", "")}
-    write_json(folder / JOB, {"recipe": recipe.dump(), **facts, "wanted": vars(wanted)})
+    part = {**vars(passage), "begin": str(passage.begin) if passage.begin else None} if passage else None
+    write_json(folder / JOB, {"recipe": recipe.dump(), **facts, "wanted": vars(wanted), "passage": part})
+
+
+def _passage(part: dict[str, Any] | None) -> Passage | None:
+    if part is None:
+        return None
+    before = tuple((int(epochs), dict(values)) for epochs, values in part["before"])
+    return Passage(part["stage"], before, Path(part["begin"]) if part["begin"] else None, part["until"])
 
 
 def drive(config: dict[str, Any]) -> dict[str, Any]:
-    """Run the trial in `config["folder"]` to its end, from where it was; Ray Tune calls this. How it ended stands in the folder."""
+    """Run the trial in `config["folder"]` to its end, or to that of its part, from where it was; Ray Tune calls this. How it ended stands in the
+    folder."""
     folder = Path(config["folder"])
     job = json.loads((folder / JOB).read_text("utf-8"))
     with contextlib.suppress(OSError):  # a machine that does not have the folder has no files below it to be found either
         os.chdir(job["cwd"])
     wanted = Wanted(**{**job["wanted"], "measures": tuple(job["wanted"]["measures"])})
-    recipe = parse(job["recipe"])
+    recipe, passage = parse(job["recipe"]), _passage(job["passage"])
     reporter = Reporter(recipe, wanted)
     with open(folder / LOG, "a", encoding="utf-8") as log:
-        place = Place(folder, job["tags"], store=Path(job["store"]), listener=reporter)
+        place = Place(folder, job["tags"], store=Path(job["store"]), listener=reporter, passage=passage)
         outcome = attempt(recipe, wanted, place, Console(file=log, width=140))
-    seen = [list(pair) for pair in reporter.seen]
-    write_json(folder / OUTCOME, {**outcome, "seen": seen, "seconds": round(time.monotonic() - reporter.started, 1), "ended": time.time()})
+    outcome = {**outcome, "seen": reporter.seen, "training": reporter.training, "seconds": round(time.monotonic() - reporter.started, 1)}
+    if outcome["state"] == "running" and (not reporter.seen or reporter.seen[-1][0] != passage.until):  # type: ignore[union-attr]
+        outcome |= {"state": "failed", "reason": f"{wanted.deciding} is not logged where the training pauses"}
+    name = pause_file(passage.until) if passage and outcome["state"] == "running" else OUTCOME
+    write_json(folder / name, {**outcome, "ended": time.time()})
     return {"progress": 1.0, "stage": outcome["state"]}
 
 
 def attempt(recipe: Recipe, wanted: Wanted, place: Place, console: Console) -> dict[str, Any]:
     """Whatever goes wrong is the trial's own: it is told in one line, and the search goes on."""
-    state: Literal["stopped", "failed"] = "failed"
+    state: Literal["stopped", "failed", "running"] = "failed"
     try:
         _, instances = run_in(place, recipe, console)
         scores = [objectives.by_seed(measure, recipe, instances) for measure in wanted.measures]
         return {"state": "done", "scores": scores, "encoder": _made_by(wanted.maker, instances), "reason": ""}
     except Stopped as error:
         state, reason = "stopped", str(error)
+    except Paused:
+        state, reason = "running", ""
     except (UserError, StopTraining, StageFailed) as error:
         reason = str(error)
     except Exception as error:
@@ -94,8 +109,9 @@ class Reporter:
     def __init__(self, recipe: Recipe, wanted: Wanted) -> None:
         self.recipe, self.names = recipe, list(recipe.stages)
         self.weights = [weight(stage) for stage in recipe.stages.values()]
-        self.stage, _, self.key = (wanted.halving or "").partition(".")
+        self.stage, _, self.key = (wanted.deciding or "").partition(".")
         self.seen: list[tuple[float, float]] = []
+        self.training = ""  # the folder of what the scheduler decides upon
         self.started = time.monotonic()
         self.told = 0.0
 
@@ -115,11 +131,12 @@ class Reporter:
         stage = self.recipe.stages[self.stage]
         assert isinstance(stage, Training)
         epochs, value = stage.epochs * row["step"] / row["of"], float(row[self.key])
+        self.training = str(training)
         if self.seen and epochs <= self.seen[-1][0]:  # steps that a resumed worker makes again
             return
         self.seen.append((epochs, value))
         so_far = f"{self.key} {value:.4g}"
-        self._report({**told, "so_far": so_far, "epochs": epochs, "value": value, "training": str(training), "last": row["step"] == row["of"]})
+        self._report({**told, "so_far": so_far, "epochs": epochs, "value": value, "training": self.training, "last": row["step"] == row["of"]})
 
     def _report(self, told: dict[str, Any]) -> None:
         from ray import tune

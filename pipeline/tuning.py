@@ -41,7 +41,11 @@ class Trials(Protocol):
     """Where trials come from, and where it is told what becomes of them; all in one thread."""
 
     def begin(self) -> tuple[Trial, Path] | None:
-        """The next trial and its folder; None: there are no more."""
+        """The next trial, or the next part of one, and its folder; None: there is none now."""
+        ...
+
+    def more(self) -> bool:
+        """Whether there will be more, when there is none now."""
         ...
 
     def told(self, trial: Trial, report: dict[str, Any]) -> None:
@@ -62,7 +66,7 @@ class Room:
 
 
 def run_trials(trials: Trials, scheduler: TrialScheduler, left: int, room: Room, folder: Path) -> None:
-    """Run the `left` trials that there are to come. Tune's own files are below `folder`, which is removed."""
+    """Run the `left` trials, or parts of trials, that there are to come. Tune's own files are below `folder`, which is removed."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose() else logging.CRITICAL)
@@ -96,7 +100,7 @@ class Handout(_NotKept, Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         begun = None if self.stopped.is_set() else self.trials.begin()
         if begun is None:
-            return Searcher.FINISHED
+            return None if not self.stopped.is_set() and self.trials.more() else Searcher.FINISHED
         self.mine[trial_id], folder = begun
         return {"folder": str(folder)}
 
@@ -163,12 +167,12 @@ class Halving(_NotKept, AsyncHyperBandScheduler):  # type: ignore[misc]
 
 def scheduler(search: Search, before: Sequence[Trial], max_epochs: int) -> TrialScheduler:
     """`before`: the trials that have ended. `max_epochs`: of the training that is decided upon, at most."""
-    if not isinstance(search.scheduler, Asha) or search.halving is None:
+    if not isinstance(search.scheduler, Asha) or search.deciding is None:
         return FIFOScheduler()
     made = Halving(
         time_attr="epochs",
         metric="value",
-        mode=search.halving[1],
+        mode=search.deciding[1],
         grace_period=min(search.scheduler.grace, max_epochs),
         max_t=max_epochs,
         reduction_factor=search.scheduler.reduction,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.ledger import Trial
-from pipeline.space import Plan, Search, read
+from pipeline.space import Plan, Search
+from pipeline.space_check import read
 from tests import small
 
 LR, PERIOD = "stages.pretrain.optimizer.lr", "stages.pretrain.method.permutation_period"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.space import Plan, read
+from pipeline.space import Plan
+from pipeline.space_check import read
 from tasks.pretrain import METHODS
 
 FOLDER = Path(__file__).resolve().parents[1] / "conf" / "search"
@@ -22,7 +23,7 @@ SEARCHED = {
 
 
 def opened(name: str) -> Plan:
-    return read(FOLDER / f"{name}.yaml", () if name == "quickstart" else ("dataset.root=/data",))
+    return read(FOLDER / f"{name}.yaml", () if name.startswith("quickstart") else ("dataset.root=/data",))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pipeline import search as module
 from pipeline import tuning
+from pipeline.album import Album
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import LEDGER, OUTCOME, Ledger
 from pipeline.room import Node
@@ -49,15 +50,15 @@ def storage(begun: Path, tmp_path: Path) -> None:
     shutil.copytree(begun, tmp_path / "runs")
 
 
+def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
+    while begun := trials.begin():
+        drive({"folder": str(begun[1])})
+        trials.ended(begun[0], "")
+
+
 @pytest.fixture
 def below_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials one after the other in this process."""
-
-    def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
-        while begun := trials.begin():
-            drive({"folder": str(begun[1])})
-            trials.ended(begun[0], "")
-
     monkeypatch.setattr(tuning, "run_trials", in_turn)
     monkeypatch.setattr(Session, "start", lambda self, always=False: False)
     monkeypatch.setattr(module, "_nodes", lambda: [Node(2.0, 0.0)])
@@ -181,7 +182,7 @@ def killed(plan: Plan, trials: int) -> None:
     """As a search is when its process is gone at the end of its last trials: the ledger does not know how they ended."""
     ledger = Ledger(folder_of(plan), ledger_of(plan)["store"])
     for trial in ledger.trials[-trials:]:
-        trial.state, trial.scores, trial.reason = "running", [], ""
+        trial.state, trial.scores, trial.reason, trial.seconds = "running", [], "", 0.0
     ledger.save()
 
 
@@ -268,6 +269,85 @@ def test_halving_asks_and_does_not_forget(tmp_path: Path) -> None:
     assert (tmp_path / "True" / "stop").read_text() == "behind others at 1 epochs: watch_rankme 0.1"
 
 
+POPULATION: dict[str, Any] = {
+    "algorithm": "random",
+    "scheduler": {"name": "pbt", "measure": "pretrain.watch_knn", "interval": 2, "quantile": 0.5},
+    "overrides": {"stages.pretrain.epochs": 6, "stages.pretrain.watch.every": 1, "stages.pretrain.watch.images": 20},
+    "trials": 4,
+}
+
+
+def told_of(trial: Any) -> tuple[Any, ...]:
+    """All that does not depend on when and how fast it was run."""
+    parts = [(part.epochs, part.values, part.value, part.origin) for part in trial.parts]
+    return trial.number, trial.state, trial.values, trial.scores, parts, trial.before, trial.seen
+
+
+def test_a_population(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
+    """Its trials train together; half of them go on from the others, twice."""
+    wanted = plan(tmp_path, promote={"name": "digits"}, **POPULATION)
+    found, lines = told(wanted)
+    assert [trial.state for trial in found.trials] == ["done"] * 4
+    assert [[part.epochs for part in trial.parts] for trial in found.trials] == [[2, 4]] * 4
+    assert lines.count("goes on from trial") == 4
+    assert sum(trial.parts[1].origin is not None for trial in found.trials) == 2
+    for trial in found.trials:
+        assert [epochs for epochs, _ in trial.seen] == pytest.approx([1, 2, 3, 4, 5, 6]), "of a whole training, whoever began it"
+        first = trial if trial.parts[1].origin is None else found.trials[trial.parts[1].origin]
+        assert trial.parts[0].values != trial.parts[1].values or first is trial
+        began = trial if trial.origin is None else found.trials[trial.origin]
+        assert trial.seen[3][1] == began.parts[1].value
+        mine = next(run for run in runs_of(wanted) if run.info.run_name == f"trial {trial.name}")
+        below = [run for run in runs_of(wanted) if run.data.tags.get("mlflow.parentRunId") == mine.info.run_id]
+        changes = (trial.parts[1].origin is not None) + (trial.origin is not None)
+        assert sorted(run.info.status for run in below if run.info.run_name == "pretrain seed 0") == ["FINISHED"] + ["KILLED"] * changes
+        assert mine.data.metrics[f"space.{LR}"] == trial.parts[1].values[LR]
+    assert not list(folder_of(wanted).glob("trials/*/handed/*")), "checkpoints that nobody goes on from any more"
+    again, _ = told(wanted)
+    assert [told_of(trial) for trial in again.trials] == [told_of(trial) for trial in found.trials]
+    assert again.promoted == "models:/digits@best"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than all else."""
+    monkeypatch.setattr(Album, "add", lambda self, name, figure, title: None)
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_population_that_was_killed_ends_as_one_that_was_not(
+    tmp_path: Path, below_ray: None, no_pictures: None, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """After so many of its six parts: in the middle of a round, and behind an exchange. The part after them was not seen to end."""
+    changes = {**POPULATION, "trials": 2, "objectives": [{"measure": "pretrain.watch_knn"}]}
+    whole, _ = told(plan(tmp_path, name="whole", **changes))
+    assert whole.trials[0].origin is not None or whole.trials[1].origin is not None
+    wanted = plan(tmp_path, **changes)
+    with monkeypatch.context() as cut:
+
+        def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
+            for part in range(after + 1):
+                begun = trials.begin()
+                assert begun
+                drive({"folder": str(begun[1])})
+                if part == after:
+                    raise KeyboardInterrupt
+                trials.ended(begun[0], "")
+
+        cut.setattr(tuning, "run_trials", in_turn)
+        with pytest.raises(KeyboardInterrupt):
+            search(wanted, Console(quiet=True))
+    found, _ = told(wanted)
+    assert [told_of(trial) for trial in found.trials] == [told_of(trial) for trial in whole.trials]
+
+
+def test_a_population_goes_on_without_one_that_fails(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
+    found, _ = told(plan(tmp_path, **{**POPULATION, "space": {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}, "seed": 1}))
+    states = [trial.state for trial in found.trials]
+    assert set(states) == {"done", "failed"}
+    assert all(len(trial.parts) == 2 for trial in found.trials if trial.state == "done")
+
+
 def wait_for(process: subprocess.Popen[str], true: Callable[[], bool]) -> None:
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
@@ -343,3 +423,16 @@ def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(tmp_path: Pat
     statuses = {run.info.run_name: run.info.status for run in runs_of(wanted)}
     assert statuses["trial 001"] == "KILLED"
     assert {run.info.status for run in runs_of(wanted)} == {"FINISHED", "KILLED"}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_population_on_ray_is_the_one_below_it(tmp_path: Path, ray_free: None, no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of its three trials at a time, which wait for each other."""
+    changes: dict[str, Any] = {**POPULATION, "trials": 3, "concurrency": 2}
+    found, _ = told(plan(tmp_path, "scale.cpus=2", **changes))
+    assert [trial.state for trial in found.trials] == ["done"] * 3
+    assert sum(trial.parts[1].origin is not None for trial in found.trials) == 1
+    monkeypatch.setattr(tuning, "run_trials", in_turn)
+    below, _ = told(plan(tmp_path, "scale.cpus=2", name="below", **changes))
+    assert [told_of(trial) for trial in below.trials] == [told_of(trial) for trial in found.trials]

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline import search_figures
+from pipeline.ledger import Part
 from pipeline.search_figures import all_of, importances
 from tests.searches import LR, PERIOD, done, many, parsed
 
@@ -93,3 +94,21 @@ def test_values_that_are_no_numbers_have_places_by_name() -> None:
     found = all_of(search, trials)
     assert [label.get_text() for label in found["curve"].axes[0].get_xticklabels()] == ["none", "full"]
     assert inked(found["parallel"]) > 0.01
+
+
+def test_a_population_over_its_epochs() -> None:
+    """Values at 3, 6 and 9 epochs; the second trial goes on from the first at 6."""
+    search = parsed(algorithm="random", scheduler={"name": "pbt", "measure": "pretrain.loss", "interval": 3})
+    trials = [done(k, {LR: 0.2 + 0.1 * k, PERIOD: 1}, 0.5 + 0.1 * k, seen=[(3.0, 0.1), (6.0, 0.2 + k), (9.0, 0.3 + k)]) for k in range(2)]
+    for trial in trials:
+        trial.parts = [Part(epochs, {LR: 0.1 * epochs, PERIOD: 1}, 0.1, None) for epochs in (3, 6)]
+    trials[1].origin = 0
+    figure = all_of(search, trials)["population"]
+    assert inked(figure) > 0.01
+    values, rate = figure.axes
+    curves = [line for line in values.lines if line.get_marker() == "None"]
+    (ring,) = [line for line in values.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [list(line.get_ydata()) for line in curves] == [[0.1, 0.2, 0.3], [0.1, 1.2, 1.3]], "the best on top"
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([6], [1.2])
+    assert [list(line.get_xdata()) for line in rate.lines] == [[0, 3, 6, 9]] * 2
+    assert list(rate.lines[0].get_ydata()) == pytest.approx([0.3, 0.3, 0.6, 0.2])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.space import Asha, Dimension, read
+from pipeline.space import Asha, Dimension
+from pipeline.space_check import read
 from tests import searches
 from tests.searches import LR, PERIOD, plan
 
@@ -68,8 +69,8 @@ def test_a_scheduler_by_its_name_and_by_the_command_line(tmp_path: Path) -> None
     changes: dict[str, Any] = {"overrides": {"stages.pretrain.watch.every": 1}, "objectives": [{"measure": "pretrain.watch_rankme"}]}
     found = plan(tmp_path, "scheduler.grace=2", scheduler="asha", **changes).search
     assert found.scheduler == Asha(name="asha", grace=2)
-    assert found.halving == ("pretrain.watch_rankme", "max")
-    assert plan(tmp_path, scheduler="none", **changes).search.halving is None
+    assert found.deciding == ("pretrain.watch_rankme", "max")
+    assert plan(tmp_path, scheduler="none", **changes).search.deciding is None
 
 
 def test_the_fingerprint_is_of_what_decides(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_the_fingerprint_is_of_what_decides(tmp_path: Path) -> None:
         ({"space": {LR: {"grid": [0.1, 0.2]}}}, f"space.{LR}.grid: needs algorithm: grid, and it is optuna"),
         ({"algorithm": "grid"}, f"space.{LR}: a range has no points for algorithm: grid"),
         ({"algorithm": "bayes"}, 'algorithm: "bayes" is not valid'),
-        ({"scheduler": "pbt"}, "scheduler.name: 'pbt' is unknown; valid: asha, none"),
+        ({"scheduler": "hyperband"}, "scheduler.name: 'hyperband' is unknown; valid: asha, none, pbt"),
         ({"trials": None}, "trials: is missing"),
         ({"trials": 0}, "trials: 0 is not valid"),
         ({"space": {PERIOD: {"grid": [1, 2]}}, "algorithm": "grid", "trials": 3}, "trials: 3 is more than the 2 points of the grid"),
