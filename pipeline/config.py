@@ -166,13 +166,38 @@ class Scale(Strict):
     name: str
     address: str = "local"  # local: Ray starts in this process; auto or an address: joins that cluster
     cpus: int | None = Field(None, ge=1)  # address: local only. Logical CPUs; null: as many as the machine has
-    workers: int = Field(1, ge=0)  # training processes; 0: in this process, without Ray
+    # Training processes; 0: in this process, without Ray; [fewest, most]: as many as there is room for, more or fewer as machines come and go
+    workers: int | tuple[int, int] = 1
+    resize_s: float = Field(60.0, gt=0.0)  # of workers: [fewest, most]: seconds between two looks at what room there is
+    wait_s: float = Field(0.0, ge=0.0)  # seconds that a cluster which grows has to make room for the workers, before they are refused
     cpus_per_worker: float = Field(0.5, gt=0.0)
     gpus_per_worker: float = Field(0.0, ge=0.0)
     threads: int = Field(1, ge=1)  # torch threads of a worker. Part of the numerics: results are bit-equal for equal threads
     object_store_mb: int = Field(300, ge=80)  # address: local only
     max_failures: int = Field(3, ge=0)  # times the worker group is restarted from its last checkpoint
     collective_timeout_s: int = Field(600, ge=5)  # a rank that does not answer for so long ends the attempt
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _number_or_range(cls, workers: Any) -> int | tuple[int, int]:
+        numbers = workers if isinstance(workers, list | tuple) else [workers]
+        if any(type(number) is not int for number in numbers):
+            raise ValueError("must be a whole number, or two of them: [fewest, most]")
+        if len(numbers) == 2 and 1 <= numbers[0] < numbers[1]:
+            return numbers[0], numbers[1]
+        if numbers is workers or workers < 0:
+            raise ValueError("must be greater than or equal to 0, or [fewest, most] with 1 <= fewest < most")
+        return int(workers)
+
+    @property
+    def fewest(self) -> int:
+        """Workers."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Workers."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class Tracking(Strict):

@@ -20,7 +20,7 @@ COMPARED = ("ray", "torch", "numpy", "pyarrow", "firstlight")
 def nodes(recipe: Recipe | None, storage: Path) -> Iterator[Finding]:
     """Ray is there, every node answers, has the versions of this one, and sees the storage."""
     scale = recipe.scale if recipe else Scale(name="local")
-    scale = scale if scale.workers else scale.model_copy(update={"workers": 1})
+    scale = scale if scale.most else scale.model_copy(update={"workers": 1})
     started = time.monotonic()
     with Session(scale, recipe.stream if recipe else None) as session:
         try:

@@ -148,7 +148,7 @@ class _Writer:
         scale, options = self.worker.recipe.scale, self.worker.options
         if not options.on_ray:
             return None
-        return Actors(scale.workers, scale.cpus_per_worker, scale.gpus_per_worker, options.tasks * scale.workers, options.task_cpus)
+        return Actors(scale.most, scale.cpus_per_worker, scale.gpus_per_worker, options.tasks * scale.most, options.task_cpus)
 
     def _put(self, file: File, embeddings: np.ndarray) -> None:
         with np.errstate(over="ignore"):  # told below

@@ -23,17 +23,17 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
             for seed in recipe.seeds:
                 _check_training(f"stages.{name}", stage, splits, seed)
         if isinstance(stage, Retrieve):
-            _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.workers, 1))
-        if isinstance(stage, Pretrain) and stage.watch.every and len(splits.val) < max(recipe.scale.workers, 2):
+            _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.most, 1))
+        if isinstance(stage, Pretrain) and stage.watch.every and len(splits.val) < max(recipe.scale.most, 2):
             raise UserError(
                 f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for stages.{name}.watch.every: {stage.watch.every}"
             )
         if isinstance(stage, Evaluate | Finetune):
             for part, ids in (("val", splits.val), *([("test", splits.test)] if recipe.score_test else [])):
                 known = len(splits.known(ids, _target(stage)))
-                if known < max(recipe.scale.workers, 1):
+                if known < max(recipe.scale.most, 1):
                     raise UserError(
-                        f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.workers, 1)} workers: too few"
+                        f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.most, 1)} workers: too few"
                     )
 
 

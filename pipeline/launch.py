@@ -15,7 +15,7 @@ import torch
 from pipeline.attempts import attempt
 from pipeline.config import Recipe, parse
 from pipeline.errors import Paused, StageFailed, Stopped, StopTraining
-from pipeline.session import verbose
+from pipeline.session import data_cpus, verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
@@ -38,7 +38,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
         "work": work.__module__,
         "instances": [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances],
     }
-    answer = _in_process(payload) if recipe.scale.workers == 0 else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
+    answer = _in_process(payload) if recipe.scale.most == 0 else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
     if answer["stop"] is not None:
         raise STOPS.get(answer["kind"], StopTraining)(answer["stop"])
 
@@ -67,10 +67,30 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
+    _leave_room(config)
     device = get_device()
     if device.type == "cuda":  # collectives over objects use the current device
         torch.cuda.set_device(device)
     return _run(config, on_ray=True, device=device)
+
+
+def _leave_room(config: dict[str, Any]) -> None:
+    """An elastic group takes all that it finds: what it leaves must do for decoding, or the first batch would never come.
+
+    Raises:
+        StageFailed: names the key.
+    """
+    import ray
+    import ray.train
+
+    recipe = parse(config["recipe"])
+    scale, workers = recipe.scale, ray.train.get_context().get_world_size()
+    left, need = ray.cluster_resources().get("CPU", 0.0) - workers * scale.cpus_per_worker, data_cpus(scale, recipe.stream, workers)
+    if left < need:
+        raise StageFailed(
+            f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; valid: fewer at most, or a "
+            "scale.cpus_per_worker that leaves some on every machine"
+        )
 
 
 def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:
@@ -87,7 +107,12 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str,
         _train_function,  # type: ignore[arg-type]
         train_loop_config=payload,
         torch_config=TorchConfig(timeout_s=scale.collective_timeout_s),
-        scaling_config=ray.train.ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=scale.workers,  # type: ignore[arg-type]
+            use_gpu=scale.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=scale.resize_s,
+        ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",  # never an old one: Ray would continue it by its own rules
             storage_path=str(storage),

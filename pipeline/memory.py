@@ -77,14 +77,14 @@ def check(recipe: Recipe, store: Store, images: int) -> Estimate:
         UserError: names the key to lower, what is needed and what there is.
     """
     needed = estimate(recipe, store, images)
-    if recipe.scale.workers and recipe.scale.address == "local":
+    if recipe.scale.most and recipe.scale.address == "local":
         check_room(recipe, needed, free_memory())
     return needed
 
 
 def estimate(recipe: Recipe, store: Store, images: int) -> Estimate:
     """A function of its arguments alone."""
-    workers, stream = recipe.scale.workers, recipe.stream
+    workers, stream = recipe.scale.most, recipe.stream
     traffic = list(_traffic(recipe))
     task = TASK_BYTES + _encoded(recipe, store) + 2 * _largest(store) + 4 * max(t.block for t in traffic)
     held = resident.possible(stream, store, images) and not recipe.scale.gpus_per_worker
@@ -110,13 +110,13 @@ def check_room(recipe: Recipe, needed: Estimate, free: int) -> None:
         need = -(-needed.in_flight // 2**20)
         raise UserError(
             f"scale.object_store_mb: {recipe.scale.object_store_mb} is less than the {need:,} MB that decoded images on their way to "
-            f"{recipe.scale.workers} workers take; valid: at least {need}, or a smaller stream.prefetch ({stream.prefetch}), "
+            f"{recipe.scale.most} workers take; valid: at least {need}, or a smaller stream.prefetch ({stream.prefetch}), "
             f"stream.tasks ({stream.tasks}) or batch_size"
         )
     if needed.total > free:
         values = {
             "stream.tasks": stream.tasks,
-            "scale.workers": recipe.scale.workers,
+            "scale.workers": recipe.scale.most,
             "stream.resident_mb": stream.resident_mb,
             "scale.object_store_mb": recipe.scale.object_store_mb,
         }
@@ -140,7 +140,7 @@ def free_memory() -> int:
 
 def _traffic(recipe: Recipe) -> Iterator[Traffic]:
     """The streams of all stages: of trainings, and of passes over images that are scored."""
-    workers, image = max(recipe.scale.workers, 1), recipe.dataset.image_size**2 * 3
+    workers, image = max(recipe.scale.most, 1), recipe.dataset.image_size**2 * 3
     for stage in recipe.stages.values():
         if isinstance(stage, Look | Embed):
             yield _stream(stage.batch_size, image)

@@ -1,6 +1,7 @@
 """Checks on the driver that need more than the recipe itself: the machine, the storage, the source, the store. Before Ray starts where possible."""
 
 import copy
+import math
 import os
 import uuid
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.config import Embed, Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Training, arguments
+from pipeline.config import Embed, Evaluate, Export, Finetune, Look, Pretrain, Recipe, Retrieve, Scale, Training, arguments
 from pipeline.errors import UserError, suggest
 from pipeline.session import check_local
 from pipeline.sources import Source, open_source
@@ -29,7 +30,7 @@ def check(recipe: Recipe, source: Source | None = None) -> None:
     _check_storage(recipe.storage)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Training):
-            _check_batch(f"stages.{name}", stage, max(recipe.scale.workers, 1))
+            _check_batch(f"stages.{name}", stage, recipe.scale)
     try:
         encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
     except ValueError as error:
@@ -113,7 +114,17 @@ def _check_classes(where: str, named: tuple[str, ...], classes: tuple[str, ...])
             raise UserError(f"{where}: {name!r} is no class of the data set; {suggest(name, classes) if classes else 'it has none'}")
 
 
-def _check_batch(where: str, stage: Training, workers: int) -> None:
+def _check_batch(where: str, stage: Training, scale: Scale) -> None:
+    """Every number of workers that there may be has an equal share."""
+    if scale.fewest < scale.most:
+        shares = math.lcm(*range(scale.fewest, scale.most + 1)) * stage.accumulate
+        if stage.batch_size % shares:
+            raise UserError(
+                f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers, {scale.fewest} to {scale.most} of them, "
+                f"and must be a multiple of {shares}; near it: {max(stage.batch_size // shares, 1) * shares}"
+            )
+        return
+    workers = max(scale.most, 1)
     if stage.batch_size % (workers * stage.accumulate):
         parts = f" and accumulate = {stage.accumulate} parts" if stage.accumulate > 1 else ""
         raise UserError(

@@ -1,26 +1,18 @@
 """How many trials of a search run at a time: all of them, their workers and the decoding of their images have room, and none waits for ever."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
+from pipeline.machines import Node, amount, amounts, times
 from pipeline.session import data_cpus
 
 DRIVER_CPUS = 0.01  # of a trial whose workers do the work; Ray takes no 0
 
 
-@dataclass(frozen=True)
-class Node:
-    """A machine, by what Ray counts."""
-
-    cpus: float
-    gpus: float
-
-
 def of_driver(scale: Scale) -> dict[str, float]:
     """What Ray Tune reserves for the process of a trial, which does the work itself where there are no workers."""
-    if scale.workers:
+    if scale.most:
         return {"CPU": DRIVER_CPUS}
     return {"CPU": float(scale.threads), **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
 
@@ -28,8 +20,8 @@ def of_driver(scale: Scale) -> dict[str, float]:
 def of_trial(scale: Scale, stream: Stream) -> Node:
     """What a trial takes in all: its process, its workers, and the tasks that decode for them."""
     driver = of_driver(scale)
-    data = data_cpus(scale, stream) if scale.workers else 0.0
-    return Node(driver["CPU"] + scale.workers * scale.cpus_per_worker + data, driver.get("GPU", 0.0) + scale.workers * scale.gpus_per_worker)
+    data = data_cpus(scale, stream) if scale.most else 0.0
+    return Node(driver["CPU"] + scale.most * scale.cpus_per_worker + data, driver.get("GPU", 0.0) + scale.most * scale.gpus_per_worker)
 
 
 def trials_at_once(scale: Scale, stream: Stream, nodes: Sequence[Node], wanted: int | None = None) -> int:
@@ -39,32 +31,18 @@ def trials_at_once(scale: Scale, stream: Stream, nodes: Sequence[Node], wanted: 
         UserError: not even one trial fits; says what it needs and what there is.
     """
     need, have = of_trial(scale, stream), Node(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
-    cpus, gpus = (scale.cpus_per_worker, scale.gpus_per_worker) if scale.workers else (need.cpus, need.gpus)
-    pieces = sum(_times(Node(cpus, gpus), node) for node in nodes)
-    fit = min(_times(need, have), pieces // max(scale.workers, 1))
+    cpus, gpus = (scale.cpus_per_worker, scale.gpus_per_worker) if scale.most else (need.cpus, need.gpus)
+    pieces = sum(times(Node(cpus, gpus), node) for node in nodes)
+    fit = min(times(need, have), pieces // max(scale.most, 1))
     if fit < 1:
-        raise UserError(f"scale: {_told(scale, stream)} need {_amount(need)}, there {_is(nodes)} {_amounts(nodes)}; {_valid(scale, need, have)}")
+        raise UserError(f"scale: {_told(scale, stream)} need {amount(need)}, there {_is(nodes)} {amounts(nodes)}; {_valid(scale, need, have)}")
     return min(fit, wanted or fit)
 
 
-def _times(need: Node, have: Node) -> int:
-    """How often `need` fits."""
-    fits = [int((there + 1e-6) / wanted) for wanted, there in ((need.cpus, have.cpus), (need.gpus, have.gpus)) if wanted]
-    return min(fits)
-
-
 def _told(scale: Scale, stream: Stream) -> str:
-    if not scale.workers:
+    if not scale.most:
         return f"a trial in one process of scale.threads: {scale.threads}"
-    return f"the {scale.workers} workers of a trial x {scale.cpus_per_worker:g} CPUs, {data_cpus(scale, stream):g} CPU for data and its own process"
-
-
-def _amount(node: Node) -> str:
-    return f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
-
-
-def _amounts(nodes: Sequence[Node]) -> str:
-    return ", ".join(_amount(node) for node in nodes[:4]) + (f" and {len(nodes) - 4} machines more" if len(nodes) > 4 else "")
+    return f"the {scale.most} workers of a trial x {scale.cpus_per_worker:g} CPUs, {data_cpus(scale, stream):g} CPU for data and its own process"
 
 
 def _is(nodes: Sequence[Node]) -> str:
@@ -74,4 +52,4 @@ def _is(nodes: Sequence[Node]) -> str:
 def _valid(scale: Scale, need: Node, have: Node) -> str:
     if need.gpus > have.gpus:
         return "valid: a smaller scale.gpus_per_worker or scale.workers"
-    return "valid: scale.workers=0, fewer workers or a smaller scale.cpus_per_worker" if scale.workers else "valid: a smaller scale.threads"
+    return "valid: scale.workers=0, fewer workers or a smaller scale.cpus_per_worker" if scale.most else "valid: a smaller scale.threads"

@@ -86,7 +86,7 @@ def run_in(
     if place is None or place.store is None:
         preflight.check(recipe)
     folder = place.folder if place else recipe.storage.resolve() / recipe.name
-    with locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0), Session(recipe.scale, recipe.stream) as session:
+    with locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0), Session(recipe.scale, recipe.stream, console.print) as session:
         runner = _Runner(recipe, session, console, place, repeats)
         try:
             runner.fetch(only)

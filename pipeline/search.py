@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pipeline import enough, population, preflight, search_figures
+from pipeline import enough, machines, population, preflight, search_figures
 from pipeline.config import Recipe
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import Ledger, Trial
 from pipeline.lock import locked
+from pipeline.machines import Node
 from pipeline.objectives import Objective
 from pipeline.proposals import propose
 from pipeline.report import Row
-from pipeline.room import Node, of_driver, trials_at_once
+from pipeline.room import of_driver, trials_at_once
 from pipeline.run import Place, prepared, run_in
 from pipeline.search_runs import SearchRuns
 from pipeline.search_view import View
@@ -63,7 +64,7 @@ def search(plan: Plan, console: Console) -> Found:
     with locked(folder, plan.search.name):
         runs, ledger = SearchRuns(plan, recipe, folder), None
         try:
-            with Session(recipe.scale, recipe.stream) as session:
+            with Session(recipe.scale, recipe.stream, console.print) as session:
                 store = prepared(recipe, session, console, Place(folder, runs.tags))
                 check_images(plan, store)
                 ledger = Ledger(folder, store.hash)
@@ -83,6 +84,8 @@ def check(plan: Plan, recipe: Recipe) -> Source:
         UserError: names the key, the value and what is valid.
     """
     scale = recipe.scale
+    if scale.fewest < scale.most:
+        raise UserError(f"scale.workers: {[scale.fewest, scale.most]} is not valid in a search: trials are given room by number; valid: one number")
     if scale.address == "local":
         trials_at_once(scale, recipe.stream, [Node(local_cpus(scale), torch.cuda.device_count())])
     source = open_source(recipe.dataset)
@@ -152,7 +155,7 @@ class _Search:
 
         session.start(always=True)
         recipe = self.plan.trial(self.plan.corners()[0])
-        at_once = trials_at_once(recipe.scale, recipe.stream, _nodes(), self.plan.search.concurrency)
+        at_once = trials_at_once(recipe.scale, recipe.stream, machines.alive(), self.plan.search.concurrency)
         scheduler = tuning.scheduler(self.plan.search, ended, self._epochs())
         with self.view:
             self.view.start(left, at_once)
@@ -300,13 +303,6 @@ class _Search:
         if promote is None or encoder is None:
             return None
         return self.runs.tracking.promote(encoder, promote.name, promote.alias)
-
-
-def _nodes() -> list[Node]:
-    import ray
-
-    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in alive]
 
 
 def _of_death(error: str) -> str:

@@ -6,11 +6,13 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from pipeline import machines
 from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
 
@@ -20,8 +22,10 @@ DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by
 class Session:
     """A Ray that is not there until `start`, and gone after the `with` block."""
 
-    def __init__(self, scale: Scale, stream: Stream | None = None) -> None:
+    def __init__(self, scale: Scale, stream: Stream | None = None, tell: Callable[[str], None] | None = None) -> None:
+        """`tell`: is given what the user should know while he waits."""
         self.scale, self.stream, self.started = scale, stream or Stream(), False
+        self.tell = tell or (lambda line: None)
 
     def __enter__(self) -> "Session":
         return self
@@ -30,6 +34,8 @@ class Session:
         if self.started:
             import ray
 
+            if self.scale.address != "local" and self.scale.wait_s:
+                machines.release()
             ray.shutdown()
 
     def start(self, always: bool = False) -> bool:
@@ -39,7 +45,7 @@ class Session:
         Raises:
             UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
         """
-        if self.started or (self.scale.workers == 0 and not always):
+        if self.started or (self.scale.most == 0 and not always):
             return self.started
         _environment(self.scale)
         import ray
@@ -59,9 +65,13 @@ class Session:
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
                 signal.signal(number, handler)
         if self.scale.address != "local":
-            have = ray.cluster_resources()
-            check_room(self.scale, self.stream, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
+            machines.wait_for_room(self.scale, data_cpus(self.scale, self.stream), self._check, self.tell)
         return True
+
+    def _check(self, nodes: Sequence[machines.Node]) -> None:
+        where = f"the cluster at {self.scale.address!r}"
+        check_room(self.scale, self.stream, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), where)
+        machines.check_machines(self.scale, nodes, where)
 
 
 def verbose() -> bool:
@@ -75,34 +85,35 @@ def local_cpus(scale: Scale) -> int:
 
 def check_local(scale: Scale, stream: Stream) -> None:
     """The same check as for a cluster, before Ray starts on this machine."""
-    if scale.workers and scale.address == "local":
+    if scale.most and scale.address == "local":
         check_room(scale, stream, local_cpus(scale), torch.cuda.device_count(), "this machine")
 
 
-def data_cpus(scale: Scale, stream: Stream) -> float:
-    """What decoding needs. Workers step together, and tasks that wait for theirs to take a batch keep their CPUs: with all those of the other
-    workers waiting, there must still be room for one task of the last."""
-    return max(DATA_CPUS, ((scale.workers - 1) * stream.tasks + 1) * stream.task_cpus)
+def data_cpus(scale: Scale, stream: Stream, workers: int | None = None) -> float:
+    """What decoding for so many workers (None: the most) needs. They step together, and tasks that wait for theirs to take a batch keep their
+    CPUs: with all those of the other workers waiting, there must still be room for one task of the last."""
+    return max(DATA_CPUS, ((max(scale.most if workers is None else workers, 1) - 1) * stream.tasks + 1) * stream.task_cpus)
 
 
 def check_room(scale: Scale, stream: Stream, cpus: float, gpus: float, where: str) -> None:
-    """Workers, and the CPUs that decoding needs, must fit.
+    """Workers (the fewest), and the CPUs that decoding needs, must fit.
 
     Raises:
         UserError: names the key, what is needed and what there is.
     """
-    data = data_cpus(scale, stream)
-    need = scale.workers * scale.cpus_per_worker + data
+    workers = scale.fewest
+    data = data_cpus(scale, stream, workers)
+    need = workers * scale.cpus_per_worker + data
     if need > cpus:
         smaller = "scale.cpus_per_worker" if data == DATA_CPUS else "scale.cpus_per_worker, stream.tasks or stream.task_cpus"
         raise UserError(
-            f"scale.workers: {scale.workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} CPUs, "
+            f"scale.workers: {workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} CPUs, "
             f"{where} has {cpus:g}; valid: fewer workers or a smaller {smaller}"
         )
-    if scale.workers * scale.gpus_per_worker > gpus:
+    if workers * scale.gpus_per_worker > gpus:
         raise UserError(
-            f"scale.gpus_per_worker: {scale.workers} workers x {scale.gpus_per_worker:g} need {scale.workers * scale.gpus_per_worker:g} GPUs, "
-            f"{where} has {gpus:g}; valid: 0 to {gpus / scale.workers:g}"
+            f"scale.gpus_per_worker: {workers} workers x {scale.gpus_per_worker:g} need {workers * scale.gpus_per_worker:g} GPUs, "
+            f"{where} has {gpus:g}; valid: 0 to {gpus / workers:g}"
         )
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
-from pipeline.room import Node, of_driver, of_trial, trials_at_once
+from pipeline.machines import Node
+from pipeline.room import of_driver, of_trial, trials_at_once
 
 STREAM = Stream()
 

@@ -16,12 +16,12 @@ import mlflow
 import pytest
 from rich.console import Console
 
+from pipeline import machines, tuning
 from pipeline import search as module
-from pipeline import tuning
 from pipeline.album import Album
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import LEDGER, OUTCOME, Ledger
-from pipeline.room import Node
+from pipeline.machines import Node
 from pipeline.run import run
 from pipeline.search import Found, search
 from pipeline.session import Session
@@ -61,7 +61,7 @@ def below_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials one after the other in this process."""
     monkeypatch.setattr(tuning, "run_trials", in_turn)
     monkeypatch.setattr(Session, "start", lambda self, always=False: False)
-    monkeypatch.setattr(module, "_nodes", lambda: [Node(2.0, 0.0)])
+    monkeypatch.setattr(machines, "alive", lambda: [Node(2.0, 0.0)])
     monkeypatch.setattr(Reporter, "_report", lambda self, report: None)
 
 

@@ -1,0 +1,159 @@
+"""A cluster of several machines, each a raylet on this one: the same images and numbers as on one, also when a machine is lost or joins."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipeline import preflight, pretrain
+from pipeline.config import Scale
+from pipeline.errors import UserError
+from pipeline.launch import launch
+from pipeline.machines import Node, check_machines
+from pipeline.metrics import METRICS, read_metrics
+from pipeline.run import run
+from pipeline.session import Session
+from pipeline.stage import Instance
+from pipeline.store import Store
+from pipeline.worker import Worker
+from tests import small, traced, traced_slowly
+
+CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
+SHARED: dict[str, Any] = {"stages__pretrain__method__dropout": 0.0}  # nothing rests on a worker's own part of a batch
+MACHINE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 * 2**20}
+
+
+def scale(address: str, workers: Any, **more: Any) -> dict[str, Any]:
+    found = {"address": address, "workers": workers, "cpus_per_worker": 1.5, "collective_timeout_s": 60, **more}
+    return {f"scale__{key}": value for key, value in found.items()} | {"stream__resident": "off", "stream__tasks": 1}
+
+
+@pytest.fixture
+def cluster(ray_free: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that has no CPU, and two machines."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+    found.workers = [found.add_node(**MACHINE) for _ in range(2)]
+    yield found
+    found.shutdown()
+
+
+def worlds(folder: Path) -> list[int]:
+    """The numbers of workers that steps were made with, in the order in which they were made."""
+    files = sorted(folder.glob("job/trace-0-*.jsonl"), key=lambda file: file.stat().st_mtime)
+    return [json.loads(line)["world"] for file in files for line in file.read_text().splitlines()]
+
+
+def losses(storage: Path) -> list[float]:
+    (file,) = storage.glob(f"small/pretrain-*/{METRICS}")
+    return [row["loss"] for row in read_metrics(file)]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_two_machines_give_the_numbers_of_one_process(cluster: Any, tmp_path: Path) -> None:
+    """The whole recipe, prepared and trained on two machines of a worker each, beside one that Ray has no part in."""
+    console = Console(file=io.StringIO(), width=200)
+    there = run(small.recipe(tmp_path / "there", **SHARED, **scale(cluster.address, 2)), console)
+    here = run(small.recipe(tmp_path / "here", **SHARED), Console(quiet=True))
+    assert np.allclose(losses(tmp_path / "here"), losses(tmp_path / "there"), rtol=1e-5), "sums are made in another order"
+    for one, other in zip(here, there, strict=True):
+        assert (one.stage, one.measure) == (other.stage, other.measure)
+        assert np.allclose(one.pretrained, other.pretrained, atol=0.035), "two of 60 test images may lie on a border"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path: Path, digits: Store) -> None:
+    """One or two workers, as there is room: two machines, then one, then two again; every global batch is of the images that it would have been."""
+    changes = {"stages__pretrain__epochs": 40, "stages__pretrain__checkpoint_every": 1, **scale(cluster.address, [1, 2], resize_s=2.0)}
+    recipe = small.recipe(tmp_path, **changes)
+
+    def happen() -> None:
+        for count, do in ((6, lambda: cluster.remove_node(cluster.workers[1])), (24, lambda: cluster.add_node(**MACHINE))):
+            while len(worlds(tmp_path)) < count:
+                time.sleep(0.2)
+            do()
+
+    thread = threading.Thread(target=happen, daemon=True)
+    with Session(recipe.scale, recipe.stream) as session:
+        session.start()
+        thread.start()
+        launch(recipe, digits, traced_slowly.work, [Instance("pretrain", 0, "f", tmp_path / "job")])
+    assert not thread.is_alive(), "both have happened"
+    stage: Any = recipe.stages["pretrain"]
+    its = pretrain.job(Worker.start(recipe, digits, on_ray=False), stage, Instance("pretrain", 0, "f", tmp_path / "job")).plan
+    traced.assert_shown(traced.shown(tmp_path / "job"), its, 40)
+    seen = worlds(tmp_path)
+    assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]] == [2, 1, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_cluster_that_grows_is_waited_for_and_one_that_does_not_is_refused(cluster: Any, tmp_path: Path) -> None:
+    told: list[str] = []
+    recipe = small.recipe(tmp_path, **scale(cluster.address, 3, wait_s=60.0))
+    timer = threading.Timer(4.0, lambda: cluster.add_node(**MACHINE))
+    timer.start()
+    with Session(recipe.scale, recipe.stream, told.append) as session:
+        session.start()
+    assert len(told) == 1
+    assert told[0].startswith("waiting for machines, at most 60 s (scale.wait_s): scale.workers: 3 workers x 1.5 CPUs + 1 CPU for data need 5.5 CPUs")
+    started = time.monotonic()
+    four = small.recipe(tmp_path, **scale(cluster.address, 4, wait_s=3.0))
+    message = r"^scale\.workers: 4 workers x 1\.5 CPUs \+ 1 CPU for data need 7 CPUs, the cluster at '.*' has 6"
+    with pytest.raises(UserError, match=message), Session(four.scale, four.stream, told.append) as session:
+        session.start()
+    assert time.monotonic() - started < 30
+    large = small.recipe(tmp_path, **scale(cluster.address, 1, cpus_per_worker=2.5))
+    message = r"workers: 1 workers x 2\.5 CPUs do not fit on the machines one by one: .* of 0 CPUs, 2 CPUs, 2 CPUs, 2 CPUs; valid: 0 to 0"
+    with pytest.raises(UserError, match=message), Session(large.scale, large.stream) as session:
+        session.start()
+
+
+@pytest.mark.parametrize(
+    ("fields", "nodes", "fit"),
+    [
+        ({"workers": 2, "cpus_per_worker": 1.5}, [(2, 0)] * 2, True),
+        ({"workers": 2, "cpus_per_worker": 1.5}, [(3, 0)], True),
+        ({"workers": 2, "cpus_per_worker": 1.5}, [(2, 0), (1, 0)], False),
+        ({"workers": [1, 2], "cpus_per_worker": 1.5}, [(2, 0), (1, 0)], True),
+        ({"workers": 2, "cpus_per_worker": 1.0, "gpus_per_worker": 1.0}, [(16, 1), (16, 0)], False),
+        ({"workers": 2, "cpus_per_worker": 1.0, "gpus_per_worker": 0.5}, [(16, 1), (16, 0)], True),
+    ],
+)
+def test_workers_on_machines(fields: dict[str, Any], nodes: list[tuple[float, float]], fit: bool) -> None:
+    found = Scale.model_validate_json(json.dumps({"name": "test", **fields}))
+    there = [Node(*node) for node in nodes]
+    if fit:
+        check_machines(found, there, "the cluster")
+    else:
+        with pytest.raises(UserError, match=r"^scale\.workers: 2 workers x .* do not fit on the machines one by one: the cluster has machines of"):
+            check_machines(found, there, "the cluster")
+
+
+@pytest.mark.parametrize(("workers", "batch", "near"), [([1, 2], 30, None), ([1, 4], 32, 24), ([2, 3], 6, None), ([2, 3], 2, 6)])
+def test_every_number_of_workers_has_an_equal_share(tmp_path: Path, workers: Any, batch: int, near: int | None) -> None:
+    recipe = small.recipe(tmp_path, scale__workers=workers, scale__cpus=8, stages__pretrain__batch_size=batch, stages__finetune__batch_size=24)
+    if near is None:
+        preflight.check(recipe)
+        return
+    with pytest.raises(UserError, match=rf"^stages\.pretrain\.batch_size: {batch} is not valid: .* must be a multiple of \d+; near it: {near}$"):
+        preflight.check(recipe)
+
+
+@pytest.mark.parametrize("workers", [[2, 2], [0, 2], [3, 1], -1])
+def test_what_is_no_number_of_workers(tmp_path: Path, workers: Any) -> None:
+    with pytest.raises(UserError, match=r"^scale\.workers"):
+        small.recipe(tmp_path, scale__workers=workers)
