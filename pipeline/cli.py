@@ -110,11 +110,17 @@ def _search(file: Path, overrides: tuple[str, ...]) -> None:
     out.print(closing(plan.search, found.trials, found.best, found.promoted))
     if found.retrained:
         out.print(table(found.retrained, found.rows))
+    if found.report:
+        _tell_report(out, found.report)
     _tell_where(out, plan.base())
 
 
 def _out() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _tell_report(out: Console, file: Path) -> None:
+    out.print(f"Report:  {file}", soft_wrap=True, highlight=False)
 
 
 def _tell_where(out: Console, recipe: "Recipe") -> None:
@@ -148,7 +154,7 @@ def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) 
         out.print(table(recipe, found))
     report = recipe.storage.resolve() / recipe.name / FILE
     if report.exists():
-        out.print(f"Report:  {report}", soft_wrap=True, highlight=False)
+        _tell_report(out, report)
     _tell_where(out, recipe)
 
 

@@ -8,6 +8,7 @@ import base64
 import io
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,3 +199,20 @@ def _embed(file: Path, scale: float) -> _Embedded:
             small.save(out, "PNG", optimize=True)
             data = min(data, out.getvalue(), key=len)
     return _Embedded(f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height)
+
+
+def public(text: str) -> str:
+    """Without the names and passwords that addresses may carry: the page is made to be handed on."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+def date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -1,6 +1,5 @@
 """The page of a recipe's run: what was run, on which data, what it was worth, what was seen on the way, and how to do it again."""
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,33 @@ import pyarrow.parquet as pq
 from pipeline import enough, yaml_strict
 from pipeline.album import pictures
 from pipeline.attempts import read_attempts
-from pipeline.config import Downstream, Finetune, Pretrain, Recipe, Training
+from pipeline.config import Dataset, Downstream, Finetune, Pretrain, Recipe, Training
 from pipeline.durable import write_atomically
-from pipeline.page import Bars, Block, Cell, Facts, Fold, Gallery, Group, Notes, Page, Picture, Section, Table, Text, Tone, Tree, render
+from pipeline.page import (
+    Bars,
+    Block,
+    Cell,
+    Facts,
+    Fold,
+    Gallery,
+    Group,
+    Notes,
+    Page,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Tone,
+    Tree,
+    date,
+    duration,
+    public,
+    render,
+)
 from pipeline.report import Row, cells, headings, title
+from pipeline.splits import Splits
 from pipeline.stage import Instance, code_version
-from pipeline.store import DAMAGE, QUARANTINE
+from pipeline.store import DAMAGE, QUARANTINE, Store
 from pipeline.timings import PARTS, notes, shares, timings
 from pipeline.tracking import run_of
 from pipeline.worker import Worker
@@ -78,13 +98,13 @@ def page(ran: Ran) -> Page:
         Section("Results", _results(ran)),
         Section("Warnings and notes", _warnings(ran)),
         Section("Stages", [_stage(ran, name) for name in recipe.stages]),
-        Section("Data", _data(ran)),
+        Section("Data", about_data(recipe.dataset, ran.worker.store, ran.worker.splits, ran.prepared)),
         Section("Time", _time(ran)),
         Section("Lineage", [_lineage(ran)]),
         Section("What was run", _what(ran)),
         Section("Run it again", _again(ran)),
     ]
-    foot = f"Written by Firstlight on {_date(time.time())}. Everything on this page is also in MLflow: {_public(ran.uri)}"
+    foot = f"Written by Firstlight on {date(time.time())}. Everything on this page is also in MLflow: {public(ran.uri)}"
     return Page(recipe.name, "Firstlight, a run of a recipe", recipe.description, sections, status, tone, foot)
 
 
@@ -102,13 +122,18 @@ def _results(ran: Ran) -> list[Block]:
         return [*out, Text("Nothing is measured yet.", "quiet")]
     if verdict := _verdict([row.verdict for row in ran.rows if row.baseline]):
         out.append(Text(verdict))
-    heads = [heading for heading in headings(ran.recipe) if heading not in ("stage", "without")]
-    lines = [[_cell(heading, cells(ran.recipe, row)) for heading in heads] for row in ran.rows]
-    numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
-    out.append(Table(title(ran.recipe).capitalize(), [HEADS.get(heading, heading) for heading in heads], lines, numbers))
+    out.append(score_table(ran.recipe, ran.rows))
     if any(row.baseline for row in ran.rows) and len(ran.recipe.seeds) > 1:
         out.append(Text("“Helps” and “hurts” need all seeds to agree, and a mean gain of more than twice its standard error.", "quiet"))
-    return [*out, *_gallery(ran.folder / SUMMARY)]
+    return [*out, *gallery(ran.folder / SUMMARY)]
+
+
+def score_table(recipe: Recipe, rows: Sequence[Row]) -> Table:
+    """The table at the end of a run."""
+    heads = [heading for heading in headings(recipe) if heading not in ("stage", "without")]
+    lines = [[_cell(heading, cells(recipe, row)) for heading in heads] for row in rows]
+    numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
+    return Table(title(recipe).capitalize(), [HEADS.get(heading, heading) for heading in heads], lines, numbers)
 
 
 def _verdict(verdicts: Sequence[str]) -> str:
@@ -139,12 +164,12 @@ def _stage(ran: Ran, name: str) -> Group:
     if waiting:
         blocks.append(Text(f"Not finished: seed{'s' if len(waiting) > 1 else ''} {', '.join(map(str, waiting))}.", "quiet"))
     if shown:
-        blocks += [Text(f"Pictures of seed {shown[0].seed}", "quiet"), *_gallery(shown[0].folder)]
-    blocks += [Fold(f"Pictures of seed {instance.seed}", _gallery(instance.folder)) for instance in shown[1:]]
+        blocks += [Text(f"Pictures of seed {shown[0].seed}", "quiet"), *gallery(shown[0].folder)]
+    blocks += [Fold(f"Pictures of seed {instance.seed}", gallery(instance.folder)) for instance in shown[1:]]
     if isinstance(stage, Pretrain):
         method = METHODS[stage.method.name]
         blocks.append(Fold("Known differences from the paper, and what it does not give", [Text(line) for line in method.deviations]))
-    blocks.append(Fold("Settings", [Text(_public(yaml_strict.dump(stage.model_dump(mode="json"))), "code")]))
+    blocks.append(Fold("Settings", [Text(public(yaml_strict.dump(stage.model_dump(mode="json"))), "code")]))
     return Group(name if name == stage.kind else f"{name} ({stage.kind})", blocks)
 
 
@@ -169,13 +194,13 @@ def _told(ran: Ran, name: str) -> Iterator[tuple[str, str]]:
         yield "encoder", "of the pretraining before it" if stage.encoder == "previous" else stage.encoder
 
 
-def _gallery(folder: Path) -> list[Block]:
+def gallery(folder: Path) -> list[Block]:
     found = [Picture(file, entry.title, entry.alt) for file, entry in pictures(folder)]
     return [Gallery(found)] if found else []
 
 
-def _data(ran: Ran) -> list[Block]:
-    store, splits, data = ran.worker.store, ran.worker.splits, ran.recipe.dataset
+def about_data(data: Dataset, store: Store, splits: Splits, prepared: Path) -> list[Block]:
+    """`prepared`: the folder of the prepare stage, for its pictures."""
     copies = store.images["duplicates"]
     facts = [
         ("data set", f"{data.name} ({store.source.get('kind', data.source)})"),
@@ -187,7 +212,7 @@ def _data(ran: Ran) -> list[Block]:
         ("store", str(store.path)),
         ("sha256", store.hash),
     ]
-    return [Facts(facts), *_quarantined(store.path / QUARANTINE), *_gallery(ran.prepared)]
+    return [Facts(facts), *_quarantined(store.path / QUARANTINE), *gallery(prepared)]
 
 
 def _quarantined(file: Path) -> list[Block]:
@@ -207,8 +232,8 @@ def _time(ran: Ran) -> list[Block]:
     if not found:
         return []
     used = [part for part in PARTS if any(part in timing.parts for timing in found)]
-    bars = Bars("Wall time of each stage and seed, and where it went", PARTS, [(t.label, _duration(t.seconds), shares(t)) for t in found])
-    lines = [[t.label, _duration(t.seconds), *(f"{t.parts[part]:.1f}" if part in t.parts else "" for part in used)] for t in found]
+    bars = Bars("Wall time of each stage and seed, and where it went", PARTS, [(t.label, duration(t.seconds), shares(t)) for t in found])
+    lines = [[t.label, duration(t.seconds), *(f"{t.parts[part]:.1f}" if part in t.parts else "" for part in used)] for t in found]
     table = Table("Seconds of worker 0", ["stage", "all", *used], lines, range(1, 2 + len(used)))
     return [bars, Fold("In seconds", [table])]
 
@@ -249,12 +274,12 @@ def _what(ran: Ran) -> list[Block]:
         again = sum(work.attempts - 1 for work in works)
         ended = [work.ended for work in works if work.ended is not None]
         facts += [
-            ("begun", _date(min(work.began for work in works))),
-            ("ended", _date(max(ended)) if ended else "not yet"),
-            ("work", _duration(sum(work.seconds for work in works)) + (f", taken up again {again} time{'s' if again > 1 else ''}" if again else "")),
+            ("begun", date(min(work.began for work in works))),
+            ("ended", date(max(ended)) if ended else "not yet"),
+            ("work", duration(sum(work.seconds for work in works)) + (f", taken up again {again} time{'s' if again > 1 else ''}" if again else "")),
             *_machine(works[0].machine),
         ]
-    return [Facts([*facts, ("code", code_version()), ("MLflow", _public(ran.uri)), ("files", str(ran.folder))])]
+    return [Facts([*facts, ("code", code_version()), ("MLflow", public(ran.uri)), ("files", str(ran.folder))])]
 
 
 def _machine(machine: dict[str, Any]) -> list[tuple[str, str]]:
@@ -271,23 +296,6 @@ def _again(ran: Ran) -> list[Block]:
         Text("The same command goes on where a run was stopped. To repeat it from nothing, give it another name:"),
         Text(f"cd {Path.cwd()}\nfirstlight run {ran.folder / RECIPE} name={ran.recipe.name}-again", "code"),
         Text("Its images and models, in MLflow:"),
-        Text(f"mlflow ui --backend-store-uri {_public(ran.uri)}", "code"),
-        Fold("The recipe, resolved", [Text(_public(yaml_strict.dump(ran.recipe.dump())), "code")]),
+        Text(f"mlflow ui --backend-store-uri {public(ran.uri)}", "code"),
+        Fold("The recipe, resolved", [Text(public(yaml_strict.dump(ran.recipe.dump())), "code")]),
     ]
-
-
-def _public(text: str) -> str:
-    """Without the names and passwords that addresses may carry: the page is made to be handed on."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

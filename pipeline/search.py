@@ -4,12 +4,14 @@ runs/<name>/<fingerprint>/
     ledger.json        every trial: its settings, state and scores
     trials/000/        the files of a trial, as of a run of a recipe (see `pipeline.trial`)
     best/              the files of the recipe's run with the best setting, where `retrain` asks for it
+    report.html        all of it on a page; recipe.yaml and search.yaml repeat it
 """
 
+import contextlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pipeline import enough, machines, population, preflight, search_figures
+from pipeline import enough, machines, population, preflight, run_page, search_page
 from pipeline.config import Recipe
 from pipeline.errors import StageFailed, UserError
 from pipeline.ledger import Ledger, Trial
@@ -49,6 +51,7 @@ class Found:
     promoted: str | None
     retrained: Recipe | None = None
     rows: tuple[Row, ...] = ()
+    report: Path | None = None
 
 
 def search(plan: Plan, console: Console) -> Found:
@@ -62,17 +65,18 @@ def search(plan: Plan, console: Console) -> Found:
     source = check(plan, recipe)
     folder = recipe.storage.resolve() / plan.search.name / plan.fingerprint()
     with locked(folder, plan.search.name):
-        runs, ledger = SearchRuns(plan, recipe, folder), None
+        runs, running = SearchRuns(plan, recipe, folder), None
         try:
             with Session(recipe.scale, recipe.stream, console.print) as session:
                 store = prepared(recipe, session, console, Place(folder, runs.tags))
                 check_images(plan, store)
-                ledger = Ledger(folder, store.hash)
-                running = _Search(plan, ledger, runs, (source, store), console)
+                running = _Search(plan, Ledger(folder, store.hash), runs, (source, store), console)
                 running.run(session)
                 return running.end()
         except BaseException as error:
-            runs.abandon(ledger, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if running:
+                running.leave(error)
+            runs.abandon(running.ledger if running else None, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
 
 
@@ -276,18 +280,40 @@ class _Search:
             }
             for t in trials
         ]
-        figures = search_figures.all_of(search, trials)
         if best is None:
-            self.runs.offer(lambda: self.runs.finish(figures, table))
+            self.runs.offer(lambda: self.runs.finish(None, table))
             reason, count = Counter(trial.reason for trial in trials).most_common(1)[0]
             raise StageFailed(f"none of the {len(trials)} trials has come to its end; {count} of them: {reason}")
         retrained = self._retrain(best) if search.retrain else None
         promoted = self._promote(best, retrained)
         self.runs.offer(lambda: self.runs.tell_best(best, promoted))
-        self.runs.offer(lambda: self.runs.finish(figures, table))
+        found = Found(trials, best, promoted, *((retrained[0], tuple(retrained[1])) if retrained else ()))
+        report = self._report(found)
+        self.runs.offer(lambda: self.runs.finish(report, table))
         if refused := self.runs.settle():
             self.view.note(f"not all of this is in MLflow ({refused}); run the same command again")
-        return Found(trials, best, promoted, *((retrained[0], tuple(retrained[1])) if retrained else ()))
+        return replace(found, report=report)
+
+    def _report(self, found: Found) -> Path | None:
+        """Write the page; that it could not be written makes nothing of the results undone."""
+        try:
+            return search_page.write(self._told(best=found.best, promoted=found.promoted, retrained=found.retrained, rows=found.rows))
+        except (OSError, UserError) as error:
+            self.view.note(f"the report is not whole: {' '.join(str(error).split())[:200]}")
+            return None
+
+    def leave(self, error: BaseException) -> None:
+        """What is known so far on a page, where trials were begun."""
+        if not self.ledger.trials:
+            return
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            best = best_of(self.ledger.trials, self.plan.search.objectives[0])
+            file = search_page.write(self._told(best=best, error=run_page.told(error)))
+            self.console.print(f"what is known so far: {file}", soft_wrap=True, highlight=False)
+            self.runs.client.log_artifact(self.runs.run_id, str(file))
+
+    def _told(self, **what: Any) -> search_page.Searched:
+        return search_page.Searched(self.plan, self.ledger, self.store, self.runs.run_id, self.runs.tracking.uri, **what)
 
     def _retrain(self, best: Trial) -> tuple[Recipe, list[Row], str | None]:
         """The whole recipe with the best setting; and the MLflow run of its encoder."""

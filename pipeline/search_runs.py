@@ -2,10 +2,11 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.album import FOLDER, pictures
 from pipeline.config import Downstream, Recipe
 from pipeline.ledger import Ledger, Trial
 from pipeline.space import Plan
@@ -102,9 +103,11 @@ class SearchRuns:
         for run in self.client.search_runs([self.tracking.experiment], below):
             self.tracking.finish(run.info.run_id, status)
 
-    def finish(self, figures: Mapping[str, Any], table: list[dict[str, Any]]) -> None:
-        for name, figure in figures.items():
-            self.client.log_figure(self.run_id, figure, f"figures/{name}.png")
+    def finish(self, report: Path | None, table: list[dict[str, Any]]) -> None:
+        for file, _ in pictures(self.folder):
+            self.client.log_artifact(self.run_id, str(file), FOLDER)
+        if report is not None:
+            self.client.log_artifact(self.run_id, str(report))
         self.client.log_dict(self.run_id, {"trials": table}, "trials.json")
         self.tracking.finish(self.run_id)
 

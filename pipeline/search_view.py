@@ -63,7 +63,7 @@ def table(search: Search, trials: Sequence[Trial]) -> Table:
     if any(trial.reason for trial in trials):
         out.add_column("why")
     for trial in ranked(trials, search.objectives[0]):
-        scores = [_spread(scores) for scores in trial.scores] or [""] * len(search.objectives)
+        scores = [spread(scores) for scores in trial.scores] or [""] * len(search.objectives)
         why = [escape(trial.reason)] if any(t.reason for t in trials) else []
         state = f"[{STYLES[trial.state]}]{trial.state}[/]"
         out.add_row(trial.name, state, *(shown(trial.values[key]) for key in search.space), *scores, f"{trial.seconds:.0f} s", *why)
@@ -95,7 +95,7 @@ def front(search: Search, done: Sequence[Trial]) -> list[Trial]:
     return [trial for trial, worse in zip(done, bettered, strict=True) if not worse]
 
 
-def _spread(scores: Sequence[float]) -> str:
+def spread(scores: Sequence[float]) -> str:
     mean = f"{np.mean(scores):.4g}"
     return f"{mean} ± {np.std(scores, ddof=1):.2g}" if len(scores) > 1 else mean
 
@@ -146,7 +146,7 @@ class View:
     def ended(self, trial: Trial) -> None:
         self.reports.pop(trial.number, None)
         self.told = time.monotonic()
-        measured = ", ".join(f"{o.measure} {_spread(scores)}" for o, scores in zip(self.search.objectives, trial.scores, strict=False))
+        measured = ", ".join(f"{o.measure} {spread(scores)}" for o, scores in zip(self.search.objectives, trial.scores, strict=False))
         with_ = ", ".join(f"{self.names[key]} {shown(value)}" for key, value in trial.values.items())
         what = f"{trial.state} after {trial.seconds:.0f} s: {measured or trial.reason}"
         if not self.console.is_terminal or trial.state == "failed":
@@ -156,7 +156,7 @@ class View:
     def _summary(self) -> str:
         counts = [f"{n} {state}" for state in STYLES if (n := sum(t.state == state for t in self.trials.values()))]
         best = next((t for t in ranked(list(self.trials.values()), self.search.objectives[0]) if t.state == "done"), None)
-        told = f", best trial {best.name} with {self.search.objectives[0].measure} {_spread(best.scores[0])}" if best else ""
+        told = f", best trial {best.name} with {self.search.objectives[0].measure} {spread(best.scores[0])}" if best else ""
         left = self._seconds_left()
         return f"{', '.join(counts)} of {self.search.total}{told}{f', about {_time(left)} left' if left else ''}"
 
@@ -181,7 +181,7 @@ class View:
             out.add_column(heading, justify="left" if heading in ("state", "progress") else "right", no_wrap=True)
         for trial in self._seen():
             report = self.reports.get(trial.number, {})
-            score = _spread(trial.scores[0]) if trial.scores else f"[dim]{escape(str(report.get('so_far', '')))}[/]"
+            score = spread(trial.scores[0]) if trial.scores else f"[dim]{escape(str(report.get('so_far', '')))}[/]"
             doing = "waits" if trial.resting else report.get("stage", trial.state) if trial.state == "running" else trial.state
             state = f"[{STYLES[trial.state]}]{doing}[/]"
             bar = ProgressBar(total=1.0, completed=report.get("progress", 0.0), width=16) if trial.state == "running" else f"{trial.seconds:.0f} s"

@@ -23,7 +23,7 @@ class SampleTable:
 
     def __init__(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, init: Rows) -> None:
         self.size = size
-        self.ids = torch.arange(size)[rank() :: world()]
+        self.ids = torch.arange(rank(), size, world())  # a slice of all ids would keep all of them in memory
         self.rows = init(self.ids).to(dtype)
         assert self.rows.shape == (len(self.ids), *shape)
         self._pending: list[tuple[Tensor, Tensor]] = []

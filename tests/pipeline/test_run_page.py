@@ -12,6 +12,7 @@ from rich.console import Console
 from pipeline import run_page
 from pipeline.album import pictures
 from pipeline.config import Recipe, load, parse
+from pipeline.page import public
 from pipeline.report import cells
 from pipeline.run import run
 from tests import small
@@ -95,7 +96,7 @@ def test_a_recipe_that_is_not_finished_says_so_and_one_without_baseline_has_no_v
 
 
 def test_names_and_passwords_of_addresses_are_left_out() -> None:
-    assert run_page._public("uri: https://me:secret@host:5000/x and s3://bucket/a@b") == "uri: https://host:5000/x and s3://bucket/a@b"
+    assert public("uri: https://me:secret@host:5000/x and s3://bucket/a@b") == "uri: https://host:5000/x and s3://bucket/a@b"
 
 
 @BROWSER

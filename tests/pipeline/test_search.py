@@ -111,6 +111,9 @@ def test_trials_their_tree_and_the_promoted_model(tmp_path: Path, below_ray: Non
     assert client.get_model_version_by_alias("digits", "best").run_id == found.best.encoder
     assert client.get_run(str(found.best.encoder)).data.tags["mlflow.parentRunId"] == runs[f"trial {found.best.name}"].info.run_id
     assert "trial 004 done after" in lines
+    assert found.report == folder_of(wanted) / "report.html"
+    assert f"run {runs['trial 004'].info.run_id}" in found.report.read_text("utf-8")
+    assert "report.html" in {file.path for file in client.list_artifacts(top.info.run_id)}
 
 
 def test_done_before_nothing_is_run_and_the_promoted_model_is_the_same(tmp_path: Path, below_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +155,16 @@ def test_settings_that_do_not_go_together_fail_alone(tmp_path: Path, below_ray: 
 
 def test_all_fail(tmp_path: Path, below_ray: None) -> None:
     wanted = plan(tmp_path, space={LR: {"choice": [1e38, 2e38]}}, trials=2)
+    console = Console(file=io.StringIO(), width=300)
     with pytest.raises(StageFailed, match=r"none of the 2 trials has come to its end; \d of them: .*is not finite"):
-        search(wanted, Console(quiet=True))
+        search(wanted, console)
+    report = folder_of(wanted) / "report.html"
+    assert f"what is known so far: {report}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "none of the 2 trials has come to its end" in report.read_text("utf-8")
     (top,) = [run for run in runs_of(wanted) if run.info.run_name == "small-search"]
     assert top.info.status == "FAILED"
+    client = mlflow.MlflowClient(tracking_uri(wanted.base()))
+    assert "report.html" in {file.path for file in client.list_artifacts(top.info.run_id)}
 
 
 def test_the_best_setting_is_run_whole_and_its_encoder_promoted(tmp_path: Path, below_ray: None) -> None:
@@ -165,6 +174,8 @@ def test_the_best_setting_is_run_whole_and_its_encoder_promoted(tmp_path: Path, 
     assert found.retrained is not None
     assert found.retrained.stages["pretrain"].epochs == 2  # type: ignore[union-attr]
     assert [row.stage for row in found.rows] == ["evaluate", "evaluate", "finetune"]
+    assert found.report is not None
+    assert "classify, 40 labels" in found.report.read_text("utf-8"), "the table of the recipe's run"
     assert all(len(row.pretrained) == 2 for row in found.rows)
     client = mlflow.MlflowClient(tracking_uri(wanted.base()))
     promoted = client.get_run(client.get_model_version_by_alias("digits", "champion").run_id)

@@ -1,0 +1,196 @@
+"""The simulator of scale beside what is true at small scale: bytes that two workers exchange, memory of tables, orders."""
+
+import contextlib
+import os
+import socket
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from click.testing import CliRunner
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.scaling import memory, orders, traffic
+from bench.scaling.__main__ import CASES as METHODS_TOLD
+from bench.scaling.__main__ import main
+from bench.scaling.cost import Network
+from bench.scaling.traffic import Message, images, of_gradients, of_step, recorded, step, truly
+from pipeline.plan import _epoch
+from tasks.bank import MemoryBank
+from tasks.collective import rank, world
+from tasks.encoders import Encoder
+from tasks.pretrain import METHODS
+from tasks.pretrain.method import Method, Setting
+from tests.gloo import Pool
+
+SIDE, ROWS = 16, 6
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "nat": ("nat", {"dim": 12, "hidden": (8,), "pool": "avg"}),
+    "nat, local": ("nat", {"dim": 12, "hidden": (8,), "pool": "avg", "assign": "local"}),
+    "nat, one_hot": ("nat", {"dim": 12, "hidden": (8,), "targets": "one_hot"}),
+    "nat, sync": ("nat", {"dim": 12, "hidden": (8,), "norm": "sync"}),
+    "spatial_contrasting": ("spatial_contrasting", {"patch_size": 2}),
+    "clustering_locality": ("clustering_locality", {}),
+    "dae": ("dae", {}),
+    "super_and": ("super_and", {"dim": 12}),
+    "super_and, reference": ("super_and", {"dim": 12, "variant": "reference"}),
+    "instance": ("super_and", {"dim": 12, "neighbours": False, "ue": False, "aug": False, "rounds": 1}),
+}  # fmt: skip
+
+
+def build(case: str, size: int) -> Method:
+    name, parameters = CASES[case]
+    encoder = Encoder({"name": "convnet", "width": 4, "depth": 2}, SIDE)
+    return METHODS[name](encoder, Setting(size, 5, 0, 10, torch.full((size,), -1)), **parameters)
+
+
+def of_a_true_step(case: str) -> list[tuple[str, int]]:
+    method = build(case, 4 * ROWS)
+    with recorded(truly()) as seen:
+        step(method, images(ROWS, rank(), SIDE))
+    return [(message.kind, message.payload) for message in seen]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_bytes_of_a_step_are_those_that_two_workers_exchange(pool: Pool, case: str) -> None:
+    told = [(message.kind, message.payload) for message in of_step(lambda size: build(case, size), 2, ROWS, SIDE)]
+    for measured in pool.run(of_a_true_step, case):
+        assert [*measured, ("all_reduce", traffic.LOOP)] == told
+
+
+def of_a_true_wrapper(case: str) -> tuple[int, int]:
+    """Bytes of gradients in DistributedDataParallel's buckets, and of the buffers that it broadcasts."""
+    method, reduced, copied = build(case, 4 * ROWS), [0], [0]
+
+    def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        reduced[0] += bucket.buffer().nbytes
+        future = torch.futures.Future[torch.Tensor]()
+        future.set_result(bucket.buffer())
+        return future
+
+    true = dist._broadcast_coalesced
+
+    def coalesced(group: Any, tensors: list[torch.Tensor], *rest: Any) -> Any:
+        copied[0] += sum(tensor.nbytes for tensor in tensors)
+        return true(group, tensors, *rest)
+
+    model = DistributedDataParallel(method)
+    model.register_comm_hook(None, count)
+    dist._broadcast_coalesced = coalesced
+    try:
+        model(images(ROWS, rank(), SIDE))["loss"].backward()
+    finally:
+        dist._broadcast_coalesced = true
+    return reduced[0], copied[0]
+
+
+@pytest.mark.parametrize("case", ["nat", "clustering_locality", "super_and"])
+def test_gradients_and_buffers_are_those_of_distributed_data_parallel(pool: Pool, case: str) -> None:
+    told = {message.kind: message.payload for message in of_gradients(build(case, 4 * ROWS))}
+    for gradients, buffers in pool.run(of_a_true_wrapper, case):
+        assert (gradients, buffers) == (told["all_reduce"], told.get("broadcast", 0))
+
+
+def of_a_true_discovery(size: int) -> list[tuple[str, int]]:
+    with recorded(truly()) as seen:
+        MemoryBank(size, 12, 0, 8192).discover(0.1)
+    return [(message.kind, message.payload) for message in seen]
+
+
+def test_the_bytes_of_a_discovery(pool: Pool) -> None:
+    blocks, each = traffic.of_discovery(12, 4096, 2)
+    assert blocks == 4
+    for measured in pool.run(of_a_true_discovery, 4096):
+        assert measured == [(message.kind, message.payload) for message in each] * blocks
+
+
+def on_the_wire() -> int:
+    """Bytes that this process's sockets have sent and others have confirmed (tcp_info.tcpi_bytes_acked)."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    total += struct.unpack_from("Q", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), 120)[0]
+    return total
+
+
+def sent(kind: str, numbers: int) -> int:
+    tensor = torch.zeros(numbers)
+    work = {
+        "all_reduce": lambda: dist.all_reduce(tensor),
+        "all_gather": lambda: dist.all_gather([torch.empty_like(tensor) for _ in range(world())], tensor),
+        "broadcast": lambda: dist.broadcast(tensor, src=0),
+    }[kind]
+    dist.barrier()
+    before = on_the_wire()
+    work()
+    dist.barrier()
+    return on_the_wire() - before
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "broadcast"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_what_a_worker_sends_is_what_its_sockets_have_sent(request: pytest.FixtureRequest, kind: Any, workers: int) -> None:
+    """A broadcast is sent once by each but the last of a chain; by gloo's tree as often in all."""
+    pool: Pool = request.getfixturevalue("pool" if workers == 2 else "pool3")
+    message = Message(kind, 4_000_000)
+    measured = sum(pool.run(sent, kind, message.payload // 4))
+    told = (workers - 1 if kind == "broadcast" else workers) * message.sent(workers)
+    assert measured == pytest.approx(told, rel=0.01)
+
+
+def held(case: str, size: int) -> int:
+    """Bytes of the storages that the tables of this worker keep."""
+    return sum(part.untyped_storage().nbytes() for table in memory.tables(build(case, size)).values() for part in (table.rows, table.ids))
+
+
+@pytest.mark.parametrize("case", ["nat", "nat, one_hot", "super_and", "instance", "dae"])
+@pytest.mark.parametrize("size", [1_001, 100_000])
+def test_the_memory_of_tables(pool: Pool, case: str, size: int) -> None:
+    told = memory.rows(build(case, 4))
+    assert held(case, size) == sum(rows.held(size, 0, 1) for rows in told)
+    assert pool.run(held, case, size) == [sum(rows.held(size, rank, 2) for rows in told) for rank in range(2)]
+
+
+def test_the_memory_of_the_order() -> None:
+    order = orders.plan(1024, 4096, 131_072)
+    assert memory.held_by_plan(order) == memory.of_plan(131_072)
+    assert _epoch.cache_parameters()["maxsize"] == memory.EPOCHS_KEPT
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_the_parts_of_the_workers_are_the_batches_of_the_plan(workers: int) -> None:
+    order = orders.plan(1024, 4096, 16_384)
+    parts = [np.concatenate(orders.parts(order, rank, workers)) for rank in range(workers)]
+    steps = np.concatenate([part.reshape(order.steps, -1) for part in parts], axis=1)
+    assert np.array_equal(steps, order.epoch(0))
+
+
+@pytest.mark.parametrize(("workers", "amplification"), [(16, 1.0), (64, 4.0), (128, 8.0)])
+def test_workers_that_share_a_lane_read_all_of_it(workers: int, amplification: float) -> None:
+    found = orders.reading(4096, 1_048_576, workers)
+    assert found.lanes == 16
+    assert found.amplification == pytest.approx(amplification, rel=0.1)
+    assert found.share == pytest.approx(1 / 16, rel=0.05)
+
+
+def test_a_ring_and_a_tree() -> None:
+    assert [Message(kind, 1000).sent(4) for kind in ("all_reduce", "all_gather", "broadcast")] == [1500, 3000, 1000]
+    slow = Network("slow", 1000.0, 1.0)
+    assert slow.seconds([Message("all_reduce", 1000), Message("broadcast", 500)], 4) == pytest.approx(1.5 + 4 + 0.5 + 2)
+    assert slow.seconds([Message("all_reduce", 1000)], 1) == 0.0
+
+
+def test_the_command_tells_all_of_it() -> None:
+    small = ["--images", "1e6", "--workers", "4", "--rows", "8", "--encoder", "convnet", "--image-size", "64", "--window", "256"]
+    answer = CliRunner().invoke(main, small)
+    assert answer.exit_code == 0, answer.output
+    rows = {tuple(cell.strip() for cell in line.split("│")[1:3]): line for line in answer.output.splitlines() if line.startswith("│")}
+    assert "1,000,000 images of 64 x 64, 4 workers, convnet, batches of 32: 31,250 steps an epoch" in answer.output
+    assert "130 MB" in rows["super_and", "bank"], "250,000 rows of 128 float32, and their ids"
+    assert "8.19 kB" in rows["nat", "costs, in a step"], "32 x 32 float64"
+    assert all(any(key[0] == case for key in rows) for case in METHODS_TOLD)
