@@ -512,7 +512,7 @@ def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False, value
     for key, value in (values or {}).items():
         _set(raw, key.split("."), copy.deepcopy(value))
     override(raw, overrides)
-    return parse(_compose(raw, _conf_root(path)))
+    return parse(_compose(raw, conf_root(path)))
 
 
 def override(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
@@ -588,7 +588,7 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     raw[keys[-1]] = value
 
 
-def _conf_root(recipe: Path) -> Path:
+def conf_root(recipe: Path) -> Path:
     """The `conf` folder that the recipe lies in, else the one that ships with Firstlight."""
     for parent in recipe.resolve().parents:
         if parent.name == "conf":

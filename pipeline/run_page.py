@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline import enough, yaml_strict
 from pipeline.album import pictures
 from pipeline.attempts import read_attempts
 from pipeline.config import Downstream, Finetune, Pretrain, Recipe, Training
 from pipeline.durable import write_atomically
 from pipeline.page import Bars, Block, Cell, Facts, Fold, Gallery, Group, Notes, Page, Picture, Section, Table, Text, Tone, Tree, render
+from pipeline.plain_parquet import parquet_table
 from pipeline.report import Row, cells, headings, title
 from pipeline.stage import Instance, code_version
 from pipeline.store import DAMAGE, QUARANTINE
@@ -192,7 +191,7 @@ def _data(ran: Ran) -> list[Block]:
 
 def _quarantined(file: Path) -> list[Block]:
     try:
-        rows = pq.read_table(file).to_pylist()
+        rows = parquet_table(file).to_pylist()
     except DAMAGE:
         return []
     if not rows:

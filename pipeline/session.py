@@ -1,11 +1,13 @@
 """Ray: started when the first stage needs it, with the settings that make failures finite, and checked for room before anything is placed."""
 
+import contextlib
 import os
 import secrets
 import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +44,9 @@ class Session:
         if self.started or (self.scale.workers == 0 and not always):
             return self.started
         _environment(self.scale)
+        close_token_file()
         import ray
+        from ray.exceptions import AuthenticationError
         from ray.util.annotations import RayDeprecationWarning
 
         if not verbose():
@@ -52,8 +56,12 @@ class Session:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**_arguments(self.scale))
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {str(error).splitlines()[0]}") from None
+        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+            told = "this machine has no token" if isinstance(error, AuthenticationError) else str(error).splitlines()[0]
+            wanted = (
+                "" if self.scale.address == "local" else "; a cluster with a token wants RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            )
+            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {told}{wanted}") from None
         self.started = True
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
@@ -67,6 +75,14 @@ class Session:
 def verbose() -> bool:
     """`-v` was given."""
     return "FIRSTLIGHT_VERBOSE" in os.environ
+
+
+def close_token_file() -> None:
+    """Ray writes the token of a cluster for everybody on the machine to read: from now on only its owner can."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
+    with contextlib.suppress(OSError):
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def local_cpus(scale: Scale) -> int:
