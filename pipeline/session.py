@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline import autoscale
 from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
 
@@ -67,8 +68,8 @@ class Session:
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
                 signal.signal(number, handler)
         if self.scale.address != "local":
-            have = ray.cluster_resources()
-            check_room(self.scale, self.stream, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
+            check_room(self.scale, self.stream, *autoscale.most(), f"the cluster at {self.scale.address!r}")
+            autoscale.fetch(self.scale, data_cpus(self.scale, self.stream))
         return True
 
 
@@ -127,7 +128,7 @@ def _environment(scale: Scale) -> None:
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120" if scale.address == "local" else f"{autoscale.WAIT_S:.0f}",  # nodes may have to come first
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",

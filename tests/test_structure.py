@@ -2,9 +2,12 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
@@ -154,6 +157,21 @@ def test_the_readme_names_real_recipes_and_commands() -> None:
         assert (ROOT / recipe).exists(), recipe
     assert "make demo" in text
     assert "make test" in text
+
+
+FLOORS = {"torch": "2.10", "ray": "2.54", "mlflow": "3.11", "pillow": "12.3"}  # below: SECURITY.md names the holes
+
+
+def test_versions_with_known_holes_are_refused() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    wanted = {found.name.lower(): found.specifier for found in map(Requirement, tomllib.loads(text)["project"]["dependencies"])}
+    pinned = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for name, floor in FLOORS.items():
+        major, minor = map(int, floor.split("."))
+        assert not wanted[name].contains(f"{major}.{minor - 1}.99"), name
+        assert wanted[name].contains(pinned[name]), name
+        assert Version(pinned[name]) >= Version(floor), name
+        assert f"{name} >= {floor}" in (ROOT / "SECURITY.md").read_text("utf-8").lower()
 
 
 def test_methods_and_tasks_have_their_page_of_conf_and_test() -> None:
