@@ -171,6 +171,7 @@ class Scale(Strict):
     gpus_per_worker: float = Field(0.0, ge=0.0)
     threads: int = Field(1, ge=1)  # torch threads of a worker. Part of the numerics: results are bit-equal for equal threads
     object_store_mb: int = Field(300, ge=80)  # address: local only
+    wait_s: int = Field(0, ge=0)  # that a cluster has to start the nodes that are needed; 0: they are there
     max_failures: int = Field(3, ge=0)  # times the worker group is restarted from its last checkpoint
     collective_timeout_s: int = Field(600, ge=5)  # a rank that does not answer for so long ends the attempt
 

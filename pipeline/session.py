@@ -68,8 +68,10 @@ class Session:
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
                 signal.signal(number, handler)
         if self.scale.address != "local":
-            check_room(self.scale, self.stream, *autoscale.most(), f"the cluster at {self.scale.address!r}")
-            autoscale.fetch(self.scale, data_cpus(self.scale, self.stream))
+            if self.scale.wait_s:
+                autoscale.fetch(self.scale, data_cpus(self.scale, self.stream))
+            have = ray.cluster_resources()
+            check_room(self.scale, self.stream, have.get("CPU", 0.0), have.get("GPU", 0.0), f"the cluster at {self.scale.address!r}")
         return True
 
 
@@ -128,7 +130,7 @@ def _environment(scale: Scale) -> None:
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120" if scale.address == "local" else f"{autoscale.WAIT_S:.0f}",  # nodes may have to come first
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(120, scale.wait_s)),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
