@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from pipeline import cli_runs
-from pipeline.errors import StageFailed, StopTraining, UserError
+from pipeline import cli_cluster, cli_runs
+from pipeline.errors import StageFailed, StopTraining, Terminated, UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
@@ -23,10 +23,6 @@ RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 SMOKE = click.option("--smoke", is_flag=True, help="A trial run of a minute: the recipe with its section `smoke` laid over it.")
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray and the traceback of a failure.")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends like Ctrl-C, with its own exit code."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,7 +126,7 @@ def _tell_where(out: Console, recipe: "Recipe") -> None:
     out.print(f"Results, curves and pictures:  {hint(Records.of(recipe))}", soft_wrap=True, highlight=False)
 
 
-for _each in cli_runs.COMMANDS:
+for _each in (*cli_runs.COMMANDS, *cli_cluster.COMMANDS):
     cli.add_command(_each)
 
 
@@ -162,10 +158,10 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated
 
 
-def guarded(function: Callable[[], Any]) -> int:
-    """Run, and turn what went wrong into lines on stderr and an exit code."""
+def guarded(function: Callable[[], int | None]) -> int:
+    """Run, and turn what went wrong into lines on stderr and an exit code. What the function answers, if anything, is the exit code, too."""
     try:
-        function()
+        return function() or 0
     except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         return 2
@@ -180,7 +176,6 @@ def guarded(function: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort) as error:  # click wraps the one in the other
         sys.stderr.write("stopped; run the same command again to continue\n")
         return 143 if isinstance(error.__cause__ or error, Terminated) else 130
-    return 0
 
 
 def main() -> None:

@@ -169,7 +169,7 @@ class Scale(Strict):
     # Training processes; 0: in this process, without Ray; [fewest, most]: as many as there is room for, more or fewer as machines come and go
     workers: int | tuple[int, int] = 1
     resize_s: float = Field(60.0, gt=0.0)  # of workers: [fewest, most]: seconds between two looks at what room there is
-    wait_s: float = Field(0.0, ge=0.0)  # seconds that a cluster which grows has to make room for the workers, before they are refused
+    wait_s: int = Field(0, ge=0)  # seconds that a cluster which grows has to make room for the workers, before they are refused
     cpus_per_worker: float = Field(0.5, gt=0.0)
     gpus_per_worker: float = Field(0.0, ge=0.0)
     threads: int = Field(1, ge=1)  # torch threads of a worker. Part of the numerics: results are bit-equal for equal threads
@@ -537,7 +537,7 @@ def load(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False, value
     for key, value in (values or {}).items():
         _set(raw, key.split("."), copy.deepcopy(value))
     override(raw, overrides)
-    return parse(_compose(raw, _conf_root(path)))
+    return parse(_compose(raw, conf_root(path)))
 
 
 def override(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
@@ -613,7 +613,7 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     raw[keys[-1]] = value
 
 
-def _conf_root(recipe: Path) -> Path:
+def conf_root(recipe: Path) -> Path:
     """The `conf` folder that the recipe lies in, else the one that ships with Firstlight."""
     for parent in recipe.resolve().parents:
         if parent.name == "conf":

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.durable import put_in_place, temporary_in
+from pipeline.plain_parquet import parquet_file
 from pipeline.store import DUPLICATES, Shard
 
 SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64()), ("split", pa.string()), ("path", pa.string())])
@@ -58,5 +59,5 @@ def copies(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _column(file: Path, name: str) -> Any:
-    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+    with parquet_file(file) as opened:
         return opened.read(columns=[name], use_threads=False).column(name).combine_chunks()

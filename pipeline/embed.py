@@ -27,6 +27,7 @@ from pipeline.handover import load_encoder
 from pipeline.inference import Actors, Network, Parts, answers
 from pipeline.job import to_batch
 from pipeline.metrics import METRICS, SweepProgress, append
+from pipeline.plain_parquet import parquet_file, parquet_table
 from pipeline.projection import Mapped, project
 from pipeline.splits import spread
 from pipeline.stage import RESULT, Instance
@@ -126,7 +127,7 @@ class _Writer:
     def is_done(self, file: File) -> bool:
         """Whether it is there, and whole: pages carry checksums."""
         try:
-            with pq.ParquetFile(self.folder / file.name, page_checksum_verification=True) as opened:
+            with parquet_file(self.folder / file.name) as opened:
                 table = opened.read(use_threads=False)
         except DAMAGE:
             return False
@@ -237,7 +238,7 @@ def _checked(folder: Path, entry: _Entry) -> pa.Table:
     try:
         if file_sha256(path) != entry.sha256:
             raise ValueError("its sha256 is not the one in its manifest")
-        table = pq.read_table(path, columns=["id", "embedding"], use_threads=False)
+        table = parquet_table(path, ["id", "embedding"])
         if len(table) != entry.count:
             raise ValueError(f"it has {len(table)} rows, its manifest says {entry.count}")
     except DAMAGE as error:

@@ -27,6 +27,10 @@ class StageFailed(RuntimeError):
     """The workers failed more often than `scale.max_failures` allows: exit code 1. One line with the rank and its error."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends like Ctrl-C, with its own exit code."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` with the nearest known word, else the list of all of them."""
     names = sorted(map(str, known))

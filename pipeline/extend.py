@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.census import Census, Total
 from pipeline.durable import put_in_place, temporary_in
 from pipeline.errors import UserError
 from pipeline.parts import MADE_BY, Each, Job, finished, record_of, storage_problem, write_record
+from pipeline.plain_parquet import parquet_file
 from pipeline.shards import digest
 from pipeline.sources import Part, Record, Source
 from pipeline.sources.source import lowest, rank
@@ -170,7 +170,7 @@ def _write_known(old: Store, folder: Path) -> np.ndarray:
 
 def _keys(file: Path) -> np.ndarray:
     """(2, rows) uint64 of a shard, as KNOWN."""
-    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+    with parquet_file(file) as opened:
         table = opened.read(columns=["path", "digest"], use_threads=False)
     paths = [digest(path.encode()) for path in table["path"].to_pylist()]
     return np.stack([np.array(paths, np.uint64), table["digest"].to_numpy()])

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.plain_parquet import parquet_file
 from pipeline.store import DAMAGE, Store, repair
 
 LABELLED = "labelled.parquet"  # id, label, class, path
@@ -32,7 +33,7 @@ def _within(ids: np.ndarray, first: int, count: int) -> np.ndarray:
 
 def _rows(store: Store, file: str, ids: np.ndarray) -> pa.Table:
     try:
-        with pq.ParquetFile(store.path / file, page_checksum_verification=True) as shard:
+        with parquet_file(store.path / file) as shard:
             table = shard.read(columns=["id", "label", "path"], use_threads=False)
     except DAMAGE as error:
         raise UserError(f"{store.path / file}: is damaged: {' '.join(str(error).split())[:200]}; {repair(store.path)}") from None

@@ -28,14 +28,7 @@ def check(recipe: Recipe, source: Source | None = None) -> None:
     """
     check_local(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, Training):
-            _check_batch(f"stages.{name}", stage, recipe.scale)
-    try:
-        encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
-    except ValueError as error:
-        key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
-        raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
+    encoder = check_alone(recipe)
     source = source or open_source(recipe.dataset)
     handed_on: dict[str, dict[str, nn.Module]] = {}  # pretrain stage -> the networks that its method hands on besides the encoder
     for name, stage in recipe.stages.items():
@@ -46,21 +39,39 @@ def check(recipe: Recipe, source: Source | None = None) -> None:
         tests = tests and recipe.score_test
         if tests and not source.splits.get("test") and not recipe.dataset.extends:
             raise UserError(f"{where}: needs a test split; dataset.test_fraction: {recipe.dataset.test_fraction} leaves none")
-        if isinstance(stage, Export):
-            _check_formats(where, stage, encoder)
         if isinstance(stage, Embed):
             _check_classes(f"{where}.map_classes", stage.map_classes, source.classes)
         if isinstance(stage, Pretrain):
             handed_on[name] = _check_method(where, stage, recipe, encoder, 0 if source.annotations else len(source.classes))
             if stage.watch.every and stage.watch.features == "head":
                 _check_handed_on(f"{where}.watch.features", "head", recipe, name, handed_on[name])
-        if isinstance(stage, Look):
-            _check_look(where, stage, len(encoder.shapes))
-            if stage.features == "head" and stage.encoder == "previous":
-                _check_handed_on(f"{where}.features", "head", recipe, *list(handed_on.items())[-1])
+        if isinstance(stage, Look) and stage.features == "head" and stage.encoder == "previous":
+            _check_handed_on(f"{where}.features", "head", recipe, *list(handed_on.items())[-1])
         if isinstance(stage, Finetune):
             _check_task(where, stage, recipe, encoder, len(source.classes), list(handed_on.items())[-1:])
             _check_groups(where, stage, source.classes)
+
+
+def check_alone(recipe: Recipe) -> Encoder:
+    """What can be known without images and without the machines that it will run on: batches, and the encoder with what stages ask of it.
+
+    Raises:
+        UserError: as `check`.
+    """
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Training):
+            _check_batch(f"stages.{name}", stage, recipe.scale)
+    try:
+        encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    except ValueError as error:
+        key = "encoder." if str(error).startswith(tuple(f"{key}: " for key in type(recipe.encoder).model_fields)) else ""
+        raise UserError(f"{key}{error}" if key else f"dataset.image_size: {recipe.dataset.image_size} is not valid: {error}") from None
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Export):
+            _check_formats(f"stages.{name}", stage, encoder)
+        if isinstance(stage, Look):
+            _check_look(f"stages.{name}", stage, len(encoder.shapes))
+    return encoder
 
 
 def _check_answers(where: str, stage: Evaluate | Finetune, recipe: Recipe, source: Source) -> None:

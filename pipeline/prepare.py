@@ -37,6 +37,7 @@ from pipeline.extend import (
     take_over,
 )
 from pipeline.parts import Each, Job, PartWriter, Renumber, gaps, jobs, quarantined, storage_problem
+from pipeline.plain_parquet import parquet_table
 from pipeline.sources import Source, open_source
 from pipeline.store import DAMAGE, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, Earlier, Shard, Store, canonical, manifest_hash, repair
 from pipeline.subsets import write_subsets
@@ -287,7 +288,7 @@ def _check_bad(dataset: "Dataset", store: Store) -> None:
 
 def _first_quarantined(folder: Path) -> tuple[str, str, str]:
     try:
-        row = pq.read_table(folder / QUARANTINE).slice(0, 1).to_pylist()[0]
+        row = parquet_table(folder / QUARANTINE).slice(0, 1).to_pylist()[0]
         return row["path"], row["split"], row["reason"]
     except (*DAMAGE, IndexError) as error:
         raise UserError(f"{folder / QUARANTINE}: is missing or damaged: {type(error).__name__}; {repair(folder)}") from None

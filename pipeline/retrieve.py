@@ -25,6 +25,7 @@ from pipeline.durable import write_json
 from pipeline.errors import UserError
 from pipeline.features import ARMS, arms, sweep
 from pipeline.metrics import METRICS
+from pipeline.plain_parquet import parquet_table
 from pipeline.splits import Splits
 from pipeline.stage import RESULT, Instance
 from pipeline.tracking import Tracking
@@ -91,7 +92,7 @@ def open_index(folder: Path) -> Index:
     """
     try:
         manifest, files = verified(folder)
-        ids = pq.read_table(io.BytesIO(files[IDS]), columns=["id"]).column("id").to_numpy()
+        ids = parquet_table(io.BytesIO(files[IDS]), ["id"]).column("id").to_numpy()
         vectors = _faiss().deserialize_index(np.frombuffer(files[VECTORS], np.uint8))
         if not len(ids) == vectors.ntotal == manifest["count"]:
             raise ValueError(f"{len(ids)} ids, {vectors.ntotal} vectors, the manifest says {manifest['count']}")

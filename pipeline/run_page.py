@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline import enough, yaml_strict
 from pipeline.album import pictures
 from pipeline.attempts import read_attempts
@@ -35,6 +33,7 @@ from pipeline.page import (
     public,
     render,
 )
+from pipeline.plain_parquet import parquet_table
 from pipeline.report import Row, cells, headings, title
 from pipeline.splits import Splits
 from pipeline.stage import Instance, code_version
@@ -217,7 +216,7 @@ def about_data(data: Dataset, store: Store, splits: Splits, prepared: Path) -> l
 
 def _quarantined(file: Path) -> list[Block]:
     try:
-        rows = pq.read_table(file).to_pylist()
+        rows = parquet_table(file).to_pylist()
     except DAMAGE:
         return []
     if not rows:

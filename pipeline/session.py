@@ -1,5 +1,6 @@
 """Ray: started when the first stage needs it, with the settings that make failures finite, and checked for room before anything is placed."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -48,7 +50,9 @@ class Session:
         if self.started or (self.scale.most == 0 and not always):
             return self.started
         _environment(self.scale)
+        close_token_file()
         import ray
+        from ray.exceptions import AuthenticationError
         from ray.util.annotations import RayDeprecationWarning
 
         if not verbose():
@@ -58,8 +62,12 @@ class Session:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**_arguments(self.scale))
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {str(error).splitlines()[0]}") from None
+        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+            told = "this machine has no token" if isinstance(error, AuthenticationError) else str(error).splitlines()[0]
+            wanted = (
+                "" if self.scale.address == "local" else "; a cluster with a token wants RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            )
+            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {told}{wanted}") from None
         self.started = True
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
@@ -77,6 +85,14 @@ class Session:
 def verbose() -> bool:
     """`-v` was given."""
     return "FIRSTLIGHT_VERBOSE" in os.environ
+
+
+def close_token_file() -> None:
+    """Ray writes the token of a cluster for everybody on the machine to read: from now on only its owner can."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
+    with contextlib.suppress(OSError):
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def local_cpus(scale: Scale) -> int:
@@ -122,7 +138,7 @@ def _environment(scale: Scale) -> None:
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(120, scale.wait_s)),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",

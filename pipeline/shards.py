@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.annotations import BOX, columns_in
 from pipeline.durable import put_in_place, temporary_in
+from pipeline.plain_parquet import parquet_file
 from pipeline.store import GROUP_BYTES, ROW_GROUP, Shard, file_sha256, schema
 
 # The images are compressed already; statistics and a dictionary of them would only copy them
@@ -90,7 +91,7 @@ def annotations_of(file: Path) -> tuple[str, ...]:
 
 def read_rows(file: Path) -> Iterator[Row]:
     names = ["image", "label", "path", *annotations_of(file)]
-    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+    with parquet_file(file) as opened:
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group, columns=names, use_threads=False)
             yield from zip(*(table.column(name).to_pylist() for name in names), strict=True)

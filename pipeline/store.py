@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.annotations import COLUMNS, Annotation, present_rows, unpacked
 from pipeline.errors import UserError, suggest
+from pipeline.plain_parquet import parquet_file, parquet_table
 
 FORMAT = 3
 ROW_GROUP = 128  # rows: what one random access reads and verifies
@@ -265,7 +265,7 @@ class Store:
 
     def _load(self, shard: Shard, group: int) -> Group:
         try:
-            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+            with parquet_file(self.path / shard.file) as file:
                 table = file.read_row_group(group, columns=["id", "image", "label"], use_threads=False)
             ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
             images = table.column("image").to_pylist()
@@ -278,7 +278,7 @@ class Store:
 
     def _load_annotations(self, shard: Shard, group: int) -> list[Annotation]:
         try:
-            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+            with parquet_file(self.path / shard.file) as file:
                 found = unpacked(file.read_row_group(group, columns=list(self.annotations), use_threads=False), len(self.classes))
         except DAMAGE as error:
             raise self._damaged(shard, _line(error)) from None
@@ -288,7 +288,7 @@ class Store:
 
     def _present(self, shard: Shard) -> np.ndarray:
         try:
-            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+            with parquet_file(self.path / shard.file) as file:
                 column = file.read(columns=["present"], use_threads=False).column("present")
             found = present_rows(column.combine_chunks(), len(self.classes))
         except DAMAGE as error:
@@ -306,7 +306,7 @@ class Store:
             content = file.read_bytes()
             if hashlib.sha256(content).hexdigest() != self.subsets["sha256"]:
                 raise ValueError("its sha256 is not the manifest's")
-            table = pq.read_table(pa.BufferReader(content))
+            table = parquet_table(pa.BufferReader(content))
             names, ids = table.column("subset").to_numpy(), table.column("id").to_numpy()
         except DAMAGE as error:
             raise UserError(f"{file}: is missing or damaged: {_line(error)}; {repair(self.path)}") from None
@@ -314,7 +314,7 @@ class Store:
 
     def _read_column(self, shard: Shard, name: str) -> Any:
         try:
-            with pq.ParquetFile(self.path / shard.file, page_checksum_verification=True) as file:
+            with parquet_file(self.path / shard.file) as file:
                 return file.read(columns=[name], use_threads=False).column(name).combine_chunks()
         except DAMAGE as error:
             raise self._damaged(shard, _line(error)) from None

@@ -42,6 +42,12 @@ def tracking_uri(recipe: "Recipe") -> str:
     return Records.of(recipe).uri
 
 
+def check_uri(uri: str) -> None:
+    """Raises UserError for what MLflow keeps no runs in."""
+    if uri.startswith("file:") or "://" not in uri:
+        raise UserError(f"tracking.uri: {uri!r} is not valid: MLflow keeps runs in a database or behind a server: sqlite:///... or http://...")
+
+
 class Tracking:
     """The MLflow runs of one recipe.
 
@@ -57,10 +63,7 @@ class Tracking:
         self.uri = self.records.uri
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        if self.uri.startswith("file:") or "://" not in self.uri:
-            raise UserError(
-                f"tracking.uri: {self.uri!r} is not valid: MLflow keeps runs in a database or behind a server: sqlite:///... or http://..."
-            )
+        check_uri(self.uri)
         try:
             with hasty(), _locked(_meeting(self.records)):  # two first users of one SQLite file would both create its tables
                 if self.records.database is not None and not self.records.database.exists():

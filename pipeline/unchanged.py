@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.annotations import KINDS, Annotation, fitted, packed
 from pipeline.errors import UserError
 from pipeline.images import BadImage, size_in_header
+from pipeline.plain_parquet import parquet_file
 from pipeline.shards import digest
 from pipeline.sources import Record, Source
 from pipeline.store import Store, canonical
@@ -51,7 +51,7 @@ def _keys_of(store: Store) -> np.ndarray:
     """(n,) uint64 by id, as `annotation_key`."""
     keys: list[int] = []
     for shard in store.shards:
-        with pq.ParquetFile(store.path / shard.file, page_checksum_verification=True) as file:
+        with parquet_file(store.path / shard.file) as file:
             for group in range(file.num_row_groups):
                 keys += [_key(row) for row in file.read_row_group(group, columns=list(store.annotations), use_threads=False).to_pylist()]
     return np.array(keys, np.uint64)
@@ -134,7 +134,7 @@ def _check_splits(old: Store, found: Found) -> None:
 
 def _complaint(old: Store, count: int, what: str, first: int, how: str) -> UserError:
     shard = next(shard for shard in old.shards if shard.first_id <= first < shard.first_id + shard.count)
-    with pq.ParquetFile(old.path / shard.file) as opened:
+    with parquet_file(old.path / shard.file) as opened:
         path = opened.read(columns=["path"], use_threads=False)["path"][first - shard.first_id].as_py()
     told = f"{count} of the {old.edges[-1]} images of {old.path} {what}, e.g. {' '.join(path.split())} ({how})"
     return UserError(f"dataset.extends: {told}; give them back as they were, {ANEW}")

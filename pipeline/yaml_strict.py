@@ -79,8 +79,10 @@ def parse(text: str, where: str) -> Any:
     Raises:
         UserError: names `where`, and the line of the mistake.
     """
+    loader = None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -88,6 +90,9 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}:{line} {problem}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {error}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
 def dump(value: Any) -> str:

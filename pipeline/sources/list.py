@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, json
-from pyarrow import parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.plain_parquet import parquet_table
 from pipeline.sources.files import Files, Local, Remote, at_once, local_path, read_file, text
 from pipeline.sources.labels import CLASSES, Labels, class_names, numbered, whole_numbers
 from pipeline.sources.source import Record, Source, root_files, with_test
@@ -124,7 +124,7 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
     data = data.removeprefix(b"\xef\xbb\xbf")  # written by spreadsheets
     source = pa.BufferReader(data)
     if suffix == ".parquet":
-        return pq.read_table(source, use_threads=False)
+        return parquet_table(source)
     if not FORMATS[suffix]:
         _check_rows(data)
         return json.read_json(source)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.plain_parquet import parquet_file
 from pipeline.sources.files import MAX_BYTES, Files, fingerprint, too_large
 from pipeline.sources.labels import CLASSES, class_names, numbered
 from pipeline.sources.source import Record, Source, by_start, not_read, root_files, with_test
@@ -43,7 +44,7 @@ class Parquet(Source):
         """Of ascending rows of one file. Damage costs the rows of its row group from there on."""
         try:
             source = self.below.open_arrow(name)
-            file = pq.ParquetFile(source, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+            file = parquet_file(source, pre_buffer=False, buffer_size=2**20)
         except DAMAGE as error:
             yield from [_unread(name, error)] * len(rows)
             return
@@ -119,7 +120,7 @@ def _parquet_names(below: Files) -> dict[str, list[str]]:
 
 def _parquet_facts(below: Files, name: str) -> tuple[pa.Schema, int]:
     try:
-        with below.open_arrow(name) as source, pq.ParquetFile(source) as opened:
+        with below.open_arrow(name) as source, parquet_file(source) as opened:
             return opened.schema_arrow, opened.metadata.num_rows
     except DAMAGE as error:
         raise UserError(f"{below.where(name)}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
@@ -180,7 +181,7 @@ def _is_text(column: str, schema: pa.Schema, file: str) -> bool:
 
 def _read_labels(below: Files, name: str, column: str, kind: pa.DataType) -> pa.ChunkedArray:
     try:
-        with below.open_arrow(name) as source, pq.ParquetFile(source, page_checksum_verification=True) as opened:
+        with below.open_arrow(name) as source, parquet_file(source) as opened:
             return opened.read(columns=[column], use_threads=False).column(column).cast(kind)
     except DAMAGE as error:
         raise UserError(f"{below.where(name)}: the column {column!r} cannot be read: {' '.join(str(error).split())}") from None

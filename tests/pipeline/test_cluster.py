@@ -103,7 +103,7 @@ def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path:
 @pytest.mark.timeout(200)
 def test_a_cluster_that_grows_is_waited_for_and_one_that_does_not_is_refused(cluster: Any, tmp_path: Path) -> None:
     told: list[str] = []
-    recipe = small.recipe(tmp_path, **scale(cluster.address, 3, wait_s=60.0))
+    recipe = small.recipe(tmp_path, **scale(cluster.address, 3, wait_s=60))
     timer = threading.Timer(4.0, lambda: cluster.add_node(**MACHINE))
     timer.start()
     with Session(recipe.scale, recipe.stream, told.append) as session:
@@ -111,7 +111,7 @@ def test_a_cluster_that_grows_is_waited_for_and_one_that_does_not_is_refused(clu
     assert len(told) == 1
     assert told[0].startswith("waiting for machines, at most 60 s (scale.wait_s): scale.workers: 3 workers x 1.5 CPUs + 1 CPU for data need 5.5 CPUs")
     started = time.monotonic()
-    four = small.recipe(tmp_path, **scale(cluster.address, 4, wait_s=3.0))
+    four = small.recipe(tmp_path, **scale(cluster.address, 4, wait_s=3))
     message = r"^scale\.workers: 4 workers x 1\.5 CPUs \+ 1 CPU for data need 7 CPUs, the cluster at '.*' has 6"
     with pytest.raises(UserError, match=message), Session(four.scale, four.stream, told.append) as session:
         session.start()

@@ -67,6 +67,8 @@ def test_all_its_processes_end_with_it(tmp_path: Path, number: signal.Signals) -
             assert answer.status == 200
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
+        listening = [at.laddr.ip for one in family for at in one.net_connections("tcp") if at.status == psutil.CONN_LISTEN]
+        assert set(listening) == {"127.0.0.1"}
         process.send_signal(number)
         rest, _ = process.communicate(timeout=60)
         assert process.returncode == 0, rest
