@@ -15,7 +15,7 @@ import torch
 from pipeline.attempts import attempt
 from pipeline.config import Recipe, parse
 from pipeline.errors import Paused, StageFailed, Stopped, StopTraining
-from pipeline.session import data_cpus, verbose
+from pipeline.session import decoding_cpus, verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
@@ -65,32 +65,30 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
+    import ray
+    import ray.train
     from ray.train.torch import get_device
 
-    _leave_room(config)
+    workers = ray.train.get_context().get_world_size()
+    wrong = crowded(parse(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
+    if wrong:
+        return {"stop": wrong, "kind": StopTraining.__name__}
     device = get_device()
     if device.type == "cuda":  # collectives over objects use the current device
         torch.cuda.set_device(device)
     return _run(config, on_ray=True, device=device)
 
 
-def _leave_room(config: dict[str, Any]) -> None:
-    """An elastic group takes all that it finds: what it leaves must do for decoding, or the first batch would never come.
-
-    Raises:
-        StageFailed: names the key.
-    """
-    import ray
-    import ray.train
-
-    recipe = parse(config["recipe"])
-    scale, workers = recipe.scale, ray.train.get_context().get_world_size()
-    left, need = ray.cluster_resources().get("CPU", 0.0) - workers * scale.cpus_per_worker, data_cpus(scale, recipe.stream, workers)
-    if left < need:
-        raise StageFailed(
-            f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; valid: fewer at most, or a "
-            "scale.cpus_per_worker that leaves some on every machine"
-        )
+def crowded(recipe: Recipe, workers: int, cpus: float) -> str | None:
+    """What is wrong where so many workers leave too little of the cluster's CPUs for decoding, so that the first batch would never come: an elastic
+    group takes all that it finds."""
+    left, need = cpus - workers * recipe.scale.cpus_per_worker, decoding_cpus(recipe.stream, workers)
+    if left >= need:
+        return None
+    return (
+        f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; valid: fewer at most, or a "
+        "scale.cpus_per_worker that leaves some on every machine"
+    )
 
 
 def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:

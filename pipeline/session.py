@@ -106,9 +106,14 @@ def check_local(scale: Scale, stream: Stream) -> None:
 
 
 def data_cpus(scale: Scale, stream: Stream, workers: int | None = None) -> float:
-    """What decoding for so many workers (None: the most) needs. They step together, and tasks that wait for theirs to take a batch keep their
-    CPUs: with all those of the other workers waiting, there must still be room for one task of the last."""
-    return max(DATA_CPUS, ((max(scale.most if workers is None else workers, 1) - 1) * stream.tasks + 1) * stream.task_cpus)
+    """What is kept free for decoding for so many workers (None: the most)."""
+    return max(DATA_CPUS, decoding_cpus(stream, max(scale.most if workers is None else workers, 1)))
+
+
+def decoding_cpus(stream: Stream, workers: int) -> float:
+    """What decoding for so many workers cannot do without. They step together, and tasks that wait for theirs to take a batch keep their CPUs: with
+    all those of the other workers waiting, there must still be room for one task of the last."""
+    return ((workers - 1) * stream.tasks + 1) * stream.task_cpus
 
 
 def check_room(scale: Scale, stream: Stream, cpus: float, gpus: float, where: str) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from pipeline import preflight, pretrain
 from pipeline.config import Scale
 from pipeline.errors import UserError
-from pipeline.launch import launch
+from pipeline.launch import crowded, launch
 from pipeline.machines import Node, check_machines
 from pipeline.metrics import METRICS, read_metrics
 from pipeline.run import run
@@ -151,6 +151,15 @@ def test_every_number_of_workers_has_an_equal_share(tmp_path: Path, workers: Any
         return
     with pytest.raises(UserError, match=rf"^stages\.pretrain\.batch_size: {batch} is not valid: .* must be a multiple of \d+; near it: {near}$"):
         preflight.check(recipe)
+
+
+@pytest.mark.parametrize(("workers", "cpus", "crowd"), [(1, 1.75, False), (1, 1.5, True), (2, 3.5, False), (2, 3.25, True), (4, 7.0, False)])
+def test_workers_that_leave_nothing_for_decoding_are_refused(tmp_path: Path, workers: int, cpus: float, crowd: bool) -> None:
+    """A task has a quarter of a CPU; one for each worker."""
+    told = crowded(small.recipe(tmp_path, **scale("auto", [1, 4])), workers, cpus)
+    assert (told is not None) == crowd
+    if told:
+        assert told.startswith(f"scale.workers: {workers} workers leave {cpus - 1.5 * workers:g} CPUs of the cluster")
 
 
 @pytest.mark.parametrize("workers", [[2, 2], [0, 2], [3, 1], -1])
