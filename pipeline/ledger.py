@@ -46,6 +46,7 @@ class Trial:
     ended: float = 0.0  # seconds since 1970
     reason: str = ""  # why it was stopped or failed, in one line
     encoder: str | None = None  # the MLflow run that logged it
+    again: bool = False  # it failed by what was around it: the next command goes on with it
     parts: list[Part] = field(default_factory=list)
     origin: int | None = None
     until: int | None = None
@@ -113,6 +114,11 @@ class Ledger:
         if pause is not None:
             trial.parts.append(Part(int(trial.until or 0), dict(trial.values), trial.seen[-1][1], trial.origin))
         return True
+
+    def reopen(self, trial: Trial) -> None:
+        """Let a trial that has failed go on."""
+        (self.place(trial) / OUTCOME).unlink(missing_ok=True)
+        trial.state, trial.reason, trial.again = "running", "", False
 
     def _left(self, trial: Trial, name: str) -> dict[str, Any] | None:
         try:

@@ -133,6 +133,8 @@ class _Search:
         if not ledger.trials:
             ledger.references = runs.pinned(plan.base())
             ledger.save()
+        for trial in (trial for trial in ledger.trials if trial.again):
+            ledger.reopen(trial)
         for trial in ledger.of_state("running"):  # one that ended when nobody was left to see it
             if not trial.resting and ledger.absorb(trial):
                 self._close(trial)

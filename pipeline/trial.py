@@ -24,6 +24,7 @@ from pipeline.durable import write_json
 from pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
 from pipeline.follow import Rows
 from pipeline.ledger import OUTCOME, pause_file
+from pipeline.patience import Unpublished
 from pipeline.run import Place, run_in
 from pipeline.stage import Instance, Passage
 from pipeline.tracking import run_of
@@ -88,6 +89,8 @@ def attempt(recipe: Recipe, wanted: Wanted, place: Place, console: Console) -> d
         state, reason = "stopped", str(error)
     except Paused:
         state, reason = "running", ""
+    except Unpublished as error:
+        return {"state": "failed", "reason": " ".join(str(error).split())[:500], "again": True}
     except (UserError, StopTraining, StageFailed) as error:
         reason = str(error)
     except Exception as error:

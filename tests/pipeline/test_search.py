@@ -65,10 +65,22 @@ def below_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reporter, "_report", lambda self, report: None)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than all else."""
+    monkeypatch.setattr(Album, "add", lambda self, name, figure, title: None)
+
+
 def told(plan: Plan) -> tuple[Found, str]:
     console = Console(file=io.StringIO(), width=300)
     found = search(plan, console)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def told_of(trial: Any) -> tuple[Any, ...]:
+    """All that does not depend on when and how fast it was run."""
+    parts = [(part.epochs, part.values, part.value, part.origin) for part in trial.parts]
+    return trial.number, trial.state, trial.values, trial.scores, parts, trial.before, trial.seen
 
 
 def runs_of(plan: Plan) -> list[Any]:
@@ -213,6 +225,17 @@ def test_trials_that_ended_unseen_are_taken_over_and_those_that_did_not_go_on(tm
     assert "pretrain seed 0: finished before, unchanged" in (cut / LOG).read_text()
 
 
+def test_a_trial_that_failed_by_what_was_around_it_goes_on(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
+    wanted = plan(tmp_path, trials=2, algorithm="random")
+    whole, _ = told(wanted)
+    ledger = Ledger(folder_of(wanted), ledger_of(wanted)["store"])
+    ledger.trials[1].state, ledger.trials[1].scores, ledger.trials[1].again = "failed", [], True
+    ledger.save()
+    again, lines = told(wanted)
+    assert "note 1 trials have ended before, 1 go on where they were stopped" in lines
+    assert [told_of(trial) for trial in again.trials] == [told_of(trial) for trial in whole.trials]
+
+
 def test_a_process_that_died_is_a_failed_trial(tmp_path: Path, below_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
         first = trials.begin()
@@ -288,12 +311,6 @@ POPULATION: dict[str, Any] = {
 }
 
 
-def told_of(trial: Any) -> tuple[Any, ...]:
-    """All that does not depend on when and how fast it was run."""
-    parts = [(part.epochs, part.values, part.value, part.origin) for part in trial.parts]
-    return trial.number, trial.state, trial.values, trial.scores, parts, trial.before, trial.seen
-
-
 def test_a_population(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
     """Its trials train together; half of them go on from the others, twice."""
     wanted = plan(tmp_path, promote={"name": "digits"}, **POPULATION)
@@ -317,12 +334,6 @@ def test_a_population(tmp_path: Path, below_ray: None, no_pictures: None) -> Non
     again, _ = told(wanted)
     assert [told_of(trial) for trial in again.trials] == [told_of(trial) for trial in found.trials]
     assert again.promoted == "models:/digits@best"
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than all else."""
-    monkeypatch.setattr(Album, "add", lambda self, name, figure, title: None)
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])

@@ -13,6 +13,7 @@ from pipeline.config import Recipe
 from pipeline.durable import write_atomically
 from pipeline.errors import StageFailed, StopTraining, UserError
 from pipeline.fit import STOP
+from pipeline.patience import Unpublished
 from pipeline.run import Place
 from pipeline.store import Store
 from pipeline.trial import LOG, OUTCOME, Reporter, Wanted, attempt, drive, weight, write_job
@@ -91,6 +92,15 @@ def test_whatever_goes_wrong_is_a_line(tmp_path: Path, monkeypatch: pytest.Monke
     console = Console(file=io.StringIO())
     outcome = attempt(of_trial(tmp_path), WANTED, Place(tmp_path, {}), console)
     assert outcome == {"state": "failed", "reason": reason}
+
+
+def test_where_mlflow_stays_away_it_is_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: Any) -> None:
+        raise Unpublished("evaluate seed 0 is not in MLflow: connection refused")
+
+    monkeypatch.setattr(module, "run_in", away)
+    outcome = attempt(of_trial(tmp_path), WANTED, Place(tmp_path, {}), Console(file=io.StringIO()))
+    assert (outcome["state"], outcome["again"]) == ("failed", True)
 
 
 def test_a_loss_that_is_not_finite_is_the_trials_own(tmp_path: Path, told: list[dict[str, Any]]) -> None:
