@@ -18,7 +18,7 @@ import psutil
 
 from tests.chaos import chaos_recipe, differences, left_by
 
-KILLS = 12
+KILLS = 8
 ON_RAY = (
     "scale.workers=2",
     "scale.cpus=4",
