@@ -24,8 +24,8 @@ ON_RAY = (
     "scale.cpus=4",
     "scale.cpus_per_worker=1",
     "scale.max_failures=100",
-    "stages.neighbours.epochs=40",
-    "stages.pretrain.epochs=40",
+    "stages.neighbours.epochs=12",
+    "stages.pretrain.epochs=12",
 )
 WORKER = "RayTrainWorker"
 
