@@ -109,7 +109,7 @@ class View:
         self.trials: dict[int, Trial] = {}
         self.reports: dict[int, dict[str, Any]] = {}
         self.begun: dict[int, tuple[float, float]] = {}  # of a trial in this command: when, and how far it was
-        self.left, self.at_once, self.started, self.told = 0, 1, time.monotonic(), time.monotonic()
+        self.started, self.told = time.monotonic(), time.monotonic()
         self.live = Live(console=console, get_renderable=self.__rich__, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "View":
@@ -121,7 +121,7 @@ class View:
         self.live.stop()
 
     def start(self, left: int, at_once: int) -> None:
-        self.left, self.at_once, self.started = left, at_once, time.monotonic()
+        self.started = time.monotonic()
         self.note(f"{left} trials, {at_once} at a time", style="bold")
 
     def note(self, text: str, style: str = "yellow") -> None:
@@ -161,12 +161,12 @@ class View:
         return f"{', '.join(counts)} of {self.search.total}{told}{f', about {_time(left)} left' if left else ''}"
 
     def _seconds_left(self) -> float | None:
-        """Of the whole search: as long as the trials of this command took so far, for each of those that are still to come."""
-        done = self.left - (self.search.total - sum(t.state != "running" for t in self.trials.values()))
-        whole = done + sum(report.get("progress", 0.0) for report in self.reports.values())
-        if whole < 0.2:
+        """Of the whole search: at the rate of this command, what is left of the trials that were begun, and those that are still to come."""
+        reached = {n: 1.0 if trial.state != "running" else self.reports.get(n, {}).get("progress", 0.0) for n, trial in self.trials.items()}
+        made = sum(reached[n] - before for n, (_, before) in self.begun.items())
+        if made < 0.2:
             return None
-        return float((time.monotonic() - self.started) / whole * max(self.left - whole, 0.0))
+        return float((time.monotonic() - self.started) / made * max(self.search.total - sum(reached.values()), 0.0))
 
     def _left(self, trial: Trial) -> str:
         report, begun = self.reports.get(trial.number), self.begun.get(trial.number)

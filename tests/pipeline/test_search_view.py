@@ -60,7 +60,7 @@ def test_quiet_lines_where_there_is_no_terminal() -> None:
         view.ended(trial)
     told = lines(console)
     assert told[0] == "small-search 4 trials, 2 at a time"
-    assert told[1].startswith("small-search: 1 running of 4, about ")
+    assert told[1] == "small-search: 1 running of 4, about 5 min 40 s left", "half a trial in 50 s, and three and 0.4 are to come"
     assert told[2] == "trial 000 done after 12 s: evaluate.knn 0.875  (lr 0.25, permutation_period 2)"
 
 
