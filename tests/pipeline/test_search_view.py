@@ -53,8 +53,8 @@ def test_quiet_lines_where_there_is_no_terminal() -> None:
     with view:
         view.start(4, 2)
         view.know(trial)
-        view.report(trial, {"progress": 0.5, "stage": "pretrain"})
-        view.told -= 60.0
+        view.report(trial, {"progress": 0.1, "stage": "pretrain"})  # as far as an earlier command has brought it
+        view.told, view.started = view.told - 60.0, view.started - 50.0
         view.report(trial, {"progress": 0.6, "stage": "pretrain"})
         trial.state, trial.scores, trial.seconds = "done", [[0.875]], 12.0
         view.ended(trial)
