@@ -4,7 +4,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tests import small, traced, traced_slowly
 
 CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
 SHARED: dict[str, Any] = {"stages__pretrain__method__dropout": 0.0}  # nothing rests on a worker's own part of a batch
+EPOCHS = 400  # more than there is time for until nothing more is to happen
 MACHINE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 * 2**20}
 
 
@@ -55,6 +56,11 @@ def worlds(folder: Path) -> list[int]:
     return [json.loads(line)["world"] for file in files for line in file.read_text().splitlines()]
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    while not true():
+        time.sleep(0.2)
+
+
 def losses(storage: Path) -> list[float]:
     (file,) = storage.glob(f"small/pretrain-*/{METRICS}")
     return [row["loss"] for row in read_metrics(file)]
@@ -74,17 +80,18 @@ def test_two_machines_give_the_numbers_of_one_process(cluster: Any, tmp_path: Pa
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(580)
 def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path: Path, digits: Store) -> None:
     """One or two workers, as there is room: two machines, then one, then two again; every global batch is of the images that it would have been."""
-    changes = {"stages__pretrain__epochs": 40, "stages__pretrain__checkpoint_every": 1, **scale(cluster.address, [1, 2], resize_s=2.0)}
+    changes = {"stages__pretrain__epochs": EPOCHS, "stages__pretrain__checkpoint_every": 3, **scale(cluster.address, [1, 2], resize_s=2.0)}
     recipe = small.recipe(tmp_path, **changes)
 
     def happen() -> None:
         for count, do in ((6, lambda: cluster.remove_node(cluster.workers[1])), (24, lambda: cluster.add_node(**MACHINE))):
-            while len(worlds(tmp_path)) < count:
-                time.sleep(0.2)
+            wait_until(lambda count=count: len(worlds(tmp_path)) >= count)
             do()
+        wait_until(lambda: worlds(tmp_path)[-1] == 2)
+        (tmp_path / "job" / traced_slowly.HURRY).touch()
 
     thread = threading.Thread(target=happen, daemon=True)
     with Session(recipe.scale, recipe.stream) as session:
@@ -94,7 +101,7 @@ def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path:
     assert not thread.is_alive(), "both have happened"
     stage: Any = recipe.stages["pretrain"]
     its = pretrain.job(Worker.start(recipe, digits, on_ray=False), stage, Instance("pretrain", 0, "f", tmp_path / "job")).plan
-    traced.assert_shown(traced.shown(tmp_path / "job"), its, 40)
+    traced.assert_shown(traced.shown(tmp_path / "job"), its, EPOCHS)
     seen = worlds(tmp_path)
     assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]] == [2, 1, 2]
 
