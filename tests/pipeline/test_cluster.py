@@ -41,6 +41,7 @@ def cluster(ray_free: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that has no CPU, and two machines."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)  # which lets no other thread than the first add a machine
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
