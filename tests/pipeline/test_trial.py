@@ -93,6 +93,7 @@ def test_whatever_goes_wrong_is_a_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert outcome == {"state": "failed", "reason": reason}
 
 
+@pytest.mark.fault(37, "a loss that is not finite, in a trial")
 def test_a_loss_that_is_not_finite_is_the_trials_own(tmp_path: Path, told: list[dict[str, Any]]) -> None:
     folder = begun(tmp_path, of_trial(tmp_path, stages__pretrain__optimizer__lr=1e38))
     drive({"folder": str(folder)})
