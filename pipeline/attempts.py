@@ -1,7 +1,6 @@
 """When, for how long and where the work of a stage and seed was done: a line at the beginning and one at the end of every attempt."""
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.durable import append_line
 from pipeline.metrics import read_lines
 from tasks.collective import rank, world
 
@@ -63,5 +63,4 @@ def read_attempts(folder: Path) -> Work | None:
 def _append(folder: Path, row: dict[str, Any]) -> None:
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(folder / FILE, row)

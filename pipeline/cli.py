@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a stage failed, 2 a mistake in the recipe, the files or the machine (one line on stderr each), 130 Ctrl-C, 143 SIGTERM.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from pipeline.errors import StageFailed, StopTraining, Terminated, UserError
 if TYPE_CHECKING:
     from pipeline.config import Recipe
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a disk that is full, or takes nothing any more
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 SMOKE = click.option("--smoke", is_flag=True, help="A trial run of a minute: the recipe with its section `smoke` laid over it.")
@@ -172,6 +174,12 @@ def guarded(function: Callable[[], int | None]) -> int:
         if os.environ.get("FIRSTLIGHT_VERBOSE"):
             raise
         sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        return 1
+    except OSError as error:
+        if error.errno not in DISK or os.environ.get("FIRSTLIGHT_VERBOSE"):
+            raise
+        file = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {file}{error.strerror}; what was finished is kept: run the same command again to continue\n")
         return 1
     except (KeyboardInterrupt, click.Abort) as error:  # click wraps the one in the other
         sys.stderr.write("stopped; run the same command again to continue\n")

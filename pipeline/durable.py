@@ -1,8 +1,10 @@
 """Files that are whole or absent, also after a power cut: flushed to the disk first, then renamed."""
 
+import contextlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ def put_in_place(temporary: Path, file: Path) -> None:
     _sync(file.parent)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk while something is written says which file that was: of a full disk, Python does not tell."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def append_line(path: Path, row: Any) -> None:
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def write_flushed(path: Path, data: bytes) -> None:
     """Write and flush; not atomic: for files that a manifest makes count later."""
     path.write_bytes(data)
@@ -28,8 +44,9 @@ def write_flushed(path: Path, data: bytes) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     temporary = temporary_in(path.parent)
     try:
-        temporary.write_bytes(data)
-        put_in_place(temporary, path)
+        with naming(path):
+            temporary.write_bytes(data)
+            put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,4 +1,5 @@
-"""Fault injection, for tests: FIRSTLIGHT_FAULT="rank=1,step=3,kind=sigkill,once=/path" makes one worker fail, once. Off unless it is set."""
+"""Fault injection, for tests: FIRSTLIGHT_FAULT="rank=1,step=3,kind=sigkill,once=/path" makes one worker fail, once (without `once`, always). Off
+unless it is set."""
 
 import os
 import signal
@@ -12,9 +13,10 @@ def maybe(rank: int, step: int) -> None:
     if not text:
         return
     fault = dict(part.split("=", 1) for part in text.split(","))
-    if (rank, step) != (int(fault["rank"]), int(fault["step"])) or Path(fault["once"]).exists():
+    if (rank, step) != (int(fault["rank"]), int(fault["step"])) or ("once" in fault and Path(fault["once"]).exists()):
         return
-    Path(fault["once"]).touch()
+    if "once" in fault:
+        Path(fault["once"]).touch()
     if fault["kind"] == "sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault["kind"] == "hang":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline import fault, resident
 from pipeline.errors import Paused, Stopped
+from pipeline.failures import AFTER
 from pipeline.job import Job, to_batch
 from pipeline.metrics import DATA, Clock, Tails, append
 from pipeline.stream import TrainOrder, batches
@@ -45,6 +46,16 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(job, learner)
+    try:
+        _train(job, learner, trainer, watch)
+    except Exception as error:
+        error.add_note(f"{AFTER}{trainer.done}")
+        raise
+    share_buffers(learner)  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
+    learner.eval()
+
+
+def _train(job: Job, learner: Learner, trainer: Trainer, watch: Watcher | None) -> None:
     step, notes = trainer.resume()
     stop = job.pause or job.total_steps
     if step == 0 and learner.looks_first:
@@ -74,8 +85,6 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     clock.close()
     if job.pause:
         raise Paused(f"{job.folder.name}: pauses after {job.until} of {job.training.epochs} epochs")
-    share_buffers(learner)  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
-    learner.eval()
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from pipeline import failures
 from pipeline.attempts import attempt
-from pipeline.config import Recipe, parse
+from pipeline.config import Recipe, Scale, parse
 from pipeline.errors import Paused, StageFailed, Stopped, StopTraining
 from pipeline.session import decoding_cpus, verbose
 from pipeline.stage import Instance
@@ -29,9 +30,12 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
     """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
 
     Raises:
-        StopTraining: the training cannot go on (a loss that is not finite, a full disk), (Stopped) was asked to stop, or (Paused) is far enough.
+        StopTraining: the training cannot go on (a loss that is not finite, a full disk, the same error twice), (Stopped) was asked to stop, or
+            (Paused) is far enough.
         StageFailed: a worker died or raised, `scale.max_failures` times more than once.
     """
+    for instance in instances:
+        failures.forget(instance.folder)
     payload = {
         "recipe": recipe.dump(),
         "store": str(store.path),
@@ -57,7 +61,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
         for fields in payload["instances"]:
             paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")}
             instance = Instance(**{**fields, **paths})
-            with attempt(instance.folder, device):
+            with failures.remembered(instance.folder), attempt(instance.folder, device):
                 work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:
         return {"stop": str(stop), "kind": type(stop).__name__}
@@ -122,7 +126,7 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str,
     try:
         answer = interruptible(trainer.fit).return_value
     except TrainingFailedError as error:
-        raise StageFailed(_one_line(error)) from error
+        raise StageFailed(_one_line(error, scale)) from error
     assert isinstance(answer, dict)
     return answer
 
@@ -153,11 +157,9 @@ def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None =
     return outcome["value"]
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, scale: Scale) -> str:
     """The innermost cause of a failed training, with the rank where Ray knows it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        text = str(failure).strip().splitlines()
-        return f"rank {rank}: {type(failure).__name__}: {text[-1] if text else 'died'}"
+    if of_ranks := getattr(error, "worker_failures", None):
+        return failures.cause(of_ranks, scale.most, scale.collective_timeout_s)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1] if text else 'unknown'}"

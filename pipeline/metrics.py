@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.durable import write_atomically
+from pipeline.durable import append_line, write_atomically
 from pipeline.plan import Batches
 from tasks.collective import all_sum, barrier, rank, world
 from tasks.stopwatch import STOPWATCH
@@ -28,8 +28,7 @@ WAIT_SHARE, WAIT_AFTER_S, WAIT_SOON_S = 0.1, 20.0, 300.0
 def append(folder: Path, row: dict[str, Any]) -> None:
     """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
-        with open(folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(folder / METRICS, row)
 
 
 class SweepProgress:
@@ -151,8 +150,7 @@ class Tails:
     def write(self, epoch: int) -> None:
         """Before the first step of an epoch, and again when one is resumed in its middle."""
         if rank() == 0 and len(ids := self.plan.tail(epoch)):
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": epoch, "ids": ids.tolist()}) + "\n")
+            append_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

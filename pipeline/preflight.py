@@ -80,6 +80,9 @@ def _check_answers(where: str, stage: Evaluate | Finetune, recipe: Recipe, sourc
     has: tuple[str, ...] = source.annotations or (("label",) if source.classes else ())
     needed: str = TASKS[stage.task.name].target if isinstance(stage, Finetune) else "label"
     if needed in has:
+        if needed == "label" and len(source.classes) == 1:
+            one = source.classes[0]
+            raise UserError(f"{where}: all images of dataset.{place} are {one!r}: there is nothing to tell apart; valid: two classes or more")
         return
     tasks = ", ".join(name for name, task in TASKS.items() if task.target in has)
     valid = f"a finetune stage with task.name {tasks}" if tasks else "images in a folder per class, or a recipe with a pretrain stage only"

@@ -44,6 +44,7 @@ class Trainer:
         self.epoch_loss = 0.0  # summed over the steps of the epoch so far
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.saved = time.monotonic()
+        self.done = 0  # steps
         self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world() > 1 else _Step(learner)
 
     @property
@@ -65,6 +66,7 @@ class Trainer:
             self.optimizer.step()
             self._advance_schedule(step + 1)
         self.learner.end_step()
+        self.done = step + 1
         return losses
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -168,6 +170,7 @@ class Trainer:
             return self._take_over(self.job.begin) if self.job.begin else (0, notes)
         self._check_plan(found, self.job.folder)
         self._load(found)
+        self.done = found.step
         if found.meta["threads"] != torch.get_num_threads() or found.meta["torch"] != torch.__version__ or found.meta["world"] != world():
             notes.append("continued with another number of workers, threads or version of torch: not bit by bit what it would have been")
         if found.step < self.job.total_steps:

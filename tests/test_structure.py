@@ -57,6 +57,7 @@ def test_no_file_of_the_pipeline_names_a_method() -> None:
         assert not strings & set(names), file
 
 
+@pytest.mark.fault(51, "nothing in the source unpickles or evaluates")
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
 def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
     assert not unsafe(file.read_text("utf-8"))

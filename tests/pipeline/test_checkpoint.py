@@ -59,12 +59,14 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert fingerprint(found.shared) != fingerprint(state(3))
 
 
+@pytest.mark.fault(19, "leftovers of a killed save")
 def test_the_two_newest_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
     (tmp_path / "step-000000002-dead").mkdir(parents=True)
     save(tmp_path, 1, 2, 3)
     assert sorted(p.name[:14] for p in tmp_path.iterdir()) == ["step-000000002", "step-000000003"]
 
 
+@pytest.mark.fault(19, "no manifest yet")
 def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
     (max(tmp_path.iterdir()) / MANIFEST).unlink()
@@ -76,6 +78,8 @@ def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
 FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", MANIFEST]
 
 
+@pytest.mark.fault(17, "a file is cut, empty or gone")
+@pytest.mark.fault(18, "a bit of any file")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
@@ -95,6 +99,7 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, 
     assert (str(path) if file != MANIFEST else str(path.parent)) in complaints[0]
 
 
+@pytest.mark.fault(18, "60 random bits")
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
     folder = max(tmp_path.iterdir())
@@ -114,6 +119,7 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     assert found.step == 2
 
 
+@pytest.mark.fault(17, "no whole checkpoint is left")
 def test_all_damaged_is_no_silent_new_start(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1)
     next(tmp_path.glob("*/shared.json")).write_text("{}")
@@ -126,6 +132,7 @@ class Canary:
         return (Path.touch, (Path("/tmp/firstlight-canary"),))
 
 
+@pytest.mark.fault(51, "a pickle in a checkpoint")
 def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
     folder = max(tmp_path.iterdir())
@@ -141,6 +148,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     assert not Path("/tmp/firstlight-canary").exists()
 
 
+@pytest.mark.fault(16, "full disk: a checkpoint")
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes writes fail as a full disk does; in a child, since it cannot be taken back."""
     save(tmp_path, 1)

@@ -70,6 +70,8 @@ WRONG = {
 }
 
 
+@pytest.mark.fault(23, "names that lead out of their folder")
+@pytest.mark.fault(44, "wrong keys, values and types")
 @pytest.mark.parametrize("override", WRONG, ids=list(WRONG))
 def test_a_wrong_override_is_one_line(override: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -79,6 +81,8 @@ def test_a_wrong_override_is_one_line(override: str) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.fault(45, "a key that stands twice")
+@pytest.mark.fault(46, "!!python and aliases")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -106,12 +110,14 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         load(tmp_path / "none.yaml")
 
 
+@pytest.mark.fault(44, "two mistakes")
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         load(QUICKSTART, ("stages.pretrain.epochs=0", "scale.workers=-1"))
     assert len(str(caught.value).splitlines()) == 2
 
 
+@pytest.mark.fault(45, "1e-3, 010, yes, 12:30")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -162,6 +168,7 @@ def test_a_config_cannot_be_changed() -> None:
         recipe.scale.workers = 5  # type: ignore[misc]
 
 
+@pytest.mark.fault(44, "any value in the place of a section")
 @given(st.dictionaries(st.text(max_size=3), st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3)))
 def test_no_value_is_a_crash(raw: dict[str, object]) -> None:
     with pytest.raises(UserError):

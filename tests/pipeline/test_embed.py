@@ -89,6 +89,7 @@ def test_what_cannot_be_held_in_half_precision_is_told(tmp_path: Path, digits: S
     assert not list((instance.folder / "embeddings").iterdir())
 
 
+@pytest.mark.fault(8, "an embedding stage is killed")
 @pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: flip(file)])
 def test_a_killed_stage_makes_only_what_is_missing(
     tmp_path: Path, digits: Store, harm: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
@@ -149,6 +150,7 @@ def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[n
     return embed_or_die
 
 
+@pytest.mark.fault(1, "an actor of Ray Data is killed")
 @pytest.mark.ray
 def test_an_actor_that_is_killed_is_replaced(tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     embed.work(*setting(tmp_path, digits, name="alone"))

@@ -160,6 +160,7 @@ def test_every_step_changes_the_state(tmp_path: Path, digits: Store) -> None:
     assert len({*hashes, other}) == 3
 
 
+@pytest.mark.fault(1, "SIGKILL in the middle of an epoch")
 def test_a_sigkill_in_the_middle_of_an_epoch(tmp_path: Path, digits: Store) -> None:
     clean, _ = train(tmp_path / "clean", digits)
     program = (
@@ -204,6 +205,7 @@ def weights_on_this_rank(folder: str, store: str, stop: int | None) -> dict[str,
         return None
 
 
+@pytest.mark.fault(48, "continued by one worker instead of two")
 def test_two_workers_equal_one_and_can_be_continued_by_one(pool: Pool, tmp_path: Path, digits: Store) -> None:
     one = weights_on_this_rank(str(tmp_path / "one"), str(digits.path), None)
     two = pool.run(weights_on_this_rank, str(tmp_path / "two"), str(digits.path), None)[0]
@@ -219,6 +221,7 @@ def test_two_workers_equal_one_and_can_be_continued_by_one(pool: Pool, tmp_path:
     assert any("another number of workers" in note for note in notes)
 
 
+@pytest.mark.fault(17, "the newest checkpoint is cut short")
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path: Path, digits: Store) -> None:
     clean, _ = train(tmp_path / "clean", digits)
     with pytest.raises(Stopped):
@@ -229,6 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path: Path, digits:
     assert "damaged" in (tmp_path / "hurt" / "job" / METRICS).read_text()
 
 
+@pytest.mark.fault(21, "a checkpoint of other images")
 def test_other_images_than_the_checkpoints_are_refused(tmp_path: Path, digits: Store) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, digits, 3)
@@ -252,6 +256,7 @@ class Explodes(Learner):
         return {"loss": outputs[0].mean() * (float("nan") if self.calls == 3 else 1.0)}
 
 
+@pytest.mark.fault(37, "a loss that is not finite")
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, digits: Store) -> None:
     worker = Worker.start(small.recipe(tmp_path), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
@@ -291,6 +296,7 @@ def stopped_on_this_rank(folder: str, store: str) -> str:
     return "went on"
 
 
+@pytest.mark.fault(37, "a loss that is not finite on one of two workers")
 def test_all_workers_stop_when_one_loss_is_not_finite(pool: Pool, tmp_path: Path, digits: Store) -> None:
     answers = pool.run(stopped_on_this_rank, str(tmp_path), str(digits.path))
     assert answers[0] == answers[1]

@@ -85,6 +85,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.fault(17, "a handed-on encoder is cut, empty or gone")
+@pytest.mark.fault(18, "a bit of a handed-on encoder")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_names_the_file(folder: Path, file: str, kind: str) -> None:
@@ -109,6 +111,7 @@ def test_a_sealed_folder_of_something_else(tmp_path: Path, content: bytes) -> No
         encoder_spec(tmp_path)
 
 
+@pytest.mark.fault(54, "a manifest that leads out of its folder")
 def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     seal(tmp_path / "in", {f"../{name}": entry for name, entry in put(tmp_path, "encoder.json", b"{}").items()})
@@ -125,6 +128,8 @@ def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
     seal(folder, files)
 
 
+@pytest.mark.fault(47, "weights of another network")
+@pytest.mark.fault(52, "a safetensors file that is none")
 @pytest.mark.parametrize("weights", [save({"stages.0.0.weight": torch.zeros(4, 2, 3, 3)}), save(encoder(width=8).state_dict()), b"no tensors"])
 def test_weights_that_do_not_fit(folder: Path, weights: bytes) -> None:
     rewritten(folder, weights)
@@ -143,6 +148,7 @@ def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
     check_same(folder, {**SPEC, "mean": [0.1, 0.2, 0.3]}, "stages.evaluate.encoder")
 
 
+@pytest.mark.fault(47, "an encoder of another shape, input or statistics")
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

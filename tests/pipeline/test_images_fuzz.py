@@ -122,6 +122,8 @@ def test_samples_are_images() -> None:
         assert decode(data).shape in {(19, 26, 3), (26, 19, 3), (16, 16, 3)}
 
 
+@pytest.mark.fault(25, "mutated files")
+@pytest.mark.fault(26, "mutated PNGs, in a process of their own")
 def test_mutated_files_are_images_or_bad_images(capfd: pytest.CaptureFixture[str]) -> None:
     random, whole = np.random.default_rng(2), [np.frombuffer(data, np.uint8) for data in samples()]
     good, reasons, before, worst = 0, set(), resident(), 0
@@ -170,6 +172,7 @@ def gif_header(screen: int, frame: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.fault(27, "bombs of every format, in little memory")
 @pytest.mark.parametrize(
     "data",
     [

@@ -66,6 +66,7 @@ def test_what_is_held_is_held_by_every_worker_but_not_by_gpus(digits: Store) -> 
     assert estimated(digits, stream__resident="on", scale__gpus_per_worker=1.0).held == 0
 
 
+@pytest.mark.fault(12, "a window larger than a task's cache")
 def test_a_task_holds_its_window_up_to_its_cache(digits: Store) -> None:
     """1,000,000 images of 20 kB: the window is cut at 128 MB, beside as many in the cache."""
     few, many = (estimated(large(digits, 1_000_000, 20_000), stream__window=window).tasks for window in (1, 2048))
@@ -80,6 +81,7 @@ def test_however_many_images_a_task_holds_no_more(digits: Store) -> None:
     assert replace(small_set, tables=0) == replace(large_set, tables=0)
 
 
+@pytest.mark.fault(12, "more memory needed than is free")
 def test_what_fits_exactly_is_let_in(digits: Store) -> None:
     its, needed = recipe(), estimated(digits)
     check_room(its, needed, needed.total)
@@ -97,6 +99,7 @@ def test_the_part_that_is_largest_is_named_first(digits: Store) -> None:
             check_room(recipe(**changes), estimated(digits, **changes), 10**9)
 
 
+@pytest.mark.fault(11, "object store too small for the batches on their way")
 def test_an_object_store_that_is_too_small(digits: Store) -> None:
     changes = {"dataset__image_size": 64, "stream__prefetch": 40, "scale__object_store_mb": 100}
     needed = estimated(digits, **changes)

@@ -67,6 +67,7 @@ def kill_at(data: Dataset, out: Path, k: int, when: str) -> int:
     return done.returncode
 
 
+@pytest.mark.fault(8, "a prepare is killed")
 @pytest.mark.parametrize(
     ("k", "when", "again"),
     [
@@ -176,6 +177,7 @@ def test_a_source_that_changed_in_between_is_another_store(
     assert not [file for file in store.path.iterdir() if file.suffix == ".json" and file.name != MANIFEST]
 
 
+@pytest.mark.fault(16, "full disk: a record of prepare")
 def test_a_full_disk_while_a_record_is_written(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))

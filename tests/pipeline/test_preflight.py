@@ -58,6 +58,7 @@ def test_what_fits_passes(tmp_path: Path, digits: Store, labelled: int) -> None:
     enough.check_images(recipe, split(digits, recipe.dataset))
 
 
+@pytest.mark.fault(33, "batches that the images cannot fill")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -84,6 +85,7 @@ def fold_of(splits: Splits, sizes: list[int]) -> Splits:
     return replace(splits, subset=lambda name: np.union1d(splits.train[: sizes[int(name[4:])]], splits.val[:2]))
 
 
+@pytest.mark.fault(33, "fewer images than a batch, for one of the seeds")
 def test_every_seed_is_checked_not_only_the_first(tmp_path: Path, digits: Store) -> None:
     changes = {"stages__finetune__labels_per_class": None, "stages__finetune__labels_subset": "fold{seed}", "seeds": [0, 1]}
     recipe = small.recipe(tmp_path, **changes)
@@ -93,6 +95,7 @@ def test_every_seed_is_checked_not_only_the_first(tmp_path: Path, digits: Store)
         enough.check_images(recipe, fold_of(splits, [30, 19]))
 
 
+@pytest.mark.fault(40, "what does not fill a batch is left out, and counted")
 def test_what_is_left_out_is_told(tmp_path: Path, digits: Store) -> None:
     changes = {"stages__finetune__labels_per_class": None, "stages__finetune__labels_subset": "fold{seed}", "seeds": [0, 1]}
     recipe = small.recipe(tmp_path, **changes)

@@ -115,6 +115,7 @@ def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
     assert raw["source"]["root"] == str(root)
 
 
+@pytest.mark.fault(25, "images that are cut off are listed")
 @pytest.mark.usefixtures("small_parts")
 def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 45, bad=(2, 4, 31))
@@ -141,6 +142,7 @@ def test_a_part_without_one_good_image_has_no_shard(tmp_path: Path) -> None:
     assert greys(store)[:2] == [20, 22]
 
 
+@pytest.mark.fault(25, "more bad images than max_bad_fraction")
 def test_too_many_bad_images(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 14, bad=tuple(range(12)))
     for _ in range(2):  # when it is written, and when the finished store is opened
@@ -156,6 +158,7 @@ def test_too_many_bad_images(tmp_path: Path) -> None:
         local(dataset(root=root), tmp_path / "out")
 
 
+@pytest.mark.fault(32, "no good image")
 def test_no_good_image_for_training(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 4, bad=(0, 1, 2, 3))
     with pytest.raises(UserError, match=r"4 of 10 images cannot be decoded.*quarantine\.parquet; no image is left for training"):
@@ -217,6 +220,7 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
         local(data, tmp_path / "out")
 
 
+@pytest.mark.fault(24, "a store below a file, and in /proc")
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
     (tmp_path / "file").write_text("")
@@ -226,6 +230,7 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
         local(data, Path("/proc/x"))
 
 
+@pytest.mark.fault(16, "full disk: a shard")
 def test_a_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
 

@@ -14,6 +14,7 @@ def scale(**fields: object) -> Scale:
     return Scale.model_validate({"name": "local", **fields})
 
 
+@pytest.mark.fault(15, "trials at a time, by room")
 @pytest.mark.parametrize(
     ("fields", "nodes", "fit"),
     [
@@ -42,6 +43,7 @@ def test_no_more_than_are_wanted() -> None:
     assert trials_at_once(scale(workers=0), STREAM, [Node(2, 0)], wanted=3) == 2
 
 
+@pytest.mark.fault(15, "a trial that cannot fit")
 @pytest.mark.parametrize(
     ("fields", "nodes", "told"),
     [

@@ -125,6 +125,7 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
     assert pq.read_table(folder / LABELLED).num_rows == 50
 
 
+@pytest.mark.fault(21, "the same run again")
 def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
     recipe = small.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
@@ -133,6 +134,7 @@ def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> N
     assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
 
 
+@pytest.mark.fault(21, "a run of the same name with other settings")
 def test_a_changed_stage_is_run_and_what_it_rests_on_is_not(storage: Path) -> None:
     recipe = small.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
     before = len(files_of(storage, recipe, "pretrain-*"))
@@ -154,6 +156,11 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
     assert any(rows[0].pretrained[0] == p["pretrained"]["test"] and rows[0].baseline[0] == p["scratch"]["test"] for p in previous)
 
 
+@pytest.mark.fault(13, "64 workers")
+@pytest.mark.fault(33, "a batch larger than the images")
+@pytest.mark.fault(41, "no MLflow server at the start")
+@pytest.mark.fault(43, "file: as tracking.uri")
+@pytest.mark.fault(47, "an encoder of another width")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,6 +191,7 @@ def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: di
     assert len(files_of(storage, small.recipe(storage), "pretrain-*")) == 2, "nothing was trained"
 
 
+@pytest.mark.fault(24, "storage below a file, and in /sys")
 @pytest.mark.parametrize("where", ["file/below", "/sys/firstlight"])
 def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("x")
@@ -191,12 +199,14 @@ def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
         run(small.recipe(tmp_path / where), QUIET)
 
 
+@pytest.mark.fault(32, "no such folder of images")
 def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
     changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"dataset\.root"):
         run(small.recipe(tmp_path, **changes), QUIET)
 
 
+@pytest.mark.fault(35, "a test image is also in train")
 def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_them_every_time(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 150, bad=(3,))
     (root / "train/a/000.png").write_bytes((root / "test/a/000.png").read_bytes())
@@ -242,6 +252,7 @@ def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) ->
         run(small.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
 
 
+@pytest.mark.fault(22, "two runs of one name at once")
 def test_two_runs_of_one_name_at_once(storage: Path) -> None:
     program = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"
@@ -269,6 +280,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         run(recipe, QUIET)
 
 
+@pytest.mark.fault(50, "the encoder of an earlier stage is damaged")
 def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
     shutil.copytree(storage, tmp_path / "copy")
     recipe = small.recipe(tmp_path / "copy", stages__finetune__epochs=3)
@@ -310,6 +322,8 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(t
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.fault(8, "killed between MLflow and the disk")
+@pytest.mark.fault(55, "params that MLflow has already")
 @pytest.mark.parametrize("remembered", ["key", "nothing published"])
 def test_a_run_or_model_that_a_killed_process_made_is_made_once(storage: Path, remembered: str) -> None:
     """It was killed between making the run and noting its id, or between publishing and noting that."""
@@ -353,6 +367,7 @@ def on_ray(storage: Path, **changes: Any) -> Recipe:
     return recipe
 
 
+@pytest.mark.fault(1, "a worker is killed, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
@@ -369,6 +384,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
     assert end_state(tmp_path / recipe.name) == end_state(tmp_path / "clean")
 
 
+@pytest.mark.fault(2, "a worker raises, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_a_worker_that_always_fails_ends_in_one_line(tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +396,7 @@ def test_a_worker_that_always_fails_ends_in_one_line(tmp_path: Path, ray_free: N
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.fault(9, "SIGTERM, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:

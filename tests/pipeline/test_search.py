@@ -380,6 +380,7 @@ def wait_for(process: subprocess.Popen[str], true: Callable[[], bool]) -> None:
     raise AssertionError(f"it did not come to that: {process.communicate(timeout=5) if process.returncode is not None else 'timeout'}")
 
 
+@pytest.mark.fault(8, "a search is killed, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_killed_in_the_middle_it_goes_on_to_the_same_trials(tmp_path: Path, ray_free: None) -> None:
@@ -414,6 +415,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_trials(tmp_path: Path, ray_
         assert (trial.values[LR] == 1e38) == (trial.state == "failed")
 
 
+@pytest.mark.fault(15, "trials with workers of their own, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch) -> None:

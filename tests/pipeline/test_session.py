@@ -34,6 +34,7 @@ def test_what_fits_exactly_is_let_in(changes: dict[str, Any], cpus: float, gpus:
             check_room(scale(**changes), Stream(), cpus, gpus - 0.01, "this machine")
 
 
+@pytest.mark.fault(13, "three workers on three CPUs")
 def test_too_many_workers() -> None:
     with pytest.raises(UserError) as told:
         check_room(scale(workers=3, cpus_per_worker=0.75), Stream(task_cpus=0.2), 3.0, 0.0, "this machine")
@@ -43,6 +44,7 @@ def test_too_many_workers() -> None:
     )
 
 
+@pytest.mark.fault(14, "CPUs that decoding needs")
 @pytest.mark.parametrize(
     ("workers", "stream", "cpus"),
     [
@@ -57,6 +59,7 @@ def test_a_task_always_finds_a_cpu_while_those_of_other_workers_wait(workers: in
     assert session.data_cpus(scale(workers=workers), Stream(**stream)) == cpus
 
 
+@pytest.mark.fault(14, "all CPUs taken by workers and waiting tasks")
 def test_too_many_decoding_tasks() -> None:
     with pytest.raises(UserError) as told:
         check_room(scale(), Stream(tasks=2, task_cpus=1.0), 4.0, 0.0, "this machine")
@@ -73,6 +76,7 @@ def test_too_many_gpus(gpus: float, valid: str) -> None:
     assert str(told.value) == f"scale.gpus_per_worker: 2 workers x 1 need 2 GPUs, the cluster at 'auto' has {gpus:g}; valid: {valid}"
 
 
+@pytest.mark.fault(13, "too few CPUs and GPUs")
 def test_this_machine_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -97,6 +97,7 @@ def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
         found.few(per_class(int(sizes.min()) + 1), 0)
 
 
+@pytest.mark.fault(34, "images without a label")
 def test_images_without_a_label_are_never_among_the_few() -> None:
     labels = np.array([0, 1, -1, 0, 1, -1, 1, 0])
     found = Splits(np.arange(7), np.arange(0), np.array([7]), labels)

@@ -120,6 +120,7 @@ def test_read_touches_each_row_group_once(whole: Store, monkeypatch: pytest.Monk
     assert len(loads) == 5
 
 
+@pytest.mark.fault(36, "an id outside of a store")
 @pytest.mark.parametrize("wrong", [-1, TRAIN + TEST, 10**12])
 def test_an_id_out_of_range_is_named(whole: Store, wrong: int) -> None:
     with pytest.raises(IndexError, match=rf"id {wrong} .*0\.\.439"):
@@ -205,6 +206,7 @@ def test_shard_truncated_after_opening(store: Store) -> None:
         store.labels("train")
 
 
+@pytest.mark.fault(18, "bits of a store")
 def test_flipped_bits_are_noticed_or_harmless(store: Store) -> None:
     file = store.path / "train-00000.parquet"
     data, random, seen = file.read_bytes(), np.random.default_rng(0), 0
@@ -256,6 +258,7 @@ def test_manifest_of_another_shape(store: Store, change: dict) -> None:
     refused(store, MANIFEST, "is not a manifest of format 3")
 
 
+@pytest.mark.fault(54, "a shard's name that leads out of its folder")
 @pytest.mark.parametrize("name", ["../train-00000.parquet", "/etc/passwd", "a/train-00000.parquet", ""])
 def test_a_shard_name_cannot_lead_out_of_the_folder(store: Store, name: str) -> None:
     raw = manifest(store)

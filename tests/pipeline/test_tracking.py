@@ -38,6 +38,7 @@ def write(storage: Path, k: int) -> None:
     tracking.finish(run_id)
 
 
+@pytest.mark.fault(42, "eight writers on a fresh SQLite file")
 @pytest.mark.timeout(600)
 def test_eight_processes_on_a_fresh_database_lose_no_write(tmp_path: Path) -> None:
     started = [multiprocessing.get_context("fork").Process(target=write, args=(tmp_path, k)) for k in range(WRITERS)]
@@ -146,6 +147,7 @@ def test_one_database_of_two_storages_has_one_lock(tmp_path: Path) -> None:
     assert time.monotonic() - started < 120
 
 
+@pytest.mark.fault(42, "killed while it made the tables")
 def test_a_process_that_was_killed_while_it_made_the_tables_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small.recipe(tmp_path)
 

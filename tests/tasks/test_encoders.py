@@ -92,6 +92,7 @@ def test_too_small_images_are_named(spec: dict, size: int) -> None:
     assert Encoder(spec, size + 1).shapes[-1][1:] == (1, 1)
 
 
+@pytest.mark.fault(40, "groups of one value")
 def test_a_network_that_would_normalise_groups_of_one_value_is_refused() -> None:
     with pytest.raises(ValueError, match="model: 'skresnet18' cannot take images of 64 pixels: Expected more than 1 value"):
         Encoder({"name": "timm", "model": "skresnet18", "norm": "group"}, 64)

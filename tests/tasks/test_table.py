@@ -26,6 +26,7 @@ def test_a_write_waits_for_commit() -> None:
     assert t.read(torch.tensor([0, 10])).tolist() == [[0, 0], [10, -10]]
 
 
+@pytest.mark.fault(36, "an id outside of a table")
 @pytest.mark.parametrize("bad", [-1, 11])
 def test_an_id_outside_is_named(bad: int) -> None:
     with pytest.raises(IndexError, match=str(bad)):
@@ -116,6 +117,7 @@ def read_beyond() -> str:
     return "no error"
 
 
+@pytest.mark.fault(36, "a wrong id of one of two workers")
 def test_a_wrong_id_of_one_worker_is_named_on_all(pool: Pool) -> None:
     assert pool.run(read_beyond) == ["id 11 is outside of the table's 0..10"] * 2
 
@@ -128,5 +130,6 @@ def write_the_same_id() -> str:
     return f"no error with {world()} workers"
 
 
+@pytest.mark.fault(35, "one id on two workers")
 def test_one_id_on_two_workers_is_an_error(pool: Pool) -> None:
     assert all("[5]" in answer for answer in pool.run(write_the_same_id))

@@ -105,6 +105,7 @@ def test_what_is_refused(ten: tuple[Path, np.ndarray, np.ndarray], tmp_path: Pat
     assert refusal("cifar10", tmp_path).endswith("holds nothing")
 
 
+@pytest.mark.fault(51, "a data set as pickles")
 @pytest.mark.parametrize(
     ("source", "files", "archive"),
     [

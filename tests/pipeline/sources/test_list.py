@@ -104,6 +104,7 @@ def test_wrong_splits(tmp_path: Path) -> None:
         listed(csv(tmp_path, "path,part,label\na.jpg,,0\n"), split_column="part")
 
 
+@pytest.mark.fault(34, "labels that are no class")
 def test_labels_that_are_no_class(tmp_path: Path) -> None:
     files(tmp_path, "1.jpg").joinpath("classes.txt").write_text("ant\nbee\n")
     assert listed(csv(tmp_path, "path,label\n1.jpg,bee\n")).labels.tolist() == [1]
@@ -113,6 +114,7 @@ def test_labels_that_are_no_class(tmp_path: Path) -> None:
             listed(csv(tmp_path, f"path,label\n1.jpg,0\n2.jpg,{label}\n" if label != "cow" else "path,label\n1.jpg,ant\n2.jpg,cow\n"))
 
 
+@pytest.mark.fault(54, "rows that lead out of the root")
 def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     root = files(tmp_path / "root", "1.jpg", "sub/2.jpg")
     files(tmp_path / "outside", "secret.jpg")
@@ -139,6 +141,7 @@ def test_rows_that_lead_nowhere(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault(35, "one file by several paths")
 def test_one_file_by_several_paths_is_listed_twice(tmp_path: Path) -> None:
     root = files(tmp_path / "root", "1.jpg", "sub/2.jpg")
     names = ["1.jpg", "./1.jpg", "sub/../1.jpg", ".//1.jpg", str(root / "1.jpg"), "sub//2.jpg", "sub/2.jpg", "a..b/1.jpg", "memory://b/./1.jpg"]

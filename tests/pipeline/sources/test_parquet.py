@@ -111,6 +111,7 @@ def test_class_names(tmp_path: Path) -> None:
             parquet(tmp_path)
 
 
+@pytest.mark.fault(34, "label -2, and one of 10^15")
 @pytest.mark.parametrize(("labels", "text"), [([0, -2], "row 1: label -2"), ([10**15, 0], "row 0: label 1000000000000000")])
 def test_impossible_labels(tmp_path: Path, labels: list[int], text: str) -> None:
     table(tmp_path / "train-0.parquet", [b"a"], [0])
@@ -173,6 +174,7 @@ def test_damage_inside_costs_the_rows_and_names_the_file(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.fault(32, "Parquet without rows")
 def test_empty_parquet(tmp_path: Path) -> None:
     table(tmp_path / "train.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
     with pytest.raises(UserError, match=r"dataset\.root: no rows in train\.parquet"):

@@ -17,6 +17,7 @@ def test_parts_cover_every_image_once_and_in_order(tmp_path: Path) -> None:
     assert paths == [f"train/{k:02d}.png" for k in range(7)] + [f"test/{k}.png" for k in range(4)]
 
 
+@pytest.mark.fault(32, "a root that is none")
 @pytest.mark.parametrize("source", ["folder", "parquet"])
 def test_roots_that_are_none(tmp_path: Path, source: str) -> None:
     for root, text in ((tmp_path / "missing", "does not exist"), (files(tmp_path, "file.txt") / "file.txt", "is a file"), (tmp_path, "no .*in")):

@@ -128,6 +128,7 @@ def test_roots_that_name_archives(tmp_path: Path) -> None:
         archives((tmp_path / "empty").mkdir() or tmp_path / "empty")
 
 
+@pytest.mark.fault(53, "links, devices and names that lead out of an archive")
 def test_hostile_members(tmp_path: Path) -> None:
     shard(
         tmp_path / "x.tar",
@@ -210,6 +211,7 @@ def test_damage_to_the_compression(tmp_path: Path) -> None:
     assert [record.path for record in anew if record.reason] == ["b.tar.gz"]
 
 
+@pytest.mark.fault(53, "a header of gigabytes")
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
 def test_a_header_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
     header = special("x", kind)
@@ -219,6 +221,7 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
     assert reasons(archives(tmp_path)) == [("a.tar", "the archive is damaged, what follows is lost: a header of 8589934591 bytes (at most 1048576)")]
 
 
+@pytest.mark.fault(53, "headers without end")
 def test_headers_without_end_are_damage(tmp_path: Path) -> None:
     name = special("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     name.size = 4
@@ -230,6 +233,7 @@ def test_headers_without_end_are_damage(tmp_path: Path) -> None:
     assert reason.startswith("the archive is damaged, what follows is lost: maximum recursion depth")
 
 
+@pytest.mark.fault(53, "a member of gigabytes")
 def test_a_member_too_large_to_be_an_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 4)
     shard(tmp_path / "a.tar", ("1.jpg", b"four"), ("2.jpg", b"fives"))

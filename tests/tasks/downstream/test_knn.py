@@ -63,6 +63,7 @@ def test_blocks_of_queries_equal_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(weighted_knn(queries, bank, labels, 7, 0.1), whole)
 
 
+@pytest.mark.fault(38, "a feature of zeros in kNN")
 def test_a_zero_feature_is_finite() -> None:
     _, bank, labels = random(1, 10, 4, 3)
     bank[3] = 0

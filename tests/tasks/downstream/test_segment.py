@@ -143,6 +143,7 @@ def test_a_pretrained_decoder_is_taken_over_but_for_its_last_layer() -> None:
     assert all(torch.equal(learner.state_dict()[k], v) for k, v in last.items())
 
 
+@pytest.mark.fault(47, "a decoder of another network")
 def test_another_decoder_is_refused_by_the_key_that_differs() -> None:
     with pytest.raises(ValueError, match="shortcuts: full differs from input_output"):
         task().start_from({"decoder": Decoder(encoder().shapes, 3, 13, norm="group", shortcuts="input_output")})

@@ -216,6 +216,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
         assert float(first[name].detach()) == pytest.approx(float(second[name].detach()), rel=1e-10)
 
 
+@pytest.mark.fault(38, "zeros, equal images, huge values: Clustering and Locality")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("images", ["constant", "equal"])
 def test_hard_inputs_are_finite(variant: str, images: str) -> None:

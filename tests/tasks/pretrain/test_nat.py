@@ -154,11 +154,13 @@ def test_the_order_of_the_batch_does_not_matter() -> None:
     assert float(learner(batch(ids[order], torch.float64))["loss"].detach()) == pytest.approx(float(first.detach()), rel=1e-7)
 
 
+@pytest.mark.fault(35, "an id twice in a batch")
 def test_an_id_twice_in_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"twice .* \[3\]"):
         method()(batch(torch.tensor([1, 3, 3])))
 
 
+@pytest.mark.fault(38, "zeros, equal images, huge values: Noise As Targets")
 @pytest.mark.parametrize("images", ["constant", "equal"])
 def test_hard_inputs_are_finite(images: str) -> None:
     learner = method()
@@ -211,6 +213,7 @@ def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> No
         assert sorted(table.tolist()) == list(range(96))
 
 
+@pytest.mark.fault(39, "an assignment of NaN")
 def test_features_that_are_no_numbers_reach_the_loss() -> None:
     """The loop looks at the loss, on all workers; a solver that raises on one of them would be taken for a crash."""
     broken = torch.full((6, 4), float("nan"))

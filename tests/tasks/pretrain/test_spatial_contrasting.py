@@ -200,6 +200,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
     assert float(learner(batch(ids[order]))["loss"].detach()) == pytest.approx(float(learner(batch(ids))["loss"].detach()), rel=1e-10)
 
 
+@pytest.mark.fault(38, "zeros, equal images, huge values: Spatial Contrasting")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("images", ["constant", "equal"])
 def test_hard_inputs_are_finite(variant: str, images: str) -> None:
