@@ -27,7 +27,7 @@ from tests import small, traced, traced_slowly
 
 CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
 SHARED: dict[str, Any] = {"stages__pretrain__method__dropout": 0.0}  # nothing rests on a worker's own part of a batch
-EPOCHS = 400  # more than there is time for until nothing more is to happen
+EPOCHS = 150  # more than there is time for until nothing more is to happen
 MACHINE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 * 2**20}
 
 
