@@ -17,7 +17,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_serializer, field_validator, model_validator
 
 from pipeline import yaml_strict
 from pipeline.augment import CROPS, OPS, ten_crop
@@ -188,6 +188,10 @@ class Scale(Strict):
         if numbers is workers or workers < 0:
             raise ValueError("must be greater than or equal to 0, or [fewest, most] with 1 <= fewest < most")
         return int(workers)
+
+    @field_serializer("workers")
+    def _as_given(self, workers: int | tuple[int, int]) -> int | list[int]:
+        return workers if isinstance(workers, int) else list(workers)
 
     @property
     def fewest(self) -> int:
