@@ -18,6 +18,7 @@ from pipeline import machines
 from pipeline.config import Scale, Stream
 from pipeline.errors import UserError
 
+ELASTIC_START_S = 20  # that an elastic group waits for its machines: one of them may be lost, and then fewer workers will do
 DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
 
 
@@ -143,7 +144,7 @@ def _environment(scale: Scale) -> None:
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),  # Ray's default waits for a lost rank for ever
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(120, scale.wait_s)),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(120, scale.wait_s) if scale.fewest == scale.most else ELASTIC_START_S),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
