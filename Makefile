@@ -1,12 +1,13 @@
 # make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
 # make chaos: a recipe killed 200 times at random moments, and what it then comes to.
+# make faults: what becomes of each fault of docs/reliability.md; its table is written anew.
 # All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test smoke chaos check install clean
+.PHONY: demo test smoke chaos faults check install clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +34,9 @@ smoke: install
 
 chaos: install
 	$(BIN)/python -m tests.chaos
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 check: install
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.faults import FAULTS, WITHOUT_TEST
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
 STAGES = {"prepare", "pretrain", "evaluate", "finetune", "retrieve", "embed", "export"}
@@ -181,3 +183,17 @@ def test_methods_and_tasks_have_their_page_of_conf_and_test() -> None:
         for name in re.findall(r'"(\w+)": \w+', text):
             assert (ROOT / f"conf/{group}/{name}.yaml").exists()
             assert (ROOT / f"tests/tasks/{folder}/test_{name}.py").exists()
+
+
+def faults_of(file: Path) -> list[tuple[object, object]]:
+    """Row and text of every `fault` mark in a file of tests."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    return [tuple(ast.literal_eval(word) for word in call.args) for call in calls if ast.unparse(call.func) == "pytest.mark.fault"]  # type: ignore[misc]
+
+
+def test_every_fault_has_a_test_or_a_reason_why_not() -> None:
+    marks = [mark for file in (ROOT / "tests").rglob("test_*.py") for mark in faults_of(file)]
+    assert list(FAULTS) == list(range(1, 57))
+    assert all(text for _, text in marks)
+    assert {row for row, _ in marks} | WITHOUT_TEST.keys() == FAULTS.keys()
+    assert not {row for row, _ in marks} & WITHOUT_TEST.keys(), "a reason why there is no test, and a test"

@@ -80,6 +80,8 @@ def test_two_machines_give_the_numbers_of_one_process(cluster: Any, tmp_path: Pa
         assert np.allclose(one.pretrained, other.pretrained, atol=0.035), "two of 60 test images may lie on a border"
 
 
+@pytest.mark.fault(7, "one of two machines")
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path: Path, digits: Store) -> None:

@@ -240,6 +240,34 @@ def test_other_images_than_the_checkpoints_are_refused(tmp_path: Path, digits: S
         train(tmp_path, digits, dataset__max_train=100)
 
 
+@pytest.mark.fault(49, "continued with other threads, or another version of torch")
+@pytest.mark.parametrize("other", ["threads", "torch"])
+def test_other_threads_or_another_torch_are_told(tmp_path: Path, digits: Store, other: str) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, digits, 3)
+    manifest = max((tmp_path / "job" / "checkpoints").iterdir()) / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), other: {"threads": 2, "torch": "2.0.0"}[other]}))
+    train(tmp_path, digits)
+    text = (tmp_path / "job" / METRICS).read_text()
+    assert "another number of workers, threads or version of torch" in text
+    assert "continued from the checkpoint of step 2" in text
+
+
+@pytest.mark.fault(56, "a clock that jumps back a day at each look")
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    now = [time.time()]
+
+    def jump() -> float:
+        now[0] -= 86_400
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jump)
+    with pytest.raises(Stopped):
+        train(tmp_path / "jumps", digits, 4)
+    assert train(tmp_path / "jumps", digits)[0] == clean
+
+
 class Explodes(Learner):
     """Finite for two steps."""
 

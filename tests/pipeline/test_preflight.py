@@ -1,5 +1,6 @@
 """What a method needs of its batches, and whether it fits the encoder, is known before anything starts."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.worker import Worker
 from tests import small
 from tests.pipeline.sources.test_voc import voc
 from tests.pipeline.sources.test_voc_annotations import CAT, DOG, annotate
+from tests.pipeline.test_prepare import images
 
 CLUSTERING = {"name": "clustering_locality"}
 CONTRAST = {"name": "spatial_contrasting", "patch_size": 1}
@@ -132,5 +134,18 @@ def test_stages_that_need_one_label_refuse_annotations(tmp_path: Path, stage: st
     with pytest.raises(
         UserError, match=rf"^stages\.{stage}.* needs labels, one for an image, and dataset\.root .* has boxes, present instead; valid: "
     ):
+        preflight.check(recipe.model_copy(update={"stages": stages}))
+    preflight.check(recipe.model_copy(update={"stages": {"pretrain": recipe.stages["pretrain"]}}))
+
+
+@pytest.mark.fault(34, "images of one class")
+@pytest.mark.parametrize("stage", ["evaluate", "finetune"])
+def test_images_of_one_class_cannot_be_scored(tmp_path: Path, stage: str) -> None:
+    root = images(tmp_path / "in", 8)
+    for part in ("train", "test"):
+        shutil.rmtree(root / part / "b")
+    recipe = small.recipe(tmp_path, dataset__name="greys", dataset__source="folder", dataset__root=str(root), dataset__max_train=None)
+    stages = {name: kind for name, kind in recipe.stages.items() if name in ("pretrain", stage)}
+    with pytest.raises(UserError, match=rf"^stages\.{stage}: all images of dataset\.root .* are 'a': there is nothing to tell apart; valid: "):
         preflight.check(recipe.model_copy(update={"stages": stages}))
     preflight.check(recipe.model_copy(update={"stages": {"pretrain": recipe.stages["pretrain"]}}))

@@ -1,0 +1,150 @@
+"""The fault matrix: `python -m tests.faults [--slow]` runs the tests that show what becomes of each fault, and writes docs/reliability.md's table.
+
+A test says which row it shows with `@pytest.mark.fault(row, "what exactly")`. Without `--slow` those that start Ray are left out.
+"""
+
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/reliability.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+SURVIVED, REFUSED, NOT_HERE = "survived", "refused", "n.a."
+
+# row: (the fault, what becomes of it)
+FAULTS: dict[int, tuple[str, str]] = {
+    1: ("a worker is killed (SIGKILL)", SURVIVED),
+    2: ("a worker raises", SURVIVED),
+    3: ("the same error at the same step, twice", REFUSED),
+    4: ("a worker hangs", SURVIVED),
+    5: ("a worker returns early", SURVIVED),
+    6: ("gradients do not arrive", SURVIVED),
+    7: ("a node is lost", SURVIVED),
+    8: ("the command is killed (SIGKILL)", SURVIVED),
+    9: ("SIGTERM", SURVIVED),
+    10: ("Ctrl-C, also twice", SURVIVED),
+    11: ("object store too small", REFUSED),
+    12: ("decoded images larger than memory", REFUSED),
+    13: ("too few CPUs for the workers", REFUSED),
+    14: ("no CPU left for decoding", REFUSED),
+    15: ("trials with workers of their own", SURVIVED),
+    16: ("disk full", REFUSED),
+    17: ("checkpoint or encoder cut short", SURVIVED),
+    18: ("a bit flipped", SURVIVED),
+    19: ("killed between the files of a checkpoint", SURVIVED),
+    20: ("Ray's own record of a run damaged", SURVIVED),
+    21: ("a run of the same name again", SURVIVED),
+    22: ("two runs of one name at once", REFUSED),
+    23: ("names with .., /, nothing or 300 characters", REFUSED),
+    24: ("storage that cannot be written", REFUSED),
+    25: ("images that are empty, garbage or cut off", SURVIVED),
+    26: ("PNG with a wrong checksum", SURVIVED),
+    27: ("decompression bombs", REFUSED),
+    28: ("images of extreme shape", SURVIVED),
+    29: ("images of every mode and depth", SURVIVED),
+    30: ("broken EXIF", SURVIVED),
+    31: ("animations, bytes behind the end", SURVIVED),
+    32: ("no images", REFUSED),
+    33: ("fewer images than a batch", REFUSED),
+    34: ("one class, labels out of range or unknown", REFUSED),
+    35: ("an image or id twice", REFUSED),
+    36: ("an id out of range", REFUSED),
+    37: ("a loss that is not finite", REFUSED),
+    38: ("zeros, equal images, huge values in a loss", SURVIVED),
+    39: ("an assignment of NaN", REFUSED),
+    40: ("a batch of one", REFUSED),
+    41: ("MLflow is down, at the start or in the middle", SURVIVED),
+    42: ("many writers on one SQLite file", SURVIVED),
+    43: ("file: as tracking.uri", REFUSED),
+    44: ("wrong keys, values and types in a recipe", REFUSED),
+    45: ("traps of YAML", SURVIVED),
+    46: ("YAML bombs and tags", REFUSED),
+    47: ("an encoder that does not fit", REFUSED),
+    48: ("continued on another number of workers", SURVIVED),
+    49: ("continued with other threads or another torch", SURVIVED),
+    50: ("an earlier stage that has not finished, or is damaged", REFUSED),
+    51: ("pickles", REFUSED),
+    52: ("hostile safetensors files", REFUSED),
+    53: ("hostile archives", REFUSED),
+    54: ("paths that lead out of their root", REFUSED),
+    55: ("odd names of classes, params twice", SURVIVED),
+    56: ("no home folder, a clock that jumps", SURVIVED),
+}
+WITHOUT_TEST: dict[int, str] = {}
+
+
+@dataclass
+class Row:
+    """What the tests of a row came to."""
+
+    tests: dict[str, str] = field(default_factory=dict)  # id of a test -> passed, failed, skipped, or not run
+    seconds: float = 0.0
+
+    def line(self, number: int) -> str:
+        name, outcome = FAULTS[number]
+        ran = [state for state in self.tests.values() if state != "not run"]
+        told = f"{len(ran)} of {len(self.tests)}" if len(ran) < len(self.tests) else str(len(ran))
+        if "failed" in ran:
+            outcome = "FAILED"
+        elif not ran and number not in WITHOUT_TEST:
+            outcome = f"{outcome} (not run)"
+        return f"| {number} | {name} | {outcome} | {WITHOUT_TEST.get(number, told)} | {f'{self.seconds:.1f}' if ran else ''} |"
+
+
+class Collector:
+    """A plugin of pytest: keeps the marked tests alone, and what becomes of them. A test of several rows counts in each."""
+
+    def __init__(self, slow: bool) -> None:
+        self.slow, self.rows = slow, {number: Row() for number in FAULTS}
+        self.of: dict[str, set[int]] = defaultdict(set)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        kept = []
+        for item in items:
+            for mark in item.iter_markers("fault"):
+                self.of[item.nodeid].add(mark.args[0])
+                self.rows[mark.args[0]].tests[item.nodeid] = "not run"
+            if self.of.get(item.nodeid) and (self.slow or item.get_closest_marker("ray") is None):
+                kept.append(item)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for number in self.of[report.nodeid]:
+            row = self.rows[number]
+            row.seconds += report.duration
+            if report.when == "call" or report.outcome != "passed":
+                row.tests[report.nodeid] = report.outcome if row.tests[report.nodeid] != "failed" else "failed"
+
+
+def table(rows: dict[int, Row]) -> str:
+    lines = ["| row | fault | outcome | tests | seconds |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(rows[number].line(number) for number in FAULTS)])
+
+
+def write(text: str) -> None:
+    """Between the marker lines of the page."""
+    page = PAGE.read_text("utf-8")
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", "utf-8")
+
+
+def main(slow: bool) -> int:
+    collector, start = Collector(slow), time.monotonic()
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "", str(ROOT / "tests")], plugins=[collector])
+    ran = sum(state != "not run" for row in collector.rows.values() for state in row.tests.values())
+    told = f"{'All' if slow else 'Without those that start Ray,'} {ran} tests of rows in {time.monotonic() - start:.0f} s, start included."
+    text = f"{table(collector.rows)}\n\n{told}"
+    print(text)
+    write(text)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--slow" in sys.argv[1:]))
