@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import mlflow  # noqa: F401  # as the rest, before the fork
+# What a run imports on its way takes longer than the run: before the fork.
+import matplotlib.backends.backend_agg  # noqa: F401
+import mlflow.data
+import mlflow.store.artifact.local_artifact_repo
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch
 
 import pipeline.run  # noqa: F401
