@@ -135,9 +135,11 @@ class Tracking:
         return run_id
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Those that the run has not got: a process that was killed may have logged some, and MLflow takes no other value for them."""
         from mlflow.entities import Param
 
-        rows = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        there = self.client.get_run(run_id).data.params
+        rows = [Param(key, str(value)[:6000]) for key, value in params.items() if key not in there]
         for k in range(0, len(rows), 100):
             self.client.log_batch(run_id, params=rows[k : k + 100])
 

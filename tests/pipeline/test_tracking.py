@@ -131,6 +131,16 @@ def test_a_run_that_cannot_be_asked_for_is_not_made_anew(tracking: Tracking, tmp
     assert json.loads(file.read_text())["run_id"] == run_id
 
 
+@pytest.mark.fault(55, "a run whose note was lost, with another setting")
+def test_params_of_a_run_whose_process_was_killed_stay_what_they_were(tracking: Tracking, tmp_path: Path) -> None:
+    """It had made the run and logged a part of it, and had not noted its id; the next command has another setting."""
+    file = tmp_path / "a" / "mlflow.json"
+    run_id = tracking.start("a", file, {"log_every": 1}, {})
+    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"]}))
+    assert tracking.start("a", file, {"log_every": 2, "seed": 3}, {}) == run_id
+    assert tracking.client.get_run(run_id).data.params == {"log_every": "1", "seed": "3"}
+
+
 def module_code() -> int:
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
