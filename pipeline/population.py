@@ -1,7 +1,6 @@
 """Population-based training (Jaderberg et al. 2017, "Population Based Training of Neural Networks"): which trials go on from the networks of which
 others, and with which settings. A function of (search, what the ledger knows): a search that was killed exchanges what it would have exchanged."""
 
-import copy
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from pipeline import preflight
 from pipeline.checkpoint import MANIFEST, Damaged, verified
-from pipeline.config import Pretrain, arguments
+from pipeline.config import Pretrain
 from pipeline.durable import temporary_in
 from pipeline.errors import UserError
 from pipeline.ledger import Trial
@@ -22,8 +21,6 @@ from pipeline.proposals import drawn_anew
 from pipeline.space import Dimension, Pbt, Plan, Search, Values
 from pipeline.stage import Passage
 from tasks.encoders import Encoder
-from tasks.pretrain import METHODS
-from tasks.pretrain.method import Setting
 
 HANDED = "handed"  # in the folder of a trial: the checkpoints that it goes on from
 
@@ -115,16 +112,15 @@ def exchange(search: Search, resting: Sequence[Trial], place: Callable[[Trial], 
     for due in exchanges(search, resting):
         if hand_over(Path(by_number[due.origin].training), place(by_number[due.trial]), by_number[due.trial].parts[-1].epochs):
             made.append(due)
-    past = {due.origin: (copy.deepcopy(by_number[due.origin].before), by_number[due.origin].parts[-1]) for due in made}
+    for trial in resting:
+        trial.origin = None
     found = []
     for due in made:
-        trial, (before, last) = by_number[due.trial], past[due.origin]
+        trial, origin = by_number[due.trial], by_number[due.origin]  # which goes on with its own: nobody is both
+        last = origin.parts[-1]
         found.append((trial, trial.training))
         trial.values, trial.origin = due.values, due.origin
-        trial.before = before + ([(last.epochs, last.values)] if last.values != due.values else [])
-    for trial in resting:
-        if trial not in [changed for changed, _ in found]:
-            trial.origin = None
+        trial.before = origin.before + ([(last.epochs, last.values)] if last.values != due.values else [])
     return found
 
 
@@ -174,8 +170,7 @@ def _shapes(plan: Plan, values: Values, classes: int) -> dict[str, tuple[int, ..
     recipe = plan.trial(values)
     stage = recipe.stages[plan.search.deciding[0].partition(".")[0]]
     assert isinstance(stage, Pretrain)
-    setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
-    method = METHODS[stage.method.name](Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), setting, **arguments(stage.method))
+    method = preflight.small(stage, Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), classes)
     found = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
     for table, state in method.tables.items():
         found |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}

@@ -17,7 +17,7 @@ from tasks.downstream import TASKS
 from tasks.encoders import Encoder
 from tasks.exchange import FORMATS, lacks
 from tasks.pretrain import METHODS
-from tasks.pretrain.method import Setting
+from tasks.pretrain.method import Method, Setting
 
 
 def check(recipe: Recipe, source: Source | None = None) -> None:
@@ -197,11 +197,20 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
     if stage.first_view == "plain" and needs.views == 1:
         raise UserError(f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented")
-    setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
     try:
-        return cls(encoder, setting, **parameters).handed_on()
+        return small(stage, encoder, classes).handed_on()
     except ValueError as error:
         raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
+
+
+def small(stage: Pretrain, encoder: Encoder, classes: int) -> Method:
+    """The method over a small table.
+
+    Raises:
+        ValueError: its settings do not go with the encoder.
+    """
+    setting = Setting(1024, stage.epochs, 0, classes, torch.full((1024,), -1))
+    return METHODS[stage.method.name](encoder, setting, **arguments(stage.method))
 
 
 def _check_storage(storage: Path) -> None:
