@@ -27,7 +27,8 @@ demo: install
 	$(BIN)/firstlight run conf/recipe/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not slow'
+	$(BIN)/python -m pytest -m 'ray and not slow' # one at a time: each has a cluster of its own
 
 smoke: install
 	$(BIN)/python -m tests.smoke

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -442,7 +443,7 @@ def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(tmp_path: Pat
     wanted = plan(tmp_path, "scale.workers=1", "scale.cpus=3", "scale.cpus_per_worker=0.5", **changes)
     found, _ = told(wanted)
     assert [trial.state for trial in found.trials] == ["done", "stopped"]
-    assert found.trials[1].reason.startswith("behind others at 1 epochs: loss ")
+    assert re.match(r"behind others at (1|3|9|27) epochs: loss 0\.\d+$", found.trials[1].reason), found.trials[1].reason
     assert groups == [], "neither of its trial's process nor of its trainer"
     statuses = {run.info.run_name: run.info.status for run in runs_of(wanted)}
     assert statuses["trial 001"] == "KILLED"
