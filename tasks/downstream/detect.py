@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEPT = 100  # detections of an image that are scored
 AT_A_TIME = 8  # images that are looked at
-Pixels = Annotated[int, Ge(1)]
+Positive = Annotated[int, Ge(1)]
 
 
 class Backbone(nn.Module):
@@ -47,7 +47,8 @@ class Backbone(nn.Module):
 class Detect(Task):
     """`anchors`: sides of the proposed boxes in pixels; with a pyramid they are dealt out to its levels, shallow to deep. `pyramid`: channels of a
     feature pyramid over the deepest map of each of the last four resolutions; 0: the deepest map alone. `hidden`: of the two layers of the box head.
-    `overlap`: of boxes of one class of which the better one is kept. `proposals`: where an object may be is told by a `network` that is trained with
+    `overlap`: of boxes of one class of which the better one is kept. `sampled`: proposals of an image that the box head learns from at a step, a quarter
+    of them of objects (64 in Girshick 2015, 512 in torchvision); most of the time of a small network goes there. `proposals`: where an object may be is told by a `network` that is trained with
     the rest (Faster R-CNN), or is each of the `windows` with the anchors' sides (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
     """
 
@@ -62,17 +63,18 @@ class Detect(Task):
         *,
         train: Train = "all",
         layer_decay: Decay = 1.0,
-        anchors: Annotated[tuple[Pixels, ...], MinLen(1)] = (32, 64, 128, 256),
+        anchors: Annotated[tuple[Positive, ...], MinLen(1)] = (32, 64, 128, 256),
         pyramid: Annotated[int, Ge(0)] = 0,
-        hidden: Pixels = 1024,
+        hidden: Positive = 1024,
         overlap: Annotated[float, Ge(0.0)] = 0.5,
+        sampled: Positive = 512,
         proposals: Literal["network", "windows"] = "network",
     ) -> None:
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
         levels = _levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
             raise ValueError(f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; valid: one a level")
-        self.detector = _detector(Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap)
+        self.detector = _detector(Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled)
         if proposals == "windows":
             self.detector.rpn = Windows(anchors)  # type: ignore[assignment]
 
@@ -118,7 +120,7 @@ def _levels(encoder: Encoder) -> list[int]:
     return sorted(deepest.values())[-4:]
 
 
-def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, ...], hidden: int, overlap: float) -> "FasterRCNN":
+def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, ...], hidden: int, overlap: float, sampled: int) -> "FasterRCNN":
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -138,6 +140,7 @@ def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, .
         box_head=TwoMLPHead(backbone.out_channels * 49, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),
         box_nms_thresh=overlap,
+        box_batch_size_per_image=sampled,
         box_detections_per_img=KEPT,
     )
 

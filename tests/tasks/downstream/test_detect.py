@@ -72,6 +72,14 @@ def test_images_without_objects_can_be_learned_from() -> None:
     assert math.isfinite(float(losses["loss"].detach()))
 
 
+@pytest.mark.parametrize("sampled", [3, 40])
+def test_the_box_head_learns_from_so_many_proposals_of_an_image(sampled: int) -> None:
+    learner, seen = task(sampled=sampled).train(), []
+    learner.detector.roi_heads.box_head.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    learner(squares())
+    assert seen == [8 * sampled]
+
+
 def test_a_pyramid_wants_an_anchor_for_each_level() -> None:
     with pytest.raises(ValueError, match=r"anchors: .* 2 for the 3 levels"):
         task(pyramid=16)
