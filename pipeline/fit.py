@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline import fault, resident
+from pipeline import fault, resident, watchdog
 from pipeline.errors import Paused, Stopped
 from pipeline.failures import AFTER
 from pipeline.job import Job, to_batch
@@ -67,16 +67,21 @@ def _train(job: Job, learner: Learner, trainer: Trainer, watch: Watcher | None) 
         append(job.folder, {"note": line})
     for arrays in clock.waiting(stream):
         if step % job.plan.steps == 0 or step == first:
+            watchdog.pause()
             learner.begin_epoch(step // job.plan.steps)
             tails.write(step // job.plan.steps)
         with part(DATA):
             batch = to_batch(arrays, job.device, job, step)
         losses = trainer.step(batch, step)
         step += 1
+        watchdog.alive()
         last = step == stop
         looks = watch is not None and watch.due(step)
         if step % job.training.log_every == 0 or last or looks:
-            seen = clock.aside(watch.look()) if watch is not None and looks else {}
+            seen = {}
+            if watch is not None and looks:
+                watchdog.pause()
+                seen = clock.aside(watch.look())
             clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
             _stop_if_asked(job)
         fault.maybe(rank(), step)

@@ -1,5 +1,6 @@
 """Run a stage's work on the training workers: Ray Train's TorchTrainer, or this process (`scale.workers: 0`)."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -12,14 +13,16 @@ from typing import Any
 
 import torch
 
-from pipeline import failures
-from pipeline.attempts import attempt
+from pipeline import failures, watchdog
+from pipeline.attempts import attempt, read_attempts
 from pipeline.config import Recipe, Scale, parse
 from pipeline.errors import Paused, StageFailed, Stopped, StopTraining
+from pipeline.metrics import append
 from pipeline.session import decoding_cpus, verbose
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
+from tasks.collective import world
 
 STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
 ENDING_S = 10.0  # that a function has to end when it is asked to
@@ -36,6 +39,7 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
     """
     for instance in instances:
         failures.forget(instance.folder)
+        watchdog.forget(instance.folder)
     payload = {
         "recipe": recipe.dump(),
         "store": str(store.path),
@@ -61,11 +65,20 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
         for fields in payload["instances"]:
             paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")}
             instance = Instance(**{**fields, **paths})
-            with failures.remembered(instance.folder), attempt(instance.folder, device):
+            with failures.remembered(instance.folder), attempt(instance.folder, device), _watched(instance.folder, recipe.scale, on_ray):
                 work(worker, recipe.stages[instance.stage], instance)
     except StopTraining as stop:
         return {"stop": str(stop), "kind": type(stop).__name__}
     return {"stop": None}
+
+
+def _watched(folder: Path, scale: Scale, on_ray: bool) -> contextlib.AbstractContextManager[None]:
+    """A hang of one rank of several is noticed by the others; one in this process, by who sits before it."""
+    if not on_ray or world() > 1:
+        return contextlib.nullcontext()
+    if watchdog.hung(folder):
+        append(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HUNG}"})
+    return watchdog.watched(folder, scale.collective_timeout_s)
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +139,8 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str,
     try:
         answer = interruptible(trainer.fit).return_value
     except TrainingFailedError as error:
-        raise StageFailed(_one_line(error, scale)) from error
+        hung = next(filter(_hung, (Path(fields["folder"]) for fields in payload["instances"])), None)
+        raise StageFailed(_one_line(error, scale) if hung is None else _told_hung(hung, scale)) from error
     assert isinstance(answer, dict)
     return answer
 
@@ -155,6 +169,16 @@ def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None =
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+def _hung(folder: Path) -> bool:
+    """The last attempt did."""
+    work = read_attempts(folder)
+    return watchdog.hung(folder) and work is not None and work.ended is None
+
+
+def _told_hung(folder: Path, scale: Scale) -> str:
+    return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HUNG}"
 
 
 def _one_line(error: BaseException, scale: Scale) -> str:

@@ -1,8 +1,8 @@
-"""Machines, drivers and workers killed at random on a Ray cluster: `python -m tests.chaos_cluster [--machines 3] [--kills 3] [--seed 0] [method ...]`.
+"""Machines, drivers and workers killed at random on a Ray cluster: `python -m tests.chaos_cluster [--machines 3] [--kills 3] [method ...]`.
 
-The cluster is of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe (its pretraining on two workers, kNN and
-probe, a fine-tuning, the embeddings) is run to its end twice: left alone, and killed. A machine that is killed is replaced by another, a worker by Ray;
-a driver is run again. What is left at the end, in files and in MLflow, must be the same to the last bit.
+The cluster is of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe (its pretraining on two workers,
+kNN and probe, a fine-tuning, the embeddings) is run to its end twice: left alone, and killed. A machine that is killed is replaced by another, a
+worker by Ray; a driver is run again. What is left at the end, in files and in MLflow, must be the same to the last bit.
 """
 
 import argparse

@@ -47,9 +47,10 @@ class Backbone(nn.Module):
 class Detect(Task):
     """`anchors`: sides of the proposed boxes in pixels; with a pyramid they are dealt out to its levels, shallow to deep. `pyramid`: channels of a
     feature pyramid over the deepest map of each of the last four resolutions; 0: the deepest map alone. `hidden`: of the two layers of the box head.
-    `overlap`: of boxes of one class of which the better one is kept. `sampled`: proposals of an image that the box head learns from at a step, a quarter
-    of them of objects (64 in Girshick 2015, 512 in torchvision); most of the time of a small network goes there. `proposals`: where an object may be is told by a `network` that is trained with
-    the rest (Faster R-CNN), or is each of the `windows` with the anchors' sides (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
+    `overlap`: of boxes of one class of which the better one is kept. `sampled`: proposals of an image that the box head learns from at a step, up to
+    a quarter of them of objects (64 in Girshick 2015, 512 in torchvision); with a small network most of the time goes there. `proposals`: where an
+    object may be is told by a `network` that is trained with the rest (Faster R-CNN), or is each of the `windows` with the anchors' sides (Fast
+    R-CNN on dense boxes, Girshick 2015, section 5.5).
     """
 
     target = "boxes"
