@@ -1,12 +1,26 @@
 """A board of images in rows and columns, with captions: one pair of axes for all of them, as one for each takes seconds to draw."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 GAP, HEAD = 0.07, 0.3  # inches between images, and for a title
+LABEL = 32  # characters of a name in a picture, at most
+matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+
+
+def shown_names(names: Iterable[str]) -> list[str]:
+    """Names of classes as a picture can show them: no longer than LABEL, in one line, and none that matplotlib leaves out of its legends."""
+    found = []
+    for name in names:
+        line = "".join(c if c.isprintable() else " " for c in name)
+        short = line if len(line) <= LABEL else line[: LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        found.append(f" {short}" if short.startswith("_") else short)
+    return found
 
 
 class Board:

@@ -487,6 +487,15 @@ class Recipe(Strict):
             raise ValueError("must not contain '..'")
         return name
 
+    @field_validator("stages")
+    @classmethod
+    def _stage_names(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        """They are parts of folders' names, and of dotted keys."""
+        for name in stages:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+                raise ValueError(f"{name[:64]!r} is no name of a stage; valid: up to 64 letters, digits, _ and -, a letter or digit first")
+        return stages
+
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:

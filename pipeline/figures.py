@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from pipeline.board import Board
+from pipeline.board import Board, shown_names
 from pipeline.census import OCTAVE
 from pipeline.projection import Mapped
 from tasks.shown import Picture, Row
@@ -67,7 +67,7 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: 
     for k, split in enumerate(splits):
         axis.bar(np.arange(len(by_class)) + k * width, [v[k] for v in by_class.values()], width, label=split, color=(BLUE, RED, GRAY)[k % 3])
     crowded = len(by_class) > 10 or sum(map(len, by_class)) > 45
-    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, list(by_class), rotation=45 if crowded else 0, fontsize=8)
+    axis.set_xticks(np.arange(len(by_class)) + 0.4 - width / 2, shown_names(by_class), rotation=45 if crowded else 0, fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plain(axis, title)
     return figure
@@ -162,8 +162,8 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 20:
-        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
-        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+        axis.set_xticks(range(len(classes)), shown_names(classes), rotation=90, fontsize=8)
+        axis.set_yticks(range(len(classes)), shown_names(classes), fontsize=8)
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.005:
                 axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black")
@@ -213,12 +213,12 @@ def embedding_map(maps: Mapping[str, Mapped], labels: np.ndarray, classes: Seque
     alone = len(maps) == 1
     figure = Figure(figsize=(6.6, 4.6) if alone else (4.2 * len(maps) + 1.2, 3.9), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    named = 0 < len(present) <= 20
+    names, named = shown_names(classes), 0 < len(present) <= 20
     colours = matplotlib.colormaps["tab20" if len(present) > 10 else "tab10"]
     size = 3 if len(labels) > 500 else 5
     for axis, (title, (points, captions)) in zip(axes, maps.items(), strict=True):
         for colour, k in enumerate(present if named else ()):
-            axis.plot(*points[labels == k].T, "o", color=colours(colour), markersize=size, alpha=0.7, markeredgewidth=0, label=classes[k])
+            axis.plot(*points[labels == k].T, "o", color=colours(colour), markersize=size, alpha=0.7, markeredgewidth=0, label=names[k])
         rest = points[labels < 0] if named else points
         axis.plot(*rest.T, "o", color=GRAY if named else BLUE, markersize=size, alpha=0.6, markeredgewidth=0, zorder=0)
         axis.set_xlabel(captions[0], fontsize=8)

@@ -4,6 +4,8 @@ All arms try the same learning rates; each is chosen on held-out data, then the 
 """
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from tasks.downstream.task import Scores, Task
 from tasks.encoders import Encoder
 from tasks.learner import Batch
 from tasks.lsuv import lsuv
+
+KEY = 100  # characters of a class's name in a key of MLflow, which takes 250 in all
 
 SHOWN, LOOKED_AT = 4, 64  # test images in a picture; training images that `lsuv` scales by
 
@@ -201,5 +205,18 @@ def _named(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]
     """Lists by class as a number for each class that has one."""
     single = {name: value for name, value in scores.items() if not isinstance(value, list)}
     lists = {name: value for name, value in scores.items() if isinstance(value, list)}
-    each = {f"{name}/{kind}": v for name, values in lists.items() for kind, v in zip(classes, values, strict=True) if v is not None}
+    keys = metric_keys(classes)
+    each = {f"{name}/{key}": v for name, values in lists.items() for key, v in zip(keys, values, strict=True) if v is not None}
     return single | each
+
+
+def metric_keys(names: Sequence[str]) -> list[str]:
+    """The names as parts of keys that MLflow takes, one for each: what it refuses becomes a low line, and one that is empty, long, no part of a path
+    or another's already has its place beside it."""
+    keys: list[str] = []
+    for place, name in enumerate(names):
+        key = re.sub(r"[^\w .:-]", "_", name)
+        if not key.strip(".") or len(key) > KEY or (key != name and key in {*keys, *names}):
+            key = f"{key[:KEY].strip('.') or 'class'} {place}"
+        keys.append(key)
+    return keys

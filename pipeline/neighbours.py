@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline import figures
+from pipeline.board import shown_names
 from pipeline.splits import spread
 from pipeline.worker import Worker
 
@@ -41,5 +42,5 @@ def picture(worker: Worker, shown: Shown, title: str) -> Figure:
     for (query, _), row in zip(shown, found, strict=True):
         wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]
         rows.append((pixels[query], [pixels[i] for i in row], wrong))
-    names = [worker.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in shown]
+    names = shown_names(worker.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in shown)
     return figures.neighbours(rows, names, title)

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from pipeline.annotations import VOID, Annotation
+from pipeline.board import shown_names
 from pipeline.images import decode, decode_map
 from pipeline.store import Store
 
@@ -22,7 +23,7 @@ LEGEND = 24  # classes in it, at most: those that are shown
 def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
     """The images of `ids` (n,) with their annotations, and a legend of the classes that are seen. Boxes of difficult objects are dashed."""
     files, _ = store.read(ids)
-    found, colours = store.annotated(ids), _colours(len(store.classes))
+    found, colours, names = store.annotated(ids), _colours(len(store.classes)), shown_names(store.classes)
     rows = -(-len(ids) // COLUMNS)
     figure = Figure(figsize=(3.1 * COLUMNS, 2.6 * rows + 1.0), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
@@ -32,8 +33,8 @@ def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
     for axis, file, known in zip(axes.flat, files, found, strict=False):
         seen |= draw(axis, decode(file, CHECKED), known, colours)
         if known.present is not None and known.boxes is None:
-            axis.set_title(", ".join(store.classes[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
-    handles = [Patch(color=(0, 0, 0) if k == VOID else colours[k], label="void" if k == VOID else store.classes[k]) for k in sorted(seen)]
+            axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
+    handles = [Patch(color=(0, 0, 0) if k == VOID else colours[k], label="void" if k == VOID else names[k]) for k in sorted(seen)]
     if handles:
         figure.legend(handles=handles[:LEGEND], loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from pipeline import figures, overlay
 from pipeline.album import Album
+from pipeline.board import shown_names
 from pipeline.splits import spread
 from pipeline.store import Store
 from pipeline.worker import Worker
@@ -44,5 +45,5 @@ def _sample(worker: Worker) -> Figure:
     ids = spread(worker.splits.train, 32)
     loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
     batch = loader.once(ids)
-    names = [worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist()]
+    names = shown_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
     return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

@@ -128,12 +128,13 @@ def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
     if not FORMATS[suffix]:
         _check_rows(data)
         return json.read_json(source)
+    one = csv.ReadOptions(use_threads=False)  # only then is a wrong row named
     layout = csv.ParseOptions(delimiter=FORMATS[suffix], newlines_in_values=True)
-    names = csv.open_csv(pa.BufferReader(data), parse_options=layout).schema.names
+    names = csv.open_csv(pa.BufferReader(data), read_options=one, parse_options=layout).schema.names
     kinds = csv.ConvertOptions(
         column_types={name: pa.string() if name in texts else pa.binary() for name in names}, null_values=[""], strings_can_be_null=True
     )
-    return csv.read_csv(source, parse_options=layout, convert_options=kinds)
+    return csv.read_csv(source, read_options=one, parse_options=layout, convert_options=kinds)
 
 
 def _check_rows(data: bytes) -> None:

@@ -1,11 +1,13 @@
 import hashlib
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,41 @@ def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     found, complaints = checkpoints.newest()
     assert found is not None
     assert (found.step, complaints) == (1, [])
+
+
+def saving(folder: Path, done: Path) -> None:
+    """Save one after the other, and say after each that it is there, until somebody kills."""
+    checkpoints = Checkpoints(folder)
+    for step in range(1, 100_000):
+        checkpoints.save(step, state(step), shard(step), {"plan": "p"})
+        with open(done, "a", encoding="utf-8") as file:
+            file.write(f"{step}\n")
+
+
+@pytest.mark.fault(19, "20 kills at random moments of a save")
+def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> None:
+    rng, cut = random.Random(0), 0
+    for attempt in range(20):
+        folder, done = tmp_path / f"{attempt}", tmp_path / f"done{attempt}"
+        pid = os.fork()
+        if pid == 0:
+            saving(folder, done)
+            os._exit(1)
+        while not done.exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        last = int(done.read_text().splitlines()[-1])
+        cut += sum(not (begun / MANIFEST).exists() for begun in folder.iterdir())
+        found, complaints = Checkpoints(folder).newest()
+        assert found is not None
+        assert complaints == []
+        assert found.step in (last, last + 1), "what was said to be saved, or what was saved before it could be said"
+        assert fingerprint([found.shared, found.shards[0]]) == fingerprint([state(found.step), shard(found.step)])
+        save(folder, found.step + 1)
+        assert all((left / MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
+    assert cut, "some of them in the middle of a save"
 
 
 FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", MANIFEST]

@@ -1,5 +1,6 @@
 """Wrong inputs end in one line that names the dotted key, the value and what is valid; right ones in a frozen config."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,39 @@ def test_a_wrong_override_is_one_line(override: str) -> None:
     assert len(str(caught.value).splitlines()) == sum("is missing" in part for part in WRONG[override]) or 1
     for part in WRONG[override]:
         assert part in str(caught.value)
+
+
+def parsed(raw: dict[str, Any]) -> tuple[config.Recipe | None, str]:
+    """The recipe, or what is wrong with it."""
+    try:
+        return parse(raw), ""
+    except UserError as error:
+        return None, str(error)
+
+
+NAMES = st.text(max_size=300) | st.sampled_from(["..", ".", "a/b", "/", "", "a" * 300, "a\n", "a\x00", "~", "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+
+
+@pytest.mark.fault(23, "any text as a name of a recipe, a stage, a dataset or a model")
+@given(NAMES, st.sampled_from(["name", "stage", "dataset", "register_as"]))
+def test_a_name_is_refused_by_its_key_or_stays_below_the_storage(name: str, where: str) -> None:
+    raw = small.recipe(Path("runs")).dump()
+    stage = name if where == "stage" else "pretrain"
+    raw["stages"] = {stage: {**raw["stages"]["pretrain"], **({"register_as": name} if where == "register_as" else {})}}
+    raw |= {"name": name} if where == "name" else {}
+    raw["dataset"] |= {"name": name} if where == "dataset" else {}
+    found, told = parsed(raw)
+    if found is None:
+        key = {"name": "name", "stage": "stages", "dataset": "dataset.name", "register_as": "stages.pretrain.register_as"}[where]
+        assert told.startswith(f"{key}: ")
+        assert len(told.splitlines()) == 1
+        assert len(told) < 600
+        return
+    root = Path("/storage")
+    for below in (found.name, found.dataset.name, f"{next(iter(found.stages))}-seed0-0123456789ab"):
+        path = root / below
+        assert Path(os.path.normpath(path)).parent == root
+        assert len(os.fsencode(path.name)) <= 255
 
 
 @pytest.mark.fault(45, "a key that stands twice")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import figures
+from pipeline.board import shown_names
 
 
 def test_maps_side_by_side_have_the_points_of_each_class() -> None:
@@ -46,3 +47,10 @@ def test_an_image_that_is_no_square_keeps_its_shape() -> None:
     figure = figures.images([np.zeros((10, 40, 3), np.uint8)], ["wide"], "one")
     left, right, bottom, top = figure.axes[0].get_images()[0].get_extent()
     assert (right - left) / (bottom - top) == pytest.approx(4.0)
+
+
+def test_names_as_a_picture_can_show_them() -> None:
+    assert shown_names(["cat", "_hidden", "a\nb\x00", "y" * 33]) == ["cat", " _hidden", "a b ", "y" * 31 + "\N{HORIZONTAL ELLIPSIS}"]
+    figure = figures.counts({r"$\bad{$": [1, 2], "_x": [3, 4]}, ["train", "test"])
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [r"$\bad{$", " _x"]

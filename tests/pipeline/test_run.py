@@ -291,6 +291,27 @@ def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
         run(recipe, QUIET)
 
 
+@pytest.mark.fault(50, "an earlier stage that still runs, or has failed: in this recipe and by reference")
+def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small.recipe(tmp_path)
+
+    def explode(*arguments: Any) -> None:
+        raise StopTraining("the loss of step 3 is not finite")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(pretrain, "fit", explode)
+        with pytest.raises(StopTraining):
+            run(recipe, QUIET)
+    with pytest.raises(UserError, match=r"^stages\.finetune\.encoder: 'previous' is pretrain seed 0, which has not finished; run it first"):
+        run(recipe, QUIET, only="finetune")
+    upstream = runs_of(recipe)["pretrain seed 0"].info
+    assert upstream.status == "FAILED"
+    other = small.recipe(tmp_path, name="other", stages__finetune__encoder=f"runs:/{upstream.run_id}/encoder")
+    del other.stages["pretrain"], other.stages["evaluate"]
+    with pytest.raises(UserError, match=rf"^stages\.finetune\.encoder: 'runs:/{upstream.run_id}/encoder' is not in sqlite:"):
+        run(other, QUIET)
+
+
 def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = small.recipe(tmp_path)
     real = pretrain.fit

@@ -1,8 +1,10 @@
 """Stores with boxes, masks and several classes an image, through the whole chain: pretraining, three tasks, scores, pictures in MLflow."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import mlflow
 import numpy as np
@@ -242,3 +244,25 @@ def test_a_part_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Pa
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__labels_fraction=0.5)
     (row,) = run(built, QUIET)
     assert row.measure == "multilabel map, 12 images"
+
+
+ODD = {"bright": "red & hot@100%", "dark": "..", "third": "$\\bad{$", "fourth": "\N{LATIN SMALL LETTER U WITH DIAERESIS}/" + "x" * 300}
+
+
+@pytest.mark.fault(55, "classes whose names MLflow refuses")
+@pytest.mark.parametrize("task", [MULTILABEL, SEGMENT], ids=["multilabel", "segment"])
+def test_classes_of_any_name_are_scored(tmp_path: Path, root: Path, task: dict[str, Any]) -> None:
+    odd = Path(shutil.copytree(root, tmp_path / "odd"))
+    for file in odd.glob("Annotations/*.xml"):
+        text = file.read_text()
+        for name, other in ODD.items():
+            text = text.replace(f">{name}<", f">{escape(other)}<")
+        file.write_text(text)
+    built = recipe(tmp_path / "runs", odd, task)
+    (odd / "classes.txt").write_text("\n".join([*(["ground"] if task is SEGMENT else []), *ODD.values()]))
+    run(built, QUIET)
+    lists, arms = ("iou" if task is SEGMENT else "ap"), ("pretrained", "scratch")
+    logged = runs_of(built)["finetune seed 0"].data.metrics
+    for arm in arms:
+        keys = {key.removeprefix(f"{arm}/test_{lists}/") for key in logged if key.startswith(f"{arm}/test_{lists}/")}
+        assert {"red _ hot_100_", "class 2" if task is SEGMENT else "class 1"} <= keys

@@ -183,7 +183,7 @@ def test_numbers_are_no_labels_unless_whole(tmp_path: Path) -> None:
     [
         ("x.csv", b"path,label\n", "dataset.list: no rows in .*x.csv"),
         ("x.csv", b"", "dataset.list: .*x.csv: cannot be read: Empty CSV file"),
-        ("x.csv", b"path,label\na.jpg\n", "dataset.list: .*x.csv: cannot be read: CSV parse error: Expected 2 columns, got 1"),
+        ("x.csv", b"path,label\na.jpg\n", "dataset.list: .*x.csv: cannot be read: CSV parse error: Row #2: Expected 2 columns, got 1"),
         ("x.jsonl", b'{"path": "a', "dataset.list: .*x.jsonl: cannot be read: row 0 is no JSON object on a line of its own"),
         ("x.jsonl", b'{"path": 1e}', "dataset.list: .*x.jsonl: cannot be read: JSON parse error"),
         ("x.parquet", b"PAR1", "dataset.list: .*x.parquet: cannot be read"),
