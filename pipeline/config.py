@@ -271,7 +271,7 @@ class Pretrain(Training, FewLabels):
     watch: Watch = Watch()
     first_view: Literal["augmented", "plain"] = "augmented"  # plain: dataset.eval_augment; for methods of several views
     labelled_per_batch: int = Field(0, ge=0)  # R of the T = batch_size images of every batch; 0: no label is seen
-    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # name in MLflow's model registry; alias `current`
+    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")  # name in MLflow's model registry; alias `current`
 
     @property
     def measures(self) -> tuple[str, ...]:

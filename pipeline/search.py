@@ -165,7 +165,8 @@ class _Search:
         scheduler = tuning.scheduler(self.plan.search, ended, self._epochs())
         with self.view:
             self.view.start(left, at_once)
-            tuning.run_trials(self, scheduler, left * self._parts(), tuning.Room(at_once, of_driver(recipe.scale)), self.ledger.folder / ".ray-tune")
+            room = tuning.Room(at_once, of_driver(recipe.scale), recipe.scale.max_failures)
+            tuning.run_trials(self, scheduler, left * self._parts(), room, self.ledger.folder / ".ray-tune")
         if self.trouble:
             raise self.trouble
 

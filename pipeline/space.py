@@ -103,7 +103,7 @@ class Pbt(Strict):
 class Promote(Strict):
     """The name and alias that the encoder of the best trial gets in MLflow's registry: models:/<name>@<alias>."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     alias: str = Field("best", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
 
 

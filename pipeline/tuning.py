@@ -59,10 +59,11 @@ class Trials(Protocol):
 
 @dataclass(frozen=True)
 class Room:
-    """Trials at a time, and what Ray reserves for the process of each."""
+    """Trials at a time, what Ray reserves for the process of each, and how often one that dies (with its machine, say) goes on in another."""
 
     at_once: int
     resources: dict[str, float]
+    deaths: int
 
 
 def run_trials(trials: Trials, scheduler: TrialScheduler, left: int, room: Room, folder: Path) -> None:
@@ -74,7 +75,10 @@ def run_trials(trials: Trials, scheduler: TrialScheduler, left: int, room: Room,
     handout = Handout(trials, stopped)
     config = tune.TuneConfig(search_alg=handout, scheduler=scheduler, num_samples=left, max_concurrent_trials=room.at_once, reuse_actors=True)
     watching: list[tune.Callback] = [Progress(handout)]
-    run_config = tune.RunConfig(name=uuid.uuid4().hex[:8], storage_path=str(folder), verbose=0, stop=Ended(stopped), callbacks=watching)
+    patience = tune.FailureConfig(max_failures=room.deaths)  # what goes wrong in a trial it tells itself: only its process can fail
+    run_config = tune.RunConfig(
+        name=uuid.uuid4().hex[:8], storage_path=str(folder), verbose=0, stop=Ended(stopped), callbacks=watching, failure_config=patience
+    )
     tuner = tune.Tuner(tune.with_resources(drive, room.resources), tune_config=config, run_config=run_config)
     try:
         interruptible(tuner.fit, stopped.set)

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline import preflight, pretrain
+from pipeline import preflight, pretrain, tuning
 from pipeline.config import Scale
 from pipeline.errors import UserError
 from pipeline.launch import crowded, launch
 from pipeline.machines import Node, check_machines
 from pipeline.metrics import METRICS, read_metrics
 from pipeline.run import run
+from pipeline.search import search
 from pipeline.session import Session
 from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
-from tests import small, traced, traced_slowly
+from tests import searches, small, traced, traced_slowly
+from tests.pipeline.test_search import in_turn
 
 CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
 SHARED: dict[str, Any] = {"stages__pretrain__method__dropout": 0.0}  # nothing rests on a worker's own part of a batch
@@ -107,6 +109,33 @@ def test_a_machine_lost_in_the_middle_and_one_that_joins(cluster: Any, tmp_path:
     traced.assert_shown(traced.shown(tmp_path / "job"), its, EPOCHS)
     seen = worlds(tmp_path)
     assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]][:3] == [2, 1, 2]
+
+
+@pytest.mark.fault(7, "a machine that trials of a search are on")
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_search_on_two_machines_of_which_one_is_lost(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials at a time; what those on the lost machine had done goes on on the other. Beside the same search in this process, one by one."""
+    changes: dict[str, Any] = {"algorithm": "random", "trials": 4, "space": {searches.LR: {"choice": [0.1, 0.2, 0.4]}}, "seed": 3, "concurrency": 2}
+    changes |= {"overrides": {"stages.pretrain.epochs": 200, "stages.pretrain.checkpoint_every": 3}}
+    wanted = searches.plan(tmp_path, f"scale.address={cluster.address}", **changes)
+
+    def happen() -> None:
+        trials = tmp_path / "runs"
+        wait_until(lambda: len(list(trials.glob("**/trials/*/pretrain-seed0-*/checkpoints/step-*"))) >= 2)
+        cluster.remove_node(cluster.workers[1], allow_graceful=False)
+
+    thread = threading.Thread(target=happen, daemon=True)
+    thread.start()
+    found = search(wanted, Console(quiet=True))
+    assert not thread.is_alive(), "it has happened"
+    assert [trial.state for trial in found.trials] == ["done"] * 4
+    logs = [file.read_text() for file in tmp_path.glob("runs/**/trials/*/log.txt")]
+    assert sum("continued from the checkpoint" in log for log in logs) >= 1, "a trial was on the lost machine, or both were on the other"
+    monkeypatch.setattr(tuning, "run_trials", in_turn)
+    here = search(searches.plan(tmp_path, name="here", **changes), Console(quiet=True))
+    assert [(trial.values, trial.scores) for trial in here.trials] == [(trial.values, trial.scores) for trial in found.trials]
 
 
 @pytest.mark.ray
