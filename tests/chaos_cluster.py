@@ -1,8 +1,8 @@
 """Machines, drivers and workers killed at random on a Ray cluster: `python -m tests.chaos_cluster [--machines 3] [--kills 3] [method ...]`.
 
-The cluster is of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe (its pretraining on two workers,
-kNN and probe, a fine-tuning, the embeddings) is run to its end twice: left alone, and killed. A machine that is killed is replaced by another, a
-worker by Ray; a driver is run again. What is left at the end, in files and in MLflow, must be the same to the last bit.
+The cluster is of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe (its pretraining on two workers; of
+the first method also kNN and probe, a fine-tuning and the embeddings) is run to its end twice: left alone, and killed. A machine that is killed is
+replaced by another, a worker by Ray; a driver is run again. What is left at the end, in files and in MLflow, must be the same to the last bit.
 """
 
 import argparse
@@ -41,9 +41,10 @@ SCALE: dict[str, Any] = {"workers": 2, "cpus_per_worker": 1.5, "collective_timeo
 VICTIMS = ("driver", "worker", "machine")
 
 
-def recipe(storage: Path, address: str, method: str) -> Recipe:
+def recipe(storage: Path, address: str, method: str, whole: bool) -> Recipe:
+    """`whole`: with the stages behind the pretraining."""
     pretrain = {**small.RECIPE["stages"]["pretrain"], **METHODS[method], "epochs": EPOCHS, "batch_size": BATCH, "register_as": "chaos"}
-    stages = {**small.RECIPE["stages"], "pretrain": pretrain, "embed": {"kind": "embed", "batch_size": 32}}
+    stages = {**small.RECIPE["stages"], "pretrain": pretrain, "embed": {"kind": "embed", "batch_size": 32}} if whole else {"pretrain": pretrain}
     return small.recipe(storage, name=method, stages=stages, scale__address=address, **{f"scale__{key}": value for key, value in SCALE.items()})
 
 
@@ -89,15 +90,16 @@ def victims(kills: int, rng: random.Random) -> list[str]:
     return drawn
 
 
-def bring_to_its_end(machines: Machines, storage: Path, method: str, kills: int, rng: random.Random) -> Iterator[str]:
-    """Run the recipe until it has ended, killing on the way; tells each kill.
+def bring_to_its_end(machines: Machines, wanted: Recipe, kills: int, rng: random.Random) -> Iterator[str]:
+    """Run a recipe until it has ended, killing on the way; tells each kill.
 
     Raises:
         RuntimeError: it failed by itself; with the end of what it said.
     """
+    storage = wanted.storage
     storage.mkdir()
     file, log = storage / "recipe.json", storage / "log.txt"
-    file.write_text(json.dumps(recipe(storage, machines.cluster.address, method).dump()))
+    file.write_text(json.dumps(wanted.dump()))
     process = start(file, log)
     for victim in victims(kills, rng):
         seen = rows(storage)
@@ -119,7 +121,7 @@ def bring_to_its_end(machines: Machines, storage: Path, method: str, kills: int,
             process = start(file, log)
         yield f"{victim} killed after {rows(storage)} rows"
     if process.wait():
-        raise RuntimeError(f"{method}: {log.read_text()[-3000:]}")
+        raise RuntimeError(f"{wanted.name}: {log.read_text()[-3000:]}")
 
 
 def main(methods: list[str], machines: int, kills: int, seed: int) -> int:
@@ -132,10 +134,11 @@ def main(methods: list[str], machines: int, kills: int, seed: int) -> int:
                 left = []
                 for name, count in (("alone", 0), ("killed", kills)):
                     began, storage = time.monotonic(), Path(folder) / f"{method}-{name}"
-                    for told in bring_to_its_end(here, storage, method, count, rng):
+                    wanted = recipe(storage, here.cluster.address, method, whole=method == methods[0])
+                    for told in bring_to_its_end(here, wanted, count, rng):
                         made += 1
                         print(f"  {method}: {told}", flush=True)
-                    left.append(left_by(storage, recipe(storage, here.cluster.address, method)))
+                    left.append(left_by(storage, wanted))
                     print(f"  {method}: {name}, at its end after {time.monotonic() - began:.0f} s", flush=True)
                 wrong = differences(*left)
                 bad += bool(wrong)
