@@ -31,14 +31,14 @@ import torch
 from rich.console import Console
 
 from pipeline.config import Recipe
-from pipeline.metrics import METRICS, TIME, read_metrics
+from pipeline.metrics import METRICS, read_metrics
 from pipeline.run import run
 from pipeline.stage import RESULT, code_version
 from pipeline.tracking import tracking_uri
 from tests import small
 
 KILLS = 200
-OF_THE_CLOCK = ("time", "images_per_s", "data_wait")  # numbers of a metrics file that no two runs share
+OF_THE_CLOCK = ("time", "images_per_s", "data_wait")  # what the numbers of a metrics file begin with that no two runs share
 BEGUN, MODULES = "begun", "modules"  # files that a process writes: when the recipe starts; what it had imported when it ended
 
 
@@ -109,7 +109,7 @@ def left_by(storage: Path, recipe: Recipe) -> dict[str, Any]:
         found |= {f"{folder.name}/{f.relative_to(folder)}": sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("encoder.safetensors"))}
         found[f"{folder.name}/{RESULT}"] = json.loads((folder / RESULT).read_text("utf-8"))
         for file in sorted(folder.rglob(METRICS)):
-            rows = [{k: v for k, v in row.items() if k not in OF_THE_CLOCK and not k.startswith(TIME)} for row in read_metrics(file)]
+            rows = [{k: v for k, v in row.items() if not k.startswith(OF_THE_CLOCK)} for row in read_metrics(file)]
             found[f"{folder.name}/{file.relative_to(folder)}"] = rows
     found["unfinished files"] = sorted(p.name for p in (storage / recipe.name).rglob(".*.tmp"))
     return found | _in_mlflow(recipe)
