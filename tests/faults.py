@@ -1,13 +1,20 @@
 """The fault matrix: `python -m tests.faults [--slow]` runs the tests that show what becomes of each fault, and writes docs/reliability.md's table.
 
-A test says which row it shows with `@pytest.mark.fault(row, "what exactly")`. Without `--slow` those that start Ray are left out.
+A test says which row it shows with `@pytest.mark.fault(row, "what exactly")`. Without `--slow` those that start Ray are left out. `--of FILE ...`
+runs nothing, and takes what pytest has left of earlier runs (`--junitxml`).
 """
 
+import argparse
+import contextlib
+import io
+import subprocess
 import sys
+import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 SURVIVED, REFUSED = "survived", "refused"
+PHASES = {  # of `make test`, and those that it leaves out: a run of pytest each
+    "quick": ["-n", "2", "--dist", "loadfile", "-m", "fault and not ray and not slow"],
+    "ray": ["-m", "fault and (ray or slow)"],
+}
 
 # row: (the fault, what becomes of it)
 FAULTS: dict[int, tuple[str, str]] = {
@@ -97,30 +108,40 @@ class Row:
 
 
 class Collector:
-    """A plugin of pytest: keeps the marked tests alone, and what becomes of them. A test of several rows counts in each."""
+    """A plugin of pytest: the rows of every marked test."""
 
-    def __init__(self, slow: bool) -> None:
-        self.slow, self.rows = slow, {number: Row() for number in FAULTS}
-        self.of: dict[str, set[int]] = defaultdict(set)
+    def __init__(self) -> None:
+        self.rows = {number: Row() for number in FAULTS}
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        kept = []
-        for item in items:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
             for mark in item.iter_markers("fault"):
-                self.of[item.nodeid].add(mark.args[0])
-                self.rows[mark.args[0]].tests[item.nodeid] = "not run"
-            if self.of.get(item.nodeid) and (self.slow or item.get_closest_marker("ray") is None):
-                kept.append(item)
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+                self.rows[mark.args[0]].tests[_name(item.nodeid)] = "not run"
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for number in self.of[report.nodeid]:
-            row = self.rows[number]
-            row.seconds += report.duration
-            if report.when == "call" or report.outcome != "passed":
-                row.tests[report.nodeid] = report.outcome if row.tests[report.nodeid] != "failed" else "failed"
+
+def _name(nodeid: str) -> str:
+    """tests/a/test_b.py::test_c[d] -> tests.a.test_b::test_c[d], as pytest's results have it."""
+    file, _, test = nodeid.partition("::")
+    return f"{file.removesuffix('.py').replace('/', '.')}::{test}"
+
+
+def outcomes(file: Path) -> dict[str, tuple[str, float]]:
+    """By name of a test: what became of it, and how many seconds it took."""
+    found = {}
+    for case in ElementTree.parse(file).iter("testcase"):
+        wrong = [kind for kind, tag in (("failed", "failure"), ("failed", "error"), ("skipped", "skipped")) if case.find(tag) is not None]
+        found[f"{case.get('classname')}::{case.get('name')}"] = (wrong[0] if wrong else "passed", float(case.get("time", 0.0)))
+    return found
+
+
+def learn(rows: dict[int, Row], files: Sequence[Path]) -> None:
+    """Put into the rows what became of their tests. A test of several rows counts in each."""
+    for file in files:
+        for name, (state, seconds) in outcomes(file).items():
+            for row in rows.values():
+                if name in row.tests:
+                    row.tests[name] = state
+                    row.seconds += seconds
 
 
 def table(rows: dict[int, Row]) -> str:
@@ -135,16 +156,32 @@ def write(text: str) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", "utf-8")
 
 
-def main(slow: bool) -> int:
-    collector, start = Collector(slow), time.monotonic()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "", str(ROOT / "tests")], plugins=[collector])
-    ran = sum(state != "not run" for row in collector.rows.values() for state in row.tests.values())
-    told = f"{'All' if slow else 'Without those that start Ray,'} {ran} tests of rows in {time.monotonic() - start:.0f} s, start included."
+def run(phases: Sequence[str], folder: Path) -> list[Path]:
+    files = [folder / f"{phase}.xml" for phase in phases]
+    for phase, file in zip(phases, files, strict=True):
+        subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *PHASES[phase], f"--junitxml={file}"], cwd=ROOT, check=False)
+    return files
+
+
+def main(slow: bool, of: Sequence[Path]) -> int:
+    """1 where a test failed."""
+    collector, start = Collector(), time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", "-p", "no:cacheprovider", "-m", "fault", str(ROOT / "tests")], plugins=[collector])
+    with tempfile.TemporaryDirectory() as folder:
+        learn(collector.rows, of or run(["quick", "ray"] if slow else ["quick"], Path(folder)))
+    states = {name: state for row in collector.rows.values() for name, state in row.tests.items()}
+    ran = sum(state != "not run" for state in states.values())
+    told = f"{ran:,} of {len(states):,} tests of rows" + ("." if of else f" in {time.monotonic() - start:.0f} s.")
     text = f"{table(collector.rows)}\n\n{told}"
     print(text)
     write(text)
-    return int(code)
+    return int("failed" in states.values())
 
 
 if __name__ == "__main__":
-    sys.exit(main("--slow" in sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slow", action="store_true", help="also those that start Ray")
+    parser.add_argument("--of", type=Path, nargs="+", default=[], metavar="FILE", help="results of earlier runs")
+    given = parser.parse_args()
+    sys.exit(main(given.slow, given.of))

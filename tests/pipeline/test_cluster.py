@@ -25,6 +25,7 @@ from pipeline.stage import Instance
 from pipeline.store import Store
 from pipeline.worker import Worker
 from tests import searches, small, traced, traced_slowly
+from tests.growing import growing
 from tests.pipeline.test_search import in_turn
 
 CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
@@ -159,6 +160,20 @@ def test_a_cluster_that_grows_is_waited_for_and_one_that_does_not_is_refused(clu
     message = r"workers: 1 workers x 2\.5 CPUs do not fit on the machines one by one: .* of ([02] CPUs, ){3}[02] CPUs; valid: 0 to 0"
     with pytest.raises(UserError, match=message), Session(large.scale, large.stream) as session:
         session.start()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_machines_that_an_autoscaler_starts_train_as_one_process(ray_free: None, tmp_path: Path) -> None:
+    """A head alone, whose autoscaler starts two machines when the recipe asks for room."""
+    console = Console(file=io.StringIO(), width=300)
+    with growing(tmp_path, 2) as address:
+        wanted = small.recipe(tmp_path / "there", **SHARED, **scale(address, 2, wait_s=120))
+        run(wanted, console, only="pretrain")
+    assert "waiting for machines, at most 120 s (scale.wait_s)" in console.file.getvalue()  # type: ignore[attr-defined]
+    run(small.recipe(tmp_path / "here", **SHARED), Console(quiet=True), only="pretrain")
+    assert np.allclose(losses(tmp_path / "here"), losses(tmp_path / "there"), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

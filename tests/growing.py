@@ -1,0 +1,64 @@
+"""A Ray cluster whose autoscaler starts machines when they are asked for: raylets on this one, by Ray's own provider for tests."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import yaml
+
+MACHINE = {"CPU": 2, "object_store_memory": 100 * 2**20}
+EXAMPLE = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
+
+
+def free_port() -> int:
+    with socket.socket() as mine:
+        mine.bind(("127.0.0.1", 0))
+        return int(mine.getsockname()[1])
+
+
+def configuration(most: int) -> dict[str, Any]:
+    """A head without CPUs, and up to `most` machines, none at the start."""
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "machine": {"resources": MACHINE, "node_config": {}, "min_workers": 0, "max_workers": most},
+    }
+    return {**yaml.safe_load(EXAMPLE.read_text()), "available_node_types": kinds, "max_workers": most, "idle_timeout_minutes": 10}
+
+
+@contextlib.contextmanager
+def growing(folder: Path, most: int) -> Iterator[str]:
+    """The address of such a cluster. Its processes are ended behind it."""
+    file, address = folder / "autoscaling.json", f"127.0.0.1:{free_port()}"
+    file.write_text(json.dumps(configuration(most)))
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--num-cpus=0"]
+    options = ["--node-ip-address=127.0.0.1", f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={file}", "--include-dashboard=false"]
+    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    with open(folder / "cluster.txt", "wb") as out:
+        head = subprocess.Popen([*ray_command, *options], stdout=out, stderr=out, env=environment, start_new_session=True)
+    try:
+        end = time.monotonic() + 60
+        while "--block" not in (folder / "cluster.txt").read_text() and time.monotonic() < end:
+            assert head.poll() is None, (folder / "cluster.txt").read_text()
+            time.sleep(0.5)
+        yield address
+    finally:
+        mine = [process for process in psutil.process_iter() if address in " ".join(_words(process)) and process.pid != os.getpid()]
+        for process in {*mine, *psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)}:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        head.wait()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
