@@ -211,8 +211,9 @@ def date(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """As people say it: tenths only of a few seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.{int(seconds < 10)}f} s"

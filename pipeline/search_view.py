@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pipeline.ledger import Trial
 from pipeline.objectives import Objective
+from pipeline.page import duration
 from pipeline.space import Search
 
 QUIET_S = 30.0  # without a terminal: a line so often
@@ -158,7 +159,7 @@ class View:
         best = next((t for t in ranked(list(self.trials.values()), self.search.objectives[0]) if t.state == "done"), None)
         told = f", best trial {best.name} with {self.search.objectives[0].measure} {spread(best.scores[0])}" if best else ""
         left = self._seconds_left()
-        return f"{', '.join(counts)} of {self.search.total}{told}{f', about {_time(left)} left' if left else ''}"
+        return f"{', '.join(counts)} of {self.search.total}{told}{f', about {duration(left)} left' if left else ''}"
 
     def _seconds_left(self) -> float | None:
         """Of the whole search: at the rate of this command, what is left of the trials that were begun, and those that are still to come."""
@@ -173,7 +174,7 @@ class View:
         if report is None or begun is None or report.get("progress", 0.0) - begun[1] < 0.02:
             return ""
         rate = (report["progress"] - begun[1]) / max(time.monotonic() - begun[0], 1e-9)
-        return _time((1.0 - report["progress"]) / rate)
+        return duration((1.0 - report["progress"]) / rate)
 
     def __rich__(self) -> Table:
         out = Table(title=f"{self.search.name}: {self._summary()}", title_justify="left", caption_justify="left")
@@ -195,9 +196,3 @@ class View:
         running = [trial for trial in trials if trial.state == "running"]
         others = [trial for trial in ranked(trials, self.search.objectives[0]) if trial.state != "running"]
         return (running + others)[: max(self.console.height - AROUND, 3)]
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

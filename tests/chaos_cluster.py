@@ -30,7 +30,7 @@ from tests.chaos import differences, left_by
 METHODS: dict[str, dict[str, Any]] = {
     "nat": {"method": small.RECIPE["stages"]["pretrain"]["method"]},
     "spatial_contrasting": {"method": {"name": "spatial_contrasting", "patch_size": 2}},
-    "dae": {"method": {"name": "dae"}},
+    "dae": {"method": {"name": "dae"}, "optimizer": {"name": "Adam", "lr": 0.003}},
     "instance": {"method": {"name": "super_and", "dim": 8, "rounds": 1, "neighbours": False, "ue": False, "aug": False}},
     "super_and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "chunk": 40}},
     "clustering_locality": {"method": {"name": "clustering_locality"}, "labels_per_class": 4, "labelled_per_batch": 10},
