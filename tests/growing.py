@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
-import yaml
 
 MACHINE = {"CPU": 2, "object_store_memory": 100 * 2**20}
-EXAMPLE = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
 
 
 def free_port() -> int:
@@ -25,20 +22,37 @@ def free_port() -> int:
         return int(mine.getsockname()[1])
 
 
-def configuration(most: int) -> dict[str, Any]:
+def configuration(address: str, most: int) -> dict[str, Any]:
     """A head without CPUs, and up to `most` machines, none at the start."""
     kinds = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "machine": {"resources": MACHINE, "node_config": {}, "min_workers": 0, "max_workers": most},
     }
-    return {**yaml.safe_load(EXAMPLE.read_text()), "available_node_types": kinds, "max_workers": most, "idle_timeout_minutes": 10}
+    provider = {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True, "disable_node_updaters": True}
+    nothing = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    return {
+        "cluster_name": "growing",
+        "provider": {**provider, "disable_launch_config_check": True},
+        "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "max_workers": most,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 10,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}_commands": [] for name in nothing},
+    }
 
 
 @contextlib.contextmanager
 def growing(folder: Path, most: int) -> Iterator[str]:
     """The address of such a cluster. Its processes are ended behind it."""
     file, address = folder / "autoscaling.json", f"127.0.0.1:{free_port()}"
-    file.write_text(json.dumps(configuration(most)))
+    file.write_text(json.dumps(configuration(address, most)))
     ray_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--num-cpus=0"]
     options = ["--node-ip-address=127.0.0.1", f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={file}", "--include-dashboard=false"]
     environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
