@@ -154,6 +154,8 @@ class Halving(_NotKept, AsyncHyperBandScheduler):  # type: ignore[misc]
     trainer, placement group and MLflow run are closed by those that opened them."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "training" in result and (Path(result["training"]) / STOP).exists():
+            return str(TrialScheduler.CONTINUE)  # it was asked already: what it reports until it stops counts for nothing
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP and not result["last"]:
             why = f"behind others at {result['epochs']:.3g} epochs: {result['so_far']}"

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -291,7 +290,7 @@ def test_halving_asks_and_does_not_forget(tmp_path: Path) -> None:
         "scheduler": "asha",
     }
     wanted = plan(tmp_path, **changes).search
-    before = [searches.done(k, {}, 0.5, seen=[(1.0, value)]) for k, value in enumerate((0.9, 0.8, 0.7))]
+    before = [searches.done(k, {}, 0.5, seen=[(1.0, value), (3.0, value)]) for k, value in enumerate((0.9, 0.8, 0.7))]
     for known, stops in ((before, True), ([], False)):
         halving: Any = tuning.scheduler(wanted, known, max_epochs=9)
         trial: Any = type("Trial", (), {"trial_id": "new"})()
@@ -301,6 +300,8 @@ def test_halving_asks_and_does_not_forget(tmp_path: Path) -> None:
         report = {"epochs": 1.0, "value": 0.1, "so_far": "watch_rankme 0.1", "training": str(file.parent), "last": False}
         assert halving.on_trial_result(None, trial, report) == "CONTINUE", "Tune ends no process"
         assert file.exists() == stops
+        if stops:
+            assert halving.on_trial_result(None, trial, {**report, "epochs": 3.0, "so_far": "until it stops"}) == "CONTINUE"
     assert (tmp_path / "True" / "stop").read_text() == "behind others at 1 epochs: watch_rankme 0.1"
 
 
@@ -443,7 +444,7 @@ def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(tmp_path: Pat
     wanted = plan(tmp_path, "scale.workers=1", "scale.cpus=3", "scale.cpus_per_worker=0.5", **changes)
     found, _ = told(wanted)
     assert [trial.state for trial in found.trials] == ["done", "stopped"]
-    assert re.match(r"behind others at (1|3|9|27) epochs: loss 0\.\d+$", found.trials[1].reason), found.trials[1].reason
+    assert found.trials[1].reason.startswith("behind others at 1 epochs: loss ")
     assert groups == [], "neither of its trial's process nor of its trainer"
     statuses = {run.info.run_name: run.info.status for run in runs_of(wanted)}
     assert statuses["trial 001"] == "KILLED"
