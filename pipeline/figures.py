@@ -162,8 +162,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 20:
-        axis.set_xticks(range(len(classes)), shown_names(classes), rotation=90, fontsize=8)
-        axis.set_yticks(range(len(classes)), shown_names(classes), fontsize=8)
+        names = shown_names(classes)
+        axis.set_xticks(range(len(classes)), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(classes)), names, fontsize=8)
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.005:
                 axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black")

@@ -39,7 +39,6 @@ from tasks.learner import Batch
 from tasks.lsuv import lsuv
 
 KEY = 100  # characters of a class's name in a key of MLflow, which takes 250 in all
-
 SHOWN, LOOKED_AT = 4, 64  # test images in a picture; training images that `lsuv` scales by
 
 

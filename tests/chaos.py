@@ -102,16 +102,16 @@ def _import_all(modules: list[str]) -> None:
             importlib.import_module(name)
 
 
-def left_by(storage: Path, recipe: Recipe) -> dict[str, Any]:
+def left_by(recipe: Recipe) -> dict[str, Any]:
     """What a recipe has left on disk and in MLflow, by name; without what the clock decides."""
     found: dict[str, Any] = {}
-    for folder in sorted((storage / recipe.name).glob("*-seed*")):
+    for folder in sorted((recipe.storage / recipe.name).glob("*-seed*")):
         found |= {f"{folder.name}/{f.relative_to(folder)}": sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("encoder.safetensors"))}
         found[f"{folder.name}/{RESULT}"] = json.loads((folder / RESULT).read_text("utf-8"))
         for file in sorted(folder.rglob(METRICS)):
             rows = [{k: v for k, v in row.items() if not k.startswith(OF_THE_CLOCK)} for row in read_metrics(file)]
             found[f"{folder.name}/{file.relative_to(folder)}"] = rows
-    found["unfinished files"] = sorted(p.name for p in (storage / recipe.name).rglob(".*.tmp"))
+    found["unfinished files"] = sorted(p.name for p in (recipe.storage / recipe.name).rglob(".*.tmp"))
     return found | _in_mlflow(recipe)
 
 
@@ -148,8 +148,8 @@ def main(kills: int = KILLS, seed: int = 0) -> int:
         again.mkdir()
         start = time.monotonic()
         attempt(again, None)
-        whole, expected = time.monotonic() - start, left_by(clean, chaos_recipe(clean))
-        assert not (differing := differences(expected, left_by(again, chaos_recipe(again)))), f"two runs that nobody killed differ: {differing}"
+        whole, expected = time.monotonic() - start, left_by(chaos_recipe(clean))
+        assert not (differing := differences(expected, left_by(chaos_recipe(again)))), f"two runs that nobody killed differ: {differing}"
         print(f"never killed: {whole:.1f} s, {len(expected)} things to compare", flush=True)
         made, bad, recipes = 0, 0, 0
         while made < kills:
@@ -159,7 +159,7 @@ def main(kills: int = KILLS, seed: int = 0) -> int:
             # Moments are drawn from what is left: late in the recipe most would fall behind its end.
             while not attempt(storage, rng.uniform(0.0, whole / 3) if made < kills else None):
                 made += 1
-            wrong = differences(expected, left_by(storage, chaos_recipe(storage)))
+            wrong = differences(expected, left_by(chaos_recipe(storage)))
             recipes, bad = recipes + 1, bad + bool(wrong)
             print(
                 f"{made:4} kills  recipe {recipes}: ended after {made - before}, {'as if never killed' if not wrong else f'DIFFERS: {wrong}'}",

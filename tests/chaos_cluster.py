@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "clustering_locality": {"method": {"name": "clustering_locality"}, "labels_per_class": 4, "labelled_per_batch": 10},
 }
 WHOLE = "nat"  # the method whose recipe has more stages than the pretraining
-EPOCHS, BATCH = 24, 32  # 72 steps and as many checkpoints: seconds, into which the kills fall
+EPOCHS = 24  # 72 steps and as many checkpoints: seconds, into which the kills fall
 MACHINE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 * 2**20}  # a worker of 1.5 CPUs leaves half a one for decoding
 SCALE: dict[str, Any] = {"workers": 2, "cpus_per_worker": 1.5, "collective_timeout_s": 40, "max_failures": 100, "wait_s": 60}
 VICTIMS = ("driver", "worker", "machine")
@@ -44,7 +44,7 @@ VICTIMS = ("driver", "worker", "machine")
 
 def recipe(storage: Path, address: str, method: str, whole: bool) -> Recipe:
     """`whole`: with the stages behind the pretraining."""
-    pretrain = {**small.RECIPE["stages"]["pretrain"], **METHODS[method], "epochs": EPOCHS, "batch_size": BATCH, "register_as": "chaos"}
+    pretrain = {**small.RECIPE["stages"]["pretrain"], **METHODS[method], "epochs": EPOCHS, "register_as": "chaos"}
     stages = {**small.RECIPE["stages"], "pretrain": pretrain, "embed": {"kind": "embed", "batch_size": 32}} if whole else {"pretrain": pretrain}
     return small.recipe(storage, name=method, stages=stages, scale__address=address, **{f"scale__{key}": value for key, value in SCALE.items()})
 
@@ -139,7 +139,7 @@ def main(methods: list[str], machines: int, kills: int, seed: int) -> int:
                     for told in bring_to_its_end(here, wanted, count, rng):
                         made += 1
                         print(f"  {method}: {told}", flush=True)
-                    left.append(left_by(storage, wanted))
+                    left.append(left_by(wanted))
                     print(f"  {method}: {name}, at its end after {time.monotonic() - began:.0f} s", flush=True)
                 wrong = differences(*left)
                 bad += bool(wrong)

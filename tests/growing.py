@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,13 +12,9 @@ from typing import Any
 
 import psutil
 
+from pipeline.ui import free_port
+
 MACHINE = {"CPU": 2, "object_store_memory": 100 * 2**20}
-
-
-def free_port() -> int:
-    with socket.socket() as mine:
-        mine.bind(("127.0.0.1", 0))
-        return int(mine.getsockname()[1])
 
 
 def configuration(address: str, most: int) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def configuration(address: str, most: int) -> dict[str, Any]:
 @contextlib.contextmanager
 def growing(folder: Path, most: int) -> Iterator[str]:
     """The address of such a cluster. Its processes are ended behind it."""
-    file, address = folder / "autoscaling.json", f"127.0.0.1:{free_port()}"
+    file, address = folder / "autoscaling.json", f"127.0.0.1:{free_port(6390)}"
     file.write_text(json.dumps(configuration(address, most)))
     ray_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--num-cpus=0"]
     options = ["--node-ip-address=127.0.0.1", f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={file}", "--include-dashboard=false"]
