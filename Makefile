@@ -31,18 +31,18 @@ test: install
 	$(BIN)/python -m pytest -m 'ray and not slow' # one at a time: each has a cluster of its own
 
 smoke: install
-	$(BIN)/python -m tests.smoke
+	$(BIN)/python -m tests.scripts.smoke
 
 chaos: install
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.scripts.chaos
 
 faults: install
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.scripts.faults
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipeline tasks bench
+	$(BIN)/mypy -p firstlight -p bench
 
 clean:
 	rm -rf $(VENV) runs

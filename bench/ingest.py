@@ -24,20 +24,24 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-from pipeline import pretrain
-from pipeline.config import parse
-from pipeline.fit import _stream
-from pipeline.job import Job, to_batch
-from pipeline.prepare import prepare
-from pipeline.session import Session
-from pipeline.stage import Instance
-from pipeline.stream import Loader, TrainOrder
-from pipeline.worker import Worker
-from tasks.encoders import Encoder, pooled
+from firstlight.pipeline.config.recipe import parse
+from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.stream import Loader, TrainOrder
+from firstlight.pipeline.run.ray_session import Session
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.job import Job, to_batch
+from firstlight.pipeline.train.loop import _stream
+from firstlight.tasks.nn.encoders import Encoder, pooled
 
 IMAGES, SIDE, BATCH = 20_000, 32, 256
 WARM, BLOCK, ROUNDS = 8, 20, 4  # batches before a measurement, in a block, and blocks of each kind
-STARTED, READ, READ_ALL = 24, 96, 160  # batches before a pure reading is measured, in it, and in all: it ends with as many read ahead as it began
+STARTED, READ, READ_ALL = (
+    24,
+    96,
+    160,
+)  # batches before a pure reading is measured, in it, and in all: it ends with as many read ahead as it began
 CROPS = [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}]
 
 
@@ -58,7 +62,12 @@ def write_images(folder: Path, count: int) -> Path:
 
 
 def recipe(root: Path, storage: Path, workers: int, resident: str) -> Any:
-    stage = {"kind": "pretrain", "method": {"name": "nat", "dim": 16, "hidden": [], "pool": "avg"}, "epochs": 50, "batch_size": BATCH}
+    stage = {
+        "kind": "pretrain",
+        "method": {"name": "nat", "dim": 16, "hidden": [], "pool": "avg"},
+        "epochs": 50,
+        "batch_size": BATCH,
+    }
     return parse(
         {
             "name": "ingest",
@@ -186,7 +195,11 @@ def peak_mb(stream: Iterator[Any]) -> float:
 
 def rows(root: Path, storage: Path) -> Iterator[tuple[str, str]]:
     """What was measured, and the ratio."""
-    for name, on_ray, resident in (("stream, Ray Data", True, "off"), ("stream, this process", False, "off"), ("held decoded", False, "on")):
+    for name, on_ray, resident in (
+        ("stream, Ray Data", True, "off"),
+        ("stream, this process", False, "off"),
+        ("held decoded", False, "on"),
+    ):
         fed, gap = fed_against_bare(Training(root, storage, on_ray, resident))
         yield f"{name}: training fed / the same step on a batch in memory", f"{fed:.3f}"
         yield f"{name}: longest wait at an epoch's boundary / step", f"{gap:.2f}"
@@ -204,18 +217,34 @@ def reading(training: Training) -> Iterator[tuple[str, str]]:
         found["ours"].append(images_per_s(our_loop(loader, ids)))
         found["torch"].append(images_per_s(iter(torch.utils.data.DataLoader(plain, BATCH, num_workers=tasks))))
     (speed, per_cpu), (_, plain_cpu), (_, ours_cpu), (torchs, torchs_cpu) = (np.mean(found[name], 0) for name in found)
-    yield "stream, Ray Data: images per CPU second / a plain loop's (Pillow and torchvision, one process)", f"{per_cpu / plain_cpu:.3f}"
-    yield "stream, Ray Data: images per CPU second / the same work in one process, without Ray", f"{per_cpu / ours_cpu:.3f}"
-    yield f"stream, Ray Data: images per second / torch's DataLoader over the plain loop's images, {tasks} processes", f"{speed / torchs:.3f}"
+    yield (
+        "stream, Ray Data: images per CPU second / a plain loop's (Pillow and torchvision, one process)",
+        f"{per_cpu / plain_cpu:.3f}",
+    )
+    yield (
+        "stream, Ray Data: images per CPU second / the same work in one process, without Ray",
+        f"{per_cpu / ours_cpu:.3f}",
+    )
+    yield (
+        f"stream, Ray Data: images per second / torch's DataLoader over the plain loop's images, {tasks} processes",
+        f"{speed / torchs:.3f}",
+    )
     yield "stream, Ray Data: images per CPU second / the same DataLoader's", f"{per_cpu / torchs_cpu:.3f}"
     for what, column in (("second", 0), ("CPU second", 1)):
-        rates = ", ".join(f"{name} " + " and ".join(f"{rate[column]:,.0f}" for rate in both) for name, both in found.items())
+        rates = ", ".join(
+            f"{name} " + " and ".join(f"{rate[column]:,.0f}" for rate in both) for name, both in found.items()
+        )
         yield f"(images per {what}, both turns)", rates
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    table = Table("measured", "ratio", title=f"images into training: {IMAGES:,} of {SIDE} x {SIDE}, batches of {BATCH}", title_justify="left")
+    table = Table(
+        "measured",
+        "ratio",
+        title=f"images into training: {IMAGES:,} of {SIDE} x {SIDE}, batches of {BATCH}",
+        title_justify="left",
+    )
     with tempfile.TemporaryDirectory() as folder:
         storage = Path(folder)
         root = write_images(storage / "images", IMAGES)
@@ -223,7 +252,9 @@ def main() -> None:
             session.start()
             for name, ratio in rows(root, storage):
                 table.add_row(name, ratio)
-            small = Training(write_images(storage / "few", IMAGES // 10), storage / "small", on_ray=True, resident="off")
+            small = Training(
+                write_images(storage / "few", IMAGES // 10), storage / "small", on_ray=True, resident="off"
+            )
             large = Training(root, storage, on_ray=True, resident="off")
             low, high = (peak_mb(training.batches(READ)) for training in (small, large))
             table.add_row("stream, Ray Data: peak memory for 10 x the images / for 1 x", f"{high / low:.3f}")

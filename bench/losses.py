@@ -13,13 +13,13 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from tasks.bank import MemoryBank
-from tasks.corruption import patch_gaussian
-from tasks.counter import keys
-from tasks.pretrain.clustering_locality import locality
-from tasks.pretrain.nat import best_assignment
-from tasks.pretrain.spatial_contrasting import contrast_loss
-from tasks.pretrain.super_and import relation_cosines
+from firstlight.tasks.corruption import patch_gaussian
+from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.pretrain.clustering_locality import locality
+from firstlight.tasks.pretrain.nat import best_assignment
+from firstlight.tasks.pretrain.spatial_contrasting import contrast_loss
+from firstlight.tasks.pretrain.super_and import relation_cosines
 
 Work = Callable[[], object]
 
@@ -45,8 +45,16 @@ def assignment() -> list[tuple[str, Work, Work]]:
     alike = F.normalize(unit(1, 128) + 0.05 * unit(512, 128), dim=1)
     bare = (-(alike.double() @ targets.double().T)).numpy()
     return [
-        ("assignment, like features / random ones", lambda: best_assignment(alike, targets), lambda: best_assignment(spread, targets)),
-        ("assignment, like features / scipy alone", lambda: best_assignment(alike, targets), lambda: linear_sum_assignment(bare)),
+        (
+            "assignment, like features / random ones",
+            lambda: best_assignment(alike, targets),
+            lambda: best_assignment(spread, targets),
+        ),
+        (
+            "assignment, like features / scipy alone",
+            lambda: best_assignment(alike, targets),
+            lambda: linear_sum_assignment(bare),
+        ),
     ]
 
 
@@ -117,7 +125,11 @@ def contrasts() -> list[tuple[str, Work, Work]]:
 
 def corruptions() -> list[tuple[str, Work, Work]]:
     """Patch noise on 64 images of 89 pixels, and one image after the other."""
-    images, levels, key = torch.rand(64, 3, 89, 89), torch.full((64,), 0.1), keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0)
+    images, levels, key = (
+        torch.rand(64, 3, 89, 89),
+        torch.full((64,), 0.1),
+        keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0),
+    )
 
     def one_by_one() -> None:
         for k in range(64):
@@ -129,8 +141,23 @@ def corruptions() -> list[tuple[str, Work, Work]]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    table = Table("ours / other", "ours ms", "other ms", "ratio", title="losses, forward and backward, one thread", title_justify="left")
-    for pairs in (assignment(), memory_bank(50_000), memory_bank(400_000), relations(), penalties(), contrasts(), corruptions()):
+    table = Table(
+        "ours / other",
+        "ours ms",
+        "other ms",
+        "ratio",
+        title="losses, forward and backward, one thread",
+        title_justify="left",
+    )
+    for pairs in (
+        assignment(),
+        memory_bank(50_000),
+        memory_bank(400_000),
+        relations(),
+        penalties(),
+        contrasts(),
+        corruptions(),
+    ):
         for name, ours, other in pairs:
             mine, theirs = seconds(ours), seconds(other)
             table.add_row(name, f"{1e3 * mine:.1f}", f"{1e3 * theirs:.1f}", f"{mine / theirs:.3f}")

@@ -11,8 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.plan import Plan
-from pipeline.store import CACHE_BYTES, ROW_GROUP
+from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.store import CACHE_BYTES, ROW_GROUP
 
 IMAGES, CLASSES, BATCH, EPOCHS = 100_000, 10, 256, 3
 WINDOWS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -98,15 +98,37 @@ def plans() -> dict[str, Plan]:
 def main() -> None:
     rows = {name: measured(plan) for name, plan in plans().items()}
     even = BATCH / IMAGES  # two given images meet so often by chance
-    out = Table(title=f"{IMAGES:,} images sorted by class, batches of {BATCH}; by chance two images meet {even:.2%} of the time")
-    for heading in ("window", "class distance", "row groups a batch", "order", "neighbours meet", "pairs meet again", "read / used", "a task reads"):
+    out = Table(
+        title=f"{IMAGES:,} images sorted by class, batches of {BATCH}; by chance two images meet {even:.2%} of the time"
+    )
+    for heading in (
+        "window",
+        "class distance",
+        "row groups a batch",
+        "order",
+        "neighbours meet",
+        "pairs meet again",
+        "read / used",
+        "a task reads",
+    ):
         out.add_column(heading, justify="right")
     for name, its in rows.items():
         meet, again = f"{its.meet:.2%}", f"{its.again:.2%}"
-        out.add_row(name, f"{its.distance:.3f}", f"{its.groups:.0f}", f"{its.order:.3f}", meet, again, f"{its.read:.2f}", f"{its.held:,.0f} images")
+        out.add_row(
+            name,
+            f"{its.distance:.3f}",
+            f"{its.groups:.0f}",
+            f"{its.order:.3f}",
+            meet,
+            again,
+            f"{its.read:.2f}",
+            f"{its.held:,.0f} images",
+        )
     console = Console(width=150)
     console.print(out)
-    console.print(f"A task keeps at most {CACHE_BYTES / 1e6:.0f} MB of encoded images: the largest window is that many bytes / those of an image.")
+    console.print(
+        f"A task keeps at most {CACHE_BYTES / 1e6:.0f} MB of encoded images: the largest window is that many bytes / those of an image."
+    )
 
 
 if __name__ == "__main__":

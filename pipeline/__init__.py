@@ -1,1 +1,6 @@
-"""How Firstlight runs: Ray, MLflow and files. One file per stage, plus what the stages share."""
+"""How Firstlight runs: Ray, MLflow and files. Each package imports only the packages below it."""
+
+from pathlib import Path
+
+# The folder that holds `pipeline`, `tasks` and `conf`, in a checkout and in an installed wheel alike.
+ROOT = Path(__file__).parent.parent

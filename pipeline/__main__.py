@@ -1,6 +1,6 @@
-"""`python -m pipeline` is `firstlight`."""
+"""`python -m firstlight.pipeline` is the command `firstlight`."""
 
-from pipeline.cli import main
+from firstlight.pipeline.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError
 
 LOCK = ".lock"
 
@@ -40,7 +40,9 @@ def locked(folder: Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
             time.sleep(0.5)
         if not mine:
             file.seek(0)
-            raise UserError(f"name: {name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name=")
+            raise UserError(
+                f"name: {name!r} is being run by process {file.read().strip() or '?'}; wait for it, or give another name="
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tasks.stopwatch import part
+from firstlight.tasks.timer import part
 
 COMMUNICATION = "communication"  # what the workers' exchanges are called, by the clock
 
@@ -48,7 +48,11 @@ def from_rank_zero(function: Callable[..., Tensor], *arguments: Tensor) -> Tenso
     """`function(*arguments)`, computed on rank 0 only. The result is (G,) int64 with G the length of the first argument."""
     if world() == 1:
         return function(*arguments)
-    result = function(*arguments) if rank() == 0 else torch.empty(len(arguments[0]), dtype=torch.int64, device=arguments[0].device)
+    result = (
+        function(*arguments)
+        if rank() == 0
+        else torch.empty(len(arguments[0]), dtype=torch.int64, device=arguments[0].device)
+    )
     with part(COMMUNICATION):
         dist.broadcast(result, src=0)
     return result

@@ -1,6 +1,6 @@
 """Corruptions of images (Dong et al. 2016, arXiv 1611.09119, section 3.3), for a whole batch at once, on its device.
 
-Every number is a function of the image's key (see `tasks.counter`), so an image is corrupted in the same way whichever batch it is in.
+Every number is a function of the image's key (see `firstlight.tasks.counter_rng`), so an image is corrupted in the same way whichever batch it is in.
 Images are (B, C, S, S) in 0..1. Noise is not clipped to 0..1: clipping would make it neither Gaussian nor of zero mean near black and white,
 and what the network sees is normalised in any case.
 """
@@ -8,7 +8,7 @@ and what the network sees is normalised in any case.
 import torch
 from torch import Tensor
 
-from tasks.counter import normal, uniform
+from firstlight.tasks.counter_rng import normal, uniform
 
 
 def noise_levels(key: Tensor, low: float, high: float) -> Tensor:

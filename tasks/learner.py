@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tasks.table import SampleTable
+from firstlight.tasks.sample_table import SampleTable
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,14 @@ class Batch:
         """The images start..stop of this batch."""
         views = tuple(view[start:stop] for view in self.views)
         targets = {name: target[start:stop] for name, target in self.targets.items()}
-        return Batch(self.ids[start:stop], self.rows[start:stop], self.labels[start:stop], views, self.passes[start:stop], targets)
+        return Batch(
+            self.ids[start:stop],
+            self.rows[start:stop],
+            self.labels[start:stop],
+            views,
+            self.passes[start:stop],
+            targets,
+        )
 
 
 class Learner(nn.Module, ABC):

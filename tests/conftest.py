@@ -9,17 +9,20 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipeline.store import Store
-from tests import small
-from tests.gloo import Pool
+from firstlight.pipeline.data.store import Store
+from tests.support import recipes
+from tests.support.gloo import Pool
+from tests.support.paths import SHARED
 
 # Read by Ray when it is imported.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_LOG_LEVEL="ERROR")
+os.environ.update(
+    RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_LOG_LEVEL="ERROR"
+)
 torch.set_num_threads(1)
 settings.register_profile("ci", deadline=None, max_examples=50)
 settings.load_profile("ci")
 
-CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+CIFAR10 = SHARED / "data" / "cifar10"
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +44,14 @@ def ray_local() -> Iterator[None]:
     """A Ray of its own with four logical CPUs."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -55,7 +65,7 @@ def cifar10() -> Path:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return small.store(tmp_path_factory.mktemp("digits"))
+    return recipes.store(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

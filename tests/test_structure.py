@@ -9,11 +9,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.faults import FAULTS, WITHOUT_TEST
+from tests.scripts.faults import FAULTS, WITHOUT_TEST
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
-STAGES = {"prepare", "pretrain", "evaluate", "finetune", "retrieve", "embed", "export"}
+STAGES = {"pretrain", "evaluate", "finetune", "retrieve", "embed", "export"}
 UNSAFE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "jsonpickle"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_CALLS = {
@@ -36,25 +36,96 @@ def imported(source: str) -> set[str]:
     return names
 
 
+# Each package of `pipeline` imports itself and the packages before it.
+LAYERS = ("data", "config", "train", "stages", "tracking", "report", "run", "search", "cli")
+# The packages for which the rule is switched on.
+SWITCHED_ON = {"train"}
+# Only these packages import these libraries.
+OWNERS = {"mlflow": {"tracking"}, "matplotlib": {"report", "search"}}
+# `data` decodes in processes of its own, which need no torch: 660 MB and seconds for each.
+TORCH = {"torch", "torchvision", "timm"}
+# Each part of Ray stands behind one module.
+RAY = {
+    "ray.train": {"run/launch.py", "train/context.py"},
+    "ray.tune": {"search/tune.py"},
+    "ray.data": {"data/ray_data.py"},
+}
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
 def test_imports(file: Path) -> None:
     names = imported(file.read_text("utf-8"))
     roots = {name.split(".")[0] for name in names}
     assert not roots & UNSAFE
-    assert "tests" not in roots
+    assert not roots & {"tests", "bench", "pipeline", "tasks", "conf"}, "one import name: firstlight"
     if file.is_relative_to(ROOT / "tasks"):
-        assert not roots & {"ray", "mlflow", "yaml", "pipeline", "pydantic", "rich", "click"}, "tasks knows only torch, torchvision, timm and scipy"
-    methods = {f"tasks.pretrain.{f.stem}" for f in (ROOT / "tasks/pretrain").glob("*.py")} - {"tasks.pretrain.method", "tasks.pretrain.__init__"}
+        assert not roots & {"ray", "mlflow", "yaml", "pydantic", "rich", "click"}, "tasks knows only torch and its kin"
+        assert not any(name.startswith("firstlight.pipeline") for name in names)
+    registered = {f"firstlight.tasks.pretrain.{f.stem}" for f in (ROOT / "tasks/pretrain").glob("*.py")}
+    methods = registered - {"firstlight.tasks.pretrain.method", "firstlight.tasks.pretrain.__init__"}
     if file.name != "__init__.py":
         assert not names & methods, "nobody but the registry imports a method"
-    if file.parent.name == "pipeline" and file.stem in STAGES:
-        assert not names & {f"pipeline.{stage}" for stage in STAGES - {file.stem}}, "stages meet through artifacts"
+    if file.parent == ROOT / "pipeline/stages" and file.stem in STAGES:
+        others = {f"firstlight.pipeline.stages.{stage}" for stage in STAGES - {file.stem}}
+        assert not names & others, "stages meet through artifacts"
+
+
+PIPELINE = [file for file in SOURCES if file.is_relative_to(ROOT / "pipeline") and file.parent != ROOT / "pipeline"]
+ENFORCED = [file for file in PIPELINE if file.relative_to(ROOT / "pipeline").parts[0] in SWITCHED_ON]
+
+
+@pytest.mark.parametrize("file", ENFORCED, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_imports_point_down(file: Path) -> None:
+    layer = file.relative_to(ROOT / "pipeline").parts[0]
+    below = set(LAYERS[: LAYERS.index(layer) + 1])
+    for name in imported(file.read_text("utf-8")):
+        parts = name.split(".")
+        if parts[:2] == ["firstlight", "pipeline"] and len(parts) > 2 and parts[2] in LAYERS:
+            assert parts[2] in below, f"pipeline.{layer} imports {name}"
+        if owners := OWNERS.get(parts[0]):
+            assert layer in owners, f"pipeline.{layer} imports {name}; only {owners} may"
+        if layer == "data":
+            assert parts[0] not in TORCH, f"{file.name} imports {name}"
+            assert parts[:2] != ["firstlight", "tasks"], f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("part", RAY)
+def test_each_part_of_ray_is_behind_one_module(part: str) -> None:
+    users = {
+        file.relative_to(ROOT / "pipeline").as_posix()
+        for file in PIPELINE
+        if any(f"{name}.".startswith(f"{part}.") for name in imported(file.read_text("utf-8")))
+    }
+    assert users == RAY[part]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Also through imports in functions and under `TYPE_CHECKING`."""
+    modules = {
+        ".".join(["firstlight", *f.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): f
+        for f in SOURCES
+    }
+    graph = {
+        name: {n for n in imported(file.read_text("utf-8")) if n in modules and n != name}
+        for name, file in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 def test_no_file_of_the_pipeline_names_a_method() -> None:
     names = re.findall(r'"(\w+)": \w+', (ROOT / "tasks/pretrain/__init__.py").read_text())
     assert names
-    for file in (ROOT / "pipeline").glob("*.py"):
+    for file in (ROOT / "pipeline").rglob("*.py"):
         strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
         assert not strings & set(names), file
 
@@ -79,8 +150,14 @@ def unsafe(source: str) -> set[str]:
         for word in call.keywords
         if isinstance(word.value, ast.Constant) and word.value.value in UNSAFE_WORDS.get(word.arg or "", ())
     }
-    words |= {"TorchCheckpoint"} if "TorchCheckpoint" in source else set()  # its get_model unpickles, and is a name that others have, too
-    return words | (names & BUILTINS) | {name for name in names if any(f".{name}".endswith(f".{call}") for call in UNSAFE_CALLS)}
+    words |= (
+        {"TorchCheckpoint"} if "TorchCheckpoint" in source else set()
+    )  # its get_model unpickles, and is a name that others have, too
+    return (
+        words
+        | (names & BUILTINS)
+        | {name for name in names if any(f".{name}".endswith(f".{call}") for call in UNSAFE_CALLS)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +170,21 @@ def unsafe(source: str) -> set[str]:
             "torch.distributed.checkpoint.load(s)",
             "TorchCheckpoint(c).get_model(m)",
         ),
-        *("eval(x)", "exec(x)", "yaml.load(x, Loader=Own)", "tar.extractall()", "shutil.unpack_archive(f)", "subprocess.run(x, shell=True)"),
-        *("tune.Tuner.restore(p)", "mlflow.pytorch.load_model(u)", "mlflow.pyfunc.load_model(u)", "np.load(f, allow_pickle=True)", "dcp.load(s)"),
+        *(
+            "eval(x)",
+            "exec(x)",
+            "yaml.load(x, Loader=Own)",
+            "tar.extractall()",
+            "shutil.unpack_archive(f)",
+            "subprocess.run(x, shell=True)",
+        ),
+        *(
+            "tune.Tuner.restore(p)",
+            "mlflow.pytorch.load_model(u)",
+            "mlflow.pyfunc.load_model(u)",
+            "np.load(f, allow_pickle=True)",
+            "dcp.load(s)",
+        ),
     ],
 )
 def test_what_is_unsafe_is_seen(line: str) -> None:
@@ -103,55 +193,46 @@ def test_what_is_unsafe_is_seen(line: str) -> None:
 
 def test_parquet_is_opened_where_its_columns_are_looked_at() -> None:
     opening = {"pq.ParquetFile", "pq.read_table", "pq.read_pandas", "pq.ParquetDataset"}
-    found = {file.name for file in SOURCES if opening & {ast.unparse(call.func) for call in calls_in(file.read_text("utf-8"))}}
-    assert found == {"plain_parquet.py"}
-
-
-def test_the_decoding_tasks_import_no_torch() -> None:
-    """660 MB and seconds per process, for nothing."""
-    seen, waiting = set(), ["pipeline.stream", "pipeline.prepare", "pipeline.inference"]
-    while waiting:
-        name = waiting.pop()
-        file = ROOT / (name.replace(".", "/") + ".py")
-        file = file if file.exists() else ROOT / name.replace(".", "/") / "__init__.py"
-        if name in seen or not file.exists():
-            continue
-        seen.add(name)
-        tree = ast.parse(file.read_text("utf-8"))
-        top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-        for node in top:
-            waiting += (
-                [a.name for a in node.names] if isinstance(node, ast.Import) else [str(node.module), *(f"{node.module}.{a.name}" for a in node.names)]
-            )
-        assert not any(name.startswith(("torch", "tasks")) for name in waiting), (file, waiting)
+    found = {
+        file.name
+        for file in SOURCES
+        if opening & {ast.unparse(call.func) for call in calls_in(file.read_text("utf-8"))}
+    }
+    assert found == {"parquet.py"}
 
 
 def tree_of_the_readme() -> dict[str, str]:
+    """Path -> the line about it, of the README's block `tree`; nesting is by indentation."""
     block = re.search(r"```tree\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     assert block
-    lines = [line for line in block.group(1).splitlines() if line.strip()]
     paths: dict[str, str] = {}
-    folder = ""
-    for line in lines:
-        name, _, text = line.strip().partition("  ")
-        if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-            paths[name] = text.strip()
-        else:
-            paths[folder + name] = text.strip()
+    folders: list[str] = []
+    for line in filter(str.strip, block.group(1).splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        names, _, text = line.strip().partition("   ")
+        for name in names.split("  "):
+            paths["".join(folders[:depth]) + name] = text.strip()
+        folders[depth:] = [names] if names.endswith("/") else []
     return paths
 
 
-def test_the_tree_of_the_readme_is_true() -> None:
-    told = tree_of_the_readme()
-    for path, text in told.items():
-        assert (ROOT / path).exists(), f"README.md tells of {path}, which is not there"
-        assert text, f"README.md says nothing of {path}"
+def test_readme_tree_names_every_package() -> None:
+    tree = tree_of_the_readme()
+    for path, text in tree.items():
+        if "*" not in path:
+            assert (ROOT / path).exists(), f"README.md names {path}, which does not exist"
+        assert text, f"README.md says nothing about {path}"
     for folder in ("pipeline", "tasks"):
-        for file in (ROOT / folder).rglob("*.py"):
-            path = file.relative_to(ROOT).as_posix()
-            if file.name not in ("__init__.py", "__main__.py"):
-                assert path in told, f"README.md does not tell of {path}"
+        for package in (ROOT / folder).rglob("__init__.py"):
+            assert package.parent.relative_to(ROOT).as_posix() + "/" in tree
+
+
+def test_folders_are_small_and_files_begin_with_a_docstring() -> None:
+    for file in SOURCES:
+        assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), file
+    for folder in {file.parent for file in SOURCES}:
+        modules = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+        assert len(modules) <= 16, f"{folder.relative_to(ROOT)} has {len(modules)} modules"
 
 
 def test_the_readme_names_real_recipes_and_commands() -> None:
@@ -167,8 +248,13 @@ FLOORS = {"torch": "2.10", "ray": "2.54", "mlflow": "3.11", "pillow": "12.3"}  #
 
 def test_versions_with_known_holes_are_refused() -> None:
     text = (ROOT / "pyproject.toml").read_text("utf-8")
-    wanted = {found.name.lower(): found.specifier for found in map(Requirement, tomllib.loads(text)["project"]["dependencies"])}
-    pinned = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    wanted = {
+        found.name.lower(): found.specifier
+        for found in map(Requirement, tomllib.loads(text)["project"]["dependencies"])
+    }
+    pinned = dict(
+        line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
     for name, floor in FLOORS.items():
         major, minor = map(int, floor.split("."))
         assert not wanted[name].contains(f"{major}.{minor - 1}.99"), name
@@ -188,7 +274,11 @@ def test_methods_and_tasks_have_their_page_of_conf_and_test() -> None:
 def faults_of(file: Path) -> list[tuple[object, object]]:
     """Row and text of every `fault` mark in a file of tests."""
     calls = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
-    return [tuple(ast.literal_eval(word) for word in call.args) for call in calls if ast.unparse(call.func) == "pytest.mark.fault"]  # type: ignore[misc]
+    return [
+        tuple(ast.literal_eval(word) for word in call.args)
+        for call in calls
+        if ast.unparse(call.func) == "pytest.mark.fault"
+    ]  # type: ignore[misc]
 
 
 def test_every_fault_has_a_test_or_a_reason_why_not() -> None:

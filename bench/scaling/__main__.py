@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,14 +12,15 @@ from rich.table import Table
 from bench.scaling import memory, orders
 from bench.scaling.cost import COST, NETWORKS, Machine, Network, assignment, discovery, pass_over_bank
 from bench.scaling.traffic import Message, of_discovery, of_gradients, of_step
-from pipeline import yaml_strict
-from pipeline.store import CACHE_BYTES, ROW_GROUP
-from tasks.bank import MemoryBank
-from tasks.encoders import Encoder
-from tasks.pretrain import METHODS
-from tasks.pretrain.method import Method, Setting
+from firstlight.pipeline import ROOT
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.data.store import CACHE_BYTES, ROW_GROUP
+from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain import METHODS
+from firstlight.tasks.pretrain.method import Method, Setting
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
+CONF = ROOT / "conf" / "method"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # a file of conf/method, and what is changed in it
     "nat": ("nat", {"pool": "avg"}),
     "nat, assign: local": ("nat", {"pool": "avg", "assign": "local"}),
@@ -59,9 +59,13 @@ class Scale:
 def builder(case: str, encoder: Encoder) -> Callable[[int], Method]:
     """A method of so many images, around one network that all share."""
     name, changes = CASES[case]
-    raw = {**dict(yaml_strict.read(CONF / f"{name}.yaml")), **changes}
-    parameters: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "name"}
-    return lambda size: METHODS[name](encoder, Setting(size, EPOCHS * parameters.get("rounds", 1), 0, CLASSES), **parameters)
+    raw = {**dict(yaml_reader.read(CONF / f"{name}.yaml")), **changes}
+    parameters: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "name"
+    }
+    return lambda size: METHODS[name](
+        encoder, Setting(size, EPOCHS * parameters.get("rounds", 1), 0, CLASSES), **parameters
+    )
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,13 @@ def traffic_of(told: list[Told], scale: Scale) -> Table:
     title = f"Bytes that a worker sends in a step of {scale.batch:,} images ({scale.rows} a worker)"
     out = table(title, "method", "gradients", "exchanges of the loss", "collectives", "largest result of one")
     for one in told:
-        gradients, exchanges = (sum(m.sent(scale.workers) for m in messages) for messages in (one.gradients, one.exchanges))
+        gradients, exchanges = (
+            sum(m.sent(scale.workers) for m in messages) for messages in (one.gradients, one.exchanges)
+        )
         largest = max((m.result(scale.workers) for m in one.exchanges), default=0)
-        out.add_row(one.case, size(gradients), size(exchanges), f"{len(one.exchanges) + len(one.gradients)}", size(largest))
+        out.add_row(
+            one.case, size(gradients), size(exchanges), f"{len(one.exchanges) + len(one.gradients)}", size(largest)
+        )
     return out
 
 
@@ -145,7 +153,13 @@ def memory_of(told: list[Told], scale: Scale) -> Table:
     for one in told:
         for rows in memory.rows(one.method):
             whole = sum(rows.held(scale.images, rank, scale.workers) for rank in range(scale.workers))
-            out.add_row(one.case, rows.name, size(rows.row + rows.id), size(whole), size(rows.held(scale.images, 0, scale.workers)))
+            out.add_row(
+                one.case,
+                rows.name,
+                size(rows.row + rows.id),
+                size(whole),
+                size(rows.held(scale.images, 0, scale.workers)),
+            )
         if solved := one.solved(scale):
             out.add_row(one.case, "costs, in a step", "", "", size(COST * solved**2))
     return out
@@ -157,18 +171,40 @@ def plan_of(scale: Scale, windows: tuple[int, ...], image_bytes: float, machine:
     out.columns[0].justify = "right"
     out.add_row(*(size(count) for count in held.values()), size(sum(held.values())))
     title = f"What a worker reads, from {orders.BATCHES} batches of the same plan (images of {size(image_bytes)})"
-    read = table(title, "stream.window", "lanes", "images a task", "row groups a task", "read / used", "of all row groups", "a step", "an order")
+    read = table(
+        title,
+        "stream.window",
+        "lanes",
+        "images a task",
+        "row groups a task",
+        "read / used",
+        "of all row groups",
+        "a step",
+        "an order",
+    )
     for window in windows:
         used = min(window, int(CACHE_BYTES // image_bytes))  # as `worker.plan` does
         found = orders.reading(scale.batch, used, scale.workers)
         seconds = scale.rows * found.amplification * image_bytes / machine.read
         of_task = (f"{found.used:,.0f}", f"{found.groups:,.0f}", f"{found.amplification:.1f}", f"{found.share:.1%}")
-        read.add_row(f"{window:,} ({used:,} used)", f"{found.lanes}", *of_task, span(seconds), span(found.seconds * scale.images))
+        read.add_row(
+            f"{window:,} ({used:,} used)", f"{found.lanes}", *of_task, span(seconds), span(found.seconds * scale.images)
+        )
     return [out, read]
 
 
 def time_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
-    out = table("Seconds of a step, one after the other", "method", "network", "networks", "gradients", "exchanges", "assignment", "bank", "most")
+    out = table(
+        "Seconds of a step, one after the other",
+        "method",
+        "network",
+        "networks",
+        "gradients",
+        "exchanges",
+        "assignment",
+        "bank",
+        "most",
+    )
     for one in told:
         for network in NETWORKS:
             parts = one.parts(scale, machine, network)
@@ -178,7 +214,14 @@ def time_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
 
 
 def rounds_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
-    out = table("Neighbours of all images, once a round", "method", "blocks", "a worker sends", *(n.name for n in NETWORKS), "products")
+    out = table(
+        "Neighbours of all images, once a round",
+        "method",
+        "blocks",
+        "a worker sends",
+        *(n.name for n in NETWORKS),
+        "products",
+    )
     for one in told:
         if one.bank and "neighbour" in one.method.tables:
             blocks, each = of_discovery(one.bank, scale.images, scale.workers)
@@ -192,21 +235,43 @@ def rounds_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
 @click.command(help=__doc__)
 @click.option("--images", type=float, default=1e9, show_default=True)
 @click.option("--workers", type=click.IntRange(min=2), default=512, show_default=True)
-@click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Images of a worker in a step.")
+@click.option(
+    "--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Images of a worker in a step."
+)
 @click.option("--encoder", default="resnet50", show_default=True, help="As a recipe names it.")
 @click.option("--image-size", type=int, default=224, show_default=True)
 @click.option("--image-bytes", type=float, default=100e3, show_default=True, help="Of an encoded image.")
-@click.option("--speed", type=float, default=2500.0, show_default=True, help="Images a second of a worker's networks alone.")
-@click.option("--flops", type=float, default=30e12, show_default=True, help="Of a worker's matrix products, of float32.")
-@click.option("--read", type=float, default=1e9, show_default=True, help="Bytes a second that a worker gets from storage.")
+@click.option(
+    "--speed", type=float, default=2500.0, show_default=True, help="Images a second of a worker's networks alone."
+)
+@click.option(
+    "--flops", type=float, default=30e12, show_default=True, help="Of a worker's matrix products, of float32."
+)
+@click.option(
+    "--read", type=float, default=1e9, show_default=True, help="Bytes a second that a worker gets from storage."
+)
 @click.option("--window", type=int, multiple=True, default=(2048,), show_default=True)
-def main(encoder: str, image_size: int, image_bytes: float, speed: float, flops: float, read: float, window: tuple[int, ...], **size: float) -> None:
+def main(
+    encoder: str,
+    image_size: int,
+    image_bytes: float,
+    speed: float,
+    flops: float,
+    read: float,
+    window: tuple[int, ...],
+    **size: float,
+) -> None:
     torch.manual_seed(0)
     scale, machine = Scale(int(size["images"]), int(size["workers"]), int(size["rows"])), Machine(speed, flops, read)
     network = Encoder({"name": encoder}, image_size)
     told = [tell(case, network, scale) for case in CASES]
-    console, title = Console(width=150), f"{scale.images:,} images of {image_size} x {image_size}, {scale.workers} workers, {encoder}"
-    console.print(f"{title}, batches of {scale.batch:,}: {scale.steps:,} steps an epoch. Row groups of {ROW_GROUP} images.")
+    console, title = (
+        Console(width=150),
+        f"{scale.images:,} images of {image_size} x {image_size}, {scale.workers} workers, {encoder}",
+    )
+    console.print(
+        f"{title}, batches of {scale.batch:,}: {scale.steps:,} steps an epoch. Row groups of {ROW_GROUP} images."
+    )
     console.print(traffic_of(told, scale), memory_of(told, scale), *plan_of(scale, window, image_bytes, machine))
     console.print(time_of(told, scale, machine), rounds_of(told, scale, machine))
 

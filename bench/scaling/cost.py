@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from bench.scaling.traffic import Message
 
 COST = 8  # bytes of an entry of the matrix of costs, which has a row and a column for each image
-ASSIGNMENT = (4096, 3.7, 2.2)  # images, seconds of one core for `best_assignment` of them, and the power that time grows with, measured up to there
+ASSIGNMENT = (
+    4096,
+    3.7,
+    2.2,
+)  # images, seconds of one core for `best_assignment` of them, and the power that time grows with, measured up to there
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Network:
     latency: float
 
     def seconds(self, messages: Sequence[Message], world: int) -> float:
-        return sum(m.sent(world) / self.bandwidth + m.hops(world) * self.latency for m in messages) if world > 1 else 0.0
+        return (
+            sum(m.sent(world) / self.bandwidth + m.hops(world) * self.latency for m in messages) if world > 1 else 0.0
+        )
 
 
 NETWORKS = (Network("NVLink", 300e9, 5e-6), Network("100 GbE", 12.5e9, 20e-6), Network("10 GbE", 1.25e9, 50e-6))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.plan import Plan
-from pipeline.store import ROW_GROUP
-from tasks.pretrain.method import Method
-from tasks.table import SampleTable
+from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.store import ROW_GROUP
+from firstlight.tasks.pretrain.method import Method
+from firstlight.tasks.sample_table import SampleTable
 
 EPOCHS_KEPT = 4  # of a plan, by each process that asks for them (`plan._epoch`)
 ID = 8  # bytes
@@ -36,9 +36,17 @@ def rows(method: Method) -> list[Rows]:
 
 def of_plan(size: int) -> dict[str, int]:
     """Bytes that every process has of the order of `size` images, however many workers there are."""
-    return {"ids": ID * size, "row groups": ID * -(-size // ROW_GROUP), f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * ID * size}
+    return {
+        "ids": ID * size,
+        "row groups": ID * -(-size // ROW_GROUP),
+        f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * ID * size,
+    }
 
 
 def held_by_plan(plan: Plan) -> dict[str, int]:
     """The same, of one that there is."""
-    return {"ids": plan.ids.nbytes, "row groups": plan.group_starts.nbytes, f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * plan.epoch(0).nbytes}
+    return {
+        "ids": plan.ids.nbytes,
+        "row groups": plan.group_starts.nbytes,
+        f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * plan.epoch(0).nbytes,
+    }

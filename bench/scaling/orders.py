@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.plan import Plan
-from pipeline.store import ROW_GROUP
-from pipeline.stream import TrainOrder
+from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.store import ROW_GROUP
+from firstlight.pipeline.data.stream import TrainOrder
 
 BATCHES = 16  # global batches of the images that are looked at: lanes and windows are then as they are over any number
 

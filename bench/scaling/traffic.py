@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tasks.bank import QUERIES, MemoryBank
-from tasks.learner import Batch
-from tasks.pretrain.method import Method
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.memory_bank import QUERIES, MemoryBank
+from firstlight.tasks.pretrain.method import Method
 
 RANK = 1  # that is pretended: rank 0 solves assignments beside
 FEW, MORE = 2, 4  # images of a worker in the two steps that are traced
@@ -96,7 +96,13 @@ def pretended(world: int) -> Iterator[None]:
 def images(rows: int, rank: int, image_size: int, views: int = 2) -> Batch:
     """A worker's part of a batch, of grey images: the ids follow those of the rank before."""
     ids = torch.arange(rows) + rank * rows
-    return Batch(ids, ids, torch.full_like(ids, -1), (torch.rand(rows, 3, image_size, image_size),) * views, torch.zeros_like(ids))
+    return Batch(
+        ids,
+        ids,
+        torch.full_like(ids, -1),
+        (torch.rand(rows, 3, image_size, image_size),) * views,
+        torch.zeros_like(ids),
+    )
 
 
 def step(method: Method, batch: Batch) -> None:

@@ -1,11 +1,11 @@
 """Downstream tasks by name, one page each."""
 
-from tasks.downstream.classify import Classify
-from tasks.downstream.classify_square import ClassifySquare
-from tasks.downstream.detect import Detect
-from tasks.downstream.multilabel import Multilabel
-from tasks.downstream.segment import Segment
-from tasks.downstream.task import Task
+from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.downstream.classify_square import ClassifySquare
+from firstlight.tasks.downstream.detect import Detect
+from firstlight.tasks.downstream.multilabel import Multilabel
+from firstlight.tasks.downstream.segment import Segment
+from firstlight.tasks.downstream.task import Task
 
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from tasks.downstream.task import Decay, Scores, Target, Task, Train, in_full
-from tasks.encoders import Encoder, pooled
-from tasks.heads import mlp
-from tasks.init import Init, initialize
-from tasks.learner import Batch
-from tasks.norms import Norm
+from firstlight.tasks.downstream.task import Decay, Scores, Target, Task, Train, in_full
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder, pooled
+from firstlight.tasks.nn.heads import mlp
+from firstlight.tasks.nn.norms import Norm
+from firstlight.tasks.nn.weight_init import Init, initialize
 
 Hidden = tuple[Annotated[int, Ge(1)], ...]
 Share = Annotated[float, Ge(0.0), Lt(1.0)]

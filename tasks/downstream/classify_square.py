@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.downstream.classify import Classify
-from tasks.learner import Batch
+from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.learner import Batch
 
 
 def square_loss(outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from tasks.downstream.multilabel import eleven_point, mean_known
-from tasks.downstream.segment import palette
-from tasks.downstream.task import Decay, Scores, Task, Train
-from tasks.downstream.windows import RATIOS, Windows
-from tasks.encoders import Encoder
-from tasks.learner import Batch
+from firstlight.tasks.downstream.multilabel import eleven_point, mean_known
+from firstlight.tasks.downstream.segment import palette
+from firstlight.tasks.downstream.task import Decay, Scores, Task, Train
+from firstlight.tasks.downstream.windows import RATIOS, Windows
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -74,8 +74,12 @@ class Detect(Task):
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
         levels = _levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
-            raise ValueError(f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; valid: one a level")
-        self.detector = _detector(Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled)
+            raise ValueError(
+                f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; valid: one a level"
+            )
+        self.detector = _detector(
+            Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled
+        )
         if proposals == "windows":
             self.detector.rpn = Windows(anchors)  # type: ignore[assignment]
 
@@ -85,7 +89,9 @@ class Detect(Task):
         return tuple(losses[name].expand(len(batch.ids)) for name in sorted(losses))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")[: len(outputs)]  # the last two of Faster R-CNN
+        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")[
+            : len(outputs)
+        ]  # the last two of Faster R-CNN
         parts = {name: output.mean() for name, output in zip(names, outputs, strict=True)}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
@@ -95,7 +101,11 @@ class Detect(Task):
         for row, seen in enumerate(self._seen(batch.views[0])):
             n = len(seen["scores"])
             found[row, :n] = torch.cat((seen["boxes"], seen["scores"][:, None], seen["labels"][:, None] - 1), 1)
-        columns = [batch.targets["boxes"], batch.targets["box_classes"][..., None], batch.targets["difficult"][..., None]]
+        columns = [
+            batch.targets["boxes"],
+            batch.targets["box_classes"][..., None],
+            batch.targets["difficult"][..., None],
+        ]
         return found, torch.cat([column.float() for column in columns], 2)
 
     def _seen(self, images: Tensor) -> list[dict[str, Tensor]]:
@@ -106,7 +116,12 @@ class Detect(Task):
         found, truth = (row.cpu() for row in rows)
         both = [average_precisions(found, truth, c) for c in range(self.classes)]
         exact, eleven = (list(column) for column in zip(*both, strict=True))
-        return {"map_11point": mean_known(eleven), "map_50": mean_known(exact), "map_coco": coco(found, truth), "ap_11point": eleven}
+        return {
+            "map_11point": mean_known(eleven),
+            "map_50": mean_known(exact),
+            "map_coco": coco(found, truth),
+            "ap_11point": eleven,
+        }
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.views[0]
@@ -121,7 +136,9 @@ def _levels(encoder: Encoder) -> list[int]:
     return sorted(deepest.values())[-4:]
 
 
-def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, ...], hidden: int, overlap: float, sampled: int) -> "FasterRCNN":
+def _detector(
+    backbone: Backbone, size: int, classes: int, anchors: tuple[int, ...], hidden: int, overlap: float, sampled: int
+) -> "FasterRCNN":
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -149,7 +166,9 @@ def _detector(backbone: Backbone, size: int, classes: int, anchors: tuple[int, .
 def _rows(batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes (k, 4), classes (k,) and difficult (k,) of each image."""
     targets = zip(batch.targets["boxes"], batch.targets["box_classes"], batch.targets["difficult"], strict=True)
-    return [(boxes[classes >= 0], classes[classes >= 0], difficult[classes >= 0]) for boxes, classes, difficult in targets]
+    return [
+        (boxes[classes >= 0], classes[classes >= 0], difficult[classes >= 0]) for boxes, classes, difficult in targets
+    ]
 
 
 def _without_difficult(boxes: Tensor, classes: Tensor, difficult: Tensor) -> dict[str, Tensor]:

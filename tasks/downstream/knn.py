@@ -24,7 +24,9 @@ def _nearest(block: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     for start in range(0, len(bank), BANK):
         similarity = block @ bank[start : start + BANK].T
         part, within = _largest(similarity, min(k, similarity.shape[1]))
-        best, order = torch.cat((best, part), 1).sort(dim=1, descending=True, stable=True)  # those of lower places stand first
+        best, order = torch.cat((best, part), 1).sort(
+            dim=1, descending=True, stable=True
+        )  # those of lower places stand first
         places = torch.cat((places, within + start), 1).gather(1, order)[:, :k]
         best = best[:, :k]
     return best, places
@@ -48,7 +50,9 @@ def class_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, k: int, tempe
     infinity where none of them is of that class. k is at most n.
     """
     similarity, nearest = neighbours(queries, bank, k)
-    weights = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: no overflow, and never all zero
+    weights = (
+        (similarity - similarity[:, :1]) / temperature
+    ).exp()  # relative to the nearest: no overflow, and never all zero
     scores = torch.zeros(len(queries), classes, device=bank.device, dtype=weights.dtype)
     scores.scatter_add_(1, labels[nearest], weights)
     return scores.masked_fill(scores == 0, -torch.inf)
@@ -62,5 +66,7 @@ def weighted_knn(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperat
 def hits(scores: Tensor, labels: Tensor, top: int) -> Tensor:
     """(m, classes) scores and (m,) labels -> (m,) bool: is the label among the `top` classes? Of equal scores the lower class is before."""
     own = scores.gather(1, labels[:, None])
-    before = (scores > own) | ((scores == own) & (torch.arange(scores.shape[1], device=scores.device) < labels[:, None]))
+    before = (scores > own) | (
+        (scores == own) & (torch.arange(scores.shape[1], device=scores.device) < labels[:, None])
+    )
     return ((before.sum(1) < top) & (own > -torch.inf)[:, 0]).bool()

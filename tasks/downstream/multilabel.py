@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.collective import shared_count
-from tasks.downstream.classify import Classify
-from tasks.downstream.task import Scores
-from tasks.learner import Batch
+from firstlight.tasks.collective import shared_count
+from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.downstream.task import Scores
+from firstlight.tasks.learner import Batch
 
 
 class Multilabel(Classify):
@@ -50,7 +50,9 @@ def average_precisions(scores: Tensor, present: Tensor) -> tuple[float, float]:
     if not truth.any():
         return math.nan, math.nan
     precision, recall, _ = precision_recall_curve(truth, known_scores)
-    return float(average_precision_score(truth, known_scores)), eleven_point(precision[:-1], recall[:-1])  # the last is a precision of 1 at recall 0
+    return float(average_precision_score(truth, known_scores)), eleven_point(
+        precision[:-1], recall[:-1]
+    )  # the last is a precision of 1 at recall 0
 
 
 def eleven_point(precision: Any, recall: Any) -> float:

@@ -29,11 +29,15 @@ class Probe:
 def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> Probe:
     """Minimise mean cross-entropy + weight_decay / 2 * |W|^2 over (n, d) features and (n,) labels; the bias is not decayed."""
     mean, std = features.mean(0), features.std(0)
-    std[~(std > 1e-6 + 1e-5 * mean.abs())] = torch.inf  # constant up to rounding: must not count, should it differ in other images
+    std[~(std > 1e-6 + 1e-5 * mean.abs())] = (
+        torch.inf
+    )  # constant up to rounding: must not count, should it differ in other images
     x = (features - mean) / std
     weight = torch.zeros(classes, x.shape[1], device=x.device, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, dtype=x.dtype, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, history_size=20, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=200, tolerance_grad=1e-5, history_size=20, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         solver.zero_grad()
@@ -45,7 +49,9 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: floa
     return Probe(mean, std, weight.detach(), bias.detach())
 
 
-def choose_probe(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], classes: int, decays: Sequence[float]) -> tuple[Probe, float]:
+def choose_probe(
+    train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], classes: int, decays: Sequence[float]
+) -> tuple[Probe, float]:
     """Fit (features, labels) with each weight decay; the probe, and its decay, of the best held-out accuracy (ties: the larger decay)."""
 
     def accuracy(probe: Probe) -> float:

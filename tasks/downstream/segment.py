@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.backbones import with_norm
-from tasks.collective import shared_count
-from tasks.decoder import Decoder, Shortcuts, deconvolution
-from tasks.downstream.multilabel import mean_known
-from tasks.downstream.task import Decay, Scores, Task, Train, in_full
-from tasks.encoders import Encoder
-from tasks.init import Init, initialize
-from tasks.learner import Batch
-from tasks.norms import Norm
+from firstlight.tasks.collective import shared_count
+from firstlight.tasks.downstream.multilabel import mean_known
+from firstlight.tasks.downstream.task import Decay, Scores, Task, Train, in_full
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.backbones import with_norm
+from firstlight.tasks.nn.decoder import Decoder, Shortcuts, deconvolution
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.norms import Norm
+from firstlight.tasks.nn.weight_init import Init, initialize
 
 VOID = 255  # of a mask: counts for nothing
 
@@ -25,7 +25,9 @@ class Mirror(nn.Module):
 
     def __init__(self, encoder: Encoder, classes: int, *, shortcuts: Shortcuts, norm: Norm, init: Init) -> None:
         super().__init__()
-        self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
+        self.decoder = Decoder(
+            encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init
+        )
         self.decoder.last = deconvolution(encoder.shapes[0], (classes, encoder.image_size), bias=True)
         initialize(self.decoder.last, init)
 
@@ -103,7 +105,9 @@ class Segment(Task):
     def start_from(self, networks: Mapping[str, nn.Module]) -> None:
         decoder = networks.get("decoder")
         if not isinstance(self.head, Mirror) or not isinstance(decoder, Decoder):
-            raise ValueError("head: only 'mirror' starts from a pretrained decoder" if decoder else "there is no pretrained decoder")
+            raise ValueError(
+                "head: only 'mirror' starts from a pretrained decoder" if decoder else "there is no pretrained decoder"
+            )
         self.head.start_from(decoder)
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -115,12 +119,22 @@ class Segment(Task):
         """Intersection over union over all pixels of the set (VOC): true positives / (true + false positives + false negatives)."""
         counts = rows[0].double().sum(0)
         hits = counts.diagonal()
-        ious = (hits / (counts.sum(0) + counts.sum(1) - hits)).tolist()  # 0 / 0 is NaN: a class that is neither there nor predicted
-        return {"mean_iou": mean_known(ious), "pixel_accuracy": float(hits.sum() / counts.sum().clamp_min(1)), "iou": ious}
+        ious = (
+            hits / (counts.sum(0) + counts.sum(1) - hits)
+        ).tolist()  # 0 / 0 is NaN: a class that is neither there nor predicted
+        return {
+            "mean_iou": mean_known(ious),
+            "pixel_accuracy": float(hits.sum() / counts.sum().clamp_min(1)),
+            "iou": ious,
+        }
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         image = batch.views[0]
-        return {"image": image, "truth": overlaid(image, batch.targets["mask"].long()), "predicted": overlaid(image, self.logits(image).argmax(1))}
+        return {
+            "image": image,
+            "truth": overlaid(image, batch.targets["mask"].long()),
+            "predicted": overlaid(image, self.logits(image).argmax(1)),
+        }
 
 
 def confusion(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:

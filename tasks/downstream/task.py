@@ -8,13 +8,15 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from tasks.encoders import Encoder
-from tasks.learner import Batch, Learner
+from firstlight.tasks.learner import Batch, Learner
+from firstlight.tasks.nn.encoders import Encoder
 
 Target = Literal["label", "present", "mask", "boxes"]
 Train = Literal["all", "head"] | Annotated[int, Ge(1)]
 Decay = Annotated[float, Gt(0.0), Le(1.0)]
-Scores = Mapping[str, float | list[float]]  # by name, larger is better; a list has one of each class, NaN where there is none
+Scores = Mapping[
+    str, float | list[float]
+]  # by name, larger is better; a list has one of each class, NaN where there is none
 
 
 class Task(Learner):
@@ -33,7 +35,9 @@ class Task(Learner):
     measure: ClassVar[str]  # the score that settings are chosen by, and that tables show
     by_class: ClassVar[str | None] = None  # the list whose mean `measure` is
 
-    def __init__(self, encoder: Encoder, classes: int, *, train: Train = "all", layer: int = -1, layer_decay: float = 1.0) -> None:
+    def __init__(
+        self, encoder: Encoder, classes: int, *, train: Train = "all", layer: int = -1, layer_decay: float = 1.0
+    ) -> None:
         super().__init__()
         self.encoder, self.classes, self.layer_decay = encoder, classes, layer_decay
         self.layer = _number("layer", layer, encoder)
@@ -93,7 +97,11 @@ def _freeze(encoder: Encoder, train: Train, layer: int) -> Sequence[nn.Module]:
     """Freeze what `train` leaves out, and what the map `layer` is not computed from; the modules that must stay in evaluation mode."""
     blocks = encoder.blocks()
     if not isinstance(train, str) and train > layer:
-        raise ValueError(f"train: {train} leaves nothing of the encoder to train; valid: all, head, 1 to {layer}" if layer else f"train: {train}")
+        raise ValueError(
+            f"train: {train} leaves nothing of the encoder to train; valid: all, head, 1 to {layer}"
+            if layer
+            else f"train: {train}"
+        )
     first = {"all": 0, "head": len(blocks)}[train] if isinstance(train, str) else train
     trained = set[nn.Parameter]().union(*blocks[first : layer + 1])
     for parameter in encoder.parameters():

@@ -19,7 +19,9 @@ class Windows(nn.Module):
         super().__init__()
         self.sides = sides
 
-    def forward(self, images: "ImageList", features: Mapping[str, Tensor], targets: Any = None) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def forward(
+        self, images: "ImageList", features: Mapping[str, Tensor], targets: Any = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         proposals = windows(images.tensors.shape[-1], self.sides).to(images.tensors.device)
         return [proposals] * len(images.image_sizes), {}
 
@@ -33,5 +35,7 @@ def windows(size: int, sides: tuple[int, ...]) -> Tensor:
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         for ratio in RATIOS:
             half_width, half_height = side / ratio**0.5 / 2, side * ratio**0.5 / 2
-            boxes.append(torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), -1).view(-1, 4))
+            boxes.append(
+                torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), -1).view(-1, 4)
+            )
     return torch.cat(boxes).clamp(0, size)

@@ -19,12 +19,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tasks.collective import gather
-from tasks.encoders import Encoder, pooled, pooled_size
-from tasks.labelled import labelled_cross_entropy
-from tasks.learner import Batch
-from tasks.pretrain.method import Method, Needs, Setting
-from tasks.shown import Picture, Row, stretched
+from firstlight.tasks.collective import gather
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder, pooled, pooled_size
+from firstlight.tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.supervised_loss import labelled_cross_entropy
+from firstlight.tasks.visuals import Picture, Row, stretched
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -123,7 +123,9 @@ class ClusteringLocality(Method):
         if supervised and not setting.classes:
             raise ValueError("supervised: needs labels, and the data set has no classes")
         if supervised and clusters and clusters < setting.classes:
-            raise ValueError(f"clusters: {clusters} are fewer than the {setting.classes} classes that are learned from labels")
+            raise ValueError(
+                f"clusters: {clusters} are fewer than the {setting.classes} classes that are learned from labels"
+            )
         self.classifier = nn.Linear(pooled_size(encoder, "avg"), clusters or setting.classes)
 
     @classmethod
@@ -142,7 +144,9 @@ class ClusteringLocality(Method):
     def pictures(self, batch: Batch) -> tuple[Picture, ...]:
         """The class activation map of each image's most probable class, before and after the training."""
         images = batch.views[0]
-        maps = Row("evidence for the most probable class", images, stretched(self.embed(batch)[1].float()), untrained=True)
+        maps = Row(
+            "evidence for the most probable class", images, stretched(self.embed(batch)[1].float()), untrained=True
+        )
         return (Picture("class_activation", "class activation maps of held-out images", (Row("image", images), maps)),)
 
     def predict(self, images: Tensor) -> Tensor | None:
@@ -150,7 +154,11 @@ class ClusteringLocality(Method):
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         logits, cam = outputs
-        terms = {"mean_entropy": mean_entropy(logits), "batch_entropy": batch_entropy(logits), "locality": locality(cam).mean()}
+        terms = {
+            "mean_entropy": mean_entropy(logits),
+            "batch_entropy": batch_entropy(logits),
+            "locality": locality(cam).mean(),
+        }
         loss = self.alpha * terms["mean_entropy"] - self.beta * terms["batch_entropy"] + self.gamma * terms["locality"]
         if self.supervised:
             terms["cross_entropy"], terms["accuracy"] = labelled_cross_entropy(logits, batch.labels)

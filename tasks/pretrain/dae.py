@@ -5,7 +5,7 @@ An image x is corrupted to x~; encoder and decoder together, f, give the clean i
     min over f of  1/(2N) sum_i || x_i - f(x~_i) ||^2
 
 The decoder mirrors the encoder, and the shortcuts between the two carry the detail past its middle, which is left to learn what is abstract
-(section 3.1; `tasks.decoder`). What is learned depends on the corruption (section 3.3; `tasks.corruption`): it should need large parts of
+(section 3.1; `firstlight.tasks.nn.decoder`). What is learned depends on the corruption (section 3.3; `firstlight.tasks.corruption`): it should need large parts of
 the image to be undone. Images are 0-centred and normalised (section 3.4); the corruption is applied before, in pixels of 0..255 as in the
 denoising literature, so sigma = 50 is a fifth of the range, and "set to 0" is the data set's mean.
 """
@@ -17,15 +17,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tasks import corruption as corrupt
-from tasks.counter import keys
-from tasks.decoder import Decoder, Shortcuts
-from tasks.encoders import Encoder, Input
-from tasks.init import Init
-from tasks.learner import Batch
-from tasks.norms import Norm
-from tasks.pretrain.method import Method, Setting
-from tasks.shown import Picture, Row
+from firstlight.tasks import corruption as corrupt
+from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.decoder import Decoder, Shortcuts
+from firstlight.tasks.nn.encoders import Encoder, Input
+from firstlight.tasks.nn.norms import Norm
+from firstlight.tasks.nn.weight_init import Init
+from firstlight.tasks.pretrain.method import Method, Setting
+from firstlight.tasks.visuals import Picture, Row
 
 Sigma = Annotated[float, Ge(0.0)]
 SHOWN, PLACES_SHOWN = 3, 8  # features in a picture, and places a side of the map that they are of
@@ -60,7 +60,9 @@ def pixels(input: Input, normalised: Tensor) -> Tensor:
     return (normalised + (weights * input.mean).sum()) / weights.sum()
 
 
-def most_varied(clean: Sequence[Tensor], corrupted: Sequence[Tensor], number: int | None = None) -> dict[int, tuple[Tensor, Tensor]]:
+def most_varied(
+    clean: Sequence[Tensor], corrupted: Sequence[Tensor], number: int | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
     """By channel, its (B, h, w) maps of clean and of corrupted images, on one scale from 0 to 1: the `SHOWN` channels that vary most over the clean
     images, of map `number`, from 1; None: of the deepest map with at least `PLACES_SHOWN` places a side, or else of the first."""
     deep_enough = [k for k, map_ in enumerate(clean, 1) if min(map_.shape[2:]) >= PLACES_SHOWN]
@@ -106,7 +108,9 @@ class DenoisingAutoEncoder(Method):
         self.shown_map = shown_map
         self.corruption, self.sigma, self.patch = corruption, sigma, patch
         self.blocks = blocks or corrupt.small_block_count(setting.size)
-        self.decoder = Decoder(encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init)
+        self.decoder = Decoder(
+            encoder.shapes, encoder.input.channels, encoder.image_size, shortcuts=shortcuts, norm=norm, init=init
+        )
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """The reconstructions (B, C, H, W), normalised as the encoder's input is."""
@@ -133,7 +137,9 @@ class DenoisingAutoEncoder(Method):
         places = keys(self.setting.seed, batch.passes, batch.ids, PLACES)
         if self.corruption in ("pixel_gaussian", "patch_gaussian"):
             low, high = self.sigma
-            levels = corrupt.noise_levels(keys(self.setting.seed, batch.passes, batch.ids, LEVELS), low / 255, high / 255)
+            levels = corrupt.noise_levels(
+                keys(self.setting.seed, batch.passes, batch.ids, LEVELS), low / 255, high / 255
+            )
             if self.corruption == "pixel_gaussian":
                 return corrupt.pixel_gaussian(images, levels, places)
             return corrupt.patch_gaussian(images, levels, places, self.patch)
@@ -151,10 +157,21 @@ class DenoisingAutoEncoder(Method):
         features = most_varied(self.encoder(batch.views[0]), self.encoder(corrupted), self.shown_map)
         rows = [Row(caption, images[caption]) for caption in ("clean", "corrupted")]
         for channel, pair in features.items():
-            rows += [Row(f"feature {channel}, {caption}", images[caption], maps) for caption, maps in zip(("clean", "corrupted"), pair, strict=True)]
+            rows += [
+                Row(f"feature {channel}, {caption}", images[caption], maps)
+                for caption, maps in zip(("clean", "corrupted"), pair, strict=True)
+            ]
         return (
-            Picture("reconstructions", "held-out images, corrupted and reconstructed", tuple(Row(c, i) for c, i in images.items())),
-            Picture("feature_maps", "where features are active, in held-out images and in the same images corrupted", tuple(rows)),
+            Picture(
+                "reconstructions",
+                "held-out images, corrupted and reconstructed",
+                tuple(Row(c, i) for c, i in images.items()),
+            ),
+            Picture(
+                "feature_maps",
+                "where features are active, in held-out images and in the same images corrupted",
+                tuple(rows),
+            ),
         )
 
     def _holes(self, key: Tensor, size: int) -> Tensor:
@@ -172,8 +189,12 @@ def _check(encoder: Encoder, sigma: tuple[float, float], shown_map: int | None) 
     if kind not in ("rgb", "gray"):
         raise ValueError(f"encoder.input: is {kind!r}, which is no image to give back; rgb or gray")
     if normalize != "dataset":
-        raise ValueError(f"encoder.normalize: is {normalize!r}, which cannot be undone without the clean image; dataset")
+        raise ValueError(
+            f"encoder.normalize: is {normalize!r}, which cannot be undone without the clean image; dataset"
+        )
     if sigma[0] > sigma[1]:
         raise ValueError(f"sigma: is {list(sigma)}; the lower bound comes first")
     if shown_map is not None and shown_map > len(encoder.shapes):
-        raise ValueError(f"shown_map: {shown_map} is none of the encoder's {len(encoder.shapes)} feature maps; valid: 1 to {len(encoder.shapes)}")
+        raise ValueError(
+            f"shown_map: {shown_map} is none of the encoder's {len(encoder.shapes)} feature maps; valid: 1 to {len(encoder.shapes)}"
+        )

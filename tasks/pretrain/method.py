@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tasks.encoders import Encoder
-from tasks.learner import Batch, Learner
-from tasks.shown import Curve, Picture
+from firstlight.tasks.learner import Batch, Learner
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.visuals import Curve, Picture
 
 
 @dataclass(frozen=True)

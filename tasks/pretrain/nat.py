@@ -17,15 +17,15 @@ from annotated_types import Ge, Lt
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tasks.collective import all_sum, from_rank_zero, gather, mine, world
-from tasks.encoders import Encoder, pooled_size
-from tasks.heads import Projection
-from tasks.learner import Batch
-from tasks.norms import Norm
-from tasks.pretrain.method import Method, Setting
-from tasks.shown import Curve
-from tasks.stopwatch import part
-from tasks.table import SampleTable
+from firstlight.tasks.collective import all_sum, from_rank_zero, gather, mine, world
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.heads import Projection
+from firstlight.tasks.nn.norms import Norm
+from firstlight.tasks.pretrain.method import Method, Setting
+from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.timer import part
+from firstlight.tasks.visuals import Curve
 
 CHUNK = 4096  # targets drawn from one generator: any worker can draw any of them
 
@@ -79,7 +79,9 @@ class NoiseAsTargets(Method):
     """
 
     title: ClassVar[str] = "Noise As Targets"
-    paper: ClassVar[str] = "Bojanowski and Joulin 2017, Unsupervised Learning by Predicting Noise, https://arxiv.org/abs/1704.05310"
+    paper: ClassVar[str] = (
+        "Bojanowski and Joulin 2017, Unsupervised Learning by Predicting Noise, https://arxiv.org/abs/1704.05310"
+    )
     deviations: ClassVar[tuple[str, ...]] = (
         "The dimension of the targets is a setting; the paper does not give it (its authors' code: 2048).",
         "Dropout follows the first hidden layer of the head only, and the initial assignment is a random permutation: as in the authors' code, "
@@ -112,21 +114,31 @@ class NoiseAsTargets(Method):
         self.reduction, self.targets, self.assign = reduction, targets, assign
         self.head = Projection(pooled_size(encoder, pool), hidden, dim, dropout=dropout, norm=norm, pool=pool)
         self.permuting = True
-        self.register_buffer("exchanges", torch.zeros(2, dtype=torch.int64))  # in this period, on all workers: images with another target, all seen
+        self.register_buffer(
+            "exchanges", torch.zeros(2, dtype=torch.int64)
+        )  # in this period, on all workers: images with another target, all seen
         self.register_buffer("period", torch.tensor(-1))  # the epoch in which the period began
         # P: the index of the target that each image holds. The targets themselves are a function of (seed, index): no checkpoint carries them.
         size, seed = setting.size, setting.seed
         start = initial_permutation(size, seed)
         self.tables["assignment"] = SampleTable(size, (), torch.int64, lambda ids: start[ids])
-        self.noise = SampleTable(size, (dim,), torch.float32, lambda k: sphere_targets(k, dim, seed)) if targets == "sphere" else None
+        self.noise = (
+            SampleTable(size, (dim,), torch.float32, lambda k: sphere_targets(k, dim, seed))
+            if targets == "sphere"
+            else None
+        )
 
     @classmethod
     def curves(cls, epochs: int, *, permutation_period: int = 3, **parameters: Any) -> tuple[Curve, ...]:
-        return (Curve("targets", "share of images that changed their target", ("changed",), permutation_period, "period"),)
+        return (
+            Curve("targets", "share of images that changed their target", ("changed",), permutation_period, "period"),
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         self.permuting = epoch % self.permutation_period == 0
-        if self.permuting and int(self.period) != epoch:  # an epoch that is resumed in its middle has counted what came before
+        if (
+            self.permuting and int(self.period) != epoch
+        ):  # an epoch that is resumed in its middle has counted what came before
             self.exchanges.zero_()
             self.period.fill_(epoch)
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tasks.collective import gather, rank
-from tasks.counter import keys, uniform
-from tasks.encoders import Encoder, pooled, pooled_size
-from tasks.labelled import labelled_cross_entropy
-from tasks.learner import Batch
-from tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.collective import gather, rank
+from firstlight.tasks.counter_rng import keys, uniform
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder, pooled, pooled_size
+from firstlight.tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.supervised_loss import labelled_cross_entropy
 
 STREAM = 0x5C00  # of the places of patches in the image; STREAM + 1 + k of those in map k
 
@@ -83,7 +83,9 @@ class SpatialContrasting(Method):
     """
 
     title: ClassVar[str] = "Spatial Contrasting"
-    paper: ClassVar[str] = "Hoffer, Hubara and Ailon 2016, Deep unsupervised learning through spatial contrasting, https://arxiv.org/abs/1610.00243"
+    paper: ClassVar[str] = (
+        "Hoffer, Hubara and Ailon 2016, Deep unsupervised learning through spatial contrasting, https://arxiv.org/abs/1610.00243"
+    )
     deviations: ClassVar[tuple[str, ...]] = (
         "Layer, size and number of the patches, and whether two of an image may overlap, are not given by the paper; here they may overlap.",
         "Whether a patch's map is flattened or averaged is not given by the paper; it is a setting.",
@@ -116,7 +118,9 @@ class SpatialContrasting(Method):
         compared = self._compared()
         if supervised_weight > 0:
             if not setting.classes:
-                raise ValueError(f"supervised_weight: {supervised_weight:g} needs labels, and the data set has no classes")
+                raise ValueError(
+                    f"supervised_weight: {supervised_weight:g} needs labels, and the data set has no classes"
+                )
             self.classifier = nn.Linear(pooled_size(encoder, "avg"), setting.classes)
         else:
             encoder.learn_only(compared)
@@ -128,7 +132,11 @@ class SpatialContrasting(Method):
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """(B, P, d) features of an image's patches for each layer; then (B, classes) logits, where labels are learned from."""
         images, supervised = batch.views[0], self.supervised_weight > 0
-        maps = self.encoder(images, depth=None if supervised else self.depth) if supervised or self.level == "feature" else []
+        maps = (
+            self.encoder(images, depth=None if supervised else self.depth)
+            if supervised or self.level == "feature"
+            else []
+        )
         patches = self._patches_of_maps(maps, batch) if self.level == "feature" else self._maps_of_patches(batch)
         features = [p.mean((3, 4)) if self.patch_features == "avg" else p.flatten(2) for p in patches]
         logits = [self.classifier(pooled(maps, "avg"))] if supervised else []
@@ -147,12 +155,21 @@ class SpatialContrasting(Method):
             return {"loss": contrast, "accuracy": accuracy}
         supervised, hits = labelled_cross_entropy(outputs[-1], batch.labels)
         whole = contrast + self.supervised_weight * supervised
-        return {"loss": whole, "contrast_loss": contrast, "supervised_loss": supervised, "accuracy": accuracy, "supervised_accuracy": hits}
+        return {
+            "loss": whole,
+            "contrast_loss": contrast,
+            "supervised_loss": supervised,
+            "accuracy": accuracy,
+            "supervised_accuracy": hits,
+        }
 
     def _contrasted(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P, d) features of one layer -> loss and accuracy, the mean over pairs of patches."""
         everyone = gather(features)
-        terms = [contrast_loss(features[:, a], features[:, b], everyone[:, b if self.contrast == "eq2" else a]) for a, b in self.pairs]
+        terms = [
+            contrast_loss(features[:, a], features[:, b], everyone[:, b if self.contrast == "eq2" else a])
+            for a, b in self.pairs
+        ]
         return torch.stack([loss for loss, _ in terms]).mean(), torch.stack([hits for _, hits in terms]).mean()
 
     def _patches_of_maps(self, maps: list[Tensor], batch: Batch) -> list[Tensor]:
@@ -180,7 +197,9 @@ class SpatialContrasting(Method):
         encoder, side = self.encoder, self.patch_size
         for k in self.layers if self.level == "feature" else ():
             if side > min(encoder.shapes[k][1:]):
-                raise ValueError(f"patch_size: {side} is larger than map {k} of the encoder, {'x'.join(map(str, encoder.shapes[k][1:]))} places")
+                raise ValueError(
+                    f"patch_size: {side} is larger than map {k} of the encoder, {'x'.join(map(str, encoder.shapes[k][1:]))} places"
+                )
         if self.level == "pixel" and side > encoder.image_size:
             raise ValueError(f"patch_size: {side} pixels are more than the images' {encoder.image_size}")
         seen = side if self.level == "pixel" else encoder.image_size
@@ -204,7 +223,9 @@ def _from_the_front(layers: tuple[int, ...], count: int) -> list[int]:
     outside = [k for k in layers if not -count <= k < count]
     found = [k % count for k in layers]
     if outside or not layers:
-        raise ValueError(f"layers: {list(layers)} must be among the encoder's {count} maps, 0..{count - 1} or -{count}..-1")
+        raise ValueError(
+            f"layers: {list(layers)} must be among the encoder's {count} maps, 0..{count - 1} or -{count}..-1"
+        )
     if len(set(found)) < len(found):
         raise ValueError(f"layers: {list(layers)} names a map twice (the encoder has {count})")
     return found

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from tasks.bank import MemoryBank
-from tasks.collective import gather, rank
-from tasks.encoders import Encoder, pooled_size
-from tasks.heads import Projection
-from tasks.learner import Batch
-from tasks.pretrain.method import Method, Needs, Setting
-from tasks.shown import Curve
-from tasks.table import SampleTable
+from firstlight.tasks.collective import gather, rank
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.heads import Projection
+from firstlight.tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.visuals import Curve
 
 Variant = Literal["paper", "reference"]
 REFERENCE_OWN_LOGIT = -10.0  # authors' code: in place of leaving the image out of eq. 11
@@ -103,7 +103,9 @@ class SuperAnd(Method):
     """
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
-    paper: ClassVar[str] = "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
+    paper: ClassVar[str] = (
+        "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
+    )
     told: ClassVar[tuple[str, ...]] = ("consistency",)
     deviations: ClassVar[tuple[str, ...]] = (
         "Losses are means over the batch; in the paper they are sums.",
@@ -151,7 +153,9 @@ class SuperAnd(Method):
         self.tables["bank"] = self.bank
         if neighbours:
             self.tables["neighbour"] = SampleTable(setting.size, (), torch.int64, lambda ids: torch.full_like(ids, -1))
-        self.looks_first = neighbours and initial == "random"  # neighbours in a bank that nothing was written to would be chance
+        self.looks_first = (
+            neighbours and initial == "random"
+        )  # neighbours in a bank that nothing was written to would be chance
         self.round, self.ue_weight, self.aug_weight = 0, 0.0, 1.0
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("begun", torch.tensor(-1))  # the round whose neighbours the table holds
@@ -166,7 +170,19 @@ class SuperAnd(Method):
     def curves(cls, epochs: int, *, rounds: int = 5, neighbours: bool = True, **parameters: Any) -> tuple[Curve, ...]:
         """Figure 4 of the paper."""
         names = ("consistency", "entropy", "selected") if neighbours else ()
-        return (Curve("rounds", "neighbourhoods as they were found at the start of each round", names, epochs // rounds, "round"),) if names else ()
+        return (
+            (
+                Curve(
+                    "rounds",
+                    "neighbourhoods as they were found at the start of each round",
+                    names,
+                    epochs // rounds,
+                    "round",
+                ),
+            )
+            if names
+            else ()
+        )
 
     def handed_on(self) -> dict[str, nn.Module]:
         return {"head": self.head}
@@ -240,7 +256,9 @@ class SuperAnd(Method):
         everyone = torch.cat((gather(first.detach()), gather(second.detach())))
         there = place + len(everyone) // 2
         cosines = relation_cosines(torch.cat((first, second)), everyone, self.gram)
-        return reference_augmentation_loss(cosines, torch.cat((place, there)), torch.cat((there, place)), self.aug_temperature)
+        return reference_augmentation_loss(
+            cosines, torch.cat((place, there)), torch.cat((there, place)), self.aug_temperature
+        )
 
     def _told(self, like: Tensor) -> dict[str, Tensor]:
         """What is logged beside the losses."""

@@ -18,13 +18,13 @@ from bench.scaling.__main__ import CASES as METHODS_TOLD
 from bench.scaling.__main__ import main
 from bench.scaling.cost import Network
 from bench.scaling.traffic import Message, images, of_gradients, of_step, recorded, step, truly
-from pipeline.plan import _epoch
-from tasks.bank import MemoryBank
-from tasks.collective import rank, world
-from tasks.encoders import Encoder
-from tasks.pretrain import METHODS
-from tasks.pretrain.method import Method, Setting
-from tests.gloo import Pool
+from firstlight.pipeline.data.plan import _epoch
+from firstlight.tasks.collective import rank, world
+from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain import METHODS
+from firstlight.tasks.pretrain.method import Method, Setting
+from tests.support.gloo import Pool
 
 SIDE, ROWS = 16, 6
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -134,7 +134,9 @@ def sent(kind: str, numbers: int) -> int:
 
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "broadcast"])
 @pytest.mark.parametrize("workers", [2, 3])
-def test_what_a_worker_sends_is_what_its_sockets_have_sent(request: pytest.FixtureRequest, kind: Any, workers: int) -> None:
+def test_what_a_worker_sends_is_what_its_sockets_have_sent(
+    request: pytest.FixtureRequest, kind: Any, workers: int
+) -> None:
     """A broadcast is sent once by each but the last of a chain; by gloo's tree as often in all."""
     pool: Pool = request.getfixturevalue("pool" if workers == 2 else "pool3")
     message = Message(kind, 4_000_000)
@@ -145,7 +147,11 @@ def test_what_a_worker_sends_is_what_its_sockets_have_sent(request: pytest.Fixtu
 
 def held(case: str, size: int) -> int:
     """Bytes of the storages that the tables of this worker keep."""
-    return sum(part.untyped_storage().nbytes() for table in memory.tables(build(case, size)).values() for part in (table.rows, table.ids))
+    return sum(
+        part.untyped_storage().nbytes()
+        for table in memory.tables(build(case, size)).values()
+        for part in (table.rows, table.ids)
+    )
 
 
 @pytest.mark.parametrize("case", ["nat", "nat, one_hot", "super_and", "instance", "dae"])
@@ -186,10 +192,27 @@ def test_a_ring_and_a_tree() -> None:
 
 
 def test_the_command_tells_all_of_it() -> None:
-    small = ["--images", "1e6", "--workers", "4", "--rows", "8", "--encoder", "convnet", "--image-size", "64", "--window", "256"]
+    small = [
+        "--images",
+        "1e6",
+        "--workers",
+        "4",
+        "--rows",
+        "8",
+        "--encoder",
+        "convnet",
+        "--image-size",
+        "64",
+        "--window",
+        "256",
+    ]
     answer = CliRunner().invoke(main, small)
     assert answer.exit_code == 0, answer.output
-    rows = {tuple(cell.strip() for cell in line.split("│")[1:3]): line for line in answer.output.splitlines() if line.startswith("│")}
+    rows = {
+        tuple(cell.strip() for cell in line.split("│")[1:3]): line
+        for line in answer.output.splitlines()
+        if line.startswith("│")
+    }
     assert "1,000,000 images of 64 x 64, 4 workers, convnet, batches of 32: 31,250 steps an epoch" in answer.output
     assert "130 MB" in rows["super_and", "bank"], "250,000 rows of 128 float32, and their ids"
     assert "8.19 kB" in rows["nat", "costs, in a step"], "32 x 32 float64"

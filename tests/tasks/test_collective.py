@@ -3,8 +3,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tasks.collective import all_sum, barrier, broadcast_object, from_rank_zero, gather, gather_objects, mine, rank, world
-from tests.gloo import Pool
+from firstlight.tasks.collective import (
+    all_sum,
+    barrier,
+    broadcast_object,
+    from_rank_zero,
+    gather,
+    gather_objects,
+    mine,
+    rank,
+    world,
+)
+from tests.support.gloo import Pool
 
 
 def rows(of: int) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks.corruption import (
+from firstlight.tasks.corruption import (
     big_block_sides,
     covered,
     noise_levels,
@@ -16,8 +16,8 @@ from tasks.corruption import (
     small_block_count,
     small_block_side,
 )
-from tasks.counter import keys
-from tests import references
+from firstlight.tasks.counter_rng import keys
+from tests.support import references
 
 
 def some_keys(count: int, turn: int = 0) -> torch.Tensor:
@@ -61,7 +61,9 @@ def test_pixels_of_a_patch_share_their_noise(size: int, patch: int) -> None:
     assert noise.shape == clean.shape
     for image in noise:
         for channel in image:
-            cells = [channel[y : y + patch, x : x + patch] for y in range(0, size, patch) for x in range(0, size, patch)]
+            cells = [
+                channel[y : y + patch, x : x + patch] for y in range(0, size, patch) for x in range(0, size, patch)
+            ]
             assert all(float(cell.max() - cell.min()) < 1e-7 for cell in cells)
             values = [round(float(cell[0, 0]), 7) for cell in cells]
             assert len(set(values)) == len(values), "regions have noise of their own"
@@ -74,7 +76,9 @@ def test_patch_noise_has_the_level_of_its_image() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.data())
-def test_squares_are_inside_the_image_and_their_sides_between_the_bounds(size: int, count: int, data: st.DataObject) -> None:
+def test_squares_are_inside_the_image_and_their_sides_between_the_bounds(
+    size: int, count: int, data: st.DataObject
+) -> None:
     low = data.draw(st.integers(1, size))
     high = data.draw(st.integers(low, size))
     side, top, left = random_squares(some_keys(50), count, (low, high), size)

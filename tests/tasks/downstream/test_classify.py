@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.downstream import TASKS
-from tasks.downstream.classify import Classify
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.norms import BatchNorm
+from firstlight.tasks.downstream import TASKS
+from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.norms import BatchNorm
 
 
 def task(norm: str = "batch", **options: object) -> Classify:
@@ -91,7 +91,16 @@ def test_logits(pool: str) -> None:
 def test_the_hidden_layers() -> None:
     linear, deep = task().head, task(hidden=(7, 6), dropout=0.25, norm="batch").head
     assert [type(m) for m in linear] == [nn.Linear]
-    assert [type(m) for m in deep] == [nn.Linear, BatchNorm, nn.ReLU, nn.Dropout, nn.Linear, BatchNorm, nn.ReLU, nn.Linear]
+    assert [type(m) for m in deep] == [
+        nn.Linear,
+        BatchNorm,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Linear,
+        BatchNorm,
+        nn.ReLU,
+        nn.Linear,
+    ]
     assert [(m.in_features, m.out_features) for m in deep if isinstance(m, nn.Linear)] == [(8, 7), (7, 6), (6, 5)]
     assert task(pool="flatten").head[0].in_features == 8 * 2 * 2
 

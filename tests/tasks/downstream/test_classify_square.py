@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.downstream import TASKS
-from tasks.downstream.classify_square import ClassifySquare, square_loss
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tests import references
+from firstlight.tasks.downstream import TASKS
+from firstlight.tasks.downstream.classify_square import ClassifySquare, square_loss
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support import references
 
 
 def task(**options: object) -> ClassifySquare:
@@ -33,13 +33,19 @@ def test_the_loss_is_equation_2_and_sklearns(smoothing: float) -> None:
 
     x, labels = outputs()
     wanted = (1 - smoothing) * label_binarize(labels.numpy(), classes=range(5)) + smoothing / 5
-    assert float(square_loss(x, labels, smoothing)) == pytest.approx(mean_squared_error(wanted, x.numpy()) * 5 / 2, rel=1e-12)
-    assert float(square_loss(x, labels, smoothing)) == pytest.approx(references.nat_loss(x, torch.from_numpy(np.asarray(wanted))), rel=1e-12)
+    assert float(square_loss(x, labels, smoothing)) == pytest.approx(
+        mean_squared_error(wanted, x.numpy()) * 5 / 2, rel=1e-12
+    )
+    assert float(square_loss(x, labels, smoothing)) == pytest.approx(
+        references.nat_loss(x, torch.from_numpy(np.asarray(wanted))), rel=1e-12
+    )
 
 
 def test_on_the_sphere_it_is_one_minus_the_cosine() -> None:
     x, labels = outputs()
-    assert float(square_loss(x, labels)) == pytest.approx(float(np.mean([1 - float(x[i, y]) for i, y in enumerate(labels)])), rel=1e-12)
+    assert float(square_loss(x, labels)) == pytest.approx(
+        float(np.mean([1 - float(x[i, y]) for i, y in enumerate(labels)])), rel=1e-12
+    )
 
 
 def test_outputs_are_on_the_unit_sphere_and_are_learned() -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.downstream.detect import Detect, average_precisions, coco
-from tasks.encoders import Encoder
-from tasks.learner import Batch
+from firstlight.tasks.downstream.detect import Detect, average_precisions, coco
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
 
 SIZE = 48
 
@@ -32,7 +32,9 @@ def squares(n: int = 8, seed: int = 0) -> Batch:
     difficult = torch.zeros(n, 3, dtype=torch.bool)
     difficult[:, 1] = True
     targets = {"boxes": boxes, "box_classes": classes, "difficult": difficult}
-    return Batch(torch.arange(n), torch.arange(n), torch.full((n,), -1), (images,), torch.zeros(n, dtype=torch.int64), targets)
+    return Batch(
+        torch.arange(n), torch.arange(n), torch.full((n,), -1), (images,), torch.zeros(n, dtype=torch.int64), targets
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"pyramid": 16, "anchors": (8, 16, 32)}, {"train": "head"}])
@@ -41,7 +43,9 @@ def test_all_that_is_trained_gets_a_gradient(options: dict[str, object]) -> None
     losses = learner(squares())
     losses["loss"].backward()
     assert set(losses) == {"loss", "loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg"}
-    assert float(losses["loss"].detach()) == pytest.approx(sum(float(v.detach()) for k, v in losses.items() if k != "loss"), rel=1e-5)
+    assert float(losses["loss"].detach()) == pytest.approx(
+        sum(float(v.detach()) for k, v in losses.items() if k != "loss"), rel=1e-5
+    )
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
 
 
@@ -136,7 +140,10 @@ def test_average_precision_by_hand() -> None:
 
 def devkit(found: Tensor, truth: Tensor, kind: int) -> tuple[float, float]:
     """VOCevaldet.m and VOCap.m of the development kit, line by line."""
-    detections = sorted(((float(row[4]), i, row[:4]) for i, image in enumerate(found) for row in image if int(row[5]) == kind), key=lambda d: -d[0])
+    detections = sorted(
+        ((float(row[4]), i, row[:4]) for i, image in enumerate(found) for row in image if int(row[5]) == kind),
+        key=lambda d: -d[0],
+    )
     objects = {i: [(row[:4], bool(row[5])) for row in image if int(row[4]) == kind] for i, image in enumerate(truth)}
     detected: dict[int, set[int]] = {i: set() for i in objects}
     npos = sum(not difficult for image in objects.values() for _, difficult in image)
@@ -147,7 +154,9 @@ def devkit(found: Tensor, truth: Tensor, kind: int) -> tuple[float, float]:
             w = float(min(box[2], other[2]) - max(box[0], other[0]))
             h = float(min(box[3], other[3]) - max(box[1], other[1]))
             if w > 0 and h > 0:
-                union = float((box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1])) - w * h
+                union = (
+                    float((box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1])) - w * h
+                )
                 if w * h / union > best:
                     best, place = w * h / union, j
         if best >= 0.5:
@@ -198,7 +207,8 @@ def test_the_area_is_near_torchmetrics_at_one_overlap() -> None:
     for seen, real in zip(found, truth, strict=True):
         seen, real = seen[seen[:, 5] >= 0], real[real[:, 4] >= 0]
         metric.update(
-            [{"boxes": seen[:, :4], "scores": seen[:, 4], "labels": seen[:, 5].long()}], [{"boxes": real[:, :4], "labels": real[:, 4].long()}]
+            [{"boxes": seen[:, :4], "scores": seen[:, 4], "labels": seen[:, 5].long()}],
+            [{"boxes": real[:, :4], "labels": real[:, 4].long()}],
         )
     ours = np.mean([average_precisions(found, truth, kind)[0] for kind in range(2)])
     assert ours == pytest.approx(float(metric.compute()["map"]), abs=0.02)

@@ -7,9 +7,9 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from tasks.downstream import knn
-from tasks.downstream.knn import class_scores, hits, neighbours, weighted_knn
-from tests import references
+from firstlight.tasks.downstream import knn
+from firstlight.tasks.downstream.knn import class_scores, hits, neighbours, weighted_knn
+from tests.support import references
 
 
 def random(m: int, n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +18,9 @@ def random(m: int, n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor,
     return queries, bank, torch.randint(classes, (n,), generator=rng)
 
 
-@given(st.integers(1, 25), st.integers(2, 6), st.integers(1, 40), st.sampled_from([0.05, 0.1, 1.0]), st.integers(0, 1000))
+@given(
+    st.integers(1, 25), st.integers(2, 6), st.integers(1, 40), st.sampled_from([0.05, 0.1, 1.0]), st.integers(0, 1000)
+)
 def test_it_is_the_papers(n: int, d: int, k: int, temperature: float, seed: int) -> None:
     """k larger than the bank included: then all of it votes."""
     queries, bank, labels = random(5, n, d, 3, seed)
@@ -71,7 +73,9 @@ def test_a_zero_feature_is_finite() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 35), st.integers(1, 11), st.integers(0, 1000))
-def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(n: int, k: int, bank_block: int, seed: int) -> None:
+def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(
+    n: int, k: int, bank_block: int, seed: int
+) -> None:
     """Vectors of a few directions only, so that most similarities have equals, also across blocks and on both sides of the k-th."""
     rng = torch.Generator().manual_seed(seed)
     bank, queries = (torch.eye(3)[torch.randint(3, (size,), generator=rng)] for size in (n, 6))

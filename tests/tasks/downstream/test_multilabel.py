@@ -5,15 +5,17 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from tasks.downstream.multilabel import Multilabel, average_precisions
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tests.gloo import Pool
+from firstlight.tasks.downstream.multilabel import Multilabel, average_precisions
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support.gloo import Pool
 
 
 def task(classes: int = 4, **options: object) -> Multilabel:
     torch.manual_seed(0)
-    return Multilabel(Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2}, 8), classes, norm="group", **options)  # type: ignore[arg-type]
+    return Multilabel(
+        Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2}, 8), classes, norm="group", **options
+    )  # type: ignore[arg-type]
 
 
 def batch(n: int = 12, classes: int = 4) -> Batch:
@@ -21,7 +23,12 @@ def batch(n: int = 12, classes: int = 4) -> Batch:
     present = torch.randint(-1, 2, (n, classes), generator=rng, dtype=torch.int8)
     unknown = torch.full((n,), -1)
     return Batch(
-        torch.arange(n), torch.arange(n), unknown, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros(n, dtype=torch.int64), {"present": present}
+        torch.arange(n),
+        torch.arange(n),
+        unknown,
+        (torch.rand(n, 3, 8, 8, generator=rng),),
+        torch.zeros(n, dtype=torch.int64),
+        {"present": present},
     )
 
 
@@ -45,7 +52,9 @@ def _half(rank_: int, world_: int) -> list[torch.Tensor]:
 
     learner, size = task().double(), 12 // world_
     b = batch()
-    part = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.passes, b.targets).part(rank_ * size, (rank_ + 1) * size)
+    part = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.passes, b.targets).part(
+        rank_ * size, (rank_ + 1) * size
+    )
     learner(part)["loss"].backward()
     grads = [p.grad for p in learner.parameters() if p.grad is not None]
     for grad in grads:

@@ -4,8 +4,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from tasks.downstream import probe as probe_module
-from tasks.downstream.probe import Probe, choose_probe, fit_probe
+from firstlight.tasks.downstream import probe as probe_module
+from firstlight.tasks.downstream.probe import Probe, choose_probe, fit_probe
 
 
 def blobs(n: int, d: int = 6, classes: int = 3, seed: int = 0, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,9 @@ def test_a_constant_feature_neither_counts_nor_hurts(value: float) -> None:
 def test_the_best_on_held_out_images_is_chosen() -> None:
     train, held_out = blobs(40, noise=2.0), blobs(400, seed=5, noise=2.0)
     decays = (1e-6, 1e-2, 1e-1, 100.0)
-    accuracies = {d: float((fit_probe(*train, 3, d).predict(held_out[0]) == held_out[1]).double().mean()) for d in decays}
+    accuracies = {
+        d: float((fit_probe(*train, 3, d).predict(held_out[0]) == held_out[1]).double().mean()) for d in decays
+    }
     best = max(accuracies.values())
     assert sorted(accuracies.values())[-2] < best, "the example has a tie"
     fitted, decay = choose_probe(train, held_out, 3, decays)

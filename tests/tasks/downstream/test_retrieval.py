@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from tasks.downstream.retrieval import mean_average_precision, precision, without_own
+from firstlight.tasks.downstream.retrieval import mean_average_precision, precision, without_own
 
 
 def test_the_query_itself_is_left_out_or_the_last() -> None:

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.decoder import Decoder
-from tasks.downstream.segment import VOID, Mirror, Segment, confusion, overlaid, palette
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tests.gloo import Pool
+from firstlight.tasks.downstream.segment import VOID, Mirror, Segment, confusion, overlaid, palette
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.decoder import Decoder
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support.gloo import Pool
 
 
 def encoder() -> Encoder:
@@ -117,7 +117,9 @@ def test_mean_iou_is_that_of_torchmetrics() -> None:
     predicted, mask = torch.randint(3, (4, 9, 9), generator=rng), torch.randint(3, (4, 9, 9), generator=rng)
     scores = task().score((confusion(predicted, mask, 3),))
     metric = MeanIoU(num_classes=3, input_format="index")
-    metric.update(predicted.reshape(1, -1, 9), mask.reshape(1, -1, 9))  # one image: pixels of all images together, as VOC counts
+    metric.update(
+        predicted.reshape(1, -1, 9), mask.reshape(1, -1, 9)
+    )  # one image: pixels of all images together, as VOC counts
     assert scores["mean_iou"] == pytest.approx(float(metric.compute()))
 
 
@@ -158,7 +160,14 @@ def test_it_learns_two_halves() -> None:
     images, mask = torch.rand(8, 3, 13, 13, generator=rng) * 0.3, torch.zeros(8, 13, 13, dtype=torch.uint8)
     images[:, :, :, 7:] += 0.7
     mask[:, :, 7:] = 1
-    b = Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (images,), torch.zeros(8, dtype=torch.int64), {"mask": mask})
+    b = Batch(
+        torch.arange(8),
+        torch.arange(8),
+        torch.full((8,), -1),
+        (images,),
+        torch.zeros(8, dtype=torch.int64),
+        {"mask": mask},
+    )
     learner = task().train()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     for _ in range(40):
@@ -171,7 +180,17 @@ def test_it_learns_two_halves() -> None:
 
 
 def test_the_palette_is_vocs() -> None:
-    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128), (64, 0, 0)]
+    expected = [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+        (128, 0, 128),
+        (0, 128, 128),
+        (128, 128, 128),
+        (64, 0, 0),
+    ]
     assert [tuple(row) for row in (palette(9) * 255).round().int().tolist()] == expected
     image = torch.rand(1, 3, 1, 2)
     painted = overlaid(image, torch.tensor([[[1, VOID]]]))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.downstream.classify import Classify
-from tasks.encoders import Encoder
-from tasks.learner import Batch
+from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
 
 
 def classify(**options: object) -> Classify:
@@ -30,7 +30,9 @@ def batch(n: int = 12, size: int = 16, views: int = 1) -> Batch:
 
 
 def trained_stages(task: Classify) -> set[str]:
-    return {name.split(".")[2] for name, p in task.named_parameters() if name.startswith("encoder.") and p.requires_grad}
+    return {
+        name.split(".")[2] for name, p in task.named_parameters() if name.startswith("encoder.") and p.requires_grad
+    }
 
 
 @pytest.mark.parametrize(("train", "stages"), [("all", {"0", "1", "2"}), (1, {"1", "2"}), (2, {"2"}), ("head", set())])
@@ -45,7 +47,11 @@ def test_frozen_layers_keep_their_batch_statistics_and_others_do_not() -> None:
     task.train()
     task(batch())["loss"].backward()
     optimizer.step()
-    changed = {k.removeprefix("encoder.stages.")[0] for k, v in task.state_dict().items() if not torch.equal(v, before[k]) and "stages" in k}
+    changed = {
+        k.removeprefix("encoder.stages.")[0]
+        for k, v in task.state_dict().items()
+        if not torch.equal(v, before[k]) and "stages" in k
+    }
     assert changed == {"2"}
 
 
@@ -60,7 +66,12 @@ def test_a_task_on_a_shallower_map_trains_nothing_behind_it() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"layer": 3}, "layer: 3"), ({"layer": -4}, "layer: -4"), ({"train": 3}, "train: 3"), ({"train": 1, "layer": 0}, "train: 1")],
+    [
+        ({"layer": 3}, "layer: 3"),
+        ({"layer": -4}, "layer: -4"),
+        ({"train": 3}, "train: 3"),
+        ({"train": 1, "layer": 0}, "train: 1"),
+    ],
 )
 def test_what_does_not_fit_is_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -72,7 +83,12 @@ def test_layer_decay_slows_the_layers_from_the_head_down() -> None:
     groups = task.parameter_groups()
     assert [factor for factor, _ in groups] == [1.0, 1.0, 0.5, 0.25]
     names = {id(p): name for name, p in task.named_parameters()}
-    assert [{names[id(p)].split(".")[2 if "stages" in names[id(p)] else 0] for p in group} for _, group in groups] == [{"head"}, {"2"}, {"1"}, {"0"}]
+    assert [{names[id(p)].split(".")[2 if "stages" in names[id(p)] else 0] for p in group} for _, group in groups] == [
+        {"head"},
+        {"2"},
+        {"1"},
+        {"0"},
+    ]
     everything = [p for _, group in groups for p in group]
     assert len(everything) == len(set(everything)) == len([p for p in task.parameters() if p.requires_grad])
 
@@ -105,7 +121,7 @@ def test_a_task_without_a_decoder_takes_none() -> None:
 
 
 def test_mean_known() -> None:
-    from tasks.downstream.multilabel import mean_known
+    from firstlight.tasks.downstream.multilabel import mean_known
 
     assert mean_known([math.nan, 1.0, 0.0]) == 0.5
     assert mean_known([math.nan]) == 0.0

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from tasks.downstream.windows import windows
+from firstlight.tasks.downstream.windows import windows
 
 
 @pytest.mark.parametrize(("size", "sides"), [(224, (32, 64, 128)), (97, (16, 40))])

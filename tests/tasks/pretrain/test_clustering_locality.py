@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.collective import rank, world
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.pretrain.clustering_locality import ClusteringLocality, batch_entropy, locality, mean_entropy
-from tasks.pretrain.method import Setting
-from tests import in_parts, references
+from firstlight.tasks.collective import rank, world
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality, batch_entropy, locality, mean_entropy
+from firstlight.tasks.pretrain.method import Setting
+from tests.support import gradient_cache, references
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all terms": {"beta": 0.7, "gamma": 0.3},
@@ -27,16 +27,26 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, **options: Any) -> ClusteringLocality:
+def method(
+    norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, **options: Any
+) -> ClusteringLocality:
     torch.manual_seed(0)
-    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 16)  # last map: 8 channels, 4 x 4 places
+    encoder = Encoder(
+        {"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 16
+    )  # last map: 8 channels, 4 x 4 places
     return ClusteringLocality(encoder, Setting(size=96, epochs=3, seed=7, classes=classes), **options).to(dtype)
 
 
 def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
     """Labelled are every third of 0..15 and 32..43: two workers of 32 hold 6 and 4 of them, three of 16 hold 6, 0 and 4."""
     pixels = torch.stack([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(ids, ids, torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1), (pixels.to(dtype),), torch.zeros_like(ids))
+    return Batch(
+        ids,
+        ids,
+        torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1),
+        (pixels.to(dtype),),
+        torch.zeros_like(ids),
+    )
 
 
 def test_the_entropies_are_equations_1_and_2() -> None:
@@ -47,7 +57,9 @@ def test_the_entropies_are_equations_1_and_2() -> None:
 
 
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(0, 1000), st.floats(0.0, 50.0))
-def test_entropies_lie_between_0_and_log_c_and_that_of_the_mean_is_larger(n: int, classes: int, seed: int, scale: float) -> None:
+def test_entropies_lie_between_0_and_log_c_and_that_of_the_mean_is_larger(
+    n: int, classes: int, seed: int, scale: float
+) -> None:
     logits = scale * normal(n, classes, seed=seed)
     of_each, of_mean = float(mean_entropy(logits)), float(batch_entropy(logits))
     assert -1e-12 <= of_each <= of_mean + 1e-12
@@ -78,7 +90,9 @@ def test_every_family_counts() -> None:
     both = math.sqrt(2.0)
     left_right, right_left = 1 + 1 + both + both, 0 + 1 + 1 + both
     top_bottom, bottom_top = 1 + both + both + both, 0 + 0 + 1 + both
-    assert references.locality_families(activation[0]) == pytest.approx([left_right, right_left, top_bottom, bottom_top], rel=1e-12)
+    assert references.locality_families(activation[0]) == pytest.approx(
+        [left_right, right_left, top_bottom, bottom_top], rel=1e-12
+    )
     assert float(locality(activation)[0]) == pytest.approx(left_right + right_left + top_bottom + bottom_top, rel=1e-12)
 
 
@@ -131,9 +145,16 @@ def test_the_loss_is_equation_8() -> None:
     of_each, of_mean = references.clustering_entropies(logits.softmax(1))
     assert losses["mean_entropy"] == pytest.approx(of_each, rel=1e-10)
     assert losses["batch_entropy"] == pytest.approx(of_mean, rel=1e-10)
-    assert losses["cross_entropy"] == pytest.approx(references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10)
+    assert losses["cross_entropy"] == pytest.approx(
+        references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10
+    )
     assert losses["locality"] == pytest.approx(sum(sum(references.locality_families(m)) for m in maps) / 24, rel=1e-10)
-    expected = losses["cross_entropy"] + 0.8 * losses["mean_entropy"] - 0.7 * losses["batch_entropy"] + 0.3 * losses["locality"]
+    expected = (
+        losses["cross_entropy"]
+        + 0.8 * losses["mean_entropy"]
+        - 0.7 * losses["batch_entropy"]
+        + 0.3 * losses["locality"]
+    )
     assert losses["loss"] == pytest.approx(expected, rel=1e-12)
 
 
@@ -150,7 +171,9 @@ def test_the_map_is_the_class_activation_map_of_the_most_probable_class(cam: str
         for y in range(4):
             for x in range(4):
                 expected = sum(float(weights[best, k] * features[t, k, y, x]) for k in range(8))
-                assert float(maps[t, y, x]) == pytest.approx(max(expected, 0.0) if cam == "relu" else expected, rel=1e-10, abs=1e-14)
+                assert float(maps[t, y, x]) == pytest.approx(
+                    max(expected, 0.0) if cam == "relu" else expected, rel=1e-10, abs=1e-14
+                )
         if cam == "raw":
             assert float(maps[t].mean()) == pytest.approx(float(logits[t, best] - bias[best]), rel=1e-10)
 
@@ -236,7 +259,7 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
-    in_parts.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
+    gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
 
 
 def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], list[Tensor], int]:
@@ -253,7 +276,9 @@ def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, fl
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("workers", "size", "labelled"), [("pool", 64, [6, 4]), ("pool3", 48, [6, 0, 4])])
-def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, labelled: list[int], variant: str, norm: str) -> None:
+def test_many_workers_equal_one(
+    request: pytest.FixtureRequest, workers: str, size: int, labelled: list[int], variant: str, norm: str
+) -> None:
     losses, gradients, _ = step_of_one_worker(size, variant, norm)
     answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
     assert [count for _, _, count in answers] == labelled

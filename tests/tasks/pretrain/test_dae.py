@@ -10,15 +10,23 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.collective import rank, world
-from tasks.corruption import random_squares
-from tasks.counter import keys
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.pretrain.dae import LEVELS, PLACES, DenoisingAutoEncoder, euclidean_loss, most_varied, pixels, psnr
-from tasks.pretrain.method import Setting
-from tests import references
-from tests.gloo import Pool
+from firstlight.tasks.collective import rank, world
+from firstlight.tasks.corruption import random_squares
+from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.dae import (
+    LEVELS,
+    PLACES,
+    DenoisingAutoEncoder,
+    euclidean_loss,
+    most_varied,
+    pixels,
+    psnr,
+)
+from firstlight.tasks.pretrain.method import Setting
+from tests.support import references
+from tests.support.gloo import Pool
 
 CORRUPTIONS = ["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -30,7 +38,9 @@ def encoder(size: int = SIZE, norm: str = "group", **spec: Any) -> Encoder:
     return Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 3, "mean": MEAN, "std": STD, **spec}, size)
 
 
-def method(dtype: torch.dtype = torch.float32, norm: str = "group", images: int = 96, size: int = SIZE, **options: Any) -> DenoisingAutoEncoder:
+def method(
+    dtype: torch.dtype = torch.float32, norm: str = "group", images: int = 96, size: int = SIZE, **options: Any
+) -> DenoisingAutoEncoder:
     setting = Setting(size=images, epochs=5, seed=7)
     return DenoisingAutoEncoder(encoder(size, norm), setting, **{"norm": norm, "init": "default", **options}).to(dtype)
 
@@ -42,12 +52,16 @@ def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE, tur
 
 def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(shape, generator=rng, dtype=torch.float64)
+    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(
+        shape, generator=rng, dtype=torch.float64
+    )
 
 
 def test_the_loss_is_the_euclidean_loss() -> None:
     clean, reconstructed = two()
-    assert float(euclidean_loss(reconstructed, clean)) == pytest.approx(references.dae_loss(clean, reconstructed), rel=1e-12)
+    assert float(euclidean_loss(reconstructed, clean)) == pytest.approx(
+        references.dae_loss(clean, reconstructed), rel=1e-12
+    )
 
 
 def test_psnr() -> None:
@@ -104,7 +118,10 @@ def test_level_and_noise_have_streams_of_their_own() -> None:
 def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
     corruption: str, images: int, blocks: int | None, count: int, sides: tuple[int, int]
 ) -> None:
-    learner, seen = method(size=29, images=images, corruption=corruption, blocks=blocks), batch(torch.arange(6), size=29, turn=2)
+    learner, seen = (
+        method(size=29, images=images, corruption=corruption, blocks=blocks),
+        batch(torch.arange(6), size=29, turn=2),
+    )
     squares = random_squares(keys(7, seen.passes, seen.ids, PLACES), count, sides, 29)
     corrupted = learner.corrupted(seen)
     for k in range(6):
@@ -131,7 +148,9 @@ def test_passes_images_and_seeds_differ(corruption: str) -> None:
     learner = method(size=29, corruption=corruption)
     first = learner.corrupted(same)
     assert len({tuple(image.flatten().tolist()) for image in first}) > 28, "images"
-    assert (first != learner.corrupted(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, "passes"
+    assert (first != learner.corrupted(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, (
+        "passes"
+    )
     other = DenoisingAutoEncoder(encoder(29), Setting(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
     assert (first != other.corrupted(same)).flatten(1).any(1).sum() > 28, "seeds"
 
@@ -226,7 +245,9 @@ def test_pictures(input: str) -> None:
     for row, other in zip(maps[::2], maps[1::2], strict=True):
         assert row.maps is not None
         assert other.maps is not None
-        assert max(float(row.maps.max()), float(other.maps.max())) == pytest.approx(1.0), "clean and corrupted are on one scale"
+        assert max(float(row.maps.max()), float(other.maps.max())) == pytest.approx(1.0), (
+            "clean and corrupted are on one scale"
+        )
         assert min(float(row.maps.min()), float(other.maps.min())) >= 0
         assert not torch.equal(row.maps, other.maps)
 
@@ -264,7 +285,9 @@ def smooth_images(count: int, size: int) -> Tensor:
     return F.interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0, 1)
 
 
-@pytest.mark.parametrize(("corruption", "shortcuts"), [("pixel_gaussian", "none"), ("pixel_gaussian", "full"), ("small_blocks", "full")])
+@pytest.mark.parametrize(
+    ("corruption", "shortcuts"), [("pixel_gaussian", "none"), ("pixel_gaussian", "full"), ("small_blocks", "full")]
+)
 def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
     """On images it was not trained on, the error falls well below that of the corrupted images themselves."""
     torch.manual_seed(0)

@@ -5,24 +5,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.collective import rank, world
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.pretrain.method import Setting
-from tasks.pretrain.nat import CHUNK, NoiseAsTargets, best_assignment, sphere_targets, square_loss
-from tests import references
-from tests.gloo import Pool
+from firstlight.tasks.collective import rank, world
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.method import Setting
+from firstlight.tasks.pretrain.nat import CHUNK, NoiseAsTargets, best_assignment, sphere_targets, square_loss
+from tests.support import references
+from tests.support.gloo import Pool
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
-def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: object) -> NoiseAsTargets:
+def method(
+    size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: object
+) -> NoiseAsTargets:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8).to(dtype)
     setting = Setting(size=size, epochs=3, seed=7)
-    return NoiseAsTargets(encoder, setting, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(dtype)  # type: ignore[arg-type]
+    return NoiseAsTargets(encoder, setting, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(
+        dtype
+    )  # type: ignore[arg-type]
 
 
 def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
@@ -33,12 +37,16 @@ def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
 
 def test_the_paper_loss_is_equation_2() -> None:
     features, targets = unit(17, 5, 0), unit(17, 5, 1)
-    assert float(square_loss(features, targets, "paper")) == pytest.approx(references.nat_loss(features, targets), rel=1e-12)
+    assert float(square_loss(features, targets, "paper")) == pytest.approx(
+        references.nat_loss(features, targets), rel=1e-12
+    )
 
 
 def test_the_reference_loss_is_2n_times_larger() -> None:
     features, targets = unit(17, 5, 0), unit(17, 5, 1)
-    assert float(square_loss(features, targets, "reference")) == pytest.approx(2 * 17 * references.nat_loss(features, targets), rel=1e-12)
+    assert float(square_loss(features, targets, "reference")) == pytest.approx(
+        2 * 17 * references.nat_loss(features, targets), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
@@ -92,7 +100,9 @@ def test_the_table_is_a_permutation_at_all_times(period: int, seed: int) -> None
         for ids in torch.randperm(40, generator=rng)[:36].split(12):
             before = learner.tables["assignment"].rows.clone()
             learner(batch(ids))
-            assert torch.equal(learner.tables["assignment"].rows, before), "a step reads the table as it was before the step"
+            assert torch.equal(learner.tables["assignment"].rows, before), (
+                "a step reads the table as it was before the step"
+            )
             learner.end_step()
             after = learner.tables["assignment"].rows
             assert sorted(after.tolist()) == list(range(40))
@@ -141,7 +151,10 @@ def changed_on_this_rank(assign: str) -> float:
 def test_the_share_that_changed_is_of_all_workers(pool: Pool) -> None:
     alone = method(size=40, norm="group")
     alone.begin_epoch(0)
-    assert pool.run(changed_on_this_rank, "global") == [pytest.approx(float(alone(batch(torch.arange(40)))["changed"]))] * 2
+    assert (
+        pool.run(changed_on_this_rank, "global")
+        == [pytest.approx(float(alone(batch(torch.arange(40)))["changed"]))] * 2
+    )
     one, other = pool.run(changed_on_this_rank, "local")
     assert one == other
 
@@ -151,7 +164,9 @@ def test_the_order_of_the_batch_does_not_matter() -> None:
     ids, order = torch.arange(32), torch.randperm(32)
     first = learner(batch(ids, torch.float64))["loss"]
     learner.tables["assignment"]._pending.clear()
-    assert float(learner(batch(ids[order], torch.float64))["loss"].detach()) == pytest.approx(float(first.detach()), rel=1e-7)
+    assert float(learner(batch(ids[order], torch.float64))["loss"].detach()) == pytest.approx(
+        float(first.detach()), rel=1e-7
+    )
 
 
 @pytest.mark.fault(35, "an id twice in a batch")
@@ -165,7 +180,9 @@ def test_an_id_twice_in_a_batch_is_refused() -> None:
 def test_hard_inputs_are_finite(images: str) -> None:
     learner = method()
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
-    losses = learner(Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,), torch.zeros(16).long()))
+    losses = learner(
+        Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,), torch.zeros(16).long())
+    )
     losses["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
@@ -182,7 +199,9 @@ def test_a_batch_embedded_in_parts_has_the_loss_and_the_table_of_the_whole() -> 
     assert torch.equal(whole.tables["assignment"].rows, parted.tables["assignment"].rows)
 
 
-def step_of_one_worker(size: int, reduction: str, assign: str, norm: str) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+def step_of_one_worker(
+    size: int, reduction: str, assign: str, norm: str
+) -> tuple[float, list[torch.Tensor], torch.Tensor]:
     """One step on this worker's part of a batch of `size`: the global loss, the gradients, the whole table after it."""
     learner = method(dtype=torch.float64, reduction=reduction, assign=assign, norm=norm)
     learner.train()
@@ -198,7 +217,9 @@ def step_of_one_worker(size: int, reduction: str, assign: str, norm: str) -> tup
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
 @pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
-def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, reduction: str, norm: str) -> None:
+def test_many_workers_equal_one(
+    request: pytest.FixtureRequest, workers: str, size: int, reduction: str, norm: str
+) -> None:
     loss, gradients, table = step_of_one_worker(size, reduction, "global", norm)
     answers = request.getfixturevalue(workers).run(step_of_one_worker, size, reduction, "global", norm)
     assert sum(a[0] for a in answers) / len(answers) == pytest.approx(loss, rel=1e-10)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.collective import rank, world
-from tasks.counter import keys
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.pretrain.method import Setting
-from tasks.pretrain.spatial_contrasting import SpatialContrasting, contrast_loss, corners, cut, distances
-from tests import in_parts, references
+from firstlight.tasks.collective import rank, world
+from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.method import Setting
+from firstlight.tasks.pretrain.spatial_contrasting import SpatialContrasting, contrast_loss, corners, cut, distances
+from tests.support import gradient_cache, references
 
 SMALL: dict[str, Any] = {"patch_size": 2, "layers": (0,)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -32,7 +32,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, seed: int = 7, **options: Any) -> SpatialContrasting:
+def method(
+    norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, seed: int = 7, **options: Any
+) -> SpatialContrasting:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)  # maps of 4 x 4 and 2 x 2 places
     return SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=seed, classes=classes), **options).to(dtype)
@@ -81,8 +83,12 @@ def test_the_symmetric_loss_does_not_know_which_patch_is_first() -> None:
     b, outputs = batch(torch.arange(6)), normal(6, 2, 4)
     swapped = outputs.flip(1)
     symmetric, one_way = method(**SMALL, symmetric=True), method(**SMALL)
-    assert float(symmetric.loss((outputs,), b)["loss"]) == pytest.approx(float(symmetric.loss((swapped,), b)["loss"]), rel=1e-12)
-    assert float(one_way.loss((outputs,), b)["loss"]) != pytest.approx(float(one_way.loss((swapped,), b)["loss"]), rel=1e-3)
+    assert float(symmetric.loss((outputs,), b)["loss"]) == pytest.approx(
+        float(symmetric.loss((swapped,), b)["loss"]), rel=1e-12
+    )
+    assert float(one_way.loss((outputs,), b)["loss"]) != pytest.approx(
+        float(one_way.loss((swapped,), b)["loss"]), rel=1e-3
+    )
 
 
 def test_accuracy_is_the_share_nearest_to_their_positive() -> None:
@@ -152,7 +158,10 @@ def test_every_place_where_a_patch_fits_is_drawn() -> None:
 
 @given(st.integers(1, 4), st.integers(0, 1000))
 def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
-    maps, places = normal(3, 2, 4, 6, seed=seed), corners(keys(seed, torch.zeros(3).long(), torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1)
+    maps, places = (
+        normal(3, 2, 4, 6, seed=seed),
+        corners(keys(seed, torch.zeros(3).long(), torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1),
+    )
     patches = cut(maps, places, side)
     assert patches.shape == (3, 2, 2, side, side)
     for i, p in itertools.product(range(3), range(2)):
@@ -197,7 +206,9 @@ def test_what_is_compared() -> None:
 def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
     learner, ids = method(**VARIANTS[variant]), torch.arange(20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    assert float(learner(batch(ids[order]))["loss"].detach()) == pytest.approx(float(learner(batch(ids))["loss"].detach()), rel=1e-10)
+    assert float(learner(batch(ids[order]))["loss"].detach()) == pytest.approx(
+        float(learner(batch(ids))["loss"].detach()), rel=1e-10
+    )
 
 
 @pytest.mark.fault(38, "zeros, equal images, huge values: Spatial Contrasting")
@@ -247,7 +258,9 @@ def test_the_supervised_loss_is_added() -> None:
     b, learner = batch(torch.arange(12)), method(**VARIANTS["supervised"])
     losses = {name: float(value.detach()) for name, value in learner(b).items()}
     logits = learner.classifier(learner.encoder(b.views[0])[-1].mean((2, 3))).detach()
-    assert losses["supervised_loss"] == pytest.approx(references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10)
+    assert losses["supervised_loss"] == pytest.approx(
+        references.labelled_cross_entropy(logits.softmax(1), b.labels.tolist()), rel=1e-10
+    )
     assert losses["contrast_loss"] == pytest.approx(float(method(**SMALL)(b)["loss"].detach()), rel=1e-10)
     assert losses["loss"] == pytest.approx(losses["contrast_loss"] + 0.5 * losses["supervised_loss"], rel=1e-12)
 
@@ -282,7 +295,7 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
-    in_parts.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
+    gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
 
 
 def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -298,12 +311,16 @@ def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, fl
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
-def test_many_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, variant: str, norm: str) -> None:
+def test_many_workers_equal_one(
+    request: pytest.FixtureRequest, workers: str, size: int, variant: str, norm: str
+) -> None:
     losses, gradients = step_of_one_worker(size, variant, norm)
     answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
     assert all(g.abs().sum() > 0 for g in gradients.values())
     for name, value in losses.items():
-        assert sum(theirs[name] for theirs, _ in answers) / len(answers) == pytest.approx(value, rel=1e-6 if "accuracy" in name else 1e-8)
+        assert sum(theirs[name] for theirs, _ in answers) / len(answers) == pytest.approx(
+            value, rel=1e-6 if "accuracy" in name else 1e-8
+        )
     for _, theirs in answers:
         assert theirs.keys() == gradients.keys()
         for name, gradient in gradients.items():

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.collective import gather, rank, world
-from tasks.encoders import Encoder
-from tasks.learner import Batch
-from tasks.pretrain.method import Needs, Setting
-from tasks.pretrain.super_and import SuperAnd, paper_augmentation_loss, reference_augmentation_loss
-from tests import references
-from tests.gloo import Pool
+from firstlight.tasks.collective import gather, rank, world
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.method import Needs, Setting
+from firstlight.tasks.pretrain.super_and import SuperAnd, paper_augmentation_loss, reference_augmentation_loss
+from tests.support import references
+from tests.support.gloo import Pool
 
 SIZE = 96
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "reference"])
@@ -25,19 +25,28 @@ def unit(n: int, d: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
-def method(size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "group", epochs: int = 10, **options: Any) -> SuperAnd:
+def method(
+    size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "group", epochs: int = 10, **options: Any
+) -> SuperAnd:
     """The bank has unit rows, the same ones on any number of workers."""
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)
     labels = torch.arange(size) % 4 - 1
-    learner = SuperAnd(encoder, Setting(size, epochs, seed=7, classes=3, labels=labels), **{"dim": 6, "chunk": 10, **options})
+    learner = SuperAnd(
+        encoder, Setting(size, epochs, seed=7, classes=3, labels=labels), **{"dim": 6, "chunk": 10, **options}
+    )
     learner.bank.rows = unit(size, 6, 1)[learner.bank.ids].to(dtype)
     return learner.to(dtype) if dtype == torch.float64 else learner
 
 
 def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> Batch:
-    pixels = [torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2 * int(i) + v)) for i in rows]) for v in range(views)]
-    return Batch(1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels), torch.zeros_like(rows))
+    pixels = [
+        torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2 * int(i) + v)) for i in rows])
+        for v in range(views)
+    ]
+    return Batch(
+        1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels), torch.zeros_like(rows)
+    )
 
 
 def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +76,10 @@ def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Ten
 @pytest.mark.parametrize("epoch", [0, 3, 9])
 @VARIANTS
 def test_the_losses_are_those_of_the_paper_or_of_the_code(variant: str, epoch: int, ue_sign: str) -> None:
-    learner, rows = method(variant=variant, ue_sign=ue_sign, ue_period=1, temperature=0.3, aug_temperature=0.2), torch.arange(0, 72, 6)
+    learner, rows = (
+        method(variant=variant, ue_sign=ue_sign, ue_period=1, temperature=0.3, aug_temperature=0.2),
+        torch.arange(0, 72, 6),
+    )
     learner.begin_epoch(epoch)
     first, second = embedded(rows)
     told = {name: float(value) for name, value in learner.loss((first, second), batch(rows)).items()}
@@ -77,11 +89,15 @@ def test_the_losses_are_those_of_the_paper_or_of_the_code(variant: str, epoch: i
     views = [first, second] if code else [first]
     entropy = references.super_and_entropy(views, own, bank, 0.3, -10.0 if code else None)
     aug = references.super_and_augmentation_of_the_code if code else references.super_and_augmentation
-    assert told["and_loss"] == pytest.approx(references.super_and_neighbourhood(views, own, neighbour, bank, 0.3, code), rel=1e-10)
+    assert told["and_loss"] == pytest.approx(
+        references.super_and_neighbourhood(views, own, neighbour, bank, 0.3, code), rel=1e-10
+    )
     assert told["ue_loss"] == pytest.approx(entropy if ue_sign == "attract" else -entropy, rel=1e-10)
     assert told["aug_loss"] == pytest.approx(aug(first, second, bank, 0.2), rel=1e-10)
     assert told["ue_weight"] == pytest.approx(0.2 * (epoch % 2))
-    assert told["loss"] == pytest.approx(told["and_loss"] + told["ue_weight"] * told["ue_loss"] + told["aug_loss"], rel=1e-12)
+    assert told["loss"] == pytest.approx(
+        told["and_loss"] + told["ue_weight"] * told["ue_loss"] + told["aug_loss"], rel=1e-12
+    )
 
 
 def test_instance_is_the_cross_entropy_over_all_images() -> None:
@@ -90,7 +106,9 @@ def test_instance_is_the_cross_entropy_over_all_images() -> None:
     first, _ = embedded(rows)
     told = learner.loss((first,), batch(rows, views=1))
     assert sorted(told) == ["and_loss", "loss"]
-    assert float(told["loss"]) == pytest.approx(float(F.cross_entropy(first @ learner.bank.rows.T / 0.1, rows)), rel=1e-10)
+    assert float(told["loss"]) == pytest.approx(
+        float(F.cross_entropy(first @ learner.bank.rows.T / 0.1, rows)), rel=1e-10
+    )
 
 
 def test_and_is_instance_at_first_and_then_learns_neighbourhoods() -> None:
@@ -142,8 +160,13 @@ def test_loss_and_gradient_are_those_of_the_naive_form(variant: str, dtype: torc
     learner.begin_epoch(5)
     wide = [x.to(dtype).double().requires_grad_() for x in embedded(rows)]
     narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
-    wanted, found = naive_loss(learner, *wide, rows, variant == "reference"), learner.loss(tuple(narrow), batch(rows))["loss"]
-    (wanted_gradient, gradient) = (torch.cat(torch.autograd.grad(loss, of)) for loss, of in ((wanted, wide), (found, narrow)))
+    wanted, found = (
+        naive_loss(learner, *wide, rows, variant == "reference"),
+        learner.loss(tuple(narrow), batch(rows))["loss"],
+    )
+    (wanted_gradient, gradient) = (
+        torch.cat(torch.autograd.grad(loss, of)) for loss, of in ((wanted, wide), (found, narrow))
+    )
     assert found.item() == pytest.approx(wanted.item(), rel=tolerance)
     assert (gradient - wanted_gradient).norm() <= tolerance * wanted_gradient.norm()
 
@@ -207,7 +230,8 @@ def test_another_image_that_is_certainly_taken_for_this_one_is_finite(variant: s
 
 
 @pytest.mark.parametrize(
-    ("initial", "wanted"), [("random", [19, 38, 57, 76, 96]), ("multiple", [0, 24, 48, 72, 96]), ("instance", [0, 24, 48, 72, 96])]
+    ("initial", "wanted"),
+    [("random", [19, 38, 57, 76, 96]), ("multiple", [0, 24, 48, 72, 96]), ("instance", [0, 24, 48, 72, 96])],
 )
 def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(initial: str, wanted: list[int]) -> None:
     learner = method(initial=initial)
@@ -220,7 +244,9 @@ def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(i
         assert neighbour == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
         told = learner(batch(torch.arange(8)))
         assert float(told["selected"]) == pytest.approx(len(chosen) / SIZE)
-        assert ("consistency" in told) == ("entropy" in told) == bool(chosen), "nothing is known of neighbours that were not looked for"
+        assert ("consistency" in told) == ("entropy" in told) == bool(chosen), (
+            "nothing is known of neighbours that were not looked for"
+        )
         if not chosen:
             continue
         assert float(told["entropy"]) == pytest.approx(sum(entropy) / SIZE, rel=1e-6)
@@ -355,13 +381,17 @@ def two_steps(options: dict[str, Any], norm: str, images: int) -> list[Tensor]:
     return [*scalars, *(p.grad for p in learner.parameters()), *tables, learner.gram]  # type: ignore[list-item]
 
 
-CONFIGURATIONS = pytest.mark.parametrize("options", [{}, {"variant": "reference", "initial": "multiple"}, AND], ids=["paper", "reference", "and"])
+CONFIGURATIONS = pytest.mark.parametrize(
+    "options", [{}, {"variant": "reference", "initial": "multiple"}, AND], ids=["paper", "reference", "and"]
+)
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize(("workers", "images"), [("pool", 64), ("pool3", 48)])
 @CONFIGURATIONS
-def test_any_number_of_workers_is_as_one(options: dict[str, Any], workers: str, images: int, norm: str, request: pytest.FixtureRequest) -> None:
+def test_any_number_of_workers_is_as_one(
+    options: dict[str, Any], workers: str, images: int, norm: str, request: pytest.FixtureRequest
+) -> None:
     pool: Pool = request.getfixturevalue(workers)
     wanted = two_steps(options, norm, images)
     for answer in pool.run(two_steps, options, norm, images):

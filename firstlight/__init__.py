@@ -1,0 +1,1 @@
+"""Firstlight: unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow."""

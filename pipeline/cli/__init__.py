@@ -1,0 +1,1 @@
+"""The command `firstlight`: one file for each command."""

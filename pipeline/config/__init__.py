@@ -1,0 +1,1 @@
+"""YAML files and command-line overrides become one frozen, typed recipe."""

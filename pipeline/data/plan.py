@@ -1,0 +1,180 @@
+"""Which image is in which batch: a pure function of (ids, seed, epoch), the same for any number of workers.
+
+An epoch is a matrix of ids, (steps, batch_size): row g is global batch g, and rank r of w trains on its r-th w-th part. Small sets are
+permuted as a whole. Large ones by windows, so that a task reads whole row groups and not one row of each:
+
+    row groups, permuted | cut into LANES equal lanes | each lane cut into windows | rows permuted inside a window
+    global batch = the next batch_size / LANES rows of every lane
+
+A batch thus mixes rows of LANES windows from all over the store, and a rank reads only the lanes that its part of the batch comes from.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+MAX_LANES = 16
+
+
+class Batches(ABC):
+    """The global batches of a training, epoch by epoch. Equal ones have equal keys; epochs are cached by it, also in the decoding tasks."""
+
+    key: str
+    ids: np.ndarray  # sorted, distinct int64: all images that are trained on
+    batch_size: int
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+
+    @property
+    @abstractmethod
+    def steps_per_task(self) -> int:
+        """Steps that one decoding task reads."""
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> np.ndarray:
+        """(steps, batch_size) int64 ids of the global batches of an epoch."""
+
+    @abstractmethod
+    def passes(self, epoch: int) -> np.ndarray:
+        """(steps, batch_size) int64, which pass over its images each of them is in: what its augmentation is drawn by."""
+
+    @abstractmethod
+    def tail(self, epoch: int) -> np.ndarray:
+        """The ids that this epoch leaves out: fewer than a batch."""
+
+    def slice(self, epoch: int, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch, and their passes."""
+        part = self.batch_size // world
+        mine = slice(rank * part, (rank + 1) * part)
+        return self.epoch(epoch)[step, mine], self.passes(epoch)[step, mine]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batches) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Batches):
+    """The order of training on `ids` (sorted, distinct int64).
+
+    `group_starts`: the first id of every row group of the store, ascending; the ids between two starts are stored together.
+    """
+
+    ids: np.ndarray
+    group_starts: np.ndarray
+    batch_size: int
+    seed: int
+    window: int
+    windowed: bool
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = hashlib.sha256(f"{self.batch_size} {self.seed} {self.window} {self.windowed}".encode())
+        content.update(np.ascontiguousarray(self.ids, dtype=np.int64).tobytes())
+        content.update(np.ascontiguousarray(self.group_starts, dtype=np.int64).tobytes())
+        object.__setattr__(self, "key", content.hexdigest())
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch; the tail that does not fill one is left out (and is another one in the next epoch)."""
+        return len(self.ids) // self.batch_size
+
+    @property
+    def lanes(self) -> int:
+        return max(k for k in range(1, MAX_LANES + 1) if self.batch_size % k == 0) if self.windowed else 1
+
+    @property
+    def steps_per_task(self) -> int:
+        """Steps whose rows make one window over all lanes: what one decoding task reads."""
+        return max(1, min(self.window // self.batch_size, self.steps))
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return _epoch(self, epoch)
+
+    def passes(self, epoch: int) -> np.ndarray:
+        return np.broadcast_to(np.int64(epoch), (self.steps, self.batch_size))
+
+    def tail(self, epoch: int) -> np.ndarray:
+        return np.setdiff1d(self.ids, self.epoch(epoch).ravel(), assume_unique=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Batches):
+    """Batches of exactly `labelled.batch_size` labelled images among the others (R of T in the paper of Clustering and Locality penalties).
+
+    An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer, and each of their
+    passes augments them anew. They are spread evenly over a batch, so that every worker, and every part of its share, has as many where the
+    numbers divide.
+    """
+
+    labelled: Plan
+    rest: Plan
+    ids: np.ndarray = field(init=False)
+    batch_size: int = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", np.union1d(self.labelled.ids, self.rest.ids))
+        object.__setattr__(self, "batch_size", self.labelled.batch_size + self.rest.batch_size)
+        object.__setattr__(self, "key", hashlib.sha256(f"{self.labelled.key} {self.rest.key}".encode()).hexdigest())
+
+    @property
+    def steps(self) -> int:
+        return self.rest.steps
+
+    @property
+    def steps_per_task(self) -> int:
+        return max(1, min(self.rest.window // self.batch_size, self.steps))
+
+    @property
+    def places(self) -> np.ndarray:
+        """(R,) where in a batch the labelled images stand."""
+        return np.arange(self.labelled.batch_size) * self.batch_size // self.labelled.batch_size
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return _mixed_epoch(self, epoch)[0]
+
+    def passes(self, epoch: int) -> np.ndarray:
+        return _mixed_epoch(self, epoch)[1]
+
+    def tail(self, epoch: int) -> np.ndarray:
+        return self.rest.tail(epoch)
+
+
+@lru_cache(maxsize=4)
+def _mixed_epoch(plan: Mixed, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    batches = np.empty((plan.steps, plan.batch_size), np.int64)
+    passes = np.full_like(batches, epoch)
+    others = np.setdiff1d(np.arange(plan.batch_size), plan.places)
+    batches[:, others] = plan.rest.epoch(epoch)
+    for step in range(plan.steps):
+        turn, place = divmod(epoch * plan.steps + step, plan.labelled.steps)
+        batches[step, plan.places], passes[step, plan.places] = plan.labelled.epoch(turn)[place], turn
+    return batches, passes
+
+
+@lru_cache(maxsize=4)
+def _epoch(plan: Plan, epoch: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((plan.seed, epoch, 0x0F1A57))))
+    used = plan.steps * plan.batch_size
+    if not plan.windowed:
+        return rng.permutation(plan.ids)[:used].reshape(plan.steps, plan.batch_size)
+    groups = np.split(plan.ids, np.searchsorted(plan.ids, plan.group_starts[1:]))
+    order = np.concatenate([groups[k] for k in rng.permutation(len(groups))])
+    # A random rotation, so that the tail is not always the end of some row group.
+    lanes = np.roll(order, rng.integers(len(order)))[:used].reshape(plan.lanes, -1)
+    rows = plan.steps_per_task * plan.batch_size // plan.lanes
+    for lane in lanes:
+        for start in range(0, len(lane), rows):
+            rng.shuffle(lane[start : start + rows])
+    return np.ascontiguousarray(
+        lanes.reshape(plan.lanes, plan.steps, -1).swapaxes(0, 1).reshape(plan.steps, plan.batch_size)
+    )

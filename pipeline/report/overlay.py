@@ -1,0 +1,80 @@
+"""Pictures of images with what is known of them: boxes of objects, maps of classes."""
+
+import sys
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+
+from firstlight.pipeline.data.annotations import VOID, Annotation
+from firstlight.pipeline.data.images import decode, decode_map
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report.grid import shown_names
+
+COLUMNS = 4
+LONGER_SIDE = 480  # pixels of a picture: more are not seen
+CHECKED = sys.maxsize  # pixels: those of a store have been within the limit when it was written
+LEGEND = 24  # classes in it, at most: those that are shown
+
+
+def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
+    """The images of `ids` (n,) with their annotations, and a legend of the classes that are seen. Boxes of difficult objects are dashed."""
+    files, _ = store.read(ids)
+    found, colours, names = store.annotated(ids), _colours(len(store.classes)), shown_names(store.classes)
+    rows = -(-len(ids) // COLUMNS)
+    figure = Figure(figsize=(3.1 * COLUMNS, 2.6 * rows + 1.0), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    seen: set[int] = set()
+    for axis, file, known in zip(axes.flat, files, found, strict=False):
+        seen |= draw(axis, decode(file, CHECKED), known, colours)
+        if known.present is not None and known.boxes is None:
+            axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
+    handles = [
+        Patch(color=(0, 0, 0) if k == VOID else colours[k], label="void" if k == VOID else names[k])
+        for k in sorted(seen)
+    ]
+    if handles:
+        figure.legend(
+            handles=handles[:LEGEND], loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=8
+        )
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) -> set[int]:
+    """(H, W, 3) uint8 and its boxes or mask; the classes that are seen."""
+    height, width = image.shape[:2]
+    shrunk = Image.fromarray(image)
+    shrunk.thumbnail((LONGER_SIDE, LONGER_SIDE))
+    axis.imshow(np.asarray(shrunk), extent=(0, width, height, 0), interpolation="nearest")
+    seen: set[int] = set()
+    if known.mask is not None:
+        values = decode_map(known.mask, CHECKED)
+        table = np.zeros((256, 3))
+        table[: len(colours)] = colours
+        axis.imshow(table[values], extent=(0, width, height, 0), alpha=0.55, interpolation="nearest")
+        seen |= set(np.unique(values).tolist())
+    if known.boxes is not None and known.box_classes is not None and known.difficult is not None:
+        for (left, top, right, bottom), kind, hard in zip(
+            known.boxes.tolist(), known.box_classes.tolist(), known.difficult.tolist(), strict=True
+        ):
+            edge = {"edgecolor": colours[kind], "linewidth": 1.3, "linestyle": "--" if hard else "-"}
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))
+            seen.add(kind)
+    return seen
+
+
+def _colours(classes: int) -> np.ndarray:
+    """(classes, 3) in 0..1: ten, twenty or forty that are well apart, and then the same again."""
+    names = ("tab20", "tab20b") if classes > 10 else ("tab10",)
+    wheel = [
+        colour[:3]
+        for name in names
+        for colour in matplotlib.colormaps[name](range(matplotlib.colormaps[name].N)).tolist()
+    ]
+    return np.array([wheel[k % len(wheel)] for k in range(classes)])

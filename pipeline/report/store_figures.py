@@ -1,0 +1,56 @@
+"""Pictures of a store: what its images are like, some of them, and how many there are of each class."""
+
+from collections import Counter
+
+from matplotlib.figure import Figure
+
+from firstlight.pipeline.data.splits import spread
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report import figures, overlay
+from firstlight.pipeline.report.grid import shown_names
+from firstlight.pipeline.tracking.figures import Album
+from firstlight.pipeline.train.context import Worker
+
+
+def add_pictures(album: Album, worker: Worker) -> None:
+    """All of them, into the album of the prepare stage."""
+    store = worker.store
+    album.add("images", figures.census(store.images, store.quarantined), "sizes, modes and formats of the images")
+    album.add("sample", _sample(worker), "training images, as the evaluation crops them")
+    for name, (figure, title) in _class_figures(store, worker).items():
+        album.add(name, figure, title)
+
+
+def _class_figures(store: Store, worker: Worker) -> dict[str, tuple[Figure, str]]:
+    """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
+    names = list(store.splits)
+    found = {}
+    if store.classes and not store.annotations:
+        labels = [Counter(store.labels(name).tolist()) for name in names]
+        found["classes"] = (
+            figures.counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names),
+            "images per class",
+        )
+    annotated = store.images.get("annotated", {})
+    for kind, title in (
+        ("present", "images in which a class occurs"),
+        ("boxes", "boxes per class"),
+        ("pixels", "pixels of masks per class"),
+    ):
+        if kind in {kind for split in annotated.values() for kind in split}:
+            by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
+            by_class = {c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}
+            found[f"classes_{kind}"] = figures.counts(by_class, names, title), title
+    if store.annotations:
+        title = f"{store.path.name}: {', '.join(store.annotations)}"
+        found["annotations"] = overlay.sample(store, spread(worker.splits.train, 8), title), title
+    return found
+
+
+def _sample(worker: Worker) -> Figure:
+    """Up to 32 training images, as the evaluation crops them."""
+    ids = spread(worker.splits.train, 32)
+    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
+    batch = loader.once(ids)
+    names = shown_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
+    return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

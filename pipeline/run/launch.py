@@ -1,0 +1,201 @@
+"""Run a stage's work on the training workers: Ray Train's TorchTrainer, or this process (`scale.workers: 0`)."""
+
+import contextlib
+import importlib
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from firstlight.pipeline.config.recipe import Recipe, Scale, parse
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining
+from firstlight.pipeline.run.ray_session import decoding_cpus, verbose
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train import failures, watchdog
+from firstlight.pipeline.train.attempts import attempt, read_attempts
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.metrics import append
+from firstlight.tasks.collective import world
+
+STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
+ENDING_S = 10.0  # that a function has to end when it is asked to
+Work = Callable[[Worker, Any, Instance], None]
+
+
+def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instance]) -> None:
+    """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
+
+    Raises:
+        StopTraining: the training cannot go on (a loss that is not finite, a full disk, the same error twice), (Stopped) was asked to stop, or
+            (Paused) is far enough.
+        StageFailed: a worker died or raised, `scale.max_failures` times more than once.
+    """
+    for instance in instances:
+        failures.forget(instance.folder)
+        watchdog.forget(instance.folder)
+    payload = {
+        "recipe": recipe.dump(),
+        "store": str(store.path),
+        "work": work.__module__,
+        "instances": [
+            {k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances
+        ],
+    }
+    answer = (
+        _in_process(payload)
+        if recipe.scale.most == 0
+        else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
+    )
+    if answer["stop"] is not None:
+        raise STOPS.get(answer["kind"], StopTraining)(answer["stop"])
+
+
+def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
+    device = torch.device("cuda" if payload["recipe"]["scale"]["gpus_per_worker"] else "cpu")
+    return _run(payload, on_ray=False, device=device)
+
+
+def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
+    """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
+    recipe = parse(payload["recipe"])
+    worker = Worker.start(recipe, Store.open(Path(payload["store"])), on_ray, device)
+    work: Work = importlib.import_module(payload["work"]).work
+    try:
+        for fields in payload["instances"]:
+            paths = {
+                key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")
+            }
+            instance = Instance(**{**fields, **paths})
+            with (
+                failures.remembered(instance.folder),
+                attempt(instance.folder, device),
+                _watched(instance.folder, recipe.scale, on_ray),
+            ):
+                work(worker, recipe.stages[instance.stage], instance)
+    except StopTraining as stop:
+        return {"stop": str(stop), "kind": type(stop).__name__}
+    return {"stop": None}
+
+
+def _watched(folder: Path, scale: Scale, on_ray: bool) -> contextlib.AbstractContextManager[None]:
+    """A hang of one rank of several is noticed by the others; one in this process, by who sits before it."""
+    if not on_ray or world() > 1:
+        return contextlib.nullcontext()
+    if watchdog.hung(folder):
+        append(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HUNG}"})
+    return watchdog.watched(folder, scale.collective_timeout_s)
+
+
+def _train_function(config: dict[str, Any]) -> dict[str, Any]:
+    import ray
+    import ray.train
+    from ray.train.torch import get_device
+
+    workers = ray.train.get_context().get_world_size()
+    wrong = crowded(parse(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
+    if wrong:
+        return {"stop": wrong, "kind": StopTraining.__name__}
+    device = get_device()
+    if device.type == "cuda":  # collectives over objects use the current device
+        torch.cuda.set_device(device)
+    return _run(config, on_ray=True, device=device)
+
+
+def crowded(recipe: Recipe, workers: int, cpus: float) -> str | None:
+    """What is wrong where so many workers leave too little of the cluster's CPUs for decoding, so that the first batch would never come: an elastic
+    group takes all that it finds."""
+    left, need = cpus - workers * recipe.scale.cpus_per_worker, decoding_cpus(recipe.stream, workers)
+    if left >= need:
+        return None
+    return (
+        f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; valid: fewer at most, or a "
+        "scale.cpus_per_worker that leaves some on every machine"
+    )
+
+
+def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    scale = recipe.scale
+    if not verbose():
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
+    environment = {key: os.environ[key] for key in ("FIRSTLIGHT_FAULT",) if key in os.environ}
+    trainer = TorchTrainer(
+        _train_function,  # type: ignore[arg-type]
+        train_loop_config=payload,
+        torch_config=TorchConfig(timeout_s=scale.collective_timeout_s),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=scale.workers,  # type: ignore[arg-type]
+            use_gpu=scale.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=scale.resize_s,
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",  # never an old one: Ray would continue it by its own rules
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": environment},
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose() else "CRITICAL"),
+        ),
+    )
+    try:
+        answer = interruptible(trainer.fit).return_value
+    except TrainingFailedError as error:
+        hung = next(filter(_hung, (Path(fields["folder"]) for fields in payload["instances"])), None)
+        raise StageFailed(_one_line(error, scale) if hung is None else _told_hung(hung, scale)) from error
+    assert isinstance(answer, dict)
+    return answer
+
+
+def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None = None) -> Any:
+    """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray puts its own handler there. `stop`: asks the
+    function to end, for which it then has a moment."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True, name="trainer")
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        if stop:
+            stop()
+            thread.join(ENDING_S)
+        raise
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def _hung(folder: Path) -> bool:
+    """The last attempt did."""
+    work = read_attempts(folder)
+    return watchdog.hung(folder) and work is not None and work.ended is None
+
+
+def _told_hung(folder: Path, scale: Scale) -> str:
+    return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HUNG}"
+
+
+def _one_line(error: BaseException, scale: Scale) -> str:
+    """The innermost cause of a failed training, with the rank where Ray knows it."""
+    if of_ranks := getattr(error, "worker_failures", None):
+        return failures.cause(of_ranks, scale.most, scale.collective_timeout_s)
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else 'unknown'}"

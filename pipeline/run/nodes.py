@@ -1,0 +1,94 @@
+"""The machines of a Ray cluster: what they have, whether the workers fit on them one by one, and the time that a cluster has to grow."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from firstlight.pipeline.config.recipe import Scale
+from firstlight.pipeline.errors import UserError
+
+LOOK_S = 2.0  # between two looks at a cluster that grows
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine, by what Ray counts."""
+
+    cpus: float
+    gpus: float
+
+
+def alive() -> list[Node]:
+    """The machines of the cluster that this process has joined."""
+    import ray
+
+    found = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in found]
+
+
+def times(need: Node, have: Node) -> int:
+    """How often `need`, which is not nothing, fits."""
+    fits = [
+        int((there + 1e-6) / wanted) for wanted, there in ((need.cpus, have.cpus), (need.gpus, have.gpus)) if wanted
+    ]
+    return min(fits)
+
+
+def check_machines(scale: Scale, nodes: Sequence[Node], where: str) -> None:
+    """A worker does not spread over machines.
+
+    Raises:
+        UserError: names the key, and what the machines have.
+    """
+    fit = sum(times(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
+    if fit < scale.fewest:
+        gpus = f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else ""
+        raise UserError(
+            f"scale.workers: {scale.fewest} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the machines one by one: "
+            f"{where} has machines of {amounts(nodes)}; valid: 0 to {fit}, or a smaller scale.cpus_per_worker"
+        )
+
+
+def amount(node: Node) -> str:
+    return f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
+
+
+def amounts(nodes: Sequence[Node]) -> str:
+    return ", ".join(amount(node) for node in nodes[:4]) + (
+        f" and {len(nodes) - 4} machines more" if len(nodes) > 4 else ""
+    )
+
+
+def wait_for_room(scale: Scale, data: float, check: Callable[[list[Node]], None], tell: Callable[[str], None]) -> None:
+    """Return when `check` finds no fault with the machines; until then, for `scale.wait_s` at most, ask the cluster's autoscaler for room for the
+    most workers and `data` CPUs more.
+
+    Raises:
+        UserError: that of `check`, when the time is over.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    end, asked = time.monotonic() + scale.wait_s, False
+    while True:
+        try:
+            check(alive())
+            return
+        except UserError as error:
+            if time.monotonic() >= end:
+                raise
+            if not asked:
+                worker = {
+                    "CPU": scale.cpus_per_worker,
+                    **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
+                }
+                request_resources(bundles=[worker] * scale.most + [{"CPU": 1.0}] * max(round(data), 1))
+                tell(f"waiting for machines, at most {scale.wait_s:g} s (scale.wait_s): {error}")
+                asked = True
+        time.sleep(min(LOOK_S, max(end - time.monotonic(), 0.1)))
+
+
+def release() -> None:
+    """Ask for nothing any more: machines that idle may go."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[])

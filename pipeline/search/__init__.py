@@ -1,0 +1,1 @@
+"""Ray Tune: trials of a recipe, judged on held-out images."""

@@ -1,0 +1,1 @@
+"""What a recipe can do: one file for each kind of stage."""

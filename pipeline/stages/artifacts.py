@@ -1,0 +1,125 @@
+"""The encoder as stages hand it on: a folder of safetensors + JSON with a manifest, the same on disk, as MLflow artifact and logged model."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.train.checkpoint import Damaged, put, seal, verified
+from firstlight.tasks.nn.decoder import Decoder
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.heads import Projection
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the encoder's spec and weights. `facts` are kept beside them (which method, which store)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    description = {
+        "format": 1,
+        "spec": encoder.spec,
+        "image_size": encoder.image_size,
+        "shapes": encoder.shapes,
+        **facts,
+    }
+    files = put(folder, "encoder.safetensors", save_tensors(weights))
+    files |= put(folder, "encoder.json", json.dumps(description, indent=1).encode())
+    seal(folder, files)
+
+
+def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+    """Write another network that a method hands on: `network.spec`, the keyword arguments it is built from, and its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    description = {"format": 1, "class": type(network).__name__, "spec": network.spec, **facts}
+    files = put(folder, "network.safetensors", save_tensors(weights))
+    files |= put(folder, "network.json", json.dumps(description, indent=1).encode())
+    seal(folder, files)
+
+
+def load_decoder(folder: Path) -> Decoder:
+    """The decoder that a denoising auto-encoder handed on.
+
+    Raises:
+        UserError: a file is missing, damaged, or not a decoder's; names it.
+    """
+    return _load_network(folder, Decoder, "decoder")
+
+
+def load_head(folder: Path) -> Projection:
+    """The head that a method learned on its encoder.
+
+    Raises:
+        UserError: a file is missing, damaged, or not a head's; names it.
+    """
+    return _load_network(folder, Projection, "head")
+
+
+def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
+    try:
+        _, files = verified(folder)
+        description = json.loads(files["network.json"])
+        if description["class"] != cls.__name__:
+            raise ValueError(f"network.json describes a {description['class']}")
+        network = cls(**description["spec"])
+        network.load_state_dict(load_tensors(files["network.safetensors"]))
+    except (Damaged, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole {what}: {str(error).splitlines()[0]}") from None
+    return network
+
+
+def encoder_spec(folder: Path) -> dict[str, Any]:
+    """The spec of a saved encoder, after its files were checked.
+
+    Raises:
+        UserError: a file is missing, damaged, or not an encoder's; names it.
+    """
+    try:
+        _, files = verified(folder)
+        return dict(json.loads(files["encoder.json"])["spec"])
+    except (Damaged, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole encoder: {error}") from None
+
+
+def check_same(folder: Path, spec: dict[str, Any], where: str) -> None:
+    """A recipe's encoder must be the saved one.
+
+    Raises:
+        UserError: names the first key that differs, with both values.
+    """
+    saved = json.loads(json.dumps(encoder_spec(folder)))
+    wanted = json.loads(json.dumps(spec))
+    for key in sorted(
+        saved.keys() | wanted.keys(), key=lambda key: (key != "name", key)
+    ):  # of another network all else differs too
+        if saved.get(key) != wanted.get(key):
+            raise UserError(
+                f"encoder.{key}: {wanted.get(key)!r} differs from {saved.get(key)!r} of the encoder that {where} names ({folder})"
+            )
+
+
+def load_encoder(folder: Path, image_size: int) -> Encoder:
+    """The saved encoder, for images of `image_size`.
+
+    Raises:
+        UserError: as `encoder_spec`; or the weights do not fit the spec.
+    """
+    spec = encoder_spec(folder)
+    try:
+        encoder = Encoder(spec, image_size)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'encoder.json'}: its spec is not one of an encoder here: {error}") from None
+    try:
+        encoder.load_state_dict(load_tensors((folder / "encoder.safetensors").read_bytes()))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{folder / 'encoder.safetensors'}: does not fit its spec: {str(error).splitlines()[0]}"
+        ) from None
+    return encoder

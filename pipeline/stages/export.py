@@ -1,0 +1,238 @@
+"""Stage: the encoder in the forms in which others take it, each compared with it on images before it counts. Runs on the driver."""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from firstlight.pipeline.config.recipe import Export
+from firstlight.pipeline.data.store import file_sha256
+from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.files import write_flushed, write_json
+from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.stage import RESULT, Instance
+from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.job import to_batch
+from firstlight.pipeline.train.metrics import METRICS, SweepProgress, append
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.export_formats import (
+    FORMATS,
+    TOLERANCE,
+    Counterpart,
+    Graph,
+    counterpart,
+    difference,
+    lacks,
+    traced,
+)
+
+ON_DRIVER, WITH_RAY = True, False
+FOLDER = "export"
+OPSET = 18  # that torch's exporter writes; others are converted from it
+REAL, RANDOM = 8, (1, 5)  # images that are compared: of the store, and in random batches of two sizes
+Answer = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, 3, S, S) in 0..1 -> (B, C) features, (B, C, h, w) last map
+
+
+def work(worker: Worker, stage: Export, instance: Instance) -> None:
+    """Leave `export/<format>/` and `result.json` in the instance's folder.
+
+    Raises:
+        StageFailed: a format does not give what the encoder gives, or cannot be written; of this one no file is left.
+    """
+    assert instance.encoder is not None
+    encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
+    maker, folder = _Maker(encoder, instance), instance.folder / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    reasons = {format: lacks(encoder, format) for format in stage.formats or FORMATS}
+    for format, reason in reasons.items():
+        if reason:
+            append(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
+    wanted = [format for format, reason in reasons.items() if not reason]
+    tests = _tests(worker)
+    compared = sum(map(len, tests.values()))
+    progress = SweepProgress(instance.folder, len(wanted) * compared)
+    formats = {}
+    for format in wanted:
+        formats[format] = _export(maker, format, folder, tests)
+        progress.advance(compared)
+    left_out = {format: reason for format, reason in reasons.items() if reason}
+    size, shape = encoder.image_size, encoder.shapes[-1]
+    write_json(
+        instance.folder / RESULT,
+        {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": TOLERANCE},
+    )
+
+
+def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
+    """Write a format, compare it, and only then put it in its place. What there is to say of it."""
+    part = folder / f".{format}"
+    part.mkdir(parents=True)
+    try:
+        with _quiet():
+            answer, facts = getattr(maker, format)(part)
+            differences = compare(maker.graph, answer, tests)
+    except Exception as error:  # the exporters of others fail in ways of their own
+        shutil.rmtree(folder)
+        raise StageFailed(f"{maker.instance.label}: {format} cannot be exported: {_line(error)}") from error
+    worst = max(found["relative"] for found in differences.values())
+    if not worst <= TOLERANCE:
+        shutil.rmtree(folder)
+        raise StageFailed(
+            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most {TOLERANCE:g} is rounding"
+        )
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())}
+    part.rename(folder / format)
+    return {"files": files, "difference": differences, **facts}
+
+
+@torch.no_grad()
+def compare(graph: Graph, answer: Answer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """The largest absolute and relative difference of features and map, by test."""
+    out = {}
+    for name, images in tests.items():
+        pairs = [difference(own, other) for own, other in zip(graph(images), answer(images), strict=True)]
+        out[name] = {"images": len(images), "absolute": max(a for a, _ in pairs), "relative": max(r for _, r in pairs)}
+    return out
+
+
+def _tests(worker: Worker) -> dict[str, Tensor]:
+    """(B, 3, S, S) images in 0..1: held-out ones (training ones where none is held out), and random batches of two sizes."""
+    ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[:REAL]
+    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
+    real = to_batch(loader.once(ids), torch.device("cpu")).views[0]
+    generator, size = torch.Generator().manual_seed(0), real.shape[-1]
+    return {"store": real, **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM}}
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A method for each format: writes its files into a folder -> what they answer, and what there is to know of them."""
+
+    encoder: Encoder
+    instance: Instance
+
+    @cached_property
+    def graph(self) -> Graph:
+        return Graph(self.encoder).eval()
+
+    @cached_property
+    def program(self) -> Any:
+        return traced(self.encoder)
+
+    def torchvision(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+        return self._state_dict(folder, counterpart(self.encoder, "torchvision"))
+
+    def timm(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+        return self._state_dict(folder, counterpart(self.encoder, "timm"))
+
+    def _state_dict(self, folder: Path, found: Counterpart) -> tuple[Answer, dict[str, Any]]:
+        data = save_tensors(found.state(self.encoder), {"format": "pt", "model": found.model, "library": found.library})
+        write_flushed(folder / "model.safetensors", data)
+        net, missing = found.network(_tensors(folder / "model.safetensors"))
+        last_map = found.last_map(net)
+
+        def answer(images: Tensor) -> tuple[Tensor, Tensor]:
+            map_ = last_map(self.encoder.input(images))
+            return map_.mean((2, 3)), map_
+
+        version = importlib.metadata.version(found.library)
+        return answer, {
+            "model": found.model,
+            "place": found.place,
+            "turned": found.turned,
+            "missing": missing,
+            "version": version,
+        }
+
+    def safetensors(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+        assert self.instance.encoder is not None
+        save_encoder(self.encoder, folder, origin(self.instance.encoder))
+        return Graph(load_encoder(folder, self.encoder.image_size)).eval(), {}
+
+    def torch_export(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+        """Compared before it is written: to read it back is to unpickle."""
+        written = io.BytesIO()
+        torch.export.save(self.program, written)
+        write_flushed(folder / "encoder.pt2", written.getvalue())
+        return self.program.module(), {"version": torch.__version__}
+
+    def onnx(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+        import onnxruntime
+
+        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features", "map"]}
+        program = torch.onnx.export(self.program, (), opset_version=OPSET, verbose=False, **names)
+        assert program is not None
+        program.save(folder / "encoder.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
+        session = onnxruntime.InferenceSession(folder / "encoder.onnx", options, providers=["CPUExecutionProvider"])
+
+        def answer(images: Tensor) -> tuple[Tensor, Tensor]:
+            features, map_ = session.run(["features", "map"], {"images": images.numpy()})
+            return torch.from_numpy(features), torch.from_numpy(map_)
+
+        return answer, {"opset": OPSET, "version": onnxruntime.__version__}
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """What is known of how a saved encoder was made: its method, the store and the seed."""
+    description = json.loads((folder / "encoder.json").read_text("utf-8"))
+    return {key: description[key] for key in ("method", "store", "seed") if key in description}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(file.read_bytes())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def files(stage: Export, instance: Instance) -> list[tuple[Path, str, str]]:
+    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
+    return [(instance.folder / METRICS, instance.label, "")]
+
+
+def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Export, instance: Instance) -> None:
+    """The exported files and how far they are from the encoder, into the MLflow run."""
+    result = instance.result
+    assert result is not None
+    for format, facts in result["formats"].items():
+        worst = max(found["relative"] for found in facts["difference"].values())
+        tracking.numbers(
+            run_id,
+            {"relative_difference": worst, "bytes": sum(file["bytes"] for file in facts["files"].values())},
+            f"{format}/",
+        )
+    tracking.client.log_artifacts(run_id, str(instance.folder / FOLDER), FOLDER)
+    tracking.client.log_dict(run_id, result, "export.json")

@@ -1,0 +1,61 @@
+"""The frozen features that stages look at: of the pretrained network, and of the same network with random weights."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.config.recipe import Evaluate, Recipe, Retrieve
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages.artifacts import load_encoder, load_head
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train.context import Worker, gather_rows
+from firstlight.pipeline.train.metrics import SweepProgress
+from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.feature_extractor import Features
+from firstlight.tasks.nn.heads import Projection
+
+ARMS = ("pretrained", "random")
+
+
+def arms(worker: Worker, stage: Evaluate | Retrieve, instance: Instance) -> dict[str, Features]:
+    """Both networks, in evaluation mode; the random weights are those of the seed, of encoder and head."""
+    size = worker.recipe.dataset.image_size
+    assert instance.encoder is not None
+    encoder, head = load_encoder(instance.encoder, size), load_head(instance.beside) if instance.beside else None
+    torch.manual_seed(instance.seed)
+    fresh = Encoder(worker.recipe.encoder.model_dump(), size)
+    fresh_head = Projection(**head.spec) if head else None
+    made = (Features(encoder, head, stage.layers, stage.pool), Features(fresh, fresh_head, stage.layers, stage.pool))
+    return {arm: features.to(worker.device).eval() for arm, features in zip(ARMS, made, strict=True)}
+
+
+@torch.no_grad()
+def sweep(
+    worker: Worker, networks: Mapping[str, Features], ids: np.ndarray, instance: Instance, batch_size: int
+) -> dict[str, list[Tensor]]:
+    """By network, for each of its layers, the (n, d) features of `ids`, in their order, on every worker. Collective; an image is decoded once."""
+    progress = SweepProgress(instance.folder, len(ids))
+    parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
+    for batch in worker.sweep(ids, batch_size):
+        for name, network in networks.items():
+            parts[name].append(network(batch.views[0]))
+        progress.advance(len(batch.ids))
+    return {
+        name: [gather_rows(layer, len(ids)) for layer in zip(*batches, strict=True)] for name, batches in parts.items()
+    }
+
+
+def check_head(head: Projection, recipe: Recipe, where: str) -> None:
+    """A head must fit the recipe's encoder.
+
+    Raises:
+        UserError: it takes features of another size; names both.
+    """
+    size = pooled_size(Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), head.pool)
+    if size != head.spec["size"]:
+        raise UserError(
+            f"{where}.features: the head takes {head.spec['size']} features, the encoder gives {size} for images of "
+            f"{recipe.dataset.image_size} pixels (dataset.image_size); valid: features: encoder"
+        )

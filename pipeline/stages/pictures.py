@@ -1,0 +1,72 @@
+"""What a method has to show, on its way from the workers to the driver: tensors in one file, their titles in its header."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from firstlight.pipeline.files import write_atomically
+from firstlight.tasks.visuals import Picture, Row
+
+
+def with_untrained(before: Sequence[Picture], after: Sequence[Picture]) -> tuple[Picture, ...]:
+    """The pictures of a trained method; where a row asks for it, that of the same method before its training above it."""
+    untrained = {(picture.name, row.caption): row for picture in before for row in picture.rows}
+    out = []
+    for picture in after:
+        rows: list[Row] = []
+        for row in picture.rows:
+            earlier = untrained.get((picture.name, row.caption)) if row.untrained else None
+            pair = (
+                [replace(earlier, caption=f"{row.caption}, before"), replace(row, caption=f"{row.caption}, after")]
+                if earlier
+                else [row]
+            )
+            rows += pair
+        out.append(replace(picture, rows=tuple(rows)))
+    return tuple(out)
+
+
+def save_pictures(pictures: Iterable[Picture], file: Path) -> None:
+    """Write them, if there are any."""
+    tensors: dict[str, Tensor] = {}
+    told = []
+    for picture in pictures:
+        for k, row in enumerate(picture.rows):
+            tensors[f"{picture.name}.{k}.images"] = _own(row.images)
+            if row.maps is not None:
+                tensors[f"{picture.name}.{k}.maps"] = _own(row.maps)
+        told.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
+    if told:
+        write_atomically(file, save(tensors, {"pictures": json.dumps(told)}))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy: a file takes no two tensors that share their memory, as rows of the same images do."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def load_pictures(file: Path) -> list[Picture]:
+    """Those that were saved; none where there is no file."""
+    if not file.exists():
+        return []
+    with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
+        keys = set(opened.keys())
+        out = []
+        for told in json.loads(opened.metadata()["pictures"]):
+            places = [(caption, f"{told['name']}.{k}") for k, caption in enumerate(told["rows"])]
+            rows = [
+                Row(
+                    caption,
+                    opened.get_tensor(f"{at}.images"),
+                    opened.get_tensor(f"{at}.maps") if f"{at}.maps" in keys else None,
+                )
+                for caption, at in places
+            ]
+            out.append(Picture(told["name"], told["title"], tuple(rows)))
+    return out

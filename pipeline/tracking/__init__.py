@@ -1,0 +1,1 @@
+"""MLflow: runs, models, lineage and retries. No other package imports MLflow."""

@@ -1,0 +1,1 @@
+"""One training on one worker: the loop, checkpoints, metrics and the feature monitor."""

@@ -1,0 +1,212 @@
+"""Checkpoints: safetensors + JSON, with a manifest of sizes and sha256 that is written last. No pickle, in or out.
+
+A checkpoint is a folder `step-<step>-<attempt>`. It counts once its manifest is there: files are flushed to the disk first, and the manifest
+arrives by an atomic rename. A folder without a manifest is what a killed worker left behind; it is ignored and swept away.
+
+    shared.json, shared.safetensors      model, optimiser, schedule: rank 0
+    shard-00000-of-00002.safetensors     rows of the tables: every rank its own; readable by any number of workers
+    manifest.json                        {"step", "files": {name: {"bytes", "sha256"}}, ...}
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.files import write_flushed, write_json
+from firstlight.tasks.collective import broadcast_object, gather_objects, rank, world
+
+MANIFEST = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A file is not what its manifest says, or not what its format allows; names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read back. `shards`: per rank that wrote it, table name -> its shard."""
+
+    step: int
+    shared: dict[str, Any]
+    shards: list[dict[str, dict[str, Tensor]]]
+    meta: dict[str, Any]
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Nested dicts, lists and numbers with tensors in them -> a JSON value; the tensors are added to `tensors` under their paths."""
+    if isinstance(value, Tensor):
+        tensors[path] = (
+            value.detach().cpu().contiguous().clone()
+        )  # cloned: safetensors refuses memory that two tensors share
+        return {"$tensor": path}
+    if isinstance(value, dict):
+        return {"$dict": [[key, pack(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [pack(item, tensors, f"{path}/{k}") for k, item in enumerate(value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{path}: a {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict) and "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if isinstance(value, dict):
+        return {key: unpack(item, tensors) for key, item in value["$dict"]}
+    return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
+
+
+def seal(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
+    """Write the manifest: from now on the folder counts."""
+    write_json(folder / MANIFEST, {**facts, "files": files})
+
+
+def put(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
+    """Write one file of a folder that will be sealed; its line of the manifest."""
+    write_flushed(folder / name, data)
+    return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+
+
+def verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of a sealed folder, and its files.
+
+    Raises:
+        Damaged: names the first file that is missing, cut short or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{folder / MANIFEST}: is not a manifest ({type(error).__name__})") from None
+    files = {}
+    for name, (size, sha256) in listed.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise Damaged(f"{path}: is missing")
+        files[name] = path.read_bytes()
+        if len(files[name]) != size:
+            raise Damaged(f"{path}: has {len(files[name])} bytes, its manifest says {size}")
+        if hashlib.sha256(files[name]).hexdigest() != sha256:
+            raise Damaged(f"{path}: its sha256 is not the one in its manifest")
+    return manifest, files
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder that all workers see. All methods are collective."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(
+        self, step: int, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]], meta: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint; when this returns, it has survived anything that happens next.
+
+        Raises:
+            StopTraining: a file could not be written (the disk is full, say); on all ranks, naming the folder.
+        """
+        target = self.folder / broadcast_object(f"step-{step:09d}-{uuid.uuid4().hex[:8]}")
+        files, problem = {}, None
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            files = self._write_files(target, shared, shard)
+        except OSError as error:
+            problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
+        answers = gather_objects((files, problem))
+        problem = next((p for _, p in answers if p), None)
+        if problem is None and rank() == 0:
+            try:
+                seal(target, {k: v for part, _ in answers for k, v in part.items()}, step=step, world=world(), **meta)
+            except OSError as error:
+                problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
+        problem = broadcast_object(problem)
+        if rank() == 0:
+            self._sweep(target, failed=problem is not None)
+        if problem:
+            raise StopTraining(f"{problem}; earlier checkpoints are intact, run again to continue")
+
+    def _write_files(self, target: Path, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+        rows: dict[str, Tensor] = {
+            f"{name}/{key}": t.contiguous() for name, state in shard.items() for key, t in state.items()
+        }
+        files = put(target, f"shard-{rank():05d}-of-{world():05d}.safetensors", save_tensors(rows))
+        if rank() == 0:
+            tensors: dict[str, Tensor] = {}
+            layout = pack(shared, tensors)
+            files |= put(target, "shared.json", json.dumps(layout).encode())
+            files |= put(target, "shared.safetensors", save_tensors(tensors))
+        return files
+
+    def _sweep(self, newest: Path, failed: bool) -> None:
+        """Remove what a killed or failed attempt left, and all but the `keep` newest checkpoints."""
+        if failed:
+            shutil.rmtree(newest, ignore_errors=True)
+            return
+        sealed = sorted(p for p in self.folder.glob("step-*") if (p / MANIFEST).exists())
+        for old in {*self.folder.glob("step-*")} - {*sealed[-self.keep :], newest}:
+            (old / MANIFEST).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint (None: there is none yet), and a line for every damaged one that was passed over.
+
+        Raises:
+            StopTraining: there are checkpoints, and every one of them is damaged: to start over silently would lose the training.
+        """
+        chosen, complaints = broadcast_object(self._choose() if rank() == 0 else None)
+        if chosen is None and complaints:
+            raise StopTraining(
+                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {self.folder} to train anew"
+            )
+        return (self._read(self.folder / chosen) if chosen else None), complaints
+
+    def _choose(self) -> tuple[str | None, list[str]]:
+        complaints: list[str] = []
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            if not (folder / MANIFEST).exists():
+                continue
+            try:
+                self._read(folder)
+                return folder.name, complaints
+            except Damaged as error:
+                complaints.append(str(error))
+        return None, complaints
+
+    def _read(self, folder: Path) -> Checkpoint:
+        manifest, files = verified(folder)
+        try:
+            shared = unpack(json.loads(files["shared.json"]), load_tensors(files["shared.safetensors"]))
+            shards = [_shard(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")]
+            if len(shards) != manifest["world"]:
+                raise Damaged(f"{folder}: has {len(shards)} of {manifest['world']} shards")
+            return Checkpoint(int(manifest["step"]), shared, shards, manifest)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise Damaged(f"{folder}: {type(error).__name__}: {error}") from None
+
+
+def _shard(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    tables: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in sorted(tensors.items()):  # safetensors gives them in an order of its own
+        name, key = path.rsplit("/", 1)
+        tables.setdefault(name, {})[key] = tensor
+    return tables
+
+
+def fingerprint(state: Any) -> str:
+    """sha256 over every bit of a nested state: equal for bit-identical states only."""
+    tensors: dict[str, Tensor] = {}
+    content = hashlib.sha256(json.dumps(pack(state, tensors)).encode())
+    for path in sorted(tensors):
+        content.update(path.encode() + tensors[path].flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

@@ -1,0 +1,140 @@
+"""The training loop. Pretraining methods and downstream tasks share it; it knows only `Learner`.
+
+The state after step k is a function of (config, seed, k) alone: batches come from the plan, every step draws its random numbers from
+(seed, step, rank), and a checkpoint holds the rest. A training that is killed and continued on as many workers ends bit-identical to one that
+never stopped.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.data.stream import TrainOrder, batches
+from firstlight.pipeline.errors import Paused, Stopped
+from firstlight.pipeline.train import device_cache, fault, watchdog
+from firstlight.pipeline.train.failures import AFTER
+from firstlight.pipeline.train.job import Job, to_batch
+from firstlight.pipeline.train.metrics import DATA, Clock, Tails, append
+from firstlight.pipeline.train.trainer import Trainer
+from firstlight.tasks.collective import all_sum, broadcast_object, rank, share_buffers, world
+from firstlight.tasks.learner import Learner
+from firstlight.tasks.timer import part
+
+STOP = "stop"  # a file in a job's folder that asks its training to stop
+
+
+class Watcher(Protocol):
+    """Looks at the learner on the way, and leaves it as it is."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after `step` steps; the same on all workers."""
+        ...
+
+    def look(self) -> tuple[dict[str, float], float]:
+        """Numbers to log beside the losses, and the seconds that it took. Collective."""
+        ...
+
+
+def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
+    """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
+
+    Raises:
+        StopTraining: on all ranks: a loss that is not finite, a full disk, no whole checkpoint left, (Stopped) a file that asks for it, or (Paused)
+            the steps that were to be made for now are made.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(job, learner)
+    try:
+        _train(job, learner, trainer, watch)
+    except Exception as error:
+        error.add_note(f"{AFTER}{trainer.done}")
+        raise
+    share_buffers(
+        learner
+    )  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
+    learner.eval()
+
+
+def _train(job: Job, learner: Learner, trainer: Trainer, watch: Watcher | None) -> None:
+    step, notes = trainer.resume()
+    stop = job.pause or job.total_steps
+    if step == 0 and learner.looks_first:
+        _first_look(job, learner, trainer.rows)
+    order = TrainOrder(job.plan, rank(), world(), step, stop)
+    stream, told = _stream(job, order, trainer.rows)
+    clock, tails, first = (
+        Clock(job.folder, job.plan, job.total_steps, step, job.device),
+        Tails(job.folder, job.plan, step),
+        step,
+    )
+    for line in notes + told:
+        append(job.folder, {"note": line})
+    for arrays in clock.waiting(stream):
+        if step % job.plan.steps == 0 or step == first:
+            watchdog.pause()
+            learner.begin_epoch(step // job.plan.steps)
+            tails.write(step // job.plan.steps)
+        with part(DATA):
+            batch = to_batch(arrays, job.device, job, step)
+        losses = trainer.step(batch, step)
+        step += 1
+        watchdog.alive()
+        last = step == stop
+        looks = watch is not None and watch.due(step)
+        if step % job.training.log_every == 0 or last or looks:
+            seen = {}
+            if watch is not None and looks:
+                watchdog.pause()
+                seen = clock.aside(watch.look())
+            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
+            _stop_if_asked(job)
+        fault.maybe(rank(), step)
+        if last or trainer.checkpoint_due(step):
+            trainer.save(step)
+    clock.close()
+    if job.pause:
+        raise Paused(f"{job.folder.name}: pauses after {job.until} of {job.training.epochs} epochs")
+
+
+@torch.no_grad()
+def _first_look(job: Job, learner: Learner, rows: int) -> None:
+    """Show the learner all batches of the first epoch."""
+    append(job.folder, {"note": "all images are looked at once before the first step"})
+    learner.eval()
+    order = TrainOrder(job.plan, rank(), world(), 0, job.plan.steps)
+    arriving, told = _stream(job, order, rows)
+    for line in told:
+        append(job.folder, {"note": line})
+    for step, arrays in enumerate(arriving):
+        learner.look(to_batch(arrays, job.device, job, step))
+        learner.end_step()
+    learner.train()
+
+
+def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
+    """This worker's batches, and what the user should know of where they come from. Collective."""
+    if job.loader.targets is not None:  # boxes and masks are moved one by one, where they are read
+        return batches(job.loader, order, rows, job.options), []
+    if job.options.resident is None or len(order) == 0:
+        return device_cache.streamed(job.loader, order, rows, job.options, job.device), []
+    held, notes = device_cache.hold(job.loader, job.options, job.device)
+    return device_cache.batches(held, job.loader, order, job.options), notes
+
+
+def _stop_if_asked(job: Job) -> None:
+    """Collective: a file that not all ranks see at once must not part them.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    file = job.folder / STOP
+    why = broadcast_object(file.read_text("utf-8") if rank() == 0 and file.exists() else None)
+    if why is not None:
+        raise Stopped(why)
+
+
+def _means(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Averages over workers; collective."""
+    return {name: float(all_sum(value.detach().double()) / world()) for name, value in losses.items()}

@@ -1,0 +1,255 @@
+"""A learner with its optimiser, schedule and checkpoints: one step, and how its state is kept and found again."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from firstlight.pipeline.config.optim import build_optimizer, build_schedule
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.files import write_atomically, write_json
+from firstlight.pipeline.train.checkpoint import Checkpoint, Checkpoints
+from firstlight.pipeline.train.job import Job
+from firstlight.pipeline.train.metrics import METRICS, TAILS
+from firstlight.tasks.collective import all_sum, broadcast_object, gather_objects, rank, share_buffers, world
+from firstlight.tasks.learner import Batch, Learner
+from firstlight.tasks.timer import part
+
+CHECKPOINT_AGE_S = 20.0
+
+
+class Trainer:
+    """A learner with its optimiser, schedule and checkpoints."""
+
+    def __init__(self, job: Job, learner: Learner) -> None:
+        self.job, self.learner = job, learner
+        learner.place(job.device)
+        if job.training.channels_last:
+            learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learner.train()
+        if job.training.compile:
+            learner.encoder.compile()  # type: ignore[union-attr, operator]
+        self.optimizer = build_optimizer(job.training.optimizer, learner.parameter_groups())
+        schedule = job.training.schedule
+        self.per_epoch = schedule is not None and schedule.interval == "epoch"
+        self.schedule = build_schedule(
+            schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps
+        )
+        self.epoch_loss = 0.0  # summed over the steps of the epoch so far
+        self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.saved = time.monotonic()
+        self.done = 0  # steps
+        self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world() > 1 else _Step(learner)
+
+    @property
+    def rows(self) -> int:
+        """Images of a global batch that this worker sees."""
+        return self.job.plan.batch_size // world()
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One update. `step` counts from 0 over the whole training.
+
+        Raises:
+            StopTraining: the loss is not finite on some worker; raised on all, before anything is updated.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
+        with part("optimizer"):
+            if self.job.training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
+            self.optimizer.step()
+            self._advance_schedule(step + 1)
+        self.learner.end_step()
+        self.done = step + 1
+        return losses
+
+    def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The losses of this worker's share, their gradient in the parameters."""
+        with self._drawing(step, 0), part("forward"):
+            losses: dict[str, Tensor] = self.model(batch)
+        self._stop_unless_finite(losses["loss"], batch, step)
+        with part("backward"):
+            losses["loss"].backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The same, with the activations of one part in memory at a time (Gao et al. 2021, "Scaling deep contrastive learning batch size under
+        memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
+        is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
+        """
+        share_buffers(self.learner)  # as DistributedDataParallel does, which the first pass goes around
+        size = len(batch.ids) // self.job.training.accumulate
+        parts = [batch.part(start, start + size) for start in range(0, len(batch.ids), size)]
+        embedded = []
+        for k, images in enumerate(parts):
+            with torch.no_grad(), self._drawing(step, k), part("forward"):
+                embedded.append(self.learner.embed(images))
+        outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
+        with (
+            torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"),
+            part("forward"),
+        ):
+            losses = self.learner.loss(outputs, batch)
+        self._stop_unless_finite(losses["loss"], batch, step)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        buffers = [buffer.clone() for buffer in self.learner.buffers()]  # running statistics: the parts count once
+        for k, images in enumerate(parts):
+            gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
+            waiting = self.model.no_sync() if world() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
+            with waiting:
+                with self._drawing(step, k), part("forward"):
+                    carried = self.model(images, gradients)
+                with part("backward"):
+                    carried.backward()
+        for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return losses
+
+    @contextlib.contextmanager
+    def _drawing(self, step: int, part: int) -> Iterator[None]:
+        """Where the learner draws random numbers: those of (seed, step, rank, part), in the training's precision."""
+        torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+            yield
+
+    def _advance_schedule(self, done: int) -> None:
+        ends_epoch = done % self.job.plan.steps == 0
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            if not self.per_epoch:
+                self.schedule.step(self.step_loss)
+            elif ends_epoch:
+                self.schedule.step(self.epoch_loss / self.job.plan.steps)
+        elif ends_epoch or not self.per_epoch:
+            self.schedule.step()
+        if ends_epoch:
+            self.epoch_loss = 0.0
+
+    def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
+        """Also keeps the loss of the step, averaged over workers: a plateau is seen by all of them alike."""
+        broken = ~torch.isfinite(loss.detach())
+        mean, broken_somewhere = (all_sum(torch.stack((loss.detach().double(), broken.double()))) / world()).tolist()
+        if not broken_somewhere:
+            self.step_loss = mean
+            self.epoch_loss += mean
+            return
+        ids = sorted(i for part in gather_objects(batch.ids.tolist() if bool(broken) else []) for i in part)
+        if rank() == 0:
+            write_json(self.job.folder / "nonfinite.json", {"step": step, "ids": ids})
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        raise StopTraining(
+            f"{self.job.folder.name}: the loss of step {step} is not finite; nothing was updated. "
+            f"Its {len(ids)} image ids: {shown} (all in {self.job.folder / 'nonfinite.json'}). A lower optimizer.lr is the usual cure"
+        )
+
+    def checkpoint_due(self, step: int) -> bool:
+        """By `checkpoint_every`; for 0 at the end of an epoch, if the last checkpoint is old enough. When one is taken changes no result."""
+        if self.job.training.checkpoint_every:
+            return step % self.job.training.checkpoint_every == 0
+        return step % self.job.plan.steps == 0 and bool(
+            broadcast_object(time.monotonic() - self.saved > CHECKPOINT_AGE_S)
+        )
+
+    @part("checkpoint")
+    def save(self, step: int) -> None:
+        shared = {
+            "model": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch_loss": self.epoch_loss,
+        }
+        shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
+        self.checkpoints.save(
+            step,
+            shared,
+            shard,
+            {"plan": self.job.plan.key, "threads": torch.get_num_threads(), "torch": torch.__version__},
+        )
+        self.saved = time.monotonic()
+
+    def resume(self) -> tuple[int, list[str]]:
+        """Load the newest checkpoint; the number of steps done, and what the user should know."""
+        found, complaints = self.checkpoints.newest()
+        notes = [f"passed over a damaged checkpoint: {line}" for line in complaints]
+        if found is None:
+            return self._take_over(self.job.begin) if self.job.begin else (0, notes)
+        self._check_plan(found, self.job.folder)
+        self._load(found)
+        self.done = found.step
+        if (
+            found.meta["threads"] != torch.get_num_threads()
+            or found.meta["torch"] != torch.__version__
+            or found.meta["world"] != world()
+        ):
+            notes.append(
+                "continued with another number of workers, threads or version of torch: not bit by bit what it would have been"
+            )
+        if found.step < self.job.total_steps:
+            notes.append(f"continued from the checkpoint of step {found.step} of {self.job.total_steps}")
+        return found.step, notes
+
+    def _check_plan(self, found: Checkpoint, folder: Path) -> None:
+        if found.meta["plan"] != self.job.plan.key:
+            raise StopTraining(
+                f"{folder}: its checkpoint was made with other images or another order; delete the folder to train anew"
+            )
+
+    def _take_over(self, other: Path) -> tuple[int, list[str]]:
+        """Go on from where another training is, with the settings of this one, as `resume`. Its learning rate is what its own schedule has come to
+        by now."""
+        found, complaints = Checkpoints(other / "checkpoints").newest()
+        if found is None:
+            raise StopTraining(f"{other}: there is no checkpoint to go on from")
+        self._check_plan(found, other)
+        options = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
+        schedule = self.schedule.state_dict()
+        self._load(found)
+        for group, mine in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(mine)
+        self.schedule.load_state_dict(schedule)
+        with warnings.catch_warnings():  # torch would have an optimiser's step before each
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(found.step // self.job.plan.steps if self.per_epoch else found.step):
+                self.schedule.step()
+        if rank() == 0:
+            for name in (METRICS, TAILS):
+                if (other / name).exists():
+                    write_atomically(self.job.folder / name, (other / name).read_bytes())
+        told = f"goes on from another training at step {found.step} of {self.job.total_steps}, with other settings"
+        return found.step, [f"passed over a damaged checkpoint: {line}" for line in complaints] + [told]
+
+    def _load(self, found: Checkpoint) -> None:
+        self.learner.load_state_dict(found.shared["model"])
+        self.optimizer.load_state_dict(found.shared["optimizer"])
+        self.schedule.load_state_dict(found.shared["schedule"])
+        self.epoch_loss = found.shared["epoch_loss"]
+        for name, table in self.learner.tables.items():
+            table.load_state_dicts([shard[name] for shard in found.shards])
+
+
+class _Step(nn.Module):
+    """What DistributedDataParallel wraps: all that carries gradients into the parameters passes through its `forward`."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch: Batch, gradients: Sequence[Tensor | None] | None = None) -> Any:
+        """The losses of a batch; or, with the gradients of a loss at its embedding, a scalar whose gradient in the parameters is that loss's."""
+        if gradients is None:
+            return self.learner(batch)
+        pairs = zip(self.learner.embed(batch), gradients, strict=True)
+        return torch.stack([(output * gradient).sum() for output, gradient in pairs if gradient is not None]).sum()
+
+
+def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank_, part)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,1 @@
+"""Networks: encoders, backbones, decoders, heads, normalisation and export formats."""

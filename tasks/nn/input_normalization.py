@@ -1,0 +1,111 @@
+"""What stands before an encoder's first convolution: normalisation, then maybe a fixed filter; and the parameters that all encoders share."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from firstlight.tasks.nn.weight_init import Init
+
+Channel = Annotated[float, Ge(0.0)]
+Spread = Annotated[float, Gt(0.0)]
+Colour = tuple[Channel, Channel, Channel]
+Spreads = tuple[Spread, Spread, Spread]
+Normalize = Literal["dataset", "image"]
+Gray = Literal["luma", "mean"]
+Padding = Literal["replicate", "zeros"]
+
+MEAN: Colour = (0.5, 0.5, 0.5)
+STD: Spreads = (0.25, 0.25, 0.25)
+GRAY: dict[Gray, Colour] = {"luma": (0.299, 0.587, 0.114), "mean": (1 / 3, 1 / 3, 1 / 3)}
+
+
+class Input(nn.Module):
+    """(B, 3, H, W) in 0..1 -> what the first convolution sees: normalised, then maybe filtered. Has no parameters to learn.
+
+    `normalize: dataset` uses `mean` and `std`; `image` subtracts each image's mean and divides by its standard deviation (NAT's code).
+    `input: sobel` gives the two gradients of the gray image (NAT, section 3.3); `high_pass` the image minus its 5x5 Gaussian blur (NAT,
+    table 2; the paper does not give the filter); `gray` one channel.
+    `gray: luma` weighs the channels as ITU-R 601, PIL and torchvision do; `mean` alike, as the authors' code of NAT and Super-AND.
+    `padding`: what the filters see outside the image, its nearest pixel or, as the authors' code of both, 0 (of the normalised image).
+    """
+
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+    gradients: Tensor
+    blur: Tensor
+
+    def __init__(
+        self,
+        *,
+        input: Literal["rgb", "gray", "sobel", "high_pass"] = "rgb",
+        normalize: Normalize = "dataset",
+        mean: Colour = MEAN,
+        std: Spreads = STD,
+        gray: Gray = "luma",
+        padding: Padding = "replicate",
+    ) -> None:
+        super().__init__()
+        self.input, self.normalize = input, normalize
+        self.padding = "constant" if padding == "zeros" else "replicate"
+        self.channels = {"rgb": 3, "gray": 1, "sobel": 2, "high_pass": 3}[input]
+        dx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        blur = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+        # Constants of the spec, not state: kept out of the checkpoint.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("weights", torch.tensor(GRAY[gray]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("gradients", torch.stack((dx, dx.T))[:, None], persistent=False)
+        self.register_buffer("blur", torch.outer(blur, blur).expand(3, 1, 5, 5).contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.normalize == "image":
+            x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True).clamp_min(1e-5)
+        else:
+            x = (x - self.mean) / self.std
+        if self.input == "high_pass":
+            return x - F.conv2d(F.pad(x, (2, 2, 2, 2), mode=self.padding), self.blur.to(x.dtype), groups=3)
+        if self.input == "rgb":
+            return x
+        one = (x * self.weights).sum(1, keepdim=True)
+        if self.input == "gray":
+            return one
+        return F.conv2d(F.pad(one, (1, 1, 1, 1), mode=self.padding), self.gradients.to(x.dtype))
+
+    def composed(self, filters: Tensor) -> Tensor:
+        """(n, c, k, k) filters of a convolution behind this input -> (n, 1 or 3, K, K), the same as they act on the image, gray or in colours, up
+        to its normalisation (NAT, figure 4: the gradients composed with the first layer)."""
+        if self.input == "sobel":
+            return F.conv_transpose2d(filters, self.gradients.to(filters))
+        if self.input == "high_pass":
+            kernel = -self.blur.to(filters)
+            kernel[:, :, 2, 2] += 1.0
+            return F.conv_transpose2d(filters, kernel, groups=3)
+        return filters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """The parameters that every encoder has besides its own: those of `Input`, and `init`, how its weights are drawn.
+
+    `input: rgb_sobel` asks for two complete networks, one on the image and one on its gradients (Super-AND, figure 2).
+    """
+
+    input: Literal["rgb", "gray", "sobel", "high_pass", "rgb_sobel"] = "rgb"
+    normalize: Normalize = "dataset"
+    mean: Colour = MEAN
+    std: Spreads = STD
+    gray: Gray = "luma"
+    padding: Padding = "replicate"
+    init: Init = "default"
+
+    def inputs(self) -> list[Input]:
+        """One for each network."""
+        options = {key: value for key, value in asdict(self).items() if key not in ("input", "init")}
+        if self.input == "rgb_sobel":
+            return [Input(input="rgb", **options), Input(input="sobel", **options)]
+        return [Input(input=self.input, **options)]

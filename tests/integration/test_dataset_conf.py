@@ -1,0 +1,46 @@
+"""The dataset groups of the published sets resolve, each to its source."""
+
+import pytest
+
+from firstlight.pipeline.config.recipe import Dataset, load
+from firstlight.pipeline.data.sources import SOURCES
+from firstlight.pipeline.errors import UserError
+from tests.support.paths import ROOT
+
+SETS = {
+    "cifar10_binary": "cifar10",
+    "cifar100": "cifar100",
+    "stl10": "stl10",
+    "svhn": "svhn",
+    "imagenet_devkit": "imagenet",
+    "voc2007": "voc",
+    "voc2012": "voc",
+    "bccd": "voc",
+    "camvid": "voc",
+    "mnist": "idx",
+    "stanford_dogs": "stanford_dogs",
+    "cub200": "cub200",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_group(name: str) -> None:
+    found: Dataset = load(ROOT / "conf/recipe/folder_nat.yaml", (f"dataset.name={name}", "dataset.root=/data")).dataset
+    assert (found.name, found.source) == (name, SETS[name])
+    assert found.source in SOURCES
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("dataset.annotations=[mask,boxes]", "each once, and mask alone"),
+        ("dataset.annotations=[boxes,boxes]", "each once"),
+        ("dataset.annotations=[box]", "dataset.annotations"),
+        ("dataset.name=folder", "takes no dataset.annotations"),
+    ],
+)
+def test_annotations_that_cannot_be(override: str, why: str) -> None:
+    changes = ("dataset.name=voc2007", "dataset.root=/data", "dataset.annotations=[boxes]", override)
+    with pytest.raises(UserError) as error:
+        load(ROOT / "conf/recipe/folder_nat.yaml", changes)
+    assert why in str(error.value)

@@ -1,0 +1,191 @@
+"""The command stopped, killed, short of disk or in an odd place: its exit code, its last line, and that the next one ends as if nothing had been."""
+
+import ast
+import inspect
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from firstlight.pipeline.cli.main import guarded
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.files import append_line
+from firstlight.pipeline.run import launch
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.metrics import METRICS, read_metrics
+from tests.support import command, recipes
+
+STOPPED = "stopped; run the same command again to continue"
+STEPS = 6
+
+
+def written(folder: Path) -> tuple[Recipe, str]:
+    """The pretraining of the small recipe, and its file."""
+    recipe = recipes.recipe(folder / "runs")
+    del recipe.stages["evaluate"], recipe.stages["finetune"]
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    return recipe, str(folder / "recipe.yaml")
+
+
+def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
+    """Every bit of the end state; the steps and losses in the file; and that MLflow has each once."""
+    (folder,) = (recipe.storage / recipe.name).glob("pretrain-seed0-*")
+    found, _ = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    rows = read_metrics(folder / METRICS)
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert sorted({m.step for m in client.get_metric_history(run_id, "loss")}) == [row["step"] for row in rows]
+    return fingerprint([found.shared, found.shards]), [row["step"] for row in rows], [row["loss"] for row in rows]
+
+
+def statuses(recipe: Recipe) -> dict[str, str]:
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("firstlight")
+    assert experiment is not None
+    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+
+def finished(folder: Path, file: str, **more: Any) -> str:
+    code, output = command.start(folder / "again.txt", "run", file, **more).wait()
+    assert code == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[int], list[float]]:
+    folder = tmp_path_factory.mktemp("clean")
+    recipe, file = written(folder)
+    finished(folder, file)
+    found = state_of(recipe)
+    assert found[1] == list(range(1, STEPS + 1))
+    return found
+
+
+@pytest.mark.fault(8, "the command is killed (SIGKILL) in the middle")
+@pytest.mark.fault(9, "SIGTERM in the middle of a step")
+@pytest.mark.fault(10, "Ctrl-C in the middle of a step, also twice")
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGINT twice", "SIGKILL"],
+)
+def test_a_command_that_is_stopped_is_continued(
+    tmp_path: Path, clean: Any, signals: list[signal.Signals], code: int
+) -> None:
+    recipe, file = written(tmp_path)
+    once = tmp_path / "once"
+    running = command.start(
+        tmp_path / "out.txt", "run", file, environment={"FIRSTLIGHT_FAULT": f"rank=0,step=4,kind=hang,once={once}"}
+    )
+    end = time.monotonic() + 120
+    while not once.exists() and time.monotonic() < end and running.process.is_alive():
+        time.sleep(0.05)
+    assert once.exists(), (tmp_path / "out.txt").read_text()
+    started = time.monotonic()
+    for number in signals:
+        running.send(number)
+        time.sleep(0.1)
+    ended, output = running.wait()
+    assert ended == code, output
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in output
+    if code > 0:
+        assert output.splitlines()[-1] == STOPPED
+    if len(signals) == 1 and code > 0:
+        assert statuses(recipe) == {"small": "KILLED", "prepare": "FINISHED", "pretrain seed 0": "KILLED"}
+    assert "continued from the checkpoint of step 3 of 6" in finished(tmp_path, file)
+    assert state_of(recipe) == clean
+
+
+@pytest.mark.fault(16, "full disk, wherever a run first meets it")
+@pytest.mark.parametrize("largest_file", [4_096, 100_000])
+def test_a_full_disk_is_a_line_and_the_next_run_is_whole(tmp_path: Path, clean: Any, largest_file: int) -> None:
+    recipe, file = written(tmp_path)
+    code, output = command.start(tmp_path / "out.txt", "run", file, largest_file=largest_file).wait()
+    assert code in (1, 2), output
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path) in line
+    run(recipe, Console(quiet=True))
+    assert state_of(recipe) == clean
+
+
+@pytest.mark.fault(16, "full disk: the file is named, whoever writes it")
+def test_a_full_disk_on_the_way_is_told_by_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        append_line(Path("/dev/full"), {"step": 3})
+
+    assert guarded(write) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line
+        == "error: /dev/full: No space left on device; what was finished is kept: run the same command again to continue"
+    )
+
+
+@pytest.mark.fault(56, "no home folder that can be written")
+def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path, clean: Any) -> None:
+    recipe, file = written(tmp_path)
+    finished(tmp_path, file, environment={"HOME": "/proc/none"})
+    assert state_of(recipe) == clean
+
+
+@pytest.mark.fault(20, "Ray's own record of a run is damaged")
+def test_rays_own_record_of_a_run_is_never_read_again() -> None:
+    """Every trainer has a name that no other had: what Ray would continue by that record, the checkpoints here continue."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(launch))) if isinstance(node, ast.Call)]
+    (config,) = [call for call in calls if ast.unparse(call.func).endswith("RunConfig")]
+    (name,) = [ast.unparse(word.value) for word in config.keywords if word.arg == "name"]
+    assert "uuid.uuid4()" in name
+    assert not [call for call in calls if ast.unparse(call.func).endswith(("restore", "get_checkpoint"))]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.fault(8, "the command is killed, under Ray: no process is left")
+def test_a_killed_command_leaves_no_worker_and_is_continued(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    import psutil
+
+    from tests.pipeline.run.test_runner import on_ray
+
+    recipe = on_ray(tmp_path / "runs")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    once = tmp_path / "once"
+    environment = {**os.environ, "FIRSTLIGHT_FAULT": f"rank=1,step=4,kind=hang,once={once}"}
+    program = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "recipe.yaml")]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    end = time.monotonic() + 250
+    while not once.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.2)
+    assert once.exists()
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len(below) >= 3
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(
+        below, timeout=150
+    )  # Ray's agents have a last word for their cluster, and wait a minute for it to answer
+    assert not [other.cmdline() for other in alive]
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({**recipe.dump(), "scale": {**recipe.dump()["scale"], "workers": 0}})
+    )
+    assert "continued from the checkpoint of step 3 of 6" in finished(tmp_path, str(tmp_path / "recipe.yaml"))

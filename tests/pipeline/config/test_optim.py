@@ -1,0 +1,218 @@
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.optim.lr_scheduler import LRScheduler
+
+from firstlight.pipeline.config.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, build_optimizer, build_schedule
+from firstlight.pipeline.config.recipe import parse
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.train.checkpoint import pack, unpack
+from tests.support import recipes
+
+LENGTH = 12
+NEEDED: dict[str, dict[str, Any]] = {  # arguments without a default
+    "StepLR": {"step_size": 5},
+    "MultiStepLR": {"milestones": [3, 7], "gamma": 0.5},
+    "ExponentialLR": {"gamma": 0.9},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3, "cycle_momentum": False},
+    "OneCycleLR": {"max_lr": 0.3},
+    "hyperbolic": {"t0": 4, "gamma": 0.3},
+}
+NAMES = [
+    *(name for name in SCHEDULES if name != "ReduceLROnPlateau"),
+    "hyperbolic",
+]  # the plateau is followed in test_fit.py
+
+
+def sgd(lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
+
+
+def spec(name: str, **arguments: Any) -> Schedule:
+    return Schedule.model_validate({"name": name, **NEEDED.get(name, {}), **arguments})
+
+
+def rates(schedule: LRScheduler, steps: int) -> list[float]:
+    """The learning rates of the next steps."""
+    found = []
+    for _ in range(steps):
+        found.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(("t0", "gamma"), [(0, 1.0), (4, 0.3), (100, 0.3)])
+def test_hyperbolic_is_the_papers(t0: int, gamma: float) -> None:
+    schedule = build_schedule(spec("hyperbolic", t0=t0, gamma=gamma), sgd(0.7), LENGTH)
+    assert rates(schedule, LENGTH) == pytest.approx(
+        [0.7 / (1 + gamma * max(0, t - t0)) for t in range(LENGTH)], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"t0": 1}, {"t0": 1, "gamma": 0.1, "T_max": 3}])
+def test_hyperbolic_takes_its_two_constants(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="hyperbolic takes t0 and gamma"):
+        Schedule.model_validate({"name": "hyperbolic", **arguments})
+
+
+def test_without_a_schedule_the_rate_is_constant() -> None:
+    assert rates(build_schedule(None, sgd(), LENGTH), LENGTH) == [0.1] * LENGTH
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_schedule_builds_and_lasts_the_whole_training(name: str) -> None:
+    found = rates(build_schedule(spec(name), sgd(), LENGTH), LENGTH)
+    assert all(rate >= 0 for rate in found)
+    assert len(set(found)) > 1 or name == "ConstantLR"  # its factor, over a length that is the whole training
+
+
+def test_lengths_left_out_are_the_whole_training() -> None:
+    cosine, linear, one_cycle = sgd(), sgd(), sgd()
+    rates(build_schedule(spec("CosineAnnealingLR"), cosine, LENGTH), LENGTH)
+    assert cosine.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    ramp = rates(build_schedule(spec("LinearLR", start_factor=0.5, total_iters=LENGTH), linear, LENGTH), LENGTH)
+    assert ramp == pytest.approx([0.1 * (0.5 + 0.5 * t / LENGTH) for t in range(LENGTH)])
+    assert linear.param_groups[0]["lr"] == pytest.approx(0.1)
+    peak = rates(build_schedule(spec("OneCycleLR", max_lr=0.3, pct_start=0.25), one_cycle, LENGTH), LENGTH)
+    assert peak.index(max(peak)) == LENGTH * 0.25 - 1
+    assert peak[-1] == min(peak)
+
+
+def test_lengths_given_are_kept() -> None:
+    found = rates(build_schedule(spec("CosineAnnealingLR", T_max=4), sgd(), LENGTH), LENGTH)
+    assert found[4] == pytest.approx(0, abs=1e-12)
+    assert found[8] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("stop", [1, 5, LENGTH - 1])
+@pytest.mark.parametrize("name", [*NAMES, None])
+def test_a_schedule_goes_on_behind_a_checkpoint(name: str | None, stop: int) -> None:
+    its = None if name is None else spec(name)
+    whole = rates(build_schedule(its, sgd(), LENGTH), LENGTH)
+    first = build_schedule(its, sgd(), LENGTH)
+    rates(first, stop)
+    tensors: dict[str, torch.Tensor] = {}
+    packed = pack({"optimizer": first.optimizer.state_dict(), "schedule": first.state_dict()}, tensors)
+    state = unpack(packed, tensors)
+    second = build_schedule(its, sgd(), LENGTH)
+    second.optimizer.load_state_dict(state["optimizer"])
+    second.load_state_dict(state["schedule"])
+    assert rates(second, LENGTH - stop) == whole[stop:]
+
+
+def trained(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, start: int, stop: int) -> torch.Tensor:
+    for k in range(start, stop):
+        optimizer.zero_grad()
+        (weight - k).square().sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_builds_and_goes_on_behind_a_checkpoint(name: str) -> None:
+    its = Optimizer(name=name, lr=0.1)
+    start = torch.arange(6.0).view(2, 3)
+    one, two = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    whole = trained(one, build_optimizer(its, [(1.0, [one])]), 0, 6)
+    first = build_optimizer(its, [(1.0, [two])])
+    half = trained(two, first, 0, 3)
+    tensors: dict[str, torch.Tensor] = {}
+    packed = pack(first.state_dict(), tensors)
+    again = torch.nn.Parameter(half.clone())
+    second = build_optimizer(its, [(1.0, [again])])
+    second.load_state_dict(unpack(packed, tensors))
+    assert torch.equal(trained(again, second, 3, 6), whole)
+    assert not torch.equal(half, start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"stages__pretrain__optimizer__name": "SDG"},
+            r"stages.pretrain.optimizer: name 'SDG' is unknown; did you mean 'SGD'\?",
+        ),
+        (
+            {"stages__pretrain__optimizer__momentun": 0.9},
+            r"momentun is not a parameter of SGD; did you mean 'momentum'\?",
+        ),
+        ({"stages__pretrain__optimizer__momentum": -1.0}, r"SGD refuses .*'momentum': -1.0.*Invalid momentum value"),
+        ({"stages__pretrain__optimizer__lr": 0.0}, r"stages.pretrain.optimizer.lr: 0.0 is not valid"),
+        (
+            {"stages__pretrain__schedule__name": "CosineLR"},
+            r"stages.pretrain.schedule: name 'CosineLR' is unknown; did you mean",
+        ),
+        ({"stages__pretrain__schedule": {"name": "StepLR"}}, r"StepLR refuses {}.*step_size"),
+        (
+            {"stages__pretrain__schedule__T_mx": 3},
+            r"T_mx is not a parameter of CosineAnnealingLR; did you mean 'T_max'\?",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipes.recipe(tmp_path, **changes)
+
+
+def test_names_that_a_config_can_never_use_are_not_offered() -> None:
+    """They need functions, a closure, or only 2-dimensional weights."""
+    for name in ("LBFGS", "Muon", "SparseAdam", "Optimizer"):
+        with pytest.raises(UserError, match="is unknown"):
+            parse(
+                {
+                    **recipes.RECIPE,
+                    "stages": {
+                        "pretrain": {**recipes.RECIPE["stages"]["pretrain"], "optimizer": {"name": name, "lr": 0.1}}
+                    },
+                }
+            )
+    assert not {"LambdaLR", "MultiplicativeLR", "SequentialLR"} & set(SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "MultiStepLR", "milestones": [6, 8], "gamma": 0.1},
+        {"name": "CosineAnnealingLR", "eta_min": 0.01},
+        {"name": "OneCycleLR", "max_lr": 0.3, "total_steps": 11},
+        {"name": "hyperbolic", "t0": 3, "gamma": 0.5},
+    ],
+)
+def test_a_period_starts_the_schedule_again(arguments: dict[str, Any]) -> None:
+    once = rates(build_schedule(Schedule(**arguments), sgd(), 10), 10)
+    again = rates(build_schedule(Schedule(**arguments, period=10), sgd(), 35), 35)
+    assert again == pytest.approx([*once, *once, *once, *once[:5]], rel=1e-12)
+    assert len(set(once)) > 1
+
+
+def test_a_plateau_takes_no_period() -> None:
+    with pytest.raises(ValueError, match="takes no period"):
+        Schedule(name="ReduceLROnPlateau", period=3)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        None,
+        {"name": "CosineAnnealingLR"},
+        {"name": "OneCycleLR", "max_lr": 0.4},
+        {"name": "CyclicLR", "base_lr": 0.01, "max_lr": 0.1},
+        {"name": "StepLR", "step_size": 2},
+    ],
+)
+def test_groups_keep_their_share_of_the_rate(schedule: dict[str, object] | None) -> None:
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = build_optimizer(
+        Optimizer.model_validate({"name": "SGD", "lr": 0.1, "momentum": 0.9}),
+        [(1.0, [weights[0]]), (0.25, [weights[1]])],
+    )
+    spec = None if schedule is None else Schedule.model_validate(schedule)
+    built = build_schedule(spec, optimizer, 12)
+    for _ in range(10):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(first / 4)
+        optimizer.step()
+        built.step()

@@ -1,0 +1,181 @@
+"""A store with annotations that is extended: what was there keeps what is known of it, and what the source says otherwise now is refused."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.prepare import prepare as prepare_module
+from firstlight.pipeline.data.splits import split
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
+from tests.pipeline.data.prepare.test_extend import assert_extends
+from tests.pipeline.data.sources.published.test_voc_annotations import CAT, DOG, HARD_DOG, Object, annotate
+from tests.support.published import texts
+from tests.support.tiny import dataset, picture, prepared
+
+BIRD: Object = ("bird", (1, 1, 5, 5), 0)
+OVER: Object = ("dog", (3, 3, 90, 90), 0)  # goes over the edge of 8 x 8: it is cut there, in the store
+OBJECTS = ((CAT,), (DOG, HARD_DOG), (), (CAT, OVER))
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "PART", 6)
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+
+
+def put(root: Path, numbers: Sequence[int], test: Sequence[int] = (20, 21), folder: str = "Main") -> Path:
+    """Images of 8 x 8, image k with OBJECTS[k % 4] and a mask of the value k % 3; those of `test` are the test split."""
+    for k in (*numbers, *test):
+        for file, content in ((f"JPEGImages/{k:06d}.png", picture(k)), (f"SegmentationClass/{k:06d}.png", mask(k % 3))):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_bytes(content)
+        annotate(root, k, *OBJECTS[k % 4])
+    lists = {"trainval": numbers, "test": test}
+    return texts(
+        root, **{f"ImageSets__{folder}__{name}": "".join(f"{k:06d}\n" for k in ids) for name, ids in lists.items()}
+    )
+
+
+def mask(value: int) -> bytes:
+    image, file = Image.new("P", (8, 8), value), io.BytesIO()
+    image.putpalette([0] * 768)
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def store(root: Path, **fields: Any) -> Store:
+    return prepared(dataset(source="voc", root=root, **fields), root.parent / "stores")
+
+
+def known(found: Store, ids: np.ndarray) -> list[dict[str, Any]]:
+    """What the store knows of each image, with the names of classes in the place of their numbers."""
+    out = []
+    for one in found.annotated(ids):
+        kinds = [] if one.box_classes is None else [found.classes[c] for c in one.box_classes.tolist()]
+        present = None if one.present is None else dict(zip(found.classes, one.present.tolist(), strict=True))
+        boxes = None if one.boxes is None or one.difficult is None else (one.boxes.tolist(), one.difficult.tolist())
+        out.append({"kinds": kinds, "present": present, "boxes": boxes, "mask": one.mask})
+    return out
+
+
+@pytest.mark.parametrize("annotations", [["boxes", "present"], ["boxes"], ["present"]])
+def test_old_images_keep_what_is_known_of_them_and_new_ones_come_behind(tmp_path: Path, annotations: list[str]) -> None:
+    root = put(tmp_path / "in", range(9))
+    old = store(root, annotations=annotations)
+    before = known(old, np.arange(11))
+    put(root, range(14), (20, 21, 22))
+    new = store(root, annotations=annotations, extends=str(old.path))
+    assert_extends(new, old)
+    assert new.annotations == old.annotations == tuple(annotations)
+    assert known(new, np.arange(11)) == before
+    whole = store(root, annotations=annotations, name="whole")
+    assert [new.splits[name] for name in ("train", "test")] == [14, 3]
+    order = [*range(9), *(14, 15), *range(9, 14), 16]  # the ids that the images have in a store that was made at once
+    assert known(new, np.arange(17)) == known(whole, np.array(order))
+    if "present" in annotations:
+        assert new.present("train").shape == (14, 2)
+    assert new.images["annotated"] == whole.images["annotated"]
+    assert {name: new.subset(name).tolist() for name in new.subset_names} == {}
+    data = dataset(source="voc", root=root, val_fraction=0.3)
+    assert set(split(new, data).val) >= set(split(old, data).val)
+
+
+def test_masks_too(tmp_path: Path) -> None:
+    root = texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
+    old = store(root, annotations=["mask"])
+    before = known(old, np.arange(11))
+    texts(put(root, range(13), folder="Segmentation"), classes="ground\ncat\ndog\nsky\n")
+    new = store(root, annotations=["mask"], extends=str(old.path))
+    assert_extends(new, old)
+    assert known(new, np.arange(11)) == before
+    assert [one["mask"] for one in known(new, np.arange(11, 15))] == [mask(k % 3) for k in range(9, 13)]
+
+
+def test_a_new_class_has_a_number_behind_the_old_ones_whatever_its_name(tmp_path: Path) -> None:
+    """`bird` is sorted before `cat`: the boxes of old and new images must not change places."""
+    root = put(tmp_path / "in", range(9))
+    old = store(root, annotations=["boxes"])
+    put(root, range(11))
+    annotate(root, 9, BIRD, CAT)
+    new = store(root, annotations=["boxes"], extends=str(old.path))
+    assert new.classes == ("cat", "dog", "bird")
+    assert_extends(new, old)
+    assert [one["kinds"] for one in known(new, np.array([0, 3, 11, 12]))] == [
+        ["cat"],
+        ["cat", "dog"],
+        ["bird", "cat"],
+        [],
+    ]
+    with pytest.raises(UserError, match=r"'bird' is a new class, and of the images of .* it is not known"):
+        store(root, annotations=["boxes", "present"], extends=str(store(put(tmp_path / "two", range(9))).path))
+
+
+def moved(root: Path) -> None:
+    annotate(root, 4, ("cat", (1, 1, 5, 4), 0))
+
+
+def renamed(root: Path) -> None:
+    annotate(root, 4, ("dog", CAT[1], 0))
+
+
+def harder(root: Path) -> None:
+    annotate(root, 4, (*CAT[:2], 1))
+
+
+def emptied(root: Path) -> None:
+    annotate(root, 4)
+
+
+@pytest.mark.parametrize("change", [moved, renamed, harder, emptied])
+def test_another_annotation_of_an_old_image_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    root = put(tmp_path / "in", range(9))
+    old = store(root)
+    put(root, range(12))
+    change(root)
+    told = r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(boxes, present\); give"
+    with pytest.raises(UserError, match=told):
+        store(root, extends=str(old.path))
+    annotate(root, 4, CAT)
+    assert_extends(store(root, extends=str(old.path)), old)
+
+
+def test_another_mask_of_an_old_image_is_refused(tmp_path: Path) -> None:
+    root = texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
+    old = store(root, annotations=["mask"])
+    put(root, range(12), folder="Segmentation")
+    (root / "SegmentationClass/000004.png").write_bytes(mask(2))
+    with pytest.raises(
+        UserError,
+        match=r"1 of the 11 images .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(mask\)",
+    ):
+        store(root, annotations=["mask"], extends=str(old.path))
+
+
+def test_an_annotation_that_cannot_be_read_any_more_is_refused(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", range(9))
+    old = store(root)
+    (root / "Annotations/000004.xml").write_text("<annotation><obj")
+    with pytest.raises(
+        UserError,
+        match=r"1 of the 11 images of .*, e\.g\. JPEGImages/000004\.png \(has other bytes, or cannot be read\)",
+    ):
+        store(root, extends=str(old.path))
+
+
+@pytest.mark.parametrize(("annotations", "folder"), [(["mask"], "Segmentation"), (["present"], "Main")])
+def test_classes_that_are_numbers_keep_their_order(tmp_path: Path, annotations: list[str], folder: str) -> None:
+    root = texts(put(tmp_path / "in", range(9), folder=folder), classes="cat\ndog\nsky\n")
+    old = store(root, annotations=annotations)
+    texts(put(root, range(12), folder=folder), classes="cat\nsky\ndog\n")
+    with pytest.raises(
+        UserError,
+        match=r"^dataset\.extends: class 1 of .* is 'dog', and 'sky' in the source; bring its classes into the order",
+    ):
+        store(root, annotations=annotations, extends=str(old.path))

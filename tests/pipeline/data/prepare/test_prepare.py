@@ -1,0 +1,349 @@
+"""A source becomes a store: the same one however it is written, without gaps, with every bad image listed."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from firstlight.pipeline.config.recipe import Dataset
+from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.images import decode
+from firstlight.pipeline.data.prepare import prepare as module
+from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, Store
+from firstlight.pipeline.errors import UserError
+from tests.support.paths import ROOT
+
+
+def dataset(**fields: Any) -> Dataset:
+    crop = [{"op": "center_crop"}]
+    raw = {
+        "name": "tiny",
+        "source": "folder",
+        "test_fraction": 0.2,
+        "train_augment": crop,
+        "eval_augment": crop,
+        **fields,
+    }
+    return Dataset.model_validate_json(json.dumps(raw, default=str))
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 3 + value % 3, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def images(root: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
+    """`count` training images of two classes and 6 test images; image k is grey of value k, the bad ones are cut off."""
+    for split, first, n in (("train", 0, count), ("test", 200, 6)):
+        for k in range(n):
+            file = root / split / "ab"[k % 2] / f"{k:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(first + k)[:40] if k in bad and split == "train" else png(first + k))
+    return root
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+def local(data: Dataset, stores: Path) -> Store:
+    return prepare(data, stores, on_ray=lambda: False, progress=silent)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 images a shard, 4 a row group."""
+    monkeypatch.setattr(module, "PART", 10)
+    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+
+
+def greys(store: Store) -> list[int]:
+    """The value of every image, by id."""
+    total = sum(store.splits.values())
+    return [int(decode(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_folder_becomes_a_store(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    data = dataset(root=images(tmp_path / "in", 25))
+    store = prepare(
+        data, tmp_path / "out", on_ray=lambda: False, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(10, 31), (20, 31), (25, 31), (31, 31)]
+    assert store.splits == {"train": 25, "test": 6}
+    assert store.ids("test").tolist() == list(range(25, 31))
+    assert list(store.splits) == ["train", "test"]
+    assert [(shard.file, shard.first_id, shard.row_groups) for shard in store.shards] == [
+        ("train-00000.parquet", 0, (4, 4, 2)),
+        ("train-00001.parquet", 10, (4, 4, 2)),
+        ("train-00002.parquet", 20, (4, 1)),
+        ("test-00000.parquet", 25, (4, 2)),
+    ]
+    assert greys(store) == [
+        *range(0, 25, 2),
+        *range(1, 25, 2),
+        200,
+        202,
+        204,
+        201,
+        203,
+        205,
+    ]  # by path: class a, then b
+    assert store.labels("train").tolist() == [0] * 13 + [1] * 12
+    assert store.labels("test").tolist() == [0] * 3 + [1] * 3
+    assert store.classes == ("a", "b")
+    assert store.quarantined == 0
+    assert pq.read_table(store.path / QUARANTINE).num_rows == 0
+    assert pq.read_table(store.path / "test-00000.parquet")["path"][0].as_py() == "test/a/000.png"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 5)
+    Image.new("L", (50, 60)).save(root / "train" / "a" / "grey.png")
+    store = local(dataset(root=root), tmp_path / "out")
+    raw = json.loads((store.path / MANIFEST).read_text())
+    sizes = [[6, 8, 4], [8, 8, 4], [9, 8, 3], [22, 23, 1]]  # quarters of an octave: 3, 4, 5 x 4 pixels, and 50 x 60
+    files = sum(file.stat().st_size for file in root.rglob("*.png"))
+    assert raw["images"] == {
+        "width": [3, 50],
+        "height": [4, 60],
+        "bytes": files,
+        "sizes": sizes,
+        "modes": {"L": 1, "RGB": 11},
+        "formats": {"PNG": 12},
+        "labels": {
+            "train": {"unknown": 0, "classes": 2, "fewest": 2, "most": 4},
+            "test": {"unknown": 0, "classes": 2, "fewest": 3, "most": 3},
+        },
+        "duplicates": {"copies": 0, "of_train_in_test": 0},
+    }
+    assert store.images == raw["images"]
+    assert raw["source"]["root"] == str(root)
+
+
+@pytest.mark.fault(25, "images that are cut off are listed")
+@pytest.mark.usefixtures("small_parts")
+def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 45, bad=(2, 4, 31))
+    (root / "train" / "a" / "000.png").write_bytes(b"")
+    store = local(dataset(root=root, max_bad_fraction=0.2), tmp_path / "out")
+    listed = pq.read_table(store.path / QUARANTINE).to_pylist()
+    assert [*listed[0]] == ["path", "split", "reason"]  # and no id: ids are of images that can be used
+    assert [(row["path"], row["split"]) for row in listed] == [
+        (f"train/{p}.png", "train") for p in ("a/000", "a/002", "a/004", "b/031")
+    ]
+    assert listed[0]["reason"] == "is empty (0 bytes)"
+    assert all(row["reason"] for row in listed)
+    assert store.quarantined == 4
+    assert store.splits == {"train": 41, "test": 6}
+    assert store.ids("test").tolist() == list(range(41, 47))
+    train = [k for k in [*range(0, 45, 2), *range(1, 45, 2)] if k not in (0, 2, 4, 31)]
+    assert greys(store) == [*train, 200, 202, 204, 201, 203, 205]
+    assert [row for shard in store.shards for row in shard.row_groups] == [4, 3, 4, 4, 2, 4, 4, 2, 4, 4, 1, 4, 1, 4, 2]
+    store.verify()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_part_without_one_good_image_has_no_shard(tmp_path: Path) -> None:
+    store = local(
+        dataset(root=images(tmp_path / "in", 30, bad=tuple(range(0, 20, 2))), max_bad_fraction=0.5), tmp_path / "out"
+    )
+    assert [shard.file for shard in store.shards] == [
+        "train-00001.parquet",
+        "train-00002.parquet",
+        "test-00000.parquet",
+    ]
+    assert greys(store)[:2] == [20, 22]
+
+
+@pytest.mark.fault(25, "more bad images than max_bad_fraction")
+def test_too_many_bad_images(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 14, bad=tuple(range(12)))
+    for _ in range(2):  # when it is written, and when the finished store is opened
+        with pytest.raises(
+            UserError,
+            match=r"dataset\.max_bad_fraction: 0\.1 is exceeded: 12 of 20 .* e\.g\. train/a/000\.png: .*quarantine\.parquet",
+        ):
+            local(dataset(root=root), tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert pq.read_table(folder / QUARANTINE).num_rows == 12
+    assert local(dataset(root=root, max_bad_fraction=0.6), tmp_path / "out").path == folder
+    (folder / QUARANTINE).unlink()
+    with pytest.raises(UserError, match=r"quarantine\.parquet: is missing or damaged: .*delete the folder"):
+        local(dataset(root=root), tmp_path / "out")
+
+
+@pytest.mark.fault(32, "no good image")
+def test_no_good_image_for_training(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 4, bad=(0, 1, 2, 3))
+    with pytest.raises(
+        UserError, match=r"4 of 10 images cannot be decoded.*quarantine\.parquet; no image is left for training"
+    ):
+        local(dataset(root=root, max_bad_fraction=1.0), tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert pq.read_table(folder / QUARANTINE).num_rows == 4
+    assert not (folder / MANIFEST).exists()
+
+
+def test_the_cap_on_pixels_is_the_datasets(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"16 of 16 images .* 4 pixels"):
+        local(dataset(root=images(tmp_path / "in", 10), max_pixels=4), tmp_path / "out")
+
+
+def test_a_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(root=images(tmp_path / "in", 10))
+    store = local(data, tmp_path / "out")
+    monkeypatch.setattr(module, "PartWriter", None)  # writing would fail
+    calls: list[tuple[int, int]] = []
+    assert (
+        prepare(data, tmp_path / "out", on_ray=lambda: False, progress=lambda done, total: calls.append((done, total)))
+        == store
+    )
+    assert calls == [(10, 16), (16, 16)]  # verified
+
+
+def test_what_decides_the_store_decides_its_folder(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 10)
+    first = local(dataset(root=root), tmp_path / "out").path
+    assert first.name.startswith("tiny-")
+    for same in ({"image_size": 64}, {"val_fraction": 0.3}, {"max_train": 5}, {"max_bad_fraction": 0.5}):
+        assert local(dataset(root=root, **same), tmp_path / "out").path == first
+    others = [
+        local(dataset(root=root, **other), tmp_path / "out").path
+        for other in ({"split_seed": 1}, {"max_pixels": 100}, {"test_fraction": 0.5})
+    ]
+    os.utime(root / "train" / "a" / "000.png", (1, 1))
+    others.append(local(dataset(root=root), tmp_path / "out").path)
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_unfinished_store_is_written_anew(tmp_path: Path) -> None:
+    data = dataset(root=images(tmp_path / "in", 25))
+    store = local(data, tmp_path / "out")
+    expected = {file.name: file.read_bytes() for file in store.path.iterdir()}
+    (store.path / MANIFEST).unlink()
+    (store.path / "train-00001.parquet").write_bytes(b"half")
+    (store.path / "train-00099.parquet").write_bytes(b"of a larger source")
+    (store.path / ".0123.tmp").write_bytes(b"left by a process that was killed")
+    local(data, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in store.path.iterdir()} == expected
+
+
+def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    data = dataset(root=images(tmp_path / "in", 10))
+    file = local(data, tmp_path / "out").path / "train-00000.parquet"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000\.parquet: .*sha256.*delete the folder"):
+        local(data, tmp_path / "out")
+    file.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.parquet: is missing.*delete the folder"):
+        local(data, tmp_path / "out")
+
+
+@pytest.mark.fault(24, "a store below a file, and in /proc")
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    data = dataset(root=images(tmp_path / "in", 10))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory"):
+        local(data, tmp_path / "file" / "stores")
+    with pytest.raises(UserError, match=r"/proc/x: cannot be written: "):
+        local(data, Path("/proc/x"))
+
+
+@pytest.mark.fault(16, "full disk: a shard")
+def test_a_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(root=images(tmp_path / "in", 10))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.pq.ParquetWriter, "write_table", full)
+        with pytest.raises(
+            UserError, match=r"out/tiny-[0-9a-f]{12}/train-00000\.parquet: cannot be written: No space left on device"
+        ):
+            local(data, tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert [file.name for file in folder.iterdir()] == [".lock"]
+    assert local(data, tmp_path / "out").path == folder
+
+
+def test_the_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        assert local(dataset(root=images(tmp_path / "in", 4)), tmp_path / "out").path.stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_digits_and_their_carved_split(tmp_path: Path) -> None:
+    store = local(dataset(source="digits"), tmp_path)
+    assert sum(store.splits.values()) == 1797
+    assert store.ids("test")[0] == store.splits["train"]
+    from sklearn.datasets import load_digits
+
+    both = np.concatenate([store.labels("train"), store.labels("test")])
+    np.testing.assert_array_equal(np.bincount(both), np.bincount(load_digits().target))
+    np.testing.assert_array_equal(np.bincount(store.labels("test")), np.floor(np.bincount(both) * 0.2 + 0.5))
+
+
+def test_the_decoding_tasks_need_no_torch() -> None:
+    """They are many processes: torch would cost each of them half a gigabyte and seconds."""
+    code = "import sys, firstlight.pipeline.data.prepare.prepare; sys.exit(bool({'torch', 'ray', 'firstlight.pipeline.config.recipe'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.ray
+def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
+    from ray.data import DataContext
+
+    root, part = tmp_path / "in", module.PART
+    for k in range(part + 300):  # two parts, so that the second and the test split are numbered again
+        file = root / "train" / "abc"[k % 3] / f"{k:05d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(k % 256) if k not in (5, 6, part + 7) else b"bad")
+    images(root, 0)
+    data, before = dataset(root=root), DataContext.get_current().enable_progress_bars
+    calls: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # what is left of it is continued by Ray
+        prepare(data, tmp_path / "ray", lambda: False, stop)
+    stores = [
+        prepare(data, tmp_path / where, lambda ray=where == "ray": ray, lambda done, total: calls.append((done, total)))
+        for where in ("local", "ray")
+    ]
+    first, second = ({file.name: file.read_bytes() for file in store.path.iterdir()} for store in stores)
+    assert sorted(first) == [
+        ".lock",
+        DUPLICATES,
+        MANIFEST,
+        QUARANTINE,
+        "test-00000.parquet",
+        "train-00000.parquet",
+        "train-00001.parquet",
+    ]
+    assert first == second
+    assert stores[1].quarantined == 3
+    assert stores[1].ids("test")[0] == part + 300 - 3
+    assert calls[-1] == (part + 306, part + 306)
+    assert len(calls) == 6
+    assert DataContext.get_current().enable_progress_bars == before

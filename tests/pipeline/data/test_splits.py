@@ -1,0 +1,177 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.pipeline.config.recipe import FewLabels
+from firstlight.pipeline.data.splits import Splits, split
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
+from tests.support import recipes
+
+WHOLE: dict[str, Any] = {"dataset__max_train": None, "dataset__max_test": None}
+
+
+def splits(store: Store, **changes: Any) -> Splits:
+    return split(store, recipes.recipe(Path("unused"), **changes).dataset)
+
+
+def per_class(count: int | None) -> FewLabels:
+    return FewLabels(labels_per_class=count)
+
+
+def counts(found: Splits, ids: np.ndarray) -> np.ndarray:
+    return np.bincount(found.labels[ids], minlength=10)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.33, 0.5])
+def test_train_and_val_share_the_training_split_and_nothing_else(digits: Store, fraction: float) -> None:
+    found = splits(digits, **WHOLE, dataset__val_fraction=fraction)
+    assert sorted([*found.train, *found.val]) == digits.ids("train").tolist()
+    assert found.test.tolist() == digits.ids("test").tolist()
+    assert np.array_equal(found.train, np.sort(found.train))
+    assert np.array_equal(found.val, np.sort(found.val))
+    both = counts(found, np.concatenate((found.train, found.val)))
+    assert (abs(counts(found, found.val) - fraction * both) <= 1).all()
+    assert len(found.val) == pytest.approx(fraction * digits.splits["train"], abs=5)
+
+
+def test_labels_are_those_of_the_store_by_id(digits: Store) -> None:
+    found = splits(digits)
+    ids = np.concatenate((found.train[:5], found.val[:5], found.test[:5]))
+    assert np.array_equal(found.labels[ids], digits.read(ids)[1])
+    assert len(found.labels) == sum(digits.splits.values())
+
+
+def test_a_function_of_the_split_seed_alone(digits: Store) -> None:
+    first, again, other = splits(digits), splits(digits, seeds=[5], name="other"), splits(digits, dataset__split_seed=1)
+    for name in ("train", "val", "test"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+    whole, other = splits(digits, **WHOLE), splits(digits, **WHOLE, dataset__split_seed=1)
+    assert not np.array_equal(whole.val, other.val), "the held-out part is not drawn"
+
+
+def test_a_subset_has_the_size_that_is_asked(digits: Store) -> None:
+    found = splits(digits, dataset__max_train=200, dataset__max_test=33)
+    assert len(found.train) + len(found.val) == 200
+    assert len(found.test) == 33
+    assert len({*found.train, *found.val, *found.test}) == 233
+    whole = splits(digits, **WHOLE)
+    assert {*found.train, *found.val} <= {*whole.train, *whole.val}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> None:
+    count = digits.splits[part]
+    assert splits(digits, **{f"dataset__max_{part}": count})
+    with pytest.raises(UserError, match=rf"dataset\.max_{part}: {count + 1} is more than the {count} images"):
+        splits(digits, **{f"dataset__max_{part}": count + 1})
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_few_are_so_many_training_images_of_each_class(digits: Store, count: int) -> None:
+    found = splits(digits, **WHOLE)
+    few = found.few(per_class(count), 0)
+    assert counts(found, few).tolist() == [count] * 10
+    assert len(np.unique(few)) == len(few)
+    assert set(few) <= set(found.train)
+    assert np.array_equal(few, np.sort(few))
+
+
+def test_few_are_a_function_of_the_seed(digits: Store) -> None:
+    found = splits(digits, **WHOLE)
+    assert np.array_equal(found.few(per_class(4), 0), found.few(per_class(4), 0))
+    assert len({tuple(found.few(per_class(4), seed)) for seed in range(5)}) == 5
+
+
+def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
+    found = splits(digits)
+    sizes = counts(found, found.train)
+    assert len(found.few(per_class(int(sizes.min())), 0)) == 10 * sizes.min()
+    label = int(np.flatnonzero(sizes < sizes.min() + 1)[0])
+    with pytest.raises(
+        UserError,
+        match=rf"labels_per_class: {sizes.min() + 1} is more than the {sizes.min()} training images of class {label}",
+    ):
+        found.few(per_class(int(sizes.min()) + 1), 0)
+
+
+@pytest.mark.fault(34, "images without a label")
+def test_images_without_a_label_are_never_among_the_few() -> None:
+    labels = np.array([0, 1, -1, 0, 1, -1, 1, 0])
+    found = Splits(np.arange(7), np.arange(0), np.array([7]), labels)
+    assert found.few(per_class(None), 0).tolist() == [0, 1, 3, 4, 6]
+    assert found.few(per_class(2), 0).tolist() in ([0, 1, 3, 4], [0, 1, 3, 6], [0, 3, 4, 6])
+
+
+def test_all_labels_are_all_training_images(digits: Store) -> None:
+    found = splits(digits)
+    assert np.array_equal(found.few(per_class(None), 3), found.train)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=200),
+    st.sampled_from([0.01, 0.1, 0.145, 0.29, 0.5, 0.999, 1.0]),
+    st.integers(0, 3),
+)
+def test_a_fraction_of_every_class_to_the_nearest_image(labels: list[int], fraction: float, seed: int) -> None:
+    train = np.arange(0, 2 * len(labels), 2)
+    found = Splits(train, train[:0], train[:0], np.repeat(np.array(labels), 2))
+    few = found.few(FewLabels(labels_fraction=fraction), seed)
+    assert set(few) <= set(train)
+    assert np.array_equal(few, np.unique(few))
+    for label in set(labels):
+        there, drawn = labels.count(label), int((found.labels[few] == label).sum())
+        assert drawn >= 1
+        assert drawn == 1 or -0.5 < drawn - fraction * there <= 0.5 + 1e-9
+    assert np.array_equal(few, found.few(FewLabels(labels_fraction=fraction), seed))
+
+
+def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
+    train = np.arange(100)
+    found = Splits(train, train[:0], train[:0], np.zeros(100, np.int64))
+    assert 0.145 * 100 < 14.5, "in binary"
+    for fraction, count in ((0.145, 15), (0.144, 14), (0.005, 1), (0.015, 2), (0.29, 29), (0.0001, 1), (1.0, 100)):
+        assert len(found.few(FewLabels(labels_fraction=fraction), 0)) == count
+
+
+FOLDS = {"fold0": [0, 3, 4, 8], "fold1": [1, 2, 9], "empty": [2, 8, 9]}
+
+
+def folded() -> Splits:
+    """Ten ids; 2 has no label, 8 and 9 are held out."""
+
+    def subset(name: str) -> np.ndarray:
+        if name not in FOLDS:
+            raise UserError(f"{name!r} is unknown; valid: {', '.join(FOLDS)}")
+        return np.array(FOLDS[name])
+
+    return Splits(np.arange(8), np.array([8, 9]), np.arange(0), np.array([0, 1, -1, 0, 1, 0, 1, 0, 1, 1]), subset)
+
+
+def test_a_named_subset_without_what_is_held_out() -> None:
+    assert folded().few(FewLabels(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
+    assert folded().held_back(FewLabels(labels_subset="fold0"), 7) == 1
+    assert folded().held_back(FewLabels(labels_fraction=0.5), 7) == 0
+
+
+def test_the_seed_chooses_the_fold() -> None:
+    chosen = FewLabels(labels_subset="fold{seed}")
+    assert [folded().few(chosen, seed).tolist() for seed in (0, 1)] == [[0, 3, 4], [1]]
+    with pytest.raises(UserError, match=r"^labels_subset: 'fold2' is unknown; valid: fold0, fold1, empty$"):
+        folded().few(chosen, 2)
+
+
+def test_a_subset_without_a_training_label_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^labels_subset: 'empty' has no training image with a label$"):
+        folded().few(FewLabels(labels_subset="empty"), 0)
+
+
+def test_a_data_set_without_subsets_says_so() -> None:
+    train = np.arange(4)
+    with pytest.raises(UserError, match=r"^labels_subset: 'fold0' is unknown: this data set names no subsets$"):
+        Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).few(FewLabels(labels_subset="fold0"), 0)

@@ -1,0 +1,276 @@
+"""The order of the batches and every pixel in them are functions of the plan: not of the worker, the restart, or Ray."""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstlight.pipeline.data import stream
+from firstlight.pipeline.data.images import decode
+from firstlight.pipeline.data.plan import Mixed, Plan
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
+
+BATCH = 12
+OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
+OPS = ({"op": "random_shift", "padding": 2}, {"op": "random_affine", "degrees": 20.0})
+
+
+def plan(store: Store, windowed: bool = False, seed: int = 0) -> Plan:
+    """100 ids, far apart; 8 steps, 3 to a task: the last task of an epoch is shorter."""
+    return Plan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, seed, 3 * BATCH, windowed)
+
+
+def loader(store: Store, views: int = 2, seed: int = 0) -> Loader:
+    return Loader(store, (OPS,) * views, 8, seed, 1_000_000)
+
+
+def train(
+    store: Store,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    epochs: int = 2,
+    options: Options = OPTIONS,
+    windowed: bool = False,
+) -> list[Arrays]:
+    its = plan(store, windowed)
+    order = TrainOrder(its, rank, world, start, epochs * its.steps)
+    return list(batches(loader(store), order, BATCH // world, options))
+
+
+def assert_same(found: list[Arrays], expected: list[Arrays]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys() == {"id", "label", "views"}
+        for key in a:
+            assert a[key].dtype == b[key].dtype
+            assert np.array_equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_every_step_has_the_images_of_the_plan(digits: Store, windowed: bool) -> None:
+    its, found = plan(digits, windowed), train(digits, windowed=windowed)
+    assert its.steps == 8
+    assert its.steps_per_task == 3
+    assert len(found) == 16
+    for step, batch in enumerate(found):
+        assert np.array_equal(batch["id"], its.epoch(step // 8)[step % 8])
+        assert np.array_equal(batch["label"], digits.read(batch["id"])[1])
+        assert batch["label"].dtype == batch["id"].dtype == np.int64
+        assert batch["views"].shape == (BATCH, 2, 8, 8, 3)
+        assert batch["views"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_the_parts_of_the_ranks_are_the_batches_of_one(digits: Store, world: int, windowed: bool) -> None:
+    parts = [train(digits, rank, world, windowed=windowed) for rank in range(world)]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, train(digits, windowed=windowed))
+
+
+def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
+    whole = train(digits)
+    for start in range(17):
+        assert_same(train(digits, start=start), whole[start:])
+
+
+def test_orders_of_ids_started_and_stopped_anywhere(digits: Store) -> None:
+    its = plan(digits)
+    ids = [its.slice(step // 8, step % 8, 1, 2)[0].tolist() for step in range(24)]
+    for start in range(25):
+        for stop in range(start, 25):
+            order = TrainOrder(its, 1, 2, start, stop)
+            tasks = [order.task(k) for k in range(len(order))]
+            assert all(tasks), "a task without work"
+            assert [row.tolist() for rows in tasks for row, _ in rows] == ids[start:stop]
+            assert [set(passes.tolist()) for rows in tasks for _, passes in rows] == [
+                {step // 8} for step in range(start, stop)
+            ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 50, 64, 97])
+def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, count: int) -> None:
+    ids = np.arange(count) * 7 + 2
+    seen = []
+    for rank in range(world):
+        order = EvalOrder(ids, 8, rank, world, batches_per_task=2)
+        found = list(batches(loader(digits), order, 8, OPTIONS))
+        assert all(len(batch["id"]) == 8 for batch in found[:-1])
+        assert all(0 < len(batch["id"]) == len(batch["views"]) for batch in found)
+        seen += [i for batch in found for i in batch["id"].tolist()]
+    assert seen == ids.tolist()
+
+
+def pixels(its: Loader, ids: list[int], epoch: int) -> dict[int, np.ndarray]:
+    array = np.array(ids)
+    return dict(zip(ids, its.load(array, np.full_like(array, epoch), its.read(array))["views"], strict=True))
+
+
+def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
+    its = loader(digits)
+    base = pixels(its, [4, 5, 6, 7], 1)
+    for others in (pixels(its, [7, 100, 5], 1), pixels(loader(digits, views=3), [5, 4], 1), pixels(its, [6], 1)):
+        for image_id, views in others.items():
+            if image_id in base:
+                assert np.array_equal(views[:2], base[image_id])
+    for changed in (pixels(its, [4, 5, 6, 7], 2), pixels(loader(digits, seed=1), [4, 5, 6, 7], 1)):
+        assert not any(np.array_equal(changed[i], base[i]) for i in base)
+    assert not any(np.array_equal(*views) for views in base.values()), "both views are the same"
+
+
+def test_large_images_are_decoded_a_few_at_a_time(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = loader(digits)
+    ids, passes = np.arange(4, 17), np.ones(13, np.int64)
+    expected = its.load(ids, passes, its.read(ids))["views"]
+    for pixels in (1, 3 * 64 - 1, 3 * 64, 13 * 64):
+        monkeypatch.setattr(stream, "OPEN", pixels)
+        assert max(len(opened) for _, opened in its._opened(ids, its.read(ids))) <= -(-pixels // 64)
+        assert np.array_equal(its.load(ids, passes, its.read(ids))["views"], expected)
+
+
+def test_views_may_be_augmented_differently(digits: Store) -> None:
+    its, plain = loader(digits), ({"op": "center_crop"},)
+    mixed, alone = replace(its, ops=(plain, OPS)), replace(its, ops=(plain,))
+    for i, views in pixels(mixed, [4, 5], 1).items():
+        assert np.array_equal(views[0], pixels(alone, [i], 7)[i][0]), "the plain view is the same in every epoch"
+        assert np.array_equal(views[1], pixels(its, [i], 1)[i][1])
+
+
+def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
+    starts = digits.groups("train")[:, 2]
+    its = Mixed(Plan(np.arange(4), starts, 2, 0, 36, False), Plan(np.arange(10, 50), starts, 4, 0, 36, False))
+    seen: dict[int, list[bytes]] = {}
+    for batch in batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
+        for image_id, views in zip(batch["id"].tolist(), batch["views"], strict=True):
+            seen.setdefault(image_id, []).append(views.tobytes())
+    assert all(len(seen[image_id]) == 5 for image_id in range(4)), "ten steps of two"
+    assert all(len(set(copies)) == len(copies) for copies in seen.values())
+
+
+def test_an_id_asked_twice_is_there_twice(digits: Store) -> None:
+    its = replace(loader(digits), ops=(({"op": "center_crop"},),))
+    rows = its.load(np.array([9, 2, 9]), np.zeros(3, np.int64), its.read(np.array([9, 2, 9])))
+    assert np.array_equal(rows["views"][0], rows["views"][2])
+    assert not np.array_equal(rows["views"][0], rows["views"][1])
+
+
+def streams() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name == "stream"}
+
+
+def ended(threads: set[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(5)
+    return not any(thread.is_alive() for thread in threads)
+
+
+class Breaks(Loader):
+    """Cannot read the images of the fifth batch."""
+
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
+        if np.array_equal(ids, plan(self.store).epoch(0)[4]):
+            raise OSError("the disk is gone")
+        return super().load(ids, passes, encoded)
+
+
+def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store) -> None:
+    its = Breaks(digits, (OPS,), 8, 0, 1_000_000)
+    others, stream = streams(), batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
+    assert [len(next(stream)["id"]) for _ in range(4)] == [BATCH] * 4
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+    assert ended(streams() - others)
+
+
+@pytest.mark.parametrize("read", [1, 3, 16])
+def test_closing_the_stream_ends_its_thread(digits: Store, read: int) -> None:
+    its, others = plan(digits), streams()
+    stream: Iterator[Arrays] = batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, OPTIONS)
+    for _ in range(read):
+        next(stream)
+    threads = streams() - others
+    assert len(threads) <= 1
+    assert threads or read == 16
+    stream.close()  # type: ignore[attr-defined]
+    assert ended(threads)
+
+
+def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
+    loaded = []
+
+    class Counts(Loader):
+        def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
+            loaded.append(ids)
+            return super().load(ids, passes, encoded)
+
+    stream = batches(
+        Counts(digits, (OPS,), 8, 0, 1_000_000),
+        TrainOrder(plan(digits), 0, 1, 0, 16),
+        BATCH,
+        replace(OPTIONS, prefetch=3),
+    )
+    for taken in range(1, 6):
+        next(stream)
+        assert len(loaded) <= taken + 3 + 1  # in the queue, and waiting to be put there
+    stream.close()  # type: ignore[attr-defined]
+
+
+class Swaps(Loader):
+    """Gives the batches of a task in another order."""
+
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
+        return super().load(ids[::-1].copy(), passes, encoded)
+
+
+def test_rows_out_of_their_place_are_refused(digits: Store) -> None:
+    with pytest.raises(RuntimeError, match="the stream is out of order"):
+        next(batches(Swaps(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS))
+
+
+@pytest.mark.ray
+def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None:
+    on_ray = Options(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
+    assert_same(train(digits, 1, 2, options=on_ray), train(digits, 1, 2))
+    assert_same(train(digits, start=5, options=on_ray, windowed=True), train(digits, start=5, windowed=True))
+    sweep = EvalOrder(np.arange(2, 52), 8, 1, 2, batches_per_task=2)
+    assert_same(list(batches(loader(digits), sweep, 8, on_ray)), list(batches(loader(digits), sweep, 8, OPTIONS)))
+
+
+@pytest.mark.ray
+def test_a_task_that_crashes_is_repeated_twice_and_ray_has_nothing_to_say(
+    digits: Store, ray_local: None, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    import ray
+    from ray.util.annotations import RayDeprecationWarning
+
+    def load(
+        self: Any, ids: np.ndarray, passes: np.ndarray, encoded: Any
+    ) -> Arrays:  # by value: the tasks do not know this file
+        (tmp_path / str(os.getpid())).touch()
+        os._exit(1)
+
+    its = type("Dies", (Loader,), {"load": load})(digits, (OPS,), 8, 0, 1_000_000)
+    on_ray = Options(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
+    with pytest.raises(ray.exceptions.RayError):
+        next(batches(its, TrainOrder(plan(digits), 0, 1, 0, 3), BATCH, on_ray))  # one task
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not [w for w in recwarn if issubclass(w.category, RayDeprecationWarning)]
+
+
+def test_a_decoder_gives_the_images_as_they_are_stored(digits: Store) -> None:
+    its, ids = Decoder(digits, 8, 8, 1_000_000), np.array([9, 2, 1430])
+    found = list(batches(its, EvalOrder(ids, 2, 0, 1), 2, OPTIONS))
+    encoded, labels = digits.read(ids)
+    assert [batch["views"].shape for batch in found] == [(2, 1, 8, 8, 3), (1, 1, 8, 8, 3)]
+    assert np.array_equal(np.concatenate([batch["views"][:, 0] for batch in found]), [decode(data) for data in encoded])
+    assert np.array_equal(np.concatenate([batch["label"] for batch in found]), labels)

@@ -1,0 +1,100 @@
+"""Named parts of the training split: ids that follow the numbering, without the images that have none."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.pipeline.data.prepare import prepare as module
+from firstlight.pipeline.data.prepare.jobs import Job
+from firstlight.pipeline.data.store import SUBSETS, Store
+from firstlight.pipeline.data.subsets import lost_images
+from firstlight.pipeline.errors import UserError
+from tests.support.tiny import dataset, picture, prepared
+
+CUT = (0, 3, 4, 9, 10, 11)  # images that cannot be decoded
+
+
+def listed(root: Path, count: int = 14) -> Path:
+    """VOC's layout with images of which some are cut off; train is every third of trainval, val all others."""
+    for k in range(count):
+        file = root / f"JPEGImages/{k:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture(k)[:60] if k in CUT else picture(k))
+    lists = {
+        "trainval": range(12),
+        "train": range(0, 12, 3),
+        "val": sorted(set(range(12)) - set(range(0, 12, 3))),
+        "test": range(12, count),
+    }
+    for name, places in lists.items():
+        (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Main/{name}.txt").write_text("".join(f"{k:02d}\n" for k in places))
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(
+        module, "PART", 3
+    )  # the last of four parts of the training split has one good image fewer than none
+    return prepared(dataset(source="voc", root=listed(tmp_path / "in"), max_bad_fraction=0.9), tmp_path / "out")
+
+
+def test_ids_skip_what_cannot_be_decoded(store: Store) -> None:
+    good = [k for k in range(12) if k not in CUT]
+    assert store.splits["train"] == len(good)
+    for name, places in (("train", range(0, 12, 3)), ("val", set(range(12)) - set(range(0, 12, 3)))):
+        assert store.subset(name).tolist() == [good.index(k) for k in good if k in places]
+        assert store.subsets["images"][name] == len(store.subset(name))
+    assert store.subsets["lost"] == {"train": 3, "val": 3}
+    assert lost_images(store.subsets) == ["train 3", "val 3"]
+    assert store.read(store.subset("val"))[0] == [picture(k) for k in good if k % 3]
+
+
+def test_another_name(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"subset: 'trian' is not in the store .*; did you mean 'train'\? \(valid: train, val\)"
+    ):
+        store.subset("trian")
+    with pytest.raises(UserError, match=r"subset: 'train' is not in the store .*; it has none"):
+        prepared(dataset(source="digits"), tmp_path / "digits").subset("train")
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_damage_is_named(store: Store, damage: str) -> None:
+    file = store.path / SUBSETS
+    content = bytearray(file.read_bytes())
+    content[20] ^= 1
+    file.unlink() if damage == "gone" else file.write_bytes(content if damage == "bit" else content[:-9])
+    for read in (lambda: store.subset("train"), store.verify):
+        with pytest.raises(UserError, match=r"subsets\.parquet: is missing or damaged: .*; delete the folder"):
+            read()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7))
+def test_train_ids(good: list[bool], rows: int) -> None:
+    """Whatever is bad and however it is cut in parts, the good ones are numbered in order."""
+
+    listing = SimpleNamespace(subsets={"all": np.arange(len(good))}, splits={"train": len(good)})
+    jobs: list[Job] = [
+        {"split": "train", "start": k, "count": len(good[k : k + rows]), "file": f"train-{k:05d}.parquet"}
+        for k in range(0, len(good), rows)
+    ]
+    bad = {
+        job["file"]: [k for k, fine in enumerate(good[job["start"] : job["start"] + rows]) if not fine] for job in jobs
+    }
+    shards, first = [], 0
+    for job in jobs:
+        count = job["count"] - len(bad[job["file"]])
+        if count:
+            shards.append(module.Shard(job["file"], "train", first, count, (count,), 1, ""))
+        first += count
+    results = [{"job": job, "shard": any(shard.file == job["file"] for shard in shards)} for job in jobs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "gaps", lambda folder, job: bad[job["file"]])
+        ids = module._train_ids(listing, results, shards, Path())
+    assert ids.tolist() == [sum(good[:k]) if fine else -1 for k, fine in enumerate(good)]

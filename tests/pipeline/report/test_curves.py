@@ -1,0 +1,100 @@
+"""Figures of numbers: which rows reach which line."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstlight.pipeline.report import curves
+from firstlight.tasks.visuals import Curve
+
+
+def rows(count: int = 20, per_epoch: int = 5, **more: Any) -> list[dict[str, Any]]:
+    """`more`: functions of the step, None: the row has no such number."""
+    found = []
+    for step in range(1, count + 1):
+        row = {
+            "step": step,
+            "of": count,
+            "epoch": (step - 1) // per_epoch,
+            "time": 0.0,
+            "loss": 1 / step,
+            "images_per_s": 9.0,
+            "lr": 0.1,
+        }
+        made = {name: function(step) for name, function in more.items()}
+        found.append({**row, "data_wait": 0.1, **{name: value for name, value in made.items() if value is not None}})
+    return found
+
+
+def titles(figure: Any) -> list[str]:
+    return [axis.get_title(loc="left") for axis in figure.axes]
+
+
+def test_the_loss_has_a_panel_and_every_term_one_of_its_own() -> None:
+    figure = curves.loss(
+        rows(
+            term=lambda k: k,
+            rare=lambda k: 5.0 if k == 10 else None,
+            watch_knn=lambda k: 0.5,
+            time_forward=lambda k: 0.2,
+        )
+    )
+    assert titles(figure) == ["loss", "term", "rare"], "no speed, no time, nothing that was looked at"
+    loss, term, rare = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), np.arange(1, 21) / 5, err_msg="epochs")
+    assert term.lines[0].get_ydata().tolist() == list(range(1, 21))
+    assert (rare.lines[0].get_xdata().tolist(), rare.lines[0].get_ydata().tolist()) == ([2.0], [5.0])
+
+
+def test_many_values_have_their_running_mean() -> None:
+    figure = curves.loss(rows(120, 30, term=lambda k: float(k % 2)))
+    faint, mean = figure.axes[1].lines
+    assert len(faint.get_ydata()) == 120
+    np.testing.assert_allclose(mean.get_ydata(), 0.5)
+
+
+def test_what_was_looked_at_is_drawn_where_it_was() -> None:
+    assert curves.watched(rows()) is None
+    figure = curves.watched(
+        rows(watch_rankme=lambda k: 3.0 if k % 10 == 0 else None, watch_knn=lambda k: k / 20 if k % 10 == 0 else None)
+    )
+    assert figure is not None
+    assert titles(figure) == ["kNN accuracy", "effective rank"]
+    assert (figure.axes[0].lines[0].get_xdata().tolist(), figure.axes[0].lines[0].get_ydata().tolist()) == (
+        [2.0, 4.0],
+        [0.5, 1.0],
+    )
+
+
+def test_a_period_has_the_last_value_that_was_logged_in_it() -> None:
+    curve = Curve("rounds", "by round", ("consistency", "nowhere"), 2, "round")
+    figure = curves.periods(rows(consistency=lambda k: k / 20 if k > 10 else None), curve)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "round"
+    assert (axis.lines[0].get_xdata().tolist(), axis.lines[0].get_ydata().tolist()) == ([2], [1.0]), (
+        "nothing was logged in the first round"
+    )
+    assert curves.periods(rows(), curve) is None
+
+
+def test_the_parts_of_a_step_and_the_rest_fill_the_whole() -> None:
+    figure = curves.speed(rows(time_forward=lambda k: 0.5, time_data=lambda k: 0.2, time_tables=lambda k: 0.0))
+    shares = figure.axes[2]
+    assert [text.get_text() for text in shares.get_legend().get_texts()] == ["other", "forward", "data"]
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
+    assert tops == pytest.approx([0.2, 0.7, 1.0])
+
+
+def test_shares_that_overlap_leave_no_rest() -> None:
+    """As they may on a GPU, which works while its process waits."""
+    figure = curves.speed(rows(time_forward=lambda k: 0.8, time_data=lambda k: 0.5))
+    assert figure.axes[2].get_ylim() == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_training_of_a_step_or_two_has_figures(count: int) -> None:
+    for figure in (curves.loss(rows(count)), curves.speed(rows(count))):
+        figure.canvas.draw()
+        assert figure.axes[0].lines

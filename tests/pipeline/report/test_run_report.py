@@ -1,0 +1,139 @@
+"""The report of a run: what it tells, that hostile names stay text, and how it looks in a true browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from rich.console import Console
+
+from firstlight.pipeline.config.recipe import Recipe, load, parse
+from firstlight.pipeline.report import run_report
+from firstlight.pipeline.report.html_page import public
+from firstlight.pipeline.report.score_table import cells
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.tracking.figures import pictures
+from tests.support import recipes
+from tests.support.browser import chromium, look
+
+BROWSER = pytest.mark.skipif(chromium() is None, reason="there is no chromium to open pages with")
+DESCRIPTION = 'Small <script>alert(1)</script> & "quoted"'
+EXPECTED = [{"stage": "evaluate", "measure": "knn", "paper": 61.5, "against": 50.0, "source": "table 1"}]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Three stages with two seeds, finished, with the paper's number for one of the measures."""
+    storage = tmp_path_factory.mktemp("reported")
+    recipe = recipes.recipe(
+        storage, seeds=[0, 1], description=DESCRIPTION, expected=EXPECTED, stages__pretrain__watch={"every": 1}
+    )
+    run(recipe, Console(quiet=True))
+    return recipe
+
+
+def html(recipe: Recipe) -> str:
+    return (recipe.storage / recipe.name / run_report.FILE).read_text("utf-8")
+
+
+def words(text: str) -> str:
+    """What a reader sees of a page."""
+    return " ".join(re.sub(r"<[^>]*>", " ", text[text.index("<body>") :]).split())
+
+
+def test_the_table_is_that_of_the_terminal(ran: Recipe, tmp_path: Path) -> None:
+    text = words(html(ran))
+    found = run(ran, Console(quiet=True))
+    assert len(found) == 3
+    for row in found:
+        shown = cells(ran, row)
+        for heading in ("measure", "pretrained", "baseline", "gain", "pretraining", "paper", "difference"):
+            assert shown[heading] in text, heading
+    assert "61.5 (50)" in text
+    assert " of 3 measures." in text
+
+
+def test_it_tells_what_was_run_on_what_and_what_came_from_what(ran: Recipe) -> None:
+    page, folder = html(ran), ran.storage / ran.name
+    text = words(page)
+    assert "<script" not in page
+    assert "Small &lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;quoted&#34;" in page
+    for section in (
+        "Results",
+        "Warnings and notes",
+        "Stages",
+        "Data",
+        "Time",
+        "Lineage",
+        "What was run",
+        "Run it again",
+    ):
+        assert f">{section}</h2>" in page
+    for file in folder.glob("*-seed*/mlflow.json"):
+        assert f"run {json.loads(file.read_text())['run_id']}" in text, file
+    assert "110 to train on, 10 held out of these, 60 to test on" in text
+    assert "each epoch leaves out 14 of 110 images" in text
+    assert "110 images of 8 x 8 are held decoded" in text, "a note of a worker"
+    assert "Noise As Targets" in text
+    for part in ("forward", "backward", "tables", "assignment", "optimizer", "checkpoint", "looks", "evaluation"):
+        assert re.search(rf'data-head="{part}" class="number">\s*[\d.]+', page), part
+
+
+def test_all_pictures_of_all_seeds_are_inside(ran: Recipe) -> None:
+    folder, page = ran.storage / ran.name, html(ran)
+    found = [
+        picture
+        for stage in (*folder.glob("*-seed*"), *folder.glob("prepare-*"), folder / run_report.SUMMARY)
+        for picture in pictures(stage)
+    ]
+    assert len(found) == 30
+    assert page.count("data:image/png;base64,") == len(found)
+    assert page.count("Pictures of seed 1") == 3, "folded, for each stage"
+    assert len(page) < 8_000_000
+
+
+def test_the_recipe_beside_it_is_the_one_that_was_run(ran: Recipe) -> None:
+    assert load(ran.storage / ran.name / run_report.RECIPE) == ran
+
+
+def test_a_recipe_that_is_not_finished_says_so_and_one_without_baseline_has_no_verdict(
+    ran: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(ran.storage, tmp_path / "copy")
+    raw = {**ran.dump(), "storage": str(tmp_path / "copy"), "tracking": {"uri": None}}
+    raw["stages"] = {**raw["stages"], "more": {**raw["stages"]["evaluate"], "knn_k": 3}}
+    run(parse(raw), Console(quiet=True), only="pretrain")
+    text = words(html(parse(raw)))
+    assert "6 of 8 parts done" in text
+    assert "Not finished: seeds 0, 1." in text
+    assert "kNN (k=5)" in text, "what was finished before is told"
+    assert "kNN (k=3)" not in text
+
+
+def test_names_and_passwords_of_addresses_are_left_out() -> None:
+    assert (
+        public("uri: https://me:secret@host:5000/x and s3://bucket/a@b")
+        == "uri: https://host:5000/x and s3://bucket/a@b"
+    )
+
+
+@BROWSER
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (360, "light"), (1280, "dark")])
+def test_in_a_browser(ran: Recipe, width: int, scheme: Literal["light", "dark"]) -> None:
+    seen = look(ran.storage / ran.name / run_report.FILE, width, scheme)
+    assert seen.complaints == []
+    assert seen.requests == []
+    found = seen.measured
+    assert found["texts"] > 200
+    assert found["images"] == 30
+    assert found["faint"] == []
+    assert (
+        found["overflow"],
+        found["broken"],
+        found["nameless"],
+        found["small"],
+        found["headless"],
+        found["scripts"],
+    ) == (0, 0, 0, 0, 0, 0)

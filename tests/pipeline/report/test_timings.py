@@ -1,0 +1,72 @@
+"""Where time went, from files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstlight.pipeline.report.timings import Timing, notes, shares, spent, timings
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train.attempts import FILE
+from firstlight.pipeline.train.metrics import METRICS
+
+
+def row(step: int, seconds: float, before: int, **shares: float) -> dict[str, Any]:
+    """Of a training with batches of 10."""
+    return {"step": step, "of": 8, "loss": 1.0, "images_per_s": (step - before) * 10 / seconds, **shares}
+
+
+def write(folder: Path, *rows: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / METRICS
+
+
+LINES = (
+    row(2, 4.0, 0, time_data=0.25, time_forward=0.5),
+    {"note": "something"},
+    {"spent": {"looks": 7.0}},
+    row(8, 10.0, 2, time_data=0.1, time_forward=0.2),
+    {"spent": {"checkpoint": 0.5}},
+)
+
+
+def test_shares_of_rows_become_seconds_and_what_was_spent_beside_them_is_added(tmp_path: Path) -> None:
+    assert spent(write(tmp_path, *LINES), 10) == pytest.approx(
+        {"data": 2.0, "forward": 4.0, "looks": 7.0, "checkpoint": 0.5}
+    )
+
+
+def test_what_no_part_has_taken_is_other_and_a_stage_that_trains_nothing_is_evaluation(tmp_path: Path) -> None:
+    trained, looked, unborn = (Instance(name, 0, "f", tmp_path / name) for name in ("train", "look", "unborn"))
+    write(trained.folder / "arm", *LINES)
+    write(looked.folder, {"step": 1, "of": 1})
+    for instance, seconds in ((trained, 20.0), (looked, 3.0)):
+        (instance.folder / FILE).write_text(
+            f'{{"began": 1.0, "machine": {{}}}}\n{{"ended": 9.0, "seconds": {seconds}}}\n'
+        )
+    first, second = timings([trained, looked, unborn], {"train": 10})
+    assert (first.label, first.seconds) == ("train seed 0", 20.0)
+    assert first.parts == pytest.approx({"data": 2.0, "forward": 4.0, "looks": 7.0, "checkpoint": 0.5, "other": 6.5})
+    assert second == Timing("look seed 0", 3.0, {"evaluation": 3.0})
+    assert notes([trained, looked]) == ["train seed 0 arm: something"]
+
+
+def test_a_killed_attempt_is_counted_by_what_it_logged(tmp_path: Path) -> None:
+    instance = Instance("train", 0, "f", tmp_path)
+    write(tmp_path, *LINES)
+    (tmp_path / FILE).write_text('{"began": 1.0, "machine": {}}\n{"beg')
+    (found,) = timings([instance], {"train": 10})
+    assert found.seconds == pytest.approx(13.5)
+    assert found.parts["other"] == 0.0
+
+
+def test_shares_are_in_order_without_the_small_and_never_more_than_the_whole() -> None:
+    assert shares(Timing("a", 10.0, {"forward": 4.0, "data": 5.0, "tables": 0.001, "other": 0.999})) == [
+        ("data", 0.5),
+        ("forward", 0.4),
+        ("other", pytest.approx(0.0999)),
+    ]
+    overlapping = shares(Timing("a", 10.0, {"forward": 10.0, "data": 10.0}))
+    assert overlapping == [("data", 0.5), ("forward", 0.5)]

@@ -1,0 +1,514 @@
+"""A whole recipe: chained, resumed, not repeated; what MLflow then holds. In process, and (marked ray) on Ray with two workers."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from firstlight.pipeline.config.recipe import Recipe, parse
+from firstlight.pipeline.data.labelled import LABELLED
+from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, Store
+from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.context import Worker
+from tests.pipeline.data.prepare.test_prepare import images
+from tests.support import recipes
+from tests.support.gloo import Pool
+
+QUIET = Console(quiet=True)
+PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def runs_of(recipe: Recipe) -> dict[str, Any]:
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("firstlight")
+    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+
+
+def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
+    return sorted((storage / recipe.name).glob(pattern))
+
+
+@pytest.mark.fault(21, "the run that is then run again")
+def test_the_whole_chain(storage: Path) -> None:
+    recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    console = QUIET
+    rows = run(recipe, console)
+    assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
+    assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
+    assert all(0.05 < value <= 1 for row in rows for value in (*row.pretrained, *row.baseline))
+    found = runs_of(recipe)
+    parent = found["small"]
+    assert set(found) == {
+        "small",
+        "prepare",
+        *(f"{stage} seed {s}" for stage in ("pretrain", "evaluate", "finetune") for s in (0, 1)),
+    }
+    for name, child in found.items():
+        assert child.info.status == "FINISHED", name
+        if name != "small":
+            assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    one = found["pretrain seed 0"]
+    assert one.data.params["stage.method.permutation_period"] == "2"
+    assert one.inputs.dataset_inputs[0].dataset.digest == Store.open(next((storage / "stores").iterdir())).hash[:36]
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in PICTURES}
+    assert one.data.metrics["time_forward"] > 0
+    assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert "figures/comparison.png" in {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
+    tuned = found["finetune seed 1"]
+    assert {"tails.jsonl"} <= {a.path for a in client.list_artifacts(one.info.run_id)}
+    assert {"labelled.parquet", "finetune.json"} <= {a.path for a in client.list_artifacts(tuned.info.run_id)}
+    (folder,) = files_of(storage, recipe, "finetune-seed1-*")
+    assert pq.read_table(folder / LABELLED).column("label").to_pylist() == tuned_labels(storage, recipe)
+    assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
+    assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
+    assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
+
+
+def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
+    """Of the images that the fine-tuning with seed 1 learned from."""
+    worker = Worker.start(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
+    stage: Any = recipe.stages["finetune"]
+    return worker.splits.labels[worker.splits.few(stage, 1)].tolist()  # type: ignore[no-any-return]
+
+
+def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:
+    recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
+    assert len(run(recipe, QUIET)) == 3
+    trained = runs_of(recipe)["pretrain seed 0"]
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    assert {"figures/reconstructions.png", "figures/feature_maps.png"} <= {
+        a.path for a in client.list_artifacts(trained.info.run_id, "figures")
+    }
+    assert {a.path for a in client.list_artifacts(trained.info.run_id, "decoder")} == {
+        f"decoder/{name}" for name in ("manifest.json", "network.json", "network.safetensors")
+    }
+    (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
+    encoder, decoder = load_encoder(folder / "encoder", 8).eval(), load_decoder(folder / "decoder").eval()
+    worker = Worker.start(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
+    batch = next(worker.sweep(worker.splits.val, 4))
+    given = encoder.input(batch.views[0])
+    with torch.no_grad():
+        assert decoder(encoder(batch.views[0]), given).shape == given.shape
+    (folder / "decoder" / "network.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="is not a whole decoder"):
+        load_decoder(folder / "decoder")
+
+
+def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path, encoder__width=16).dump()
+    stage = raw["stages"]["pretrain"] | {
+        "method": {"name": "clustering_locality", "gamma": 0.0},
+        "epochs": 40,
+        "labelled_per_batch": 16,
+    }
+    stage |= {"labels_per_class": 5, "optimizer": {"name": "Adam", "lr": 0.01}, "checkpoint_every": 0}
+    recipe = parse({**raw, "stages": {"pretrain": stage}})
+    assert run(recipe, QUIET) == []
+    told = runs_of(recipe)["pretrain seed 0"].data.metrics
+    assert told["own_classifier/test"] > 0.3, "ten classes"
+    assert 0 <= told["own_classifier/val"] <= 1
+    (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
+    assert pq.read_table(folder / LABELLED).num_rows == 50
+
+
+@pytest.mark.fault(21, "the same run again")
+def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
+    recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
+    rows = run(recipe, QUIET)
+    assert len(rows) == 3
+    assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
+
+
+@pytest.mark.fault(21, "a run of the same name with other settings")
+def test_a_changed_stage_is_run_and_what_it_rests_on_is_not(storage: Path) -> None:
+    recipe = recipes.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
+    before = len(files_of(storage, recipe, "pretrain-*"))
+    run(recipe, QUIET)
+    assert len(files_of(storage, recipe, "pretrain-*")) == before
+    assert len(files_of(storage, recipe, "finetune-*")) == 4
+
+
+@pytest.mark.parametrize("reference", ["runs:/{run}/encoder", "models:/small-nat@current", "models:/small-nat/1"])
+def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path, reference: str) -> None:
+    found = runs_of(recipes.recipe(storage))
+    reference = reference.format(run=found["pretrain seed 0"].info.run_id)
+    recipe = recipes.recipe(storage, stages__finetune__encoder=reference, name="referring")
+    del recipe.stages["pretrain"], recipe.stages["evaluate"]
+    rows = run(recipe, QUIET)
+    original = json.loads(
+        files_of(storage, recipes.recipe(storage), "finetune-seed0-*")[0].joinpath("result.json").read_text()
+    )
+    previous = [
+        json.loads(f.joinpath("result.json").read_text())
+        for f in files_of(storage, recipes.recipe(storage), "finetune-seed0-*")
+    ]
+    assert original in previous
+    assert any(
+        rows[0].pretrained[0] == p["pretrained"]["test"] and rows[0].baseline[0] == p["scratch"]["test"]
+        for p in previous
+    )
+
+
+@pytest.mark.fault(13, "64 workers")
+@pytest.mark.fault(33, "a batch larger than the images")
+@pytest.mark.fault(41, "no MLflow server at the start")
+@pytest.mark.fault(43, "file: as tracking.uri")
+@pytest.mark.fault(47, "an encoder of another width")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"stages__finetune__encoder": "runs:/0123456789abcdef0123456789abcdef/encoder"},
+            "stages.finetune.encoder: 'runs:/0123",
+        ),
+        ({"stages__finetune__encoder": "models:/none@current"}, "stages.finetune.encoder: 'models:/none@current'"),
+        ({"stages__finetune__encoder": "models:/small-nat/1", "encoder__width": 5}, "encoder.width: 5 differs from 4"),
+        ({"stages__finetune__labels_per_class": 99}, "stages.finetune.labels_per_class: 99 is more than"),
+        (
+            {"stages__finetune__labels_per_class": None, "stages__finetune__labels_subset": "fold{seed}"},
+            "stages.finetune.labels_subset: ",
+        ),
+        ({"stages__pretrain__batch_size": 500}, "stages.pretrain.batch_size: 500 is more than the 110 images"),
+        ({"dataset__max_train": 5000}, "dataset.max_train: 5000 is more than"),
+        ({"dataset__test_fraction": 0.0}, "needs a test split"),
+        ({"scale__workers": 3, "stages__pretrain__batch_size": 32, "scale__cpus": 8}, "stages.pretrain.batch_size: 32"),
+        ({"scale__workers": 64}, "scale.workers: 64 workers"),
+        ({"scale__workers": 1, "scale__cpus": 4, "scale__gpus_per_worker": 999}, "scale.gpus_per_worker"),
+        ({"tracking__uri": "file:///tmp/mlruns"}, "tracking.uri: 'file:///tmp/mlruns'"),
+        ({"tracking__uri": "http://127.0.0.1:9"}, "tracking.uri: 'http://127.0.0.1:9' cannot be used"),
+        ({"dataset__image_size": 4, "encoder__depth": 4}, "dataset.image_size: 4"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(recipes.recipe(storage, **changes), QUIET)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(files_of(storage, recipes.recipe(storage), "pretrain-*")) == 2, "nothing was trained"
+
+
+@pytest.mark.fault(24, "storage below a file, and in /sys")
+@pytest.mark.parametrize("where", ["file/below", "/sys/firstlight"])
+def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"storage: .* cannot be written: "):
+        run(recipes.recipe(tmp_path / where), QUIET)
+
+
+@pytest.mark.fault(32, "no such folder of images")
+def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+    changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
+    with pytest.raises(UserError, match=r"dataset\.root"):
+        run(recipes.recipe(tmp_path, **changes), QUIET)
+
+
+@pytest.mark.fault(35, "a test image is also in train")
+def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_them_every_time(tmp_path: Path) -> None:
+    root = images(tmp_path / "in", 150, bad=(3,))
+    (root / "train/a/000.png").write_bytes((root / "test/a/000.png").read_bytes())
+    fields = {
+        "name": "greys",
+        "source": "folder",
+        "root": str(root),
+        "max_train": None,
+        "max_test": None,
+        "max_bad_fraction": 0.1,
+    }
+    recipe = recipes.recipe(
+        tmp_path / "st",
+        stages__finetune__labels_per_class=20,
+        **{f"dataset__{key}": value for key, value in fields.items()},
+    )
+    told = []
+    for _ in range(2):
+        console = Console(file=io.StringIO(), width=100)
+        run(recipe, console, only="prepare")
+        told.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    (store,) = (tmp_path / "st" / "stores").iterdir()
+    notes = [
+        f"note 1 images cannot be decoded, listed in {store / QUARANTINE}",
+        f"note 1 images are copies of others, 1 of them test images that are also in train, listed in {store / DUPLICATES}",
+    ]
+    assert [line for line in told[0] if line.startswith("  ")] == [
+        "  train 149, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average",
+        "  format PNG; mode RGB",
+        "  train: 2 classes of 74 to 75 images",
+        "  test: 2 classes of 3 images",
+    ]
+    assert [line for line in told[0] if line.startswith("note")] == notes
+    assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is whole: {store}"]
+    client, prepared = mlflow.MlflowClient(tracking_uri(recipe)), runs_of(recipe)["prepare"]
+    assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {
+        "figures",
+        MANIFEST,
+        QUARANTINE,
+        DUPLICATES,
+    }
+    assert {a.path for a in client.list_artifacts(prepared.info.run_id, "figures")} == {
+        f"figures/{n}.png" for n in ("classes", "images", "sample")
+    }
+    assert {k: v for k, v in prepared.data.metrics.items() if "images" not in k} == {
+        "quarantined": 1,
+        "copies": 1,
+        "of_train_in_test": 1,
+    }
+
+
+def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) -> None:
+    fields = {
+        "name": "greys",
+        "source": "folder",
+        "root": str(images(tmp_path / "in", 150)),
+        "max_train": None,
+        "max_test": None,
+    }
+    changes = {"stages__finetune__labels_per_class": 20, **{f"dataset__{key}": value for key, value in fields.items()}}
+    run(recipes.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
+    (store,) = (tmp_path / "st" / "stores").iterdir()
+    images(tmp_path / "in", 160)  # writes the first 150 anew, to the same bytes
+    console = Console(file=io.StringIO(), width=60)
+    extended = recipes.recipe(tmp_path / "st", **changes, dataset__extends=str(store))
+    run(extended, console, only="prepare")
+    told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert told[0].startswith(f"prepare: 166 images (156 of them in {store.name}) in ")
+    assert "  train 160, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average" in told
+    with pytest.raises(UserError, match=r"^dataset\.extends: 'none' has no manifest\.json; valid: "):
+        run(recipes.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
+
+
+@pytest.mark.fault(22, "two runs of one name at once")
+def test_two_runs_of_one_name_at_once(storage: Path) -> None:
+    program = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(storage / "small" / ".lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UserError, match="'small' is being run by process 4711"):
+            run(recipes.recipe(storage), QUIET)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    recipe = recipes.recipe(tmp_path)
+    recipes.store(tmp_path)
+    shard = next((tmp_path / "stores").glob("*/train-00000.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"train-00000\.parquet: .*sha256"):
+        run(recipe, QUIET)
+
+
+@pytest.mark.fault(50, "the encoder of an earlier stage is damaged")
+def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(storage, tmp_path / "copy")
+    recipe = recipes.recipe(tmp_path / "copy", stages__finetune__epochs=3)
+    (weights,) = (tmp_path / "copy" / "small").glob("pretrain-seed0-*/encoder/encoder.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"encoder\.safetensors: has \d+ bytes, its manifest says"):
+        run(recipe, QUIET)
+
+
+@pytest.mark.fault(50, "an earlier stage that still runs, or has failed: in this recipe and by reference")
+def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipes.recipe(tmp_path)
+
+    def explode(*arguments: Any) -> None:
+        raise StopTraining("the loss of step 3 is not finite")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(pretrain, "fit", explode)
+        with pytest.raises(StopTraining):
+            run(recipe, QUIET)
+    with pytest.raises(
+        UserError,
+        match=r"^stages\.finetune\.encoder: 'previous' is pretrain seed 0, which has not finished; run it first",
+    ):
+        run(recipe, QUIET, only="finetune")
+    upstream = runs_of(recipe)["pretrain seed 0"].info
+    assert upstream.status == "FAILED"
+    other = recipes.recipe(tmp_path, name="other", stages__finetune__encoder=f"runs:/{upstream.run_id}/encoder")
+    del other.stages["pretrain"], other.stages["evaluate"]
+    with pytest.raises(
+        UserError, match=rf"^stages\.finetune\.encoder: 'runs:/{upstream.run_id}/encoder' is not in sqlite:"
+    ):
+        run(other, QUIET)
+
+
+def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.recipe(tmp_path)
+    real = pretrain.fit
+
+    def explode(*arguments: Any) -> None:
+        real(*arguments)
+        raise StopTraining("the loss of step 3 is not finite")
+
+    monkeypatch.setattr(pretrain, "fit", explode)
+    with pytest.raises(StopTraining):
+        run(recipe, QUIET)
+    failed = runs_of(recipe)
+    assert {failed[n].info.status for n in ("small", "pretrain seed 0")} == {"FAILED"}
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert "the loss of step 3 is not finite" in report
+    assert "stopped: 0 of 3 parts done" in report
+    monkeypatch.setattr(pretrain, "fit", real)
+    run(recipe, QUIET)
+    after = runs_of(recipe)
+    for name in ("small", "pretrain seed 0"):
+        assert after[name].info.run_id == failed[name].info.run_id
+        assert after[name].info.status == "FINISHED"
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert "is not finite" not in report
+    assert "taken up again 1 time<" in report
+    with pytest.raises(UserError):
+        run(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
+    assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
+    history = mlflow.MlflowClient(tracking_uri(recipe)).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.fault(8, "killed between MLflow and the disk")
+@pytest.mark.fault(55, "params that MLflow has already")
+@pytest.mark.parametrize("remembered", ["key", "nothing published"])
+def test_a_run_or_model_that_a_killed_process_made_is_made_once(storage: Path, remembered: str) -> None:
+    """It was killed between making the run and noting its id, or between publishing and noting that."""
+    recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
+    run(recipe, QUIET)
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("firstlight").experiment_id
+
+    def made() -> tuple[Any, ...]:
+        runs, models = client.search_runs([experiment]), client.search_logged_models([experiment])
+        return (
+            {r.info.run_id for r in runs},
+            {m.model_id for m in models},
+            [v.version for v in client.search_model_versions("name = 'small-nat'")],
+        )
+
+    before = made()
+    (folder,) = files_of(storage, recipe, "pretrain-seed0-*")
+    (folder / "published.json").unlink()
+    if remembered == "key":
+        note = json.loads((folder / "mlflow.json").read_text())
+        (folder / "mlflow.json").write_text(json.dumps({"key": note["key"]}))
+    run(recipe, QUIET)
+    assert made() == before
+    assert runs_of(recipe)["pretrain seed 0"].info.status == "FINISHED"
+
+
+def pretrain_below_ray(folder: str, store: str) -> None:
+    recipe = on_ray(Path(folder))
+    worker = Worker.start(recipe, Store.open(Path(store)), on_ray=False)
+    pretrain.work(worker, recipe.stages["pretrain"], Instance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f"))  # type: ignore[arg-type]
+
+
+def end_state(folder: Path) -> str:
+    (instance,) = folder.glob("pretrain-seed0-*")
+    found, _ = Checkpoints(instance / "checkpoints").newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards])
+
+
+def on_ray(storage: Path, **changes: Any) -> Recipe:
+    scale = {"scale__workers": 2, "scale__cpus": 4, "scale__cpus_per_worker": 1.0, "scale__collective_timeout_s": 60}
+    recipe = recipes.recipe(storage, **{**scale, **changes})
+    del recipe.stages["evaluate"], recipe.stages["finetune"]
+    return recipe
+
+
+@pytest.mark.fault(1, "a worker is killed, under Ray")
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
+    tmp_path: Path, pool: Pool, ray_free: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The yardstick is a training below Ray, by two processes that are not killed: Ray changes no bit either."""
+    recipe = on_ray(tmp_path, stream__resident="off")  # through Ray Data; below Ray the images are held decoded
+    once = tmp_path / "once"
+    monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=4,kind=sigkill,once={once}")
+    run(recipe, QUIET)
+    assert once.exists(), "the fault was injected"
+    (store,) = (tmp_path / "stores").iterdir()
+    pool.run(pretrain_below_ray, str(tmp_path / "clean"), str(store))
+    assert end_state(tmp_path / recipe.name) == end_state(tmp_path / "clean")
+
+
+@pytest.mark.fault(2, "a worker raises, under Ray")
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_a_worker_that_always_fails_ends_in_one_line(
+    tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = on_ray(tmp_path, scale__max_failures=0)
+    monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=2,kind=raise,once={tmp_path / 'once'}")
+    with pytest.raises(StageFailed) as caught:
+        run(recipe, QUIET)
+    assert "injected fault" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.fault(9, "SIGTERM, under Ray")
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
+    conf = tmp_path / "recipe.yaml"
+    recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
+    conf.write_text(json.dumps(recipe.dump()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(conf)], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    wait_for_steps(tmp_path / "runs" / "small", process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "Traceback" not in stderr
+    assert runs_of(recipe)["pretrain seed 0"].info.status == "KILLED"
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the training has logged something."""
+    end = time.monotonic() + 200
+    while time.monotonic() < end and process.poll() is None:
+        found = list(folder.glob("pretrain-seed0-*/metrics.jsonl"))
+        if found and "loss" in found[0].read_text():
+            return
+        time.sleep(0.5)
+    raise AssertionError(
+        f"no step was made: {process.communicate(timeout=5)[1] if process.poll() is not None else 'timeout'}"
+    )

@@ -1,0 +1,186 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_encoder, save_encoder
+from firstlight.pipeline.train.checkpoint import put, seal
+from firstlight.tasks.nn.encoders import Encoder
+
+SPEC: dict[str, Any] = {
+    "name": "convnet",
+    "norm": "sync",
+    "width": 4,
+    "depth": 2,
+    "input": "sobel",
+    "mean": (0.1, 0.2, 0.3),
+}
+FILES = ["encoder.json", "encoder.safetensors", "manifest.json"]
+
+
+def encoder(seed: int = 0, **changes: Any) -> Encoder:
+    """With statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    made = Encoder({**SPEC, **changes}, 8)
+    made(torch.rand(4, 3, 8, 8))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_encoder(encoder(), tmp_path / "encoder", {"method": {"name": "nat"}, "seed": 3})
+    return tmp_path / "encoder"
+
+
+def test_a_round_trip_keeps_every_bit(folder: Path) -> None:
+    before, after = encoder(), load_encoder(folder, 8)
+    assert before.state_dict().keys() == after.state_dict().keys()
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor), name
+        assert after.state_dict()[name].dtype == tensor.dtype
+    x = torch.rand(3, 3, 8, 8)
+    assert all(torch.equal(a, b) for a, b in zip(before.eval()(x), after.eval()(x), strict=True))
+    assert not torch.equal(encoder(seed=1).state_dict()["stages.0.0.weight"], before.state_dict()["stages.0.0.weight"])
+
+
+def test_the_folder_describes_itself_without_pickle(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+    told = json.loads((folder / "encoder.json").read_text())
+    assert told == {
+        "format": 1,
+        "spec": {**SPEC, "mean": [0.1, 0.2, 0.3]},
+        "image_size": 8,
+        "shapes": [[4, 4, 4], [8, 2, 2]],
+        "method": {"name": "nat"},
+        "seed": 3,
+    }
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() == {"encoder.json", "encoder.safetensors"}
+
+
+def test_an_encoder_in_another_memory_layout_is_kept(tmp_path: Path) -> None:
+    made = encoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_encoder(made, tmp_path, {})
+    assert all(torch.equal(t, made.state_dict()[name]) for name, t in load_encoder(tmp_path, 8).state_dict().items())
+
+
+def test_it_serves_images_of_another_size(folder: Path) -> None:
+    assert load_encoder(folder, 16).shapes == [(4, 8, 8), (8, 4, 4)]
+
+
+def test_saving_again_replaces(folder: Path) -> None:
+    save_encoder(encoder(seed=1), folder, {})
+    assert torch.equal(
+        load_encoder(folder, 8).state_dict()["stages.0.0.weight"], encoder(seed=1).state_dict()["stages.0.0.weight"]
+    )
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b" x"),
+    "flipped": flip,
+}
+
+
+@pytest.mark.fault(17, "a handed-on encoder is cut, empty or gone")
+@pytest.mark.fault(18, "a bit of a handed-on encoder")
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_names_the_file(folder: Path, file: str, kind: str) -> None:
+    DAMAGE[kind](folder / file)
+    for read in (encoder_spec, lambda path: load_encoder(path, 8)):
+        with pytest.raises(UserError) as told:
+            read(folder)  # type: ignore[operator]
+        assert str(folder) in str(told.value)
+        assert (
+            "encoder." in str(told.value)
+            if file == "manifest.json" and kind == "flipped"
+            else str(folder / file) in str(told.value)
+        )
+        assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path / 'none'}: is not a whole encoder: .*manifest.json"):
+        encoder_spec(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"format": 1}', b'{"spec": 3}', b"{", b"\xff"])
+def test_a_sealed_folder_of_something_else(tmp_path: Path, content: bytes) -> None:
+    seal(tmp_path, put(tmp_path, "encoder.json", content))
+    with pytest.raises(UserError, match=rf"{tmp_path}: is not a whole encoder"):
+        encoder_spec(tmp_path)
+
+
+@pytest.mark.fault(54, "a manifest that leads out of its folder")
+def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    seal(tmp_path / "in", {f"../{name}": entry for name, entry in put(tmp_path, "encoder.json", b"{}").items()})
+    with pytest.raises(UserError, match="is missing"):
+        encoder_spec(tmp_path / "in")
+
+
+def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
+    """Sealed again, with other weights or another spec."""
+    told = json.loads((folder / "encoder.json").read_text())
+    files = put(folder, "encoder.json", json.dumps({**told, "spec": {**told["spec"], **spec}}).encode())
+    if weights is not None:
+        files |= put(folder, "encoder.safetensors", weights)
+    seal(folder, files)
+
+
+@pytest.mark.fault(47, "weights of another network")
+@pytest.mark.fault(52, "a safetensors file that is none")
+@pytest.mark.parametrize(
+    "weights",
+    [save({"stages.0.0.weight": torch.zeros(4, 2, 3, 3)}), save(encoder(width=8).state_dict()), b"no tensors"],
+)
+def test_weights_that_do_not_fit(folder: Path, weights: bytes) -> None:
+    rewritten(folder, weights)
+    with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: does not fit its spec"):
+        load_encoder(folder, 8)
+
+
+def test_a_spec_that_the_weights_do_not_fit(folder: Path) -> None:
+    rewritten(folder, None, depth=1)
+    with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: does not fit its spec"):
+        load_encoder(folder, 8)
+
+
+def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
+    check_same(folder, SPEC, "stages.evaluate.encoder")
+    check_same(folder, {**SPEC, "mean": [0.1, 0.2, 0.3]}, "stages.evaluate.encoder")
+
+
+@pytest.mark.fault(47, "an encoder of another shape, input or statistics")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 8}, "encoder.width: 8 differs from 4 of"),
+        ({"width": 8, "depth": 3}, "encoder.depth: 3 differs from 2 of"),
+        ({"mean": (0.1, 0.2, 0.4)}, "encoder.mean: [0.1, 0.2, 0.4] differs from [0.1, 0.2, 0.3] of"),
+        ({"stem": "cifar"}, "encoder.stem: 'cifar' differs from None of"),
+        ({"name": "alexnet", "depth": 3}, "encoder.name: 'alexnet' differs from 'convnet' of"),
+    ],
+)
+def test_the_first_key_that_differs_is_named_with_both_values(folder: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_same(folder, {**SPEC, **changes}, "stages.evaluate.encoder")
+    assert str(error.value) == f"{told} the encoder that stages.evaluate.encoder names ({folder})"
+
+
+def test_a_key_that_only_the_saved_one_has(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"encoder\.input: None differs from 'sobel'"):
+        check_same(folder, {k: v for k, v in SPEC.items() if k != "input"}, "x")

@@ -1,0 +1,218 @@
+"""Embeddings: those of the encoder, in the order of the ids, the same bits however they are made; whole files or none, and a damaged one is named."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from firstlight.pipeline.config.recipe import Embed, parse
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import StageFailed, UserError
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.stages import embed
+from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.embed import network, open_embeddings
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.train.context import Worker
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support import recipes
+
+
+def setting(
+    tmp_path: Path, digits: Store, on_ray: bool = False, name: str = "f", **changes: Any
+) -> tuple[Worker, Embed, Instance]:
+    raw = recipes.recipe(tmp_path, **{key: value for key, value in changes.items() if "__" in key}).dump()
+    stage = {"kind": "embed", "encoder": "models:/none/1", "batch_size": 16, "rows_per_file": 50}
+    recipe = parse(
+        {**raw, "stages": {"embed": {**stage, **{key: value for key, value in changes.items() if "__" not in key}}}}
+    )
+    if not (tmp_path / "encoder").exists():
+        torch.manual_seed(0)
+        save_encoder(Encoder(recipe.encoder.model_dump(), 8), tmp_path / "encoder", {})
+    instance = Instance("embed", 0, name, tmp_path / f"embed-seed0-{name}", tmp_path / "encoder")
+    instance.folder.mkdir(exist_ok=True)
+    return Worker.start(recipe, digits, on_ray), recipe.stages["embed"], instance  # type: ignore[return-value]
+
+
+def files_of(instance: Instance) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (instance.folder / "embeddings").iterdir()}
+
+
+def test_they_are_the_encoder_s_in_the_order_of_the_ids(tmp_path: Path, digits: Store) -> None:
+    worker, stage, instance = setting(tmp_path, digits)
+    embed.work(worker, stage, instance)
+    folder = instance.folder / "embeddings"
+    encoder = load_encoder(tmp_path / "encoder", 8).eval()
+    for split in ("train", "val", "test"):
+        ids, found = open_embeddings(folder, split)
+        assert np.array_equal(ids, getattr(worker.splits, split))
+        with torch.no_grad():
+            own = torch.cat([encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.sweep(ids, 16)]).numpy()
+        assert np.allclose(found, own, atol=1e-6)
+    ids, found = open_embeddings(folder)
+    assert found.shape == (len(ids), encoder.shapes[-1][0])
+    assert len(ids) == 180
+    table = pq.read_table(folder / "train-00000.parquet")
+    assert table.schema.names == ["id", "path", "label", "embedding"]
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[8]"
+    assert table.column("label").to_pylist() == worker.splits.labels[worker.splits.train[:50]].tolist()
+    stored = {
+        row["id"]: row["path"]
+        for s in digits.shards
+        for row in pq.read_table(digits.path / s.file, columns=["id", "path"]).to_pylist()
+    }
+    assert table.column("path").to_pylist() == [stored[i] for i in table.column("id").to_pylist()]
+    assert sorted(files_of(instance)) == ["manifest.json", "test-00000.parquet", "test-00001.parquet", "train-00000.parquet",
+                                          "train-00001.parquet", "train-00002.parquet", "val-00000.parquet"]  # fmt: skip
+
+
+def test_half_precision_and_some_splits(tmp_path: Path, digits: Store) -> None:
+    worker, stage, instance = setting(tmp_path, digits, dtype="float16", splits=["test"])
+    embed.work(worker, stage, instance)
+    ids, found = open_embeddings(instance.folder / "embeddings")
+    assert np.array_equal(ids, worker.splits.test)
+    assert found.dtype == np.float16
+    with pytest.raises(UserError, match="has no split 'train'; valid: test"):
+        open_embeddings(instance.folder / "embeddings", "train")
+
+
+def test_what_cannot_be_held_in_half_precision_is_told(tmp_path: Path, digits: Store) -> None:
+    worker, stage, instance = setting(tmp_path, digits, dtype="float16")
+    encoder = load_encoder(tmp_path / "encoder", 8)
+    with torch.no_grad():
+        encoder.stages[-1][1].weight.fill_(1e6)
+    save_encoder(encoder, tmp_path / "encoder", {})
+    with pytest.raises(StageFailed, match=r"the embedding of image \d+ is not finite in float16"):
+        embed.work(worker, stage, instance)
+    assert not list((instance.folder / "embeddings").iterdir())
+
+
+@pytest.mark.fault(8, "an embedding stage is killed")
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: flip(file)]
+)
+def test_a_killed_stage_makes_only_what_is_missing(
+    tmp_path: Path, digits: Store, harm: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, stage, instance = setting(tmp_path, digits)
+    embed.work(worker, stage, instance)
+    before = files_of(instance)
+    harm(instance.folder / "embeddings" / "train-00001.parquet")
+    with pytest.raises(UserError, match=r"train-00001\.parquet: is missing or damaged: .*; delete .* and run again"):
+        open_embeddings(instance.folder / "embeddings", "train")
+    put: list[str] = []
+    real = embed._Writer._put
+    monkeypatch.setattr(embed._Writer, "_put", lambda self, file, rows: (put.append(file.name), real(self, file, rows)))
+    embed.work(worker, stage, instance)
+    assert put == ["train-00001.parquet"]
+    assert files_of(instance) == before
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "[]", "{}", '{"format": 2}', '{"format": 1, "dtype": "float32", "size": 8, "counts": {}, "files": [{"file": "../x"}]}',
+     '{"format": 1, "dtype": "float32", "size": 8, "counts": {}, "files": '
+     '[{"file": "../x", "split": "train", "count": 1, "bytes": 1, "sha256": ""}]}'],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_named(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"manifest\.json: is not a whole manifest of embeddings"):
+        open_embeddings(tmp_path)
+
+
+@pytest.mark.ray
+def test_two_actors_make_the_same_bits_as_this_process(tmp_path: Path, digits: Store, ray_local: None) -> None:
+    embed.work(*setting(tmp_path, digits, name="alone"))
+    for workers in (2, 1):
+        worker, stage, instance = setting(
+            tmp_path, digits, True, f"ray{workers}", scale__workers=workers, scale__cpus_per_worker=0.5
+        )
+        embed.work(worker, stage, instance)
+        assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
+
+
+def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """An encoder that takes its process with it, once, in the second batch."""
+    whole, marks = network(folder, image_size, threads, gpu), [folder.parent / name for name in ("first", "second")]
+
+    def embed_or_die(pixels: np.ndarray) -> np.ndarray:
+        fresh = [mark for mark in marks if not mark.exists()]
+        for mark in fresh[:1]:
+            mark.touch()
+        if len(fresh) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(pixels)
+
+    return embed_or_die
+
+
+@pytest.mark.fault(1, "an actor of Ray Data is killed")
+@pytest.mark.ray
+def test_an_actor_that_is_killed_is_replaced(
+    tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed.work(*setting(tmp_path, digits, name="alone"))
+    monkeypatch.setattr(embed, "network", dying)
+    worker, stage, instance = setting(tmp_path, digits, True, scale__workers=1, scale__cpus_per_worker=0.5)
+    embed.work(worker, stage, instance)
+    assert (tmp_path / "second").exists(), "it was killed"
+    assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
+    assert "going on behind the files that are whole" in (instance.folder / "metrics.jsonl").read_text()
+    for mark in ("first", "second"):
+        (tmp_path / mark).unlink()
+    with pytest.raises(StageFailed, match="embed seed 0: ") as caught:
+        embed.work(
+            *setting(
+                tmp_path, digits, True, "none", scale__workers=1, scale__cpus_per_worker=0.5, scale__max_failures=0
+            )
+        )
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.ray
+def test_a_damaged_store_is_one_line_on_ray_too(tmp_path: Path, ray_local: None) -> None:
+    store = recipes.store(tmp_path)
+    shard = store.path / store.shards[0].file
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    worker, stage, instance = setting(tmp_path, store, True, scale__workers=1, scale__cpus_per_worker=0.5)
+    shard.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"train-00000\.parquet: is missing or damaged") as caught:
+        embed.work(worker, stage, instance)
+    assert len(str(caught.value).splitlines()) == 1
+    assert instance.result is None
+
+
+def test_a_recipe_leaves_them_in_mlflow_with_a_map(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path).dump()
+    raw["stages"] = {"pretrain": raw["stages"]["pretrain"], "embed": {"kind": "embed", "splits": ["val"]}}
+    recipe = parse(raw)
+    assert run(recipe, Console(quiet=True)) == []
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    (found,) = client.search_runs(
+        [client.get_experiment_by_name("firstlight").experiment_id], "tags.firstlight.stage = 'embed'"
+    )
+    assert {a.path for a in client.list_artifacts(found.info.run_id, "embeddings")} == {
+        f"embeddings/{n}" for n in ("manifest.json", "val-00000.parquet")
+    }
+    assert [a.path for a in client.list_artifacts(found.info.run_id, "figures")] == ["figures/map.png"]
+    manifest = json.loads(next((tmp_path / "small").glob("embed-*/embeddings/manifest.json")).read_text())
+    assert found.data.metrics["images"] == manifest["counts"]["val"] > 0
+    store = Store.open(next((tmp_path / "stores").iterdir()))
+    assert manifest["store"] == store.hash

@@ -1,0 +1,257 @@
+"""The export stage: files that answer as the encoder does, or none; a card whose lines of Python run as they stand."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from firstlight.pipeline.config.recipe import Recipe, parse
+from firstlight.pipeline.data.store import Store, file_sha256
+from firstlight.pipeline.errors import StageFailed, UserError
+from firstlight.pipeline.report import model_card
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.stages import export
+from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.tracking.client import Tracking, tracking_uri
+from firstlight.pipeline.train.context import Worker
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support import recipes
+from tests.support.paths import ROOT
+
+QUIET = Console(quiet=True)
+
+
+def recipe_with(storage: Path, encoder: dict[str, Any], size: int, **stage: Any) -> Recipe:
+    """Only an export stage, of an encoder by reference."""
+    raw = recipes.recipe(storage, encoder=encoder, dataset__image_size=size).dump()
+    return parse({**raw, "stages": {"export": {"kind": "export", "encoder": "models:/none/1", **stage}}})
+
+
+def exported(
+    storage: Path, digits: Store, encoder: dict[str, Any], size: int, **stage: Any
+) -> tuple[Instance, Worker, Encoder]:
+    """An encoder whose running statistics have moved, exported below `run`."""
+    recipe = recipe_with(storage, encoder, size, **stage)
+    torch.manual_seed(1)
+    made = Encoder(recipe.encoder.model_dump(), size).train()
+    made(torch.rand(4, 3, size, size))
+    save_encoder(made, storage / "encoder", {"method": {"name": "nat", "dim": 8}, "store": digits.hash, "seed": 0})
+    instance = Instance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
+    instance.folder.mkdir(parents=True)
+    worker = Worker.start(recipe, digits, on_ray=False)
+    export.work(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    return instance, worker, made.eval()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "formats"),
+    [
+        ({"name": "resnet18"}, 64, {"torchvision", "timm", "safetensors", "onnx", "torch_export"}),
+        (
+            {"name": "timm", "model": "resnet10t", "normalize": "image"},
+            64,
+            {"timm", "safetensors", "onnx", "torch_export"},
+        ),
+        ({"name": "convnet", "width": 4, "depth": 2, "input": "rgb_sobel"}, 8, {"safetensors", "onnx", "torch_export"}),
+    ],
+    ids=["resnet18", "timm", "convnet"],
+)
+def test_all_that_an_encoder_has_and_the_lines_of_its_card_run(
+    tmp_path: Path, digits: Store, encoder: dict[str, Any], size: int, formats: set[str]
+) -> None:
+    instance, worker, made = exported(tmp_path, digits, encoder, size)
+    result, folder = instance.result, instance.folder / "export"
+    assert result is not None
+    assert set(result["formats"]) == {path.name for path in folder.iterdir()} == formats
+    assert set(result["left_out"]) == {"torchvision", "timm"} - formats
+    for format, facts in result["formats"].items():
+        assert {test: found["images"] for test, found in facts["difference"].items()} == {
+            "store": 8,
+            "random 1": 1,
+            "random 5": 5,
+        }
+        assert all(found["relative"] <= 1e-4 for found in facts["difference"].values())
+        assert {name: file["sha256"] for name, file in facts["files"].items()} == {
+            f.name: file_sha256(f) for f in (folder / format).iterdir()
+        }
+    text = model_card.write(worker, instance, [], {"encoder": "runs:/1"})
+    assert text is not None
+    assert model_card.write(worker, instance, [], {"encoder": "runs:/1"}) is None, "the same card is not written again"
+    assert str(tmp_path) not in text
+    assert digits.hash in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == len(formats)
+    check_the_lines(blocks, folder, made)
+
+
+def check_the_lines(blocks: list[str], folder: Path, made: Encoder) -> None:
+    """Each block of a card, in a process of its own like a reader's, over one batch of images: (2, C) features as the encoder's."""
+    size = made.image_size
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(9))
+    np.save(folder.parent / "x.npy", x.numpy())
+    given = re.compile(r"^images = (numpy|torch).*$", re.M)
+    loaded = "__import__('numpy').load('../x.npy')"
+    load = {"numpy": f"images = {loaded}", "torch": f"images = torch.from_numpy({loaded})"}
+    assert all(given.search(block) for block in blocks)
+    ready = [given.sub(lambda match: load[match.group(1)], block) for block in blocks]
+    program = "import numpy, torch\nfound = []\ntorch.set_num_threads(1)\ntorch.set_grad_enabled(False)\n"
+    program += f"for block in {ready!r}:\n    names = {{}}\n    exec(block, names)\n    found.append(numpy.asarray(names['features']))\n"
+    program += "numpy.save('../found.npy', numpy.stack(found))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        own = made(x)[-1].mean((2, 3)).numpy()
+    for found in np.load(folder.parent / "found.npy"):
+        assert np.abs(found - own).max() <= 1e-4 * np.abs(own).max()
+
+
+def test_an_onnx_file_is_checked_by_onnx_and_takes_any_number_of_images(tmp_path: Path, digits: Store) -> None:
+    instance, _, made = exported(
+        tmp_path, digits, {"name": "convnet", "width": 4, "depth": 2, "input": "sobel"}, 8, formats=["onnx"]
+    )
+    file = instance.folder / "export/onnx/encoder.onnx"
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 18
+    session = onnxruntime.InferenceSession(file)
+    for count in (1, 3, 16):
+        x = torch.rand(count, 3, 8, 8)
+        features, map_ = session.run(["features", "map"], {"images": x.numpy()})
+        with torch.no_grad():
+            own = made(x)[-1]
+        assert features.shape == (count, own.shape[1])
+        assert np.allclose(map_, own.numpy(), atol=1e-4 * float(own.abs().max()))
+
+
+def test_what_differs_is_told_and_leaves_no_file(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = export.Counterpart.state
+
+    def wrong(self: Any, encoder: Encoder) -> dict[str, torch.Tensor]:
+        state = honest(self, encoder)
+        state["bn1.bias"] = state["bn1.bias"] + 1e-2 * (
+            len(calls) > 1
+        )  # not when preflight asks whether there is a counterpart
+        calls.append(1)
+        return state
+
+    calls: list[int] = []
+    monkeypatch.setattr(export.Counterpart, "state", wrong)
+    with pytest.raises(
+        StageFailed, match=r"export seed 0: torchvision differs from the encoder by .* of its largest value"
+    ) as caught:
+        exported(tmp_path, digits, {"name": "resnet18"}, 64, formats=["safetensors", "torchvision"])
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.glob("export-*/export*"))
+    assert not list(tmp_path.glob("export-*/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "format", "message"),
+    [
+        (
+            {"name": "alexnet"},
+            64,
+            "torchvision",
+            "torchvision has no network like encoder.name: alexnet; valid: safetensors, onnx, torch_export",
+        ),
+        ({"name": "resnet18", "stem": "cifar"}, 32, "timm", "encoder.stem: cifar; valid: safetensors"),
+        ({"name": "resnet18", "norm": "group"}, 64, "torchvision", "encoder.norm: group; valid: safetensors"),
+        (
+            {"name": "timm", "model": "resnet10t"},
+            64,
+            "torchvision",
+            "it is 'resnet10t' of timm; valid: timm, safetensors, onnx, torch_export",
+        ),
+    ],
+)
+def test_a_format_that_an_encoder_does_not_have_is_one_line_before_the_work(
+    tmp_path: Path, encoder: dict[str, Any], size: int, format: str, message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(recipe_with(tmp_path, encoder, size, formats=["onnx", format]), QUIET)
+    assert str(caught.value).startswith(f"stages.export.formats: '{format}' is not valid: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "stores").exists()
+
+
+@pytest.mark.parametrize("formats", [["onnx", "onnx"], [], ["keras"]])
+def test_formats_that_are_none(tmp_path: Path, formats: list[str]) -> None:
+    with pytest.raises(UserError, match=r"stages\.export\.formats"):
+        recipe_with(tmp_path, {"name": "convnet"}, 8, formats=formats)
+
+
+def test_a_card_that_is_too_long_for_a_tag_ends_with_a_whole_section(tmp_path: Path) -> None:
+    tracking = Tracking(recipes.recipe(tmp_path))
+    run_id = tracking.start("r", tmp_path / "run.json", {}, {})
+    (tmp_path / "card.md").write_text("x")
+    tracking.log_card(run_id, tmp_path / "card.md", "# A\n" + "a" * 5000 + "\n## B\n" + "b" * 5000, "export")
+    note = tracking.client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert note == "# A\n" + "a" * 5000 + "\n\nThe rest is in the artifact export/card.md.\n"
+
+
+def test_the_whole_chain_ends_with_a_card(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path, seeds=[0, 1], description="Digits.").dump()
+    raw["stages"] = {name: raw["stages"][name] for name in ("pretrain", "evaluate")}
+    raw["stages"] |= {
+        "export": {"kind": "export", "formats": ["safetensors", "onnx"]},
+        "embed": {"kind": "embed", "batch_size": 32},
+    }
+    recipe = parse(raw)
+    rows = run(recipe, QUIET)
+    cards = {
+        file.parts[-3][: len("export-seed0")]: file.read_text()
+        for file in (tmp_path / "small").glob("export-seed*/export/card.md")
+    }
+    assert set(cards) == {"export-seed0", "export-seed1"}
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    found = {
+        r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
+    }
+    for seed in (0, 1):
+        text = cards[f"export-seed{seed}"]
+        assert text.startswith("---\nlicense: ")
+        assert (
+            f"| evaluate | kNN (k=5) | {100 * rows[0].pretrained[seed]:.2f} | {100 * rows[0].baseline[seed]:.2f} (random weights) |"
+            in text
+        )
+        assert f"runs:/{found[f'pretrain seed {seed}'].info.run_id}" in text
+        assert "Targets are exchanged" in text
+        assert str(tmp_path) not in text
+        told = found[f"export seed {seed}"]
+        assert told.data.tags["mlflow.note.content"] == text
+        assert {a.path for a in client.list_artifacts(told.info.run_id, "export")} == {
+            f"export/{n}" for n in ("card.md", "onnx", "safetensors")
+        }
+        assert told.data.metrics["onnx/relative_difference"] <= 1e-4
+    (folder,) = (tmp_path / "small").glob("export-seed0-*")
+    (before,) = (tmp_path / "small").glob("pretrain-seed0-*")
+    own, copy = (load_encoder(path, 8).state_dict() for path in (before / "encoder", folder / "export/safetensors"))
+    assert all(torch.equal(own[key], copy[key]) for key in own)
+    assert json.loads((folder / "export/safetensors/encoder.json").read_text())["method"]["name"] == "nat"
+    assert load_file(folder / "export/safetensors/encoder.safetensors").keys() == own.keys()
+    # A stage of this kind alone, when all is done: nothing is run, and the card keeps its numbers.
+    (folder / "export/card.md").unlink()
+    run(recipe, QUIET, only="export")
+    assert (folder / "export/card.md").read_text() == cards["export-seed0"]

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import torch
+
+from firstlight.pipeline.report import figures
+from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, with_untrained
+from firstlight.tasks.visuals import Picture, Row
+
+
+def pictures(fill: float) -> tuple[Picture, ...]:
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = torch.full((3, 4, 4), fill)
+    return Picture("cam", "maps", (Row("image", images), Row("evidence", images, maps, untrained=True))), Picture(
+        "b", "zz", (Row("z", images[:2]),)
+    )
+
+
+def test_what_is_saved_is_loaded_in_its_order(tmp_path: Path) -> None:
+    save_pictures(pictures(0.25), tmp_path / "p")
+    first, second = load_pictures(tmp_path / "p")
+    assert (first.name, first.title, [row.caption for row in first.rows]) == ("cam", "maps", ["image", "evidence"])
+    assert torch.equal(first.rows[1].images, pictures(0.25)[0].rows[1].images)
+    assert first.rows[0].maps is None
+    assert first.rows[1].maps is not None
+    assert first.rows[1].maps.eq(0.25).all()
+    assert second.rows[0].images.shape == (2, 3, 8, 8)
+
+
+def test_nothing_to_show_is_no_file(tmp_path: Path) -> None:
+    save_pictures((), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+    assert load_pictures(tmp_path / "p") == []
+
+
+def test_rows_that_ask_for_it_stand_below_those_of_the_untrained_network(tmp_path: Path) -> None:
+    both = with_untrained(pictures(0.0), pictures(1.0))
+    assert [row.caption for row in both[0].rows] == ["image", "evidence, before", "evidence, after"]
+    assert [float(row.maps.mean()) for row in both[0].rows if row.maps is not None] == [0.0, 1.0]
+    assert [row.caption for row in both[1].rows] == ["z"]
+    assert [row.caption for row in with_untrained((), pictures(1.0))[0].rows] == ["image", "evidence"]
+    save_pictures(both, tmp_path / "p")
+    assert len(load_pictures(tmp_path / "p")[0].rows) == 3
+
+
+def test_maps_are_drawn_over_their_images() -> None:
+    figure = figures.picture(with_untrained(pictures(0.0), pictures(1.0))[0])
+    drawn = figure.axes[0].get_images()
+    assert len(drawn) == 3 + 2 * 3 + 2 * 3, "the maps lie over their images"
+    assert [float(image.get_array().mean()) for image in drawn[4:9:2]] == [0.0] * 3
+    assert [float(image.get_array().mean()) for image in drawn[10::2]] == [1.0] * 3
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "maps",
+        "image",
+        "evidence, before",
+        "evidence, after",
+    ]

@@ -1,0 +1,355 @@
+"""The index on disk, what it finds, and the stages that look at layers and heads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from firstlight.pipeline.config.recipe import Recipe, parse
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.report import neighbours as nearby
+from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.stages import retrieve
+from firstlight.pipeline.stages.frozen_features import arms, sweep
+from firstlight.pipeline.stages.retrieve import IDS, VECTORS, Index, nearest, open_index, save_index
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.train.checkpoint import seal
+from firstlight.pipeline.train.context import Worker
+from firstlight.tasks.downstream.knn import neighbours
+from tests.support import recipes
+from tests.support.gloo import Pool
+
+QUIET = Console(quiet=True)
+
+
+def features(n: int, d: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(folder: Path, n: int = 40) -> tuple[np.ndarray, Tensor]:
+    ids, x = np.arange(n) * 3, features(n)
+    rows = pa.table({"id": ids, "path": [f"{i}.png" for i in ids.tolist()], "label": np.zeros(n, np.int64)})
+    save_index(folder, Index.of(ids, x), rows, {"layer": -1})
+    return ids, x
+
+
+def test_what_a_saved_index_finds_are_the_nearest_by_cosine(tmp_path: Path) -> None:
+    ids, x = saved(tmp_path)
+    asked = features(9, seed=1) * 100
+    found, cosines = nearest(tmp_path, asked, 7)
+    expected, places = neighbours(asked, x, 7)
+    assert found.tolist() == ids[places.numpy()].tolist()
+    np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-6)
+    assert pq.read_table(tmp_path / IDS).column_names == ["id", "path", "label"]
+
+
+def test_equal_images_come_in_the_order_of_their_ids_and_beyond_the_last_there_is_none() -> None:
+    index = Index.of(np.array([5, 7, 9]), torch.ones(3, 2))
+    ids, cosines = index.search(torch.ones(1, 2), 5)
+    assert ids.tolist() == [[5, 7, 9, -1, -1]]
+    assert cosines[0, :3].tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("file", [IDS, VECTORS, "manifest.json"])
+def test_a_damaged_index_is_named(tmp_path: Path, file: str) -> None:
+    saved(tmp_path)
+    data = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"is not a whole index: .*" + file) as told:
+        open_index(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"IxF2", b"nothing of the kind", b"IxMp" + bytes(100)])
+def test_sealed_files_of_something_else(tmp_path: Path, content: bytes) -> None:
+    saved(tmp_path)
+    files = retrieve.put(tmp_path, IDS, (tmp_path / IDS).read_bytes()) | retrieve.put(tmp_path, VECTORS, content)
+    seal(tmp_path, files, count=40)
+    with pytest.raises(UserError, match="is not a whole index"):
+        open_index(tmp_path)
+
+
+def test_features_of_another_size(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(UserError, match="holds vectors of 6 dimensions, asked was for 5"):
+        nearest(tmp_path, features(2, 5), 3)
+
+
+def test_faiss_takes_no_more_threads_than_torch_and_both_compute() -> None:
+    program = (
+        "import torch, numpy as np; torch.set_num_threads(1); from firstlight.pipeline.stages.retrieve import Index, _faiss\n"
+        "x = torch.randn(500, 16); index = Index.of(np.arange(500), x); found, _ = index.search(x, 1)\n"
+        "assert (found[:, 0] == np.arange(500)).all(); y = x @ x.T; assert torch.isfinite(y).all()\n"
+        "print(_faiss().omp_get_max_threads(), torch.get_num_threads())"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert answer.stdout.split() == ["1", "1"], answer.stderr
+
+
+LOOKS: dict[str, Any] = {
+    "evaluate": {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "layers": [0, -1], "pool": "grid"},
+    "through_head": {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "features": "head"},
+    "retrieve": {"kind": "retrieve", "batch_size": 32, "precision_at": [1, 5]},
+    "everything": {"kind": "retrieve", "batch_size": 32, "precision_at": [1], "gallery": "all", "features": "head"},
+}
+
+
+def looking(storage: Path, **changes: Any) -> Recipe:
+    raw = recipes.recipe(storage, **changes).dump()
+    return parse({**raw, "stages": {"pretrain": raw["stages"]["pretrain"], **LOOKS, **changes.get("stages", {})}})
+
+
+def folder_of(storage: Path, stage: str) -> Path:
+    (folder,) = (storage / "small").glob(f"{stage}-seed0-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a recipe with all that looks at features, run."""
+    storage = tmp_path_factory.mktemp("looking")
+    recipe = looking(storage)
+    names = [row.measure for row in run(recipe, QUIET)]
+    assert names == [
+        *("kNN (k=5, layer 0)", "linear probe (layer 0)", "kNN (k=5, layer -1)", "linear probe (layer -1)"),
+        *("kNN (k=5, head)", "linear probe (head)", "precision@1", "precision@5", "precision@1 (head)"),
+    ]
+    return storage
+
+
+def result(storage: Path, stage: str) -> dict[str, Any]:
+    return dict(json.loads((folder_of(storage, stage) / "result.json").read_text()))
+
+
+def test_every_layer_has_its_scores_in_mlflow(looked: Path) -> None:
+    client = mlflow.MlflowClient(tracking_uri(looking(looked)))
+    runs = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])}
+    told = runs["evaluate seed 0"].data.metrics
+    for layer, dimensions in ((0, 4 * 4 * 4), (-1, 8 * 2 * 2)):
+        assert told[f"random/dimensions_layer{layer}"] == dimensions
+        for measure in ("knn", "probe"):
+            assert (
+                told[f"pretrained/{measure}_layer{layer}_test"]
+                <= told[f"pretrained/{measure}_layer{layer}_test_top5"]
+                <= 1
+            )
+    assert {"pretrained/knn_test", "random/probe_val", "pretrained/rankme", "pretrained/feature_std"} <= runs[
+        "through_head seed 0"
+    ].data.metrics.keys()
+    found = runs["retrieve seed 0"]
+    assert found.data.metrics["pretrained/precision_at_5"] == result(looked, "retrieve")["pretrained"]["precision"]["5"]
+    assert {a.path for a in client.list_artifacts(found.info.run_id, "index")} == {
+        f"index/{n}" for n in (IDS, VECTORS, "manifest.json")
+    }
+    assert {a.path for a in client.list_artifacts(found.info.run_id, "figures")} == {
+        f"figures/neighbours_{a}.png" for a in ("pretrained", "random")
+    }
+
+
+def worker_of(storage: Path) -> Worker:
+    return Worker.start(looking(storage), Store.open(next((storage / "stores").iterdir())), on_ray=False)
+
+
+def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked: Path) -> None:
+    worker, told = worker_of(looked), result(looked, "everything")
+    pretrained = folder_of(looked, "pretrain")
+    instance = Instance("everything", 0, "f", looked / "again", pretrained / "encoder", pretrained / "head")
+    stage: Any = worker.recipe.stages["everything"]
+    splits = worker.splits
+    ids = np.sort(np.concatenate((splits.train, splits.val, splits.test)))
+    swept = sweep(worker, arms(worker, stage, instance), ids, instance, 32)
+    for arm, (found,) in swept.items():
+        assert found.shape[1] == 8
+        cosines = (found @ found.T).fill_diagonal_(-2)[np.searchsorted(ids, splits.test)]
+        right = splits.labels[ids[cosines.argmax(1).numpy()]] == splits.labels[splits.test]
+        assert told[arm]["precision"]["1"] == pytest.approx(right.mean())
+        assert all(query not in row and len(row) == 8 for query, row in told[arm]["shown"])
+    assert told["pretrained"] != told["random"]
+    assert [len(told[arm]["shown"]) for arm in swept] == [8, 8]
+
+
+def test_the_index_holds_the_gallery_with_paths_and_labels(looked: Path) -> None:
+    worker, folder = worker_of(looked), folder_of(looked, "retrieve") / "index"
+    rows = pq.read_table(folder / IDS).to_pydict()
+    assert rows["id"] == worker.splits.train.tolist()
+    assert rows["label"] == worker.splits.labels[worker.splits.train].tolist()
+    stored = pa.concat_tables(
+        [pq.read_table(worker.store.path / shard.file, columns=["id", "path"]) for shard in worker.store.shards]
+    ).to_pydict()
+    paths = dict(zip(stored["id"], stored["path"], strict=True))
+    assert rows["path"] == [paths[i] for i in rows["id"]]
+    assert len(set(rows["path"])) == len(rows["path"])
+    some = np.array([0, 3, len(paths) - 1])  # of both splits
+    assert worker.store.paths(some) == [paths[i] for i in some.tolist()]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["dimensions"] == 8
+    assert manifest["store"] == worker.store.hash
+
+
+def on_this_rank(folder: str, store: str, encoder: str) -> None:
+    worker = Worker.start(looking(Path(folder)), Store.open(Path(store)), on_ray=False)
+    for name in ("retrieve", "evaluate"):
+        stage: Any = worker.recipe.stages[name]
+        retrieve_or_evaluate = {"retrieve": retrieve, "evaluate": sys.modules["firstlight.pipeline.stages.evaluate"]}[
+            name
+        ]
+        retrieve_or_evaluate.work(worker, stage, Instance(name, 0, "f", Path(folder) / name, Path(encoder)))
+
+
+def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Path) -> None:
+    store, encoder = str(next((looked / "stores").iterdir())), str(folder_of(looked, "pretrain") / "encoder")
+    pool.run(on_this_rank, str(tmp_path), store, encoder)
+    for name in ("retrieve", "evaluate"):
+        both = json.loads((tmp_path / name / "result.json").read_text())
+        for arm in ("pretrained", "random"):
+            for key, value in result(looked, name)[arm].items():
+                if key != "shown" and "probe" not in key and "confusion" not in key:
+                    assert both[arm][key] == pytest.approx(value, rel=1e-4), key
+    assert (
+        open_index(tmp_path / "retrieve" / "index").ids.tolist()
+        == open_index(folder_of(looked, "retrieve") / "index").ids.tolist()
+    )
+
+
+def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
+    worker = worker_of(looked)
+    pretrained, splits = folder_of(looked, "pretrain"), worker.splits
+    instance = Instance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
+    stage: Any = worker.recipe.stages["through_head"]
+    ids = np.concatenate((splits.train, splits.test))
+    ((found,),) = sweep(worker, {"pretrained": arms(worker, stage, instance)["pretrained"]}, ids, instance, 32).values()
+    train, test = (
+        part.numpy() for part in found.split([len(splits.train), len(splits.test)])
+    )  # unit vectors: cosine = 1 - distance^2 / 2
+    voting = KNeighborsClassifier(5, weights=lambda distances: np.exp((1 - distances**2 / 2) / 0.1), algorithm="brute")
+    shares = voting.fit(train, splits.labels[splits.train]).predict_proba(test)
+    labels, told = splits.labels[splits.test], result(looked, "through_head")["pretrained"]["knn"]
+    assert told["test"] == pytest.approx((shares.argmax(1) == labels).mean())
+    named = shares[np.arange(len(labels)), labels] > 0
+    assert told["test_top5"] == pytest.approx(named.mean()), "five neighbours name at most five classes"
+
+
+def test_a_head_by_reference_is_that_of_the_run_that_made_the_encoder(looked: Path) -> None:
+    client = mlflow.MlflowClient(tracking_uri(looking(looked)))
+    runs = client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
+    run_id = next(r.info.run_id for r in runs if r.info.run_name == "pretrain seed 0")
+    for reference in (
+        f"runs:/{run_id}/encoder",
+        f"models:/{client.search_logged_models([runs[0].info.experiment_id])[0].model_id}",
+    ):
+        recipe = looking(looked, name="referring")
+        through = recipe.stages["through_head"].model_copy(update={"encoder": reference})
+        run(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
+    results = [json.loads(file.read_text()) for file in (looked / "referring").glob("through_head-seed0-*/result.json")]
+    assert results
+    assert all(found == result(looked, "through_head") for found in results)
+
+
+def without_head(storage: Path) -> Recipe:
+    raw = looking(storage).dump()
+    raw["stages"]["pretrain"] |= {"method": {"name": "dae"}}
+    return parse({**raw, "name": "denoising", "stages": {"pretrain": raw["stages"]["pretrain"]}})
+
+
+def test_an_encoder_whose_run_has_no_head(looked: Path) -> None:
+    recipe = without_head(looked)
+    run(recipe, QUIET)
+    client = mlflow.MlflowClient(tracking_uri(recipe))
+    runs = client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
+    run_id = next(
+        r.info.run_id
+        for r in runs
+        if r.info.run_name == "pretrain seed 0" and r.data.params["stage.method.name"] == "dae"
+    )
+    through = looking(looked).stages["through_head"].model_copy(update={"encoder": f"runs:/{run_id}/encoder"})
+    with pytest.raises(UserError) as told:
+        run(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
+    expected = f"stages.through_head.features: 'head' is not valid: run {run_id}, which made 'runs:/{run_id}/encoder', has decoder, encoder"
+    assert str(told.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            "evaluate",
+            {"layers": [0, 2]},
+            "stages.evaluate.layers: 2 is not one of the encoder's 2 feature maps; valid: -2 to 1",
+        ),
+        (
+            "retrieve",
+            {"layer": -3},
+            "stages.retrieve.layer: -3 is not one of the encoder's 2 feature maps; valid: -2 to 1",
+        ),
+        (
+            "evaluate",
+            {"features": "head", "pool": "avg"},
+            "stages.evaluate.layers: [0, -1] is not valid with features: head",
+        ),
+        ("retrieve", {"features": "head", "layer": 1}, "stages.retrieve.layer: [1] is not valid with features: head"),
+        (
+            "retrieve",
+            {"features": "head", "pool": "grid"},
+            "stages.retrieve.pool: grid is not valid with features: head",
+        ),
+        (
+            "retrieve",
+            {"precision_at": [1, 111]},
+            "stages.retrieve.precision_at: 111 is more than the 110 images that a query can find; valid: 1 to 110",
+        ),
+        ("retrieve", {"gallery": "test", "precision_at": [60]}, "precision_at: 60 is more than the 59 images"),
+        (
+            "through_head",
+            {"method": "dae"},
+            "stages.through_head.features: 'head' is not valid: dae of stages.pretrain hands on no head but decoder",
+        ),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_line(looked: Path, stage: str, changes: dict[str, Any], message: str) -> None:
+    raw = looking(looked).dump()
+    if "method" in changes:
+        raw["stages"]["pretrain"]["method"] = {"name": changes["method"]}
+    else:
+        raw["stages"][stage] |= changes
+    with pytest.raises(UserError) as told:
+        run(parse(raw), QUIET)
+    assert message in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: Store) -> None:
+    worker = Worker.start(looking(tmp_path), digits, on_ray=False)
+    worker.splits.labels[:] = -1
+    stage: Any = worker.recipe.stages["retrieve"]
+    index = Index.of(worker.splits.train, features(len(worker.splits.train)))
+    out = retrieve._measured(
+        stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels
+    )
+    assert out.keys() == {"shown"}
+    assert nearby.picture(worker, out["shown"], "pretrained") is not None
+
+
+def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:
+    worker = Worker.start(looking(tmp_path), digits, on_ray=False)
+    splits, x = worker.splits, features(len(digits.labels("train")) + len(digits.labels("test")))
+    stage: Any = worker.recipe.stages["retrieve"]
+    splits.labels[splits.train[::2]] = -1
+    some = splits.train[1::2]
+    args = stage, (splits.test, x[splits.test]), splits.labels
+    mixed = retrieve._measured(args[0], Index.of(splits.train, x[splits.train]), *args[1:])
+    known = retrieve._measured(args[0], Index.of(some, x[some]), *args[1:])
+    assert mixed["precision"] == known["precision"]
+    assert mixed["mean_average_precision"] == known["mean_average_precision"]

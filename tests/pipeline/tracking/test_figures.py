@@ -1,0 +1,47 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from firstlight.pipeline.tracking.figures import INDEX, Album, pictures
+
+
+class Client:
+    """Keeps what it is given to log."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, str, str]] = []
+
+    def log_artifact(self, run_id: str, file: str, folder: str) -> None:
+        self.logged.append((run_id, Path(file).name, folder))
+
+
+def test_pictures_are_kept_in_order_and_logged(tmp_path: Path) -> None:
+    client = Client()
+    tracking: Any = SimpleNamespace(client=client)
+    album = Album(tracking, "run", tmp_path)
+    album.add("z", Figure(figsize=(1, 1)), "last of the alphabet")
+    album.add("a", Figure(figsize=(1, 1)), "first", "what is to be seen")
+    assert client.logged == [("run", "z.png", "figures"), ("run", "a.png", "figures")]
+    found = pictures(tmp_path)
+    assert [(file.name, entry.title, entry.alt) for file, entry in found] == [
+        ("z.png", "last of the alphabet", "last of the alphabet"),
+        ("a.png", "first", "what is to be seen"),
+    ]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file, _ in found)
+
+
+def test_what_is_missing_or_damaged_is_no_picture(tmp_path: Path) -> None:
+    assert pictures(tmp_path) == []
+    tracking: Any = SimpleNamespace(client=Client())
+    album = Album(tracking, "run", tmp_path)
+    album.add("a", Figure(figsize=(1, 1)), "a")
+    album.add("b", Figure(figsize=(1, 1)), "b")
+    (tmp_path / "figures" / "a.png").unlink()
+    assert [entry.name for _, entry in pictures(tmp_path)] == ["b"]
+    (tmp_path / "figures" / INDEX).write_text('[{"name": "b"')
+    assert pictures(tmp_path) == []
+    again = Album(tracking, "run", tmp_path)
+    again.add("b", Figure(figsize=(1, 1)), "drawn again")
+    assert [entry.title for _, entry in pictures(tmp_path)] == ["drawn again"]

@@ -1,0 +1,262 @@
+"""What the driver shows and hands to MLflow while the workers append to a file that a restart cuts back."""
+
+import io
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from firstlight.pipeline.tracking import progress
+from firstlight.pipeline.tracking.progress import Counted, Follow, Followed, Rows
+
+
+def row(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "of": 10, "time": 1000.0 + step, "loss": 1 / step, "images_per_s": 100.0, **more}
+
+
+def line(step: int, **more: Any) -> str:
+    return json.dumps(row(step, **more)) + "\n"
+
+
+class Log:
+    """What MLflow has got; `fails` is raised instead while it is set."""
+
+    def __init__(self) -> None:
+        self.rows: Rows = []
+        self.fails: Exception | None = None
+
+    def __call__(self, rows: Rows) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.rows += rows
+
+    @property
+    def steps(self) -> list[int]:
+        return [r["step"] for r in self.rows]
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def followed(tmp_path: Path, log: Log) -> Followed:
+    return Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", log)
+
+
+def append(followed: Followed, text: str) -> None:
+    with open(followed.file, "a") as file:
+        file.write(text)
+
+
+def steps(followed: Followed) -> list[int]:
+    return [r["step"] for r in followed.fresh()]
+
+
+def test_a_file_that_is_not_there_yet(followed: Followed) -> None:
+    assert followed.fresh() == []
+    append(followed, line(1))
+    assert followed.fresh() == [row(1)]
+
+
+def test_a_line_is_read_once_it_is_whole(followed: Followed) -> None:
+    whole = line(2)
+    for cut in range(1, len(whole)):
+        followed.file.write_text(line(1) + whole[:cut])
+        fresh = Followed(followed.file, "", followed.log)
+        assert steps(fresh) == [1]
+        assert steps(fresh) == []
+        append(followed, whole[cut:] + line(3))
+        assert steps(fresh) == [2, 3]
+        assert steps(fresh) == []
+
+
+def test_a_file_that_is_cut_back_is_read_from_its_start(followed: Followed) -> None:
+    append(followed, "".join(map(line, (1, 2, 3, 4))))
+    assert steps(followed) == [1, 2, 3, 4]
+    followed.file.write_text("".join(map(line, (1, 2))))
+    assert steps(followed) == [1, 2]
+    append(followed, line(3))
+    assert steps(followed) == [3]
+
+
+@pytest.mark.parametrize("again", [2, 3, 5])
+def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: Followed, again: int) -> None:
+    """The new rows have other lengths: reading on at the old place would start in the middle of one."""
+    append(followed, "".join(map(line, (1, 2, 3))))
+    assert steps(followed) == [1, 2, 3]
+    followed.file.write_text(line(1) + "".join(line(k, images_per_s=98.76543) for k in range(2, again + 1)))
+    assert steps(followed) == list(range(1, again + 1))
+    append(followed, line(again + 1))
+    assert steps(followed) == [again + 1]
+
+
+def test_an_emptied_file_is_read_from_its_start(followed: Followed) -> None:
+    append(followed, line(1))
+    assert steps(followed) == [1]
+    followed.file.write_text("")
+    assert steps(followed) == []
+    append(followed, line(1) + line(2))
+    assert steps(followed) == [1, 2]
+
+
+def test_half_a_row_of_a_killed_worker_does_not_end_the_reading(followed: Followed) -> None:
+    append(followed, line(1) + line(2)[:20] + json.dumps({"note": "continued"}) + "\n" + line(2))
+    assert steps(followed) == [1, 2]
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def text(shown: Console) -> str:
+    assert isinstance(shown.file, io.StringIO)
+    return shown.file.getvalue()
+
+
+@pytest.fixture
+def look(followed: Followed) -> Callable[[], str]:
+    """One look at the file without a thread; what was printed so far."""
+    shown = console()
+    its = Follow(shown, "pretrain", [followed])
+    its.started = 0.0
+
+    def call() -> str:
+        its._look()
+        return text(shown)
+
+    return call
+
+
+def test_steps_that_are_made_again_are_not_logged_again(followed: Followed, log: Log, look: Callable[[], str]) -> None:
+    append(followed, "".join(map(line, (1, 2, 3, 4))))
+    look()
+    followed.file.write_text("".join(map(line, (1, 2))))
+    look()
+    append(followed, "".join(map(line, (3, 4, 5))))
+    look()
+    assert log.steps == [1, 2, 3, 4, 5]
+
+
+def test_what_mlflow_has_from_an_earlier_run_is_not_logged_again(tmp_path: Path, log: Log) -> None:
+    followed = Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", log, logged=3)
+    append(followed, "".join(map(line, range(1, 6))))
+    its = Follow(console(), "pretrain", [followed])
+    its._look()
+    assert log.rows == [row(4), row(5)]
+
+
+def test_rows_without_a_loss_are_shown_but_not_logged(followed: Followed, log: Log, look: Callable[[], str]) -> None:
+    sweep = {k: v for k, v in row(5).items() if k != "loss"}
+    append(followed, json.dumps(sweep) + "\n" + json.dumps({"note": "hello"}) + "\n")
+    assert "note pretrain seed 0: hello" in look()
+    assert followed.done == 0.5
+    assert log.rows == []
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), TimeoutError()])
+def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(
+    followed: Followed, log: Log, look: Callable[[], str], error: Exception
+) -> None:
+    """An error without a text too."""
+    log.fails = error
+    append(followed, line(1) + line(2))
+    look()
+    append(followed, line(3))
+    look()
+    assert log.rows == []
+    assert followed.problem == ("no route to host" if error.args else "TimeoutError")
+    log.fails = None
+    look()
+    look()
+    assert log.rows == [row(1), row(2), row(3)]
+    assert (followed.pending, followed.problem) == ([], "")
+
+
+@pytest.mark.parametrize("note", ["a plain one", "[/tmp/x] and [bold] are text", "passed over: /a/[b]/c"])
+def test_a_note_is_shown_once_and_as_it_is(followed: Followed, look: Callable[[], str], note: str) -> None:
+    for _ in range(2):
+        append(followed, json.dumps({"note": note}) + "\n" + line(1))
+        shown = look()
+    assert shown.count(f"note pretrain seed 0: {note}\n") == 1
+
+
+def test_without_a_terminal_start_and_end_are_lines(followed: Followed, log: Log) -> None:
+    shown = console()
+    with Follow(shown, "pretrain", [followed]) as its:
+        append(followed, line(1) + line(9))
+    assert text(shown) == "pretrain: started\npretrain: done after 0 s, pretrain seed 0  100 images/s  loss 0.1111\n"
+    assert log.steps == [1, 9], "the rows after the last look are lost"
+    assert not its.thread.is_alive()
+
+
+def test_a_failure_is_not_called_done(followed: Followed) -> None:
+    shown = console()
+    with pytest.raises(KeyboardInterrupt), Follow(shown, "pretrain", [followed]):
+        raise KeyboardInterrupt
+    assert text(shown) == "pretrain: started\npretrain: stopped after 0 s\n"
+
+
+def test_rows_that_mlflow_never_took_are_told(followed: Followed, log: Log) -> None:
+    shown, log.fails = console(), ConnectionError("the server [/x] is away")
+    with Follow(shown, "pretrain", [followed]):
+        append(followed, line(1) + line(2))
+    assert "note pretrain seed 0: 2 rows are not in MLflow yet (the server [/x] is away)" in text(shown)
+    assert str(followed.file) in text(shown)
+
+
+def test_the_thread_looks_while_the_block_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(progress, "POLL_S", 0.001)
+    monkeypatch.setattr(progress, "QUIET_S", -1.0)
+    got = threading.Event()
+    followed = Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", lambda rows: got.set())
+    append(followed, line(5))
+    shown = console()
+    with Follow(shown, "pretrain", [followed, Followed(tmp_path / "other", "pretrain seed 1", lambda rows: None)]):
+        assert got.wait(5)
+    assert "pretrain: 25%  pretrain seed 0  100 images/s  loss 0.2000  about 0 s left\n" in text(shown)
+
+
+def test_counted_work_ends_with_a_line() -> None:
+    shown = console()
+    with Counted(shown, "prepare") as counted:
+        counted.advance(500, 1500)
+        counted.advance(1500, 1500)
+    assert text(shown) == "prepare: 1,500 images in 0 s\n"
+    with Counted(shown, "prepare") as counted:
+        counted.advance(1500, 1500)
+        counted.remark = " (1,000 of them in digits-abc)"
+    assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
+
+
+def test_long_counted_work_says_on_the_way_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    shown = console()
+    with Counted(shown, "prepare") as counted:
+        counted.started -= 10.0
+        counted.advance(500, 1500)
+        counted.advance(1500, 1500)
+    assert re.fullmatch(
+        r"prepare: 500 of 1,500 images  (49|50) images/s  about 20 s left\nprepare: 1,500 images in 10 s\n", text(shown)
+    )
+
+
+def fails_half_way(shown: Console) -> None:
+    with Counted(shown, "prepare") as counted:
+        counted.advance(1, 2)
+        raise OSError("the disk is gone")
+
+
+def test_counted_work_that_was_not_needed_or_failed_says_nothing() -> None:
+    shown = console()
+    with Counted(shown, "prepare"):
+        pass
+    with pytest.raises(OSError, match="the disk is gone"):
+        fails_half_way(shown)
+    assert text(shown) == ""

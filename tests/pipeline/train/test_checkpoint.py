@@ -1,0 +1,238 @@
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.train.checkpoint import MANIFEST, Checkpoints, fingerprint, pack, unpack
+from firstlight.tasks.collective import rank
+from tests.support.gloo import Pool
+
+
+def state(step: int) -> dict[str, Any]:
+    weights = torch.arange(12, dtype=torch.float32).view(3, 4) * step
+    return {
+        "model": {"w": weights},
+        "optimizer": {"state": {0: {"step": torch.tensor(float(step)), "b": None}}, "groups": [{"lr": 0.1, "p": [0]}]},
+    }
+
+
+def shard(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {"assignment": {"ids": torch.arange(5), "rows": torch.arange(5) + step}}
+
+
+def save(folder: Path, *steps: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, state(step), shard(step), {"plan": "p"})
+    return checkpoints
+
+
+nested = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=4)
+    | st.integers(1, 4).map(torch.arange),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=4), nested))
+def test_pack_and_unpack_are_inverse(value: dict[str, Any]) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    back = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
+    assert fingerprint(back) == fingerprint(value)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    found, complaints = save(tmp_path, 3, 7).newest()
+    assert found is not None
+    assert (found.step, complaints) == (7, [])
+    assert fingerprint(found.shared) == fingerprint(state(7))
+    assert fingerprint(found.shards[0]) == fingerprint(shard(7))
+    assert fingerprint(found.shared) != fingerprint(state(3))
+
+
+@pytest.mark.fault(19, "leftovers of a killed save")
+def test_the_two_newest_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
+    (tmp_path / "step-000000002-dead").mkdir(parents=True)
+    save(tmp_path, 1, 2, 3)
+    assert sorted(p.name[:14] for p in tmp_path.iterdir()) == ["step-000000002", "step-000000003"]
+
+
+@pytest.mark.fault(19, "no manifest yet")
+def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    (max(tmp_path.iterdir()) / MANIFEST).unlink()
+    found, complaints = checkpoints.newest()
+    assert found is not None
+    assert (found.step, complaints) == (1, [])
+
+
+def saving(folder: Path, done: Path) -> None:
+    """Save one after the other, and say after each that it is there, until somebody kills."""
+    checkpoints = Checkpoints(folder)
+    for step in range(1, 100_000):
+        checkpoints.save(step, state(step), shard(step), {"plan": "p"})
+        with open(done, "a", encoding="utf-8") as file:
+            file.write(f"{step}\n")
+
+
+@pytest.mark.fault(19, "20 kills at random moments of a save")
+def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> None:
+    rng, cut = random.Random(0), 0
+    for attempt in range(20):
+        folder, done = tmp_path / f"{attempt}", tmp_path / f"done{attempt}"
+        pid = os.fork()
+        if pid == 0:
+            saving(folder, done)
+            os._exit(1)
+        while not done.exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        last = int(done.read_text().splitlines()[-1])
+        cut += sum(not (begun / MANIFEST).exists() for begun in folder.iterdir())
+        found, complaints = Checkpoints(folder).newest()
+        assert found is not None
+        assert complaints == []
+        assert found.step in (last, last + 1), "what was said to be saved, or what was saved before it could be said"
+        assert fingerprint([found.shared, found.shards[0]]) == fingerprint([state(found.step), shard(found.step)])
+        save(folder, found.step + 1)
+        assert all((left / MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
+    assert cut, "some of them in the middle of a save"
+
+
+FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", MANIFEST]
+
+
+@pytest.mark.fault(17, "a file is cut, empty or gone")
+@pytest.mark.fault(18, "a bit of any file")
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    path = max(tmp_path.iterdir()) / file
+    if damage == "gone" and file == MANIFEST:
+        pytest.skip("a folder without a manifest is not a checkpoint")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes({"flip": bytes(data), "cut": path.read_bytes()[:-1], "empty": b"", "gone": b""}[damage])
+    if damage == "gone":
+        path.unlink()
+    found, complaints = checkpoints.newest()
+    assert found is not None
+    assert found.step == 1
+    assert len(complaints) == 1
+    assert (str(path) if file != MANIFEST else str(path.parent)) in complaints[0]
+
+
+@pytest.mark.fault(18, "60 random bits")
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    folder = max(tmp_path.iterdir())
+    rng = random.Random(0)
+    for _ in range(60):
+        path = folder / rng.choice(FILES[:3])
+        data = path.read_bytes()
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(changed))
+        found, _ = checkpoints.newest()
+        assert found is not None
+        assert found.step == 1
+        path.write_bytes(data)
+    found, _ = checkpoints.newest()
+    assert found is not None
+    assert found.step == 2
+
+
+@pytest.mark.fault(17, "no whole checkpoint is left")
+def test_all_damaged_is_no_silent_new_start(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1)
+    next(tmp_path.glob("*/shared.json")).write_text("{}")
+    with pytest.raises(StopTraining, match=r"shared\.json.*no whole checkpoint is left"):
+        checkpoints.newest()
+
+
+class Canary:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("/tmp/firstlight-canary"),))
+
+
+@pytest.mark.fault(51, "a pickle in a checkpoint")
+def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    folder = max(tmp_path.iterdir())
+    torch.save(Canary(), folder / "shared.safetensors")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    data = (folder / "shared.safetensors").read_bytes()
+    manifest["files"]["shared.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    found, complaints = checkpoints.newest()
+    assert found is not None
+    assert found.step == 1
+    assert "Safetensor" in complaints[0]
+    assert not Path("/tmp/firstlight-canary").exists()
+
+
+@pytest.mark.fault(16, "full disk: a checkpoint")
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes writes fail as a full disk does; in a child, since it cannot be taken back."""
+    save(tmp_path, 1)
+    program = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from firstlight.pipeline.train.checkpoint import Checkpoints\n"
+        "from firstlight.pipeline.errors import StopTraining\n"
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, {resource.RLIM_INFINITY}))\n"
+        "try:\n"
+        "    Checkpoints(Path(sys.argv[1])).save(2, {'w': torch.zeros(10000)}, {}, {'plan': 'p'})\n"
+        "except StopTraining as stop:\n"
+        "    print(stop)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert "the checkpoint of step 2 cannot be written: File too large" in answer.stdout, answer.stderr
+    assert signal.SIGXFSZ
+    found, complaints = Checkpoints(tmp_path).newest()
+    assert found is not None
+    assert (found.step, complaints) == (1, [])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def saved_by_this_rank(folder: str) -> tuple[int, int]:
+    checkpoints = Checkpoints(Path(folder))
+    checkpoints.save(
+        4, state(4), {"assignment": {"ids": torch.tensor([rank()]), "rows": torch.tensor([10 + rank()])}}, {"plan": "p"}
+    )
+    found, _ = checkpoints.newest()
+    assert found is not None
+    return found.step, len(found.shards)
+
+
+def test_two_workers_write_a_shard_each_and_one_reads_both(pool: Pool, tmp_path: Path) -> None:
+    assert pool.run(saved_by_this_rank, str(tmp_path)) == [(4, 2), (4, 2)]
+    found, _ = Checkpoints(tmp_path).newest()
+    assert found is not None
+    assert [int(s["assignment"]["rows"]) for s in found.shards] == [10, 11]
+    folder = next(tmp_path.iterdir())
+    shutil.move(folder / "shard-00001-of-00002.safetensors", tmp_path / "elsewhere")
+    with pytest.raises(StopTraining, match=r"shard-00001-of-00002\.safetensors: is missing"):
+        Checkpoints(tmp_path).newest()

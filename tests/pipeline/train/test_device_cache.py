@@ -1,0 +1,251 @@
+"""Images held on the device give the batches of the stream, bit by bit: trainings cannot tell, but for their speed."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from firstlight.pipeline.config.recipe import Stream
+from firstlight.pipeline.data import stream
+from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import Arrays, Decoder, Loader, Options, TrainOrder
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages import finetune
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train import device_cache
+from firstlight.pipeline.train import loop as fit_module
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.job import to_batch
+from firstlight.pipeline.train.metrics import METRICS
+from tests.pipeline.train.test_device_augment import PIPELINES
+from tests.pipeline.train.test_loop import Stopped, train
+from tests.support import recipes
+from tests.support.gloo import Pool
+
+CPU = torch.device("cpu")
+HELD = np.arange(2, 600)  # more than are trained on
+OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
+BATCH = 12
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    device_cache._kept.clear()
+    yield
+    device_cache._kept.clear()
+
+
+def plan(store: Store) -> Plan:
+    """100 ids, far apart; 8 steps, 3 to a task."""
+    return Plan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
+
+
+def assert_same(loader: Loader, order: TrainOrder, options: Options = OPTIONS) -> None:
+    """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
+    held, _ = device_cache.hold(loader, options, CPU)
+    rows = BATCH // order.world
+    expected = list(stream.batches(loader, order, rows, replace(options, on_ray=False)))
+    assert_equal(list(device_cache.batches(held, loader, order, options)), expected)
+    assert_equal(list(device_cache.streamed(loader, order, rows, replace(options, on_device=True), CPU)), expected)
+    assert len(expected) == order.stop - order.start
+
+
+def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a["views"].dtype == torch.uint8
+        assert a["views"].shape == b["views"].shape
+        ours, theirs = to_batch(a, CPU), to_batch(b, CPU)
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert all(torch.equal(x, y) and x.is_contiguous() for x, y in zip(ours.views, theirs.views, strict=True))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
+    """Two epochs of two views, at the size of the images and at others."""
+    for size in (8, 12):
+        assert_same(
+            Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16)
+        )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_get_their_parts(digits: Store, world: int) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"])), 8, 0, 1_000_000)
+    for rank in range(world):
+        assert_same(loader, TrainOrder(plan(digits), rank, world, 0, 16))
+
+
+def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    for start in range(17):
+        assert_same(loader, TrainOrder(plan(digits), 0, 1, start, 16))
+
+
+@pytest.mark.ray
+def test_decoded_by_ray_data_they_are_the_same(digits: Store, ray_local: None) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    assert_same(loader, TrainOrder(plan(digits), 0, 1, 0, 16), replace(OPTIONS, on_ray=True))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of every image that is decoded to be held."""
+    seen: list[int] = []
+    real = Decoder.load
+
+    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
+        seen.extend(ids.tolist())
+        return real(self, ids, passes, encoded)
+
+    monkeypatch.setattr(Decoder, "load", load)
+    return seen
+
+
+def test_images_are_decoded_once(digits: Store, decoded: list[int]) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    held, notes = device_cache.hold(loader, OPTIONS, CPU)
+    assert decoded == HELD.tolist()
+    assert notes == ["598 images of 8 x 8 are held decoded (0.1 MB on cpu)"]
+    again, notes = device_cache.hold(replace(loader, seed=9, ops=()), OPTIONS, CPU)
+    assert again is held
+    assert notes == []
+    device_cache.hold(loader, replace(OPTIONS, resident=HELD[1:]), CPU)
+    assert decoded == [*HELD.tolist(), *HELD[1:].tolist()]
+    assert len(device_cache._kept) == 1, "what is not used any more is still held"
+
+
+def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
+    loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    held, _ = device_cache.hold(loader, OPTIONS, CPU)
+    for ids in ([1, 5], [5, 700]):
+        with pytest.raises((AssertionError, IndexError)):
+            held.batch(np.array(ids), np.zeros(len(ids), np.int64), loader)
+
+
+def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
+    """A hash of all that is held, and how many images this rank has decoded."""
+    device_cache._kept.clear()
+    loader = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000)
+    before, seen = Decoder.load, []
+
+    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
+        seen.append(len(ids))
+        return before(self, ids, passes, encoded)
+
+    Decoder.load = load  # type: ignore[method-assign]
+    try:
+        held, _ = device_cache.hold(loader, replace(OPTIONS, resident=HELD[:count]), CPU)
+    finally:
+        Decoder.load = before  # type: ignore[method-assign]
+        device_cache._kept.clear()
+    return hashlib.sha256(held.pixels.numpy().tobytes() + held.labels.tobytes()).hexdigest(), sum(seen)
+
+
+@pytest.mark.parametrize("count", [598, 1])
+def test_workers_decode_a_part_each_and_hold_all(pool: Pool, digits: Store, count: int) -> None:
+    alone, _ = held_on_this_rank(str(digits.path), count)
+    answers = pool.run(held_on_this_rank, str(digits.path), count)
+    assert [found for found, _ in answers] == [alone, alone]
+    assert [seen for _, seen in answers] == [count - count // 2, count // 2]
+
+
+SEVERAL = {"width": [3, 50], "height": [4, 60], "modes": {}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "complaint"),
+    [
+        ({}, SEVERAL, "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: auto, off"),
+        ({}, {}, "it needs images of one size"),
+        (
+            {"resident_mb": 1},
+            {"width": [100, 100], "height": [50, 50]},
+            "100 images of 100 x 50 take 2 MB, more than stream.resident_mb: 1; valid",
+        ),
+    ],
+)
+def test_what_cannot_be_held_is_streamed_or_told(
+    digits: Store, settings: dict[str, Any], images: dict[str, Any], complaint: str
+) -> None:
+    store = replace(digits, images=images)
+    assert not device_cache.possible(Stream(**settings), store, 100)
+    assert not device_cache.possible(Stream(**settings, resident="off"), store, 100)
+    with pytest.raises(UserError, match=f"^stream.resident: 'on' is not possible: {complaint}"):
+        device_cache.possible(Stream(**settings, resident="on"), store, 100)
+
+
+def test_auto_says_why_it_streams(digits: Store) -> None:
+    store = replace(digits, images=SEVERAL)
+    why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
+    assert [device_cache.choice(Stream(resident=mode), store, 100) for mode in ("auto", "on", "off")] == [[why], [], []]  # type: ignore[arg-type]
+    assert device_cache.choice(Stream(), digits, 100) == []
+
+
+def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
+    assert digits.size == (8, 8)
+    assert [device_cache.possible(Stream(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
+        True,
+        True,
+        False,
+    ]  # type: ignore[arg-type]
+
+
+def test_images_of_several_sizes_are_not_augmented_on_the_device(digits: Store) -> None:
+    assert [device_cache.on_device(Stream(augment=place), digits) for place in ("cpu", "device")] == [False, True]  # type: ignore[arg-type]
+    store = replace(digits, images=SEVERAL)
+    assert not device_cache.on_device(Stream(), store)
+    told = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
+    with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {told}"):
+        device_cache.on_device(Stream(augment="device"), store)
+
+
+STREAMED: dict[str, Any] = {"stream__resident": "off"}
+DECODED: dict[str, Any] = {**STREAMED, "stream__augment": "device"}
+AUGMENTED: dict[str, Any] = {"dataset__train_augment": PIPELINES["super_and"]}
+
+
+def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: Path, digits: Store) -> None:
+    streamed, _ = train(tmp_path / "streamed", digits, **AUGMENTED, **STREAMED)
+    assert train(tmp_path / "held", digits, **AUGMENTED)[0] == streamed
+    assert train(tmp_path / "decoded", digits, **AUGMENTED, **DECODED)[0] == streamed
+    for first, then in (({}, STREAMED), (DECODED, {})):
+        folder = tmp_path / f"mixed{len(first)}"
+        with pytest.raises(Stopped):
+            train(folder, digits, 4, **AUGMENTED, **first)
+        assert train(folder, digits, **AUGMENTED, **then)[0] == streamed
+    told = {
+        name: "are held decoded" in (tmp_path / name / "job" / METRICS).read_text() for name in ("streamed", "held")
+    }
+    assert told == {"streamed": False, "held": True}
+
+
+def trained_on_this_rank(folder: str, store: str, mode: str) -> str:
+    return train(Path(folder) / mode, Store.open(Path(store)), stream__resident=mode)[0]
+
+
+def test_two_workers_end_bit_identical_in_both_modes(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    ends = [pool.run(trained_on_this_rank, str(tmp_path), str(digits.path), mode) for mode in ("on", "off")]
+    assert len({end for both in ends for end in both}) == 1
+
+
+def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(
+    tmp_path: Path, digits: Store, decoded: list[int]
+) -> None:
+    results = {}
+    for mode in ("on", "off"):
+        worker = Worker.start(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
+        stage: Any = worker.recipe.stages["finetune"]
+        for name in ("scratch-lr0.1", "scratch-lr0.3"):
+            task = finetune._build(worker, stage, Instance("finetune", 0, "f", tmp_path), "scratch")
+            job = finetune._job(worker, stage, Instance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
+            fit_module.fit(job, task)
+            results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
+    assert sorted(decoded) == worker.splits.train.tolist()
+    assert torch.equal(results["on", "scratch-lr0.3"], results["off", "scratch-lr0.3"])

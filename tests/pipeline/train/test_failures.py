@@ -1,0 +1,223 @@
+"""Failures of workers, below Ray: a rank that raises, hangs, leaves early or breaks off in the middle of a step, between two processes of gloo."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.run import launch
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train import failures, fault
+from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.trainer import Trainer
+from firstlight.tasks.collective import rank
+from tests.support import recipes
+from tests.support.gloo import Pool
+
+TIMEOUT_S = 4.0
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Pool]:
+    """A pool that nobody else uses: its group is left broken."""
+    pool = Pool(2)
+    yield pool
+    pool.close()
+
+
+def regroup(store: str) -> None:
+    """What a restarted worker group has: other connections, of short patience."""
+    mine, world = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=mine, world_size=world, timeout=timedelta(seconds=TIMEOUT_S)
+    )
+
+
+def recipe(folder: Path) -> Any:
+    its = recipes.recipe(folder)
+    del its.stages["evaluate"], its.stages["finetune"]
+    return its
+
+
+def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0) -> dict[str, Any]:
+    """One attempt of a worker group at a training, as Ray makes it, with a fault; what becomes of it on this rank, and when."""
+    regroup(group)
+    os.environ["FIRSTLIGHT_FAULT"] = wanted
+    instance = Instance("pretrain", 3, "f", Path(folder) / "job")
+    payload = {"recipe": recipe(Path(folder)).dump(), "store": store, "work": "firstlight.pipeline.stages.pretrain"}
+    payload["instances"] = [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fault.time, "sleep", lambda _: patch.undo() or time.sleep(sleep))
+        start = time.monotonic()
+        try:
+            answer = launch._run(payload, on_ray=False, device=CPU)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}", "notes": error.__notes__}
+        finally:
+            os.environ.pop("FIRSTLIGHT_FAULT")
+    return {**answer, "seconds": time.monotonic() - start}
+
+
+def end_state(folder: Path) -> str:
+    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards])
+
+
+@pytest.fixture(scope="module")
+def clean(own: Pool, digits: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("clean")
+    for answer in own.run(attempt, str(folder), str(digits.path), str(folder / "group"), ""):
+        assert answer["stop"] is None, answer
+    return end_state(folder)
+
+
+@pytest.mark.fault(4, "a rank hangs")
+@pytest.mark.fault(5, "a rank returns early")
+@pytest.mark.parametrize("kind", ["raise", "hang"])
+def test_a_rank_that_is_gone_is_noticed_in_time_and_the_next_attempt_ends_bit_identical(
+    tmp_path: Path, own: Pool, digits: Store, clean: str, kind: str
+) -> None:
+    """One that raised, or returned, does not answer any more, as one that hangs: the other fails within its timeout, and not the step before."""
+    wanted = f"rank=1,step=4,kind={kind},once={tmp_path / 'once'}"
+    other, faulty = own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "one"), wanted, 2.5 * TIMEOUT_S)
+    assert failures.is_echo(other["error"])
+    assert other["notes"] == ["after step 4"]
+    assert other["seconds"] < 2 * TIMEOUT_S + 4, "with the steps before it"
+    if kind == "raise":
+        assert "injected fault" in faulty["error"]
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    assert found is not None
+    assert found.step == 3
+    for answer in own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "two"), wanted):
+        assert answer["stop"] is None
+    assert end_state(tmp_path) == clean
+
+
+@pytest.mark.fault(3, "the same error at the same step, between two processes")
+def test_the_same_error_twice_at_the_same_step_is_not_tried_a_third_time(
+    tmp_path: Path, own: Pool, digits: Store
+) -> None:
+    for k in range(2):
+        other, faulty = own.run(
+            attempt, str(tmp_path), str(digits.path), str(tmp_path / str(k)), "rank=1,step=2,kind=raise"
+        )
+        assert failures.is_echo(other["error"])
+        assert "injected fault" in faulty["error"]
+    told = own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "third"), "rank=1,step=2,kind=raise")
+    assert {answer["stop"] for answer in told} == {
+        "job: rank 1 failed twice after step 2 of RuntimeError: injected fault: rank=1,step=2,kind=raise; it was not tried again"
+    }
+    failures.forget(tmp_path / "job")
+    for answer in own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "mended"), ""):
+        assert answer["stop"] is None, "a new command tries again"
+
+
+def broken_off(folder: str, store: str, group: str) -> list[Any]:
+    """Rank 1 leaves between the losses and the gradients of step 3; whether an update was made by rank 0, and what it was told."""
+    regroup(group)
+    worker = Worker.start(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", Path(folder) / "job"))
+    learner, real = pretrain.build(worker, stage, job), Trainer._stop_unless_finite
+
+    def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
+        real(self, loss, batch, step)
+        if step == 3 and rank() == 1:
+            raise RuntimeError("left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_stop_unless_finite", leaves)
+        try:
+            fit(job, learner)
+        except RuntimeError as error:
+            return [str(error), {name: value.detach().clone() for name, value in learner.named_parameters()}]
+    return []
+
+
+@pytest.mark.fault(6, "gradients that do not arrive")
+def test_gradients_that_do_not_arrive_change_nothing(tmp_path: Path, own: Pool, digits: Store, clean: str) -> None:
+    (told, weights), (left, _) = own.run(broken_off, str(tmp_path), str(digits.path), str(tmp_path / "one"))
+    assert left == "left"
+    assert failures.is_echo(told)
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    assert found is not None
+    assert found.step == 3
+    for name, value in weights.items():
+        assert torch.equal(found.shared["model"][name], value), name
+    for answer in own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "two"), ""):
+        assert answer["stop"] is None
+    assert end_state(tmp_path) == clean
+
+
+class UserExceptionWithTraceback(Exception):
+    """Of Ray: its text is the traceback."""
+
+
+CLOSED = UserExceptionWithTraceback(
+    "Traceback\nRuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:540] Connection closed by peer\nafter step 3"
+)
+
+
+@pytest.mark.fault(2, "the rank that failed is named")
+@pytest.mark.fault(4, "the rank that is silent is named")
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            {1: UserExceptionWithTraceback("Traceback\nValueError: bad\nafter step 3")},
+            "rank 1: ValueError: bad (after step 3)",
+        ),
+        ({0: CLOSED, 2: UserExceptionWithTraceback("ValueError: bad")}, "rank 2: ValueError: bad"),
+        ({0: CLOSED, 1: ConnectionError("The actor died")}, "rank 1: ConnectionError: The actor died"),
+        ({1: ConnectionError()}, "rank 1: ConnectionError: died"),
+        (
+            {0: CLOSED, 2: CLOSED},
+            "no answer from rank 1 within scale.collective_timeout_s: 60 (rank 0: RuntimeError: "
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:540] Connection closed by peer (after step 3))",
+        ),
+    ],
+)
+def test_the_cause_is_told_with_its_rank_and_not_what_it_did_to_the_others(
+    found: dict[int, BaseException], told: str
+) -> None:
+    assert failures.cause(found, workers=3, timeout_s=60) == told
+
+
+@pytest.mark.fault(3, "what counts as the same error")
+def test_what_counts_as_the_same_error(tmp_path: Path) -> None:
+    def fail(error: Exception, note: str) -> None:
+        error.add_note(note)
+        with pytest.raises(type(error)), failures.remembered(tmp_path):
+            raise error
+
+    for error, note in (
+        (ValueError("bad"), "after step 3"),
+        (ValueError("bad"), "after step 4"),
+        (ValueError("worse"), "after step 3"),
+        (KeyError("bad"), "after step 3"),
+        (RuntimeError("Connection closed by peer"), "after step 5"),
+        (RuntimeError("Connection closed by peer"), "after step 5"),
+        (StopTraining("asked to"), "after step 6"),
+        (StopTraining("asked to"), "after step 6"),
+    ):
+        fail(error, note)
+    fail(ValueError("bad"), "after step 4")
+    with pytest.raises(
+        StopTraining, match=r"rank 0 failed twice after step 4 of ValueError: bad; it was not tried again$"
+    ):
+        fail(ValueError("other"), "")

@@ -1,0 +1,173 @@
+"""Looking at a training changes no bit of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.train import loop as fit_module
+from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.metrics import METRICS, read_metrics
+from firstlight.pipeline.train.monitor import Watch
+from firstlight.tasks.downstream.knn import weighted_knn
+from firstlight.tasks.feature_metrics import signals
+from tests.support import recipes
+from tests.support.gloo import Pool
+
+WATCHED = {"every": 1, "images": 30, "knn_k": 5}
+SUPER_AND = {"method": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "chunk": 40}, "accumulate": 2}
+BATCH_NORM = {"method": {"name": "nat", "dim": 8, "hidden": [8], "dropout": 0.5, "norm": "batch"}}
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(
+    folder: Path, store: Store, stop: int | None = None, watch: dict[str, Any] | None = None, **stage_keys: Any
+) -> str:
+    """Pretrain, watched or not; a hash of every bit of the last checkpoint and of the network that is handed on."""
+
+    def maybe(rank: int, step: int) -> None:
+        if step == stop:
+            raise Stopped
+
+    changes = {f"stages__pretrain__{key}": value for key, value in {**stage_keys, "watch": watch or {}}.items()}
+    fit_module.fault.maybe, before = maybe, fit_module.fault.maybe
+    try:
+        worker = Worker.start(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
+        stage: Any = worker.recipe.stages["pretrain"]
+        job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain.build(worker, stage, job)
+        fit(job, learner, Watch(worker, stage, job, learner))
+    except Stopped:
+        return "stopped"
+    finally:
+        fit_module.fault.maybe = before
+    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards, learner.state_dict()])
+
+
+def seen(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(folder / "job" / METRICS) if "watch_rankme" in row]
+
+
+@pytest.mark.parametrize(
+    "stage_keys", [BATCH_NORM, SUPER_AND], ids=["dropout and batch statistics", "super_and in parts"]
+)
+def test_a_watched_training_ends_bit_identical_also_when_it_is_stopped(
+    tmp_path: Path, digits: Store, stage_keys: dict[str, Any]
+) -> None:
+    clean = train(tmp_path / "clean", digits, **stage_keys)
+    assert train(tmp_path / "watched", digits, None, WATCHED, **stage_keys) == clean
+    steps = [row["step"] for row in seen(tmp_path / "watched")]
+    assert len(steps) == 2
+    for stop in (steps[0], steps[0] + 1):
+        folder = tmp_path / f"stop{stop}"
+        assert train(folder, digits, stop, WATCHED, **stage_keys) == "stopped"
+        assert train(folder, digits, None, WATCHED, **stage_keys) == clean
+        values = [{k: v for k, v in row.items() if k.startswith("watch")} for row in seen(folder)]
+        assert values == [
+            {k: v for k, v in row.items() if k.startswith("watch")} for row in seen(tmp_path / "watched")
+        ], "each look once, the same"
+
+
+def on_this_rank(folder: str, store: str, stop: int | None, watch: dict[str, Any] | None) -> str:
+    return train(Path(folder), Store.open(Path(store)), stop, watch, **BATCH_NORM)
+
+
+def test_on_two_workers(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    clean = pool.run(on_this_rank, str(tmp_path / "clean"), str(digits.path), None, None)
+    assert pool.run(on_this_rank, str(tmp_path / "watched"), str(digits.path), None, WATCHED) == clean
+    assert [row["step"] for row in seen(tmp_path / "watched")] == [3, 6]
+    assert pool.run(on_this_rank, str(tmp_path / "stopped"), str(digits.path), 4, WATCHED) == ["stopped"] * 2
+    assert pool.run(on_this_rank, str(tmp_path / "stopped"), str(digits.path), None, WATCHED) == clean
+
+
+def watched(folder: Path, store: Store, **changes: Any) -> tuple[Watch, Any]:
+    worker = Worker.start(recipes.recipe(folder, **changes), store, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+    job.folder.mkdir(parents=True)
+    method = pretrain.build(worker, stage, job).train()
+    return Watch(worker, stage, job, method), method
+
+
+@pytest.mark.parametrize("features", ["encoder", "head"])
+def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
+    tmp_path: Path, digits: Store, features: str
+) -> None:
+    watch, method = watched(
+        tmp_path, digits, dataset__val_fraction=0.3, stages__pretrain__watch={**WATCHED, "features": features}
+    )
+    found, seconds = watch.look()
+    assert method.training
+    assert seconds > 0
+    splits = watch.worker.splits
+    assert set(watch.held_out) <= set(splits.val)
+    assert set(watch.bank) <= set(splits.train)
+    assert len(watch.held_out) == len(watch.bank) == 30
+
+    @torch.no_grad()
+    def looked(ids: np.ndarray) -> torch.Tensor:
+        (batch,) = watch.worker.sweep(ids, 30)
+        maps = method.eval().encoder(batch.views[0])
+        return method.head(maps) if features == "head" else maps[-1].mean((2, 3))
+
+    held_out, bank = looked(watch.held_out), looked(watch.bank)
+    predicted = weighted_knn(held_out, bank, torch.from_numpy(splits.labels[watch.bank]), 5, 0.1).numpy()
+    assert found["watch_knn"] == pytest.approx((predicted == splits.labels[watch.held_out]).mean())
+    for name, value in signals(held_out).items():
+        assert found[f"watch_{name}"] == pytest.approx(value, rel=1e-4)
+    assert 0 < found["watch_alignment"] < 4
+
+
+def notes(folder: Path) -> list[str]:
+    file = folder / "job" / METRICS
+    return (
+        [json.loads(line)["note"] for line in file.read_text().splitlines() if "note" in line] if file.exists() else []
+    )
+
+
+def test_a_collapse_is_told_once_in_plain_words(tmp_path: Path, digits: Store) -> None:
+    watch, method = watched(tmp_path, digits, stages__pretrain__watch={**WATCHED, "features": "head"})
+    with torch.no_grad():
+        method.head.layers[-1].weight.zero_()
+    watch.look()
+    watch.look()
+    (note,) = notes(tmp_path)
+    assert note.startswith("features have collapsed: their effective rank is 1.00 of 8")
+
+
+def test_features_that_are_not_numbers_are_told_of(tmp_path: Path, digits: Store) -> None:
+    watch, method = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
+    with torch.no_grad():
+        method.encoder.stages[0][0].weight.fill_(float("nan"))
+    assert watch.look()[0] == {}
+    assert notes(tmp_path) == ["features of held-out images are not finite numbers"]
+
+
+def test_without_labels_there_are_signals_and_no_knn(tmp_path: Path, digits: Store) -> None:
+    watch, _ = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
+    watch.worker.splits.labels[:] = -1
+    unlabelled = Watch(watch.worker, watch.stage, watch.job, watch.method)
+    found, _ = unlabelled.look()
+    assert "watch_knn" not in found
+    assert found["watch_rankme"] > 1
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [3, 6, 9, 12]), (3, [9, 12]), (4, [12]), (9, [12])])
+def test_when_it_looks(tmp_path: Path, digits: Store, every: int, expected: list[int]) -> None:
+    watch, _ = watched(
+        tmp_path, digits, stages__pretrain__epochs=4, stages__pretrain__watch={**WATCHED, "every": every}
+    )
+    assert [step for step in range(1, watch.job.total_steps + 1) if watch.due(step)] == expected

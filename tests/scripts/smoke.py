@@ -1,0 +1,93 @@
+"""Trial runs of all recipes, or of those named: `python -m tests.scripts.smoke [nat/table3 ...]`. Tiny data in the true layouts; a line for each.
+
+A recipe whose encoder comes from others is run after them, in the same storage.
+"""
+
+import io
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.catalog import FOLDER, listed
+from firstlight.pipeline.config.recipe import load
+from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
+from firstlight.pipeline.run.runner import run
+from tests.support.layouts import LAYOUTS
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def data(name: str, folder: Path) -> tuple[str, ...]:
+    """The overrides that point a recipe to its data, which is written the first time."""
+    dataset = yaml_reader.read(FOLDER / f"{name}.yaml")["dataset"]
+    kind = dataset if isinstance(dataset, str) else dataset["name"]
+    if kind == "digits":
+        return ()
+    layout = {"list": "imagenet_devkit", "folder": "imagenet_devkit"}.get(kind, kind)
+    root = folder / layout
+    if not root.exists():
+        root.mkdir(parents=True)
+        LAYOUTS[layout](root)
+    if kind != "list":
+        return (f"dataset.root={root / 'train' if kind == 'folder' else root}",)
+    paths = sorted(path.relative_to(root).as_posix() for path in (root / "train").rglob("*.JPEG"))
+    (root / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in paths))
+    return (f"dataset.root={root}", f"dataset.list={root / 'list.csv'}")
+
+
+def trial(name: str, folder: Path) -> int:
+    """Run a recipe's trial in this process; the number of rows of its table.
+
+    Raises:
+        UserError, StopTraining, StageFailed: as `firstlight.pipeline.run.runner.run`.
+    """
+    recipe = load(FOLDER / f"{name}.yaml", (*data(name, folder / "data"), f"storage={folder / 'runs'}"), smoke=True)
+    return len(run(recipe, Console(file=io.StringIO())))
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """With the recipes that they need, those first."""
+    needs = {recipe.name: recipe.needs.after if recipe.needs else () for recipe in listed()}
+    out: list[str] = []
+
+    def take(name: str) -> None:
+        for before in needs[name]:
+            take(before)
+        if name not in out:
+            out.append(name)
+
+    for name in names:
+        take(name)
+    return out
+
+
+def main(names: Sequence[str]) -> int:
+    """How many have failed."""
+    torch.set_num_threads(1)
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in in_order(names or [recipe.name for recipe in listed()]):
+            start, used, told = time.monotonic(), time.process_time(), "ok    "
+            try:
+                trial(name, Path(folder))
+            except Exception as error:  # one that breaks must not hide the others
+                if not isinstance(error, UserError | StopTraining | StageFailed):
+                    traceback.print_exc()
+                failed, told, name = failed + 1, "failed", f"{name}: {' '.join(str(error).splitlines())[:300]}"
+            print(
+                f"{told}  {time.monotonic() - start:6.1f} s, {time.process_time() - used:6.1f} s of a CPU  {name}",
+                flush=True,
+            )
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))

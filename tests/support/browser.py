@@ -1,0 +1,185 @@
+"""A headless Chromium, driven over its DevTools websocket, for tests of pages."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+]
+PATIENCE_S = 60.0
+
+# What a reader meets, measured in the page: texts with too little contrast, elements that are wider than the window, images that did not load.
+MEASURE = """(() => {
+  const channel = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parse = s => { const m = s.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > 0.99) return c; }
+    return [255, 255, 255, 1]; };
+  const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let count = 0;
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
+    if (!text || !e.checkVisibility() || ['STYLE', 'TITLE'].includes(e.tagName)) continue;
+    count += 1;
+    const style = getComputedStyle(e), a = light(parse(style.color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) faint.push([text.slice(0, 40), Math.round(ratio * 100) / 100]);
+  }
+  const images = [...document.images];
+  return {
+    faint, texts: count, images: images.length,
+    broken: images.filter(i => !i.complete || i.naturalWidth === 0).length,
+    nameless: images.filter(i => !i.alt.trim()).length,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    small: [...document.querySelectorAll('p, li, td, th, dd')].filter(
+      e => e.checkVisibility() && parseFloat(getComputedStyle(e).fontSize) < 12).length,
+    headings: [...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1])),
+    headless: [...document.querySelectorAll('table')].filter(t => !t.querySelector('th[scope=col]') || !t.caption).length,
+    scripts: document.scripts.length,
+  };
+})()"""
+
+
+def chromium() -> str | None:
+    """Its path, None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Seen:
+    """A page as it was shown."""
+
+    measured: dict[str, Any]
+    complaints: list[str]  # errors of the console, exceptions, requests that failed
+    requests: list[str]  # of other addresses than the page and data:
+
+
+@dataclass
+class _Tab:
+    socket: aiohttp.ClientWebSocketResponse
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    async def do(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self.numbers)
+        await self.socket.send_json({"id": number, "method": method, "params": params})
+        while True:
+            answer = await asyncio.wait_for(self.socket.receive_json(), PATIENCE_S)
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            self.events.append(answer)
+
+    async def wait_for(self, method: str) -> None:
+        while not any(event["method"] == method for event in self.events):
+            self.events.append(await asyncio.wait_for(self.socket.receive_json(), PATIENCE_S))
+
+
+@contextlib.asynccontextmanager
+async def _browser() -> AsyncIterator[str]:
+    """The address of a new browser's tab."""
+    path = chromium()
+    assert path is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [path, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            port = await _port(Path(folder) / "DevToolsActivePort", process)
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                tabs = json.loads(await answer.text())
+            yield next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
+    for _ in range(int(PATIENCE_S / 0.1)):
+        assert process.poll() is None, "the browser ended"
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int(file.read_text().splitlines()[0])
+        await asyncio.sleep(0.1)
+    raise TimeoutError("the browser does not answer")
+
+
+async def _look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None) -> Seen:
+    async with (
+        _browser() as address,
+        aiohttp.ClientSession() as session,
+        session.ws_connect(address, max_msg_size=0) as socket,
+    ):
+        tab = _Tab(socket)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await tab.do(f"{domain}.enable")
+        await tab.do(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        await tab.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        await tab.do("Page.navigate", url=file.resolve().as_uri())
+        await tab.wait_for("Page.loadEventFired")
+        await tab.do(
+            "Runtime.evaluate",
+            expression="Promise.all([...document.images].map(i => i.decode().catch(() => 0)))",
+            awaitPromise=True,
+        )
+        await tab.do("Runtime.evaluate", expression="document.querySelectorAll('details').forEach(d => d.open = true)")
+        found = await tab.do("Runtime.evaluate", expression=MEASURE, returnByValue=True)
+        if picture is not None:
+            await tab.do(
+                "Runtime.evaluate", expression="document.querySelectorAll('details').forEach(d => d.open = false)"
+            )
+            shot = await tab.do("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+            picture.write_bytes(base64.b64decode(shot["data"]))
+        assert "value" in found["result"], found
+        return Seen(found["result"]["value"], _complaints(tab.events), _requests(tab.events, file))
+
+
+def _complaints(events: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for event in events:
+        method, params = event["method"], event["params"]
+        if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            found.append(params["entry"]["text"])
+        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            found.append(str(params["args"]))
+        if method in ("Runtime.exceptionThrown", "Network.loadingFailed"):
+            found.append(json.dumps(params)[:300])
+    return found
+
+
+def _requests(events: list[dict[str, Any]], file: Path) -> list[str]:
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [url for url in asked if not url.startswith("data:") and url != file.resolve().as_uri()]
+
+
+def look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None = None) -> Seen:
+    """Open the page in a browser of its own, `width` pixels wide, with everything unfolded; `picture`: where a screenshot of it, folded, goes."""
+    return asyncio.run(_look(file, width, scheme, picture))

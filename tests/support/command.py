@@ -1,0 +1,65 @@
+"""`firstlight ...` in a process that can be stopped, killed or kept short of disk: forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+# What a run imports on its way takes longer than the run: before the fork.
+import matplotlib.backends.backend_agg  # noqa: F401
+import mlflow.data
+import mlflow.store.artifact.local_artifact_repo
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import torch
+
+import firstlight.pipeline.run.runner  # noqa: F401
+from firstlight.pipeline.cli.main import main
+
+
+def _main(arguments: list[str], output: str, environment: dict[str, str], largest_file: int | None) -> None:
+    os.environ.update(environment)
+    os.setsid()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(output, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if largest_file is not None:  # to a write, this is a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    sys.argv = ["firstlight", *arguments]
+    main()
+
+
+class Command:
+    """A running command. `output`: where what it prints is."""
+
+    def __init__(self, process: BaseProcess, output: Path) -> None:
+        self.process, self._output = process, output
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, timeout: float = 120) -> tuple[int, str]:
+        """Its exit code (a signal is negative), and what it has printed."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"did not end within {timeout} s: {self._output.read_text()}")
+        return self.process.exitcode, self._output.read_text("utf-8")
+
+
+def start(
+    output: Path, *arguments: str, environment: Mapping[str, str] | None = None, largest_file: int | None = None
+) -> Command:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.command"])
+    process = context.Process(target=_main, args=([*arguments], str(output), dict(environment or {}), largest_file))
+    process.start()
+    return Command(process, output)

@@ -1,0 +1,147 @@
+"""An encoder's weights in the libraries' own networks: the same features by their own forward, and a reason where there is no such network."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.export_formats import TOLERANCE, Graph, counterpart, difference, lacks, traced
+
+SIZE = 64
+
+
+def trained(**spec: Any) -> Encoder:
+    """With running statistics that are not those of a fresh network, so that a forgotten tensor shows."""
+    torch.manual_seed(3)
+    encoder = Encoder(spec, SIZE).train()
+    with torch.no_grad():
+        encoder(torch.rand(4, 3, SIZE, SIZE))
+    return encoder.eval()
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
+
+
+def features(encoder: Encoder, x: torch.Tensor) -> torch.Tensor:
+    return encoder(x)[-1].mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "head"),
+    [
+        ({"name": "resnet18"}, "fc"),
+        ({"name": "resnet18", "norm": "sync"}, "fc"),
+        ({"name": "densenet121", "norm": "sync"}, "classifier"),
+    ],
+)
+@torch.no_grad()
+def test_torchvision_s_own_network_gives_the_same_features(spec: dict[str, Any], head: str) -> None:
+    encoder = trained(**spec, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    state = counterpart(encoder, "torchvision").state(encoder)
+    net = torchvision.models.get_model(spec["name"], num_classes=7)
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert (sorted(missing), unexpected) == ([f"{head}.bias", f"{head}.weight"], [])
+    setattr(net, head, nn.Identity())
+    x = images(3)
+    normalised = torchvision.transforms.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))(x)
+    assert difference(features(encoder, x), net.eval()(normalised))[1] < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "resnet18"},
+        {"name": "densenet121"},
+        {"name": "timm", "model": "resnet10t"},
+        {"name": "timm", "model": "resnet10t", "norm": "sync"},
+        {"name": "timm", "model": "efficientnet_lite0"},
+        {"name": "timm", "model": "convnext_atto"},
+    ],
+)
+@torch.no_grad()
+def test_timm_s_own_network_gives_the_same_features(spec: dict[str, Any]) -> None:
+    encoder = trained(**spec)
+    found = counterpart(encoder, "timm")
+    net = timm.create_model(found.model, num_classes=0, global_pool="avg")
+    missing, unexpected = net.load_state_dict(found.state(encoder), strict=False)
+    assert unexpected == []
+    x, normalised = images(2), (images(2) - 0.5) / 0.25
+    if found.place == "forward_features" and found.model != "convnext_atto":  # this one has a norm behind its pooling
+        assert missing == []
+        assert difference(features(encoder, x), net.eval()(normalised))[1] < TOLERANCE
+    map_ = found.last_map(net.eval())(normalised)
+    assert difference(encoder(x)[-1], map_)[1] < TOLERANCE
+
+
+@torch.no_grad()
+def test_vgg16_is_torchvision_s_with_batch_normalisation() -> None:
+    encoder = trained(name="vgg16")
+    net = torchvision.models.vgg16_bn()
+    missing, unexpected = net.load_state_dict(counterpart(encoder, "torchvision").state(encoder), strict=False)
+    assert ({name.split(".")[0] for name in missing}, unexpected) == ({"classifier"}, [])
+    assert difference(encoder(images(2))[-1], net.eval().features((images(2) - 0.5) / 0.25))[1] < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_network_of_torchvision_with_channels_last() -> None:
+    encoder = trained(name="torchvision", model="swin_t")
+    found = counterpart(encoder, "torchvision")
+    net, missing = found.network(found.state(encoder))
+    assert {name.split(".")[0] for name in missing} == {"head"}
+    assert difference(encoder(images(1))[-1], found.last_map(net)((images(1) - 0.5) / 0.25))[1] < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("spec", "library", "reason"),
+    [
+        ({"name": "alexnet"}, "torchvision", "torchvision has no network like encoder.name: alexnet"),
+        ({"name": "convnet"}, "timm", "timm has no network like encoder.name: convnet"),
+        ({"name": "resnet18", "stem": "cifar"}, "timm", "encoder.stem: cifar"),
+        ({"name": "resnet18", "norm": "group"}, "torchvision", "encoder.norm: group"),
+        ({"name": "resnet18", "input": "sobel"}, "torchvision", "encoder.input: sobel"),
+        ({"name": "resnet18", "input": "rgb_sobel"}, "timm", "encoder.input: rgb_sobel"),
+        ({"name": "timm", "model": "resnet10t"}, "torchvision", "it is 'resnet10t' of timm"),
+    ],
+)
+def test_what_a_library_does_not_have_is_told(spec: dict[str, Any], library: str, reason: str) -> None:
+    told = lacks(Encoder(spec, SIZE), library)
+    assert told is not None
+    assert reason in told
+
+
+def test_every_encoder_is_had_as_a_graph_and_looking_for_a_counterpart_changes_nothing() -> None:
+    encoder = trained(name="resnet18").train()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert [lacks(encoder, format) for format in ("torchvision", "timm", "safetensors", "onnx", "torch_export")] == [
+        None
+    ] * 5
+    assert torch.equal(torch.rand(1), expected), "no random number was drawn"
+    assert encoder.training
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "spec", [{"input": "rgb_sobel", "normalize": "image"}, {"input": "gray", "norm": "sync"}, {"input": "high_pass"}]
+)
+@torch.no_grad()
+def test_a_graph_holds_the_input_and_takes_any_number_of_images(spec: dict[str, Any]) -> None:
+    encoder = trained(name="convnet", width=4, **spec)
+    program = traced(encoder).module()
+    for count in (1, 2, 7):
+        for own, other in zip(Graph(encoder)(images(count)), program(images(count)), strict=True):
+            assert difference(own, other)[1] < TOLERANCE
+
+
+def test_a_difference_is_never_hidden() -> None:
+    own = torch.tensor([1.0, -4.0])
+    assert difference(own, own + torch.tensor([0.0, 1.0])) == (1.0, 0.25)
+    assert difference(own, torch.tensor([1.0, float("nan")]))[1] == float("inf")
+    assert difference(torch.zeros(2), torch.ones(2))[1] > 1e6

@@ -1,0 +1,156 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from firstlight.tasks.nn.input_normalization import GRAY, Input, Shared
+
+
+def ramp(slope_x: float, slope_y: float, size: int = 6) -> Tensor:
+    """(1, 3, size, size): gray, rising by `slope_x` to the right and by `slope_y` downwards."""
+    y, x = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
+    return (slope_x * x + slope_y * y).expand(1, 3, size, size)
+
+
+def naive_sobel(gray: list[list[float]], padding: str = "replicate") -> np.ndarray:
+    """(2, h, w) gradients to the right and downwards, place by place; outside, the nearest pixel or 0."""
+    h, w = len(gray), len(gray[0])
+
+    def pixel(i: int, j: int) -> float:
+        if padding == "zeros" and not (0 <= i < h and 0 <= j < w):
+            return 0.0
+        return gray[min(max(i, 0), h - 1)][min(max(j, 0), w - 1)]
+
+    out = np.zeros((2, h, w))
+    for i in range(h):
+        for j in range(w):
+            for k, weight in ((-1, 1.0), (0, 2.0), (1, 1.0)):
+                out[0, i, j] += weight * (pixel(i + k, j + 1) - pixel(i + k, j - 1))
+                out[1, i, j] += weight * (pixel(i + 1, j + k) - pixel(i - 1, j + k))
+    return out
+
+
+def plain(kind: str, **options: Any) -> Input:
+    """The filter without normalisation, in float64."""
+    return Input(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **options).double()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("slope_x", "slope_y"), [(0.1, 0.0), (0.0, 0.1), (0.03, -0.07)])
+def test_sobel_of_a_ramp_is_constant_inside(slope_x: float, slope_y: float) -> None:
+    image = ramp(slope_x, slope_y).double()
+    found = plain("sobel")(image)[0]
+    inside = found[:, 1:-1, 1:-1]
+    scale = sum(GRAY["luma"])
+    torch.testing.assert_close(inside[0], torch.full_like(inside[0], 8 * slope_x * scale), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(inside[1], torch.full_like(inside[1], 8 * slope_y * scale), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.numpy(), naive_sobel((image[0, 0] * scale).tolist()), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("padding", ["replicate", "zeros"])
+@pytest.mark.parametrize(("kind", "weights"), [("luma", (0.299, 0.587, 0.114)), ("mean", (1 / 3, 1 / 3, 1 / 3))])
+def test_sobel_of_a_random_image_equals_the_loop(kind: str, weights: tuple[float, ...], padding: str) -> None:
+    image = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gray = sum(weight * image[0, c] for c, weight in enumerate(weights))
+    assert isinstance(gray, Tensor)
+    found = plain("sobel", gray=kind, padding=padding)(image)[0]
+    np.testing.assert_allclose(found.numpy(), naive_sobel(gray.tolist(), padding), atol=1e-6)
+    torch.testing.assert_close(plain("gray", gray=kind, padding=padding)(image)[0, 0], gray, rtol=0, atol=1e-6)
+
+
+def test_mean_and_zeros_are_the_filters_of_the_authors_code() -> None:
+    """NAT's: one third of each gradient from every channel, a convolution with padding 1; Super-AND's: the mean, then such a convolution."""
+    image = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    dx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
+    kernel = torch.stack((dx, dx.T))[:, None]
+    found = plain("sobel", gray="mean", padding="zeros")(image)
+    torch.testing.assert_close(found, F.conv2d(image, kernel.expand(2, 3, 3, 3) / 3, padding=1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, F.conv2d(image.mean(1, keepdim=True), kernel, padding=1), rtol=0, atol=1e-6)
+
+
+def test_zeros_are_those_of_the_normalised_image() -> None:
+    constant = torch.full((1, 3, 6, 6), 0.7)
+    black = Input(input="sobel", mean=(0.7, 0.7, 0.7), padding="zeros")(constant)
+    assert black.abs().max() < 1e-5
+    assert Input(input="sobel", mean=(0.2, 0.2, 0.2), padding="zeros")(constant)[:, :, 0].abs().max() > 1
+
+
+def test_high_pass_sees_the_padding_too() -> None:
+    image = torch.rand(1, 3, 6, 6, dtype=torch.float64)
+    nearest, zeros = plain("high_pass")(image), plain("high_pass", padding="zeros")(image)
+    torch.testing.assert_close(nearest[..., 2:-2, 2:-2], zeros[..., 2:-2, 2:-2])
+    assert not torch.allclose(nearest, zeros)
+    row = torch.tensor([1.0, 4, 6, 4, 1], dtype=torch.float64) / 16
+    blur = torch.outer(row, row).expand(3, 1, 5, 5)
+    torch.testing.assert_close(zeros, image - F.conv2d(image, blur, padding=2, groups=3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sobel", "high_pass"])
+def test_filters_see_nothing_in_a_constant_image_not_even_at_its_border(kind: str) -> None:
+    assert plain(kind)(torch.full((2, 3, 9, 9), 0.7, dtype=torch.float64)).abs().max() < 1e-6
+
+
+def test_high_pass_is_the_image_minus_its_blur() -> None:
+    dot = torch.zeros(1, 3, 9, 9, dtype=torch.float64)
+    dot[0, 1, 4, 4] = 1.0
+    row = np.array([1, 4, 6, 4, 1]) / 16
+    expected = np.zeros((3, 9, 9))
+    expected[1, 2:7, 2:7] = -np.outer(row, row)
+    expected[1, 4, 4] += 1
+    np.testing.assert_allclose(plain("high_pass")(dot)[0].numpy(), expected, atol=1e-7)
+
+
+def test_normalize_dataset() -> None:
+    x = torch.rand(4, 3, 5, 5)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    found = Input(mean=mean, std=std)(x).numpy()
+    for c in range(3):
+        np.testing.assert_allclose(found[:, c], (x.numpy()[:, c] - mean[c]) / std[c], rtol=1e-5, atol=1e-6)
+
+
+def test_normalize_image_uses_the_statistics_of_each_image_over_its_channels() -> None:
+    x = torch.rand(4, 3, 5, 5)
+    found = Input(normalize="image", mean=(9.0, 9.0, 9.0))(x).numpy()
+    for image, result in zip(x.numpy(), found, strict=True):
+        np.testing.assert_allclose(result, (image - image.mean()) / image.std(ddof=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
+def test_constant_images_normalised_one_by_one_are_finite_and_small(kind: str) -> None:
+    for value in (0.0, 0.3, 1.0):
+        out = Input(input=kind, normalize="image")(torch.full((2, 3, 8, 8), value))  # type: ignore[arg-type]
+        assert out.abs().max() < 1.0
+
+
+def test_shared_makes_one_input_per_network_each_with_all_options() -> None:
+    options: dict[str, Any] = {
+        "normalize": "image",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "gray": "mean",
+        "padding": "zeros",
+    }
+    for kind in ("rgb", "gray", "sobel", "high_pass"):
+        (one,) = Shared(input=kind, **options).inputs()  # type: ignore[arg-type]
+        assert one.input == kind
+    towers = Shared(input="rgb_sobel", **options).inputs()
+    assert [(tower.input, tower.channels) for tower in towers] == [("rgb", 3), ("sobel", 2)]
+    x = torch.rand(2, 3, 5, 5)
+    for tower in towers:
+        assert torch.equal(tower(x), Input(input=tower.input, **options)(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
+def test_composed_filters_act_on_the_image_as_filter_and_input_do(kind: Any) -> None:
+    """Away from the border, where the two pad otherwise."""
+    made = Input(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    filters = torch.randn(4, made.channels, 3, 3, dtype=torch.float64)
+    whole = made.composed(filters)
+    seen = images if whole.shape[1] == 3 else (images * made.weights).sum(1, keepdim=True)
+    wanted = F.conv2d(made(images), filters, padding=1)
+    found = F.conv2d(seen, whole, padding=whole.shape[-1] // 2)
+    assert whole.shape[-1] == {"rgb": 3, "gray": 3, "sobel": 5, "high_pass": 7}[kind]
+    torch.testing.assert_close(found[:, :, 4:-4, 4:-4], wanted[:, :, 4:-4, 4:-4])

@@ -1,0 +1,223 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import firstlight.tasks.memory_bank
+from firstlight.tasks.collective import gather, rank, world
+from firstlight.tasks.memory_bank import MemoryBank, first_rows
+from tests.support import references
+from tests.support.gloo import Pool
+
+
+def rows(n: int, d: int, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def bank(size: int = 13, dim: int = 4, chunk: int = 5, seed: int = 0, unit: bool = True) -> MemoryBank:
+    """In float64, and with this worker's shard of the same rows on any number of workers."""
+    memory = MemoryBank(size, dim, seed, chunk)
+    everything = rows(size, dim, seed)
+    memory.rows = (F.normalize(everything, dim=1) if unit else everything)[memory.ids].contiguous()
+    return memory
+
+
+def naive(
+    queries: Tensor, everything: Tensor, own: Tensor, temperature: float, own_logit: float | None
+) -> tuple[Tensor, Tensor]:
+    """`MemoryBank.others` with an (b, n) tensor and autograd."""
+    logits = queries @ everything.T / temperature
+    itself = F.one_hot(own, len(everything)).bool()
+    lse = logits.masked_fill(itself, -torch.inf).logsumexp(1)
+    log_p = logits.masked_fill(itself, -1e9 if own_logit is None else own_logit).log_softmax(1)
+    return lse, -(log_p.exp() * log_p).sum(1)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 100])
+@pytest.mark.parametrize("own_logit", [None, -10.0])
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_pass_is_the_softmax_over_the_other_rows(chunk: int, own_logit: float | None, unit: bool) -> None:
+    memory, own = bank(chunk=chunk, unit=unit), torch.tensor([0, 12, 4, 7])
+    queries = F.normalize(rows(4, 4, 1), dim=1).requires_grad_()
+    found = memory.others(queries, own, 0.3, own_logit)
+    wanted = naive(queries, memory.rows, own, 0.3, own_logit)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        mine, its = (torch.autograd.grad(x.square().sum(), queries, retain_graph=True)[0] for x in (ours, theirs))
+        torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
+
+
+def test_the_entropy_is_that_of_the_paper() -> None:
+    memory, queries = bank(), F.normalize(rows(3, 4, 1), dim=1)
+    for own_logit in (None, -10.0):
+        entropy = memory.others(queries, torch.tensor([2, 5, 3]), 0.2, own_logit)[1].mean()
+        assert float(entropy) == pytest.approx(
+            references.super_and_entropy([queries], [2, 5, 3], memory.rows, 0.2, own_logit), rel=1e-10
+        )
+
+
+@pytest.mark.parametrize("own_logit", [None, -10.0])
+def test_gradcheck(own_logit: float | None) -> None:
+    memory, own = bank(), torch.tensor([3, 9])
+    assert torch.autograd.gradcheck(
+        lambda x: memory.others(F.normalize(x, dim=1), own, 0.5, own_logit), (rows(2, 4, 1).requires_grad_(),)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.1, 100.0])
+def test_float32_is_close_to_float64_at_any_temperature(temperature: float) -> None:
+    memory, own = bank(size=3000, dim=32, chunk=700), torch.arange(0, 160, 10)
+    wide = F.normalize(memory.rows[own] + 0.5 * rows(16, 32, 1), dim=1).requires_grad_()
+    wanted = naive(wide, memory.rows, own, temperature, None)
+    (wanted[0].mean() + wanted[1].mean()).backward()
+    memory.rows = memory.rows.float()
+    narrow = wide.detach().float().requires_grad_()
+    found = memory.others(narrow, own, temperature)
+    (found[0].mean() + found[1].mean()).backward()
+    for ours, theirs in zip((*found, narrow.grad), (*wanted, wide.grad), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4 * (temperature < 0.01)
+
+
+def test_the_own_row_carries_no_weight_however_near() -> None:
+    memory, own = bank(), torch.tensor([0, 1])
+    queries = memory.rows[:2].clone()
+    before = memory.others(queries, own, 0.01)[0][0]
+    memory.rows[0] *= 100.0  # its logit is now 10,000: were it the peak, all others would vanish
+    assert float(memory.others(queries, own, 0.01)[0][0]) == pytest.approx(float(before), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 50])
+def test_discovery_is_exact(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firstlight.tasks.memory_bank, "QUERIES", 3)
+    memory = bank(size=17, chunk=chunk)
+    nearest, entropy = memory.discover(0.2)
+    wanted, entropies = references.super_and_neighbours(memory.rows, 0.2)
+    assert nearest.tolist() == wanted
+    assert entropy.tolist() == pytest.approx(entropies, rel=1e-10)
+
+
+@given(st.integers(2, 20), st.integers(1, 7), st.integers(0, 1000))
+def test_a_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk: int, seed: int) -> None:
+    memory = bank(size=size, dim=2, chunk=chunk, seed=seed)
+    memory.rows = F.one_hot(torch.arange(size) % 2, 2).double()  # all even ids are equal, and all odd ones
+    nearest, _ = memory.discover(0.1)
+    wanted = [next(j for j in (*range(i % 2, size, 2), 1 - i % 2) if j != i) for i in range(size)]
+    assert nearest.tolist() == wanted
+
+
+def on_workers() -> list[Tensor]:
+    """This worker's part of six queries, their gradients, the neighbours, the entropies and the Gram matrix before and after a write."""
+    memory, part = bank(chunk=2), slice(rank() * 6 // world(), (rank() + 1) * 6 // world())
+    own = torch.tensor([12, 1, 5, 6, 2, 10])[part]
+    queries = F.normalize(rows(6, 4, 1), dim=1)[part].requires_grad_()
+    found = memory.others(queries, own, 0.3, -10.0)
+    (found[0].sum() + found[1].square().sum()).backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(firstlight.tasks.memory_bank, "QUERIES", 2)
+        nearest, entropy = memory.discover(0.3)
+    before = memory.gram()
+    memory.write(own, queries)
+    after = before + memory.settle()
+    assert queries.grad is not None
+    return [*(gather(x.detach()) for x in (*found, queries.grad)), nearest, entropy, before, after, memory.gram()]
+
+
+@pytest.mark.parametrize("workers", ["pool", "pool3"])
+def test_any_number_of_workers_agree(workers: str, request: pytest.FixtureRequest) -> None:
+    wanted = on_workers()
+    pool: Pool = request.getfixturevalue(workers)
+    for answer in pool.run(on_workers):
+        for ours, theirs in zip(answer, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(wanted[-1], wanted[-2], rtol=1e-12, atol=1e-12)
+
+
+def empty_shards() -> list[Tensor]:
+    """Two rows: the third of three workers has none."""
+    memory = bank(size=2)
+    nearest, entropy = memory.discover(0.3)
+    partition, _ = memory.others(F.normalize(rows(1, 4, 1), dim=1), torch.tensor([0]), 0.3)
+    return [nearest, entropy, partition, memory.gram()]
+
+
+def test_a_worker_may_hold_no_row(pool3: Pool) -> None:
+    wanted = empty_shards()
+    assert wanted[0].tolist() == [1, 0]
+    for answer in pool3.run(empty_shards):
+        for ours, theirs in zip(answer, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True), st.integers(0, 1000))
+def test_only_written_rows_change_and_the_gram_matrix_follows(ids: list[int], seed: int) -> None:
+    memory = MemoryBank(13, 4, seed, 5)
+    gram, before = memory.gram(), memory.rows.clone()
+    memory.write(torch.tensor(ids), F.normalize(rows(len(ids), 4, seed), dim=1))
+    assert torch.equal(memory.rows, before), "a write waits for the end of the step"
+    gram += memory.settle()
+    assert torch.equal(memory.settle(), torch.zeros(4, 4, dtype=torch.float64)), "a write counts once"
+    assert torch.equal(memory.state_dict()["rows"], memory.rows), "nothing is pending"
+    kept = torch.ones(13, dtype=torch.bool)
+    kept[ids] = False
+    assert torch.equal(memory.rows[kept], before[kept])
+    assert torch.allclose(memory.rows[ids].norm(dim=1), torch.ones(len(ids)), atol=1e-6)
+    torch.testing.assert_close(gram, memory.gram(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gram_matrix_does_not_drift() -> None:
+    memory = MemoryBank(500, 32, 0, 100)
+    gram = memory.gram()
+    for step in range(200):
+        memory.write(torch.randperm(500)[:64], F.normalize(rows(64, 32, step), dim=1))
+        gram += memory.settle()
+    exact = memory.gram()
+    assert (gram - exact).norm() / exact.norm() <= 1e-10
+
+
+def test_first_rows_depend_on_seed_and_id_alone() -> None:
+    ids = torch.tensor([0, 7, 8191, 8192, 20_000])
+    together = first_rows(ids, 16, 3)
+    assert torch.equal(together, torch.cat([first_rows(i[None], 16, 3) for i in ids]))
+    assert torch.equal(together.flip(0), first_rows(ids.flip(0), 16, 3))
+    assert not torch.equal(together, first_rows(ids, 16, 4))
+
+
+def test_first_rows_are_uniform() -> None:
+    drawn = first_rows(torch.arange(20_000), 12, 0)
+    assert drawn.abs().max() <= 0.5  # sqrt(3 / 12)
+    assert drawn.square().sum(1).mean() == pytest.approx(1.0, abs=0.01)
+    assert drawn.mean(0).abs().max() < 0.01
+
+
+MEASURE = """
+import torch
+from firstlight.tasks.memory_bank import MemoryBank
+
+def kib(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+
+def step(bank):
+    queries = torch.nn.functional.normalize(torch.randn(256, 128), dim=1).requires_grad_()
+    partition, entropy = bank.others(queries, torch.randint(bank.size, (256,)), 0.1)
+    (partition.mean() + entropy.mean()).backward()
+
+torch.set_num_threads(1)
+step(MemoryBank(300, 128, 0, 8192))
+bank = MemoryBank(2, 128, 0, 8192)
+bank.size, bank.rows = 400_000, torch.empty(400_000, 128).uniform_(-0.15, 0.15)
+before = kib("VmRSS:")
+step(bank)
+print((kib("VmHWM:") - before) / 1024)
+"""
+
+
+def test_the_pass_needs_little_memory() -> None:
+    """128 images in two views against 400,000: a (256, n) tensor alone would be 390 MiB."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    assert 8 < float(done.stdout) <= 128  # MiB; two tiles of 256 x 8192 are 16

@@ -1,0 +1,111 @@
+"""The clock of a step: parts inside parts, other threads, and a GPU that is played by a stub."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from firstlight.tasks import timer
+from firstlight.tasks.timer import Stopwatch
+
+CPU = torch.device("cpu")
+
+
+class Times:
+    """A clock that is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(timer.time, "perf_counter", lambda: self.now)
+
+
+def nested(clock: Stopwatch, times: Times) -> None:
+    with clock.part("forward"):
+        times.now += 1.0
+        with clock.part("tables"):
+            times.now += 2.0
+            with clock.part("communication"):
+                times.now += 4.0
+            times.now += 8.0
+        times.now += 16.0
+    times.now += 32.0
+    with clock.part("forward"):
+        times.now += 64.0
+
+
+def test_a_part_inside_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, times = Stopwatch(), Times(monkeypatch)
+    with clock.running(CPU):
+        nested(clock, times)
+        assert clock.read() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
+        assert clock.read() == {}, "each second is read once"
+
+
+def test_a_part_that_fails_is_counted_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, times = Stopwatch(), Times(monkeypatch)
+    with clock.running(CPU):
+
+        @clock.part("forward")
+        def fails() -> None:
+            times.now += 3.0
+            raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            fails()
+        with clock.part("backward"):
+            times.now += 1.0
+        assert clock.read() == {"forward": 3.0, "backward": 1.0}
+
+
+def test_it_counts_only_while_it_runs_and_its_own_thread_only() -> None:
+    clock = Stopwatch()
+    with clock.part("before"):
+        pass
+    with clock.running(CPU):
+        with clock.part("mine"):
+            other = threading.Thread(target=clock.part("theirs")(lambda: time.sleep(0.01)))
+            other.start()
+            other.join()
+        found = clock.read()
+    assert list(found) == ["mine"]
+    assert found["mine"] >= 0.01
+    with clock.part("after"):
+        pass
+    assert clock.read() == {}
+
+
+def test_a_training_that_is_ended_late_does_not_stop_the_next_ones_clock() -> None:
+    clock = Stopwatch()
+    first = clock.running(CPU)
+    first.__enter__()
+    with clock.running(CPU):
+        first.__exit__(None, None, None)
+        with clock.part("forward"):
+            pass
+        assert list(clock.read()) == ["forward"]
+
+
+def test_on_a_gpu_events_are_the_marks_and_are_asked_for_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds of a stub: there is no GPU here. The nesting is that of the CPU."""
+    clock, times, waited = Stopwatch(), Times(monkeypatch), []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = times.now
+
+        def elapsed_time(self, other: "Event") -> float:
+            assert waited, "the GPU was not waited for"
+            return 1000 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    with clock.running(torch.device("cuda")):
+        nested(clock, times)
+        assert waited == []
+        assert clock.read() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
+        clock.read()
+    assert len(waited) == 1
