@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import CACHE_BYTES, ROW_GROUP
 
 IMAGES, CLASSES, BATCH, EPOCHS = 100_000, 10, 256, 3
@@ -37,7 +37,7 @@ class Mixing:
     held: float
 
 
-def measured(plan: Plan) -> Mixing:
+def measured(plan: BatchPlan) -> Mixing:
     orders = [plan.epoch(epoch) for epoch in range(EPOCHS)]
     rows = [(_distance(o), _groups(o), _order(o), _meet(o), *_reading(plan, o)) for o in orders]
     distance, groups, order, meet, read, held = np.mean(rows, axis=0).tolist()
@@ -82,17 +82,17 @@ def _steps(order: np.ndarray) -> np.ndarray:
     return step
 
 
-def _reading(plan: Plan, order: np.ndarray) -> tuple[float, float]:
+def _reading(plan: BatchPlan, order: np.ndarray) -> tuple[float, float]:
     """Images in the row groups that a task touches / images that it uses; the former, a task."""
     starts = range(0, plan.steps, plan.steps_per_task)
     read = [len(np.unique(order[k : k + plan.steps_per_task] // ROW_GROUP)) * ROW_GROUP for k in starts]
     return sum(read) / order.size, float(np.mean(read))
 
 
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, BatchPlan]:
     ids, starts = np.arange(IMAGES), np.arange(0, IMAGES, ROW_GROUP)
-    windowed = {f"{window:,}": Plan(ids, starts, BATCH, 0, window, True) for window in WINDOWS}
-    return {**windowed, "global": Plan(ids, starts, BATCH, 0, 2048, False)}
+    windowed = {f"{window:,}": BatchPlan(ids, starts, BATCH, 0, window, True) for window in WINDOWS}
+    return {**windowed, "global": BatchPlan(ids, starts, BATCH, 0, 2048, False)}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import ROW_GROUP
 from firstlight.tasks.pretrain.method import Method
 from firstlight.tasks.sample_table import SampleTable
@@ -43,7 +43,7 @@ def of_plan(size: int) -> dict[str, int]:
     }
 
 
-def held_by_plan(plan: Plan) -> dict[str, int]:
+def held_by_plan(plan: BatchPlan) -> dict[str, int]:
     """The same, of one that there is."""
     return {
         "ids": plan.ids.nbytes,

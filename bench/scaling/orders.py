@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import ROW_GROUP
 from firstlight.pipeline.data.stream import TrainOrder
 
@@ -29,12 +29,12 @@ class Reading:
         return self.groups * ROW_GROUP / self.used
 
 
-def plan(batch: int, window: int, images: int | None = None) -> Plan:
+def plan(batch: int, window: int, images: int | None = None) -> BatchPlan:
     ids = np.arange(images or BATCHES * batch)
-    return Plan(ids, np.arange(0, len(ids), ROW_GROUP), batch, 0, window, True)
+    return BatchPlan(ids, np.arange(0, len(ids), ROW_GROUP), batch, 0, window, True)
 
 
-def parts(order: Plan, rank: int, world: int) -> list[np.ndarray]:
+def parts(order: BatchPlan, rank: int, world: int) -> list[np.ndarray]:
     """The ids of each task of a rank, in the first epoch: what its decoding tasks are told to read."""
     tasks = TrainOrder(order, rank, world, 0, order.steps)
     return [np.concatenate([ids for ids, _ in tasks.task(k)]) for k in range(len(tasks))]

@@ -62,7 +62,7 @@ class Batches(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan(Batches):
+class BatchPlan(Batches):
     """The order of training on `ids` (sorted, distinct int64).
 
     `group_starts`: the first id of every row group of the store, ascending; the ids between two starts are stored together.
@@ -107,7 +107,7 @@ class Plan(Batches):
 
 
 @dataclass(frozen=True, eq=False)
-class Mixed(Batches):
+class SemiSupervisedPlan(Batches):
     """Batches of exactly `labelled.batch_size` labelled images among the others (R of T in the paper of Clustering and Locality penalties).
 
     An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer, and each of their
@@ -115,8 +115,8 @@ class Mixed(Batches):
     numbers divide.
     """
 
-    labelled: Plan
-    rest: Plan
+    labelled: BatchPlan
+    rest: BatchPlan
     ids: np.ndarray = field(init=False)
     batch_size: int = field(init=False)
     key: str = field(init=False)
@@ -150,7 +150,7 @@ class Mixed(Batches):
 
 
 @lru_cache(maxsize=4)
-def _mixed_epoch(plan: Mixed, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _mixed_epoch(plan: SemiSupervisedPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     batches = np.empty((plan.steps, plan.batch_size), np.int64)
     passes = np.full_like(batches, epoch)
     others = np.setdiff1d(np.arange(plan.batch_size), plan.places)
@@ -162,7 +162,7 @@ def _mixed_epoch(plan: Mixed, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=4)
-def _epoch(plan: Plan, epoch: int) -> np.ndarray:
+def _epoch(plan: BatchPlan, epoch: int) -> np.ndarray:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((plan.seed, epoch, 0x0F1A57))))
     used = plan.steps * plan.batch_size
     if not plan.windowed:

@@ -29,17 +29,17 @@ class Splits:
         default=_no_subsets, compare=False
     )  # name -> sorted ids, as the data set names them
 
-    def known(self, ids: np.ndarray, target: Target) -> np.ndarray:
+    def with_target(self, ids: np.ndarray, target: Target) -> np.ndarray:
         """Those of `ids` whose answer is known; annotations, where a store has them, it has of every image."""
         return ids[self.labels[ids] >= 0] if target == "label" else ids
 
-    def few(self, chosen: FewLabels, seed: int, target: Target = "label") -> np.ndarray:
+    def labelled_subset(self, chosen: FewLabels, seed: int, target: Target = "label") -> np.ndarray:
         """The sorted training ids whose labels are learned from.
 
         Raises:
             UserError: a class has fewer images than are asked for; a subset that is not there, or has no training image with a label.
         """
-        known = self.known(self.train, target)
+        known = self.with_target(self.train, target)
         if chosen.labels_subset is not None:
             return self._named(chosen.labels_subset.replace("{seed}", str(seed)), known)
         if not chosen.labels_given:
@@ -55,7 +55,7 @@ class Splits:
         """How many images of the named subset are not among the training images, as they are held out or left out; 0 without a subset."""
         if chosen.labels_subset is None:
             return 0
-        return len(self.subset(chosen.labels_subset.replace("{seed}", str(seed)))) - len(self.few(chosen, seed))
+        return len(self.subset(chosen.labels_subset.replace("{seed}", str(seed)))) - len(self.labelled_subset(chosen, seed))
 
     def _named(self, name: str, known: np.ndarray) -> np.ndarray:
         try:

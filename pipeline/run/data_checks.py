@@ -30,7 +30,7 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
             )
         if isinstance(stage, Evaluate | Finetune):
             for part, ids in (("val", splits.val), *([("test", splits.test)] if recipe.score_test else [])):
-                known = len(splits.known(ids, _target(stage)))
+                known = len(splits.with_target(ids, _target(stage)))
                 if known < max(recipe.scale.most, 1):
                     raise UserError(
                         f"dataset.{part}_fraction: leaves {known} labelled {part} images for {max(recipe.scale.most, 1)} workers: too few"
@@ -63,7 +63,7 @@ def _check_training(where: str, stage: Pretrain | Finetune, splits: Splits, seed
 
 def _labelled(where: str, stage: FewLabels, splits: Splits, seed: int) -> int:
     try:
-        return len(splits.few(stage, seed, _target(stage)))
+        return len(splits.labelled_subset(stage, seed, _target(stage)))
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
 
@@ -120,9 +120,9 @@ def _tail(stage: Pretrain | Finetune, splits: Splits, seed: int) -> tuple[int, i
     """The images that an epoch leaves out, and those that it is drawn from."""
     images, batch = len(splits.train), stage.batch_size
     if isinstance(stage, Finetune) or stage.labelled_per_batch == batch:
-        images = len(splits.few(stage, seed, _target(stage)))
+        images = len(splits.labelled_subset(stage, seed, _target(stage)))
     elif stage.labelled_per_batch:
-        images, batch = images - len(splits.few(stage, seed, _target(stage))), batch - stage.labelled_per_batch
+        images, batch = images - len(splits.labelled_subset(stage, seed, _target(stage))), batch - stage.labelled_per_batch
     return images % batch, images
 
 

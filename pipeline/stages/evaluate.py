@@ -53,7 +53,7 @@ def _parts(worker: Worker) -> list[np.ndarray]:
     """The labelled ids to train, choose and test on; to train and choose on where the test split is left alone."""
     splits = worker.splits
     wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
-    return [splits.known(ids, "label") for ids in wanted]
+    return [splits.with_target(ids, "label") for ids in wanted]
 
 
 def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def work(worker: Worker, stage: Finetune, instance: Instance) -> None:
 
 
 def _few(worker: Worker, stage: Finetune, instance: Instance) -> np.ndarray:
-    return worker.splits.few(stage, instance.seed, TASKS[stage.task.name].target)
+    return worker.splits.labelled_subset(stage, instance.seed, TASKS[stage.task.name].target)
 
 
 def _job(worker: Worker, stage: Finetune, instance: Instance, folder: Path, rate: float) -> Job:
@@ -149,7 +149,7 @@ def views_of_test(worker: Worker, stage: Finetune) -> list[Augment]:
 def _scores(worker: Worker, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
     """What each task scores on those of `ids` whose answer is known. Collective; the images are decoded once."""
     target = TASKS[stage.task.name].target
-    ids = worker.splits.known(ids, target)
+    ids = worker.splits.with_target(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
     for batch in worker.sweep(
         ids, max(stage.batch_size, 256) // stage.test_crops, views_of_test(worker, stage), target
@@ -188,7 +188,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
 @torch.no_grad()
 def _save_pictures(worker: Worker, stage: Finetune, task: Task, file: Path) -> None:
     """What the task has to show of test images, or held-out ones where those are left alone."""
-    ids = worker.splits.known(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
+    ids = worker.splits.with_target(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
     chosen = spread(ids, SHOWN)
     shown = task.eval().pictures(_batch(worker, stage, chosen)) if len(chosen) else {}
     if shown:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from firstlight.pipeline.config.recipe import Pretrain, arguments
 from firstlight.pipeline.data.labelled import write_labelled
-from firstlight.pipeline.data.plan import Batches, Mixed
+from firstlight.pipeline.data.plan import Batches, SemiSupervisedPlan
 from firstlight.pipeline.data.splits import spread
 from firstlight.pipeline.data.stream import Loader
 from firstlight.pipeline.files import write_atomically, write_json
@@ -53,7 +53,7 @@ def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
 
 def _labelled(worker: Worker, stage: Pretrain, seed: int) -> np.ndarray:
     """The ids whose labels the method may see."""
-    return worker.splits.few(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
+    return worker.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
 
 
 def _plan(worker: Worker, stage: Pretrain, labelled: np.ndarray, seed: int) -> Batches:
@@ -62,7 +62,7 @@ def _plan(worker: Worker, stage: Pretrain, labelled: np.ndarray, seed: int) -> B
     if stage.labelled_per_batch == stage.batch_size:
         return worker.plan(labelled, stage.batch_size, seed)
     rest = np.setdiff1d(worker.splits.train, labelled, assume_unique=True)
-    return Mixed(
+    return SemiSupervisedPlan(
         worker.plan(labelled, stage.labelled_per_batch, seed),
         worker.plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
     )
@@ -123,7 +123,7 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
         ("val", worker.splits.val),
         ("test", worker.splits.test if worker.recipe.score_test else worker.splits.test[:0]),
     ):
-        ids = worker.splits.known(ids, "label")
+        ids = worker.splits.with_target(ids, "label")
         if len(ids) >= world():
             batches = worker.sweep(ids, max(stage.batch_size, 256))
             right = [torch.eq(method.predict(batch.views[0]), batch.labels).double() for batch in batches]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firstlight.pipeline.config.recipe import Augment, Recipe, Training
 from firstlight.pipeline.data.augment.targets import Targets
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.splits import Splits, split
 from firstlight.pipeline.data.store import CACHE_BYTES, Store
 from firstlight.pipeline.data.stream import EvalOrder, Loader, Options, batches
@@ -57,12 +57,12 @@ class Worker:
         """The augmentations of the `count` views of a training."""
         return [training.augment or self.recipe.dataset.train_augment] * count
 
-    def plan(self, ids: np.ndarray, batch_size: int, seed: int) -> Plan:
+    def plan(self, ids: np.ndarray, batch_size: int, seed: int) -> BatchPlan:
         """The order of a training. A task holds its window's encoded images, so a window has as many as fit the cache, at most."""
         stream, total = self.recipe.stream, sum(shard.bytes for shard in self.store.shards)
         per_image = max(total // sum(shard.count for shard in self.store.shards), 1)
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > CACHE_BYTES)
-        return Plan(
+        return BatchPlan(
             ids,
             self.store.groups("train")[:, 2],
             batch_size,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.pipeline.data.plan import Batches, Mixed, Plan
+from firstlight.pipeline.data.plan import Batches, SemiSupervisedPlan, BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import Arrays, Encoded, Loader, Options, TrainOrder, batches
 from firstlight.pipeline.run.launch import launch
@@ -36,9 +36,9 @@ def plan(kind: str) -> Batches:
     """Batches of 16 of some 150 training images; of 4 labelled ones of 10 among 12 others."""
     ids, starts, windowed = np.arange(3, 153), np.arange(0, 1438, 20), "windowed" in kind
     if "mixed" not in kind:
-        return Plan(ids, starts, 16, 0, 48, windowed)
-    return Mixed(
-        Plan(ids[::15], starts, 4, 0, 48, windowed), Plan(np.setdiff1d(ids, ids[::15]), starts, 12, 0, 48, windowed)
+        return BatchPlan(ids, starts, 16, 0, 48, windowed)
+    return SemiSupervisedPlan(
+        BatchPlan(ids[::15], starts, 4, 0, 48, windowed), BatchPlan(np.setdiff1d(ids, ids[::15]), starts, 12, 0, 48, windowed)
     )
 
 
@@ -69,9 +69,9 @@ def test_every_image_once_an_epoch_but_for_the_tail(digits: Store, kind: str) ->
     whole = streamed(digits, its, 2, 0)
     for epoch in range(EPOCHS):
         seen = [i for ids, _ in whole[epoch * its.steps : (epoch + 1) * its.steps] for i in ids]
-        others = [i for i in seen if not isinstance(its, Mixed) or i not in its.labelled.ids]
+        others = [i for i in seen if not isinstance(its, SemiSupervisedPlan) or i not in its.labelled.ids]
         assert len(set(others)) == len(others)
-        assert sorted([*others, *its.tail(epoch)]) == (its.rest.ids if isinstance(its, Mixed) else its.ids).tolist()
+        assert sorted([*others, *its.tail(epoch)]) == (its.rest.ids if isinstance(its, SemiSupervisedPlan) else its.ids).tolist()
         assert 0 < len(its.tail(epoch)) < its.batch_size
 
 
@@ -150,7 +150,7 @@ def test_fit_is_handed_from_4_workers_to_2_to_1(
         run(partial(training, str(tmp_path), str(digits.path), name, "off", stop))
     steps = traced.shown(tmp_path / "job")
     traced.assert_shown(steps, its, EPOCHS)
-    if isinstance(its, Mixed):
+    if isinstance(its, SemiSupervisedPlan):
         for row in steps.values():
             for world in WORLDS:
                 assert [(part >= 0).sum() for part in np.split(row["labels"], world)] == [8 / world] * world, (

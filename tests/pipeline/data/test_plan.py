@@ -3,14 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.pipeline.data.plan import Mixed, Plan
+from firstlight.pipeline.data.plan import SemiSupervisedPlan, BatchPlan
 
 
 def plan(
     n: int = 1000, batch: int = 32, seed: int = 0, windowed: bool = True, window: int = 128, group: int = 50
-) -> Plan:
+) -> BatchPlan:
     ids = np.arange(0, 2 * n, 2)  # every other image: the rest is held out
-    return Plan(ids, np.arange(0, 2 * n, group), batch, seed, window, windowed)
+    return BatchPlan(ids, np.arange(0, 2 * n, group), batch, seed, window, windowed)
 
 
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 40)).filter(lambda t: t[0] >= t[1])
@@ -45,7 +45,7 @@ def test_a_function_of_seed_and_epoch(windowed: bool) -> None:
 
 
 def test_a_task_reads_few_row_groups_but_a_batch_mixes_many() -> None:
-    p = Plan(np.arange(100_000), np.arange(0, 100_000, 128), 256, 0, 4096, True)
+    p = BatchPlan(np.arange(100_000), np.arange(0, 100_000, 128), 256, 0, 4096, True)
     rows = p.epoch(0)[: p.steps_per_task]
     for rank in range(4):
         part = rows[:, rank * 64 : (rank + 1) * 64].ravel()
@@ -58,12 +58,12 @@ def test_the_tail_differs_between_epochs() -> None:
     assert len({tuple(p.tail(e)) for e in range(5)}) > 1
 
 
-def mixed(labelled: int, rest: int, r: int, t: int, windowed: bool = False) -> Mixed:
+def mixed(labelled: int, rest: int, r: int, t: int, windowed: bool = False) -> SemiSupervisedPlan:
     """Labelled ids are the multiples of 3 up to 3 * labelled; r of t in a batch."""
     few = 3 * np.arange(labelled)
     others = np.setdiff1d(np.arange(10_000), few)[:rest]
     starts = np.arange(0, 10_000, 50)
-    return Mixed(Plan(few, starts, r, 0, 64, windowed), Plan(others, starts, t - r, 0, 64, windowed))
+    return SemiSupervisedPlan(BatchPlan(few, starts, r, 0, 64, windowed), BatchPlan(others, starts, t - r, 0, 64, windowed))
 
 
 @given(st.integers(1, 30), st.integers(2, 200), st.integers(1, 12), st.integers(1, 12), st.booleans())

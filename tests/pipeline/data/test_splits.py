@@ -75,7 +75,7 @@ def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_few_are_so_many_training_images_of_each_class(digits: Store, count: int) -> None:
     found = splits(digits, **WHOLE)
-    few = found.few(per_class(count), 0)
+    few = found.labelled_subset(per_class(count), 0)
     assert counts(found, few).tolist() == [count] * 10
     assert len(np.unique(few)) == len(few)
     assert set(few) <= set(found.train)
@@ -84,33 +84,33 @@ def test_few_are_so_many_training_images_of_each_class(digits: Store, count: int
 
 def test_few_are_a_function_of_the_seed(digits: Store) -> None:
     found = splits(digits, **WHOLE)
-    assert np.array_equal(found.few(per_class(4), 0), found.few(per_class(4), 0))
-    assert len({tuple(found.few(per_class(4), seed)) for seed in range(5)}) == 5
+    assert np.array_equal(found.labelled_subset(per_class(4), 0), found.labelled_subset(per_class(4), 0))
+    assert len({tuple(found.labelled_subset(per_class(4), seed)) for seed in range(5)}) == 5
 
 
 def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
     found = splits(digits)
     sizes = counts(found, found.train)
-    assert len(found.few(per_class(int(sizes.min())), 0)) == 10 * sizes.min()
+    assert len(found.labelled_subset(per_class(int(sizes.min())), 0)) == 10 * sizes.min()
     label = int(np.flatnonzero(sizes < sizes.min() + 1)[0])
     with pytest.raises(
         UserError,
         match=rf"labels_per_class: {sizes.min() + 1} is more than the {sizes.min()} training images of class {label}",
     ):
-        found.few(per_class(int(sizes.min()) + 1), 0)
+        found.labelled_subset(per_class(int(sizes.min()) + 1), 0)
 
 
 @pytest.mark.fault(34, "images without a label")
 def test_images_without_a_label_are_never_among_the_few() -> None:
     labels = np.array([0, 1, -1, 0, 1, -1, 1, 0])
     found = Splits(np.arange(7), np.arange(0), np.array([7]), labels)
-    assert found.few(per_class(None), 0).tolist() == [0, 1, 3, 4, 6]
-    assert found.few(per_class(2), 0).tolist() in ([0, 1, 3, 4], [0, 1, 3, 6], [0, 3, 4, 6])
+    assert found.labelled_subset(per_class(None), 0).tolist() == [0, 1, 3, 4, 6]
+    assert found.labelled_subset(per_class(2), 0).tolist() in ([0, 1, 3, 4], [0, 1, 3, 6], [0, 3, 4, 6])
 
 
 def test_all_labels_are_all_training_images(digits: Store) -> None:
     found = splits(digits)
-    assert np.array_equal(found.few(per_class(None), 3), found.train)
+    assert np.array_equal(found.labelled_subset(per_class(None), 3), found.train)
 
 
 @given(
@@ -121,14 +121,14 @@ def test_all_labels_are_all_training_images(digits: Store) -> None:
 def test_a_fraction_of_every_class_to_the_nearest_image(labels: list[int], fraction: float, seed: int) -> None:
     train = np.arange(0, 2 * len(labels), 2)
     found = Splits(train, train[:0], train[:0], np.repeat(np.array(labels), 2))
-    few = found.few(FewLabels(labels_fraction=fraction), seed)
+    few = found.labelled_subset(FewLabels(labels_fraction=fraction), seed)
     assert set(few) <= set(train)
     assert np.array_equal(few, np.unique(few))
     for label in set(labels):
         there, drawn = labels.count(label), int((found.labels[few] == label).sum())
         assert drawn >= 1
         assert drawn == 1 or -0.5 < drawn - fraction * there <= 0.5 + 1e-9
-    assert np.array_equal(few, found.few(FewLabels(labels_fraction=fraction), seed))
+    assert np.array_equal(few, found.labelled_subset(FewLabels(labels_fraction=fraction), seed))
 
 
 def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
@@ -136,7 +136,7 @@ def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
     found = Splits(train, train[:0], train[:0], np.zeros(100, np.int64))
     assert 0.145 * 100 < 14.5, "in binary"
     for fraction, count in ((0.145, 15), (0.144, 14), (0.005, 1), (0.015, 2), (0.29, 29), (0.0001, 1), (1.0, 100)):
-        assert len(found.few(FewLabels(labels_fraction=fraction), 0)) == count
+        assert len(found.labelled_subset(FewLabels(labels_fraction=fraction), 0)) == count
 
 
 FOLDS = {"fold0": [0, 3, 4, 8], "fold1": [1, 2, 9], "empty": [2, 8, 9]}
@@ -154,24 +154,24 @@ def folded() -> Splits:
 
 
 def test_a_named_subset_without_what_is_held_out() -> None:
-    assert folded().few(FewLabels(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
+    assert folded().labelled_subset(FewLabels(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
     assert folded().held_back(FewLabels(labels_subset="fold0"), 7) == 1
     assert folded().held_back(FewLabels(labels_fraction=0.5), 7) == 0
 
 
 def test_the_seed_chooses_the_fold() -> None:
     chosen = FewLabels(labels_subset="fold{seed}")
-    assert [folded().few(chosen, seed).tolist() for seed in (0, 1)] == [[0, 3, 4], [1]]
+    assert [folded().labelled_subset(chosen, seed).tolist() for seed in (0, 1)] == [[0, 3, 4], [1]]
     with pytest.raises(UserError, match=r"^labels_subset: 'fold2' is unknown; valid: fold0, fold1, empty$"):
-        folded().few(chosen, 2)
+        folded().labelled_subset(chosen, 2)
 
 
 def test_a_subset_without_a_training_label_is_refused() -> None:
     with pytest.raises(UserError, match=r"^labels_subset: 'empty' has no training image with a label$"):
-        folded().few(FewLabels(labels_subset="empty"), 0)
+        folded().labelled_subset(FewLabels(labels_subset="empty"), 0)
 
 
 def test_a_data_set_without_subsets_says_so() -> None:
     train = np.arange(4)
     with pytest.raises(UserError, match=r"^labels_subset: 'fold0' is unknown: this data set names no subsets$"):
-        Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).few(FewLabels(labels_subset="fold0"), 0)
+        Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).labelled_subset(FewLabels(labels_subset="fold0"), 0)

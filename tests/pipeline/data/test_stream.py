@@ -12,7 +12,7 @@ import pytest
 
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.images import decode
-from firstlight.pipeline.data.plan import Mixed, Plan
+from firstlight.pipeline.data.plan import SemiSupervisedPlan, BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
 
@@ -21,9 +21,9 @@ OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
 OPS = ({"op": "random_shift", "padding": 2}, {"op": "random_affine", "degrees": 20.0})
 
 
-def plan(store: Store, windowed: bool = False, seed: int = 0) -> Plan:
+def plan(store: Store, windowed: bool = False, seed: int = 0) -> BatchPlan:
     """100 ids, far apart; 8 steps, 3 to a task: the last task of an epoch is shorter."""
-    return Plan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, seed, 3 * BATCH, windowed)
+    return BatchPlan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, seed, 3 * BATCH, windowed)
 
 
 def loader(store: Store, views: int = 2, seed: int = 0) -> Loader:
@@ -148,7 +148,7 @@ def test_views_may_be_augmented_differently(digits: Store) -> None:
 
 def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
     starts = digits.groups("train")[:, 2]
-    its = Mixed(Plan(np.arange(4), starts, 2, 0, 36, False), Plan(np.arange(10, 50), starts, 4, 0, 36, False))
+    its = SemiSupervisedPlan(BatchPlan(np.arange(4), starts, 2, 0, 36, False), BatchPlan(np.arange(10, 50), starts, 4, 0, 36, False))
     seen: dict[int, list[bytes]] = {}
     for batch in batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
         for image_id, views in zip(batch["id"].tolist(), batch["views"], strict=True):

@@ -93,7 +93,7 @@ def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
     """Of the images that the fine-tuning with seed 1 learned from."""
     worker = Worker.start(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
     stage: Any = recipe.stages["finetune"]
-    return worker.splits.labels[worker.splits.few(stage, 1)].tolist()  # type: ignore[no-any-return]
+    return worker.splits.labels[worker.splits.labelled_subset(stage, 1)].tolist()  # type: ignore[no-any-return]
 
 
 def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from firstlight.pipeline.config.recipe import Stream
 from firstlight.pipeline.data import stream
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import Arrays, Decoder, Loader, Options, TrainOrder
 from firstlight.pipeline.errors import UserError
@@ -41,9 +41,9 @@ def nothing_held() -> Iterator[None]:
     device_cache._kept.clear()
 
 
-def plan(store: Store) -> Plan:
+def plan(store: Store) -> BatchPlan:
     """100 ids, far apart; 8 steps, 3 to a task."""
-    return Plan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
+    return BatchPlan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
 
 
 def assert_same(loader: Loader, order: TrainOrder, options: Options = OPTIONS) -> None:

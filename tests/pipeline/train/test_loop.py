@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.stages import pretrain
@@ -458,7 +458,7 @@ def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
     job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
     learner = Looks()
     fit(job, learner)
-    few = set(worker.splits.few(stage, 0).tolist()) if labelled else set()
+    few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
     for batch in learner.seen:
         assert int((batch.labels >= 0).sum()) == visible
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
@@ -471,7 +471,7 @@ def test_a_training_that_waits_for_images_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float | None, told: bool
 ) -> None:
     monkeypatch.setattr(metrics, "WAIT_AFTER_S", 0.05)
-    plan = Plan(np.arange(40), np.array([0]), 4, 0, 8, False)
+    plan = BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False)
 
     def stream() -> Iterator[dict[str, Any]]:
         for _ in range(10):
@@ -488,7 +488,7 @@ def test_a_training_that_waits_for_images_says_so(
 
 def one_of_two_waits(folder: str) -> None:
     """On rank 0 the step takes as long as rank 1 waits."""
-    clock = Clock(Path(folder), Plan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
+    clock = Clock(Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "WAIT_AFTER_S", 0.05)
         for step, _ in enumerate(clock.waiting(late({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):

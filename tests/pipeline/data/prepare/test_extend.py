@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from firstlight.pipeline.config.recipe import Dataset
 from firstlight.pipeline.data import shards
-from firstlight.pipeline.data.plan import Plan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.extend import KNOWN
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -519,7 +519,7 @@ def test_a_training_sees_every_training_image_once_an_epoch(tmp_path: Path, wind
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     new = local(grown(data, old), tmp_path / "out")
-    plan = Plan(new.ids("train"), new.groups("train")[:, 2], 6, 0, 12, windowed)
+    plan = BatchPlan(new.ids("train"), new.groups("train")[:, 2], 6, 0, 12, windowed)
     loader = Loader(new, (({"op": "center_crop"},),), 4, 0, 1_000_000)
     found = [
         *batches(
