@@ -1,39 +1,44 @@
-"""The failures that are told to the user in one line on stderr, without a traceback."""
+"""Failures that reach the user as one line on stderr, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or a machine's set-up: the user's to mend, exit code 2.
+    """A mistake that the user can correct in a config, a file or a machine's set-up: exit code 2.
 
-    The text is one line (or one line per mistake) that names the dotted key, file or row, the value found, and what would be valid.
+    The text is one line, or one line for each mistake. A line names the dotted key, file or row, the value found, and the valid values.
     """
 
 
 class StopTraining(Exception):
-    """The training cannot go on and repeating it would not help: exit code 1. Raised by all ranks alike."""
+    """The training cannot continue, and repeating it would not help: exit code 1. All ranks raise it at the same step."""
 
 
 class Stopped(StopTraining):
-    """The training was asked to stop: a file `stop` in its folder holds why."""
+    """The training was asked to stop: the file `stop` in its folder holds the reason."""
 
 
 class Paused(StopTraining):
-    """The training has come as far as it was to come for now; its last checkpoint holds it."""
+    """The training reached the end of its segment; its last checkpoint holds the state."""
 
 
 class StageFailed(RuntimeError):
-    """The workers failed more often than `scale.max_failures` allows: exit code 1. One line with the rank and its error."""
+    """The workers failed more often than `scale.max_failures` allows: exit code 1. The text is one line with the rank and its error."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends like Ctrl-C, with its own exit code."""
+    """The process received SIGTERM: it ends as after Ctrl-C, with an exit code of its own."""
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?` with the nearest known word, else the list of all of them."""
+def suggest_valid(word: str, known: Iterable[str]) -> str:
+    """Returns `did you mean 'x'? (valid: ...)` with the nearest known word, or only the list of valid words."""
     names = sorted(map(str, known))
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     listing = f"valid: {', '.join(names)}"
     return f"did you mean {near[0]!r}? ({listing})" if near else listing
+
+
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """Returns the text of an error on one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.lock import holder
+from firstlight.pipeline.files import find_lock_owner
 from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS
 from firstlight.pipeline.tracking.lineage import Lineage, Run, Version, ids
 
@@ -100,7 +100,7 @@ def check(lineage: Lineage, found: Doomed) -> list[str]:
     """
     its = ids(found.runs)
     for name in {recipe.name for run in found.runs if (recipe := run if run.whole else lineage.recipe(run))}:
-        process = holder(lineage.records.storage / name)
+        process = find_lock_owner(lineage.records.storage / name)
         if process:
             raise UserError(f"run: {name!r} is being run by process {process}; stop it, or wait for it")
     told = []

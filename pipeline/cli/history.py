@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firstlight.pipeline.cli.scores import images, told
-from firstlight.pipeline.lock import LOCK, holder
+from firstlight.pipeline.files import LOCK_FILE, find_lock_owner
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running", "SCHEDULED": "waiting"}
@@ -39,7 +39,7 @@ def state(lineage: Lineage, run: Run) -> str:
         return said
     recipe = run if run.whole else lineage.recipe(run)
     folder = lineage.records.storage / (recipe.name if recipe else "")
-    return "stopped" if (folder / LOCK).is_file() and holder(folder) is None else said
+    return "stopped" if (folder / LOCK_FILE).is_file() and find_lock_owner(folder) is None else said
 
 
 def lines(lineage: Lineage, name: str = "", limit: int | None = None) -> Iterator[Line]:

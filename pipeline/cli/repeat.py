@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firstlight.pipeline.config.recipe import Recipe, override, parse
-from firstlight.pipeline.errors import StageFailed, UserError, suggest
+from firstlight.pipeline.errors import StageFailed, UserError, suggest_valid
 from firstlight.pipeline.run.runner import Repeats
 from firstlight.pipeline.stages.stage import code_version
 from firstlight.pipeline.tracking.lineage import Lineage, Run, read
@@ -84,7 +84,7 @@ def recipe_of(original: Original, overrides: Sequence[str]) -> Recipe:
     for word in overrides:
         key = word.partition("=")[0]
         if not any(key == may or key.startswith(f"{may}.") for may in MAY_DIFFER):
-            raise UserError(f"{key}: cannot differ in a repetition; {suggest(key, MAY_DIFFER)}")
+            raise UserError(f"{key}: cannot differ in a repetition; {suggest_valid(key, MAY_DIFFER)}")
     raw = copy.deepcopy(original.recipe)
     raw["name"] = f"{raw['name']}-repeat"
     raw["storage"] = "runs"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from firstlight.pipeline.errors import suggest
+from firstlight.pipeline.errors import suggest_valid
 
 
 def explain(error: ValidationError, raw: Any, model: type[BaseModel]) -> str:
@@ -26,12 +26,12 @@ def _explain(error: Any, raw: Any, model: type[BaseModel]) -> str:
     key = _dotted(error["loc"], raw, whole=error["type"] == "value_error")
     last, kind, context = str(error["loc"][-1]) if error["loc"] else "", error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key}: unknown key; {suggest(last, _siblings(error['loc'], model))}"
+        return f"{key}: unknown key; {suggest_valid(last, _siblings(error['loc'], model))}"
     if kind == "missing":
         return f"{key}: is missing and has no default"
     if kind == "union_tag_invalid":
         tag = context["discriminator"].strip("'")
-        return f"{key}.{tag}: {context['tag']!r} is unknown; {suggest(context['tag'], context['expected_tags'].replace(chr(39), '').split(', '))}"
+        return f"{key}.{tag}: {context['tag']!r} is unknown; {suggest_valid(context['tag'], context['expected_tags'].replace(chr(39), '').split(', '))}"
     if kind == "union_tag_not_found":
         return f"{key}.{context['discriminator'].strip(chr(39))}: is missing and has no default"
     message = (

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from firstlight.pipeline.errors import suggest
+from firstlight.pipeline.errors import suggest_valid
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: cls
@@ -41,7 +41,7 @@ class _Named(BaseModel):
         known = [p for p in inspect.signature(cls).parameters if p not in ("params", "optimizer", "lr", "last_epoch")]
         for key in self.arguments():
             if key not in known:
-                raise ValueError(f"{key} is not a parameter of {self.name}; {suggest(key, known)}")
+                raise ValueError(f"{key} is not a parameter of {self.name}; {suggest_valid(key, known)}")
 
 
 class Optimizer(_Named):
@@ -52,7 +52,7 @@ class Optimizer(_Named):
     @model_validator(mode="after")
     def _builds(self) -> "Optimizer":
         if self.name not in OPTIMIZERS:
-            raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, OPTIMIZERS)}")
+            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, OPTIMIZERS)}")
         self.check_arguments(OPTIMIZERS[self.name])
         try:
             build_optimizer(self, [(1.0, [torch.nn.Parameter(torch.zeros(1))])])
@@ -77,7 +77,7 @@ class Schedule(_Named):
             if set(self.arguments()) != {"t0", "gamma"}:
                 raise ValueError(f"hyperbolic takes t0 and gamma, found {sorted(self.arguments())}")
         elif self.name not in SCHEDULES:
-            raise ValueError(f"name {self.name!r} is unknown; {suggest(self.name, [*SCHEDULES, 'hyperbolic'])}")
+            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, [*SCHEDULES, 'hyperbolic'])}")
         else:
             self.check_arguments(SCHEDULES[self.name])
         if self.name == "ReduceLROnPlateau" and self.period is not None:

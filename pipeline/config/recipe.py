@@ -35,7 +35,7 @@ from firstlight.pipeline.config.messages import explain
 from firstlight.pipeline.config.optim import Optimizer, Schedule
 from firstlight.pipeline.data.augment.ops import CROPS, OPS, ten_crop
 from firstlight.pipeline.data.sources import SOURCES
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.stages.projection import Projection
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.encoders import ENCODERS, Shared
@@ -593,18 +593,18 @@ class Recipe(Strict):
         for k, row in enumerate(self.expected):
             if row.stage not in self.stages:
                 raise ValueError(
-                    f"expected.{k}.stage: {row.stage!r} is no stage of this recipe; {suggest(row.stage, self.stages)}"
+                    f"expected.{k}.stage: {row.stage!r} is no stage of this recipe; {suggest_valid(row.stage, self.stages)}"
                 )
             stage = self.stages[row.stage]
             arms = stage.arms if isinstance(stage, Finetune) else ("pretrained",)
             if row.arm not in arms:
                 raise ValueError(
-                    f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest(row.arm, arms)}"
+                    f"expected.{k}.arm: {row.arm!r} is none of stages.{row.stage}; {suggest_valid(row.arm, arms)}"
                 )
             measures = () if isinstance(stage, Embed | Export) else stage.measures
             if row.measure not in measures:
                 raise ValueError(
-                    f"expected.{k}.measure: {row.measure!r} is not measured by stages.{row.stage}; {suggest(row.measure, measures or ['nothing'])}"
+                    f"expected.{k}.measure: {row.measure!r} is not measured by stages.{row.stage}; {suggest_valid(row.measure, measures or ['nothing'])}"
                 )
         return self
 
@@ -702,7 +702,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
 def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     stages = raw.get("stages")
     if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
-        raise UserError(f"stages.{keys[1]}: no such stage in this recipe; {suggest(keys[1], stages)}")
+        raise UserError(f"stages.{keys[1]}: no such stage in this recipe; {suggest_valid(keys[1], stages)}")
     for depth, key in enumerate(keys[:-1], 1):
         if raw.get(key) is None:
             raw[key] = {}
@@ -730,7 +730,7 @@ def _compose(raw: dict[str, Any], conf: Path) -> dict[str, Any]:
         raise UserError("defaults: must be sections of settings, one for a kind of stage, e.g. defaults.finetune")
     for kind in defaults:
         if kind not in KINDS:
-            raise UserError(f"defaults.{kind}: no such kind of stage; {suggest(kind, KINDS)}")
+            raise UserError(f"defaults.{kind}: no such kind of stage; {suggest_valid(kind, KINDS)}")
     out = {
         key: _with_group(conf, key, value, key) if key in GROUPS else value
         for key, value in raw.items()
@@ -761,7 +761,7 @@ def _with_group(conf: Path, group: str, value: Any, where: str) -> Any:
     if value["name"] not in known:
         if group == "dataset" and "source" in value:  # one of the user's own, whole in the recipe
             return value
-        raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest(value['name'], known)}")
+        raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest_valid(value['name'], known)}")
     base = yaml_reader.read(known[value["name"]])
     return _merge(
         base, {**value, "name": base["name"]}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from firstlight.pipeline.data.parquet import parquet_file
 from firstlight.pipeline.data.store import DUPLICATES, Shard
-from firstlight.pipeline.files import put_in_place, temporary_in
+from firstlight.pipeline.files import atomic_path
 
 SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64()), ("split", pa.string()), ("path", pa.string())])
 
@@ -32,18 +32,13 @@ def write_duplicates(folder: Path, shards: Sequence[Shard]) -> dict[str, int]:
     ids, firsts = (order[places] for places in copies(digests[order]))
     by_id = np.argsort(ids)
     ids, firsts = ids[by_id], firsts[by_id]
-    temporary = temporary_in(folder)
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
-            for shard in shards:
-                here = slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))
-                if here.start < here.stop:
-                    paths = _column(folder / shard.file, "path").take(pa.array(ids[here] - shard.first_id))
-                    split = pa.array([shard.split] * len(paths), pa.string())
-                    writer.write_table(pa.table([ids[here], firsts[here], split, paths], schema=SCHEMA))
-        put_in_place(temporary, folder / DUPLICATES)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(folder / DUPLICATES) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for shard in shards:
+            here = slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))
+            if here.start < here.stop:
+                paths = _column(folder / shard.file, "path").take(pa.array(ids[here] - shard.first_id))
+                split = pa.array([shard.split] * len(paths), pa.string())
+                writer.write_table(pa.table([ids[here], firsts[here], split, paths], schema=SCHEMA))
     return {"copies": len(ids), "of_train_in_test": int((test[ids] & ~test[firsts]).sum())}
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from firstlight.pipeline.data.annotations import BOX, columns_in
 from firstlight.pipeline.data.parquet import parquet_file
 from firstlight.pipeline.data.store import GROUP_BYTES, ROW_GROUP, Shard, file_sha256, schema
-from firstlight.pipeline.files import put_in_place, temporary_in
+from firstlight.pipeline.files import atomic_path
 
 # The images are compressed already; statistics and a dictionary of them would only copy them
 LAYOUT: dict[str, Any] = {
@@ -32,9 +32,8 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row], annotations: Se
     `annotations`: the columns of `annotations.COLUMNS` that the rows have.
     """
     columns = schema(annotations)
-    temporary = temporary_in(folder)
     groups: list[int] = []
-    try:
+    with atomic_path(folder / shard.file) as temporary:
         with pq.ParquetWriter(temporary, columns, **_layout(columns)) as writer:
             for group in _groups(rows):
                 images, labels, paths, *rest = zip(*group, strict=True)
@@ -50,9 +49,6 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row], annotations: Se
         if not groups:
             return None
         size, sha256 = temporary.stat().st_size, file_sha256(temporary)
-        put_in_place(temporary, folder / shard.file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
 
 

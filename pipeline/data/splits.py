@@ -55,7 +55,9 @@ class Splits:
         """How many images of the named subset are not among the training images, as they are held out or left out; 0 without a subset."""
         if chosen.labels_subset is None:
             return 0
-        return len(self.subset(chosen.labels_subset.replace("{seed}", str(seed)))) - len(self.labelled_subset(chosen, seed))
+        return len(self.subset(chosen.labels_subset.replace("{seed}", str(seed)))) - len(
+            self.labelled_subset(chosen, seed)
+        )
 
     def _named(self, name: str, known: np.ndarray) -> np.ndarray:
         try:

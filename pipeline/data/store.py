@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from firstlight.pipeline.data.annotations import COLUMNS, Annotation, present_rows, unpacked
 from firstlight.pipeline.data.parquet import parquet_file, parquet_table
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 
 FORMAT = 3
 ROW_GROUP = 128  # rows: what one random access reads and verifies
@@ -258,7 +258,7 @@ class Store:
             UserError: there is none of this name, or their file is damaged.
         """
         if name not in self.subset_names:
-            advice = suggest(name, self.subset_names) if self.subset_names else "it has none"
+            advice = suggest_valid(name, self.subset_names) if self.subset_names else "it has none"
             raise UserError(f"subset: {name!r} is not in the store {self.path}; {advice}")
         return self._subset_rows()[name]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from firstlight.pipeline.data.store import SUBSETS, file_sha256
-from firstlight.pipeline.files import put_in_place, temporary_in
+from firstlight.pipeline.files import atomic_path
 
 NONE = np.empty(0, np.int64)
 SCHEMA = pa.schema([("subset", pa.string()), ("id", pa.int64())])
@@ -38,14 +38,10 @@ def write_subsets(
         members = ids[np.isin(train, subsets[name])] if name in subsets else NONE
         found[name] = np.union1d(members[members >= 0], before.get(name, NONE))
         lost[name] = int((members < 0).sum())
-    temporary = temporary_in(folder)
-    try:
+    with atomic_path(folder / SUBSETS) as temporary:
         names = [name for name, members in found.items() for _ in range(len(members))]
         pq.write_table(pa.table([names, np.concatenate(list(found.values()))], schema=SCHEMA), temporary)
         digest = file_sha256(temporary)
-        put_in_place(temporary, folder / SUBSETS)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {"sha256": digest, "images": {name: len(members) for name, members in found.items()}, "lost": lost}
 
 

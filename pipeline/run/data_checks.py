@@ -122,7 +122,10 @@ def _tail(stage: Pretrain | Finetune, splits: Splits, seed: int) -> tuple[int, i
     if isinstance(stage, Finetune) or stage.labelled_per_batch == batch:
         images = len(splits.labelled_subset(stage, seed, _target(stage)))
     elif stage.labelled_per_batch:
-        images, batch = images - len(splits.labelled_subset(stage, seed, _target(stage))), batch - stage.labelled_per_batch
+        images, batch = (
+            images - len(splits.labelled_subset(stage, seed, _target(stage))),
+            batch - stage.labelled_per_batch,
+        )
     return images % batch, images
 
 

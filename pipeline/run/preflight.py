@@ -23,7 +23,7 @@ from firstlight.pipeline.config.recipe import (
     arguments,
 )
 from firstlight.pipeline.data.sources import Source, open_source
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.run.ray_session import check_local
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.encoders import Encoder
@@ -176,7 +176,7 @@ def _check_classes(where: str, named: tuple[str, ...], classes: tuple[str, ...])
     for name in named:
         if name not in classes:
             raise UserError(
-                f"{where}: {name!r} is no class of the data set; {suggest(name, classes) if classes else 'it has none'}"
+                f"{where}: {name!r} is no class of the data set; {suggest_valid(name, classes) if classes else 'it has none'}"
             )
 
 

@@ -17,8 +17,7 @@ from firstlight.pipeline.data import image_statistics
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, SUBSETS, Store
 from firstlight.pipeline.errors import Paused, Stopped, UserError
-from firstlight.pipeline.files import write_json
-from firstlight.pipeline.lock import locked
+from firstlight.pipeline.files import exclusive_lock, write_json
 from firstlight.pipeline.report import figures, model_card, run_report
 from firstlight.pipeline.report.score_table import Row, facts, rows
 from firstlight.pipeline.report.store_figures import add_pictures
@@ -91,7 +90,7 @@ def run_in(
         preflight.check(recipe)
     folder = place.folder if place else recipe.storage.resolve() / recipe.name
     with (
-        locked(folder, recipe.name, TAKEN_OVER_S if place else 0.0),
+        exclusive_lock(folder, recipe.name, TAKEN_OVER_S if place else 0.0),
         Session(recipe.scale, recipe.stream, console.print) as session,
     ):
         runner = _Runner(recipe, session, console, place, repeats)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from firstlight.pipeline.config.recipe import Evaluate, Finetune, Pretrain, Recipe, Retrieve, Strict
-from firstlight.pipeline.errors import StopTraining, UserError, suggest
+from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.stages.pretrain import needs
 from firstlight.pipeline.stages.stage import Instance
 from firstlight.pipeline.train.metrics import METRICS, read_metrics
@@ -56,7 +56,7 @@ def check_measure(measure: str, where: str, recipe: Recipe) -> None:
     """
     name, _, what = measure.partition(".")
     if name not in recipe.stages:
-        raise UserError(f"{where}: {measure!r}: the recipe has no stage {name!r}; {suggest(name, recipe.stages)}")
+        raise UserError(f"{where}: {measure!r}: the recipe has no stage {name!r}; {suggest_valid(name, recipe.stages)}")
     stage = recipe.stages[name]
     has = tuple(f"{name}.{one}" for one in measures(stage))
     if not has:
@@ -71,7 +71,7 @@ def check_measure(measure: str, where: str, recipe: Recipe) -> None:
         isinstance(stage, Pretrain) and what and not what.startswith("watch_")
     )  # terms of a method's loss: known when it runs
     if measure not in has and not free and not (isinstance(stage, Finetune) and not what):
-        raise UserError(f"{where}: {measure!r} is not measured; {suggest(measure, has)}")
+        raise UserError(f"{where}: {measure!r} is not measured; {suggest_valid(measure, has)}")
 
 
 def is_logged(measure: str, recipe: Recipe) -> bool:
@@ -116,6 +116,6 @@ def _logged(what: str, instance: Instance) -> float:
     if not found:
         skip = ("step", "of", "epoch", "time", "images_per_s", "data_wait", "lr")
         raise StopTraining(
-            f"{instance.stage}.{what}: is not logged; {suggest(what, {key for row in rows for key in row if key not in skip})}"
+            f"{instance.stage}.{what}: is not logged; {suggest_valid(what, {key for row in rows for key in row if key not in skip})}"
         )
     return float(found[-1])

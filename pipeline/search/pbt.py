@@ -12,7 +12,7 @@ import numpy as np
 
 from firstlight.pipeline.config.recipe import Pretrain
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import temporary_in
+from firstlight.pipeline.files import temporary_path
 from firstlight.pipeline.run import preflight
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.sampler import drawn_anew
@@ -89,7 +89,7 @@ def hand_over(training: Path, place: Path, epochs: int) -> Path | None:
         return target
     checkpoint = max(path.parent for path in training.glob(f"checkpoints/step-*/{MANIFEST}"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    copied = temporary_in(target.parent)
+    copied = temporary_path(target.parent)
     try:
         shutil.copytree(checkpoint, copied / "checkpoints" / checkpoint.name)
         for name in (METRICS, TAILS):

@@ -24,7 +24,7 @@ from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.splits import split
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.lock import locked
+from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.report import run_report
 from firstlight.pipeline.report.score_table import Row
 from firstlight.pipeline.run import data_checks, nodes, preflight
@@ -67,7 +67,7 @@ def search(plan: Plan, console: Console) -> Found:
     recipe = plan.trial(plan.corners()[0])
     source = check(plan, recipe)
     folder = recipe.storage.resolve() / plan.search.name / plan.fingerprint()
-    with locked(folder, plan.search.name):
+    with exclusive_lock(folder, plan.search.name):
         runs, running = SearchRuns(plan, recipe, folder), None
         try:
             with Session(recipe.scale, recipe.stream, console.print) as session:

@@ -17,7 +17,7 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.messages import explain
 from firstlight.pipeline.config.recipe import Downstream, Pretrain, Recipe, Strict, digest, load, parse, split_override
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.search.objectives import Objective
 
 RECIPES = ROOT / "conf" / "recipe"
@@ -322,4 +322,4 @@ def _recipe_file(path: Path, name: str) -> Path:
         if place.is_file():
             return place
     known = {file.relative_to(RECIPES).as_posix() for file in RECIPES.rglob("*.yaml")}
-    raise UserError(f"recipe: {name!r} is neither below conf/recipe nor beside {path}; {suggest(name, known)}")
+    raise UserError(f"recipe: {name!r} is neither below conf/recipe nor beside {path}; {suggest_valid(name, known)}")

@@ -23,7 +23,7 @@ from firstlight.pipeline.data.parquet import parquet_file, parquet_table
 from firstlight.pipeline.data.splits import spread
 from firstlight.pipeline.data.store import DAMAGE, MANIFEST, file_sha256
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.files import put_in_place, temporary_in, write_json
+from firstlight.pipeline.files import atomic_path, write_json
 from firstlight.pipeline.report import figures
 from firstlight.pipeline.stages.artifacts import load_encoder
 from firstlight.pipeline.stages.inference import Actors, Network, Parts, answers
@@ -171,20 +171,17 @@ class _Writer:
             pa.array(self.worker.splits.labels[file.ids]),
             vectors,
         ]
-        temporary = temporary_in(self.folder)
         try:
-            pq.write_table(
-                pa.table(columns, schema=self.schema),
-                temporary,
-                compression="zstd",
-                use_dictionary=False,
-                write_page_checksum=True,
-            )
-            put_in_place(temporary, self.folder / file.name)
+            with atomic_path(self.folder / file.name) as temporary:
+                pq.write_table(
+                    pa.table(columns, schema=self.schema),
+                    temporary,
+                    compression="zstd",
+                    use_dictionary=False,
+                    write_page_checksum=True,
+                )
         except OSError as error:
             raise StageFailed(f"{self.folder / file.name}: cannot be written: {error.strerror or error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _manifest(worker: Worker, stage: Embed, instance: Instance, files: list[File]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
         ids = worker.splits.with_target(ids, "label")
         if len(ids) >= world():
             batches = worker.sweep(ids, max(stage.batch_size, 256))
-            right = [torch.eq(method.predict(batch.views[0]), batch.labels).double() for batch in batches]
+            right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in batches]  # type: ignore[union-attr]
             found[part] = float(gather_rows(right, len(ids)).mean())
     return found
 

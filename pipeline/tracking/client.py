@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import put_in_place, temporary_in, write_json
+from firstlight.pipeline.files import atomic_path, write_json
 from firstlight.pipeline.stages.stage import Instance
 from firstlight.pipeline.tracking.location import Records
 from firstlight.pipeline.tracking.retry import Away, Patient, hasty, reason
@@ -393,12 +393,8 @@ def _create(database: Path) -> None:
     """MLflow's tables, under another name until all of them are there: a process that is killed before leaves none that cannot be used."""
     import mlflow
 
-    temporary = temporary_in(database.parent.resolve())
-    try:
+    with atomic_path(database) as temporary:
         mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
-        put_in_place(temporary, database)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _meeting(records: Records) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.tracking.client import ENCODER, ENCODER_RUN, STAGE_RUNS
 from firstlight.pipeline.tracking.location import Records
 from firstlight.pipeline.tracking.retry import hasty, reason
@@ -170,7 +170,7 @@ class Lineage:
             return max(named, key=lambda run: run.start)
         names = {run.name for run in self.runs.values() if run.whole}
         raise UserError(
-            f"run: {text!r} is no id, no beginning of one and no recipe's name in {self.records.uri}; {suggest(text, names)}"
+            f"run: {text!r} is no id, no beginning of one and no recipe's name in {self.records.uri}; {suggest_valid(text, names)}"
         )
 
     def _of_model(self, text: str) -> Run:
@@ -187,7 +187,7 @@ class Lineage:
             return by_model[0]
         known = [version.reference for version in self.versions]
         raise UserError(
-            f"run: {text!r} is not in {self.records.uri}; {suggest(text, known) if known else 'no model is registered there'}"
+            f"run: {text!r} is not in {self.records.uri}; {suggest_valid(text, known) if known else 'no model is registered there'}"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe  # brings torch, which a look at MLflow does not need
@@ -70,7 +70,7 @@ def named(words: Sequence[str]) -> Records:
     for word in words:
         key, sign, value = word.partition("=")
         if sign and key not in KEYS:
-            raise UserError(f"{key}: is no key of where runs are kept; {suggest(key, KEYS)}")
+            raise UserError(f"{key}: is no key of where runs are kept; {suggest_valid(key, KEYS)}")
         if sign:
             told[key] = yaml_reader.parse(value, where=key)
     for key, value in told.items():

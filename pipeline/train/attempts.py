@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from firstlight.pipeline.files import append_line
+from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.train.metrics import read_lines
 from firstlight.tasks.collective import rank, world
 
@@ -69,4 +69,4 @@ def read_attempts(folder: Path) -> Work | None:
 def _append(folder: Path, row: dict[str, Any]) -> None:
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        append_line(folder / FILE, row)
+        append_json_line(folder / FILE, row)

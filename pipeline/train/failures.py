@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from firstlight.pipeline.errors import StopTraining
-from firstlight.pipeline.files import append_line
+from firstlight.pipeline.files import append_json_line
 from firstlight.tasks.collective import broadcast_object, rank
 
 FILES = "failed-rank*.jsonl"  # in the folder of an instance: a line for each error of that rank
@@ -36,7 +36,7 @@ def remembered(folder: Path) -> Iterator[None]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if not is_echo(text):
-            append_line(
+            append_json_line(
                 folder / FILES.replace("*", str(rank())), {"error": text, "notes": getattr(error, "__notes__", [])}
             )
         raise

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from firstlight.pipeline.data.plan import Batches
-from firstlight.pipeline.files import append_line, write_atomically
+from firstlight.pipeline.files import append_json_line, write_atomically
 from firstlight.tasks.collective import all_sum, barrier, rank, world
 from firstlight.tasks.timer import STOPWATCH
 
@@ -32,7 +32,7 @@ WAIT_SHARE, WAIT_AFTER_S, WAIT_SOON_S = 0.1, 20.0, 300.0
 def append(folder: Path, row: dict[str, Any]) -> None:
     """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
-        append_line(folder / METRICS, row)
+        append_json_line(folder / METRICS, row)
 
 
 class SweepProgress:
@@ -161,7 +161,7 @@ class Tails:
     def write(self, epoch: int) -> None:
         """Before the first step of an epoch, and again when one is resumed in its middle."""
         if rank() == 0 and len(ids := self.plan.tail(epoch)):
-            append_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
+            append_json_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

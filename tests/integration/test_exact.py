@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.pipeline.data.plan import Batches, SemiSupervisedPlan, BatchPlan
+from firstlight.pipeline.data.plan import Batches, BatchPlan, SemiSupervisedPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import Arrays, Encoded, Loader, Options, TrainOrder, batches
 from firstlight.pipeline.run.launch import launch
@@ -38,7 +38,8 @@ def plan(kind: str) -> Batches:
     if "mixed" not in kind:
         return BatchPlan(ids, starts, 16, 0, 48, windowed)
     return SemiSupervisedPlan(
-        BatchPlan(ids[::15], starts, 4, 0, 48, windowed), BatchPlan(np.setdiff1d(ids, ids[::15]), starts, 12, 0, 48, windowed)
+        BatchPlan(ids[::15], starts, 4, 0, 48, windowed),
+        BatchPlan(np.setdiff1d(ids, ids[::15]), starts, 12, 0, 48, windowed),
     )
 
 
@@ -71,7 +72,10 @@ def test_every_image_once_an_epoch_but_for_the_tail(digits: Store, kind: str) ->
         seen = [i for ids, _ in whole[epoch * its.steps : (epoch + 1) * its.steps] for i in ids]
         others = [i for i in seen if not isinstance(its, SemiSupervisedPlan) or i not in its.labelled.ids]
         assert len(set(others)) == len(others)
-        assert sorted([*others, *its.tail(epoch)]) == (its.rest.ids if isinstance(its, SemiSupervisedPlan) else its.ids).tolist()
+        assert (
+            sorted([*others, *its.tail(epoch)])
+            == (its.rest.ids if isinstance(its, SemiSupervisedPlan) else its.ids).tolist()
+        )
         assert 0 < len(its.tail(epoch)) < its.batch_size
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from firstlight.pipeline.cli.main import guarded
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.files import append_line
+from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.runner import run
 from firstlight.pipeline.tracking.client import tracking_uri
@@ -129,7 +129,7 @@ def test_a_full_disk_is_a_line_and_the_next_run_is_whole(tmp_path: Path, clean: 
 @pytest.mark.fault(16, "full disk: the file is named, whoever writes it")
 def test_a_full_disk_on_the_way_is_told_by_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     def write() -> None:
-        append_line(Path("/dev/full"), {"step": 3})
+        append_json_line(Path("/dev/full"), {"step": 3})
 
     assert guarded(write) == 1
     (line,) = capsys.readouterr().err.splitlines()

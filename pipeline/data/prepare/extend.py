@@ -23,7 +23,7 @@ from firstlight.pipeline.data.sources import Part, Record, Source
 from firstlight.pipeline.data.sources.source import lowest, rank
 from firstlight.pipeline.data.store import MANIFEST, Shard, Store, file_sha256, repair
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import put_in_place, temporary_in
+from firstlight.pipeline.files import atomic_path
 
 KNOWN = "known.npy"  # (2, n) uint64, hashes of the path and of the bytes of the earlier images; sorted: tasks map it, and search
 NEW = -1  # no earlier image has this path; any number below it: -2 - k, the path of the k-th of KNOWN with other bytes
@@ -172,13 +172,8 @@ def _write_known(old: Store, folder: Path) -> np.ndarray:
     """KNOWN in the folder, and the id (n,) of each of its places."""
     keys = np.concatenate([_keys(old.path / shard.file) for shard in old.shards], axis=1)
     order = np.lexsort((keys[1], keys[0]))  # stable: images with the same path and bytes stay in the order of their ids
-    temporary = temporary_in(folder)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, keys[:, order])
-        put_in_place(temporary, folder / KNOWN)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(folder / KNOWN) as temporary, temporary.open("wb") as file:
+        np.save(file, keys[:, order])
     return order
 
 
@@ -223,12 +218,8 @@ def take_over(old: Store, folder: Path) -> None:
     """The shards of `old` in the folder: the same files by another name, or copies of them on another file system."""
     for shard in old.shards:
         if not _is_there(old.path / shard.file, folder / shard.file, shard):
-            temporary = temporary_in(folder)
-            try:
+            with atomic_path(folder / shard.file) as temporary:
                 _link(old.path / shard.file, temporary)
-                put_in_place(temporary, folder / shard.file)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _is_there(source: Path, file: Path, shard: Shard) -> bool:

@@ -62,7 +62,7 @@ from firstlight.pipeline.data.store import (
 )
 from firstlight.pipeline.data.subsets import write_subsets
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.files import put_in_place, temporary_in, write_json
+from firstlight.pipeline.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import (
@@ -293,15 +293,10 @@ def _number(results: list[Job], before: tuple[Shard, ...], folder: Path, each: E
 
 def _write_quarantine(folder: Path, results: list[Job]) -> None:
     """Path, split and reason of the images without an id: it is the good ones that are numbered. One part at a time."""
-    temporary = temporary_in(folder)
-    try:
-        with pq.ParquetWriter(temporary, QUARANTINE_SCHEMA) as writer:
-            for job in (result["job"] for result in results if result["quarantined"]):
-                paths, reasons = zip(*quarantined(folder, job), strict=True)
-                writer.write_table(pa.table([paths, [job["split"]] * len(paths), reasons], schema=QUARANTINE_SCHEMA))
-        put_in_place(temporary, folder / QUARANTINE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(folder / QUARANTINE) as temporary, pq.ParquetWriter(temporary, QUARANTINE_SCHEMA) as writer:
+        for job in (result["job"] for result in results if result["quarantined"]):
+            paths, reasons = zip(*quarantined(folder, job), strict=True)
+            writer.write_table(pa.table([paths, [job["split"]] * len(paths), reasons], schema=QUARANTINE_SCHEMA))
 
 
 def _train_ids(source: Source, results: list[Job], shards: list[Shard], folder: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from firstlight.pipeline.data.sources.files import local_path
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import (
@@ -91,7 +91,7 @@ def published(dataset: "Dataset") -> Set:
         {"mnist": "idx", "voc2007": "voc", "voc2012": "voc"}.get(name),
     ):
         raise UserError(
-            f"dataset.download: is not known for dataset.name {dataset.name!r} with source {dataset.source!r}; {suggest(name, known)}"
+            f"dataset.download: is not known for dataset.name {dataset.name!r} with source {dataset.source!r}; {suggest_valid(name, known)}"
         )
     return known[name]
 

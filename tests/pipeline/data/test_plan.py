@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.pipeline.data.plan import SemiSupervisedPlan, BatchPlan
+from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan
 
 
 def plan(
@@ -63,7 +63,9 @@ def mixed(labelled: int, rest: int, r: int, t: int, windowed: bool = False) -> S
     few = 3 * np.arange(labelled)
     others = np.setdiff1d(np.arange(10_000), few)[:rest]
     starts = np.arange(0, 10_000, 50)
-    return SemiSupervisedPlan(BatchPlan(few, starts, r, 0, 64, windowed), BatchPlan(others, starts, t - r, 0, 64, windowed))
+    return SemiSupervisedPlan(
+        BatchPlan(few, starts, r, 0, 64, windowed), BatchPlan(others, starts, t - r, 0, 64, windowed)
+    )
 
 
 @given(st.integers(1, 30), st.integers(2, 200), st.integers(1, 12), st.integers(1, 12), st.booleans())

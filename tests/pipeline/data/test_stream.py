@@ -12,7 +12,7 @@ import pytest
 
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.images import decode
-from firstlight.pipeline.data.plan import SemiSupervisedPlan, BatchPlan
+from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
 
@@ -148,7 +148,9 @@ def test_views_may_be_augmented_differently(digits: Store) -> None:
 
 def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
     starts = digits.groups("train")[:, 2]
-    its = SemiSupervisedPlan(BatchPlan(np.arange(4), starts, 2, 0, 36, False), BatchPlan(np.arange(10, 50), starts, 4, 0, 36, False))
+    its = SemiSupervisedPlan(
+        BatchPlan(np.arange(4), starts, 2, 0, 36, False), BatchPlan(np.arange(10, 50), starts, 4, 0, 36, False)
+    )
     seen: dict[int, list[bytes]] = {}
     for batch in batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
         for image_id, views in zip(batch["id"].tolist(), batch["views"], strict=True):

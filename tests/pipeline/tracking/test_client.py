@@ -175,7 +175,7 @@ def test_a_process_that_was_killed_while_it_made_the_tables_leaves_nothing_in_th
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("firstlight.pipeline.tracking.client.put_in_place", killed)
+        patched.setattr("firstlight.pipeline.files.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             Tracking(recipe)
     assert not (tmp_path / "mlflow.db").exists()

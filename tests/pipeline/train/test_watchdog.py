@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.files import append_line
+from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.train import watchdog
 from firstlight.pipeline.train.attempts import FILE
@@ -108,7 +108,7 @@ def test_the_line_at_the_end_names_the_key_and_the_file(tmp_path: Path) -> None:
 
 def test_an_attempt_that_fails_otherwise_after_a_hang_is_not_told_as_one(tmp_path: Path) -> None:
     (tmp_path / watchdog.HUNG).write_text("Timeout")
-    append_line(tmp_path / FILE, {"began": 1.0, "machine": {}})
+    append_json_line(tmp_path / FILE, {"began": 1.0, "machine": {}})
     assert launch._hung(tmp_path)
-    append_line(tmp_path / FILE, {"ended": 2.0, "seconds": 1.0})
+    append_json_line(tmp_path / FILE, {"ended": 2.0, "seconds": 1.0})
     assert not launch._hung(tmp_path)

@@ -11,7 +11,7 @@ from firstlight.pipeline.data.sources.files import fingerprint
 from firstlight.pipeline.data.sources.published.layout import check_labels, class_names, home, need
 from firstlight.pipeline.data.sources.published.raw_pixels import PixelFile, Raw, rows_in
 from firstlight.pipeline.data.sources.source import file_facts
-from firstlight.pipeline.errors import UserError, suggest
+from firstlight.pipeline.errors import UserError, suggest_valid
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import (
@@ -51,7 +51,9 @@ def open_cifar100(dataset: "Dataset") -> Cifar100:
     _no_pickle(root, ("cifar-100-python", "train"), "cifar-100-binary.tar.gz")
     column = "fine" if dataset.label_column == "label" else dataset.label_column  # `label` is the default of the config
     if column not in COLUMNS:
-        raise UserError(f"dataset.label_column: {column!r} is no label of CIFAR-100; {suggest(str(column), COLUMNS)}")
+        raise UserError(
+            f"dataset.label_column: {column!r} is no label of CIFAR-100; {suggest_valid(str(column), COLUMNS)}"
+        )
     names, meta = ("train.bin", "test.bin"), f"{column}_label_names.txt"
     need(root, *names, meta)
     classes = class_names(root / meta)
