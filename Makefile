@@ -1,13 +1,14 @@
 # make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
 # make chaos: a recipe killed 200 times at random moments, and what it then comes to.
 # make faults: what becomes of each fault of docs/reliability.md; its table is written anew.
+# make reference: docs/reference.md, every key of a recipe, is written again.
 # All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test smoke chaos faults check install clean
+.PHONY: demo test smoke chaos faults reference check install clean
 
 install: $(VENV)/.installed
 
@@ -26,9 +27,12 @@ endif
 demo: install
 	$(BIN)/firstlight run conf/recipe/quickstart.yaml
 
+# Three processes on two cores: one runs all tests on Ray, which often wait, and then takes of the others, too. Empty, the
+# variable lets Python keep the bytecode of the project: Ray starts a hundred processes, each of which imports it.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not slow'
-	$(BIN)/python -m pytest -m 'ray and not slow' # one at a time: each has a cluster of its own
+	$(BIN)/python -m compileall -qq pipeline tasks
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --max-worker-restart 0
 
 smoke: install
 	$(BIN)/python -m tests.scripts.smoke
@@ -38,6 +42,9 @@ chaos: install
 
 faults: install
 	$(BIN)/python -m tests.scripts.faults
+
+reference: install
+	$(BIN)/python -m firstlight.pipeline.cli.reference docs/reference.md
 
 check: install
 	$(BIN)/ruff check .

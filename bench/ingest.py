@@ -1,8 +1,9 @@
-"""How well images reach the training step, as ratios of one run: `python -m bench.ingest`.
+"""The rate at which images reach the training step, as ratios of one run: `python -m bench.ingest`.
 
-20,000 JPEG images of 32 x 32 are written and prepared; a small convolutional network trains on them from the stream (Ray Data), from the same
-stream in this process, and from images that are held decoded. Beside it: the same step on a batch already in memory, a plain loop of
-Pillow and torchvision over the same bytes, and torch's DataLoader over that, with as many processes.
+20,000 JPEG images of 32 x 32 are written and prepared. A small convolutional network trains on them from the stream
+(Ray Data), from the same stream in this process, and from images that are kept decoded. They are compared with the same
+step on a batch in memory, with a plain loop of Pillow and torchvision over the same bytes, and with torch's DataLoader
+over that loop with as many processes.
 """
 
 import itertools
@@ -24,29 +25,29 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-from firstlight.pipeline.config.recipe import parse
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.prepare.prepare import prepare
-from firstlight.pipeline.data.stream import Loader, TrainOrder
-from firstlight.pipeline.run.ray_session import Session
-from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.job import Job, to_batch
-from firstlight.pipeline.train.loop import _stream
-from firstlight.tasks.nn.encoders import Encoder, pooled
+from firstlight.pipeline.data.stream import TrainOrder
+from firstlight.pipeline.run.ray_session import RaySession
+from firstlight.pipeline.stages import pretrain, registry  # noqa: F401 - registers the kinds of stages
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import open_batches
+from firstlight.pipeline.train.training_job import TrainingJob, to_batch
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
 
-IMAGES, SIDE, BATCH = 20_000, 32, 256
-WARM, BLOCK, ROUNDS = 8, 20, 4  # batches before a measurement, in a block, and blocks of each kind
-STARTED, READ, READ_ALL = (
-    24,
-    96,
-    160,
-)  # batches before a pure reading is measured, in it, and in all: it ends with as many read ahead as it began
-CROPS = [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}]
+INGEST_IMAGES, INGEST_IMAGE_SIZE, INGEST_BATCH = 20_000, 32, 256
+# Batches before a measurement, batches of a block, and blocks of each kind
+WARMUP_BATCHES, BLOCK_BATCHES, NUM_ROUNDS = 8, 20, 4
+# Batches before pure reading is measured, batches measured, and all batches: at the end of the measurement, as many are
+# read ahead as at its start
+READ_WARMUP_BATCHES, READ_BATCHES, ALL_READ_BATCHES = 24, 96, 160
+INGEST_AUGMENT = [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}]
 
 
 def write_images(folder: Path, count: int) -> Path:
-    """Smooth random JPEGs in Parquet files of 5,000, as data hubs serve CIFAR-10."""
+    """Writes smooth random JPEGs in Parquet files of 5,000, as data hubs serve CIFAR-10, and returns the folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for start in range(0, count, 5_000):
@@ -54,21 +55,24 @@ def write_images(folder: Path, count: int) -> Path:
         for _ in range(min(5_000, count - start)):
             file = BytesIO()
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-            coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            coarse.resize((INGEST_IMAGE_SIZE, INGEST_IMAGE_SIZE), Image.Resampling.BICUBIC).save(
+                file, "JPEG", quality=90
+            )
             rows.append(file.getvalue())
         table = pa.table({"image": pa.array(rows, pa.binary()), "label": pa.array(np.zeros(len(rows), np.int64))})
         pq.write_table(table, folder / f"train-{start:06d}.parquet")
     return folder
 
 
-def recipe(root: Path, storage: Path, workers: int, resident: str) -> Any:
+def make_ingest_recipe(root: Path, storage: Path, workers: int, resident: str) -> Any:
+    """Returns the recipe of a pretraining on the images in `root`."""
     stage = {
         "kind": "pretrain",
         "method": {"name": "nat", "dim": 16, "hidden": [], "pool": "avg"},
         "epochs": 50,
-        "batch_size": BATCH,
+        "batch_size": INGEST_BATCH,
     }
-    return parse(
+    return parse_recipe(
         {
             "name": "ingest",
             "storage": str(storage),
@@ -78,7 +82,7 @@ def recipe(root: Path, storage: Path, workers: int, resident: str) -> Any:
                 "root": str(root),
                 "label_column": None,
                 "test_fraction": 0.0,
-                "train_augment": CROPS,
+                "train_augment": INGEST_AUGMENT,
                 "eval_augment": [{"op": "center_crop"}],
             },
             "encoder": {"name": "convnet", "width": 16, "depth": 4},
@@ -89,54 +93,57 @@ def recipe(root: Path, storage: Path, workers: int, resident: str) -> Any:
     )
 
 
-class Training:
+class IngestTraining:
     """A network and its step, and the batches of a recipe."""
 
     def __init__(self, root: Path, storage: Path, on_ray: bool, resident: str) -> None:
-        chosen = recipe(root, storage, int(on_ray), resident)
+        chosen = make_ingest_recipe(root, storage, int(on_ray), resident)
         store = prepare(chosen.dataset, storage / "stores", lambda: on_ray, lambda done, total: None)
-        worker = Worker.start(chosen, store, on_ray, torch.device("cpu"))
+        worker = StageContext.create(chosen, store, on_ray, torch.device("cpu"))
         stage = chosen.stages["pretrain"]
-        self.job: Job = pretrain.job(worker, stage, Instance("pretrain", 0, "bench", storage / "job"))
-        self.net = Encoder(chosen.encoder.model_dump(), SIDE).to(memory_format=torch.channels_last)
+        self.job: TrainingJob = pretrain.job(worker, stage, StageInstance("pretrain", 0, "bench", storage / "job"))
+        self.net = Encoder(chosen.encoder.model_dump(), INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
 
-    def batches(self, count: int) -> Iterator[dict[str, Any]]:
-        """The first `count`, and no more: what is not asked for would be decoded beside the next measurement."""
+    def read_batches(self, count: int) -> Iterator[dict[str, Any]]:
+        """Yields the first `count` batches and no more, as others would be decoded during the next measurement."""
         order = TrainOrder(self.job.plan, 0, 1, 0, count)
-        return _stream(self.job, order, BATCH)[0]
+        return open_batches(self.job, order, INGEST_BATCH)[0]
 
-    def step(self, images: torch.Tensor) -> None:
+    def train_step(self, images: torch.Tensor) -> None:
         self.optimizer.zero_grad()
-        pooled(self.net(images), "avg").square().mean().backward()
+        pool_maps(self.net(images), "avg").square().mean().backward()
         self.optimizer.step()
 
 
-def fed_against_bare(training: Training) -> tuple[float, float]:
-    """Throughput fed / bare, in alternating blocks; the longest wait for a batch at an epoch's boundary / mean bare step."""
-    stream, steps = training.batches(WARM + 1 + ROUNDS * BLOCK), training.job.plan.steps
-    kept = to_batch(next(stream), training.job.device, training.job).views[0]
-    for arrays in itertools.islice(stream, WARM):
-        training.step(to_batch(arrays, training.job.device, training.job).views[0])
-    fed, bare, gaps, done = 0.0, 0.0, [0.0], WARM + 1
-    for _ in range(ROUNDS):
+def measure_feeding(training: IngestTraining) -> tuple[float, float]:
+    """Returns the throughput fed / bare, in alternating blocks, and the longest wait at an epoch's boundary.
+
+    The wait is given as a multiple of the mean bare step.
+    """
+    stream, steps = training.read_batches(WARMUP_BATCHES + 1 + NUM_ROUNDS * BLOCK_BATCHES), training.job.plan.steps
+    fixed_images = to_batch(next(stream), training.job.device, training.job).views[0]
+    for arrays in itertools.islice(stream, WARMUP_BATCHES):
+        training.train_step(to_batch(arrays, training.job.device, training.job).views[0])
+    fed, bare, gaps, done = 0.0, 0.0, [0.0], WARMUP_BATCHES + 1
+    for _ in range(NUM_ROUNDS):
         start = time.perf_counter()
-        for _ in range(BLOCK):
+        for _ in range(BLOCK_BATCHES):
             waiting = time.perf_counter()
             arrays = next(stream)
             gaps += [time.perf_counter() - waiting] if done % steps == 0 else []
-            training.step(to_batch(arrays, training.job.device, training.job).views[0])
+            training.train_step(to_batch(arrays, training.job.device, training.job).views[0])
             done += 1
         fed += time.perf_counter() - start
         start = time.perf_counter()
-        for _ in range(BLOCK):
-            training.step(kept)
+        for _ in range(BLOCK_BATCHES):
+            training.train_step(fixed_images)
         bare += time.perf_counter() - start
-    return bare / fed, max(gaps) / (bare / ROUNDS / BLOCK)
+    return bare / fed, max(gaps) / (bare / NUM_ROUNDS / BLOCK_BATCHES)
 
 
-def cpu_seconds() -> dict[int, float]:
-    """Of this process and of all below it, by process."""
+def read_cpu_seconds() -> dict[int, float]:
+    """Returns the CPU seconds of this process and of all its descendants, by process id."""
     seconds = {}
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -145,47 +152,56 @@ def cpu_seconds() -> dict[int, float]:
     return seconds
 
 
-def images_per_s(stream: Iterator[Any]) -> tuple[float, float]:
-    """(per second, per CPU second) of READ batches, once the processes that make them have started and are ahead."""
-    for _ in itertools.islice(stream, STARTED):
+def measure_images_per_s(stream: Iterator[Any]) -> tuple[float, float]:
+    """Returns the images per second and per CPU second over `READ_BATCHES` batches.
+
+    The processes that make them have started and read ahead before.
+    """
+    for _ in itertools.islice(stream, READ_WARMUP_BATCHES):
         pass
-    start, before = time.perf_counter(), cpu_seconds()
-    for _ in itertools.islice(stream, READ):
+    start, before = time.perf_counter(), read_cpu_seconds()
+    for _ in itertools.islice(stream, READ_BATCHES):
         pass
-    wall, after = time.perf_counter() - start, cpu_seconds()
+    wall, after = time.perf_counter() - start, read_cpu_seconds()
     if isinstance(stream, Generator):
         stream.close()
-    return READ * BATCH / wall, READ * BATCH / sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+    return READ_BATCHES * INGEST_BATCH / wall, READ_BATCHES * INGEST_BATCH / sum(
+        seconds - before.get(pid, 0.0) for pid, seconds in after.items()
+    )
 
 
-class Plain(torch.utils.data.Dataset):
-    """What one writes without Firstlight: encoded images in memory, decoded by Pillow, augmented by torchvision's transforms."""
+class PillowDataset(torch.utils.data.Dataset):
+    """The usual code without Firstlight.
+
+    Encoded images are in memory, decoded by Pillow and augmented by torchvision's transforms.
+    """
 
     def __init__(self, encoded: list[bytes]) -> None:
         self.encoded = encoded
-        self.transform = Compose([RandomResizedCrop(SIDE, scale=(0.3, 1.0)), RandomHorizontalFlip()])
+        self.transform = Compose([RandomResizedCrop(INGEST_IMAGE_SIZE, scale=(0.3, 1.0)), RandomHorizontalFlip()])
 
     def __len__(self) -> int:
-        return READ_ALL * BATCH
+        return ALL_READ_BATCHES * INGEST_BATCH
 
     def __getitem__(self, k: int) -> np.ndarray:
         image = Image.open(BytesIO(self.encoded[k % len(self.encoded)])).convert("RGB")
         return np.array(self.transform(image))
 
 
-def plain_loop(images: Plain) -> Iterator[Any]:
-    for start in range(0, len(images), BATCH):
-        yield torch.from_numpy(np.stack([images[k] for k in range(start, start + BATCH)]))
+def iterate_pillow_batches(images: PillowDataset) -> Iterator[Any]:
+    """Yields the batches of a plain loop in this process."""
+    for start in range(0, len(images), INGEST_BATCH):
+        yield torch.from_numpy(np.stack([images[k] for k in range(start, start + INGEST_BATCH)]))
 
 
-def our_loop(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
-    """The stream's work without the stream."""
-    for rows in np.resize(ids, (READ_ALL, BATCH)):
-        yield loader.load(rows, np.zeros_like(rows), loader.read(rows))
+def iterate_loader_batches(loader: Loader, ids: np.ndarray) -> Iterator[Any]:
+    """Yields batches of the work of the stream, without the stream."""
+    for rows in np.resize(ids, (ALL_READ_BATCHES, INGEST_BATCH)):
+        yield loader.load(rows, np.zeros_like(rows), loader.read_encoded(rows))
 
 
-def peak_mb(stream: Iterator[Any]) -> float:
-    """The most memory that this process and those below it have to themselves while `stream` is read."""
+def measure_peak_mb(stream: Iterator[Any]) -> float:
+    """Returns the largest unshared memory of this process and its descendants while `stream` is read, in MB."""
     peak = 0
     for _ in stream:
         alive = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -193,29 +209,32 @@ def peak_mb(stream: Iterator[Any]) -> float:
     return peak / 1e6
 
 
-def rows(root: Path, storage: Path) -> Iterator[tuple[str, str]]:
-    """What was measured, and the ratio."""
+def measure_ingest(root: Path, storage: Path) -> Iterator[tuple[str, str]]:
+    """Yields the name and the ratio of each measurement."""
     for name, on_ray, resident in (
         ("stream, Ray Data", True, "off"),
         ("stream, this process", False, "off"),
         ("held decoded", False, "on"),
     ):
-        fed, gap = fed_against_bare(Training(root, storage, on_ray, resident))
+        fed, gap = measure_feeding(IngestTraining(root, storage, on_ray, resident))
         yield f"{name}: training fed / the same step on a batch in memory", f"{fed:.3f}"
         yield f"{name}: longest wait at an epoch's boundary / step", f"{gap:.2f}"
-    yield from reading(Training(root, storage, on_ray=True, resident="off"))
+    yield from measure_reading(IngestTraining(root, storage, on_ray=True, resident="off"))
 
 
-def reading(training: Training) -> Iterator[tuple[str, str]]:
-    """Nothing but reading: against one process, and against as many as the stream has."""
+def measure_reading(training: IngestTraining) -> Iterator[tuple[str, str]]:
+    """Yields ratios of pure reading, compared with one process, and with as many processes as the stream has."""
     loader, ids, tasks = training.job.loader, training.job.plan.ids, training.job.options.tasks
-    plain = Plain(loader.store.read(ids)[0])
+    dataset = PillowDataset(loader.store.read(ids)[0])
     found: dict[str, list[tuple[float, float]]] = {"stream": [], "plain": [], "ours": [], "torch": []}
-    for _ in range(2):  # in turns: the machine may be at other things
-        found["stream"].append(images_per_s(training.batches(READ_ALL)))
-        found["plain"].append(images_per_s(plain_loop(plain)))
-        found["ours"].append(images_per_s(our_loop(loader, ids)))
-        found["torch"].append(images_per_s(iter(torch.utils.data.DataLoader(plain, BATCH, num_workers=tasks))))
+    # The kinds take turns, as other processes may load the machine
+    for _ in range(2):
+        found["stream"].append(measure_images_per_s(training.read_batches(ALL_READ_BATCHES)))
+        found["plain"].append(measure_images_per_s(iterate_pillow_batches(dataset)))
+        found["ours"].append(measure_images_per_s(iterate_loader_batches(loader, ids)))
+        found["torch"].append(
+            measure_images_per_s(iter(torch.utils.data.DataLoader(dataset, INGEST_BATCH, num_workers=tasks)))
+        )
     (speed, per_cpu), (_, plain_cpu), (_, ours_cpu), (torchs, torchs_cpu) = (np.mean(found[name], 0) for name in found)
     yield (
         "stream, Ray Data: images per CPU second / a plain loop's (Pillow and torchvision, one process)",
@@ -238,25 +257,27 @@ def reading(training: Training) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    """Runs all measurements and prints a table."""
     torch.set_num_threads(1)
     table = Table(
         "measured",
         "ratio",
-        title=f"images into training: {IMAGES:,} of {SIDE} x {SIDE}, batches of {BATCH}",
+        title=f"images into training: {INGEST_IMAGES:,} of {INGEST_IMAGE_SIZE} x {INGEST_IMAGE_SIZE}, "
+        f"batches of {INGEST_BATCH}",
         title_justify="left",
     )
     with tempfile.TemporaryDirectory() as folder:
         storage = Path(folder)
-        root = write_images(storage / "images", IMAGES)
-        with Session(recipe(root, storage, 1, "off").scale) as session:
+        root = write_images(storage / "images", INGEST_IMAGES)
+        with RaySession(make_ingest_recipe(root, storage, 1, "off").scale) as session:
             session.start()
-            for name, ratio in rows(root, storage):
+            for name, ratio in measure_ingest(root, storage):
                 table.add_row(name, ratio)
-            small = Training(
-                write_images(storage / "few", IMAGES // 10), storage / "small", on_ray=True, resident="off"
+            small = IngestTraining(
+                write_images(storage / "few", INGEST_IMAGES // 10), storage / "small", on_ray=True, resident="off"
             )
-            large = Training(root, storage, on_ray=True, resident="off")
-            low, high = (peak_mb(training.batches(READ)) for training in (small, large))
+            large = IngestTraining(root, storage, on_ray=True, resident="off")
+            low, high = (measure_peak_mb(training.read_batches(READ_BATCHES)) for training in (small, large))
             table.add_row("stream, Ray Data: peak memory for 10 x the images / for 1 x", f"{high / low:.3f}")
             Console(width=120).print(table)
 

@@ -1,6 +1,7 @@
-"""What the losses cost, as ratios of times of one thread in one run: `python -m bench.losses`.
+"""The cost of the losses, as ratios of times of one thread in one run: `python -m bench.losses`.
 
-Each line sets our form beside the naive one, or beside the matrix products that it cannot do without. CPU time, the best of a few repetitions.
+Each line compares our form with the naive one, or with the matrix products that it needs at least. Times are CPU times,
+the best of a few repetitions.
 """
 
 import time
@@ -13,19 +14,19 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from firstlight.tasks.corruption import patch_gaussian
-from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.corruption import add_patch_noise
+from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.memory_bank import MemoryBank
-from firstlight.tasks.pretrain.clustering_locality import locality
+from firstlight.tasks.pretrain.clustering_locality import locality_penalty
 from firstlight.tasks.pretrain.nat import best_assignment
 from firstlight.tasks.pretrain.spatial_contrasting import contrast_loss
 from firstlight.tasks.pretrain.super_and import relation_cosines
 
-Work = Callable[[], object]
+BenchCall = Callable[[], object]
 
 
-def seconds(work: Work, repetitions: int = 3) -> float:
-    """CPU seconds of the fastest of `repetitions`, after one that is not counted."""
+def measure_cpu_seconds(work: BenchCall, repetitions: int = 3) -> float:
+    """Returns the CPU seconds of the fastest of `repetitions` calls, after one that is not counted."""
     work()
     times = []
     for _ in range(repetitions):
@@ -35,20 +36,24 @@ def seconds(work: Work, repetitions: int = 3) -> float:
     return min(times)
 
 
-def unit(n: int, d: int) -> Tensor:
+def random_unit_rows(n: int, d: int) -> Tensor:
+    """Returns (n, d) random unit vectors."""
     return F.normalize(torch.randn(n, d), dim=1)
 
 
-def assignment() -> list[tuple[str, Work, Work]]:
-    """Noise As Targets, a batch of 512: features that are all alike, as at the start, against random ones; and scipy on the bare cost."""
-    targets, spread = unit(512, 128), unit(512, 128)
-    alike = F.normalize(unit(1, 128) + 0.05 * unit(512, 128), dim=1)
+def assignment_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
+    """Noise As Targets, a batch of 512.
+
+    Features that are all alike, as at the start, are compared with random ones, and with scipy on the bare cost.
+    """
+    targets, random_features = random_unit_rows(512, 128), random_unit_rows(512, 128)
+    alike = F.normalize(random_unit_rows(1, 128) + 0.05 * random_unit_rows(512, 128), dim=1)
     bare = (-(alike.double() @ targets.double().T)).numpy()
     return [
         (
             "assignment, like features / random ones",
             lambda: best_assignment(alike, targets),
-            lambda: best_assignment(spread, targets),
+            lambda: best_assignment(random_features, targets),
         ),
         (
             "assignment, like features / scipy alone",
@@ -58,36 +63,41 @@ def assignment() -> list[tuple[str, Work, Work]]:
     ]
 
 
-def memory_bank(n: int) -> list[tuple[str, Work, Work]]:
-    """Super-AND, 256 queries of 128 dimensions against n rows: L_and and L_ue with their gradients."""
+def memory_bank_pairs(n: int) -> list[tuple[str, BenchCall, BenchCall]]:
+    """Super-AND, 256 queries of 128 dimensions and n rows: L_and and L_ue with their gradients."""
     bank = MemoryBank(n, 128, 0, 8192)
-    bank.rows = F.normalize(bank.rows, dim=1)
-    queries, own = unit(256, 128).requires_grad_(), torch.randperm(n)[:256]
+    bank.values = F.normalize(bank.values, dim=1)
+    queries, own = random_unit_rows(256, 128).requires_grad_(), torch.randperm(n)[:256]
 
     def ours() -> None:
-        log_z, entropy = bank.others(queries, own, 0.1)
+        log_z, entropy = bank.contrast_others(queries, own, 0.1)
         (log_z.sum() + entropy.sum()).backward()
 
     def naive() -> None:
-        logits = queries @ bank.rows.T / 0.1
+        logits = queries @ bank.values.T / 0.1
         logits = logits.scatter(1, own[:, None], -1e4)
         (logits.logsumexp(1).sum() - (logits.softmax(1) * logits.log_softmax(1)).sum()).backward()
 
     def products() -> None:
-        rows, q = bank.rows, queries.detach()
+        rows, q = bank.values, queries.detach()
         for start in range(0, n, 8192):
             chunk = rows[start : start + 8192]
             weights = q @ chunk.T
             for _ in range(2):
                 weights @ chunk
 
-    pairs: list[tuple[str, Work, Work]] = [(f"bank of {n:,}: L_and and L_ue / three bare products", ours, products)]
+    pairs: list[tuple[str, BenchCall, BenchCall]] = [
+        (f"bank of {n:,}: L_and and L_ue / three bare products", ours, products)
+    ]
     return [*pairs, (f"bank of {n:,}: L_and and L_ue / autograd", ours, naive)] if n <= 50_000 else pairs
 
 
-def relations(n: int = 50_000) -> list[tuple[str, Work, Work]]:
-    """Super-AND's augmentation loss: cosines of relations to n images, through the Gram matrix and as vectors of length n."""
-    rows, views = unit(n, 128), unit(256, 128)
+def relation_pairs(n: int = 50_000) -> list[tuple[str, BenchCall, BenchCall]]:
+    """The augmentation loss of Super-AND: cosines of relations to n images.
+
+    Ours uses the Gram matrix, the other one vectors of length n.
+    """
+    rows, views = random_unit_rows(n, 128), random_unit_rows(256, 128)
     gram = (rows.double().T @ rows.double()).float()
 
     def vectors() -> Tensor:
@@ -97,7 +107,7 @@ def relations(n: int = 50_000) -> list[tuple[str, Work, Work]]:
     return [(f"relations to {n:,} images / as vectors", lambda: relation_cosines(views, views, gram), vectors)]
 
 
-def penalties() -> list[tuple[str, Work, Work]]:
+def locality_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
     """The locality penalty of 128 maps of 14 x 14, and loops over its half-spaces."""
     maps = torch.rand(128, 14, 14).requires_grad_()
 
@@ -108,11 +118,11 @@ def penalties() -> list[tuple[str, Work, Work]]:
                 total = total + part.flatten(1).norm(dim=1).sum()
         total.backward()
 
-    return [("locality of 14 x 14 maps / loops", lambda: locality(maps).sum().backward(), loops)]
+    return [("locality of 14 x 14 maps / loops", lambda: locality_penalty(maps).sum().backward(), loops)]
 
 
-def contrasts() -> list[tuple[str, Work, Work]]:
-    """Spatial contrasting, 256 images and 512 dimensions, and exact differences of all pairs."""
+def contrast_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
+    """Spatial contrasting of 256 images and 512 dimensions, and exact differences of all pairs."""
     a = torch.randn(256, 512).requires_grad_()
     b = (a.detach() + 0.1 * torch.randn(256, 512)).requires_grad_()
 
@@ -123,22 +133,20 @@ def contrasts() -> list[tuple[str, Work, Work]]:
     return [("contrast loss of 256 / exact differences", lambda: contrast_loss(a, b, b)[0].backward(), differences)]
 
 
-def corruptions() -> list[tuple[str, Work, Work]]:
-    """Patch noise on 64 images of 89 pixels, and one image after the other."""
-    images, levels, key = (
-        torch.rand(64, 3, 89, 89),
-        torch.full((64,), 0.1),
-        keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0),
-    )
+def corruption_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
+    """Patch noise on 64 images of 89 x 89 pixels at once, and on one image after the other."""
+    images, levels = torch.rand(64, 3, 89, 89), torch.full((64,), 0.1)
+    key = derive_keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0)
 
     def one_by_one() -> None:
         for k in range(64):
-            patch_gaussian(images[k : k + 1], levels[k : k + 1], key[k : k + 1], 4)
+            add_patch_noise(images[k : k + 1], levels[k : k + 1], key[k : k + 1], 4)
 
-    return [("patch noise on 64 images / one by one", lambda: patch_gaussian(images, levels, key, 4), one_by_one)]
+    return [("patch noise on 64 images / one by one", lambda: add_patch_noise(images, levels, key, 4), one_by_one)]
 
 
 def main() -> None:
+    """Measures all pairs and prints a table."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     table = Table(
@@ -150,17 +158,18 @@ def main() -> None:
         title_justify="left",
     )
     for pairs in (
-        assignment(),
-        memory_bank(50_000),
-        memory_bank(400_000),
-        relations(),
-        penalties(),
-        contrasts(),
-        corruptions(),
+        assignment_pairs(),
+        memory_bank_pairs(50_000),
+        memory_bank_pairs(400_000),
+        relation_pairs(),
+        locality_pairs(),
+        contrast_pairs(),
+        corruption_pairs(),
     ):
         for name, ours, other in pairs:
-            mine, theirs = seconds(ours), seconds(other)
-            table.add_row(name, f"{1e3 * mine:.1f}", f"{1e3 * theirs:.1f}", f"{mine / theirs:.3f}")
+            our_seconds, other_seconds = measure_cpu_seconds(ours), measure_cpu_seconds(other)
+            ratio = our_seconds / other_seconds
+            table.add_row(name, f"{1e3 * our_seconds:.1f}", f"{1e3 * other_seconds:.1f}", f"{ratio:.3f}")
     Console(width=110).print(table)
 
 

@@ -1,1 +1,1 @@
-"""What Firstlight learns: torch, torchvision, timm and scipy only. Nothing here knows of Ray, MLflow, YAML or `pipeline`."""
+"""Learning tasks: only torch, torchvision, timm and scipy. No module here uses Ray, MLflow, YAML or `pipeline`."""

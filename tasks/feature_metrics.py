@@ -1,20 +1,27 @@
-"""What features tell of themselves, without labels. All take (n, d) features and compute in float64."""
+"""Metrics of features that need no labels. All take (n, d) features and compute in float64."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIDE = 2048  # of the largest matrix whose eigenvalues are computed
-PAIRED = 4096  # images of which all pairs are looked at, at most
-BLOCK = 1024
+# The side of the largest matrix whose eigenvalues are computed.
+MAX_EIGENVALUE_SIDE = 2048
+# The largest number of images whose pairs are all compared.
+MAX_UNIFORMITY_IMAGES = 4096
+UNIFORMITY_BLOCK = 1024
 
 
 def rankme(features: Tensor) -> float:
-    """Effective rank (Garrido et al. 2023, eq. 1): exp(- sum_k p_k log p_k), p_k = s_k / sum_j s_j + 1e-7, s the singular values of the features.
+    """Returns the effective rank exp(- sum_k p_k log p_k), p_k = s_k / sum_j s_j + 1e-7 (Garrido et al. 2023, eq. 1).
 
-    From 1, all features on one line, to min(n, d). Where both n and d are above 2,048, of 2,048 of the images.
+    s are the singular values of the features. The rank is between 1 (all features on one line) and min(n, d). If both n
+    and d are above 2,048, it is that of 2,048 of the images.
     """
-    x = (_spread(features, SIDE) if features.shape[1] > SIDE else features).double()
+    x = (
+        _take_evenly_spaced(features, MAX_EIGENVALUE_SIDE) if features.shape[1] > MAX_EIGENVALUE_SIDE else features
+    ).double()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     p = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
@@ -22,42 +29,57 @@ def rankme(features: Tensor) -> float:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of two views' normalised features (Wang and Isola 2020, alpha = 2): 0 where the views of an image coincide, at most 4."""
+    """Returns the mean squared distance of two views' normalised features (Wang and Isola 2020, alpha = 2).
+
+    It is 0 if the views of each image coincide, and at most 4.
+    """
     return float((F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)).square().sum(1).mean())
 
 
 def uniformity(features: Tensor) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over all pairs of different images' normalised features (Wang and Isola 2020, t = 2).
+    """Returns log of the mean of exp(-2 |x - y|^2) over all pairs of different images (Wang and Isola 2020, t = 2).
 
-    0 where all features coincide; lower is more evenly spread over the sphere. Of at most 4,096 of the images.
+    x and y are normalised features. The value is 0 if all features coincide; lower values are more evenly spread over
+    the sphere. Of more than 4,096 images it takes 4,096.
     """
-    x = F.normalize(_spread(features, PAIRED).double(), dim=1)
-    total = sum(float((-2.0 * torch.cdist(block, x).square()).exp().sum()) for block in x.split(BLOCK))
+    x = F.normalize(_take_evenly_spaced(features, MAX_UNIFORMITY_IMAGES).double(), dim=1)
+    total = sum(float((-2.0 * torch.cdist(block, x).square()).exp().sum()) for block in x.split(UNIFORMITY_BLOCK))
     pairs = len(x) * (len(x) - 1)
     return float(torch.tensor((total - len(x)) / pairs, dtype=torch.float64).log()) if pairs else 0.0
 
 
 def feature_std(features: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of the normalised features: 1 / sqrt(d) where they are evenly spread, 0 where they coincide."""
+    """Returns the mean over dimensions of the standard deviation of the normalised features.
+
+    It is 1 / sqrt(d) if they are evenly spread, and 0 if they coincide.
+    """
     return float(F.normalize(features.double(), dim=1).std(0, correction=0).mean())
 
 
-def dead(features: Tensor) -> float:
-    """Share of the dimensions that are the same for all images, up to rounding."""
+def dead_dimensions(features: Tensor) -> float:
+    """Returns the share of the dimensions that are constant over the images, up to rounding."""
     x = features.double()
     return float((x.std(0, correction=0) <= 1e-6 + 1e-5 * x.mean(0).abs()).double().mean())
 
 
-def signals(features: Tensor) -> dict[str, float]:
-    """All that need one view of an image, by name; {} where a feature is not a finite number."""
+# The metrics of one view of the images, by the name that results and MLflow give them.
+FEATURE_METRICS: dict[str, Callable[[Tensor], float]] = {
+    "rankme": rankme,
+    "uniformity": uniformity,
+    "feature_std": feature_std,
+    "dead_dimensions": dead_dimensions,
+}
+
+
+def compute_feature_metrics(features: Tensor) -> dict[str, float]:
+    """Returns the metrics of one view of the images by name; {} if a feature is not finite."""
     if not bool(torch.isfinite(features).all()):
         return {}
-    measures = {"rankme": rankme, "uniformity": uniformity, "feature_std": feature_std, "dead_dimensions": dead}
-    return {name: measure(features) for name, measure in measures.items()}
+    return {name: measure(features) for name, measure in FEATURE_METRICS.items()}
 
 
-def collapse(found: dict[str, float], dimensions: int) -> str | None:
-    """What says that the features have collapsed, None where nothing does: almost one line, or almost one point."""
+def describe_collapse(found: dict[str, float], dimensions: int) -> str | None:
+    """Returns a sentence if the metrics show a collapse of the features to almost a line or a point; None otherwise."""
     if found["rankme"] < 2:
         return f"their effective rank is {found['rankme']:.2f} of {dimensions}"
     even = dimensions**-0.5
@@ -66,11 +88,7 @@ def collapse(found: dict[str, float], dimensions: int) -> str | None:
     return None
 
 
-def _spread(features: Tensor, most: int) -> Tensor:
-    """At most `most` of the rows, evenly spread."""
-    return features[
-        torch.linspace(0, len(features) - 1, min(most, len(features)), dtype=torch.float64)
-        .round()
-        .long()
-        .to(features.device)
-    ]
+def _take_evenly_spaced(features: Tensor, most: int) -> Tensor:
+    """Returns at most `most` of the rows, evenly spaced."""
+    rows = torch.linspace(0, len(features) - 1, min(most, len(features)), dtype=torch.float64).round().long()
+    return features[rows.to(features.device)]

@@ -1,8 +1,9 @@
-"""State per image, keyed by image id and sharded over workers: targets, memory banks, neighbourhoods.
+"""State per image, keyed by row and sharded over workers: targets, memory banks, neighbourhoods.
 
-The row of id i lives on rank i % world. A table is not a buffer of the module: DistributedDataParallel would broadcast rank 0's shard over
-every other. Writes wait for `commit`, after the optimiser's step, so that a step always reads the table as it was before the step (and
-autograd never sees a row change under it).
+The row of an image is its position 0..size-1 among the images trained on (`Batch.rows`), not its id in the store. Rank
+r holds the rows r, r + world, r + 2 world ... A table is not a buffer of the module: DistributedDataParallel would
+broadcast rank 0's shard over every other. Writes wait for `commit`, after the optimiser's step, so a step always reads
+the table as it was before the step, and autograd never sees a value change.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,98 +12,122 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from firstlight.tasks.collective import COMMUNICATION, gather, rank, world
-from firstlight.tasks.timer import part
+from firstlight.tasks.collective import COMMUNICATION, gather_over_workers, rank, select_own_rows, world_size
+from firstlight.tasks.timer import time_part
 
-TABLES = "tables"  # what reading and writing them is called, by the clock
-Rows = Callable[[Tensor], Tensor]  # ids (k,) int64 -> rows (k, *shape)
+# The name under which the step timer counts reading and writing.
+TABLES = "tables"
+# (k,) int64 rows -> (k, *shape) values.
+InitialValues = Callable[[Tensor], Tensor]
 
 
 class SampleTable:
-    """`size` rows of `shape` and `dtype`. `init(ids)` gives the first rows; it must not depend on which ids are asked together."""
+    """A value of `shape` and `dtype` for each of the rows 0..size-1.
 
-    def __init__(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, init: Rows) -> None:
+    Args:
+        init: returns the initial values of rows; they must not depend on which rows are asked together.
+    """
+
+    def __init__(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, init: InitialValues) -> None:
         self.size = size
-        self.ids = torch.arange(rank(), size, world())  # a slice of all ids would keep all of them in memory
-        self.rows = init(self.ids).to(dtype)
-        assert self.rows.shape == (len(self.ids), *shape)
+        # Not a slice of all rows, which would keep all of them in memory.
+        self.own_rows = torch.arange(rank(), size, world_size())
+        self.values = init(self.own_rows).to(dtype)
+        assert self.values.shape == (len(self.own_rows), *shape)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
-    @part(TABLES)
-    def read(self, ids: Tensor) -> Tensor:
-        """(B,) ids of this rank -> their (B, *shape) rows. Collective: every rank calls it, with equally many ids."""
-        everyone = self._checked(gather(ids))
-        if world() == 1:
-            return self.rows[everyone]
-        rows = self.rows.new_zeros((len(everyone), *self.rows.shape[1:]))
-        if len(
-            self.rows
-        ):  # every row has one owner: the others add zeros. Without a mask of flexible length, which a GPU would be waited for
-            here = (everyone % world() == rank()).view(-1, *[1] * (self.rows.dim() - 1))
-            rows = torch.where(here, self.rows[(everyone // world()).clamp_max(len(self.rows) - 1)], rows)
-        with part(COMMUNICATION):
-            dist.all_reduce(rows)
-        size = len(ids)
-        return rows[rank() * size : (rank() + 1) * size]
-
-    @part(TABLES)
-    def write(self, ids: Tensor, rows: Tensor) -> None:
-        """Hold back (B, *shape) rows for `commit`. Collective. No id may stand twice in the global batch: which row wins would be chance.
+    @time_part(TABLES)
+    def read(self, rows: Tensor) -> Tensor:
+        """Returns the (B, *shape) values of (B,) rows. Collective: every rank calls it, with equally many rows.
 
         Raises:
-            ValueError: a repeated id (looked for on the CPU only, as all checks of ids).
+            IndexError: a row outside of 0..size-1 (on the CPU only).
         """
-        everyone, values = self._checked(gather(ids)), gather(rows.detach().to(self.rows.dtype))
+        everyone = self._check_rows(gather_over_workers(rows))
+        if world_size() == 1:
+            return self.values[everyone]
+        values = self.values.new_zeros((len(everyone), *self.values.shape[1:]))
+        # Every row has one owner, and the other ranks add zeros. A mask of flexible length would make a GPU wait.
+        if len(self.values):
+            here = (everyone % world_size() == rank()).view(-1, *[1] * (self.values.dim() - 1))
+            values = torch.where(here, self.values[(everyone // world_size()).clamp_max(len(self.values) - 1)], values)
+        with time_part(COMMUNICATION):
+            dist.all_reduce(values)
+        return select_own_rows(values)
+
+    @time_part(TABLES)
+    def write(self, rows: Tensor, values: Tensor) -> None:
+        """Keeps (B, *shape) values of (B,) rows for `commit`. Collective.
+
+        No row may occur twice in the global batch: it would be chance which value stays.
+
+        Raises:
+            IndexError: a row outside of 0..size-1 (on the CPU only).
+            ValueError: a repeated row (on the CPU only).
+        """
+        everyone = self._check_rows(gather_over_workers(rows))
+        values = gather_over_workers(values.detach().to(self.values.dtype))
         if everyone.device.type == "cpu":
             unique, counts = everyone.unique(return_counts=True)
             if len(unique) < len(everyone):
-                raise ValueError(f"a table was written twice in one step for the ids {unique[counts > 1].tolist()[:5]}")
-        if world() > 1:
-            here = everyone % world() == rank()
+                repeated = unique[counts > 1].tolist()[:5]
+                raise ValueError(f"a table was written twice in one step for the rows {repeated}")
+        if world_size() > 1:
+            here = everyone % world_size() == rank()
             everyone, values = everyone[here], values[here]
-        self._pending.append((everyone // world(), values))
+        self._pending.append((everyone // world_size(), values))
 
-    @part(TABLES)
+    @time_part(TABLES)
     def commit(self) -> None:
-        """Make the writes since the last commit visible to `read`."""
-        for places, values in self._pending:
-            self.rows[places] = values
+        """Makes the writes since the last commit visible to `read`."""
+        for positions, values in self._pending:
+            self.values[positions] = values
         self._pending.clear()
 
     def to(self, device: torch.device) -> "SampleTable":
-        self.rows, self.ids = self.rows.to(device), self.ids.to(device)
+        """Moves the table to `device`. Returns the table itself."""
+        self.values, self.own_rows = self.values.to(device), self.own_rows.to(device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """This rank's shard: `ids` (k,) and `rows` (k, *shape). Nothing may be pending."""
+        """Returns this rank's shard: its (k,) rows as "ids", their (k, *shape) values as "rows".
+
+        The names are those of the checkpoint's files. No write may be pending.
+        """
         assert not self._pending
-        return {"ids": self.ids.cpu(), "rows": self.rows.cpu()}
+        return {"ids": self.own_rows.cpu(), "rows": self.values.cpu()}
 
     def load_state_dicts(self, shards: Sequence[dict[str, Tensor]]) -> None:
-        """Take this rank's rows from the shards of any number of workers.
+        """Loads this rank's values from the shards of any number of workers.
 
         Raises:
-            ValueError: the shards together do not hold every id of this table exactly once, or rows of another shape.
+            ValueError: the shards together do not hold every row of this table exactly once, or values of another
+                shape or type.
         """
-        ids, rows = torch.cat([s["ids"] for s in shards]), torch.cat([s["rows"] for s in shards])
-        if len(ids) != self.size or not torch.equal(ids.sort().values, torch.arange(self.size)):
+        rows, values = torch.cat([s["ids"] for s in shards]), torch.cat([s["rows"] for s in shards])
+        if len(rows) != self.size or not torch.equal(rows.sort().values, torch.arange(self.size)):
             raise ValueError(
-                f"the {len(shards)} shards hold {len(ids.unique())} of the table's {self.size} rows: a shard is missing or foreign"
+                f"the {len(shards)} shards hold {len(rows.unique())} of the table's {self.size} rows: "
+                "a shard is missing or foreign"
             )
-        if rows.shape[1:] != self.rows.shape[1:] or rows.dtype != self.rows.dtype:
+        if values.shape[1:] != self.values.shape[1:] or values.dtype != self.values.dtype:
             raise ValueError(
-                f"rows of {tuple(rows.shape[1:])} {rows.dtype} do not fit a table of {tuple(self.rows.shape[1:])} {self.rows.dtype}"
+                f"values of shape {tuple(values.shape[1:])} and type {values.dtype} do not fit a table of "
+                f"shape {tuple(self.values.shape[1:])} and type {self.values.dtype}"
             )
-        order = torch.empty_like(ids)
-        order[ids] = torch.arange(self.size)
-        self.rows = rows[order[self.ids.cpu()]].to(self.rows.device)
+        order = torch.empty_like(rows)
+        order[rows] = torch.arange(self.size)
+        self.values = values[order[self.own_rows.cpu()]].to(self.values.device)
 
-    def _checked(self, ids: Tensor) -> Tensor:
-        """`ids`; looked at on the CPU only. A GPU would have to be waited for at every step: there, the loop has checked them on the host
-        (`job.to_batch`), and what still is outside ends in CUDA's own assertion."""
-        if ids.device.type != "cpu":
-            return ids
-        wrong = ids[(ids < 0) | (ids >= self.size)]
+    def _check_rows(self, rows: Tensor) -> Tensor:
+        """Returns `rows`. On the CPU, raises an IndexError if one is outside of 0..size-1.
+
+        On a GPU the check would wait for the device at every step. There the training loop has checked the rows on the
+        host, and a row that still is outside ends in CUDA's own assertion.
+        """
+        if rows.device.type != "cpu":
+            return rows
+        wrong = rows[(rows < 0) | (rows >= self.size)]
         if len(wrong):
-            raise IndexError(f"id {int(wrong[0])} is outside of the table's 0..{self.size - 1}")
-        return ids
+            raise IndexError(f"row {int(wrong[0])} is outside of the table's rows 0..{self.size - 1}")
+        return rows

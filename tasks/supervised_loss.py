@@ -4,16 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstlight.tasks.collective import shared_count
+from firstlight.tasks.collective import mean_count_per_worker
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C) logits, (B,) labels (-1: unknown) -> the mean cross-entropy over the labelled images of all workers, and the share of hits.
+    """Returns the mean cross-entropy and the accuracy over the labelled images of all workers.
 
-    Both are this worker's part: averaged over workers they, and the loss's gradient, are those of the global batch; 0 where nothing is labelled.
+    Both are this worker's part: averaged over workers they, and the gradient of the loss, are those of the global
+    batch. They are 0 if no image is labelled.
+
+    Args:
+        logits: (B, C).
+        labels: (B,); -1 is unknown.
     """
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     known = labels >= 0
-    count = shared_count(known, scores.dtype)
+    count = mean_count_per_worker(known, scores.dtype)
     hits = (scores.argmax(1) == labels) & known
     return F.cross_entropy(scores, labels, ignore_index=-1, reduction="sum") / count, hits.sum() / count

@@ -1,7 +1,8 @@
-"""Where the time of a training goes: `with part("forward"): ...` adds to what the parts of a step have taken so far.
+"""A timer for the parts of a training step: `with time_part("forward"): ...` adds to the seconds of that part.
 
-A part inside another counts for itself alone. On a GPU, whose work goes on while this process is ahead of it, events in its stream are the marks, and
-nobody waits for them before `read`. Outside of `running`, and in any thread but its own, `part` does nothing.
+The time of a part inside another counts for the inner part alone. A GPU works while this process is ahead of it, so the
+marks are events in its stream, and nothing waits for them before `read_seconds`. Outside of `time_thread`, and in any
+thread but its own, `time_part` does nothing.
 """
 
 import contextlib
@@ -14,71 +15,75 @@ import torch
 Mark = float | torch.cuda.Event
 
 
-class Stopwatch:
-    """Seconds by part, each without the parts inside it."""
+class StepTimer:
+    """Counts seconds by part, each without the parts inside it."""
 
     def __init__(self) -> None:
         self._owner: int | None = None
         self._on_gpu = False
-        self._clear()
+        self._reset_state()
 
-    def _clear(self) -> None:
-        self._open: list[str] = []  # the parts that have begun, the innermost last
-        self._since: Mark = 0.0  # when the innermost began, or went on
+    def _reset_state(self) -> None:
+        # The parts that have begun, the innermost last.
+        self._open: list[str] = []
+        # The time at which the innermost part began or continued.
+        self._since: Mark = 0.0
         self._seconds: dict[str, float] = {}
-        self._waiting: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # what a GPU is not asked for yet
+        # Intervals that the GPU has not been asked for yet.
+        self._waiting: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextlib.contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
-        """Count what this thread does on `device`."""
-        self._clear()
+    def time_thread(self, device: torch.device) -> Iterator[None]:
+        """Counts what this thread does on `device`."""
+        self._reset_state()
         self._owner, self._on_gpu = threading.get_ident(), device.type == "cuda"
-        mine = self._seconds
+        seconds = self._seconds
         try:
             yield
         finally:
-            if self._seconds is mine:  # a training that failed may be ended only after the next has begun
+            # A training that failed may end only after the next one has begun.
+            if self._seconds is seconds:
                 self._owner = None
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what is done inside for `name`."""
+    def time_part(self, name: str) -> Iterator[None]:
+        """Counts the time inside for the part `name`."""
         if threading.get_ident() != self._owner:
             yield
             return
-        self._count()
+        self._count_elapsed()
         self._open.append(name)
         try:
             yield
         finally:
-            self._count()
+            self._count_elapsed()
             self._open.pop()
 
-    def read(self) -> dict[str, float]:
-        """Seconds by part since the last call. On a GPU, waits until it has come to the end of the last part."""
+    def read_seconds(self) -> dict[str, float]:
+        """Returns the seconds by part since the last call. On a GPU, waits for the end of the last part."""
         if self._waiting:
             torch.cuda.synchronize()
         for name, begin, end in self._waiting:
-            self._add(name, begin.elapsed_time(end) / 1000)
+            self._add_seconds(name, begin.elapsed_time(end) / 1000)
         self._waiting.clear()
         seconds = dict(self._seconds)
         self._seconds.clear()
         return seconds
 
-    def _count(self) -> None:
-        """What has passed is the innermost part's."""
-        before, self._since = self._since, self._mark()
+    def _count_elapsed(self) -> None:
+        """Adds the time since the last mark to the innermost part."""
+        before, self._since = self._since, self._make_mark()
         if not self._open:
             return
         if isinstance(before, float) and isinstance(self._since, float):
-            self._add(self._open[-1], self._since - before)
+            self._add_seconds(self._open[-1], self._since - before)
         elif not isinstance(before, float) and not isinstance(self._since, float):
             self._waiting.append((self._open[-1], before, self._since))
 
-    def _add(self, name: str, seconds: float) -> None:
+    def _add_seconds(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def _mark(self) -> Mark:
+    def _make_mark(self) -> Mark:
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -86,5 +91,6 @@ class Stopwatch:
         return event
 
 
-STOPWATCH = Stopwatch()  # of this process, which has one training at a time
-part = STOPWATCH.part
+# The timer of this process, which runs one training at a time.
+STEP_TIMER = StepTimer()
+time_part = STEP_TIMER.time_part

@@ -1,4 +1,4 @@
-"""What a pretraining method has to show for itself: pictures of held-out images, and curves of what it logs."""
+"""Figures that a pretraining method asks for: grids of held-out images, and plots of logged metrics."""
 
 from dataclasses import dataclass
 
@@ -6,36 +6,42 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Row:
-    """Images side by side, the same one in a column of all rows; where there are `maps`, each is drawn as heat over its image."""
+class ImageRow:
+    """A row of a grid: images side by side, the same image in a column of all rows."""
 
     caption: str
-    images: Tensor  # (B, 3, H, W) in 0..1
-    maps: Tensor | None = None  # (B, h, w) in 0..1
-    untrained: bool = False  # also shown as the network had it before its first step
+    # (B, 3, H, W) in 0..1.
+    images: Tensor
+    # (B, h, w) in 0..1, drawn as heat over the images.
+    maps: Tensor | None = None
+    # True if the grid also gets the row of the network before its first step.
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Rows of images under one title. `name`: of its file."""
+class ImageGrid:
+    """Rows of images under one title. `name` is the name of the file."""
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Logged numbers in one figure, of each the last value that was logged in every `every` epochs. `unit`: what those epochs are called."""
+class Plot:
+    """Logged metrics in one figure, with a point for every `every` epochs: the last value that was logged in them."""
 
+    # The name of the file.
     name: str
     title: str
+    # The names of the metrics.
     numbers: tuple[str, ...]
     every: int
+    # The name of `every` epochs, e.g. "round".
     unit: str
 
 
-def stretched(maps: Tensor) -> Tensor:
-    """(B, h, w) -> 0..1, each map from its own least to its own largest value; 0 where a map has one value only."""
+def stretch_contrast(maps: Tensor) -> Tensor:
+    """Scales each of (B, h, w) maps to 0..1, from its smallest to its largest value. A constant map becomes 0."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)

@@ -1,16 +1,20 @@
-"""Fixtures: the gloo pool, one local Ray, and the real images where they are at hand."""
+"""Fixtures (gloo pools, a local Ray cluster, stores, MLflow's tables) and the order of tests that run in parallel."""
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from firstlight.pipeline.data.store import Store
-from tests.support import recipes
+from tests.support import mlflow_tables, recipes
+from tests.support.blank_figures import save_blank
 from tests.support.gloo import Pool
 from tests.support.paths import SHARED
 
@@ -23,6 +27,8 @@ settings.register_profile("ci", deadline=None, max_examples=50)
 settings.load_profile("ci")
 
 CIFAR10 = SHARED / "data" / "cifar10"
+TESTS = Path(__file__).parent
+RAY_CPUS = 4
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +46,39 @@ def pool3() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A Ray of its own with four logical CPUs."""
+def _ray_ends_with_session() -> Iterator[None]:
+    yield
     import ray
 
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_local(_ray_ends_with_session: None) -> None:
+    """Connects to the local Ray cluster that tests share. It has four logical CPUs.
+
+    The first test that needs the cluster starts it, and so does the next one after a test with `ray_free`.
+    """
+    import ray
+
+    if ray.is_initialized() and ray.cluster_resources().get("CPU") == RAY_CPUS:
+        return
+    ray.shutdown()
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=RAY_CPUS,
         include_dashboard=False,
         object_store_memory=200 * 2**20,
         logging_level="ERROR",
         log_to_driver=False,
     )
-    yield
+
+
+@pytest.fixture
+def ray_free() -> None:
+    """Shuts Ray down in this process: the code under test starts its own."""
+    import ray
+
     ray.shutdown()
 
 
@@ -68,9 +94,55 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return recipes.store(tmp_path_factory.mktemp("digits"))
 
 
-@pytest.fixture
-def ray_free() -> None:
-    """This process has no Ray: the code under test starts its own."""
-    import ray
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fills new MLflow databases of this process from a template. Does nothing if no test uses MLflow."""
+    if "firstlight.pipeline.tracking.client" not in sys.modules:
+        yield
+        return
+    template = mlflow_tables.make_template(tmp_path_factory.mktemp("tables") / "template.db")
+    with pytest.MonkeyPatch.context() as patch:
+        mlflow_tables.copy_tables_from(template, patch)
+        yield
 
-    ray.shutdown()
+
+@pytest.fixture(scope="module")
+def blank_figures() -> Iterator[None]:
+    """Saves figures as blank files. For modules whose tests need the files and not what the figures show."""
+    with save_blank():
+        yield
+
+
+# Tests that run whole recipes come first, so that no long file is left when the others have ended.
+LONG_FIRST = ("integration", "pipeline/search", "pipeline/run", "pipeline/stages", "pipeline/cli", "pipeline", "bench")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("ray"):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_sort_key)
+
+
+def _sort_key(item: pytest.Item) -> tuple[bool, bool, int]:
+    """Tests on Ray first, of these those that share a cluster; then by folder. Within a file the order stays."""
+    folder = item.path.parent.relative_to(TESTS).as_posix()
+    place = next((k for k, prefix in enumerate(LONG_FIRST) if folder.startswith(prefix)), len(LONG_FIRST))
+    on_ray = item.get_closest_marker("ray") is not None
+    return not on_ray, on_ray and "ray_local" not in getattr(item, "fixturenames", ()), place
+
+
+class _FilesAndRay(LoadScopeScheduling):
+    """The tests of a file run in one process, and all tests on Ray in one: a second cluster would take its CPUs."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.endswith("@ray") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return _FilesAndRay(config, log)

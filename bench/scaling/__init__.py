@@ -1,1 +1,4 @@
-"""What a training of n images on w workers moves, holds and waits for, told from the real code: `python -m bench.scaling`."""
+"""Estimates of the traffic, memory and time of a training of n images on w workers: `python -m bench.scaling`.
+
+The numbers are derived from the code that trainings run.
+"""

@@ -10,18 +10,28 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.scaling import memory, orders
-from bench.scaling.cost import COST, NETWORKS, Machine, Network, assignment, discovery, pass_over_bank
-from bench.scaling.traffic import Message, of_discovery, of_gradients, of_step
+from bench.scaling.cost import (
+    COST_ENTRY_BYTES,
+    NETWORKS,
+    NetworkSpeed,
+    WorkerSpeed,
+    count_bank_flops,
+    count_discovery_flops,
+    estimate_assignment_seconds,
+)
+from bench.scaling.traffic import CollectiveMessage, list_gradient_messages, simulate_discovery, simulate_step
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.data.store import CACHE_BYTES, ROW_GROUP
+from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
+from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import METHODS
-from firstlight.tasks.pretrain.method import Method, Setting
+from firstlight.tasks.pretrain.method import Method, TrainingInfo
 
-CONF = ROOT / "conf" / "method"
-CASES: dict[str, tuple[str, dict[str, Any]]] = {  # a file of conf/method, and what is changed in it
+METHOD_CONF = ROOT / "conf" / "method"
+# Name -> a file of conf/method, and the parameters that are changed in it
+METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nat": ("nat", {"pool": "avg"}),
     "nat, assign: local": ("nat", {"pool": "avg", "assign": "local"}),
     "spatial_contrasting": ("spatial_contrasting", {}),
@@ -31,12 +41,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # a file of conf/method, and w
     "super_and": ("super_and", {}),
     "super_and, variant: reference": ("super_and", {"variant": "reference"}),
 }
-CLASSES, EPOCHS = 1000, 200
+SCALING_CLASSES, SCALING_EPOCHS = 1000, 200
 
 
 @dataclass(frozen=True)
-class Scale:
-    """`rows`: images of a worker in a step."""
+class TrainingScale:
+    """The size of a training. `rows` is the number of images of a worker in a step."""
 
     images: int
     workers: int
@@ -52,127 +62,143 @@ class Scale:
 
     @property
     def shard(self) -> int:
-        """Rows of a table on the fullest worker."""
+        """Rows of a table on the worker with the most rows."""
         return -(-self.images // self.workers)
 
 
-def builder(case: str, encoder: Encoder) -> Callable[[int], Method]:
-    """A method of so many images, around one network that all share."""
-    name, changes = CASES[case]
-    raw = {**dict(yaml_reader.read(CONF / f"{name}.yaml")), **changes}
+def make_builder(case: str, encoder: Encoder) -> Callable[[int], Method]:
+    """Returns a function that builds the method for a number of images, around one shared network."""
+    name, changes = METHOD_CASES[case]
+    raw = {**dict(yaml_reader.read_yaml(METHOD_CONF / f"{name}.yaml")), **changes}
     parameters: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "name"
     }
     return lambda size: METHODS[name](
-        encoder, Setting(size, EPOCHS * parameters.get("rounds", 1), 0, CLASSES), **parameters
+        encoder, TrainingInfo(size, SCALING_EPOCHS * parameters.get("rounds", 1), 0, SCALING_CLASSES), **parameters
     )
 
 
 @dataclass(frozen=True)
-class Told:
-    """What there is to tell of a method."""
+class MethodReport:
+    """A method and what it exchanges in a step: for its loss, and for the gradients."""
 
     case: str
     method: Method
-    exchanges: list[Message]  # of its loss
-    gradients: list[Message]
+    exchanges: list[CollectiveMessage]
+    gradients: list[CollectiveMessage]
 
     @property
-    def bank(self) -> int | None:
-        """The dimension of its memory bank."""
-        found = [table.rows.shape[1] for table in self.method.tables.values() if isinstance(table, MemoryBank)]
+    def bank_dim(self) -> int | None:
+        """Dimension of the memory bank; None if the method has none."""
+        found = [table.values.shape[1] for table in self.method.tables.values() if isinstance(table, MemoryBank)]
         return found[0] if found else None
 
-    def solved(self, scale: Scale) -> int:
-        """Images whose targets are exchanged by one worker in a step; 0: none."""
+    def count_solved_images(self, scale: TrainingScale) -> int:
+        """Returns the number of images whose targets one worker exchanges in a step; 0 if none are."""
         assign = getattr(self.method, "assign", None)
         return {"global": scale.batch, "local": scale.rows}.get(str(assign), 0)
 
-    def parts(self, scale: Scale, machine: Machine, network: Network) -> dict[str, float]:
-        """Seconds of a step."""
-        bank = pass_over_bank(scale.batch * self._views(), scale.shard, self.bank) / machine.flops if self.bank else 0.0
+    def estimate_step_parts(
+        self, scale: TrainingScale, machine: WorkerSpeed, network: NetworkSpeed
+    ) -> dict[str, float]:
+        """Returns the seconds of each part of a step."""
+        bank = (
+            count_bank_flops(scale.batch * self._count_bank_queries(), scale.shard, self.bank_dim) / machine.flops
+            if self.bank_dim
+            else 0.0
+        )
         return {
-            "networks": scale.rows / machine.images,
-            "gradients": network.seconds(self.gradients, scale.workers),
-            "exchanges": network.seconds(self.exchanges, scale.workers),
-            "assignment": assignment(self.solved(scale)),
+            "networks": scale.rows / machine.images_per_s,
+            "gradients": network.estimate_seconds(self.gradients, scale.workers),
+            "exchanges": network.estimate_seconds(self.exchanges, scale.workers),
+            "assignment": estimate_assignment_seconds(self.count_solved_images(scale)),
             "bank": bank,
         }
 
-    def _views(self) -> int:
-        """Queries of the bank for each image."""
+    def _count_bank_queries(self) -> int:
+        """Returns the queries of the bank for each image."""
         return 2 if getattr(self.method, "variant", "") == "reference" else 1
 
 
-def tell(case: str, encoder: Encoder, scale: Scale) -> Told:
-    build = builder(case, encoder)
+def analyse_method(case: str, encoder: Encoder, scale: TrainingScale) -> MethodReport:
+    """Simulates a step of the method on one of `scale.workers` workers."""
+    build = make_builder(case, encoder)
     encoder.requires_grad_(True)
-    exchanges = of_step(build, scale.workers, scale.rows, encoder.image_size) if scale.workers > 1 else []
+    exchanges = simulate_step(build, scale.workers, scale.rows, encoder.image_size) if scale.workers > 1 else []
     encoder.requires_grad_(True)
     method = build(scale.workers)
-    return Told(case, method, exchanges, of_gradients(method))
+    return MethodReport(case, method, exchanges, list_gradient_messages(method))
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count:.0f} B"
 
 
-def span(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def table(title: str, *headings: str) -> Table:
+def make_table(title: str, *headings: str) -> Table:
     out = Table(title=title, title_justify="left")
     for k, heading in enumerate(headings):
         out.add_column(heading, justify="left" if k == 0 else "right")
     return out
 
 
-def traffic_of(told: list[Told], scale: Scale) -> Table:
+def make_traffic_table(reports: list[MethodReport], scale: TrainingScale) -> Table:
+    """Returns the table of bytes that a worker sends in a step."""
     title = f"Bytes that a worker sends in a step of {scale.batch:,} images ({scale.rows} a worker)"
-    out = table(title, "method", "gradients", "exchanges of the loss", "collectives", "largest result of one")
-    for one in told:
+    out = make_table(title, "method", "gradients", "exchanges of the loss", "collectives", "largest result of one")
+    for report in reports:
         gradients, exchanges = (
-            sum(m.sent(scale.workers) for m in messages) for messages in (one.gradients, one.exchanges)
+            sum(m.count_sent_bytes(scale.workers) for m in messages)
+            for messages in (report.gradients, report.exchanges)
         )
-        largest = max((m.result(scale.workers) for m in one.exchanges), default=0)
+        largest = max((m.count_result_bytes(scale.workers) for m in report.exchanges), default=0)
         out.add_row(
-            one.case, size(gradients), size(exchanges), f"{len(one.exchanges) + len(one.gradients)}", size(largest)
+            report.case,
+            format_bytes(gradients),
+            format_bytes(exchanges),
+            f"{len(report.exchanges) + len(report.gradients)}",
+            format_bytes(largest),
         )
     return out
 
 
-def memory_of(told: list[Told], scale: Scale) -> Table:
-    out = table("Memory of the tables", "method", "table", "a row", "of all", "on a worker")
-    for one in told:
-        for rows in memory.rows(one.method):
-            whole = sum(rows.held(scale.images, rank, scale.workers) for rank in range(scale.workers))
+def make_memory_table(reports: list[MethodReport], scale: TrainingScale) -> Table:
+    out = make_table("Memory of the tables", "method", "table", "a row", "of all", "on a worker")
+    for report in reports:
+        for rows in memory.measure_tables(report.method):
+            whole = sum(rows.count_bytes(scale.images, rank, scale.workers) for rank in range(scale.workers))
             out.add_row(
-                one.case,
+                report.case,
                 rows.name,
-                size(rows.row + rows.id),
-                size(whole),
-                size(rows.held(scale.images, 0, scale.workers)),
+                format_bytes(rows.row_bytes + rows.id_bytes),
+                format_bytes(whole),
+                format_bytes(rows.count_bytes(scale.images, 0, scale.workers)),
             )
-        if solved := one.solved(scale):
-            out.add_row(one.case, "costs, in a step", "", "", size(COST * solved**2))
+        if solved := report.count_solved_images(scale):
+            out.add_row(report.case, "costs, in a step", "", "", format_bytes(COST_ENTRY_BYTES * solved**2))
     return out
 
 
-def plan_of(scale: Scale, windows: tuple[int, ...], image_bytes: float, machine: Machine) -> list[Table]:
-    held = memory.of_plan(scale.images)
-    out = table("The order of all images, in every process that trains or decodes", *held, "all")
+def make_plan_tables(
+    scale: TrainingScale, windows: tuple[int, ...], image_bytes: float, machine: WorkerSpeed
+) -> list[Table]:
+    """Returns the tables of the memory of the order, and of what a worker reads."""
+    held = memory.estimate_plan_bytes(scale.images)
+    out = make_table("The order of all images, in every process that trains or decodes", *held, "all")
     out.columns[0].justify = "right"
-    out.add_row(*(size(count) for count in held.values()), size(sum(held.values())))
-    title = f"What a worker reads, from {orders.BATCHES} batches of the same plan (images of {size(image_bytes)})"
-    read = table(
-        title,
+    out.add_row(*(format_bytes(count) for count in held.values()), format_bytes(sum(held.values())))
+    of_images = f"(images of {format_bytes(image_bytes)})"
+    read = make_table(
+        f"What a worker reads, from {orders.NUM_BATCHES} batches of the same plan {of_images}",
         "stream.window",
         "lanes",
         "images a task",
@@ -183,18 +209,23 @@ def plan_of(scale: Scale, windows: tuple[int, ...], image_bytes: float, machine:
         "an order",
     )
     for window in windows:
-        used = min(window, int(CACHE_BYTES // image_bytes))  # as `worker.plan` does
-        found = orders.reading(scale.batch, used, scale.workers)
-        seconds = scale.rows * found.amplification * image_bytes / machine.read
+        # A training limits its window in the same way
+        used = min(window, int(IMAGE_CACHE_BYTES // image_bytes))
+        found = orders.measure_plan_reading(scale.batch, used, scale.workers)
+        seconds = scale.rows * found.amplification * image_bytes / machine.read_bytes_per_s
         of_task = (f"{found.used:,.0f}", f"{found.groups:,.0f}", f"{found.amplification:.1f}", f"{found.share:.1%}")
         read.add_row(
-            f"{window:,} ({used:,} used)", f"{found.lanes}", *of_task, span(seconds), span(found.seconds * scale.images)
+            f"{window:,} ({used:,} used)",
+            f"{found.lanes}",
+            *of_task,
+            format_seconds(seconds),
+            format_seconds(found.seconds * scale.images),
         )
     return [out, read]
 
 
-def time_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
-    out = table(
+def make_time_table(reports: list[MethodReport], scale: TrainingScale, machine: WorkerSpeed) -> Table:
+    out = make_table(
         "Seconds of a step, one after the other",
         "method",
         "network",
@@ -205,16 +236,21 @@ def time_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
         "bank",
         "most",
     )
-    for one in told:
+    for report in reports:
         for network in NETWORKS:
-            parts = one.parts(scale, machine, network)
+            parts = report.estimate_step_parts(scale, machine, network)
             most = max(parts, key=lambda name: parts[name])
-            out.add_row(one.case, network.name, *(span(seconds) if seconds else "" for seconds in parts.values()), most)
+            out.add_row(
+                report.case,
+                network.name,
+                *(format_seconds(seconds) if seconds else "" for seconds in parts.values()),
+                most,
+            )
     return out
 
 
-def rounds_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
-    out = table(
+def make_rounds_table(reports: list[MethodReport], scale: TrainingScale, machine: WorkerSpeed) -> Table:
+    out = make_table(
         "Neighbours of all images, once a round",
         "method",
         "blocks",
@@ -222,13 +258,13 @@ def rounds_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
         *(n.name for n in NETWORKS),
         "products",
     )
-    for one in told:
-        if one.bank and "neighbour" in one.method.tables:
-            blocks, each = of_discovery(one.bank, scale.images, scale.workers)
-            sent = blocks * sum(m.sent(scale.workers) for m in each)
-            waits = [span(blocks * network.seconds(each, scale.workers)) for network in NETWORKS]
-            products = discovery(scale.images, scale.shard, one.bank) / machine.flops
-            out.add_row(one.case, f"{blocks:,}", size(sent), *waits, span(products))
+    for report in reports:
+        if report.bank_dim and "neighbour" in report.method.tables:
+            blocks, each = simulate_discovery(report.bank_dim, scale.images, scale.workers)
+            sent = blocks * sum(m.count_sent_bytes(scale.workers) for m in each)
+            waits = [format_seconds(blocks * network.estimate_seconds(each, scale.workers)) for network in NETWORKS]
+            products = count_discovery_flops(scale.images, scale.shard, report.bank_dim) / machine.flops
+            out.add_row(report.case, f"{blocks:,}", format_bytes(sent), *waits, format_seconds(products))
     return out
 
 
@@ -238,17 +274,25 @@ def rounds_of(told: list[Told], scale: Scale, machine: Machine) -> Table:
 @click.option(
     "--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Images of a worker in a step."
 )
-@click.option("--encoder", default="resnet50", show_default=True, help="As a recipe names it.")
+@click.option("--encoder", default="resnet50", show_default=True, help="The name of the encoder, as in a recipe.")
 @click.option("--image-size", type=int, default=224, show_default=True)
-@click.option("--image-bytes", type=float, default=100e3, show_default=True, help="Of an encoded image.")
+@click.option("--image-bytes", type=float, default=100e3, show_default=True, help="Bytes of an encoded image.")
 @click.option(
-    "--speed", type=float, default=2500.0, show_default=True, help="Images a second of a worker's networks alone."
+    "--speed",
+    type=float,
+    default=2500.0,
+    show_default=True,
+    help="Images per second of the networks of a worker, without communication and reading.",
 )
 @click.option(
-    "--flops", type=float, default=30e12, show_default=True, help="Of a worker's matrix products, of float32."
+    "--flops",
+    type=float,
+    default=30e12,
+    show_default=True,
+    help="Operations per second of a worker in matrix products of float32.",
 )
 @click.option(
-    "--read", type=float, default=1e9, show_default=True, help="Bytes a second that a worker gets from storage."
+    "--read", type=float, default=1e9, show_default=True, help="Bytes per second that a worker gets from storage."
 )
 @click.option("--window", type=int, multiple=True, default=(2048,), show_default=True)
 def main(
@@ -259,21 +303,23 @@ def main(
     flops: float,
     read: float,
     window: tuple[int, ...],
-    **size: float,
+    **counts: float,
 ) -> None:
     torch.manual_seed(0)
-    scale, machine = Scale(int(size["images"]), int(size["workers"]), int(size["rows"])), Machine(speed, flops, read)
+    scale = TrainingScale(int(counts["images"]), int(counts["workers"]), int(counts["rows"]))
+    machine = WorkerSpeed(speed, flops, read)
     network = Encoder({"name": encoder}, image_size)
-    told = [tell(case, network, scale) for case in CASES]
-    console, title = (
-        Console(width=150),
-        f"{scale.images:,} images of {image_size} x {image_size}, {scale.workers} workers, {encoder}",
-    )
+    reports = [analyse_method(case, network, scale) for case in METHOD_CASES]
+    console = Console(width=150)
+    title = f"{scale.images:,} images of {image_size} x {image_size}, {scale.workers} workers, {encoder}"
+    steps = f"batches of {scale.batch:,}: {scale.steps:,} steps an epoch"
+    console.print(f"{title}, {steps}. Row groups of {ROWS_PER_GROUP} images.")
     console.print(
-        f"{title}, batches of {scale.batch:,}: {scale.steps:,} steps an epoch. Row groups of {ROW_GROUP} images."
+        make_traffic_table(reports, scale),
+        make_memory_table(reports, scale),
+        *make_plan_tables(scale, window, image_bytes, machine),
     )
-    console.print(traffic_of(told, scale), memory_of(told, scale), *plan_of(scale, window, image_bytes, machine))
-    console.print(time_of(told, scale, machine), rounds_of(told, scale, machine))
+    console.print(make_time_table(reports, scale, machine), make_rounds_table(reports, scale, machine))
 
 
 if __name__ == "__main__":

@@ -1,52 +1,54 @@
-"""What a training holds: the tables of the methods, sharded over the workers, and what every worker has of all images."""
+"""The memory of a training: the tables of the methods, sharded over the workers, and the order of all images."""
 
 from dataclasses import dataclass
 
+from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
 from firstlight.pipeline.data.plan import BatchPlan
-from firstlight.pipeline.data.store import ROW_GROUP
 from firstlight.tasks.pretrain.method import Method
 from firstlight.tasks.sample_table import SampleTable
 
-EPOCHS_KEPT = 4  # of a plan, by each process that asks for them (`plan._epoch`)
-ID = 8  # bytes
+# Epochs of a plan that each process keeps (`plan._shuffle_epoch`)
+CACHED_EPOCHS = 4
+ID_BYTES = 8
 
 
-def tables(method: Method) -> dict[str, SampleTable]:
-    """Those of a method, by name: also those that no checkpoint has."""
+def find_tables(method: Method) -> dict[str, SampleTable]:
+    """Returns the tables of a method by name, including those that no checkpoint has."""
     return {**{name: value for name, value in vars(method).items() if isinstance(value, SampleTable)}, **method.tables}
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A table: bytes of a row and of the id that is kept with it."""
+class TableSize:
+    """The size of a table: bytes of a row, and of the id that is kept with it."""
 
     name: str
-    row: int
-    id: int
+    row_bytes: int
+    id_bytes: int
 
-    def held(self, size: int, rank: int, world: int) -> int:
-        """Bytes on `rank` of a table of `size` rows."""
-        return len(range(rank, size, world)) * (self.row + self.id)
-
-
-def rows(method: Method) -> list[Rows]:
-    found = {id(table): (name, table) for name, table in tables(method).items()}
-    return [Rows(name, table.rows[:1].nbytes, table.ids[:1].nbytes) for name, table in found.values()]
+    def count_bytes(self, size: int, rank: int, world: int) -> int:
+        """Returns the bytes on `rank` of a table of `size` rows."""
+        return len(range(rank, size, world)) * (self.row_bytes + self.id_bytes)
 
 
-def of_plan(size: int) -> dict[str, int]:
-    """Bytes that every process has of the order of `size` images, however many workers there are."""
+def measure_tables(method: Method) -> list[TableSize]:
+    """Returns the sizes of all tables of a method."""
+    found = {id(table): (name, table) for name, table in find_tables(method).items()}
+    return [TableSize(name, table.values[:1].nbytes, table.own_rows[:1].nbytes) for name, table in found.values()]
+
+
+def estimate_plan_bytes(size: int) -> dict[str, int]:
+    """Returns the bytes of the order of `size` images in every process, for any number of workers."""
     return {
-        "ids": ID * size,
-        "row groups": ID * -(-size // ROW_GROUP),
-        f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * ID * size,
+        "ids": ID_BYTES * size,
+        "row groups": ID_BYTES * -(-size // ROWS_PER_GROUP),
+        f"{CACHED_EPOCHS} epochs": CACHED_EPOCHS * ID_BYTES * size,
     }
 
 
-def held_by_plan(plan: BatchPlan) -> dict[str, int]:
-    """The same, of one that there is."""
+def measure_plan_bytes(plan: BatchPlan) -> dict[str, int]:
+    """Returns the bytes of an existing plan, by the names of `estimate_plan_bytes`."""
     return {
         "ids": plan.ids.nbytes,
         "row groups": plan.group_starts.nbytes,
-        f"{EPOCHS_KEPT} epochs": EPOCHS_KEPT * plan.epoch(0).nbytes,
+        f"{CACHED_EPOCHS} epochs": CACHED_EPOCHS * plan.epoch(0).nbytes,
     }

@@ -1,21 +1,31 @@
-"""Which images a worker sees in each global batch, and what it reads for them: by the plan that trainings follow, over fewer images."""
+"""The images that a worker sees in each global batch, and what it reads for them.
+
+They follow from the plan of trainings, over fewer images.
+"""
 
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
 from firstlight.pipeline.data.plan import BatchPlan
-from firstlight.pipeline.data.store import ROW_GROUP
 from firstlight.pipeline.data.stream import TrainOrder
 
-BATCHES = 16  # global batches of the images that are looked at: lanes and windows are then as they are over any number
+# Global batches of the images; with so many, lanes and windows are as over any number of images
+NUM_BATCHES = 16
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Of a worker's tasks, means. `groups`: row groups that a task reads; `used`: its images; `share`: of the row groups of all images, those that
-    the worker reads in an epoch; `seconds`: to draw an epoch's order, for each image."""
+class ReadingStats:
+    """Means over the tasks of workers.
+
+    Attributes:
+        groups: row groups that a task reads.
+        used: images that a task uses.
+        share: the share of all row groups that a worker reads in an epoch.
+        seconds: to draw the order of an epoch, for each image.
+    """
 
     lanes: int
     groups: float
@@ -26,27 +36,29 @@ class Reading:
     @property
     def amplification(self) -> float:
         """Images read / images used."""
-        return self.groups * ROW_GROUP / self.used
+        return self.groups * ROWS_PER_GROUP / self.used
 
 
-def plan(batch: int, window: int, images: int | None = None) -> BatchPlan:
-    ids = np.arange(images or BATCHES * batch)
-    return BatchPlan(ids, np.arange(0, len(ids), ROW_GROUP), batch, 0, window, True)
+def make_plan(batch: int, window: int, images: int | None = None) -> BatchPlan:
+    """Returns a plan over `images` images; over `NUM_BATCHES` global batches if it is None."""
+    ids = np.arange(images or NUM_BATCHES * batch)
+    return BatchPlan(ids, np.arange(0, len(ids), ROWS_PER_GROUP), batch, 0, window, True)
 
 
-def parts(order: BatchPlan, rank: int, world: int) -> list[np.ndarray]:
-    """The ids of each task of a rank, in the first epoch: what its decoding tasks are told to read."""
+def list_task_ids(order: BatchPlan, rank: int, world: int) -> list[np.ndarray]:
+    """Returns the ids that each decoding task of a rank reads in the first epoch."""
     tasks = TrainOrder(order, rank, world, 0, order.steps)
-    return [np.concatenate([ids for ids, _ in tasks.task(k)]) for k in range(len(tasks))]
+    return [np.concatenate([ids for ids, _ in tasks.list_batches(k)]) for k in range(len(tasks))]
 
 
-def reading(batch: int, window: int, world: int) -> Reading:
-    order = plan(batch, window)
+def measure_plan_reading(batch: int, window: int, world: int) -> ReadingStats:
+    """Returns the means over the first, a middle and the last worker."""
+    order = make_plan(batch, window)
     begun = time.process_time()
     drawn = order.epoch(0)
     seconds = (time.process_time() - begun) / drawn.size
-    found = [parts(order, rank, world) for rank in {0, world // 2, world - 1}]
-    groups = [len(np.unique(task // ROW_GROUP)) for tasks in found for task in tasks]
+    found = [list_task_ids(order, rank, world) for rank in {0, world // 2, world - 1}]
+    groups = [len(np.unique(task // ROWS_PER_GROUP)) for tasks in found for task in tasks]
     used = [len(task) for tasks in found for task in tasks]
-    share = [len(np.unique(np.concatenate(tasks) // ROW_GROUP)) / len(order.group_starts) for tasks in found]
-    return Reading(order.lanes, float(np.mean(groups)), float(np.mean(used)), float(np.mean(share)), seconds)
+    share = [len(np.unique(np.concatenate(tasks) // ROWS_PER_GROUP)) / len(order.group_starts) for tasks in found]
+    return ReadingStats(order.lanes, float(np.mean(groups)), float(np.mean(used)), float(np.mean(share)), seconds)

@@ -1,7 +1,8 @@
-"""The collectives of a step: those that the methods' own code calls, written down as it calls them, in a world that is only pretended.
+"""The collectives of a step, recorded as the code of the methods calls them, in a simulated world.
 
-A worker's part of the batch is a few images there. What a collective carries is a constant and a number of bytes for each image, so two such
-steps tell what any batch would carry. Every formula that is left is that of a ring (`sent`), and of DistributedDataParallel (`of_gradients`).
+There, the part of a worker in the batch is a small images. A collective carries a constant and a number of bytes for
+each image, so two such steps determine what any batch would carry. The only formulas are those of a ring
+(`count_sent_bytes`) and of DistributedDataParallel (`list_gradient_messages`).
 """
 
 import contextlib
@@ -16,69 +17,77 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.memory_bank import QUERIES, MemoryBank
+from firstlight.tasks.memory_bank import NEIGHBOUR_QUERY_BLOCK, MemoryBank
 from firstlight.tasks.pretrain.method import Method
 
-RANK = 1  # that is pretended: rank 0 solves assignments beside
-FEW, MORE = 2, 4  # images of a worker in the two steps that are traced
-LOOP = 16  # bytes that the training loop itself sums in a step: whether the loss is a finite number (`fit._stop_unless_finite`)
+# Rank 0 would also solve assignments
+SIMULATED_RANK = 1
+# Images of a worker in the two steps that are traced
+SMALL_STEP_ROWS, LARGE_STEP_ROWS = 2, 4
+# Bytes that the training loop itself sums in a step, to check that the loss is finite
+LOOP_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Message:
-    """One collective. `payload`: bytes that a worker hands over; of a broadcast, those of its source."""
+class CollectiveMessage:
+    """One collective. `payload` is the bytes that a worker contributes; for a broadcast, those of its source."""
 
     kind: Literal["all_reduce", "all_gather", "broadcast"]
     payload: int
 
-    def sent(self, world: int) -> int:
-        """Bytes that a worker sends, on a ring, or down a chain."""
+    def count_sent_bytes(self, world: int) -> int:
+        """Returns the bytes that a worker sends, on a ring or down a chain."""
         if self.kind == "all_reduce":
             return 2 * (world - 1) * self.payload // world
         return (world - 1) * self.payload if self.kind == "all_gather" else self.payload
 
-    def result(self, world: int) -> int:
-        """Bytes of what a worker then holds."""
+    def count_result_bytes(self, world: int) -> int:
+        """Returns the bytes of the result on a worker."""
         return world * self.payload if self.kind == "all_gather" else self.payload
 
-    def hops(self, world: int) -> int:
-        """Times that a message must arrive before the next can be sent, in a tree."""
+    def count_hops(self, world: int) -> int:
+        """Returns how many messages must arrive one after the other, in a tree."""
         depth = math.ceil(math.log2(world))
         return 2 * depth if self.kind == "all_reduce" else depth
 
 
 @contextlib.contextmanager
-def recorded(perform: Mapping[str, Callable[..., Any]]) -> Iterator[list[Message]]:
-    """Write down the collectives that are called; `perform`: what then does them, by name."""
-    seen: list[Message] = []
+def record_collectives(perform: Mapping[str, Callable[..., Any]]) -> Iterator[list[CollectiveMessage]]:
+    """Yields a list to which every collective call is added.
+
+    `perform` has the functions that carry the calls out, by name.
+    """
+    seen: list[CollectiveMessage] = []
 
     def all_reduce(tensor: Tensor, *rest: Any) -> Any:
-        seen.append(Message("all_reduce", tensor.nbytes))
+        seen.append(CollectiveMessage("all_reduce", tensor.nbytes))
         return perform["all_reduce"](tensor, *rest)
 
     def all_gather(parts: list[Tensor], tensor: Tensor) -> Any:
-        seen.append(Message("all_gather", tensor.nbytes))
+        seen.append(CollectiveMessage("all_gather", tensor.nbytes))
         return perform["all_gather"](parts, tensor)
 
     def broadcast(tensor: Tensor, src: int) -> Any:
-        seen.append(Message("broadcast", tensor.nbytes))
+        seen.append(CollectiveMessage("broadcast", tensor.nbytes))
         return perform["broadcast"](tensor, src=src)
 
     with mock.patch.multiple(dist, all_reduce=all_reduce, all_gather=all_gather, broadcast=broadcast):
         yield seen
 
 
-def truly() -> dict[str, Callable[..., Any]]:
-    """The collectives as they are."""
+def get_real_collectives() -> dict[str, Callable[..., Any]]:
+    """Returns the collectives of torch.distributed by name."""
     return {"all_reduce": dist.all_reduce, "all_gather": dist.all_gather, "broadcast": dist.broadcast}
 
 
-def _pretended(size: int) -> dict[str, Callable[..., Any]]:
-    """Others that send what keeps the code going: ids of their own, and zeros."""
+def _make_simulated_collectives(size: int) -> dict[str, Callable[..., Any]]:
+    """Returns collectives that send nothing and fill in ids of the other ranks, and zeros."""
 
     def all_gather(parts: list[Tensor], tensor: Tensor) -> None:
         for rank, into in enumerate(parts):
-            into.copy_((tensor + (rank - RANK) * len(tensor)) % size if tensor.dtype == torch.int64 else tensor)
+            into.copy_(
+                (tensor + (rank - SIMULATED_RANK) * len(tensor)) % size if tensor.dtype == torch.int64 else tensor
+            )
 
     def broadcast(tensor: Tensor, src: int) -> None:
         tensor.copy_(torch.arange(len(tensor)) if tensor.dtype == torch.int64 else torch.zeros_like(tensor))
@@ -87,14 +96,16 @@ def _pretended(size: int) -> dict[str, Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def pretended(world: int) -> Iterator[None]:
-    """This process is one of `world`; nothing is sent."""
-    with mock.patch.multiple(dist, is_initialized=lambda: True, get_world_size=lambda: world, get_rank=lambda: RANK):
+def simulate_world(world: int) -> Iterator[None]:
+    """Makes this process one of `world` workers. Nothing is sent."""
+    with mock.patch.multiple(
+        dist, is_initialized=lambda: True, get_world_size=lambda: world, get_rank=lambda: SIMULATED_RANK
+    ):
         yield
 
 
-def images(rows: int, rank: int, image_size: int, views: int = 2) -> Batch:
-    """A worker's part of a batch, of grey images: the ids follow those of the rank before."""
+def make_worker_batch(rows: int, rank: int, image_size: int, views: int = 2) -> Batch:
+    """Returns the part of a rank in a batch of grey images; its ids follow those of the rank before."""
     ids = torch.arange(rows) + rank * rows
     return Batch(
         ids,
@@ -105,48 +116,61 @@ def images(rows: int, rank: int, image_size: int, views: int = 2) -> Batch:
     )
 
 
-def step(method: Method, batch: Batch) -> None:
-    """Loss, gradient and writes of a batch, as the loop does them, but for DistributedDataParallel and the optimiser."""
+def run_step(method: Method, batch: Batch) -> None:
+    """Runs loss, gradient and writes of a batch like the loop, without DistributedDataParallel and the optimiser."""
     method.loss(method.embed(batch), batch)["loss"].backward()  # type: ignore[no-untyped-call]
     method.end_step()
 
 
-def of_step(build: Callable[[int], Method], world: int, rows: int, image_size: int) -> list[Message]:
-    """What a worker's step of `rows` images exchanges for the method that `build(size)` makes; without the gradients, of an epoch that exchanges
-    targets."""
-    size = world * MORE
-    with pretended(world):
+def simulate_step(build: Callable[[int], Method], world: int, rows: int, image_size: int) -> list[CollectiveMessage]:
+    """Returns what a worker's step of `rows` images exchanges for the method that `build(size)` makes.
+
+    The gradients are not included. The step is of an epoch that exchanges targets.
+    """
+    size = world * LARGE_STEP_ROWS
+    with simulate_world(world):
         method = build(size)
-        few, more = (_traced(method, size, images(count, RANK, image_size)) for count in (FEW, MORE))
-    return [*scaled(few, more, rows), Message("all_reduce", LOOP)]
+        small, large = (
+            _trace_step(method, size, make_worker_batch(count, SIMULATED_RANK, image_size))
+            for count in (SMALL_STEP_ROWS, LARGE_STEP_ROWS)
+        )
+    return [*scale_messages(small, large, rows), CollectiveMessage("all_reduce", LOOP_BYTES)]
 
 
-def _traced(method: Method, size: int, batch: Batch) -> list[Message]:
-    with recorded(_pretended(size)) as seen:
-        step(method, batch)
+def _trace_step(method: Method, size: int, batch: Batch) -> list[CollectiveMessage]:
+    with record_collectives(_make_simulated_collectives(size)) as seen:
+        run_step(method, batch)
     return seen
 
 
-def scaled(few: Sequence[Message], more: Sequence[Message], rows: int) -> list[Message]:
-    """The messages of `rows` images, from those of FEW and of MORE."""
-    assert [message.kind for message in few] == [message.kind for message in more]
-    slopes = [(b.payload - a.payload) // (MORE - FEW) for a, b in zip(few, more, strict=True)]
-    return [Message(a.kind, a.payload + slope * (rows - FEW)) for a, slope in zip(few, slopes, strict=True)]
+def scale_messages(
+    small: Sequence[CollectiveMessage], large: Sequence[CollectiveMessage], rows: int
+) -> list[CollectiveMessage]:
+    """Returns the messages of `rows` images, from those of SMALL_STEP_ROWS and of LARGE_STEP_ROWS."""
+    assert [message.kind for message in small] == [message.kind for message in large]
+    slopes = [(b.payload - a.payload) // (LARGE_STEP_ROWS - SMALL_STEP_ROWS) for a, b in zip(small, large, strict=True)]
+    return [
+        CollectiveMessage(a.kind, a.payload + slope * (rows - SMALL_STEP_ROWS))
+        for a, slope in zip(small, slopes, strict=True)
+    ]
 
 
-def of_gradients(method: nn.Module) -> list[Message]:
-    """DistributedDataParallel: the gradients of what is trained, and rank 0's buffers before each step."""
+def list_gradient_messages(method: nn.Module) -> list[CollectiveMessage]:
+    """Returns what DistributedDataParallel sends: gradients, and the buffers of rank 0 before each step."""
     buffers = sum(buffer.nbytes for buffer in method.buffers())
     gradients = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
-    return [*([Message("broadcast", buffers)] if buffers else []), Message("all_reduce", gradients)]
+    return [*([CollectiveMessage("broadcast", buffers)] if buffers else []), CollectiveMessage("all_reduce", gradients)]
 
 
-def of_discovery(dim: int, size: int, world: int) -> tuple[int, list[Message]]:
-    """Finding the neighbours of all rows of a bank (`MemoryBank.discover`): how many blocks of queries, and what each of them exchanges."""
-    blocks = sum(-(-len(range(rank, size, world)) // QUERIES) for rank in range(world))
+def simulate_discovery(dim: int, size: int, world: int) -> tuple[int, list[CollectiveMessage]]:
+    """Returns how many blocks of queries find the neighbours of all rows of a bank, and what each block exchanges.
+
+    See `MemoryBank.find_neighbours`.
+    """
+    blocks = sum(-(-len(range(rank, size, world)) // NEIGHBOUR_QUERY_BLOCK) for rank in range(world))
     found = []
-    for count in (FEW, MORE):
-        with pretended(world), recorded(_pretended(world * count)) as seen:
-            MemoryBank(world * count, dim, 0, 8192).discover(0.1)
+    for count in (SMALL_STEP_ROWS, LARGE_STEP_ROWS):
+        with simulate_world(world), record_collectives(_make_simulated_collectives(world * count)) as seen:
+            MemoryBank(world * count, dim, 0, 8192).find_neighbours(0.1)
         found.append(seen[: len(seen) // world])
-    return blocks, scaled(found[0], found[1], QUERIES)
+    return blocks, scale_messages(found[0], found[1], NEIGHBOUR_QUERY_BLOCK)

@@ -1,4 +1,4 @@
-"""`firstlight delete`: a run with all that is below it, in MLflow and on disk."""
+"""`firstlight delete`: deletes a run and everything below it, in MLflow and on disk."""
 
 import contextlib
 import io
@@ -20,149 +20,160 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Doomed:
-    """What is deleted. `places`: the folders of stages, and the files that remember runs of recipes."""
+class DeletionPlan:
+    """Everything that a deletion removes.
+
+    `models` are ids of logged models. `paths` are folders of stages, and the files in which a recipe remembers its
+    runs; together they have `num_bytes`.
+    """
 
     runs: tuple[Run, ...]
     versions: tuple[Version, ...]
-    models: tuple[str, ...]  # ids of logged models
-    places: tuple[Path, ...]
-    bytes: int
+    models: tuple[str, ...]
+    paths: tuple[Path, ...]
+    num_bytes: int
 
-    def lines(self) -> Iterator[str]:
-        yield f"{_count(len(self.runs), 'run')}: " + ", ".join(f"{run.name} ({run.short})" for run in self.runs)
+    def summary_lines(self) -> Iterator[str]:
+        """Yields what is deleted, for the question before the deletion."""
+        runs = ", ".join(f"{run.name} ({run.short})" for run in self.runs)
+        yield f"{_format_count(len(self.runs), 'run')}: {runs}"
         if self.versions:
-            told = (v.reference + (f" (version {v.version})" if v.aliases else "") for v in self.versions)
-            yield f"{_count(len(self.versions), 'model version')}: {', '.join(told)}"
-        if self.places:
-            yield f"{_count(len(self.places), 'place')} on disk, {self.bytes / 1e6:,.1f} MB:"
-            yield from (f"  {place}" for place in self.places)
-        yield "and their artifacts in MLflow; stores of images stay"
+            references = (v.reference + (f" (version {v.version})" if v.aliases else "") for v in self.versions)
+            yield f"{_format_count(len(self.versions), 'model version')}: {', '.join(references)}"
+        if self.paths:
+            yield f"{_format_count(len(self.paths), 'path')} on disk, {self.num_bytes / 1e6:,.1f} MB:"
+            yield from (f"  {path}" for path in self.paths)
+        yield "and their artifacts in MLflow; stores of images are kept"
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def _format_count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def doomed(lineage: Lineage, client: "MlflowClient", run: Run) -> Doomed:
-    """The run and all that is below it."""
-    runs = list(_below(lineage, run))
-    its = ids(runs)
-    versions = tuple(version for version in lineage.versions if version.run in its)
-    made = [one.id for one in runs if one.kind == "pretrain"]
+def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> DeletionPlan:
+    """Collects the run, its descendants in MLflow, and their models and files."""
+    runs = list(_walk_descendants(lineage, run))
+    run_ids = ids(runs)
+    versions = tuple(version for version in lineage.versions if version.run in run_ids)
+    pretrainings = [one.id for one in runs if one.kind == "pretrain"]
     models = [
-        m.model_id
-        for run_id in made
-        for m in client.search_logged_models([lineage.experiment], f"source_run_id = '{run_id}'")
+        model.model_id
+        for run_id in pretrainings
+        for model in client.search_logged_models([lineage.experiment], f"source_run_id = '{run_id}'")
     ]
-    places = tuple(sorted(_on_disk(lineage.records.storage, its)))
-    return Doomed(tuple(runs), versions, tuple(models), places, sum(map(_size, places)))
+    paths = tuple(sorted(_find_paths(lineage.records.storage, run_ids)))
+    return DeletionPlan(tuple(runs), versions, tuple(models), paths, sum(map(_measure_size, paths)))
 
 
-def _below(lineage: Lineage, run: Run) -> Iterator[Run]:
+def _walk_descendants(lineage: Lineage, run: Run) -> Iterator[Run]:
     yield run
     for child in lineage.children(run):
-        yield from _below(lineage, child)
+        yield from _walk_descendants(lineage, child)
 
 
-def _on_disk(storage: Path, its: set[str]) -> Iterator[Path]:
-    """Folders that remember one of the runs, and the files by which a recipe remembers its own."""
-    for folder, below, files in os.walk(storage):
-        here = Path(folder)
-        if here == storage:
+def _find_paths(storage: Path, run_ids: set[str]) -> Iterator[Path]:
+    """Yields the folders of stages that belong to one of the runs, and the files in which recipes remember them."""
+    for name, below, files in os.walk(storage):
+        folder = Path(name)
+        if folder == storage:
             below[:] = [name for name in below if name not in ("stores", "mlartifacts")]
-        if RUN_FILE in files and _remembers(here / RUN_FILE, its):
+        if RUN_FILE in files and _refers_to_any(folder / RUN_FILE, run_ids):
             below.clear()
-            yield here
-        elif here.name == "recipes":
-            yield from (here / name for name in files if _remembers(here / name, its))
+            yield folder
+        elif folder.name == "recipes":
+            yield from (folder / name for name in files if _refers_to_any(folder / name, run_ids))
         elif RUN_FILE in files:
             below.clear()
 
 
-def _remembers(file: Path, its: set[str]) -> bool:
+def _refers_to_any(file: Path, run_ids: set[str]) -> bool:
+    """Returns True if the file holds one of the ids; False also if it cannot be read."""
     try:
-        return json.loads(file.read_text("utf-8"))["run_id"] in its
+        return json.loads(file.read_text("utf-8"))["run_id"] in run_ids
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _size(place: Path) -> int:
-    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+def _measure_size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
-def check(lineage: Lineage, found: Doomed) -> list[str]:
-    """Who else rests on it, as lines.
+def check_deletion(lineage: Lineage, plan: DeletionPlan) -> list[str]:
+    """Returns one line for each other run that depends on what is deleted.
 
     Raises:
-        UserError: something of it is being run.
+        UserError: a process is running one of the recipes.
     """
-    its = ids(found.runs)
-    for name in {recipe.name for run in found.runs if (recipe := run if run.whole else lineage.recipe(run))}:
+    for name in {recipe.name for run in plan.runs if (recipe := run if run.whole else lineage.recipe(run))}:
         process = find_lock_owner(lineage.records.storage / name)
         if process:
             raise UserError(f"run: {name!r} is being run by process {process}; stop it, or wait for it")
-    told = []
-    for run in found.runs:
+    return [*_encoder_consumers(lineage, plan.runs), *_recipes_that_share(lineage, plan.runs)]
+
+
+def _encoder_consumers(lineage: Lineage, runs: Sequence[Run]) -> Iterator[str]:
+    run_ids = ids(runs)
+    for run in runs:
         for consumer in lineage.consumers(run):
-            if consumer.id not in its:
+            if consumer.id not in run_ids:
                 recipe = lineage.recipe(consumer)
-                told.append(
-                    f"{consumer.name} ({consumer.short}){f' of {recipe.name}' if recipe else ''} started from the encoder of {run.name}"
-                )
+                name = f"{consumer.name} ({consumer.short})" + (f" of {recipe.name}" if recipe else "")
+                yield f"{name} started from the encoder of {run.name}"
+
+
+def _recipes_that_share(lineage: Lineage, runs: Sequence[Run]) -> Iterator[str]:
+    """Yields the recipes that use stages of other recipes, as those were already done."""
+    run_ids = ids(runs)
     for other in lineage.runs.values():
-        shared = {
-            run_id for key, told_ids in other.tags.items() if key.startswith(STAGE_RUNS) for run_id in told_ids.split()
-        } & its
-        if other.id not in its and shared:
-            names = ", ".join(run.name for run in found.runs if run.id in shared)
-            if not _is_parent(lineage, other, found.runs, shared):
-                told.append(f"the recipe {other.name} ({other.short}) is made of {names} too")
-    return told
+        stages = [run_id for key, value in other.tags.items() if key.startswith(STAGE_RUNS) for run_id in value.split()]
+        shared = [run for run in runs if run.id in stages]
+        if other.id not in run_ids and shared and not _owns_stages(other, shared):
+            yield f"the recipe {other.name} ({other.short}) also uses {', '.join(run.name for run in shared)}"
 
 
-def _is_parent(lineage: Lineage, recipe: Run, runs: Sequence[Run], shared: set[str]) -> bool:
-    """A recipe does not keep its own stages from being deleted: they would be run anew."""
-    return all(run.parent == recipe.id for run in runs if run.id in shared)
+def _owns_stages(recipe: Run, stages: Sequence[Run]) -> bool:
+    """Returns True if all stages are the recipe's own. It does not protect those: its next run makes them again."""
+    return all(run.parent == recipe.id for run in stages)
 
 
-def delete(lineage: Lineage, client: "MlflowClient", found: Doomed) -> None:
-    """From disk first: where it is stopped half-way, MLflow still knows what is left to delete."""
-    for place in found.places:
-        if place.is_dir():
-            shutil.rmtree(place)
+def delete_runs(lineage: Lineage, client: "MlflowClient", plan: DeletionPlan) -> None:
+    """Deletes everything in the plan."""
+    # The files first: after an interruption, MLflow still knows what is left to delete.
+    for path in plan.paths:
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
-    for version in found.versions:
+            path.unlink(missing_ok=True)
+    for version in plan.versions:
         client.delete_model_version(version.name, version.version)
         if not client.search_model_versions(f"name='{version.name}'"):
             client.delete_registered_model(version.name)
-    for model in found.models:
+    for model in plan.models:
         client.delete_logged_model(model)
-    for run in reversed(found.runs):
+    for run in reversed(plan.runs):
         client.delete_run(run.id)
     if lineage.records.database:
-        _collect(lineage.records.uri, found)
+        _collect_garbage(lineage.records.uri, plan)
     else:
-        _delete_artifacts(found)
+        _delete_artifacts(plan)
 
 
-def _collect(uri: str, found: Doomed) -> None:
-    """MLflow's own collection of garbage: rows and files."""
+def _collect_garbage(uri: str, plan: DeletionPlan) -> None:
+    """Removes the rows and the artifacts from a local database, by `mlflow gc`."""
     from mlflow.cli import gc
 
-    arguments = ["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", ",".join(run.id for run in found.runs)]
-    arguments += ["--logged-model-ids", ",".join(found.models)] if found.models else []
+    arguments = ["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", ",".join(run.id for run in plan.runs)]
+    arguments += ["--logged-model-ids", ",".join(plan.models)] if plan.models else []
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         gc.main(arguments, standalone_mode=False)
 
 
-def _delete_artifacts(found: Doomed) -> None:
-    """Behind a server the rows stay, marked as deleted, until its keeper runs `mlflow gc`."""
+def _delete_artifacts(plan: DeletionPlan) -> None:
+    """Removes the artifacts of runs on a server, whose operator removes the rows by `mlflow gc`."""
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    for run in found.runs:
+    for run in plan.runs:
         with contextlib.suppress(MlflowException, OSError):
             get_artifact_repository(run.artifacts).delete_artifacts()

@@ -1,4 +1,4 @@
-"""`firstlight doctor`: is this machine fit for Firstlight, or for a recipe, and what is to be done about it."""
+"""`firstlight doctor`: checks this machine for Firstlight or for a recipe, and says what to do about each problem."""
 
 import importlib.metadata
 import importlib.util
@@ -11,7 +11,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,242 +18,220 @@ import psutil
 from packaging.version import Version
 
 from firstlight.pipeline import ROOT
-from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.tracking.location import Records
+from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.tracking.location import Records, named
 from firstlight.pipeline.tracking.retry import hasty, reason
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-CONSTRAINTS = ROOT / "constraints.txt"
-# The oldest versions without known holes: torch CVE-2026-24747, ray CVE-2026-27482, mlflow CVE-2026-2614 and -2651, Pillow CVE-2026-40192
-FLOORS = {"torch": "2.10", "ray": "2.54", "mlflow": "3.11", "pillow": "12.3"}
-SHOWN = ("torch", "torchvision", "ray", "mlflow", "timm", "pyarrow", "numpy", "pillow", "safetensors", "pydantic")
-BYTECODE = ("torch", "ray", "mlflow", "sklearn")  # large ones, imported by every worker
-PYTHON = (3, 11)
+CONSTRAINTS_FILE = ROOT / "constraints.txt"
+# The oldest versions without known security holes: torch CVE-2026-24747, ray CVE-2026-27482,
+# mlflow CVE-2026-2614 and CVE-2026-2651, Pillow CVE-2026-40192.
+MIN_VERSIONS = {"torch": "2.10", "ray": "2.54", "mlflow": "3.11", "pillow": "12.3"}
+LISTED_PACKAGES = (
+    *("torch", "torchvision", "ray", "mlflow", "timm", "pyarrow", "numpy", "pillow", "safetensors", "pydantic"),
+)
+# Large packages that every worker imports.
+BYTECODE_PACKAGES = ("torch", "ray", "mlflow", "sklearn")
+MIN_PYTHON = (3, 11)
 GB = 1e9
-SHM = "/dev/shm"  # noqa: S108 - where Ray keeps its objects
-FREE_MEMORY, FREE_DISK, SHM_FREE, FILES = 2 * GB, 5 * GB, 1 * GB, 4096  # below them: a warning
+# Ray keeps its objects there.
+SHM_FOLDER = "/dev/shm"  # noqa: S108
+# Bytes, and a number of files, below which there is a warning.
+MIN_FREE_MEMORY, MIN_FREE_DISK, MIN_FREE_SHM, MIN_OPEN_FILES = 2 * GB, 5 * GB, 1 * GB, 4096
+# Seconds after which an answer of MLflow counts as slow.
+SLOW_MLFLOW_S = 10
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `advice`: what to do, where there is something."""
-
-    area: str
-    what: str
-    found: str
-    verdict: str = OK
-    advice: str = ""
-
-
-def examine(file: Path | None, overrides: tuple[str, ...], ray: bool) -> list[Finding]:
-    """All findings; no check ends the others.
+def run_checks(file: Path | None, overrides: tuple[str, ...], ray: bool) -> list[Finding]:
+    """Returns the findings of all checks; a check that fails becomes a finding and does not end the others.
 
     Raises:
-        UserError: a mistake in the recipe.
+        UserError: the recipe has a mistake.
     """
-    from firstlight.pipeline.config.recipe import load
+    # Its import makes the kinds of stages known to recipes.
+    import firstlight.pipeline.stages.registry  # noqa: F401
+    from firstlight.pipeline.config.load import load_recipe
 
-    if file is not None and "=" in str(file):  # key=value without a recipe
+    # key=value without a recipe
+    if file is not None and "=" in str(file):
         raise UserError(f"{file}: give the recipe first: firstlight doctor recipe.yaml {file}")
-    recipe = load(file, overrides) if file else None
-    records = (
-        Records.of(recipe)
-        if recipe
-        else Records(Path("runs").resolve(), f"sqlite:///{Path('runs').resolve() / 'mlflow.db'}", "firstlight")
-    )
+    recipe = load_recipe(file, overrides) if file else None
+    records = Records.of(recipe) if recipe else named(())
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("machine", lambda: _machine(recipe)),
-        ("python", _python),
-        ("versions", _versions),
-        ("torch", lambda: _torch(recipe)),
-        ("storage", lambda: _storage(records.storage)),
-        ("mlflow", lambda: _mlflow(records)),
+        ("machine", lambda: _check_machine(recipe)),
+        ("python", lambda: _check_python()),
+        ("versions", lambda: _check_versions()),
+        ("torch", lambda: _check_torch(recipe)),
+        ("storage", lambda: _check_storage_folder(records.storage)),
+        ("mlflow", lambda: _check_mlflow(records)),
     ]
     if ray:
-        from firstlight.pipeline.cli.doctor_nodes import nodes
+        from firstlight.pipeline.cli.doctor_nodes import check_nodes
 
-        checks.append(("ray", lambda: nodes(recipe, records.storage)))
-    found: list[Finding] = []
+        checks.append(("ray", lambda: check_nodes(recipe, records.storage)))
+    findings: list[Finding] = []
     for area, check in checks:
         try:
-            found += check()
+            findings += check()
         except Exception as error:
-            found.append(
-                Finding(
-                    area, "check", f"{type(error).__name__}: {reason(error)}", PROBLEM, "this check could not be made"
-                )
-            )
-    return found
+            observation = f"{type(error).__name__}: {reason(error)}"
+            findings.append(Finding(area, "check", observation, PROBLEM, "this check could not be made"))
+    return findings
 
 
-def check(found: list[Finding]) -> None:
-    """Raises `StageFailed` where there is a problem."""
-    problems = [finding.what for finding in found if finding.verdict == PROBLEM]
-    if problems:
-        raise StageFailed(f"doctor: {len(problems)} problem{'s' if len(problems) > 1 else ''}: {', '.join(problems)}")
-
-
-def _enough(area: str, what: str, found: str, enough: bool, advice: str) -> Finding:
-    return Finding(area, what, found) if enough else Finding(area, what, found, WARNING, advice)
-
-
-def _machine(recipe: "Recipe | None") -> Iterator[Finding]:
+def _check_machine(recipe: "Recipe | None") -> Iterator[Finding]:
     cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    told = f"{usable}" + (f" of {cores} may be used" if usable < cores else "")
-    yield _enough("machine", "CPUs", told, usable >= 2, "Ray wants two: scale.workers=0 does without it")
+    cpus = f"{usable}" + (f" usable of {cores}" if usable < cores else "")
+    yield warn_unless(usable >= 2, "machine", "CPUs", cpus, "Ray needs two; scale.workers=0 runs without Ray")
     memory = psutil.virtual_memory()
-    told = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
-    yield _enough(
-        "machine", "memory", told, memory.available >= FREE_MEMORY, "close other programs, or lower stream.resident_mb"
-    )
-    temporary = shutil.disk_usage(tempfile.gettempdir())
-    told = f"{temporary.free / GB:.1f} GB free in {tempfile.gettempdir()}"
-    yield _enough(
-        "machine", "disk", told, temporary.free >= FREE_DISK, "Ray and torch write there: free some, or set TMPDIR"
-    )
-    shared, needed = shutil.disk_usage(SHM), recipe.scale.object_store_mb * 2**20 if recipe else SHM_FREE
-    advice = "enlarge it (docker: --shm-size=1g): Ray falls back to slow files"
-    yield _enough("machine", SHM, f"{shared.free / GB:.1f} GB free", shared.free >= needed, advice)
+    observation = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
+    advice = "close other programs, or lower stream.resident_mb"
+    yield warn_unless(memory.available >= MIN_FREE_MEMORY, "machine", "memory", observation, advice)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    observation = f"{free / GB:.1f} GB free in {tempfile.gettempdir()}"
+    advice = "Ray and torch write there: free some space, or set TMPDIR"
+    yield warn_unless(free >= MIN_FREE_DISK, "machine", "disk", observation, advice)
+    shared, needed = shutil.disk_usage(SHM_FOLDER).free, _object_store_bytes(recipe)
+    advice = "enlarge it (docker: --shm-size=1g); without it Ray uses slow files"
+    yield warn_unless(shared >= needed, "machine", SHM_FOLDER, f"{shared / GB:.1f} GB free", advice)
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield _enough("machine", "open files", f"at most {files:,}", files >= FILES, "Ray opens many: ulimit -n 65536")
+    advice = "Ray opens many files: ulimit -n 65536"
+    yield warn_unless(files >= MIN_OPEN_FILES, "machine", "open files", f"at most {files:,}", advice)
 
 
-def _python() -> Iterator[Finding]:
-    told = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] < PYTHON:
-        yield Finding("python", "Python", told, PROBLEM, f"valid: {'.'.join(map(str, PYTHON))} or newer")
+def _object_store_bytes(recipe: "Recipe | None") -> float:
+    return recipe.scale.object_store_mb * 2**20 if recipe else MIN_FREE_SHM
+
+
+def _check_python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < MIN_PYTHON:
+        yield Finding("python", "Python", version, PROBLEM, f"valid: {'.'.join(map(str, MIN_PYTHON))} or newer")
     else:
-        yield Finding("python", "Python", f"{told}, {sys.prefix}")
-    bare = [name for name in BYTECODE if not _compiled(name)]
-    advice = (
-        f"{sys.executable} -m compileall -qq -j 0 {Path(sys.prefix) / 'lib'}: every worker parses them anew until then"
-    )
-    yield _enough("python", "bytecode", f"not compiled: {', '.join(bare)}" if bare else "compiled", not bare, advice)
+        yield Finding("python", "Python", f"{version}, {sys.prefix}")
+    missing = [name for name in BYTECODE_PACKAGES if not _is_compiled(name)]
+    observation = f"not compiled: {', '.join(missing)}" if missing else "compiled"
+    compile_all = f"{sys.executable} -m compileall -qq -j 0 {Path(sys.prefix) / 'lib'}"
+    advice = f"{compile_all}: until then every worker parses these packages again"
+    yield warn_unless(not missing, "python", "bytecode", observation, advice)
 
 
-def _compiled(package: str) -> bool:
+def _is_compiled(package: str) -> bool:
     spec = importlib.util.find_spec(package)
     return spec is None or spec.origin is None or Path(importlib.util.cache_from_source(spec.origin)).exists()
 
 
-def _versions() -> Iterator[Finding]:
-    """Against the floors of security, and what was tested."""
-    tested = _tested()
-    apart = []
-    for name in SHOWN:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                "versions", name, "is not installed", PROBLEM, f"pip install {name}=={tested.get(name, '')}".rstrip("=")
-            )
-            continue
-        public = Version(version).public
-        if name in FLOORS and Version(public) < Version(FLOORS[name]):
-            yield Finding(
-                "versions", name, version, PROBLEM, f"has known security holes; valid: {FLOORS[name]} or newer"
-            )
-        elif name in tested and public != tested[name]:
-            apart.append(name)
-            yield Finding(
-                "versions", name, version, WARNING, f"tested with {tested[name]}: pip install -c constraints.txt -e ."
-            )
-        elif name in FLOORS:
-            yield Finding("versions", name, version)
-    others = [name for name in tested if name not in SHOWN and _differs(name, tested[name])]
-    told = (
-        f"{len(others)} others differ: {', '.join(others[:6])}{' ...' if len(others) > 6 else ''}"
-        if others
-        else "as tested"
-    )
+def _check_versions() -> Iterator[Finding]:
+    """Compares installed versions with the oldest secure ones and with the tested ones."""
+    tested = _read_constraints()
+    for name in LISTED_PACKAGES:
+        yield from _check_version(name, tested.get(name, ""))
+    advice = "pip install -c constraints.txt -e ."
     if not tested:
-        told = "no constraints.txt beside this installation to compare with"
-    yield _enough("versions", "all others", told, not others, "pip install -c constraints.txt -e .")
+        yield Finding("versions", "all others", "this installation has no constraints.txt to compare with")
+        return
+    others = [name for name in tested if name not in LISTED_PACKAGES and _differs_from_tested(name, tested[name])]
+    listing = ", ".join(others[:6]) + (" ..." if len(others) > 6 else "")
+    observation = f"{len(others)} others differ: {listing}" if others else "as tested"
+    yield warn_unless(not others, "versions", "all others", observation, advice)
 
 
-def _tested() -> dict[str, str]:
-    lines = CONSTRAINTS.read_text("utf-8").splitlines() if CONSTRAINTS.exists() else []
+def _check_version(name: str, tested: str) -> Iterator[Finding]:
+    """Yields nothing about a package that is as tested and has no entry in `MIN_VERSIONS`."""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        requirement = f"{name}=={tested}" if tested else name
+        yield Finding("versions", name, "is not installed", PROBLEM, f"pip install {requirement}")
+        return
+    public = Version(version).public
+    if name in MIN_VERSIONS and Version(public) < Version(MIN_VERSIONS[name]):
+        advice = f"has known security holes; valid: {MIN_VERSIONS[name]} or newer"
+        yield Finding("versions", name, version, PROBLEM, advice)
+    elif tested and public != tested:
+        advice = f"tested with {tested}: pip install -c constraints.txt -e ."
+        yield Finding("versions", name, version, WARNING, advice)
+    elif name in MIN_VERSIONS:
+        yield Finding("versions", name, version)
+
+
+def _read_constraints() -> dict[str, str]:
+    """Returns the tested version of each package; empty if the installation has no constraints file."""
+    lines = CONSTRAINTS_FILE.read_text("utf-8").splitlines() if CONSTRAINTS_FILE.exists() else []
     return {name: version for name, sign, version in (line.partition("==") for line in lines) if sign}
 
 
-def _differs(name: str, tested: str) -> bool:
-    """What is not installed is no matter: constraints name more than every machine needs."""
+def _differs_from_tested(name: str, tested: str) -> bool:
+    """Returns False for packages that are not installed: the constraints list more than every machine needs."""
     try:
         return Version(importlib.metadata.version(name)).public != tested
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
-def _torch(recipe: "Recipe | None") -> Iterator[Finding]:
+def _check_torch(recipe: "Recipe | None") -> Iterator[Finding]:
     import torch
 
-    wanted = recipe is not None and recipe.scale.gpus_per_worker > 0
-    build = torch.version.cuda
-    driver = _driver()
+    build, driver = torch.version.cuda, _read_driver_version()
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-        free = [torch.cuda.mem_get_info(k) for k in range(len(names))]
-        for k, (name, (left, total)) in enumerate(zip(names, free, strict=True)):
-            told = f"{name}, {left / GB:.0f} GB free of {total / GB:.0f} GB"
-            yield _enough("torch", f"GPU {k}", told, left > total / 2, "another process holds its memory: nvidia-smi")
+        for k in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(k)
+            observation = f"{torch.cuda.get_device_name(k)}, {free / GB:.0f} GB free of {total / GB:.0f} GB"
+            advice = "another process uses its memory: nvidia-smi"
+            yield warn_unless(free > total / 2, "torch", f"GPU {k}", observation, advice)
         yield Finding("torch", "driver", f"{driver or 'unknown'}, torch built for CUDA {build}")
     elif driver:
-        told = f"driver {driver}, torch built for CUDA {build or 'none'}"
+        observation = f"torch cannot use them: driver {driver}, torch built for CUDA {build or 'none'}"
+        url = "https://pytorch.org/get-started"
         advice = (
-            "install the torch build for this driver, or a newer driver: https://pytorch.org/get-started"
+            f"install the torch build for this driver, or a newer driver: {url}"
             if build
             else "this torch is for CPUs only"
         )
-        yield Finding("torch", "GPUs", f"there, but torch cannot use them: {told}", PROBLEM, advice)
+        yield Finding("torch", "GPUs", observation, PROBLEM, advice)
     else:
-        told = "none" + (
-            f"; the recipe asks for {recipe.scale.gpus_per_worker:g} a worker" if wanted and recipe else ""
-        )
-        local = recipe is None or recipe.scale.address == "local"
-        yield Finding(
-            "torch",
-            "GPUs",
-            told,
-            PROBLEM if wanted and local else OK,
-            "scale.gpus_per_worker=0" if wanted and local else "",
-        )
+        yield _check_missing_gpus(recipe)
 
 
-def _driver() -> str:
-    """The version of NVIDIA's driver; "" where there is none."""
+def _check_missing_gpus(recipe: "Recipe | None") -> Finding:
+    """Returns a problem if the recipe needs GPUs on this machine, which has none."""
+    wanted = recipe.scale.gpus_per_worker if recipe else 0
+    observation = "none" + (f"; the recipe needs {wanted:g} per worker" if wanted > 0 else "")
+    if wanted > 0 and recipe is not None and recipe.scale.address == "local":
+        return Finding("torch", "GPUs", observation, PROBLEM, "scale.gpus_per_worker=0")
+    return Finding("torch", "GPUs", observation, OK)
+
+
+def _read_driver_version() -> str:
+    """Returns the version of NVIDIA's driver, "" without a driver."""
     try:
-        found = re.search(r"Module\s+([\d.]+)", Path("/proc/driver/nvidia/version").read_text("utf-8"))
+        match = re.search(r"Module\s+([\d.]+)", Path("/proc/driver/nvidia/version").read_text("utf-8"))
     except OSError:
         return ""
-    return found[1] if found else "unknown"
+    return match[1] if match else "unknown"
 
 
-def _storage(storage: Path) -> Iterator[Finding]:
-    there = next(folder for folder in (storage, *storage.parents) if folder.exists())
-    probe = there / f".doctor-{uuid.uuid4().hex[:8]}"
+def _check_storage_folder(storage: Path) -> Iterator[Finding]:
+    existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
+    probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
     try:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        advice = "valid: a folder that you may write to"
-        yield Finding("storage", "writable", f"{there}: {os.strerror(error.errno or 0)}", PROBLEM, advice)
+        observation = f"{existing}: {os.strerror(error.errno or 0)}"
+        yield Finding("storage", "writable", observation, PROBLEM, "valid: a folder that you may write to")
         return
-    yield Finding("storage", "writable", f"{storage}{'' if there == storage else ' (not there yet)'}")
-    free = shutil.disk_usage(there).free
-    yield _enough(
-        "storage",
-        "space",
-        f"{free / GB:.1f} GB free",
-        free >= FREE_DISK,
-        "stores, checkpoints and artifacts go there: free some",
-    )
+    yield Finding("storage", "writable", f"{storage}{'' if existing == storage else ' (does not exist yet)'}")
+    free = shutil.disk_usage(existing).free
+    advice = "stores, checkpoints and artifacts are written there: free some space"
+    yield warn_unless(free >= MIN_FREE_DISK, "storage", "space", f"{free / GB:.1f} GB free", advice)
 
 
-def _mlflow(records: Records) -> Iterator[Finding]:
-    """Reached, written and read back; nothing is created where nothing is."""
+def _check_mlflow(records: Records) -> Iterator[Finding]:
+    """Connects, writes a tag and reads it back. A database that does not exist is not created."""
     import logging
 
     import mlflow
@@ -262,7 +239,7 @@ def _mlflow(records: Records) -> Iterator[Finding]:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     if records.database and not records.database.exists():
-        yield Finding("mlflow", "tracking", f"{records.uri} is made by the first run")
+        yield Finding("mlflow", "tracking", f"{records.uri} will be created by the first run")
         return
     started, stamp = time.monotonic(), uuid.uuid4().hex
     try:
@@ -274,16 +251,11 @@ def _mlflow(records: Records) -> Iterator[Finding]:
                 again = client.get_experiment(experiment.experiment_id).tags.get("firstlight.doctor")
                 assert again == stamp
     except Exception as error:
-        yield Finding(
-            "mlflow", "tracking", f"{records.uri}: {reason(error)}", PROBLEM, "start the server, or mend tracking.uri"
-        )
+        observation = f"{records.uri}: {reason(error)}"
+        yield Finding("mlflow", "tracking", observation, PROBLEM, "start the server, or correct tracking.uri")
         return
-    told = "written and read back" if experiment else f"reached; no experiment {records.experiment!r} yet"
     seconds = time.monotonic() - started
-    yield _enough(
-        "mlflow",
-        "tracking",
-        f"{records.uri}: {told} in {seconds:.1f} s",
-        seconds < 10,
-        "it is slow: runs will wait for it",
-    )
+    result = "written and read back" if experiment else f"connected; no experiment {records.experiment!r} yet"
+    observation = f"{records.uri}: {result} in {seconds:.1f} s"
+    advice = "it is slow: runs will wait for it"
+    yield warn_unless(seconds < SLOW_MLFLOW_S, "mlflow", "tracking", observation, advice)

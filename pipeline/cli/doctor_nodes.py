@@ -1,4 +1,4 @@
-"""The part of `firstlight doctor` that starts Ray, or joins a cluster, and asks every node."""
+"""The checks of `firstlight doctor --ray`: starts Ray or joins a cluster, and queries every node."""
 
 import importlib.metadata
 import platform
@@ -8,72 +8,69 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.cli.doctor import PROBLEM, WARNING, Finding
-from firstlight.pipeline.config.recipe import Recipe, Scale
+from firstlight.pipeline.cli.findings import PROBLEM, WARNING, Finding
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.ray_session import Session
+from firstlight.pipeline.run.ray_session import RaySession
 
-ANSWER_S = 60.0  # that a node has to answer
-COMPARED = ("ray", "torch", "numpy", "pyarrow", "firstlight")
+# Seconds that a node has to answer.
+NODE_ANSWER_S = 60.0
+COMPARED_PACKAGES = ("ray", "torch", "numpy", "pyarrow", "firstlight")
 
 
-def nodes(recipe: Recipe | None, storage: Path) -> Iterator[Finding]:
-    """Ray is there, every node answers, has the versions of this one, and sees the storage."""
-    scale = recipe.scale if recipe else Scale(name="local")
-    scale = scale if scale.most else scale.model_copy(update={"workers": 1})
+def check_nodes(recipe: Recipe | None, storage: Path) -> Iterator[Finding]:
+    """Checks that Ray runs, and that every node answers, has the versions of this machine and sees the storage."""
+    scale = recipe.scale if recipe else ScaleOptions(name="local")
+    scale = scale if scale.max_workers else scale.model_copy(update={"workers": 1})
+    local = scale.address == "local"
     started = time.monotonic()
-    with Session(scale, recipe.stream if recipe else None) as session:
+    with RaySession(scale, recipe.stream if recipe else None) as session:
         try:
             session.start()
         except UserError as error:
-            yield Finding(
-                "ray",
-                "start",
-                str(error),
-                PROBLEM,
-                "start the cluster, or mend scale.address" if scale.address != "local" else "see above",
-            )
+            advice = "see above" if local else "start the cluster, or correct scale.address"
+            yield Finding("ray", "start", str(error), PROBLEM, advice)
             return
         import ray
 
-        what = "started" if scale.address == "local" else f"joined {scale.address!r}"
-        have = ray.cluster_resources()
-        told = f"{what} in {time.monotonic() - started:.0f} s: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
-        yield Finding("ray", "start", told)
-        yield from _answers(storage, scale.address != "local")
+        action, total = "started" if local else f"joined {scale.address!r}", ray.cluster_resources()
+        resources = f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+        yield Finding("ray", "start", f"{action} in {time.monotonic() - started:.0f} s: {resources}")
+        yield from _check_each_node(storage, not local)
 
 
-def _answers(storage: Path, cluster: bool) -> Iterator[Finding]:
+def _check_each_node(storage: Path, cluster: bool) -> Iterator[Finding]:
     import ray
 
-    probe, mine = storage / f".doctor-{uuid.uuid4().hex[:8]}", facts("")
+    probe, local_facts = storage / f".doctor-{uuid.uuid4().hex[:8]}", collect_node_facts("")
     storage.mkdir(parents=True, exist_ok=True)
     probe.write_text("x")
     try:
         for node in (node for node in ray.nodes() if node["Alive"]):
-            yield _of_node(node["NodeManagerAddress"], mine, _ask(node["NodeID"], probe), cluster)
+            yield _compare_node(node["NodeManagerAddress"], local_facts, _query_node(node["NodeID"], probe), cluster)
     finally:
         probe.unlink(missing_ok=True)
 
 
-def _ask(node_id: str, probe: Path) -> dict[str, Any] | None:
+def _query_node(node_id: str, probe: Path) -> dict[str, Any] | None:
+    """Returns the facts of a node, or None if it does not run a task within `NODE_ANSWER_S`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(facts).options(
-        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-    )
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task = ray.remote(collect_node_facts).options(num_cpus=0, scheduling_strategy=strategy)
     try:
-        answer: dict[str, Any] = ray.get(task.remote(str(probe)), timeout=ANSWER_S)
+        answer: dict[str, Any] = ray.get(task.remote(str(probe)), timeout=NODE_ANSWER_S)
     except (ray.exceptions.RayError, TimeoutError):
         return None
     return answer
 
 
-def facts(probe: str) -> dict[str, Any]:
-    """What a node has; `seen`: whether it sees the file."""
+def collect_node_facts(probe: str) -> dict[str, Any]:
+    """Returns this node's versions of Python and of `COMPARED_PACKAGES`; `seen` is true if it sees the file `probe`."""
     versions = {}
-    for name in COMPARED:
+    for name in COMPARED_PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -81,26 +78,17 @@ def facts(probe: str) -> dict[str, Any]:
     return {"python": platform.python_version(), "seen": bool(probe) and Path(probe).exists(), **versions}
 
 
-def _of_node(name: str, mine: dict[str, Any], its: dict[str, Any] | None, cluster: bool) -> Finding:
-    if its is None:
-        return Finding(
-            "ray",
-            f"node {name}",
-            f"did not run a task within {ANSWER_S:.0f} s",
-            PROBLEM,
-            "look at its logs below /tmp/ray",
-        )
-    apart = [f"{key} {its[key]} (here {mine[key]})" for key in mine if key != "seen" and its[key] != mine[key]]
-    if not its["seen"]:
-        return Finding(
-            "ray", f"node {name}", "does not see the storage", PROBLEM, "storage= must be a folder that all nodes share"
-        )
-    if apart:
-        return Finding(
-            "ray",
-            f"node {name}",
-            ", ".join(apart),
-            PROBLEM if cluster else WARNING,
-            "install the same versions on every node",
-        )
-    return Finding("ray", f"node {name}", "runs tasks, has the same versions, sees the storage")
+def _compare_node(name: str, local: dict[str, Any], remote: dict[str, Any] | None, cluster: bool) -> Finding:
+    """Returns the finding about one node; other versions are a problem in a cluster, and a warning on one machine."""
+    subject = f"node {name}"
+    if remote is None:
+        observation = f"did not run a task within {NODE_ANSWER_S:.0f} s"
+        return Finding("ray", subject, observation, PROBLEM, "read its logs below /tmp/ray")
+    if not remote["seen"]:
+        advice = "storage= must be a folder that all nodes share"
+        return Finding("ray", subject, "does not see the storage", PROBLEM, advice)
+    differing = [f"{k} {remote[k]} (here {local[k]})" for k in local if k != "seen" and remote[k] != local[k]]
+    if differing:
+        verdict = PROBLEM if cluster else WARNING
+        return Finding("ray", subject, ", ".join(differing), verdict, "install the same versions on every node")
+    return Finding("ray", subject, "runs tasks, has the same versions, sees the storage")

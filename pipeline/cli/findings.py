@@ -1,34 +1,64 @@
-"""The findings of `firstlight doctor` as a table, and as lines."""
+"""Findings of `firstlight doctor`, as a table for terminals and as tab-separated lines for pipes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from firstlight.pipeline.cli.doctor import OK, PROBLEM, WARNING, Finding
+from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.terminal import Column, format_tsv, make_table
 
-STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
-MARKS = {OK: "✓", WARNING: "!", PROBLEM: "✗"}
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+VERDICT_STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
+VERDICT_MARKS = {OK: "✓", WARNING: "!", PROBLEM: "✗"}
+FINDING_COLUMNS = (Column("", fixed=True), Column("check", fixed=True), Column("result, and what to do"))
 
 
-def table(found: Sequence[Finding]) -> Table:
-    """What to do stands below what was found."""
-    out = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("", "checked", "found, and what to do"):
-        out.add_column(heading, overflow="fold", no_wrap=heading != "found, and what to do")
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check. `advice` says what to do about it, and may be empty."""
+
+    area: str
+    subject: str
+    observation: str
+    verdict: str = OK
+    advice: str = ""
+
+
+def warn_unless(fine: bool, area: str, subject: str, observation: str, advice: str) -> Finding:
+    """Returns a finding without advice if `fine`, and a warning otherwise."""
+    return Finding(area, subject, observation) if fine else Finding(area, subject, observation, WARNING, advice)
+
+
+def raise_on_problem(findings: Sequence[Finding]) -> None:
+    """Raises `StageFailed` if a finding is a problem; the message names all of them."""
+    problems = [finding.subject for finding in findings if finding.verdict == PROBLEM]
+    if problems:
+        raise StageFailed(f"doctor: {len(problems)} problem{'s' if len(problems) > 1 else ''}: {', '.join(problems)}")
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Returns a table with a heading for each area, and with the advice below each result."""
+    return make_table(FINDING_COLUMNS, _finding_rows(findings))
+
+
+def _finding_rows(findings: Sequence[Finding]) -> Iterator[tuple[RenderableType, ...]]:
     area = ""
-    for finding in found:
+    for finding in findings:
         if finding.area != area:
             area = finding.area
-            out.add_row("", Text(area, style="bold"), "")
-        cell = Text(finding.found)
+            yield "", Text(area, style="bold"), ""
+        style = VERDICT_STYLES[finding.verdict]
+        result = Text(finding.observation)
         if finding.advice:
-            cell.append(f"\n{finding.advice}", STYLES[finding.verdict])
-        out.add_row(Text(MARKS[finding.verdict], STYLES[finding.verdict]), f"  {finding.what}", cell)
-    return out
+            result.append(f"\n{finding.advice}", style)
+        yield Text(VERDICT_MARKS[finding.verdict], style), f"  {finding.subject}", result
 
 
-def plain(found: Sequence[Finding]) -> str:
-    """A line of tab-separated cells for each: verdict, area, what, found, advice."""
-    return "\n".join("\t".join((f.verdict, f.area, f.what, f.found, f.advice)).rstrip() for f in found)
+def findings_tsv(findings: Sequence[Finding]) -> str:
+    """Returns a line of tab-separated cells for each finding: verdict, area, subject, observation, any advice."""
+    return format_tsv(
+        (f.verdict, f.area, f.subject, f.observation, *([f.advice] if f.advice else [])) for f in findings
+    )

@@ -1,193 +1,183 @@
-"""`firstlight runs`: what was run, as a table on a terminal and as lines in a pipe."""
+"""`firstlight runs`: recipes, searches and their runs, as a table for terminals and tab-separated lines for pipes."""
 
 import datetime
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from firstlight.pipeline.cli.scores import images, told
+from firstlight.pipeline.cli.scores import format_image_counts, format_scores
 from firstlight.pipeline.files import LOCK_FILE, find_lock_owner
+from firstlight.pipeline.terminal import Column, format_ago, format_duration, format_tsv, make_table
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 
-STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running", "SCHEDULED": "waiting"}
-STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}
-TRIALS = 10  # of a search that are listed; `firstlight show` has all
-HEADINGS = ("run", "id", "state", "when", "took", "numbers, and what a recipe can take")
-WIDE = 110  # columns of a terminal that have room for all of them
+# MLflow's statuses, as they are displayed.
+RUN_STATES = {
+    **{"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running", "SCHEDULED": "waiting"},
+}
+RUN_STATE_STYLES = {"finished": "green", "failed": "red", "stopped": "yellow", "running": "cyan"}
+# Trials of a search that `firstlight runs` lists; `firstlight show` lists all.
+MAX_TRIALS_LISTED = 10
+NARROW_COLUMNS = (
+    Column("run", min_width=17),
+    Column("id", fixed=True),
+    Column("state", fixed=True),
+    Column("scores, and the reference for `encoder`"),
+)
+WIDE_COLUMNS = (
+    *NARROW_COLUMNS[:3],
+    Column("started", fixed=True),
+    Column("duration", numeric=True, fixed=True),
+    NARROW_COLUMNS[3],
+)
+# Characters of a terminal that has space for `WIDE_COLUMNS`.
+WIDE_TERMINAL = 110
+TSV_HEADINGS = ("kind", "name", "id", "state", "start", "seconds", "numbers", "reference")
 
 
 @dataclass(frozen=True)
-class Line:
-    """One run, or the seeds of a stage together; `depth`: how far below a recipe or search."""
+class RunLine:
+    """One run, or the seeds of a stage together, `depth` levels below the top.
+
+    A line without runs has only a `remark`.
+    """
 
     depth: int
     name: str
     runs: tuple[Run, ...]
     numbers: str = ""
     reference: str = ""
-    more: str = ""  # in place of all else
+    remark: str = ""
 
 
-def state(lineage: Lineage, run: Run) -> str:
-    """As MLflow has it; a run that nobody works at any more, as its process was killed, is `stopped`."""
-    said = STATES.get(run.status, run.status.lower())
-    if said != "running":
-        return said
+def run_state(lineage: Lineage, run: Run) -> str:
+    """Returns MLflow's status, except that a running run is `stopped` if no process holds the lock of its recipe."""
+    state = RUN_STATES.get(run.status, run.status.lower())
+    if state != "running":
+        return state
     recipe = run if run.whole else lineage.recipe(run)
     folder = lineage.records.storage / (recipe.name if recipe else "")
-    return "stopped" if (folder / LOCK_FILE).is_file() and find_lock_owner(folder) is None else said
+    return "stopped" if (folder / LOCK_FILE).is_file() and find_lock_owner(folder) is None else state
 
 
-def lines(lineage: Lineage, name: str = "", limit: int | None = None) -> Iterator[Line]:
-    """Recipes and searches whose name has `name` in it, the newest first, and what is below each."""
+def run_lines(lineage: Lineage, name: str = "", limit: int | None = None) -> Iterator[RunLine]:
+    """Yields recipes and searches whose name contains `name`, newest first, each followed by its stages and trials."""
     tops = [run for run in lineage.tops() if name.lower() in run.name.lower()]
     for top in tops[:limit]:
-        yield Line(0, f"{top.name} ({top.kind})" if top.kind != "recipe" else top.name, (top,))
+        yield RunLine(0, f"{top.name} ({top.kind})" if top.kind != "recipe" else top.name, (top,))
         if top.kind == "search":
-            yield from _of_search(lineage, top)
+            yield from _search_lines(lineage, top)
         else:
-            yield from _of_recipe(lineage, top)
+            yield from _recipe_lines(lineage, top)
     if limit is not None and len(tops) > limit:
-        yield Line(0, "", (), more=f"and {len(tops) - limit} earlier: --limit {len(tops)}")
+        yield RunLine(0, "", (), remark=f"and {len(tops) - limit} earlier: --limit {len(tops)}")
 
 
-def _of_search(lineage: Lineage, search: Run) -> Iterator[Line]:
+def _search_lines(lineage: Lineage, search: Run) -> Iterator[RunLine]:
     trials = lineage.trials(search)
-    for trial in trials[-TRIALS:]:
-        numbers = "; ".join(
-            filter(None, (told(group) for group in by_stage([r for r in lineage.stages(trial) if r.kind != "prepare"])))
-        )
-        first = next((run for run in lineage.stages(trial) if run.model), None)
-        yield Line(1, trial.name, (trial,), numbers, lineage.reference(first) if first else "")
-    if len(trials) > TRIALS:
-        yield Line(1, "", (), more=f"and {len(trials) - TRIALS} trials before: firstlight show {search.short}")
+    for trial in trials[-MAX_TRIALS_LISTED:]:
+        numbers, reference = trial_results(lineage, trial)
+        yield RunLine(1, trial.name, (trial,), numbers, reference)
+    if len(trials) > MAX_TRIALS_LISTED:
+        earlier = f"and {len(trials) - MAX_TRIALS_LISTED} earlier trials: firstlight show {search.short}"
+        yield RunLine(1, "", (), remark=earlier)
 
 
-def _of_recipe(lineage: Lineage, recipe: Run) -> Iterator[Line]:
-    """Pretrainings one by one, as each has a reference; the seeds of other stages together."""
-    for group in by_stage(lineage.stages(recipe)):
+def trial_results(lineage: Lineage, trial: Run) -> tuple[str, str]:
+    """Returns the scores of a trial's stages, and the reference of its encoder."""
+    stages = [run for run in lineage.stages(trial) if run.kind != "prepare"]
+    numbers = "; ".join(filter(None, (format_scores(group) for group in group_by_stage(stages))))
+    first = next((run for run in stages if run.model), None)
+    return numbers, lineage.reference(first) if first else ""
+
+
+def _recipe_lines(lineage: Lineage, recipe: Run) -> Iterator[RunLine]:
+    """Yields one line for each pretraining, as each has a reference, and one for all seeds of any other stage."""
+    for group in group_by_stage(lineage.stages(recipe)):
         if group[0].kind == "prepare":
-            yield Line(1, "prepare", tuple(group[:1]), images(group[0].metrics))
+            yield RunLine(1, "prepare", tuple(group[:1]), format_image_counts(group[0].metrics))
         elif group[0].kind == "pretrain" or len(group) == 1:
             for run in group:
-                yield Line(1, run.name, (run,), told([run]), lineage.reference(run))
+                yield RunLine(1, run.name, (run,), format_scores([run]), lineage.reference(run))
         else:
-            yield Line(1, f"{group[0].stage}, {len(group)} seeds", tuple(group), told(group))
+            yield RunLine(1, f"{group[0].stage}, {len(group)} seeds", tuple(group), format_scores(group))
 
 
-def by_stage(runs: Sequence[Run]) -> list[list[Run]]:
+def group_by_stage(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns the runs of each stage, ordered by seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.stage, []).append(run)
-    return [sorted(group, key=_seed) for group in groups.values()]
+    return [sorted(group, key=read_seed) for group in groups.values()]
 
 
-def _seed(run: Run) -> int:
+def read_seed(run: Run) -> int:
+    """Returns the seed of a stage's run; 0 if it has none."""
     return int(run.params.get("seed", 0))
 
 
-def table(lineage: Lineage, shown: Sequence[Line], width: int) -> Table:
-    """For a terminal of `width` columns; on a narrow one, when a run was is told of recipes only."""
+def runs_table(lineage: Lineage, lines: Sequence[RunLine], width: int) -> Table:
+    """Returns a table for a terminal of `width` characters. A narrow one shows start and duration of recipes only."""
+    columns = WIDE_COLUMNS if width >= WIDE_TERMINAL else NARROW_COLUMNS
     title = f"{lineage.records.experiment} in {lineage.records.uri}"
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    headings = [heading for heading in HEADINGS if width >= WIDE or heading not in ("when", "took")]
-    for heading in headings:
-        fixed = heading in ("id", "state", "when", "took")
-        out.add_column(
-            heading,
-            no_wrap=fixed,
-            justify="right" if heading == "took" else "left",
-            overflow="fold",
-            min_width=17 if heading == "run" else 0,
-        )
-    for line in shown:
-        if line.depth == 0 and out.row_count:
-            out.add_row()
-        cells = _cells(lineage, line, width >= WIDE)
-        out.add_row(*(cells[heading] for heading in headings if heading in cells))
-    return out
+    return make_table(columns, _run_rows(lineage, lines, width >= WIDE_TERMINAL), title)
 
 
-def _cells(lineage: Lineage, line: Line, wide: bool) -> dict[str, Text]:
-    """By heading."""
-    if line.more:
-        return {HEADINGS[0]: Text("  " * line.depth + line.more, style="dim")}
-    found = _state(lineage, line)
-    times = "" if wide or line.depth else f"{_when(line)}, took {_took(line)}" if _took(line) else _when(line)
-    what = Text("\n".join(filter(None, (times, line.numbers, line.reference))))
+def _run_rows(lineage: Lineage, lines: Sequence[RunLine], wide: bool) -> Iterator[tuple[Text, ...]]:
+    for k, line in enumerate(lines):
+        if line.depth == 0 and k > 0:
+            yield ()
+        yield _format_row(lineage, line, wide)
+
+
+def _format_row(lineage: Lineage, line: RunLine, wide: bool) -> tuple[Text, ...]:
+    if line.remark:
+        return (Text("  " * line.depth + line.remark, style="dim"),)
+    state, start, duration = _joint_state(lineage, line), _format_start(line), _format_elapsed(line)
+    times = f"{start}, took {duration}" if duration else start
+    results = Text("\n".join(filter(None, ("" if wide or line.depth else times, line.numbers, line.reference))))
     if line.reference:
-        what.highlight_words([line.reference], "cyan")
+        results.highlight_words([line.reference], "cyan")
     name = Text("  " * line.depth + line.name, style="bold" if line.depth == 0 else "")
-    shown_id = line.runs[0].short if len(line.runs) == 1 else ""
-    cells = (
-        name,
-        Text(shown_id),
-        Text(found, style=STYLES.get(found, "yellow")),
-        Text(_when(line)),
-        Text(_took(line)),
-        what,
-    )
-    return dict(zip(HEADINGS, cells, strict=True))
+    run_id = line.runs[0].short if len(line.runs) == 1 else ""
+    first = (name, Text(run_id), Text(state, style=RUN_STATE_STYLES.get(state, "yellow")))
+    return (*first, Text(start), Text(duration), results) if wide else (*first, results)
 
 
-def _state(lineage: Lineage, line: Line) -> str:
-    states = [state(lineage, run) for run in line.runs]
+def _joint_state(lineage: Lineage, line: RunLine) -> str:
+    """Returns the state of all runs of a line, or e.g. "2/3 done" if they differ."""
+    states = [run_state(lineage, run) for run in line.runs]
     if len(set(states)) == 1:
         return states[0]
     return f"{states.count('finished')}/{len(states)} done"
 
 
-def _when(line: Line) -> str:
-    return ago(time.time() - max(run.start for run in line.runs))
+def _format_start(line: RunLine) -> str:
+    return format_ago(time.time() - max(run.start for run in line.runs))
 
 
-def ago(seconds: float) -> str:
-    """How long ago, in the largest unit that has at least two of it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
-
-
-def took(run: Run) -> float | None:
-    """Seconds; None: it has not ended."""
+def elapsed_seconds(run: Run) -> float | None:
+    """Returns the duration of a run, None if it has not ended."""
     return None if run.end is None else run.end - run.start
 
 
-def _took(line: Line) -> str:
-    known = [seconds for run in line.runs if (seconds := took(run)) is not None]
-    return long(max(known)) if known else ""
+def _format_elapsed(line: RunLine) -> str:
+    known = [seconds for run in line.runs if (seconds := elapsed_seconds(run)) is not None]
+    return format_duration(max(known)) if known else ""
 
 
-def long(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def runs_tsv(lineage: Lineage, lines: Sequence[RunLine]) -> str:
+    """Returns a heading and a line of tab-separated cells for each run, the seeds of a stage one by one."""
+    rows = [_tsv_row(lineage, line, run) for line in lines for run in line.runs]
+    return format_tsv([TSV_HEADINGS, *rows])
 
 
-def plain(lineage: Lineage, shown: Sequence[Line]) -> str:
-    """A line of tab-separated cells for each run: what it is, its name and id, state, start, seconds, numbers, reference."""
-    rows = [("kind", "name", "id", "state", "start", "seconds", "numbers", "reference")]
-    for line in shown:
-        for run in line.runs:
-            seconds = took(run)
-            start = datetime.datetime.fromtimestamp(run.start, datetime.UTC).isoformat(timespec="seconds")
-            numbers = line.numbers if len(line.runs) == 1 else told([run])
-            reference = lineage.reference(run, short=False) or line.reference
-            rows.append(
-                (
-                    run.kind,
-                    run.name,
-                    run.id,
-                    state(lineage, run),
-                    start,
-                    "" if seconds is None else f"{seconds:.1f}",
-                    numbers,
-                    reference,
-                )
-            )
-    return "\n".join("\t".join(row) for row in rows)
+def _tsv_row(lineage: Lineage, line: RunLine, run: Run) -> tuple[str, ...]:
+    seconds = elapsed_seconds(run)
+    start = datetime.datetime.fromtimestamp(run.start, datetime.UTC).isoformat(timespec="seconds")
+    numbers = line.numbers if len(line.runs) == 1 else format_scores([run])
+    reference = lineage.reference(run, short=False) or line.reference
+    duration = "" if seconds is None else f"{seconds:.1f}"
+    return run.kind, run.name, run.id, run_state(lineage, run), start, duration, numbers, reference

@@ -1,6 +1,7 @@
 """firstlight <command> recipe.yaml key=value ...
 
-Exit codes: 0 done, 1 a stage failed, 2 a mistake in the recipe, the files or the machine (one line on stderr each), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done; 1 a stage failed; 2 a mistake in the recipe, the files or the machine, with one line on stderr for
+each; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -14,170 +15,142 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from firstlight.pipeline.cli import cluster, runs
-from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError
+from firstlight.pipeline.cli.commands import COMMANDS
+from firstlight.pipeline.cli.options import OVERRIDES_ARGUMENT, RECIPE_ARGUMENT, SMOKE_OPTION, VERBOSE_OPTION
+from firstlight.pipeline.cli.output import print_table_or_tsv, results_console
+from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError, one_line
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
-DISK = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-)  # a disk that is full, or takes nothing any more
-RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-SMOKE = click.option(
-    "--smoke", is_flag=True, help="A trial run of a minute: the recipe with its section `smoke` laid over it."
-)
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray and the traceback of a failure.")
+# Errors of a disk that is full or does not accept writes any more.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# The command for all stages, and the commands for the stages of one kind, with their help.
+RECIPE_COMMANDS = {
+    "run": "Run every stage that is not done yet, and print the scores.",
+    "prepare": "Write the store only: check, number and shard the images.",
+    "pretrain": "Prepare the images, and run the pretraining stages.",
+    "evaluate": "Run the evaluation stages: weighted kNN and linear probe.",
+    "retrieve": "Run the retrieval stages: an index and the nearest images.",
+    "embed": "Run the embedding stages: write embeddings as Parquet.",
+    "export": "Run the export stages: the encoder in standard formats.\n\n"
+    "The formats are torchvision, timm, ONNX and torch.export; a model card is written too.",
+    "finetune": "Run the fine-tuning stages, next to training from scratch.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
 @click.version_option(package_name="firstlight")
 def cli() -> None:
     """Unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow.
 
-    A recipe is one YAML file (see conf/recipe). Any of its settings can be overridden: stages.pretrain.epochs=20 scale.workers=2
+    A recipe is one YAML file (see conf/recipe). Every setting can be overridden on the command line, for example
+    stages.pretrain.epochs=20 scale.workers=2
     """
 
 
-@cli.command()
-@RECIPE
-@OVERRIDES
-@SMOKE
-def config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
-    """Print the resolved configuration of a recipe."""
-    from firstlight.pipeline.config import recipe as config_module
-    from firstlight.pipeline.config import yaml_reader
+@cli.command("config")
+@RECIPE_ARGUMENT
+@OVERRIDES_ARGUMENT
+@SMOKE_OPTION
+def print_config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
+    """Print a recipe with all overrides and defaults resolved."""
+    # Its import makes the kinds of stages known to recipes.
+    import firstlight.pipeline.stages.registry  # noqa: F401
+    from firstlight.pipeline.config.load import load_recipe
+    from firstlight.pipeline.config.yaml_reader import dump_yaml
 
-    click.echo(yaml_reader.dump(config_module.load(recipe, overrides, smoke).dump()), nl=False)
-
-
-@cli.command()
-def recipes() -> None:
-    """List the recipes that ship with Firstlight: their data, GPUs and hours, and a number of the paper."""
-    from firstlight.pipeline.config.catalog import listed, listing, plain
-
-    found = listed()
-    if sys.stdout.isatty():
-        Console().print(listing(found))
-    else:
-        click.echo(plain(found))
+    click.echo(dump_yaml(load_recipe(recipe, overrides, smoke).dump()), nl=False)
 
 
-def _command(name: str, help_text: str, only: str | None) -> None:
+@cli.command("recipes")
+def print_recipes() -> None:
+    """List the shipped recipes: data, GPUs, hours, the paper's number."""
+    from firstlight.pipeline.config.catalog import build_catalog_table, format_catalog_tsv, list_recipes
+
+    entries = list_recipes()
+    print_table_or_tsv(lambda console: build_catalog_table(entries), lambda: format_catalog_tsv(entries))
+
+
+def _add_recipe_command(name: str, help_text: str) -> None:
     @cli.command(name, help=help_text)
-    @RECIPE
-    @OVERRIDES
-    @SMOKE
-    @VERBOSE
-    def command(recipe: Path, overrides: tuple[str, ...], smoke: bool, verbose: bool) -> None:
-        if verbose:
-            os.environ["FIRSTLIGHT_VERBOSE"] = "1"
-        _run(recipe, overrides, only, smoke)
+    @RECIPE_ARGUMENT
+    @OVERRIDES_ARGUMENT
+    @SMOKE_OPTION
+    @VERBOSE_OPTION
+    def run_recipe_command(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
+        _run_and_report(recipe, overrides, None if name == "run" else name, smoke)
 
 
-_command("run", "Run a recipe: every stage that is not done yet, and the table at the end.", None)
-_command("prepare", "Only write the store: images checked, numbered and sharded.", "prepare")
-_command("pretrain", "Prepare, and run the pretraining stages of a recipe.", "pretrain")
-_command("evaluate", "Run the evaluation stages of a recipe: weighted kNN and linear probe.", "evaluate")
-_command(
-    "retrieve",
-    "Run the retrieval stages of a recipe: an index of features, and what the nearest images are.",
-    "retrieve",
-)
-_command("embed", "Run the embedding stages of a recipe: embeddings of its images, as Parquet.", "embed")
-_command(
-    "export",
-    "Run the export stages of a recipe: its encoder for torchvision, timm, ONNX and torch.export, and a model card.",
-    "export",
-)
-_command("finetune", "Run the fine-tuning stages of a recipe, beside training from scratch.", "finetune")
+for _name, _help_text in RECIPE_COMMANDS.items():
+    _add_recipe_command(_name, _help_text)
 
 
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@OVERRIDES
-@VERBOSE
-def search(file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Search settings of a recipe: trials side by side, judged on held-out images (see conf/search).
-
-    Keys of the search (trials=20) and of its recipe (dataset.root=/data) can be overridden. Stopped and run again it goes on.
-    """
-    if verbose:
-        os.environ["FIRSTLIGHT_VERBOSE"] = "1"
-    _search(file, overrides)
-
-
-def _search(file: Path, overrides: tuple[str, ...]) -> None:
+def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
+    from firstlight.pipeline.config.load import load_recipe
+    from firstlight.pipeline.report.page_parts import REPORT_FILE
     from firstlight.pipeline.report.score_table import table
-    from firstlight.pipeline.search import search as module
-    from firstlight.pipeline.search.checks import read
-    from firstlight.pipeline.search.progress import closing
-
-    plan = read(file, overrides)
-    found = module.search(plan, Console(stderr=True))
-    out = _out()
-    out.print(closing(plan.search, found.trials, found.best, found.promoted))
-    if found.retrained:
-        out.print(table(found.retrained, found.rows))
-    if found.report:
-        _tell_report(out, found.report)
-    _tell_where(out, plan.base())
-
-
-def _out() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
-def _tell_report(out: Console, file: Path) -> None:
-    out.print(f"Report:  {file}", soft_wrap=True, highlight=False)
-
-
-def _tell_where(out: Console, recipe: "Recipe") -> None:
-    from firstlight.pipeline.cli.ui import hint
-    from firstlight.pipeline.tracking.location import Records
-
-    out.print(f"Results, curves and pictures:  {hint(Records.of(recipe))}", soft_wrap=True, highlight=False)
-
-
-for _each in (*runs.COMMANDS, *cluster.COMMANDS):
-    cli.add_command(_each)
-
-
-def _run(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
-    from firstlight.pipeline.config.recipe import load
-    from firstlight.pipeline.report.run_report import FILE
-    from firstlight.pipeline.report.score_table import table
-    from firstlight.pipeline.run.runner import run
+    from firstlight.pipeline.run.runner import run_recipe
     from firstlight.pipeline.tracking.retry import Unpublished
 
-    recipe = load(path, overrides, smoke)
-    console = Console(stderr=True)
-    out = _out()
+    recipe = load_recipe(path, overrides, smoke)
+    out = results_console()
     try:
-        found = run(recipe, console, only)
+        rows = run_recipe(recipe, Console(stderr=True), only)
     except Unpublished as error:
         if error.found:
             out.print(table(recipe, error.found))
         raise
-    if found:
-        out.print(table(recipe, found))
-    report = recipe.storage.resolve() / recipe.name / FILE
+    if rows:
+        out.print(table(recipe, rows))
+    report = recipe.storage.resolve() / recipe.name / REPORT_FILE
     if report.exists():
-        _tell_report(out, report)
-    _tell_where(out, recipe)
+        _print_report_path(out, report)
+    _print_ui_command(out, recipe)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
+@cli.command("search")
+@click.argument("file", type=click.Path(path_type=Path))
+@OVERRIDES_ARGUMENT
+@VERBOSE_OPTION
+def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
+    """Search settings of a recipe: trials scored on held-out images.
+
+    FILE is a search (see conf/search). Its keys (trials=20) and those of its recipe (dataset.root=/data) can be
+    overridden. A search that was stopped continues when it is run again.
+    """
+    from firstlight.pipeline.report.score_table import table
+    from firstlight.pipeline.search.checks import load_checked_plan
+    from firstlight.pipeline.search.progress import summarise_search
+    from firstlight.pipeline.search.search import run_search
+
+    plan = load_checked_plan(file, overrides)
+    found = run_search(plan, Console(stderr=True))
+    out = results_console()
+    out.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
+    if found.retrained:
+        out.print(table(found.retrained, found.rows))
+    if found.report:
+        _print_report_path(out, found.report)
+    _print_ui_command(out, plan.budget_recipe())
 
 
-def guarded(function: Callable[[], int | None]) -> int:
-    """Run, and turn what went wrong into lines on stderr and an exit code. What the function answers, if anything, is the exit code, too."""
+def _print_report_path(out: Console, file: Path) -> None:
+    out.print(f"Report:  {file}", soft_wrap=True, highlight=False)
+
+
+def _print_ui_command(out: Console, recipe: "Recipe") -> None:
+    from firstlight.pipeline.cli.ui import ui_command
+    from firstlight.pipeline.tracking.location import Records
+
+    out.print(f"Results, curves and pictures:  {ui_command(Records.of(recipe))}", soft_wrap=True, highlight=False)
+
+
+def run_guarded(function: Callable[[], int | None]) -> int:
+    """Runs `function`, and turns failures into lines on stderr. Returns the exit code, which `function` may give.
+
+    FIRSTLIGHT_VERBOSE lets failures of stages and of the disk pass, for their traceback.
+    """
     try:
         return function() or 0
     except UserError as error:
@@ -189,21 +162,25 @@ def guarded(function: Callable[[], int | None]) -> int:
     except (StopTraining, StageFailed) as error:
         if os.environ.get("FIRSTLIGHT_VERBOSE"):
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        sys.stderr.write(f"error: {one_line(error, limit=10_000)}\n")
         return 1
     except OSError as error:
-        if error.errno not in DISK or os.environ.get("FIRSTLIGHT_VERBOSE"):
+        if error.errno not in DISK_ERRORS or os.environ.get("FIRSTLIGHT_VERBOSE"):
             raise
-        file = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(
-            f"error: {file}{error.strerror}; what was finished is kept: run the same command again to continue\n"
-        )
+        cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        sys.stderr.write(f"error: {cause}; what was finished is kept: run the same command again to continue\n")
         return 1
-    except (KeyboardInterrupt, click.Abort) as error:  # click wraps the one in the other
+    except (KeyboardInterrupt, click.Abort) as error:
         sys.stderr.write("stopped; run the same command again to continue\n")
+        # click raises Abort from the KeyboardInterrupt.
         return 143 if isinstance(error.__cause__ or error, Terminated) else 130
 
 
+def _raise_terminated(number: int, frame: Any) -> None:
+    raise Terminated
+
+
 def main() -> None:
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(guarded(lambda: cli(standalone_mode=False)))
+    """Runs the command line, and exits with its exit code."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.exit(run_guarded(lambda: cli(standalone_mode=False)))

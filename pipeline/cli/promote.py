@@ -1,54 +1,54 @@
-"""`firstlight promote`: a name and an alias in the registry for the encoder of a pretraining."""
+"""`firstlight promote`: gives the encoder of a pretraining a name and an alias in MLflow's model registry."""
 
 import re
 from typing import TYPE_CHECKING
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.cli.history import read_seed
+from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.tracking.client import register
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def promote(lineage: Lineage, client: "MlflowClient", run: Run, name: str, alias: str) -> str:
-    """The reference by which recipes can take it from now on: `models:/<name>@<alias>`.
+def promote_encoder(lineage: Lineage, client: "MlflowClient", run: Run, name: str, alias: str) -> str:
+    """Registers the encoder of a run, and returns the reference for recipes: `models:/<name>@<alias>`.
 
     Raises:
-        UserError: the run made no encoder, has not finished, or made several; a name that is not valid.
+        UserError: the run made no encoder or several, or has not finished; the name or the alias is not valid.
     """
     import mlflow
 
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"--name: {name!r} is not valid; valid: letters, digits, '.', '_' and '-', beginning with a letter or digit"
-        )
-    made_by = encoder_of(lineage, run)
-    if made_by.status != "FINISHED" or made_by.model is None:
-        raise UserError(f"run: {made_by.name} ({made_by.short}) has not finished: it has no encoder to promote")
+    if not MODEL_NAME.fullmatch(name):
+        valid = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        raise UserError(f"--name: {name!r} is not valid; valid: {valid}")
+    pretraining = find_pretraining(lineage, run)
+    if pretraining.status != "FINISHED" or pretraining.model is None:
+        raise UserError(f"run: {pretraining.name} ({pretraining.short}) has not finished: it has no encoder to promote")
     try:
-        register(client, name, made_by.model, made_by.id, alias)
+        register(client, name, pretraining.model, pretraining.id, alias)
     except mlflow.MlflowException as error:
-        raise UserError(f"--alias: {alias!r} is not valid: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"--alias: {alias!r} is not valid: {one_line(error)}") from None
     return f"models:/{name}@{alias}"
 
 
-def encoder_of(lineage: Lineage, run: Run) -> Run:
-    """The pretraining that is meant: the run itself, or the first seed of the one pretraining stage of a recipe or trial.
+def find_pretraining(lineage: Lineage, run: Run) -> Run:
+    """Returns the run itself, or the first seed of the only pretraining stage of a recipe or trial.
 
     Raises:
-        UserError: there is none, or several stages.
+        UserError: the run is no pretraining, or the recipe has no pretraining stage or several.
     """
     if not run.whole:
         if run.kind != "pretrain":
-            raise UserError(
-                f"run: {run.name} ({run.short}) is a run of kind {run.kind}, which makes no encoder; valid: a pretraining"
-            )
+            found = f"{run.name} ({run.short}) is a run of kind {run.kind}"
+            raise UserError(f"run: {found}, which makes no encoder; valid: a pretraining")
         return run
-    made = [stage for stage in lineage.stages(run) if stage.kind == "pretrain"]
-    if len({stage.stage for stage in made}) != 1:
-        told = ", ".join(f"{stage.name} ({stage.short})" for stage in made) or "none"
-        raise UserError(f"run: {run.name} ({run.short}) has several pretrainings or none; give the id of one: {told}")
-    return min(made, key=lambda stage: int(stage.params.get("seed", 0)))
+    pretrainings = [stage for stage in lineage.stages(run) if stage.kind == "pretrain"]
+    if len({stage.stage for stage in pretrainings}) != 1:
+        listing = ", ".join(f"{stage.name} ({stage.short})" for stage in pretrainings) or "none"
+        found = f"{run.name} ({run.short}) has several pretrainings or none"
+        raise UserError(f"run: {found}; give the id of one: {listing}")
+    return min(pretrainings, key=read_seed)

@@ -1,4 +1,4 @@
-"""`firstlight repeat`: a recipe run again from what MLflow has of it, and whether its numbers are the same."""
+"""`firstlight repeat`: runs a recipe again from its record in MLflow, and compares the numbers of both runs."""
 
 import copy
 import json
@@ -9,35 +9,37 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from firstlight.pipeline.config.recipe import Recipe, override, parse
-from firstlight.pipeline.errors import StageFailed, UserError, suggest_valid
-from firstlight.pipeline.run.runner import Repeats
-from firstlight.pipeline.stages.stage import code_version
+from firstlight.pipeline.config.load import apply_overrides, parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.errors import StageFailed, UserError, one_line, suggest_valid
+from firstlight.pipeline.run.publishing import RepeatOf
+from firstlight.pipeline.stages.code_version import code_version
+from firstlight.pipeline.terminal import Column, make_table
 from firstlight.pipeline.tracking.lineage import Lineage, Run, read
 from firstlight.pipeline.tracking.location import Records
 
-MAY_DIFFER = (
-    "name",
-    "storage",
-    "dataset.root",
-    "dataset.list",
-    "dataset.download",
-    "dataset.extends",
-    "tracking",
-    "scale",
+CHANGEABLE_KEYS = (
+    *("name", "storage", "tracking", "scale"),
+    *("dataset.root", "dataset.list", "dataset.download", "dataset.extends"),
 )
-SPEED = re.compile(r"(^|/)(images_per_s|data_wait|time_)")  # numbers of the machine, not of the recipe
-SHOWN = 20  # differences that are listed
+# Metrics of the machine, not of the recipe.
+SPEED_METRIC = re.compile(r"(^|/)(images_per_s|data_wait|time_)")
+MAX_DIFFERENCES_LISTED = 20
+COMPARISON_COLUMNS = (
+    Column("stage"),
+    Column("numbers", numeric=True),
+    Column("equal", numeric=True),
+    Column("largest difference", numeric=True),
+)
 
 
 @dataclass(frozen=True)
-class Original:
-    """A run of a recipe, and its recipe."""
+class OriginalRun:
+    """A run of a recipe, and the recipe as it was logged."""
 
     lineage: Lineage
     run: Run
@@ -48,15 +50,15 @@ class Original:
         return [run for run in self.lineage.stages(self.run) if run.kind != "prepare"]
 
     @property
-    def repeats(self) -> Repeats:
-        return Repeats(self.run.id, self.run.store, self.lineage.records)
+    def repeats(self) -> RepeatOf:
+        return RepeatOf(self.run.id, self.run.store, self.lineage.records)
 
 
-def original(records: Records, text: str) -> Original:
-    """The run that `text` means, and what it logged.
+def find_original(records: Records, text: str) -> OriginalRun:
+    """Returns the run that `text` identifies, with its logged recipe.
 
     Raises:
-        UserError: there is none, or it is no run of a recipe.
+        UserError: no run matches, it is not a run of a recipe, or its recipe cannot be read.
     """
     import mlflow
 
@@ -65,60 +67,71 @@ def original(records: Records, text: str) -> Original:
     if not run.whole or run.kind == "search":
         recipe = lineage.recipe(run)
         valid = f"; valid: its recipe {recipe.name}, {recipe.id}" if recipe else ""
-        raise UserError(f"run: {run.name} ({run.short}) is a run of kind {run.kind}; a recipe's can be repeated{valid}")
+        found = f"{run.name} ({run.short}) is a run of kind {run.kind}"
+        raise UserError(f"run: {found}; only a run of a recipe can be repeated{valid}")
     try:
         raw = mlflow.artifacts.load_dict(f"{run.artifacts}/recipe.json")
     except Exception as error:
-        raise UserError(
-            f"run: {run.name} ({run.short}) has no recipe.json that can be read: {str(error).splitlines()[0][:200]}"
-        ) from None
-    return Original(lineage, run, raw)
+        found = f"{run.name} ({run.short}) has no readable recipe.json"
+        raise UserError(f"run: {found}: {one_line(error)}") from None
+    return OriginalRun(lineage, run, raw)
 
 
-def recipe_of(original: Original, overrides: Sequence[str]) -> Recipe:
-    """As it ran, with the encoders that it took pinned; it registers nothing, and has a name of its own, so that nothing of before counts as done.
+def recipe_to_repeat(original: OriginalRun, overrides: Sequence[str]) -> Recipe:
+    """Returns the recipe as it ran, with its encoders pinned.
+
+    It registers no model, and has another name, so that no earlier stage counts as done.
 
     Raises:
-        UserError: an override of what decides the numbers.
+        UserError: an override changes what decides the numbers.
     """
-    for word in overrides:
-        key = word.partition("=")[0]
-        if not any(key == may or key.startswith(f"{may}.") for may in MAY_DIFFER):
-            raise UserError(f"{key}: cannot differ in a repetition; {suggest_valid(key, MAY_DIFFER)}")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_KEYS):
+            raise UserError(f"{key}: cannot differ in a repetition; {suggest_valid(key, CHANGEABLE_KEYS)}")
     raw = copy.deepcopy(original.recipe)
     raw["name"] = f"{raw['name']}-repeat"
     raw["storage"] = "runs"
     raw["tracking"] = {**raw["tracking"], "uri": None}
-    for name, stage in raw["stages"].items():
+    for stage in raw["stages"].values():
         if "register_as" in stage:
             stage["register_as"] = None
-        if stage.get("encoder") not in (None, "previous"):
-            ran = next((run for run in original.stages if run.stage == name and run.encoder), None)
-            made_by = original.lineage.source_id(ran) if ran else None
-            stage["encoder"] = f"runs:/{made_by}/encoder" if made_by else stage["encoder"]
-    override(raw, tuple(overrides))
-    return parse(raw)
+    recipe = parse_recipe(raw)
+    for name in recipe.stages:
+        source = recipe.encoder_source(name)
+        if source and source.reference:
+            raw["stages"][name]["encoder"] = _pinned_encoder(original, name) or source.reference
+    apply_overrides(raw, tuple(overrides))
+    return parse_recipe(raw)
 
 
-def check_code(original: Original, console: Console, exact: bool) -> None:
-    """Tell of other code.
+def _pinned_encoder(original: OriginalRun, stage: str) -> str | None:
+    """Returns the reference of the encoder that a stage started from, None if MLflow does not know its run."""
+    run = next((run for run in original.stages if run.stage == stage and run.encoder), None)
+    source_id = original.lineage.source_id(run) if run else None
+    return f"runs:/{source_id}/encoder" if source_id else None
+
+
+def check_code(original: OriginalRun, console: Console, exact: bool) -> None:
+    """Prints a note if the run was made by other code.
 
     Raises:
-        UserError: it is other code, and `exact`.
+        UserError: the code differs, and `exact` is set.
     """
     then, now = original.run.params.get("code", "unknown"), code_version()
     if then == now:
         return
     commit = original.run.tags.get("mlflow.source.git.commit")
-    told = f"the code differs: this is {now[:12]}, the run was made by {then[:12]}{f' (git commit {commit[:12]})' if commit else ''}"
+    made_by = then[:12] + (f" (git commit {commit[:12]})" if commit else "")
+    message = f"the code differs: this is {now[:12]}, the run was made by {made_by}"
     if exact:
-        raise UserError(f"--exact: {told}")
-    console.print(f"[yellow]note[/] {told}; the numbers may differ", highlight=False, soft_wrap=True)
+        raise UserError(f"--exact: {message}")
+    console.print(f"[yellow]note[/] {message}; the numbers may differ", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
-class Number:
-    """One number of a stage, then and now; None: it is missing."""
+class ComparedNumber:
+    """One number of a stage in both runs; None if a run does not have it."""
 
     stage: str
     key: str
@@ -126,80 +139,93 @@ class Number:
     now: float | None
 
     @property
-    def same(self) -> bool:
+    def is_same(self) -> bool:
         if self.then is None or self.now is None:
             return False
         return self.then == self.now or (math.isnan(self.then) and math.isnan(self.now))
 
 
 @dataclass(frozen=True)
-class Compared:
-    """All numbers, and for each encoder whether its bits are the same (as a number that is 1)."""
+class Comparison:
+    """The numbers of both runs. An encoder counts as one number, which is 1 in both if its files are identical."""
 
     title: str
-    numbers: tuple[Number, ...]
+    numbers: tuple[ComparedNumber, ...]
 
     @property
-    def different(self) -> list[Number]:
-        return [number for number in self.numbers if not number.same]
+    def differing(self) -> list[ComparedNumber]:
+        return [number for number in self.numbers if not number.is_same]
 
-    def check(self) -> None:
-        """Raises `StageFailed` where a number differs."""
-        if self.different:
-            raise StageFailed(f"repeat: {len(self.different):,} of {len(self.numbers):,} numbers differ")
+    def raise_if_different(self) -> None:
+        """Raises `StageFailed` if a number differs."""
+        if self.differing:
+            raise StageFailed(f"repeat: {len(self.differing):,} of {len(self.numbers):,} numbers differ")
 
 
-def compare(original: Original, recipe: Recipe) -> Compared:
-    """Every number of every stage of the newest repetition beside that of the original; only speeds are left out."""
-    lineage, _ = read(Records.of(recipe))
-    mine = [
+def compare_numbers(original: OriginalRun, recipe: Recipe) -> Comparison:
+    """Compares every number of every stage of the newest repetition with the original, except speeds.
+
+    Raises:
+        UserError: the storage of `recipe` has no repetition of the original.
+    """
+    records = Records.of(recipe)
+    lineage, _ = read(records)
+    repetitions = [
         run
         for run in lineage.tops()
         if run.tags.get("firstlight.repeats") == original.run.id and run.name == recipe.name
     ]
-    if not mine:
-        raise UserError(f"repeat: no run of {recipe.name!r} that repeats {original.run.id} is in {lineage.records.uri}")
-    now = {run.name: run for run in lineage.stages(mine[0])}
-    found = [number for then in original.stages for number in _numbers(then, now.get(then.name))]
-    title = f"{original.run.name} ({original.run.short}) and its repetition {mine[0].name} ({mine[0].short})"
-    return Compared(title, tuple(found))
+    if not repetitions:
+        raise UserError(f"repeat: {records.uri} has no run of {recipe.name!r} that repeats {original.run.id}")
+    newest = repetitions[0]
+    now = {run.name: run for run in lineage.stages(newest)}
+    numbers = [number for then in original.stages for number in _pair_numbers(then, now.get(then.name))]
+    title = f"{original.run.name} ({original.run.short}) and its repetition {newest.name} ({newest.short})"
+    return Comparison(title, tuple(numbers))
 
 
-def _numbers(then: Run, now: Run | None) -> Iterator[Number]:
+def _pair_numbers(then: Run, now: Run | None) -> Iterator[ComparedNumber]:
     keys = {**then.metrics, **(now.metrics if now else {})}
-    for key in sorted(key for key in keys if not SPEED.search(key)):
-        yield Number(then.name, key, then.metrics.get(key), now.metrics.get(key) if now else None)
+    for key in sorted(key for key in keys if not SPEED_METRIC.search(key)):
+        yield ComparedNumber(then.name, key, then.metrics.get(key), now.metrics.get(key) if now else None)
     if then.model is not None and now is not None and now.model is not None:
-        yield Number(then.name, "the encoder's bits", 1.0, float(_bits(then) == _bits(now)))
+        identical = _encoder_checksums(then) == _encoder_checksums(now)
+        yield ComparedNumber(then.name, "the encoder's bits", 1.0, float(identical))
 
 
-def _bits(run: Run) -> Any:
-    """The sha256 sums of the files of an encoder."""
+def _encoder_checksums(run: Run) -> Any:
+    """Returns the sha256 sums of the files of an encoder."""
     import mlflow
 
     return json.loads(mlflow.artifacts.load_text(f"{run.artifacts}/encoder/manifest.json"))["files"]
 
 
-def table(found: Compared) -> Group:
-    """A row for each stage and seed, then the numbers that differ."""
-    out = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("stage", "numbers", "the same", "largest difference"):
-        out.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in dict.fromkeys(number.stage for number in found.numbers):
-        mine = [number for number in found.numbers if number.stage == stage]
-        same = sum(number.same for number in mine)
-        apart = [abs(n.then - n.now) for n in mine if n.then is not None and n.now is not None and not n.same]
-        style = "green" if same == len(mine) else "red"
-        out.add_row(stage, str(len(mine)), Text(str(same), style=style), f"{max(apart):.3g}" if apart else "")
-    parts: list[Any] = [Text(found.title, style="bold"), out]
-    for number in found.different[:SHOWN]:
-        parts.append(Text(f"{number.stage}  {number.key}: was {_told(number.then)}, is {_told(number.now)}"))
-    if len(found.different) > SHOWN:
-        parts.append(Text(f"and {len(found.different) - SHOWN:,} more"))
-    if not found.different:
-        parts.append(Text(f"all {len(found.numbers):,} numbers are the same", style="green"))
+def comparison_table(comparison: Comparison) -> Group:
+    """Returns a table with a row for each stage and seed, followed by the numbers that differ."""
+    parts: list[RenderableType] = [Text(comparison.title, style="bold"), _stages_table(comparison)]
+    for number in comparison.differing[:MAX_DIFFERENCES_LISTED]:
+        values = f"was {_format_number(number.then)}, is {_format_number(number.now)}"
+        parts.append(Text(f"{number.stage}  {number.key}: {values}"))
+    if len(comparison.differing) > MAX_DIFFERENCES_LISTED:
+        parts.append(Text(f"and {len(comparison.differing) - MAX_DIFFERENCES_LISTED:,} more"))
+    if not comparison.differing:
+        parts.append(Text(f"all {len(comparison.numbers):,} numbers are equal", style="green"))
     return Group(*parts)
 
 
-def _told(value: float | None) -> str:
+def _stages_table(comparison: Comparison) -> Table:
+    groups: dict[str, list[ComparedNumber]] = {}
+    for number in comparison.numbers:
+        groups.setdefault(number.stage, []).append(number)
+    return make_table(COMPARISON_COLUMNS, (_stage_row(stage, numbers) for stage, numbers in groups.items()))
+
+
+def _stage_row(stage: str, numbers: Sequence[ComparedNumber]) -> tuple[RenderableType, ...]:
+    num_equal = sum(number.is_same for number in numbers)
+    differences = [abs(n.then - n.now) for n in numbers if n.then is not None and n.now is not None and not n.is_same]
+    equal = Text(str(num_equal), style="green" if num_equal == len(numbers) else "red")
+    return stage, str(len(numbers)), equal, f"{max(differences):.3g}" if differences else ""
+
+
+def _format_number(value: float | None) -> str:
     return "missing" if value is None else repr(value)

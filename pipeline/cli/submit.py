@@ -1,7 +1,7 @@
-"""`firstlight submit`: a recipe as a job of a Ray cluster, over the job API of its dashboard. Mistakes are found here, before anything is sent.
+"""`firstlight submit`: runs a recipe as a job of a Ray cluster, over the job API of the cluster's dashboard.
 
-What is sent is the recipe as it resolves and the source of `pipeline` and `tasks`, nothing else: no data, no results, no file of secrets that lies
-beside them.
+Mistakes are found here, before anything is sent. Sent are the resolved recipe and the package `firstlight`, nothing
+else: no data, no results, and no files with secrets from the same folder.
 """
 
 import asyncio
@@ -21,142 +21,156 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from firstlight.pipeline import ROOT
-from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.recipe import GROUPS, STAGE_GROUPS, Recipe, conf_root, load
-from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.run.preflight import check_alone
+from firstlight.pipeline.config.load import CONF_GROUPS, STAGE_CONF_GROUPS, find_conf_folder, load_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.yaml_reader import dump_yaml
+from firstlight.pipeline.errors import StageFailed, UserError, one_line
+from firstlight.pipeline.run.preflight import check_without_images
 from firstlight.pipeline.run.ray_session import close_token_file
 from firstlight.pipeline.tracking.client import check_uri
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-START_S, AWAY_S, POLL_S = (
-    60.0,
-    300.0,
-    2.0,
-)  # that a cluster has to take a job, may be out of reach, and between questions
-STOP_S = 60  # that a job has to write its last checkpoint when it is stopped; Ray's 3 s are too few
-SHARED = "a folder that all nodes see, such as /shared/firstlight"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+# Seconds that a new cluster has to accept a job, that a cluster may be unreachable, and between two queries.
+SUBMIT_TIMEOUT_S, UNREACHABLE_S, JOB_POLL_S = 60.0, 300.0, 2.0
+# Seconds that a stopped job has to write its last checkpoint; Ray's default of 3 is too short.
+JOB_STOP_S = 60
+SHARED_FOLDER = "a folder that all nodes see, such as /shared/firstlight"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job that was sent, by its id on the cluster of `address`."""
+class SubmittedJob:
+    """A job by its id on the cluster of `address`."""
 
     id: str
     address: str
 
-    def ways(self) -> str:
-        """How to see it and to stop it, once it is no longer followed."""
+    def instructions(self) -> str:
+        """Returns the commands that follow and stop the job, for when it is no longer followed here."""
         ray = "RAY_AUTH_MODE=token ray" if os.environ.get("RAY_AUTH_MODE") == "token" else "ray"
         return (
-            f"the job goes on: {self.id}\n"
-            f"see it:   {ray} job logs --follow --address {self.address} {self.id}\n"
-            f"stop it:  {ray} job stop --address {self.address} {self.id}\n"
-            "sent again, a job that was stopped goes on from its last checkpoint"
+            f"the job continues: {self.id}\n"
+            f"follow it: {ray} job logs --follow --address {self.address} {self.id}\n"
+            f"stop it:   {ray} job stop --address {self.address} {self.id}\n"
+            "a job that was stopped continues from its last checkpoint when it is sent again"
         )
 
 
-def resolve(path: Path, overrides: tuple[str, ...], smoke: bool) -> Recipe:
-    """The recipe as the cluster will run it: `scale.address: local`, which would start a second Ray on the head, is `auto`.
+def resolve_recipe(path: Path, overrides: tuple[str, ...], smoke: bool) -> Recipe:
+    """Returns the recipe as the cluster will run it.
+
+    `scale.address: local`, which would start a second Ray on the head, becomes `auto`.
 
     Raises:
-        UserError: a mistake in it, as far as it can be known from here.
+        UserError: the recipe has a mistake that can be found without its data.
     """
-    recipe = load(path, overrides, smoke)
+    recipe = load_recipe(path, overrides, smoke)
     if recipe.scale.address == "local":
-        recipe = load(path, (*overrides, "scale.address=auto"), smoke)
-    check_alone(recipe)
+        recipe = load_recipe(path, (*overrides, "scale.address=auto"), smoke)
+    check_without_images(recipe)
     return recipe
 
 
-def check_places(recipe: Recipe) -> list[str]:
-    """What must be reachable from all nodes. A job starts in a folder of its own that is removed with it; the answer is what may go wrong.
+def check_paths(recipe: Recipe) -> list[str]:
+    """Checks what all nodes must reach, and returns warnings.
+
+    A job starts in an empty folder, which is removed with the job.
 
     Raises:
-        UserError: a line for each place that cannot work, with its dotted key.
+        UserError: one line for each path that cannot work, with its dotted key.
     """
-    wrong, doubtful = [], []
+    mistakes = [*_path_mistakes(recipe), *_tracking_mistakes(recipe.tracking.uri)]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    warnings = _tracking_warnings(recipe.tracking.uri)
+    if recipe.scale.max_workers == 0:
+        warnings.append("scale.workers: 0 trains on the head, in the process of the job")
+    return warnings
+
+
+def _path_mistakes(recipe: Recipe) -> list[str]:
+    mistakes = []
     if not recipe.storage.is_absolute():
-        wrong.append(
-            f"storage: {str(recipe.storage)!r} would be in the job's own folder, which is removed with it; valid: {SHARED}"
-        )
+        problem = f"{str(recipe.storage)!r} would be in the job's own folder, which is removed with it"
+        mistakes.append(f"storage: {problem}; valid: {SHARED_FOLDER}")
     for key in ("root", "list", "extends"):
-        place = getattr(recipe.dataset, key)
-        if place is not None and "://" not in place and not os.path.isabs(place):
-            wrong.append(
-                f"dataset.{key}: {place!r} would be in the job's own folder, which has no images; valid: an absolute path, or a URI"
-            )
-    uri = recipe.tracking.uri
-    if uri is not None:
-        check_uri(uri)
-    if uri is not None and re.match(r"sqlite:///[^/]", uri):
-        wrong.append(
-            f"tracking.uri: {uri!r} would be in the job's own folder, which is removed with it; valid: http://..., or sqlite:////..."
-        )
-    elif uri is None or uri.startswith("sqlite:"):
-        where = "null means SQLite in storage, and" if uri is None else "SQLite"
-        doubtful.append(
-            f"tracking.uri: {where} on a network folder can lose its locks; better is a server: tracking.uri=http://host:5000"
-        )
-    elif urlsplit(uri).hostname in LOOPBACK:
-        doubtful.append(f"tracking.uri: {uri!r} is the head of the cluster, where the job runs, not this machine")
-    if recipe.scale.most == 0:
-        doubtful.append("scale.workers: 0 trains on the head, in the job's own process")
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return doubtful
+        path = getattr(recipe.dataset, key)
+        if path is not None and "://" not in path and not os.path.isabs(path):
+            problem = f"{path!r} would be in the job's own folder, which has no images"
+            mistakes.append(f"dataset.{key}: {problem}; valid: an absolute path, or a URI")
+    return mistakes
 
 
-def check_address(address: str) -> list[str]:
-    """What may go wrong with it.
+def _tracking_mistakes(uri: str | None) -> list[str]:
+    if uri is None:
+        return []
+    check_uri(uri)
+    if not re.match(r"sqlite:///[^/]", uri):
+        return []
+    problem = f"{uri!r} would be in the job's own folder, which is removed with it"
+    return [f"tracking.uri: {problem}; valid: http://..., or sqlite:////..."]
 
-    Raises:
-        UserError: it is none.
-    """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f"--address: {address!r} is not valid; valid: that of the dashboard of a Ray cluster, such as http://127.0.0.1:8265"
-        )
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        return [
-            f"--address: {address!r} is not encrypted: whoever can listen on the way reads the token; better is a tunnel to the head's 127.0.0.1"
-        ]
+
+def _tracking_warnings(uri: str | None) -> list[str]:
+    if uri is None or uri.startswith("sqlite:"):
+        database = "null means SQLite in storage, and" if uri is None else "SQLite"
+        problem = f"{database} on a network folder can lose its locks"
+        return [f"tracking.uri: {problem}; better: a server, tracking.uri=http://host:5000"]
+    if urlsplit(uri).hostname in LOOPBACK_HOSTS:
+        return [f"tracking.uri: {uri!r} is the head of the cluster, where the job runs, not this machine"]
     return []
 
 
-def pack(path: Path, recipe: Recipe, folder: Path, code: bool) -> list[str]:
-    """Put what is sent into a folder; the words of the command that runs it there.
+def check_address(address: str) -> list[str]:
+    """Checks the address of the dashboard, and returns a warning if it is reached without encryption.
 
-    `code`: with the source of `pipeline` and `tasks`, which then goes before what the cluster has installed.
+    Raises:
+        UserError: the address is not valid.
     """
-    conf = conf_root(path)
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        valid = "the address of a Ray cluster's dashboard, such as http://127.0.0.1:8265"
+        raise UserError(f"--address: {address!r} is not valid; valid: {valid}")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+        problem = f"{address!r} is not encrypted: anyone who can read the network traffic can read the token"
+        return [f"--address: {problem}; better: a tunnel to 127.0.0.1 of the head"]
+    return []
+
+
+def pack_files(path: Path, recipe: Recipe, folder: Path, code: bool) -> list[str]:
+    """Writes the files to send into `folder`, and returns the command that runs the recipe there.
+
+    With `code`, the source of the package is sent too; Python then prefers it to what the cluster has installed,
+    because a job starts in this folder.
+    """
+    conf = find_conf_folder(path)
     if code:
+        # In a checkout, `pipeline`, `tasks` and `conf` are links: copytree follows them and copies the files.
         shutil.copytree(ROOT, folder / ROOT.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    for group in (*GROUPS, *STAGE_GROUPS):
+    for group in (*CONF_GROUPS, *STAGE_CONF_GROUPS):
         (folder / "conf" / group).mkdir(parents=True)
         for file in (conf / group).glob("*.yaml"):
             shutil.copyfile(file, folder / "conf" / group / file.name)
     sent = folder / "conf" / "recipe" / f"{recipe.name}.yaml"
     sent.parent.mkdir()
-    sent.write_text(yaml_reader.dump(recipe.dump()), "utf-8")
-    assert load(sent) == recipe, "a recipe that is resolved resolves to itself"
+    sent.write_text(dump_yaml(recipe.dump()), "utf-8")
+    assert load_recipe(sent) == recipe, "a resolved recipe resolves to itself"
     return ["python", "-m", "firstlight.pipeline", "run", sent.relative_to(folder).as_posix()]
 
 
-def connect(address: str) -> "JobSubmissionClient":
-    """The job API of a cluster, with the token that the environment names.
+def connect_to_cluster(address: str) -> "JobSubmissionClient":
+    """Returns a client of the cluster's job API, with the token that the environment names.
 
     Raises:
-        UserError: it cannot be reached, or does not know the token.
+        UserError: the cluster cannot be reached, or refuses the token.
     """
     close_token_file()
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before the argument, and before RAY_ADDRESS
+    # Ray prefers this variable to the argument and to RAY_ADDRESS.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -164,93 +178,95 @@ def connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
-        given = (
-            "refuses the token that this machine has" if os.environ.get("RAY_AUTH_MODE") == "token" else "wants a token"
-        )
-        raise UserError(
-            f"--address: {address} {given}; valid: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH of the cluster"
-        ) from None
+        has_token = os.environ.get("RAY_AUTH_MODE") == "token"
+        problem = "refuses the token of this machine" if has_token else "requires a token"
+        valid = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH of the cluster"
+        raise UserError(f"--address: {address} {problem}; valid: {valid}") from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address: {address} is no Ray cluster that answers: {str(error).splitlines()[0][:200]}"
-        ) from None
+        raise UserError(f"--address: {address} does not answer as a Ray cluster: {one_line(error)}") from None
 
 
-def send(client: "JobSubmissionClient", address: str, path: Path, recipe: Recipe, code: bool, verbose: bool) -> Job:
-    """Hand the recipe in as a job.
+def send_job(
+    client: "JobSubmissionClient", address: str, path: Path, recipe: Recipe, code: bool, verbose: bool
+) -> SubmittedJob:
+    """Submits the recipe as a job.
 
     Raises:
-        StageFailed: the cluster does not take it.
+        StageFailed: the cluster does not accept the job.
     """
-    job = Job(f"{recipe.name}-{uuid.uuid4().hex[:8]}", address)
+    job = SubmittedJob(f"{recipe.name}-{uuid.uuid4().hex[:8]}", address)
+    environment = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S)}
     with tempfile.TemporaryDirectory(prefix="firstlight-") as folder:
-        words = pack(path, recipe, Path(folder), code)
-        environment = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
-        command, sent = (
-            " ".join([*words, *(["-v"] if verbose else [])]),
-            {"working_dir": folder, "env_vars": environment},
-        )
-        end = time.monotonic() + START_S
+        command = " ".join([*pack_files(path, recipe, Path(folder), code), *(["-v"] if verbose else [])])
+        end = time.monotonic() + SUBMIT_TIMEOUT_S
         while True:
             try:
                 client.submit_job(
-                    entrypoint=command, submission_id=job.id, runtime_env=sent, metadata={"recipe": recipe.name}
+                    entrypoint=command,
+                    submission_id=job.id,
+                    runtime_env={"working_dir": folder, "env_vars": environment},
+                    metadata={"recipe": recipe.name},
                 )
                 return job
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # right after the start of a cluster there is no agent yet that takes jobs
+            except (OSError, RuntimeError) as error:
+                # Right after its start, a cluster has no agent yet that accepts jobs.
                 if "No available agent" not in str(error) or time.monotonic() > end:
-                    raise StageFailed(
-                        f"the cluster does not take the job: {' '.join(str(error).split())[-300:]}"
-                    ) from None
-            time.sleep(POLL_S)
+                    cause = one_line(error, limit=300)
+                    raise StageFailed(f"the cluster does not accept the job: {cause}") from None
+            time.sleep(JOB_POLL_S)
 
 
-def follow(client: "JobSubmissionClient", job: Job, write: Callable[[str], Any]) -> int:
-    """Pass on what the job says until it has ended; its exit code. A connection that breaks is made anew, and nothing is said twice.
+def follow_job(client: "JobSubmissionClient", job: SubmittedJob, write: Callable[[str], Any]) -> int:
+    """Writes the log of the job until it ends, and returns its exit code.
+
+    A broken connection is opened again, and no text is written twice.
 
     Raises:
-        StageFailed: the cluster was out of reach for `AWAY_S`.
+        StageFailed: the cluster was unreachable for `UNREACHABLE_S`.
     """
-    said, last = 0, time.monotonic()
+    num_written, last_answer = 0, time.monotonic()
     while True:
         try:
-            said = asyncio.run(_tail(client, job.id, said, write))
+            num_written = asyncio.run(_stream_logs(client, job.id, num_written, write))
             info = client.get_job_info(job.id)
-            last = time.monotonic()
+            last_answer = time.monotonic()
             if info.status.is_terminal():
-                return _ended(info, write)
+                return _read_exit_code(info, write)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            if time.monotonic() - last > AWAY_S:
-                raise StageFailed(
-                    f"the cluster has not answered for {AWAY_S:.0f} s ({str(error)[:200]}); {job.ways()}"
-                ) from None
-        time.sleep(POLL_S)
+            if time.monotonic() - last_answer > UNREACHABLE_S:
+                problem = f"the cluster has not answered for {UNREACHABLE_S:.0f} s ({one_line(error)})"
+                raise StageFailed(f"{problem}; {job.instructions()}") from None
+        time.sleep(JOB_POLL_S)
 
 
-async def _tail(client: "JobSubmissionClient", job: str, said: int, write: Callable[[str], Any]) -> int:
-    """Ray begins with the first line each time: the first `said` characters are passed over. How many were said then, however it ended."""
-    heard = 0
+async def _stream_logs(
+    client: "JobSubmissionClient", job_id: str, num_written: int, write: Callable[[str], Any]
+) -> int:
+    """Writes the log from character `num_written` on, and returns how many characters are written by now.
+
+    Ray sends the whole log on every connection. A broken connection ends the stream without an error.
+    """
+    num_received = 0
     try:
-        async for text in client.tail_job_logs(job):
-            heard += len(text)
-            if heard > said:
-                write(text[said - heard :])
-                said = heard
+        async for text in client.tail_job_logs(job_id):
+            num_received += len(text)
+            if num_received > num_written:
+                write(text[num_written - num_received :])
+                num_written = num_received
     except (OSError, RuntimeError, aiohttp.ClientError):
-        pass  # whether the job goes on is asked for next
-    return said
+        # The next query finds out whether the job continues.
+        pass
+    return num_written
 
 
-def _ended(info: Any, write: Callable[[str], Any]) -> int:
+def _read_exit_code(info: Any, write: Callable[[str], Any]) -> int:
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":
-        write("the job was stopped; sent again it goes on from its last checkpoint\n")
+        write("the job was stopped; sent again it continues from its last checkpoint\n")
         return 143
-    if info.driver_exit_code is None:  # it never ran
-        write(f"error: the job failed: {' '.join((info.message or 'Ray does not say why').split())[:500]}\n")
+    # A job without an exit code never started.
+    if info.driver_exit_code is None:
+        write(f"error: the job failed: {one_line(info.message or 'Ray gives no reason', limit=500)}\n")
         return 1
     return int(info.driver_exit_code)

@@ -1,4 +1,4 @@
-"""`firstlight show`: what a run came from and what came from it, as a tree from the data to the models."""
+"""`firstlight show`: the ancestors and descendants of a run as a tree, from the data to the models."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,40 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from firstlight.pipeline.cli.history import STYLES, ago, by_stage, long, state, took
-from firstlight.pipeline.cli.scores import images, told
+from firstlight.pipeline.cli.history import RUN_STATE_STYLES, elapsed_seconds, run_state, trial_results
+from firstlight.pipeline.cli.scores import format_image_counts, format_scores
+from firstlight.pipeline.terminal import Column, format_ago, format_duration, make_table
 from firstlight.pipeline.tracking.lineage import SHOWN, Lineage, Run, ids
 
+TRIAL_COLUMNS = (
+    Column("trial"),
+    Column("id", fixed=True),
+    Column("state", fixed=True),
+    Column("scores"),
+    Column("encoder"),
+)
 
-def show(lineage: Lineage, run: Run, now: float) -> Group:
-    """`now`: seconds since 1970. A recipe: all its stages; a stage: what is above and below it, and what it consumed."""
-    parts: list[RenderableType] = [_head(lineage, run, now)]
+
+def build_run_view(lineage: Lineage, run: Run, now: float) -> Group:
+    """Returns the view of a run; `now` is in seconds since 1970.
+
+    It has all stages of a recipe, all trials of a search, or the ancestors, the descendants and the inputs of a stage.
+    """
+    parts: list[RenderableType] = [_format_head(lineage, run, now)]
     if run.kind == "search":
-        parts.append(_trials(lineage, run))
+        parts.append(_all_trials_table(lineage, run))
     else:
-        parts += [_tree(lineage, chosen, run) for chosen in _by_store(related(lineage, run))]
+        parts += [_build_tree(lineage, group, run) for group in _group_by_store(related_stages(lineage, run))]
     if not run.whole:
-        parts.append(_consumed(lineage, run))
+        parts.append(_inputs_table(lineage, run))
     return Group(*parts)
 
 
-def related(lineage: Lineage, run: Run) -> list[Run]:
-    """The stages that belong into the tree: of a recipe its own, of data all that read them; what those came from, and all that came from them."""
+def related_stages(lineage: Lineage, run: Run) -> list[Run]:
+    """Returns the stages of the tree: those of the run, the ones that made their encoders, and all descendants.
+
+    The stages of a recipe are its own, and the stages of a prepare run are all that read its store.
+    """
     if run.whole:
         chosen = lineage.stages(run)
     elif run.kind == "prepare":
@@ -46,19 +61,18 @@ def related(lineage: Lineage, run: Run) -> list[Run]:
     return sorted((one for one in found.values() if one.kind != "prepare"), key=lambda one: one.start)
 
 
-def _by_store(runs: Sequence[Run]) -> list[list[Run]]:
+def _group_by_store(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.store, []).append(run)
     return list(groups.values())
 
 
-def _head(lineage: Lineage, run: Run, now: float) -> Text:
-    seconds = took(run)
-    out = Text.assemble((run.name, "bold"), f"  {run.kind} ", (run.id, "dim"), "\n")
-    found = state(lineage, run)
-    out.append(found, STYLES.get(found, "yellow"))
-    out.append(f", started {ago(now - run.start)}" + ("" if seconds is None else f", took {long(seconds)}"))
+def _format_head(lineage: Lineage, run: Run, now: float) -> Text:
+    seconds = elapsed_seconds(run)
+    out = Text.assemble((run.name, "bold"), f"  {run.kind} ", (run.id, "dim"), "\n", _format_state(lineage, run))
+    out.append(f", started {format_ago(now - run.start)}")
+    out.append("" if seconds is None else f", took {format_duration(seconds)}")
     recipe = lineage.recipe(run)
     if recipe:
         out.append(f", of {recipe.name} ({recipe.short})")
@@ -68,102 +82,103 @@ def _head(lineage: Lineage, run: Run, now: float) -> Text:
     return out
 
 
-def _tree(lineage: Lineage, runs: Sequence[Run], shown: Run) -> Tree:
-    """Of the runs that read one store."""
-    tree = Tree(_store(lineage, runs[0].store, runs), guide_style="dim")
+def _format_state(lineage: Lineage, run: Run) -> Text:
+    state = run_state(lineage, run)
+    return Text(state, RUN_STATE_STYLES.get(state, "yellow"))
+
+
+def _build_tree(lineage: Lineage, runs: Sequence[Run], selected: Run) -> Tree:
+    """Returns the tree of runs that read the same store, with the store as its root."""
+    tree = Tree(_format_store(lineage, runs[0].store), guide_style="dim")
     here = ids(runs)
     for run in runs:
         if lineage.source_id(run) not in here:
-            _add(tree, lineage, run, runs, shown)
+            _add_stage(tree, lineage, run, runs, selected)
     return tree
 
 
-def _add(tree: Tree, lineage: Lineage, run: Run, runs: Sequence[Run], shown: Run) -> None:
-    node = tree.add(_stage(lineage, run, shown))
+def _add_stage(tree: Tree, lineage: Lineage, run: Run, runs: Sequence[Run], selected: Run) -> None:
+    node = tree.add(_format_stage(lineage, run, selected))
     source_id = lineage.source_id(run)
     if source_id and source_id not in ids(runs):
-        node.add(_elsewhere(lineage, run, source_id))
+        node.add(_format_outside_source(lineage, run, source_id))
     for version in lineage.models(run):
         aliases = "".join(f"  @{alias}" for alias in version.aliases)
         node.add(Text.assemble((f"models:/{version.name}/{version.version}{aliases}", "cyan")))
     for other in runs:
         if lineage.source_id(other) == run.id:
-            _add(node, lineage, other, runs, shown)
+            _add_stage(node, lineage, other, runs, selected)
 
 
-def _elsewhere(lineage: Lineage, run: Run, source_id: str) -> Text:
-    """An encoder that was made on other images, or whose run is gone."""
+def _format_outside_source(lineage: Lineage, run: Run, source_id: str) -> Text:
+    """Returns a line about an encoder that was trained on another store, or whose run was deleted."""
     source = lineage.runs.get(source_id)
     if source is None:
-        return Text(f"from {run.encoder}, whose run is not here any more", style="yellow")
+        return Text(f"from {run.encoder}, whose run does not exist any more", style="yellow")
     return Text(f"from {run.encoder}, of {source.name} ({source.short})", style="dim")
 
 
-def _stage(lineage: Lineage, run: Run, shown: Run) -> Text:
-    found, seconds, recipe = state(lineage, run), took(run), lineage.recipe(run)
-    out = Text.assemble((run.name, "bold reverse" if run.id == shown.id else "bold"), "  ", (run.short, "dim"), "  ")
-    out.append(found, STYLES.get(found, "yellow"))
-    out.append("" if seconds is None else f"  {long(seconds)}")
-    numbers = told([run])
-    out.append(f"  {numbers}" if numbers else "")
-    mine = shown if shown.whole else lineage.recipe(shown)
-    if recipe and mine and recipe.name != mine.name:
+def _format_stage(lineage: Lineage, run: Run, selected: Run) -> Text:
+    """Returns one line about a stage; it names the stage's recipe if that is not the recipe of `selected`."""
+    seconds, recipe = elapsed_seconds(run), lineage.recipe(run)
+    name = (run.name, "bold reverse" if run.id == selected.id else "bold")
+    out = Text.assemble(name, "  ", (run.short, "dim"), "  ", _format_state(lineage, run))
+    out.append("" if seconds is None else f"  {format_duration(seconds)}")
+    scores = format_scores([run])
+    out.append(f"  {scores}" if scores else "")
+    selected_recipe = selected if selected.whole else lineage.recipe(selected)
+    if recipe and selected_recipe and recipe.name != selected_recipe.name:
         out.append(f"  in {recipe.name}", "magenta")
     return out
 
 
-def _store(lineage: Lineage, digest: str, runs: Sequence[Run]) -> Text:
+def _format_store(lineage: Lineage, digest: str) -> Text:
     prepared = lineage.prepared(digest)
     if prepared is None:
-        return Text(f"a store with sha256 {digest[:12] or 'unknown'}, whose prepare run is not here")
-    path = prepared.params.get("store", "")
-    out = Text.assemble(
-        (path.rpartition("/")[2], "bold"), "  ", (prepared.short, "dim"), f"  {images(prepared.metrics)}", "\n"
-    )
-    source = " ".join(filter(None, (prepared.params.get("source"), prepared.params.get("root"))))
+        return Text(f"a store with sha256 {digest[:12] or 'unknown'}, whose prepare run does not exist")
+    name, counts = _store_name(prepared), format_image_counts(prepared.metrics)
+    out = Text.assemble((name, "bold"), "  ", (prepared.short, "dim"), f"  {counts}", "\n")
     out.append(f"sha256 {digest[:12]}", "dim")
+    source = _format_source(prepared)
     out.append(f"  from {source}" if source else "", "dim")
     extends = prepared.params.get("extends")
     out.append(f"  extends {extends}" if extends else "", "dim")
-    there = (lineage.records.storage / "stores" / path.rpartition("/")[2] / "manifest.json").exists()
-    out.append("" if there else "  not in this storage", "yellow")
+    stored = (lineage.records.storage / "stores" / name / "manifest.json").exists()
+    out.append("" if stored else "  not in this storage", "yellow")
     return out
 
 
-def _trials(lineage: Lineage, search: Run) -> Table:
-    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("trial", "id", "state", "numbers", "encoder"):
-        out.add_column(heading, overflow="fold", no_wrap=heading in ("id", "state"))
-    for trial in lineage.trials(search):
-        stages = [run for run in lineage.stages(trial) if run.kind != "prepare"]
-        found, first = state(lineage, trial), next((run for run in stages if run.model), None)
-        numbers = "; ".join(filter(None, (told(group) for group in by_stage(stages))))
-        out.add_row(
-            trial.name,
-            trial.short,
-            Text(found, STYLES.get(found, "yellow")),
-            numbers,
-            lineage.reference(first) if first else "",
-        )
-    return out
+def _store_name(prepared: Run) -> str:
+    return prepared.params.get("store", "").rpartition("/")[2]
 
 
-def _consumed(lineage: Lineage, run: Run) -> Table:
-    """What one stage was given."""
-    prepared, source, recipe = lineage.prepared(run.store), lineage.source(run), lineage.recipe(run)
+def _format_source(prepared: Run) -> str:
+    """Returns the name and the root of the source that a prepare run read."""
+    return " ".join(filter(None, (prepared.params.get("source"), prepared.params.get("root"))))
+
+
+def _all_trials_table(lineage: Lineage, search: Run) -> Table:
+    rows = (
+        (trial.name, trial.short, _format_state(lineage, trial), *trial_results(lineage, trial))
+        for trial in lineage.trials(search)
+    )
+    return make_table(TRIAL_COLUMNS, rows)
+
+
+def _inputs_table(lineage: Lineage, run: Run) -> Table:
+    """Returns what one stage consumed: its images, or its store, its encoder and its code."""
     out = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     out.add_column(style="bold")
     out.add_column(overflow="fold")
     if run.kind == "prepare":
-        given = " ".join(filter(None, (run.params.get("source"), run.params.get("root")))) or "unknown"
-        out.add_row("consumed", Text.assemble(("images ", "dim"), given))
+        out.add_row("consumed", Text.assemble(("images ", "dim"), _format_source(run) or "unknown"))
         return out
-    name = prepared.params.get("store", "").rpartition("/")[2] if prepared else "unknown"
+    prepared, source, recipe = lineage.prepared(run.store), lineage.source(run), lineage.recipe(run)
+    name = _store_name(prepared) if prepared else "unknown"
     out.add_row("consumed", Text.assemble(("store ", "dim"), name, (" sha256 ", "dim"), run.store))
     if run.encoder:
-        by = f", made by {source.name} ({source.short})" if source else ", whose run is not here any more"
-        out.add_row("", Text.assemble(("encoder ", "dim"), run.encoder, by))
-    out.add_row(
-        "", Text.assemble(("code sha256 ", "dim"), recipe.params.get("code", "unknown") if recipe else "unknown")
-    )
+        origin = f", made by {source.name} ({source.short})" if source else ", whose run does not exist any more"
+        out.add_row("", Text.assemble(("encoder ", "dim"), run.encoder, origin))
+    code = recipe.params.get("code", "unknown") if recipe else "unknown"
+    out.add_row("", Text.assemble(("code sha256 ", "dim"), code))
     return out

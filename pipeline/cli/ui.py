@@ -1,7 +1,9 @@
-"""`firstlight ui`: MLflow's pages over the runs of a storage, on this machine only."""
+"""`firstlight ui`: MLflow's web interface on the runs of a storage, reachable from this machine only."""
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,74 +19,77 @@ import psutil
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.tracking.location import Records
 
-HOST = "127.0.0.1"
-PORT = 5000
-TRIED = 50  # ports behind the one that is asked for
-START_S, END_S = 120.0, 3.0  # that MLflow has to start, and its processes to end
+UI_HOST = "127.0.0.1"
+# Consecutive ports that are tried, from the requested one on.
+NUM_PORTS_TRIED = 50
+# Seconds that MLflow has to start, and its processes have to end.
+UI_START_S, UI_END_S = 120.0, 3.0
+# No helper processes, and no telemetry.
+QUIET_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def free_port(first: int) -> int:
-    """`first`, or the next one that nobody listens at.
+    """Returns `first`, or the next port that nobody listens at.
 
     Raises:
-        UserError: none of the next ones is free.
+        UserError: the next `NUM_PORTS_TRIED` ports are taken.
     """
-    for port in range(first, min(first + TRIED, 65536)):
+    for port in range(first, min(first + NUM_PORTS_TRIED, 65536)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
+                probe.bind((UI_HOST, port))
                 return port
-    raise UserError(f"--port: {first} and the {TRIED - 1} behind it are taken; give another")
+    raise UserError(f"--port: {first} and the next {NUM_PORTS_TRIED - 1} are taken; give another")
 
 
-def page(address: str, experiment: str) -> str:
-    """The address of the runs; MLflow's first page is another."""
+def runs_address(address: str, experiment: str) -> str:
+    """Returns the address of an experiment's runs, which is not MLflow's start page."""
     return f"{address}/#/experiments/{experiment}/runs"
 
 
-def serve(records: Records, experiment: str, port: int, tell: Callable[[str], None]) -> None:
-    """Until Ctrl-C or SIGTERM.
+def serve_ui(records: Records, experiment: str, port: int, write: Callable[[str], None]) -> None:
+    """Runs MLflow's server until Ctrl-C or SIGTERM, and writes its address once it answers.
 
     Raises:
-        StageFailed: MLflow ended by itself; with the last line that it said.
+        StageFailed: the server ended by itself; the message has the last line that it printed.
     """
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", UI_HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", records.uri, "--default-artifact-root", str(records.storage / "mlartifacts")]
-    quiet = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }  # no helpers beside it, nothing sent
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, stdout=said, stderr=said, start_new_session=True, env={**os.environ, **quiet}
-        )
-        with _ended(process):
-            _wait(process, port, said.fileno())
-            tell(f"{page(f'http://{HOST}:{port}', experiment)}\nCtrl-C ends it")
+    environment = {**os.environ, **QUIET_SERVER}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+        with _end_processes(process):
+            _wait_until_healthy(process, port, log.fileno())
+            write(f"{runs_address(f'http://{UI_HOST}:{port}', experiment)}\nCtrl-C ends it")
             process.wait()
-            raise StageFailed(_died(process, said.fileno()))
+            raise StageFailed(_describe_failure(process, log.fileno()))
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """MLflow starts processes of its own, which do not end with it: all of them are ended, whatever group they are in."""
+def _end_processes(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ends the server and all of its descendants, whatever process group they are in.
+
+    MLflow starts processes that do not end with it.
+    """
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave some behind
-        family = _family(process)
-        for sent in (signal.SIGTERM, signal.SIGKILL):
-            for one in family:
+        # A second Ctrl-C would leave some of them running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        family = _list_processes(process)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(sent)
-            _, family = psutil.wait_procs(family, timeout=END_S)
+                    member.send_signal(number)
+            _, family = psutil.wait_procs(family, timeout=UI_END_S)
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def _list_processes(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Returns the descendants of a process and the process itself; empty if it has ended."""
     try:
         parent = psutil.Process(process.pid)
         return [*parent.children(recursive=True), parent]
@@ -92,32 +97,28 @@ def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, said: int) -> None:
-    end = time.monotonic() + START_S
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: int) -> None:
+    end, url = time.monotonic() + UI_START_S, f"http://{UI_HOST}:{port}/health"
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
             if answer.status == 200:
                 return
         time.sleep(0.2)
-    raise StageFailed(_died(process, said))
+    raise StageFailed(_describe_failure(process, log))
 
 
-def _died(process: subprocess.Popen[bytes], said: int) -> str:
-    data = os.pread(said, 100_000, 0).decode("utf-8", "replace").strip().splitlines()
-    how = "did not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
-    return f"MLflow's server {how}: {data[-1][:300] if data else 'it said nothing'}"
+def _describe_failure(process: subprocess.Popen[bytes], log: int) -> str:
+    lines = os.pread(log, 100_000, 0).decode("utf-8", "replace").strip().splitlines()
+    outcome = "did not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
+    return f"MLflow's server {outcome}: {lines[-1][:300] if lines else 'it printed nothing'}"
 
 
-def hint(records: Records) -> str:
-    """The command that opens these runs, as it can be typed here."""
-    import shlex
-    import shutil
-
-    script = Path(sys.executable).parent / "firstlight"
-    found = shutil.which("firstlight")
-    name = "firstlight" if found and Path(found).resolve() == script.resolve() else _nearest(script)
-    return shlex.join([name, "ui", *records.words])
+def ui_command(records: Records) -> str:
+    """Returns the command that opens these runs, as it can be typed in the current folder."""
+    script, found = Path(sys.executable).parent / "firstlight", shutil.which("firstlight")
+    on_path = found is not None and Path(found).resolve() == script.resolve()
+    return shlex.join(["firstlight" if on_path else _shorten_path(script), "ui", *records.words])
 
 
-def _nearest(script: Path) -> str:
+def _shorten_path(script: Path) -> str:
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)

@@ -1,4 +1,4 @@
-"""The recipes that ship with Firstlight, as `firstlight recipes` lists them."""
+"""The catalogue of the recipes that ship with Firstlight, which `firstlight recipes` lists."""
 
 import json
 from collections.abc import Sequence
@@ -10,36 +10,39 @@ from rich.table import Table
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.messages import explain
-from firstlight.pipeline.config.recipe import Expected, Needs, Strict
+from firstlight.pipeline.config.messages import explain_errors
+from firstlight.pipeline.config.recipe import ExpectedResult, ResourceEstimate
+from firstlight.pipeline.config.schema import StrictModel
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.terminal import Column, format_tsv, make_table
 
-FOLDER = ROOT / "conf" / "recipe"
+RECIPES_FOLDER = ROOT / "conf" / "recipe"
 
 
-class _Told(Strict):
-    """The sections of a recipe that are listed."""
+class _CatalogSections(StrictModel):
+    """The sections of a recipe that the catalogue reads."""
 
-    needs: Needs | None = None
-    expected: tuple[Expected, ...] = ()
+    needs: ResourceEstimate | None = None
+    expected: tuple[ExpectedResult, ...] = ()
 
 
 @dataclass(frozen=True)
-class Listed:
-    """`name`: the recipe's path below conf/recipe, without its ending."""
+class CatalogEntry:
+    """A recipe of the catalogue."""
 
+    # The recipe's path below conf/recipe, without its suffix.
     name: str
-    needs: Needs | None
-    expected: tuple[Expected, ...]
+    needs: ResourceEstimate | None
+    expected: tuple[ExpectedResult, ...]
 
-    def cells(self) -> tuple[str, str, str, str, str]:
-        """Name, data, GPUs, hours, and the first of the paper's numbers."""
-        data, gpus, hours = (
-            ("", "", "") if self.needs is None else (self.needs.data, str(self.needs.gpus), f"{self.needs.hours:g}")
-        )
-        return self.name, data, gpus, hours, self._headline()
+    def format_cells(self) -> tuple[str, str, str, str, str]:
+        """Returns the name, data, GPUs, hours, and the first of the paper's numbers."""
+        resources = ("", "", "")
+        if self.needs is not None:
+            resources = self.needs.data, str(self.needs.gpus), f"{self.needs.hours:g}"
+        return (self.name, *resources, self._format_first_result())
 
-    def _headline(self) -> str:
+    def _format_first_result(self) -> str:
         if not self.expected:
             return ""
         first = self.expected[0]
@@ -47,47 +50,47 @@ class Listed:
         return f"{first.measure} {first.paper:g} ({first.source}){others}"
 
 
-def listed(folder: Path = FOLDER) -> list[Listed]:
-    """What the files say, without their data sets being there.
+def list_recipes(folder: Path = RECIPES_FOLDER) -> list[CatalogEntry]:
+    """Returns the recipes below `folder`, those of the folder itself first. Their data sets need not exist.
 
     Raises:
-        UserError: a file is no recipe; names it.
+        UserError: a file is not a recipe; the message names the file.
     """
     return [
-        _listed(file, file.relative_to(folder).with_suffix("").as_posix())
-        for file in sorted(folder.rglob("*.yaml"), key=_by_folder)
+        _read_entry(file, file.relative_to(folder).with_suffix("").as_posix())
+        for file in sorted(folder.rglob("*.yaml"), key=_folder_depth)
     ]
 
 
-def _by_folder(file: Path) -> tuple[int, Path]:
+def _folder_depth(file: Path) -> tuple[int, Path]:
     return len(file.parts), file
 
 
-def _listed(file: Path, name: str) -> Listed:
-    raw = yaml_reader.read(file)
-    told = {key: raw[key] for key in _Told.model_fields if key in raw}
+def _read_entry(file: Path, name: str) -> CatalogEntry:
+    raw = yaml_reader.read_yaml(file)
+    sections = {key: raw[key] for key in _CatalogSections.model_fields if key in raw}
     try:
-        found = _Told.model_validate_json(json.dumps(told))
+        found = _CatalogSections.model_validate_json(json.dumps(sections))
     except ValidationError as error:
-        raise UserError(f"{file}: {explain(error, told, _Told)}") from None
-    return Listed(name, found.needs, found.expected)
+        raise UserError(f"{file}: {explain_errors(error, sections, _CatalogSections)}") from None
+    return CatalogEntry(name, found.needs, found.expected)
 
 
-HEADINGS = ("recipe", "data", "GPUs", "hours", "the paper's number")
+CATALOG_COLUMNS = (
+    Column("recipe", fixed=True),
+    Column("data"),
+    Column("GPUs", numeric=True),
+    Column("hours", numeric=True),
+    Column("the paper's number"),
+)
 
 
-def listing(found: Sequence[Listed]) -> Table:
-    """For a terminal."""
-    out = Table(title="conf/recipe/<recipe>.yaml; hours are estimates", title_justify="left")
-    for heading in HEADINGS:
-        out.add_column(
-            heading, justify="right" if heading in ("GPUs", "hours") else "left", no_wrap=heading == "recipe"
-        )
-    for recipe in found:
-        out.add_row(*recipe.cells())
-    return out
+def build_catalog_table(found: Sequence[CatalogEntry]) -> Table:
+    """Returns the catalogue as a table for the terminal."""
+    rows = [recipe.format_cells() for recipe in found]
+    return make_table(CATALOG_COLUMNS, rows, "conf/recipe/<recipe>.yaml; hours are estimates", grid=True)
 
 
-def plain(found: Sequence[Listed]) -> str:
-    """A line of tab-separated cells for each recipe."""
-    return "\n".join("\t".join(row) for row in (HEADINGS, *(recipe.cells() for recipe in found)))
+def format_catalog_tsv(found: Sequence[CatalogEntry]) -> str:
+    """Returns a line of tab-separated cells for each recipe, after a line of headings."""
+    return format_tsv([[column.heading for column in CATALOG_COLUMNS], *(recipe.format_cells() for recipe in found)])

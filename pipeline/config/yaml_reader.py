@@ -1,4 +1,7 @@
-"""YAML as people read it: `1e-3` is a number, `yes` is a word, `010` is ten, a key stands once, aliases are refused."""
+"""Reads YAML with the scalars of YAML 1.2: `1e-3` is a number, `yes` is a text, `010` is ten.
+
+Keys that occur twice and aliases are errors.
+"""
 
 import re
 from pathlib import Path
@@ -8,13 +11,14 @@ import yaml
 
 from firstlight.pipeline.errors import UserError
 
-MAX_BYTES = 1_000_000
+MAX_YAML_BYTES = 1_000_000
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+class _YamlLoader(yaml.SafeLoader):
+    """PyYAML's SafeLoader with the scalars of the core schema of YAML 1.2, and without aliases and repeated keys."""
 
-    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 - so PyYAML has it
+    # A class attribute that PyYAML itself changes.
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -28,60 +32,65 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":
                 raise yaml.MarkedYAMLError(None, None, f"the key {name!r} must be a text", key.start_mark)
             if name in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {name!r} stands twice", key.start_mark)
+                raise yaml.MarkedYAMLError(None, None, f"the key {name!r} occurs twice", key.start_mark)
             seen.add(name)
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def _int(loader: Any, node: Any) -> int:
+class _YamlDumper(yaml.SafeDumper):
+    """PyYAML's SafeDumper, which also quotes texts that the loader would read as numbers, such as `1e-3`."""
+
+
+def _construct_int(loader: Any, node: Any) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _float(loader: Any, node: Any) -> float:
+def _construct_float(loader: Any, node: Any) -> float:
     return float(loader.construct_scalar(node))
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
+for _class in (_YamlLoader, _YamlDumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+        list("-+.0123456789"),
+    )
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_YamlLoader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, too large, not YAML, or not a mapping; names file and line.
+        UserError: the file is missing, too large, not YAML, or not a mapping. The message names the file and the line.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_BYTES} bytes")
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_YAML_BYTES} bytes")
         text = path.read_text("utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    value = parse(text, where=str(path))
+    value = parse_yaml(text, where=str(path))
     if not isinstance(value, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, found {type(value).__name__}")
     return value
 
 
-def parse(text: str, where: str) -> Any:
-    """A YAML value.
+def parse_yaml(text: str, where: str) -> Any:
+    """Returns the value of a YAML text.
 
     Raises:
-        UserError: names `where`, and the line of the mistake.
+        UserError: the text is not valid. The message begins with `where` and names the line.
     """
     loader = None
     try:
-        loader = _Loader(text)
+        loader = _YamlLoader(text)
         return loader.get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -95,5 +104,6 @@ def parse(text: str, where: str) -> Any:
             loader.dispose()
 
 
-def dump(value: Any) -> str:
-    return str(yaml.safe_dump(value, sort_keys=False, width=120, allow_unicode=True))
+def dump_yaml(value: Any) -> str:
+    """Returns a value of plain JSON types as YAML text, with the keys in their order."""
+    return str(yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, width=120, allow_unicode=True))

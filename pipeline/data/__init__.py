@@ -1,1 +1,1 @@
-"""Images on disk and in batches: stores, splits, the order of batches, and their stream. No module here imports torch."""
+"""Images on disk and in batches: stores, splits, the order of batches, and their loading. No module imports torch."""

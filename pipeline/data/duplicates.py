@@ -1,7 +1,8 @@
-"""Copies: images whose encoded bytes are those of an earlier one. They are kept, and told of: a test image that is trained on proves nothing.
+"""Finds duplicates: images with the same encoded bytes as an earlier one. They are kept and reported.
 
-Encoded bytes and not pixels: the copies that data sets have are of files, and a hash of 64 MB of pixels would cost more than decoding a file.
-A picture that was encoded twice is not found.
+A test image that was trained on proves nothing. Encoded bytes are compared, not pixels: the duplicates of data sets are
+copies of files, and a hash of 64 MB of pixels would cost more than decoding a file. An image that was encoded twice is
+therefore not found.
 """
 
 from collections.abc import Sequence
@@ -12,38 +13,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firstlight.pipeline.data.parquet import parquet_file
-from firstlight.pipeline.data.store import DUPLICATES, Shard
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE, Shard
+from firstlight.pipeline.data.parquet import open_parquet_file
 from firstlight.pipeline.files import atomic_path
 
-SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64()), ("split", pa.string()), ("path", pa.string())])
+DUPLICATES_SCHEMA = pa.schema(
+    [("id", pa.int64()), ("first_id", pa.int64()), ("split", pa.string()), ("path", pa.string())]
+)
 
 
 def write_duplicates(folder: Path, shards: Sequence[Shard]) -> dict[str, int]:
-    """List the copies in DUPLICATES, by id; how many there are, and how many of them are test images that are also in train.
+    """Lists the duplicates by id in DUPLICATES_FILE. Returns their number and that of test images also in train.
 
-    The first of a group is a training image where it has one, so that a test image that is one of them is listed.
-
-    Needs about 60 bytes of memory per image of the store: the digests, and the order of them.
+    The first image of a group is a training image if the group has one, so that a duplicate in the test split is
+    listed. Memory: about 60 bytes per image of the store, for the digests and their order.
     """
-    digests = np.concatenate([_column(folder / shard.file, "digest").to_numpy() for shard in shards])
-    test = np.repeat([shard.split != "train" for shard in shards], [shard.count for shard in shards])
-    order = np.argsort(test, kind="stable")  # train first, also where the shards of an extended store alternate
-    ids, firsts = (order[places] for places in copies(digests[order]))
+    digests = np.concatenate([_read_shard_column(folder / shard.file, "digest").to_numpy() for shard in shards])
+    is_test = np.repeat([shard.split != "train" for shard in shards], [shard.count for shard in shards])
+    # Training images first, also if the shards of an extended store alternate.
+    order = np.argsort(is_test, kind="stable")
+    ids, firsts = (order[positions] for positions in find_copies(digests[order]))
     by_id = np.argsort(ids)
     ids, firsts = ids[by_id], firsts[by_id]
-    with atomic_path(folder / DUPLICATES) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+    with atomic_path(folder / DUPLICATES_FILE) as temporary, pq.ParquetWriter(temporary, DUPLICATES_SCHEMA) as writer:
         for shard in shards:
-            here = slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))
-            if here.start < here.stop:
-                paths = _column(folder / shard.file, "path").take(pa.array(ids[here] - shard.first_id))
+            rows = slice(*np.searchsorted(ids, [shard.first_id, shard.first_id + shard.count]))
+            if rows.start < rows.stop:
+                paths = _read_shard_column(folder / shard.file, "path").take(pa.array(ids[rows] - shard.first_id))
                 split = pa.array([shard.split] * len(paths), pa.string())
-                writer.write_table(pa.table([ids[here], firsts[here], split, paths], schema=SCHEMA))
-    return {"copies": len(ids), "of_train_in_test": int((test[ids] & ~test[firsts]).sum())}
+                writer.write_table(pa.table([ids[rows], firsts[rows], split, paths], schema=DUPLICATES_SCHEMA))
+    return {"copies": len(ids), "of_train_in_test": int((is_test[ids] & ~is_test[firsts]).sum())}
 
 
-def copies(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) uint64 by id -> ascending ids (k,) of those that an earlier image has too, and the id (k,) of the first that has it."""
+def find_copies(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds repeated digests, given (n,) uint64 by id.
+
+    Returns the ascending ids (k,) of images with the digest of an earlier one, and the id (k,) of the first with it.
+    """
     order = np.argsort(digests, kind="stable")
     ordered = digests[order]
     again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
@@ -53,6 +59,6 @@ def copies(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[again][by_id], order[first][by_id]
 
 
-def _column(file: Path, name: str) -> Any:
-    with parquet_file(file) as opened:
+def _read_shard_column(file: Path, name: str) -> Any:
+    with open_parquet_file(file) as opened:
         return opened.read(columns=[name], use_threads=False).column(name).combine_chunks()

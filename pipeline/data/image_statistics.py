@@ -1,4 +1,4 @@
-"""What the images of a store are like: counted while they are decoded, part by part, and added up for the manifest."""
+"""Statistics of the images of a store: counted while they are decoded, part by part, and added up for the manifest."""
 
 import math
 from collections import Counter
@@ -6,47 +6,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from firstlight.pipeline.data.annotations import VOID
+from firstlight.pipeline.data.annotations import VOID_VALUE
 
-OCTAVE = 4  # bins of width and of height between a number of pixels and its double
-Json = dict[str, Any]
+# Number of bins of width and of height between a number of pixels and its double.
+BINS_PER_OCTAVE = 4
+JsonDict = dict[str, Any]
 
 
 @dataclass
-class Census:
-    """Of some images: sizes (width, height in bins of `side_bin`), Pillow's modes, formats, labels, encoded bytes. Small, however many they are."""
+class ImageStatistics:
+    """Counts over some images. The size of the object does not grow with the number of images."""
 
-    low: tuple[int, int] = (0, 0)  # smallest width, smallest height; 0: no image yet
+    # Smallest width and smallest height; 0 if there is no image yet.
+    low: tuple[int, int] = (0, 0)
+    # Largest width and largest height.
     high: tuple[int, int] = (0, 0)
+    # Bytes of the encoded images.
     bytes: int = 0
+    # `side_bin` of width and of height.
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    # Pillow's modes.
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
-    annotated: Counter[tuple[str, int]] = field(default_factory=Counter)  # as `annotations.tally`
+    # Result of `count_annotations`.
+    annotated: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def add(
         self,
         size: tuple[int, int],
         kind: tuple[str, str],
         label: int,
-        count: int,
+        num_bytes: int,
         annotated: Counter[tuple[str, int]] | None = None,
     ) -> None:
-        """One image of (width, height), (mode, format), and `count` encoded bytes."""
-        self._stretch(size, size)
-        self.bytes += count
+        """Counts one image. `size` is (width, height), `kind` is (mode, format)."""
+        self._extend_range(size, size)
+        self.bytes += num_bytes
         self.sizes[side_bin(size[0]), side_bin(size[1])] += 1
         self.modes[kind[0]] += 1
         self.formats[kind[1]] += 1
         self.labels[label] += 1
         self.annotated.update(annotated or {})
 
-    def _stretch(self, low: tuple[int, int], high: tuple[int, int]) -> None:
+    def _extend_range(self, low: tuple[int, int], high: tuple[int, int]) -> None:
         self.low = (min(self.low[0], low[0]), min(self.low[1], low[1])) if self.low[0] else low
         self.high = (max(self.high[0], high[0]), max(self.high[1], high[1]))
 
-    def dump(self) -> Json:
+    def dump(self) -> JsonDict:
+        """Returns the statistics as JSON, for `merge`."""
+        annotated = [[*key, count] for key, count in sorted(self.annotated.items())]
         return {
             "width": [self.low[0], self.high[0]],
             "height": [self.low[1], self.high[1]],
@@ -55,17 +64,13 @@ class Census:
             "modes": dict(sorted(self.modes.items())),
             "formats": dict(sorted(self.formats.items())),
             "labels": [list(pair) for pair in sorted(self.labels.items())],
-            **(
-                {"annotated": [[*key, count] for key, count in sorted(self.annotated.items())]}
-                if self.annotated
-                else {}
-            ),
+            **({"annotated": annotated} if annotated else {}),
         }
 
     def merge(self, raw: Mapping[str, Any]) -> None:
-        """Count in what another one dumped."""
+        """Adds the statistics that another object dumped."""
         if raw["width"][0]:
-            self._stretch((raw["width"][0], raw["height"][0]), (raw["width"][1], raw["height"][1]))
+            self._extend_range((raw["width"][0], raw["height"][0]), (raw["width"][1], raw["height"][1]))
         self.bytes += raw["bytes"]
         self.sizes.update({(width, height): count for width, height, count in raw["sizes"]})
         self.modes.update(raw["modes"])
@@ -75,90 +80,95 @@ class Census:
 
 
 def side_bin(pixels: int) -> int:
-    """The k with 2 ** (k / OCTAVE) <= pixels < 2 ** ((k + 1) / OCTAVE)."""
-    return math.floor(OCTAVE * math.log2(pixels))
+    """Returns the k with 2 ** (k / BINS_PER_OCTAVE) <= pixels < 2 ** ((k + 1) / BINS_PER_OCTAVE)."""
+    return math.floor(BINS_PER_OCTAVE * math.log2(pixels))
 
 
 @dataclass
-class Total:
-    """Of a whole source; adds up the dumps of its parts, in any order."""
+class SourceStatistics:
+    """Statistics of a whole source and of each split; adds up the dumps of its parts, in any order."""
 
-    whole: Census = field(default_factory=Census)
-    splits: dict[str, Census] = field(default_factory=dict)
+    whole: ImageStatistics = field(default_factory=ImageStatistics)
+    splits: dict[str, ImageStatistics] = field(default_factory=dict)
 
     def add(self, split: str, raw: Mapping[str, Any]) -> None:
         self.whole.merge(raw)
-        self.splits.setdefault(split, Census()).merge(raw)
+        self.splits.setdefault(split, ImageStatistics()).merge(raw)
 
-    def dump(self) -> Json:
-        """An entry of the manifest: the labels of each split are summed up, so that it stays small with many classes."""
-        seen = {key: value for key, value in self.whole.dump().items() if key not in ("labels", "annotated")}
+    def dump(self) -> JsonDict:
+        """Returns the entry of the manifest. Labels are summarised per split, so that many classes take no space."""
+        facts = {key: value for key, value in self.whole.dump().items() if key not in ("labels", "annotated")}
         splits = sorted(self.splits.items(), reverse=True)
-        annotated = {split: _by_kind(found.annotated) for split, found in splits if found.annotated}
+        annotated = {split: _group_by_kind(found.annotated) for split, found in splits if found.annotated}
         return {
-            **seen,
-            "labels": {split: _labels(found.labels) for split, found in splits},
+            **facts,
+            "labels": {split: _summarise_labels(found.labels) for split, found in splits},
             **({"annotated": annotated} if annotated else {}),
         }
 
 
-def _by_kind(annotated: Counter[tuple[str, int]]) -> Json:
-    """Kind -> class (as text: keys of JSON) -> how many."""
+def _group_by_kind(annotated: Counter[tuple[str, int]]) -> JsonDict:
+    """Returns kind -> class (as text, because it is a key of JSON) -> count."""
     return {
         kind: {str(c): n for (of, c), n in sorted(annotated.items()) if of == kind}
         for kind in sorted({kind for kind, _ in annotated})
     }
 
 
-def _labels(found: Counter[int]) -> Json:
+def _summarise_labels(found: Counter[int]) -> JsonDict:
     known = [count for label, count in found.items() if label >= 0]
     return {"unknown": found[-1], "classes": len(known), "fewest": min(known, default=0), "most": max(known, default=0)}
 
 
-def lines(images: Mapping[str, Any], splits: Mapping[str, int]) -> list[str]:
-    """The manifest's entry for a reader, with `splits` -> images of each: two lines, and one per split that has labels."""
+def describe_statistics(images: Mapping[str, Any], splits: Mapping[str, int]) -> list[str]:
+    """Returns the manifest's entry as text: two lines, one per split with labels, one per kind of annotation.
+
+    `splits`: the number of images of each split.
+    """
     count = sum(splits.values())
-    told = [
-        f"{', '.join(f'{name} {n:,}' for name, n in splits.items())} images of {_range(images['width'])} x {_range(images['height'])} pixels, "
+    lines = [
+        f"{', '.join(f'{name} {n:,}' for name, n in splits.items())} images "
+        f"of {_format_range(images['width'])} x {_format_range(images['height'])} pixels, "
         f"{images['bytes'] / count / 1000:,.1f} kB each on average",
-        f"format {_shares(images['formats'], count)}; mode {_shares(images['modes'], count)}",
+        f"format {_format_shares(images['formats'], count)}; mode {_format_shares(images['modes'], count)}",
     ]
     for split, found in images["labels"].items():
         if found["classes"]:
             unknown = f", {found['unknown']:,} images without a label" if found["unknown"] else ""
-            told.append(
-                f"{split}: {found['classes']:,} classes of {_range([found['fewest'], found['most']])} images{unknown}"
-            )
-    return told + [
-        f"{split}: {line}" for split, kinds in images.get("annotated", {}).items() for line in _annotated(kinds)
-    ]
+            sizes = _format_range([found["fewest"], found["most"]])
+            lines.append(f"{split}: {found['classes']:,} classes of {sizes} images{unknown}")
+    for split, kinds in images.get("annotated", {}).items():
+        lines += [f"{split}: {line}" for line in _describe_annotations(kinds)]
+    return lines
 
 
-def _annotated(kinds: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """A line for each kind of annotation that there is."""
-    told = []
+def _describe_annotations(kinds: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Returns a line for each kind of annotation that the store has."""
+    lines = []
     if present := kinds.get("present"):
-        told.append(
-            f"{len(present):,} classes, each in {_range([min(present.values()), max(present.values())])} images, several in one"
-        )
+        images = _format_range([min(present.values()), max(present.values())])
+        lines.append(f"{len(present):,} classes, each in {images} images; an image can have several")
     if boxes := kinds.get("boxes"):
-        difficult = sum(kinds.get("difficult", {}).values())
-        hard = f", {difficult:,} of them difficult" if difficult else ""
-        told.append(f"{sum(boxes.values()):,} boxes of {len(boxes):,} classes{hard}")
+        num_difficult = sum(kinds.get("difficult", {}).values())
+        difficult = f", {num_difficult:,} of them difficult" if num_difficult else ""
+        lines.append(f"{sum(boxes.values()):,} boxes of {len(boxes):,} classes{difficult}")
     if pixels := kinds.get("pixels"):
-        void = pixels.get(str(VOID), 0) / sum(pixels.values())
-        told.append(f"masks of {len(pixels.keys() - {str(VOID)}):,} classes; {_percent(void)} of their pixels are void")
-    return told
+        void = pixels.get(str(VOID_VALUE), 0) / sum(pixels.values())
+        num_classes = len(pixels.keys() - {str(VOID_VALUE)})
+        lines.append(f"masks of {num_classes:,} classes; {_format_percent(void)} of their pixels are void")
+    return lines
 
 
-def _range(ends: list[int]) -> str:
+def _format_range(ends: list[int]) -> str:
     return f"{ends[0]:,}" if ends[0] == ends[1] else f"{ends[0]:,} to {ends[1]:,}"
 
 
-def _shares(counts: Mapping[str, int], total: int) -> str:
+def _format_shares(counts: Mapping[str, int], total: int) -> str:
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ordered[0][0] if len(ordered) == 1 else ", ".join(f"{name} {_percent(n / total)}" for name, n in ordered[:6])
+    if len(ordered) == 1:
+        return ordered[0][0]
+    return ", ".join(f"{name} {_format_percent(n / total)}" for name, n in ordered[:6])
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return "<0.1%" if share < 0.001 else f"{share:.1%}"

@@ -1,6 +1,6 @@
 """Encoded bytes -> RGB pixels, as a total function: any bytes give an image or a `BadImage`, nothing else.
 
-Pillow alone decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
+Only Pillow decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
 """
 
 import ctypes
@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-ORIENTATION = 0x0112  # the EXIF tag
-TURNS = {
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# The EXIF tag of the orientation, and what makes each of its values upright.
+EXIF_ORIENTATION = 0x0112
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,85 +30,91 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
-PNG_DEPTH = 24  # the byte of a PNG file that tells the bits of a sample
-MAX_REASON = 200  # characters
-BLOCK = 1_000_000  # pixels
+# TIFF tags.
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+# The offset in a PNG file of the number of bits of a sample.
+PNG_DEPTH_BYTE = 24
+MAX_REASON_LENGTH = 200
+# Pixels that are converted at a time.
+BLOCK_PIXELS = 1_000_000
 T = TypeVar("T")
-_settings = threading.RLock()  # Pillow's limits and Python's warning filters are global to the process
+# Pillow's limits and Python's warning filters are global to the process.
+_pillow_lock = threading.RLock()
 
 
-def _silence() -> None:
-    """What Pillow and its libtiff say of a broken file is in the reason that we give; on stderr it names no file and nobody could use it."""
+def _silence_pillow() -> None:
+    """Silences Pillow and its libtiff about broken files: their messages name no file; `BadImage` has the reason."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    with suppress(
-        OSError, AttributeError
-    ):  # not Linux, or a Pillow without a libtiff of its own: it talks, that is all
+    # On other systems than Linux, or if Pillow does not bring a libtiff, the messages remain.
+    with suppress(OSError, AttributeError):
         mapped = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
-        ctypes.CDLL(
-            next(iter({line[line.index("/") :] for line in mapped if "/libtiff" in line}), "")
-        ).TIFFSetErrorHandler(None)
+        libtiff = next(iter({line[line.index("/") :] for line in mapped if "/libtiff" in line}), "")
+        ctypes.CDLL(libtiff).TIFFSetErrorHandler(None)
 
 
-_silence()
+_silence_pillow()
 
 
 class BadImage(ValueError):
-    """These bytes are no image that can be used; the text is a short reason of one line."""
+    """The bytes are not a usable image; the text is a short reason of one line."""
 
 
 def open_rgb(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
-    """Decode to mode "RGB", fully loaded and upright; `info` holds the `mode` and `format` that the file had, and, where it was
-    not upright, the EXIF orientation as `turned`.
+    """Decodes to an image of mode "RGB", fully loaded and upright.
 
-    Of an animation, the first frame. Transparency is laid over white. More than 8 bits are scaled, not clipped: 16 bit grey by 1/257; 32
-    bit integers likewise where all of them fit 16 bits, floats by 255 where all lie in 0..1, and otherwise either by the image's own range
-    (lowest value black, highest white). EXIF orientation is applied; EXIF data that cannot be read is ignored.
+    `info` holds `mode` and `format` of the file and, if the image was not upright, its EXIF `orientation`. Of an
+    animation the first frame is used. Transparent pixels are blended on white. More than 8 bits are scaled, not
+    clipped: 16 bit grey by 1/257; 32 bit integers likewise if all of them fit 16 bits, floats by 255 if all are in
+    0..1; otherwise both by the range of the image (lowest value black, highest white). EXIF data that cannot be read
+    is ignored.
 
     Raises:
-        BadImage: the bytes are no whole image of one of `FORMATS`, or its header declares more than `max_pixels` pixels.
+        BadImage: the bytes are not a whole image of one of `IMAGE_FORMATS`, or the header declares more than
+            `max_pixels` pixels.
     """
-    return _total(_decode, data, max_pixels)
+    return _raise_only_bad_image(_open_rgb, data, max_pixels)
 
 
-def _total(read: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
-    """`read` of any bytes: what it gives, or BadImage."""
+def _raise_only_bad_image(read: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
+    """Returns `read(data, max_pixels)`; raises BadImage for whatever it raises."""
     try:
-        with _limits(max_pixels):
+        with _pillow_limits(max_pixels):
             return read(data, max_pixels)
     except BadImage:
         raise
     except Image.DecompressionBombError:
         raise BadImage(f"larger than {max_pixels} pixels") from None
-    except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes runs into
-        raise BadImage(_one_line(error)) from None
+    except Exception as error:
+        # Pillow's plugins raise any exception that their parsing of hostile bytes runs into.
+        raise BadImage(_describe_error(error)) from None
 
 
-def decode(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
-    """As `open_rgb`, as an array (H, W, 3) uint8.
+def decode_rgb(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
+    """Decodes like `open_rgb`, to an array (H, W, 3) uint8.
 
     Raises:
-        BadImage: as `open_rgb`.
+        BadImage: see `open_rgb`.
     """
     return np.asarray(open_rgb(data, max_pixels))
 
 
-def size_in_header(data: bytes) -> tuple[int, int]:
-    """Width and height that an image's header declares; its pixels are not read.
+def read_header_size(data: bytes) -> tuple[int, int]:
+    """Returns width and height that an image's header declares. The pixels are not read.
 
     Raises:
-        BadImage: the bytes are no image of one of `FORMATS`.
+        BadImage: the bytes are not an image of one of `IMAGE_FORMATS`.
     """
-    return _total(lambda data, most: _opened(data, most, FORMATS).size, data, sys.maxsize)
+    return _raise_only_bad_image(lambda data, most: _open_header(data, most, IMAGE_FORMATS).size, data, sys.maxsize)
 
 
 @contextmanager
-def _limits(max_pixels: int) -> Iterator[None]:
-    """Our cap instead of the process's, silence, and no padding of truncated files; restored afterwards."""
-    with _settings, warnings.catch_warnings():
+def _pillow_limits(max_pixels: int) -> Iterator[None]:
+    """Sets our pixel limit, silence, and no padding of truncated files in Pillow; restores its settings afterwards."""
+    with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-        # Pillow refuses from twice its limit on, and some plugins allocate while opening: so the cap has to hold there already
+        # Pillow refuses images from twice its limit on, and some plugins allocate while opening: the limit must hold
+        # there already.
         Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
@@ -116,89 +123,94 @@ def _limits(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def decode_map(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
-    """A PNG file of one channel of 8 bits or a palette, as its numbers (H, W) uint8: those of the palette's entries, not their colours.
+def decode_class_map(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
+    """Decodes a PNG file with a palette, or with one channel of 8 bits, to its numbers (H, W) uint8.
+
+    The numbers are the indices of the palette's entries, not their colours.
 
     Raises:
-        BadImage: the bytes are no such file that is whole, or its header declares more than `max_pixels` pixels.
+        BadImage: the bytes are not a whole file of this kind, or its header declares more than `max_pixels` pixels.
     """
-    return _total(_map, data, max_pixels)
+    return _raise_only_bad_image(_open_class_map, data, max_pixels)
 
 
-def _map(data: bytes, max_pixels: int) -> np.ndarray:
-    image = _opened(data, max_pixels, ("PNG",))
-    if image.mode not in ("P", "L") or (
-        image.mode == "L" and data[PNG_DEPTH] != 8
-    ):  # Pillow scales grey of fewer bits up to 255
+def _open_class_map(data: bytes, max_pixels: int) -> np.ndarray:
+    image = _open_header(data, max_pixels, ("PNG",))
+    # Pillow scales grey of fewer than 8 bits up to 255.
+    if image.mode not in ("P", "L") or (image.mode == "L" and data[PNG_DEPTH_BYTE] != 8):
         raise BadImage(
-            f"is no map of classes but an image of mode {image.mode}, {data[PNG_DEPTH]} bits; valid: a palette, or grey of 8 bits"
+            f"is not a map of classes but an image of mode {image.mode}, {data[PNG_DEPTH_BYTE]} bits; "
+            "valid: a palette, or grey of 8 bits"
         )
     image.load()
     return np.asarray(image)
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
-    image = _opened(data, max_pixels, FORMATS)
-    seen: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
+def _open_rgb(data: bytes, max_pixels: int) -> Image.Image:
+    image = _open_header(data, max_pixels, IMAGE_FORMATS)
+    facts: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
     image.load()
-    turned = _orientation(image)
-    if turned in TURNS:
-        seen["turned"] = turned
-    rgb = _upright(_to_rgb(image), turned)
-    rgb.info = seen
+    orientation = _read_orientation(image)
+    if orientation in EXIF_TRANSPOSES:
+        facts["orientation"] = orientation
+    rgb = _turn_upright(_convert_to_rgb(image), orientation)
+    rgb.info = facts
     return rgb
 
 
-def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
-    """The header is read and within the limits, the pixels are not read yet."""
+def _open_header(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    """Reads and checks the header; the pixels are not read yet."""
     if not data:
         raise BadImage("is empty (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError:  # its text holds an address in memory, which differs from run to run
+    except UnidentifiedImageError:
+        # Its text holds a memory address, which differs from run to run.
         raise BadImage(f"is not a readable image ({', '.join(formats)})") from None
     width, height = image.size
     if width < 1 or height < 1 or width * height > max_pixels:
         raise BadImage(f"has {width} x {height} pixels (at least 1 x 1, at most {max_pixels} in all)")
-    _check_tiles(image, max_pixels)
+    _check_tile_size(image, max_pixels)
     return image
 
 
-def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """A tile is allocated and decoded as a whole, also where the image is a corner of it."""
+def _check_tile_size(image: Image.Image, max_pixels: int) -> None:
+    """Limits the tiles of a TIFF image: a tile is decoded as a whole, even if the image is only a corner of it."""
     tags = getattr(image, "tag_v2", {})
-    tile = [tags.get(tag, 1) for tag in (TILE_WIDTH, TILE_LENGTH)]
-    limit = max(max_pixels, BLOCK)  # a small image may be the corner of a usual tile
+    tile = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
+    # A small image may be the corner of a tile of ordinary size.
+    limit = max(max_pixels, BLOCK_PIXELS)
     if tile[0] * tile[1] > limit:
         raise BadImage(f"has tiles of {tile[0]} x {tile[1]} pixels (at most {limit} in all)")
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF says nothing about the pixels
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:
+        # Broken EXIF data says nothing about the pixels.
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(EXIF_TRANSPOSES[orientation]) if orientation in EXIF_TRANSPOSES else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+        return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        return _blend_on_white(image.convert("RGBA"))
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _blend_on_white(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """(H, W) of any type -> (H, W) uint8, by the rule of `open_rgb`."""
+def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Scales (H, W) values of any type to (H, W) uint8, by the rule of `open_rgb`."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise BadImage("holds values that are not finite")
@@ -206,12 +218,14 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     if low >= 0.0 and high <= full:
         low, high = 0.0, full
     span, scaled = (high - low) or 1.0, np.empty(values.shape, np.uint8)
-    step = max(1, BLOCK // values.shape[1])
-    for k in range(0, len(values), step):  # in float64, eight times what the image takes: not of all of it at once
+    step = max(1, BLOCK_PIXELS // values.shape[1])
+    # In float64, eight times the memory of the image, therefore some rows at a time.
+    for k in range(0, len(values), step):
         scaled[k : k + step] = np.rint((values[k : k + step].astype(np.float64) - low) * 255.0 / span)
     return scaled
 
 
-def _one_line(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
+    """Returns the text of an exception on one line, without memory addresses, or its type if it has no text."""
     text = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", " ".join(str(error).split()))
-    return (text or type(error).__name__)[:MAX_REASON]
+    return (text or type(error).__name__)[:MAX_REASON_LENGTH]

@@ -1,5 +1,7 @@
-"""Parquet files opened, and refused where a column has a type that is none of Arrow's own: Ray brings one whose values are pickles, and are unpickled
-by whoever looks at them."""
+"""Opens Parquet files and refuses columns with types other than Arrow's own.
+
+Ray registers an extension type whose values are pickles, which are unpickled by whoever reads them.
+"""
 
 from typing import Any
 
@@ -7,36 +9,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def parquet_file(source: Any, **options: Any) -> pq.ParquetFile:
-    """A file by path, or open; pages are checked against their sums as they are read.
+def open_parquet_file(source: Any, **options: Any) -> pq.ParquetFile:
+    """Opens a file, given its path or an open file. Pages are checked against their checksums as they are read.
 
     Raises:
-        pa.ArrowInvalid: it is no Parquet, or a column is of a foreign type; names it.
+        pa.ArrowInvalid: the file is not Parquet, or a column has a foreign type; the message names the column.
     """
     file = pq.ParquetFile(source, page_checksum_verification=True, **options)
     for field in file.schema_arrow:
-        if _foreign(field.type):
+        if _is_foreign(field.type):
             file.close()
-            raise pa.ArrowInvalid(
-                f"the column {field.name!r} has the foreign type {field.type.extension_name if _own(field.type) else field.type}"
-            )
+            name = field.type.extension_name if _is_extension(field.type) else field.type
+            raise pa.ArrowInvalid(f"the column {field.name!r} has the foreign type {name}")
     return file
 
 
-def parquet_table(source: Any, columns: list[str] | None = None) -> pa.Table:
-    """A whole file, or some of its columns.
+def read_parquet_table(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """Reads a whole file, or some of its columns.
 
     Raises:
-        pa.ArrowInvalid: as `parquet_file`.
+        pa.ArrowInvalid: see `open_parquet_file`.
     """
-    with parquet_file(source) as file:
+    with open_parquet_file(source) as file:
         return file.read(columns=columns, use_threads=False)
 
 
-def _own(kind: pa.DataType) -> bool:
+def _is_extension(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.BaseExtensionType)
 
 
-def _foreign(kind: pa.DataType) -> bool:
-    """Of an extension, by itself or somewhere within."""
-    return _own(kind) or any(_foreign(kind.field(k).type) for k in range(kind.num_fields))
+def _is_foreign(kind: pa.DataType) -> bool:
+    """Returns True for an extension type and for a nested type that contains one."""
+    return _is_extension(kind) or any(_is_foreign(kind.field(k).type) for k in range(kind.num_fields))

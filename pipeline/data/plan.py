@@ -1,12 +1,14 @@
-"""Which image is in which batch: a pure function of (ids, seed, epoch), the same for any number of workers.
+"""Assigns images to batches: a pure function of (ids, seed, epoch), the same for any number of workers.
 
-An epoch is a matrix of ids, (steps, batch_size): row g is global batch g, and rank r of w trains on its r-th w-th part. Small sets are
-permuted as a whole. Large ones by windows, so that a task reads whole row groups and not one row of each:
+An epoch is a matrix of ids, (steps, batch_size): row g is global batch g, and rank r of w trains on its r-th w-th part.
+Small sets are permuted as a whole. Large ones are permuted by windows, so that a task reads whole row groups instead of
+one row of each:
 
-    row groups, permuted | cut into LANES equal lanes | each lane cut into windows | rows permuted inside a window
-    global batch = the next batch_size / LANES rows of every lane
+    row groups, permuted | cut into `lanes` equal lanes | each lane cut into windows | rows permuted inside a window
+    global batch = the next batch_size / lanes rows of every lane
 
-A batch thus mixes rows of LANES windows from all over the store, and a rank reads only the lanes that its part of the batch comes from.
+A batch thus mixes rows of `lanes` windows from all over the store, and a rank reads only the lanes that its part of the
+batch comes from.
 """
 
 import hashlib
@@ -19,60 +21,67 @@ import numpy as np
 MAX_LANES = 16
 
 
-class Batches(ABC):
-    """The global batches of a training, epoch by epoch. Equal ones have equal keys; epochs are cached by it, also in the decoding tasks."""
+class TrainingPlan(ABC):
+    """The global batches of a training, epoch by epoch.
+
+    Equal plans have equal keys. Epochs are cached by the key, also in the decoding tasks.
+    """
 
     key: str
-    ids: np.ndarray  # sorted, distinct int64: all images that are trained on
+    # Sorted, distinct int64 ids of all images that are trained on.
+    ids: np.ndarray
     batch_size: int
 
     @property
     @abstractmethod
     def steps(self) -> int:
-        """Global batches in an epoch."""
+        """Number of global batches in an epoch."""
 
     @property
     @abstractmethod
     def steps_per_task(self) -> int:
-        """Steps that one decoding task reads."""
+        """Number of steps that one decoding task loads."""
 
     @abstractmethod
     def epoch(self, epoch: int) -> np.ndarray:
-        """(steps, batch_size) int64 ids of the global batches of an epoch."""
+        """Returns the ids of the global batches of an epoch, (steps, batch_size) int64."""
 
     @abstractmethod
     def passes(self, epoch: int) -> np.ndarray:
-        """(steps, batch_size) int64, which pass over its images each of them is in: what its augmentation is drawn by."""
+        """Returns the pass over the images that each row of `epoch` is in, (steps, batch_size) int64.
+
+        The augmentation of an image is a function of its pass.
+        """
 
     @abstractmethod
     def tail(self, epoch: int) -> np.ndarray:
-        """The ids that this epoch leaves out: fewer than a batch."""
+        """Returns the ids that this epoch leaves out: fewer than a batch."""
 
     def slice(self, epoch: int, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-        """(batch_size / world,) the ids that `rank` of `world` trains on in a step of an epoch, and their passes."""
+        """Returns the ids (batch_size / world,) that `rank` trains on in a step of an epoch, and their passes."""
         part = self.batch_size // world
-        mine = slice(rank * part, (rank + 1) * part)
-        return self.epoch(epoch)[step, mine], self.passes(epoch)[step, mine]
+        rows = slice(rank * part, (rank + 1) * part)
+        return self.epoch(epoch)[step, rows], self.passes(epoch)[step, rows]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Batches) and self.key == other.key
+        return isinstance(other, TrainingPlan) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @dataclass(frozen=True, eq=False)
-class BatchPlan(Batches):
-    """The order of training on `ids` (sorted, distinct int64).
-
-    `group_starts`: the first id of every row group of the store, ascending; the ids between two starts are stored together.
-    """
+class BatchPlan(TrainingPlan):
+    """Every epoch is one pass over `ids` in random order."""
 
     ids: np.ndarray
+    # The first id of every row group of the store, ascending; the ids between two starts are stored together.
     group_starts: np.ndarray
     batch_size: int
     seed: int
+    # Number of images of a window, over all lanes.
     window: int
+    # True: permute by windows. False: permute the whole set.
     windowed: bool
     key: str = field(init=False)
 
@@ -84,20 +93,21 @@ class BatchPlan(Batches):
 
     @property
     def steps(self) -> int:
-        """Global batches in an epoch; the tail that does not fill one is left out (and is another one in the next epoch)."""
+        """Number of global batches in an epoch. The images that do not fill one are left out; they differ by epoch."""
         return len(self.ids) // self.batch_size
 
     @property
     def lanes(self) -> int:
+        """Number of lanes: the largest divisor of the batch size up to MAX_LANES; 1 without windows."""
         return max(k for k in range(1, MAX_LANES + 1) if self.batch_size % k == 0) if self.windowed else 1
 
     @property
     def steps_per_task(self) -> int:
-        """Steps whose rows make one window over all lanes: what one decoding task reads."""
+        """Number of steps whose rows make one window over all lanes, which is what one decoding task loads."""
         return max(1, min(self.window // self.batch_size, self.steps))
 
     def epoch(self, epoch: int) -> np.ndarray:
-        return _epoch(self, epoch)
+        return _shuffle_epoch(self, epoch)
 
     def passes(self, epoch: int) -> np.ndarray:
         return np.broadcast_to(np.int64(epoch), (self.steps, self.batch_size))
@@ -107,12 +117,12 @@ class BatchPlan(Batches):
 
 
 @dataclass(frozen=True, eq=False)
-class SemiSupervisedPlan(Batches):
-    """Batches of exactly `labelled.batch_size` labelled images among the others (R of T in the paper of Clustering and Locality penalties).
+class SemiSupervisedPlan(TrainingPlan):
+    """Batches with exactly `labelled.batch_size` labelled images (R of T in the paper on clustering and locality).
 
-    An epoch is one pass over the images of `rest`. Those of `labelled` take turns beside it, pass after pass: they are fewer, and each of their
-    passes augments them anew. They are spread evenly over a batch, so that every worker, and every part of its share, has as many where the
-    numbers divide.
+    An epoch is one pass over the images of `rest`. The images of `labelled` are fewer and go through several passes
+    meanwhile; each pass augments them differently. They are evenly spaced in a batch, so that every worker, and every
+    part of its share, has the same number if the numbers divide.
     """
 
     labelled: BatchPlan
@@ -135,34 +145,37 @@ class SemiSupervisedPlan(Batches):
         return max(1, min(self.rest.window // self.batch_size, self.steps))
 
     @property
-    def places(self) -> np.ndarray:
-        """(R,) where in a batch the labelled images stand."""
+    def positions(self) -> np.ndarray:
+        """Positions of the labelled images in a batch, (R,)."""
         return np.arange(self.labelled.batch_size) * self.batch_size // self.labelled.batch_size
 
     def epoch(self, epoch: int) -> np.ndarray:
-        return _mixed_epoch(self, epoch)[0]
+        return _mix_epoch(self, epoch)[0]
 
     def passes(self, epoch: int) -> np.ndarray:
-        return _mixed_epoch(self, epoch)[1]
+        return _mix_epoch(self, epoch)[1]
 
     def tail(self, epoch: int) -> np.ndarray:
         return self.rest.tail(epoch)
 
 
 @lru_cache(maxsize=4)
-def _mixed_epoch(plan: SemiSupervisedPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _mix_epoch(plan: SemiSupervisedPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and passes of an epoch, both (steps, batch_size) int64."""
     batches = np.empty((plan.steps, plan.batch_size), np.int64)
     passes = np.full_like(batches, epoch)
-    others = np.setdiff1d(np.arange(plan.batch_size), plan.places)
+    others = np.setdiff1d(np.arange(plan.batch_size), plan.positions)
     batches[:, others] = plan.rest.epoch(epoch)
     for step in range(plan.steps):
-        turn, place = divmod(epoch * plan.steps + step, plan.labelled.steps)
-        batches[step, plan.places], passes[step, plan.places] = plan.labelled.epoch(turn)[place], turn
+        labelled_pass, labelled_step = divmod(epoch * plan.steps + step, plan.labelled.steps)
+        batches[step, plan.positions] = plan.labelled.epoch(labelled_pass)[labelled_step]
+        passes[step, plan.positions] = labelled_pass
     return batches, passes
 
 
 @lru_cache(maxsize=4)
-def _epoch(plan: BatchPlan, epoch: int) -> np.ndarray:
+def _shuffle_epoch(plan: BatchPlan, epoch: int) -> np.ndarray:
+    """Returns the ids of an epoch, (steps, batch_size) int64."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((plan.seed, epoch, 0x0F1A57))))
     used = plan.steps * plan.batch_size
     if not plan.windowed:

@@ -1,4 +1,4 @@
-"""Shards of the store, one Parquet file each: written whole or not at all."""
+"""Writes the shards of a store, one Parquet file each: a shard is whole or does not exist."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,41 +10,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firstlight.pipeline.data.annotations import BOX, columns_in
-from firstlight.pipeline.data.parquet import parquet_file
-from firstlight.pipeline.data.store import GROUP_BYTES, ROW_GROUP, Shard, file_sha256, schema
+from firstlight.pipeline.data.annotations import BOX_TYPE, select_annotation_columns
+from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES, ROWS_PER_GROUP, Shard, file_sha256, shard_schema
+from firstlight.pipeline.data.parquet import open_parquet_file
 from firstlight.pipeline.files import atomic_path
 
-# The images are compressed already; statistics and a dictionary of them would only copy them
-LAYOUT: dict[str, Any] = {
+# The images are compressed already; statistics and a dictionary of them would only copy them.
+SHARD_LAYOUT: dict[str, Any] = {
     "compression": {"id": "zstd", "image": "none", "label": "zstd", "path": "zstd", "digest": "none"},
     "use_dictionary": False,
     "write_statistics": ["id", "label"],
     "write_page_checksum": True,
 }
 
-Row = tuple[Any, ...]  # encoded image: bytes, label: int, path: str, and the values of the columns of annotations
+# Encoded image (bytes), label (int), path (str), and the values of the columns of annotations.
+ShardRow = tuple[Any, ...]
 
 
-def write_shard(folder: Path, shard: Shard, rows: Iterable[Row], annotations: Sequence[str] = ()) -> Shard | None:
-    """Write `rows` with the ids from shard.first_id on under shard.file, whole or not at all; None if there are no rows.
+def write_shard(folder: Path, shard: Shard, rows: Iterable[ShardRow], annotations: Sequence[str] = ()) -> Shard | None:
+    """Writes `rows` to the file `shard.file`, with ids from `shard.first_id` on; atomic.
 
-    `annotations`: the columns of `annotations.COLUMNS` that the rows have.
+    `annotations`: the columns of `ANNOTATION_COLUMNS` that the rows have. Returns `shard` with the facts of the file,
+    or None if there are no rows.
     """
-    columns = schema(annotations)
+    schema = shard_schema(annotations)
     groups: list[int] = []
     with atomic_path(folder / shard.file) as temporary:
-        with pq.ParquetWriter(temporary, columns, **_layout(columns)) as writer:
-            for group in _groups(rows):
-                images, labels, paths, *rest = zip(*group, strict=True)
-                ids = np.arange(len(group), dtype=np.int64) + shard.first_id + sum(groups)
-                digests = np.array([digest(image) for image in images], np.uint64)
-                values = [
-                    pa.array(values, columns.field(name).type) for name, values in zip(annotations, rest, strict=True)
-                ]
-                writer.write_table(
-                    pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests, *values], schema=columns)
-                )
+        with pq.ParquetWriter(temporary, schema, **_writer_options(schema)) as writer:
+            for group in _group_rows(rows):
+                writer.write_table(_build_table(group, shard.first_id + sum(groups), schema, annotations))
                 groups.append(len(group))
         if not groups:
             return None
@@ -52,50 +46,62 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[Row], annotations: Se
     return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
 
 
-def _layout(columns: pa.Schema) -> dict[str, Any]:
-    """LAYOUT, and annotations compressed, but for masks, which are PNG."""
-    known = columns_in(columns.names)
+def _build_table(group: list[ShardRow], first_id: int, schema: pa.Schema, annotations: Sequence[str]) -> pa.Table:
+    images, labels, paths, *rest = zip(*group, strict=True)
+    ids = np.arange(len(group), dtype=np.int64) + first_id
+    digests = np.array([short_digest(image) for image in images], np.uint64)
+    columns = [pa.array(values, schema.field(name).type) for name, values in zip(annotations, rest, strict=True)]
+    return pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests, *columns], schema=schema)
+
+
+def _writer_options(schema: pa.Schema) -> dict[str, Any]:
+    """Returns SHARD_LAYOUT with annotations compressed, except masks, which are PNG."""
+    known = select_annotation_columns(schema.names)
     leaves = {
-        "boxes": [f"boxes.list.element.{side.name}" for side in BOX],
+        "boxes": [f"boxes.list.element.{side.name}" for side in BOX_TYPE],
         "mask": ["mask"],
         "present": ["present.list.element"],
     }
     extra = {leaf: "none" if name == "mask" else "zstd" for name in known for leaf in leaves[name]}
-    return {**LAYOUT, "compression": {**LAYOUT["compression"], **extra}}
+    return {**SHARD_LAYOUT, "compression": {**SHARD_LAYOUT["compression"], **extra}}
 
 
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Row groups of ROW_GROUP images, or of fewer where these would be more than GROUP_BYTES: a group is read as a whole."""
-    group: list[Row] = []
-    weight = 0
+def _group_rows(rows: Iterable[ShardRow]) -> Iterator[list[ShardRow]]:
+    """Yields groups of ROWS_PER_GROUP rows, or of fewer if these would exceed MAX_GROUP_BYTES.
+
+    A row group is read as a whole.
+    """
+    group: list[ShardRow] = []
+    num_bytes = 0
     for row in rows:
-        if group and (len(group) == ROW_GROUP or weight + _weight(row) > GROUP_BYTES):
+        if group and (len(group) == ROWS_PER_GROUP or num_bytes + _count_row_bytes(row) > MAX_GROUP_BYTES):
             yield group
-            group, weight = [], 0
+            group, num_bytes = [], 0
         group.append(row)
-        weight += _weight(row)
+        num_bytes += _count_row_bytes(row)
     if group:
         yield group
 
 
-def _weight(row: Row) -> int:
-    """Bytes of the image and, if there is one, the mask."""
+def _count_row_bytes(row: ShardRow) -> int:
+    """Returns the number of bytes of the image and, if there is one, of the mask."""
     return sum(len(value) for value in row if isinstance(value, bytes))
 
 
-def digest(image: bytes) -> int:
-    """The first 8 bytes of the sha256, big-endian."""
+def short_digest(image: bytes) -> int:
+    """Returns the first 8 bytes of the sha256 as a big-endian number."""
     return int.from_bytes(hashlib.sha256(image).digest()[:8], "big")
 
 
-def annotations_of(file: Path) -> tuple[str, ...]:
-    """The columns of annotations that a shard has, sorted."""
-    return columns_in(pq.read_schema(file).names)
+def read_annotation_columns(file: Path) -> tuple[str, ...]:
+    """Returns the columns of annotations that a shard has, sorted."""
+    return select_annotation_columns(pq.read_schema(file).names)
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    names = ["image", "label", "path", *annotations_of(file)]
-    with parquet_file(file) as opened:
+def read_shard_rows(file: Path) -> Iterator[ShardRow]:
+    """Yields the rows of a shard, one row group in memory at a time."""
+    names = ["image", "label", "path", *read_annotation_columns(file)]
+    with open_parquet_file(file) as opened:
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group, columns=names, use_threads=False)
             yield from zip(*(table.column(name).to_pylist() for name in names), strict=True)

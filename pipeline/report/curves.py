@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from firstlight.pipeline.report.figures import BLUE, GRAY, plain
-from firstlight.pipeline.train.metrics import TIME
-from firstlight.tasks.visuals import Curve
+from firstlight.pipeline.train.metrics import TIME_PREFIX
+from firstlight.tasks.visuals import Plot
 
 Rows = Sequence[Mapping[str, float]]
 COUNTING, WATCHED = ("step", "of", "epoch", "time"), "watch_"
@@ -72,7 +72,7 @@ def speed(rows: Rows) -> Figure:
     _line(middle, rows, "lr", "epoch")
     plain(middle, "learning rate")
     at = _smooth(_epochs(rows))
-    shares = {name: np.array([row.get(TIME + name, 0.0) for row in rows]) for name in PARTS}
+    shares = {name: np.array([row.get(TIME_PREFIX + name, 0.0) for row in rows]) for name in PARTS}
     shares = {name: _smooth(values) for name, values in shares.items() if values.max(initial=0) > 0.005}
     rest = np.clip(1.0 - sum(shares.values(), np.zeros_like(at)), 0.0, 1.0)
     colours = [COLOURS[PARTS.index(name)] for name in shares]
@@ -86,7 +86,7 @@ def speed(rows: Rows) -> Figure:
     return figure
 
 
-def periods(rows: Rows, curve: Curve) -> Figure | None:
+def periods(rows: Rows, curve: Plot) -> Figure | None:
     """Of each number of `curve` the last value logged in each of its periods; None where none was logged."""
     names = [name for name in curve.numbers if any(name in row for row in rows)]
     if not names:
@@ -116,7 +116,7 @@ def _names(rows: Rows) -> list[str]:
 
 
 def _is_term(name: str) -> bool:
-    return name not in (*COUNTING, *SPEED) and not name.startswith((WATCHED, TIME, "data_wait_"))
+    return name not in (*COUNTING, *SPEED) and not name.startswith((WATCHED, TIME_PREFIX, "data_wait_"))
 
 
 def _epochs(rows: Rows) -> np.ndarray:

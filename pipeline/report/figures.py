@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from firstlight.pipeline.data.image_statistics import OCTAVE
+from firstlight.pipeline.data.image_statistics import BINS_PER_OCTAVE
 from firstlight.pipeline.report.grid import Board, shown_names
 from firstlight.pipeline.stages.projection import Mapped
-from firstlight.tasks.visuals import Picture, Row
+from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 BARS = 40  # classes that have a bar of their own, at most
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
@@ -37,7 +37,7 @@ def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, 
     return board.figure
 
 
-def picture(shown: Picture) -> Figure:
+def picture(shown: ImageGrid) -> Figure:
     """Rows of images, a caption over each, and maps as heat over the images, gray and dimmed."""
     board = Board(len(shown.rows), max(len(row.images) for row in shown.rows), 1.1, shown.title)
     for number, row in enumerate(shown.rows):
@@ -57,7 +57,7 @@ def picture(shown: Picture) -> Figure:
 def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
     return picture(
-        Picture("", title, tuple(Row(caption, images_) for caption, images_ in sorted(shown.items())))
+        ImageGrid("", title, tuple(ImageRow(caption, images_) for caption, images_ in sorted(shown.items())))
     )  # tensors in a file have no order
 
 
@@ -134,18 +134,18 @@ def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
     """Images per width and height, both in quarters of an octave."""
     bins = np.array([[width, height] for width, height, _ in images["sizes"]])
-    low, high = bins.min(0) - OCTAVE, bins.max(0) + OCTAVE + 1
+    low, high = bins.min(0) - BINS_PER_OCTAVE, bins.max(0) + BINS_PER_OCTAVE + 1
     grid = np.zeros(tuple((high - low)[::-1]))
     for width, height, count in images["sizes"]:
         grid[height - low[1], width - low[0]] = count
-    edges = [2.0 ** (np.arange(a, b + 1) / OCTAVE) for a, b in zip(low, high, strict=True)]
+    edges = [2.0 ** (np.arange(a, b + 1) / BINS_PER_OCTAVE) for a, b in zip(low, high, strict=True)]
     mesh = axis.pcolormesh(*edges, np.ma.masked_equal(grid, 0), cmap="Blues", norm=LogNorm(0.5, grid.max()))
     for set_scale, set_ticks, side in (
         (axis.set_xscale, axis.set_xticks, edges[0]),
         (axis.set_yscale, axis.set_yticks, edges[1]),
     ):
         set_scale("log", base=2)
-        octaves = np.arange(np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * OCTAVE) + 1))
+        octaves = np.arange(np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * BINS_PER_OCTAVE) + 1))
         set_ticks(2**octaves, [f"{2**k:g}" for k in octaves], fontsize=8)
     axis.axline((1, 1), (2, 2), color=GRAY, linewidth=0.8, linestyle=":")
     axis.set_xlim(edges[0][0], edges[0][-1])

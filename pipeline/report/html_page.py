@@ -218,12 +218,3 @@ def public(text: str) -> str:
 
 def date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
-
-
-def duration(seconds: float) -> str:
-    """As people say it: tenths only of a few seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.{int(seconds < 10)}f} s"

@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firstlight.pipeline.config.recipe import Pretrain, Recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
-from firstlight.pipeline.report.score_table import rows
 from firstlight.pipeline.stages.export import FOLDER, origin
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train.context import Worker
-from firstlight.tasks.nn.input_normalization import Shared
+from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.score_rows import score_rows
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
 from firstlight.tasks.pretrain import METHODS
 
 CARD = "card.md"
@@ -24,7 +25,9 @@ NAMES = {
 }
 
 
-def write(worker: Worker, instance: Instance, siblings: Sequence[Instance], lineage: Mapping[str, str]) -> str | None:
+def write(
+    worker: StageContext, instance: StageInstance, siblings: Sequence[StageInstance], lineage: Mapping[str, str]
+) -> str | None:
     """Write `export/card.md`; its text, or None where it stands there already.
 
     `siblings`: instances that score encoders of the same stage. `lineage`: MLflow runs and references by what they are.
@@ -37,7 +40,9 @@ def write(worker: Worker, instance: Instance, siblings: Sequence[Instance], line
     return text
 
 
-def render(worker: Worker, instance: Instance, siblings: Sequence[Instance], lineage: Mapping[str, str]) -> str:
+def render(
+    worker: StageContext, instance: StageInstance, siblings: Sequence[StageInstance], lineage: Mapping[str, str]
+) -> str:
     """The card as Markdown, with the front matter of Hugging Face's. Names no path of this machine."""
     assert instance.encoder is not None
     recipe, result, made = worker.recipe, instance.result, origin(instance.encoder)
@@ -103,7 +108,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     return "\n".join(body)
 
 
-def _how(recipe: Recipe, instance: Instance, made: Mapping[str, Any]) -> str:
+def _how(recipe: Recipe, instance: StageInstance, made: Mapping[str, Any]) -> str:
     """Method, its deviations, and the budget: of the stage of this recipe that made it, where it was one."""
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not say."
@@ -119,12 +124,11 @@ def _how(recipe: Recipe, instance: Instance, made: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _trained_by(recipe: Recipe, instance: Instance) -> Pretrain | None:
+def _trained_by(recipe: Recipe, instance: StageInstance) -> Pretrain | None:
     """The pretraining stage of this recipe that made the encoder; None: it came by a reference."""
-    if getattr(recipe.stages[instance.stage], "encoder", None) != "previous":
-        return None
-    before = list(recipe.stages.values())[: list(recipe.stages).index(instance.stage)]
-    return next(stage for stage in reversed(before) if isinstance(stage, Pretrain))
+    source = recipe.encoder_source(instance.stage)
+    stage = recipe.stages[source.stage] if source is not None and source.stage is not None else None
+    return stage if isinstance(stage, Pretrain) else None
 
 
 def _budget(stage: Pretrain | None) -> str:
@@ -150,7 +154,7 @@ def _budget(stage: Pretrain | None) -> str:
     return f"The budget. {labels}\n\n{_settings(values)}"
 
 
-def _data(store: Store, worker: Worker, made: Mapping[str, Any]) -> str:
+def _data(store: Store, worker: StageContext, made: Mapping[str, Any]) -> str:
     splits = worker.splits
     lines = [
         (
@@ -174,9 +178,9 @@ def _data(store: Store, worker: Worker, made: Mapping[str, Any]) -> str:
     return f"## Data\n\n{_table(('what', 'value'), lines)}{note}"
 
 
-def _worth(recipe: Recipe, instance: Instance, siblings: Sequence[Instance]) -> str:
+def _worth(recipe: Recipe, instance: StageInstance, siblings: Sequence[StageInstance]) -> str:
     """Test accuracies of this encoder, beside the baseline, and of all seeds."""
-    found = rows(recipe, siblings)
+    found = score_rows(recipe, siblings)
     if not found:
         return "## What it was worth\n\nNot measured in this recipe."
     seeds = {row.stage: [i.seed for i in siblings if i.stage == row.stage] for row in found}
@@ -216,7 +220,7 @@ def _loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
 
 def _normalisation(spec: Mapping[str, Any]) -> str:
     """The lines that a state dict's user must run; graphs hold them."""
-    shared = Shared()
+    shared = SharedEncoderOptions()
     if spec.get("normalize", shared.normalize) == "image":
         return (
             "x = (images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True).clamp_min(1e-5)"

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from firstlight.pipeline.data.annotations import VOID, Annotation
-from firstlight.pipeline.data.images import decode, decode_map
+from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
+from firstlight.pipeline.data.images import decode_class_map, decode_rgb
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.grid import shown_names
 
@@ -23,7 +23,7 @@ LEGEND = 24  # classes in it, at most: those that are shown
 def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
     """The images of `ids` (n,) with their annotations, and a legend of the classes that are seen. Boxes of difficult objects are dashed."""
     files, _ = store.read(ids)
-    found, colours, names = store.annotated(ids), _colours(len(store.classes)), shown_names(store.classes)
+    found, colours, names = store.read_annotations(ids), _colours(len(store.classes)), shown_names(store.classes)
     rows = -(-len(ids) // COLUMNS)
     figure = Figure(figsize=(3.1 * COLUMNS, 2.6 * rows + 1.0), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
@@ -31,11 +31,11 @@ def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
         axis.set_axis_off()
     seen: set[int] = set()
     for axis, file, known in zip(axes.flat, files, found, strict=False):
-        seen |= draw(axis, decode(file, CHECKED), known, colours)
+        seen |= draw(axis, decode_rgb(file, CHECKED), known, colours)
         if known.present is not None and known.boxes is None:
             axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
     handles = [
-        Patch(color=(0, 0, 0) if k == VOID else colours[k], label="void" if k == VOID else names[k])
+        Patch(color=(0, 0, 0) if k == VOID_VALUE else colours[k], label="void" if k == VOID_VALUE else names[k])
         for k in sorted(seen)
     ]
     if handles:
@@ -54,7 +54,7 @@ def draw(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) 
     axis.imshow(np.asarray(shrunk), extent=(0, width, height, 0), interpolation="nearest")
     seen: set[int] = set()
     if known.mask is not None:
-        values = decode_map(known.mask, CHECKED)
+        values = decode_class_map(known.mask, CHECKED)
         table = np.zeros((256, 3))
         table[: len(colours)] = colours
         axis.imshow(table[values], extent=(0, width, height, 0), alpha=0.55, interpolation="nearest")

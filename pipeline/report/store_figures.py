@@ -4,15 +4,15 @@ from collections import Counter
 
 from matplotlib.figure import Figure
 
-from firstlight.pipeline.data.splits import spread
+from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report import figures, overlay
 from firstlight.pipeline.report.grid import shown_names
 from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.context import StageContext
 
 
-def add_pictures(album: Album, worker: Worker) -> None:
+def add_pictures(album: Album, worker: StageContext) -> None:
     """All of them, into the album of the prepare stage."""
     store = worker.store
     album.add("images", figures.census(store.images, store.quarantined), "sizes, modes and formats of the images")
@@ -21,7 +21,7 @@ def add_pictures(album: Album, worker: Worker) -> None:
         album.add(name, figure, title)
 
 
-def _class_figures(store: Store, worker: Worker) -> dict[str, tuple[Figure, str]]:
+def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure, str]]:
     """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
     names = list(store.splits)
     found = {}
@@ -43,14 +43,14 @@ def _class_figures(store: Store, worker: Worker) -> dict[str, tuple[Figure, str]
             found[f"classes_{kind}"] = figures.counts(by_class, names, title), title
     if store.annotations:
         title = f"{store.path.name}: {', '.join(store.annotations)}"
-        found["annotations"] = overlay.sample(store, spread(worker.splits.train, 8), title), title
+        found["annotations"] = overlay.sample(store, select_evenly_spaced(worker.splits.train, 8), title), title
     return found
 
 
-def _sample(worker: Worker) -> Figure:
+def _sample(worker: StageContext) -> Figure:
     """Up to 32 training images, as the evaluation crops them."""
-    ids = spread(worker.splits.train, 32)
-    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    batch = loader.once(ids)
+    ids = select_evenly_spaced(worker.splits.train, 32)
+    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    batch = loader.load_once(ids)
     names = shown_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
     return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

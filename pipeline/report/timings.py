@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import read_attempts
-from firstlight.pipeline.train.metrics import METRICS, SPENT, TIME, read_lines
+from firstlight.pipeline.train.metrics import METRICS_FILE, SPENT_KEY, TIME_PREFIX, read_lines
 
 # In the order in which they are shown. looks: features of held-out images on the way; evaluation: stages that train nothing; other: all that is none
 # of these, such as starting, reading images for the first time, and scoring what was trained
@@ -37,7 +37,7 @@ class Timing:
     parts: dict[str, float]
 
 
-def timings(instances: Sequence[Instance], batch_sizes: dict[str, int]) -> list[Timing]:
+def timings(instances: Sequence[StageInstance], batch_sizes: dict[str, int]) -> list[Timing]:
     """Of all that were begun. `batch_sizes`: of the stages that train."""
     out = []
     for instance in instances:
@@ -46,7 +46,7 @@ def timings(instances: Sequence[Instance], batch_sizes: dict[str, int]) -> list[
             continue
         trained = Counter[str]()
         if instance.stage in batch_sizes:
-            for file in sorted(instance.folder.rglob(METRICS)):
+            for file in sorted(instance.folder.rglob(METRICS_FILE)):
                 trained.update(spent(file, batch_sizes[instance.stage]))
         total = max(work.seconds, sum(trained.values()))
         rest = "other" if instance.stage in batch_sizes else "evaluation"
@@ -62,9 +62,9 @@ def spent(file: Path, batch_size: int) -> dict[str, float]:
             elapsed = (row["step"] - before) * batch_size / max(row["images_per_s"], 1e-9)
             before = row["step"]
             seconds.update(
-                {name.removeprefix(TIME): share * elapsed for name, share in row.items() if name.startswith(TIME)}
+                {name.removeprefix(TIME_PREFIX): share * elapsed for name, share in row.items() if name.startswith(TIME_PREFIX)}
             )
-        seconds.update(row.get(SPENT, {}))
+        seconds.update(row.get(SPENT_KEY, {}))
     return dict(seconds)
 
 
@@ -75,11 +75,11 @@ def shares(timing: Timing) -> list[tuple[str, float]]:
     return [(name, timing.parts[name] / whole) for name in PARTS if timing.parts.get(name, 0.0) / whole > LEAST]
 
 
-def notes(instances: Sequence[Instance]) -> list[str]:
+def notes(instances: Sequence[StageInstance]) -> list[str]:
     """What was told while the stages ran, each line once."""
     found: dict[str, None] = {}
     for instance in instances:
-        for file in sorted(instance.folder.rglob(METRICS)):
+        for file in sorted(instance.folder.rglob(METRICS_FILE)):
             rows: list[dict[str, Any]] = read_lines(file)
             label = instance.label if file.parent == instance.folder else f"{instance.label} {file.parent.name}"
             found |= {f"{label}: {row['note']}": None for row in rows if "note" in row}

@@ -1,4 +1,4 @@
-"""What a stage starts from: encoders of earlier stages or from MLflow; and the instance of a stage and seed, by all that decides its result."""
+"""The stage graph of a recipe: what each stage starts from, and the instance of a stage and seed, found by all that decides its result."""
 
 import contextlib
 import json
@@ -7,164 +7,165 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.config.recipe import Downstream, Finetune, Look, Recipe, digest
+from firstlight.pipeline.config.load import hash_json
+from firstlight.pipeline.config.recipe import EncoderSource, Recipe
+from firstlight.pipeline.config.stages import PREVIOUS
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_decoder, load_head
-from firstlight.pipeline.stages.finetune import check_decoder
-from firstlight.pipeline.stages.frozen_features import check_head
-from firstlight.pipeline.stages.stage import Instance, Passage, code_version
+from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_companion
+from firstlight.pipeline.stages.code_version import code_version
+from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import Tracking
 
-DECIDE_NOTHING = {"log_every", "checkpoint_every", "register_as", "watch"}  # settings that leave the result as it is
+# The key of a stage that asks for a network besides the encoder.
+COMPANION_KEYS = {"head": "features", "decoder": "arms"}
 
 
 @dataclass
-class Fetched:
-    """What a recipe refers to by name, by stage. `references`: of the encoder, pinned, and the folder it was fetched to; `networks`: the folder that
-    the head or decoder beside that encoder was fetched to."""
+class ResolvedReferences:
+    """The encoders and other networks that a recipe takes from MLflow, downloaded. Both mappings are by the name of the stage."""
 
-    references: dict[str, tuple[str, Path]] = field(default_factory=dict)
-    networks: dict[str, Path] = field(default_factory=dict)
+    # The pinned reference of the encoder, and the folder that it was downloaded to.
+    encoders: dict[str, tuple[str, Path]] = field(default_factory=dict)
+    # The folder of the head or decoder that belongs to that encoder.
+    companions: dict[str, Path] = field(default_factory=dict)
 
 
-def fetch(recipe: Recipe, kept_in: Tracking, inputs: Path, only: str | None) -> Fetched:
-    """All that the stages (or those of one kind) refer to, into folders below `inputs`.
+def resolve_references(recipe: Recipe, tracking: Tracking, inputs: Path, only: str | None) -> ResolvedReferences:
+    """Downloads what the stages of a recipe (or those of the kind `only`) refer to, into folders below `inputs`.
 
     Raises:
-        UserError: there is no such model, or it does not go with the recipe.
+        UserError: there is no such model, or it does not fit the recipe.
     """
-    found = Fetched()
+    found = ResolvedReferences()
     for name, stage in recipe.stages.items():
-        if (
-            isinstance(stage, Downstream)
-            and stage.takes_encoder
-            and stage.encoder != "previous"
-            and only in (None, stage.kind)
-        ):
-            where = f"stages.{name}.encoder"
-            reference = kept_in.pin(stage.encoder, where)
-            folder = kept_in.fetch(reference, inputs / digest(reference)[:12], where)
-            check_same(folder, recipe.encoder.model_dump(mode="json"), where)
-            found.references[name] = (reference, folder)
-            if beside(stage):
-                found.networks[name] = _fetch_beside(recipe, name, reference, kept_in, inputs)
+        source = recipe.encoder_source(name)
+        if source is None or source.reference is None or only not in (None, stage.kind):
+            continue
+        where = f"stages.{name}.encoder"
+        reference = tracking.pin(source.reference, where)
+        folder = tracking.fetch(reference, inputs / hash_json(reference)[:12], where)
+        check_same(folder, recipe.encoder.model_dump(mode="json"), where)
+        found.encoders[name] = (reference, folder)
+        if stage.companion:
+            found.companions[name] = _fetch_companion(recipe, name, reference, tracking, inputs)
     return found
 
 
-def _fetch_beside(recipe: Recipe, name: str, reference: str, kept_in: Tracking, inputs: Path) -> Path:
-    stage, where = recipe.stages[name], f"stages.{name}"
-    wanted = beside(stage)
-    assert wanted is not None
-    key = f"{where}.features" if wanted == "head" else f"{where}.arms"
-    other = kept_in.beside(reference, wanted, key)
-    folder = kept_in.fetch(other, inputs / digest(other)[:12], key)
-    if wanted == "head":
-        check_head(load_head(folder), recipe, where)
-    elif isinstance(stage, Finetune):
-        check_decoder(load_decoder(folder), stage, recipe, where)
+def _fetch_companion(recipe: Recipe, name: str, reference: str, tracking: Tracking, inputs: Path) -> Path:
+    """Downloads the network that a stage needs besides the referenced encoder, and checks it. Returns its folder."""
+    stage = recipe.stages[name]
+    assert stage.companion is not None
+    key = f"stages.{name}.{COMPANION_KEYS[stage.companion]}"
+    other = tracking.beside(reference, stage.companion, key)
+    folder = tracking.fetch(other, inputs / hash_json(other)[:12], key)
+    stage_kind(stage).check_companion(name, stage, recipe, folder)
     return folder
 
 
-def beside(stage: Any) -> str | None:
-    """The name of the network that a stage needs besides the encoder."""
-    if isinstance(stage, Look) and stage.features == "head":
-        return "head"
-    return "decoder" if isinstance(stage, Finetune) and "pretrained_decoder" in stage.arms else None
-
-
 @dataclass(frozen=True)
-class Chain:
-    """The stages of a recipe, with their files in `folder`, on the images of a store (its hash)."""
+class StageGraph:
+    """The stages of a recipe with their files in `folder`, on the images of the store with the hash `store`."""
 
     recipe: Recipe
     folder: Path
     store: str
-    fetched: Fetched
-    passage: Passage | None = None
+    references: ResolvedReferences
+    segment: TrainingSegment | None = None
 
-    def instance(self, name: str, seed: int) -> Instance:
-        """Found by all that decides its result. The number of workers does not.
+    def find_instance(self, name: str, seed: int) -> StageInstance:
+        """Returns the instance of a stage and seed. Its folder is named by a hash of all that decides the result; the number of workers does not.
 
         Raises:
-            UserError: what it starts from is not there, or damaged.
+            UserError: what it starts from is missing or damaged.
         """
         recipe, stage = self.recipe, self.recipe.stages[name]
+        settings = stage.model_dump(mode="json")
         decides: dict[str, Any] = {
-            "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in DECIDE_NOTHING},
+            "stage": {key: value for key, value in settings.items() if key not in stage.keys_without_effect},
             "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
             "encoder": recipe.encoder.model_dump(mode="json"),
             "order": recipe.stream.model_dump(include={"window", "shuffle"}),
             "seed": seed,
             "store": self.store,
-            "code": code_version(),
+            "code": code_version(type(stage_kind(stage))),
             "score_test": recipe.score_test,
         }
-        encoder = None
-        if isinstance(stage, Downstream) and stage.takes_encoder:
-            encoder = self._encoder(name, stage, seed)
-            decides["from"] = digest(json.loads((encoder / "manifest.json").read_text("utf-8")))
-        other = None
-        if isinstance(stage, Downstream) and (wanted := beside(stage)):
-            other = (
-                self.fetched.networks[name]
-                if stage.encoder != "previous"
-                else self.previous(name, seed).folder / wanted
-            )
-            (load_head if wanted == "head" else load_decoder)(other)
-            decides[wanted] = digest(json.loads((other / "manifest.json").read_text("utf-8")))
-        passage = self.passage if self.passage and self.passage.stage == name else Passage(name)
-        if passage.before:
-            decides["before"] = passage.before
-        fingerprint = digest(decides)[:12]
+        source = recipe.encoder_source(name)
+        encoder = companion = None
+        if source is not None:
+            encoder = self._find_encoder(name, source, seed)
+            decides["from"] = _hash_manifest(encoder)
+        if source is not None and stage.companion:
+            companion = self._find_companion(name, source, stage.companion, seed)
+            decides[stage.companion] = _hash_manifest(companion)
+        segment = self.segment if self.segment and self.segment.stage == name else TrainingSegment(name)
+        if segment.before:
+            decides["before"] = segment.before
+        fingerprint = hash_json(decides)[:12]
         folder = self.folder / f"{name}-seed{seed}-{fingerprint}"
-        return Instance(name, seed, fingerprint, folder, encoder, other, passage.begin, passage.until)
+        return StageInstance(name, seed, fingerprint, folder, encoder, companion, segment.begin, segment.until)
 
-    def _encoder(self, name: str, stage: Downstream, seed: int) -> Path:
-        """The folder of the encoder that a downstream stage starts from, its files checked."""
-        if stage.encoder != "previous":
-            return self.fetched.references[name][1]
-        upstream = self.previous(name, seed)
+    def _find_encoder(self, name: str, source: EncoderSource, seed: int) -> Path:
+        """Returns the folder of the encoder that a stage starts from, its files checked."""
+        if source.stage is None:
+            return self.references.encoders[name][1]
+        upstream = self.find_upstream(name, seed)
         try:
             encoder_spec(upstream.folder / "encoder")
         except UserError as error:
             raise UserError(
-                f"{error}; delete {upstream.folder} and run again: {upstream.label} is made anew from its seed"
+                f"{error}; delete {upstream.folder} and run again: {upstream.label} is trained again from its seed"
             ) from None
         return upstream.folder / "encoder"
 
-    def previous(self, name: str, seed: int) -> Instance:
-        """The finished pretraining before a stage.
+    def _find_companion(self, name: str, source: EncoderSource, wanted: str, seed: int) -> Path:
+        """Returns the folder of the network that a stage needs besides its encoder, its files checked."""
+        if source.stage is None:
+            folder = self.references.companions[name]
+        else:
+            folder = self.find_upstream(name, seed).folder / wanted
+        load_companion(folder, wanted)
+        return folder
+
+    def find_upstream(self, name: str, seed: int) -> StageInstance:
+        """Returns the finished instance whose encoder the stage `name`, which has `encoder: previous`, starts from.
 
         Raises:
             UserError: it has not finished.
         """
-        before = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
-        upstream = next(s for s in reversed(before) if self.recipe.stages[s].kind == "pretrain")
-        instance = self.instance(upstream, seed)
+        source = self.recipe.encoder_source(name)
+        assert source is not None
+        assert source.stage is not None
+        instance = self.find_instance(source.stage, seed)
         if instance.result is None:
             raise UserError(
-                f"stages.{name}.encoder: 'previous' is {instance.label}, which has not finished; run it first: firstlight pretrain ..."
+                f"stages.{name}.encoder: {PREVIOUS!r} is {instance.label}, which has not finished; run it first: "
+                "firstlight pretrain ..."
             )
         return instance
 
-    def siblings(self, instance: Instance) -> list[Instance]:
-        """The finished instances, of this command or of one before, of all stages that score the encoder of `instance` or of another seed of it."""
+    def find_siblings(self, instance: StageInstance) -> list[StageInstance]:
+        """Returns the finished instances of all stages that score the encoder of `instance`, or the same stage's encoder of another seed."""
         found = []
-        for name, stage in self.recipe.stages.items():
-            with contextlib.suppress(
-                UserError, KeyError
-            ):  # a stage whose encoder is not there, or was not fetched for this command
-                mine = (
-                    [self.instance(name, seed) for seed in self.recipe.seeds] if isinstance(stage, Downstream) else []
-                )
-                if any(i.seed == instance.seed and i.encoder == instance.encoder for i in mine):
-                    found += [i for i in mine if i.result is not None]
+        for name in self.recipe.stages:
+            if self.recipe.encoder_source(name) is None:
+                continue
+            # A stage may lack its encoder, or the command may not have downloaded it.
+            with contextlib.suppress(UserError, KeyError):
+                instances = [self.find_instance(name, seed) for seed in self.recipe.seeds]
+                if any((one.seed, one.encoder) == (instance.seed, instance.encoder) for one in instances):
+                    found += [one for one in instances if one.result is not None]
         return found
 
-    def begun(self, name: str) -> Sequence[Instance]:
-        """The instances of a stage that have a folder."""
+    def find_begun(self, name: str) -> Sequence[StageInstance]:
+        """Returns the instances of a stage that have a folder."""
         found = []
         for seed in self.recipe.seeds:
-            with contextlib.suppress(UserError, KeyError):  # as above
-                found.append(self.instance(name, seed))
+            with contextlib.suppress(UserError, KeyError):
+                found.append(self.find_instance(name, seed))
         return [instance for instance in found if instance.folder.exists()]
+
+
+def _hash_manifest(folder: Path) -> str:
+    return hash_json(json.loads((folder / "manifest.json").read_text("utf-8")))

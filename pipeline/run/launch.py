@@ -1,7 +1,6 @@
 """Run a stage's work on the training workers: Ray Train's TorchTrainer, or this process (`scale.workers: 0`)."""
 
 import contextlib
-import importlib
 import logging
 import os
 import threading
@@ -13,24 +12,26 @@ from typing import Any
 
 import torch
 
-from firstlight.pipeline.config.recipe import Recipe, Scale, parse
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining
 from firstlight.pipeline.run.ray_session import decoding_cpus, verbose
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
-from firstlight.pipeline.train.attempts import attempt, read_attempts
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.attempts import record_attempt, read_attempts
+from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append
-from firstlight.tasks.collective import world
+from firstlight.tasks.collective import world_size
 
 STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
 ENDING_S = 10.0  # that a function has to end when it is asked to
-Work = Callable[[Worker, Any, Instance], None]
 
 
-def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instance]) -> None:
-    """Do `work` for every instance, in order, on all workers together. The results are in the instances' folders.
+def launch(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> None:
+    """Runs every instance, in order, on all workers together. The results are in the instances' folders.
 
     Raises:
         StopTraining: the training cannot go on (a loss that is not finite, a full disk, the same error twice), (Stopped) was asked to stop, or
@@ -38,19 +39,18 @@ def launch(recipe: Recipe, store: Store, work: Work, instances: Sequence[Instanc
         StageFailed: a worker died or raised, `scale.max_failures` times more than once.
     """
     for instance in instances:
-        failures.forget(instance.folder)
-        watchdog.forget(instance.folder)
+        failures.delete_failures(instance.folder)
+        watchdog.delete_hang_record(instance.folder)
     payload = {
         "recipe": recipe.dump(),
         "store": str(store.path),
-        "work": work.__module__,
         "instances": [
             {k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances
         ],
     }
     answer = (
         _in_process(payload)
-        if recipe.scale.most == 0
+        if recipe.scale.max_workers == 0
         else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
     )
     if answer["stop"] is not None:
@@ -62,35 +62,36 @@ def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
     return _run(payload, on_ray=False, device=device)
 
 
+@failures.fault_from_environment()
 def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
     """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
-    recipe = parse(payload["recipe"])
-    worker = Worker.start(recipe, Store.open(Path(payload["store"])), on_ray, device)
-    work: Work = importlib.import_module(payload["work"]).work
+    recipe = parse_recipe(payload["recipe"])
+    worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
     try:
         for fields in payload["instances"]:
             paths = {
                 key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")
             }
-            instance = Instance(**{**fields, **paths})
+            instance = StageInstance(**{**fields, **paths})
             with (
-                failures.remembered(instance.folder),
-                attempt(instance.folder, device),
+                failures.record_failures(instance.folder),
+                record_attempt(instance.folder, device),
                 _watched(instance.folder, recipe.scale, on_ray),
             ):
-                work(worker, recipe.stages[instance.stage], instance)
+                stage = recipe.stages[instance.stage]
+                stage_kind(stage).run(worker, stage, instance)
     except StopTraining as stop:
         return {"stop": str(stop), "kind": type(stop).__name__}
     return {"stop": None}
 
 
-def _watched(folder: Path, scale: Scale, on_ray: bool) -> contextlib.AbstractContextManager[None]:
+def _watched(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.AbstractContextManager[None]:
     """A hang of one rank of several is noticed by the others; one in this process, by who sits before it."""
-    if not on_ray or world() > 1:
+    if not on_ray or world_size() > 1:
         return contextlib.nullcontext()
-    if watchdog.hung(folder):
-        append(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HUNG}"})
-    return watchdog.watched(folder, scale.collective_timeout_s)
+    if watchdog.has_hung(folder):
+        append(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HANG_FILE}"})
+    return watchdog.watch_process(folder, scale.collective_timeout_s)
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     workers = ray.train.get_context().get_world_size()
-    wrong = crowded(parse(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
+    wrong = crowded(parse_recipe(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
     if wrong:
         return {"stop": wrong, "kind": StopTraining.__name__}
     device = get_device()
@@ -129,7 +130,7 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str,
     if not verbose():
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
-    environment = {key: os.environ[key] for key in ("FIRSTLIGHT_FAULT",) if key in os.environ}
+    environment = {key: os.environ[key] for key in (failures.FAULT_VARIABLE,) if key in os.environ}
     trainer = TorchTrainer(
         _train_function,  # type: ignore[arg-type]
         train_loop_config=payload,
@@ -186,16 +187,16 @@ def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None =
 def _hung(folder: Path) -> bool:
     """The last attempt did."""
     work = read_attempts(folder)
-    return watchdog.hung(folder) and work is not None and work.ended is None
+    return watchdog.has_hung(folder) and work is not None and work.ended is None
 
 
-def _told_hung(folder: Path, scale: Scale) -> str:
-    return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HUNG}"
+def _told_hung(folder: Path, scale: ScaleOptions) -> str:
+    return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HANG_FILE}"
 
 
-def _one_line(error: BaseException, scale: Scale) -> str:
+def _one_line(error: BaseException, scale: ScaleOptions) -> str:
     """The innermost cause of a failed training, with the rank where Ray knows it."""
     if of_ranks := getattr(error, "worker_failures", None):
-        return failures.cause(of_ranks, scale.most, scale.collective_timeout_s)
+        return failures.describe_cause(of_ranks, scale.max_workers, scale.collective_timeout_s)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1] if text else 'unknown'}"

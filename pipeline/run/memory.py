@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
 
-from firstlight.pipeline.config.recipe import Embed, Finetune, Look, Pretrain, Recipe, Training, arguments
-from firstlight.pipeline.data.store import CACHE_BYTES, GROUP_BYTES, Store
-from firstlight.pipeline.data.stream import BYTES_PER_BLOCK, ROWS_PER_BLOCK
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES
+from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import MAX_BLOCK_BYTES, MAX_BLOCK_ROWS
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train import device_cache
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain import METHODS
-from firstlight.tasks.pretrain.method import Setting
-from firstlight.tasks.sample_table import SampleTable
 
 # Memory of processes that no other process shares, measured (docs/performance.md)
 RAY_BYTES = 1_300_000_000  # Ray's own: its servers, and the actors of Ray Train and Ray Data
@@ -77,17 +76,17 @@ def check(recipe: Recipe, store: Store, images: int) -> Estimate:
         UserError: names the key to lower, what is needed and what there is.
     """
     needed = estimate(recipe, store, images)
-    if recipe.scale.most and recipe.scale.address == "local":
+    if recipe.scale.max_workers and recipe.scale.address == "local":
         check_room(recipe, needed, free_memory())
     return needed
 
 
 def estimate(recipe: Recipe, store: Store, images: int) -> Estimate:
     """A function of its arguments alone."""
-    workers, stream = recipe.scale.most, recipe.stream
+    workers, stream = recipe.scale.max_workers, recipe.stream
     traffic = list(_traffic(recipe))
     task = TASK_BYTES + _encoded(recipe, store) + 2 * _largest(store) + 4 * max(t.block for t in traffic)
-    held = device_cache.possible(stream, store, images) and not recipe.scale.gpus_per_worker
+    held = device_cache.should_cache(stream, store, images) and not recipe.scale.gpus_per_worker
     return Estimate(
         in_flight=workers * max(_in_flight(t, recipe) for t in traffic),
         object_store=recipe.scale.object_store_mb * 2**20,
@@ -110,13 +109,13 @@ def check_room(recipe: Recipe, needed: Estimate, free: int) -> None:
         need = -(-needed.in_flight // 2**20)
         raise UserError(
             f"scale.object_store_mb: {recipe.scale.object_store_mb} is less than the {need:,} MB that decoded images on their way to "
-            f"{recipe.scale.most} workers take; valid: at least {need}, or a smaller stream.prefetch ({stream.prefetch}), "
+            f"{recipe.scale.max_workers} workers take; valid: at least {need}, or a smaller stream.prefetch ({stream.prefetch}), "
             f"stream.tasks ({stream.tasks}) or batch_size"
         )
     if needed.total > free:
         values = {
             "stream.tasks": stream.tasks,
-            "scale.workers": recipe.scale.most,
+            "scale.workers": recipe.scale.max_workers,
             "stream.resident_mb": stream.resident_mb,
             "scale.object_store_mb": recipe.scale.object_store_mb,
         }
@@ -140,21 +139,14 @@ def free_memory() -> int:
 
 def _traffic(recipe: Recipe) -> Iterator[Traffic]:
     """The streams of all stages: of trainings, and of passes over images that are scored."""
-    workers, image = max(recipe.scale.most, 1), recipe.dataset.image_size**2 * 3
+    workers, image = max(recipe.scale.max_workers, 1), recipe.dataset.image_size**2 * 3
     for stage in recipe.stages.values():
-        if isinstance(stage, Look | Embed):
-            yield _stream(stage.batch_size, image)
-        elif isinstance(stage, Finetune) or (isinstance(stage, Pretrain) and stage.labelled_per_batch):
-            yield _stream(max(stage.batch_size, 256), image)
-        if isinstance(stage, Training):
-            views = (
-                METHODS[stage.method.name].needs(**arguments(stage.method)).views if isinstance(stage, Pretrain) else 1
-            )
-            yield _stream(stage.batch_size // workers, views * image)
+        for images, views in stage_kind(stage).streamed_batches(stage, workers):
+            yield _stream(images, views * image)
 
 
 def _stream(rows: int, row_bytes: int) -> Traffic:
-    return Traffic(max(min(ROWS_PER_BLOCK * row_bytes, BYTES_PER_BLOCK), rows * row_bytes), rows * row_bytes)
+    return Traffic(max(min(MAX_BLOCK_ROWS * row_bytes, MAX_BLOCK_BYTES), rows * row_bytes), rows * row_bytes)
 
 
 def _in_flight(traffic: Traffic, recipe: Recipe) -> int:
@@ -166,7 +158,7 @@ def _encoded(recipe: Recipe, store: Store) -> int:
     """What a decoding task has read: its window, beside the row groups that it keeps, and the one that is being read."""
     total = sum(shard.bytes for shard in store.shards)
     an_image = max(total // sum(shard.count for shard in store.shards), 1)
-    return min(total, CACHE_BYTES + min(recipe.stream.window * an_image, CACHE_BYTES) + GROUP_BYTES)
+    return min(total, IMAGE_CACHE_BYTES + min(recipe.stream.window * an_image, IMAGE_CACHE_BYTES) + MAX_GROUP_BYTES)
 
 
 def _largest(store: Store) -> int:
@@ -177,18 +169,12 @@ def _largest(store: Store) -> int:
 
 def _row_of_tables(recipe: Recipe, classes: int) -> int:
     """Bytes that a method keeps for an image, the most of all stages."""
-    rows = [0]
-    for stage in recipe.stages.values():
-        if isinstance(stage, Pretrain):
-            encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
-            setting = Setting(ROWS, stage.epochs, 0, classes, torch.full((ROWS,), -1))
-            method = METHODS[stage.method.name](encoder, setting, **arguments(stage.method))
-            tables = {
-                *method.tables.values(),
-                *(value for value in vars(method).values() if isinstance(value, SampleTable)),
-            }
-            rows.append(sum(table.rows.nbytes for table in tables) // ROWS)
-    return max(rows)
+
+    def build_encoder() -> Encoder:
+        return Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+
+    stages = recipe.stages.values()
+    return int(max(stage_kind(stage).table_bytes(stage, build_encoder, classes) for stage in stages))
 
 
 def _mb(count: int) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from firstlight.pipeline.config.recipe import Scale
+from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
 
 LOOK_S = 2.0  # between two looks at a cluster that grows
@@ -34,17 +34,17 @@ def times(need: Node, have: Node) -> int:
     return min(fits)
 
 
-def check_machines(scale: Scale, nodes: Sequence[Node], where: str) -> None:
+def check_machines(scale: ScaleOptions, nodes: Sequence[Node], where: str) -> None:
     """A worker does not spread over machines.
 
     Raises:
         UserError: names the key, and what the machines have.
     """
     fit = sum(times(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
-    if fit < scale.fewest:
+    if fit < scale.min_workers:
         gpus = f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else ""
         raise UserError(
-            f"scale.workers: {scale.fewest} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the machines one by one: "
+            f"scale.workers: {scale.min_workers} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the machines one by one: "
             f"{where} has machines of {amounts(nodes)}; valid: 0 to {fit}, or a smaller scale.cpus_per_worker"
         )
 
@@ -59,7 +59,9 @@ def amounts(nodes: Sequence[Node]) -> str:
     )
 
 
-def wait_for_room(scale: Scale, data: float, check: Callable[[list[Node]], None], tell: Callable[[str], None]) -> None:
+def wait_for_room(
+    scale: ScaleOptions, data: float, check: Callable[[list[Node]], None], tell: Callable[[str], None]
+) -> None:
     """Return when `check` finds no fault with the machines; until then, for `scale.wait_s` at most, ask the cluster's autoscaler for room for the
     most workers and `data` CPUs more.
 
@@ -81,7 +83,7 @@ def wait_for_room(scale: Scale, data: float, check: Callable[[list[Node]], None]
                     "CPU": scale.cpus_per_worker,
                     **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
                 }
-                request_resources(bundles=[worker] * scale.most + [{"CPU": 1.0}] * max(round(data), 1))
+                request_resources(bundles=[worker] * scale.max_workers + [{"CPU": 1.0}] * max(round(data), 1))
                 tell(f"waiting for machines, at most {scale.wait_s:g} s (scale.wait_s): {error}")
                 asked = True
         time.sleep(min(LOOK_S, max(end - time.monotonic(), 0.1)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from firstlight.pipeline.config.recipe import Scale, Stream
+from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import nodes as machines
 
@@ -24,15 +24,17 @@ ELASTIC_START_S = (
 DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
 
 
-class Session:
+class RaySession:
     """A Ray that is not there until `start`, and gone after the `with` block."""
 
-    def __init__(self, scale: Scale, stream: Stream | None = None, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, scale: ScaleOptions, stream: StreamOptions | None = None, tell: Callable[[str], None] | None = None
+    ) -> None:
         """`tell`: is given what the user should know while he waits."""
-        self.scale, self.stream, self.started = scale, stream or Stream(), False
+        self.scale, self.stream, self.started = scale, stream or StreamOptions(), False
         self.tell = tell or (lambda line: None)
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "RaySession":
         return self
 
     def __exit__(
@@ -52,7 +54,7 @@ class Session:
         Raises:
             UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
         """
-        if self.started or (self.scale.most == 0 and not always):
+        if self.started or (self.scale.max_workers == 0 and not always):
             return self.started
         _environment(self.scale)
         close_token_file()
@@ -102,34 +104,34 @@ def close_token_file() -> None:
             file.chmod(0o600)
 
 
-def local_cpus(scale: Scale) -> int:
+def local_cpus(scale: ScaleOptions) -> int:
     return scale.cpus or os.cpu_count() or 1
 
 
-def check_local(scale: Scale, stream: Stream) -> None:
+def check_local(scale: ScaleOptions, stream: StreamOptions) -> None:
     """The same check as for a cluster, before Ray starts on this machine."""
-    if scale.most and scale.address == "local":
+    if scale.max_workers and scale.address == "local":
         check_room(scale, stream, local_cpus(scale), torch.cuda.device_count(), "this machine")
 
 
-def data_cpus(scale: Scale, stream: Stream, workers: int | None = None) -> float:
+def data_cpus(scale: ScaleOptions, stream: StreamOptions, workers: int | None = None) -> float:
     """What is kept free for decoding for so many workers (None: the most)."""
-    return max(DATA_CPUS, decoding_cpus(stream, max(scale.most if workers is None else workers, 1)))
+    return max(DATA_CPUS, decoding_cpus(stream, max(scale.max_workers if workers is None else workers, 1)))
 
 
-def decoding_cpus(stream: Stream, workers: int) -> float:
+def decoding_cpus(stream: StreamOptions, workers: int) -> float:
     """What decoding for so many workers cannot do without. They step together, and tasks that wait for theirs to take a batch keep their CPUs: with
     all those of the other workers waiting, there must still be room for one task of the last."""
     return ((workers - 1) * stream.tasks + 1) * stream.task_cpus
 
 
-def check_room(scale: Scale, stream: Stream, cpus: float, gpus: float, where: str) -> None:
+def check_room(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: float, where: str) -> None:
     """Workers (the fewest), and the CPUs that decoding needs, must fit.
 
     Raises:
         UserError: names the key, what is needed and what there is.
     """
-    workers = scale.fewest
+    workers = scale.min_workers
     data = data_cpus(scale, stream, workers)
     need = workers * scale.cpus_per_worker + data
     if need > cpus:
@@ -147,7 +149,7 @@ def check_room(scale: Scale, stream: Stream, cpus: float, gpus: float, where: st
         )
 
 
-def _environment(scale: Scale) -> None:
+def _environment(scale: ScaleOptions) -> None:
     """Read by Ray when it is imported. What the user has set stays."""
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
@@ -155,7 +157,7 @@ def _environment(scale: Scale) -> None:
             scale.collective_timeout_s
         ),  # Ray's default waits for a lost rank for ever
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(
-            max(120, scale.wait_s) if scale.fewest == scale.most else ELASTIC_START_S
+            max(120, scale.wait_s) if scale.min_workers == scale.max_workers else ELASTIC_START_S
         ),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -173,7 +175,7 @@ def _environment(scale: Scale) -> None:
         os.environ.setdefault(key, value)
 
 
-def _arguments(scale: Scale) -> dict[str, Any]:
+def _arguments(scale: ScaleOptions) -> dict[str, Any]:
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": verbose()}
     if scale.address != "local":
         return {"address": scale.address, **common}

@@ -1,114 +1,167 @@
-"""A search against its recipe: keys that can be searched, measures that there are, and every end of the space."""
+"""Checks of a search before its first trial: against its recipe, the machine, and the images."""
 
 from pathlib import Path
 
-from firstlight.pipeline.config.recipe import Pretrain, Recipe
+import torch
+
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.sources import Source, open_source
+from firstlight.pipeline.data.splits import draw_splits
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.search import space
+from firstlight.pipeline.run import data_checks, preflight
+from firstlight.pipeline.run.nodes import Node
+from firstlight.pipeline.run.ray_session import local_cpus
+from firstlight.pipeline.search import pbt
+from firstlight.pipeline.search.capacity import max_concurrent_trials
 from firstlight.pipeline.search.objectives import check_measure, is_logged
-from firstlight.pipeline.search.space import Pbt, Plan
+from firstlight.pipeline.search.plan import SearchPlan, load_plan
+from firstlight.pipeline.search.space import Pbt
+from firstlight.pipeline.stages.pretrain import Pretrain
 
-SEARCHED = ("stages", "encoder", "stream", "dataset")  # sections of a recipe that settings can be searched in
-PASSED_ON = (
-    "optimizer",
-    "schedule",
-    "method",
-    "augment",
-    "clip_norm",
-)  # of a pretraining, what can change in its middle
-OF_DATASET = (
-    "max_train",
-    "image_size",
-    "train_augment",
-    "eval_augment",
-)  # the rest would change what is held out, or the images themselves
+# Sections of a recipe whose settings can be searched.
+SEARCHABLE_SECTIONS = ("stages", "encoder", "stream", "dataset")
+# Keys of the dataset that can be searched. The others would change which images are held out, or the images.
+SEARCHABLE_DATASET_KEYS = ("max_train", "image_size", "train_augment", "eval_augment")
+# Keys of a pretraining that can change in the middle of it.
+CHANGEABLE_IN_TRAINING = ("optimizer", "schedule", "method", "augment", "clip_norm")
 
 
-def read(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
-    """Read and check a search file, and every end of its space against the recipe.
+def load_checked_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan:
+    """Reads a search file, and checks it against its recipe at every end of its space.
 
     Raises:
-        UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
+        UserError: one line for each mistake, which names the dotted key, the value and the valid values.
     """
-    plan = space.read(path, overrides)
-    _check(plan)
+    plan = load_plan(path, overrides)
+    _check_keys(plan)
+    recipe = plan.budget_recipe()
+    _check_objectives(plan, recipe)
+    if isinstance(plan.search.scheduler, Pbt):
+        _check_population(plan, plan.search.scheduler, recipe)
+    _check_stages(plan, recipe)
+    for values in plan.corner_values():
+        try:
+            plan.trial_recipe(values)
+        except UserError as error:
+            raise UserError(plan.explain_error(str(error), values)) from None
     return plan
 
 
-def _check(plan: Plan) -> None:
+def _check_keys(plan: SearchPlan) -> None:
     search = plan.search
     for key in (*search.space, *search.overrides):
         if not all(key.split(".")):
             raise UserError(f"space.{key}: is no dotted key; valid: e.g. stages.pretrain.optimizer.lr")
-    given = [override.partition("=")[0] for override in plan.overrides]
+    overridden = [override.partition("=")[0] for override in plan.overrides]
     for key in search.space:
-        first, *rest = key.split(".")
-        if first not in SEARCHED or (first == "dataset" and (not rest or rest[0] not in OF_DATASET)):
+        section, *rest = key.split(".")
+        in_dataset = section != "dataset" or (rest and rest[0] in SEARCHABLE_DATASET_KEYS)
+        if section not in SEARCHABLE_SECTIONS or not in_dataset:
             raise UserError(
-                f"space.{key}: cannot be searched; valid: keys of stages, encoder, stream, and dataset.{', dataset.'.join(OF_DATASET)}"
+                f"space.{key}: cannot be searched; valid: keys of stages, encoder, stream, and "
+                f"dataset.{', dataset.'.join(SEARCHABLE_DATASET_KEYS)}"
             )
-        for fixed in (*search.overrides, *given, *(other for other in search.space if other != key)):
+        for fixed in (*search.overrides, *overridden, *(other for other in search.space if other != key)):
             if fixed == key or key.startswith(f"{fixed}.") or fixed.startswith(f"{key}."):
                 raise UserError(
                     f"space.{key}: is searched, and {fixed!r} sets it at the same time; valid: one of the two"
                 )
-    base = plan.base()
-    _check_objectives(plan, base)
-    for values in plan.corners():
-        try:
-            plan.trial(values)
-        except UserError as error:
-            raise UserError(plan.told(str(error), values)) from None
 
 
-def _check_objectives(plan: Plan, base: Recipe) -> None:
+def _check_objectives(plan: SearchPlan, recipe: Recipe) -> None:
     search = plan.search
     for k, objective in enumerate(search.objectives):
-        check_measure(objective.measure, f"objectives.{k}.measure", base)
-    if search.deciding:
-        measure, where = search.deciding[0], "scheduler.measure"
-        check_measure(measure, where, base)
-        if not is_logged(measure, base):
+        check_measure(objective.measure, f"objectives.{k}.measure", recipe)
+    if search.scheduler_objective:
+        measure, where = search.scheduler_objective[0], "scheduler.measure"
+        check_measure(measure, where, recipe)
+        if not is_logged(measure, recipe):
             raise UserError(
-                f"{where}: {measure!r} is known only at the end of a trial; valid: a number that a pretrain stage logs on the way"
+                f"{where}: {measure!r} is known only at the end of a trial; valid: a number that a pretrain stage logs "
+                "during training"
             )
-    if isinstance(search.scheduler, Pbt):
-        _check_population(plan, search.scheduler, base)
-    used = plan.stages(base)
-    for key in search.space:
-        first, *rest = key.split(".")
-        if first == "stages" and rest and rest[0] in base.stages and rest[0] not in used:
+
+
+def _check_stages(plan: SearchPlan, recipe: Recipe) -> None:
+    used = plan.trial_stages(recipe)
+    for key in plan.search.space:
+        section, *rest = key.split(".")
+        if section == "stages" and rest and rest[0] in recipe.stages and rest[0] not in used:
             raise UserError(f"space.{key}: changes no objective: a trial runs the stages {', '.join(used)} only")
-    if search.promote and plan.maker(base) is None:
-        raise UserError("promote: no stage of a trial makes the encoder that the first objective judges; valid: null")
+    if plan.search.promote and plan.encoder_stage(recipe) is None:
+        raise UserError("promote: no stage of a trial makes the encoder that the first objective scores; valid: null")
 
 
-def _check_population(plan: Plan, scheduler: Pbt, base: Recipe) -> None:
-    """Of settings that change while a network trains: those that the rest of its training can be made with."""
-    assert plan.search.deciding is not None
-    name = plan.search.deciding[0].partition(".")[0]
-    stage = base.stages[name]
+def _check_population(plan: SearchPlan, scheduler: Pbt, recipe: Recipe) -> None:
+    """Checks that the rest of a training can be made with other settings, as population-based training requires."""
+    assert plan.search.scheduler_objective is not None
+    measure = plan.search.scheduler_objective[0]
+    name, _, number = measure.partition(".")
+    stage = recipe.stages[name]
     assert isinstance(stage, Pretrain)
     for key in plan.search.space:
-        valid = [f"stages.{name}.{part}" for part in PASSED_ON]
+        valid = [f"stages.{name}.{part}" for part in CHANGEABLE_IN_TRAINING]
         if not any(key == start or key.startswith(f"{start}.") for start in valid) or key.endswith(".name"):
             raise UserError(
-                f"space.{key}: cannot change in the middle of a training, as scheduler: pbt has it; valid: keys of {', '.join(valid)}"
+                f"space.{key}: cannot change in the middle of a training, which scheduler: pbt requires; valid: keys "
+                f"of {', '.join(valid)}"
             )
-    if len(base.seeds) > 1:
+    if len(recipe.seeds) > 1:
         raise UserError(
-            f"seeds: {list(base.seeds)}: scheduler: pbt trains a network a trial; valid: one seed, e.g. in overrides"
+            f"seeds: {list(recipe.seeds)}: scheduler: pbt trains one network for each trial; valid: one seed, e.g. in "
+            "overrides"
         )
+    where = f"scheduler.interval: {scheduler.interval} is not valid"
     if scheduler.interval >= stage.epochs:
+        raise UserError(f"{where}: stages.{name} trains {stage.epochs} epochs; valid: fewer than that")
+    if number.startswith("watch_") and scheduler.interval % stage.watch.every:
         raise UserError(
-            f"scheduler.interval: {scheduler.interval} is not valid: stages.{name} trains {stage.epochs} epochs; valid: fewer than that"
-        )
-    if plan.search.deciding[0].partition(".")[2].startswith("watch_") and scheduler.interval % stage.watch.every:
-        raise UserError(
-            f"scheduler.interval: {scheduler.interval} is not valid: {plan.search.deciding[0]} is known every {stage.watch.every} epochs "
-            f"(stages.{name}.watch.every); valid: a multiple of that"
+            f"{where}: {measure} is known every {stage.watch.every} epochs (stages.{name}.watch.every); valid: a "
+            "multiple of that"
         )
     if stage.schedule is not None and stage.schedule.name == "ReduceLROnPlateau":
         raise UserError(
-            f"stages.{name}.schedule.name: 'ReduceLROnPlateau' is not valid with scheduler: pbt: it follows the losses of one network"
+            f"stages.{name}.schedule.name: 'ReduceLROnPlateau' is not valid with scheduler: pbt: it depends on the "
+            "losses of one network"
         )
+
+
+def check_search(plan: SearchPlan, recipe: Recipe) -> Source:
+    """Checks everything that can be known before Ray starts: the resources of one trial, and all ends of the space.
+
+    Returns the source of the images.
+
+    Raises:
+        UserError: names the dotted key, the value and the valid values.
+    """
+    scale = recipe.scale
+    if scale.min_workers < scale.max_workers:
+        raise UserError(
+            f"scale.workers: {[scale.min_workers, scale.max_workers]} is not valid in a search: the trials that run at "
+            "the same time are counted by their workers; valid: one number"
+        )
+    if scale.address == "local":
+        max_concurrent_trials(scale, recipe.stream, [Node(local_cpus(scale), torch.cuda.device_count())])
+    source = open_source(recipe.dataset)
+    for values in plan.corner_values():
+        try:
+            preflight.check_recipe(plan.trial_recipe(values), source)
+        except UserError as error:
+            raise UserError(plan.explain_error(str(error), values)) from None
+    pbt.check_networks(plan, 0 if source.annotations else len(source.classes))
+    return source
+
+
+def check_search_images(plan: SearchPlan, store: Store) -> None:
+    """Checks every end of the space against the images in the store.
+
+    Raises:
+        UserError: as `data_checks.check_images`.
+    """
+    for values in plan.corner_values():
+        recipe = plan.trial_recipe(values)
+        try:
+            data_checks.check_images(recipe, draw_splits(store, recipe.dataset))
+        except UserError as error:
+            raise UserError(plan.explain_error(str(error), values)) from None

@@ -1,4 +1,5 @@
-"""What a search has done: a JSON file that is rewritten, whole or not at all, whenever a trial begins or ends. A killed search goes on from it."""
+"""The state of a search: a JSON file, rewritten atomically whenever a trial begins or ends. A killed search resumes
+from it."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,49 +10,64 @@ import numpy as np
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.stages.stage import code_version
+from firstlight.pipeline.search.objectives import Objective
+from firstlight.pipeline.stages.code_version import code_version
 
-LEDGER, OUTCOME, FORMAT = "ledger.json", "outcome.json", 1
+LEDGER_FILE, OUTCOME_FILE, LEDGER_FORMAT = "ledger.json", "outcome.json", 1
+
+OTHER_CODE_NOTE = (
+    "the code has changed since some of the trials were run; their scores may not be what they would be now"
+)
 
 State = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass
-class Part:
-    """What a trial of a population trained between two exchanges: up to `epochs`, with `values`, to `value` of what the scheduler decides by; from
-    the networks of trial `origin`, None: its own."""
+class Segment:
+    """The part of a training of a population's trial between two exchanges."""
 
+    # Epochs of the training at the end of the segment.
     epochs: int
     values: dict[str, Any]
+    # The number that the scheduler decides by, at the end of the segment.
     value: float
+    # The number of the trial whose networks the segment started from, None: the trial's own.
     origin: int | None
 
 
 @dataclass
 class Trial:
-    """`scores`: of a trial that is done, for each objective a value a seed. `seen`: what the scheduler was told: [epochs, value], in order.
-
-    Of a population: `parts` that are trained; of the one that is next or running, `values`, `origin`, and where it ends (`until`, None: at the end);
-    `before`: [epochs, settings] of what made its networks so far, where those were other settings; `training`: the folder of its training;
-    `resting`: its part is trained, and the others' are waited for.
-    """
+    """The settings of a trial, and what is known of it. The fields below `parts` are of populations only."""
 
     number: int
+    # The settings. In a population, those of the segment that is next or running.
     values: dict[str, Any]
     code: str = field(default_factory=code_version)
     state: State = "running"
+    # For each objective, one score for each seed. Empty until the trial is done.
     scores: list[list[float]] = field(default_factory=list)
+    # What the trial has reported to the scheduler: [epochs, value], in order.
     seen: list[tuple[float, float]] = field(default_factory=list)
     seconds: float = 0.0
-    ended: float = 0.0  # seconds since 1970
-    reason: str = ""  # why it was stopped or failed, in one line
-    encoder: str | None = None  # the MLflow run that logged it
-    again: bool = False  # it failed by what was around it: the next command goes on with it
-    parts: list[Part] = field(default_factory=list)
+    # Seconds since 1970.
+    ended: float = 0.0
+    # Why it was stopped or failed, on one line.
+    reason: str = ""
+    # The MLflow run that logged its encoder.
+    encoder: str | None = None
+    # True if the cause of the failure was outside the trial: the next command resumes it.
+    again: bool = False
+    # The segments that are trained.
+    parts: list[Segment] = field(default_factory=list)
+    # The number of the trial whose networks the next or running segment starts from, None: its own.
     origin: int | None = None
+    # Epochs at the end of the next or running segment, None: it is the last one.
     until: int | None = None
+    # [epochs, settings] of the earlier segments that trained its networks with other settings.
     before: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    # The folder of its training.
     training: str = ""
+    # True if its segment is trained and it waits for the other trials.
     resting: bool = False
 
     @property
@@ -60,56 +76,65 @@ class Trial:
 
     @property
     def means(self) -> list[float]:
-        """Of each objective, over seeds."""
+        """The mean over seeds of each objective."""
         return [float(np.mean(scores)) for scores in self.scores]
 
 
-class Ledger:
-    """The trials of a search so far.
+class SearchState:
+    """The trials of a search so far, and the file that they are kept in.
 
     Raises:
-        UserError: the file is not a ledger; or it is of other images than `store` (a sha256), which the trials would be compared across.
+        UserError: the file is no ledger of a search; or the search began with other images than `store` (a sha256), so
+            that scores could not be compared.
     """
 
     def __init__(self, folder: Path, store: str) -> None:
-        self.folder, self.file, self.store = folder, folder / LEDGER, store
-        self.references: dict[
-            str, str
-        ] = {}  # of encoders that the recipe names by alias, pinned when the search began, by stage
+        self.folder, self.file, self.store = folder, folder / LEDGER_FILE, store
+        # By stage: the encoders that the recipe names by alias, resolved to versions when the search began.
+        self.references: dict[str, str] = {}
         self.trials: list[Trial] = []
         if self.file.exists():
-            self._read()
+            self._read_file()
 
-    def _read(self) -> None:
+    def _read_file(self) -> None:
         try:
             found = json.loads(self.file.read_text("utf-8"))
             self.references = dict(found["references"])
-            self.trials = [_trial(row) for row in found["trials"]]
+            self.trials = [_parse_trial(row) for row in found["trials"]]
             store = found["store"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.file}: is not a ledger of a search ({type(error).__name__}: {error}); delete the folder to search anew"
+                f"{self.file}: is not a ledger of a search ({type(error).__name__}: {error}); delete the folder to "
+                "start the search from scratch"
             ) from None
         if store != self.store:
             raise UserError(
-                f"dataset: is not of the images that this search began with ({self.folder}); give the search another name="
+                f"dataset: the images are not those that this search began with ({self.folder}); give the search "
+                "another name="
             )
 
     def save(self) -> None:
         rows = [asdict(trial) for trial in self.trials]
-        write_json(self.file, {"format": FORMAT, "store": self.store, "references": self.references, "trials": rows})
+        fields = {"format": LEDGER_FORMAT, "store": self.store, "references": self.references, "trials": rows}
+        write_json(self.file, fields)
 
-    def of_state(self, *states: State) -> list[Trial]:
+    def trials_in(self, *states: State) -> list[Trial]:
+        """Returns the trials in one of these states, in the order of their numbers."""
         return [trial for trial in self.trials if trial.state in states]
 
-    def place(self, trial: Trial) -> Path:
-        """The folder of a trial."""
+    def has_other_code(self) -> bool:
+        """Returns True if some trials were run by another version of the code."""
+        return any(trial.code != code_version() for trial in self.trials)
+
+    def trial_folder(self, trial: Trial) -> Path:
         return self.folder / "trials" / trial.name
 
-    def absorb(self, trial: Trial) -> bool:
-        """Take over what a trial has left in its folder, if it came to an end, or to that of its part; whether it did."""
-        outcome = self._left(trial, OUTCOME)
-        pause = self._left(trial, pause_file(trial.until)) if outcome is None and trial.until is not None else None
+    def load_outcome(self, trial: Trial) -> bool:
+        """Loads the file that a trial wrote when it, or its segment, ended. Returns False if the trial wrote none."""
+        outcome = self._read_outcome(trial, OUTCOME_FILE)
+        pause = None
+        if outcome is None and trial.until is not None:
+            pause = self._read_outcome(trial, pause_file_name(trial.until))
         found = outcome or pause
         if found is None:
             return False
@@ -118,28 +143,52 @@ class Ledger:
             setattr(trial, key, value)
         trial.resting = pause is not None
         if pause is not None:
-            trial.parts.append(Part(int(trial.until or 0), dict(trial.values), trial.seen[-1][1], trial.origin))
+            trial.parts.append(Segment(int(trial.until or 0), dict(trial.values), trial.seen[-1][1], trial.origin))
         return True
 
-    def reopen(self, trial: Trial) -> None:
-        """Let a trial that has failed go on."""
-        (self.place(trial) / OUTCOME).unlink(missing_ok=True)
+    def reopen_trial(self, trial: Trial) -> None:
+        """Sets a failed trial back to running, so that it resumes."""
+        (self.trial_folder(trial) / OUTCOME_FILE).unlink(missing_ok=True)
         trial.state, trial.reason, trial.again = "running", "", False
 
-    def _left(self, trial: Trial, name: str) -> dict[str, Any] | None:
+    def _read_outcome(self, trial: Trial, name: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads((self.place(trial) / name).read_text("utf-8"))
+            found: dict[str, Any] = json.loads((self.trial_folder(trial) / name).read_text("utf-8"))
         except (OSError, ValueError):
             return None
         return {**found, "seen": [tuple(pair) for pair in found["seen"]]}
 
+    def describe_trials(self) -> list[dict[str, Any]]:
+        """Returns a row of JSON values for each trial, as MLflow gets them."""
+        return [
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                **trial.values,
+                "scores": trial.scores,
+                "seconds": trial.seconds,
+                "reason": trial.reason,
+                "parts": list(map(vars, trial.parts)),
+            }
+            for trial in self.trials
+        ]
 
-def pause_file(until: int | None) -> str:
-    """In the folder of a trial: how it came to the end of its part, as OUTCOME."""
+
+def find_best_trial(trials: list[Trial], objective: Objective) -> Trial | None:
+    """Returns the finished trial with the best mean over seeds of the first objective; the first of equal ones.
+
+    Returns None if no trial has finished.
+    """
+    done = [trial for trial in trials if trial.state == "done"]
+    return max(done, key=lambda trial: objective.sign * trial.means[0]) if done else None
+
+
+def pause_file_name(until: int | None) -> str:
+    """Returns the name of the file that a trial writes at the end of a segment. Its content is that of OUTCOME_FILE."""
     return f"pause-{until}.json"
 
 
-def _trial(row: dict[str, Any]) -> Trial:
-    parts = [Part(**part) for part in row.get("parts", ())]
+def _parse_trial(row: dict[str, Any]) -> Trial:
+    parts = [Segment(**part) for part in row.get("parts", ())]
     before = [(int(epochs), dict(values)) for epochs, values in row.get("before", ())]
     return Trial(**{**row, "seen": [tuple(pair) for pair in row["seen"]], "parts": parts, "before": before})

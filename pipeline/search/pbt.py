@@ -1,5 +1,8 @@
-"""Population-based training (Jaderberg et al. 2017, "Population Based Training of Neural Networks"): which trials go on from the networks of which
-others, and with which settings. A function of (search, what the ledger knows): a search that was killed exchanges what it would have exchanged."""
+"""Population-based training (Jaderberg et al. 2017, "Population Based Training of Neural Networks").
+
+Which trials copy the networks of which others, and with which settings they continue, is a function of the search and
+its ledger: a search that was killed and resumes makes the exchanges that it would have made.
+"""
 
 import os
 import shutil
@@ -10,174 +13,196 @@ from typing import Any
 
 import numpy as np
 
-from firstlight.pipeline.config.recipe import Pretrain
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import temporary_path
-from firstlight.pipeline.run import preflight
 from firstlight.pipeline.search.ledger import Trial
-from firstlight.pipeline.search.sampler import drawn_anew
-from firstlight.pipeline.search.space import Dimension, Pbt, Plan, Search, Values
-from firstlight.pipeline.stages.stage import Passage
-from firstlight.pipeline.train.checkpoint import MANIFEST, Damaged, verified
-from firstlight.pipeline.train.metrics import METRICS, TAILS
+from firstlight.pipeline.search.plan import SearchPlan
+from firstlight.pipeline.search.sampler import draw_random_values
+from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
+from firstlight.pipeline.stages.pretrain import Pretrain, build_small_method
+from firstlight.pipeline.stages.stage import TrainingSegment
+from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, DamagedFileError, read_verified
+from firstlight.pipeline.train.metrics import METRICS_FILE, DROPPED_IDS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
-HANDED = "handed"  # in the folder of a trial: the checkpoints that it goes on from
+# In the folder of a trial: copies of the checkpoints of other trials that it continues from.
+COPIED_FOLDER = "handed"
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A trial that goes on from the networks of another, `origin`, with `values`."""
+    """A trial continues with the networks of another one, `origin`, and with `values`."""
 
     trial: int
     origin: int
     values: Values
 
 
-def exchanges(search: Search, resting: Sequence[Trial]) -> list[Exchange]:
-    """Truncation selection (section 4.1): each of the worst `quantile` takes the networks of one of the best, by their last value; of equal ones
-    the first is better. None for fewer than two."""
-    scheduler, deciding = search.scheduler, search.deciding
+def select_exchanges(search: Search, resting: Sequence[Trial]) -> list[Exchange]:
+    """Truncation selection (section 4.1): each of the worst `quantile` of the trials copies one of the best `quantile`.
+
+    Trials are ranked by the value at the end of their last segment; of equal ones, the first is better. Returns [] for
+    fewer than two trials.
+    """
+    scheduler, objective = search.scheduler, search.scheduler_objective
     assert isinstance(scheduler, Pbt)
-    assert deciding is not None
-    sign = 1.0 if deciding[1] == "max" else -1.0
+    assert objective is not None
+    sign = 1.0 if objective[1] == "max" else -1.0
     ranked = sorted(resting, key=lambda trial: (-sign * trial.parts[-1].value, trial.number))
     count = min(int(np.ceil(len(ranked) * scheduler.quantile)), len(ranked) // 2)
-    found = []
+    exchanges = []
     for trial in ranked[len(ranked) - count :]:
         rng = np.random.default_rng((search.seed, trial.number, len(trial.parts)))
         origin = ranked[int(rng.integers(count))]
-        found.append(Exchange(trial.number, origin.number, explored(search, origin.values, rng)))
-    return sorted(found, key=lambda exchange: exchange.trial)
+        exchanges.append(Exchange(trial.number, origin.number, explore_values(search, origin.values, rng)))
+    return sorted(exchanges, key=lambda exchange: exchange.trial)
 
 
-def explored(search: Search, values: Values, rng: np.random.Generator) -> Values:
-    """The settings, each changed a little, or (with probability `resample`) drawn anew."""
+def explore_values(search: Search, values: Values, rng: np.random.Generator) -> Values:
+    """Returns the settings, each perturbed or, with probability `resample`, drawn from the space."""
     scheduler = search.scheduler
     assert isinstance(scheduler, Pbt)
-    anew = drawn_anew(search, int(rng.integers(2**31)))
-    found = {}
+    drawn = draw_random_values(search, int(rng.integers(2**31)))
+    explored = {}
     for key, dimension in search.space.items():
-        resampled, up = rng.random() < scheduler.resample, bool(rng.random() < 0.5)
-        found[key] = anew[key] if resampled else changed(dimension, values[key], scheduler.factors[up], up)
-    return found
+        resample, up = rng.random() < scheduler.resample, bool(rng.random() < 0.5)
+        perturbed = perturb_value(dimension, values[key], scheduler.factors[up], up)
+        explored[key] = drawn[key] if resample else perturbed
+    return explored
 
 
-def changed(dimension: Dimension, value: Any, factor: float, up: bool) -> Any:
-    """A number times `factor`, within its range and on its grid, and a step of it away at least; of listed values the next one (`up`) or the one
-    before, where there is one."""
-    if dimension.listed:
-        place = dimension.listed.index(value) + (1 if up else -1)
-        return dimension.listed[min(max(place, 0), len(dimension.listed) - 1)]
-    low, high, *step = dimension.bounds
+def perturb_value(dimension: Dimension, value: Any, factor: float, up: bool) -> Any:
+    """Returns a number times `factor`, within its range and on its grid, and at least one step away from the number.
+
+    A listed value becomes the next one (`up`) or the previous one, if there is one.
+    """
+    if dimension.listed_values:
+        index = dimension.listed_values.index(value) + (1 if up else -1)
+        return dimension.listed_values[min(max(index, 0), len(dimension.listed_values) - 1)]
+    low, high, *step = dimension.range_bounds
     if not step and not dimension.randint:
         return float(np.clip(value * factor, low, high))
     size = step[0] if step else 1
-    steps = round((value * factor - low) / size)
-    here = round((value - low) / size)
-    if steps == here:
-        steps += 1 if up else -1
-    found = low + size * min(max(steps, 0), int((high - low) / size + 1e-9))
-    return int(found) if dimension.randint else float(found)
+    old = round((value - low) / size)
+    new = round((value * factor - low) / size)
+    if new == old:
+        new += 1 if up else -1
+    perturbed = low + size * min(max(new, 0), int((high - low) / size + 1e-9))
+    return int(perturbed) if dimension.randint else float(perturbed)
 
 
-def hand_over(training: Path, place: Path, epochs: int) -> Path | None:
-    """A copy of the newest checkpoint of a training, and of what it has logged, below the folder of another trial; whole or not there. None: that
-    checkpoint is damaged."""
-    target = place / HANDED / str(epochs)
+def copy_checkpoint(training: Path, folder: Path, epochs: int) -> Path | None:
+    """Copies the newest checkpoint of a training, and what the training has logged, into the folder of another trial.
+
+    The copy is complete or does not exist. Returns its folder, None if the checkpoint is damaged.
+    """
+    target = folder / COPIED_FOLDER / str(epochs)
     if target.exists():
         return target
-    checkpoint = max(path.parent for path in training.glob(f"checkpoints/step-*/{MANIFEST}"))
+    checkpoint = max(path.parent for path in training.glob(f"checkpoints/step-*/{FOLDER_MANIFEST}"))
     target.parent.mkdir(parents=True, exist_ok=True)
     copied = temporary_path(target.parent)
     try:
         shutil.copytree(checkpoint, copied / "checkpoints" / checkpoint.name)
-        for name in (METRICS, TAILS):
+        for name in (METRICS_FILE, DROPPED_IDS_FILE):
             if (training / name).exists():
                 shutil.copy2(training / name, copied / name)
-        verified(copied / "checkpoints" / checkpoint.name)
+        read_verified(copied / "checkpoints" / checkpoint.name)
         os.rename(copied, target)
-    except Damaged:
+    except DamagedFileError:
         return None
     finally:
         shutil.rmtree(copied, ignore_errors=True)
     return target
 
 
-def exchange(search: Search, resting: Sequence[Trial], place: Callable[[Trial], Path]) -> list[tuple[Trial, str]]:
-    """Make the exchanges that are due between trials, which are changed in place: all of them, or none when this is cut short. The trials that
-    have other networks now, and the folder of the training that each has given up. `place`: the folder of a trial."""
+def apply_exchanges(
+    search: Search, resting: Sequence[Trial], find_folder: Callable[[Trial], Path]
+) -> list[tuple[Trial, str]]:
+    """Copies checkpoints between paused trials, and then changes these trials in place: all of them or none.
+
+    `find_folder` returns the folder of a trial. Returns the trials that have other networks now, each with the folder
+    of the training that the networks replace.
+    """
     by_number = {trial.number: trial for trial in resting}
-    made = []
-    for due in exchanges(search, resting):
-        if hand_over(
-            Path(by_number[due.origin].training), place(by_number[due.trial]), by_number[due.trial].parts[-1].epochs
-        ):
-            made.append(due)
+    copied = []
+    for exchange in select_exchanges(search, resting):
+        trial, origin = by_number[exchange.trial], by_number[exchange.origin]
+        if copy_checkpoint(Path(origin.training), find_folder(trial), trial.parts[-1].epochs):
+            copied.append(exchange)
     for trial in resting:
         trial.origin = None
-    found = []
-    for due in made:
-        trial, origin = by_number[due.trial], by_number[due.origin]  # which goes on with its own: nobody is both
+    exchanged = []
+    for exchange in copied:
+        # The origin keeps its own networks: no trial is both among the best and among the worst.
+        trial, origin = by_number[exchange.trial], by_number[exchange.origin]
         last = origin.parts[-1]
-        found.append((trial, trial.training))
-        trial.values, trial.origin = due.values, due.origin
-        trial.before = origin.before + ([(last.epochs, last.values)] if last.values != due.values else [])
-    return found
+        exchanged.append((trial, trial.training))
+        trial.values, trial.origin = exchange.values, exchange.origin
+        trial.before = origin.before + ([(last.epochs, last.values)] if last.values != exchange.values else [])
+    return exchanged
 
 
-def advance(scheduler: Pbt, trial: Trial, epochs: int) -> None:
-    """Set the end of the next part of a trial whose training takes so many epochs."""
+def schedule_next_segment(scheduler: Pbt, trial: Trial, epochs: int) -> None:
+    """Sets where the next segment of a trial ends. `epochs`: those of its whole training."""
     until = len(trial.parts) * scheduler.interval + scheduler.interval
     trial.until, trial.resting = until if until < epochs else None, False
 
 
-def parts_of(scheduler: Pbt, epochs: int) -> int:
-    """That a training is made in."""
+def count_segments(scheduler: Pbt, epochs: int) -> int:
+    """Returns the number of segments of a training of `epochs` epochs."""
     return -(-epochs // scheduler.interval)
 
 
-def passage(plan: Plan, trial: Trial, place: Path) -> Passage | None:
-    """The part of its training that a trial makes next; None outside of a population."""
-    if not isinstance(plan.search.scheduler, Pbt) or plan.search.deciding is None:
+def max_segments(plan: SearchPlan) -> int:
+    """Returns the maximum number of segments of a trial, which is 1 if the trials are no population."""
+    scheduler = plan.search.scheduler
+    return count_segments(scheduler, plan.max_epochs()) if isinstance(scheduler, Pbt) else 1
+
+
+def next_training_segment(plan: SearchPlan, trial: Trial, folder: Path) -> TrainingSegment | None:
+    """Returns the segment that a trial trains next, None if the trials are no population."""
+    if not isinstance(plan.search.scheduler, Pbt) or plan.search.scheduler_objective is None:
         return None
-    begin = place / HANDED / str(trial.parts[-1].epochs) if trial.origin is not None else None
-    return Passage(plan.search.deciding[0].partition(".")[0], tuple(trial.before), begin, trial.until)
+    begin = folder / COPIED_FOLDER / str(trial.parts[-1].epochs) if trial.origin is not None else None
+    stage = plan.search.scheduler_objective[0].partition(".")[0]
+    return TrainingSegment(stage, tuple(trial.before), begin, trial.until)
 
 
-def check_networks(plan: Plan, classes: int) -> None:
-    """Every end of the space makes networks and tables of the same shapes: else one could not go on from another.
+def check_networks(plan: SearchPlan, classes: int) -> None:
+    """Checks that networks and tables have the same shapes at every end of the space, so that trials can copy them.
 
     Raises:
         UserError: names the key, and the first tensor that differs.
     """
     if not isinstance(plan.search.scheduler, Pbt):
         return
-    corners = plan.corners()
-    first = _shapes(plan, corners[0], classes)
+    corners = plan.corner_values()
+    first = _checkpoint_shapes(plan, corners[0], classes)
     for values in corners[1:]:
-        shapes = _shapes(plan, values, classes)
+        shapes = _checkpoint_shapes(plan, values, classes)
         for name in sorted(first.keys() | shapes.keys()):
             if first.get(name) != shapes.get(name):
                 key = next(key for key in values if values[key] != corners[0][key])
                 raise UserError(
-                    f"space.{key}: cannot change in the middle of a training: {name} is {_told(shapes.get(name))} with {values[key]!r} and "
-                    f"{_told(first.get(name))} with {corners[0][key]!r}; valid: settings that leave the networks as they are"
+                    f"space.{key}: cannot change in the middle of a training: {name} is "
+                    f"{_format_shape(shapes.get(name))} with {values[key]!r} and {_format_shape(first.get(name))} with "
+                    f"{corners[0][key]!r}; valid: settings that do not change the shapes of the networks"
                 )
 
 
-def _shapes(plan: Plan, values: Values, classes: int) -> dict[str, tuple[int, ...]]:
-    """Of all that a checkpoint of the training holds, but for the optimiser's state."""
-    assert plan.search.deciding is not None
-    recipe = plan.trial(values)
-    stage = recipe.stages[plan.search.deciding[0].partition(".")[0]]
+def _checkpoint_shapes(plan: SearchPlan, values: Values, classes: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all tensors in a checkpoint of the training, except those of the optimiser."""
+    assert plan.search.scheduler_objective is not None
+    recipe = plan.trial_recipe(values)
+    stage = recipe.stages[plan.search.scheduler_objective[0].partition(".")[0]]
     assert isinstance(stage, Pretrain)
-    method = preflight.small(stage, Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), classes)
-    found = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+    method = build_small_method(stage, Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), classes)
+    shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
     for table, state in method.tables.items():
-        found |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}
-    return found
+        shapes |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}
+    return shapes
 
 
-def _told(shape: tuple[int, ...] | None) -> str:
-    return "not there" if shape is None else " x ".join(map(str, shape)) or "a number"
+def _format_shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape)) or "a number"

@@ -1,4 +1,4 @@
-"""The MLflow runs of a search: one of its own, below it one for each trial, and below that those of the trial's stages."""
+"""The MLflow runs of a search: its own run, a child run for each trial, and below each trial the runs of its stages."""
 
 import contextlib
 import json
@@ -6,29 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.config.recipe import Downstream, Recipe
-from firstlight.pipeline.search.ledger import Ledger, Trial
-from firstlight.pipeline.search.space import Plan
-from firstlight.pipeline.stages.stage import code_version
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.errors import one_line
+from firstlight.pipeline.search.ledger import SearchState, Trial
+from firstlight.pipeline.search.plan import SearchPlan
+from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.tracking.client import RUN_FILE, Tracking, run_of
 from firstlight.pipeline.tracking.figures import FOLDER, pictures
 
-STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
-def named(measure: str) -> str:
-    """A measure as MLflow takes it."""
+def metric_key(measure: str) -> str:
+    """Returns the metric key of a measure. MLflow does not accept `@`."""
     return measure.replace("@", "_at_")
 
 
 class SearchRuns:
-    """Writes them. Only the search's own process does, but for the stages of a trial, which are the trial's.
+    """Writes the runs of a search and its trials. Only the process of the search uses it.
+
+    The runs of a trial's stages are written by the process of the trial.
 
     Raises:
         UserError: as `Tracking`.
     """
 
-    def __init__(self, plan: Plan, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, plan: SearchPlan, recipe: Recipe, folder: Path) -> None:
         self.plan, self.folder, self.tracking = plan, folder, Tracking(recipe)
         self.client = self.tracking.client
         search = plan.search
@@ -38,91 +41,95 @@ class SearchRuns:
             "mlflow.note.content": search.description,
         }
         params = {
-            f"space.{key}": json.dumps(d.model_dump(mode="json", exclude_none=True)) for key, d in search.space.items()
-        }
-        params |= {
+            **{
+                f"space.{key}": json.dumps(d.model_dump(mode="json", exclude_none=True))
+                for key, d in search.space.items()
+            },
             "algorithm": search.algorithm,
             "scheduler": search.scheduler.name,
             "seed": str(search.seed),
             "fingerprint": folder.name,
-        }
-        params |= {f"objective{k}": f"{o.mode} {o.measure}" for k, o in enumerate(search.objectives)} | {
-            "code": code_version()
+            **{f"objective{k}": f"{o.mode} {o.measure}" for k, o in enumerate(search.objectives)},
+            "code": code_version(),
         }
         self.run_id = self.tracking.start(search.name, folder / RUN_FILE, params, self.tags)
         self.client.log_dict(self.run_id, search.model_dump(mode="json"), "search.json")
-        self.late: list[Callable[[], None]] = []  # what MLflow refused, to be offered again
+        # What MLflow has refused. It is tried again at the end.
+        self.unpublished: list[Callable[[], None]] = []
 
-    def tags_of(self, trial: Trial) -> dict[str, str]:
+    def trial_tags(self, trial: Trial) -> dict[str, str]:
         return {"mlflow.parentRunId": self.run_id, "firstlight.kind": "trial", "firstlight.trial": str(trial.number)}
 
-    def begin(self, trial: Trial, folder: Path) -> None:
-        """Open a trial's run, the same one as ever."""
+    def start_trial_run(self, trial: Trial, folder: Path) -> None:
+        """Starts the run of a trial. A trial that resumes has the same run as before."""
         folder.mkdir(parents=True, exist_ok=True)
-        shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in trial.values.items()}
-        self.tracking.start(
-            f"trial {trial.name}", folder / RUN_FILE, {**shown, "code": trial.code}, self.tags_of(trial)
-        )
+        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in trial.values.items()}
+        params = {**values, "code": trial.code}
+        self.tracking.start(f"trial {trial.name}", folder / RUN_FILE, params, self.trial_tags(trial))
 
-    def end(self, trial: Trial, folder: Path, best: float | None) -> None:
-        """Scores and state of a trial, and the best of the first objective so far. MLflow may be away: then at the end."""
-        self.offer(lambda: self._end(trial, folder, best))
+    def publish_trial(self, trial: Trial, folder: Path, best: float | None) -> None:
+        """Logs the scores and the state of a trial that ended, and the best score of the first objective so far.
 
-    def pause(self, trial: Trial, folder: Path) -> None:
-        """What a trial of a population has come to at the end of a part, and the numbers among the settings that it had."""
-        part, deciding = trial.parts[-1], self.plan.search.deciding
-        assert deciding is not None
-        numbers = {f"space.{key}": float(value) for key, value in part.values.items() if isinstance(value, int | float)}
-        self.tracking.metrics(
-            _known(folder), [{"step": part.epochs, "time": trial.ended, named(deciding[0]): part.value, **numbers}]
-        )
+        If MLflow is unreachable, this is repeated at the end.
+        """
+        self.try_publish(lambda: self._log_trial_end(trial, folder, best))
 
-    def give_up(self, folder: Path) -> None:
-        """Close the run of the training that a trial does not go on with."""
-        self._close_below(_known(folder), "KILLED")
+    def log_segment(self, trial: Trial, folder: Path) -> None:
+        """Logs the value that a trial of a population reached in its last segment, and its numeric settings."""
+        segment, objective = trial.parts[-1], self.plan.search.scheduler_objective
+        assert objective is not None
+        numbers = {f"space.{key}": float(v) for key, v in segment.values.items() if isinstance(v, int | float)}
+        row = {"step": segment.epochs, "time": trial.ended, metric_key(objective[0]): segment.value, **numbers}
+        self.tracking.metrics(_get_run_id(folder), [row])
 
-    def offer(self, write: Callable[[], None]) -> None:
+    def close_replaced_training(self, folder: Path) -> None:
+        """Closes the run of the training that a trial does not continue because it copied another one."""
+        self._close_child_runs(_get_run_id(folder), "KILLED")
+
+    def try_publish(self, write: Callable[[], None]) -> None:
+        """Calls `write`. If it fails, `flush_unpublished` calls it again."""
         try:
             write()
-        except Exception:  # whatever a server can answer; `settle` tells
-            self.late.append(write)
+        # A server can answer with any error.
+        except Exception:
+            self.unpublished.append(write)
 
-    def settle(self) -> str | None:
-        """Offer again what was refused; the last reason, None where MLflow has all."""
-        waiting, self.late = self.late, []
+    def flush_unpublished(self) -> str | None:
+        """Tries again what MLflow has refused. Returns the last error, None if MLflow has everything."""
+        waiting, self.unpublished = self.unpublished, []
         reason = None
         for write in waiting:
             try:
                 write()
             except Exception as error:
-                self.late.append(write)
-                reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+                self.unpublished.append(write)
+                reason = one_line(error, 160) or type(error).__name__
         return reason
 
-    def _end(self, trial: Trial, folder: Path, best: float | None) -> None:
-        run_id = _known(folder)
+    def _log_trial_end(self, trial: Trial, folder: Path, best: float | None) -> None:
+        run_id = _get_run_id(folder)
         self.client.set_tag(run_id, "firstlight.state", trial.state)
         if trial.reason:
             self.client.set_tag(run_id, "firstlight.reason", trial.reason)
-        names = [named(objective.measure) for objective in self.plan.search.objectives]
-        scores = dict(zip(names, trial.means, strict=False))
-        self.tracking.numbers(run_id, {**scores, "seconds": trial.seconds})
-        for name, by_seed in zip(names, trial.scores, strict=False):
-            self.tracking.numbers(
-                run_id, {f"{name}/{k}": value for k, value in enumerate(by_seed)} if len(by_seed) > 1 else {}
-            )
-        self._close_below(run_id, STATUS[trial.state])
-        self.tracking.finish(run_id, STATUS[trial.state])
-        told = {**scores, **({"best": best} if best is not None and scores else {})}
-        self.tracking.metrics(self.run_id, [{"step": trial.number, "time": trial.ended, **told}])
+        keys = [metric_key(objective.measure) for objective in self.plan.search.objectives]
+        means = dict(zip(keys, trial.means, strict=False))
+        self.tracking.numbers(run_id, {**means, "seconds": trial.seconds})
+        for key, by_seed in zip(keys, trial.scores, strict=False):
+            if len(by_seed) > 1:
+                self.tracking.numbers(run_id, {f"{key}/{k}": score for k, score in enumerate(by_seed)})
+        self._close_child_runs(run_id, MLFLOW_STATUS[trial.state])
+        self.tracking.finish(run_id, MLFLOW_STATUS[trial.state])
+        row = {"step": trial.number, "time": trial.ended, **means}
+        self.tracking.metrics(self.run_id, [{**row, "best": best} if best is not None and means else row])
 
-    def _close_below(self, run_id: str, status: str) -> None:
-        """The runs of stages that a process which was killed has left open."""
-        below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.tracking.experiment], below):
+    def _close_child_runs(self, run_id: str, status: str) -> None:
+        """Closes the runs of stages that a killed process has left open."""
+        children = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.tracking.experiment], children):
             self.tracking.finish(run.info.run_id, status)
 
-    def finish(self, report: Path | None, table: list[dict[str, Any]]) -> None:
+    def finish_search(self, report: Path | None, table: list[dict[str, Any]]) -> None:
+        """Logs the figures, the report and the table of trials, and ends the run of the search."""
         for file, _ in pictures(self.folder):
             self.client.log_artifact(self.run_id, str(file), FOLDER)
         if report is not None:
@@ -130,40 +137,39 @@ class SearchRuns:
         self.client.log_dict(self.run_id, {"trials": table}, "trials.json")
         self.tracking.finish(self.run_id)
 
-    def tell_best(self, trial: Trial, reference: str | None) -> None:
-        tags = {"firstlight.best": str(trial.number), **({"firstlight.promoted": reference} if reference else {})}
-        for key, value in tags.items():
-            self.client.set_tag(self.run_id, key, value)
+    def tag_best_trial(self, trial: Trial, promoted: str | None) -> None:
+        self.client.set_tag(self.run_id, "firstlight.best", str(trial.number))
+        if promoted:
+            self.client.set_tag(self.run_id, "firstlight.promoted", promoted)
 
-    def abandon(self, ledger: Ledger | None, status: str) -> None:
-        """Close what is open, as KILLED or FAILED; the next command opens it again."""
-        for trial in ledger.of_state("running") if ledger else ():
-            with contextlib.suppress(Exception):  # MLflow may be what failed; the first error is the one to show
-                run_id = _known(ledger.place(trial))  # type: ignore[union-attr]
-                self._close_below(run_id, status)
+    def close_open_runs(self, state: SearchState | None, status: str) -> None:
+        """Closes all runs that are open, as KILLED or FAILED. The next command opens them again."""
+        # MLflow may be what failed: the first error is the one that the user should see.
+        for trial in state.trials_in("running") if state else ():
+            with contextlib.suppress(Exception):
+                run_id = _get_run_id(state.trial_folder(trial))  # type: ignore[union-attr]
+                self._close_child_runs(run_id, status)
                 self.tracking.finish(run_id, status)
         with contextlib.suppress(Exception):
             self.tracking.finish(self.run_id, status)
 
-    def pinned(self, recipe: Recipe) -> dict[str, str]:
-        """The encoders that stages name by alias, as they are now: one that moves must not move under a search.
+    def pin_references(self, recipe: Recipe) -> dict[str, str]:
+        """Returns, by stage, the versions of the encoders that the recipe names by alias.
+
+        An alias that moves must not change a search that has begun.
 
         Raises:
-            UserError: there is no such model.
+            UserError: no such model exists.
         """
-        taken = {
-            name: stage.encoder
-            for name, stage in recipe.stages.items()
-            if isinstance(stage, Downstream) and stage.takes_encoder
-        }
+        sources = {name: recipe.encoder_source(name) for name in recipe.stages}
         return {
-            name: self.tracking.pin(reference, f"stages.{name}.encoder")
-            for name, reference in taken.items()
-            if reference != "previous"
+            name: self.tracking.pin(source.reference, f"stages.{name}.encoder")
+            for name, source in sources.items()
+            if source and source.reference
         }
 
 
-def _known(folder: Path) -> str:
+def _get_run_id(folder: Path) -> str:
     run_id = run_of(folder)
-    assert run_id is not None, "a trial's run is started before it"
+    assert run_id is not None, "a trial's run is started before the trial"
     return run_id

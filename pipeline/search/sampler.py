@@ -1,5 +1,8 @@
-"""The settings of the next trial, as a function of (search, number of the trial, what the ledger knows): a search that was killed proposes what it
-would have proposed. Optuna's samplers draw; nothing of theirs is kept on disk."""
+"""The settings of the next trial, as a function of the search, the number of the trial and the ledger.
+
+A search that was killed and resumes proposes what it would have proposed. Optuna's samplers draw the settings; nothing
+of Optuna is kept on disk.
+"""
 
 import json
 import logging
@@ -16,79 +19,94 @@ from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.space import Dimension, Search, Values
 
 optuna.logging.set_verbosity(logging.WARNING)
-STATES = {
+OPTUNA_STATES = {
     "running": TrialState.RUNNING,
     "done": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-REDRAWN = 20  # times that a setting is drawn anew where a trial has had it before
+# How often settings are drawn until they differ from those of all earlier trials.
+MAX_DRAWS = 20
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.listed:
-        return CategoricalDistribution([json.dumps(value) for value in dimension.listed])
-    if dimension.randint:
-        low, high, step = (*dimension.randint, 1)[:3]
-        return IntDistribution(low, high, step=step)
-    if dimension.quniform:
-        with warnings.catch_warnings():  # a range that is no multiple of its step ends below its high end
-            warnings.simplefilter("ignore")
+def to_distribution(dimension: Dimension) -> BaseDistribution:
+    """Returns Optuna's distribution of a dimension. Listed values are its categories, as JSON texts."""
+    if dimension.listed_values:
+        return CategoricalDistribution([json.dumps(value) for value in dimension.listed_values])
+    # Optuna warns if a range is no multiple of its step. The range then ends below its high end, which is meant.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dimension.randint:
+            low, high, step = (*dimension.randint, 1)[:3]
+            return IntDistribution(low, high, step=step)
+        if dimension.quniform:
             return FloatDistribution(*dimension.quniform[:2], step=dimension.quniform[2])
-    low, high = dimension.bounds
+    low, high = dimension.range_bounds
     return FloatDistribution(low, high, log=dimension.loguniform is not None)
 
 
-def study(search: Search, trials: Sequence[Trial], sampler: BaseSampler | None = None) -> optuna.Study:
-    """What the ledger knows, as Optuna sees it. A stopped trial is a pruned one: the sampler learns from how far it came."""
-    found = optuna.create_study(
-        directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives], sampler=sampler
+def build_study(search: Search, trials: Sequence[Trial], sampler: BaseSampler | None = None) -> optuna.Study:
+    """Returns an Optuna study with these trials.
+
+    A stopped trial is a pruned one: the sampler learns from the values that it reported.
+    """
+    study = optuna.create_study(
+        directions=["maximize" if objective.mode == "max" else "minimize" for objective in search.objectives],
+        sampler=sampler,
     )
-    space = {key: distribution(dimension) for key, dimension in search.space.items()}
-    turned = -1 if search.deciding and search.deciding[1] != search.objectives[0].mode else 1
+    space = {key: to_distribution(dimension) for key, dimension in search.space.items()}
+    # Optuna compares reported values in the direction of the first objective.
+    other_mode = search.scheduler_objective and search.scheduler_objective[1] != search.objectives[0].mode
+    sign = -1 if other_mode else 1
     for trial in trials:
-        params = {key: json.dumps(value) if search.space[key].listed else value for key, value in trial.values.items()}
-        state = STATES[trial.state]
-        if state is TrialState.PRUNED and len(search.objectives) > 1:  # Optuna prunes no trial of several objectives
+        state = OPTUNA_STATES[trial.state]
+        # Optuna does not prune trials with several objectives.
+        if state is TrialState.PRUNED and len(search.objectives) > 1:
             state = TrialState.FAIL
-        steps = (
-            {round(epochs * 1000): turned * value for epochs, value in trial.seen} if state is TrialState.PRUNED else {}
+        reported = trial.seen if state is TrialState.PRUNED else []
+        study.add_trial(
+            create_trial(
+                state=state,
+                values=trial.means if state is TrialState.COMPLETE else None,
+                params={
+                    key: json.dumps(value) if search.space[key].listed_values else value
+                    for key, value in trial.values.items()
+                },
+                distributions=space,
+                intermediate_values={round(epochs * 1000): sign * value for epochs, value in reported},
+            )
         )
-        values = trial.means if state is TrialState.COMPLETE else None
-        found.add_trial(
-            create_trial(state=state, values=values, params=params, distributions=space, intermediate_values=steps)
-        )
-    return found
+    return study
 
 
-def propose(search: Search, trials: Sequence[Trial], number: int) -> Values:
-    """The settings of trial `number`, after `trials`: those before it, some of which may still be running."""
+def propose_values(search: Search, trials: Sequence[Trial], number: int) -> Values:
+    """Returns the settings of trial `number`. `trials`: those before it, some of which may still be running."""
     if search.algorithm == "grid":
-        return search.points()[number]
+        return search.grid_points()[number]
     known = trials if search.algorithm == "optuna" else []
-    had = {json.dumps(trial.values, sort_keys=True) for trial in trials}
+    earlier = {json.dumps(trial.values, sort_keys=True) for trial in trials}
     values: Values = {}
-    for attempt in range(REDRAWN):
+    for attempt in range(MAX_DRAWS):
         seed = int(np.random.SeedSequence((search.seed, number, attempt)).generate_state(1)[0])
-        values = _drawn(search, study(search, known, _sampler(search, seed)))
-        if json.dumps(values, sort_keys=True) not in had:
+        values = _ask_study(search, build_study(search, known, _make_sampler(search, seed)))
+        if json.dumps(values, sort_keys=True) not in earlier:
             break
     return values
 
 
-def drawn_anew(search: Search, seed: int) -> Values:
-    """Settings at random, with no regard to others."""
-    return _drawn(search, study(search, [], RandomSampler(seed=seed)))
+def draw_random_values(search: Search, seed: int) -> Values:
+    """Returns random settings, which do not depend on any trial."""
+    return _ask_study(search, build_study(search, [], RandomSampler(seed=seed)))
 
 
-def _sampler(search: Search, seed: int) -> BaseSampler:
+def _make_sampler(search: Search, seed: int) -> BaseSampler:
     if search.algorithm == "random":
         return RandomSampler(seed=seed)
-    # Running trials count as poor ones, so that concurrent ones keep apart
-    startup = max(4, min(10, search.total // 3))
+    # `constant_liar`: running trials count as bad ones, so that concurrent trials differ from each other.
+    startup = max(4, min(10, search.num_trials // 3))
     return TPESampler(seed=seed, constant_liar=True, n_startup_trials=startup)
 
 
-def _drawn(search: Search, study_: optuna.Study) -> Values:
-    asked = study_.ask({key: distribution(dimension) for key, dimension in search.space.items()})
-    return {key: json.loads(value) if search.space[key].listed else value for key, value in asked.params.items()}
+def _ask_study(search: Search, study: optuna.Study) -> Values:
+    params = study.ask({key: to_distribution(dimension) for key, dimension in search.space.items()}).params
+    return {key: json.loads(value) if search.space[key].listed_values else value for key, value in params.items()}

@@ -1,146 +1,212 @@
-"""A search file -> one frozen, typed `Search` over the settings of a recipe, and the recipe of every trial. See conf/search.
+"""The schema of a search file: which settings of a recipe are searched, and which scores decide. See conf/search.
 
-A search file is YAML. What is given on the command line as `key=value` is the search's own where the first part of the key is one of its
-fields (`trials=20`, `scheduler.grace=2`), and the recipe's otherwise (`dataset.root=/data`).
+A search file is YAML. An override `key=value` on the command line sets the search if the first part of its key is a
+field of `Search` (`trials=20`, `scheduler.grace=2`), and the recipe otherwise (`dataset.root=/data`).
 """
 
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline import ROOT
-from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.messages import explain
-from firstlight.pipeline.config.recipe import Downstream, Pretrain, Recipe, Strict, digest, load, parse, split_override
-from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.config.schema import StrictModel
 from firstlight.pipeline.search.objectives import Objective
 
-RECIPES = ROOT / "conf" / "recipe"
-KINDS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")
+DIMENSION_KINDS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")
 
-Values = dict[str, Any]  # dotted key -> value
+# Values of settings, by dotted key.
+Values = dict[str, Any]
 
 
-class Dimension(Strict):
+class Dimension(StrictModel):
     """The values of one setting: exactly one of these keys."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1)
-    grid: tuple[Any, ...] | None = Field(None, min_length=1)  # algorithm: grid tries each with each
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="A list of values, one of which is drawn.")
+    grid: tuple[Any, ...] | None = Field(
+        None,
+        min_length=1,
+        description="A list of values, all of which are tried, for `algorithm: grid` only: trials are the combinations "
+        "of the values of all settings.",
+    )
+    uniform: tuple[float, float] | None = Field(
+        None, description="[low, high]: a number between them, drawn uniformly."
+    )
+    loguniform: tuple[float, float] | None = Field(
+        None, description="[low, high], both above 0: a number between them whose logarithm is drawn uniformly."
+    )
     randint: tuple[int, ...] | None = Field(
-        None, min_length=2, max_length=3
-    )  # both ends are drawn; the third number is the step, else 1
-    quniform: tuple[float, float, float] | None = None  # the third number is the step
+        None,
+        min_length=2,
+        max_length=3,
+        description="[low, high] or [low, high, step]: a whole number, both ends included. The step is 1 if left out.",
+    )
+    quniform: tuple[float, float, float] | None = Field(
+        None, description="[low, high, step]: a number between low and high, rounded to a multiple of the step."
+    )
 
     @model_validator(mode="after")
-    def _checked(self) -> "Dimension":
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+    def _check_values(self) -> "Dimension":
+        given = [kind for kind in DIMENSION_KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"has {' and '.join(given) or 'none'} of {', '.join(KINDS)}; valid: exactly one of them")
-        if self.listed:
-            if len({json.dumps(value) for value in self.listed}) < len(self.listed):
-                raise ValueError(f"{given[0]}: {list(self.listed)} must not repeat a value")
+            raise ValueError(
+                f"has {' and '.join(given) or 'none'} of {', '.join(DIMENSION_KINDS)}; valid: exactly one of them"
+            )
+        if self.listed_values:
+            if len({json.dumps(value) for value in self.listed_values}) < len(self.listed_values):
+                raise ValueError(f"{given[0]}: {list(self.listed_values)} must not repeat a value")
             return self
-        low, high, *step = self.bounds
+        low, high, *step = self.range_bounds
         if not low < high or (self.loguniform and low <= 0) or (step and step[0] <= 0):
             valid = "0 < low < high" if self.loguniform else "low < high" + (", step > 0" if step else "")
-            raise ValueError(f"{given[0]}: {list(self.bounds)} is not valid; valid: {valid}")
+            raise ValueError(f"{given[0]}: {list(self.range_bounds)} is not valid; valid: {valid}")
         return self
 
     @property
-    def listed(self) -> tuple[Any, ...]:
+    def listed_values(self) -> tuple[Any, ...]:
+        """The values that are listed one by one, () for a range."""
         return self.choice or self.grid or ()
 
     @property
-    def bounds(self) -> tuple[Any, ...]:
+    def range_bounds(self) -> tuple[Any, ...]:
+        """Lowest value, highest value and, if there is one, the step; () for listed values."""
         return self.uniform or self.loguniform or self.randint or self.quniform or ()
 
     @property
-    def ends(self) -> tuple[Any, ...]:
-        """All listed values, or the lowest and the highest."""
-        return self.listed or self.bounds[:2]
+    def end_values(self) -> tuple[Any, ...]:
+        """Every listed value, or the lowest and the highest value of the range."""
+        return self.listed_values or self.range_bounds[:2]
 
 
-class NoScheduler(Strict):
-    name: Literal["none"]
+class NoScheduler(StrictModel):
+    """No trial is stopped early."""
+
+    name: Literal["none"] = Field(description="The name of the scheduler.")
 
 
-class Asha(Strict):
-    """Asynchronous successive halving (Li et al. 2018): of the trials that have come so far, only the best train on."""
+class Asha(StrictModel):
+    """Asynchronous successive halving (Li et al. 2018): after some epochs only the best trials continue to train."""
 
-    name: Literal["asha"]
-    measure: str | None = None  # <pretrain stage>.<a number that it logs>; null: the first objective, which must be one
-    mode: Literal["max", "min"] = "max"
-    grace: int = Field(1, ge=1)  # epochs that every trial may train
+    name: Literal["asha"] = Field(description="The name of the scheduler.")
+    measure: str | None = Field(
+        None,
+        description="The number that trials are compared by: <pretrain stage>.<a number that it logs>. "
+        "null: the first objective, which must be such a number.",
+    )
+    mode: Literal["max", "min"] = Field("max", description="Whether larger or smaller values of `measure` are better.")
+    grace: int = Field(1, ge=1, description="The number of epochs that every trial trains.")
     reduction: float = Field(
-        3.0, gt=1.0
-    )  # one of so many trains on; also the factor between the epochs of two decisions
+        3.0,
+        gt=1.0,
+        description="One of this number of trials continues after each decision. The epochs between two decisions "
+        "grow by the same factor.",
+    )
 
 
-class Pbt(Strict):
-    """Population-based training (Jaderberg et al. 2017): the trials train together, and after every `interval` epochs the worst of them go on from
-    the networks of the best, with settings that are those of the best, changed a little."""
+class Pbt(StrictModel):
+    """Population-based training (Jaderberg et al. 2017).
 
-    name: Literal["pbt"]
-    measure: str | None = None  # as of asha
-    mode: Literal["max", "min"] = "max"
-    interval: int = Field(ge=1)  # epochs
-    quantile: float = Field(0.25, gt=0.0, le=0.5)  # the share of trials that are the worst, and the best
+    All trials train at the same time. After every `interval` epochs the worst trials continue from the networks of the
+    best, with the settings of the best, changed a little.
+    """
+
+    name: Literal["pbt"] = Field(description="The name of the scheduler.")
+    measure: str | None = Field(
+        None,
+        description="The number that trials are compared by: <pretrain stage>.<a number that it logs>. "
+        "null: the first objective, which must be such a number.",
+    )
+    mode: Literal["max", "min"] = Field("max", description="Whether larger or smaller values of `measure` are better.")
+    interval: int = Field(ge=1, description="The number of epochs between two comparisons of the trials.")
+    quantile: float = Field(
+        0.25,
+        gt=0.0,
+        le=0.5,
+        description="The fraction of the trials that counts as the worst, and the fraction that counts as the best.",
+    )
     resample: float = Field(
-        0.25, ge=0.0, le=1.0
-    )  # with this probability a setting is drawn anew instead of changed a little
+        0.25,
+        ge=0.0,
+        le=1.0,
+        description="The probability that a copied setting is drawn from its range again instead of being changed.",
+    )
     factors: tuple[float, float] = Field(
-        (0.8, 1.2), strict=False
-    )  # what a number is multiplied by, one of them; of listed values it is the one before or after
+        (0.8, 1.2),
+        strict=False,
+        description="The factors, one of which a copied number is multiplied by. A copied value of a list is replaced "
+        "by the one before or after it.",
+    )
 
     @field_validator("factors")
     @classmethod
-    def _around_one(cls, factors: tuple[float, float]) -> tuple[float, float]:
+    def _check_factors(cls, factors: tuple[float, float]) -> tuple[float, float]:
         if not 0.0 < factors[0] < 1.0 < factors[1]:
             raise ValueError(f"{list(factors)} is not valid; valid: one between 0 and 1, and one above 1")
         return factors
 
 
-class Promote(Strict):
+class Promote(StrictModel):
     """The name and alias that the encoder of the best trial gets in MLflow's registry: models:/<name>@<alias>."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-    alias: str = Field("best", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="The name of the registered model.")
+    alias: str = Field("best", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="The alias of the new version.")
 
 
-class Search(Strict):
-    """Which settings of a recipe are searched, and by what they are judged."""
+class Search(StrictModel):
+    """The settings of a recipe that are searched, and the objectives that trials are compared by."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}$")  # a trial's name is three digits longer
-    description: str = ""
-    recipe: str = Field(min_length=1)  # below conf/recipe, or beside the search file
-    overrides: dict[str, Any] = Field({})  # by dotted key: the budget of a trial
-    space: dict[str, Dimension] = Field(min_length=1)  # by dotted key
-    objectives: tuple[Objective, ...]  # the first decides which trial is best
-    algorithm: Literal["optuna", "random", "grid"] = "optuna"
-    scheduler: Annotated[NoScheduler | Asha | Pbt, Field(discriminator="name")] = NoScheduler(name="none")
-    trials: int | None = Field(None, ge=1)  # null: all points of a grid. Of pbt: the population
+    # Shorter than a recipe's name: the name of a trial is longer by a hyphen and its number.
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}$", description="The name of the search.")
+    description: str = Field("", description="A text about the search, for people.")
+    recipe: str = Field(
+        min_length=1, description="The recipe's file: a path below conf/recipe, or relative to the search file."
+    )
+    overrides: dict[str, Any] = Field(
+        {}, description="The values that every trial replaces in the recipe, by dotted key: the budget of a trial."
+    )
+    space: dict[str, Dimension] = Field(
+        min_length=1, description="The [values of each searched setting](#values-of-a-setting-space), by dotted key."
+    )
+    objectives: tuple[Objective, ...] = Field(
+        description="The [objectives](#objectives-objectives). The first one decides which trial is best."
+    )
+    algorithm: Literal["optuna", "random", "grid"] = Field(
+        "optuna",
+        description="How settings are chosen: by Optuna from earlier trials, at random, or all combinations.",
+    )
+    scheduler: Annotated[NoScheduler | Asha | Pbt, Field(discriminator="name")] = Field(
+        NoScheduler(name="none"),
+        description="[What ends bad trials early](#schedulers-scheduler): `none`, `asha` or `pbt`, as a name or a "
+        "section.",
+    )
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="The number of trials; with `pbt` the size of the population. null: all points of the grid.",
+    )
     concurrency: int | None = Field(
-        None, ge=1
-    )  # trials at a time, at most; null: as many as fit the machine or cluster
-    seed: int = Field(0, ge=0)  # of the search; a recipe's seeds are its own
-    promote: Promote | None = None
-    retrain: bool = False  # the recipe without `overrides`, with all its seeds and the test split, with the best setting, at the end
+        None,
+        ge=1,
+        description="The largest number of concurrent trials. null: as many as the machines have resources for.",
+    )
+    seed: int = Field(0, ge=0, description="The seed of the search. The seeds of the recipe are independent of it.")
+    promote: Promote | None = Field(
+        None, description="[Where the best encoder is registered](#registration-promote). null: nowhere."
+    )
+    retrain: bool = Field(
+        False,
+        description="true: at the end the recipe is run with the best setting, without `overrides`, with all its seeds "
+        "and the test split.",
+    )
 
     @field_validator("scheduler", mode="before")
     @classmethod
-    def _named(cls, scheduler: Any) -> Any:
+    def _expand_scheduler_name(cls, scheduler: Any) -> Any:
         return {"name": scheduler} if isinstance(scheduler, str) else scheduler
 
     @field_validator("objectives")
     @classmethod
-    def _each_once(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _check_objectives(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if not objectives:
             raise ValueError("must name at least one")
         if len({objective.measure for objective in objectives}) < len(objectives):
@@ -148,178 +214,52 @@ class Search(Strict):
         return objectives
 
     @model_validator(mode="after")
-    def _algorithm(self) -> "Search":
+    def _check_algorithm(self) -> "Search":
         for key, dimension in self.space.items():
-            if self.algorithm == "grid" and not dimension.listed:
+            if self.algorithm == "grid" and not dimension.listed_values:
                 raise ValueError(f"space.{key}: a range has no points for algorithm: grid; valid: grid, choice")
             if self.algorithm != "grid" and dimension.grid:
-                raise ValueError(f"space.{key}.grid: needs algorithm: grid, and it is {self.algorithm}; valid: choice")
+                raise ValueError(f"space.{key}.grid: needs algorithm: grid, but it is {self.algorithm}; valid: choice")
         if self.algorithm != "grid" and self.trials is None:
             raise ValueError("trials: is missing; only algorithm: grid has a number of its own")
-        if self.trials and self.algorithm == "grid" and self.trials > len(self.points()):
-            raise ValueError(f"trials: {self.trials} is more than the {len(self.points())} points of the grid")
+        if self.trials and self.algorithm == "grid" and self.trials > len(self.grid_points()):
+            raise ValueError(f"trials: {self.trials} is more than the {len(self.grid_points())} points of the grid")
         return self
 
     @model_validator(mode="after")
-    def _population(self) -> "Search":
+    def _check_population(self) -> "Search":
         if not isinstance(self.scheduler, Pbt):
             return self
         if self.algorithm == "optuna":
             raise ValueError(
-                "algorithm: 'optuna' learns from trials that have ended, and those of scheduler: pbt begin together; valid: random, grid"
+                "algorithm: 'optuna' learns from trials that have ended, but with scheduler: pbt all trials start "
+                "together; valid: random, grid"
             )
         if self.retrain:
             raise ValueError(
-                "retrain: true is not valid with scheduler: pbt: the settings of its best trial have changed on the way; valid: promote"
+                "retrain: true is not valid with scheduler: pbt: the settings of its best trial have changed during "
+                "the training; valid: promote"
             )
-        if self.total < 2:
-            raise ValueError(f"trials: {self.total} is no population; valid: 2 or more")
+        if self.num_trials < 2:
+            raise ValueError(f"trials: {self.num_trials} is no population; valid: 2 or more")
         return self
 
     @property
-    def total(self) -> int:
-        """Trials."""
-        return self.trials or len(self.points())
+    def num_trials(self) -> int:
+        """The number of trials of the whole search."""
+        return self.trials or len(self.grid_points())
 
     @property
-    def deciding(self) -> tuple[str, str] | None:
-        """What a scheduler decides by: measure and mode."""
+    def scheduler_objective(self) -> tuple[str, str] | None:
+        """The measure and the mode that the scheduler decides by, None without a scheduler."""
         if isinstance(self.scheduler, NoScheduler):
             return None
         first = self.objectives[0]
         return (self.scheduler.measure, self.scheduler.mode) if self.scheduler.measure else (first.measure, first.mode)
 
-    def points(self) -> list[Values]:
-        """Of a grid: each value with each, the last key the fastest."""
+    def grid_points(self) -> list[Values]:
+        """Returns all combinations of the listed values. The values of the last key vary fastest."""
         return [
             dict(zip(self.space, point, strict=True))
-            for point in itertools.product(*(d.listed for d in self.space.values()))
+            for point in itertools.product(*(d.listed_values for d in self.space.values()))
         ]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked search, and what its trials are made of."""
-
-    search: Search
-    file: Path  # of the recipe
-    overrides: tuple[str, ...]  # of the recipe, from the command line
-
-    def whole(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe with these values, as it is run at the end.
-
-        Raises:
-            UserError: as `config.load`.
-        """
-        return load(self.file, self.overrides, values=values)
-
-    def base(self, values: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe with the budget of a trial."""
-        return load(self.file, self.overrides, values={**self.search.overrides, **(values or {})})
-
-    def trial(self, values: Mapping[str, Any], references: Mapping[str, str] | None = None) -> Recipe:
-        """The recipe of a trial: the stages that its objectives rest on, on held-out data only. `references`: of encoders, pinned, by stage."""
-        recipe = self.base(values)
-        raw = recipe.dump()
-        for name, reference in (references or {}).items():
-            raw["stages"][name]["encoder"] = reference
-        stages = {name: {**raw["stages"][name], **_unregistered(recipe, name)} for name in self.stages(recipe)}
-        return parse({**raw, "stages": stages, "score_test": False, "expected": [], "needs": None})
-
-    def stages(self, recipe: Recipe) -> list[str]:
-        """Those that the objectives and the scheduler read, and the pretrainings before them whose encoder they take, in order."""
-        deciding = [self.search.deciding[0]] if self.search.deciding else []
-        wanted = {measure.partition(".")[0] for measure in [*(o.measure for o in self.search.objectives), *deciding]}
-        names = list(recipe.stages)
-        for name in list(wanted):
-            stage = recipe.stages[name]
-            if isinstance(stage, Downstream) and stage.takes_encoder and stage.encoder == "previous":
-                wanted.add(next(n for n in reversed(names[: names.index(name)]) if recipe.stages[n].kind == "pretrain"))
-        return [name for name in names if name in wanted]
-
-    def maker(self, recipe: Recipe) -> str | None:
-        """The pretraining whose encoder the first objective judges; None where it is of another run."""
-        first = self.search.objectives[0].measure.partition(".")[0]
-        names = self.stages(recipe)
-        before = [name for name in names[: names.index(first) + 1] if recipe.stages[name].kind == "pretrain"]
-        stage = recipe.stages[first]
-        mine = not isinstance(stage, Downstream) or (stage.takes_encoder and stage.encoder == "previous")
-        return before[-1] if before and mine else None
-
-    def corners(self) -> list[Values]:
-        """A setting in the middle of things, and from there each end of each dimension: every mistake of the space shows at one of them."""
-        start = {key: dimension.ends[0] for key, dimension in self.search.space.items()}
-        found = [
-            start,
-            *({**start, key: end} for key, dimension in self.search.space.items() for end in dimension.ends),
-        ]
-        return list({json.dumps(values, sort_keys=True): values for values in found}.values())
-
-    def told(self, message: str, values: Mapping[str, Any]) -> str:
-        """A recipe's complaint with these values, as one about the space."""
-        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-        return "\n".join(
-            f"space.{line}" if self._searches(line.partition(":")[0]) else f"space: with {given}: {line}"
-            for line in message.splitlines()
-        )
-
-    def _searches(self, named: str) -> bool:
-        """Whether a key is searched, or part of one that is, or has such a part."""
-        return any(f"{key}.".startswith(f"{named}.") or f"{named}.".startswith(f"{key}.") for key in self.search.space)
-
-    def fingerprint(self) -> str:
-        """Of all that decides what the trials are: a search that is changed in it is another one."""
-        counted = (
-            set() if isinstance(self.search.scheduler, Pbt) else {"trials"}
-        )  # a trial more changes nothing of the others, but in a population
-        search = self.search.model_dump(
-            mode="json", exclude={"name", "description", "concurrency", "promote", "retrain", "recipe"} | counted
-        )
-        recipe = self.base().model_dump(
-            mode="json", exclude={"name", "description", "storage", "tracking", "scale", "expected", "needs"}
-        )
-        recipe["dataset"] = {
-            key: value for key, value in recipe["dataset"].items() if key not in ("root", "download", "extends")
-        }
-        return digest({"search": search, "recipe": recipe})[:12]
-
-
-def _unregistered(recipe: Recipe, name: str) -> dict[str, None]:
-    return {"register_as": None} if isinstance(recipe.stages[name], Pretrain) else {}
-
-
-def read(path: Path, overrides: tuple[str, ...] = ()) -> Plan:
-    """Read a search file; `space_check.read` also checks it against its recipe.
-
-    Raises:
-        UserError: one line per mistake, each naming the dotted key, the value and what would be valid.
-    """
-    raw = yaml_reader.read(path)
-    own = [override for override in overrides if override.partition("=")[0].split(".")[0] in Search.model_fields]
-    for keys, value in map(split_override, own):
-        raw = _laid_over(raw, keys, value)
-    try:
-        search = Search.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        raise UserError(explain(error, raw, Search)) from None
-    others = tuple(override for override in overrides if override not in own)
-    return Plan(search, _recipe_file(path, search.recipe), others)
-
-
-def _laid_over(raw: Any, keys: list[str], value: Any) -> dict[str, Any]:
-    """What follows the name of a section is one key of it, also in `space` and `overrides`, where it has dots."""
-    section = raw.get(keys[0])
-    section = {"name": section} if keys[0] == "scheduler" and isinstance(section, str) else section
-    if len(keys) > 1:
-        value = {**(section if isinstance(section, dict) else {}), ".".join(keys[1:]): value}
-    return {**raw, keys[0]: value}
-
-
-def _recipe_file(path: Path, name: str) -> Path:
-    confs = [parent / "recipe" / name for parent in path.resolve().parents if parent.name == "conf"]
-    places = (*confs, RECIPES / name, path.resolve().parent / name)
-    for place in places:
-        if place.is_file():
-            return place
-    known = {file.relative_to(RECIPES).as_posix() for file in RECIPES.rglob("*.yaml")}
-    raise UserError(f"recipe: {name!r} is neither below conf/recipe nor beside {path}; {suggest_valid(name, known)}")

@@ -1,178 +1,214 @@
-"""A trial of a search, in the process that Ray Tune gives it: the stages of a recipe, as `firstlight run` runs them, and what became of them.
+"""A trial of a search: the stages of a recipe, run as by `firstlight run`, in a separate process.
 
 The folder of a trial:
-    trial.json     the recipe, and what the search wants to know of it; written by the search
-    log.txt        what `firstlight run` would have shown
-    outcome.json   written once, at the end: the scores, or why there are none. A trial without it has not ended, and goes on when it is run again
-    pause-6.json   of a population: the same, where its training pauses after 6 epochs
+    trial.json     the recipe, and what the search asks of the trial; the search writes it
+    log.txt        what `firstlight run` would print
+    outcome.json   the scores, or why there are none; written once, at the end. A trial without it has not ended, and
+                   resumes when it is run again
+    pause-6.json   the same, in a population, at the end of a segment: the training pauses after 6 epochs
 """
 
 import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import Finetune, Recipe, Training, parse
-from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import TrainingOptions
+from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError, one_line
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.run.runner import Place, run_in
+from firstlight.pipeline.run.publishing import ParentRun
+from firstlight.pipeline.run.runner import run_nested
 from firstlight.pipeline.search import objectives
-from firstlight.pipeline.search.ledger import OUTCOME, pause_file
-from firstlight.pipeline.stages.stage import Instance, Passage
+from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
+from firstlight.pipeline.stages.finetune import Finetune
+from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import run_of
 from firstlight.pipeline.tracking.progress import Rows
 from firstlight.pipeline.tracking.retry import Unpublished
 
-JOB, LOG = "trial.json", "log.txt"
-REPORT_S = 1.0  # between two reports of nothing but progress
+TRIAL_FILE, TRIAL_LOG_FILE = "trial.json", "log.txt"
+# Seconds between two reports that contain progress only.
+REPORT_INTERVAL_S = 1.0
+MAX_REASON_CHARS = 500
+
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a search wants of a trial. `measures`: of its objectives; `deciding`: what its scheduler decides by; `maker`: the stage that makes the
-    encoder."""
+class TrialRequest:
+    """The measures and the encoder that a search asks of a trial."""
 
+    # The measures of its objectives.
     measures: tuple[str, ...]
+    # The measure that its scheduler decides by, None without a scheduler.
     deciding: str | None
+    # The stage that makes the encoder, None if no stage does.
     maker: str | None
 
 
-def write_job(
-    folder: Path, recipe: Recipe, store: Path, tags: dict[str, str], wanted: Wanted, passage: Passage | None = None
+def write_trial_file(
+    folder: Path,
+    recipe: Recipe,
+    store: Path,
+    tags: dict[str, str],
+    request: TrialRequest,
+    segment: TrainingSegment | None = None,
 ) -> None:
+    """Writes all that `run_trial` needs into the folder of a trial. `tags`: those of its MLflow run."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {
+    fields = {
+        "recipe": recipe.dump(),
         "store": str(store),
         "tags": tags,
         "cwd": str(Path.cwd()),
         "verbose": os.environ.get("FIRSTLIGHT_VERBOSE", ""),
+        "wanted": vars(request),
+        "passage": {**vars(segment), "begin": str(segment.begin) if segment.begin else None} if segment else None,
     }
-    part = {**vars(passage), "begin": str(passage.begin) if passage.begin else None} if passage else None
-    write_json(folder / JOB, {"recipe": recipe.dump(), **facts, "wanted": vars(wanted), "passage": part})
+    write_json(folder / TRIAL_FILE, fields)
 
 
-def _passage(part: dict[str, Any] | None) -> Passage | None:
-    if part is None:
+def _parse_request(fields: dict[str, Any]) -> TrialRequest:
+    return TrialRequest(**{**fields, "measures": tuple(fields["measures"])})
+
+
+def _parse_segment(fields: dict[str, Any] | None) -> TrainingSegment | None:
+    if fields is None:
         return None
-    before = tuple((int(epochs), dict(values)) for epochs, values in part["before"])
-    return Passage(part["stage"], before, Path(part["begin"]) if part["begin"] else None, part["until"])
+    before = tuple((int(epochs), dict(values)) for epochs, values in fields["before"])
+    begin = Path(fields["begin"]) if fields["begin"] else None
+    return TrainingSegment(fields["stage"], before, begin, fields["until"])
 
 
-def drive(config: dict[str, Any]) -> dict[str, Any]:
-    """Run the trial in `config["folder"]` to its end, or to that of its part, from where it was; Ray Tune calls this. How it ended stands in the
-    folder."""
-    folder = Path(config["folder"])
-    job = json.loads((folder / JOB).read_text("utf-8"))
-    with contextlib.suppress(
-        OSError
-    ):  # a machine that does not have the folder has no files below it to be found either
-        os.chdir(job["cwd"])
-    wanted = Wanted(**{**job["wanted"], "measures": tuple(job["wanted"]["measures"])})
-    recipe, passage = parse(job["recipe"]), _passage(job["passage"])
-    reporter = Reporter(recipe, wanted)
-    with open(folder / LOG, "a", encoding="utf-8") as log:
-        place = Place(folder, job["tags"], store=Path(job["store"]), listener=reporter, passage=passage)
-        outcome = attempt(recipe, wanted, place, Console(file=log, width=140))
-    outcome = {
-        **outcome,
-        "seen": reporter.seen,
-        "training": reporter.training,
-        "seconds": round(time.monotonic() - reporter.started, 1),
-    }
-    if outcome["state"] == "running" and (not reporter.seen or reporter.seen[-1][0] != passage.until):  # type: ignore[union-attr]
-        outcome |= {"state": "failed", "reason": f"{wanted.deciding} is not logged where the training pauses"}
-    name = pause_file(passage.until) if passage and outcome["state"] == "running" else OUTCOME
+def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
+    """Runs or resumes the trial in `folder`, up to its end or the end of its segment. Returns the last report.
+
+    How the trial ended is written to its folder. `report` is called with its progress on the way.
+    """
+    fields = json.loads((folder / TRIAL_FILE).read_text("utf-8"))
+    # A machine without this working directory cannot have files below it either.
+    with contextlib.suppress(OSError):
+        os.chdir(fields["cwd"])
+    request, segment = _parse_request(fields["wanted"]), _parse_segment(fields["passage"])
+    recipe = parse_recipe(fields["recipe"])
+    reporter = TrialReporter(recipe, request, report)
+    with open(folder / TRIAL_LOG_FILE, "a", encoding="utf-8") as log:
+        parent = ParentRun(folder, fields["tags"], store=Path(fields["store"]), listener=reporter, segment=segment)
+        outcome = run_stages(recipe, request, parent, Console(file=log, width=140))
+    outcome |= {"seen": reporter.seen, "training": reporter.training, "seconds": reporter.seconds()}
+    name = OUTCOME_FILE
+    # Only a segment of a population pauses.
+    if outcome["state"] == "running":
+        assert segment is not None
+        if reporter.seen and reporter.seen[-1][0] == segment.until:
+            name = pause_file_name(segment.until)
+        else:
+            outcome |= {"state": "failed", "reason": f"{request.deciding} is not logged where the training pauses"}
     write_json(folder / name, {**outcome, "ended": time.time()})
     return {"progress": 1.0, "stage": outcome["state"]}
 
 
-def attempt(recipe: Recipe, wanted: Wanted, place: Place, console: Console) -> dict[str, Any]:
-    """Whatever goes wrong is the trial's own: it is told in one line, and the search goes on."""
+def run_stages(recipe: Recipe, request: TrialRequest, parent: ParentRun, console: Console) -> dict[str, Any]:
+    """Runs the stages of a trial. Returns its state and scores, or the reason why there are none, on one line.
+
+    An error is part of the outcome and is not raised, so that the search continues.
+    """
     state: Literal["stopped", "failed", "running"] = "failed"
     try:
-        _, instances = run_in(place, recipe, console)
-        scores = [objectives.by_seed(measure, recipe, instances) for measure in wanted.measures]
-        return {"state": "done", "scores": scores, "encoder": _made_by(wanted.maker, instances), "reason": ""}
+        _, instances = run_nested(parent, recipe, console)
+        scores = [objectives.read_scores(measure, recipe, instances) for measure in request.measures]
+        encoder = _find_encoder_run(request.maker, instances)
+        return {"state": "done", "scores": scores, "encoder": encoder, "reason": ""}
     except Stopped as error:
         state, reason = "stopped", str(error)
     except Paused:
         state, reason = "running", ""
     except Unpublished as error:
-        return {"state": "failed", "reason": " ".join(str(error).split())[:500], "again": True}
+        return {"state": "failed", "reason": one_line(error, MAX_REASON_CHARS), "again": True}
     except (UserError, StopTraining, StageFailed) as error:
         reason = str(error)
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
         console.print_exception()
-    return {"state": state, "reason": " ".join(reason.split())[:500]}
+    return {"state": state, "reason": one_line(reason, MAX_REASON_CHARS)}
 
 
-def _made_by(stage: str | None, instances: Sequence[Instance]) -> str | None:
-    """The MLflow run of the first seed of a stage."""
+def explain_death(error: str) -> str:
+    """Returns why the process of a trial died, on one line, from Ray's error."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    memory = next((line for line in lines if "memory" in line.lower()), None)
+    if memory:
+        return f"its process was killed because memory ran out: {memory[:200]}"
+    return "its process was killed, or ended without an error message"
+
+
+def _find_encoder_run(stage: str | None, instances: Sequence[StageInstance]) -> str | None:
+    """Returns the MLflow run of the first seed of a stage, None if there is none."""
     first = next((instance for instance in instances if instance.stage == stage), None)
     return None if first is None else run_of(first.folder)
 
 
-class Reporter:
-    """Tells Ray Tune how far a trial is, and every value of what the scheduler decides by, of the first seed. A `follow.Listener`."""
+class TrialReporter:
+    """Reports the progress of a trial, and every value of the first seed that the scheduler decides by.
 
-    def __init__(self, recipe: Recipe, wanted: Wanted) -> None:
-        self.recipe, self.names = recipe, list(recipe.stages)
-        self.weights = [weight(stage) for stage in recipe.stages.values()]
-        self.stage, _, self.key = (wanted.deciding or "").partition(".")
+    It is a `Listener` of the run's metrics.
+    """
+
+    def __init__(self, recipe: Recipe, request: TrialRequest, report: Callable[[Report], None]) -> None:
+        self.recipe, self.report = recipe, report
+        self.weights = {name: stage_weight(stage) for name, stage in recipe.stages.items()}
+        self.stage, _, self.key = (request.deciding or "").partition(".")
+        # [epochs, value] of each report to the scheduler.
         self.seen: list[tuple[float, float]] = []
-        self.training = ""  # the folder of what the scheduler decides upon
+        # The folder of the training that the scheduler decides about.
+        self.training = ""
         self.started = time.monotonic()
-        self.told = 0.0
+        self.last_report = 0.0
 
-    def __call__(self, title: str, share: float, file: Path, rows: Rows) -> None:
-        place = self.names.index(title)
-        progress = (sum(self.weights[:place]) + share * self.weights[place]) / sum(self.weights)
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 1)
+
+    def __call__(self, instance: StageInstance, share: float, rows: Rows) -> None:
+        names = list(self.weights)
+        finished = sum(self.weights[name] for name in names[: names.index(instance.stage)])
+        progress = (finished + share * self.weights[instance.stage]) / sum(self.weights.values())
         loss = next((f"loss {row['loss']:.4g}" for row in reversed(rows) if "loss" in row), "")
-        told = {"progress": progress, "stage": title, "so_far": loss}
-        if title == self.stage and file.parent.name.startswith(f"{title}-seed{self.recipe.seeds[0]}-"):
+        report = {"progress": progress, "stage": instance.stage, "so_far": loss}
+        if instance.stage == self.stage and instance.seed == self.recipe.seeds[0]:
             for row in rows:
                 if self.key in row:
-                    self._value(told, file.parent, row)
-        if time.monotonic() - self.told > REPORT_S:
-            self._report(told)
+                    self._report_value(report, instance, row)
+        if time.monotonic() - self.last_report > REPORT_INTERVAL_S:
+            self._send_report(report)
 
-    def _value(self, told: dict[str, Any], training: Path, row: dict[str, Any]) -> None:
+    def _report_value(self, report: Report, instance: StageInstance, row: dict[str, Any]) -> None:
         stage = self.recipe.stages[self.stage]
-        assert isinstance(stage, Training)
+        assert isinstance(stage, TrainingOptions)
         epochs, value = stage.epochs * row["step"] / row["of"], float(row[self.key])
-        self.training = str(training)
-        if self.seen and epochs <= self.seen[-1][0]:  # steps that a resumed worker makes again
+        self.training = str(instance.folder)
+        # A resumed worker repeats the steps since its checkpoint.
+        if self.seen and epochs <= self.seen[-1][0]:
             return
         self.seen.append((epochs, value))
-        so_far = f"{self.key} {value:.4g}"
-        self._report(
-            {
-                **told,
-                "so_far": so_far,
-                "epochs": epochs,
-                "value": value,
-                "training": self.training,
-                "last": row["step"] == row["of"],
-            }
-        )
+        fields = {"epochs": epochs, "value": value, "training": self.training, "last": row["step"] == row["of"]}
+        self._send_report({**report, "so_far": f"{self.key} {value:.4g}", **fields})
 
-    def _report(self, told: dict[str, Any]) -> None:
-        from ray import tune
-
-        self.told = time.monotonic()
-        tune.report(told)
+    def _send_report(self, report: Report) -> None:
+        self.last_report = time.monotonic()
+        self.report(report)
 
 
-def weight(stage: Any) -> float:
-    """How long a stage takes beside others, roughly: passes over the images, of which a training's are three times as dear."""
+def stage_weight(stage: Any) -> float:
+    """Returns the rough duration of a stage, in passes over the images: a pass of a training counts three."""
     if isinstance(stage, Finetune):
         return 3.0 * stage.epochs * len(stage.arms) * max(len(stage.learning_rates), 1)
-    return 3.0 * stage.epochs if isinstance(stage, Training) else 2.0
+    return 3.0 * stage.epochs if isinstance(stage, TrainingOptions) else 2.0

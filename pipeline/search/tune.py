@@ -1,5 +1,7 @@
-"""Ray Tune: gives each trial of a search a process, and decides which of them to stop. Tune keeps nothing that is ever read again: what a search
-knows is in its ledger."""
+"""Ray Tune: gives each trial of a search a process, and decides which trials to stop.
+
+Nothing that Tune writes is read again: what a search knows is in its ledger.
+"""
 
 import logging
 import os
@@ -22,14 +24,18 @@ from firstlight.pipeline.run.launch import interruptible
 from firstlight.pipeline.run.ray_session import verbose
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.space import Asha, Search
-from firstlight.pipeline.search.trial import drive
-from firstlight.pipeline.train.loop import STOP
+from firstlight.pipeline.search.trial import run_trial
+from firstlight.pipeline.train.loop import STOP_FILE
 
-ENVIRONMENT = {  # read by Ray
-    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a banner however quiet it is told to be
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe are the driver's
+# Ray reads these.
+TUNE_ENVIRONMENT = {
+    # Otherwise Tune prints a banner, also with `verbose=0`.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Relative paths of a recipe refer to the driver's working directory.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report has what the scheduler decides by
+    # Not every report contains the number that the scheduler decides by.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -37,115 +43,130 @@ ENVIRONMENT = {  # read by Ray
 }
 
 
-class Trials(Protocol):
-    """Where trials come from, and where it is told what becomes of them; all in one thread."""
+class TrialSource(Protocol):
+    """Provides the trials, and is informed of their progress and end. All calls come from one thread."""
 
-    def begin(self) -> tuple[Trial, Path] | None:
-        """The next trial, or the next part of one, and its folder; None: there is none now."""
+    def begin_trial(self) -> tuple[Trial, Path] | None:
+        """Returns the next trial, or the next segment of one, and its folder; None if no trial can begin now."""
         ...
 
-    def more(self) -> bool:
-        """Whether there will be more, when there is none now."""
+    def has_more(self) -> bool:
+        """Returns True if another trial will begin later although none can begin now."""
         ...
 
-    def told(self, trial: Trial, report: dict[str, Any]) -> None:
-        """What a trial has reported of its progress."""
+    def receive_report(self, trial: Trial, report: dict[str, Any]) -> None:
+        """Receives a report of a trial's progress."""
         ...
 
-    def ended(self, trial: Trial, error: str) -> None:
-        """`error`: what Ray knows of a process that has died, or ""."""
+    def end_trial(self, trial: Trial, error: str) -> None:
+        """Is called when the process of a trial has ended. `error`: Ray's error if the process died, otherwise ""."""
         ...
 
 
 @dataclass(frozen=True)
-class Room:
-    """Trials at a time, what Ray reserves for the process of each, and how often one that dies (with its machine, say) goes on in another."""
+class TrialLimits:
+    """The number of trials at a time, and the resources and restarts of each."""
 
-    at_once: int
+    max_concurrent: int
+    # What Ray reserves for the process of each trial.
     resources: dict[str, float]
-    deaths: int
+    # How often a trial whose process dies, for example with its machine, resumes in another process.
+    max_failures: int
 
 
-def run_trials(trials: Trials, scheduler: TrialScheduler, left: int, room: Room, folder: Path) -> None:
-    """Run the `left` trials, or parts of trials, that there are to come. Tune's own files are below `folder`, which is removed."""
-    for key, value in ENVIRONMENT.items():
+def run_trials(
+    source: TrialSource, scheduler: TrialScheduler, num_samples: int, limits: TrialLimits, folder: Path
+) -> None:
+    """Runs the trials that `source` provides, at most `num_samples` times.
+
+    Tune's own files are written to `folder`, which is removed at the end.
+    """
+    for key, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose() else logging.CRITICAL)
     stopped = threading.Event()
-    handout = Handout(trials, stopped)
+    searcher = LedgerSearcher(source, stopped)
     config = tune.TuneConfig(
-        search_alg=handout, scheduler=scheduler, num_samples=left, max_concurrent_trials=room.at_once, reuse_actors=True
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=num_samples,
+        max_concurrent_trials=limits.max_concurrent,
+        reuse_actors=True,
     )
-    watching: list[tune.Callback] = [Progress(handout)]
-    patience = tune.FailureConfig(
-        max_failures=room.deaths
-    )  # what goes wrong in a trial it tells itself: only its process can fail
     run_config = tune.RunConfig(
         name=uuid.uuid4().hex[:8],
         storage_path=str(folder),
         verbose=0,
-        stop=Ended(stopped),
-        callbacks=watching,
-        failure_config=patience,
+        stop=StopOnRequest(stopped),
+        callbacks=[ReportCallback(searcher)],
+        # A trial reports its errors as its outcome: for Tune, it can only fail by the death of its process.
+        failure_config=tune.FailureConfig(max_failures=limits.max_failures),
     )
-    tuner = tune.Tuner(tune.with_resources(drive, room.resources), tune_config=config, run_config=run_config)
+    trainable = tune.with_resources(_run_trial_on_tune, limits.resources)
+    tuner = tune.Tuner(trainable, tune_config=config, run_config=run_config)
     try:
         interruptible(tuner.fit, stopped.set)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _NotKept:
-    """Tune writes its parts to files, for a restore that a search never does: nothing of these goes there."""
+def _run_trial_on_tune(config: dict[str, Any]) -> dict[str, Any]:
+    return run_trial(Path(config["folder"]), tune.report)
+
+
+class _WithoutState:
+    """Keeps the state of Tune's components out of the files that Tune writes for a restore. A search never restores."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class Handout(_NotKept, Searcher):  # type: ignore[misc]
-    """Gives Tune the trials in their order."""
+class LedgerSearcher(_WithoutState, Searcher):  # type: ignore[misc]
+    """Gives Tune the trials of a search in their order."""
 
-    def __init__(self, trials: Trials, stopped: threading.Event) -> None:
+    def __init__(self, source: TrialSource, stopped: threading.Event) -> None:
         super().__init__()
-        self.trials, self.stopped = trials, stopped
-        self.mine: dict[str, Trial] = {}  # by Tune's id
+        self.source, self.stopped = source, stopped
+        # By Tune's id of a trial.
+        self.running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        begun = None if self.stopped.is_set() else self.trials.begin()
+        """Returns the config of the next trial: its folder. Returns None if Tune is to ask again later."""
+        begun = None if self.stopped.is_set() else self.source.begin_trial()
         if begun is None:
-            return None if not self.stopped.is_set() and self.trials.more() else Searcher.FINISHED
-        self.mine[trial_id], folder = begun
+            return None if not self.stopped.is_set() and self.source.has_more() else Searcher.FINISHED
+        self.running[trial_id], folder = begun
         return {"folder": str(folder)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Of one that has died, `Progress` tells."""
-        if not error and not self.stopped.is_set() and trial_id in self.mine:
-            self.trials.ended(self.mine.pop(trial_id), "")
+        """Handles the trials that ended. `ReportCallback.on_trial_error` handles those whose process died."""
+        if not error and not self.stopped.is_set() and trial_id in self.running:
+            self.source.end_trial(self.running.pop(trial_id), "")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
 
-class Progress(_NotKept, tune.Callback):  # type: ignore[misc]
-    """What trials report, and which have died."""
+class ReportCallback(_WithoutState, tune.Callback):  # type: ignore[misc]
+    """Forwards reports and failures of trials to the search."""
 
-    def __init__(self, handout: Handout) -> None:
-        self.handout = handout
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        self.searcher = searcher
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if trial.trial_id in self.handout.mine:
-            self.handout.trials.told(self.handout.mine[trial.trial_id], result)
+        if trial.trial_id in self.searcher.running:
+            self.searcher.source.receive_report(self.searcher.running[trial.trial_id], result)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = self.handout.mine.pop(trial.trial_id, None)
-        if mine is not None and not self.handout.stopped.is_set():
-            self.handout.trials.ended(mine, str(trial.get_error() or "unknown"))
+        failed = self.searcher.running.pop(trial.trial_id, None)
+        if failed is not None and not self.searcher.stopped.is_set():
+            self.searcher.source.end_trial(failed, str(trial.get_error() or "unknown"))
 
 
-class Ended(_NotKept, Stopper):  # type: ignore[misc]
+class StopOnRequest(_WithoutState, Stopper):  # type: ignore[misc]
     """Ends all trials when the search is stopped."""
 
     def __init__(self, stopped: threading.Event) -> None:
@@ -158,42 +179,49 @@ class Ended(_NotKept, Stopper):  # type: ignore[misc]
         return self.stopped.is_set()
 
 
-class Halving(_NotKept, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """ASHA, which asks a trial to stop instead of ending its process: the training stops after the step it is at, on all its workers, and its
-    trainer, placement group and MLflow run are closed by those that opened them."""
+class CooperativeAsha(_WithoutState, AsyncHyperBandScheduler):  # type: ignore[misc]
+    """ASHA that asks a trial to stop instead of killing its process.
+
+    The training stops after its current step, on all its workers. Its trainer, placement group and MLflow run are then
+    closed by the code that opened them.
+    """
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "training" in result and (Path(result["training"]) / STOP).exists():
-            return str(
-                TrialScheduler.CONTINUE
-            )  # it was asked already: what it reports until it stops counts for nothing
+        """Writes the stop file of a training if ASHA decides to stop its trial. Always tells Tune to continue."""
+        # A trial that was asked to stop must not affect the others by what it reports until it has stopped.
+        if "training" in result and (Path(result["training"]) / STOP_FILE).exists():
+            return str(TrialScheduler.CONTINUE)
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP and not result["last"]:
-            why = f"behind others at {result['epochs']:.3g} epochs: {result['so_far']}"
-            write_atomically(Path(result["training"]) / STOP, why.encode())
+            reason = f"behind others at {result['epochs']:.3g} epochs: {result['so_far']}"
+            write_atomically(Path(result["training"]) / STOP_FILE, reason.encode())
         return str(TrialScheduler.CONTINUE)
 
-    def recall(self, before: Sequence[Trial]) -> None:
-        """Know what the trials of an earlier command have reached."""
-        for trial in before:
+    def replay_trials(self, trials: Sequence[Trial]) -> None:
+        """Takes into account what the trials of an earlier command have reached."""
+        for trial in trials:
             stub: Any = SimpleNamespace(trial_id=f"before-{trial.number}")
             self.on_trial_add(None, stub)  # type: ignore[arg-type]
             for epochs, value in trial.seen:
                 super().on_trial_result(None, stub, {"epochs": epochs, "value": value})  # type: ignore[arg-type]
 
 
-def scheduler(search: Search, before: Sequence[Trial], max_epochs: int) -> TrialScheduler:
-    """`before`: the trials that have ended. `max_epochs`: of the training that is decided upon, at most."""
-    if not isinstance(search.scheduler, Asha) or search.deciding is None:
+def make_scheduler(search: Search, ended: Sequence[Trial], max_epochs: int) -> TrialScheduler:
+    """Builds the scheduler of a search.
+
+    `ended`: the trials that have ended before. `max_epochs`: the maximum number of epochs of the training that the
+    scheduler monitors.
+    """
+    if not isinstance(search.scheduler, Asha) or search.scheduler_objective is None:
         return FIFOScheduler()
-    made = Halving(
+    asha = CooperativeAsha(
         time_attr="epochs",
         metric="value",
-        mode=search.deciding[1],
+        mode=search.scheduler_objective[1],
         grace_period=min(search.scheduler.grace, max_epochs),
         max_t=max_epochs,
         reduction_factor=search.scheduler.reduction,
         stop_last_trials=False,
     )
-    made.recall(before)
-    return made
+    asha.replay_trials(ended)
+    return asha

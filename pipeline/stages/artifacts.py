@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.train.checkpoint import Damaged, put, seal, verified
+from firstlight.pipeline.train.checkpoint import DamagedFileError, write_file, write_manifest, read_verified
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.heads import Projection
@@ -29,9 +29,9 @@ def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
         "shapes": encoder.shapes,
         **facts,
     }
-    files = put(folder, "encoder.safetensors", save_tensors(weights))
-    files |= put(folder, "encoder.json", json.dumps(description, indent=1).encode())
-    seal(folder, files)
+    files = write_file(folder, "encoder.safetensors", save_tensors(weights))
+    files |= write_file(folder, "encoder.json", json.dumps(description, indent=1).encode())
+    write_manifest(folder, files)
 
 
 def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
@@ -39,9 +39,9 @@ def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     description = {"format": 1, "class": type(network).__name__, "spec": network.spec, **facts}
-    files = put(folder, "network.safetensors", save_tensors(weights))
-    files |= put(folder, "network.json", json.dumps(description, indent=1).encode())
-    seal(folder, files)
+    files = write_file(folder, "network.safetensors", save_tensors(weights))
+    files |= write_file(folder, "network.json", json.dumps(description, indent=1).encode())
+    write_manifest(folder, files)
 
 
 def load_decoder(folder: Path) -> Decoder:
@@ -62,15 +62,24 @@ def load_head(folder: Path) -> Projection:
     return _load_network(folder, Projection, "head")
 
 
+def load_companion(folder: Path, what: str) -> nn.Module:
+    """Loads the `head` or the `decoder` that was saved with an encoder.
+
+    Raises:
+        UserError: as `load_head`.
+    """
+    return load_head(folder) if what == "head" else load_decoder(folder)
+
+
 def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
     try:
-        _, files = verified(folder)
+        _, files = read_verified(folder)
         description = json.loads(files["network.json"])
         if description["class"] != cls.__name__:
             raise ValueError(f"network.json describes a {description['class']}")
         network = cls(**description["spec"])
         network.load_state_dict(load_tensors(files["network.safetensors"]))
-    except (Damaged, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (DamagedFileError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: is not a whole {what}: {str(error).splitlines()[0]}") from None
     return network
 
@@ -82,9 +91,9 @@ def encoder_spec(folder: Path) -> dict[str, Any]:
         UserError: a file is missing, damaged, or not an encoder's; names it.
     """
     try:
-        _, files = verified(folder)
+        _, files = read_verified(folder)
         return dict(json.loads(files["encoder.json"])["spec"])
-    except (Damaged, KeyError, ValueError, TypeError) as error:
+    except (DamagedFileError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: is not a whole encoder: {error}") from None
 
 

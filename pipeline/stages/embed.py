@@ -11,35 +11,66 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field, field_validator
 
-from firstlight.pipeline.config.recipe import Embed
-from firstlight.pipeline.data.parquet import parquet_file, parquet_table
-from firstlight.pipeline.data.splits import spread
-from firstlight.pipeline.data.store import DAMAGE, MANIFEST, file_sha256
+from firstlight.pipeline.config.schema import check_distinct
+from firstlight.pipeline.config.stages import DownstreamStage
+from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file_sha256
+from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
+from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, TaskPool
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import atomic_path, write_json
-from firstlight.pipeline.report import figures
 from firstlight.pipeline.stages.artifacts import load_encoder
-from firstlight.pipeline.stages.inference import Actors, Network, Parts, answers
-from firstlight.pipeline.stages.projection import Mapped, project
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.job import to_batch
-from firstlight.pipeline.train.metrics import METRICS, SweepProgress, append
-from firstlight.tasks.nn.encoders import pooled
+from firstlight.pipeline.stages.checks import check_class_names
+from firstlight.pipeline.stages.inference import ImageBatches, predict_batches
+from firstlight.pipeline.stages.projection import MapProjection
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.metrics import SweepProgress, append
+from firstlight.pipeline.train.training_job import to_batch
+from firstlight.tasks.nn.encoders import pool_maps
 
-ON_DRIVER, WITH_RAY = True, True
 FOLDER = "embeddings"
 SMALL = 100_000_000  # bytes: embeddings up to these go into MLflow, of others only the manifest
 SHOWN = 3000  # points of the map
+
+
+class Embed(DownstreamStage):
+    """Writes the embeddings of the images of a store as Parquet files."""
+
+    kind: Literal["embed"] = Field(description="The kind of the stage; by default the name of the stage.")
+    splits: tuple[Literal["train", "val", "test"], ...] = Field(
+        ("train", "val", "test"), min_length=1, description="The splits whose images are embedded."
+    )
+    batch_size: int = Field(
+        256,
+        ge=1,
+        description="The number of images that a worker embeds at a time. It can change the last bits of the results.",
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="The number format of the embeddings in the files."
+    )
+    rows_per_file: int = Field(
+        16384,
+        ge=1,
+        description="The number of images of a file. A stage that was killed continues after its last complete file.",
+    )
+    map: MapProjection = Field(
+        "pca", description="The projection of the embeddings to two dimensions in the stage's figure."
+    )
+    map_classes: tuple[str, ...] = Field((), description="The classes that the figure shows. []: all classes.")
+
+    @field_validator("splits", "map_classes")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_distinct(names, "a name")
 
 
 @dataclass(frozen=True)
@@ -51,27 +82,7 @@ class File:
     ids: np.ndarray
 
 
-def work(worker: Worker, stage: Embed, instance: Instance) -> None:
-    """Leave `embeddings/` and `result.json` in the instance's folder.
-
-    Raises:
-        UserError: the store is damaged.
-        StageFailed: a task or an actor failed more often than it may.
-    """
-    folder = instance.folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in (folder / MANIFEST, *folder.glob(".*.tmp")):  # of a stage that was killed
-        stale.unlink(missing_ok=True)
-    writer, wanted = _Writer(worker, stage, instance), list(_files(worker, stage))
-    failures = worker.recipe.scale.max_failures if worker.options.on_ray else 0
-    while not _attempt(writer, wanted, instance, last=failures == 0):
-        failures -= 1
-    result = _manifest(worker, stage, instance, wanted)
-    write_json(folder / MANIFEST, result)
-    write_json(instance.folder / RESULT, result)
-
-
-def _attempt(writer: "_Writer", wanted: list[File], instance: Instance, last: bool) -> bool:
+def _attempt(writer: "_Writer", wanted: list[File], instance: StageInstance, last: bool) -> bool:
     """Make the files that are missing; whether all are there now. Raises as `work`; of Ray's failures those of the `last` attempt only."""
     waiting = [file for file in wanted if not writer.is_done(file)]
     progress = SweepProgress(instance.folder, sum(len(file.ids) for file in wanted))
@@ -89,14 +100,14 @@ def _attempt(writer: "_Writer", wanted: list[File], instance: Instance, last: bo
     return True
 
 
-def _files(worker: Worker, stage: Embed) -> Iterator[File]:
+def _files(worker: StageContext, stage: Embed) -> Iterator[File]:
     for split in stage.splits:
         ids = getattr(worker.splits, split)
         for k in range(0, len(ids), stage.rows_per_file):
             yield File(f"{split}-{k // stage.rows_per_file:05d}.parquet", split, ids[k : k + stage.rows_per_file])
 
 
-def network(folder: Path, image_size: int, threads: int, gpu: bool) -> Network:
+def network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
     """(B, S, S, 3) uint8 -> (B, C) float32, by the encoder in `folder`. Called where it is to run."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
@@ -104,9 +115,10 @@ def network(folder: Path, image_size: int, threads: int, gpu: bool) -> Network:
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
-        ids = np.zeros(len(pixels), np.int64)
-        views = to_batch({"id": ids, "label": ids, "views": pixels[:, None]}, device).views
-        found: np.ndarray = pooled(encoder(views[0]), "avg").float().cpu().numpy()
+        unused = np.zeros(len(pixels), np.int64)
+        arrays = {"id": unused, "label": unused, "pass": unused, "views": pixels[:, None]}
+        views = to_batch(arrays, device).views
+        found: np.ndarray = pool_maps(encoder(views[0]), "avg").float().cpu().numpy()
         return found
 
     return embed
@@ -115,7 +127,7 @@ def network(folder: Path, image_size: int, threads: int, gpu: bool) -> Network:
 class _Writer:
     """Embeds what is missing, and writes it file by file."""
 
-    def __init__(self, worker: Worker, stage: Embed, instance: Instance) -> None:
+    def __init__(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
         assert instance.encoder is not None
         self.worker, self.stage, self.folder = worker, stage, instance.folder / FOLDER
         data, scale = worker.recipe.dataset, worker.recipe.scale
@@ -129,20 +141,20 @@ class _Writer:
     def is_done(self, file: File) -> bool:
         """Whether it is there, and whole: pages carry checksums."""
         try:
-            with parquet_file(self.folder / file.name) as opened:
+            with open_parquet_file(self.folder / file.name) as opened:
                 table = opened.read(use_threads=False)
-        except DAMAGE:
+        except DAMAGE_ERRORS:
             return False
         return table.schema.equals(self.schema) and np.array_equal(table.column("id").to_numpy(), file.ids)
 
     def write(self, waiting: list[File], progress: SweepProgress) -> None:
-        loader = self.worker.loader([self.worker.recipe.dataset.eval_augment], 0)
+        loader = self.worker.build_loader([self.worker.recipe.dataset.eval_augment], 0)
         batches = [
             [file.ids[k : k + self.stage.batch_size] for k in range(0, len(file.ids), self.stage.batch_size)]
             for file in waiting
         ]
-        parts = Parts(loader, [ids for its in batches for ids in its])
-        found = answers(parts, self.make, self._actors(), self.worker.options.prefetch)
+        parts = ImageBatches(loader, [ids for its in batches for ids in its])
+        found = predict_batches(parts, self.make, self._actors(), self.worker.options.prefetch)
         for file, its in zip(waiting, batches, strict=True):
             rows = []
             for ids in its:
@@ -150,13 +162,12 @@ class _Writer:
                 progress.advance(len(ids))
             self._put(file, np.concatenate(rows))
 
-    def _actors(self) -> Actors | None:
+    def _actors(self) -> ActorPool | None:
         scale, options = self.worker.recipe.scale, self.worker.options
         if not options.on_ray:
             return None
-        return Actors(
-            scale.most, scale.cpus_per_worker, scale.gpus_per_worker, options.tasks * scale.most, options.task_cpus
-        )
+        decoding = TaskPool(options.tasks * scale.max_workers, options.task_cpus)
+        return ActorPool(scale.max_workers, scale.cpus_per_worker, scale.gpus_per_worker, decoding)
 
     def _put(self, file: File, embeddings: np.ndarray) -> None:
         with np.errstate(over="ignore"):  # told below
@@ -167,7 +178,7 @@ class _Writer:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
         columns = [
             pa.array(file.ids),
-            pa.array(self.worker.store.paths(file.ids), pa.string()),
+            pa.array(self.worker.store.read_paths(file.ids), pa.string()),
             pa.array(self.worker.splits.labels[file.ids]),
             vectors,
         ]
@@ -184,9 +195,9 @@ class _Writer:
             raise StageFailed(f"{self.folder / file.name}: cannot be written: {error.strerror or error}") from None
 
 
-def _manifest(worker: Worker, stage: Embed, instance: Instance, files: list[File]) -> dict[str, Any]:
+def _manifest(worker: StageContext, stage: Embed, instance: StageInstance, files: list[File]) -> dict[str, Any]:
     assert instance.encoder is not None
-    folder, encoder = instance.folder / FOLDER, json.loads((instance.encoder / MANIFEST).read_text("utf-8"))
+    folder, encoder = instance.folder / FOLDER, json.loads((instance.encoder / MANIFEST_FILE).read_text("utf-8"))
     rows = []
     for file in files:
         path = folder / file.name
@@ -228,7 +239,7 @@ def open_embeddings(folder: Path, split: str | None = None) -> tuple[np.ndarray,
     Raises:
         UserError: a file is missing, damaged or not what the manifest says, or there is no such split; names it.
     """
-    manifest, entries = _read_manifest(folder)
+    manifest, entries = read_manifest(folder)
     if split is not None and split not in manifest["counts"]:
         raise UserError(f"{folder}: has no split {split!r}; valid: {', '.join(manifest['counts'])}")
     tables = [_checked(folder, entry) for entry in entries if split in (None, entry.split)]
@@ -238,9 +249,9 @@ def open_embeddings(folder: Path, split: str | None = None) -> tuple[np.ndarray,
     return np.concatenate([np.empty(0, np.int64), *ids]), np.concatenate([empty, *vectors])
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         if (manifest["format"], manifest["dtype"] in ("float32", "float16"), isinstance(manifest["size"], int)) != (
             1,
             True,
@@ -252,7 +263,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
             raise ValueError("a file outside of its folder")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{folder / MANIFEST}: is not a whole manifest of embeddings ({type(error).__name__}: {error})"
+            f"{folder / MANIFEST_FILE}: is not a whole manifest of embeddings ({type(error).__name__}: {error})"
         ) from None
     return manifest, entries
 
@@ -262,10 +273,10 @@ def _checked(folder: Path, entry: _Entry) -> pa.Table:
     try:
         if file_sha256(path) != entry.sha256:
             raise ValueError("its sha256 is not the one in its manifest")
-        table = parquet_table(path, ["id", "embedding"])
+        table = read_parquet_table(path, ["id", "embedding"])
         if len(table) != entry.count:
             raise ValueError(f"it has {len(table)} rows, its manifest says {entry.count}")
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise UserError(f"{path}: is missing or damaged: {reason}; delete {folder.parent} and run again") from None
     return table
@@ -276,7 +287,7 @@ def _matrix(table: pa.Table, size: int) -> np.ndarray:
     return values.reshape(-1, size)
 
 
-def _told(error: BaseException, instance: Instance) -> Exception:
+def _told(error: BaseException, instance: StageInstance) -> Exception:
     """One line, of the cause behind what Ray makes of it; without the advice that it adds in a paragraph of its own."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and inner is not cause:
@@ -287,41 +298,33 @@ def _told(error: BaseException, instance: Instance) -> Exception:
     return StageFailed(f"{instance.label}: {type(cause).__name__}: {text[-1] if text else 'died'}")
 
 
-def files(stage: Embed, instance: Instance) -> list[tuple[Path, str, str]]:
-    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
-    return [(instance.folder / METRICS, instance.label, "")]
+class EmbedStage(StageKind[Embed]):
+    """Embeddings of the images of a store, as Parquet."""
 
+    section = Embed
+    runs_on = "driver+ray"
 
-def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Embed, instance: Instance) -> None:
-    """The manifest, a map of the embeddings, and the embeddings themselves where they are small, into the MLflow run."""
-    folder = instance.folder / FOLDER
-    manifest, entries = _read_manifest(folder)
-    total = sum(entry.bytes for entry in entries)
-    tracking.numbers(
-        run_id, {"images": sum(entry.count for entry in entries), "size": manifest["size"], "bytes": total}
-    )
-    tracking.client.log_artifact(run_id, str(folder / MANIFEST), FOLDER)
-    if total <= SMALL:
-        for entry in entries:
-            tracking.client.log_artifact(run_id, str(folder / entry.file), FOLDER)
-    split = next((name for name in ("val", "test", "train") if manifest["counts"].get(name)), None)
-    if split:
-        mapped, labels, told = _map(worker, stage, folder, split)
-        Album(tracking, run_id, instance.folder).add(
-            "map", figures.embedding_map(mapped, labels, worker.store.classes), told
-        )
+    def run(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
+        """Leave `embeddings/` and `result.json` in the instance's folder.
 
+        Raises:
+            UserError: the store is damaged.
+            StageFailed: a task or an actor failed more often than it may.
+        """
+        folder = instance.folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (folder / MANIFEST_FILE, *folder.glob(".*.tmp")):  # of a stage that was killed
+            stale.unlink(missing_ok=True)
+        writer, wanted = _Writer(worker, stage, instance), list(_files(worker, stage))
+        failures = worker.recipe.scale.max_failures if worker.options.on_ray else 0
+        while not _attempt(writer, wanted, instance, last=failures == 0):
+            failures -= 1
+        result = _manifest(worker, stage, instance, wanted)
+        write_json(folder / MANIFEST_FILE, result)
+        write_json(instance.folder / RESULT_FILE, result)
 
-def _map(worker: Worker, stage: Embed, folder: Path, split: str) -> tuple[dict[str, Mapped], np.ndarray, str]:
-    """Some embeddings of a split on a plane, by title, their labels, and a line that tells of them; of `map_classes` alone where they are given."""
-    ids, embeddings = open_embeddings(folder, split)
-    labels, classes = worker.splits.labels[ids], worker.store.classes
-    shown = (
-        np.flatnonzero(np.isin(labels, [classes.index(name) for name in stage.map_classes]))
-        if stage.map_classes
-        else np.arange(len(ids))
-    )
-    chosen = spread(shown, SHOWN)
-    title = f"embeddings: {len(chosen):,} of {len(ids):,} {split} images"
-    how = "at their first two principal components" if stage.map == "pca" else "by t-SNE"
-    return {title: project(embeddings[chosen], stage.map)}, labels[chosen], f"{title}, {how}"
+    def check_source(self, name: str, stage: Embed, context: RecipeContext) -> None:
+        check_class_names(f"stages.{name}.map_classes", stage.map_classes, context.source.classes)
+
+    def streamed_batches(self, stage: Embed, workers: int) -> list[tuple[int, int]]:
+        return [(stage.batch_size, 1)]

@@ -2,54 +2,86 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
+from pydantic import Field, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.config.recipe import Evaluate
-from firstlight.pipeline.data.splits import spread
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schema import check_distinct
+from firstlight.pipeline.config.stages import FeatureStage
+from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.frozen_features import ARMS, arms, sweep
-from firstlight.pipeline.stages.projection import principal, principal_axes
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.metrics import METRICS
+from firstlight.pipeline.stages.artifacts import load_head
+from firstlight.pipeline.stages.checks import (
+    check_feature_layers,
+    check_head_source,
+    check_scored_images,
+    check_target,
+    check_test_split,
+)
+from firstlight.pipeline.stages.frozen_features import ARMS, arms, check_head, describe_features, label_features, sweep
+from firstlight.pipeline.stages.projection import principal
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
-from firstlight.tasks.downstream.knn import class_scores, hits
+from firstlight.tasks.downstream.knn import class_scores, is_label_in_top
 from firstlight.tasks.downstream.probe import choose_probe
-from firstlight.tasks.feature_metrics import signals
+from firstlight.tasks.feature_metrics import FEATURE_METRICS, compute_feature_metrics
+from firstlight.tasks.nn.encoders import Encoder
 
 Labelled = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
 MAP, MAPPED = "map.safetensors", 1000  # images on the map, at most
 TOP = 5  # reported beside the accuracy where there are more classes
 
 
-def work(worker: Worker, stage: Evaluate, instance: Instance) -> None:
-    """Leave `result.json` in the instance's folder. Runs on every worker; the classifiers are fitted on rank 0."""
-    parts = _parts(worker)
-    ids = np.concatenate(parts)
-    features = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
-    if rank() == 0:
-        sizes = [len(part) for part in parts]
-        labels = torch.from_numpy(worker.splits.labels[ids]).to(worker.device).split(sizes)
-        result: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
-        for arm, layers in features.items():
-            for ending, layer in zip(stage.endings, layers, strict=True):
-                found = _scores(stage, list(zip(layer.split(sizes), labels, strict=True)), len(worker.store.classes))
-                result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
-        _save_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
-        write_json(instance.folder / RESULT, result)
-    barrier()
+class Evaluate(FeatureStage):
+    """Scores frozen features by weighted kNN and by a linear probe."""
+
+    kind: Literal["evaluate"] = Field(description="The kind of the stage; by default the name of the stage.")
+    layers: tuple[int, ...] = Field(
+        (-1,),
+        min_length=1,
+        description="The encoder's maps that are evaluated, each on its own: 0 is the first, -1 the deepest.",
+    )
+    knn_k: int = Field(200, ge=1, description="The number of neighbours of weighted kNN.")
+    knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+    probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field(
+        (1e-4, 1e-3, 1e-2, 1e-1),
+        min_length=1,
+        description="The weight decays that the linear probe is trained with; the best on held-out images is scored.",
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        return check_distinct(layers, "a layer")
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
+        return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.layers
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        labels = (("knn", "kNN", f"k={self.knn_k}"), ("probe", "linear probe", ""))
+        return tuple(
+            Measure(name + ending, label_features(label, detail, features), ARMS, "random weights")
+            for ending, features in zip(self.endings, describe_features(self), strict=True)
+            for name, label, detail in labels
+        )
 
 
-def _parts(worker: Worker) -> list[np.ndarray]:
+def _parts(worker: StageContext) -> list[np.ndarray]:
     """The labelled ids to train, choose and test on; to train and choose on where the test split is left alone."""
     splits = worker.splits
     wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
@@ -64,7 +96,7 @@ def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, An
     vote = partial(class_scores, k=stage.knn_k, temperature=stage.knn_temperature, classes=classes)
     votes = {part: (vote(x, *train), y) for part, (x, y) in judged.items()}
     probe, decay = choose_probe(train, val, classes, stage.probe_weight_decays)
-    logits = {part: (probe.scores(x), y) for part, (x, y) in judged.items()}
+    logits = {part: (probe.compute_scores(x), y) for part, (x, y) in judged.items()}
     predicted = logits[last][0].argmax(1)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((known.cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
@@ -72,13 +104,15 @@ def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, An
         "knn": _accuracies(votes),
         "probe": {**_accuracies(logits), "weight_decay": decay},
         "confusion": confusion.tolist(),
-        "signals": {"dimensions": shown.shape[1], **signals(shown)},
+        "signals": {"dimensions": shown.shape[1], **compute_feature_metrics(shown)},
     }
 
 
-def _save_map(instance: Instance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray) -> None:
+def _save_map(
+    instance: StageInstance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray
+) -> None:
     """Where up to MAPPED held-out images lie, by the deepest layer that was looked at. `held_out`: the places of the first and behind the last."""
-    places = spread(np.arange(*held_out), MAPPED)
+    places = select_evenly_spaced(np.arange(*held_out), MAPPED)
     if len(places) < 3 or not all(bool(torch.isfinite(layers[-1][places]).all()) for layers in features.values()):
         return
     found = {"ids": torch.from_numpy(ids[places])}
@@ -88,49 +122,66 @@ def _save_map(instance: Instance, features: dict[str, list[Tensor]], held_out: n
     write_atomically(instance.folder / MAP, save_tensors(found))
 
 
-def _add_map(album: Album, worker: Worker, stage: Evaluate, instance: Instance) -> None:
-    if not (instance.folder / MAP).exists():
-        return
-    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
-    titles = {"pretrained": "pretrained", "random": "random weights"}
-    maps = {titles[arm]: (found[f"{arm}_points"], principal_axes(found[f"{arm}_share"])) for arm in ARMS}
-    told = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
-    album.add("map", figures.embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)
-
-
 def _accuracies(scored: dict[str, Labelled]) -> dict[str, float]:
     """Shares of (n, classes) scores whose highest, and whose five highest, have the (n,) label among them, by part."""
-    found = {part: float(hits(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()}
+    found = {part: float(is_label_in_top(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()}
     if scored["val"][0].shape[1] > TOP:
         found |= {
-            f"{part}_top{TOP}": float(hits(scores, labels, TOP).double().mean())
+            f"{part}_top{TOP}": float(is_label_in_top(scores, labels, TOP).double().mean())
             for part, (scores, labels) in scored.items()
         }
     return found
 
 
-def files(stage: Evaluate, instance: Instance) -> list[tuple[Path, str, str]]:
-    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
-    return [(instance.folder / METRICS, instance.label, "")]
+class EvaluateStage(StageKind[Evaluate]):
+    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with random weights."""
 
+    section = Evaluate
 
-def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Evaluate, instance: Instance) -> None:
-    """Scores, signals and confusion matrices into the MLflow run. Runs on the driver."""
-    result = instance.result
-    assert result is not None
-    album = Album(tracking, run_id, instance.folder)
-    _add_map(album, worker, stage, instance)
-    for arm in ARMS:
-        for layer, ending in zip(stage.layers, stage.endings, strict=True):
-            numbers = {f"{key}{ending}": value for key, value in result[arm][f"signals{ending}"].items()}
-            for measure in ("knn", "probe"):
-                numbers |= {
-                    f"{measure}{ending}_{part}": value
-                    for part, value in result[arm][measure + ending].items()
-                    if part != "weight_decay"
-                }
-            tracking.numbers(run_id, numbers, f"{arm}/")
-            of = "test" if worker.recipe.score_test else "held-out"
-            told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: {of} images of a class (%)"
-            figure = figures.confusion(result[arm]["confusion" + ending], worker.store.classes, told)
-            album.add(f"confusion_{arm}{ending}", figure, told)
+    def run(self, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
+        """Leave `result.json` in the instance's folder. Runs on every worker; the classifiers are fitted on rank 0."""
+        parts = _parts(worker)
+        ids = np.concatenate(parts)
+        features = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
+        if rank() == 0:
+            sizes = [len(part) for part in parts]
+            labels = torch.from_numpy(worker.splits.labels[ids]).to(worker.device).split(sizes)
+            result: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
+            for arm, layers in features.items():
+                for ending, layer in zip(stage.endings, layers, strict=True):
+                    found = _scores(
+                        stage, list(zip(layer.split(sizes), labels, strict=True)), len(worker.store.classes)
+                    )
+                    result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
+            _save_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
+            write_json(instance.folder / RESULT_FILE, result)
+        barrier()
+
+    def check_encoder(self, name: str, stage: Evaluate, recipe: Recipe, encoder: Encoder) -> None:
+        check_feature_layers(f"stages.{name}", "layers", stage, len(encoder.shapes))
+
+    def check_source(self, name: str, stage: Evaluate, context: RecipeContext) -> None:
+        check_target(f"stages.{name}", "label", context)
+        check_test_split(f"stages.{name}", context)
+        check_head_source(name, stage, context)
+
+    def check_companion(self, name: str, stage: Evaluate, recipe: Recipe, folder: Path) -> None:
+        check_head(load_head(folder), recipe, f"stages.{name}")
+
+    def check_images(self, name: str, stage: Evaluate, recipe: Recipe, splits: Splits) -> None:
+        check_scored_images(recipe, splits, "label")
+
+    def objectives(self, stage: Evaluate) -> tuple[str, ...]:
+        return tuple(f"{name}{ending}" for ending in stage.endings for name in ("knn", "probe", *FEATURE_METRICS))
+
+    def read_objective(self, stage: Evaluate, name: str, instance: StageInstance) -> float:
+        ending = next((ending for ending in stage.endings if ending and name.endswith(ending)), "")
+        metric = name.removesuffix(ending)
+        if metric not in FEATURE_METRICS:
+            return super().read_objective(stage, name, instance)
+        result = instance.result
+        assert result is not None
+        return float(result["pretrained"][f"signals{ending}"][metric])
+
+    def streamed_batches(self, stage: Evaluate, workers: int) -> list[tuple[int, int]]:
+        return [(stage.batch_size, 1)]

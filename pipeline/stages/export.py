@@ -11,69 +11,57 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.config.recipe import Export
-from firstlight.pipeline.data.store import file_sha256
-from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schema import check_distinct
+from firstlight.pipeline.config.stages import DownstreamStage
+from firstlight.pipeline.data.manifest import file_sha256
+from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import write_flushed, write_json
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.job import to_batch
-from firstlight.pipeline.train.metrics import METRICS, SweepProgress, append
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage_kind import StageKind
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.metrics import SweepProgress, append
+from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.export_formats import (
-    FORMATS,
-    TOLERANCE,
+    EXPORT_FORMATS,
+    MAP_TOLERANCE,
     Counterpart,
-    Graph,
-    counterpart,
-    difference,
-    lacks,
-    traced,
+    ExportGraph,
+    explain_missing_format,
+    export_program,
+    find_counterpart,
+    measure_difference,
 )
 
-ON_DRIVER, WITH_RAY = True, False
 FOLDER = "export"
 OPSET = 18  # that torch's exporter writes; others are converted from it
 REAL, RANDOM = 8, (1, 5)  # images that are compared: of the store, and in random batches of two sizes
 Answer = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, 3, S, S) in 0..1 -> (B, C) features, (B, C, h, w) last map
 
 
-def work(worker: Worker, stage: Export, instance: Instance) -> None:
-    """Leave `export/<format>/` and `result.json` in the instance's folder.
+class Export(DownstreamStage):
+    """Writes the encoder for other software: state dicts of torchvision and timm, safetensors, ONNX, torch.export."""
 
-    Raises:
-        StageFailed: a format does not give what the encoder gives, or cannot be written; of this one no file is left.
-    """
-    assert instance.encoder is not None
-    encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
-    maker, folder = _Maker(encoder, instance), instance.folder / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
-    reasons = {format: lacks(encoder, format) for format in stage.formats or FORMATS}
-    for format, reason in reasons.items():
-        if reason:
-            append(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
-    wanted = [format for format, reason in reasons.items() if not reason]
-    tests = _tests(worker)
-    compared = sum(map(len, tests.values()))
-    progress = SweepProgress(instance.folder, len(wanted) * compared)
-    formats = {}
-    for format in wanted:
-        formats[format] = _export(maker, format, folder, tests)
-        progress.advance(compared)
-    left_out = {format: reason for format, reason in reasons.items() if reason}
-    size, shape = encoder.image_size, encoder.shapes[-1]
-    write_json(
-        instance.folder / RESULT,
-        {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": TOLERANCE},
+    kind: Literal["export"] = Field(description="The kind of the stage; by default the name of the stage.")
+    formats: tuple[Literal["torchvision", "timm", "safetensors", "onnx", "torch_export"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="The formats that are written, with a model card. null: all formats that the encoder has.",
     )
+
+    @field_validator("formats")
+    @classmethod
+    def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return formats and check_distinct(formats, "a name")
 
 
 def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
@@ -88,10 +76,10 @@ def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]
         shutil.rmtree(folder)
         raise StageFailed(f"{maker.instance.label}: {format} cannot be exported: {_line(error)}") from error
     worst = max(found["relative"] for found in differences.values())
-    if not worst <= TOLERANCE:
+    if not worst <= MAP_TOLERANCE:
         shutil.rmtree(folder)
         raise StageFailed(
-            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most {TOLERANCE:g} is rounding"
+            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most {MAP_TOLERANCE:g} is rounding"
         )
     files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())}
     part.rename(folder / format)
@@ -99,20 +87,20 @@ def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]
 
 
 @torch.no_grad()
-def compare(graph: Graph, answer: Answer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def compare(graph: ExportGraph, answer: Answer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """The largest absolute and relative difference of features and map, by test."""
     out = {}
     for name, images in tests.items():
-        pairs = [difference(own, other) for own, other in zip(graph(images), answer(images), strict=True)]
+        pairs = [measure_difference(own, other) for own, other in zip(graph(images), answer(images), strict=True)]
         out[name] = {"images": len(images), "absolute": max(a for a, _ in pairs), "relative": max(r for _, r in pairs)}
     return out
 
 
-def _tests(worker: Worker) -> dict[str, Tensor]:
+def _tests(worker: StageContext) -> dict[str, Tensor]:
     """(B, 3, S, S) images in 0..1: held-out ones (training ones where none is held out), and random batches of two sizes."""
     ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[:REAL]
-    loader = worker.loader([worker.recipe.dataset.eval_augment], 0)
-    real = to_batch(loader.once(ids), torch.device("cpu")).views[0]
+    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    real = to_batch(loader.load_once(ids), torch.device("cpu")).views[0]
     generator, size = torch.Generator().manual_seed(0), real.shape[-1]
     return {"store": real, **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM}}
 
@@ -122,26 +110,26 @@ class _Maker:
     """A method for each format: writes its files into a folder -> what they answer, and what there is to know of them."""
 
     encoder: Encoder
-    instance: Instance
+    instance: StageInstance
 
     @cached_property
-    def graph(self) -> Graph:
-        return Graph(self.encoder).eval()
+    def graph(self) -> ExportGraph:
+        return ExportGraph(self.encoder).eval()
 
     @cached_property
     def program(self) -> Any:
-        return traced(self.encoder)
+        return export_program(self.encoder)
 
     def torchvision(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
-        return self._state_dict(folder, counterpart(self.encoder, "torchvision"))
+        return self._state_dict(folder, find_counterpart(self.encoder, "torchvision"))
 
     def timm(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
-        return self._state_dict(folder, counterpart(self.encoder, "timm"))
+        return self._state_dict(folder, find_counterpart(self.encoder, "timm"))
 
     def _state_dict(self, folder: Path, found: Counterpart) -> tuple[Answer, dict[str, Any]]:
-        data = save_tensors(found.state(self.encoder), {"format": "pt", "model": found.model, "library": found.library})
+        data = save_tensors(found.library_state(self.encoder), {"format": "pt", "model": found.model, "library": found.library})
         write_flushed(folder / "model.safetensors", data)
-        net, missing = found.network(_tensors(folder / "model.safetensors"))
+        net, missing = found.build_network(_tensors(folder / "model.safetensors"))
         last_map = found.last_map(net)
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +140,7 @@ class _Maker:
         return answer, {
             "model": found.model,
             "place": found.place,
-            "turned": found.turned,
+            "turned": found.channels_last,
             "missing": missing,
             "version": version,
         }
@@ -160,7 +148,7 @@ class _Maker:
     def safetensors(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
         assert self.instance.encoder is not None
         save_encoder(self.encoder, folder, origin(self.instance.encoder))
-        return Graph(load_encoder(folder, self.encoder.image_size)).eval(), {}
+        return ExportGraph(load_encoder(folder, self.encoder.image_size)).eval(), {}
 
     def torch_export(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
         """Compared before it is written: to read it back is to unpickle."""
@@ -218,21 +206,49 @@ def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def files(stage: Export, instance: Instance) -> list[tuple[Path, str, str]]:
-    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
-    return [(instance.folder / METRICS, instance.label, "")]
+class ExportStage(StageKind[Export]):
+    """The encoder in the formats of other libraries, each compared with it."""
 
+    section = Export
+    runs_on = "driver"
 
-def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Export, instance: Instance) -> None:
-    """The exported files and how far they are from the encoder, into the MLflow run."""
-    result = instance.result
-    assert result is not None
-    for format, facts in result["formats"].items():
-        worst = max(found["relative"] for found in facts["difference"].values())
-        tracking.numbers(
-            run_id,
-            {"relative_difference": worst, "bytes": sum(file["bytes"] for file in facts["files"].values())},
-            f"{format}/",
+    def run(self, worker: StageContext, stage: Export, instance: StageInstance) -> None:
+        """Leave `export/<format>/` and `result.json` in the instance's folder.
+
+        Raises:
+            StageFailed: a format does not give what the encoder gives, or cannot be written; of this one no file is left.
+        """
+        assert instance.encoder is not None
+        encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
+        maker, folder = _Maker(encoder, instance), instance.folder / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+        reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or EXPORT_FORMATS}
+        for format, reason in reasons.items():
+            if reason:
+                append(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
+        wanted = [format for format, reason in reasons.items() if not reason]
+        tests = _tests(worker)
+        compared = sum(map(len, tests.values()))
+        progress = SweepProgress(instance.folder, len(wanted) * compared)
+        formats = {}
+        for format in wanted:
+            formats[format] = _export(maker, format, folder, tests)
+            progress.advance(compared)
+        left_out = {format: reason for format, reason in reasons.items() if reason}
+        size, shape = encoder.image_size, encoder.shapes[-1]
+        write_json(
+            instance.folder / RESULT_FILE,
+            {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE},
         )
-    tracking.client.log_artifacts(run_id, str(instance.folder / FOLDER), FOLDER)
-    tracking.client.log_dict(run_id, result, "export.json")
+
+    def check_encoder(self, name: str, stage: Export, recipe: Recipe, encoder: Encoder) -> None:
+        _check_formats(f"stages.{name}", stage, encoder)
+
+
+def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
+    """Formats that are asked for by name must be there for this encoder."""
+    reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or ()}
+    for format, reason in reasons.items():
+        if reason:
+            valid = [name for name in EXPORT_FORMATS if not (reasons[name] if name in reasons else explain_missing_format(encoder, name))]
+            raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")

@@ -6,20 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstlight.pipeline.config.recipe import Evaluate, Recipe, Retrieve
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import FeatureStage
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import load_encoder, load_head
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train.context import Worker, gather_rows
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.metrics import SweepProgress
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
-from firstlight.tasks.nn.feature_extractor import Features
+from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from firstlight.tasks.nn.heads import Projection
 
 ARMS = ("pretrained", "random")
 
 
-def arms(worker: Worker, stage: Evaluate | Retrieve, instance: Instance) -> dict[str, Features]:
+def arms(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> dict[str, FeatureExtractor]:
     """Both networks, in evaluation mode; the random weights are those of the seed, of encoder and head."""
     size = worker.recipe.dataset.image_size
     assert instance.encoder is not None
@@ -27,18 +28,21 @@ def arms(worker: Worker, stage: Evaluate | Retrieve, instance: Instance) -> dict
     torch.manual_seed(instance.seed)
     fresh = Encoder(worker.recipe.encoder.model_dump(), size)
     fresh_head = Projection(**head.spec) if head else None
-    made = (Features(encoder, head, stage.layers, stage.pool), Features(fresh, fresh_head, stage.layers, stage.pool))
+    made = (
+        FeatureExtractor(encoder, head, stage.feature_layers, stage.pool),
+        FeatureExtractor(fresh, fresh_head, stage.feature_layers, stage.pool),
+    )
     return {arm: features.to(worker.device).eval() for arm, features in zip(ARMS, made, strict=True)}
 
 
 @torch.no_grad()
 def sweep(
-    worker: Worker, networks: Mapping[str, Features], ids: np.ndarray, instance: Instance, batch_size: int
+    worker: StageContext, networks: Mapping[str, FeatureExtractor], ids: np.ndarray, instance: StageInstance, batch_size: int
 ) -> dict[str, list[Tensor]]:
     """By network, for each of its layers, the (n, d) features of `ids`, in their order, on every worker. Collective; an image is decoded once."""
     progress = SweepProgress(instance.folder, len(ids))
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
-    for batch in worker.sweep(ids, batch_size):
+    for batch in worker.iterate_batches(ids, batch_size):
         for name, network in networks.items():
             parts[name].append(network(batch.views[0]))
         progress.advance(len(batch.ids))
@@ -59,3 +63,16 @@ def check_head(head: Projection, recipe: Recipe, where: str) -> None:
             f"{where}.features: the head takes {head.spec['size']} features, the encoder gives {size} for images of "
             f"{recipe.dataset.image_size} pixels (dataset.image_size); valid: features: encoder"
         )
+
+
+def describe_features(stage: FeatureStage) -> list[str]:
+    """Returns words for the features of each layer of a stage; "" for those of the deepest map alone, which is usual."""
+    if stage.features == "head":
+        return ["head"]
+    return ["" if stage.feature_layers == (-1,) else f"layer {layer}" for layer in stage.feature_layers]
+
+
+def label_features(measure: str, *details: str) -> str:
+    """Returns what tables call a measure of features: `kNN (k=20, layer 2)`."""
+    text = ", ".join(detail for detail in details if detail)
+    return f"{measure} ({text})" if text else measure

@@ -11,15 +11,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from firstlight.pipeline.files import write_atomically
-from firstlight.tasks.visuals import Picture, Row
+from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
-def with_untrained(before: Sequence[Picture], after: Sequence[Picture]) -> tuple[Picture, ...]:
+def with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:
     """The pictures of a trained method; where a row asks for it, that of the same method before its training above it."""
     untrained = {(picture.name, row.caption): row for picture in before for row in picture.rows}
     out = []
     for picture in after:
-        rows: list[Row] = []
+        rows: list[ImageRow] = []
         for row in picture.rows:
             earlier = untrained.get((picture.name, row.caption)) if row.untrained else None
             pair = (
@@ -32,7 +32,7 @@ def with_untrained(before: Sequence[Picture], after: Sequence[Picture]) -> tuple
     return tuple(out)
 
 
-def save_pictures(pictures: Iterable[Picture], file: Path) -> None:
+def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
     """Write them, if there are any."""
     tensors: dict[str, Tensor] = {}
     told = []
@@ -51,7 +51,7 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def load_pictures(file: Path) -> list[Picture]:
+def load_pictures(file: Path) -> list[ImageGrid]:
     """Those that were saved; none where there is no file."""
     if not file.exists():
         return []
@@ -61,12 +61,12 @@ def load_pictures(file: Path) -> list[Picture]:
         for told in json.loads(opened.metadata()["pictures"]):
             places = [(caption, f"{told['name']}.{k}") for k, caption in enumerate(told["rows"])]
             rows = [
-                Row(
+                ImageRow(
                     caption,
                     opened.get_tensor(f"{at}.images"),
                     opened.get_tensor(f"{at}.maps") if f"{at}.maps" in keys else None,
                 )
                 for caption, at in places
             ]
-            out.append(Picture(told["name"], told["title"], tuple(rows)))
+            out.append(ImageGrid(told["name"], told["title"], tuple(rows)))
     return out

@@ -1,120 +1,143 @@
 """Stage: learn an encoder from images without labels, or with few. Labels that the stage does not ask for are withheld from the method."""
 
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
+from pydantic import Field
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
-from firstlight.pipeline.config.recipe import Pretrain, arguments
-from firstlight.pipeline.data.labelled import write_labelled
-from firstlight.pipeline.data.plan import Batches, SemiSupervisedPlan
-from firstlight.pipeline.data.splits import spread
-from firstlight.pipeline.data.stream import Loader
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schema import MethodSpec, constructor_arguments
+from firstlight.pipeline.config.stages import FeatureMonitorOptions, LabelBudget, StageConfig, TrainingOptions
+from firstlight.pipeline.data.loader import Loader
+from firstlight.pipeline.data.plan import SemiSupervisedPlan, TrainingPlan
+from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
+from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.report import curves, figures, neighbours
-from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder, save_network
-from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, with_untrained
-from firstlight.pipeline.stages.projection import principal, principal_axes
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.train.context import Worker, gather_rows
-from firstlight.pipeline.train.job import Job, to_batch
+from firstlight.pipeline.stages.artifacts import save_encoder, save_network
+from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, count_labelled
+from firstlight.pipeline.stages.nearest import find_nearest
+from firstlight.pipeline.stages.pictures import save_pictures, with_untrained
+from firstlight.pipeline.stages.projection import principal
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
-from firstlight.pipeline.train.metrics import METRICS, TAILS, read_metrics
-from firstlight.pipeline.train.monitor import Watch
-from firstlight.tasks.collective import barrier, rank, world
-from firstlight.tasks.nn.encoders import Encoder, pooled
-from firstlight.tasks.pretrain import METHODS
-from firstlight.tasks.pretrain.method import Method, Needs, Setting
-from firstlight.tasks.visuals import Picture, Row
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
+from firstlight.pipeline.train.monitor import Watch as Monitor
+from firstlight.pipeline.train.training_job import TrainingJob, to_batch
+from firstlight.tasks.collective import barrier, rank, world_size
+from firstlight.tasks.feature_metrics import FEATURE_METRICS
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
+from firstlight.tasks.pretrain import METHODS, batch_requirements, build_method
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
+from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.visuals import ImageGrid
 
+# The feature metrics that a training logs on the way, where `watch.every` asks for it.
+WATCHED = (*(f"watch_{name}" for name in FEATURE_METRICS), "watch_knn", "watch_alignment")
+# What every training logs, and no trial can be judged by.
+NOT_OBJECTIVES = {"step", "of", "epoch", "time", "images_per_s", "data_wait", "lr"}
+# Rows of the tables that are built to be measured or checked.
+TABLE_ROWS = 1024
 PICTURES, MAP = "pictures.safetensors", "map.safetensors"
 SHOWN, MAPPED = 8, 1000  # images in a picture; held-out images that are compared with each other, at most
 FILTERED = ("sobel", "high_pass", "rgb_sobel")  # inputs that end with a fixed filter
 
 
-def needs(stage: Pretrain) -> Needs:
-    return METHODS[stage.method.name].needs(**arguments(stage.method))
+class Pretrain(StageConfig, TrainingOptions, LabelBudget):
+    """Learns an encoder from images without labels, or with some."""
+
+    kind: Literal["pretrain"] = Field(description="The kind of the stage; by default the name of the stage.")
+    method: MethodSpec = Field(description="The [method](#methods).")
+    watch: FeatureMonitorOptions = Field(
+        FeatureMonitorOptions(), description="[Feature metrics](#feature-metrics-watch) during the training."
+    )
+    first_view: Literal["augmented", "plain"] = Field(
+        "augmented",
+        description="The augmentations of the first view, for methods of several views. `plain`: "
+        "`dataset.eval_augment`.",
+    )
+    labelled_per_batch: int = Field(
+        0,
+        ge=0,
+        description="The number of labelled images in every batch of `batch_size` images. 0: the method sees no label.",
+    )
+    register_as: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="The name under which the encoder is registered in MLflow's model registry, with the alias "
+        "`current`. null: it is not registered.",
+    )
+
+    makes_encoder: ClassVar[bool] = True
+    keys_without_effect: ClassVar[frozenset[str]] = StageConfig.keys_without_effect | {"register_as", "watch"}
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The test accuracy of a classifier of its own, what the method measures of held-out images, and the last value of what it logs."""
+        method = METHODS[self.method.name]
+        found = [Measure("accuracy", "its own classifier", only_if_expected=True)] if self.labelled_per_batch else []
+        for name in method.image_metrics:
+            decibels = name == "psnr"
+            label = f"{'PSNR (dB)' if decibels else name}, held-out images"
+            found.append(Measure(name, label, scale=1.0 if decibels else 100.0, only_if_expected=True))
+        return (*found, *(Measure(name, name, only_if_expected=True) for name in method.reported_metrics))
 
 
-def job(worker: Worker, stage: Pretrain, instance: Instance) -> Job:
+def needs(stage: Pretrain) -> BatchRequirements:
+    return batch_requirements(stage.method.name, constructor_arguments(stage.method))
+
+
+def job(worker: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
     """The training of one seed."""
-    train, labelled = worker.splits.train, _labelled(worker, stage, instance.seed)
+    train, labelled = worker.splits.train, labelled_ids(worker, stage, instance.seed)
     withheld = np.setdiff1d(train, labelled, assume_unique=True)
     plan = _plan(worker, stage, labelled, instance.seed)
-    loader = _loader(worker, stage, instance.seed)
+    loader = make_loader(worker, stage, instance.seed)
     place = instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device
-    return Job(*place, withheld, instance.begin, instance.until)
+    return TrainingJob(*place, withheld, instance.begin, instance.until)
 
 
-def _labelled(worker: Worker, stage: Pretrain, seed: int) -> np.ndarray:
+def labelled_ids(worker: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
     """The ids whose labels the method may see."""
     return worker.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
 
 
-def _plan(worker: Worker, stage: Pretrain, labelled: np.ndarray, seed: int) -> Batches:
+def _plan(worker: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
     if stage.labelled_per_batch == 0:
-        return worker.plan(worker.splits.train, stage.batch_size, seed)
+        return worker.build_plan(worker.splits.train, stage.batch_size, seed)
     if stage.labelled_per_batch == stage.batch_size:
-        return worker.plan(labelled, stage.batch_size, seed)
+        return worker.build_plan(labelled, stage.batch_size, seed)
     rest = np.setdiff1d(worker.splits.train, labelled, assume_unique=True)
     return SemiSupervisedPlan(
-        worker.plan(labelled, stage.labelled_per_batch, seed),
-        worker.plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
+        worker.build_plan(labelled, stage.labelled_per_batch, seed),
+        worker.build_plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
     )
 
 
-def _loader(worker: Worker, stage: Pretrain, seed: int) -> Loader:
-    views = worker.views(stage, needs(stage).views)
+def make_loader(worker: StageContext, stage: Pretrain, seed: int) -> Loader:
+    views = worker.list_view_augments(stage, needs(stage).views)
     if stage.first_view == "plain":
         views[0] = worker.recipe.dataset.eval_augment
-    return worker.loader(views, seed)
+    return worker.build_loader(views, seed)
 
 
-def build(worker: Worker, stage: Pretrain, job: Job) -> Method:
+def build(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
     """The method with its fresh encoder; the weights are drawn from the seed."""
     torch.manual_seed(job.seed)
     encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
     labels = torch.from_numpy(worker.splits.labels[job.plan.ids])
-    setting = Setting(len(job.plan.ids), stage.epochs, job.seed, len(worker.store.classes), labels)
-    return METHODS[stage.method.name](encoder, setting, **arguments(stage.method))
-
-
-def work(worker: Worker, stage: Pretrain, instance: Instance) -> None:
-    """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
-    training = job(worker, stage, instance)
-    method = build(worker, stage, training)
-    untrained = _pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
-    fit(training, method, Watch(worker, stage, training, method))
-    accuracy, judged = _accuracy(worker, stage, method), _judged(worker, stage, method)
-    held_out = _held_out(worker, stage, method)
-    if rank() == 0:
-        facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
-        save_encoder(method.encoder, instance.folder / "encoder", facts)
-        for name, network in method.handed_on().items():
-            save_network(network, instance.folder / name, facts)
-        save_pictures(
-            with_untrained(untrained, _pictures(worker, method, instance, worker.device)), instance.folder / PICTURES
-        )
-        result = {
-            "images": len(training.plan.ids),
-            "handed_on": sorted(method.handed_on()),
-            "accuracy": accuracy,
-            "held_out": judged,
-        }
-        if held_out is not None:
-            result["neighbours"] = neighbours.among(*held_out, worker.splits.labels)
-            _save_map(instance, *held_out)
-        write_json(instance.folder / RESULT, result)
-    barrier()
+    info = TrainingInfo(len(job.plan.ids), stage.epochs, job.seed, len(worker.store.classes), labels)
+    return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
 
 
 @torch.no_grad()
-def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, float]:
+def _accuracy(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """Of the classifier that a method has learned from labels, on held-out and on test images; {} where it has none. Collective."""
     found: dict[str, float] = {}
     if not needs(stage).labels:
@@ -124,38 +147,39 @@ def _accuracy(worker: Worker, stage: Pretrain, method: Method) -> dict[str, floa
         ("test", worker.splits.test if worker.recipe.score_test else worker.splits.test[:0]),
     ):
         ids = worker.splits.with_target(ids, "label")
-        if len(ids) >= world():
-            batches = worker.sweep(ids, max(stage.batch_size, 256))
+        if len(ids) >= world_size():
+            batches = worker.iterate_batches(ids, max(stage.batch_size, 256))
             right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in batches]  # type: ignore[union-attr]
             found[part] = float(gather_rows(right, len(ids)).mean())
     return found
 
 
 @torch.no_grad()
-def _pictures(worker: Worker, method: Method, instance: Instance, device: torch.device) -> tuple[Picture, ...]:
+def _pictures(worker: StageContext, method: Method, instance: StageInstance, device: torch.device) -> tuple[ImageGrid, ...]:
     """What the method, on `device`, has to show of held-out images; on rank 0."""
     ids = worker.splits.val[:SHOWN]
     if rank() != 0 or len(ids) == 0:
         return ()
-    batch = to_batch(worker.loader([worker.recipe.dataset.eval_augment], instance.seed).once(ids), device)
-    return method.eval().pictures(batch)
+    batch = to_batch(worker.build_loader([worker.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
+    return method.eval().image_grids(batch)
 
 
 @torch.no_grad()
-def _held_out(worker: Worker, stage: Pretrain, method: Method) -> tuple[np.ndarray, Tensor] | None:
+def _held_out(worker: StageContext, stage: Pretrain, method: Method) -> tuple[np.ndarray, Tensor] | None:
     """The ids of up to MAPPED held-out images and their (n, C) features; None where they cannot be compared: too few, or no numbers. Collective."""
-    ids = spread(worker.splits.val, MAPPED)
-    if len(ids) < max(world(), 3):
+    ids = select_evenly_spaced(worker.splits.val, MAPPED)
+    if len(ids) < max(world_size(), 3):
         return None
     method.eval()
     parts = [
-        pooled(method.encoder(batch.views[0]), "avg").float() for batch in worker.sweep(ids, max(stage.batch_size, 256))
+        pool_maps(method.encoder(batch.views[0]), "avg").float()
+        for batch in worker.iterate_batches(ids, max(stage.batch_size, 256))
     ]
     features = gather_rows(parts, len(ids))
     return (ids, features) if bool(torch.isfinite(features).all()) else None
 
 
-def _save_map(instance: Instance, ids: np.ndarray, features: Tensor) -> None:
+def _save_map(instance: StageInstance, ids: np.ndarray, features: Tensor) -> None:
     points, share = principal(features.cpu().numpy())
     found = {"ids": ids, "points": points, "share": share}
     write_atomically(
@@ -164,101 +188,205 @@ def _save_map(instance: Instance, ids: np.ndarray, features: Tensor) -> None:
 
 
 @torch.no_grad()
-def _judged(worker: Worker, stage: Pretrain, method: Method) -> dict[str, float]:
+def _judged(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """The means over held-out images of what the method tells of each; {} where it tells nothing. Collective."""
     ids = worker.splits.val
-    if not method.judged or len(ids) < world():
+    if not method.image_metrics or len(ids) < world_size():
         return {}
-    size = stage.batch_size // (world() * stage.accumulate)  # what fits into memory in the training
-    seen = [method.judge(batch) for batch in worker.sweep(ids, size)]
+    size = stage.batch_size // (world_size() * stage.accumulate)  # what fits into memory in the training
+    seen = [method.measure_images(batch) for batch in worker.iterate_batches(ids, size)]
     return {
-        name: float(gather_rows([found[name].double() for found in seen], len(ids)).mean()) for name in method.judged
+        name: float(gather_rows([found[name].double() for found in seen], len(ids)).mean())
+        for name in method.image_metrics
     }
 
 
-def files(stage: Pretrain, instance: Instance) -> list[tuple[Path, str, str]]:
-    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
-    return [(instance.folder / METRICS, instance.label, "")]
+class PretrainStage(StageKind[Pretrain]):
+    """An encoder from images without labels, or with few."""
 
+    section = Pretrain
 
-def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Pretrain, instance: Instance) -> None:
-    """The encoder and the pictures of a finished training, and which images it saw (the labels of), into its MLflow run. Runs on the driver."""
-    client = tracking.client
-    folder = instance.folder / "encoder"
-    assert instance.result is not None
-    tracking.log_encoder(
-        run_id, folder, instance, stage.register_as if instance.seed == worker.recipe.seeds[0] else None
-    )
-    tracking.numbers(run_id, instance.result["accuracy"], "own_classifier/")
-    tracking.numbers(run_id, instance.result["held_out"], "held_out/")
-    for name in instance.result["handed_on"]:
-        client.log_artifacts(run_id, str(instance.folder / name), name)
-    if stage.labelled_per_batch:
-        client.log_artifact(
-            run_id, str(write_labelled(worker.store, _labelled(worker, stage, instance.seed), instance.folder))
-        )
-    if (instance.folder / TAILS).exists():
-        client.log_artifact(run_id, str(instance.folder / TAILS))
-    album = Album(tracking, run_id, instance.folder)
-    _add_curves(album, stage, instance)
-    _add_pictures(album, worker, instance)
-    views = _views(worker, stage, instance)
-    album.add(views.name, figures.picture(views), views.title)
-    filters = load_encoder(folder, worker.recipe.dataset.image_size).first_filters()
-    if filters:
-        composed = worker.recipe.encoder.model_dump().get("input") in FILTERED
-        told = "filters of the first convolution" + (
-            ", with the fixed filter before them: as they act on the image" if composed else ""
-        )
-        album.add("filters", figures.filters([weights.numpy() for weights in filters], composed), told)
-
-
-def _add_curves(album: Album, stage: Pretrain, instance: Instance) -> None:
-    rows = read_metrics(instance.folder / METRICS)
-    album.add("curves", curves.loss(rows), "loss, and what is logged beside it")
-    told = "what the features of held-out images tell, over epochs"
-    figures_ = [("watch", curves.watched(rows), told)]
-    for curve in METHODS[stage.method.name].curves(stage.epochs, **arguments(stage.method)):
-        figures_.append((curve.name, curves.periods(rows, curve), f"{curve.title}, a point for every {curve.unit}"))
-    for name, figure, title in figures_:
-        if figure is not None:
-            album.add(name, figure, title)
-    album.add("speed", curves.speed(rows), "speed, learning rate, and where the time goes")
-
-
-def _add_pictures(album: Album, worker: Worker, instance: Instance) -> None:
-    """Of held-out images: what the method shows, which are nearest to each other, and a map of them."""
-    for shown in load_pictures(instance.folder / PICTURES):
-        album.add(shown.name, figures.picture(shown), shown.title)
-    result = instance.result
-    assert result is not None
-    if "neighbours" not in result:
-        return
-    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
-    count = f"{len(found['ids']):,} held-out images"
-    told = f"held-out images at the left, and the nearest of {count}; those of another class in red"
-    album.add("neighbours", neighbours.picture(worker, result["neighbours"], told), told)
-    figure = figures.embedding_map(
-        {count: (found["points"], principal_axes(found["share"]))},
-        worker.splits.labels[found["ids"]],
-        worker.store.classes,
-    )
-    album.add("map", figure, f"{count} at the first two principal components of their features")
-
-
-def _views(worker: Worker, stage: Pretrain, instance: Instance) -> Picture:
-    """Eight images, each in all views of two epochs, as the network sees them."""
-    loader, ids = _loader(worker, stage, instance.seed), worker.splits.train[:SHOWN]
-    encoded, rows = loader.read(ids), []
-    for epoch in range(2):
-        views = (
-            torch.from_numpy(np.asarray(loader.load(ids, np.full_like(ids, epoch), encoded)["views"])).permute(
-                1, 0, 4, 2, 3
+    def run(self, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
+        """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
+        training = job(worker, stage, instance)
+        method = build(worker, stage, training)
+        untrained = _pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
+        fit(training, method, Monitor(worker, stage, stage.watch, training, method))
+        accuracy, judged = _accuracy(worker, stage, method), _judged(worker, stage, method)
+        held_out = _held_out(worker, stage, method)
+        if rank() == 0:
+            facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
+            save_encoder(method.encoder, instance.folder / "encoder", facts)
+            for name, network in method.exported_networks().items():
+                save_network(network, instance.folder / name, facts)
+            save_pictures(
+                with_untrained(untrained, _pictures(worker, method, instance, worker.device)),
+                instance.folder / PICTURES,
             )
-            / 255
+            result = {
+                "images": len(training.plan.ids),
+                "handed_on": sorted(method.exported_networks()),
+                "accuracy": accuracy,
+                "held_out": judged,
+            }
+            if held_out is not None:
+                result["neighbours"] = find_nearest(*held_out, worker.splits.labels)
+                _save_map(instance, *held_out)
+            write_json(instance.folder / RESULT_FILE, result)
+        barrier()
+
+    def check_source(self, name: str, stage: Pretrain, context: RecipeContext) -> None:
+        classes = 0 if context.source.annotations else len(context.source.classes)
+        networks = _check_method(f"stages.{name}", stage, context.recipe, context.encoder, classes)
+        context.networks[name] = networks
+        if stage.watch.every and stage.watch.features == "head":
+            check_made_network(f"stages.{name}.watch.features", "head", context.recipe, name, networks)
+
+    def check_images(self, name: str, stage: Pretrain, recipe: Recipe, splits: Splits) -> None:
+        for seed in recipe.seeds:
+            check_batch_images(f"stages.{name}", stage, _count_images(f"stages.{name}", stage, splits, seed))
+        if stage.watch.every and len(splits.val) < max(recipe.scale.max_workers, 2):
+            raise UserError(
+                f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for stages.{name}.watch.every: "
+                f"{stage.watch.every}"
+            )
+
+    def read_score(
+        self, stage: Pretrain, measure: Measure, arm: str, split: str, instance: StageInstance
+    ) -> float | None:
+        result, name = instance.result or {}, measure.name
+        if name == "accuracy" and stage.labelled_per_batch:
+            value = result["accuracy"].get(split)
+        elif name in METHODS[stage.method.name].image_metrics:
+            value = result["held_out"].get(name)
+        else:
+            value = last_logged(instance, name)
+        return None if value is None else float(value)
+
+    def describe(self, stage: Pretrain, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        method = METHODS[stage.method.name]
+        yield "method", method.title
+        yield "paper", method.paper
+
+    def deviations(self, stage: Pretrain) -> tuple[str, ...]:
+        return tuple(METHODS[stage.method.name].deviations)
+
+    def objectives(self, stage: Pretrain) -> tuple[str, ...]:
+        accuracy = ("accuracy",) if needs(stage).labels else ()
+        return ("loss", *accuracy, *(WATCHED if stage.watch.every else ()))
+
+    def logs_objective(self, stage: Pretrain, name: str) -> bool:
+        return not (name == "accuracy" and needs(stage).labels)
+
+    def check_objective(self, where: str, stage: Pretrain, name: str, objective: str) -> None:
+        metric = objective.partition(".")[2]
+        if metric.startswith("watch_") and not stage.watch.every:
+            raise UserError(
+                f"{where}: {objective!r} is not logged: stages.{name}.watch.every is 0; valid: 1 or more, e.g. in overrides"
+            )
+        # The terms of a method's loss are known only once it runs.
+        if not metric or metric.startswith("watch_"):
+            super().check_objective(where, stage, name, objective)
+
+    def read_objective(self, stage: Pretrain, name: str, instance: StageInstance) -> float:
+        """Returns the accuracy of the method's own classifier, or the last value of what it logs.
+
+        Raises:
+            StopTraining: the training does not log it; names what there is.
+        """
+        if not self.logs_objective(stage, name):
+            result = instance.result
+            assert result is not None
+            return float(result["accuracy"]["val"])
+        value = last_logged(instance, name)
+        if value is None:
+            logged = {key for row in read_metrics(instance.folder / METRICS_FILE) for key in row} - NOT_OBJECTIVES
+            raise StopTraining(f"{instance.stage}.{name}: is not logged; {suggest_valid(name, logged)}")
+        return value
+
+    def streamed_batches(self, stage: Pretrain, workers: int) -> list[tuple[int, int]]:
+        scored = [(max(stage.batch_size, 256), 1)] if stage.labelled_per_batch else []
+        return [*scored, (stage.batch_size // workers, needs(stage).views)]
+
+    def table_bytes(self, stage: Pretrain, encoder: Callable[[], Encoder], classes: int) -> int:
+        method = build_small_method(stage, encoder(), classes)
+        own = (value for value in vars(method).values() if isinstance(value, SampleTable))
+        return sum(table.values.nbytes for table in {*method.tables.values(), *own}) // TABLE_ROWS
+
+    def count_epoch_images(self, stage: Pretrain, splits: Splits, seed: int) -> tuple[int, int]:
+        images, batch, labelled = len(splits.train), stage.batch_size, stage.labelled_per_batch
+        if labelled == batch:
+            return len(splits.labelled_subset(stage, seed)), batch
+        if labelled:
+            return images - len(splits.labelled_subset(stage, seed)), batch - labelled
+        return images, batch
+
+
+def last_logged(instance: StageInstance, name: str) -> float | None:
+    """Returns the last value that a training logged of a number, None if it logged none."""
+    values = [row[name] for row in read_metrics(instance.folder / METRICS_FILE) if name in row]
+    return float(values[-1]) if values else None
+
+
+def _count_images(where: str, stage: Pretrain, splits: Splits, seed: int) -> int:
+    """Returns the number of images that the stage trains on."""
+    if not stage.labelled_per_batch:
+        return len(splits.train)
+    labelled = count_labelled(where, stage, splits, seed, "label")
+    return _check_mixture(where, stage, labelled, len(splits.train) - labelled)
+
+
+def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int:
+    """The images that a semi-supervised pretraining trains on, of `labelled` and `rest`."""
+    wanted = stage.batch_size - stage.labelled_per_batch
+    if stage.labelled_per_batch > labelled:
+        raise UserError(
+            f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are"
         )
-        rows += [
-            Row(f"epoch {epoch + 1}" + (f", view {k + 1}" if len(views) > 1 else ""), images)
-            for k, images in enumerate(views)
-        ]
-    return Picture("views", "augmented views of training images, as the network sees them", tuple(rows))
+    if wanted > rest:
+        raise UserError(
+            f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
+            f"valid: fewer labels (e.g. a smaller labels_per_class), or {stage.batch_size} (labelled images only)"
+        )
+    return labelled + rest if wanted else labelled
+
+
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> dict[str, nn.Module]:
+    """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
+    required, labelled = needs(stage), stage.labelled_per_batch
+    if labelled > stage.batch_size:
+        raise UserError(
+            f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to {stage.batch_size}"
+        )
+    if required.labels and not labelled:
+        raise UserError(
+            f"{where}.labelled_per_batch: 0 is not valid: the method, as it is set, learns from labels; valid: 1 to {stage.batch_size}"
+        )
+    if labelled and not required.labels:
+        raise UserError(
+            f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0"
+        )
+    if labelled and not classes:
+        raise UserError(
+            f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0"
+        )
+    for key, value in stage.labels_given.items() if not labelled else ():
+        raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
+    if stage.first_view == "plain" and required.views == 1:
+        raise UserError(
+            f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented"
+        )
+    try:
+        return build_small_method(stage, encoder, classes).exported_networks()
+    except ValueError as error:
+        raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
+
+
+def build_small_method(stage: Pretrain, encoder: Encoder, classes: int) -> Method:
+    """The method over a small table.
+
+    Raises:
+        ValueError: its settings do not go with the encoder.
+    """
+    info = TrainingInfo(TABLE_ROWS, stage.epochs, 0, classes, torch.full((TABLE_ROWS,), -1))
+    return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))

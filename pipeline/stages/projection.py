@@ -4,12 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-Projection = Literal["pca", "tsne"]
+MapProjection = Literal["pca", "tsne"]
 Mapped = tuple[np.ndarray, tuple[str, str]]  # (n, 2) places, and what the two axes are
 FEWEST = 5  # embeddings, for t-SNE
 
 
-def project(embeddings: np.ndarray, how: Projection) -> Mapped:
+def project(embeddings: np.ndarray, how: MapProjection) -> Mapped:
     """(n, C) -> (n, 2) places, and what the two axes are."""
     if how == "tsne" and len(embeddings) >= FEWEST:
         return _tsne(embeddings), ("t-SNE 1", "t-SNE 2")

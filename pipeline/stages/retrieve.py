@@ -6,35 +6,69 @@ index/manifest.json  sizes and sha256 of both, and what the vectors are of; writ
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from firstlight.pipeline.config.recipe import Retrieve
-from firstlight.pipeline.data.parquet import parquet_table
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import FeatureStage
+from firstlight.pipeline.data.parquet import read_parquet_table
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.report import neighbours
-from firstlight.pipeline.stages.frozen_features import ARMS, arms, sweep
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.train.checkpoint import Damaged, put, seal, verified
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.metrics import METRICS
+from firstlight.pipeline.stages.artifacts import load_head
+from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
+from firstlight.pipeline.stages.frozen_features import ARMS, arms, check_head, describe_features, label_features, sweep
+from firstlight.pipeline.stages.nearest import NUM_NEIGHBOURS, choose_queries
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.train.checkpoint import DamagedFileError, write_file, write_manifest, read_verified
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
-from firstlight.tasks.downstream.retrieval import mean_average_precision, precision, without_own
+from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
+from firstlight.tasks.nn.encoders import Encoder
 
 INDEX, VECTORS, IDS = "index", "index.faiss", "ids.parquet"
 LOGGED_BYTES = 100_000_000  # a larger index stays where it is; MLflow gets its manifest
+
+
+class Retrieve(FeatureStage):
+    """Writes an index of a gallery's features, and scores how many of the images nearest to a query have its class."""
+
+    kind: Literal["retrieve"] = Field(description="The kind of the stage; by default the name of the stage.")
+    layer: int = Field(-1, description="The encoder's map whose features are compared: 0 is the first, -1 the deepest.")
+    gallery: Literal["train", "test", "all"] = Field(
+        "train",
+        description="The images that are searched. `all`: training, held-out and test images.",
+    )
+    queries: Literal["val", "test"] = Field(
+        "test", description="The images that are searched for. A query that is in the gallery does not find itself."
+    )
+    precision_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 5, 10, 20), min_length=1, description="The numbers of nearest images k of the scores precision@k."
+    )
+
+    values_without_test: ClassVar[Mapping[str, str]] = {"queries": "val", "gallery": "train"}
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        (features,) = describe_features(self)
+        names = [f"precision@{k}" for k in self.precision_at]
+        return tuple(Measure(name, label_features(name, features), ARMS, "random weights") for name in names)
 
 
 @dataclass(frozen=True)
@@ -77,9 +111,9 @@ def save_index(folder: Path, index: Index, rows: pa.Table, facts: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     pq.write_table(rows, file, write_page_checksum=True)
-    files = put(folder, IDS, file.getvalue())
-    files |= put(folder, VECTORS, _faiss().serialize_index(index.vectors).tobytes())
-    seal(folder, files, format=1, count=len(index.ids), dimensions=int(index.vectors.d), **facts)
+    files = write_file(folder, IDS, file.getvalue())
+    files |= write_file(folder, VECTORS, _faiss().serialize_index(index.vectors).tobytes())
+    write_manifest(folder, files, format=1, count=len(index.ids), dimensions=int(index.vectors.d), **facts)
 
 
 def open_index(folder: Path) -> Index:
@@ -91,12 +125,12 @@ def open_index(folder: Path) -> Index:
         UserError: a file is missing, damaged, or not an index's; names it.
     """
     try:
-        manifest, files = verified(folder)
-        ids = parquet_table(io.BytesIO(files[IDS]), ["id"]).column("id").to_numpy()
+        manifest, files = read_verified(folder)
+        ids = read_parquet_table(io.BytesIO(files[IDS]), ["id"]).column("id").to_numpy()
         vectors = _faiss().deserialize_index(np.frombuffer(files[VECTORS], np.uint8))
         if not len(ids) == vectors.ntotal == manifest["count"]:
             raise ValueError(f"{len(ids)} ids, {vectors.ntotal} vectors, the manifest says {manifest['count']}")
-    except (Damaged, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
+    except (DamagedFileError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
         raise UserError(f"{folder}: is not a whole index: {' '.join(str(error).split())[:200]}") from None
     return Index(ids, vectors)
 
@@ -126,24 +160,8 @@ def queries(stage: Retrieve, splits: Splits) -> np.ndarray:
     return splits.val if stage.queries == "val" else splits.test
 
 
-def work(worker: Worker, stage: Retrieve, instance: Instance) -> None:
-    """Leave `index/` of the pretrained features and `result.json` in the instance's folder. Runs on every worker; the search is on rank 0."""
-    searched, asked = gallery(stage, worker.splits), queries(stage, worker.splits)
-    ids = np.union1d(searched, asked)
-    swept = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
-    if rank() == 0:
-        result: dict[str, Any] = {"gallery": len(searched), "queries": len(asked)}
-        for arm, (features,) in swept.items():
-            index = Index.of(searched, features[np.searchsorted(ids, searched)])
-            if arm == "pretrained":
-                _keep(worker, stage, instance, index)
-            result[arm] = _measured(stage, index, (asked, features[np.searchsorted(ids, asked)]), worker.splits.labels)
-        write_json(instance.folder / RESULT, result)
-    barrier()
-
-
-def _keep(worker: Worker, stage: Retrieve, instance: Instance, index: Index) -> None:
-    columns = {"id": index.ids, "path": worker.store.paths(index.ids), "label": worker.splits.labels[index.ids]}
+def _keep(worker: StageContext, stage: Retrieve, instance: StageInstance, index: Index) -> None:
+    columns = {"id": index.ids, "path": worker.store.read_paths(index.ids), "label": worker.splits.labels[index.ids]}
     looked = {
         key: value
         for key, value in stage.model_dump(mode="json").items()
@@ -157,8 +175,8 @@ def _keep(worker: Worker, stage: Retrieve, instance: Instance, index: Index) -> 
 def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], labels: np.ndarray) -> dict[str, Any]:
     """What the (ids, features) of the queries find; where there are labels, how much of it is right."""
     ids, features = asked
-    few = neighbours.queries(ids, labels)
-    shown = _found(index, (ids[few], features[few]), neighbours.SHOWN)
+    few = choose_queries(ids, labels)
+    shown = _found(index, (ids[few], features[few]), NUM_NEIGHBOURS)
     out: dict[str, Any] = {
         "shown": [[query, row] for query, row in zip(ids[few].tolist(), shown.tolist(), strict=True)]
     }
@@ -175,35 +193,83 @@ def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], l
     right = torch.from_numpy(labels[found]) == classes[:, None]
     of_class = torch.from_numpy(np.bincount(labels[labelled.ids], minlength=int(labels.max()) + 1))
     relevant = of_class[classes] - torch.from_numpy(np.isin(ids[answered], labelled.ids)).long()
-    by_k = {str(k): value for k, value in precision(right, stage.precision_at).items()}
+    by_k = {str(k): value for k, value in precision_at(right, stage.precision_at).items()}
     return {**out, "precision": by_k, "mean_average_precision": mean_average_precision(right, relevant)}
 
 
 def _found(index: Index, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray:
     """(m, k) ids, never the query's own."""
     ids, features = asked
-    return without_own(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
+    return remove_query(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
 
 
-def files(stage: Retrieve, instance: Instance) -> list[tuple[Path, str, str]]:
-    """The metrics files that `work` writes: path, label, prefix of their names in MLflow."""
-    return [(instance.folder / METRICS, instance.label, "")]
+class RetrieveStage(StageKind[Retrieve]):
+    """An index of features, and how many of the images found are right."""
+
+    section = Retrieve
+
+    def run(self, worker: StageContext, stage: Retrieve, instance: StageInstance) -> None:
+        """Leave `index/` of the pretrained features and `result.json` in the instance's folder. Runs on every worker; the search is on rank 0."""
+        searched, asked = gallery(stage, worker.splits), queries(stage, worker.splits)
+        ids = np.union1d(searched, asked)
+        swept = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
+        if rank() == 0:
+            result: dict[str, Any] = {"gallery": len(searched), "queries": len(asked)}
+            for arm, (features,) in swept.items():
+                index = Index.of(searched, features[np.searchsorted(ids, searched)])
+                if arm == "pretrained":
+                    _keep(worker, stage, instance, index)
+                result[arm] = _measured(
+                    stage, index, (asked, features[np.searchsorted(ids, asked)]), worker.splits.labels
+                )
+            write_json(instance.folder / RESULT_FILE, result)
+        barrier()
+
+    def check_encoder(self, name: str, stage: Retrieve, recipe: Recipe, encoder: Encoder) -> None:
+        check_feature_layers(f"stages.{name}", "layer", stage, len(encoder.shapes))
+
+    def check_source(self, name: str, stage: Retrieve, context: RecipeContext) -> None:
+        if "test" in (stage.queries, stage.gallery):
+            check_test_split(f"stages.{name}", context)
+        check_head_source(name, stage, context)
+
+    def check_companion(self, name: str, stage: Retrieve, recipe: Recipe, folder: Path) -> None:
+        check_head(load_head(folder), recipe, f"stages.{name}")
+
+    def check_images(self, name: str, stage: Retrieve, recipe: Recipe, splits: Splits) -> None:
+        _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.max_workers, 1))
+
+    def read_score(
+        self, stage: Retrieve, measure: Measure, arm: str, split: str, instance: StageInstance
+    ) -> float | None:
+        """Returns the precision of the stage's queries, whichever split they are from; None if no image has a label."""
+        result = instance.result or {}
+        value = result[arm].get("precision", {}).get(measure.name.removeprefix("precision@"))
+        return None if value is None else float(value)
+
+    def objectives(self, stage: Retrieve) -> tuple[str, ...]:
+        return (*super().objectives(stage), "mean_average_precision")
+
+    def read_objective(self, stage: Retrieve, name: str, instance: StageInstance) -> float:
+        if name != "mean_average_precision":
+            return super().read_objective(stage, name, instance)
+        result = instance.result
+        assert result is not None
+        return float(result["pretrained"][name])
+
+    def streamed_batches(self, stage: Retrieve, workers: int) -> list[tuple[int, int]]:
+        return [(stage.batch_size, 1)]
 
 
-def publish(tracking: Tracking, run_id: str, worker: Worker, stage: Retrieve, instance: Instance) -> None:
-    """Scores, pictures and the index into the MLflow run. Runs on the driver."""
-    result, folder, client = instance.result, instance.folder / INDEX, tracking.client
-    assert result is not None
-    album = Album(tracking, run_id, instance.folder)
-    for arm in ARMS:
-        if "precision" in result[arm]:
-            scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
-            tracking.numbers(
-                run_id, scores | {"mean_average_precision": result[arm]["mean_average_precision"]}, f"{arm}/"
-            )
-        told = f"{arm}: the nearest images to the query at the left; those of another class in red"
-        album.add(f"neighbours_{arm}", neighbours.picture(worker, result[arm]["shown"], told), told)
-    if sum(file.stat().st_size for file in folder.iterdir()) <= LOGGED_BYTES:
-        client.log_artifacts(run_id, str(folder), INDEX)
-    else:
-        client.log_artifact(run_id, str(folder / "manifest.json"), INDEX)
+def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) -> None:
+    """Enough images to be found, besides the query itself."""
+    searched, asked = gallery(stage, splits), queries(stage, splits)
+    if len(asked) < workers:
+        raise UserError(f"{where}.queries: {stage.queries!r} has {len(asked)} images for {workers} workers: too few")
+    known = searched[splits.labels[searched] >= 0]
+    searched = known if len(known) else searched
+    others = len(searched) - bool(np.isin(asked, searched).any())
+    if max(stage.precision_at) > others:
+        raise UserError(
+            f"{where}.precision_at: {max(stage.precision_at)} is more than the {others} images that a query can find; valid: 1 to {others}"
+        )

@@ -1,20 +1,15 @@
 """What the stages share: an instance is one stage with one seed; its folder is found again by the fingerprint of all that decides its result."""
 
 import json
-import subprocess
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline import ROOT
-
-RESULT = "result.json"
+RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
-class Passage:
+class TrainingSegment:
     """A part of a training that is made in parts, with settings that differ between them.
 
     `before`: of the parts before it that had other settings, in order: [epochs at its end, by dotted key its settings]. `begin`: the folder of
@@ -29,7 +24,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Instance:
+class StageInstance:
     """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining; `beside`: of the head it looks
     through, or the decoder it goes on from. `begin`, `until`: as of a `Passage`."""
 
@@ -50,37 +45,6 @@ class Instance:
     def result(self) -> dict[str, Any] | None:
         """What the stage found, None until it has finished."""
         try:
-            return dict(json.loads((self.folder / RESULT).read_text("utf-8")))
+            return dict(json.loads((self.folder / RESULT_FILE).read_text("utf-8")))
         except (OSError, ValueError):
             return None
-
-
-@cache
-def git_commit() -> dict[str, str]:
-    """MLflow's tag of the commit that the code lies in; {} where it lies in none, or is not as that commit has it."""
-    root = (ROOT / "pipeline").resolve().parent
-    try:
-        changed, commit = (
-            _git(root, *words)
-            for words in (("status", "--porcelain", "--", "pipeline", "tasks"), ("rev-parse", "HEAD"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {} if changed else {"mlflow.source.git.commit": commit}
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
-    ).stdout.strip()
-
-
-@cache
-def code_version() -> str:
-    """sha256 over the source of `pipeline` and `tasks`: other code, other result."""
-    root = (ROOT / "pipeline").resolve().parent
-    content = sha256()
-    for folder in ("pipeline", "tasks"):
-        for file in sorted((root / folder).rglob("*.py")):
-            content.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return content.hexdigest()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import atomic_path, write_json
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import Records
 from firstlight.pipeline.tracking.retry import Away, Patient, hasty, reason
 
@@ -133,7 +133,7 @@ class Tracking:
             return False
         return True
 
-    def start_stage(self, instance: Instance, parent: str, store: Store) -> str:
+    def start_stage(self, instance: StageInstance, parent: str, store: Store) -> str:
         """A child run of `parent`, with the stage's whole configuration and the store that it reads."""
         stage = self.recipe.stages[instance.stage]
         sections = {
@@ -206,7 +206,7 @@ class Tracking:
         """The last step logged under `key`, -1 for none: a resumed stage goes on behind it."""
         return max((m.step for m in self.client.get_metric_history(run_id, key)), default=-1)
 
-    def log_encoder(self, run_id: str, folder: Path, instance: Instance, register_as: str | None) -> str:
+    def log_encoder(self, run_id: str, folder: Path, instance: StageInstance, register_as: str | None) -> str:
         """The encoder as the artifact `encoder` and as a logged model, the run's one output; its `models:/...` reference."""
         from mlflow.entities import LoggedModelOutput
 

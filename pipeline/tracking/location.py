@@ -9,7 +9,7 @@ from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.errors import UserError, suggest_valid
 
 if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import Recipe  # brings torch, which a look at MLflow does not need
+    from firstlight.pipeline.config.recipe import Recipe
 
 KEYS = ("storage", "tracking.uri", "tracking.experiment")
 
@@ -72,7 +72,7 @@ def named(words: Sequence[str]) -> Records:
         if sign and key not in KEYS:
             raise UserError(f"{key}: is no key of where runs are kept; {suggest_valid(key, KEYS)}")
         if sign:
-            told[key] = yaml_reader.parse(value, where=key)
+            told[key] = yaml_reader.parse_yaml(value, where=key)
     for key, value in told.items():
         if not isinstance(value, str) or not value:
             raise UserError(f"{key}: {value!r} is not valid; valid: a text")
@@ -82,7 +82,7 @@ def named(words: Sequence[str]) -> Records:
 
 
 def _told_by(recipe: Path) -> dict[str, Any]:
-    raw = yaml_reader.read(recipe)
+    raw = yaml_reader.read_yaml(recipe)
     tracking = raw.get("tracking")
     flat = {"storage": raw.get("storage")} | {
         f"tracking.{key}": value for key, value in (tracking if isinstance(tracking, dict) else {}).items()

@@ -23,13 +23,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.retry import reason
 
 POLL_S = 0.5
 QUIET_S = 20.0  # without a terminal: a line so often
 
 Rows = list[dict[str, Any]]
-Listener = Callable[[str, float, Path, Rows], None]  # title, share that is done, metrics file, its new rows
+# Called with an instance, the share of its stage that is done (0..1, over all seeds), and the new rows of the instance.
+Listener = Callable[[StageInstance, float, Rows], None]
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Followed:
     notes: set[str] = field(default_factory=set)
     problem: str = ""
     pending: Rows = field(default_factory=list)  # not in MLflow yet: it is down, or was a moment ago
+    # What the file belongs to. The listener gets no rows of a file without it.
+    instance: StageInstance | None = None
 
     def fresh(self) -> Rows:
         """The whole lines that were appended since the last call (all of them, when the file was cut back by a resumed worker)."""
@@ -194,8 +198,8 @@ class Follow:
             steps = [row for row in rows if "step" in row]
             if steps:
                 self._show(followed, steps[-1])
-                if self.listener:
-                    self.listener(self.title, sum(f.done for f in self.files) / len(self.files), followed.file, steps)
+                if self.listener and followed.instance:
+                    self.listener(followed.instance, sum(f.done for f in self.files) / len(self.files), steps)
             followed.keep([row for row in steps if "loss" in row])
             followed.hand_on()
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_flushed, write_json
-from firstlight.tasks.collective import broadcast_object, gather_objects, rank, world
+from firstlight.tasks.collective import broadcast_object, gather_objects, rank, world_size
 
-MANIFEST = "manifest.json"
+FOLDER_MANIFEST = "manifest.json"
 
 
-class Damaged(ValueError):
+class DamagedFileError(ValueError):
     """A file is not what its manifest says, or not what its format allows; names the file."""
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
     meta: dict[str, Any]
 
 
-def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """Nested dicts, lists and numbers with tensors in them -> a JSON value; the tensors are added to `tensors` under their paths."""
     if isinstance(value, Tensor):
         tensors[path] = (
@@ -51,54 +51,54 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         )  # cloned: safetensors refuses memory that two tensors share
         return {"$tensor": path}
     if isinstance(value, dict):
-        return {"$dict": [[key, pack(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
+        return {"$dict": [[key, pack_state(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [pack(item, tensors, f"{path}/{k}") for k, item in enumerate(value)]
+        return [pack_state(item, tensors, f"{path}/{k}") for k, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"{path}: a {type(value).__name__} cannot be kept in a checkpoint")
 
 
-def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict) and "$tensor" in value:
         return tensors[value["$tensor"]]
     if isinstance(value, dict):
-        return {key: unpack(item, tensors) for key, item in value["$dict"]}
-    return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
+        return {key: unpack_state(item, tensors) for key, item in value["$dict"]}
+    return [unpack_state(item, tensors) for item in value] if isinstance(value, list) else value
 
 
-def seal(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
+def write_manifest(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
     """Write the manifest: from now on the folder counts."""
-    write_json(folder / MANIFEST, {**facts, "files": files})
+    write_json(folder / FOLDER_MANIFEST, {**facts, "files": files})
 
 
-def put(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
+def write_file(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
     """Write one file of a folder that will be sealed; its line of the manifest."""
     write_flushed(folder / name, data)
     return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
 
 
-def verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read_verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest of a sealed folder, and its files.
 
     Raises:
         Damaged: names the first file that is missing, cut short or changed.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / FOLDER_MANIFEST).read_bytes())
         listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{folder / MANIFEST}: is not a manifest ({type(error).__name__})") from None
+        raise DamagedFileError(f"{folder / FOLDER_MANIFEST}: is not a manifest ({type(error).__name__})") from None
     files = {}
     for name, (size, sha256) in listed.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            raise Damaged(f"{path}: is missing")
+            raise DamagedFileError(f"{path}: is missing")
         files[name] = path.read_bytes()
         if len(files[name]) != size:
-            raise Damaged(f"{path}: has {len(files[name])} bytes, its manifest says {size}")
+            raise DamagedFileError(f"{path}: has {len(files[name])} bytes, its manifest says {size}")
         if hashlib.sha256(files[name]).hexdigest() != sha256:
-            raise Damaged(f"{path}: its sha256 is not the one in its manifest")
+            raise DamagedFileError(f"{path}: its sha256 is not the one in its manifest")
     return manifest, files
 
 
@@ -127,12 +127,18 @@ class Checkpoints:
         problem = next((p for _, p in answers if p), None)
         if problem is None and rank() == 0:
             try:
-                seal(target, {k: v for part, _ in answers for k, v in part.items()}, step=step, world=world(), **meta)
+                write_manifest(
+                    target,
+                    {k: v for part, _ in answers for k, v in part.items()},
+                    step=step,
+                    world=world_size(),
+                    **meta,
+                )
             except OSError as error:
                 problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
         problem = broadcast_object(problem)
         if rank() == 0:
-            self._sweep(target, failed=problem is not None)
+            self._delete_old(target, failed=problem is not None)
         if problem:
             raise StopTraining(f"{problem}; earlier checkpoints are intact, run again to continue")
 
@@ -140,62 +146,62 @@ class Checkpoints:
         rows: dict[str, Tensor] = {
             f"{name}/{key}": t.contiguous() for name, state in shard.items() for key, t in state.items()
         }
-        files = put(target, f"shard-{rank():05d}-of-{world():05d}.safetensors", save_tensors(rows))
+        files = write_file(target, f"shard-{rank():05d}-of-{world_size():05d}.safetensors", save_tensors(rows))
         if rank() == 0:
             tensors: dict[str, Tensor] = {}
-            layout = pack(shared, tensors)
-            files |= put(target, "shared.json", json.dumps(layout).encode())
-            files |= put(target, "shared.safetensors", save_tensors(tensors))
+            layout = pack_state(shared, tensors)
+            files |= write_file(target, "shared.json", json.dumps(layout).encode())
+            files |= write_file(target, "shared.safetensors", save_tensors(tensors))
         return files
 
-    def _sweep(self, newest: Path, failed: bool) -> None:
+    def _delete_old(self, newest: Path, failed: bool) -> None:
         """Remove what a killed or failed attempt left, and all but the `keep` newest checkpoints."""
         if failed:
             shutil.rmtree(newest, ignore_errors=True)
             return
-        sealed = sorted(p for p in self.folder.glob("step-*") if (p / MANIFEST).exists())
+        sealed = sorted(p for p in self.folder.glob("step-*") if (p / FOLDER_MANIFEST).exists())
         for old in {*self.folder.glob("step-*")} - {*sealed[-self.keep :], newest}:
-            (old / MANIFEST).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
+            (old / FOLDER_MANIFEST).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+    def read_newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint (None: there is none yet), and a line for every damaged one that was passed over.
 
         Raises:
             StopTraining: there are checkpoints, and every one of them is damaged: to start over silently would lose the training.
         """
-        chosen, complaints = broadcast_object(self._choose() if rank() == 0 else None)
+        chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
         if chosen is None and complaints:
             raise StopTraining(
                 f"{'; '.join(complaints)}; no whole checkpoint is left: delete {self.folder} to train anew"
             )
-        return (self._read(self.folder / chosen) if chosen else None), complaints
+        return (self._read_checkpoint(self.folder / chosen) if chosen else None), complaints
 
-    def _choose(self) -> tuple[str | None, list[str]]:
+    def _choose_newest(self) -> tuple[str | None, list[str]]:
         complaints: list[str] = []
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            if not (folder / MANIFEST).exists():
+            if not (folder / FOLDER_MANIFEST).exists():
                 continue
             try:
-                self._read(folder)
+                self._read_checkpoint(folder)
                 return folder.name, complaints
-            except Damaged as error:
+            except DamagedFileError as error:
                 complaints.append(str(error))
         return None, complaints
 
-    def _read(self, folder: Path) -> Checkpoint:
-        manifest, files = verified(folder)
+    def _read_checkpoint(self, folder: Path) -> Checkpoint:
+        manifest, files = read_verified(folder)
         try:
-            shared = unpack(json.loads(files["shared.json"]), load_tensors(files["shared.safetensors"]))
-            shards = [_shard(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")]
+            shared = unpack_state(json.loads(files["shared.json"]), load_tensors(files["shared.safetensors"]))
+            shards = [_group_by_table(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")]
             if len(shards) != manifest["world"]:
-                raise Damaged(f"{folder}: has {len(shards)} of {manifest['world']} shards")
+                raise DamagedFileError(f"{folder}: has {len(shards)} of {manifest['world']} shards")
             return Checkpoint(int(manifest["step"]), shared, shards, manifest)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise Damaged(f"{folder}: {type(error).__name__}: {error}") from None
+            raise DamagedFileError(f"{folder}: {type(error).__name__}: {error}") from None
 
 
-def _shard(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _group_by_table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     tables: dict[str, dict[str, Tensor]] = {}
     for path, tensor in sorted(tensors.items()):  # safetensors gives them in an order of its own
         name, key = path.rsplit("/", 1)
@@ -206,7 +212,7 @@ def _shard(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def fingerprint(state: Any) -> str:
     """sha256 over every bit of a nested state: equal for bit-identical states only."""
     tensors: dict[str, Tensor] = {}
-    content = hashlib.sha256(json.dumps(pack(state, tensors)).encode())
+    content = hashlib.sha256(json.dumps(pack_state(state, tensors)).encode())
     for path in sorted(tensors):
         content.update(path.encode() + tensors[path].flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()

@@ -1,32 +1,42 @@
-"""Errors of training workers: which of them is the cause, and whether the same one has come again."""
+"""Errors of training workers: finds the cause among the errors of all ranks, records them, and detects repeated ones.
+
+Tests make a worker fail by `FIRSTLIGHT_FAULT="rank=1,step=3,kind=sigkill,once=/path"`, which is read once when a
+worker starts. `kind` is raise, hang or sigkill; with `once`, a file that remembers it, the fault happens once.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import append_json_line
 from firstlight.tasks.collective import broadcast_object, rank
 
-FILES = "failed-rank*.jsonl"  # in the folder of an instance: a line for each error of that rank
-AFTER = "after step "  # begins the note on an error that says how many steps were made
-ECHOES = ("third_party/gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer")
+FAILURE_FILES = "failed-rank*.jsonl"  # in the folder of an instance: a line for each error of that rank
+STEP_NOTE_PREFIX = "after step "  # begins the note on an error that says how many steps were made
+FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
+# Called after every step with the rank and the number of steps done. Only tests set it.
+fault_hook: Callable[[int, int], None] | None = None
+SECONDARY_ERROR_TEXTS = ("third_party/gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer")
 
 
-def is_echo(text: str) -> bool:
+def is_secondary(text: str) -> bool:
     """Whether an error says only that another rank is gone or does not answer."""
-    return any(echo in text for echo in ECHOES)
+    return any(echo in text for echo in SECONDARY_ERROR_TEXTS)
 
 
 @contextlib.contextmanager
-def remembered(folder: Path) -> Iterator[None]:
+def record_failures(folder: Path) -> Iterator[None]:
     """Around the work of a rank, which Ray repeats where it fails. Collective.
 
     Raises:
         StopTraining: on all ranks, before the work: one of them has failed twice in the same way after the same step, as it would a third time.
     """
-    told = broadcast_object(repeated(folder) if rank() == 0 else None)
+    told = broadcast_object(find_repeated_failure(folder) if rank() == 0 else None)
     if told:
         raise StopTraining(f"{folder.name}: {told}; it was not tried again")
     try:
@@ -35,16 +45,16 @@ def remembered(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        if not is_echo(text):
+        if not is_secondary(text):
             append_json_line(
-                folder / FILES.replace("*", str(rank())), {"error": text, "notes": getattr(error, "__notes__", [])}
+                folder / FAILURE_FILES.replace("*", str(rank())), {"error": text, "notes": getattr(error, "__notes__", [])}
             )
         raise
 
 
-def repeated(folder: Path) -> str | None:
+def find_repeated_failure(folder: Path) -> str | None:
     """What a rank has failed of twice, at the same place."""
-    for file in sorted(folder.glob(FILES)):
+    for file in sorted(folder.glob(FAILURE_FILES)):
         lines = [line for line in file.read_text("utf-8").splitlines() if line]
         for line in lines:
             if lines.count(line) > 1:
@@ -61,26 +71,57 @@ def repeated(folder: Path) -> str | None:
     return None
 
 
-def forget(folder: Path) -> None:
+def delete_failures(folder: Path) -> None:
     """Before a new command: what was wrong may have been mended."""
-    for file in folder.glob(FILES):
+    for file in folder.glob(FAILURE_FILES):
         file.unlink()
 
 
-def cause(failures: Mapping[int, BaseException], workers: int, timeout_s: int) -> str:
+def describe_cause(failures: Mapping[int, BaseException], workers: int, timeout_s: int) -> str:
     """The errors of some ranks, as Ray reports them, as one line: the first that is no echo; else who did not answer."""
-    texts = {rank_: _last_line(failure) for rank_, failure in failures.items()}
-    first = min(texts, key=lambda rank_: (is_echo(texts[rank_]), rank_))
+    texts = {rank_: _describe_failure(failure) for rank_, failure in failures.items()}
+    first = min(texts, key=lambda rank_: (is_secondary(texts[rank_]), rank_))
     line = f"rank {first}: {texts[first]}"
     silent = [str(rank_) for rank_ in range(workers) if rank_ not in failures]
-    if not is_echo(texts[first]) or not silent:
+    if not is_secondary(texts[first]) or not silent:
         return line
     return f"no answer from rank {', '.join(silent)} within scale.collective_timeout_s: {timeout_s} ({line})"
 
 
-def _last_line(failure: BaseException) -> str:
+def _describe_failure(failure: BaseException) -> str:
     """Of its text, which is a traceback where the worker raised; with the step."""
     lines = str(failure).strip().splitlines() or ["died"]
-    step = f" ({lines.pop()})" if len(lines) > 1 and lines[-1].startswith(AFTER) else ""
+    step = f" ({lines.pop()})" if len(lines) > 1 and lines[-1].startswith(STEP_NOTE_PREFIX) else ""
     name = type(failure).__name__
     return f"{'' if name == 'UserExceptionWithTraceback' else f'{name}: '}{lines[-1]}{step}"
+
+
+@contextlib.contextmanager
+def fault_from_environment() -> Iterator[None]:
+    """Reads FIRSTLIGHT_FAULT, and sets `fault_hook` accordingly while the block runs. Also a decorator."""
+    global fault_hook
+    description = os.environ.get(FAULT_VARIABLE)
+    fault_hook = _parse_fault(description) if description else None
+    try:
+        yield
+    finally:
+        fault_hook = None
+
+
+def _parse_fault(description: str) -> Callable[[int, int], None]:
+    fault = dict(part.split("=", 1) for part in description.split(","))
+    place, once = (int(fault["rank"]), int(fault["step"])), Path(fault["once"]) if "once" in fault else None
+
+    def inject_fault(rank_: int, step: int) -> None:
+        if (rank_, step) != place or (once is not None and once.exists()):
+            return
+        if once is not None:
+            once.touch()
+        if fault["kind"] == "sigkill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault["kind"] == "hang":
+            time.sleep(86_400)
+        else:
+            raise RuntimeError(f"injected fault: {description}")
+
+    return inject_fault

@@ -11,33 +11,33 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firstlight.pipeline.data.stream import TrainOrder, batches
+from firstlight.pipeline.data.stream import TrainOrder, stream_batches
 from firstlight.pipeline.errors import Paused, Stopped
-from firstlight.pipeline.train import device_cache, fault, watchdog
-from firstlight.pipeline.train.failures import AFTER
-from firstlight.pipeline.train.job import Job, to_batch
-from firstlight.pipeline.train.metrics import DATA, Clock, Tails, append
+from firstlight.pipeline.train import device_cache, failures, watchdog
+from firstlight.pipeline.train.failures import STEP_NOTE_PREFIX
+from firstlight.pipeline.train.metrics import DATA_PART, Clock, Tails, append
 from firstlight.pipeline.train.trainer import Trainer
-from firstlight.tasks.collective import all_sum, broadcast_object, rank, share_buffers, world
+from firstlight.pipeline.train.training_job import TrainingJob, to_batch
+from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, rank, world_size
 from firstlight.tasks.learner import Learner
-from firstlight.tasks.timer import part
+from firstlight.tasks.timer import time_part
 
-STOP = "stop"  # a file in a job's folder that asks its training to stop
+STOP_FILE = "stop"  # a file in a job's folder that asks its training to stop
 
 
-class Watcher(Protocol):
+class Monitor(Protocol):
     """Looks at the learner on the way, and leaves it as it is."""
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether to look after `step` steps; the same on all workers."""
         ...
 
-    def look(self) -> tuple[dict[str, float], float]:
+    def evaluate(self) -> tuple[dict[str, float], float]:
         """Numbers to log beside the losses, and the seconds that it took. Collective."""
         ...
 
 
-def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
+def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> None:
     """Train `learner` in place, to the end, from the newest checkpoint in the job's folder if there is one. Collective.
 
     Raises:
@@ -47,23 +47,23 @@ def fit(job: Job, learner: Learner, watch: Watcher | None = None) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(job, learner)
     try:
-        _train(job, learner, trainer, watch)
+        _run_steps(job, learner, trainer, watch)
     except Exception as error:
-        error.add_note(f"{AFTER}{trainer.done}")
+        error.add_note(f"{STEP_NOTE_PREFIX}{trainer.done}")
         raise
-    share_buffers(
+    broadcast_buffers(
         learner
     )  # of `norm: batch` every worker has its own; the checkpoint, and what is handed on, has those of rank 0
     learner.eval()
 
 
-def _train(job: Job, learner: Learner, trainer: Trainer, watch: Watcher | None) -> None:
+def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, watch: Monitor | None) -> None:
     step, notes = trainer.resume()
-    stop = job.pause or job.total_steps
-    if step == 0 and learner.looks_first:
-        _first_look(job, learner, trainer.rows)
-    order = TrainOrder(job.plan, rank(), world(), step, stop)
-    stream, told = _stream(job, order, trainer.rows)
+    stop = job.pause_step or job.total_steps
+    if step == 0 and learner.fills_tables_first:
+        _fill_tables(job, learner, trainer.rows)
+    order = TrainOrder(job.plan, rank(), world_size(), step, stop)
+    stream, told = open_batches(job, order, trainer.rows)
     clock, tails, first = (
         Clock(job.folder, job.plan, job.total_steps, step, job.device),
         Tails(job.folder, job.plan, step),
@@ -73,68 +73,69 @@ def _train(job: Job, learner: Learner, trainer: Trainer, watch: Watcher | None) 
         append(job.folder, {"note": line})
     for arrays in clock.waiting(stream):
         if step % job.plan.steps == 0 or step == first:
-            watchdog.pause()
+            watchdog.suspend_timer()
             learner.begin_epoch(step // job.plan.steps)
             tails.write(step // job.plan.steps)
-        with part(DATA):
-            batch = to_batch(arrays, job.device, job, step)
+        with time_part(DATA_PART):
+            batch = to_batch(arrays, job.device, job)
         losses = trainer.step(batch, step)
         step += 1
-        watchdog.alive()
+        watchdog.send_heartbeat()
         last = step == stop
-        looks = watch is not None and watch.due(step)
+        looks = watch is not None and watch.is_due(step)
         if step % job.training.log_every == 0 or last or looks:
             seen = {}
             if watch is not None and looks:
-                watchdog.pause()
-                seen = clock.aside(watch.look())
-            clock.log(step, {**_means(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
+                watchdog.suspend_timer()
+                seen = clock.aside(watch.evaluate())
+            clock.log(step, {**_average_losses(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
             _stop_if_asked(job)
-        fault.maybe(rank(), step)
+        if failures.fault_hook is not None:
+            failures.fault_hook(rank(), step)
         if last or trainer.checkpoint_due(step):
             trainer.save(step)
     clock.close()
-    if job.pause:
-        raise Paused(f"{job.folder.name}: pauses after {job.until} of {job.training.epochs} epochs")
+    if job.pause_step:
+        raise Paused(f"{job.folder.name}: pauses after {job.pause_after_epochs} of {job.training.epochs} epochs")
 
 
 @torch.no_grad()
-def _first_look(job: Job, learner: Learner, rows: int) -> None:
+def _fill_tables(job: TrainingJob, learner: Learner, rows: int) -> None:
     """Show the learner all batches of the first epoch."""
     append(job.folder, {"note": "all images are looked at once before the first step"})
     learner.eval()
-    order = TrainOrder(job.plan, rank(), world(), 0, job.plan.steps)
-    arriving, told = _stream(job, order, rows)
+    order = TrainOrder(job.plan, rank(), world_size(), 0, job.plan.steps)
+    arriving, told = open_batches(job, order, rows)
     for line in told:
         append(job.folder, {"note": line})
-    for step, arrays in enumerate(arriving):
-        learner.look(to_batch(arrays, job.device, job, step))
+    for arrays in arriving:
+        learner.fill_tables(to_batch(arrays, job.device, job))
         learner.end_step()
     learner.train()
 
 
-def _stream(job: Job, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
+def open_batches(job: TrainingJob, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
     """This worker's batches, and what the user should know of where they come from. Collective."""
     if job.loader.targets is not None:  # boxes and masks are moved one by one, where they are read
-        return batches(job.loader, order, rows, job.options), []
+        return stream_batches(job.loader, order, rows, job.options), []
     if job.options.resident is None or len(order) == 0:
-        return device_cache.streamed(job.loader, order, rows, job.options, job.device), []
-    held, notes = device_cache.hold(job.loader, job.options, job.device)
-    return device_cache.batches(held, job.loader, order, job.options), notes
+        return device_cache.iterate_streamed_batches(job.loader, order, rows, job.options, job.device), []
+    held, notes = device_cache.cache_images(job.loader, job.options, job.device)
+    return device_cache.iterate_cached_batches(held, job.loader, order, job.options), notes
 
 
-def _stop_if_asked(job: Job) -> None:
+def _stop_if_asked(job: TrainingJob) -> None:
     """Collective: a file that not all ranks see at once must not part them.
 
     Raises:
         Stopped: on all ranks.
     """
-    file = job.folder / STOP
+    file = job.folder / STOP_FILE
     why = broadcast_object(file.read_text("utf-8") if rank() == 0 and file.exists() else None)
     if why is not None:
         raise Stopped(why)
 
 
-def _means(losses: dict[str, Tensor]) -> dict[str, float]:
+def _average_losses(losses: dict[str, Tensor]) -> dict[str, float]:
     """Averages over workers; collective."""
-    return {name: float(all_sum(value.detach().double()) / world()) for name, value in losses.items()}
+    return {name: float(all_sum(value.detach().double()) / world_size()) for name, value in losses.items()}

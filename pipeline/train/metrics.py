@@ -12,27 +12,27 @@ from typing import Any
 
 import torch
 
-from firstlight.pipeline.data.plan import Batches
+from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.files import append_json_line, write_atomically
-from firstlight.tasks.collective import all_sum, barrier, rank, world
-from firstlight.tasks.timer import STOPWATCH
+from firstlight.tasks.collective import all_sum, barrier, rank, world_size
+from firstlight.tasks.timer import STEP_TIMER
 
-METRICS = "metrics.jsonl"
-DATA, TIME, SPENT = (
+METRICS_FILE = "metrics.jsonl"
+DATA_PART, TIME_PREFIX, SPENT_KEY = (
     "data",
     "time_",
     "spent",
 )  # a part of a step, what precedes its name in a row, and the key of seconds outside of rows
-TAILS = "tails.jsonl"
+DROPPED_IDS_FILE = "tails.jsonl"
 # A training of which a worker waits for images for more than this share of the time says so: at its end, if it took at least as long as the
 # second, or on the way, after the third
-WAIT_SHARE, WAIT_AFTER_S, WAIT_SOON_S = 0.1, 20.0, 300.0
+MAX_WAIT_SHARE, WAIT_NOTE_MIN_S, WAIT_NOTE_EARLY_S = 0.1, 20.0, 300.0
 
 
 def append(folder: Path, row: dict[str, Any]) -> None:
     """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
     if rank() == 0:
-        append_json_line(folder / METRICS, row)
+        append_json_line(folder / METRICS_FILE, row)
 
 
 class SweepProgress:
@@ -46,7 +46,7 @@ class SweepProgress:
 
     def advance(self, images: int) -> None:
         """`images` more are done on this worker; the others are taken to be as far."""
-        self.done = min(self.done + images * world(), self.total)
+        self.done = min(self.done + images * world_size(), self.total)
         now = time.monotonic()
         if now - self.shown > 1.0 or self.done == self.total:
             self.shown = now
@@ -72,18 +72,18 @@ class Clock:
     """Speed and waiting time of a training since the last log, and `time_<part>`, the shares of it that rank 0 spent on each part of its steps
     (`firstlight.tasks.timer`). Collective. `first`: the number of steps that were done before."""
 
-    def __init__(self, folder: Path, plan: Batches, total_steps: int, first: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, plan: TrainingPlan, total_steps: int, first: int, device: torch.device) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
         self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
         self.told = False
         self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
         if rank() == 0:
-            _keep(folder / METRICS, lambda row: row.get("step", 0) <= first)
+            _keep(folder / METRICS_FILE, lambda row: row.get("step", 0) <= first)
         barrier()
 
     def waiting(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """`stream`, with the time that its consumer waits for it added up."""
-        with STOPWATCH.running(self.device):
+        with STEP_TIMER.time_thread(self.device):
             while True:
                 start = time.monotonic()
                 batch = next(stream, None)
@@ -97,14 +97,14 @@ class Clock:
 
     def close(self) -> None:
         """What was spent after the last log: on the last checkpoint."""
-        append(self.folder, {SPENT: STOPWATCH.read()})
+        append(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
 
     def aside(self, looked: tuple[dict[str, float], float]) -> dict[str, float]:
         """Numbers whose making took so many seconds, which are none of the training's."""
         values, seconds = looked
         self.since += seconds
         self.begun += seconds
-        append(self.folder, {SPENT: {"looks": seconds}})
+        append(self.folder, {SPENT_KEY: {"looks": seconds}})
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -113,36 +113,36 @@ class Clock:
         now = time.monotonic()
         elapsed = max(now - self.since, 1e-9)
         waits, idle = self._of_each(self.waited / elapsed), self._of_each(self.idle / max(now - self.begun, 1e-9))
-        each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world() > 1 else {}
+        each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world_size() > 1 else {}
         speed = {
             "images_per_s": self.steps * self.plan.batch_size / elapsed,
             "data_wait": sum(waits) / len(waits),
             **each,
         }
-        spent = STOPWATCH.read()
-        spent[DATA] = spent.get(DATA, 0.0) + self.waited
-        shares = {f"{TIME}{name}": seconds / elapsed for name, seconds in sorted(spent.items())}
+        spent = STEP_TIMER.read_seconds()
+        spent[DATA_PART] = spent.get(DATA_PART, 0.0) + self.waited
+        shares = {f"{TIME_PREFIX}{name}": seconds / elapsed for name, seconds in sorted(spent.items())}
         epoch = (step - 1) // self.plan.steps
         append(
             self.folder,
             {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed, **shares},
         )
         self.steps, self.waited, self.since = 0, 0.0, now
-        if not self.told and now - self.begun > (WAIT_AFTER_S if step == self.total_steps else WAIT_SOON_S):
+        if not self.told and now - self.begun > (WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S):
             self._tell_of_waiting(idle)
 
     def _tell_of_waiting(self, idle: list[float]) -> None:
         """Of the worker that waited most."""
         share = max(idle)
-        if share > WAIT_SHARE:
+        if share > MAX_WAIT_SHARE:
             self.told = True
-            who = f"worker {idle.index(share)} " if world() > 1 else ""
+            who = f"worker {idle.index(share)} " if world_size() > 1 else ""
             hint = "try a larger stream.tasks or stream.prefetch, or stream.resident_mb"
             append(self.folder, {"note": f"{who}waited for images {share:.0%} of the time: {hint}"})
 
     def _of_each(self, value: float) -> list[float]:
         """`value` of every worker. Collective."""
-        values = torch.zeros(world(), device=self.device)
+        values = torch.zeros(world_size(), device=self.device)
         values[rank()] = value
         return [float(share) for share in all_sum(values).tolist()]
 
@@ -153,8 +153,8 @@ class Tails:
     `first`: the number of steps that were done before.
     """
 
-    def __init__(self, folder: Path, plan: Batches, first: int) -> None:
-        self.file, self.plan = folder / TAILS, plan
+    def __init__(self, folder: Path, plan: TrainingPlan, first: int) -> None:
+        self.file, self.plan = folder / DROPPED_IDS_FILE, plan
         if rank() == 0:
             _keep(self.file, lambda row: row["epoch"] < first // plan.steps)
 

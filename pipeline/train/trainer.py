@@ -17,11 +17,11 @@ from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.train.checkpoint import Checkpoint, Checkpoints
-from firstlight.pipeline.train.job import Job
-from firstlight.pipeline.train.metrics import METRICS, TAILS
-from firstlight.tasks.collective import all_sum, broadcast_object, gather_objects, rank, share_buffers, world
+from firstlight.pipeline.train.metrics import METRICS_FILE, DROPPED_IDS_FILE
+from firstlight.pipeline.train.training_job import TrainingJob
+from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
 from firstlight.tasks.learner import Batch, Learner
-from firstlight.tasks.timer import part
+from firstlight.tasks.timer import time_part
 
 CHECKPOINT_AGE_S = 20.0
 
@@ -29,9 +29,9 @@ CHECKPOINT_AGE_S = 20.0
 class Trainer:
     """A learner with its optimiser, schedule and checkpoints."""
 
-    def __init__(self, job: Job, learner: Learner) -> None:
+    def __init__(self, job: TrainingJob, learner: Learner) -> None:
         self.job, self.learner = job, learner
-        learner.place(job.device)
+        learner.move_to_device(job.device)
         if job.training.channels_last:
             learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner.train()
@@ -47,12 +47,12 @@ class Trainer:
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.saved = time.monotonic()
         self.done = 0  # steps
-        self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world() > 1 else _Step(learner)
+        self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world_size() > 1 else _Step(learner)
 
     @property
     def rows(self) -> int:
         """Images of a global batch that this worker sees."""
-        return self.job.plan.batch_size // world()
+        return self.job.plan.batch_size // world_size()
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One update. `step` counts from 0 over the whole training.
@@ -62,7 +62,7 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
-        with part("optimizer"):
+        with time_part("optimizer"):
             if self.job.training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
             self.optimizer.step()
@@ -73,10 +73,10 @@ class Trainer:
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses of this worker's share, their gradient in the parameters."""
-        with self._drawing(step, 0), part("forward"):
+        with self._drawing(step, 0), time_part("forward"):
             losses: dict[str, Tensor] = self.model(batch)
         self._stop_unless_finite(losses["loss"], batch, step)
-        with part("backward"):
+        with time_part("backward"):
             losses["loss"].backward()  # type: ignore[no-untyped-call]
         return losses
 
@@ -85,17 +85,17 @@ class Trainer:
         memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
         is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
         """
-        share_buffers(self.learner)  # as DistributedDataParallel does, which the first pass goes around
+        broadcast_buffers(self.learner)  # as DistributedDataParallel does, which the first pass goes around
         size = len(batch.ids) // self.job.training.accumulate
-        parts = [batch.part(start, start + size) for start in range(0, len(batch.ids), size)]
+        parts = [batch.select_range(start, start + size) for start in range(0, len(batch.ids), size)]
         embedded = []
         for k, images in enumerate(parts):
-            with torch.no_grad(), self._drawing(step, k), part("forward"):
+            with torch.no_grad(), self._drawing(step, k), time_part("forward"):
                 embedded.append(self.learner.embed(images))
         outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
         with (
             torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"),
-            part("forward"),
+            time_part("forward"),
         ):
             losses = self.learner.loss(outputs, batch)
         self._stop_unless_finite(losses["loss"], batch, step)
@@ -103,11 +103,11 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self.learner.buffers()]  # running statistics: the parts count once
         for k, images in enumerate(parts):
             gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
-            waiting = self.model.no_sync() if world() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
+            waiting = self.model.no_sync() if world_size() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
             with waiting:
-                with self._drawing(step, k), part("forward"):
+                with self._drawing(step, k), time_part("forward"):
                     carried = self.model(images, gradients)
-                with part("backward"):
+                with time_part("backward"):
                     carried.backward()
         for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
             buffer.copy_(value)
@@ -135,7 +135,9 @@ class Trainer:
     def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
         """Also keeps the loss of the step, averaged over workers: a plateau is seen by all of them alike."""
         broken = ~torch.isfinite(loss.detach())
-        mean, broken_somewhere = (all_sum(torch.stack((loss.detach().double(), broken.double()))) / world()).tolist()
+        mean, broken_somewhere = (
+            all_sum(torch.stack((loss.detach().double(), broken.double()))) / world_size()
+        ).tolist()
         if not broken_somewhere:
             self.step_loss = mean
             self.epoch_loss += mean
@@ -157,7 +159,7 @@ class Trainer:
             broadcast_object(time.monotonic() - self.saved > CHECKPOINT_AGE_S)
         )
 
-    @part("checkpoint")
+    @time_part("checkpoint")
     def save(self, step: int) -> None:
         shared = {
             "model": self.learner.state_dict(),
@@ -176,17 +178,17 @@ class Trainer:
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the newest checkpoint; the number of steps done, and what the user should know."""
-        found, complaints = self.checkpoints.newest()
+        found, complaints = self.checkpoints.read_newest()
         notes = [f"passed over a damaged checkpoint: {line}" for line in complaints]
         if found is None:
-            return self._take_over(self.job.begin) if self.job.begin else (0, notes)
+            return self._take_over(self.job.warm_start) if self.job.warm_start else (0, notes)
         self._check_plan(found, self.job.folder)
         self._load(found)
         self.done = found.step
         if (
             found.meta["threads"] != torch.get_num_threads()
             or found.meta["torch"] != torch.__version__
-            or found.meta["world"] != world()
+            or found.meta["world"] != world_size()
         ):
             notes.append(
                 "continued with another number of workers, threads or version of torch: not bit by bit what it would have been"
@@ -204,7 +206,7 @@ class Trainer:
     def _take_over(self, other: Path) -> tuple[int, list[str]]:
         """Go on from where another training is, with the settings of this one, as `resume`. Its learning rate is what its own schedule has come to
         by now."""
-        found, complaints = Checkpoints(other / "checkpoints").newest()
+        found, complaints = Checkpoints(other / "checkpoints").read_newest()
         if found is None:
             raise StopTraining(f"{other}: there is no checkpoint to go on from")
         self._check_plan(found, other)
@@ -221,7 +223,7 @@ class Trainer:
             for _ in range(found.step // self.job.plan.steps if self.per_epoch else found.step):
                 self.schedule.step()
         if rank() == 0:
-            for name in (METRICS, TAILS):
+            for name in (METRICS_FILE, DROPPED_IDS_FILE):
                 if (other / name).exists():
                     write_atomically(self.job.folder / name, (other / name).read_bytes())
         told = f"goes on from another training at step {found.step} of {self.job.total_steps}, with other settings"

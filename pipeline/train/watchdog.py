@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-HUNG = "hung.txt"  # in the folder of an instance: where its process was each time, a traceback of every thread
+HANG_FILE = "hung.txt"  # in the folder of an instance: where its process was each time, a traceback of every thread
 REARM_S = 1.0  # the timer is a thread: it is not started anew for each of many quick steps
 
 
@@ -26,38 +26,38 @@ _timer: _Timer | None = None  # of this process, as faulthandler has one
 
 
 @contextlib.contextmanager
-def watched(folder: Path, seconds: float) -> Iterator[None]:
+def watch_process(folder: Path, seconds: float) -> Iterator[None]:
     """Within it, this process ends with code 1 when `alive` was called, and then nothing of this module for `seconds` (a second more at the most)."""
     global _timer
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / HUNG, "ab") as file:
+    with open(folder / HANG_FILE, "ab") as file:
         _timer = _Timer(file, seconds)
         try:
             yield
         finally:
-            pause()
+            suspend_timer()
             _timer = None
 
 
-def alive() -> None:
+def send_heartbeat() -> None:
     """A step was made. Outside of `watched`, nothing."""
     if _timer is not None and (_timer.set_at is None or time.monotonic() - _timer.set_at > REARM_S):
         faulthandler.dump_traceback_later(_timer.seconds + REARM_S, exit=True, file=_timer.file)
         _timer.set_at = time.monotonic()
 
 
-def pause() -> None:
+def suspend_timer() -> None:
     """What comes now may take long: the timer waits for the next `alive`."""
     if _timer is not None:
         faulthandler.cancel_dump_traceback_later()
         _timer.set_at = None
 
 
-def hung(folder: Path) -> bool:
+def has_hung(folder: Path) -> bool:
     """Whether the work of this folder has hung, since `forget`."""
-    file = folder / HUNG
+    file = folder / HANG_FILE
     return file.exists() and file.stat().st_size > 0
 
 
-def forget(folder: Path) -> None:
-    (folder / HUNG).unlink(missing_ok=True)
+def delete_hang_record(folder: Path) -> None:
+    (folder / HANG_FILE).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""Object detection: torchvision's Faster R-CNN (Ren et al. 2015) around an encoder, or its Fast R-CNN (Girshick 2015) on windows that slide over the
-image, as self-supervised networks are compared on PASCAL VOC.
+"""Object detection: torchvision's Faster R-CNN (Ren et al. 2015) or Fast R-CNN (Girshick 2015) around an encoder.
+
+Fast R-CNN takes windows that slide over the image as proposals. Self-supervised networks are compared so on PASCAL VOC.
 """
 
 import math
@@ -11,23 +12,25 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from firstlight.tasks.downstream.multilabel import eleven_point, mean_known
-from firstlight.tasks.downstream.segment import palette
-from firstlight.tasks.downstream.task import Decay, Scores, Task, Train
-from firstlight.tasks.downstream.windows import RATIOS, Windows
+from firstlight.tasks.downstream.multilabel import eleven_point_precision, mean_without_nan
+from firstlight.tasks.downstream.segment import voc_palette
+from firstlight.tasks.downstream.task import LayerDecay, Scores, Task, TrainedPart
+from firstlight.tasks.downstream.windows import WINDOW_RATIOS, SlidingWindows
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-KEPT = 100  # detections of an image that are scored
-AT_A_TIME = 8  # images that are looked at
+# The largest number of detections of an image that are scored.
+MAX_DETECTIONS = 100
+# The number of images whose objects are detected at a time.
+DETECTION_BLOCK = 8
 Positive = Annotated[int, Ge(1)]
 
 
-class Backbone(nn.Module):
-    """The encoder as torchvision wants it: its deepest map, or a pyramid over its maps (Lin et al. 2017)."""
+class DetectionBackbone(nn.Module):
+    """The encoder as a backbone of torchvision: its deepest map, or a pyramid over its maps (Lin et al. 2017)."""
 
     def __init__(self, encoder: Encoder, levels: list[int], pyramid: int) -> None:
         super().__init__()
@@ -44,13 +47,18 @@ class Backbone(nn.Module):
         return chosen if self.pyramid is None else self.pyramid(chosen)
 
 
-class Detect(Task):
-    """`anchors`: sides of the proposed boxes in pixels; with a pyramid they are dealt out to its levels, shallow to deep. `pyramid`: channels of a
-    feature pyramid over the deepest map of each of the last four resolutions; 0: the deepest map alone. `hidden`: of the two layers of the box head.
-    `overlap`: of boxes of one class of which the better one is kept. `sampled`: proposals of an image that the box head learns from at a step, up to
-    a quarter of them of objects (64 in Girshick 2015, 512 in torchvision); with a small network most of the time goes there. `proposals`: where an
-    object may be is told by a `network` that is trained with the rest (Faster R-CNN), or is each of the `windows` with the anchors' sides (Fast
-    R-CNN on dense boxes, Girshick 2015, section 5.5).
+class Detection(Task):
+    """Detection of objects by boxes and classes.
+
+    `anchors`: the sides of the proposed boxes in pixels; with a pyramid, one for each of its levels, shallow to deep.
+    `pyramid`: the channels of a feature pyramid over the deepest map of each of the last four resolutions; 0 takes the
+    deepest map alone.
+    `hidden`: the width of the two layers of the box head.
+    `overlap`: the overlap from which only the better one of two boxes of a class is kept.
+    `sampled`: the number of proposals of an image that the box head learns from at a step, up to a quarter of them of
+    objects (64 in Girshick 2015, 512 in torchvision). With a small network they take most of the time.
+    `proposals`: the source of possible boxes: a `network` that is trained with the rest (Faster R-CNN), or all
+    windows with the anchors' sides, `windows` (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
     """
 
     target = "boxes"
@@ -62,8 +70,8 @@ class Detect(Task):
         encoder: Encoder,
         classes: int,
         *,
-        train: Train = "all",
-        layer_decay: Decay = 1.0,
+        train: TrainedPart = "all",
+        layer_decay: LayerDecay = 1.0,
         anchors: Annotated[tuple[Positive, ...], MinLen(1)] = (32, 64, 128, 256),
         pyramid: Annotated[int, Ge(0)] = 0,
         hidden: Positive = 1024,
@@ -72,33 +80,36 @@ class Detect(Task):
         proposals: Literal["network", "windows"] = "network",
     ) -> None:
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
-        levels = _levels(encoder) if pyramid else [len(encoder.shapes) - 1]
+        levels = _pyramid_levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
             raise ValueError(
-                f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; valid: one a level"
+                f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; "
+                "valid: one for each level"
             )
-        self.detector = _detector(
-            Backbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled
+        self.detector = _build_detector(
+            DetectionBackbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled
         )
         if proposals == "windows":
-            self.detector.rpn = Windows(anchors)  # type: ignore[assignment]
+            self.detector.rpn = SlidingWindows(anchors)  # type: ignore[assignment]
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The losses of torchvision's network, means over this worker's images; each as (B,), equal in all rows."""
-        losses = self.detector(list(batch.views[0]), [_without_difficult(*truth) for truth in _rows(batch)])
+        """Returns the losses of torchvision's network, each the mean over this worker's images as (B,) equal rows."""
+        losses = self.detector(list(batch.views[0]), [_without_difficult(*truth) for truth in _split_targets(batch)])
         return tuple(losses[name].expand(len(batch.ids)) for name in sorted(losses))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")[
-            : len(outputs)
-        ]  # the last two of Faster R-CNN
+        # The last two are Faster R-CNN's.
+        names = ("loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg")[: len(outputs)]
         parts = {name: output.mean() for name, output in zip(names, outputs, strict=True)}
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
-        """(B, KEPT, 6) detections: box, score, class; (B, K, 6) truth: box, class, difficult. Unused rows have class -1."""
-        found = torch.full((len(batch.ids), KEPT, 6), -1.0, device=batch.ids.device)
-        for row, seen in enumerate(self._seen(batch.views[0])):
+        """Returns (B, MAX_DETECTIONS, 6) detections: box, score, class; and (B, K, 6) truth: box, class, difficult.
+
+        Unused rows have class -1.
+        """
+        found = torch.full((len(batch.ids), MAX_DETECTIONS, 6), -1.0, device=batch.ids.device)
+        for row, seen in enumerate(self._detect_objects(batch.views[0])):
             n = len(seen["scores"])
             found[row, :n] = torch.cat((seen["boxes"], seen["scores"][:, None], seen["labels"][:, None] - 1), 1)
         columns = [
@@ -108,36 +119,47 @@ class Detect(Task):
         ]
         return found, torch.cat([column.float() for column in columns], 2)
 
-    def _seen(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """What torchvision's network finds in each image; a few at a time, as all proposals of an image are looked at."""
-        return [seen for few in images.split(AT_A_TIME) for seen in self.detector(list(few))]
+    def _detect_objects(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Returns the detections of torchvision's network in each image.
+
+        It takes a block of images at a time, since it evaluates all proposals of an image.
+        """
+        return [seen for block in images.split(DETECTION_BLOCK) for seen in self.detector(list(block))]
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         found, truth = (row.cpu() for row in rows)
-        both = [average_precisions(found, truth, c) for c in range(self.classes)]
+        both = [detection_average_precisions(found, truth, c) for c in range(self.classes)]
         exact, eleven = (list(column) for column in zip(*both, strict=True))
         return {
-            "map_11point": mean_known(eleven),
-            "map_50": mean_known(exact),
-            "map_coco": coco(found, truth),
+            "map_11point": mean_without_nan(eleven),
+            "map_50": mean_without_nan(exact),
+            "map_coco": coco_average_precision(found, truth),
             "ap_11point": eleven,
         }
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+    def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.views[0]
-        truth = [(boxes, classes) for boxes, classes, _ in _rows(batch)]
-        seen = [(d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1) for d in self._seen(images)]
-        return {"truth": _drawn(images, truth), "predicted": _drawn(images, seen)}
+        truth = [(boxes, classes) for boxes, classes, _ in _split_targets(batch)]
+        seen = [
+            (d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1) for d in self._detect_objects(images)
+        ]
+        return {"truth": _draw_boxes(images, truth), "predicted": _draw_boxes(images, seen)}
 
 
-def _levels(encoder: Encoder) -> list[int]:
-    """The deepest map of each of the last four resolutions."""
+def _pyramid_levels(encoder: Encoder) -> list[int]:
+    """Returns the index of the deepest map of each of the last four resolutions."""
     deepest = {shape[1]: level for level, shape in enumerate(encoder.shapes)}
     return sorted(deepest.values())[-4:]
 
 
-def _detector(
-    backbone: Backbone, size: int, classes: int, anchors: tuple[int, ...], hidden: int, overlap: float, sampled: int
+def _build_detector(
+    backbone: DetectionBackbone,
+    size: int,
+    classes: int,
+    anchors: tuple[int, ...],
+    hidden: int,
+    overlap: float,
+    sampled: int,
 ) -> "FasterRCNN":
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -149,22 +171,23 @@ def _detector(
         backbone,
         min_size=size,
         max_size=size,
-        fixed_size=(size, size),  # images come in the network's size
+        # Images have the size of the network, and the encoder normalises them.
+        fixed_size=(size, size),
         size_divisible=1,
-        image_mean=[0.0, 0.0, 0.0],  # the encoder normalises
+        image_mean=[0.0, 0.0, 0.0],
         image_std=[1.0, 1.0, 1.0],
-        rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+        rpn_anchor_generator=AnchorGenerator(sizes, (WINDOW_RATIOS,) * len(sizes)),
         box_roi_pool=MultiScaleRoIAlign([str(level) for level in backbone.levels], output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(backbone.out_channels * 49, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),
         box_nms_thresh=overlap,
         box_batch_size_per_image=sampled,
-        box_detections_per_img=KEPT,
+        box_detections_per_img=MAX_DETECTIONS,
     )
 
 
-def _rows(batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Boxes (k, 4), classes (k,) and difficult (k,) of each image."""
+def _split_targets(batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Returns the boxes (k, 4), classes (k,) and difficult (k,) of each image."""
     targets = zip(batch.targets["boxes"], batch.targets["box_classes"], batch.targets["difficult"], strict=True)
     return [
         (boxes[classes >= 0], classes[classes >= 0], difficult[classes >= 0]) for boxes, classes, difficult in targets
@@ -172,28 +195,35 @@ def _rows(batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _without_difficult(boxes: Tensor, classes: Tensor, difficult: Tensor) -> dict[str, Tensor]:
-    """What torchvision's network learns from: its class 0 is the background."""
+    """Returns the targets of torchvision's network, whose class 0 is the background, without difficult objects."""
     return {"boxes": boxes[~difficult].float(), "labels": classes[~difficult] + 1}
 
 
-def average_precisions(found: Tensor, truth: Tensor, kind: int) -> tuple[float, float]:
-    """Of one class, by VOC's rules at an overlap of at least 0.5 (Everingham et al. 2010, section 4.4): the area under the precision envelope (since
-    2010), and the mean over eleven recalls (2007). Rows as `Detect.observe`. A second detection of an object is false; one of a difficult object
-    counts for nothing. NaN where the set has no object of the class that is not difficult.
+def detection_average_precisions(found: Tensor, truth: Tensor, kind: int) -> tuple[float, float]:
+    """Returns two average precisions of one class, by VOC's rules (Everingham et al. 2010, section 4.4).
+
+    They are the area under the precision envelope (since 2010), and the mean over eleven recalls (2007), at an overlap
+    of at least 0.5. A second detection of an object is false; a detection of a difficult object is not counted. Both
+    are NaN if the set has no object of the class that is not difficult.
+
+    Args:
+        found: detections, as `Detection.observe` returns them.
+        truth: objects, as `Detection.observe` returns them.
+        kind: the class.
     """
     wanted = int(((truth[..., 4] == kind) & (truth[..., 5] == 0)).sum())
     if not wanted:
         return math.nan, math.nan
-    scores, right = _judged(found, truth, kind)
+    scores, right = _match_detections(found, truth, kind)
     order = np.argsort(-scores, kind="stable")
     hits = right[order].cumsum()
     recall, precision = hits / wanted, hits / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(recall, prepend=0.0) * envelope).sum()), eleven_point(precision, recall)
+    return float((np.diff(recall, prepend=0.0) * envelope).sum()), eleven_point_precision(precision, recall)
 
 
-def _judged(found: Tensor, truth: Tensor, kind: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (m,) of the detections of a class that count, and whether each is right (m,) bool."""
+def _match_detections(found: Tensor, truth: Tensor, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the (m,) scores of the detections of a class that count, and (m,) bool, true if a detection is right."""
     from torchvision.ops import box_iou
 
     scores, right = [], []
@@ -213,8 +243,11 @@ def _judged(found: Tensor, truth: Tensor, kind: int) -> tuple[np.ndarray, np.nda
     return np.array(scores), np.array(right, bool)
 
 
-def coco(found: Tensor, truth: Tensor) -> float:
-    """Mean average precision over overlaps 0.5 .. 0.95 and classes, by pycocotools; difficult objects count for nothing."""
+def coco_average_precision(found: Tensor, truth: Tensor) -> float:
+    """Returns mean average precision over overlaps 0.5 .. 0.95 and classes, by pycocotools.
+
+    Difficult objects are not counted.
+    """
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision()
@@ -222,14 +255,15 @@ def coco(found: Tensor, truth: Tensor) -> float:
         seen, real = seen[seen[:, 5] >= 0], real[real[:, 4] >= 0]
         objects = {"boxes": real[:, :4], "labels": real[:, 4].long(), "iscrowd": real[:, 5].long()}
         metric.update([{"boxes": seen[:, :4], "scores": seen[:, 4], "labels": seen[:, 5].long()}], [objects])
-    return max(float(metric.compute()["map"]), 0.0)  # -1: there are no objects
+    # The metric is -1 if there are no objects.
+    return max(float(metric.compute()["map"]), 0.0)
 
 
-def _drawn(images: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(B, 3, H, W) in 0..1 with boxes (k, 4) of classes (k,), a colour a class."""
+def _draw_boxes(images: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Draws boxes (k, 4) of classes (k,) on (B, 3, H, W) images in 0..1, with a colour for each class."""
     from torchvision.utils import draw_bounding_boxes
 
-    colours = (palette(256) * 255).int().tolist()
+    colours = (voc_palette(256) * 255).int().tolist()
     drawn = []
     for image, (boxes, classes) in zip(images.cpu(), found, strict=True):
         outlines = [tuple(colours[1 + c % 255]) for c in classes.tolist()]

@@ -4,38 +4,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK, BANK = 512, 65_536  # queries, and images of the bank, at a time: their similarities are all that is held
+# The numbers of queries and of images of the bank whose similarities are in memory at a time.
+KNN_QUERY_BLOCK, KNN_BANK_BLOCK = 512, 65_536
 
 
-def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(m, d) queries, (n, d) bank -> (m, k) cosine similarities, falling, and (m, k) int64 places in the bank; k is at most n.
+def nearest_neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Finds the k images of an (n, d) bank that are nearest to each of (m, d) queries, on the tensors' device.
 
-    Of equal similarities the lowest places come first. Computed where the tensors are.
+    Returns:
+        (m, k) cosine similarities, falling, and (m, k) int64 positions in the bank; of equal similarities the lowest
+        positions come first. k is reduced to n if it is larger.
     """
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
-    found = [_nearest(block, bank, min(k, len(bank))) for block in queries.split(BLOCK)]
-    return torch.cat([similarity for similarity, _ in found]), torch.cat([place for _, place in found])
+    found = [_search_bank(block, bank, min(k, len(bank))) for block in queries.split(KNN_QUERY_BLOCK)]
+    return torch.cat([similarity for similarity, _ in found]), torch.cat([positions for _, positions in found])
 
 
-def _nearest(block: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(b, d) and (n, d) unit vectors -> as `neighbours`; the bank in parts, of which the best so far are kept."""
+def _search_bank(block: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Does the search of `nearest_neighbours` for (b, d) and (n, d) unit vectors.
+
+    It takes the bank in parts and keeps the best so far.
+    """
     best = block.new_empty(len(block), 0)
-    places = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
-    for start in range(0, len(bank), BANK):
-        similarity = block @ bank[start : start + BANK].T
-        part, within = _largest(similarity, min(k, similarity.shape[1]))
-        best, order = torch.cat((best, part), 1).sort(
-            dim=1, descending=True, stable=True
-        )  # those of lower places stand first
-        places = torch.cat((places, within + start), 1).gather(1, order)[:, :k]
+    positions = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
+    for start in range(0, len(bank), KNN_BANK_BLOCK):
+        similarity = block @ bank[start : start + KNN_BANK_BLOCK].T
+        part, within = _largest_values(similarity, min(k, similarity.shape[1]))
+        # The sort is stable, and lower positions come first before it.
+        best, order = torch.cat((best, part), 1).sort(dim=1, descending=True, stable=True)
+        positions = torch.cat((positions, within + start), 1).gather(1, order)[:, :k]
         best = best[:, :k]
-    return best, places
+    return best, positions
 
 
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(b, n) -> the k largest of every row, falling, and their columns; of equal ones the lowest columns, which topk does not promise."""
+def _largest_values(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest of every row of (b, n) values, falling, and their columns.
+
+    Of equal values it takes the lowest columns, which topk does not promise.
+    """
     top, columns = values.topk(k, dim=1)
-    cut = (values >= top[:, -1:]).sum(1) > k  # equal values on both sides of the end
+    # True if there are equal values on both sides of the end.
+    cut = (values >= top[:, -1:]).sum(1) > k
     columns = columns.sort(1).values
     if bool(cut.any()):
         columns[cut] = values[cut].sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
@@ -44,27 +53,31 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def class_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, k: int, temperature: float, classes: int) -> Tensor:
-    """(m, d) queries, (n, d) bank, (n,) labels -> (m, classes).
+    """Returns (m, classes) scores of (m, d) queries from an (n, d) bank with (n,) labels.
 
-    Class c scores the sum over the k nearest (cosine) images of that class of exp(similarity / temperature), relative to the nearest one's; minus
-    infinity where none of them is of that class. k is at most n.
+    The score of class c is the sum of exp(similarity / temperature) over those of the k nearest (cosine) images that
+    are of that class, relative to the nearest image. It is minus infinity if none of them is of that class.
     """
-    similarity, nearest = neighbours(queries, bank, k)
-    weights = (
-        (similarity - similarity[:, :1]) / temperature
-    ).exp()  # relative to the nearest: no overflow, and never all zero
+    similarity, nearest = nearest_neighbours(queries, bank, k)
+    # Weights relative to the nearest image do not overflow, and are never all zero.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
     scores = torch.zeros(len(queries), classes, device=bank.device, dtype=weights.dtype)
     scores.scatter_add_(1, labels[nearest], weights)
     return scores.masked_fill(scores == 0, -torch.inf)
 
 
 def weighted_knn(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
-    """The (m,) classes of the highest scores; of equal ones the lowest."""
+    """Returns the (m,) classes of the highest scores; of equal scores the lowest class."""
     return class_scores(queries, bank, labels, k=k, temperature=temperature, classes=int(labels.max()) + 1).argmax(1)
 
 
-def hits(scores: Tensor, labels: Tensor, top: int) -> Tensor:
-    """(m, classes) scores and (m,) labels -> (m,) bool: is the label among the `top` classes? Of equal scores the lower class is before."""
+def is_label_in_top(scores: Tensor, labels: Tensor, top: int) -> Tensor:
+    """Returns (m,) bool, true if the label is among the `top` classes. Of equal scores the lower class comes first.
+
+    Args:
+        scores: (m, classes).
+        labels: (m,).
+    """
     own = scores.gather(1, labels[:, None])
     before = (scores > own) | (
         (scores == own) & (torch.arange(scores.shape[1], device=scores.device) < labels[:, None])

@@ -1,4 +1,7 @@
-"""The linear probe: multinomial logistic regression on frozen features, solved to its optimum (it is convex), so nothing depends on a schedule."""
+"""The linear probe: multinomial logistic regression on frozen features.
+
+The problem is convex and solved to its optimum, so nothing depends on a schedule.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +20,23 @@ class Probe:
     weight: Tensor  # (classes, d)
     bias: Tensor  # (classes,)
 
-    def scores(self, features: Tensor) -> Tensor:
-        """(m, d) -> (m, classes) logits."""
+    def compute_scores(self, features: Tensor) -> Tensor:
+        """Returns the (m, classes) logits of (m, d) features."""
         return F.linear((features - self.mean) / self.std, self.weight, self.bias)
 
     def predict(self, features: Tensor) -> Tensor:
-        """(m, d) -> (m,) int64."""
-        return self.scores(features).argmax(1)
+        """Returns the (m,) int64 classes of (m, d) features."""
+        return self.compute_scores(features).argmax(1)
 
 
 def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> Probe:
-    """Minimise mean cross-entropy + weight_decay / 2 * |W|^2 over (n, d) features and (n,) labels; the bias is not decayed."""
+    """Minimises mean cross-entropy + weight_decay / 2 * |W|^2 over (n, d) features and (n,) labels.
+
+    The bias is not decayed.
+    """
     mean, std = features.mean(0), features.std(0)
-    std[~(std > 1e-6 + 1e-5 * mean.abs())] = (
-        torch.inf
-    )  # constant up to rounding: must not count, should it differ in other images
+    # A dimension that is constant up to rounding must not count, even if it differs in other images.
+    std[~(std > 1e-6 + 1e-5 * mean.abs())] = torch.inf
     x = (features - mean) / std
     weight = torch.zeros(classes, x.shape[1], device=x.device, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, dtype=x.dtype, requires_grad=True)
@@ -52,7 +57,10 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, weight_decay: floa
 def choose_probe(
     train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], classes: int, decays: Sequence[float]
 ) -> tuple[Probe, float]:
-    """Fit (features, labels) with each weight decay; the probe, and its decay, of the best held-out accuracy (ties: the larger decay)."""
+    """Fits (features, labels) with each weight decay.
+
+    Returns the probe with the best held-out accuracy, and its decay; of equal ones that of the larger decay.
+    """
 
     def accuracy(probe: Probe) -> float:
         return float((probe.predict(held_out[0]) == held_out[1]).double().mean())

@@ -1,4 +1,4 @@
-"""How many of the images found are of the query's class."""
+"""Metrics of image retrieval: how many of the retrieved images are of the query's class."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,33 @@ import torch
 from torch import Tensor
 
 
-def without_own(found: Tensor, queries: Tensor) -> Tensor:
-    """(m, k + 1) distinct ids found for each of the (m,) queries -> (m, k): without the query itself, or without the last where it is not there."""
+def remove_query(found: Tensor, queries: Tensor) -> Tensor:
+    """Removes each of the (m,) queries from its (m, k + 1) distinct retrieved ids.
+
+    If the query is not among them it removes the last id. Returns (m, k).
+    """
     own = found == queries[:, None]
     own[:, -1] |= ~own.any(1)
     return found[~own].reshape(len(found), -1)
 
 
-def precision(right: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    """(m, K) bool, is the k-th image found of the query's class -> for each of `ks` the share of right ones among the first k, mean over queries."""
+def precision_at(right: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    """Returns the precision at each of `ks`: the share of the query's class among the first k, averaged over queries.
+
+    `right`: (m, K) bool, true if the k-th retrieved image is of the query's class.
+    """
     return {k: float(right[:, :k].double().mean()) for k in ks}
 
 
 def mean_average_precision(right: Tensor, relevant: Tensor) -> float:
-    """mAP@K of (m, K) right ones, where (m,) `relevant` images of the gallery are of the query's class.
+    """Returns mAP@K: the mean over queries of 1 / min(K, relevant) * sum over the right positions k of precision@k.
 
-    The mean over queries of 1 / min(K, relevant) * sum over the right places k of precision@k; 0 for a query that nothing in the gallery answers.
+    A query without an image of its class in the gallery counts 0.
+
+    Args:
+        right: (m, K) bool, true if the k-th retrieved image is of the query's class.
+        relevant: (m,), the number of images of the query's class in the gallery.
     """
-    hits, places = right.double(), torch.arange(1, right.shape[1] + 1, device=right.device)
-    gained = (hits * hits.cumsum(1) / places).sum(1)
+    hits, positions = right.double(), torch.arange(1, right.shape[1] + 1, device=right.device)
+    gained = (hits * hits.cumsum(1) / positions).sum(1)
     return float((gained / relevant.clamp(1, right.shape[1])).mean())

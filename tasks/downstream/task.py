@@ -1,4 +1,4 @@
-"""The contract of a downstream task: a learner that starts from an encoder, and tells how good it is on images that it has not seen."""
+"""The contract of a downstream task: a learner that starts from an encoder and is scored on unseen images."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,91 +11,103 @@ from torch import Tensor, nn
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.nn.encoders import Encoder
 
-Target = Literal["label", "present", "mask", "boxes"]
-Train = Literal["all", "head"] | Annotated[int, Ge(1)]
-Decay = Annotated[float, Gt(0.0), Le(1.0)]
-Scores = Mapping[
-    str, float | list[float]
-]  # by name, larger is better; a list has one of each class, NaN where there is none
+TargetKind = Literal["label", "present", "mask", "boxes"]
+TrainedPart = Literal["all", "head"] | Annotated[int, Ge(1)]
+LayerDecay = Annotated[float, Gt(0.0), Le(1.0)]
+# Scores by name; larger is better. A list has one score of each class, NaN for a class that does not occur.
+Scores = Mapping[str, float | list[float]]
 
 
 class Task(Learner):
-    """The keyword-only parameters of `__init__` are its hyper-parameters: the config checks them by their annotations. All tasks have
+    """A supervised task on an encoder.
 
-    `train`: what is trained besides the task's own layers. `all` of the encoder, none of it (`head`), or, for a number n, the layers behind its
-    first n feature maps. What is not trained keeps its batch statistics.
-    `layer_decay`: factor of the learning rate from a feature map's layers to those of the map before it (discriminative learning rates, Howard
-    and Ruder 2018, section 3.2); the task's own layers, and those of the deepest map, have the rate itself.
+    The keyword-only parameters of `__init__` are the task's hyper-parameters. Their annotations are the schema that the
+    config checks.
+
+    `train`: the layers that are trained besides the task's own: `all` of the encoder, none of it (`head`), or, for a
+    number n, the layers after its first n feature maps. Frozen layers keep their batch statistics.
+    `layer`: the index of the feature map that is the input of the task's layers; -1 is the deepest.
+    `layer_decay`: the factor of the learning rate from a feature map's layers to those of the map before it
+    (discriminative learning rates, Howard and Ruder 2018, section 3.2). The task's own layers, and those of the deepest
+    map, have the rate itself.
 
     Raises (`__init__`):
         ValueError: the parameters do not fit the encoder; the message starts with the parameter's name.
     """
 
-    target: ClassVar[Target]  # what it learns from
-    measure: ClassVar[str]  # the score that settings are chosen by, and that tables show
-    by_class: ClassVar[str | None] = None  # the list whose mean `measure` is
+    # The kind of target that the task learns from.
+    target: ClassVar[TargetKind]
+    # The name of the score that settings are chosen by and tables show.
+    measure: ClassVar[str]
+    # The name of the list of scores by class whose mean is `measure`.
+    by_class: ClassVar[str | None] = None
 
     def __init__(
-        self, encoder: Encoder, classes: int, *, train: Train = "all", layer: int = -1, layer_decay: float = 1.0
+        self, encoder: Encoder, classes: int, *, train: TrainedPart = "all", layer: int = -1, layer_decay: float = 1.0
     ) -> None:
         super().__init__()
         self.encoder, self.classes, self.layer_decay = encoder, classes, layer_decay
-        self.layer = _number("layer", layer, encoder)
-        self._held = _freeze(encoder, train, self.layer)
+        self.layer = _resolve_layer("layer", layer, encoder)
+        self._frozen_modules = _freeze_encoder(encoder, train, self.layer)
 
     @abstractmethod
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What `score` must know of each image, from all the views of a batch: tensors of B rows."""
+        """Returns the facts about each image that `score` needs, from all views of a batch: tensors of B rows."""
 
     @abstractmethod
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
-        """The scores from the rows of all images of a set; `measure` is among them."""
+        """Returns the scores of a set from the observed rows of all its images; `measure` is among them."""
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """(B, 3, H, W) images in 0..1 by caption, that show what is predicted; {} where there is nothing to see."""
+    def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns (B, 3, H, W) images in 0..1 by caption that show predictions; {} if there is nothing to show."""
         return {}
 
     def start_from(self, networks: Mapping[str, nn.Module]) -> None:
-        """Take over what a pretraining has handed on besides the encoder.
+        """Copies the networks that a pretraining has exported besides the encoder.
 
         Raises:
-            ValueError: the task has no place for it, or it does not fit.
+            ValueError: the task cannot use them, or they do not fit.
         """
         raise ValueError(f"{', '.join(networks) or 'nothing'}: a task of this kind starts from the encoder only")
 
     def train(self, mode: bool = True) -> "Task":
+        """Sets the mode, except that frozen modules stay in evaluation mode."""
         super().train(mode)
-        for module in self._held:
+        for module in self._frozen_modules:
             module.eval()
         return self
 
     def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        blocks = self.encoder.blocks()[: self.layer + 1]
+        """Returns the task's own layers, then the encoder's layers by feature map, deep to shallow (`layer_decay`)."""
+        blocks = self.encoder.parameter_blocks()[: self.layer + 1]
         of_encoder = set[nn.Parameter]().union(*blocks)
         own = [p for p in self.parameters() if p.requires_grad and p not in of_encoder]
         if self.layer_decay == 1.0:
             return super().parameter_groups()
         groups = [(1.0, own), *((self.layer_decay**depth, list(block)) for depth, block in enumerate(reversed(blocks)))]
-        in_order = {parameter: place for place, parameter in enumerate(self.parameters())}
+        in_order = {parameter: position for position, parameter in enumerate(self.parameters())}
         return [(factor, sorted(group, key=in_order.__getitem__)) for factor, group in groups if group]
 
 
-def in_full(x: Tensor) -> Tensor:
-    """At least in single precision: losses are not computed in half of it."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Converts to at least single precision: losses are not computed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _number(name: str, layer: int, encoder: Encoder) -> int:
-    """The place of a feature map, counted from the shallowest."""
+def _resolve_layer(name: str, layer: int, encoder: Encoder) -> int:
+    """Returns the index of a feature map, counted from the shallowest."""
     maps = len(encoder.shapes)
     if not -maps <= layer < maps:
         raise ValueError(f"{name}: {layer} is none of the encoder's {maps} feature maps; valid: {-maps} to {maps - 1}")
     return layer % maps
 
 
-def _freeze(encoder: Encoder, train: Train, layer: int) -> Sequence[nn.Module]:
-    """Freeze what `train` leaves out, and what the map `layer` is not computed from; the modules that must stay in evaluation mode."""
-    blocks = encoder.blocks()
+def _freeze_encoder(encoder: Encoder, train: TrainedPart, layer: int) -> Sequence[nn.Module]:
+    """Freezes the layers that `train` excludes, and those that the map `layer` is not computed from.
+
+    Returns the modules that must stay in evaluation mode.
+    """
+    blocks = encoder.parameter_blocks()
     if not isinstance(train, str) and train > layer:
         raise ValueError(
             f"train: {train} leaves nothing of the encoder to train; valid: all, head, 1 to {layer}"

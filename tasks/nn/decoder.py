@@ -1,4 +1,4 @@
-"""The mirror image of an encoder: feature maps -> an image, by learned up-sampling (Dong et al. 2016, arXiv 1611.09119, section 3.1)."""
+"""A decoder that mirrors an encoder: feature maps -> an image, by learned up-sampling (Dong et al. 2016, sec. 3.1)."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,21 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.norms import Norm, norm_layer
-from firstlight.tasks.nn.weight_init import Init, initialize
+from firstlight.tasks.nn.weight_init import Init, initialize_weights
 
 Shortcuts = Literal["none", "input_output", "full"]
 
 
 class Decoder(nn.Module):
-    """One deconvolution per map of the encoder, from the shape of that map to the shape of the map before it; the last gives the image.
+    """A deconvolution per map of the encoder, from the shape of that map to the shape of the map before it.
 
-    Each but the last is followed by normalisation and ReLU; the last by neither, since a 0-centred image is negative in places.
+    The last deconvolution gives the image (arXiv 1611.09119). Each but the last is followed by normalisation and ReLU;
+    the last by neither, since a 0-centred image has negative values. The attribute `spec` holds plain values for JSON:
+    `Decoder(**spec)` is the same network with new weights.
 
-    `shapes`: (C, h, w) of the encoder's maps s_1 .. s_L, shallow to deep. `channels`, `image_size`: of the encoder's input s_0.
-    `shortcuts` (table 6): `input_output` adds the encoder's input to the output. `full` also adds every second map s_2, s_4, ... before s_L to
-    the decoder's activation of the same shape: before its ReLU, as in RED-Net (Mao et al. 2016), which the paper builds on and its figure 1
-    does not tell.
-    `spec`: plain values for JSON; `Decoder(**spec)` is the same network with fresh weights.
+    Args:
+        shapes: (C, h, w) of the encoder's maps s_1 .. s_L, shallow to deep.
+        channels: the channels of the encoder's input s_0.
+        image_size: the side of the encoder's input s_0.
+        shortcuts: `input_output` adds the encoder's input to the output. `full` also adds every second map s_2, s_4,
+            ... before s_L to the decoder's activation of the same shape (table 6). The sum is taken before the ReLU, as
+            in RED-Net (Mao et al. 2016), which the paper builds on; the paper's figure 1 does not show it.
     """
 
     def __init__(
@@ -43,42 +47,49 @@ class Decoder(nn.Module):
         }
         self.spec |= {"shortcuts": shortcuts, "norm": norm, "init": init}
         self.with_input = shortcuts != "none"
-        self.joined = (
-            range(2, len(shapes), 2) if shortcuts == "full" else range(0)
-        )  # numbers of the maps that are added
+        # The numbers of the maps that are added.
+        self.joined = range(2, len(shapes), 2) if shortcuts == "full" else range(0)
         mirrored = list(reversed([(channels, image_size, image_size), *shapes]))
         *inner, last = itertools.pairwise(mirrored)
-        self.deconvolutions = nn.ModuleList(deconvolution(deep, shallow, bias=False) for deep, shallow in inner)
+        self.deconvolutions = nn.ModuleList(make_deconvolution(deep, shallow, bias=False) for deep, shallow in inner)
         self.norms = nn.ModuleList(norm_layer(norm, shallow[0]) for _, shallow in inner)
-        self.last = deconvolution(*last, bias=True)
-        initialize(self, init)
+        self.last = make_deconvolution(*last, bias=True)
+        initialize_weights(self, init)
 
     def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:
-        """The encoder's L maps and its input (B, channels, image_size, image_size) -> a tensor like the input."""
-        out: Tensor = self.last(self.features(maps))
+        """Decodes the encoder's L maps. `image`: its input (B, channels, image_size, image_size).
+
+        Returns a tensor of the shape of `image`.
+        """
+        out: Tensor = self.last(self.compute_features(maps))
         return out + image if self.with_input else out
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """All but the last deconvolution, (B, *s_1): what a segmentation network replaces the last one on (section 4.2.4)."""
+    def compute_features(self, maps: Sequence[Tensor]) -> Tensor:
+        """Computes all but the last deconvolution, (B, *s_1). Segmentation replaces the last one (section 4.2.4)."""
         x = maps[-1]
-        numbers = range(len(maps) - 1, 0, -1)  # of the map whose shape comes out
+        # The number of the map whose shape comes out.
+        numbers = range(len(maps) - 1, 0, -1)
         for number, deconvolve, norm in zip(numbers, self.deconvolutions, self.norms, strict=True):
             x = norm(deconvolve(x))
             x = F.relu(x + maps[number - 1] if number in self.joined else x)
         return x
 
 
-def deconvolution(deep: Sequence[int], shallow: Sequence[int], *, bias: bool) -> nn.ConvTranspose2d:
-    """From (C, h, h) to (C', h', h'), exactly. 3x3 wherever the encoder's layer was a convolution of stride 1 or 2."""
-    kernel, stride, padding, extra = geometry(deep[1], shallow[1])
+def make_deconvolution(deep: Sequence[int], shallow: Sequence[int], *, bias: bool) -> nn.ConvTranspose2d:
+    """Returns a deconvolution from exactly (C, h, h) to (C', h', h').
+
+    It is 3x3 if the encoder's layer was a convolution of stride 1 or 2.
+    """
+    kernel, stride, padding, extra = deconvolution_geometry(deep[1], shallow[1])
     return nn.ConvTranspose2d(deep[0], shallow[0], kernel, stride, padding, output_padding=extra, bias=bias)
 
 
-def geometry(small: int, large: int) -> tuple[int, int, int, int]:
-    """Kernel, stride, padding and output padding with which `small` places become exactly `large`, each of them reached by the kernel.
+def deconvolution_geometry(small: int, large: int) -> tuple[int, int, int, int]:
+    """Returns kernel, stride, padding and output padding that map `small` positions to exactly `large`.
 
-    The size is (small - 1) stride + kernel - 2 padding + output padding. The stride is the ratio of the sizes to the nearest whole number, and
-    the kernel the smallest from 3 on that leaves no gaps between strides, nor at the end (output padding beyond the padding).
+    The kernel reaches every position. The size is (small - 1) stride + kernel - 2 padding + output padding. The stride
+    is the ratio of the sizes, rounded, and the kernel the smallest from 3 on that leaves no gaps between strides, nor
+    at the end (output padding beyond the padding).
     """
     stride = max(1, int(large / small + 0.5))
     wanted = large - (small - 1) * stride

@@ -1,4 +1,4 @@
-"""Encoders by name: an image in 0..1 -> its feature maps, shallow to deep. What every stage hands to the next."""
+"""Encoders by name: an image in 0..1 -> its feature maps, shallow to deep. Stages pass encoders to later stages."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -13,48 +13,52 @@ from firstlight.tasks.nn.backbones import (
     Body,
     alexnet,
     convnet,
-    densenet,
+    densenet_builder,
     network1,
     network2,
-    resnet,
+    resnet_builder,
     sc_convnet,
     vgg16,
 )
-from firstlight.tasks.nn.input_normalization import Input, Shared
-from firstlight.tasks.nn.library_backbones import Maps, first_line, from_timm, from_torchvision
-from firstlight.tasks.nn.weight_init import initialize
+from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
+from firstlight.tasks.nn.library_backbones import FeatureMaps, first_line, from_timm, from_torchvision
+from firstlight.tasks.nn.weight_init import initialize_weights
 
-__all__ = ["ENCODERS", "Encoder", "Input", "Shared", "pooled", "pooled_size"]
+__all__ = ["ENCODERS", "Encoder", "InputNormalization", "SharedEncoderOptions", "pool_maps", "pooled_size"]
 
 ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
     "convnet": convnet,
     "alexnet": alexnet,
-    "resnet18": resnet("resnet18"),
-    "resnet50": resnet("resnet50"),
-    "resnet101": resnet("resnet101"),
+    "resnet18": resnet_builder("resnet18"),
+    "resnet50": resnet_builder("resnet50"),
+    "resnet101": resnet_builder("resnet101"),
     "vgg16": vgg16,
-    "densenet121": densenet("densenet121"),
-    "densenet169": densenet("densenet169"),
-    "densenet201": densenet("densenet201"),
+    "densenet121": densenet_builder("densenet121"),
+    "densenet169": densenet_builder("densenet169"),
+    "densenet201": densenet_builder("densenet201"),
     "network1": network1,
     "network2": network2,
     "sc_convnet": sc_convnet,
     "torchvision": from_torchvision,
     "timm": from_timm,
 }
-_SHARED = tuple(field.name for field in fields(Shared))
+_SHARED = tuple(field.name for field in fields(SharedEncoderOptions))
 
 
 class Tower(nn.Module):
-    """An input and the network on it. `body`: stages, each of which gives a map, or a module that gives the list of all maps."""
+    """An input and the network on it.
 
-    def __init__(self, input: Input, body: Body | nn.Module) -> None:
+    Args:
+        body: stages, each of which gives a map, or a module that gives the list of all maps.
+    """
+
+    def __init__(self, input: InputNormalization, body: Body | nn.Module) -> None:
         super().__init__()
         self.input = input
         self.stages = nn.ModuleList(body) if isinstance(body, list) else body
 
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
-        """The feature maps, shallow to deep; only the first `depth` of them where it is given."""
+        """Returns the feature maps, shallow to deep; only the first `depth` of them if it is given."""
         x = self.input(x)
         if not isinstance(self.stages, nn.ModuleList):
             return self.stages(x)[:depth]  # type: ignore[no-any-return]
@@ -64,36 +68,40 @@ class Tower(nn.Module):
             maps.append(x)
         return maps
 
-    def filters(self) -> Tensor | None:
-        """(n, c, k, k): those of the first convolution, as they act on the image; None where there is no convolution on the whole input."""
+    def compose_filters(self) -> Tensor | None:
+        """Returns the (n, c, k, k) filters of the first convolution as they act on the image.
+
+        Returns None if no convolution takes the whole input.
+        """
         first = next((module for module in self.stages.modules() if isinstance(module, nn.Conv2d)), None)
         if first is None or first.weight.shape[1] != self.input.channels:
             return None
-        return self.input.composed(first.weight.detach())
+        return self.input.compose_filters(first.weight.detach())
 
 
 class Encoder(Tower):
-    """The network of a spec: `name`, the parameters of that entry of ENCODERS, and those of `Shared`.
+    """The network of a spec: `name`, the parameters of that entry of ENCODERS, and those of `SharedEncoderOptions`.
 
-    `shapes`: (C, h, w) of each feature map for images of `image_size`. `input: rgb_sobel` has a second tower, `twin`, and the maps of both are
-    joined along their channels. Parameters that the deepest map does not depend on are frozen: a library's network may have some, and
-    DistributedDataParallel waits for a gradient of every other.
+    The attribute `shapes` holds (C, h, w) of each feature map for images of `image_size`. `input: rgb_sobel` has a
+    second tower, `twin`, and the maps of both are concatenated along their channels. Parameters that the deepest map
+    does not depend on are frozen: a library's network may have some, and DistributedDataParallel waits for a gradient
+    of every trained parameter.
 
     Raises:
-        ValueError: images of `image_size` are too small for the network; or as the entry of ENCODERS.
+        ValueError: images of `image_size` are too small for the network, or the entry of ENCODERS raises it.
     """
 
     def __init__(self, spec: Mapping[str, Any], image_size: int) -> None:
-        shared = Shared(**{key: spec[key] for key in _SHARED if key in spec})
+        shared = SharedEncoderOptions(**{key: spec[key] for key in _SHARED if key in spec})
         own = {key: value for key, value in spec.items() if key not in (*_SHARED, "name")}
-        first, *others = [(input, ENCODERS[spec["name"]](input.channels, **own)) for input in shared.inputs()]
+        first, *others = [(input, ENCODERS[spec["name"]](input.channels, **own)) for input in shared.build_inputs()]
         super().__init__(*first)
         self.twin = Tower(*others[0]) if others else None
         self.spec, self.image_size = dict(spec), image_size
-        initialize(self, shared.init)
-        maps = self._measured()
+        initialize_weights(self, shared.init)
+        maps = self._compute_maps()
         self.shapes = [tuple(map_.shape[1:]) for map_ in maps]
-        self.learn_only(maps[-1:])
+        self.freeze_unused(maps[-1:])
 
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
         maps = super().forward(x, depth)
@@ -101,34 +109,34 @@ class Encoder(Tower):
             return maps
         return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth), strict=True)]
 
-    def first_filters(self) -> list[Tensor]:
-        """`filters` of each tower that has them."""
+    def compose_first_filters(self) -> list[Tensor]:
+        """Returns `compose_filters` of each tower that has such filters."""
         towers = (self, self.twin) if self.twin is not None else (self,)
-        return [filters for tower in towers if (filters := tower.filters()) is not None]
+        return [filters for tower in towers if (filters := tower.compose_filters()) is not None]
 
-    def blocks(self) -> list[set[nn.Parameter]]:
-        """The trained parameters by the first feature map that is computed from them, shallow to deep."""
+    def parameter_blocks(self) -> list[set[nn.Parameter]]:
+        """Returns the trained parameters by the first feature map that is computed from them, shallow to deep."""
         known, found = set[Tensor](), []
-        for map_ in self._measured():
-            found.append({parameter for parameter in self.parameters() if parameter in _leaves(map_) - known})
+        for map_ in self._compute_maps():
+            found.append({parameter for parameter in self.parameters() if parameter in _find_parameters(map_) - known})
             known |= found[-1]
         return found
 
-    def learn_only(self, maps: Sequence[Tensor]) -> None:
-        """Freeze the parameters that none of `maps`, made by this encoder with gradients, was computed from."""
-        used = set[Tensor]().union(*map(_leaves, maps))
+    def freeze_unused(self, maps: Sequence[Tensor]) -> None:
+        """Freezes the parameters that none of `maps` was computed from; this encoder made them with gradients."""
+        used = set[Tensor]().union(*map(_find_parameters, maps))
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in used)
 
-    def _measured(self) -> list[Tensor]:
-        """The maps of one black image, which leave no trace in the network."""
+    def _compute_maps(self) -> list[Tensor]:
+        """Computes the maps of one black image, without a change of the network."""
         name, size = self.spec.get("model", self.spec["name"]), self.image_size
         try:
             # A traced network prints its source when it fails.
             with torch.enable_grad(), redirect_stderr(io.StringIO()):
                 maps: list[Tensor] = self.eval()(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            if isinstance(self.stages, Maps):
+            if isinstance(self.stages, FeatureMaps):
                 raise ValueError(f"model: {name!r} cannot take images of {size} pixels: {first_line(error)}") from None
             raise ValueError(f"images of {size} pixels are too small for {name}") from None
         if any(map_.ndim != 4 for map_ in maps):
@@ -139,8 +147,8 @@ class Encoder(Tower):
         return maps
 
 
-def _leaves(result: Tensor) -> set[Tensor]:
-    """The parameters that `result` was computed from."""
+def _find_parameters(result: Tensor) -> set[Tensor]:
+    """Returns the parameters that `result` was computed from."""
     found, seen, left = set(), set(), [result.grad_fn]
     while left:
         step = left.pop()
@@ -153,8 +161,8 @@ def _leaves(result: Tensor) -> set[Tensor]:
     return found
 
 
-def pooled(maps: Sequence[Tensor], pool: str) -> Tensor:
-    """The deepest map as vectors: (B, C) averaged over places, or (B, C * h * w) flattened."""
+def pool_maps(maps: Sequence[Tensor], pool: str) -> Tensor:
+    """Returns the deepest map as vectors: (B, C) averaged over positions, or (B, C * h * w) flattened."""
     return maps[-1].mean((2, 3)) if pool == "avg" else maps[-1].flatten(1)
 
 

@@ -7,12 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.encoders import pooled
+from firstlight.tasks.nn.encoders import pool_maps
 from firstlight.tasks.nn.norms import Norm, norm_layer
 
 
-def mlp(size: int, hidden: tuple[int, ...], out: int, *, dropout: float, norm: Norm) -> nn.Sequential:
-    """(B, size) -> (B, out). Per hidden layer Linear, norm, ReLU, and dropout after the first (NAT's code); then Linear. () is linear."""
+def build_mlp(size: int, hidden: tuple[int, ...], out: int, *, dropout: float, norm: Norm) -> nn.Sequential:
+    """Returns a perceptron (B, size) -> (B, out).
+
+    Each hidden layer is Linear, norm, ReLU, and dropout after the first (NAT's code). Without hidden layers it is
+    linear.
+    """
     layers: list[nn.Module] = []
     for depth, width in enumerate(hidden):
         layers += [nn.Linear(size, width, bias=False), norm_layer(norm, width), nn.ReLU()]
@@ -22,9 +26,12 @@ def mlp(size: int, hidden: tuple[int, ...], out: int, *, dropout: float, norm: N
 
 
 class Projection(nn.Module):
-    """The head that a method learns on the deepest map: feature maps -> (B, out) on the unit sphere, in float32 or wider.
+    """The projection head of a method: feature maps -> (B, out) unit vectors of the deepest map, in float32 or wider.
 
-    `size`: of the pooled map. `spec`: plain values for JSON; `Projection(**spec)` is the same network with fresh weights.
+    The attribute `spec` holds plain values for JSON: `Projection(**spec)` is the same network with new weights.
+
+    Args:
+        size: the size of the pooled map.
     """
 
     def __init__(self, size: int, hidden: Sequence[int], out: int, *, dropout: float, norm: Norm, pool: str) -> None:
@@ -38,8 +45,8 @@ class Projection(nn.Module):
             "pool": pool,
         }
         self.pool = pool
-        self.layers = mlp(size, tuple(hidden), out, dropout=dropout, norm=norm)
+        self.layers = build_mlp(size, tuple(hidden), out, dropout=dropout, norm=norm)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        projected = self.layers(pooled(maps, self.pool))
+        projected = self.layers(pool_maps(maps, self.pool))
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)

@@ -1,4 +1,4 @@
-"""What stands before an encoder's first convolution: normalisation, then maybe a fixed filter; and the parameters that all encoders share."""
+"""The input of an encoder: normalisation, optionally a fixed filter; and the parameters that all encoders share."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -11,26 +11,32 @@ from torch import Tensor, nn
 from firstlight.tasks.nn.weight_init import Init
 
 Channel = Annotated[float, Ge(0.0)]
-Spread = Annotated[float, Gt(0.0)]
+Deviation = Annotated[float, Gt(0.0)]
 Colour = tuple[Channel, Channel, Channel]
-Spreads = tuple[Spread, Spread, Spread]
+Deviations = tuple[Deviation, Deviation, Deviation]
 Normalize = Literal["dataset", "image"]
-Gray = Literal["luma", "mean"]
+GrayWeighting = Literal["luma", "mean"]
 Padding = Literal["replicate", "zeros"]
 
-MEAN: Colour = (0.5, 0.5, 0.5)
-STD: Spreads = (0.25, 0.25, 0.25)
-GRAY: dict[Gray, Colour] = {"luma": (0.299, 0.587, 0.114), "mean": (1 / 3, 1 / 3, 1 / 3)}
+DEFAULT_MEAN: Colour = (0.5, 0.5, 0.5)
+DEFAULT_STD: Deviations = (0.25, 0.25, 0.25)
+GRAY_WEIGHTS: dict[GrayWeighting, Colour] = {"luma": (0.299, 0.587, 0.114), "mean": (1 / 3, 1 / 3, 1 / 3)}
 
 
-class Input(nn.Module):
-    """(B, 3, H, W) in 0..1 -> what the first convolution sees: normalised, then maybe filtered. Has no parameters to learn.
+class InputNormalization(nn.Module):
+    """Normalises (B, 3, H, W) images in 0..1 and filters them for the first convolution. It has no learned parameters.
 
-    `normalize: dataset` uses `mean` and `std`; `image` subtracts each image's mean and divides by its standard deviation (NAT's code).
-    `input: sobel` gives the two gradients of the gray image (NAT, section 3.3); `high_pass` the image minus its 5x5 Gaussian blur (NAT,
-    table 2; the paper does not give the filter); `gray` one channel.
-    `gray: luma` weighs the channels as ITU-R 601, PIL and torchvision do; `mean` alike, as the authors' code of NAT and Super-AND.
-    `padding`: what the filters see outside the image, its nearest pixel or, as the authors' code of both, 0 (of the normalised image).
+    `normalize`: `dataset` uses `mean` and `std`; `image` subtracts each image's mean and divides by its standard
+    deviation (NAT's code).
+    `mean`: the mean of each channel, for `normalize: dataset`.
+    `std`: the standard deviation of each channel, for `normalize: dataset`.
+    `input`: the channels that the first convolution gets: `rgb` the image, `gray` one channel, `sobel` the two
+    gradients of the gray image (NAT, section 3.3), `high_pass` the image minus its 5x5 Gaussian blur (NAT, table 2; the
+    paper does not give the filter).
+    `gray`: the weights of the channels in a gray image: `luma` those of ITU-R 601, PIL and torchvision, `mean` equal
+    ones, as in the authors' code of NAT and Super-AND.
+    `padding`: the values that the filters get outside the image: `replicate` its nearest pixel, `zeros` 0 of the
+    normalised image, as in the authors' code of both.
     """
 
     mean: Tensor
@@ -44,9 +50,9 @@ class Input(nn.Module):
         *,
         input: Literal["rgb", "gray", "sobel", "high_pass"] = "rgb",
         normalize: Normalize = "dataset",
-        mean: Colour = MEAN,
-        std: Spreads = STD,
-        gray: Gray = "luma",
+        mean: Colour = DEFAULT_MEAN,
+        std: Deviations = DEFAULT_STD,
+        gray: GrayWeighting = "luma",
         padding: Padding = "replicate",
     ) -> None:
         super().__init__()
@@ -58,7 +64,7 @@ class Input(nn.Module):
         # Constants of the spec, not state: kept out of the checkpoint.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("weights", torch.tensor(GRAY[gray]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("weights", torch.tensor(GRAY_WEIGHTS[gray]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("gradients", torch.stack((dx, dx.T))[:, None], persistent=False)
         self.register_buffer("blur", torch.outer(blur, blur).expand(3, 1, 5, 5).contiguous(), persistent=False)
 
@@ -76,9 +82,12 @@ class Input(nn.Module):
             return one
         return F.conv2d(F.pad(one, (1, 1, 1, 1), mode=self.padding), self.gradients.to(x.dtype))
 
-    def composed(self, filters: Tensor) -> Tensor:
-        """(n, c, k, k) filters of a convolution behind this input -> (n, 1 or 3, K, K), the same as they act on the image, gray or in colours, up
-        to its normalisation (NAT, figure 4: the gradients composed with the first layer)."""
+    def compose_filters(self, filters: Tensor) -> Tensor:
+        """Composes the (n, c, k, k) filters of a convolution on this input with the filter of the input.
+
+        Returns (n, 1 or 3, K, K): the filters as they act on the gray or colour image, up to its normalisation (NAT,
+        figure 4: the gradients composed with the first layer).
+        """
         if self.input == "sobel":
             return F.conv_transpose2d(filters, self.gradients.to(filters))
         if self.input == "high_pass":
@@ -89,23 +98,26 @@ class Input(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
-    """The parameters that every encoder has besides its own: those of `Input`, and `init`, how its weights are drawn.
+class SharedEncoderOptions:
+    """The parameters that every encoder has besides its own: those of `InputNormalization`, and `init`.
 
-    `input: rgb_sobel` asks for two complete networks, one on the image and one on its gradients (Super-AND, figure 2).
+    `input`: the channels that the first convolution gets: `rgb` the image, `gray` one channel, `sobel` the two
+    gradients of the gray image (NAT, section 3.3), `high_pass` the image minus its 5x5 Gaussian blur (NAT, table 2; the
+    paper does not give the filter). `rgb_sobel` are two complete networks, one on the image and one on its gradients
+    (Super-AND, figure 2).
     """
 
     input: Literal["rgb", "gray", "sobel", "high_pass", "rgb_sobel"] = "rgb"
     normalize: Normalize = "dataset"
-    mean: Colour = MEAN
-    std: Spreads = STD
-    gray: Gray = "luma"
+    mean: Colour = DEFAULT_MEAN
+    std: Deviations = DEFAULT_STD
+    gray: GrayWeighting = "luma"
     padding: Padding = "replicate"
     init: Init = "default"
 
-    def inputs(self) -> list[Input]:
-        """One for each network."""
+    def build_inputs(self) -> list[InputNormalization]:
+        """Returns the input of each network: two for `rgb_sobel`, one otherwise."""
         options = {key: value for key, value in asdict(self).items() if key not in ("input", "init")}
         if self.input == "rgb_sobel":
-            return [Input(input="rgb", **options), Input(input="sobel", **options)]
-        return [Input(input=self.input, **options)]
+            return [InputNormalization(input="rgb", **options), InputNormalization(input="sobel", **options)]
+        return [InputNormalization(input=self.input, **options)]

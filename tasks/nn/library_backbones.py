@@ -1,6 +1,6 @@
-"""Networks of torchvision and timm by their names there, always with fresh weights. Each gives all its feature maps at once.
+"""Networks of torchvision and timm by their names there, always with new weights. Each gives all its feature maps.
 
-Both libraries are imported where they are used: they take seconds, which only those who use them wait for.
+Both libraries are imported inside functions: they take seconds, and only their users should wait.
 """
 
 import difflib
@@ -14,32 +14,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.backbones import with_norm
+from firstlight.tasks.nn.backbones import replace_batch_norm
 from firstlight.tasks.nn.norms import Norm
 
 if TYPE_CHECKING:
     from torch import fx
 
-HEADS = ("classifier", "fc", "head", "aux", "AuxLogits")  # what torchvision calls the parts behind the last feature map
-SIZES = (224, 256)  # pixels of the two images that tell which dimensions of an activation grow with the image
+# The names in torchvision of the parts after the last feature map.
+HEAD_PREFIXES = ("classifier", "fc", "head", "aux", "AuxLogits")
+# The sides in pixels of two images that show which dimensions of an activation grow with the image.
+PROBE_IMAGE_SIZES = (224, 256)
+# The dimensions of a feature map that grow with the image, by the order of its dimensions.
 NCHW, NHWC = (False, False, True, True), (False, True, True, False)
 
 
-class Maps(nn.Module):
-    """A network whose maps come all at once -> their list. `turned`: whether a map is (B, h, w, C) and becomes (B, C, h, w)."""
+class FeatureMaps(nn.Module):
+    """A network that gives all its maps at once, as a module that gives the list of its (B, C, h, w) maps.
 
-    def __init__(self, net: nn.Module, turned: Sequence[bool]) -> None:
+    Args:
+        channels_last: for each map, True if the network gives it as (B, h, w, C).
+    """
+
+    def __init__(self, net: nn.Module, channels_last: Sequence[bool]) -> None:
         super().__init__()
-        self.net, self.turned = net, turned
+        self.net, self.channels_last = net, channels_last
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = self.net(x)
         maps = found.values() if isinstance(found, Mapping) else found
-        return [map_.permute(0, 3, 1, 2) if turn else map_ for map_, turn in zip(maps, self.turned, strict=True)]
+        return [map_.permute(0, 3, 1, 2) if turn else map_ for map_, turn in zip(maps, self.channels_last, strict=True)]
 
 
 def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
-    """torchvision's classification network `model`, up to its last feature map: the last map at each resolution that all later layers see.
+    """A classification network of torchvision, up to its last feature map.
+
+    It gives the last map at each resolution that all later layers depend on.
+
+    `model`: the name of the network in torchvision.
 
     Raises:
         ValueError: torchvision has no such network, or it has no feature maps. Starts with "model: ".
@@ -48,16 +59,18 @@ def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Modul
     from torchvision.models.feature_extraction import create_feature_extractor
 
     _check_known(model, torchvision.models.list_models(module=torchvision.models), "torchvision")
-    turned = maps_of(model)
-    net = fresh(model)
+    turned = find_feature_maps(model)
+    net = build_untrained(model)
     if c_in != 3:
-        _widen(net, c_in)
+        _replace_first_convolution(net, c_in)
     trunk = create_feature_extractor(net, list(turned), suppress_diff_warning=True)
-    return Maps(with_norm(trunk, norm), list(turned.values()))
+    return FeatureMaps(replace_batch_norm(trunk, norm), list(turned.values()))
 
 
 def from_timm(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
-    """timm's network `model`, with the feature maps that timm gives of it (`features_only`).
+    """A network of timm, with the feature maps that timm gives of it (`features_only`).
+
+    `model`: the name of the network in timm.
 
     Raises:
         ValueError: timm has no such network, or it has no feature maps. Starts with "model: ".
@@ -67,14 +80,15 @@ def from_timm(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
     _check_known(model, timm.list_models(), "timm")
     try:
         net: Any = timm.create_model(model, pretrained=False, features_only=True, in_chans=c_in)
-    except Exception as error:  # each of timm's hundreds of networks fails in its own way
+    # Each of timm's hundreds of networks fails in its own way.
+    except Exception as error:
         raise ValueError(f"model: {model!r} of timm gives no feature maps: {first_line(error)}") from error
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-    return Maps(with_norm(net, norm), [channels_last] * len(net.feature_info.channels()))
+    return FeatureMaps(replace_batch_norm(net, norm), [channels_last] * len(net.feature_info.channels()))
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the source that traced networks add."""
+    """Returns the message of an error without the source that traced networks add."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -89,17 +103,16 @@ def _check_known(model: str, known: Collection[str], library: str) -> None:
         raise ValueError(f"model: {model!r} is unknown to {library}; {advice}")
 
 
-def fresh(model: str) -> nn.Module:
+def build_untrained(model: str) -> nn.Module:
     from torchvision.models import get_model
 
-    with warnings.catch_warnings(
-        action="ignore", category=FutureWarning
-    ):  # two networks announce another initialisation
+    # Two networks announce another initialisation.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return get_model(model, weights=None)  # type: ignore[no-any-return]
 
 
-def _widen(net: nn.Module, c_in: int) -> None:
-    """Replace the first convolution by one of `c_in` channels."""
+def _replace_first_convolution(net: nn.Module, c_in: int) -> None:
+    """Replaces the first convolution by one of `c_in` channels."""
     name, old = next((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
     shape = (old.kernel_size, old.stride, old.padding, old.dilation)
     new = nn.Conv2d(c_in, old.out_channels, *shape, bias=old.bias is not None)  # type: ignore[arg-type]
@@ -111,50 +124,60 @@ def _widen(net: nn.Module, c_in: int) -> None:
 
 
 @cache
-def maps_of(model: str) -> dict[str, bool]:
-    """The names of the layers whose outputs are the feature maps, shallow to deep, and whether a map's channels come last.
+def find_feature_maps(model: str) -> dict[str, bool]:
+    """Returns the names of the layers whose outputs are the feature maps, shallow to deep.
+
+    The value of a name is True if the channels of the map come last.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the network has no feature maps.
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     try:
         with torch.random.fork_rng(devices=[]):
-            net = fresh(model).to("meta")  # shapes only, without arithmetic
+            # Only shapes are computed, without arithmetic.
+            net = build_untrained(model).to("meta")
         training, names = get_graph_node_names(net, suppress_diff_warning=True)
         everything = create_feature_extractor(
             net, [name for name in names if name in training], suppress_diff_warning=True
         ).eval()
-        with redirect_stderr(io.StringIO()):  # a traced network prints its source when it fails
-            small, large = (everything(torch.zeros(1, 3, size, size, device="meta")) for size in SIZES)
-    except Exception as error:  # what cannot be traced, or takes images of one size only
+        # A traced network prints its source when it fails.
+        with redirect_stderr(io.StringIO()):
+            small, large = (everything(torch.zeros(1, 3, size, size, device="meta")) for size in PROBE_IMAGE_SIZES)
+    # The network cannot be traced, or takes images of one size only.
+    except Exception as error:
         raise ValueError(f"model: {model!r} of torchvision gives no feature maps: {first_line(error)}") from error
     deepest: dict[tuple[int, ...], tuple[str, bool]] = {}
-    for name in _bottlenecks(everything.graph, small):
-        grows = _grows(small[name], large[name])
-        if grows in (NCHW, NHWC) and not name.startswith(HEADS):
+    for name in _find_bottlenecks(everything.graph, small):
+        grows = _growing_dimensions(small[name], large[name])
+        if grows in (NCHW, NHWC) and not name.startswith(HEAD_PREFIXES):
             size = tuple(length for length, place in zip(small[name].shape, grows, strict=True) if place)
-            deepest.pop(size, None)  # so that the order is that of depth
+            # The order of the names is that of depth.
+            deepest.pop(size, None)
             deepest[size] = (name, grows == NHWC)
     if not deepest:
         raise ValueError(f"model: {model!r} of torchvision gives no feature maps")
     return dict(deepest.values())
 
 
-def _grows(small: Any, large: Any) -> tuple[bool, ...]:
-    """Which dimensions of an activation grow with the image."""
+def _growing_dimensions(small: Any, large: Any) -> tuple[bool, ...]:
+    """Returns for each dimension of an activation True if it grows with the image."""
     if not isinstance(small, Tensor) or not isinstance(large, Tensor):
         return ()
     return tuple(a != b for a, b in zip(small.shape, large.shape, strict=True))
 
 
-def _bottlenecks(graph: "fx.Graph", values: Mapping[str, Any]) -> list[str]:
-    """The names in `values` of the activations that all later ones are computed from alone, in the order of computation."""
+def _find_bottlenecks(graph: "fx.Graph", values: Mapping[str, Any]) -> list[str]:
+    """Returns the names of graph bottlenecks: activations through which every later one depends on earlier ones.
+
+    They are names in `values`, in the order of computation.
+    """
     *nodes, output = graph.nodes
     names = {node: name for name, node in output.args[0].items()}
     place = {node: k for k, node in enumerate(nodes)}
-    found, needed = [], 0  # needed: the last place where an activation from before is used
+    # `needed` is the last position at which an activation from before is used.
+    found, needed = [], 0
     for k, node in enumerate(nodes):
         if needed <= k and node in names and node.op != "placeholder":
             found.append(names[node])

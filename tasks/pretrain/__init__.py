@@ -1,11 +1,16 @@
 """Pretraining methods by name, one page each."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality
 from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder
-from firstlight.tasks.pretrain.method import Method
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
 from firstlight.tasks.pretrain.spatial_contrasting import SpatialContrasting
 from firstlight.tasks.pretrain.super_and import SuperAnd
+from firstlight.tasks.visuals import Plot
 
 METHODS: dict[str, type[Method]] = {
     "nat": NoiseAsTargets,
@@ -14,3 +19,24 @@ METHODS: dict[str, type[Method]] = {
     "dae": DenoisingAutoEncoder,
     "super_and": SuperAnd,
 }
+
+
+def build_method(name: str, encoder: Encoder, info: TrainingInfo, parameters: Mapping[str, Any]) -> Method:
+    """Returns the method `name` around `encoder`. Hyper-parameters that `parameters` lacks have their defaults.
+
+    Raises:
+        ValueError: the parameters do not fit the encoder or the training; the message starts with the parameter's name.
+    """
+    return METHODS[name](encoder, info, **parameters)
+
+
+def batch_requirements(name: str, parameters: Mapping[str, Any]) -> BatchRequirements:
+    """Returns what every batch must hold for the method `name` with these hyper-parameters."""
+    method = METHODS[name]
+    return method.requirements(method.complete_parameters(parameters))
+
+
+def metric_plots(name: str, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
+    """Returns the plots that the method `name` with these hyper-parameters wants of a training of `epochs` epochs."""
+    method = METHODS[name]
+    return method.plots(epochs, method.complete_parameters(parameters))

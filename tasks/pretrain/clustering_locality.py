@@ -1,62 +1,72 @@
 """Clustering and Locality Penalties for Semi-Supervised Learning (Bansal and Zepeda).
 
-A classifier q = f(X) clusters all images while the labelled ones give the clusters their meaning, and the evidence for a class should lie in a
-small region of the image. Over a batch of T images, R of them labelled:
+A classifier q = f(X) clusters all images, the labelled images give the clusters their meaning, and the evidence for a
+class should lie in a small region of the image. Over a batch of T images, R of them labelled:
 
     L = J_C + alpha J_M + beta J_B + gamma J_L                          (eq. 8)
 
     J_C = 1/R sum_t E_t                cross-entropy of the labelled images (eq. 4)
-    J_M = 1/T sum_t H(q_t)             mean entropy: be sure of each image (eq. 1)
-    J_B = -H(1/T sum_t q_t)            negative batch entropy: use all classes (eq. 2)
-    J_L = 1/T sum_t sum_g || C_g ||    locality of the class activation map C, over nested half-spaces g (eq. 7; the paper's J_L lacks the sum over t)
+    J_M = 1/T sum_t H(q_t)             mean entropy: each image is classified with certainty (eq. 1)
+    J_B = -H(1/T sum_t q_t)            negative batch entropy: all classes are used (eq. 2)
+    J_L = 1/T sum_t sum_g || C_g ||    locality of the class activation map C, over nested half-spaces g (eq. 7;
+                                       the paper's J_L lacks the sum over t)
 
-The batch is that of all workers. J_B needs a large one: the paper blames its small batches for having gained nothing from it (section 3.3).
+The batch is that of all workers. J_B needs a large one: the paper gained nothing from it, and gives its small batches
+as the reason (section 3.3).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from firstlight.tasks.collective import gather
+from firstlight.tasks.collective import gather_over_workers
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder, pooled, pooled_size
-from firstlight.tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.nn.encoders import Encoder, pool_maps, pooled_size
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.supervised_loss import labelled_cross_entropy
-from firstlight.tasks.visuals import Picture, Row, stretched
+from firstlight.tasks.visuals import ImageGrid, ImageRow, stretch_contrast
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
-    """J_M (eq. 1): the mean of the entropies H(q_t), in nats, of the softmax of (B, C) logits."""
+    """Returns J_M (eq. 1): the mean of the entropies H(q_t), in nats, of the softmax of (B, C) logits."""
     log_q = logits.log_softmax(1)
     return -(log_q.exp() * log_q).sum(1).mean()
 
 
 def batch_entropy(logits: Tensor) -> Tensor:
-    """-J_B (eq. 2): the entropy, in nats, of the mean of q over the images of all workers, from this worker's (B, C) logits.
+    """Returns -J_B (eq. 2): the entropy, in nats, of the mean of q over the images of all workers.
 
-    The mean is taken of logarithms: where a class has probability 0 to all digits, log 0 would make the gradient NaN.
+    The mean is computed from logarithms: if a class has probability 0 to all digits, log 0 would make the gradient NaN.
+
+    Args:
+        logits: (B, C) of this worker.
     """
-    log_sums = gather(logits.log_softmax(1).logsumexp(0, keepdim=True)).logsumexp(0)
-    log_mean = log_sums.log_softmax(0)  # the sums add up to T
+    log_sums = gather_over_workers(logits.log_softmax(1).logsumexp(0, keepdim=True)).logsumexp(0)
+    # The sums add up to T.
+    log_mean = log_sums.log_softmax(0)
     return -(log_mean.exp() * log_mean).sum()
 
 
-def locality(maps: Tensor) -> Tensor:
-    """(B, h, w) -> (B,): the sum of the l2 norms of the 2 w + 2 h nested half-spaces of each map (eq. 7), in at least float32.
+def locality_penalty(maps: Tensor) -> Tensor:
+    """Returns (B,): the sum of the l2 norms of the 2 w + 2 h nested half-spaces of each (B, h, w) map (eq. 7).
 
-    Those of left-right are its first 1..w columns, and so on from all four sides; the last of each is the whole map. Of all maps with the same
-    l2 norm, those with one single place have the least: (w + 1 + h + 1) times the norm.
+    The half-spaces from the left are the first 1..w columns, and so on from all four sides; the last of each side is
+    the whole map. Of all maps with the same l2 norm, those with a single active position have the smallest sum:
+    (w + 1 + h + 1) times the norm. The result is in at least float32.
     """
-    return _Locality.apply(maps.to(torch.promote_types(maps.dtype, torch.float32)))  # type: ignore[no-untyped-call,no-any-return]
+    full = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return _LocalityPenalty.apply(full)  # type: ignore[no-untyped-call,no-any-return]
 
 
-class _Locality(torch.autograd.Function):
-    """O(h w) an image: the square of a half-space's norm is a cumulative sum of its lines' squares, and d||C_g|| / dC = C / ||C_g|| inside g.
+class _LocalityPenalty(torch.autograd.Function):
+    """Implements `locality_penalty` in O(h w) for an image.
 
-    Autograd through the square root would give NaN wherever a half-space is all 0, as at the border of most activation maps after a ReLU. Here the
-    gradient of such a norm is 0, a subgradient.
+    The square of a half-space's norm is a cumulative sum of its lines' squares, and d||C_g|| / dC = C / ||C_g|| inside
+    g. Autograd through the square root would give NaN wherever a half-space is all 0, as at the border of most
+    activation maps after a ReLU. Here the gradient of such a norm is 0, a subgradient.
     """
 
     @staticmethod
@@ -76,38 +86,57 @@ class _Locality(torch.autograd.Function):
 
 
 def _nested_norms(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, n) sums of squares of lines -> (B,) the sum over k of the norm of the first k lines; (B, n) for each line, the sum of 1 / norm over
-    those k whose half-space it is in."""
+    """Computes the norms of the half-spaces of the first k lines, for k = 1..n, from (B, n) sums of squares of lines.
+
+    Returns:
+        (B,) the sum of the norms over k; and (B, n) for each line the sum of 1 / norm over those k whose half-space
+        contains it.
+    """
     norms = squares.cumsum(1).sqrt()
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     return norms.sum(1), inverse.flip(1).cumsum(1).flip(1)
 
 
 def class_activation(features: Tensor, weights: Tensor) -> Tensor:
-    """(B, K, h, w) features and (B, K), the weights of a class for each image -> (B, h, w) (Zhou et al. 2016, eq. 2; without the bias)."""
+    """Returns the (B, h, w) class activation maps (Zhou et al. 2016, eq. 2; without the bias).
+
+    Args:
+        features: (B, K, h, w).
+        weights: (B, K), the weights of a class for each image.
+    """
     return torch.einsum("bkhw,bk->bhw", features, weights)
 
 
 class ClusteringLocality(Method):
-    """The classifier is linear on the averaged last map, as in DenseNet, so that class activation maps are its weighted channels.
+    """The method around a linear classifier on the averaged last map, as in DenseNet.
 
-    `clusters`: how many classes it has; null: as many as the data set. `cam: relu` keeps only what speaks for the class (the paper does not say).
-    The map is that of the class with the highest probability (section 3.4). `supervised: false` leaves J_C out: labels are not needed (section 3.5).
+    Class activation maps are then the weighted channels of the last map. The locality loss takes the map of the class
+    with the highest probability (section 3.4).
+
+    `alpha`: the weight of the mean entropy J_M.
+    `beta`: the weight of the batch entropy J_B.
+    `gamma`: the weight of the locality J_L.
+    `clusters`: the number of classes of the classifier; null: as many as the data set has.
+    `cam`: the class activation map: `relu` keeps only the evidence for the class, `raw` keeps all (the paper does not
+    say).
+    `supervised`: true adds J_C on the labelled images; false needs no labels (section 3.5).
     """
 
     title: ClassVar[str] = "Clustering and Locality Penalties"
     paper: ClassVar[str] = "Bansal and Zepeda, Clustering and Locality Penalties for Semi-Supervised Learning"
     deviations: ClassVar[tuple[str, ...]] = (
         "The locality loss is the mean over the images of the batch; the paper's eq. 7 lacks the sum over them.",
-        "The class activation map is that of the most probable class, not rectified unless `cam: relu`; the paper does not say.",
+        "The class activation map is that of the most probable class, not rectified unless `cam: relu`; the paper does "
+        "not say.",
         "The paper gives no value for beta and gamma, no optimiser, and not its variant of DenseNet.",
-        "Batch entropy is taken over the images of all workers; the paper has small batches, and gained nothing from it.",
+        "Batch entropy is taken over the images of all workers; the paper has small batches, and gained nothing from "
+        "it.",
     )
 
     def __init__(
         self,
         encoder: Encoder,
-        setting: Setting,
+        info: TrainingInfo,
         *,
         alpha: Annotated[float, Ge(0.0)] = 0.8,
         beta: Annotated[float, Ge(0.0)] = 0.1,
@@ -116,48 +145,57 @@ class ClusteringLocality(Method):
         cam: Literal["raw", "relu"] = "raw",
         supervised: bool = True,
     ) -> None:
-        super().__init__(encoder, setting)
+        super().__init__(encoder, info)
         self.alpha, self.beta, self.gamma, self.cam, self.supervised = alpha, beta, gamma, cam, supervised
-        if not clusters and not setting.classes:
-            raise ValueError("clusters: must be given, as the data set has no classes")
-        if supervised and not setting.classes:
-            raise ValueError("supervised: needs labels, and the data set has no classes")
-        if supervised and clusters and clusters < setting.classes:
+        if not clusters and not info.classes:
+            raise ValueError("clusters: null is not valid, since the data set has no classes; valid: 2 or more")
+        if supervised and not info.classes:
+            raise ValueError("supervised: true needs labels, and the data set has no classes; valid: false")
+        if supervised and clusters and clusters < info.classes:
             raise ValueError(
-                f"clusters: {clusters} are fewer than the {setting.classes} classes that are learned from labels"
+                f"clusters: {clusters} is less than the {info.classes} classes that are learned from labels"
             )
-        self.classifier = nn.Linear(pooled_size(encoder, "avg"), clusters or setting.classes)
+        self.classifier = nn.Linear(pooled_size(encoder, "avg"), clusters or info.classes)
 
     @classmethod
-    def needs(cls, *, supervised: bool = True, **parameters: Any) -> Needs:
-        return Needs(labels=supervised)
+    def requirements(cls, parameters: Mapping[str, Any]) -> BatchRequirements:
+        return BatchRequirements(labels=parameters["supervised"])
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """(B, C) logits, and (B, h, w) the activation map of the class with the highest probability."""
+        """Returns the (B, C) logits, and the (B, h, w) activation maps of the classes with the highest probability."""
         maps = self.encoder(batch.views[0])
-        logits = self.classifier(pooled(maps, "avg"))
+        logits = self.classifier(pool_maps(maps, "avg"))
         cam = class_activation(maps[-1], self.classifier.weight[logits.argmax(1)])
         cam = cam.relu() if self.cam == "relu" else cam
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
 
     @torch.no_grad()
-    def pictures(self, batch: Batch) -> tuple[Picture, ...]:
-        """The class activation map of each image's most probable class, before and after the training."""
+    def image_grids(self, batch: Batch) -> tuple[ImageGrid, ...]:
+        """Returns the class activation maps of each image's most probable class, before and after the training."""
         images = batch.views[0]
-        maps = Row(
-            "evidence for the most probable class", images, stretched(self.embed(batch)[1].float()), untrained=True
+        maps = ImageRow(
+            "evidence for the most probable class",
+            images,
+            stretch_contrast(self.embed(batch)[1].float()),
+            untrained=True,
         )
-        return (Picture("class_activation", "class activation maps of held-out images", (Row("image", images), maps)),)
+        return (
+            ImageGrid(
+                "class_activation", "class activation maps of held-out images", (ImageRow("image", images), maps)
+            ),
+        )
 
     def predict(self, images: Tensor) -> Tensor | None:
-        return self.classifier(pooled(self.encoder(images), "avg")).argmax(1) if self.supervised else None  # type: ignore[no-any-return]
+        if not self.supervised:
+            return None
+        return self.classifier(pool_maps(self.encoder(images), "avg")).argmax(1)  # type: ignore[no-any-return]
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         logits, cam = outputs
         terms = {
             "mean_entropy": mean_entropy(logits),
             "batch_entropy": batch_entropy(logits),
-            "locality": locality(cam).mean(),
+            "locality": locality_penalty(cam).mean(),
         }
         loss = self.alpha * terms["mean_entropy"] - self.beta * terms["batch_entropy"] + self.gamma * terms["locality"]
         if self.supervised:

@@ -1,5 +1,7 @@
 """The contract of a pretraining method."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,71 +9,108 @@ from torch import Tensor, nn
 
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.visuals import Curve, Picture
+from firstlight.tasks.visuals import ImageGrid, Plot
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a method knows of its training besides its own parameters."""
+class TrainingInfo:
+    """Facts about a training that a method may use besides its own hyper-parameters."""
 
-    size: int  # images trained on: the rows of its tables are 0..size-1
+    # The number of images trained on: the rows of the method's tables are 0..size-1.
+    size: int
     epochs: int
-    seed: int  # of everything it draws
-    classes: int = 0  # of the data set; 0: it has none
-    labels: Tensor | None = None  # (size,) int64, -1 = unknown. For what is logged only: they must not reach a loss
+    # The seed of everything that the method draws.
+    seed: int
+    # The number of classes of the data set; 0 if it has none.
+    classes: int = 0
+    # (size,) int64, -1 = unknown. They are for logged metrics only, and must not reach a loss.
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a method must find in every batch."""
+class BatchRequirements:
+    """Requirements of a method on every batch of a training."""
 
-    views: int = 1  # augmented views of an image
-    labels: bool = False  # labelled images among the others
+    # The number of augmented views of an image.
+    views: int = 1
+    # True if labelled images must be among the others.
+    labels: bool = False
 
 
 class Method(Learner):
-    """A pretraining objective around an encoder, which is what later stages receive.
+    """A pretraining objective around an encoder. Later stages receive the encoder.
 
-    The keyword-only parameters of `__init__` are its hyper-parameters: the config checks them by their annotations.
-    `title`, `paper` and `deviations` (what is done otherwise than in the paper, or is not given there) go into the model card.
+    The keyword-only parameters of `__init__` are the method's hyper-parameters. Their annotations are the schema that
+    the config checks, and their defaults stand nowhere else in code. `title`, `paper` and `deviations` (everything that
+    is done otherwise than in the paper, or that the paper does not give) go into the model card.
 
     Raises (`__init__`):
-        ValueError: the parameters do not fit the encoder or the setting; the message starts with the parameter's name.
+        ValueError: the parameters do not fit the encoder or the training; the message starts with the parameter's name.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
-    judged: ClassVar[tuple[str, ...]] = ()  # the names of what `judge` tells
-    told: ClassVar[tuple[str, ...]] = ()  # the losses' names that a paper reports of a training
+    # The names of the metrics that `measure_images` gives.
+    image_metrics: ClassVar[tuple[str, ...]] = ()
+    # The names of logged metrics that a paper reports of a training.
+    reported_metrics: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, encoder: Encoder, setting: Setting) -> None:
+    def __init__(self, encoder: Encoder, info: TrainingInfo) -> None:
         super().__init__()
-        self.encoder, self.setting = encoder, setting
+        self.encoder, self.info = encoder, info
 
     @classmethod
-    def needs(cls, **parameters: Any) -> Needs:
-        """What batches must have for these hyper-parameters."""
-        return Needs()
+    def complete_parameters(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all hyper-parameters: those of `parameters`, and the defaults of `__init__` for the others.
 
-    def handed_on(self) -> dict[str, nn.Module]:
-        """Networks besides the encoder that later stages may start from, by name."""
+        Raises:
+            TypeError: `parameters` names one that `__init__` does not have.
+        """
+        declared = inspect.signature(cls.__init__).parameters.values()
+        defaults = {p.name: p.default for p in declared if p.kind is p.KEYWORD_ONLY}
+        if unknown := set(parameters) - set(defaults):
+            raise TypeError(f"{cls.__name__} has no hyper-parameter {sorted(unknown)}; valid: {sorted(defaults)}")
+        return {**defaults, **parameters}
+
+    @classmethod
+    def requirements(cls, parameters: Mapping[str, Any]) -> BatchRequirements:
+        """Returns what every batch must hold.
+
+        Args:
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+        """
+        return BatchRequirements()
+
+    @classmethod
+    def plots(cls, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
+        """Returns the plots of those logged metrics that need more than a line over the steps.
+
+        Args:
+            epochs: the epochs of the training.
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+        """
+        return ()
+
+    def exported_networks(self) -> dict[str, nn.Module]:
+        """Returns the networks besides the encoder that later stages may start from, by name."""
         return {}
 
     def predict(self, images: Tensor) -> Tensor | None:
-        """(B, 3, H, W) in 0..1 -> (B,) int64 classes, where the method has learned a classifier from labels; None where it has not."""
+        """Classifies (B, 3, H, W) images in 0..1 with the classifier that the method has learned from labels.
+
+        Returns (B,) int64 classes, or None if the method has no classifier.
+        """
         return None
 
-    def judge(self, batch: Batch) -> dict[str, Tensor]:
-        """(B,) numbers by name, how well it does what it learned on each image of a batch that it was not trained on."""
+    def measure_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns (B,) metrics by name: how well the method solves its task for each image of a held-out batch."""
         return {}
 
-    def pictures(self, batch: Batch) -> tuple[Picture, ...]:
-        """What was learned, shown on held-out images; () where there is nothing to see. Called before the first step, too, for the rows of the
-        untrained network; in evaluation mode, without gradients, on rank 0 alone: no collectives. Draws no random numbers."""
-        return ()
+    def image_grids(self, batch: Batch) -> tuple[ImageGrid, ...]:
+        """Returns grids that show on held-out images what was learned; () if there is nothing to show.
 
-    @classmethod
-    def curves(cls, epochs: int, **parameters: Any) -> tuple[Curve, ...]:
-        """Figures of what these hyper-parameters log that want more than a line over the steps."""
+        It is also called before the first step, for the rows of the untrained network. It runs in evaluation mode,
+        without gradients, on rank 0 alone: an implementation uses no collectives and draws no random numbers.
+        """
         return ()

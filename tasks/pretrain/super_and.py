@@ -1,17 +1,19 @@
 """Super-AND (anonymous 2019), with Instance (Wu et al. 2018) and AND (Huang et al. 2019) as configurations of it.
 
-Every image is a class of its own: p_i^j, the softmax over j of m_j.v_i / tau (eq. 1), says how likely the embedding v_i is image j, where the
-memory bank M holds the last embeddings of all n images. Three losses are added (eq. 6):
+Every image is one class: p_i^j, the softmax over j of m_j.v_i / tau (eq. 1), is the probability that the embedding v_i
+belongs to image j. The memory bank M holds the last embeddings of all n images. Three losses are added (eq. 6):
 
-    L_and   tell the image from all others, or, where it is selected, together with its nearest neighbour (eqs. 7-10)
+    L_and   separates the image from all others, or, if it is selected, together with its nearest neighbour (eqs. 7-10)
     L_ue    the entropy of p_i without the image itself: nearby images attract each other (eqs. 11 and 12)
-    L_aug   two views of an image have like relations r = M v / |M v| to the whole bank, those of other images do not (eqs. 2, 13 and 14)
+    L_aug   two views of an image have similar relations r = M v / |M v| to the whole bank, those of other images do not
+            (eqs. 2, 13 and 14)
 
-Training goes in rounds (Algorithm 1). Each begins with the discovery of all images' neighbours in the bank and selects those of the images
-whose p_i has the lowest entropy (eq. 9): more of them every round. r is never formed: r_i.r_j = v_i G v_j / (|M v_i| |M v_j|) with the Gram
-matrix G = M^T M, which is kept up to date at each step.
+The training consists of rounds (Algorithm 1). Each begins with the discovery of all images' neighbours in the bank, and
+selects the neighbours of those images whose p_i has the lowest entropy (eq. 9): more of them every round. r is never
+computed: r_i.r_j = v_i G v_j / (|M v_i| |M v_j|) with the Gram matrix G = M^T M, which is updated at each step.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -19,30 +21,40 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from firstlight.tasks.collective import gather, rank
+from firstlight.tasks.collective import gather_over_workers, rank
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.heads import Projection
-from firstlight.tasks.pretrain.method import Method, Needs, Setting
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.sample_table import SampleTable
-from firstlight.tasks.visuals import Curve
+from firstlight.tasks.visuals import Plot
 
 Variant = Literal["paper", "reference"]
-REFERENCE_OWN_LOGIT = -10.0  # authors' code: in place of leaving the image out of eq. 11
+# The logit of the image itself in eq. 11 in the authors' code, which does not leave it out.
+REFERENCE_OWN_LOGIT = -10.0
 
 
 def neighbourhood_loss(others: Tensor, own: Tensor, near: Tensor, selected: Tensor, variant: Variant) -> Tensor:
-    """Eq. 10, its mean. (R,) log sum_j exp(logit_j) over j != i, logits of i and of its neighbour, and whether the neighbour counts.
+    """Returns the mean of eq. 10.
 
-    paper: a selected image is its neighbour's class, which eq. 7 says is not its own; reference: its own or its neighbour's.
+    Args:
+        others: (R,) log sum_j exp(logit_j) over j != i.
+        own: (R,) logits of i.
+        near: (R,) logits of i's neighbour.
+        selected: (R,) bool, true if the neighbour counts.
+        variant: in the paper a selected image is of its neighbour's class, which eq. 7 says is not its own; in the
+            reference it is of its own or its neighbour's class.
     """
     together = near if variant == "paper" else torch.logaddexp(own, near)
     return (torch.logaddexp(others, own) - torch.where(selected, together, own)).mean()
 
 
 def relation_cosines(left: Tensor, right: Tensor, gram: Tensor) -> Tensor:
-    """(a, d) and (b, d) embeddings -> (a, b) cosines of their relations to the bank (eq. 2), by its Gram matrix (d, d)."""
+    """Returns the (a, b) cosines of the relations of (a, d) and (b, d) embeddings to the bank (eq. 2).
+
+    `gram` is the (d, d) Gram matrix of the bank.
+    """
 
     def length(v: Tensor) -> Tensor:
         return (v @ gram * v).sum(1).clamp_min(1e-30).sqrt()
@@ -51,13 +63,17 @@ def relation_cosines(left: Tensor, right: Tensor, gram: Tensor) -> Tensor:
 
 
 def log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p), finite where p = 1."""
+    """Returns log(1 - p), which is finite for p = 1."""
     return torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
 
 
 def paper_augmentation_loss(across: Tensor, among: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """Eqs. 13 and 14, the mean over this worker's b images: across[i, k] = cos(r^_i, r_k) and among[i, k] = cos(r_i, r_k) over the B images k
-    of the global batch, own (b,) the column of image i.
+    """Returns the mean of eqs. 13 and 14 over this worker's b images.
+
+    Args:
+        across: (b, B) cos(r^_i, r_k) of the B images k of the global batch.
+        among: (b, B) cos(r_i, r_k).
+        own: (b,) the column of image i.
     """
     itself = F.one_hot(own, across.shape[1]).bool()
     found = (across / temperature).log_softmax(1).gather(1, own[:, None])[:, 0]
@@ -66,8 +82,14 @@ def paper_augmentation_loss(across: Tensor, among: Tensor, own: Tensor, temperat
 
 
 def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, temperature: float) -> Tensor:
-    """The authors' code, the mean over this worker's 2b relations x_i of both views: cosines[i, k] = x_i.x_k over all 2B, own and positive (2b,)
-    the columns of x_i and of the other view. Z_i leaves out k = i; the second factor is a constant (for the caller to detach).
+    """Returns the augmentation loss of the authors' code, the mean over this worker's 2b relations x_i of both views.
+
+    Z_i leaves out k = i. The second factor is a constant, which the caller detaches.
+
+    Args:
+        cosines: (2b, 2B) x_i.x_k over all 2B relations.
+        own: (2b,) the columns of x_i.
+        positive: (2b,) the columns of the other view.
     """
     itself, other = (F.one_hot(column, cosines.shape[1]).bool() for column in (own, positive))
     log_p = (cosines / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
@@ -76,7 +98,9 @@ def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, 
 
 
 class SuperAnd(Method):
-    """The paper's text and the authors' code differ; each difference is a parameter, or a case of `variant`:
+    """The method with a memory bank and a projection head.
+
+    The paper's text and the authors' code differ; each difference is a parameter or a case of `variant`:
 
                             variant: paper                             variant: reference
         L_and, L_ue over    the first view                             both views
@@ -86,33 +110,52 @@ class SuperAnd(Method):
                             views against first views, all r learn     the second factor is a constant
 
         ue_sign             attract: +H is minimised (section 3.2, and the code)      eq12: -H, as eq. 12 is printed
-        initial             random: (r + 1) / rounds of the images are selected in round r = 0, 1 .. (section 3.1), those of the first round
-                            by the embeddings of the untrained network (Algorithm 1, line 3; all images but the tail of the first epoch)
-                            instance, multiple: r / (rounds - 1), the code's: the first round knows no neighbours;
+        initial             random: (r + 1) / rounds of the images are selected in round r = 0, 1 .. (section 3.1),
+                            those of the first round by the embeddings of the untrained network (Algorithm 1,
+                            line 3; all images but the tail of the first epoch)
+                            instance, multiple: r / (rounds - 1), as in the code: the first round has no neighbours;
                             with `instance` it has neither L_ue nor L_aug (table 5)
 
-    The printed losses are sums over the batch; both variants take means, as the code does. The weight of L_ue is `ue_step` times the number
-    of whole `ue_period` epochs since the round began. The views pass the network as one batch (code); whether the first is augmented too (code)
-    or not (Algorithm 1) is the training's `first_view`. The bank takes the first view's embeddings, m <- norm(momentum m + (1 - momentum) v):
-    the code writes both views to one row, and which one stays is chance. Without `aug` batches have one view, and all losses are over it.
+    The printed losses are sums over the batch; both variants take means, as the code does. The weight of L_ue is the
+    number of whole `ue_period` epochs since the round began, times `ue_step`. The views pass the network as one batch
+    (code); the training's `first_view` decides if the first is augmented too (code) or not (Algorithm 1). The bank
+    takes the first view's embeddings, m <- norm(momentum m + (1 - momentum) v); the code writes both views to one row,
+    and it is chance which one stays. Without `aug` batches have one view, and all losses are over it.
 
-    Logged of each round's discovery, where it selects images: `consistency`, the share of the selected whose neighbour is of their class (figure 4),
-    and `entropy`, the mean of eq. 9 over all images.
+    A round that selects images logs of its discovery `consistency`, the share of the selected images whose neighbour is
+    of their class (figure 4), and `entropy`, the mean of eq. 9 over all images.
 
-    Instance: `neighbours`, `ue` and `aug` off. AND: `ue` and `aug` off. `chunk`: rows of the bank that are looked at together.
+    Instance has `neighbours`, `ue` and `aug` off, AND has `ue` and `aug` off.
+
+    `dim`: the dimension of the embeddings.
+    `temperature`: the temperature tau of the softmax over the bank (eqs. 1, 9 and 11).
+    `aug_temperature`: the temperature of L_aug (eq. 13).
+    `momentum`: the momentum of the memory bank.
+    `rounds`: the number of rounds, which must divide the epochs.
+    `variant`: `paper` follows the paper's text, `reference` the authors' code, where they differ.
+    `initial`: the selection of neighbours in the rounds: `random`, `instance` or `multiple`.
+    `neighbours`: false makes every image its own class at all times.
+    `ue`: true adds L_ue.
+    `aug`: true adds L_aug; batches then have two views.
+    `ue_step`: the amount by which the weight of L_ue grows after every `ue_period`.
+    `ue_period`: the number of epochs after which the weight of L_ue grows.
+    `ue_sign`: the sign of L_ue: `attract` minimises the entropy (section 3.2, and the code), `eq12` maximises it, as
+    eq. 12 is printed.
+    `chunk`: the number of rows of the bank that are processed at a time; it changes memory, not results.
     """
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
     paper: ClassVar[str] = (
         "Super-AND: anonymous, 2019, under review at ICLR 2020; Instance: Wu et al. 2018; AND: Huang et al. 2019"
     )
-    told: ClassVar[tuple[str, ...]] = ("consistency",)
+    reported_metrics: ClassVar[tuple[str, ...]] = ("consistency",)
     deviations: ClassVar[tuple[str, ...]] = (
         "Losses are means over the batch; in the paper they are sums.",
         "The paper's text and its authors' code differ; `variant`, `ue_sign` and `initial` say which was followed.",
         "Instance is learned with the softmax over all images, without noise-contrastive estimation.",
         "The memory bank takes the embeddings of the first view; in the authors' code, which view stays is chance.",
-        "The authors report the best epoch on test images; here the last epoch counts, and settings are chosen on held-out images.",
+        "The authors report the best epoch on test images; here the last epoch counts, and settings are chosen on "
+        "held-out images.",
     )
 
     gram: Tensor
@@ -123,7 +166,7 @@ class SuperAnd(Method):
     def __init__(
         self,
         encoder: Encoder,
-        setting: Setting,
+        info: TrainingInfo,
         *,
         dim: Annotated[int, Ge(2)] = 128,
         temperature: Annotated[float, Gt(0.0)] = 0.1,
@@ -141,69 +184,61 @@ class SuperAnd(Method):
         chunk: Annotated[int, Ge(1)] = 8192,
         pool: Literal["avg", "flatten"] = "avg",
     ) -> None:
-        super().__init__(encoder, setting)
-        if setting.epochs % rounds:
-            raise ValueError(f"rounds: {setting.epochs} epochs are not {rounds} rounds of equal length")
+        super().__init__(encoder, info)
+        if info.epochs % rounds:
+            raise ValueError(f"rounds: {info.epochs} epochs are not {rounds} rounds of equal length")
         self.temperature, self.aug_temperature, self.momentum = temperature, aug_temperature, momentum
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
         self.ue_step, self.ue_period, self.ue_sign = ue_step, ue_period, ue_sign
         self.head = Projection(pooled_size(encoder, pool), (), dim, dropout=0.0, norm="batch", pool=pool)
-        self.bank = MemoryBank(setting.size, dim, setting.seed, chunk)
+        self.bank = MemoryBank(info.size, dim, info.seed, chunk)
         self.tables["bank"] = self.bank
         if neighbours:
-            self.tables["neighbour"] = SampleTable(setting.size, (), torch.int64, lambda ids: torch.full_like(ids, -1))
-        self.looks_first = (
-            neighbours and initial == "random"
-        )  # neighbours in a bank that nothing was written to would be chance
+            self.tables["neighbour"] = SampleTable(info.size, (), torch.int64, lambda rows: torch.full_like(rows, -1))
+        # Neighbours in a bank without embeddings of the network would be chance.
+        self.fills_tables_first = neighbours and initial == "random"
         self.round, self.ue_weight, self.aug_weight = 0, 0.0, 1.0
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
-        self.register_buffer("begun", torch.tensor(-1))  # the round whose neighbours the table holds
+        # The round whose neighbours the table holds.
+        self.register_buffer("begun", torch.tensor(-1))
         self.register_buffer("consistency", torch.tensor(0.0))
         self.register_buffer("entropy", torch.tensor(0.0))
 
     @classmethod
-    def needs(cls, *, aug: bool = True, **parameters: Any) -> Needs:
-        return Needs(views=2 if aug else 1)
+    def requirements(cls, parameters: Mapping[str, Any]) -> BatchRequirements:
+        return BatchRequirements(views=2 if parameters["aug"] else 1)
 
     @classmethod
-    def curves(cls, epochs: int, *, rounds: int = 5, neighbours: bool = True, **parameters: Any) -> tuple[Curve, ...]:
-        """Figure 4 of the paper."""
-        names = ("consistency", "entropy", "selected") if neighbours else ()
-        return (
-            (
-                Curve(
-                    "rounds",
-                    "neighbourhoods as they were found at the start of each round",
-                    names,
-                    epochs // rounds,
-                    "round",
-                ),
-            )
-            if names
-            else ()
-        )
+    def plots(cls, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
+        """Returns figure 4 of the paper; nothing if no neighbours are searched."""
+        if not parameters["neighbours"]:
+            return ()
+        title, metrics = "neighbourhoods found at the start of each round", ("consistency", "entropy", "selected")
+        return (Plot("rounds", title, metrics, epochs // parameters["rounds"], "round"),)
 
-    def handed_on(self) -> dict[str, nn.Module]:
+    def exported_networks(self) -> dict[str, nn.Module]:
         return {"head": self.head}
 
     def begin_epoch(self, epoch: int) -> None:
-        self.round, age = divmod(epoch, self.setting.epochs // self.rounds)
+        """Sets the weights of the losses, and selects neighbours at the start of a round."""
+        self.round, age = divmod(epoch, self.info.epochs // self.rounds)
         plain = self.initial == "instance" and self.round == 0
         self.ue_weight = 0.0 if plain else self.ue_step * (age // self.ue_period)
         self.aug_weight = 0.0 if plain else 1.0
-        if int(self.begun) != self.round:  # a round that is resumed in its middle has its neighbours
+        # A round that is resumed in its middle has its neighbours.
+        if int(self.begun) != self.round:
             if self.aug:
-                self.gram.copy_(self.bank.gram())
-            if self.neighbours and self._selected():
-                self._discover()
+                self.gram.copy_(self.bank.gram_matrix())
+            if self.neighbours and self._count_selected():
+                self._select_neighbours()
             self.begun.fill_(self.round)
 
-    def look(self, batch: Batch) -> None:
+    def fill_tables(self, batch: Batch) -> None:
         self.bank.write(batch.rows, self.embed(batch)[0])
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """(B, dim) on the unit sphere, for each view."""
+        """Returns (B, dim) embeddings on the unit sphere for each view."""
         views = batch.views[: 2 if self.aug else 1]
         embedded: Tensor = self.head(self.encoder(torch.cat(views)))
         return embedded.chunk(len(views))
@@ -211,25 +246,25 @@ class SuperAnd(Method):
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(outputs[0].device.type, enabled=False):
             memory = self.bank.read(batch.rows)
-            losses = self._losses(outputs, batch.rows, memory.to(outputs[0].dtype))
+            losses = self._compute_losses(outputs, batch.rows, memory.to(outputs[0].dtype))
             new = self.momentum * memory + (1.0 - self.momentum) * outputs[0].detach()
             self.bank.write(batch.rows, F.normalize(new, dim=1))
-        return losses | self._told(outputs[0])
+        return losses | self._logged_values(outputs[0])
 
     def end_step(self) -> None:
         if self.aug:
-            self.gram += self.bank.settle()
+            self.gram += self.bank.commit_gram_change()
         super().end_step()
 
-    def _losses(self, outputs: tuple[Tensor, ...], rows: Tensor, memory: Tensor) -> dict[str, Tensor]:
-        """The three losses and their sum (eq. 6). `memory`: (B, dim), the bank's `rows` (B,)."""
+    def _compute_losses(self, outputs: tuple[Tensor, ...], rows: Tensor, memory: Tensor) -> dict[str, Tensor]:
+        """Returns the three losses and their sum (eq. 6). `memory`: the bank's (B, dim) embeddings of `rows` (B,)."""
         views = outputs if self.variant == "reference" else outputs[:1]
         count, queries = len(views), torch.cat(views)
-        near, selected = self._neighbours(rows, memory)
+        near, selected = self._read_neighbours(rows, memory)
         own_logit = REFERENCE_OWN_LOGIT if self.variant == "reference" else None
-        others, entropy = self.bank.others(queries, rows.repeat(count), self.temperature, own_logit)
-        own, beside = ((queries * m.repeat(count, 1)).sum(1) / self.temperature for m in (memory, near))
-        losses = {"and_loss": neighbourhood_loss(others, own, beside, selected.repeat(count), self.variant)}
+        others, entropy = self.bank.contrast_others(queries, rows.repeat(count), self.temperature, own_logit)
+        own, neighbour = ((queries * m.repeat(count, 1)).sum(1) / self.temperature for m in (memory, near))
+        losses = {"and_loss": neighbourhood_loss(others, own, neighbour, selected.repeat(count), self.variant)}
         total = losses["and_loss"]
         if self.ue:
             losses["ue_loss"] = entropy.mean() if self.ue_sign == "attract" else -entropy.mean()
@@ -239,55 +274,55 @@ class SuperAnd(Method):
             total = total + self.aug_weight * losses["aug_loss"]
         return {"loss": total, **losses}
 
-    def _neighbours(self, rows: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, dim) the bank's rows of the neighbours, and (B,) which of them are selected."""
+    def _read_neighbours(self, rows: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the (B, dim) embeddings of the neighbours, and (B,) bool, true if a neighbour is selected."""
         if not self.neighbours:
             return memory, torch.zeros_like(rows, dtype=torch.bool)
         neighbour = self.tables["neighbour"].read(rows)
         return self.bank.read(neighbour.clamp_min(0)).to(memory.dtype), neighbour >= 0
 
     def _augmentation_loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Over this worker's images, against those of the global batch. (B, dim) embeddings of both views."""
-        place = torch.arange(len(first), device=first.device) + rank() * len(first)
+        """Returns the loss of this worker's images, given the (B, dim) embeddings of both views."""
+        column = torch.arange(len(first), device=first.device) + rank() * len(first)
         if self.variant == "paper":
-            everyone = gather(first)
+            everyone = gather_over_workers(first)
             across, among = (relation_cosines(view, everyone, self.gram) for view in (second, first))
-            return paper_augmentation_loss(across, among, place, self.aug_temperature)
-        everyone = torch.cat((gather(first.detach()), gather(second.detach())))
-        there = place + len(everyone) // 2
+            return paper_augmentation_loss(across, among, column, self.aug_temperature)
+        everyone = torch.cat((gather_over_workers(first.detach()), gather_over_workers(second.detach())))
+        other_column = column + len(everyone) // 2
         cosines = relation_cosines(torch.cat((first, second)), everyone, self.gram)
         return reference_augmentation_loss(
-            cosines, torch.cat((place, there)), torch.cat((there, place)), self.aug_temperature
+            cosines, torch.cat((column, other_column)), torch.cat((other_column, column)), self.aug_temperature
         )
 
-    def _told(self, like: Tensor) -> dict[str, Tensor]:
-        """What is logged beside the losses."""
-        told = {"ue_weight": like.new_tensor(self.ue_weight)} if self.ue else {}
+    def _logged_values(self, like: Tensor) -> dict[str, Tensor]:
+        """Returns the values that are logged with the losses."""
+        values = {"ue_weight": like.new_tensor(self.ue_weight)} if self.ue else {}
         if self.neighbours:
-            told["selected"] = like.new_tensor(self._selected() / self.setting.size)
-        if self.neighbours and self._selected():
-            told["entropy"] = self.entropy.clone()
-            if self.setting.labels is not None:
-                told["consistency"] = self.consistency.clone()
-        return told
+            values["selected"] = like.new_tensor(self._count_selected() / self.info.size)
+        if self.neighbours and self._count_selected():
+            values["entropy"] = self.entropy.clone()
+            if self.info.labels is not None:
+                values["consistency"] = self.consistency.clone()
+        return values
 
-    def _selected(self) -> int:
-        """How many images have their neighbours selected in this round."""
+    def _count_selected(self) -> int:
+        """Returns the number of images whose neighbours are selected in this round."""
         if self.initial == "random":
-            return self.setting.size * (self.round + 1) // self.rounds
-        return self.setting.size * self.round // max(self.rounds - 1, 1)
+            return self.info.size * (self.round + 1) // self.rounds
+        return self.info.size * self.round // max(self.rounds - 1, 1)
 
-    def _discover(self) -> None:
-        """Fill the table of neighbours: of the images of lowest entropy (eq. 9), of equal ones those of lowest id."""
-        nearest, entropy = self.bank.discover(self.temperature)
+    def _select_neighbours(self) -> None:
+        """Fills the table of neighbours for the images of lowest entropy (eq. 9), of equal ones those of lowest row."""
+        nearest, entropy = self.bank.find_neighbours(self.temperature)
         self.entropy.fill_(float(entropy.mean()))
-        chosen = entropy.argsort(stable=True)[: self._selected()]
+        chosen = entropy.argsort(stable=True)[: self._count_selected()]
         neighbour = torch.full_like(nearest, -1)
         neighbour[chosen] = nearest[chosen]
         table = self.tables["neighbour"]
-        table.rows.copy_(neighbour[table.ids])
-        if self.setting.labels is not None:
-            labels = self.setting.labels.to(neighbour.device)
-            mine, theirs = labels[chosen], labels[nearest[chosen]]
-            known = (mine >= 0) & (theirs >= 0)
-            self.consistency.fill_(float(((mine == theirs) & known).sum()) / max(int(known.sum()), 1))
+        table.values.copy_(neighbour[table.own_rows])
+        if self.info.labels is not None:
+            labels = self.info.labels.to(neighbour.device)
+            own, found = labels[chosen], labels[nearest[chosen]]
+            known = (own >= 0) & (found >= 0)
+            self.consistency.fill_(float(((own == found) & known).sum()) / max(int(known.sum()), 1))

@@ -1,4 +1,7 @@
-"""The simulator of scale beside what is true at small scale: bytes that two workers exchange, memory of tables, orders."""
+"""The estimates of scaling compared with small real runs.
+
+Compared are the bytes that two workers exchange, the memory of tables, and orders.
+"""
 
 import contextlib
 import os
@@ -14,16 +17,23 @@ from click.testing import CliRunner
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.scaling import memory, orders, traffic
-from bench.scaling.__main__ import CASES as METHODS_TOLD
-from bench.scaling.__main__ import main
-from bench.scaling.cost import Network
-from bench.scaling.traffic import Message, images, of_gradients, of_step, recorded, step, truly
-from firstlight.pipeline.data.plan import _epoch
-from firstlight.tasks.collective import rank, world
+from bench.scaling.__main__ import METHOD_CASES, main
+from bench.scaling.cost import NetworkSpeed
+from bench.scaling.traffic import (
+    CollectiveMessage,
+    get_real_collectives,
+    list_gradient_messages,
+    make_worker_batch,
+    record_collectives,
+    run_step,
+    simulate_step,
+)
+from firstlight.pipeline.data.plan import _shuffle_epoch
+from firstlight.tasks.collective import rank, world_size
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import METHODS
-from firstlight.tasks.pretrain.method import Method, Setting
+from firstlight.tasks.pretrain.method import Method, TrainingInfo
 from tests.support.gloo import Pool
 
 SIDE, ROWS = 16, 6
@@ -41,29 +51,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def build(case: str, size: int) -> Method:
+def build_method(case: str, size: int) -> Method:
     name, parameters = CASES[case]
     encoder = Encoder({"name": "convnet", "width": 4, "depth": 2}, SIDE)
-    return METHODS[name](encoder, Setting(size, 5, 0, 10, torch.full((size,), -1)), **parameters)
+    return METHODS[name](encoder, TrainingInfo(size, 5, 0, 10, torch.full((size,), -1)), **parameters)
 
 
-def of_a_true_step(case: str) -> list[tuple[str, int]]:
-    method = build(case, 4 * ROWS)
-    with recorded(truly()) as seen:
-        step(method, images(ROWS, rank(), SIDE))
+def record_real_step(case: str) -> list[tuple[str, int]]:
+    method = build_method(case, 4 * ROWS)
+    with record_collectives(get_real_collectives()) as seen:
+        run_step(method, make_worker_batch(ROWS, rank(), SIDE))
     return [(message.kind, message.payload) for message in seen]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_bytes_of_a_step_are_those_that_two_workers_exchange(pool: Pool, case: str) -> None:
-    told = [(message.kind, message.payload) for message in of_step(lambda size: build(case, size), 2, ROWS, SIDE)]
-    for measured in pool.run(of_a_true_step, case):
-        assert [*measured, ("all_reduce", traffic.LOOP)] == told
+def test_estimated_step_bytes_equal_those_of_two_workers(pool: Pool, case: str) -> None:
+    estimated = [
+        (message.kind, message.payload)
+        for message in simulate_step(lambda size: build_method(case, size), 2, ROWS, SIDE)
+    ]
+    for measured in pool.run(record_real_step, case):
+        assert [*measured, ("all_reduce", traffic.LOOP_BYTES)] == estimated
 
 
-def of_a_true_wrapper(case: str) -> tuple[int, int]:
+def count_real_gradient_bytes(case: str) -> tuple[int, int]:
     """Bytes of gradients in DistributedDataParallel's buckets, and of the buffers that it broadcasts."""
-    method, reduced, copied = build(case, 4 * ROWS), [0], [0]
+    method, reduced, copied = build_method(case, 4 * ROWS), [0], [0]
 
     def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         reduced[0] += bucket.buffer().nbytes
@@ -81,33 +94,33 @@ def of_a_true_wrapper(case: str) -> tuple[int, int]:
     model.register_comm_hook(None, count)
     dist._broadcast_coalesced = coalesced
     try:
-        model(images(ROWS, rank(), SIDE))["loss"].backward()
+        model(make_worker_batch(ROWS, rank(), SIDE))["loss"].backward()
     finally:
         dist._broadcast_coalesced = true
     return reduced[0], copied[0]
 
 
 @pytest.mark.parametrize("case", ["nat", "clustering_locality", "super_and"])
-def test_gradients_and_buffers_are_those_of_distributed_data_parallel(pool: Pool, case: str) -> None:
-    told = {message.kind: message.payload for message in of_gradients(build(case, 4 * ROWS))}
-    for gradients, buffers in pool.run(of_a_true_wrapper, case):
-        assert (gradients, buffers) == (told["all_reduce"], told.get("broadcast", 0))
+def test_gradient_and_buffer_bytes_equal_distributed_data_parallel(pool: Pool, case: str) -> None:
+    estimated = {message.kind: message.payload for message in list_gradient_messages(build_method(case, 4 * ROWS))}
+    for gradients, buffers in pool.run(count_real_gradient_bytes, case):
+        assert (gradients, buffers) == (estimated["all_reduce"], estimated.get("broadcast", 0))
 
 
-def of_a_true_discovery(size: int) -> list[tuple[str, int]]:
-    with recorded(truly()) as seen:
-        MemoryBank(size, 12, 0, 8192).discover(0.1)
+def record_real_discovery(size: int) -> list[tuple[str, int]]:
+    with record_collectives(get_real_collectives()) as seen:
+        MemoryBank(size, 12, 0, 8192).find_neighbours(0.1)
     return [(message.kind, message.payload) for message in seen]
 
 
-def test_the_bytes_of_a_discovery(pool: Pool) -> None:
-    blocks, each = traffic.of_discovery(12, 4096, 2)
+def test_estimated_discovery_bytes_equal_those_of_two_workers(pool: Pool) -> None:
+    blocks, each = traffic.simulate_discovery(12, 4096, 2)
     assert blocks == 4
-    for measured in pool.run(of_a_true_discovery, 4096):
+    for measured in pool.run(record_real_discovery, 4096):
         assert measured == [(message.kind, message.payload) for message in each] * blocks
 
 
-def on_the_wire() -> int:
+def count_acknowledged_bytes() -> int:
     """Bytes that this process's sockets have sent and others have confirmed (tcp_info.tcpi_bytes_acked)."""
     total = 0
     for name in os.listdir("/proc/self/fd"):
@@ -118,80 +131,84 @@ def on_the_wire() -> int:
     return total
 
 
-def sent(kind: str, numbers: int) -> int:
+def count_collective_bytes(kind: str, numbers: int) -> int:
     tensor = torch.zeros(numbers)
     work = {
         "all_reduce": lambda: dist.all_reduce(tensor),
-        "all_gather": lambda: dist.all_gather([torch.empty_like(tensor) for _ in range(world())], tensor),
+        "all_gather": lambda: dist.all_gather([torch.empty_like(tensor) for _ in range(world_size())], tensor),
         "broadcast": lambda: dist.broadcast(tensor, src=0),
     }[kind]
     dist.barrier()
-    before = on_the_wire()
+    before = count_acknowledged_bytes()
     work()
     dist.barrier()
-    return on_the_wire() - before
+    return count_acknowledged_bytes() - before
 
 
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "broadcast"])
 @pytest.mark.parametrize("workers", [2, 3])
-def test_what_a_worker_sends_is_what_its_sockets_have_sent(
-    request: pytest.FixtureRequest, kind: Any, workers: int
-) -> None:
+def test_sent_bytes_equal_those_of_sockets(request: pytest.FixtureRequest, kind: Any, workers: int) -> None:
     """A broadcast is sent once by each but the last of a chain; by gloo's tree as often in all."""
     pool: Pool = request.getfixturevalue("pool" if workers == 2 else "pool3")
-    message = Message(kind, 4_000_000)
-    measured = sum(pool.run(sent, kind, message.payload // 4))
-    told = (workers - 1 if kind == "broadcast" else workers) * message.sent(workers)
-    assert measured == pytest.approx(told, rel=0.01)
+    message = CollectiveMessage(kind, 4_000_000)
+    measured = sum(pool.run(count_collective_bytes, kind, message.payload // 4))
+    estimated = (workers - 1 if kind == "broadcast" else workers) * message.count_sent_bytes(workers)
+    assert measured == pytest.approx(estimated, rel=0.01)
 
 
-def held(case: str, size: int) -> int:
+def count_table_bytes(case: str, size: int) -> int:
     """Bytes of the storages that the tables of this worker keep."""
     return sum(
         part.untyped_storage().nbytes()
-        for table in memory.tables(build(case, size)).values()
-        for part in (table.rows, table.ids)
+        for table in memory.find_tables(build_method(case, size)).values()
+        for part in (table.values, table.own_rows)
     )
 
 
 @pytest.mark.parametrize("case", ["nat", "nat, one_hot", "super_and", "instance", "dae"])
 @pytest.mark.parametrize("size", [1_001, 100_000])
-def test_the_memory_of_tables(pool: Pool, case: str, size: int) -> None:
-    told = memory.rows(build(case, 4))
-    assert held(case, size) == sum(rows.held(size, 0, 1) for rows in told)
-    assert pool.run(held, case, size) == [sum(rows.held(size, rank, 2) for rows in told) for rank in range(2)]
+def test_estimated_table_bytes_equal_storages(pool: Pool, case: str, size: int) -> None:
+    estimated = memory.measure_tables(build_method(case, 4))
+    assert count_table_bytes(case, size) == sum(rows.count_bytes(size, 0, 1) for rows in estimated)
+    assert pool.run(count_table_bytes, case, size) == [
+        sum(rows.count_bytes(size, rank, 2) for rows in estimated) for rank in range(2)
+    ]
 
 
-def test_the_memory_of_the_order() -> None:
-    order = orders.plan(1024, 4096, 131_072)
-    assert memory.held_by_plan(order) == memory.of_plan(131_072)
-    assert _epoch.cache_parameters()["maxsize"] == memory.EPOCHS_KEPT
+def test_estimated_plan_bytes_equal_plan() -> None:
+    order = orders.make_plan(1024, 4096, 131_072)
+    assert memory.measure_plan_bytes(order) == memory.estimate_plan_bytes(131_072)
+    assert _shuffle_epoch.cache_parameters()["maxsize"] == memory.CACHED_EPOCHS
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
-def test_the_parts_of_the_workers_are_the_batches_of_the_plan(workers: int) -> None:
-    order = orders.plan(1024, 4096, 16_384)
-    parts = [np.concatenate(orders.parts(order, rank, workers)) for rank in range(workers)]
+def test_tasks_of_all_workers_form_batches_of_plan(workers: int) -> None:
+    order = orders.make_plan(1024, 4096, 16_384)
+    parts = [np.concatenate(orders.list_task_ids(order, rank, workers)) for rank in range(workers)]
     steps = np.concatenate([part.reshape(order.steps, -1) for part in parts], axis=1)
     assert np.array_equal(steps, order.epoch(0))
 
 
 @pytest.mark.parametrize(("workers", "amplification"), [(16, 1.0), (64, 4.0), (128, 8.0)])
-def test_workers_that_share_a_lane_read_all_of_it(workers: int, amplification: float) -> None:
-    found = orders.reading(4096, 1_048_576, workers)
+def test_workers_sharing_a_lane_read_all_of_it(workers: int, amplification: float) -> None:
+    found = orders.measure_plan_reading(4096, 1_048_576, workers)
     assert found.lanes == 16
     assert found.amplification == pytest.approx(amplification, rel=0.1)
     assert found.share == pytest.approx(1 / 16, rel=0.05)
 
 
-def test_a_ring_and_a_tree() -> None:
-    assert [Message(kind, 1000).sent(4) for kind in ("all_reduce", "all_gather", "broadcast")] == [1500, 3000, 1000]
-    slow = Network("slow", 1000.0, 1.0)
-    assert slow.seconds([Message("all_reduce", 1000), Message("broadcast", 500)], 4) == pytest.approx(1.5 + 4 + 0.5 + 2)
-    assert slow.seconds([Message("all_reduce", 1000)], 1) == 0.0
+def test_ring_bytes_and_tree_latency() -> None:
+    assert [
+        CollectiveMessage(kind, 1000).count_sent_bytes(4) for kind in ("all_reduce", "all_gather", "broadcast")
+    ] == [1500, 3000, 1000]
+    slow = NetworkSpeed("slow", 1000.0, 1.0)
+    assert slow.estimate_seconds(
+        [CollectiveMessage("all_reduce", 1000), CollectiveMessage("broadcast", 500)], 4
+    ) == pytest.approx(1.5 + 4 + 0.5 + 2)
+    assert slow.estimate_seconds([CollectiveMessage("all_reduce", 1000)], 1) == 0.0
 
 
-def test_the_command_tells_all_of_it() -> None:
+def test_command_prints_all_tables() -> None:
     small = [
         "--images",
         "1e6",
@@ -216,4 +233,4 @@ def test_the_command_tells_all_of_it() -> None:
     assert "1,000,000 images of 64 x 64, 4 workers, convnet, batches of 32: 31,250 steps an epoch" in answer.output
     assert "130 MB" in rows["super_and", "bank"], "250,000 rows of 128 float32, and their ids"
     assert "8.19 kB" in rows["nat", "costs, in a step"], "32 x 32 float64"
-    assert all(any(key[0] == case for key in rows) for case in METHODS_TOLD)
+    assert all(any(key[0] == case for key in rows) for case in METHOD_CASES)

@@ -1,4 +1,7 @@
-"""Files that act when they are unpickled, in the place of every artifact that is read: each is refused in a line, and does not act."""
+"""Files that act when they are unpickled, in the place of every artifact that is read.
+
+Each must be refused in one line, and must not act.
+"""
 
 import hashlib
 import io
@@ -15,20 +18,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from firstlight.pipeline.data.manifest import manifest_hash
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.sources import open_source
-from firstlight.pipeline.data.splits import split
-from firstlight.pipeline.data.store import Store, manifest_hash
+from firstlight.pipeline.data.splits import draw_splits
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
-from firstlight.pipeline.search.ledger import LEDGER, OUTCOME, Ledger, Trial
+from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState, Trial
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, load_head, save_encoder
 from firstlight.pipeline.stages.retrieve import IDS, VECTORS, Index, open_index, save_index
 from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.train.checkpoint import MANIFEST, Checkpoints, put, seal
+from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 
-ACTED = Path("/tmp/firstlight-canary-acted")
+# Relative: a canary that is unpickled leaves this file in the current folder, which is that of its test.
+ACTED = Path("canary-acted")
 
 
 class Canary:
@@ -57,13 +62,21 @@ EACH = pytest.mark.parametrize("canary", CANARIES.values(), ids=CANARIES)
 
 
 @pytest.fixture(autouse=True)
-def _none_acts() -> Iterator[None]:
-    ACTED.unlink(missing_ok=True)
+def _none_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
     yield
     assert not ACTED.exists()
 
 
-def test_each_acts_where_it_is_unpickled() -> None:
+def test_canary_leaves_its_file_only_in_the_folder_of_its_test(tmp_path: Path) -> None:
+    """Two checkouts can be tested at once."""
+    pickle.loads(CANARIES["pickle"])
+    assert (tmp_path / ACTED.name).exists()
+    assert not ACTED.is_absolute()
+    ACTED.unlink()
+
+
+def test_each_canary_acts_when_it_is_unpickled() -> None:
     readers: dict[str, Callable[[io.BytesIO], Any]] = {
         "pickle": pickle.load,
         "torch": lambda file: torch.load(file, weights_only=False),
@@ -79,11 +92,11 @@ def test_each_acts_where_it_is_unpickled() -> None:
 
 def resealed(folder: Path, name: str, data: bytes) -> None:
     """The file replaced, with a manifest that agrees."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / FOLDER_MANIFEST).read_text())
     (folder / name).write_bytes(data)
-    if name != MANIFEST:
+    if name != FOLDER_MANIFEST:
         manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / MANIFEST).write_text(json.dumps(manifest))
+        (folder / FOLDER_MANIFEST).write_text(json.dumps(manifest))
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> None:
@@ -92,21 +105,21 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("name", ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", MANIFEST])
-def test_a_checkpoint(tmp_path: Path, name: str, canary: bytes) -> None:
+@pytest.mark.parametrize("name", ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", FOLDER_MANIFEST])
+def test_checkpoint_with_a_pickle_is_refused(tmp_path: Path, name: str, canary: bytes) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"w": torch.zeros(3)}, {"bank": {"rows": torch.ones(2)}}, {"plan": "p"})
     resealed(next(tmp_path.glob("step-*")), name, canary)
     with pytest.raises(StopTraining) as told:
-        checkpoints.newest()
+        checkpoints.read_newest()
     one_line(told)
 
 
-def test_a_folder_of_torchs_distributed_checkpoints_is_none(tmp_path: Path) -> None:
+def test_folder_of_torchs_distributed_checkpoint_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "step-00000009").mkdir()
     for name in (".metadata", "__0_0.distcp", "model.pt"):
         (tmp_path / "step-00000009" / name).write_bytes(CANARIES["pickle"])
-    assert Checkpoints(tmp_path).newest() == (None, [])
+    assert Checkpoints(tmp_path).read_newest() == (None, [])
 
 
 def encoder() -> Encoder:
@@ -114,8 +127,8 @@ def encoder() -> Encoder:
 
 
 @EACH
-@pytest.mark.parametrize("name", ["encoder.json", "encoder.safetensors", MANIFEST])
-def test_an_encoder(tmp_path: Path, name: str, canary: bytes) -> None:
+@pytest.mark.parametrize("name", ["encoder.json", "encoder.safetensors", FOLDER_MANIFEST])
+def test_encoder_with_a_pickle_is_refused(tmp_path: Path, name: str, canary: bytes) -> None:
     save_encoder(encoder(), tmp_path, {})
     load_encoder(tmp_path, 8)
     resealed(tmp_path, name, canary)
@@ -126,17 +139,19 @@ def test_an_encoder(tmp_path: Path, name: str, canary: bytes) -> None:
 
 @EACH
 @pytest.mark.parametrize(("load", "name"), [(load_head, "Projection"), (load_decoder, "Decoder")])
-def test_another_network(tmp_path: Path, load: Callable[[Path], Any], name: str, canary: bytes) -> None:
-    files = put(tmp_path, "network.json", json.dumps({"class": name, "spec": {}}).encode())
-    seal(tmp_path, {**files, **put(tmp_path, "network.safetensors", canary)})
+def test_head_or_decoder_with_a_pickle_is_refused(
+    tmp_path: Path, load: Callable[[Path], Any], name: str, canary: bytes
+) -> None:
+    files = write_file(tmp_path, "network.json", json.dumps({"class": name, "spec": {}}).encode())
+    write_manifest(tmp_path, {**files, **write_file(tmp_path, "network.safetensors", canary)})
     with pytest.raises(UserError) as told:
         load(tmp_path)
     one_line(told)
 
 
 @EACH
-@pytest.mark.parametrize("name", [IDS, VECTORS, MANIFEST])
-def test_an_index(tmp_path: Path, name: str, canary: bytes) -> None:
+@pytest.mark.parametrize("name", [IDS, VECTORS, FOLDER_MANIFEST])
+def test_index_with_a_pickle_is_refused(tmp_path: Path, name: str, canary: bytes) -> None:
     save_index(tmp_path, Index.of(np.arange(4), torch.eye(4)), pa.table({"id": np.arange(4)}), {})
     resealed(tmp_path, name, canary)
     with pytest.raises(UserError) as told:
@@ -144,24 +159,19 @@ def test_an_index(tmp_path: Path, name: str, canary: bytes) -> None:
     one_line(told)
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return recipes.store(tmp_path_factory.mktemp("digits"))
-
-
 def replaced(store: Store, folder: Path, data: bytes) -> Path:
     """A copy of the store with another first shard, and a manifest that agrees."""
     shutil.copytree(store.path, folder)
-    raw = json.loads((folder / MANIFEST).read_text())
+    raw = json.loads((folder / FOLDER_MANIFEST).read_text())
     shard = raw["shards"][0]
     (folder / shard["file"]).write_bytes(data)
     shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    (folder / MANIFEST).write_text(json.dumps({**raw, "hash": manifest_hash(raw)}))
+    (folder / FOLDER_MANIFEST).write_text(json.dumps({**raw, "hash": manifest_hash(raw)}))
     return folder
 
 
 @EACH
-def test_a_shard_of_a_store(tmp_path: Path, digits: Store, canary: bytes) -> None:
+def test_shard_with_a_pickle_is_refused(tmp_path: Path, digits: Store, canary: bytes) -> None:
     store = Store.open(replaced(digits, tmp_path / "store", canary))
     store.verify()
     with pytest.raises(UserError) as told:
@@ -170,9 +180,9 @@ def test_a_shard_of_a_store(tmp_path: Path, digits: Store, canary: bytes) -> Non
 
 
 @EACH
-def test_the_manifest_of_a_store(tmp_path: Path, digits: Store, canary: bytes) -> None:
+def test_store_manifest_with_a_pickle_is_refused(tmp_path: Path, digits: Store, canary: bytes) -> None:
     shutil.copytree(digits.path, tmp_path / "store")
-    (tmp_path / "store" / MANIFEST).write_bytes(canary)
+    (tmp_path / "store" / FOLDER_MANIFEST).write_bytes(canary)
     with pytest.raises(UserError) as told:
         Store.open(tmp_path / "store")
     one_line(told)
@@ -189,14 +199,14 @@ def parquet(**columns: Any) -> bytes:
     return _written(lambda file: pq.write_table(pa.table(columns), file))
 
 
-def test_rays_column_of_objects_acts_where_it_is_looked_at() -> None:
+def test_rays_column_of_objects_acts_when_it_is_read() -> None:
     pq.read_table(io.BytesIO(parquet(x=objects(1))))["x"].to_pylist()
     assert ACTED.exists()
     ACTED.unlink()
 
 
 @pytest.mark.parametrize("column", ["id", "image", "label"])
-def test_a_shard_with_a_column_of_objects(tmp_path: Path, digits: Store, column: str) -> None:
+def test_shard_with_a_column_of_objects_is_refused(tmp_path: Path, digits: Store, column: str) -> None:
     count = digits.shards[0].count
     columns = {"id": np.arange(count), "image": [b"x"] * count, "label": np.zeros(count, np.int64)}
     store = Store.open(replaced(digits, tmp_path / "store", parquet(**{**columns, column: objects(count)})))
@@ -206,7 +216,7 @@ def test_a_shard_with_a_column_of_objects(tmp_path: Path, digits: Store, column:
 
 
 @pytest.mark.parametrize("column", ["image", "label", "extra"])
-def test_a_parquet_source_with_a_column_of_objects(tmp_path: Path, column: str) -> None:
+def test_parquet_source_with_a_column_of_objects_is_refused(tmp_path: Path, column: str) -> None:
     columns = {"image": [b"x"] * 4, "label": ["a", "b", "a", "b"]}
     (tmp_path / "x.parquet").write_bytes(parquet(**{**columns, column: objects(4)}))
     dataset = recipes.recipe(
@@ -217,7 +227,7 @@ def test_a_parquet_source_with_a_column_of_objects(tmp_path: Path, column: str) 
     one_line(told)
 
 
-def test_a_list_with_a_column_of_objects(tmp_path: Path) -> None:
+def test_list_with_a_column_of_objects_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(parquet(path=objects(4)))
     dataset = recipes.recipe(
         tmp_path, dataset__name="x", dataset__source="list", dataset__list=str(tmp_path / "x.parquet")
@@ -227,7 +237,7 @@ def test_a_list_with_a_column_of_objects(tmp_path: Path) -> None:
     one_line(told)
 
 
-def test_images_that_are_none(tmp_path: Path) -> None:
+def test_pickles_in_the_place_of_images_cannot_be_decoded(tmp_path: Path) -> None:
     """They are listed, with the reason; no set is left."""
     for k, canary in enumerate(CANARIES.values()):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -241,23 +251,23 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 
 
 @EACH
-def test_a_search(tmp_path: Path, canary: bytes) -> None:
+def test_pickles_in_a_search_folder_are_ignored_or_refused(tmp_path: Path, canary: bytes) -> None:
     """Ray Tune's own files are not looked at; the ledger is JSON."""
-    ledger = Ledger(tmp_path, "store")
+    ledger = SearchState(tmp_path, "store")
     ledger.trials = [Trial(0, {})]
     ledger.save()
-    ledger.place(ledger.trials[0]).mkdir(parents=True)
-    for name in ("tuner.pkl", "trainable.pkl", "searcher-state-x.pkl", f"trials/000/{OUTCOME}"):
+    ledger.trial_folder(ledger.trials[0]).mkdir(parents=True)
+    for name in ("tuner.pkl", "trainable.pkl", "searcher-state-x.pkl", f"trials/000/{OUTCOME_FILE}"):
         (tmp_path / name).write_bytes(canary)
-    again = Ledger(tmp_path, "store")
-    assert not again.absorb(again.trials[0])
-    (tmp_path / LEDGER).write_bytes(canary)
+    again = SearchState(tmp_path, "store")
+    assert not again.load_outcome(again.trials[0])
+    (tmp_path / LEDGER_FILE).write_bytes(canary)
     with pytest.raises(UserError) as told:
-        Ledger(tmp_path, "store")
+        SearchState(tmp_path, "store")
     one_line(told)
 
 
-def test_models_of_mlflow(tmp_path: Path) -> None:
+def test_mlflow_model_of_pickles_is_no_encoder(tmp_path: Path) -> None:
     """Of the flavours that MLflow would unpickle: their folders are fetched, and are no encoder."""
     tracking = Tracking(recipes.recipe(tmp_path))
     run = tracking.client.create_run(tracking.experiment).info.run_id
@@ -278,7 +288,7 @@ def test_models_of_mlflow(tmp_path: Path) -> None:
     one_line(told)
 
 
-def test_what_remains_readable(digits: Store) -> None:
+def test_store_of_these_tests_is_readable(digits: Store) -> None:
     """The store that the others were made from."""
-    assert len(split(digits, recipes.recipe(Path("x")).dataset).train) > 0
+    assert len(draw_splits(digits, recipes.recipe(Path("x")).dataset).train) > 0
     assert len(digits.read(np.arange(3))[1]) == 3

@@ -1,4 +1,4 @@
-"""The files of clusters are what Ray's launcher, Kubernetes and KubeRay take, and let nobody in who has no token."""
+"""The files of clusters are valid for Ray's launcher, Kubernetes and KubeRay, and require a token."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from firstlight.pipeline.config.recipe import load
+from firstlight.pipeline.config.load import load_recipe
 from tests.support.paths import ROOT
 
 CLOUDS = [ROOT / "cluster.yaml", ROOT / "conf/cluster/gcp.yaml"]
@@ -22,18 +22,25 @@ LAUNCHED = [*CLOUDS, ROOT / "conf/cluster/on_premises.yaml"]
 KUBERNETES = ROOT / "conf/cluster/kubernetes.yaml"
 TOKEN = "/home/ubuntu/.ray/auth_token"
 
-# What KubeRay's resource definitions of ray.io/v1 say, for each kind of mapping: its fields with their types, * marks those that must be there.
+# KubeRay's resource definitions of ray.io/v1: the fields of each kind of mapping with types. * marks required ones.
 KINDS = {
-    "cluster": "authOptions=auth autoscalerOptions=autoscaler enableInTreeAutoscaling=boolean gcsFaultToleranceOptions=object headGroupSpec*=head "
+    "cluster": "authOptions=auth autoscalerOptions=autoscaler enableInTreeAutoscaling=boolean "
+    "gcsFaultToleranceOptions=object headGroupSpec*=head "
     "headServiceAnnotations=texts managedBy=string rayVersion=string suspend=boolean workerGroupSpecs=groups",
-    "head": "enableIngress=boolean headService=object labels=texts rayStartParams=texts resources=texts serviceType=string template*=pod",
-    "workers": "groupName*=string idleTimeoutSeconds=integer labels=texts maxReplicas*=integer minReplicas*=integer numOfHosts=integer "
+    "head": "enableIngress=boolean headService=object labels=texts rayStartParams=texts resources=texts "
+    "serviceType=string template*=pod",
+    "workers": "groupName*=string idleTimeoutSeconds=integer labels=texts maxReplicas*=integer "
+    "minReplicas*=integer numOfHosts=integer "
     "rayStartParams=texts replicas=integer resources=texts scaleStrategy=object suspend=boolean template*=pod",
-    "job": "activeDeadlineSeconds=integer backoffLimit=integer clusterSelector=texts deletionStrategy=object entrypoint=string "
-    "entrypointNumCpus=number entrypointNumGpus=number entrypointResources=string jobId=string managedBy=string metadata=texts "
-    "rayClusterSpec=cluster runtimeEnvYAML=string shutdownAfterJobFinishes=boolean submissionMode=string submitterConfig=object "
+    "job": "activeDeadlineSeconds=integer backoffLimit=integer clusterSelector=texts deletionStrategy=object "
+    "entrypoint=string "
+    "entrypointNumCpus=number entrypointNumGpus=number entrypointResources=string jobId=string "
+    "managedBy=string metadata=texts "
+    "rayClusterSpec=cluster runtimeEnvYAML=string shutdownAfterJobFinishes=boolean submissionMode=string "
+    "submitterConfig=object "
     "submitterPodTemplate=pod suspend=boolean ttlSecondsAfterFinished=integer",
-    "autoscaler": "env=array envFrom=array idleTimeoutSeconds=integer image=string imagePullPolicy=string resources=object securityContext=object "
+    "autoscaler": "env=array envFrom=array idleTimeoutSeconds=integer image=string imagePullPolicy=string "
+    "resources=object securityContext=object "
     "upscalingMode=upscaling version=string volumeMounts=array",
     "auth": "enableK8sTokenAuth=boolean mode=mode",
 }
@@ -82,12 +89,14 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.name)
-def test_rays_launcher_takes_it(file: Path) -> None:
-    validate_config(prepare_config(launched(file)))
+def test_rays_launcher_accepts_the_file(file: Path) -> None:
+    prepared = prepare_config(launched(file))
+    validate_config(prepared)
+    assert prepared["provider"]["type"] == launched(file)["provider"]["type"]
 
 
 @pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.name)
-def test_it_keeps_rays_schema_as_it_stands(file: Path) -> None:
+def test_file_is_valid_by_rays_own_schema(file: Path) -> None:
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text("utf-8"))
     jsonschema.validate(launched(file), schema)
     with pytest.raises(jsonschema.ValidationError):
@@ -95,7 +104,7 @@ def test_it_keeps_rays_schema_as_it_stands(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.name)
-def test_the_head_trains_nothing_and_workers_come_and_go(file: Path) -> None:
+def test_head_has_no_cpu_and_workers_scale_from_zero(file: Path) -> None:
     types = launched(file)["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["gpu"]["resources"]["GPU"] >= 1
@@ -105,12 +114,12 @@ def test_the_head_trains_nothing_and_workers_come_and_go(file: Path) -> None:
         assert types[kind]["max_workers"] >= 1
 
 
-def test_the_head_on_premises_trains_nothing_either() -> None:
+def test_head_on_premises_has_no_cpu() -> None:
     assert "--num-cpus=0 --num-gpus=0" in launched(LAUNCHED[-1])["head_start_ray_commands"][-1]
 
 
 @pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.name)
-def test_a_launched_cluster_lets_nobody_in_without_its_token(file: Path) -> None:
+def test_launched_cluster_requires_its_token(file: Path) -> None:
     found = launched(file)
     assert found["file_mounts"][TOKEN] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in found["setup_commands"]
@@ -124,7 +133,7 @@ def test_a_launched_cluster_lets_nobody_in_without_its_token(file: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
-def test_kuberay_takes_the_manifest(kind: str) -> None:
+def test_kuberay_accepts_the_manifest(kind: str) -> None:
     document = manifests()[kind]
     kuberay(document)
     spec = document["spec"] if kind == "RayCluster" else document["spec"]["rayClusterSpec"]
@@ -156,7 +165,7 @@ def test_kuberay_takes_the_manifest(kind: str) -> None:
         (("workerGroupSpecs", 0, "replica"), 0),
     ],
 )
-def test_what_kuberay_does_not_take_is_noticed(path: tuple[Any, ...], value: Any) -> None:
+def test_manifest_that_kuberay_refuses_is_noticed(path: tuple[Any, ...], value: Any) -> None:
     document = copy.deepcopy(manifests()["RayCluster"])
     here = document["spec"]
     for key in path[:-1]:
@@ -166,18 +175,18 @@ def test_what_kuberay_does_not_take_is_noticed(path: tuple[Any, ...], value: Any
         kuberay(document)
 
 
-def test_both_manifests_are_of_one_cluster_and_the_job_is_one_that_works() -> None:
+def test_job_manifest_has_the_same_cluster_and_a_valid_command() -> None:
     cluster, job = manifests()["RayCluster"], manifests()["RayJob"]
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     command, stage, recipe, *overrides = shlex.split(job["spec"]["entrypoint"])
     assert (command, stage) == ("firstlight", "run")
-    found = load(ROOT / Path(recipe).relative_to("/home/firstlight"), tuple(overrides))
+    found = load_recipe(ROOT / Path(recipe).relative_to("/home/firstlight"), tuple(overrides))
     assert found.scale.address == "auto"
     assert str(found.storage).startswith("/shared/")
 
 
-def test_the_image_is_pinned_not_root_and_made_of_what_was_tested() -> None:
+def test_image_is_pinned_not_root_and_constrained() -> None:
     text = (ROOT / "Dockerfile").read_text("utf-8")
     lines = re.sub(r"\\\n", " ", text).splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
@@ -193,7 +202,7 @@ def test_the_image_is_pinned_not_root_and_made_of_what_was_tested() -> None:
     )
 
 
-def test_the_image_has_nothing_that_was_not_meant() -> None:
+def test_image_contains_only_listed_files() -> None:
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert patterns[0] == "*"
     let_in = {pattern[1:] for pattern in patterns if pattern.startswith("!")}

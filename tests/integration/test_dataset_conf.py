@@ -2,7 +2,8 @@
 
 import pytest
 
-from firstlight.pipeline.config.recipe import Dataset, load
+from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.data.sources import SOURCES
 from firstlight.pipeline.errors import UserError
 from tests.support.paths import ROOT
@@ -24,8 +25,10 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
-def test_group(name: str) -> None:
-    found: Dataset = load(ROOT / "conf/recipe/folder_nat.yaml", (f"dataset.name={name}", "dataset.root=/data")).dataset
+def test_shipped_dataset_group_loads(name: str) -> None:
+    found: DatasetOptions = load_recipe(
+        ROOT / "conf/recipe/folder_nat.yaml", (f"dataset.name={name}", "dataset.root=/data")
+    ).dataset
     assert (found.name, found.source) == (name, SETS[name])
     assert found.source in SOURCES
 
@@ -33,14 +36,14 @@ def test_group(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("dataset.annotations=[mask,boxes]", "each once, and mask alone"),
-        ("dataset.annotations=[boxes,boxes]", "each once"),
+        ("dataset.annotations=[mask,boxes]", "mask only alone"),
+        ("dataset.annotations=[boxes,boxes]", "each may occur once"),
         ("dataset.annotations=[box]", "dataset.annotations"),
         ("dataset.name=folder", "takes no dataset.annotations"),
     ],
 )
-def test_annotations_that_cannot_be(override: str, why: str) -> None:
+def test_impossible_annotations_are_refused(override: str, why: str) -> None:
     changes = ("dataset.name=voc2007", "dataset.root=/data", "dataset.annotations=[boxes]", override)
     with pytest.raises(UserError) as error:
-        load(ROOT / "conf/recipe/folder_nat.yaml", changes)
+        load_recipe(ROOT / "conf/recipe/folder_nat.yaml", changes)
     assert why in str(error.value)

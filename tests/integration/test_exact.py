@@ -1,4 +1,4 @@
-"""Stopped after any step and continued on 1, 2 or 4 workers, a training is shown what it would have been shown: ids and passes, batch by batch."""
+"""A training stopped after any step and continued on 1, 2 or 4 workers gets the same ids and passes in every batch."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,32 +8,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.pipeline.data.plan import Batches, BatchPlan, SemiSupervisedPlan
+from firstlight.pipeline.data.loader import Arrays, Encoded, Loader
+from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan, TrainingPlan
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.data.stream import Arrays, Encoded, Loader, Options, TrainOrder, batches
-from firstlight.pipeline.run.launch import launch
-from firstlight.pipeline.run.ray_session import Session
+from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
+from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train import loop as fit_module
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.metrics import TAILS
-from tests.support import recipes, traced
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import failures
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE
+from tests.support import recipes
 from tests.support.gloo import Pool
+from tests.support.traced_training import TracedLearner, assert_planned, launch_traced, read_steps, run_traced
 
 EPOCHS, WORLDS = 2, (1, 2, 4)
-OPTIONS = Options(on_ray=False, prefetch=2, tasks=1, task_cpus=1.0)
+OPTIONS = LoadingOptions(on_ray=False, prefetch=2, tasks=1, task_cpus=1.0)
 
 
 class Undecoded(Loader):
-    """The passes in the place of pixels."""
+    """Returns passes in the place of pixels."""
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
-        return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()]), "views": passes}
+        return {"id": ids, "label": np.array([encoded[i][1] for i in ids.tolist()]), "pass": passes}
 
 
-def plan(kind: str) -> Batches:
-    """Batches of 16 of some 150 training images; of 4 labelled ones of 10 among 12 others."""
+def plan(kind: str) -> TrainingPlan:
+    """Returns batches of 16 of 150 training images; mixed ones have 4 of 10 labelled images and 12 others."""
     ids, starts, windowed = np.arange(3, 153), np.arange(0, 1438, 20), "windowed" in kind
     if "mixed" not in kind:
         return BatchPlan(ids, starts, 16, 0, 48, windowed)
@@ -43,20 +44,20 @@ def plan(kind: str) -> Batches:
     )
 
 
-def streamed(store: Store, its: Batches, world: int, start: int) -> list[tuple[list[int], list[int]]]:
-    """The ids and passes of every global batch from step `start` on, put together from the streams of all ranks."""
+def streamed(store: Store, its: TrainingPlan, world: int, start: int) -> list[tuple[list[int], list[int]]]:
+    """Returns ids and passes of every global batch from step `start` on, joined from the streams of all ranks."""
     loader = Undecoded(store, (), 8, 0, 1_000_000)
     orders = [TrainOrder(its, rank, world, start, EPOCHS * its.steps) for rank in range(world)]
-    streams = [batches(loader, order, its.batch_size // world, OPTIONS) for order in orders]
+    streams = [stream_batches(loader, order, its.batch_size // world, OPTIONS) for order in orders]
     return [
-        tuple(np.concatenate([part[key] for part in parts]).tolist() for key in ("id", "views"))  # type: ignore[misc]
+        tuple(np.concatenate([part[key] for part in parts]).tolist() for key in ("id", "pass"))  # type: ignore[misc]
         for parts in zip(*streams, strict=True)
     ]
 
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("kind", ["global", "windowed", "mixed", "mixed windowed"])
-def test_the_stream_goes_on_after_any_step_on_any_number_of_workers(digits: Store, kind: str, world: int) -> None:
+def test_stream_continues_after_any_step_on_any_number_of_workers(digits: Store, kind: str, world: int) -> None:
     its = plan(kind)
     whole = streamed(digits, its, 1, 0)
     assert len(whole) == EPOCHS * its.steps
@@ -65,7 +66,7 @@ def test_the_stream_goes_on_after_any_step_on_any_number_of_workers(digits: Stor
 
 
 @pytest.mark.parametrize("kind", ["global", "windowed", "mixed", "mixed windowed"])
-def test_every_image_once_an_epoch_but_for_the_tail(digits: Store, kind: str) -> None:
+def test_every_image_is_read_once_an_epoch_except_the_tail(digits: Store, kind: str) -> None:
     its = plan(kind)
     whole = streamed(digits, its, 2, 0)
     for epoch in range(EPOCHS):
@@ -101,35 +102,36 @@ class Stopped(Exception):
 
 
 def training(folder: str, store: str, name: str, resident: str, stop: int | None) -> None:
-    """Train in `folder` to the end, or to step `stop`."""
+    """Trains in `folder` to the end, or to step `stop`."""
 
-    def maybe(rank: int, step: int) -> None:
+    def stop_training(rank: int, step: int) -> None:
         if step == stop:
             raise Stopped
 
-    fit_module.fault.maybe, before = maybe, fit_module.fault.maybe
+    failures.fault_hook = stop_training
     try:
-        worker = Worker.start(
+        worker = StageContext.create(
             recipes.recipe(Path(folder), stream__resident=resident, **RECIPES[name]),
             Store.open(Path(store)),
             on_ray=False,
         )
-        traced.work(worker, worker.recipe.stages["pretrain"], Instance("pretrain", 0, "f", Path(folder) / "job"))
+        instance = StageInstance("pretrain", 0, "f", Path(folder) / "job")
+        run_traced(worker, worker.recipe.stages["pretrain"], instance, TracedLearner)
     except Stopped:
         pass
     finally:
-        fit_module.fault.maybe = before
+        failures.fault_hook = None
 
 
-def the_plan(folder: Path, store: Store, name: str) -> Batches:
-    worker = Worker.start(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
+def the_plan(folder: Path, store: Store, name: str) -> TrainingPlan:
+    worker = StageContext.create(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    return pretrain.job(worker, stage, Instance("pretrain", 0, "f", folder / "job")).plan
+    return pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job")).plan
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("resident", ["on", "off"])
-def test_fit_stopped_after_any_step_shows_the_learner_the_same(
+def test_training_stopped_after_any_step_gets_the_same_batches(
     tmp_path: Path, digits: Store, name: str, resident: str
 ) -> None:
     its = the_plan(tmp_path, digits, name)
@@ -137,23 +139,23 @@ def test_fit_stopped_after_any_step_shows_the_learner_the_same(
         folder = tmp_path / str(stop)
         for until in (stop, None):
             training(str(folder), str(digits.path), name, resident, until)
-        traced.assert_shown(traced.shown(folder / "job"), its, EPOCHS)
+        assert_planned(read_steps(folder / "job"), its, EPOCHS)
         tails = [f'{{"epoch": {e}, "ids": {its.tail(e).tolist()}}}' for e in range(EPOCHS)]
-        assert (folder / "job" / TAILS).read_text().splitlines() == tails
+        assert (folder / "job" / DROPPED_IDS_FILE).read_text().splitlines() == tails
 
 
 @pytest.mark.fault(48, "handed from 4 workers to 2 to 1")
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("worlds", [(4, 2, 1), (1, 4, 2), (2, 1, 4)])
-def test_fit_is_handed_from_4_workers_to_2_to_1(
+def test_training_continued_on_other_numbers_of_workers_gets_the_same_batches(
     tmp_path: Path, digits: Store, pool: Pool, pool4: Pool, name: str, worlds: tuple[int, int, int]
 ) -> None:
     its = the_plan(tmp_path, digits, name)
     for world, stop in zip(worlds, (2, its.steps + 1, None), strict=True):
         run: Any = {1: lambda function: function(), 2: pool.run, 4: pool4.run}[world]
         run(partial(training, str(tmp_path), str(digits.path), name, "off", stop))
-    steps = traced.shown(tmp_path / "job")
-    traced.assert_shown(steps, its, EPOCHS)
+    steps = read_steps(tmp_path / "job")
+    assert_planned(steps, its, EPOCHS)
     if isinstance(its, SemiSupervisedPlan):
         for row in steps.values():
             for world in WORLDS:
@@ -165,15 +167,15 @@ def test_fit_is_handed_from_4_workers_to_2_to_1(
 @pytest.mark.fault(1, "a worker is killed, under Ray: ids and passes")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
-def test_a_worker_killed_on_ray_shows_the_learner_the_same(
-    tmp_path: Path, digits: Store, ray_free: None, monkeypatch: pytest.MonkeyPatch
+def test_worker_killed_on_ray_gets_the_same_batches(
+    tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scale = {"scale__workers": 2, "scale__cpus": 4, "scale__cpus_per_worker": 1.0, "scale__collective_timeout_s": 60}
     recipe = recipes.recipe(tmp_path, stream__resident="off", **scale, **RECIPES["mixed"])
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=0,step=4,kind=sigkill,once={tmp_path / 'once'}")
-    with Session(recipe.scale) as session:
+    with RaySession(recipe.scale) as session:
         session.start()
-        launch(recipe, digits, traced.work, [Instance("pretrain", 0, "f", tmp_path / "job")])
+        launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     assert (tmp_path / "once").exists(), "the fault was injected"
     assert len(list((tmp_path / "job").glob("trace-*"))) == 4, "two workers, twice"
-    traced.assert_shown(traced.shown(tmp_path / "job"), the_plan(tmp_path, digits, "mixed"), EPOCHS)
+    assert_planned(read_steps(tmp_path / "job"), the_plan(tmp_path, digits, "mixed"), EPOCHS)

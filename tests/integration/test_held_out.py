@@ -10,43 +10,43 @@ import torch
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder, pixels
-from firstlight.tasks.pretrain.method import Setting
+from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder, undo_normalisation
+from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import recipes, references
 
 DAE = {"name": "dae", "corruption": "small_blocks", "norm": "batch"}
 
 
-def pretrained(folder: Path, store: Store, **keys: Any) -> tuple[Worker, dict[str, Any]]:
-    worker = Worker.start(
+def pretrained(folder: Path, store: Store, **keys: Any) -> tuple[StageContext, dict[str, Any]]:
+    worker = StageContext.create(
         recipes.recipe(folder, encoder__norm="batch", **{f"stages__pretrain__{k}": v for k, v in keys.items()}),
         store,
         on_ray=False,
     )
     stage: Any = worker.recipe.stages["pretrain"]
-    pretrain.work(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
-    return worker, json.loads((folder / "job" / RESULT).read_text())
+    pretrain.work(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    return worker, json.loads((folder / "job" / RESULT_FILE).read_text())
 
 
 def test_psnr_is_of_the_held_out_images_one_by_one_in_evaluation_mode(tmp_path: Path, digits: Store) -> None:
     worker, result = pretrained(tmp_path, digits, method=DAE, batch_size=20, optimizer={"name": "Adam", "lr": 0.01})
     encoder = load_encoder(tmp_path / "job" / "encoder", 8)
-    method = DenoisingAutoEncoder(encoder, Setting(120, 2, 3), corruption="small_blocks").eval()
+    method = DenoisingAutoEncoder(encoder, TrainingInfo(120, 2, 3), corruption="small_blocks").eval()
     method.decoder.load_state_dict(load_decoder(tmp_path / "job" / "decoder").state_dict())
     found = []
-    for batch in worker.sweep(worker.splits.val, 5):
+    for batch in worker.iterate_batches(worker.splits.val, 5):
         for k in range(len(batch.ids)):
-            one: Batch = batch.part(k, k + 1)
+            one: Batch = batch.select_range(k, k + 1)
             with torch.no_grad():
                 (reconstructed,) = method.embed(one)
-            clean = pixels(encoder.input, encoder.input(one.views[0])).double()
-            found.append(references.dae_psnr(clean, pixels(encoder.input, reconstructed).double()))
+            clean = undo_normalisation(encoder.input, encoder.input(one.views[0])).double()
+            found.append(references.dae_psnr(clean, undo_normalisation(encoder.input, reconstructed).double()))
     assert len(found) == len(worker.splits.val) > 5
     assert result["held_out"]["psnr"] == pytest.approx(sum(found) / len(found), rel=1e-5)
 
 
-def test_methods_that_tell_nothing_have_nothing(tmp_path: Path, digits: Store) -> None:
+def test_methods_without_held_out_measure_report_none(tmp_path: Path, digits: Store) -> None:
     assert pretrained(tmp_path, digits, epochs=1)[1]["held_out"] == {}

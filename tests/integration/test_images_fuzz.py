@@ -1,4 +1,4 @@
-"""Thousands of broken files, drawn from a seed: an image or `BadImage`, in silence, within the memory of a decoding task.
+"""Thousands of broken files, drawn from a seed, are images or `BadImage`, without output and in little memory.
 
 `FUZZ=100000 pytest tests/integration/test_images_fuzz.py` tries more of them.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from firstlight.pipeline.data.images import BadImage, decode, open_rgb
+from firstlight.pipeline.data.images import BadImage, decode_rgb, open_rgb
 
 COUNT = int(os.environ.get("FUZZ", "10000"))
 CAP = 1_000_000  # pixels
@@ -168,7 +168,7 @@ def resident() -> int:
 
 def test_samples_are_images() -> None:
     for data in samples():
-        assert decode(data).shape in {(19, 26, 3), (26, 19, 3), (16, 16, 3)}
+        assert decode_rgb(data).shape in {(19, 26, 3), (26, 19, 3), (16, 16, 3)}
 
 
 @pytest.mark.fault(25, "mutated files")
@@ -182,7 +182,7 @@ def test_mutated_files_are_images_or_bad_images(capfd: pytest.CaptureFixture[str
             data, other = whole[k % len(whole)].copy(), whole[random.integers(len(whole))]
             encoded = MUTATIONS[random.integers(len(MUTATIONS))](data, other, random).tobytes()
             try:
-                pixels = decode(encoded, CAP)
+                pixels = decode_rgb(encoded, CAP)
             except BadImage as error:
                 reasons.add(str(error))
             else:
@@ -198,17 +198,17 @@ def test_mutated_files_are_images_or_bad_images(capfd: pytest.CaptureFixture[str
 
 def test_an_interlaced_png_has_its_pixels() -> None:
     pixels = np.random.default_rng(1).integers(0, 255, (13, 21, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(decode(interlaced(pixels)), pixels)
+    np.testing.assert_array_equal(decode_rgb(interlaced(pixels)), pixels)
 
 
 def test_a_progressive_jpeg_has_the_pixels_of_a_sequential_one() -> None:
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (33, 21, 3), dtype=np.uint8))
-    np.testing.assert_array_equal(decode(save(photo, "JPEG", progressive=True)), decode(save(photo, "JPEG")))
+    np.testing.assert_array_equal(decode_rgb(save(photo, "JPEG", progressive=True)), decode_rgb(save(photo, "JPEG")))
 
 
-def test_a_tile_counts_as_a_whole() -> None:
+def test_size_limit_counts_whole_tiles() -> None:
     """A corner of 16 x 16 pixels of a tile that would take gigabytes."""
-    np.testing.assert_array_equal(decode(tiled(256), 256), np.full((16, 16, 3), 7))
+    np.testing.assert_array_equal(decode_rgb(tiled(256), 256), np.full((16, 16, 3), 7))
     assert len(tiled(2048)) < 10_000
     with pytest.raises(BadImage, match="tiles of 2048 x 2048 pixels"):
         open_rgb(tiled(2048), CAP)
@@ -244,4 +244,4 @@ def test_bombs_are_refused_before_they_are_decoded(data: bytes) -> None:
 def test_sixteen_bits_are_scaled_in_little_memory() -> None:
     values = np.random.default_rng(3).integers(0, 2**16, (1500, 1400), dtype=np.uint16)  # more than one block
     expected = np.rint(values / 257).astype(np.uint8)
-    np.testing.assert_array_equal(decode(save(Image.fromarray(values), "PNG"))[:, :, 1], expected)
+    np.testing.assert_array_equal(decode_rgb(save(Image.fromarray(values), "PNG"))[:, :, 1], expected)

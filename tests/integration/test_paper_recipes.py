@@ -1,4 +1,4 @@
-"""Every recipe: loads, says what it needs and what the paper has, and has a trial run; three of those are run."""
+"""Every recipe loads, says what it needs and what the paper reports, and has a trial run; three trials are run."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstlight.pipeline.config.catalog import FOLDER, listed
-from firstlight.pipeline.config.recipe import Evaluate, Finetune, Pretrain, Recipe, load
+from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
+from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.stages.evaluate import Evaluate
+from firstlight.pipeline.stages.finetune import Finetune
+from firstlight.pipeline.stages.pretrain import Pretrain
 from tests.scripts import smoke
 
-NAMES = [recipe.name for recipe in listed()]
+NAMES = [recipe.name for recipe in list_recipes()]
 # The tables of results of each paper; that of Clustering and Locality Penalties has none, but a figure.
 TABLES = {"nat": range(1, 5), "spatial_contrasting": range(1, 3), "dae": range(2, 9), "super_and": range(1, 6)}
-# The papers' own rows of these tables, number by number, and of the baselines that are methods here: what `expected` must have, and nothing else.
+# All numbers of the papers' own rows of these tables, and of baselines that are methods here: those of `expected`.
 PRINTED: dict[str, list[float]] = {
     "nat/table1": [59.2, 58.4],
     "nat/table2": [59.7, 58.5, 57.4],
@@ -48,11 +52,13 @@ PRINTED: dict[str, list[float]] = {
 
 
 def opened(name: str, trial: bool = False) -> Recipe:
-    return load(FOLDER / f"{name}.yaml", () if name == "quickstart" else ("dataset.root=/data",), smoke=trial)
+    return load_recipe(
+        RECIPES_FOLDER / f"{name}.yaml", () if name == "quickstart" else ("dataset.root=/data",), smoke=trial
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_whole(name: str) -> None:
+def test_recipe_has_needs_and_a_trial_of_the_same_network(name: str) -> None:
     recipe, trial = opened(name), opened(name, trial=True)
     assert recipe.name == name.replace("/", "-").replace("_", "-") or "/" not in name
     assert recipe.description
@@ -64,25 +70,25 @@ def test_a_recipe_is_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_number_stands_once(name: str) -> None:
-    """That it can be measured is checked when the recipe is loaded."""
+def test_expected_number_is_listed_once(name: str) -> None:
+    """Loading the recipe checks that the number is measured."""
     recipe = opened(name)
     assert len({(row.stage, row.measure, row.arm) for row in recipe.expected}) == len(recipe.expected)
 
 
-def test_every_printed_table_is_listed() -> None:
+def test_every_table_of_results_has_its_printed_numbers() -> None:
     assert set(PRINTED) == {f"{paper}/table{number}" for paper, numbers in TABLES.items() for number in numbers}
 
 
 @pytest.mark.parametrize("table", PRINTED)
-def test_what_recipes_expect_is_what_the_paper_prints(table: str) -> None:
-    rows = [row for recipe in listed() if re.fullmatch(rf"{table}(_.*)?", recipe.name) for row in recipe.expected]
+def test_recipes_expect_exactly_the_numbers_the_paper_prints(table: str) -> None:
+    rows = [row for recipe in list_recipes() if re.fullmatch(rf"{table}(_.*)?", recipe.name) for row in recipe.expected]
     assert {number for row in rows for number in (row.paper, row.against) if number is not None} == set(PRINTED[table])
     assert all(row.source for row in rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_models_that_a_recipe_takes_are_registered_by_those_it_needs(name: str) -> None:
+def test_encoders_a_recipe_takes_are_registered_by_recipes_it_needs(name: str) -> None:
     recipe = opened(name)
     assert recipe.needs is not None
     taken = {
@@ -104,12 +110,12 @@ def test_every_table_has_a_recipe(paper: str, tables: range) -> None:
     assert found == set(tables)
 
 
-def test_a_recipe_comes_behind_those_that_it_needs() -> None:
+def test_recipes_run_after_those_they_need() -> None:
     order = smoke.in_order(["dae/table3_cifar100"])
     assert order == ["dae/table2_cifar10", "dae/imagenet_32", "dae/table3_cifar100"]
 
 
 @pytest.mark.parametrize("name", ["quickstart", "dae/table2_cifar10", "super_and/table1_cifar10_resnet18"])
-def test_trial(name: str, tmp_path: Path) -> None:
+def test_trial_run_ends_with_a_table(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     assert smoke.trial(name, tmp_path) > 0

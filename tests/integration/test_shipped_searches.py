@@ -1,17 +1,17 @@
-"""Every search file that ships: loads, and resolves at every end of its space; every method has one, and every curve of a paper that is one."""
+"""Every shipped search file loads and resolves at every end of its space; every method and curve of a paper has one."""
 
 from typing import Any
 
 import pytest
 
-from firstlight.pipeline.search.checks import read
-from firstlight.pipeline.search.space import Plan
+from firstlight.pipeline.search.checks import load_checked_plan
+from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.tasks.pretrain import METHODS
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "conf" / "search"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-# What the issue of each method's paper is about: keys below the pretraining stage.
+# The settings that each search must contain: keys of the pretraining stage.
 SEARCHED = {
     "nat": {"method.permutation_period", "method.dim", "optimizer.lr"},
     "spatial_contrasting": {"method.layers", "method.patch_size", "method.patches"},
@@ -22,41 +22,41 @@ SEARCHED = {
 }
 
 
-def opened(name: str) -> Plan:
-    return read(FOLDER / f"{name}.yaml", () if name.startswith("quickstart") else ("dataset.root=/data",))
+def open_search(name: str) -> SearchPlan:
+    return load_checked_plan(FOLDER / f"{name}.yaml", () if name.startswith("quickstart") else ("dataset.root=/data",))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_search_is_whole(name: str) -> None:
-    """`read` resolves a trial at every end of the space."""
-    plan = opened(name)
+def test_shipped_search_loads_and_resolves_at_every_end(name: str) -> None:
+    """`load_checked_plan` resolves a trial at every end of the space."""
+    plan = open_search(name)
     assert plan.search.name == f"{name.replace('_', '-')}-search"
     assert plan.search.description
-    assert len(plan.corners()) >= 2
-    trial = plan.trial(plan.corners()[0])
+    assert len(plan.corner_values()) >= 2
+    trial = plan.trial_recipe(plan.corner_values()[0])
     assert not trial.score_test
-    assert plan.search.total <= 40
+    assert plan.search.num_trials <= 40
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "figure" in name])
-def test_a_curve_of_a_paper_is_a_grid_over_one_key(name: str) -> None:
-    search = opened(name).search
+def test_curve_of_a_paper_is_a_grid_over_one_key(name: str) -> None:
+    search = open_search(name).search
     assert (search.algorithm, len(search.space)) == ("grid", 1)
     (dimension,) = search.space.values()
-    assert list(dimension.listed) == sorted(dimension.listed)
-    assert all(isinstance(value, int) for value in dimension.listed)
+    assert list(dimension.listed_values) == sorted(dimension.listed_values)
+    assert all(isinstance(value, int) for value in dimension.listed_values)
 
 
 def test_every_method_has_a_search_of_its_settings() -> None:
     assert set(SEARCHED) <= set(NAMES)
-    assert {plan_of(name).name for name in SEARCHED} == set(METHODS)
+    assert {trial_method(name).name for name in SEARCHED} == set(METHODS)
     for name, keys in SEARCHED.items():
         stage = name.removesuffix("_pixel")
-        assert {f"stages.{stage}.{key}" for key in keys} <= set(opened(name).search.space)
+        assert {f"stages.{stage}.{key}" for key in keys} <= set(open_search(name).search.space)
 
 
-def plan_of(name: str) -> Any:
-    """The method of the trials of a search."""
-    plan = opened(name)
-    stages: Any = plan.trial(plan.corners()[0]).stages
-    return stages[str(plan.maker(plan.base()))].method
+def trial_method(name: str) -> Any:
+    """Returns the method of the trials of a search."""
+    plan = open_search(name)
+    stages: Any = plan.trial_recipe(plan.corner_values()[0]).stages
+    return stages[str(plan.encoder_stage(plan.budget_recipe()))].method

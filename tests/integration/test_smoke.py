@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import load
+from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from tests.support import recipes
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 RECIPE = """
 name: mine
 seeds: [3, 4]
@@ -40,8 +41,8 @@ def mine(tmp_path: Path) -> Path:
     return file
 
 
-def test_smoke_is_laid_over_the_recipe_and_the_overrides_over_that(mine: Path) -> None:
-    whole, trial = load(mine), load(mine, ("dataset.max_train=60",), smoke=True)
+def test_overrides_win_over_smoke_and_smoke_over_the_recipe(mine: Path) -> None:
+    whole, trial = load_recipe(mine), load_recipe(mine, ("dataset.max_train=60",), smoke=True)
     assert (whole.name, whole.seeds, whole.scale.workers, whole.dataset.max_train) == ("mine", (3, 4), 8, 500)
     assert (trial.name, trial.seeds, trial.storage, trial.dataset.max_train) == ("mine-smoke", (0,), Path("runs"), 60)
     assert (trial.scale.name, trial.scale.workers, trial.scale.gpus_per_worker) == ("local", 0, 0.0)
@@ -49,15 +50,15 @@ def test_smoke_is_laid_over_the_recipe_and_the_overrides_over_that(mine: Path) -
     assert (first.epochs, first.batch_size, first.optimizer.lr, first.method.rounds) == (1, 16, 1.0, 1)
 
 
-def test_a_trial_has_models_of_its_own(mine: Path) -> None:
+def test_trial_registers_models_under_other_names(mine: Path) -> None:
     """Else a minute's training would take the place of `digits@current`."""
-    stages: Any = load(mine, smoke=True).stages
+    stages: Any = load_recipe(mine, smoke=True).stages
     assert stages["first"].register_as == "digits-smoke"
     assert (stages["tuned"].encoder, stages["seventh"].encoder) == (
         "models:/digits-smoke@current",
         "models:/digits-smoke/7",
     )
-    whole: Any = load(mine).stages
+    whole: Any = load_recipe(mine).stages
     assert (whole["first"].register_as, whole["tuned"].encoder) == ("digits", "models:/digits@current")
 
 
@@ -69,10 +70,10 @@ def test_a_trial_has_models_of_its_own(mine: Path) -> None:
         (("dataset.max_train: 50", "dataset.max_trian: 50"), "dataset.max_trian: unknown key"),
     ],
 )
-def test_a_wrong_section_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
+def test_wrong_smoke_section_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
     mine.write_text(RECIPE.replace(*change))
     with pytest.raises(UserError) as error:
-        load(mine, smoke=True)
+        load_recipe(mine, smoke=True)
     assert str(error.value).startswith(told)
 
 
@@ -83,7 +84,7 @@ EXPECTED = "expected: [{stage: tuned, measure: knn, paper: 90.0, source: table 1
     ("change", "told"),
     [
         (("stage: tuned", "stage: tund"), "expected.0.stage: 'tund' is no stage of this recipe; did you mean 'tuned'?"),
-        (("measure: knn", "arm: he, measure: knn"), "expected.0.arm: 'he' is none of stages.tuned"),
+        (("measure: knn", "arm: he, measure: knn"), "expected.0.arm: 'he' is no arm of stages.tuned"),
         (
             ("measure: knn", "measure: top1"),
             "expected.0.measure: 'top1' is not measured by stages.tuned; valid: knn, probe",
@@ -92,30 +93,30 @@ EXPECTED = "expected: [{stage: tuned, measure: knn, paper: 90.0, source: table 1
         ((", source: table 1", ""), "expected.0.source: is missing"),
     ],
 )
-def test_a_wrong_number_of_the_paper_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
+def test_wrong_expected_number_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
     mine.write_text(RECIPE + EXPECTED)
-    assert load(mine).expected[0].paper == 90.0
+    assert load_recipe(mine).expected[0].paper == 90.0
     mine.write_text(RECIPE + EXPECTED.replace(*change))
     with pytest.raises(UserError) as error:
-        load(mine)
+        load_recipe(mine)
     assert str(error.value).startswith(told)
 
 
-def test_what_the_paper_says_changes_no_stage(tmp_path: Path) -> None:
+def test_expected_numbers_change_no_stage(tmp_path: Path) -> None:
     """The stages of a run are found again when numbers of the paper are added to its recipe."""
     told: dict[str, Any] = {"stage": "evaluate", "measure": "knn", "paper": 1.0, "source": "here"}
     plain = recipes.recipe(tmp_path, stages__pretrain__epochs=1)
     plain = plain.model_copy(update={"stages": {name: plain.stages[name] for name in ("pretrain", "evaluate")}})
-    run(plain, Console(file=io.StringIO()))
+    run_recipe(plain, Console(file=io.StringIO()))
     folders = set((tmp_path / plain.name).glob("*-seed*"))
     with_paper = recipes.recipe(tmp_path, stages__pretrain__epochs=1, expected=[told])
     with_paper = with_paper.model_copy(update={"stages": plain.stages})
-    rows = run(with_paper, Console(file=io.StringIO()))
+    rows = run_recipe(with_paper, Console(file=io.StringIO()))
     assert [row.key for row in rows] == ["knn", "probe"]
     assert set((tmp_path / plain.name).glob("*-seed*")) == folders
 
 
-def test_arms_that_start_fresh_need_no_pretraining(tmp_path: Path) -> None:
+def test_scratch_arm_alone_needs_no_pretraining(tmp_path: Path) -> None:
     stages = {"finetune": {**recipes.RECIPE["stages"]["finetune"], "arms": ["scratch"]}}
     assert list(recipes.recipe(tmp_path, stages=stages).stages) == ["finetune"]
     stages["finetune"]["arms"] = ["pretrained", "scratch"]

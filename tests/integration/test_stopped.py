@@ -1,4 +1,4 @@
-"""The command stopped, killed, short of disk or in an odd place: its exit code, its last line, and that the next one ends as if nothing had been."""
+"""The command is stopped, killed or short of disk: exit code and last line, and the next command ends the same."""
 
 import ast
 import inspect
@@ -13,22 +13,24 @@ import mlflow
 import pytest
 from rich.console import Console
 
-from firstlight.pipeline.cli.main import guarded
+from firstlight.pipeline.cli.main import run_guarded
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.client import tracking_uri
 from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
-from firstlight.pipeline.train.metrics import METRICS, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import command, recipes
 
 STOPPED = "stopped; run the same command again to continue"
 STEPS = 6
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def written(folder: Path) -> tuple[Recipe, str]:
-    """The pretraining of the small recipe, and its file."""
+    """Writes the recipe file of the pretraining of the small recipe."""
     recipe = recipes.recipe(folder / "runs")
     del recipe.stages["evaluate"], recipe.stages["finetune"]
     folder.mkdir(exist_ok=True)
@@ -37,11 +39,11 @@ def written(folder: Path) -> tuple[Recipe, str]:
 
 
 def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
-    """Every bit of the end state; the steps and losses in the file; and that MLflow has each once."""
+    """Returns a hash of the end state, the logged steps and losses. Asserts that MLflow has each step once."""
     (folder,) = (recipe.storage / recipe.name).glob("pretrain-seed0-*")
-    found, _ = Checkpoints(folder / "checkpoints").newest()
+    found, _ = Checkpoints(folder / "checkpoints").read_newest()
     assert found is not None
-    rows = read_metrics(folder / METRICS)
+    rows = read_metrics(folder / METRICS_FILE)
     client = mlflow.MlflowClient(tracking_uri(recipe))
     run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
@@ -53,7 +55,10 @@ def statuses(recipe: Recipe) -> dict[str, str]:
     client = mlflow.MlflowClient(tracking_uri(recipe))
     experiment = client.get_experiment_by_name("firstlight")
     assert experiment is not None
-    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    return {
+        run_recipe.info.run_name: run_recipe.info.status
+        for run_recipe in client.search_runs([experiment.experiment_id])
+    }
 
 
 def finished(folder: Path, file: str, **more: Any) -> str:
@@ -85,7 +90,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[int], lis
     ],
     ids=["SIGTERM", "SIGINT", "SIGINT twice", "SIGKILL"],
 )
-def test_a_command_that_is_stopped_is_continued(
+def test_stopped_command_continues_to_the_same_bits(
     tmp_path: Path, clean: Any, signals: list[signal.Signals], code: int
 ) -> None:
     recipe, file = written(tmp_path)
@@ -115,32 +120,32 @@ def test_a_command_that_is_stopped_is_continued(
 
 @pytest.mark.fault(16, "full disk, wherever a run first meets it")
 @pytest.mark.parametrize("largest_file", [4_096, 100_000])
-def test_a_full_disk_is_a_line_and_the_next_run_is_whole(tmp_path: Path, clean: Any, largest_file: int) -> None:
+def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path, clean: Any, largest_file: int) -> None:
     recipe, file = written(tmp_path)
     code, output = command.start(tmp_path / "out.txt", "run", file, largest_file=largest_file).wait()
     assert code in (1, 2), output
     (line,) = output.splitlines()
     assert line.startswith("error: ")
     assert str(tmp_path) in line
-    run(recipe, Console(quiet=True))
+    run_recipe(recipe, Console(quiet=True))
     assert state_of(recipe) == clean
 
 
 @pytest.mark.fault(16, "full disk: the file is named, whoever writes it")
-def test_a_full_disk_on_the_way_is_told_by_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     def write() -> None:
         append_json_line(Path("/dev/full"), {"step": 3})
 
-    assert guarded(write) == 1
+    assert run_guarded(write) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        line
-        == "error: /dev/full: No space left on device; what was finished is kept: run the same command again to continue"
+        line == "error: /dev/full: No space left on device; "
+        "what was finished is kept: run the same command again to continue"
     )
 
 
 @pytest.mark.fault(56, "no home folder that can be written")
-def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path, clean: Any) -> None:
+def test_home_folder_need_not_be_writable(tmp_path: Path, clean: Any) -> None:
     recipe, file = written(tmp_path)
     finished(tmp_path, file, environment={"HOME": "/proc/none"})
     assert state_of(recipe) == clean
@@ -148,7 +153,7 @@ def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path, clean: Any)
 
 @pytest.mark.fault(20, "Ray's own record of a run is damaged")
 def test_rays_own_record_of_a_run_is_never_read_again() -> None:
-    """Every trainer has a name that no other had: what Ray would continue by that record, the checkpoints here continue."""
+    """Every trainer has a new name, so that Ray continues nothing by its own record; our checkpoints do."""
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(launch))) if isinstance(node, ast.Call)]
     (config,) = [call for call in calls if ast.unparse(call.func).endswith("RunConfig")]
     (name,) = [ast.unparse(word.value) for word in config.keywords if word.arg == "name"]
@@ -159,13 +164,13 @@ def test_rays_own_record_of_a_run_is_never_read_again() -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 @pytest.mark.fault(8, "the command is killed, under Ray: no process is left")
-def test_a_killed_command_leaves_no_worker_and_is_continued(tmp_path: Path) -> None:
+def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     import subprocess
     import sys
 
     import psutil
 
-    from tests.pipeline.run.test_runner import on_ray
+    from tests.support.recipe_runs import on_ray
 
     recipe = on_ray(tmp_path / "runs")
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))

@@ -1,4 +1,4 @@
-"""Stores with boxes, masks and several classes an image, through the whole chain: pretraining, three tasks, scores, pictures in MLflow."""
+"""Recipes on stores with boxes, masks and several classes an image: pretraining, three tasks, scores, figures."""
 
 import json
 import shutil
@@ -12,19 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from firstlight.pipeline.config.recipe import Finetune, Recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report.score_table import facts, table
 from firstlight.pipeline.run import preflight
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import finetune
+from firstlight.pipeline.stages.finetune import Finetune
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.context import Worker
-from tests.pipeline.data.sources.published.test_voc_annotations import annotate
-from tests.pipeline.run.test_runner import QUIET, runs_of
+from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
-from tests.support.published import texts
+from tests.support.blank_figures import save_blank
+from tests.support.published_sets import write_texts
+from tests.support.recipe_runs import QUIET, runs_of
+from tests.support.voc_folders import write_objects
 
 WIDTH, HEIGHT, IMAGES = 26, 20, 40
 ADAM = {"name": "Adam", "lr": 0.003}
@@ -35,7 +37,7 @@ MULTILABEL = {"name": "multilabel", "norm": "group"}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bright and dark rectangles on noise, in VOC's layout: 32 images to train on, 8 to test on."""
+    """Writes bright and dark rectangles on noise in VOC's layout: 32 training and 8 test images."""
     root, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
     (root / "JPEGImages").mkdir()
     (root / "SegmentationClass").mkdir()
@@ -50,14 +52,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask[0] = 255
         Image.fromarray(pixels).save(root / f"JPEGImages/{k:06d}.png")
         Image.fromarray(mask).save(root / f"SegmentationClass/{k:06d}.png")
-        annotate(root, k, *objects)
+        write_objects(root, k, *objects)
     train, test = ("".join(f"{k:06d}\n" for k in part) for part in (range(32), range(32, IMAGES)))
     lists = {
         f"ImageSets__{kind}__{split}": text
         for kind in ("Main", "Segmentation")
         for split, text in (("train", train), ("test", test))
     }
-    return texts(root, **lists)
+    return write_texts(root, **lists)
 
 
 def recipe(storage: Path, root: Path, task: dict[str, Any], **changes: Any) -> Recipe:
@@ -95,15 +97,15 @@ def recipe(storage: Path, root: Path, task: dict[str, Any], **changes: Any) -> R
     )
 
 
-def test_what_a_loader_gives_is_what_the_store_has(tmp_path: Path, root: Path) -> None:
-    """At the images' own size, nothing is scaled: 26 x 20 on a canvas of 26 x 26, three rows of black above and below."""
+def test_loader_returns_the_annotations_of_the_store(tmp_path: Path, root: Path) -> None:
+    """At the size of the images nothing is scaled: 26 x 20 on a canvas of 26 x 26, three black rows above and below."""
     for task, kind in ((DETECT, "boxes"), (MULTILABEL, "present"), (SEGMENT, "mask")):
         built = recipe(tmp_path, root, task)
         store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-        worker = Worker.start(built, store, on_ray=False)
-        loader = worker.loader([built.dataset.eval_augment], 0, kind)  # type: ignore[arg-type]
+        worker = StageContext.create(built, store, on_ray=False)
+        loader = worker.build_loader([built.dataset.eval_augment], 0, kind)  # type: ignore[arg-type]
         ids = np.array([5, 33, 0])
-        found, known = loader.load(ids, np.zeros_like(ids), loader.read(ids)), store.annotated(ids)
+        found, known = loader.load(ids, np.zeros_like(ids), loader.read_encoded(ids)), store.read_annotations(ids)
         for row, annotation in enumerate(known):
             if kind == "boxes":
                 count = len(annotation.box_classes)  # type: ignore[arg-type]
@@ -118,13 +120,13 @@ def test_what_a_loader_gives_is_what_the_store_has(tmp_path: Path, root: Path) -
                 assert (found["mask"][row, [0, 1, 2, 23, 24, 25]] == 255).all()
 
 
-def test_masks_of_wide_images_are_moved_as_their_pixels_are(root: Path, tmp_path: Path) -> None:
+def test_masks_are_cropped_and_flipped_with_their_images(root: Path, tmp_path: Path) -> None:
     built = recipe(
         tmp_path, root, SEGMENT, dataset__train_augment=[{"op": "random_resized_crop"}, {"op": "horizontal_flip"}]
     )
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker = Worker.start(built, store, on_ray=False)
-    batch = next(iter(worker.sweep(worker.splits.train, 24, [built.dataset.train_augment], "mask")))
+    worker = StageContext.create(built, store, on_ray=False)
+    batch = next(iter(worker.iterate_batches(worker.splits.train, 24, [built.dataset.train_augment], "mask")))
     image, mask = batch.views[0], batch.targets["mask"]
     assert mask.shape == (24, 26, 26)
     bright = image.mean(1) > 0.9  # well inside of a bright rectangle
@@ -133,10 +135,10 @@ def test_masks_of_wide_images_are_moved_as_their_pixels_are(root: Path, tmp_path
 
 
 @pytest.mark.parametrize("task", [MULTILABEL, DETECT, SEGMENT], ids=["multilabel", "detect", "segment"])
-def test_the_whole_chain(tmp_path: Path, root: Path, task: dict[str, Any]) -> None:
+def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root: Path, task: dict[str, Any]) -> None:
     arms = ["pretrained_decoder", "pretrained", "lsuv", "scratch"] if task is SEGMENT else ["pretrained", "scratch"]
     built = recipe(tmp_path, root, task, stages__finetune__arms=arms)
-    rows = run(built, QUIET)
+    rows = run_recipe(built, QUIET)
     measure = {"multilabel": "map", "detect": "map_11point", "segment": "mean_iou"}[task["name"]]
     assert [row.measure.split(",")[0] for row in rows] == [f"{task['name']} {measure}"] * (len(arms) - 1)
     assert len({row.measure for row in rows}) == len(rows)
@@ -155,7 +157,7 @@ def test_the_whole_chain(tmp_path: Path, root: Path, task: dict[str, Any]) -> No
         assert {f"pretrained/test_iou/{name}" for name in ("ground", "bright", "dark")} <= set(tuned.data.metrics)
 
 
-def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: Path) -> None:
+def test_task_that_does_not_fit_the_store_is_one_line(tmp_path: Path, root: Path) -> None:
     wrong = {
         "masks": (
             SEGMENT,
@@ -186,7 +188,8 @@ def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: P
         "shape": (
             {**SEGMENT, "shortcuts": "none"},
             {"stages__finetune__arms": ["pretrained_decoder", "scratch"]},
-            r"^stages\.finetune\.arms: 'pretrained_decoder' is not valid: shortcuts: none differs from full of the pretrained decoder$",
+            r"^stages\.finetune\.arms: 'pretrained_decoder' is not valid: "
+            r"shortcuts: none differs from full of the pretrained decoder$",
         ),
         "nothing": (
             SEGMENT,
@@ -194,7 +197,8 @@ def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: P
                 "stages__pretrain__method": {"name": "nat", "dim": 4},
                 "stages__finetune__arms": ["pretrained_decoder", "scratch"],
             },
-            r"'pretrained_decoder' is not valid: nat of stages\.pretrain hands on no decoder but head; valid: pretrained, scratch$",
+            r"'pretrained_decoder' is not valid: nat of stages\.pretrain makes no decoder but head; "
+            r"valid: pretrained, scratch$",
         ),
         "groups": (
             MULTILABEL,
@@ -209,12 +213,13 @@ def test_a_task_and_a_store_that_do_not_fit_are_one_line(tmp_path: Path, root: P
     }
     for task, changes, message in wrong.values():
         with pytest.raises(UserError, match=message):
-            preflight.check(recipe(tmp_path, root, dict(task), **changes))
+            preflight.check_recipe(recipe(tmp_path, root, dict(task), **changes))
 
 
-def test_a_decoder_by_reference_is_the_same_as_the_previous_stage(tmp_path: Path, root: Path) -> None:
+@save_blank()
+def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, root: Path) -> None:
     arms = ["pretrained_decoder", "scratch"]
-    (row,) = run(recipe(tmp_path, root, SEGMENT, stages__finetune__arms=arms), QUIET)
+    (row,) = run_recipe(recipe(tmp_path, root, SEGMENT, stages__finetune__arms=arms), QUIET)
     trained = runs_of(recipe(tmp_path, root, SEGMENT))["pretrain seed 0"].info.run_id
     other = recipe(
         tmp_path,
@@ -224,7 +229,7 @@ def test_a_decoder_by_reference_is_the_same_as_the_previous_stage(tmp_path: Path
         stages__finetune__arms=arms,
         stages__finetune__encoder=f"runs:/{trained}/encoder",
     )
-    (again,) = run(other, QUIET, "finetune")
+    (again,) = run_recipe(other, QUIET, "finetune")
     assert again.pretrained == row.pretrained
     for task, told in (
         ({**SEGMENT, "shortcuts": "none"}, "shortcuts: none differs from full"),
@@ -239,17 +244,19 @@ def test_a_decoder_by_reference_is_the_same_as_the_previous_stage(tmp_path: Path
             stages__finetune__encoder=f"runs:/{trained}/encoder",
         )
         with pytest.raises(UserError, match=rf"^stages\.finetune\.arms: 'pretrained_decoder' is not valid: .*{told}"):
-            run(wrong, QUIET, "finetune")
+            run_recipe(wrong, QUIET, "finetune")
 
 
-def test_ten_crops_of_a_test_image_have_one_answer(tmp_path: Path, root: Path) -> None:
+@save_blank()
+def test_ten_crops_of_a_test_image_are_scored_as_one(tmp_path: Path, root: Path) -> None:
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crops=10, stages__finetune__test_scale=0.7)
-    (row,) = run(built, QUIET)
+    (row,) = run_recipe(built, QUIET)
     assert row.measure == "multilabel map, 24 images"
 
 
-def test_ten_random_crops_are_drawn_as_those_of_the_training(tmp_path: Path, root: Path) -> None:
-    """Ten different ones of an image; the same for all arms and seeds, so that scores can be compared."""
+@save_blank()
+def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: Path) -> None:
+    """An image has ten different crops, the same ones for all arms and seeds, so that scores can be compared."""
     augment = [{"op": "random_crop", "scale": 0.7}, {"op": "horizontal_flip"}]
     built = recipe(
         tmp_path,
@@ -260,14 +267,14 @@ def test_ten_random_crops_are_drawn_as_those_of_the_training(tmp_path: Path, roo
         dataset__train_augment=augment,
     )
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
-    worker, stage = Worker.start(built, store, on_ray=False), built.stages["finetune"]
+    worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
     assert isinstance(stage, Finetune)
     views = finetune.views_of_test(worker, stage)
     assert views == [built.dataset.train_augment] * 10
-    (first,), (again,) = (list(worker.sweep(worker.splits.test, 8, views, "present")) for _ in range(2))
+    (first,), (again,) = (list(worker.iterate_batches(worker.splits.test, 8, views, "present")) for _ in range(2))
     assert len({view.numpy().tobytes() for view in first.views}) == 10
     assert all(torch.equal(a, b) for a, b in zip(first.views, again.views, strict=True))
-    (row,) = run(built, QUIET)
+    (row,) = run_recipe(built, QUIET)
     assert row.measure == "multilabel map, 24 images"
     with pytest.raises(
         UserError, match=r"^stages\.finetune: test_crop: 'random' is not valid with test_crops: 1; valid: corners, or"
@@ -275,19 +282,20 @@ def test_ten_random_crops_are_drawn_as_those_of_the_training(tmp_path: Path, roo
         recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crop="random")
 
 
+@save_blank()
 @pytest.mark.parametrize(
     ("task", "lists"),
     [(MULTILABEL, "ap"), (DETECT, "ap_11point"), (SEGMENT, "iou")],
     ids=["multilabel", "detect", "segment"],
 )
-def test_a_group_of_classes_has_the_mean_of_its_classes(
+def test_class_group_scores_the_mean_of_its_classes(
     tmp_path: Path, root: Path, task: dict[str, Any], lists: str
 ) -> None:
     groups = {"light": ["bright"], "both": ["bright", "dark"]}
     measure = {"ap": "map", "ap_11point": "map_11point", "iou": "mean_iou"}[lists]
     says = {"stage": "finetune", "measure": f"{measure}_both", "paper": 70.0, "source": "x"}
     built = recipe(tmp_path, root, task, stages__finetune__class_groups=groups, expected=[says])
-    rows = run(built, QUIET)
+    rows = run_recipe(built, QUIET)
     assert [row.key for row in rows] == [measure, f"{measure}_light", f"{measure}_both"]
     (folder,) = (tmp_path / built.name).glob("finetune-seed0-*")
     result = json.loads((folder / "result.json").read_text())
@@ -299,9 +307,10 @@ def test_a_group_of_classes_has_the_mean_of_its_classes(
     assert [facts(built, row).get("paper") for row in rows] == [None, None, 70.0]
 
 
-def test_a_part_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Path) -> None:
+@save_blank()
+def test_fraction_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Path) -> None:
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__labels_fraction=0.5)
-    (row,) = run(built, QUIET)
+    (row,) = run_recipe(built, QUIET)
     assert row.measure == "multilabel map, 12 images"
 
 
@@ -324,7 +333,7 @@ def test_classes_of_any_name_are_scored(tmp_path: Path, root: Path, task: dict[s
         file.write_text(text)
     built = recipe(tmp_path / "runs", odd, task)
     (odd / "classes.txt").write_text("\n".join([*(["ground"] if task is SEGMENT else []), *ODD.values()]))
-    run(built, QUIET)
+    run_recipe(built, QUIET)
     lists, arms = ("iou" if task is SEGMENT else "ap"), ("pretrained", "scratch")
     logged = runs_of(built)["finetune seed 0"].data.metrics
     for arm in arms:

@@ -1,9 +1,10 @@
-"""SIGKILL at random moments: `python -m tests.scripts.chaos [kills] [seed]`. A line for each recipe that was brought to its end.
+"""Kills recipes by SIGKILL at random moments: `python -m tests.scripts.chaos [kills] [seed]`.
 
-A whole recipe on the digits (a store, two pretrainings with state per image, an evaluation, a fine-tuning) is run by a process that is killed at a
-random moment, and run again, until it has ended; then all that it leaves must be what a run leaves that was never killed: encoders and results to
-the last bit, every logged number once, one MLflow run a stage. The processes are forked from one that has imported everything, so that kills fall
-into the work and not into start-up.
+A whole recipe on the digits (a store, two pretrainings with state per image, an evaluation, a fine-tuning) is run by a
+process that is killed at a random moment, and run again, until it ends. Everything it leaves must then be what a run
+leaves that was never killed: encoders and results to the last bit, every logged number once, one MLflow run a stage.
+The processes are forked from one that has imported everything, so that kills fall into the work and not into start-up.
+Prints a line for each recipe that was brought to its end.
 """
 
 import contextlib
@@ -31,10 +32,11 @@ import torch
 from rich.console import Console
 
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.run.runner import run
-from firstlight.pipeline.stages.stage import RESULT, code_version
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.stages.code_version import code_version
+from firstlight.pipeline.stages.stage import RESULT_FILE
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.metrics import METRICS, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import recipes as small
 
 KILLS = 200
@@ -85,7 +87,7 @@ def _child(storage: Path) -> None:
         torch.set_num_threads(1)
         recipe = chaos_recipe(storage)
         (storage / BEGUN).touch()
-        run(recipe, Console(file=io.StringIO()))
+        run_recipe(recipe, Console(file=io.StringIO()))
         (storage / MODULES).write_text("\n".join(sys.modules))
         os._exit(0)
     except BaseException:
@@ -117,8 +119,8 @@ def left_by(recipe: Recipe) -> dict[str, Any]:
             f"{folder.name}/{f.relative_to(folder)}": sha256(f.read_bytes()).hexdigest()
             for f in sorted(folder.rglob("encoder.safetensors"))
         }
-        found[f"{folder.name}/{RESULT}"] = json.loads((folder / RESULT).read_text("utf-8"))
-        for file in sorted(folder.rglob(METRICS)):
+        found[f"{folder.name}/{RESULT_FILE}"] = json.loads((folder / RESULT_FILE).read_text("utf-8"))
+        for file in sorted(folder.rglob(METRICS_FILE)):
             rows = [{k: v for k, v in row.items() if not k.startswith(OF_THE_CLOCK)} for row in read_metrics(file)]
             found[f"{folder.name}/{file.relative_to(folder)}"] = rows
     found["unfinished files"] = sorted(p.name for p in (recipe.storage / recipe.name).rglob(".*.tmp"))
@@ -174,7 +176,8 @@ def main(kills: int = KILLS, seed: int = 0) -> int:
             wrong = differences(expected, left_by(chaos_recipe(storage)))
             recipes, bad = recipes + 1, bad + bool(wrong)
             print(
-                f"{made:4} kills  recipe {recipes}: ended after {made - before}, {'as if never killed' if not wrong else f'DIFFERS: {wrong}'}",
+                f"{made:4} kills  recipe {recipes}: ended after {made - before}, "
+                f"{'as if never killed' if not wrong else f'DIFFERS: {wrong}'}",
                 flush=True,
             )
             shutil.rmtree(storage)

@@ -1,8 +1,11 @@
-"""Machines, drivers and workers killed at random on a Ray cluster: `python -m tests.scripts.chaos_cluster [--machines 3] [--kills 3] [method ...]`.
+"""Kills machines, drivers and workers at random on a Ray cluster.
 
-The cluster is of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe (its pretraining on two workers;
-for nat also kNN and probe, a fine-tuning and the embeddings) is run to its end twice: left alone, and killed. A machine that is killed is
-replaced by another, a worker by Ray; a driver is run again. What is left at the end, in files and in MLflow, must be the same to the last bit.
+Usage: `python -m tests.scripts.chaos_cluster [--machines 3] [--kills 3] [method ...]`.
+
+The cluster consists of raylets on this machine: a head that has no CPU, and machines of two. For every method a recipe
+(its pretraining on two workers; for nat also kNN and probe, a fine-tuning and the embeddings) is run to its end twice:
+without and with kills. A machine that is killed is replaced by another, a worker by Ray; a driver is run again. Files
+and MLflow must be the same to the last bit at the end.
 """
 
 import argparse
@@ -169,7 +172,8 @@ def main(methods: list[str], machines: int, kills: int, seed: int) -> int:
                 wrong = differences(*left)
                 bad += bool(wrong)
                 print(
-                    f"{method}: {len(left[0])} things compared, {'as if left alone' if not wrong else f'DIFFERS: {wrong}'}",
+                    f"{method}: {len(left[0])} things compared, "
+                    f"{'as if left alone' if not wrong else f'DIFFERS: {wrong}'}",
                     flush=True,
                 )
     finally:

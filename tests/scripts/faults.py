@@ -1,6 +1,7 @@
-"""The fault matrix: `python -m tests.scripts.faults [--slow]` runs the tests that show what becomes of each fault, and writes docs/reliability.md's table.
+"""The fault matrix: runs the tests of each fault and writes the table of docs/reliability.md.
 
-A test says which row it shows with `@pytest.mark.fault(row, "what exactly")`. Without `--slow` those that start Ray are left out. `--of FILE ...`
+Usage: `python -m tests.scripts.faults [--slow]`. A test names its row by `@pytest.mark.fault(row, "what exactly")`.
+Without `--slow` tests that start Ray are left out. `--of FILE ...`
 runs nothing, and takes what pytest has left of earlier runs (`--junitxml`).
 """
 
@@ -105,7 +106,8 @@ class Row:
             outcome = "FAILED"
         elif not ran and number not in WITHOUT_TEST:
             outcome = f"{outcome} (not run)"
-        return f"| {number} | {name} | {outcome} | {WITHOUT_TEST.get(number, told)} | {f'{self.seconds:.1f}' if ran else ''} |"
+        seconds = f"{self.seconds:.1f}" if ran else ""
+        return f"| {number} | {name} | {outcome} | {WITHOUT_TEST.get(number, told)} | {seconds} |"
 
 
 class Collector:

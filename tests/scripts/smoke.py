@@ -1,4 +1,6 @@
-"""Trial runs of all recipes, or of those named: `python -m tests.scripts.smoke [nat/table3 ...]`. Tiny data in the true layouts; a line for each.
+"""Runs the trials of all recipes, or of those named: `python -m tests.scripts.smoke [nat/table3 ...]`.
+
+The data are tiny sets in the published layouts. Prints a line for each recipe.
 
 A recipe whose encoder comes from others is run after them, in the same storage.
 """
@@ -16,18 +18,18 @@ import torch
 from rich.console import Console
 
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.catalog import FOLDER, listed
-from firstlight.pipeline.config.recipe import load
+from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
+from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from tests.support.layouts import LAYOUTS
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def data(name: str, folder: Path) -> tuple[str, ...]:
-    """The overrides that point a recipe to its data, which is written the first time."""
-    dataset = yaml_reader.read(FOLDER / f"{name}.yaml")["dataset"]
+    """Returns the overrides that point a recipe to its data, which are written the first time."""
+    dataset = yaml_reader.read_yaml(RECIPES_FOLDER / f"{name}.yaml")["dataset"]
     kind = dataset if isinstance(dataset, str) else dataset["name"]
     if kind == "digits":
         return ()
@@ -49,13 +51,15 @@ def trial(name: str, folder: Path) -> int:
     Raises:
         UserError, StopTraining, StageFailed: as `firstlight.pipeline.run.runner.run`.
     """
-    recipe = load(FOLDER / f"{name}.yaml", (*data(name, folder / "data"), f"storage={folder / 'runs'}"), smoke=True)
-    return len(run(recipe, Console(file=io.StringIO())))
+    recipe = load_recipe(
+        RECIPES_FOLDER / f"{name}.yaml", (*data(name, folder / "data"), f"storage={folder / 'runs'}"), smoke=True
+    )
+    return len(run_recipe(recipe, Console(file=io.StringIO())))
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """With the recipes that they need, those first."""
-    needs = {recipe.name: recipe.needs.after if recipe.needs else () for recipe in listed()}
+    """Returns the names and those of the recipes that they need, these first."""
+    needs = {recipe.name: recipe.needs.after if recipe.needs else () for recipe in list_recipes()}
     out: list[str] = []
 
     def take(name: str) -> None:
@@ -70,11 +74,11 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def main(names: Sequence[str]) -> int:
-    """How many have failed."""
+    """Returns how many have failed."""
     torch.set_num_threads(1)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name in in_order(names or [recipe.name for recipe in listed()]):
+        for name in in_order(names or [recipe.name for recipe in list_recipes()]):
             start, used, told = time.monotonic(), time.process_time(), "ok    "
             try:
                 trial(name, Path(folder))

@@ -1,4 +1,4 @@
-"""A Ray cluster whose autoscaler starts machines when they are asked for: raylets on this one, by Ray's own provider for tests."""
+"""A Ray cluster whose autoscaler starts machines on demand, as raylets on this one, by Ray's provider for tests."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ MACHINE = {"CPU": 2, "object_store_memory": 100 * 2**20}
 
 
 def configuration(address: str, most: int) -> dict[str, Any]:
-    """A head without CPUs, and up to `most` machines, none at the start."""
+    """Returns the file of a cluster with a head without CPUs and up to `most` machines, none at the start."""
     kinds = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "machine": {"resources": MACHINE, "node_config": {}, "min_workers": 0, "max_workers": most},
@@ -50,7 +50,7 @@ def configuration(address: str, most: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def growing(folder: Path, most: int) -> Iterator[str]:
-    """The address of such a cluster. Its processes are ended behind it."""
+    """Starts such a cluster, yields its address and ends its processes."""
     file, address = folder / "autoscaling.json", f"127.0.0.1:{free_port(6390)}"
     file.write_text(json.dumps(configuration(address, most)))
     ray_command = [

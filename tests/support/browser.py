@@ -31,13 +31,18 @@ FLAGS = [
 ]
 PATIENCE_S = 60.0
 
-# What a reader meets, measured in the page: texts with too little contrast, elements that are wider than the window, images that did not load.
+# Measures in the page: texts with too little contrast, elements wider than the window, images that did not load.
 MEASURE = """(() => {
   const channel = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
   const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
   const parse = s => { const m = s.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > 0.99) return c; }
-    return [255, 255, 255, 1]; };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c[3] > 0.99) return c;
+    }
+    return [255, 255, 255, 1];
+  };
   const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   let count = 0;
   while (texts.nextNode()) {
@@ -57,14 +62,15 @@ MEASURE = """(() => {
     small: [...document.querySelectorAll('p, li, td, th, dd')].filter(
       e => e.checkVisibility() && parseFloat(getComputedStyle(e).fontSize) < 12).length,
     headings: [...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1])),
-    headless: [...document.querySelectorAll('table')].filter(t => !t.querySelector('th[scope=col]') || !t.caption).length,
+    headless: [...document.querySelectorAll('table')].filter(
+      t => !t.querySelector('th[scope=col]') || !t.caption).length,
     scripts: document.scripts.length,
   };
 })()"""
 
 
 def chromium() -> str | None:
-    """Its path, None where there is none."""
+    """Returns the path of a browser, or None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -181,5 +187,8 @@ def _requests(events: list[dict[str, Any]], file: Path) -> list[str]:
 
 
 def look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None = None) -> Seen:
-    """Open the page in a browser of its own, `width` pixels wide, with everything unfolded; `picture`: where a screenshot of it, folded, goes."""
+    """Opens the page in a new browser, `width` pixels wide, and measures it with everything unfolded.
+
+    `picture`: the file of a screenshot with everything folded.
+    """
     return asyncio.run(_look(file, width, scheme, picture))

@@ -1,4 +1,7 @@
-"""`firstlight ...` in a process that can be stopped, killed or kept short of disk: forked from one that has imported everything."""
+"""Starts `firstlight ...` in a process that can be stopped, killed or kept short of disk.
+
+The process is forked from one that has imported everything: imports take longer than the run of a small recipe.
+"""
 
 import multiprocessing
 import os
@@ -9,27 +12,34 @@ from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# What a run imports on its way takes longer than the run: before the fork.
 import matplotlib.backends.backend_agg  # noqa: F401
 import mlflow.data
 import mlflow.store.artifact.local_artifact_repo
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import pytest
 import sklearn.datasets  # noqa: F401
 import torch
+import torch._dynamo
 
 import firstlight.pipeline.run.runner  # noqa: F401
 from firstlight.pipeline.cli.main import main
+from tests.support import mlflow_tables
 
 
-def _main(arguments: list[str], output: str, environment: dict[str, str], largest_file: int | None) -> None:
+def _main(
+    arguments: list[str], output: str, environment: dict[str, str], largest_file: int | None, template: Path | None
+) -> None:
     os.environ.update(environment)
+    if template is not None:
+        mlflow_tables.copy_tables_from(template, pytest.MonkeyPatch())
     os.setsid()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(output, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    if largest_file is not None:  # to a write, this is a full disk
+    # To a write, this is a full disk.
+    if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     sys.argv = ["firstlight", *arguments]
@@ -37,7 +47,7 @@ def _main(arguments: list[str], output: str, environment: dict[str, str], larges
 
 
 class Command:
-    """A running command. `output`: where what it prints is."""
+    """A running command. `output`: the file of what it prints."""
 
     def __init__(self, process: BaseProcess, output: Path) -> None:
         self.process, self._output = process, output
@@ -47,7 +57,7 @@ class Command:
         os.kill(self.process.pid, number)
 
     def wait(self, timeout: float = 120) -> tuple[int, str]:
-        """Its exit code (a signal is negative), and what it has printed."""
+        """Returns its exit code (negative for a signal) and what it has printed."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -60,6 +70,8 @@ def start(
 ) -> Command:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.command"])
-    process = context.Process(target=_main, args=([*arguments], str(output), dict(environment or {}), largest_file))
+    options = (dict(environment or {}), largest_file, mlflow_tables.current_template)
+    arguments_of_main = ([*arguments], str(output), *options)
+    process = context.Process(target=_main, args=arguments_of_main)
     process.start()
     return Command(process, output)

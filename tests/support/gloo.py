@@ -1,4 +1,4 @@
-"""A pool of processes joined by gloo: what two training workers are, below Ray. Started once per test session."""
+"""A pool of processes joined by gloo, like training workers without Ray. Tests start it once per session."""
 
 import tempfile
 import traceback
@@ -12,7 +12,10 @@ import torch.multiprocessing as mp
 
 
 class Pool:
-    """`run(function, *args)` calls an importable function on every rank at once; the answers come in rank order."""
+    """Processes that call functions together. `run(function, *args)` calls an importable function on every rank.
+
+    The answers come in rank order.
+    """
 
     def __init__(self, world: int) -> None:
         context = mp.get_context("spawn")

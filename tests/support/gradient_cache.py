@@ -10,7 +10,7 @@ def assert_the_same(whole: Learner, parted: Learner, batch: Batch, size: int) ->
     """`whole` and `parted` are the same learner, built twice; `size`: images of a part."""
     loss = whole(batch)["loss"]
     loss.backward()
-    parts = [parted.embed(batch.part(start, start + size)) for start in range(0, len(batch.ids), size)]
+    parts = [parted.embed(batch.select_range(start, start + size)) for start in range(0, len(batch.ids), size)]
     in_parts = parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), batch)["loss"]
     in_parts.backward()
     assert float(in_parts.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Tiny sets of noise in the layouts that data sets are published in: what the tests of sources and the trial runs of recipes read."""
+"""Tiny data sets of noise in published layouts, for tests of sources and trial runs of recipes."""
 
 import gzip
 import io
@@ -36,7 +36,7 @@ def put(file: Path, content: bytes | str) -> None:
 
 
 def cifar_rows(images: np.ndarray, *labels: np.ndarray) -> bytes:
-    """(n, 32, 32, 3) and labels (n,) as the binary files have them: labels, then the red, the green and the blue plane, row by row."""
+    """Returns (n, 32, 32, 3) images and (n,) labels as CIFAR's binary rows: labels, then red, green and blue plane."""
     columns = [bytes(np.stack([column[k] for column in labels]).astype(np.uint8)) for k in range(len(images))]
     return b"".join(first + image.transpose(2, 0, 1).tobytes() for first, image in zip(columns, images, strict=True))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import Tracking
 from tests.support import recipes
 
@@ -13,7 +13,7 @@ STORE, CODE = "ab" * 32, "cd" * 32
 
 
 class Past:
-    """Makes runs and the folders that remember them, in `storage`."""
+    """Writes runs to MLflow, and their folders to `storage`."""
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
@@ -44,7 +44,7 @@ class Past:
         folder = self._folder(recipe, "pretrain", seed) / "encoder"
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps({"files": {"encoder.safetensors": {"sha256": str(seed)}}}))
-        self.tracking.log_encoder(run_id, folder, Instance("pretrain", seed, "f", folder), register_as)
+        self.tracking.log_encoder(run_id, folder, StageInstance("pretrain", seed, "f", folder), register_as)
         self.tracking.numbers(run_id, {"loss": 0.75, "watch_knn": 0.9, "images_per_s": 100.0 + seed})
         self.tracking.finish(run_id)
         return run_id
@@ -77,7 +77,7 @@ class Past:
 
 
 def chain(storage: Path) -> tuple[Past, dict[str, str]]:
-    """A recipe of two seeds; another that evaluates the encoder that the first has registered."""
+    """Writes a recipe of two seeds, and another that evaluates the encoder that the first registered."""
     past = Past(storage)
     runs = {"first": past.recipe("first")}
     runs["prepare"] = past.prepare("first", runs["first"])

@@ -1,10 +1,13 @@
-"""A small recipe on the digits, for tests: trains in seconds, touches everything."""
+"""A small recipe on the digits, for tests. It trains in seconds and has a stage of most kinds."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.config.recipe import Recipe, parse
+# Its import makes the kinds of stages known to recipes.
+import firstlight.pipeline.stages.registry  # noqa: F401
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.store import Store
 
@@ -47,7 +50,7 @@ RECIPE: dict[str, Any] = {
 
 
 def recipe(storage: Path, **changes: Any) -> Recipe:
-    """The small recipe; `changes` are dotted keys with `__` for the dot: stages__pretrain__epochs=3."""
+    """Returns the small recipe. `changes` are dotted keys with `__` for the dot: stages__pretrain__epochs=3."""
     raw = json.loads(json.dumps({**RECIPE, "storage": str(storage)}))
     for key, value in changes.items():
         *path, last = key.split("__")
@@ -55,9 +58,9 @@ def recipe(storage: Path, **changes: Any) -> Recipe:
         for part in path:
             here = here.setdefault(part, {})
         here[last] = value
-    return parse(raw)
+    return parse_recipe(raw)
 
 
 def store(folder: Path) -> Store:
-    """The digits, prepared in this process."""
+    """Prepares the digits in this process."""
     return prepare(recipe(folder).dataset, folder / "stores", lambda: False, lambda done, total: None)

@@ -7,12 +7,12 @@ from firstlight.tasks.collective import (
     all_sum,
     barrier,
     broadcast_object,
-    from_rank_zero,
-    gather,
+    compute_on_rank_zero,
     gather_objects,
-    mine,
+    gather_over_workers,
     rank,
-    world,
+    select_own_rows,
+    world_size,
 )
 from tests.support.gloo import Pool
 
@@ -29,7 +29,7 @@ def loss_weights(of: int, shape: tuple[int, ...]) -> Tensor:
 
 def gather_on_this_rank(transposed: bool) -> tuple[Tensor, Tensor]:
     x = rows(rank()).T.contiguous().T if transposed else rows(rank())
-    everyone = gather(x.requires_grad_())
+    everyone = gather_over_workers(x.requires_grad_())
     (everyone * loss_weights(rank(), (6, 2))).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     return everyone.detach(), x.grad
@@ -68,9 +68,9 @@ def the_rest_on_this_rank() -> dict[str, object]:
 
     barrier()
     return {
-        "place": (rank(), world()),
-        "mine": mine(torch.arange(8).view(4, 2)).tolist(),
-        "from zero": from_rank_zero(reverse, torch.arange(4) + 10 * rank(), torch.zeros(1)).tolist(),
+        "place": (rank(), world_size()),
+        "mine": select_own_rows(torch.arange(8).view(4, 2)).tolist(),
+        "from zero": compute_on_rank_zero(reverse, torch.arange(4) + 10 * rank(), torch.zeros(1)).tolist(),
         "calls": calls,
         "broadcast 0": broadcast_object({"rank": rank()}),
         "broadcast 1": broadcast_object({"rank": rank()}, source=1),
@@ -96,10 +96,10 @@ def test_on_one_worker_all_are_the_identity(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(dist, name, lambda *a, **k: pytest.fail("a collective was called"))
     x, value = rows(0), {"a": 1}
     barrier()
-    assert (rank(), world()) == (0, 1)
-    assert gather(x) is x
+    assert (rank(), world_size()) == (0, 1)
+    assert gather_over_workers(x) is x
     assert all_sum(x) is x
-    assert torch.equal(mine(x), x)
-    assert from_rank_zero(lambda a: a, x) is x
+    assert torch.equal(select_own_rows(x), x)
+    assert compute_on_rank_zero(lambda a: a, x) is x
     assert broadcast_object(value) is value
     assert gather_objects(value) == [value]

@@ -7,21 +7,21 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from firstlight.tasks.corruption import (
+    add_patch_noise,
+    add_pixel_noise,
     big_block_sides,
-    covered,
-    noise_levels,
-    patch_gaussian,
-    pixel_gaussian,
-    random_squares,
+    draw_noise_levels,
+    draw_squares,
+    mask_squares,
     small_block_count,
     small_block_side,
 )
-from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.counter_rng import derive_keys
 from tests.support import references
 
 
 def some_keys(count: int, turn: int = 0) -> torch.Tensor:
-    return keys(0, torch.full((count,), turn), torch.arange(count), 1)
+    return derive_keys(0, torch.full((count,), turn), torch.arange(count), 1)
 
 
 def images(count: int, size: int) -> torch.Tensor:
@@ -29,15 +29,15 @@ def images(count: int, size: int) -> torch.Tensor:
 
 
 def test_noise_levels_are_uniform_between_their_bounds() -> None:
-    levels = noise_levels(some_keys(50_000), 10 / 255, 50 / 255)
+    levels = draw_noise_levels(some_keys(50_000), 10 / 255, 50 / 255)
     assert levels.shape == (50_000,)
     assert stats.kstest(levels.numpy(), stats.uniform(10 / 255, 40 / 255).cdf).pvalue > 1e-3
-    assert torch.equal(noise_levels(some_keys(5), 0.1, 0.1), torch.full((5,), 0.1))
+    assert torch.equal(draw_noise_levels(some_keys(5), 0.1, 0.1), torch.full((5,), 0.1))
 
 
 def test_pixel_noise_has_the_level_of_its_image_in_every_channel() -> None:
     clean, levels = images(4, 64), torch.tensor([0.0, 0.05, 0.1, 0.2])
-    noise = pixel_gaussian(clean, levels, some_keys(4)) - clean
+    noise = add_pixel_noise(clean, levels, some_keys(4)) - clean
     assert noise[0].abs().max() == 0
     for image, level in zip(noise[1:], levels[1:], strict=True):
         for channel in image:
@@ -49,7 +49,7 @@ def test_pixel_noise_has_the_level_of_its_image_in_every_channel() -> None:
 
 
 def test_noise_is_not_clipped() -> None:
-    noisy = pixel_gaussian(torch.zeros(8, 3, 16, 16), torch.full((8,), 0.2), some_keys(8))
+    noisy = add_pixel_noise(torch.zeros(8, 3, 16, 16), torch.full((8,), 0.2), some_keys(8))
     assert float(noisy.mean()) == pytest.approx(0, abs=0.01)
     assert float(noisy.min()) < -0.4
 
@@ -57,7 +57,7 @@ def test_noise_is_not_clipped() -> None:
 @pytest.mark.parametrize(("size", "patch"), [(8, 4), (29, 4), (5, 7), (9, 1), (6, 3)])
 def test_pixels_of_a_patch_share_their_noise(size: int, patch: int) -> None:
     clean, levels = images(3, size).double(), torch.tensor([0.1, 0.2, 0.3])
-    noise = patch_gaussian(clean, levels, some_keys(3), patch) - clean
+    noise = add_patch_noise(clean, levels, some_keys(3), patch) - clean
     assert noise.shape == clean.shape
     for image in noise:
         for channel in image:
@@ -71,7 +71,7 @@ def test_pixels_of_a_patch_share_their_noise(size: int, patch: int) -> None:
 
 def test_patch_noise_has_the_level_of_its_image() -> None:
     clean, levels = torch.zeros(2, 3, 128, 128), torch.tensor([0.1, 0.2])
-    noise = patch_gaussian(clean, levels, some_keys(2), 4)
+    noise = add_patch_noise(clean, levels, some_keys(2), 4)
     assert noise.flatten(1).std(1).tolist() == pytest.approx([0.1, 0.2], rel=0.05)
 
 
@@ -81,7 +81,7 @@ def test_squares_are_inside_the_image_and_their_sides_between_the_bounds(
 ) -> None:
     low = data.draw(st.integers(1, size))
     high = data.draw(st.integers(low, size))
-    side, top, left = random_squares(some_keys(50), count, (low, high), size)
+    side, top, left = draw_squares(some_keys(50), count, (low, high), size)
     assert side.shape == top.shape == left.shape == (50, count)
     assert side.min() >= low
     assert side.max() <= high
@@ -91,7 +91,7 @@ def test_squares_are_inside_the_image_and_their_sides_between_the_bounds(
 
 
 def test_sides_and_places_are_uniform() -> None:
-    side, top, left = random_squares(some_keys(20_000), 1, (8, 14), 29)
+    side, top, left = draw_squares(some_keys(20_000), 1, (8, 14), 29)
     assert stats.chisquare(torch.bincount(side.flatten() - 8, minlength=7).numpy()).pvalue > 1e-3
     for start in (top, left):
         assert stats.chisquare(torch.bincount(start[side == 8], minlength=22).numpy()).pvalue > 1e-3
@@ -103,9 +103,9 @@ def test_sides_and_places_are_uniform() -> None:
 @pytest.mark.parametrize(("size", "sides"), [(29, (8, 14)), (32, (4, 4)), (7, (1, 7))])
 def test_covered_pixels_are_those_of_a_loop_over_the_squares(size: int, sides: tuple[int, int], count: int) -> None:
     clean = images(6, size)
-    squares = random_squares(some_keys(6), count, sides, size)
+    squares = draw_squares(some_keys(6), count, sides, size)
     mean = torch.tensor([0.5, 0.4, 0.3])
-    blocked = torch.where(covered(*squares, size), mean.view(1, 3, 1, 1), clean)
+    blocked = torch.where(mask_squares(*squares, size), mean.view(1, 3, 1, 1), clean)
     for k in range(6):
         own = list(zip(*(part[k].tolist() for part in squares), strict=True))
         assert torch.equal(blocked[k], references.dae_blocked(clean[k], own, mean.tolist()))
@@ -131,6 +131,6 @@ def test_number_of_small_blocks() -> None:
 
 
 def test_another_epoch_draws_other_numbers() -> None:
-    first, second = (random_squares(some_keys(200, turn), 1, (8, 14), 29) for turn in (0, 1))
+    first, second = (draw_squares(some_keys(200, turn), 1, (8, 14), 29) for turn in (0, 1))
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert float((first[1] == second[1]).float().mean()) < 0.2

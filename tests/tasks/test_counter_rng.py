@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from firstlight.tasks.counter_rng import keys, normal, uniform
+from firstlight.tasks.counter_rng import derive_keys, draw_normal, draw_uniform
 
 IDS = torch.arange(2000)
 COUNT = 100
@@ -15,7 +15,7 @@ M64 = 2**64 - 1
 
 def keyed(seed: int, turn: int, ids: Tensor, stream: int) -> Tensor:
     """All images in the same pass."""
-    return keys(seed, torch.full_like(ids, turn), ids, stream)
+    return derive_keys(seed, torch.full_like(ids, turn), ids, stream)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -42,11 +42,11 @@ def test_known_answers_of_splitmix64() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 1234567, 2**63 - 1, -1, -(2**63)])
 def test_uniform_is_splitmix64(seed: int) -> None:
     expected = [(z >> 40) / 2**24 for z in splitmix64(seed & M64, 7)]
-    assert uniform(torch.tensor([seed]), 7)[0].tolist() == expected
+    assert draw_uniform(torch.tensor([seed]), 7)[0].tolist() == expected
 
 
 def test_uniform_moments_and_distribution() -> None:
-    draws = uniform(keyed(0, 0, IDS, 0), COUNT)
+    draws = draw_uniform(keyed(0, 0, IDS, 0), COUNT)
     assert draws.shape == (len(IDS), COUNT)
     assert draws.dtype == torch.float32
     assert draws.min() >= 0
@@ -57,12 +57,12 @@ def test_uniform_moments_and_distribution() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, COUNT - 1])
 def test_uniform_over_images_at_one_position(position: int) -> None:
-    draws = uniform(keyed(3, 7, torch.arange(50_000), 2), position + 1)[:, position]
+    draws = draw_uniform(keyed(3, 7, torch.arange(50_000), 2), position + 1)[:, position]
     assert stats.kstest(draws.double().numpy(), "uniform").pvalue > 1e-3
 
 
 def test_pairs_fill_the_square() -> None:
-    draws = uniform(keyed(1, 0, torch.arange(40_000), 0), 3)
+    draws = draw_uniform(keyed(1, 0, torch.arange(40_000), 0), 3)
     for a, b in itertools.combinations(range(3), 2):
         cells = (draws[:, a] * 8).long() * 8 + (draws[:, b] * 8).long()
         assert stats.chisquare(torch.bincount(cells, minlength=64).numpy()).pvalue > 1e-3
@@ -70,7 +70,7 @@ def test_pairs_fill_the_square() -> None:
 
 @pytest.mark.parametrize("count", [COUNT, COUNT + 1])
 def test_normal_moments_and_distribution(count: int) -> None:
-    draws = normal(keyed(0, 0, IDS, 0), count).double()
+    draws = draw_normal(keyed(0, 0, IDS, 0), count).double()
     n = draws.numel()
     assert draws.shape == (len(IDS), count)
     assert torch.isfinite(draws).all()
@@ -83,7 +83,7 @@ def test_normal_moments_and_distribution(count: int) -> None:
 
 def test_normal_numbers_of_an_image_are_independent() -> None:
     """Those of one Box-Muller pair too, squares included: a shared radius would show there."""
-    draws = normal(keyed(5, 0, torch.arange(40_000), 0), 6).double()
+    draws = draw_normal(keyed(5, 0, torch.arange(40_000), 0), 6).double()
     bound = 5 / math.sqrt(len(draws))
     for values in (draws, draws**2):
         off = torch.corrcoef(values.T) - torch.eye(6)
@@ -91,22 +91,22 @@ def test_normal_numbers_of_an_image_are_independent() -> None:
 
 
 def test_the_same_key_gives_the_same_numbers() -> None:
-    assert torch.equal(uniform(keyed(1, 2, IDS, 3), 5), uniform(keyed(1, 2, IDS, 3), 5))
+    assert torch.equal(draw_uniform(keyed(1, 2, IDS, 3), 5), draw_uniform(keyed(1, 2, IDS, 3), 5))
 
 
 def test_numbers_do_not_depend_on_the_batch_or_its_order() -> None:
     order = torch.randperm(len(IDS))
-    assert torch.equal(normal(keyed(1, 2, IDS, 3), 9)[order], normal(keyed(1, 2, IDS[order], 3), 9))
+    assert torch.equal(draw_normal(keyed(1, 2, IDS, 3), 9)[order], draw_normal(keyed(1, 2, IDS[order], 3), 9))
 
 
 def test_uniform_numbers_do_not_depend_on_how_many_are_drawn() -> None:
-    assert torch.equal(uniform(keyed(1, 2, IDS, 3), 5), uniform(keyed(1, 2, IDS, 3), 50)[:, :5])
+    assert torch.equal(draw_uniform(keyed(1, 2, IDS, 3), 5), draw_uniform(keyed(1, 2, IDS, 3), 50)[:, :5])
 
 
 @pytest.mark.parametrize("other", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (2**40, 0, 0), (0, 2**20, 0)], ids=str)
 def test_seeds_passes_and_streams_are_uncorrelated(other: tuple[int, int, int]) -> None:
     seed, turn, stream = other
-    first, second = uniform(keyed(0, 0, IDS, 0), COUNT), uniform(keyed(seed, turn, IDS, stream), COUNT)
+    first, second = draw_uniform(keyed(0, 0, IDS, 0), COUNT), draw_uniform(keyed(seed, turn, IDS, stream), COUNT)
     assert abs(correlation(first, second)) < 4 / math.sqrt(first.numel())
     # Nor are they the same numbers at other places.
     for shift in (1, 2):
@@ -114,7 +114,7 @@ def test_seeds_passes_and_streams_are_uncorrelated(other: tuple[int, int, int]) 
 
 
 def test_neighbouring_images_are_uncorrelated() -> None:
-    draws = uniform(keyed(0, 0, IDS, 0), COUNT)
+    draws = draw_uniform(keyed(0, 0, IDS, 0), COUNT)
     assert abs(correlation(draws[1:], draws[:-1])) < 4 / math.sqrt(draws.numel())
     assert abs(correlation(draws[1:, :-1], draws[:-1, 1:])) < 4 / math.sqrt(draws.numel())
 
@@ -129,7 +129,7 @@ def test_keys_are_distinct() -> None:
 
 def test_every_image_has_a_pass_of_its_own() -> None:
     ids, turns = torch.tensor([5, 9, 5, 700]), torch.tensor([0, 3, 4, 3])
-    together = keys(2, turns, ids, 1)
+    together = derive_keys(2, turns, ids, 1)
     assert torch.equal(together, torch.cat([keyed(2, int(t), i[None], 1) for t, i in zip(turns, ids, strict=True)]))
     assert together[0] != together[2], "the same image, later"
 

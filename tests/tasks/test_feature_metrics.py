@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from firstlight.tasks import feature_metrics as module
-from firstlight.tasks.feature_metrics import alignment, collapse, dead, feature_std, rankme, signals, uniformity
+from firstlight.tasks.feature_metrics import (
+    alignment,
+    compute_feature_metrics,
+    dead_dimensions,
+    describe_collapse,
+    feature_std,
+    rankme,
+    uniformity,
+)
 
 
 def random(n: int, d: int, seed: int = 0) -> Tensor:
@@ -45,59 +53,61 @@ def test_they_are_the_formulas(n: int, d: int, seed: int) -> None:
 def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = random(60, 5)
     whole = uniformity(x)
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(module, "UNIFORMITY_BLOCK", 7)
     assert uniformity(x) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("limit", ["SIDE", "PAIRED"])
+@pytest.mark.parametrize("limit", ["MAX_EIGENVALUE_SIDE", "MAX_UNIFORMITY_IMAGES"])
 def test_many_are_judged_by_some_that_are_spread_evenly(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     x = random(101, 40)
     monkeypatch.setattr(module, limit, 11)
     some = x[::10]
-    assert rankme(x) == pytest.approx(naive_rank((some if limit == "SIDE" else x).numpy()), rel=1e-5)
-    assert uniformity(x) == pytest.approx(naive_uniformity((some if limit == "PAIRED" else x).tolist()), rel=1e-4)
+    assert rankme(x) == pytest.approx(naive_rank((some if limit == "MAX_EIGENVALUE_SIDE" else x).numpy()), rel=1e-5)
+    assert uniformity(x) == pytest.approx(
+        naive_uniformity((some if limit == "MAX_UNIFORMITY_IMAGES" else x).tolist()), rel=1e-4
+    )
 
 
 def test_what_even_features_have() -> None:
     x = random(4000, 16)
     assert rankme(x) == pytest.approx(16, abs=0.1)
     assert feature_std(x) == pytest.approx(16**-0.5, rel=0.02)
-    assert dead(x) == 0
-    assert collapse(signals(x), 16) is None
+    assert dead_dimensions(x) == 0
+    assert describe_collapse(compute_feature_metrics(x), 16) is None
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_a_point_has_collapsed(noise: float) -> None:
     x = torch.ones(50, 16) * 3 + noise * random(50, 16)
-    found = signals(x)
+    found = compute_feature_metrics(x)
     assert found["rankme"] == pytest.approx(1, abs=0.01)
     assert found["uniformity"] == pytest.approx(0, abs=1e-6)
-    assert "effective rank is 1.00 of 16" in str(collapse(found, 16))
+    assert "effective rank is 1.00 of 16" in str(describe_collapse(found, 16))
 
 
 def test_a_spread_that_is_tiny_has_collapsed_though_its_rank_is_not_one() -> None:
-    assert "standard deviation is 4.0%" in str(collapse({"rankme": 3.0, "feature_std": 0.01}, 16))
-    assert collapse({"rankme": 3.0, "feature_std": 0.0126}, 16) is None
+    assert "standard deviation is 4.0%" in str(describe_collapse({"rankme": 3.0, "feature_std": 0.01}, 16))
+    assert describe_collapse({"rankme": 3.0, "feature_std": 0.0126}, 16) is None
 
 
 def test_constant_dimensions_are_dead() -> None:
     x = random(50, 8)
     x[:, 3], x[:, 5] = 0.0, 100.1
-    assert dead(x) == 0.25
+    assert dead_dimensions(x) == 0.25
 
 
 def test_a_dead_network_is_told_of_in_numbers() -> None:
-    found = signals(torch.zeros(20, 4))
+    found = compute_feature_metrics(torch.zeros(20, 4))
     assert all(math.isfinite(value) for value in found.values())
     assert found["dead_dimensions"] == 1
-    assert collapse(found, 4)
+    assert describe_collapse(found, 4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_has_no_signals(value: float) -> None:
     x = random(20, 4)
     x[3, 2] = value
-    assert signals(x) == {}
+    assert compute_feature_metrics(x) == {}
 
 
 def test_one_image_has_no_pairs() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import firstlight.tasks.memory_bank
-from firstlight.tasks.collective import gather, rank, world
-from firstlight.tasks.memory_bank import MemoryBank, first_rows
+from firstlight.tasks.collective import gather_over_workers, rank, world_size
+from firstlight.tasks.memory_bank import MemoryBank, draw_initial_rows
 from tests.support import references
 from tests.support.gloo import Pool
 
@@ -23,7 +23,7 @@ def bank(size: int = 13, dim: int = 4, chunk: int = 5, seed: int = 0, unit: bool
     """In float64, and with this worker's shard of the same rows on any number of workers."""
     memory = MemoryBank(size, dim, seed, chunk)
     everything = rows(size, dim, seed)
-    memory.rows = (F.normalize(everything, dim=1) if unit else everything)[memory.ids].contiguous()
+    memory.values = (F.normalize(everything, dim=1) if unit else everything)[memory.own_rows].contiguous()
     return memory
 
 
@@ -44,8 +44,8 @@ def naive(
 def test_the_pass_is_the_softmax_over_the_other_rows(chunk: int, own_logit: float | None, unit: bool) -> None:
     memory, own = bank(chunk=chunk, unit=unit), torch.tensor([0, 12, 4, 7])
     queries = F.normalize(rows(4, 4, 1), dim=1).requires_grad_()
-    found = memory.others(queries, own, 0.3, own_logit)
-    wanted = naive(queries, memory.rows, own, 0.3, own_logit)
+    found = memory.contrast_others(queries, own, 0.3, own_logit)
+    wanted = naive(queries, memory.values, own, 0.3, own_logit)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
         mine, its = (torch.autograd.grad(x.square().sum(), queries, retain_graph=True)[0] for x in (ours, theirs))
@@ -55,9 +55,9 @@ def test_the_pass_is_the_softmax_over_the_other_rows(chunk: int, own_logit: floa
 def test_the_entropy_is_that_of_the_paper() -> None:
     memory, queries = bank(), F.normalize(rows(3, 4, 1), dim=1)
     for own_logit in (None, -10.0):
-        entropy = memory.others(queries, torch.tensor([2, 5, 3]), 0.2, own_logit)[1].mean()
+        entropy = memory.contrast_others(queries, torch.tensor([2, 5, 3]), 0.2, own_logit)[1].mean()
         assert float(entropy) == pytest.approx(
-            references.super_and_entropy([queries], [2, 5, 3], memory.rows, 0.2, own_logit), rel=1e-10
+            references.super_and_entropy([queries], [2, 5, 3], memory.values, 0.2, own_logit), rel=1e-10
         )
 
 
@@ -65,19 +65,19 @@ def test_the_entropy_is_that_of_the_paper() -> None:
 def test_gradcheck(own_logit: float | None) -> None:
     memory, own = bank(), torch.tensor([3, 9])
     assert torch.autograd.gradcheck(
-        lambda x: memory.others(F.normalize(x, dim=1), own, 0.5, own_logit), (rows(2, 4, 1).requires_grad_(),)
+        lambda x: memory.contrast_others(F.normalize(x, dim=1), own, 0.5, own_logit), (rows(2, 4, 1).requires_grad_(),)
     )
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.1, 100.0])
 def test_float32_is_close_to_float64_at_any_temperature(temperature: float) -> None:
     memory, own = bank(size=3000, dim=32, chunk=700), torch.arange(0, 160, 10)
-    wide = F.normalize(memory.rows[own] + 0.5 * rows(16, 32, 1), dim=1).requires_grad_()
-    wanted = naive(wide, memory.rows, own, temperature, None)
+    wide = F.normalize(memory.values[own] + 0.5 * rows(16, 32, 1), dim=1).requires_grad_()
+    wanted = naive(wide, memory.values, own, temperature, None)
     (wanted[0].mean() + wanted[1].mean()).backward()
-    memory.rows = memory.rows.float()
+    memory.values = memory.values.float()
     narrow = wide.detach().float().requires_grad_()
-    found = memory.others(narrow, own, temperature)
+    found = memory.contrast_others(narrow, own, temperature)
     (found[0].mean() + found[1].mean()).backward()
     for ours, theirs in zip((*found, narrow.grad), (*wanted, wide.grad), strict=True):
         assert ours.dtype == torch.float32
@@ -86,18 +86,18 @@ def test_float32_is_close_to_float64_at_any_temperature(temperature: float) -> N
 
 def test_the_own_row_carries_no_weight_however_near() -> None:
     memory, own = bank(), torch.tensor([0, 1])
-    queries = memory.rows[:2].clone()
-    before = memory.others(queries, own, 0.01)[0][0]
-    memory.rows[0] *= 100.0  # its logit is now 10,000: were it the peak, all others would vanish
-    assert float(memory.others(queries, own, 0.01)[0][0]) == pytest.approx(float(before), rel=1e-12)
+    queries = memory.values[:2].clone()
+    before = memory.contrast_others(queries, own, 0.01)[0][0]
+    memory.values[0] *= 100.0  # its logit is now 10,000: were it the peak, all others would vanish
+    assert float(memory.contrast_others(queries, own, 0.01)[0][0]) == pytest.approx(float(before), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 50])
 def test_discovery_is_exact(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firstlight.tasks.memory_bank, "QUERIES", 3)
+    monkeypatch.setattr(firstlight.tasks.memory_bank, "NEIGHBOUR_QUERY_BLOCK", 3)
     memory = bank(size=17, chunk=chunk)
-    nearest, entropy = memory.discover(0.2)
-    wanted, entropies = references.super_and_neighbours(memory.rows, 0.2)
+    nearest, entropy = memory.find_neighbours(0.2)
+    wanted, entropies = references.super_and_neighbours(memory.values, 0.2)
     assert nearest.tolist() == wanted
     assert entropy.tolist() == pytest.approx(entropies, rel=1e-10)
 
@@ -105,27 +105,34 @@ def test_discovery_is_exact(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None
 @given(st.integers(2, 20), st.integers(1, 7), st.integers(0, 1000))
 def test_a_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk: int, seed: int) -> None:
     memory = bank(size=size, dim=2, chunk=chunk, seed=seed)
-    memory.rows = F.one_hot(torch.arange(size) % 2, 2).double()  # all even ids are equal, and all odd ones
-    nearest, _ = memory.discover(0.1)
+    memory.values = F.one_hot(torch.arange(size) % 2, 2).double()  # all even ids are equal, and all odd ones
+    nearest, _ = memory.find_neighbours(0.1)
     wanted = [next(j for j in (*range(i % 2, size, 2), 1 - i % 2) if j != i) for i in range(size)]
     assert nearest.tolist() == wanted
 
 
 def on_workers() -> list[Tensor]:
     """This worker's part of six queries, their gradients, the neighbours, the entropies and the Gram matrix before and after a write."""
-    memory, part = bank(chunk=2), slice(rank() * 6 // world(), (rank() + 1) * 6 // world())
+    memory, part = bank(chunk=2), slice(rank() * 6 // world_size(), (rank() + 1) * 6 // world_size())
     own = torch.tensor([12, 1, 5, 6, 2, 10])[part]
     queries = F.normalize(rows(6, 4, 1), dim=1)[part].requires_grad_()
-    found = memory.others(queries, own, 0.3, -10.0)
+    found = memory.contrast_others(queries, own, 0.3, -10.0)
     (found[0].sum() + found[1].square().sum()).backward()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(firstlight.tasks.memory_bank, "QUERIES", 2)
-        nearest, entropy = memory.discover(0.3)
-    before = memory.gram()
+        patch.setattr(firstlight.tasks.memory_bank, "NEIGHBOUR_QUERY_BLOCK", 2)
+        nearest, entropy = memory.find_neighbours(0.3)
+    before = memory.gram_matrix()
     memory.write(own, queries)
-    after = before + memory.settle()
+    after = before + memory.commit_gram_change()
     assert queries.grad is not None
-    return [*(gather(x.detach()) for x in (*found, queries.grad)), nearest, entropy, before, after, memory.gram()]
+    return [
+        *(gather_over_workers(x.detach()) for x in (*found, queries.grad)),
+        nearest,
+        entropy,
+        before,
+        after,
+        memory.gram_matrix(),
+    ]
 
 
 @pytest.mark.parametrize("workers", ["pool", "pool3"])
@@ -141,9 +148,9 @@ def test_any_number_of_workers_agree(workers: str, request: pytest.FixtureReques
 def empty_shards() -> list[Tensor]:
     """Two rows: the third of three workers has none."""
     memory = bank(size=2)
-    nearest, entropy = memory.discover(0.3)
-    partition, _ = memory.others(F.normalize(rows(1, 4, 1), dim=1), torch.tensor([0]), 0.3)
-    return [nearest, entropy, partition, memory.gram()]
+    nearest, entropy = memory.find_neighbours(0.3)
+    partition, _ = memory.contrast_others(F.normalize(rows(1, 4, 1), dim=1), torch.tensor([0]), 0.3)
+    return [nearest, entropy, partition, memory.gram_matrix()]
 
 
 def test_a_worker_may_hold_no_row(pool3: Pool) -> None:
@@ -157,39 +164,39 @@ def test_a_worker_may_hold_no_row(pool3: Pool) -> None:
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True), st.integers(0, 1000))
 def test_only_written_rows_change_and_the_gram_matrix_follows(ids: list[int], seed: int) -> None:
     memory = MemoryBank(13, 4, seed, 5)
-    gram, before = memory.gram(), memory.rows.clone()
+    gram, before = memory.gram_matrix(), memory.values.clone()
     memory.write(torch.tensor(ids), F.normalize(rows(len(ids), 4, seed), dim=1))
-    assert torch.equal(memory.rows, before), "a write waits for the end of the step"
-    gram += memory.settle()
-    assert torch.equal(memory.settle(), torch.zeros(4, 4, dtype=torch.float64)), "a write counts once"
-    assert torch.equal(memory.state_dict()["rows"], memory.rows), "nothing is pending"
+    assert torch.equal(memory.values, before), "a write waits for the end of the step"
+    gram += memory.commit_gram_change()
+    assert torch.equal(memory.commit_gram_change(), torch.zeros(4, 4, dtype=torch.float64)), "a write counts once"
+    assert torch.equal(memory.state_dict()["rows"], memory.values), "nothing is pending"
     kept = torch.ones(13, dtype=torch.bool)
     kept[ids] = False
-    assert torch.equal(memory.rows[kept], before[kept])
-    assert torch.allclose(memory.rows[ids].norm(dim=1), torch.ones(len(ids)), atol=1e-6)
-    torch.testing.assert_close(gram, memory.gram(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(memory.values[kept], before[kept])
+    assert torch.allclose(memory.values[ids].norm(dim=1), torch.ones(len(ids)), atol=1e-6)
+    torch.testing.assert_close(gram, memory.gram_matrix(), rtol=1e-12, atol=1e-12)
 
 
 def test_the_gram_matrix_does_not_drift() -> None:
     memory = MemoryBank(500, 32, 0, 100)
-    gram = memory.gram()
+    gram = memory.gram_matrix()
     for step in range(200):
         memory.write(torch.randperm(500)[:64], F.normalize(rows(64, 32, step), dim=1))
-        gram += memory.settle()
-    exact = memory.gram()
+        gram += memory.commit_gram_change()
+    exact = memory.gram_matrix()
     assert (gram - exact).norm() / exact.norm() <= 1e-10
 
 
 def test_first_rows_depend_on_seed_and_id_alone() -> None:
     ids = torch.tensor([0, 7, 8191, 8192, 20_000])
-    together = first_rows(ids, 16, 3)
-    assert torch.equal(together, torch.cat([first_rows(i[None], 16, 3) for i in ids]))
-    assert torch.equal(together.flip(0), first_rows(ids.flip(0), 16, 3))
-    assert not torch.equal(together, first_rows(ids, 16, 4))
+    together = draw_initial_rows(ids, 16, 3)
+    assert torch.equal(together, torch.cat([draw_initial_rows(i[None], 16, 3) for i in ids]))
+    assert torch.equal(together.flip(0), draw_initial_rows(ids.flip(0), 16, 3))
+    assert not torch.equal(together, draw_initial_rows(ids, 16, 4))
 
 
 def test_first_rows_are_uniform() -> None:
-    drawn = first_rows(torch.arange(20_000), 12, 0)
+    drawn = draw_initial_rows(torch.arange(20_000), 12, 0)
     assert drawn.abs().max() <= 0.5  # sqrt(3 / 12)
     assert drawn.square().sum(1).mean() == pytest.approx(1.0, abs=0.01)
     assert drawn.mean(0).abs().max() < 0.01

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.tasks.collective import gather, rank, world
+from firstlight.tasks.collective import gather_over_workers, rank, world_size
 from firstlight.tasks.sample_table import SampleTable
 from tests.support.gloo import Pool
 
@@ -37,7 +37,7 @@ def test_an_id_outside_is_named(bad: int) -> None:
 def test_what_is_read_is_a_copy(ids: list[int]) -> None:
     t = table()
     t.read(torch.tensor(ids, dtype=torch.int64)).fill_(100.0)
-    assert torch.equal(t.rows, table().rows)
+    assert torch.equal(t.values, table().values)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -60,7 +60,7 @@ def test_shards_of_any_number_of_workers_are_taken(size: int, writers: int, rand
     random.shuffle(shards)  # type: ignore[attr-defined]
     t = table(size)
     t.load_state_dicts(shards)
-    assert torch.equal(t.rows[:, 0], torch.arange(size) + 0.5)
+    assert torch.equal(t.values[:, 0], torch.arange(size) + 0.5)
 
 
 @given(st.integers(2, 30), st.integers(2, 5))
@@ -83,7 +83,7 @@ def on_two_workers() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor
     before = t.read(ids)
     t.write(ids, before + 100 * (rank() + 1))
     t.commit()
-    return before, gather(t.read(ids)), t.state_dict()
+    return before, gather_over_workers(t.read(ids)), t.state_dict()
 
 
 def test_two_workers(pool: Pool) -> None:
@@ -94,7 +94,7 @@ def test_two_workers(pool: Pool) -> None:
         assert after[:, 0].tolist() == [100, 103, 107, 210, 201, 204]
     one = table()
     one.load_state_dicts([a[2] for a in answers])
-    assert one.rows[:, 0].tolist() == [100, 201, 2, 103, 204, 5, 6, 107, 8, 9, 210]
+    assert one.values[:, 0].tolist() == [100, 201, 2, 103, 204, 5, 6, 107, 8, 9, 210]
 
 
 def read_a_table_of_one_row() -> list[list[float]]:
@@ -119,7 +119,7 @@ def read_beyond() -> str:
 
 @pytest.mark.fault(36, "a wrong id of one of two workers")
 def test_a_wrong_id_of_one_worker_is_named_on_all(pool: Pool) -> None:
-    assert pool.run(read_beyond) == ["id 11 is outside of the table's 0..10"] * 2
+    assert pool.run(read_beyond) == ["row 11 is outside of the table's rows 0..10"] * 2
 
 
 def write_the_same_id() -> str:
@@ -127,7 +127,7 @@ def write_the_same_id() -> str:
         table().write(torch.tensor([5]), torch.zeros(1, 2))
     except ValueError as error:
         return str(error)
-    return f"no error with {world()} workers"
+    return f"no error with {world_size()} workers"
 
 
 @pytest.mark.fault(35, "one id on two workers")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from firstlight.tasks import timer
-from firstlight.tasks.timer import Stopwatch
+from firstlight.tasks.timer import StepTimer
 
 CPU = torch.device("cpu")
 
@@ -20,75 +20,75 @@ class Times:
         monkeypatch.setattr(timer.time, "perf_counter", lambda: self.now)
 
 
-def nested(clock: Stopwatch, times: Times) -> None:
-    with clock.part("forward"):
+def nested(clock: StepTimer, times: Times) -> None:
+    with clock.time_part("forward"):
         times.now += 1.0
-        with clock.part("tables"):
+        with clock.time_part("tables"):
             times.now += 2.0
-            with clock.part("communication"):
+            with clock.time_part("communication"):
                 times.now += 4.0
             times.now += 8.0
         times.now += 16.0
     times.now += 32.0
-    with clock.part("forward"):
+    with clock.time_part("forward"):
         times.now += 64.0
 
 
 def test_a_part_inside_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, times = Stopwatch(), Times(monkeypatch)
-    with clock.running(CPU):
+    clock, times = StepTimer(), Times(monkeypatch)
+    with clock.time_thread(CPU):
         nested(clock, times)
-        assert clock.read() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
-        assert clock.read() == {}, "each second is read once"
+        assert clock.read_seconds() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
+        assert clock.read_seconds() == {}, "each second is read once"
 
 
 def test_a_part_that_fails_is_counted_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, times = Stopwatch(), Times(monkeypatch)
-    with clock.running(CPU):
+    clock, times = StepTimer(), Times(monkeypatch)
+    with clock.time_thread(CPU):
 
-        @clock.part("forward")
+        @clock.time_part("forward")
         def fails() -> None:
             times.now += 3.0
             raise ValueError("stop")
 
         with pytest.raises(ValueError, match="stop"):
             fails()
-        with clock.part("backward"):
+        with clock.time_part("backward"):
             times.now += 1.0
-        assert clock.read() == {"forward": 3.0, "backward": 1.0}
+        assert clock.read_seconds() == {"forward": 3.0, "backward": 1.0}
 
 
 def test_it_counts_only_while_it_runs_and_its_own_thread_only() -> None:
-    clock = Stopwatch()
-    with clock.part("before"):
+    clock = StepTimer()
+    with clock.time_part("before"):
         pass
-    with clock.running(CPU):
-        with clock.part("mine"):
-            other = threading.Thread(target=clock.part("theirs")(lambda: time.sleep(0.01)))
+    with clock.time_thread(CPU):
+        with clock.time_part("mine"):
+            other = threading.Thread(target=clock.time_part("theirs")(lambda: time.sleep(0.01)))
             other.start()
             other.join()
-        found = clock.read()
+        found = clock.read_seconds()
     assert list(found) == ["mine"]
     assert found["mine"] >= 0.01
-    with clock.part("after"):
+    with clock.time_part("after"):
         pass
-    assert clock.read() == {}
+    assert clock.read_seconds() == {}
 
 
 def test_a_training_that_is_ended_late_does_not_stop_the_next_ones_clock() -> None:
-    clock = Stopwatch()
-    first = clock.running(CPU)
+    clock = StepTimer()
+    first = clock.time_thread(CPU)
     first.__enter__()
-    with clock.running(CPU):
+    with clock.time_thread(CPU):
         first.__exit__(None, None, None)
-        with clock.part("forward"):
+        with clock.time_part("forward"):
             pass
-        assert list(clock.read()) == ["forward"]
+        assert list(clock.read_seconds()) == ["forward"]
 
 
 def test_on_a_gpu_events_are_the_marks_and_are_asked_for_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds of a stub: there is no GPU here. The nesting is that of the CPU."""
-    clock, times, waited = Stopwatch(), Times(monkeypatch), []
+    clock, times, waited = StepTimer(), Times(monkeypatch), []
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -103,9 +103,9 @@ def test_on_a_gpu_events_are_the_marks_and_are_asked_for_when_it_is_read(monkeyp
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
-    with clock.running(torch.device("cuda")):
+    with clock.time_thread(torch.device("cuda")):
         nested(clock, times)
         assert waited == []
-        assert clock.read() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
-        clock.read()
+        assert clock.read_seconds() == {"forward": 81.0, "tables": 10.0, "communication": 4.0}
+        clock.read_seconds()
     assert len(waited) == 1

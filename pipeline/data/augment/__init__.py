@@ -1,1 +1,1 @@
-"""Named augmentations, as pure functions of an image and of (seed, pass, id, view)."""
+"""Named augmentations as pure functions of an image and of (seed, pass, id, view)."""

@@ -1,49 +1,57 @@
-"""Random numbers that are a function of (seed, epoch, image id, view, op, number) and nothing else, drawn for a whole batch at once, by numpy.
+"""Random numbers as a pure function of (seed, pass, image id, view, op, number), generated for a whole batch by numpy.
 
-A generator has a state, and making one per image and view cost more than all that was drawn from it. A counter has none: number k of a key is
-the hash of (key, k). Keys and hash are those of `firstlight.tasks.counter_rng`, which has them for torch on any device; decoding tasks import no torch.
+A generator with a state would have to be created for each image and view, which costs more than all of its numbers. A
+counter has no state: number k of a key is the hash of (key, k). Keys and hash are those of
+`firstlight.tasks.counter_rng`, which computes them with torch on any device; decoding tasks import no torch.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-FIRST, SECOND, THIRD, MANTISSA = (np.uint64(bits) for bits in (30, 27, 31, 11))
-AUGMENT = 1 << 32  # the streams from here on are the views: what a method draws for an image is drawn by other keys
-PER_OP = 64  # numbers that an op may draw
+GOLDEN_GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER = (
+    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT, MANTISSA_SHIFT = (np.uint64(bits) for bits in (30, 27, 31, 11))
+# View v uses stream FIRST_VIEW_STREAM + v; lower streams are those of methods.
+FIRST_VIEW_STREAM = 1 << 32
+# Numbers that are reserved for an op.
+NUMBERS_PER_OP = 64
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mix_bits(x: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64, in place."""
-    x ^= x >> FIRST
-    x *= MIX_1
-    x ^= x >> SECOND
-    x *= MIX_2
-    x ^= x >> THIRD
+    x ^= x >> FIRST_SHIFT
+    x *= FIRST_MULTIPLIER
+    x ^= x >> SECOND_SHIFT
+    x *= SECOND_MULTIPLIER
+    x ^= x >> THIRD_SHIFT
     return x
 
 
-def keys(seed: int, epochs: np.ndarray, ids: np.ndarray, view: int) -> np.ndarray:
-    """(B,) int64 epochs and image ids -> (B,) uint64, a key for the view of each image."""
+def derive_view_keys(seed: int, passes: np.ndarray, ids: np.ndarray, view: int) -> np.ndarray:
+    """Returns a key for a view of each image, (B,) uint64, from its pass and its id, both (B,) int64."""
     key = np.full(len(ids), seed, np.uint64)
-    for part in (np.uint64(0), epochs.astype(np.uint64), ids.astype(np.uint64), np.uint64(AUGMENT + view)):
+    for part in (np.uint64(0), passes.astype(np.uint64), ids.astype(np.uint64), np.uint64(FIRST_VIEW_STREAM + view)):
         key ^= part
-        key += GOLDEN
-        key = _mixed(key)
+        key += GOLDEN_GAMMA
+        key = _mix_bits(key)
     return key
 
 
 @dataclass(frozen=True)
-class Numbers:
+class CounterRng:
     """The random numbers of one op, for each image of a batch."""
 
-    keys: np.ndarray  # (B,) uint64
-    op: int  # its place in the list of ops
+    # (B,) uint64
+    keys: np.ndarray
+    # Index in the list of ops.
+    op: int
 
     def uniform(self, count: int) -> np.ndarray:
-        """(B, count) float64 in [0, 1), multiples of 2**-53. The same ones whenever it is called."""
-        assert count <= PER_OP
-        number = np.arange(self.op * PER_OP + 1, self.op * PER_OP + count + 1, dtype=np.uint64) * GOLDEN
-        numbers: np.ndarray = (_mixed(self.keys[:, None] + number) >> MANTISSA) * 2.0**-53
+        """Returns (B, count) float64 in [0, 1), multiples of 2**-53; the same numbers at every call."""
+        assert count <= NUMBERS_PER_OP
+        first = self.op * NUMBERS_PER_OP + 1
+        counters = np.arange(first, first + count, dtype=np.uint64) * GOLDEN_GAMMA
+        numbers: np.ndarray = (_mix_bits(self.keys[:, None] + counters) >> MANTISSA_SHIFT) * 2.0**-53
         return numbers

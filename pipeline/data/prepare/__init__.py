@@ -1,1 +1,1 @@
-"""The stage `prepare`: any source of images becomes a store, resumable and extendable."""
+"""Any source of images becomes a store, in jobs that can be resumed, and a store can be extended."""

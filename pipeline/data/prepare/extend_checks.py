@@ -1,98 +1,118 @@
-"""What the source says of the images of an earlier store, held against what that store says: `dataset.extends` refuses what has changed."""
+"""Compares a source with the store that it extends: `dataset.extends` requires that no earlier image has changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from firstlight.pipeline.data.annotations import KINDS, Annotation, fitted, packed
-from firstlight.pipeline.data.images import BadImage, size_in_header
-from firstlight.pipeline.data.parquet import parquet_file
-from firstlight.pipeline.data.shards import digest
+from firstlight.pipeline.data.annotations import ANNOTATION_FIELDS, Annotation, fit_to_image, pack_columns
+from firstlight.pipeline.data.images import BadImage, read_header_size
+from firstlight.pipeline.data.manifest import canonical_json
+from firstlight.pipeline.data.parquet import open_parquet_file
+from firstlight.pipeline.data.shards import short_digest
 from firstlight.pipeline.data.sources import Record, Source
-from firstlight.pipeline.data.store import Store, canonical
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
-ANEW = "or prepare a new store without dataset.extends"
-BOXES = KINDS["boxes"]
+NEW_STORE_ADVICE = "or prepare a new store without dataset.extends"
+ONLY_NEW_STORE = NEW_STORE_ADVICE.removeprefix("or ")
+BOX_FIELDS = ANNOTATION_FIELDS["boxes"]
 
 
-@dataclass(frozen=True)
-class Found:
-    """Of all images of a source, in the order of its parts."""
+@dataclass(frozen=True, kw_only=True)
+class MatchResult:
+    """The match of the n images of a source, in the order of its parts, with an earlier store."""
 
-    places: np.ndarray  # (n,) int64 in the listing
-    test: np.ndarray  # (n,) bool
-    ids: np.ndarray  # (n,) int64 in the earlier store, -1 = new
-    differ: np.ndarray  # ids of which the path was found, with other bytes
-    ranks: np.ndarray  # (n,) uint64 of the new ones
-    annotated: np.ndarray  # (n,) uint64, as `annotation_key`
+    # (n,) int64 indices in the source's listing.
+    rows: np.ndarray
+    # (n,) bool, True for images of the test split.
+    test: np.ndarray
+    # (n,) int64 ids in the earlier store; -1 if the image is new.
+    ids: np.ndarray
+    # Ids of earlier images whose path exists with other bytes.
+    changed_ids: np.ndarray
+    # (n,) uint64 `hash_rank` of new images.
+    ranks: np.ndarray
+    # (n,) uint64 `hash_annotation`.
+    annotated: np.ndarray
 
 
-def annotation_key(image: Record, columns: Sequence[str]) -> int:
-    """8 bytes of the sha256 of what the image's row has in `columns`; 0 where there are none, or where it can have no row."""
+def hash_annotation(image: Record, columns: Sequence[str]) -> int:
+    """Returns 8 bytes of the sha256 of the image's values in `columns` of a shard.
+
+    Returns 0 if there are no such columns, or if the image cannot be stored.
+    """
     if not columns or image.data is None or image.annotation is None:
         return 0
     try:
-        # A mask was checked with the pixels of its image when it came into the store, and is the same file or another one
-        boxes = fitted(
-            Annotation(None, *(getattr(image.annotation, name) for name in BOXES)), size_in_header(image.data), 0, ""
-        )
+        # Only boxes are fitted. A mask was compared with its image's pixels when it came into the store, and is either
+        # the same file or another one.
+        only_boxes = Annotation(None, *(getattr(image.annotation, name) for name in BOX_FIELDS))
+        boxes = fit_to_image(only_boxes, read_header_size(image.data), 0, "")
     except BadImage:
         return 0
     known = Annotation(image.annotation.present, boxes.boxes, boxes.box_classes, boxes.difficult, image.annotation.mask)
-    return _key(dict(zip(columns, packed(known, columns), strict=True)))
+    return _hash_values(dict(zip(columns, pack_columns(known, columns), strict=True)))
 
 
-def _key(values: dict[str, object]) -> int:
+def _hash_values(values: dict[str, object]) -> int:
     mask = values.get("mask")
-    return digest(canonical({**values, "mask": digest(mask) if isinstance(mask, bytes) else None}))
+    return short_digest(canonical_json({**values, "mask": short_digest(mask) if isinstance(mask, bytes) else None}))
 
 
-def _keys_of(store: Store) -> np.ndarray:
-    """(n,) uint64 by id, as `annotation_key`."""
-    keys: list[int] = []
+def _hash_store_annotations(store: Store) -> np.ndarray:
+    """Returns `hash_annotation` of every image of a store, (n,) uint64 by id."""
+    hashes: list[int] = []
+    columns = list(store.annotations)
     for shard in store.shards:
-        with parquet_file(store.path / shard.file) as file:
+        with open_parquet_file(store.path / shard.file) as file:
             for group in range(file.num_row_groups):
-                keys += [
-                    _key(row)
-                    for row in file.read_row_group(
-                        group, columns=list(store.annotations), use_threads=False
-                    ).to_pylist()
-                ]
-    return np.array(keys, np.uint64)
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                hashes += [_hash_values(row) for row in table.to_pylist()]
+    return np.array(hashes, np.uint64)
 
 
 def check_same_kind(old: Store, source: Source) -> None:
-    """Raises UserError where the source has other annotations than `old`, or its classes do not hold those of `old`."""
-    theirs, ours = (", ".join(which) or "none" for which in (source.annotations, old.annotations))
-    if theirs != ours:
+    """Checks that the source has the annotations of `old` and all of its classes.
+
+    Raises:
+        UserError: it does not; or classes that are numbers in the source have other numbers there.
+    """
+    source_kinds, old_kinds = (", ".join(kinds) or "none" for kinds in (source.annotations, old.annotations))
+    if source_kinds != old_kinds:
         raise UserError(
-            f"dataset.extends: the annotations of the source ({theirs}) are not those of {old.path} ({ours}); {ANEW.removeprefix('or ')}"
+            f"dataset.extends: the annotations of the source ({source_kinds}) are not those of {old.path} "
+            f"({old_kinds}); {ONLY_NEW_STORE}"
         )
     if "present" in old.annotations and set(source.classes) - set(old.classes):
-        more = sorted(set(source.classes) - set(old.classes))[0]
+        added = sorted(set(source.classes) - set(old.classes))[0]
         raise UserError(
-            f"dataset.extends: {more!r} is a new class, and of the images of {old.path} it is not known; {ANEW.removeprefix('or ')}"
+            f"dataset.extends: {added!r} is a new class, which the images of {old.path} are not annotated with; "
+            f"{ONLY_NEW_STORE}"
         )
-    gone = sorted(set(old.classes) - set(source.classes))
-    if gone:
+    missing = sorted(set(old.classes) - set(source.classes))
+    if missing:
         raise UserError(
-            f"dataset.extends: {len(gone)} of the {len(old.classes)} classes of {old.path} are not in the source, e.g. {gone[0]!r}; "
-            f"bring them back, {ANEW}"
+            f"dataset.extends: {len(missing)} of the {len(old.classes)} classes of {old.path} are not in the source, "
+            f"e.g. {missing[0]!r}; restore them, {NEW_STORE_ADVICE}"
         )
-    numbered = {"mask", "present"} & set(old.annotations)  # of these a class is a number, in the source too
-    if numbered and source.classes[: len(old.classes)] != old.classes:
-        place, name = next((k, name) for k, name in enumerate(old.classes) if source.classes[k] != name)
+    # In these annotations a class is a number, also in the source.
+    is_numbered = bool({"mask", "present"} & set(old.annotations))
+    if is_numbered and source.classes[: len(old.classes)] != old.classes:
+        number, name = next((k, name) for k, name in enumerate(old.classes) if source.classes[k] != name)
         raise UserError(
-            f"dataset.extends: class {place} of {old.path} is {name!r}, and {source.classes[place]!r} in the source; "
-            f"bring its classes into the order in which they were, {ANEW}"
+            f"dataset.extends: class {number} of {old.path} is {name!r}, and {source.classes[number]!r} in the source; "
+            f"restore the order of its classes, {NEW_STORE_ADVICE}"
         )
 
 
-def check_unchanged(old: Store, found: Found, labels: np.ndarray, classes: tuple[str, ...], stated: bool) -> None:
-    """`labels` (n,) and `classes`, numbered as those of `old`, and whether the source has a test split of its own.
+def check_unchanged(
+    old: Store, found: MatchResult, labels: np.ndarray, classes: tuple[str, ...], has_test_split: bool
+) -> None:
+    """Checks that the images of `old` are in the source as they were.
+
+    `labels` (n,) and `classes` are those of the source, with the numbers of `old`. `has_test_split`: the source has a
+    test split of its own.
 
     Raises:
         UserError: an image of `old` is missing, or has other bytes, another label, another split or other annotations.
@@ -100,58 +120,55 @@ def check_unchanged(old: Store, found: Found, labels: np.ndarray, classes: tuple
     _check_complete(old, found)
     _check_labels(old, found, labels, classes)
     _check_annotations(old, found)
-    if stated:
+    if has_test_split:
         _check_splits(old, found)
 
 
-def _check_complete(old: Store, found: Found) -> None:
-    gone = np.ones(old.edges[-1], bool)
-    gone[found.ids[found.ids >= 0]] = False
-    if gone.any():
-        first = int(gone.argmax())
-        how = "has other bytes, or cannot be read" if first in found.differ else "is missing"
-        raise _complaint(old, int(gone.sum()), "are no longer in the source as they were", first, how)
+def _check_complete(old: Store, found: MatchResult) -> None:
+    missing = np.ones(old.extension_edges[-1], bool)
+    missing[found.ids[found.ids >= 0]] = False
+    if missing.any():
+        first = int(missing.argmax())
+        how = "has other bytes, or cannot be read" if first in found.changed_ids else "is missing"
+        raise _changed_error(old, int(missing.sum()), "are no longer in the source as they were", first, how)
 
 
-def _check_labels(old: Store, found: Found, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+def _check_labels(old: Store, found: MatchResult, labels: np.ndarray, classes: tuple[str, ...]) -> None:
     kept = np.flatnonzero(found.ids >= 0)
     before = old.labels()[found.ids[kept]]
     wrong = kept[labels[kept] != before]
     if len(wrong):
         first = wrong[found.ids[wrong].argmin()]
-        names = [
+        was, now = (
             repr(classes[label]) if label >= 0 else "unknown" for label in (before[kept == first][0], labels[first])
-        ]
-        raise _complaint(
-            old, len(wrong), "have another label in the source", int(found.ids[first]), f"was {names[0]}, is {names[1]}"
         )
+        what = "have another label in the source"
+        raise _changed_error(old, len(wrong), what, int(found.ids[first]), f"was {was}, is {now}")
 
 
-def _check_annotations(old: Store, found: Found) -> None:
+def _check_annotations(old: Store, found: MatchResult) -> None:
     if not old.annotations:
         return
     kept = np.flatnonzero(found.ids >= 0)
-    wrong = found.ids[kept][found.annotated[kept] != _keys_of(old)[found.ids[kept]]]
+    wrong = found.ids[kept][found.annotated[kept] != _hash_store_annotations(old)[found.ids[kept]]]
     if len(wrong):
-        raise _complaint(
-            old, len(wrong), "have other annotations in the source", int(wrong.min()), ", ".join(old.annotations)
-        )
+        what = "have other annotations in the source"
+        raise _changed_error(old, len(wrong), what, int(wrong.min()), ", ".join(old.annotations))
 
 
-def _check_splits(old: Store, found: Found) -> None:
-    tests = np.zeros(old.edges[-1], bool)
-    tests[old.ids("test")] = True
+def _check_splits(old: Store, found: MatchResult) -> None:
+    is_test = np.zeros(old.extension_edges[-1], bool)
+    is_test[old.ids("test")] = True
     kept = np.flatnonzero(found.ids >= 0)
-    wrong = kept[found.test[kept] != tests[found.ids[kept]]]
+    wrong = kept[found.test[kept] != is_test[found.ids[kept]]]
     if len(wrong):
         first = int(found.ids[wrong].min())
-        names = ("test", "train") if tests[first] else ("train", "test")
-        raise _complaint(old, len(wrong), "have another split in the source", first, f"was {names[0]}, is {names[1]}")
+        was, now = ("test", "train") if is_test[first] else ("train", "test")
+        raise _changed_error(old, len(wrong), "have another split in the source", first, f"was {was}, is {now}")
 
 
-def _complaint(old: Store, count: int, what: str, first: int, how: str) -> UserError:
-    shard = next(shard for shard in old.shards if shard.first_id <= first < shard.first_id + shard.count)
-    with parquet_file(old.path / shard.file) as opened:
-        path = opened.read(columns=["path"], use_threads=False)["path"][first - shard.first_id].as_py()
-    told = f"{count} of the {old.edges[-1]} images of {old.path} {what}, e.g. {' '.join(path.split())} ({how})"
-    return UserError(f"dataset.extends: {told}; give them back as they were, {ANEW}")
+def _changed_error(old: Store, count: int, what: str, first: int, how: str) -> UserError:
+    """Returns the error about `count` changed images of `old`, the first of which has the id `first`."""
+    path = " ".join(str(old.read_paths(np.array([first]))[0]).split())
+    problem = f"{count} of the {old.extension_edges[-1]} images of {old.path} {what}, e.g. {path} ({how})"
+    return UserError(f"dataset.extends: {problem}; restore them as they were, {NEW_STORE_ADVICE}")

@@ -1,45 +1,43 @@
-"""The digits of scikit-learn: no files, no network."""
+"""The digits of scikit-learn, which need neither files nor a network."""
 
 import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.sources.source import Record, Source, with_test
-
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import (
-        Dataset,  # its methods and tasks bring torch, which no reading task needs
-    )
+from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions, add_test_split
 
 
 @dataclass(frozen=True)
-class Digits(Source):
-    """1,797 digits of 8 x 8 pixels that come with scikit-learn, as PNG."""
+class DigitsSource(Source):
+    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn, encoded as PNG."""
 
     kind = "digits"
 
-    def _records(self, places: np.ndarray) -> Iterator[Record]:
-        images, labels = _sklearn_digits()
-        for place in places.tolist():
+    def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
+        images, labels = _load_sklearn_digits()
+        for index in indices.tolist():
             file = io.BytesIO()
-            Image.fromarray(np.rint(images[place] * (255 / 16)).astype(np.uint8)).save(file, "PNG")
-            yield Record(str(place), file.getvalue(), int(labels[place]))
+            Image.fromarray(np.rint(images[index] * (255 / 16)).astype(np.uint8)).save(file, "PNG")
+            yield Record(str(index), file.getvalue(), int(labels[index]))
 
 
-def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # importing it takes seconds, and only this source needs it
+def _load_sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
+    # The import takes seconds, and only this source needs it
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     return digits.images, digits.target.astype(np.int64)
 
 
-def open_digits(dataset: "Dataset") -> Digits:
-    images, labels = _sklearn_digits()
+def open_digits(dataset: SourceOptions) -> DigitsSource:
+    """Lists the digits; the class of an image is its digit."""
+    images, labels = _load_sklearn_digits()
     fingerprint = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    rows = with_test({"train": np.arange(len(labels))}, [str(i).encode() for i in range(len(labels))], labels, dataset)
-    return Digits(tuple("0123456789"), fingerprint, labels, rows)
+    rows = add_test_split(
+        {"train": np.arange(len(labels))}, [str(i).encode() for i in range(len(labels))], labels, dataset
+    )
+    return DigitsSource(tuple("0123456789"), fingerprint, labels, rows)

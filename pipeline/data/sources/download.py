@@ -1,39 +1,37 @@
-"""Published sets, fetched into `dataset.root` by torchvision (`dataset.download: true`), each archive checked against the md5 that is known of it.
+"""Downloads of published data sets into `dataset.root` (`dataset.download: true`).
 
-A set is fetched and unpacked in a folder of its own and then moved to its place, so that what is there is whole; what was fetched before a
-failure is not fetched again.
+The md5 of every file is checked. A set is downloaded and unpacked in a folder of its own, `DOWNLOAD_FOLDER`, and then
+moved to its final path, so that a set in the root is complete. Files that were complete before a failure are not
+downloaded again.
 """
 
-import contextlib
+import hashlib
 import http.client
 import os
 import shutil
-import socket
-from collections.abc import Iterator
+import tarfile
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from firstlight.pipeline.data.sources.files import local_path
-from firstlight.pipeline.errors import UserError, suggest_valid
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import (
-        Dataset,  # its methods and tasks bring torch, which no reading task needs
-    )
+from firstlight.pipeline.data.sources.files import parse_local_path
+from firstlight.pipeline.data.sources.source import SourceOptions
+from firstlight.pipeline.errors import UserError, one_line, suggest_valid
 
-WORK = ".download"  # below the root, until a set is whole
-TIMEOUT = 10  # seconds without an answer
-CIFAR = "https://www.cs.toronto.edu/~kriz/"  # torchvision knows the Python version, whose files are pickles
-FAILED = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    http.client.HTTPException,
-)  # no network, another md5, a URL that turns in circles
+# Below the root, until a set is complete
+DOWNLOAD_FOLDER = ".download"
+# Time without an answer after which a server is given up
+DOWNLOAD_TIMEOUT_S = 10
+DOWNLOAD_CHUNK_BYTES = 1 << 16
+# No network, a URL that redirects in a circle, an answer that is no HTTP
+DOWNLOAD_ERRORS = (OSError, ValueError, http.client.HTTPException)
 
 
-class Remote(NamedTuple):
-    """A file to fetch, from the first of `urls` that has it."""
+class Download(NamedTuple):
+    """A file and its md5. The first of `urls` that has the file is used."""
 
     urls: tuple[str, ...]
     md5: str
@@ -43,138 +41,195 @@ class Remote(NamedTuple):
         return self.urls[0].rpartition("/")[2]
 
 
-class Set(NamedTuple):
-    """A set by what is fetched, and by where it is then. `folder`: what archives unpack to; None: the files are read as they are."""
+class PublishedSet(NamedTuple):
+    """The files of a published set, and where they are afterwards.
 
-    files: tuple[Remote, ...]
+    `folder` is the folder that the archives unpack to; None: the files are read as they are. `marker` is a name within
+    `folder`: a root that holds it is that folder itself.
+    """
+
+    files: tuple[Download, ...]
     folder: str | None
-    mark: str | None = None  # a name within `folder`, by which a root that is that folder itself is known
+    marker: str | None = None
 
 
-def published(dataset: "Dataset") -> Set:
-    """What is known of the set that `dataset` names.
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
+_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+_VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/"
+
+
+def _mnist_file(name: str, md5: str) -> Download:
+    return Download(tuple(mirror + name for mirror in _MNIST), md5)
+
+
+# URLs and md5 as torchvision has them; of CIFAR, torchvision has the Python version, whose files are pickles
+PUBLISHED_SETS = {
+    "cifar10": PublishedSet(
+        (Download((f"{_CIFAR}cifar-10-binary.tar.gz",), "c32a1d4ab5d03f1284b67883e8d87530"),),
+        "cifar-10-batches-bin",
+        "test_batch.bin",
+    ),
+    "cifar100": PublishedSet(
+        (Download((f"{_CIFAR}cifar-100-binary.tar.gz",), "03b5dce01913d631647c71ecec9e9cb8"),),
+        "cifar-100-binary",
+        "test.bin",
+    ),
+    "stl10": PublishedSet(
+        (Download(("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",), "91f7769df0f17e558f3565bffb0c7dfb"),),
+        "stl10_binary",
+        "train_X.bin",
+    ),
+    "svhn": PublishedSet(
+        (
+            Download((f"{_SVHN}train_32x32.mat",), "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            Download((f"{_SVHN}test_32x32.mat",), "eb5a983be6a315427106f1b164d9cef3"),
+        ),
+        None,
+    ),
+    "mnist": PublishedSet(
+        (
+            _mnist_file("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            _mnist_file("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+            _mnist_file("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+            _mnist_file("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+        ),
+        None,
+    ),
+    "voc2007": PublishedSet(
+        (
+            Download((f"{_VOC}voc2007/VOCtrainval_06-Nov-2007.tar",), "c52e279531787c972589f7e41ab4ae64"),
+            Download((f"{_VOC}voc2007/VOCtest_06-Nov-2007.tar",), "b6e924de25625d8de591ea690078ad9f"),
+        ),
+        "VOCdevkit/VOC2007",
+        "JPEGImages",
+    ),
+    "voc2012": PublishedSet(
+        (Download((f"{_VOC}voc2012/VOCtrainval_11-May-2012.tar",), "6cd6e144f989b92b3379bac3b3de84fd"),),
+        "VOCdevkit/VOC2012",
+        "JPEGImages",
+    ),
+}
+# Sets whose source has another name than the set
+_SET_SOURCES = {"mnist": "idx", "voc2007": "voc", "voc2012": "voc"}
+
+
+def find_published_set(dataset: SourceOptions) -> PublishedSet:
+    """Returns the set that `dataset` names, by its source or by its name.
 
     Raises:
-        UserError: nothing is; the names of those that are known are given.
+        UserError: the set is not known; the message lists the known names.
     """
-    from torchvision.datasets import MNIST, STL10, SVHN  # only the driver fetches: no decoding task needs torch
-    from torchvision.datasets.voc import DATASET_YEAR_DICT as VOC
-
-    known = {
-        "cifar10": Set(
-            (Remote((f"{CIFAR}cifar-10-binary.tar.gz",), "c32a1d4ab5d03f1284b67883e8d87530"),),
-            "cifar-10-batches-bin",
-            "test_batch.bin",
-        ),
-        "cifar100": Set(
-            (Remote((f"{CIFAR}cifar-100-binary.tar.gz",), "03b5dce01913d631647c71ecec9e9cb8"),),
-            "cifar-100-binary",
-            "test.bin",
-        ),
-        "stl10": Set((Remote((STL10.url,), STL10.tgz_md5),), "stl10_binary", "train_X.bin"),
-        "svhn": Set(
-            tuple(Remote((url,), md5) for url, _, md5 in (SVHN.split_list[split] for split in ("train", "test"))), None
-        ),
-        "mnist": Set(
-            tuple(Remote(tuple(mirror + name for mirror in MNIST.mirrors), md5) for name, md5 in MNIST.resources), None
-        ),
-        "voc2007": Set(
-            tuple(Remote((VOC[k]["url"],), VOC[k]["md5"]) for k in ("2007", "2007-test")),
-            "VOCdevkit/VOC2007",
-            "JPEGImages",
-        ),
-        "voc2012": Set((Remote((VOC["2012"]["url"],), VOC["2012"]["md5"]),), "VOCdevkit/VOC2012", "JPEGImages"),
-    }
-    name = dataset.source if dataset.source in known else dataset.name
-    if name not in known or dataset.source not in (
-        name,
-        {"mnist": "idx", "voc2007": "voc", "voc2012": "voc"}.get(name),
-    ):
+    name = dataset.source if dataset.source in PUBLISHED_SETS else dataset.name
+    if name not in PUBLISHED_SETS or dataset.source not in (name, _SET_SOURCES.get(name)):
         raise UserError(
-            f"dataset.download: is not known for dataset.name {dataset.name!r} with source {dataset.source!r}; {suggest_valid(name, known)}"
+            f"dataset.download: is not known for dataset.name {dataset.name!r} with source {dataset.source!r}; "
+            f"{suggest_valid(name, PUBLISHED_SETS)}"
         )
-    return known[name]
+    return PUBLISHED_SETS[name]
 
 
-def fetch(dataset: "Dataset") -> None:
-    """The set that `dataset` names is below `dataset.root` afterwards; nothing is fetched of what is there.
+def download_dataset(dataset: SourceOptions) -> None:
+    """Downloads the set that `dataset` names into `dataset.root`, except for what the root already holds.
 
     Raises:
-        UserError: it is not known, the root is not on disk or cannot be written, there is no network, or what came is not the published file.
+        UserError: the set is not known, the root is not on disk, there is no network, or a file has another md5.
+        OSError: the root cannot be written.
     """
-    found, root = published(dataset), local_path(dataset.root or "")
+    published, root = find_published_set(dataset), parse_local_path(dataset.root or "")
     if root is None:
         raise UserError(
             f"dataset.download: true is not valid with dataset.root {dataset.root!r}; valid: a folder on disk"
         )
-    work = root / WORK
-    if found.folder is None:
-        missing = [
-            file
-            for file in found.files
-            if not (root / file.name).exists() and not (root / file.name.removesuffix(".gz")).exists()
-        ]
-    else:
-        last = found.folder.rpartition("/")[2]
-        missing = (
-            []
-            if any((root / name).exists() for name in (found.folder, last, found.mark) if name)
-            else list(found.files)
-        )
+    missing = _missing_files(published, root)
     if not missing:
         return
+    work = root / DOWNLOAD_FOLDER
     for file in missing:
-        _get(file, work)
-    _unpack(found.folder, missing, work) if found.folder else None
-    for name in [found.folder] if found.folder else [file.name for file in missing]:
+        _download_file(file, work)
+    unpacked = _unpack_archives(published.folder, missing, work) if published.folder else work
+    for name in [published.folder] if published.folder else [file.name for file in missing]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(work / ("unpacked" if found.folder else "") / name, root / name)
+        os.replace(unpacked / name, root / name)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _get(file: Remote, work: Path) -> None:
-    """Into `work`, unless it is there already, whole."""
-    from torchvision.datasets.utils import download_url
+def _missing_files(published: PublishedSet, root: Path) -> list[Download]:
+    """Files that are not in `root`: neither themselves, nor decompressed, nor the folder that they unpack to."""
+    if published.folder is None:
+        names = {file: (file.name, file.name.removesuffix(".gz")) for file in published.files}
+        return [file for file in published.files if not any((root / name).exists() for name in names[file])]
+    last = published.folder.rpartition("/")[2]
+    names_of_set = (published.folder, last, published.marker)
+    return [] if any((root / name).exists() for name in names_of_set if name) else list(published.files)
 
-    told = []
+
+def _download_file(file: Download, work: Path) -> None:
+    """Downloads `file` into `work`, unless `work` holds it with the right md5.
+
+    Raises:
+        UserError: none of the URLs has it; the message has the reason for each.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / file.name).is_file() and _md5(work / file.name) == file.md5:
+        return
+    failures = []
     for url in file.urls:
+        partial = work / f"{file.name}.part"
         try:
-            with _impatient():
-                download_url(url, work, file.name, file.md5)
+            _copy_url(url, partial)
+        except DOWNLOAD_ERRORS as error:
+            failures.append(f"{url}: {_reason(error)}")
+            continue
+        if _md5(partial) == file.md5:
+            os.replace(partial, work / file.name)
             return
-        except FAILED as error:
-            told.append(f"{url}: {_reason(error, file)}")
-    (work / file.name).unlink(missing_ok=True)
+        failures.append(f"{url}: the download is not the published file, whose md5 is {file.md5}")
     raise UserError(
-        f"dataset.download: {'; '.join(told)}; valid: a network that leads there, or false, with the set unpacked in dataset.root"
+        f"dataset.download: {'; '.join(failures)}; "
+        "valid: a network that reaches it, or false, with the set unpacked in dataset.root"
     )
 
 
-def _reason(error: BaseException, file: Remote) -> str:
-    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
-        return f"what came is not the published file, whose md5 is {file.md5}"
+def _copy_url(url: str, path: Path) -> None:
+    """Writes what `url` serves to `path`, with a progress bar on stderr."""
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("is no http:// or https:// URL")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    request = urllib.request.Request(url, headers={"User-Agent": "firstlight"})  # noqa: S310 - the scheme is checked
+    with (
+        urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_S) as response,  # noqa: S310
+        open(path, "wb") as file,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task(path.stem, total=response.length)
+        while chunk := response.read(DOWNLOAD_CHUNK_BYTES):
+            file.write(chunk)
+            progress.advance(task, len(chunk))
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
     cause = getattr(error, "reason", None) or error
-    return " ".join((getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).split())[:200]
+    return one_line(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
 
 
-def _unpack(folder: str, files: list[Remote], work: Path) -> None:
-    """All archives into one folder, anew."""
-    from torchvision.datasets.utils import extract_archive
+def _unpack_archives(folder: str, files: list[Download], work: Path) -> Path:
+    """Unpacks all archives into one new folder below `work`, and returns it.
 
+    Raises:
+        UserError: the archives do not hold `folder`.
+    """
     unpacked = work / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
     for file in files:
-        extract_archive(work / file.name, unpacked)
+        with tarfile.open(work / file.name) as archive:
+            # The filter refuses members that would leave the folder
+            archive.extractall(unpacked, filter="data")
     if not (unpacked / folder).is_dir():
         raise UserError(f"dataset.download: {', '.join(file.name for file in files)} do not hold {folder!r}")
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """A server that does not answer is given up: torchvision would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    return unpacked

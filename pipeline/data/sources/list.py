@@ -1,7 +1,7 @@
 """A list of image files, with their labels and splits: CSV, TSV, JSON lines or Parquet.
 
-A path is relative to `dataset.root`, or to the list's folder where there is no root, and must stay below it; an absolute path or a URI says
-itself where the image is, and is read from there.
+A path is relative to `dataset.root`, or to the folder of the list if there is no root, and must stay below it. An
+absolute path or a URI is read as it is.
 """
 
 import hashlib
@@ -9,93 +9,106 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from json import loads as parse
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv, json
 
-from firstlight.pipeline.data.parquet import parquet_table
-from firstlight.pipeline.data.sources.files import Files, Local, Remote, at_once, local_path, read_file, text
-from firstlight.pipeline.data.sources.labels import CLASSES, Labels, class_names, numbered, whole_numbers
-from firstlight.pipeline.data.sources.source import Record, Source, root_files, with_test
-from firstlight.pipeline.data.store import DAMAGE
+from firstlight.pipeline.data.sources.files import (
+    Files,
+    LocalFiles,
+    decode_path,
+    parse_local_path,
+    read_concurrently,
+    read_image_file,
+)
+from firstlight.pipeline.data.sources.labels import (
+    CLASSES_FILE,
+    ClassLabels,
+    number_labels,
+    parse_integers,
+    read_class_names,
+)
+from firstlight.pipeline.data.sources.list_columns import LIST_DELIMITERS, parse_list_columns
+from firstlight.pipeline.data.sources.remote_files import RemoteFiles
+from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions, add_test_split, open_root
 from firstlight.pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import (
-        Dataset,  # its methods and tasks bring torch, which no reading task needs
-    )
-
-FORMATS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}  # with the delimiter
-SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val"}
-DEEP = 1000  # brackets of a row
-NO_PATH, TWICE = "the row has no path", "is listed twice"
+# Value in the column of splits -> split; val becomes the test split if no row is marked test
+SPLIT_OF_VALUE = {"train": "train", "test": "test", "val": "val", "validation": "val"}
+NO_PATH_REASON, DUPLICATE_REASON = "the row has no path", "is listed twice"
 
 
 @dataclass(frozen=True)
 class ImageList(Source):
-    """The rows of a list, each of which leads to an image file."""
+    """The rows of a list, each of which names an image file."""
 
     kind = "list"
-    below: Files
-    paths: pa.BinaryArray  # (n,) as the list has them
-    refused: dict[int, str]  # place -> reason
+    files: Files
+    # (n,) as the list has them
+    paths: pa.BinaryArray
+    # Row -> the reason why it is not read
+    refused: dict[int, str]
 
-    def _records(self, places: np.ndarray) -> Iterator[Record]:
-        yield from at_once(self._record, places.tolist())
+    def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
+        yield from read_concurrently(self._read_record, indices.tolist())
 
-    def _record(self, place: int) -> Record:
-        path, label = self.paths[place].as_py(), int(self.labels[place])
-        known_as = text(path) or f"row {place}"
-        if place in self.refused:
-            return Record(known_as, None, label, self.refused[place])
+    def _read_record(self, index: int) -> Record:
+        path, label = self.paths[index].as_py(), int(self.labels[index])
+        known_as = decode_path(path) or f"row {index}"
+        if index in self.refused:
+            return Record(known_as, None, label, self.refused[index])
         try:
-            return Record(known_as, _load(self.below, path), label)
-        except (OSError, ValueError) as error:  # ValueError: no path at all, e.g. with a zero byte
-            return Record(known_as, None, label, (error.strerror if isinstance(error, OSError) else None) or str(error))
+            return Record(known_as, _load_image(self.files, path), label)
+        # ValueError: the text is no path, for example as it holds a zero byte
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            return Record(known_as, None, label, reason)
 
 
-def open_list(dataset: "Dataset") -> ImageList:
-    below, folder, name = _places(dataset)
+def open_list(dataset: SourceOptions) -> ImageList:
+    """Reads the list.
+
+    Raises:
+        UserError: the list cannot be read or has no rows, lacks a column, or holds a label or a split that is not
+            valid.
+    """
+    below, folder, name = _locate_list(dataset)
+    where = folder.get_location(name)
     data = _read_list(folder, name)
-    table = _columns(dataset, data, folder.where(name))
+    table = parse_list_columns(dataset, data, where)
     paths = table["path"].cast(pa.binary()).fill_null(b"").combine_chunks()
     if not len(paths):
-        raise UserError(f"dataset.list: no rows in {folder.where(name)}")
-    classes, labels = _labels(table, below, folder.where(name))
-    given = _rows(dataset, table, folder.where(name))
-    rows = with_test(given, paths.to_pylist(), labels, dataset)
-    left = len(paths) - sum(map(len, given.values()))
-    aside = f"not read, as others are marked test: {left:,} rows that are marked val" if left else ""
-    return ImageList(
-        classes,
-        _fingerprint(dataset, data, below, paths),
-        labels,
-        rows,
-        below,
-        paths,
-        _refused(paths, below),
-        aside=aside,
-    )
+        raise UserError(f"dataset.list: no rows in {where}")
+    classes, labels = _number_list_labels(table, below, where)
+    marked = _split_rows(dataset, table, where)
+    rows = add_test_split(marked, paths.to_pylist(), labels, dataset)
+    unread = len(paths) - sum(map(len, marked.values()))
+    note = f"not read, as others are marked test: {unread:,} rows that are marked val" if unread else ""
+    fingerprint, refused = _hash_list(dataset, data, below, paths), _refuse_rows(paths, below)
+    return ImageList(classes, fingerprint, labels, rows, below, paths, refused, unread_note=note)
 
 
-def _places(dataset: "Dataset") -> tuple[Files, Files, str]:
-    """What the paths are relative to, and the list: its folder and its name."""
-    assert dataset.list is not None  # the config says so
+def _locate_list(dataset: SourceOptions) -> tuple[Files, Files, str]:
+    """Returns the files that the paths are relative to, the folder of the list, and the name of the list.
+
+    Raises:
+        UserError: the format of the list or the scheme of its URI is not known, or as `open_root`.
+    """
+    # The config makes sure of it
+    assert dataset.list is not None
     try:
-        file = local_path(dataset.list)
+        file = parse_local_path(dataset.list)
     except ValueError as error:
         raise UserError(f"dataset.list: {error}") from None
     top, _, name = dataset.list.rpartition("/")
-    folder, name = (Remote(top), name) if file is None else (Local(file.parent), file.name)
-    if posixpath.splitext(name)[1].lower() not in FORMATS:
+    folder, name = (RemoteFiles(top), name) if file is None else (LocalFiles(file.parent), file.name)
+    if posixpath.splitext(name)[1].lower() not in LIST_DELIMITERS:
         raise UserError(
-            f"dataset.list: {dataset.list!r} is of no known format; valid: a file that ends in {', '.join(FORMATS)}"
+            f"dataset.list: {dataset.list!r} is of no known format; "
+            f"valid: a file that ends in {', '.join(LIST_DELIMITERS)}"
         )
-    return (folder if dataset.root is None else root_files(dataset)), folder, name
+    return (folder if dataset.root is None else open_root(dataset.root, dataset.source)), folder, name
 
 
 def _read_list(folder: Files, name: str) -> bytes:
@@ -103,91 +116,33 @@ def _read_list(folder: Files, name: str) -> bytes:
         with folder.open(name) as file:
             return file.read()
     except OSError as error:
-        raise UserError(f"dataset.list: {folder.where(name)}: cannot be read: {error.strerror}") from None
+        raise UserError(f"dataset.list: {folder.get_location(name)}: cannot be read: {error.strerror}") from None
 
 
-def _columns(dataset: "Dataset", data: bytes, where: str) -> pa.Table:
-    """`path`, and `label` and `split` where they are asked for."""
-    keys = {"path": dataset.path_column, "label": dataset.label_column, "split": dataset.split_column}
-    wanted = {column: key for column, key in keys.items() if key is not None}
-    try:
-        table = _parse(data, posixpath.splitext(where)[1].lower(), [dataset.label_column, dataset.split_column])
-    except DAMAGE as error:
-        raise UserError(f"dataset.list: {where}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    for column, key in wanted.items():
-        kind = table.schema.field(key).type if table.column_names.count(key) == 1 else pa.null()
-        if not (
-            _is_text(kind)
-            or (column == "label" and pa.types.is_integer(kind))
-            or (column == "path" and pa.types.is_binary(kind))
-        ):
-            there = ", ".join(f"{field.name} ({_called(field.type)})" for field in table.schema)
-            valid = "integers or text" if column == "label" else "text"
-            raise UserError(
-                f"dataset.{column}_column: {key!r} is no column of {valid} in {where}; columns: {there or 'none'}"
-            )
-    return table.select(list(wanted.values())).rename_columns(list(wanted))
-
-
-def _called(kind: pa.DataType) -> str:
-    return "text" if _is_text(kind) or pa.types.is_binary(kind) else str(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _parse(data: bytes, suffix: str, texts: list[str | None]) -> pa.Table:
-    """`texts`: columns of CSV that must be UTF-8; paths need not be."""
-    data = data.removeprefix(b"\xef\xbb\xbf")  # written by spreadsheets
-    source = pa.BufferReader(data)
-    if suffix == ".parquet":
-        return parquet_table(source)
-    if not FORMATS[suffix]:
-        _check_rows(data)
-        return json.read_json(source)
-    one = csv.ReadOptions(use_threads=False)  # only then is a wrong row named
-    layout = csv.ParseOptions(delimiter=FORMATS[suffix], newlines_in_values=True)
-    names = csv.open_csv(pa.BufferReader(data), read_options=one, parse_options=layout).schema.names
-    kinds = csv.ConvertOptions(
-        column_types={name: pa.string() if name in texts else pa.binary() for name in names},
-        null_values=[""],
-        strings_can_be_null=True,
-    )
-    return csv.read_csv(source, read_options=one, parse_options=layout, convert_options=kinds)
-
-
-def _check_rows(data: bytes) -> None:
-    """Raises ValueError or RecursionError. pyarrow's parser ends the process over what is nested some ten thousand deep, on a line or over many."""
-    for number, line in enumerate(data.splitlines()):
-        row = line.strip()
-        if row and not (row.startswith(b"{") and row.endswith(b"}")):
-            raise ValueError(f"row {number} is no JSON object on a line of its own")
-        if row.count(b"[") + row.count(b"{") > DEEP:
-            parse(row)
-
-
-def _labels(table: pa.Table, below: Files, where: str) -> Labels:
+def _number_list_labels(table: pa.Table, below: Files, where: str) -> ClassLabels:
     if "label" not in table.column_names:
         return (), np.full(len(table), -1, np.int64)
     values = table["label"]
-    values = values.cast(pa.int64()) if pa.types.is_integer(values.type) else whole_numbers(values.cast(pa.string()))
-    listed = below.where(CLASSES) if below.exists(CLASSES) else ""
-    return numbered(values, class_names(below), lambda place: f"{where}: row {place}", listed)
+    values = values.cast(pa.int64()) if pa.types.is_integer(values.type) else parse_integers(values.cast(pa.string()))
+    listed = below.get_location(CLASSES_FILE) if below.exists(CLASSES_FILE) else ""
+    return number_labels(values, read_class_names(below), lambda index: f"{where}: row {index}", listed)
 
 
-def _rows(dataset: "Dataset", table: pa.Table, where: str) -> dict[str, np.ndarray]:
-    """Split -> rows. Where rows are marked test, those marked val are not read."""
+def _split_rows(dataset: SourceOptions, table: pa.Table, where: str) -> dict[str, np.ndarray]:
+    """Returns the rows of each split. If rows are marked test, those marked val are not read.
+
+    Raises:
+        UserError: a row has no valid split, or no row is marked train.
+    """
     if "split" not in table.column_names:
         return {"train": np.arange(len(table))}
     encoded = table["split"].cast(pa.string()).combine_chunks().dictionary_encode()
-    kinds = np.array([*(SPLITS.get(value, "") for value in encoded.dictionary.to_pylist()), ""])
+    kinds = np.array([*(SPLIT_OF_VALUE.get(value, "") for value in encoded.dictionary.to_pylist()), ""])
     found = kinds[encoded.indices.fill_null(len(kinds) - 1).to_numpy(zero_copy_only=False)]
     if (wrong := np.flatnonzero(found == "")).size:
         value = table["split"][int(wrong[0])].as_py()
         raise UserError(
-            f"{where}: row {wrong[0]}: {dataset.split_column} {value!r} is no split; valid: {', '.join(SPLITS)}"
+            f"{where}: row {wrong[0]}: {dataset.split_column} {value!r} is no split; valid: {', '.join(SPLIT_OF_VALUE)}"
         )
     rows = {
         "train": np.flatnonzero(found == "train"),
@@ -195,25 +150,27 @@ def _rows(dataset: "Dataset", table: pa.Table, where: str) -> dict[str, np.ndarr
     }
     if not len(rows["train"]):
         raise UserError(f"dataset.split_column: no row of {where} is marked train in {dataset.split_column!r}")
-    return {split: places for split, places in rows.items() if len(places)}
+    return {split: indices for split, indices in rows.items() if len(indices)}
 
 
-def _refused(paths: pa.BinaryArray, below: Files) -> dict[int, str]:
-    """Rows without a path, and all but the first of those with the same: an image in two splits would be tested on what it was trained on."""
-    indices = _plain(paths, below).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    firsts = np.unique(indices, return_index=True)[1]
-    twice = dict.fromkeys(np.setdiff1d(np.arange(len(paths)), firsts, assume_unique=True).tolist(), TWICE)
-    return {
-        **twice,
-        **dict.fromkeys(
-            np.flatnonzero(pc.equal(pc.binary_length(paths), 0).to_numpy(zero_copy_only=False)).tolist(), NO_PATH
-        ),
-    }
+def _refuse_rows(paths: pa.BinaryArray, below: Files) -> dict[int, str]:
+    """Returns the rows that are not read, with the reason: rows without a path, and repetitions of a path.
+
+    An image in two splits would be tested on after it was trained on.
+    """
+    codes = _normalise_paths(paths, below).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    firsts = np.unique(codes, return_index=True)[1]
+    twice = dict.fromkeys(np.setdiff1d(np.arange(len(paths)), firsts, assume_unique=True).tolist(), DUPLICATE_REASON)
+    empty = np.flatnonzero(pc.equal(pc.binary_length(paths), 0).to_numpy(zero_copy_only=False))
+    return {**twice, **dict.fromkeys(empty.tolist(), NO_PATH_REASON)}
 
 
-def _plain(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:
-    """As few ways to write a path as there are without asking the disk: ./a.png, b/../a.png and <root>/a.png are a.png."""
-    root = posixpath.join(os.fsencode(below.where()), b"")
+def _normalise_paths(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:
+    """Returns the paths, written alike as far as that is possible without asking the disk.
+
+    ./a.png, b/../a.png and <root>/a.png become a.png.
+    """
+    root = posixpath.join(os.fsencode(below.get_location()), b"")
     odd = np.flatnonzero(pc.match_substring_regex(paths, rb"^/|//|\./").to_numpy(zero_copy_only=False))
     found = {k: path for k in odd.tolist() if b"://" not in (path := paths[k].as_py())}
     if not found:
@@ -224,21 +181,26 @@ def _plain(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:
     return pa.array(plain, pa.binary())
 
 
-def _fingerprint(dataset: "Dataset", data: bytes, below: Files, paths: pa.BinaryArray) -> str:
-    """Of the list, and of the images: on disk each is asked for, of a bucket what its listing says; of web servers and URIs only the list counts."""
+def _hash_list(dataset: SourceOptions, data: bytes, below: Files, paths: pa.BinaryArray) -> str:
+    """Returns the fingerprint of the list and of the images.
+
+    On disk, each image is asked for its size and time; for a bucket, its listing counts. For web servers, and images at
+    URIs of their own, only the list counts.
+    """
     found = hashlib.sha256(
-        f"{dataset.path_column}\0{dataset.split_column}\0{below.where()}\0".encode("utf-8", "surrogateescape") + data
+        f"{dataset.path_column}\0{dataset.split_column}\0{below.get_location()}\0".encode("utf-8", "surrogateescape")
+        + data
     )
-    if isinstance(below, Remote):
-        for fact in sorted(below.find()) if not below.root.startswith("http") else ():
+    if isinstance(below, RemoteFiles):
+        for fact in sorted(below.list_all()) if not below.root.startswith("http") else ():
             found.update(b"%s\0%d\0%d\0" % fact)
     else:
         for path in paths:
-            found.update(b"%d\0%d\0" % _stat(os.path.join(os.fsencode(below.where()), path.as_py())))
+            found.update(b"%d\0%d\0" % _stat_file(os.path.join(os.fsencode(below.get_location()), path.as_py())))
     return found.hexdigest()
 
 
-def _stat(file: bytes) -> tuple[int, int]:
+def _stat_file(file: bytes) -> tuple[int, int]:
     try:
         found = os.stat(file)
     except (OSError, ValueError):
@@ -246,13 +208,13 @@ def _stat(file: bytes) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _load(below: Files, path: bytes) -> bytes:
+def _load_image(below: Files, path: bytes) -> bytes:
     if b"://" in path:
-        file = local_path(os.fsdecode(path))
+        file = parse_local_path(os.fsdecode(path))
         top, _, name = path.rpartition(b"/")
-        return Remote(os.fsdecode(top)).read(name) if file is None else read_file(os.fsencode(file))
-    if path.startswith(b"/") and isinstance(below, Local):
-        return read_file(path)
+        return RemoteFiles(os.fsdecode(top)).read(name) if file is None else read_image_file(os.fsencode(file))
+    if path.startswith(b"/") and isinstance(below, LocalFiles):
+        return read_image_file(path)
     inside = posixpath.normpath(path)
     if inside.startswith((b"../", b"/")) or inside == b"..":
         raise OSError("path leaves the root")

@@ -1,6 +1,7 @@
-"""What a tar archive of samples holds, found in one pass that keeps no pixels. Nothing is ever written to disk, so a member's name is only a name.
+"""The index of a tar archive of samples, made in one pass that keeps no pixels.
 
-`a/b/0001.jpg`, `a/b/0001.cls` and `a/b/0001.json` are one sample of the key `a/b/0001`: the name up to the first dot of its last part.
+Nothing is written to disk, so the name of a member is no path that could lead anywhere. `a/b/0001.jpg`, `a/b/0001.cls`
+and `a/b/0001.json` are one sample with the key `a/b/0001`: the name up to the first dot of its last part.
 """
 
 import contextlib
@@ -13,13 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from firstlight.pipeline.data.sources.files import MAX_BYTES, Files, too_large
-from firstlight.pipeline.data.sources.source import SUFFIXES
+from firstlight.pipeline.data.sources.files import MAX_IMAGE_BYTES, Files, describe_too_large
+from firstlight.pipeline.data.sources.source import IMAGE_SUFFIXES
+from firstlight.pipeline.errors import one_line
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
-MAX_LABEL = 1 << 20  # bytes of a .cls or .json
-# What tarfile lets out over a broken archive; RecursionError: a header that stands for the one behind it, a thousand times over
-BROKEN = (
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# The largest .cls or .json
+MAX_LABEL_BYTES = 1 << 20
+# The exceptions that tarfile raises for a damaged archive. RecursionError: a thousand headers in a row, each of which
+# extends the next one
+ARCHIVE_ERRORS = (
     tarfile.TarError,
     EOFError,
     zlib.error,
@@ -30,40 +34,48 @@ BROKEN = (
     OverflowError,
     RecursionError,
 )
-HEADERS = (
+EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-MAX_HEADER = (
-    1 << 20
-)  # bytes of a long name, or of a pax header: tarfile reads them whole, and they state their size themselves
-NO_IMAGE, SECOND, AMBIGUOUS = "the sample has no image", "is a second image of its sample", "the sample has two labels"
+# The largest long name or pax header: tarfile reads them as a whole, and they state their own size
+MAX_HEADER_BYTES = 1 << 20
+NO_IMAGE_REASON, SECOND_IMAGE_REASON, TWO_LABELS_REASON = (
+    "the sample has no image",
+    "is a second image of its sample",
+    "the sample has two labels",
+)
 
 
-class Found(NamedTuple):
-    """An image of an archive, or what should have been one and is not, for `reason`."""
+class TarEntry(NamedTuple):
+    """An image of an archive, or a member that is none, for `reason`."""
 
     member: str
-    offset: int  # of its bytes in the archive (a compressed one: once decompressed)
+    # Offset of the content in the archive, decompressed if it is compressed, and its size, in bytes
+    offset: int
     size: int
     label: str | None = None
     reason: str | None = None
 
 
 @dataclass
-class Sample:
-    images: list[Found] = field(default_factory=list)
-    labels: dict[str, str | None] = field(default_factory=dict)  # extension -> label
+class TarSample:
+    """The members of an archive with one key."""
+
+    images: list[TarEntry] = field(default_factory=list)
+    # Extension -> label
+    labels: dict[str, str | None] = field(default_factory=dict)
     reason: str | None = None
-    member: str = ""  # one of its members, to name it by
+    # The name of one of its members, by which messages name the sample
+    member: str = ""
 
 
 @contextlib.contextmanager
-def opened(files: Files, name: str) -> Iterator[BinaryIO]:
-    """The archive, decompressed on the way where it is compressed: a seek forwards then costs what it passes over."""
+def open_archive(files: Files, name: str) -> Iterator[BinaryIO]:
+    """Yields the archive, decompressed if it is compressed: a forward seek then costs as much as reading."""
     with files.open(name) as file:
         if name.lower().endswith(".tar"):
             yield file
@@ -72,70 +84,79 @@ def opened(files: Files, name: str) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, plain)
 
 
-def contents(files: Files, name: str, label_column: str | None) -> list[Found]:
-    """Samples in the order of their first member, then members that are refused, then at most one entry for the archive itself, if it is broken."""
-    samples: dict[str, Sample] = {}
-    refused: list[Found] = []
+def index_archive(files: Files, name: str, label_column: str | None) -> list[TarEntry]:
+    """Returns the samples in the order of their first member, then the members that are refused.
+
+    If the archive is damaged, the last entry says so.
+    """
+    samples: dict[str, TarSample] = {}
+    refused: list[TarEntry] = []
     try:
-        with opened(files, name) as stream:
-            _read(_Tar(fileobj=stream, mode="r"), samples, refused, label_column)
-    except BROKEN as error:
-        refused.append(
-            Found(
-                "",
-                0,
-                0,
-                None,
-                f"the archive is damaged, what follows is lost: {' '.join(str(error).split()) or type(error).__name__}",
-            )
-        )
-    return [found for sample in samples.values() for found in _settled(sample, label_column)] + refused
+        with open_archive(files, name) as stream:
+            _read_members(_TarReader(fileobj=stream, mode="r"), samples, refused, label_column)
+    except ARCHIVE_ERRORS as error:
+        reason = f"the archive is damaged, what follows is lost: {one_line(error) or type(error).__name__}"
+        refused.append(TarEntry("", 0, 0, None, reason))
+    return [entry for sample in samples.values() for entry in _resolve_sample(sample, label_column)] + refused
 
 
-class _Header(tarfile.TarInfo):
-    """Tells the archive when its end mark has been read: tarfile takes damage within an archive for its end, too."""
+class _TarHeader(tarfile.TarInfo):
+    """A header that records in the archive whether its end mark was read, as tarfile also takes damage for the end."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Header":
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_TarHeader":
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as error:
-            cast(_Tar, tar).ended = type(error).__name__ == "EOFHeaderError"
+            cast(_TarReader, tar).has_end_mark = type(error).__name__ == "EOFHeaderError"
             raise
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in HEADERS and self.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size} bytes (at most {MAX_HEADER})")
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes (at most {MAX_HEADER_BYTES})")
         return cast(tarfile.TarInfo, super()._proc_member(tar))  # type: ignore[misc]
 
 
-class _Tar(tarfile.TarFile):
-    tarinfo = _Header
-    ended = False
+class _TarReader(tarfile.TarFile):
+    tarinfo = _TarHeader
+    has_end_mark = False
 
 
-def _read(tar: _Tar, samples: dict[str, Sample], refused: list[Found], label_column: str | None) -> None:
+def _read_members(
+    tar: _TarReader, samples: dict[str, TarSample], refused: list[TarEntry], label_column: str | None
+) -> None:
+    """Collects the samples and the refused members of an archive.
+
+    Raises:
+        One of ARCHIVE_ERRORS: the archive is damaged.
+    """
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+        # Otherwise, tarfile keeps all members in memory
+        tar.members = []  # type: ignore[attr-defined]
         name = member.name.encode("utf-8", "backslashreplace").decode()
-        key, extension = _split(name)
+        key, extension = _split_name(name)
         if member.isdir() or not key or not extension:
             continue
         if not member.isreg() or member.issparse():
-            refused.append(Found(name, 0, 0, None, f"is no plain file but {_kind(member)}"))
-        elif extension.endswith(SUFFIXES) and member.size > MAX_BYTES:
-            refused.append(Found(name, 0, 0, None, too_large(member.size)))
-        elif extension.endswith(SUFFIXES):
-            _at(tar, member.offset_data + member.size - 1, min(member.size, 1))  # all of it is there
-            samples.setdefault(key, Sample()).images.append(Found(name, member.offset_data, member.size))
+            refused.append(TarEntry(name, 0, 0, None, f"is no plain file but {_describe_member(member)}"))
+        elif extension.endswith(IMAGE_SUFFIXES) and member.size > MAX_IMAGE_BYTES:
+            refused.append(TarEntry(name, 0, 0, None, describe_too_large(member.size)))
+        elif extension.endswith(IMAGE_SUFFIXES):
+            # The last byte can be read, so the archive is not cut within the image
+            _read_at(tar, member.offset_data + member.size - 1, min(member.size, 1))
+            samples.setdefault(key, TarSample()).images.append(TarEntry(name, member.offset_data, member.size))
         elif label_column is not None and extension in (".cls", ".json", f".{label_column}"):
-            _label(tar, member, extension, samples.setdefault(key, Sample(member=name)), label_column)
-    if not tar.ended:
+            _read_member_label(tar, member, extension, samples.setdefault(key, TarSample(member=name)), label_column)
+    if not tar.has_end_mark:
         raise tarfile.ReadError(f"no end mark, but damage at byte {tar.offset}")
 
 
-def _at(tar: _Tar, offset: int, size: int) -> bytes:
-    """Raises ReadError where the archive ends before."""
+def _read_at(tar: _TarReader, offset: int, size: int) -> bytes:
+    """Returns `size` bytes from `offset` on.
+
+    Raises:
+        ReadError: the archive ends before.
+    """
     tar.fileobj.seek(offset)  # type: ignore[union-attr]
     data = tar.fileobj.read(size)  # type: ignore[union-attr]
     if len(data) < size:
@@ -143,56 +164,59 @@ def _at(tar: _Tar, offset: int, size: int) -> bytes:
     return data
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Key and extension, from the first dot on; ("", "") for hidden files."""
+def _split_name(name: str) -> tuple[str, str]:
+    """Returns the key and the extension of a member, from the first dot on; ("", "") for hidden files."""
     folder, _, file = name.rpartition("/")
     stem, dot, rest = file.partition(".")
     return (posixpath.join(folder, stem), f".{rest.lower()}" if dot else "") if stem else ("", "")
 
 
-def _kind(member: tarfile.TarInfo) -> str:
+def _describe_member(member: tarfile.TarInfo) -> str:
     if member.issym() or member.islnk():
         return f"a link to {member.linkname.encode('utf-8', 'backslashreplace').decode()[:100]}"
-    return (
-        "a sparse file"
-        if member.issparse()
-        else "a device or pipe"
-        if member.isdev()
-        else f"of the type {member.type!r}"
-    )
+    if member.issparse():
+        return "a sparse file"
+    return "a device or pipe" if member.isdev() else f"of the type {member.type!r}"
 
 
-def _label(tar: _Tar, member: tarfile.TarInfo, extension: str, sample: Sample, label_column: str) -> None:
+def _read_member_label(
+    tar: _TarReader, member: tarfile.TarInfo, extension: str, sample: TarSample, label_column: str
+) -> None:
     label: str | None = None
-    if member.size > MAX_LABEL:
-        sample.reason = f"the label of {posixpath.basename(member.name)!a} is larger than {MAX_LABEL} bytes"
+    if member.size > MAX_LABEL_BYTES:
+        sample.reason = f"the label of {posixpath.basename(member.name)!a} is larger than {MAX_LABEL_BYTES} bytes"
         return
-    data = _at(tar, member.offset_data, member.size)
+    data = _read_at(tar, member.offset_data, member.size)
     try:
-        label = _from_json(data, label_column) if extension == ".json" else _word(data.decode().strip())
+        label = _parse_json_label(data, label_column) if extension == ".json" else _clean_label(data.decode().strip())
     except (ValueError, RecursionError):
         sample.reason = f"the label of {posixpath.basename(member.name)!a} cannot be read"
     if sample.labels.setdefault(extension, label) != label:
-        sample.reason = AMBIGUOUS
+        sample.reason = TWO_LABELS_REASON
 
 
-def _from_json(data: bytes, field: str) -> str | None:
-    """Raises ValueError for what is no JSON, or a label that is neither text nor integer."""
+def _parse_json_label(data: bytes, field: str) -> str | None:
+    """Returns the value of `field`; None if it is missing.
+
+    Raises:
+        ValueError: the data is no JSON, or the label is neither text nor an integer.
+    """
     record = json.loads(data)
     value = record.get(field) if isinstance(record, dict) else None
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise ValueError(value)
-    return None if value is None else _word(str(value))
+    return None if value is None else _clean_label(str(value))
 
 
-def _word(label: str) -> str | None:
+def _clean_label(label: str) -> str | None:
     return label.encode("utf-8", "backslashreplace").decode() or None
 
 
-def _settled(sample: Sample, label_column: str | None) -> Iterator[Found]:
+def _resolve_sample(sample: TarSample, label_column: str | None) -> Iterator[TarEntry]:
+    """Yields the images of a sample with its label. The second image, and a sample without an image, get a reason."""
     order = (f".{label_column}", ".cls", ".json")
     label = next((sample.labels[extension] for extension in order if sample.labels.get(extension) is not None), None)
     if not sample.images and label is not None:
-        yield Found(sample.member, 0, 0, label, NO_IMAGE)
+        yield TarEntry(sample.member, 0, 0, label, NO_IMAGE_REASON)
     for k, image in enumerate(sample.images):
-        yield image._replace(label=label, reason=SECOND if k else sample.reason)
+        yield image._replace(label=label, reason=SECOND_IMAGE_REASON if k else sample.reason)

@@ -1,4 +1,4 @@
-"""What is deleted, what keeps it from being deleted, and that a recipe makes anew what is gone."""
+"""What is deleted, what prevents a deletion, and that a recipe makes deleted stages again."""
 
 import fcntl
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from firstlight.pipeline.cli.delete import check, delete, doomed
+from firstlight.pipeline.cli.delete import check_deletion, delete_runs, plan_deletion
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.lineage import Lineage, read
 from firstlight.pipeline.tracking.location import named
 from tests.support import recipes
@@ -17,84 +17,88 @@ from tests.support.mlflow_runs import Past, chain
 QUIET = Console(quiet=True)
 
 
-def names(lineage: Lineage) -> list[str]:
+def run_names(lineage: Lineage) -> list[str]:
     return sorted(run.name for run in lineage.runs.values())
 
 
-@pytest.mark.timeout(600)
-def test_a_recipe_is_deleted_with_all_that_is_below_it(tmp_path: Path) -> None:
-    past, runs = chain(tmp_path)
+def ids_by_name(storage: Path) -> dict[str, str]:
+    return {run.name: run.id for run in read(named([f"storage={storage}"]))[0].runs.values()}
+
+
+def test_recipe_is_deleted_with_everything_below_it(tmp_path: Path) -> None:
+    past, run_ids = chain(tmp_path)
     lineage, client = read(named([f"storage={tmp_path}"]))
-    found = doomed(lineage, client, lineage.runs[runs["first"]])
-    assert len(found.runs) == 6
-    assert [version.reference for version in found.versions] == ["models:/digits-nat@current"]
-    assert len(found.models) == 2
-    assert {place.relative_to(tmp_path).as_posix() for place in found.places} == {
+    plan = plan_deletion(lineage, client, lineage.runs[run_ids["first"]])
+    assert len(plan.runs) == 6
+    assert [version.reference for version in plan.versions] == ["models:/digits-nat@current"]
+    assert len(plan.models) == 2
+    assert {path.relative_to(tmp_path).as_posix() for path in plan.paths} == {
         "first/recipes/0.json",
         *(
             f"first/{stage}-f"
             for stage in ("prepare-seed0", "pretrain-seed0", "pretrain-seed1", "evaluate-seed0", "evaluate-seed1")
         ),
     }
-    resting = check(lineage, found)
-    assert resting == [f"evaluate seed 0 ({runs['other'][:8]}) of second started from the encoder of pretrain seed 0"]
-    told = "\n".join(found.lines())
-    assert "6 runs: first (" in told
-    assert "1 model version: models:/digits-nat@current (version 1)" in told
-    artifacts = [Path(one.artifacts) for one in found.runs]
-    assert any(place.exists() for place in artifacts)
-    delete(lineage, client, found)
+    name = f"evaluate seed 0 ({run_ids['other'][:8]}) of second"
+    assert check_deletion(lineage, plan) == [f"{name} started from the encoder of pretrain seed 0"]
+    summary = "\n".join(plan.summary_lines())
+    assert "6 runs: first (" in summary
+    assert "1 model version: models:/digits-nat@current (version 1)" in summary
+    assert f"6 paths on disk, {plan.num_bytes / 1e6:.1f} MB:" in summary
+    artifacts = [Path(run.artifacts) for run in plan.runs]
+    assert any(path.exists() for path in artifacts)
+    delete_runs(lineage, client, plan)
     after, _ = read(named([f"storage={tmp_path}"]))
-    assert names(after) == ["evaluate seed 0", "second"]
+    assert run_names(after) == ["evaluate seed 0", "second"]
     assert after.versions == ()
-    assert not [place for place in (*found.places, *artifacts) if place.exists()]
+    assert not [path for path in (*plan.paths, *artifacts) if path.exists()]
     assert not list((tmp_path / "mlartifacts").rglob("*.safetensors"))
     assert not past.client.search_registered_models()
 
 
-def test_a_stage_that_others_started_from(tmp_path: Path) -> None:
-    _, runs = chain(tmp_path)
-    lineage, client = read(named([f"storage={tmp_path}"]))
-    resting = check(lineage, doomed(lineage, client, lineage.runs[runs["pretrain0"]]))
-    assert [line.split(" (")[0] for line in resting] == ["evaluate seed 0", "evaluate seed 0"]
-    assert check(lineage, doomed(lineage, client, lineage.runs[runs["evaluate1"]])) == []
+def test_stages_that_started_from_an_encoder_are_named(lineage: Lineage, run_ids: dict[str, str]) -> None:
+    _, client = read(lineage.records)
+    dependants = check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["pretrain0"]]))
+    assert [line.split(" (")[0] for line in dependants] == ["evaluate seed 0", "evaluate seed 0"]
+    assert check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["evaluate1"]])) == []
 
 
-def test_a_stage_that_another_recipe_is_made_of_too(tmp_path: Path) -> None:
-    past, runs = chain(tmp_path)
-    past.tracking.log_stage(runs["second"], "evaluate", [runs["evaluate1"]])
+def test_other_recipes_that_use_a_stage_are_named(tmp_path: Path) -> None:
+    past, run_ids = chain(tmp_path)
+    past.tracking.log_stage(run_ids["second"], "evaluate", [run_ids["evaluate1"]])
     lineage, client = read(named([f"storage={tmp_path}"]))
-    resting = check(lineage, doomed(lineage, client, lineage.runs[runs["evaluate1"]]))
-    assert resting == [f"the recipe second ({runs['second'][:8]}) is made of evaluate seed 1 too"]
+    dependants = check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["evaluate1"]]))
+    assert dependants == [f"the recipe second ({run_ids['second'][:8]}) also uses evaluate seed 1"]
 
 
 @pytest.mark.fault(22, "deleted while it is run")
-def test_what_is_being_run_is_not_deleted(tmp_path: Path) -> None:
+def test_recipe_that_a_process_runs_is_not_deleted(tmp_path: Path) -> None:
     past = Past(tmp_path)
     recipe = past.recipe("busy")
     lineage, client = read(named([f"storage={tmp_path}"]))
+    plan = plan_deletion(lineage, client, lineage.runs[recipe])
     with open(tmp_path / "busy" / ".lock", "w") as file:
         file.write("4711")
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="run: 'busy' is being run by process 4711"):
-            check(lineage, doomed(lineage, client, lineage.runs[recipe]))
+            check_deletion(lineage, plan)
 
 
 @pytest.mark.timeout(600)
-def test_what_was_deleted_is_made_anew_and_the_rest_stays(tmp_path: Path) -> None:
+def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, blank_figures: None) -> None:
     recipe = recipes.recipe(tmp_path)
     del recipe.stages["finetune"]
-    rows = run(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET)
     lineage, client = read(named([f"storage={tmp_path}"]))
-    before = {one.name: one.id for one in lineage.runs.values()}
-    delete(lineage, client, doomed(lineage, client, lineage.runs[before["pretrain seed 0"]]))
-    assert run(recipe, QUIET) == rows
-    after = {one.name: one.id for one in read(named([f"storage={tmp_path}"]))[0].runs.values()}
+    before = ids_by_name(tmp_path)
+    delete_runs(lineage, client, plan_deletion(lineage, client, lineage.runs[before["pretrain seed 0"]]))
+    assert run_recipe(recipe, QUIET) == rows
+    after = ids_by_name(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"pretrain seed 0"}
     lineage, client = read(named([f"storage={tmp_path}"]))
-    delete(lineage, client, doomed(lineage, client, lineage.find("small")))
-    assert run(recipe, QUIET) == rows
-    again = {one.name: one.id for one in read(named([f"storage={tmp_path}"]))[0].runs.values()}
+    delete_runs(lineage, client, plan_deletion(lineage, client, lineage.find("small")))
+    assert run_recipe(recipe, QUIET) == rows
+    again = ids_by_name(tmp_path)
     assert set(again) == set(before)
     assert not set(again.values()) & set(after.values())

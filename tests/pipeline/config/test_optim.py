@@ -1,3 +1,7 @@
+"""Optimisers and schedules by name: checks, learning rates, checkpoints."""
+
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -5,10 +9,17 @@ import torch
 from pydantic import ValidationError
 from torch.optim.lr_scheduler import LRScheduler
 
-from firstlight.pipeline.config.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, build_optimizer, build_schedule
-from firstlight.pipeline.config.recipe import parse
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerSpec,
+    ScheduleSpec,
+    build_optimizer,
+    build_schedule,
+)
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.train.checkpoint import pack, unpack
+from firstlight.pipeline.train.checkpoint import pack_state, unpack_state
 from tests.support import recipes
 
 LENGTH = 12
@@ -30,8 +41,8 @@ def sgd(lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
 
 
-def spec(name: str, **arguments: Any) -> Schedule:
-    return Schedule.model_validate({"name": name, **NEEDED.get(name, {}), **arguments})
+def spec(name: str, **arguments: Any) -> ScheduleSpec:
+    return ScheduleSpec.model_validate({"name": name, **NEEDED.get(name, {}), **arguments})
 
 
 def rates(schedule: LRScheduler, steps: int) -> list[float]:
@@ -45,7 +56,7 @@ def rates(schedule: LRScheduler, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("t0", "gamma"), [(0, 1.0), (4, 0.3), (100, 0.3)])
-def test_hyperbolic_is_the_papers(t0: int, gamma: float) -> None:
+def test_hyperbolic_follows_the_papers_formula(t0: int, gamma: float) -> None:
     schedule = build_schedule(spec("hyperbolic", t0=t0, gamma=gamma), sgd(0.7), LENGTH)
     assert rates(schedule, LENGTH) == pytest.approx(
         [0.7 / (1 + gamma * max(0, t - t0)) for t in range(LENGTH)], rel=1e-12
@@ -55,21 +66,21 @@ def test_hyperbolic_is_the_papers(t0: int, gamma: float) -> None:
 @pytest.mark.parametrize("arguments", [{}, {"t0": 1}, {"t0": 1, "gamma": 0.1, "T_max": 3}])
 def test_hyperbolic_takes_its_two_constants(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="hyperbolic takes t0 and gamma"):
-        Schedule.model_validate({"name": "hyperbolic", **arguments})
+        ScheduleSpec.model_validate({"name": "hyperbolic", **arguments})
 
 
-def test_without_a_schedule_the_rate_is_constant() -> None:
+def test_rate_is_constant_without_a_schedule() -> None:
     assert rates(build_schedule(None, sgd(), LENGTH), LENGTH) == [0.1] * LENGTH
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_schedule_builds_and_lasts_the_whole_training(name: str) -> None:
+def test_every_schedule_lasts_for_the_whole_training(name: str) -> None:
     found = rates(build_schedule(spec(name), sgd(), LENGTH), LENGTH)
     assert all(rate >= 0 for rate in found)
     assert len(set(found)) > 1 or name == "ConstantLR"  # its factor, over a length that is the whole training
 
 
-def test_lengths_left_out_are_the_whole_training() -> None:
+def test_default_length_is_the_whole_training() -> None:
     cosine, linear, one_cycle = sgd(), sgd(), sgd()
     rates(build_schedule(spec("CosineAnnealingLR"), cosine, LENGTH), LENGTH)
     assert cosine.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
@@ -81,7 +92,7 @@ def test_lengths_left_out_are_the_whole_training() -> None:
     assert peak[-1] == min(peak)
 
 
-def test_lengths_given_are_kept() -> None:
+def test_given_length_is_kept() -> None:
     found = rates(build_schedule(spec("CosineAnnealingLR", T_max=4), sgd(), LENGTH), LENGTH)
     assert found[4] == pytest.approx(0, abs=1e-12)
     assert found[8] == pytest.approx(0.1)
@@ -89,14 +100,14 @@ def test_lengths_given_are_kept() -> None:
 
 @pytest.mark.parametrize("stop", [1, 5, LENGTH - 1])
 @pytest.mark.parametrize("name", [*NAMES, None])
-def test_a_schedule_goes_on_behind_a_checkpoint(name: str | None, stop: int) -> None:
+def test_schedule_continues_from_a_checkpoint(name: str | None, stop: int) -> None:
     its = None if name is None else spec(name)
     whole = rates(build_schedule(its, sgd(), LENGTH), LENGTH)
     first = build_schedule(its, sgd(), LENGTH)
     rates(first, stop)
     tensors: dict[str, torch.Tensor] = {}
-    packed = pack({"optimizer": first.optimizer.state_dict(), "schedule": first.state_dict()}, tensors)
-    state = unpack(packed, tensors)
+    packed = pack_state({"optimizer": first.optimizer.state_dict(), "schedule": first.state_dict()}, tensors)
+    state = unpack_state(packed, tensors)
     second = build_schedule(its, sgd(), LENGTH)
     second.optimizer.load_state_dict(state["optimizer"])
     second.load_state_dict(state["schedule"])
@@ -112,18 +123,18 @@ def trained(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, start:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_builds_and_goes_on_behind_a_checkpoint(name: str) -> None:
-    its = Optimizer(name=name, lr=0.1)
+def test_every_optimizer_continues_from_a_checkpoint(name: str) -> None:
+    its = OptimizerSpec(name=name, lr=0.1)
     start = torch.arange(6.0).view(2, 3)
     one, two = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     whole = trained(one, build_optimizer(its, [(1.0, [one])]), 0, 6)
     first = build_optimizer(its, [(1.0, [two])])
     half = trained(two, first, 0, 3)
     tensors: dict[str, torch.Tensor] = {}
-    packed = pack(first.state_dict(), tensors)
+    packed = pack_state(first.state_dict(), tensors)
     again = torch.nn.Parameter(half.clone())
     second = build_optimizer(its, [(1.0, [again])])
-    second.load_state_dict(unpack(packed, tensors))
+    second.load_state_dict(unpack_state(packed, tensors))
     assert torch.equal(trained(again, second, 3, 6), whole)
     assert not torch.equal(half, start)
 
@@ -152,16 +163,16 @@ def test_every_optimizer_builds_and_goes_on_behind_a_checkpoint(name: str) -> No
         ),
     ],
 )
-def test_mistakes_are_named(tmp_path: Any, changes: dict[str, Any], message: str) -> None:
+def test_wrong_optimizer_or_schedule_is_named(tmp_path: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         recipes.recipe(tmp_path, **changes)
 
 
-def test_names_that_a_config_can_never_use_are_not_offered() -> None:
+def test_classes_that_a_recipe_cannot_use_are_unknown() -> None:
     """They need functions, a closure, or only 2-dimensional weights."""
     for name in ("LBFGS", "Muon", "SparseAdam", "Optimizer"):
         with pytest.raises(UserError, match="is unknown"):
-            parse(
+            parse_recipe(
                 {
                     **recipes.RECIPE,
                     "stages": {
@@ -181,16 +192,16 @@ def test_names_that_a_config_can_never_use_are_not_offered() -> None:
         {"name": "hyperbolic", "t0": 3, "gamma": 0.5},
     ],
 )
-def test_a_period_starts_the_schedule_again(arguments: dict[str, Any]) -> None:
-    once = rates(build_schedule(Schedule(**arguments), sgd(), 10), 10)
-    again = rates(build_schedule(Schedule(**arguments, period=10), sgd(), 35), 35)
+def test_period_repeats_the_schedule(arguments: dict[str, Any]) -> None:
+    once = rates(build_schedule(ScheduleSpec(**arguments), sgd(), 10), 10)
+    again = rates(build_schedule(ScheduleSpec(**arguments, period=10), sgd(), 35), 35)
     assert again == pytest.approx([*once, *once, *once, *once[:5]], rel=1e-12)
     assert len(set(once)) > 1
 
 
-def test_a_plateau_takes_no_period() -> None:
+def test_plateau_takes_no_period() -> None:
     with pytest.raises(ValueError, match="takes no period"):
-        Schedule(name="ReduceLROnPlateau", period=3)
+        ScheduleSpec(name="ReduceLROnPlateau", period=3)
 
 
 @pytest.mark.parametrize(
@@ -203,16 +214,30 @@ def test_a_plateau_takes_no_period() -> None:
         {"name": "StepLR", "step_size": 2},
     ],
 )
-def test_groups_keep_their_share_of_the_rate(schedule: dict[str, object] | None) -> None:
+def test_parameter_groups_keep_their_ratio_of_rates(schedule: dict[str, object] | None) -> None:
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     optimizer = build_optimizer(
-        Optimizer.model_validate({"name": "SGD", "lr": 0.1, "momentum": 0.9}),
+        OptimizerSpec.model_validate({"name": "SGD", "lr": 0.1, "momentum": 0.9}),
         [(1.0, [weights[0]]), (0.25, [weights[1]])],
     )
-    spec = None if schedule is None else Schedule.model_validate(schedule)
+    spec = None if schedule is None else ScheduleSpec.model_validate(schedule)
     built = build_schedule(spec, optimizer, 12)
     for _ in range(10):
         first, second = (group["lr"] for group in optimizer.param_groups)
         assert second == pytest.approx(first / 4)
         optimizer.step()
         built.step()
+
+
+def test_checking_settings_does_not_import_the_compiler() -> None:
+    code = """
+import sys
+from firstlight.pipeline.config.optim import OPTIMIZERS, OptimizerSpec, ScheduleSpec
+for name in OPTIMIZERS:
+    OptimizerSpec(name=name, lr=0.1)
+ScheduleSpec(name="OneCycleLR", max_lr=0.3, period=5)
+ScheduleSpec(name="ReduceLROnPlateau")
+print("torch._dynamo" in sys.modules)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert answer.stdout == "False\n"

@@ -12,26 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from firstlight.pipeline.data.annotations import (
-    COLUMNS,
+    ANNOTATION_COLUMNS,
     Annotation,
-    columns_in,
-    fitted,
-    occurring,
-    packed,
-    tally,
-    unpacked,
+    count_annotations,
+    find_present_classes,
+    fit_to_image,
+    pack_columns,
+    select_annotation_columns,
+    unpack_columns,
 )
 from firstlight.pipeline.data.images import BadImage
-
-
-def png(values: np.ndarray, mode: str = "P", **options: int) -> bytes:
-    """(H, W) numbers as a file; a palette of random colours, so that they differ from the numbers."""
-    image, file = Image.fromarray(values).convert("L") if mode == "P" else Image.fromarray(values), io.BytesIO()
-    if mode == "P":
-        image = Image.frombytes("P", image.size, values.astype(np.uint8).tobytes())
-        image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
-    image.save(file, "PNG", **options)
-    return file.getvalue()
+from tests.support.png_maps import png
 
 
 def boxes(*sides: tuple[float, float, float, float], difficult: tuple[int, ...] = ()) -> Annotation:
@@ -42,12 +33,18 @@ def boxes(*sides: tuple[float, float, float, float], difficult: tuple[int, ...] 
 
 
 def test_what_occurs() -> None:
-    assert occurring(np.array([0, 2, 2, 3]), np.array([True, True, False, True]), 5).tolist() == [-1, 0, 1, -1, 0]
-    assert occurring(np.empty(0, np.int64), np.empty(0, bool), 2).tolist() == [0, 0]
+    assert find_present_classes(np.array([0, 2, 2, 3]), np.array([True, True, False, True]), 5).tolist() == [
+        -1,
+        0,
+        1,
+        -1,
+        0,
+    ]
+    assert find_present_classes(np.empty(0, np.int64), np.empty(0, bool), 2).tolist() == [0, 0]
 
 
 def test_boxes_are_cut_at_the_edges() -> None:
-    found = fitted(boxes((-3, 2, 5, 40), (0, 0, 20, 10), (19.5, 9, 21, 11)), (20, 10), 3, "a.xml")
+    found = fit_to_image(boxes((-3, 2, 5, 40), (0, 0, 20, 10), (19.5, 9, 21, 11)), (20, 10), 3, "a.xml")
     assert found.boxes is not None
     assert found.boxes.tolist() == [[0, 2, 5, 10], [0, 0, 20, 10], [19.5, 9, 20, 10]]
     assert found.boxes.dtype == np.float32
@@ -56,7 +53,7 @@ def test_boxes_are_cut_at_the_edges() -> None:
 @pytest.mark.parametrize("box", [(20, 0, 30, 5), (-5, 0, 0, 5), (3, 4, 3, 8), (5, 2, 4, 8), (0, 10, 5, 12)])
 def test_a_box_without_a_pixel_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(BadImage, match=r"^a\.xml: object 2: its box, .* has no pixel of the image of 20 x 10$"):
-        fitted(boxes((0, 0, 1, 1), box), (20, 10), 3, "a.xml")
+        fit_to_image(boxes((0, 0, 1, 1), box), (20, 10), 3, "a.xml")
 
 
 def values(height: int = 6, width: int = 4) -> np.ndarray:
@@ -68,10 +65,15 @@ def values(height: int = 6, width: int = 4) -> np.ndarray:
     "file", [png(values()), png(values(), "L"), png(values() % 4, bits=2), png(values(), optimize=1)]
 )
 def test_masks_that_are_taken(file: bytes) -> None:
-    found = fitted(Annotation(mask=file), (4, 6), 4, "m.png")
+    found = fit_to_image(Annotation(mask=file), (4, 6), 4, "m.png")
     assert found.mask is file
     last = 255 if file[24:25] == b"\x08" else 3
-    assert tally(found, (4, 6)) == {("pixels", 0): 6, ("pixels", 1): 6, ("pixels", 2): 6, ("pixels", last): 6}
+    assert count_annotations(found, (4, 6)) == {
+        ("pixels", 0): 6,
+        ("pixels", 1): 6,
+        ("pixels", 2): 6,
+        ("pixels", last): 6,
+    }
 
 
 def saved(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -95,11 +97,11 @@ def grey_of_4_bits() -> bytes:
     [
         (png(values(4, 6)), "has 6 x 4 pixels, its image 4 x 6"),
         (png(values(60, 40)), "has 40 x 60 pixels, its image 4 x 6"),
-        (png(np.full((6, 4), 3, np.uint8)), "the value 3 is no class; valid: 0 to 2, and 255 (void)"),
-        (png(np.full((6, 4), 254, np.uint8), "L"), "the value 254 is no class"),
+        (png(np.full((6, 4), 3, np.uint8)), "the value 3 is not a class; valid: 0 to 2, and 255 (void)"),
+        (png(np.full((6, 4), 254, np.uint8), "L"), "the value 254 is not a class"),
         (
             saved(Image.new("RGB", (4, 6))),
-            "is no map of classes but an image of mode RGB, 8 bits; valid: a palette, or grey of 8 bits",
+            "is not a map of classes but an image of mode RGB, 8 bits; valid: a palette, or grey of 8 bits",
         ),
         (saved(Image.new("LA", (4, 6))), "mode LA"),
         (saved(Image.new("I;16", (4, 6))), "mode I;16, 16 bits"),
@@ -113,7 +115,7 @@ def grey_of_4_bits() -> bytes:
 )
 def test_masks_that_are_refused(file: bytes, why: str) -> None:
     with pytest.raises(BadImage) as error:
-        fitted(Annotation(mask=file), (4, 6), 3, "SegmentationClass/m.png")
+        fit_to_image(Annotation(mask=file), (4, 6), 3, "SegmentationClass/m.png")
     assert str(error.value).startswith("SegmentationClass/m.png: ")
     assert why in str(error.value)
 
@@ -136,10 +138,12 @@ def annotations(draw: st.DrawFn, classes: int) -> Annotation:
 )
 def test_there_and_back(data: st.DataObject, classes: int, columns: tuple[str, ...]) -> None:
     before = data.draw(st.lists(annotations(classes), min_size=1, max_size=4))
-    rows = [packed(found, columns) for found in before]
-    table = pa.table({name: pa.array([row[k] for row in rows], COLUMNS[name]) for k, name in enumerate(columns)})
-    assert columns_in(["id", *columns]) == columns
-    for old, new in zip(before, unpacked(table, classes), strict=True):
+    rows = [pack_columns(found, columns) for found in before]
+    table = pa.table(
+        {name: pa.array([row[k] for row in rows], ANNOTATION_COLUMNS[name]) for k, name in enumerate(columns)}
+    )
+    assert select_annotation_columns(["id", *columns]) == columns
+    for old, new in zip(before, unpack_columns(table, classes), strict=True):
         expected = {"mask": "mask" in columns, "present": "present" in columns}
         for name in ("present", "boxes", "box_classes", "difficult"):
             was, now = getattr(old, name), getattr(new, name)
@@ -154,14 +158,15 @@ def test_there_and_back(data: st.DataObject, classes: int, columns: tuple[str, .
 @pytest.mark.parametrize(
     "table",
     [
-        pa.table({"present": pa.array([[1, 0], [1]], COLUMNS["present"])}),
-        pa.table({"present": pa.array([[1, 0], None], COLUMNS["present"])}),
+        pa.table({"present": pa.array([[1, 0], [1]], ANNOTATION_COLUMNS["present"])}),
+        pa.table({"present": pa.array([[1, 0], None], ANNOTATION_COLUMNS["present"])}),
         pa.table({"mask": pa.array([None], pa.binary())}),
         pa.table({"mask": pa.array([1.5])}),
         pa.table(
             {
                 "boxes": pa.array(
-                    [[{"left": 0, "top": 0, "right": 1, "bottom": 1, "class": 2, "difficult": False}]], COLUMNS["boxes"]
+                    [[{"left": 0, "top": 0, "right": 1, "bottom": 1, "class": 2, "difficult": False}]],
+                    ANNOTATION_COLUMNS["boxes"],
                 )
             }
         ),
@@ -170,4 +175,4 @@ def test_there_and_back(data: st.DataObject, classes: int, columns: tuple[str, .
 )
 def test_columns_that_hold_something_else(table: pa.Table) -> None:
     with pytest.raises((ValueError, TypeError, pa.ArrowException)):
-        unpacked(table, 2)
+        unpack_columns(table, 2)

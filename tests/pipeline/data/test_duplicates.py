@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from firstlight.pipeline.data.duplicates import copies
+from firstlight.pipeline.data.duplicates import find_copies
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE
 from firstlight.pipeline.data.prepare import prepare as module
-from firstlight.pipeline.data.store import DUPLICATES
-from tests.pipeline.data.prepare.test_prepare import dataset, images, local, png
+from tests.support.grey_images import dataset, images, local, png
 
 
 @pytest.mark.parametrize("kinds", [1, 5, 200, 10**6])
@@ -20,19 +20,19 @@ def test_copies_are_those_of_the_definition(kinds: int) -> None:
     for image_id, digest in enumerate(digests.tolist()):
         places[digest].append(image_id)
     expected = sorted((image_id, same[0]) for same in places.values() for image_id in same[1:])
-    ids, firsts = copies(digests)
+    ids, firsts = find_copies(digests)
     assert list(zip(ids.tolist(), firsts.tolist(), strict=True)) == expected
 
 
 def test_no_images_and_one() -> None:
     for digests in (np.empty(0, np.uint64), np.array([7], np.uint64)):
-        ids, firsts = copies(digests)
+        ids, firsts = find_copies(digests)
         assert (ids.tolist(), firsts.tolist()) == ([], [])
 
 
 @pytest.mark.fault(35, "copies within and across the splits")
 def test_copies_within_and_across_the_splits_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 4)
     root = images(
         tmp_path / "in", 10, bad=(0,)
     )  # ids follow the paths without the bad one: a/002 is 0, ..., b/001 is 4, ..., test/a/000 is 9
@@ -47,7 +47,7 @@ def test_copies_within_and_across_the_splits_are_listed(tmp_path: Path, monkeypa
     (root / "test/b/005.png").write_bytes((root / "train/a/000.png").read_bytes())  # of a bad image: bad itself
     store = local(dataset(root=root, max_bad_fraction=0.5), tmp_path / "out")
     assert store.images["duplicates"] == {"copies": 5, "of_train_in_test": 2}
-    assert pq.read_table(store.path / DUPLICATES).to_pylist() == [
+    assert pq.read_table(store.path / DUPLICATES_FILE).to_pylist() == [
         {"id": 7, "first_id": 0, "split": "train", "path": "train/b/007.png"},
         {"id": 8, "first_id": 0, "split": "train", "path": "train/b/009.png"},
         {"id": 11, "first_id": 10, "split": "test", "path": "test/a/004.png"},

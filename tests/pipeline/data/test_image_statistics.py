@@ -7,7 +7,13 @@ from collections import Counter
 
 import numpy as np
 
-from firstlight.pipeline.data.image_statistics import OCTAVE, Census, Total, lines, side_bin
+from firstlight.pipeline.data.image_statistics import (
+    BINS_PER_OCTAVE,
+    ImageStatistics,
+    SourceStatistics,
+    describe_statistics,
+    side_bin,
+)
 from firstlight.pipeline.report import figures
 
 SPLITS = {"train": 150, "test": 50}
@@ -23,14 +29,14 @@ def images(count: int, seed: int) -> list[tuple[tuple[int, int], tuple[str, str]
 
 
 def dumped(seen: list[tuple[tuple[int, int], tuple[str, str], int, int]]) -> dict:
-    census = Census()
+    census = ImageStatistics()
     for size, kind, label, count in seen:
         census.add(size, kind, int(label), count)
     return json.loads(json.dumps(census.dump()))
 
 
 def total(parts: list[tuple[str, dict]]) -> dict:
-    found = Total()
+    found = SourceStatistics()
     for split, raw in parts:
         found.add(split, raw)
     return json.loads(json.dumps(found.dump()))
@@ -56,10 +62,10 @@ def test_parts_add_up() -> None:
 def test_a_bin_holds_its_pixels() -> None:
     for pixels in (*range(1, 600), 65_535, 65_536, 64_000_000):
         k = side_bin(pixels)
-        assert 2 ** (k / OCTAVE) <= pixels * (1 + 1e-12)
-        assert pixels < 2 ** ((k + 1) / OCTAVE)
-    assert [side_bin(2**k) for k in range(20)] == [OCTAVE * k for k in range(20)]
-    assert math.isclose(2 ** (side_bin(32) / OCTAVE), 32)
+        assert 2 ** (k / BINS_PER_OCTAVE) <= pixels * (1 + 1e-12)
+        assert pixels < 2 ** ((k + 1) / BINS_PER_OCTAVE)
+    assert [side_bin(2**k) for k in range(20)] == [BINS_PER_OCTAVE * k for k in range(20)]
+    assert math.isclose(2 ** (side_bin(32) / BINS_PER_OCTAVE), 32)
 
 
 def test_lines() -> None:
@@ -69,13 +75,13 @@ def test_lines() -> None:
             ("test", dumped([((8, 8), ("L", "PNG"), -1, 100)])),
         ]
     )
-    assert lines(same, {"train": 1500, "test": 1}) == [
+    assert describe_statistics(same, {"train": 1500, "test": 1}) == [
         "train 1,500, test 1 images of 8 x 8 pixels, 0.1 kB each on average",
         "format PNG; mode L",
         "train: 3 classes of 500 images",
     ]
     mixed = [((8, 9), ("RGB", "JPEG"), 0, 5000)] * 1999 + [((1000, 2000), ("L", "PNG"), -1, 5000)]
-    assert lines(total([("train", dumped(mixed))]), {"train": 2000}) == [
+    assert describe_statistics(total([("train", dumped(mixed))]), {"train": 2000}) == [
         "train 2,000 images of 8 to 1,000 x 9 to 2,000 pixels, 5.0 kB each on average",
         "format JPEG 100.0%, PNG <0.1%; mode RGB 100.0%, L <0.1%",
         "train: 1 classes of 1,999 images, 1 images without a label",
@@ -104,7 +110,7 @@ def test_the_picture_counts_what_has_no_bar_of_its_own() -> None:
 
 
 def test_annotations_are_counted_by_split_and_told() -> None:
-    census = Census()
+    census = ImageStatistics()
     for k in range(4):
         census.add(
             (8, 8),
@@ -113,7 +119,7 @@ def test_annotations_are_counted_by_split_and_told() -> None:
             100,
             Counter({("present", 0): 1, ("boxes", 0): 2, ("boxes", 1): k, ("difficult", 1): k // 3}),
         )
-    masks = Census()
+    masks = ImageStatistics()
     masks.add((8, 8), ("L", "PNG"), -1, 100, Counter({("pixels", 0): 30, ("pixels", 10): 31, ("pixels", 255): 3}))
     found = total(
         [
@@ -126,8 +132,8 @@ def test_annotations_are_counted_by_split_and_told() -> None:
         "train": {"boxes": {"0": 8, "1": 6}, "difficult": {"1": 1}, "present": {"0": 4}},
         "test": {"pixels": {"0": 30, "10": 31, "255": 3}},
     }
-    assert lines(found, {"train": 4, "test": 1})[2:] == [
-        "train: 1 classes, each in 4 images, several in one",
+    assert describe_statistics(found, {"train": 4, "test": 1})[2:] == [
+        "train: 1 classes, each in 4 images; an image can have several",
         "train: 14 boxes of 2 classes, 1 of them difficult",
         "test: masks of 2 classes; 4.7% of their pixels are void",
     ]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from firstlight.pipeline.data.images import BadImage, decode, open_rgb
+from firstlight.pipeline.data.images import BadImage, decode_rgb, open_rgb
 
 GRID = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 
@@ -44,33 +44,35 @@ def test_lossless_formats_give_the_exact_pixels(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_lossy_formats_give_the_pixels_nearly(kind: str) -> None:
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    assert np.abs(decode(encode(Image.fromarray(flat), kind)).astype(int) - flat).max() <= 4
+    assert np.abs(decode_rgb(encode(Image.fromarray(flat), kind)).astype(int) - flat).max() <= 4
 
 
 @pytest.mark.fault(29, "1 bit, grey, palette")
 def test_one_bit_grey_and_palette() -> None:
     grey = GRID[:, :, 0]
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, 2))
+    np.testing.assert_array_equal(decode_rgb(encode(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, 2))
     bits = (grey > 100).astype(np.uint8) * 255
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits).convert("1"))), np.repeat(bits[:, :, None], 3, 2))
+    np.testing.assert_array_equal(
+        decode_rgb(encode(Image.fromarray(bits).convert("1"))), np.repeat(bits[:, :, None], 3, 2)
+    )
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 250, 240, 230])
-    np.testing.assert_array_equal(decode(encode(palette)), [[[10, 20, 30], [250, 240, 230]]])
+    np.testing.assert_array_equal(decode_rgb(encode(palette)), [[[10, 20, 30], [250, 240, 230]]])
 
 
 @pytest.mark.fault(29, "transparency")
 def test_transparency_lies_on_white() -> None:
     rgba = np.array([[[100, 0, 0, 0], [100, 0, 0, 255], [100, 0, 0, 51]]], np.uint8)  # 51 = 20 %
     np.testing.assert_allclose(
-        decode(encode(Image.fromarray(rgba))), [[[255, 255, 255], [100, 0, 0], [224, 204, 204]]], atol=1
+        decode_rgb(encode(Image.fromarray(rgba))), [[[255, 255, 255], [100, 0, 0], [224, 204, 204]]], atol=1
     )
     la = np.array([[[100, 0], [100, 255]]], np.uint8)
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(la, "LA"))), [[[255] * 3, [100] * 3]])
+    np.testing.assert_array_equal(decode_rgb(encode(Image.fromarray(la, "LA"))), [[[255] * 3, [100] * 3]])
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 250, 240, 230])
-    np.testing.assert_array_equal(decode(encode(palette, transparency=0)), [[[255, 255, 255], [250, 240, 230]]])
+    np.testing.assert_array_equal(decode_rgb(encode(palette, transparency=0)), [[[255, 255, 255], [250, 240, 230]]])
     np.testing.assert_array_equal(
-        decode(encode(Image.fromarray(la[:, :, 0]), transparency=100)), np.full((1, 2, 3), 255)
+        decode_rgb(encode(Image.fromarray(la[:, :, 0]), transparency=100)), np.full((1, 2, 3), 255)
     )
 
 
@@ -78,13 +80,13 @@ def test_transparency_lies_on_white() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_is_scaled_not_clipped(kind: str) -> None:
     deep = np.array([[0, 257, 25700, 65535]], np.uint16)
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(deep), kind))[0, :, 1], [0, 1, 100, 255])
+    np.testing.assert_array_equal(decode_rgb(encode(Image.fromarray(deep), kind))[0, :, 1], [0, 1, 100, 255])
 
 
 @pytest.mark.fault(29, "32 bits")
 def test_32_bit_integers_and_floats_are_scaled() -> None:
     def values(array: np.ndarray) -> list[int]:
-        return decode(encode(Image.fromarray(array), "TIFF"))[0, :, 0].tolist()
+        return decode_rgb(encode(Image.fromarray(array), "TIFF"))[0, :, 0].tolist()
 
     assert values(np.array([[0, 25700, 65535]], np.int32)) == [0, 100, 255]  # 16 bit in 32
     assert values(np.array([[-100, 0, 100000]], np.int32)) == [0, 0, 255]  # its own range
@@ -102,7 +104,7 @@ def test_cmyk(kind: str) -> None:
     ink = Image.fromarray(np.tile(np.array([0, 255, 255, 0], np.uint8), (16, 16, 1)), "CMYK")  # magenta + yellow = red
     data = encode(ink, kind)
     assert open_rgb(data).info["mode"] == "CMYK"
-    assert np.abs(decode(data).astype(int) - [255, 0, 0]).max() <= 6
+    assert np.abs(decode_rgb(data).astype(int) - [255, 0, 0]).max() <= 6
     if kind == "JPEG":
         assert b"Adobe" in data  # so that its inks are stored inverted
 
@@ -116,7 +118,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int, turned) -> Non
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
     np.testing.assert_array_equal(
-        decode(encode(Image.fromarray(GRID[:2]), kind, exif=exif, **options)), turned(GRID[:2])
+        decode_rgb(encode(Image.fromarray(GRID[:2]), kind, exif=exif, **options)), turned(GRID[:2])
     )
 
 
@@ -126,7 +128,7 @@ ZERO_DENOMINATOR = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0
 @pytest.mark.fault(30, "broken EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", ZERO_DENOMINATOR])
 def test_broken_exif_is_ignored(exif: bytes) -> None:
-    np.testing.assert_array_equal(decode(encode(PHOTO, "JPEG", exif=exif)), decode(SAMPLES["JPEG"]))
+    np.testing.assert_array_equal(decode_rgb(encode(PHOTO, "JPEG", exif=exif)), decode_rgb(SAMPLES["JPEG"]))
 
 
 @pytest.mark.fault(31, "an animation")
@@ -136,18 +138,18 @@ def test_first_frame_of_an_animation(kind: str) -> None:
     data = encode(
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
     )
-    np.testing.assert_array_equal(decode(data), np.full((8, 8, 3), (255, 0, 0)))
+    np.testing.assert_array_equal(decode_rgb(data), np.full((8, 8, 3), (255, 0, 0)))
 
 
 @pytest.mark.fault(28, "1 x 1 and 1 x 5,000 pixels")
 def test_extreme_shapes() -> None:
     for shape in ((1, 1), (1, 5000), (5000, 1)):
-        assert decode(encode(Image.new("RGB", shape[::-1]))).shape == (*shape, 3)
+        assert decode_rgb(encode(Image.new("RGB", shape[::-1]))).shape == (*shape, 3)
 
 
 @pytest.mark.fault(31, "bytes behind the end")
 def test_bytes_behind_the_image_are_accepted() -> None:
-    np.testing.assert_array_equal(decode(SAMPLES["PNG"] + b"junk" * 10), np.asarray(PHOTO))
+    np.testing.assert_array_equal(decode_rgb(SAMPLES["PNG"] + b"junk" * 10), np.asarray(PHOTO))
 
 
 @pytest.mark.fault(25, "empty files and garbage")
@@ -189,7 +191,7 @@ def test_a_flipped_bit_of_a_png_never_changes_pixels_silently() -> None:
         flipped = bytearray(data)
         flipped[place] ^= 1
         try:
-            np.testing.assert_array_equal(decode(bytes(flipped)), np.asarray(PHOTO))
+            np.testing.assert_array_equal(decode_rgb(bytes(flipped)), np.asarray(PHOTO))
         except BadImage:
             refused += 1
     assert refused > 0.95 * len(
@@ -257,7 +259,7 @@ def test_mutations_give_an_image_or_bad_image(kind: str) -> None:
 @given(st.binary(max_size=400), st.sampled_from([b"", *(data[:12] for data in SAMPLES.values())]))
 def test_any_bytes_give_an_image_or_bad_image(data: bytes, start: bytes) -> None:
     try:
-        pixels = decode(start + data, 1_000_000)
+        pixels = decode_rgb(start + data, 1_000_000)
     except BadImage:
         return
     assert (pixels.dtype, pixels.shape[2]) == (np.uint8, 3)

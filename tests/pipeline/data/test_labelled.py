@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from firstlight.pipeline.data.labelled import write_labelled
-from firstlight.pipeline.data.store import SCHEMA, Shard, Store
+from firstlight.pipeline.data.manifest import SHARD_SCHEMA, Shard
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
 
@@ -19,13 +20,23 @@ def store(folder: Path) -> Store:
         paths = [f"photos/{i}.png" for i in ids]
         table = {"id": ids, "image": [b"x"] * count, "label": labels, "path": paths, "digest": ids.astype(np.uint64)}
         pq.write_table(
-            pa.table(table, schema=pa.schema([SCHEMA.field(name) for name in table])),
+            pa.table(table, schema=pa.schema([SHARD_SCHEMA.field(name) for name in table])),
             folder / name,
             write_page_checksum=True,
         )
         shards.append(Shard(name, "train", first, count, (count,), (folder / name).stat().st_size, ""))
         first += count
-    return Store(folder, ("even", "odd"), {}, tuple(shards), (), 0, "hash", {}, {})
+    return Store(
+        path=folder,
+        classes=("even", "odd"),
+        splits={},
+        shards=tuple(shards),
+        extends=(),
+        quarantined=0,
+        hash="hash",
+        source={},
+        images={},
+    )
 
 
 def test_a_row_for_every_image_that_is_asked_for(tmp_path: Path) -> None:
@@ -47,5 +58,5 @@ def test_shards_without_such_an_image_are_not_read(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     its = store(tmp_path)
     (tmp_path / "train-00001.parquet").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"train-00001\.parquet: is damaged: .*; delete the folder"):
+    with pytest.raises(UserError, match=r"train-00001\.parquet: is missing or damaged: .*; delete the folder"):
         write_labelled(its, np.array([0, 8]), tmp_path)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.pipeline.config.recipe import FewLabels
-from firstlight.pipeline.data.splits import Splits, split
+from firstlight.pipeline.config.stages import LabelBudget
+from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from tests.support import recipes
@@ -16,11 +16,11 @@ WHOLE: dict[str, Any] = {"dataset__max_train": None, "dataset__max_test": None}
 
 
 def splits(store: Store, **changes: Any) -> Splits:
-    return split(store, recipes.recipe(Path("unused"), **changes).dataset)
+    return draw_splits(store, recipes.recipe(Path("unused"), **changes).dataset)
 
 
-def per_class(count: int | None) -> FewLabels:
-    return FewLabels(labels_per_class=count)
+def per_class(count: int | None) -> LabelBudget:
+    return LabelBudget(labels_per_class=count)
 
 
 def counts(found: Splits, ids: np.ndarray) -> np.ndarray:
@@ -121,14 +121,14 @@ def test_all_labels_are_all_training_images(digits: Store) -> None:
 def test_a_fraction_of_every_class_to_the_nearest_image(labels: list[int], fraction: float, seed: int) -> None:
     train = np.arange(0, 2 * len(labels), 2)
     found = Splits(train, train[:0], train[:0], np.repeat(np.array(labels), 2))
-    few = found.labelled_subset(FewLabels(labels_fraction=fraction), seed)
+    few = found.labelled_subset(LabelBudget(labels_fraction=fraction), seed)
     assert set(few) <= set(train)
     assert np.array_equal(few, np.unique(few))
     for label in set(labels):
         there, drawn = labels.count(label), int((found.labels[few] == label).sum())
         assert drawn >= 1
         assert drawn == 1 or -0.5 < drawn - fraction * there <= 0.5 + 1e-9
-    assert np.array_equal(few, found.labelled_subset(FewLabels(labels_fraction=fraction), seed))
+    assert np.array_equal(few, found.labelled_subset(LabelBudget(labels_fraction=fraction), seed))
 
 
 def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
@@ -136,7 +136,7 @@ def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
     found = Splits(train, train[:0], train[:0], np.zeros(100, np.int64))
     assert 0.145 * 100 < 14.5, "in binary"
     for fraction, count in ((0.145, 15), (0.144, 14), (0.005, 1), (0.015, 2), (0.29, 29), (0.0001, 1), (1.0, 100)):
-        assert len(found.labelled_subset(FewLabels(labels_fraction=fraction), 0)) == count
+        assert len(found.labelled_subset(LabelBudget(labels_fraction=fraction), 0)) == count
 
 
 FOLDS = {"fold0": [0, 3, 4, 8], "fold1": [1, 2, 9], "empty": [2, 8, 9]}
@@ -154,13 +154,13 @@ def folded() -> Splits:
 
 
 def test_a_named_subset_without_what_is_held_out() -> None:
-    assert folded().labelled_subset(FewLabels(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
-    assert folded().held_back(FewLabels(labels_subset="fold0"), 7) == 1
-    assert folded().held_back(FewLabels(labels_fraction=0.5), 7) == 0
+    assert folded().labelled_subset(LabelBudget(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
+    assert folded().count_withheld(LabelBudget(labels_subset="fold0"), 7) == 1
+    assert folded().count_withheld(LabelBudget(labels_fraction=0.5), 7) == 0
 
 
 def test_the_seed_chooses_the_fold() -> None:
-    chosen = FewLabels(labels_subset="fold{seed}")
+    chosen = LabelBudget(labels_subset="fold{seed}")
     assert [folded().labelled_subset(chosen, seed).tolist() for seed in (0, 1)] == [[0, 3, 4], [1]]
     with pytest.raises(UserError, match=r"^labels_subset: 'fold2' is unknown; valid: fold0, fold1, empty$"):
         folded().labelled_subset(chosen, 2)
@@ -168,10 +168,12 @@ def test_the_seed_chooses_the_fold() -> None:
 
 def test_a_subset_without_a_training_label_is_refused() -> None:
     with pytest.raises(UserError, match=r"^labels_subset: 'empty' has no training image with a label$"):
-        folded().labelled_subset(FewLabels(labels_subset="empty"), 0)
+        folded().labelled_subset(LabelBudget(labels_subset="empty"), 0)
 
 
 def test_a_data_set_without_subsets_says_so() -> None:
     train = np.arange(4)
     with pytest.raises(UserError, match=r"^labels_subset: 'fold0' is unknown: this data set names no subsets$"):
-        Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).labelled_subset(FewLabels(labels_subset="fold0"), 0)
+        Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).labelled_subset(
+            LabelBudget(labels_subset="fold0"), 0
+        )

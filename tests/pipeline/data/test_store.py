@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from firstlight.pipeline.data import row_groups
 from firstlight.pipeline.data import store as module
+from firstlight.pipeline.data.manifest import MANIFEST_FILE, ROWS_PER_GROUP, Shard, manifest_hash
+from firstlight.pipeline.data.row_groups import RowGroupCache
 from firstlight.pipeline.data.shards import write_shard
-from firstlight.pipeline.data.store import MANIFEST, ROW_GROUP, Shard, Store, manifest_hash
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
 TRAIN, TEST = 300, 140
@@ -48,11 +51,11 @@ def write(folder: Path) -> Store:
 
 
 def save(folder: Path, raw: dict) -> None:
-    (folder / MANIFEST).write_text(json.dumps({**raw, "hash": manifest_hash(raw)}))
+    (folder / MANIFEST_FILE).write_text(json.dumps({**raw, "hash": manifest_hash(raw)}))
 
 
 def manifest(store: Store) -> dict:
-    return json.loads((store.path / MANIFEST).read_text())
+    return json.loads((store.path / MANIFEST_FILE).read_text())
 
 
 def label(image_id: int) -> int:
@@ -61,7 +64,7 @@ def label(image_id: int) -> int:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_cache", module._Cache(10**6))
+    monkeypatch.setattr(module, "image_cache", RowGroupCache(10**6))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def store(whole: Store, tmp_path: Path) -> Store:
 
 
 def test_the_manifest_is_read_back(whole: Store) -> None:
-    assert (whole.classes, whole.labelled, whole.quarantined) == (("a", "b", "c"), True, 2)
+    assert (whole.classes, whole.quarantined) == (("a", "b", "c"), 2)
     assert whole.splits == {"train": 300, "test": 140}
     assert whole.ids("train").tolist() == list(range(300))
     assert whole.ids("test").tolist() == list(range(300, 440))
@@ -95,9 +98,9 @@ def test_labels(whole: Store) -> None:
 
 
 def test_groups_are_the_row_groups_in_id_order(whole: Store) -> None:
-    assert whole.groups("train").tolist() == [[0, 0, 0], [0, 1, 128], [1, 0, 200]]
-    assert whole.groups("test").tolist() == [[2, 0, 300], [2, 1, 428]]
-    for shard, group, first in np.concatenate([whole.groups("train"), whole.groups("test")]).tolist():
+    assert whole.list_row_groups("train").tolist() == [[0, 0, 0], [0, 1, 128], [1, 0, 200]]
+    assert whole.list_row_groups("test").tolist() == [[2, 0, 300], [2, 1, 428]]
+    for shard, group, first in np.concatenate([whole.list_row_groups("train"), whole.list_row_groups("test")]).tolist():
         ids, images, labels = whole.read_group(shard, group)
         assert ids.tolist() == list(range(first, first + len(ids)))
         assert images == [content(i) for i in ids.tolist()]
@@ -116,10 +119,12 @@ def test_read_gives_the_rows_in_the_order_asked(whole: Store) -> None:
 
 def test_read_touches_each_row_group_once(whole: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    monkeypatch.setattr(module, "_cache", module._Cache(0))
-    load = Store._load
+    monkeypatch.setattr(module, "image_cache", RowGroupCache(0))
+    read = row_groups.read_row_group
     monkeypatch.setattr(
-        Store, "_load", lambda self, shard, group: loads.append((shard.file, group)) or load(self, shard, group)
+        row_groups,
+        "read_row_group",
+        lambda folder, shard, group: loads.append((shard.file, group)) or read(folder, shard, group),
     )
     whole.read(np.random.default_rng(0).permutation(TRAIN + TEST))
     assert sorted(loads) == sorted({*loads})
@@ -135,14 +140,14 @@ def test_an_id_out_of_range_is_named(whole: Store, wrong: int) -> None:
 
 def test_the_cache_is_bounded_and_keeps_the_last(whole: Store) -> None:
     groups = [whole.read_group(0, 0), whole.read_group(0, 1), whole.read_group(1, 0)]
-    weights = [module._weight(group) for group in groups]
-    cache = module._Cache(weights[0] + weights[1])
+    weights = [row_groups._count_cached_bytes(group) for group in groups]
+    cache = RowGroupCache(weights[0] + weights[1])
     cache.put(("a",), groups[0])
     cache.put(("b",), groups[1])
     assert cache.get(("a",)) is groups[0]  # now used last
     cache.put(("c",), groups[2])
     assert cache.get(("b",)) is None
-    assert cache._size == sum(module._weight(group) for group in cache._groups.values())
+    assert cache._size == sum(row_groups._count_cached_bytes(group) for group in cache._groups.values())
     assert cache._size <= weights[0] + weights[1]
 
 
@@ -159,7 +164,7 @@ def test_the_layout_of_a_shard(whole: Store) -> None:
     assert [column.path_in_schema for column in columns] == ["id", "image", "label", "path"]
     assert [column.compression for column in columns] == ["ZSTD", "UNCOMPRESSED", "ZSTD", "ZSTD"]
     assert columns[1].statistics is None  # it would repeat whole images in the footer
-    assert facts.row_group(0).num_rows == ROW_GROUP
+    assert facts.row_group(0).num_rows == ROWS_PER_GROUP
 
 
 def test_where_the_source_lay_is_not_in_the_hash(store: Store) -> None:
@@ -170,7 +175,7 @@ def test_where_the_source_lay_is_not_in_the_hash(store: Store) -> None:
     assert manifest_hash({**raw, "source": {**raw["source"], "fingerprint": "g"}}) != raw["hash"]
 
 
-def refused(store: Store, file: str, what: str = "") -> None:
+def assert_refused(store: Store, file: str, what: str = "") -> None:
     """Opening or reading everything ends in an error that names the file and the repair."""
     pattern = (
         re.escape(str(store.path / file)) + f".*{what}.*" + re.escape(f"delete the folder {store.path} and run again")
@@ -181,7 +186,7 @@ def refused(store: Store, file: str, what: str = "") -> None:
 
 
 def read_all(path: Path) -> tuple[list[bytes], list[int]]:
-    module._cache = module._Cache(0)
+    module.image_cache = RowGroupCache(0)
     store = Store.open(path)
     images, labels = store.read(np.arange(TRAIN + TEST))
     assert labels.tolist() == [*store.labels("train").tolist(), *store.labels("test").tolist()]
@@ -190,16 +195,16 @@ def read_all(path: Path) -> tuple[list[bytes], list[int]]:
 
 def test_missing_files(store: Store) -> None:
     (store.path / "test-00000.parquet").unlink()
-    refused(store, "test-00000.parquet", "No such file")
-    (store.path / MANIFEST).unlink()
-    refused(store, MANIFEST, "No such file")
+    assert_refused(store, "test-00000.parquet", "No such file")
+    (store.path / MANIFEST_FILE).unlink()
+    assert_refused(store, MANIFEST_FILE, "No such file")
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -100, -1])
 def test_truncated_shard(store: Store, length: int) -> None:
     file = store.path / "train-00001.parquet"
     file.write_bytes(file.read_bytes()[:length])
-    refused(store, file.name, "bytes")
+    assert_refused(store, file.name, "bytes")
     with pytest.raises(UserError, match=r"train-00001\.parquet.*bytes"):
         store.verify()
 
@@ -207,7 +212,7 @@ def test_truncated_shard(store: Store, length: int) -> None:
 def test_shard_truncated_after_opening(store: Store) -> None:
     file = store.path / "train-00001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
-    module._cache = module._Cache(0)
+    module.image_cache = RowGroupCache(0)
     with pytest.raises(UserError, match=r"train-00001\.parquet.*delete the folder"):
         store.read(np.array([250]))
     with pytest.raises(UserError, match=r"train-00001\.parquet.*delete the folder"):
@@ -241,7 +246,7 @@ def test_shard_of_another_place(store: Store) -> None:
     raw = manifest(store)
     raw["shards"][0].update(bytes=other.bytes, sha256=other.sha256)
     save(store.path, raw)
-    refused(store, file.name, "ids of the manifest")
+    assert_refused(store, file.name, "ids of the manifest")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +268,7 @@ def test_shard_of_another_place(store: Store) -> None:
 )
 def test_manifest_of_another_shape(store: Store, change: dict) -> None:
     save(store.path, {**manifest(store), **change})
-    refused(store, MANIFEST, "is not a manifest of format 3")
+    assert_refused(store, MANIFEST_FILE, "is not a manifest of format 3")
 
 
 @pytest.mark.fault(54, "a shard's name that leads out of its folder")
@@ -272,16 +277,16 @@ def test_a_shard_name_cannot_lead_out_of_the_folder(store: Store, name: str) -> 
     raw = manifest(store)
     raw["shards"][0]["file"] = name
     save(store.path, raw)
-    refused(store, MANIFEST, "does not follow")
+    assert_refused(store, MANIFEST_FILE, "does not follow")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 3}', "\udcff", "[" * 100_000])
 def test_manifest_that_is_none(store: Store, text: str) -> None:
-    (store.path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
-    refused(store, MANIFEST, "is not a manifest")
+    (store.path / MANIFEST_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert_refused(store, MANIFEST_FILE, "is not a manifest")
 
 
 def test_manifest_changed_by_hand(store: Store) -> None:
-    file = store.path / MANIFEST
+    file = store.path / MANIFEST_FILE
     file.write_text(file.read_text().replace('"quarantined": 2', '"quarantined": 0'))
-    refused(store, MANIFEST, "hash")
+    assert_refused(store, MANIFEST_FILE, "hash")

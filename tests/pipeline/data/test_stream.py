@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.pipeline.data import stream
-from firstlight.pipeline.data.images import decode
+from firstlight.pipeline.data import loader as loader_module
+from firstlight.pipeline.data.images import decode_rgb
+from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages
 from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.data.stream import Arrays, Decoder, EvalOrder, Loader, Options, TrainOrder, batches
+from firstlight.pipeline.data.stream import EvalOrder, LoadingOptions, TrainOrder, stream_batches
 
 BATCH = 12
-OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
+OPTIONS = LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
 OPS = ({"op": "random_shift", "padding": 2}, {"op": "random_affine", "degrees": 20.0})
 
 
 def plan(store: Store, windowed: bool = False, seed: int = 0) -> BatchPlan:
     """100 ids, far apart; 8 steps, 3 to a task: the last task of an epoch is shorter."""
-    return BatchPlan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, seed, 3 * BATCH, windowed)
+    return BatchPlan(np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], BATCH, seed, 3 * BATCH, windowed)
 
 
 def loader(store: Store, views: int = 2, seed: int = 0) -> Loader:
@@ -36,18 +37,18 @@ def train(
     world: int = 1,
     start: int = 0,
     epochs: int = 2,
-    options: Options = OPTIONS,
+    options: LoadingOptions = OPTIONS,
     windowed: bool = False,
 ) -> list[Arrays]:
     its = plan(store, windowed)
     order = TrainOrder(its, rank, world, start, epochs * its.steps)
-    return list(batches(loader(store), order, BATCH // world, options))
+    return list(stream_batches(loader(store), order, BATCH // world, options))
 
 
 def assert_same(found: list[Arrays], expected: list[Arrays]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys() == {"id", "label", "views"}
+        assert a.keys() == b.keys() == {"id", "label", "pass", "views"}
         for key in a:
             assert a[key].dtype == b[key].dtype
             assert np.array_equal(a[key], b[key]), key
@@ -61,6 +62,7 @@ def test_every_step_has_the_images_of_the_plan(digits: Store, windowed: bool) ->
     assert len(found) == 16
     for step, batch in enumerate(found):
         assert np.array_equal(batch["id"], its.epoch(step // 8)[step % 8])
+        assert batch["pass"].tolist() == [step // 8] * BATCH
         assert np.array_equal(batch["label"], digits.read(batch["id"])[1])
         assert batch["label"].dtype == batch["id"].dtype == np.int64
         assert batch["views"].shape == (BATCH, 2, 8, 8, 3)
@@ -89,7 +91,7 @@ def test_orders_of_ids_started_and_stopped_anywhere(digits: Store) -> None:
     for start in range(25):
         for stop in range(start, 25):
             order = TrainOrder(its, 1, 2, start, stop)
-            tasks = [order.task(k) for k in range(len(order))]
+            tasks = [order.list_batches(k) for k in range(len(order))]
             assert all(tasks), "a task without work"
             assert [row.tolist() for rows in tasks for row, _ in rows] == ids[start:stop]
             assert [set(passes.tolist()) for rows in tasks for _, passes in rows] == [
@@ -104,7 +106,7 @@ def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, co
     seen = []
     for rank in range(world):
         order = EvalOrder(ids, 8, rank, world, batches_per_task=2)
-        found = list(batches(loader(digits), order, 8, OPTIONS))
+        found = list(stream_batches(loader(digits), order, 8, OPTIONS))
         assert all(len(batch["id"]) == 8 for batch in found[:-1])
         assert all(0 < len(batch["id"]) == len(batch["views"]) for batch in found)
         seen += [i for batch in found for i in batch["id"].tolist()]
@@ -113,7 +115,7 @@ def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, co
 
 def pixels(its: Loader, ids: list[int], epoch: int) -> dict[int, np.ndarray]:
     array = np.array(ids)
-    return dict(zip(ids, its.load(array, np.full_like(array, epoch), its.read(array))["views"], strict=True))
+    return dict(zip(ids, its.load(array, np.full_like(array, epoch), its.read_encoded(array))["views"], strict=True))
 
 
 def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
@@ -131,11 +133,11 @@ def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
 def test_large_images_are_decoded_a_few_at_a_time(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     its = loader(digits)
     ids, passes = np.arange(4, 17), np.ones(13, np.int64)
-    expected = its.load(ids, passes, its.read(ids))["views"]
+    expected = its.load(ids, passes, its.read_encoded(ids))["views"]
     for pixels in (1, 3 * 64 - 1, 3 * 64, 13 * 64):
-        monkeypatch.setattr(stream, "OPEN", pixels)
-        assert max(len(opened) for _, opened in its._opened(ids, its.read(ids))) <= -(-pixels // 64)
-        assert np.array_equal(its.load(ids, passes, its.read(ids))["views"], expected)
+        monkeypatch.setattr(loader_module, "MAX_OPEN_PIXELS", pixels)
+        assert max(len(opened) for _, opened in its._open_in_chunks(ids, its.read_encoded(ids))) <= -(-pixels // 64)
+        assert np.array_equal(its.load(ids, passes, its.read_encoded(ids))["views"], expected)
 
 
 def test_views_may_be_augmented_differently(digits: Store) -> None:
@@ -147,12 +149,12 @@ def test_views_may_be_augmented_differently(digits: Store) -> None:
 
 
 def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
-    starts = digits.groups("train")[:, 2]
+    starts = digits.list_row_groups("train")[:, 2]
     its = SemiSupervisedPlan(
         BatchPlan(np.arange(4), starts, 2, 0, 36, False), BatchPlan(np.arange(10, 50), starts, 4, 0, 36, False)
     )
     seen: dict[int, list[bytes]] = {}
-    for batch in batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
+    for batch in stream_batches(loader(digits), TrainOrder(its, 0, 1, 0, its.steps), 6, OPTIONS):
         for image_id, views in zip(batch["id"].tolist(), batch["views"], strict=True):
             seen.setdefault(image_id, []).append(views.tobytes())
     assert all(len(seen[image_id]) == 5 for image_id in range(4)), "ten steps of two"
@@ -161,7 +163,7 @@ def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: 
 
 def test_an_id_asked_twice_is_there_twice(digits: Store) -> None:
     its = replace(loader(digits), ops=(({"op": "center_crop"},),))
-    rows = its.load(np.array([9, 2, 9]), np.zeros(3, np.int64), its.read(np.array([9, 2, 9])))
+    rows = its.load(np.array([9, 2, 9]), np.zeros(3, np.int64), its.read_encoded(np.array([9, 2, 9])))
     assert np.array_equal(rows["views"][0], rows["views"][2])
     assert not np.array_equal(rows["views"][0], rows["views"][1])
 
@@ -187,7 +189,7 @@ class Breaks(Loader):
 
 def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store) -> None:
     its = Breaks(digits, (OPS,), 8, 0, 1_000_000)
-    others, stream = streams(), batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
+    others, stream = streams(), stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
     assert [len(next(stream)["id"]) for _ in range(4)] == [BATCH] * 4
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
@@ -197,7 +199,7 @@ def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store)
 @pytest.mark.parametrize("read", [1, 3, 16])
 def test_closing_the_stream_ends_its_thread(digits: Store, read: int) -> None:
     its, others = plan(digits), streams()
-    stream: Iterator[Arrays] = batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, OPTIONS)
+    stream: Iterator[Arrays] = stream_batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, OPTIONS)
     for _ in range(read):
         next(stream)
     threads = streams() - others
@@ -215,7 +217,7 @@ def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
             loaded.append(ids)
             return super().load(ids, passes, encoded)
 
-    stream = batches(
+    stream = stream_batches(
         Counts(digits, (OPS,), 8, 0, 1_000_000),
         TrainOrder(plan(digits), 0, 1, 0, 16),
         BATCH,
@@ -236,16 +238,20 @@ class Swaps(Loader):
 
 def test_rows_out_of_their_place_are_refused(digits: Store) -> None:
     with pytest.raises(RuntimeError, match="the stream is out of order"):
-        next(batches(Swaps(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS))
+        next(
+            stream_batches(Swaps(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
+        )
 
 
 @pytest.mark.ray
 def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None:
-    on_ray = Options(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
+    on_ray = LoadingOptions(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
     assert_same(train(digits, 1, 2, options=on_ray), train(digits, 1, 2))
     assert_same(train(digits, start=5, options=on_ray, windowed=True), train(digits, start=5, windowed=True))
     sweep = EvalOrder(np.arange(2, 52), 8, 1, 2, batches_per_task=2)
-    assert_same(list(batches(loader(digits), sweep, 8, on_ray)), list(batches(loader(digits), sweep, 8, OPTIONS)))
+    assert_same(
+        list(stream_batches(loader(digits), sweep, 8, on_ray)), list(stream_batches(loader(digits), sweep, 8, OPTIONS))
+    )
 
 
 @pytest.mark.ray
@@ -262,17 +268,19 @@ def test_a_task_that_crashes_is_repeated_twice_and_ray_has_nothing_to_say(
         os._exit(1)
 
     its = type("Dies", (Loader,), {"load": load})(digits, (OPS,), 8, 0, 1_000_000)
-    on_ray = Options(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
+    on_ray = LoadingOptions(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
     with pytest.raises(ray.exceptions.RayError):
-        next(batches(its, TrainOrder(plan(digits), 0, 1, 0, 3), BATCH, on_ray))  # one task
+        next(stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 3), BATCH, on_ray))  # one task
     assert len(list(tmp_path.iterdir())) == 3
     assert not [w for w in recwarn if issubclass(w.category, RayDeprecationWarning)]
 
 
 def test_a_decoder_gives_the_images_as_they_are_stored(digits: Store) -> None:
-    its, ids = Decoder(digits, 8, 8, 1_000_000), np.array([9, 2, 1430])
-    found = list(batches(its, EvalOrder(ids, 2, 0, 1), 2, OPTIONS))
+    its, ids = StoredImages(digits, 8, 8, 1_000_000), np.array([9, 2, 1430])
+    found = list(stream_batches(its, EvalOrder(ids, 2, 0, 1), 2, OPTIONS))
     encoded, labels = digits.read(ids)
     assert [batch["views"].shape for batch in found] == [(2, 1, 8, 8, 3), (1, 1, 8, 8, 3)]
-    assert np.array_equal(np.concatenate([batch["views"][:, 0] for batch in found]), [decode(data) for data in encoded])
+    assert np.array_equal(
+        np.concatenate([batch["views"][:, 0] for batch in found]), [decode_rgb(data) for data in encoded]
+    )
     assert np.array_equal(np.concatenate([batch["label"] for batch in found]), labels)

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.pipeline.data.manifest import SUBSETS_FILE, Shard
+from firstlight.pipeline.data.prepare import assemble
 from firstlight.pipeline.data.prepare import prepare as module
-from firstlight.pipeline.data.prepare.jobs import Job
-from firstlight.pipeline.data.store import SUBSETS, Store
-from firstlight.pipeline.data.subsets import lost_images
+from firstlight.pipeline.data.prepare.jobs import PrepareJob
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.subsets import describe_lost_images
 from firstlight.pipeline.errors import UserError
-from tests.support.tiny import dataset, picture, prepared
+from tests.support.image_sources import dataset_options, make_png, prepare_store
 
 CUT = (0, 3, 4, 9, 10, 11)  # images that cannot be decoded
 
@@ -23,7 +25,7 @@ def listed(root: Path, count: int = 14) -> Path:
     for k in range(count):
         file = root / f"JPEGImages/{k:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(picture(k)[:60] if k in CUT else picture(k))
+        file.write_bytes(make_png(k)[:60] if k in CUT else make_png(k))
     lists = {
         "trainval": range(12),
         "train": range(0, 12, 3),
@@ -39,9 +41,11 @@ def listed(root: Path, count: int = 14) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(
-        module, "PART", 3
+        module, "IMAGES_PER_SHARD", 3
     )  # the last of four parts of the training split has one good image fewer than none
-    return prepared(dataset(source="voc", root=listed(tmp_path / "in"), max_bad_fraction=0.9), tmp_path / "out")
+    return prepare_store(
+        dataset_options(source="voc", root=listed(tmp_path / "in"), max_bad_fraction=0.9), tmp_path / "out"
+    )
 
 
 def test_ids_skip_what_cannot_be_decoded(store: Store) -> None:
@@ -51,8 +55,8 @@ def test_ids_skip_what_cannot_be_decoded(store: Store) -> None:
         assert store.subset(name).tolist() == [good.index(k) for k in good if k in places]
         assert store.subsets["images"][name] == len(store.subset(name))
     assert store.subsets["lost"] == {"train": 3, "val": 3}
-    assert lost_images(store.subsets) == ["train 3", "val 3"]
-    assert store.read(store.subset("val"))[0] == [picture(k) for k in good if k % 3]
+    assert describe_lost_images(store.subsets) == ["train 3", "val 3"]
+    assert store.read(store.subset("val"))[0] == [make_png(k) for k in good if k % 3]
 
 
 def test_another_name(store: Store, tmp_path: Path) -> None:
@@ -61,12 +65,12 @@ def test_another_name(store: Store, tmp_path: Path) -> None:
     ):
         store.subset("trian")
     with pytest.raises(UserError, match=r"subset: 'train' is not in the store .*; it has none"):
-        prepared(dataset(source="digits"), tmp_path / "digits").subset("train")
+        prepare_store(dataset_options(source="digits"), tmp_path / "digits").subset("train")
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_damage_is_named(store: Store, damage: str) -> None:
-    file = store.path / SUBSETS
+    file = store.path / SUBSETS_FILE
     content = bytearray(file.read_bytes())
     content[20] ^= 1
     file.unlink() if damage == "gone" else file.write_bytes(content if damage == "bit" else content[:-9])
@@ -80,7 +84,7 @@ def test_train_ids(good: list[bool], rows: int) -> None:
     """Whatever is bad and however it is cut in parts, the good ones are numbered in order."""
 
     listing = SimpleNamespace(subsets={"all": np.arange(len(good))}, splits={"train": len(good)})
-    jobs: list[Job] = [
+    jobs: list[PrepareJob] = [
         {"split": "train", "start": k, "count": len(good[k : k + rows]), "file": f"train-{k:05d}.parquet"}
         for k in range(0, len(good), rows)
     ]
@@ -91,10 +95,10 @@ def test_train_ids(good: list[bool], rows: int) -> None:
     for job in jobs:
         count = job["count"] - len(bad[job["file"]])
         if count:
-            shards.append(module.Shard(job["file"], "train", first, count, (count,), 1, ""))
+            shards.append(Shard(job["file"], "train", first, count, (count,), 1, ""))
         first += count
     results = [{"job": job, "shard": any(shard.file == job["file"] for shard in shards)} for job in jobs]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "gaps", lambda folder, job: bad[job["file"]])
-        ids = module._train_ids(listing, results, shards, Path())
+        patch.setattr(assemble, "read_gaps", lambda folder, job: bad[job["file"]])
+        ids = assemble._list_train_ids(listing, results, shards, Path())
     assert ids.tolist() == [sum(good[:k]) if fine else -1 for k, fine in enumerate(good)]

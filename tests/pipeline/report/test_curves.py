@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from firstlight.pipeline.report import curves
-from firstlight.tasks.visuals import Curve
+from firstlight.tasks.visuals import Plot
 
 
 def rows(count: int = 20, per_epoch: int = 5, **more: Any) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def test_many_values_have_their_running_mean() -> None:
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
 
 
-def test_what_was_looked_at_is_drawn_where_it_was() -> None:
+def test_observed_values_are_drawn_at_their_epochs() -> None:
     assert curves.watched(rows()) is None
     figure = curves.watched(
         rows(watch_rankme=lambda k: 3.0 if k % 10 == 0 else None, watch_knn=lambda k: k / 20 if k % 10 == 0 else None)
@@ -68,7 +68,7 @@ def test_what_was_looked_at_is_drawn_where_it_was() -> None:
 
 
 def test_a_period_has_the_last_value_that_was_logged_in_it() -> None:
-    curve = Curve("rounds", "by round", ("consistency", "nowhere"), 2, "round")
+    curve = Plot("rounds", "by round", ("consistency", "nowhere"), 2, "round")
     figure = curves.periods(rows(consistency=lambda k: k / 20 if k > 10 else None), curve)
     assert figure is not None
     (axis,) = figure.axes

@@ -33,7 +33,7 @@ def test_every_tower_has_its_filters() -> None:
     assert all(image.min() >= 0 and image.max() <= 1 for image in drawn)
 
 
-def test_what_is_wrong_is_framed_and_nothing_else() -> None:
+def test_only_wrong_predictions_are_framed() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     figure = figures.neighbours(
         [(image, [image] * 3, [True, False, True]), (image, [image] * 2, [False, True])], ["cat", ""], "nearest"
@@ -51,7 +51,7 @@ def test_an_image_that_is_no_square_keeps_its_shape() -> None:
     assert (right - left) / (bottom - top) == pytest.approx(4.0)
 
 
-def test_names_as_a_picture_can_show_them() -> None:
+def test_names_are_escaped_for_matplotlib() -> None:
     assert shown_names(["cat", "_hidden", "a\nb\x00", "y" * 33]) == [
         "cat",
         " _hidden",

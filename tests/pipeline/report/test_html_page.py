@@ -1,4 +1,4 @@
-"""Pages: whole by themselves, nothing in them is believed, and readable in a true browser: phone and desktop, light and dark."""
+"""Pages are self-contained, escape all text, and are readable in a browser: phone and desktop, light and dark."""
 
 import re
 from pathlib import Path
@@ -64,7 +64,7 @@ def example(folder: Path, text: str = "cats & dogs", noise: bool = False) -> Pag
 
 
 @pytest.mark.fault(55, "markup in names")
-def test_all_that_is_said_is_escaped(tmp_path: Path) -> None:
+def test_all_text_is_escaped(tmp_path: Path) -> None:
     html = render(example(tmp_path, HOSTILE))
     assert "<script" not in html
     assert "<img src=x" not in html
@@ -74,7 +74,7 @@ def test_all_that_is_said_is_escaped(tmp_path: Path) -> None:
     assert html.count("&#34;quoted&#34;") >= 20
 
 
-def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
+def test_page_is_self_contained(tmp_path: Path) -> None:
     html = render(example(tmp_path))
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
     assert "url(" not in html
@@ -107,7 +107,7 @@ BROWSER = pytest.mark.skipif(chromium() is None, reason="there is no chromium to
 @BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_in_a_browser_it_is_whole_and_readable(tmp_path: Path, width: int, scheme: Literal["light", "dark"]) -> None:
+def test_page_is_whole_and_readable_in_a_browser(tmp_path: Path, width: int, scheme: Literal["light", "dark"]) -> None:
     file = tmp_path / "page.html"
     file.write_text(render(example(tmp_path, HOSTILE)))
     seen = look(file, width, scheme)
@@ -123,10 +123,13 @@ def test_in_a_browser_it_is_whole_and_readable(tmp_path: Path, width: int, schem
 
 
 @BROWSER
-def test_the_browser_tells_a_bad_page_from_a_good_one(tmp_path: Path) -> None:
+def test_browser_finds_the_faults_of_a_bad_page(tmp_path: Path) -> None:
     """Without this, the tests above could pass with measurements of nothing."""
     file = tmp_path / "bad.html"
-    body = '<p style="color:#bbb;font-size:10px">faint</p><div style="width:2000px">wide</div><img src="missing.png"><table><tr><td>1</table>'
+    body = (
+        '<p style="color:#bbb;font-size:10px">faint</p><div style="width:2000px">wide</div>'
+        '<img src="missing.png"><table><tr><td>1</table>'
+    )
     file.write_text(
         f'<!doctype html><body style="background:#fff">{body}<script>console.error("no"); throw Error("x")</script>'
     )

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 
 from firstlight.pipeline.data.annotations import Annotation
 from firstlight.pipeline.report import overlay
-from tests.pipeline.data.sources.published.test_voc import voc
-from tests.pipeline.data.sources.published.test_voc_annotations import CAT, DOG, HARD_DOG, annotate, mask, store
-from tests.pipeline.data.test_annotations import png
-from tests.support.published import texts
+from tests.support.png_maps import png
+from tests.support.published_sets import write_texts
+from tests.support.voc_folders import CAT, DOG, HARD_DOG, prepare_voc_store, write_mask, write_objects, write_voc
 
 
 def test_boxes_and_masks_are_drawn_in_pixels_of_the_image() -> None:
@@ -35,25 +34,25 @@ def test_boxes_and_masks_are_drawn_in_pixels_of_the_image() -> None:
     np.testing.assert_array_equal(axis.images[1].get_array(), np.array([colours[[0, 1]], [colours[2], [0, 0, 0]]]))
 
 
-def test_samples(tmp_path: Path) -> None:
-    root = voc(tmp_path / "in", trainval="000000\n000001\n000002\n000003\n000004\n", test="000005\n")
+def test_sample_images_show_their_annotations(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "in", trainval="000000\n000001\n000002\n000003\n000004\n", test="000005\n")
     for image, objects in enumerate(((CAT, DOG), (HARD_DOG,), (), (), (CAT,), (DOG,))):
-        annotate(root, image, *objects)
-    voc(root, "ImageSets/Segmentation", train="000000\n", test="000001\n")
+        write_objects(root, image, *objects)
+    write_voc(root, "ImageSets/Segmentation", train="000000\n", test="000001\n")
     for image in range(2):
-        mask(root, image, [[image, 255, 0, 0, 0, 0]] * 4)
-    found = overlay.sample(store(root), np.arange(5), "five")
+        write_mask(root, image, [[image, 255, 0, 0, 0, 0]] * 4)
+    found = overlay.sample(prepare_voc_store(root), np.arange(5), "five")
     assert [text.get_text() for text in found.legends[0].get_texts()] == ["cat", "dog"]
     assert [len(axis.patches) for axis in found.axes] == [2, 1, 0, 0, 1, 0, 0, 0]
-    present = overlay.sample(store(root, annotations=["present"]), np.arange(1), "one")
+    present = overlay.sample(prepare_voc_store(root, annotations=["present"]), np.arange(1), "one")
     assert (present.axes[0].get_title(), present.legends) == ("cat, dog", [])
-    texts(root, classes="grass\nsky\n")
-    masks = overlay.sample(store(root, annotations=["mask"]), np.arange(2), "two")
+    write_texts(root, classes="grass\nsky\n")
+    masks = overlay.sample(prepare_voc_store(root, annotations=["mask"]), np.arange(2), "two")
     assert [text.get_text() for text in masks.legends[0].get_texts()] == ["grass", "sky", "void"]
     for figure in (found, present, masks):
         figure.savefig(io.BytesIO(), format="png")
 
 
-def test_forty_classes_have_colours_of_their_own() -> None:
+def test_forty_classes_have_distinct_colours() -> None:
     assert len({tuple(colour) for colour in overlay._colours(40).tolist()}) == 40
     assert overlay._colours(300).shape == (300, 3)

@@ -1,4 +1,4 @@
-"""The report of a run: what it tells, that hostile names stay text, and how it looks in a true browser."""
+"""The report of a run: its content, hostile names as text, and its look in a browser."""
 
 import json
 import re
@@ -9,11 +9,12 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import Recipe, load, parse
-from firstlight.pipeline.report import run_report
+from firstlight.pipeline.config.load import load_recipe, parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.report.html_page import public
+from firstlight.pipeline.report.page_parts import RECIPE_FILE, REPORT_FILE, SUMMARY_FOLDER
 from firstlight.pipeline.report.score_table import cells
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.figures import pictures
 from tests.support import recipes
 from tests.support.browser import chromium, look
@@ -30,12 +31,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     recipe = recipes.recipe(
         storage, seeds=[0, 1], description=DESCRIPTION, expected=EXPECTED, stages__pretrain__watch={"every": 1}
     )
-    run(recipe, Console(quiet=True))
+    run_recipe(recipe, Console(quiet=True))
     return recipe
 
 
 def html(recipe: Recipe) -> str:
-    return (recipe.storage / recipe.name / run_report.FILE).read_text("utf-8")
+    return (recipe.storage / recipe.name / REPORT_FILE).read_text("utf-8")
 
 
 def words(text: str) -> str:
@@ -43,9 +44,9 @@ def words(text: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", text[text.index("<body>") :]).split())
 
 
-def test_the_table_is_that_of_the_terminal(ran: Recipe, tmp_path: Path) -> None:
+def test_report_has_the_table_of_the_terminal(ran: Recipe, tmp_path: Path) -> None:
     text = words(html(ran))
-    found = run(ran, Console(quiet=True))
+    found = run_recipe(ran, Console(quiet=True))
     assert len(found) == 3
     for row in found:
         shown = cells(ran, row)
@@ -55,7 +56,7 @@ def test_the_table_is_that_of_the_terminal(ran: Recipe, tmp_path: Path) -> None:
     assert " of 3 measures." in text
 
 
-def test_it_tells_what_was_run_on_what_and_what_came_from_what(ran: Recipe) -> None:
+def test_report_has_recipe_data_timings_and_lineage(ran: Recipe) -> None:
     page, folder = html(ran), ran.storage / ran.name
     text = words(page)
     assert "<script" not in page
@@ -81,11 +82,11 @@ def test_it_tells_what_was_run_on_what_and_what_came_from_what(ran: Recipe) -> N
         assert re.search(rf'data-head="{part}" class="number">\s*[\d.]+', page), part
 
 
-def test_all_pictures_of_all_seeds_are_inside(ran: Recipe) -> None:
+def test_report_contains_all_figures_of_all_seeds(ran: Recipe) -> None:
     folder, page = ran.storage / ran.name, html(ran)
     found = [
         picture
-        for stage in (*folder.glob("*-seed*"), *folder.glob("prepare-*"), folder / run_report.SUMMARY)
+        for stage in (*folder.glob("*-seed*"), *folder.glob("prepare-*"), folder / SUMMARY_FOLDER)
         for picture in pictures(stage)
     ]
     assert len(found) == 30
@@ -94,25 +95,23 @@ def test_all_pictures_of_all_seeds_are_inside(ran: Recipe) -> None:
     assert len(page) < 8_000_000
 
 
-def test_the_recipe_beside_it_is_the_one_that_was_run(ran: Recipe) -> None:
-    assert load(ran.storage / ran.name / run_report.RECIPE) == ran
+def test_saved_recipe_equals_the_one_that_was_run(ran: Recipe) -> None:
+    assert load_recipe(ran.storage / ran.name / RECIPE_FILE) == ran
 
 
-def test_a_recipe_that_is_not_finished_says_so_and_one_without_baseline_has_no_verdict(
-    ran: Recipe, tmp_path: Path
-) -> None:
+def test_report_of_an_unfinished_recipe_says_so(ran: Recipe, tmp_path: Path) -> None:
     shutil.copytree(ran.storage, tmp_path / "copy")
     raw = {**ran.dump(), "storage": str(tmp_path / "copy"), "tracking": {"uri": None}}
     raw["stages"] = {**raw["stages"], "more": {**raw["stages"]["evaluate"], "knn_k": 3}}
-    run(parse(raw), Console(quiet=True), only="pretrain")
-    text = words(html(parse(raw)))
+    run_recipe(parse_recipe(raw), Console(quiet=True), only="pretrain")
+    text = words(html(parse_recipe(raw)))
     assert "6 of 8 parts done" in text
     assert "Not finished: seeds 0, 1." in text
     assert "kNN (k=5)" in text, "what was finished before is told"
     assert "kNN (k=3)" not in text
 
 
-def test_names_and_passwords_of_addresses_are_left_out() -> None:
+def test_credentials_in_addresses_are_removed() -> None:
     assert (
         public("uri: https://me:secret@host:5000/x and s3://bucket/a@b")
         == "uri: https://host:5000/x and s3://bucket/a@b"
@@ -121,8 +120,8 @@ def test_names_and_passwords_of_addresses_are_left_out() -> None:
 
 @BROWSER
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (360, "light"), (1280, "dark")])
-def test_in_a_browser(ran: Recipe, width: int, scheme: Literal["light", "dark"]) -> None:
-    seen = look(ran.storage / ran.name / run_report.FILE, width, scheme)
+def test_report_is_whole_and_readable_in_a_browser(ran: Recipe, width: int, scheme: Literal["light", "dark"]) -> None:
+    seen = look(ran.storage / ran.name / REPORT_FILE, width, scheme)
     assert seen.complaints == []
     assert seen.requests == []
     found = seen.measured

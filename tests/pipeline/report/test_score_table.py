@@ -1,25 +1,24 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import Row, facts, rows, table
-from firstlight.pipeline.stages.stage import RESULT, Instance
-from firstlight.pipeline.train.metrics import METRICS
+from firstlight.pipeline.report.score_table import facts, table
+from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
+from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes
+from tests.support.stage_results import finished, with_own
 
 
-def row(pretrained: list[float], baseline: list[float]) -> Row:
-    return Row("finetune", "classify, 40 labels", "scratch", tuple(pretrained), tuple(baseline))
+def row(pretrained: list[float], baseline: list[float]) -> ScoreRow:
+    return ScoreRow("finetune", "classify, 40 labels", "scratch", tuple(pretrained), tuple(baseline))
 
 
-def gains(*percent: float) -> Row:
+def gains(*percent: float) -> ScoreRow:
     return row([0.5 + p / 100 for p in percent], [0.5] * len(percent))
 
 
@@ -40,7 +39,7 @@ def gains(*percent: float) -> Row:
         (gains(-7.0), "one seed: no verdict"),
     ],
 )
-def test_verdict(its: Row, verdict: str) -> None:
+def test_verdict(its: ScoreRow, verdict: str) -> None:
     assert its.verdict == verdict
 
 
@@ -56,7 +55,7 @@ def test_the_gain_is_paired_by_seed_and_in_percent() -> None:
     np.testing.assert_allclose(its.gain, [10, 5])
 
 
-def shown(found: list[Row], tmp_path: Path, seeds: list[int]) -> list[str]:
+def shown(found: list[ScoreRow], tmp_path: Path, seeds: list[int]) -> list[str]:
     console = Console(file=io.StringIO(), width=200)
     console.print(table(recipes.recipe(tmp_path, seeds=seeds), found))
     assert isinstance(console.file, io.StringIO)
@@ -85,7 +84,7 @@ def test_the_table_has_means_and_standard_deviations_over_seeds(tmp_path: Path, 
     ]
 
 
-def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
+def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
     lines = shown([gains(7.0)], tmp_path, [0])
     assert lines[0].strip() == "small: test scores (%), 1 seed"
     assert "±" not in "".join(lines)
@@ -94,54 +93,13 @@ def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     assert "one seed: no verdict" in "".join(lines)
 
 
-def finished(tmp_path: Path, stage: str, seed: int, result: dict[str, Any] | None) -> Instance:
-    folder = tmp_path / f"{stage}-{seed}"
-    folder.mkdir()
-    if result is not None:
-        (folder / RESULT).write_text(json.dumps(result))
-    return Instance(stage, seed, "f", folder)
-
-
-def evaluated(offset: float) -> dict[str, Any]:
-    return {
-        arm: {measure: {"val": 0.0, "test": base + offset} for measure, base in scores.items()}
-        for arm, scores in {"pretrained": {"knn": 0.5, "probe": 0.6}, "random": {"knn": 0.1, "probe": 0.2}}.items()
-    }
-
-
-def test_rows_are_the_test_accuracies_of_what_has_finished(tmp_path: Path) -> None:
-    tuned = {"labels": 40, "pretrained": {"val": 0.0, "test": 0.9}, "scratch": {"val": 0.0, "test": 0.8}}
-    instances = [
-        finished(tmp_path, "pretrain", 0, {"images": 100}),
-        finished(tmp_path, "evaluate", 0, evaluated(0.0)),
-        finished(tmp_path, "evaluate", 1, evaluated(0.03125)),
-        finished(tmp_path, "evaluate", 2, None),
-        finished(tmp_path, "finetune", 0, tuned),
-    ]
-    found = rows(recipes.recipe(tmp_path, seeds=[0, 1, 2]), instances)
-    assert found == [
-        Row("evaluate", "kNN (k=5)", "random weights", (0.5, 0.53125), (0.1, 0.13125), "knn"),
-        Row("evaluate", "linear probe", "random weights", (0.6, 0.63125), (0.2, 0.23125), "probe"),
-        Row("finetune", "classify, 40 labels", "scratch", (0.9,), (0.8,), "accuracy"),
-    ]
-
-
-def test_nothing_finished_has_no_rows(tmp_path: Path) -> None:
-    assert (
-        rows(
-            recipes.recipe(tmp_path), [finished(tmp_path, "evaluate", 0, None), finished(tmp_path, "finetune", 0, None)]
-        )
-        == []
-    )
-
-
 SAYS = {"stage": "finetune", "measure": "accuracy", "paper": 79.2, "against": 72.4, "source": "table 2"}
 
 
 def test_the_papers_number_stands_beside_the_measured_one(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, expected=[SAYS])
-    found = Row("finetune", "classify, 40 labels", "scratch", (0.7, 0.8), (0.6, 0.7), "accuracy")
-    other = Row("evaluate", "linear probe", "random weights", (0.5, 0.5), (0.4, 0.4), "probe")
+    found = ScoreRow("finetune", "classify, 40 labels", "scratch", (0.7, 0.8), (0.6, 0.7), "accuracy")
+    other = ScoreRow("evaluate", "linear probe", "random weights", (0.5, 0.5), (0.4, 0.4), "probe")
     console = Console(file=io.StringIO(), width=200)
     console.print(table(recipe, [found, other]))
     assert isinstance(console.file, io.StringIO)
@@ -156,27 +114,12 @@ def test_the_papers_number_stands_beside_the_measured_one(tmp_path: Path) -> Non
     assert "paper" not in facts(recipe, other)
 
 
-def test_another_arm_is_another_number(tmp_path: Path) -> None:
+def test_expected_number_may_be_of_another_arm(tmp_path: Path) -> None:
     recipe = recipes.recipe(
         tmp_path, expected=[SAYS | {"arm": "he"}], stages__finetune__arms=["pretrained", "he", "scratch"]
     )
-    assert "paper" not in facts(recipe, Row("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy"))
-    assert facts(recipe, Row("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
-
-
-OWN = {  # what a paper may have of a pretraining: by which method, and the keys that it needs
-    "accuracy": ({"name": "clustering_locality"}, {"labelled_per_batch": 8}),
-    "psnr": ({"name": "dae"}, {}),
-    "consistency": ({"name": "super_and", "rounds": 2}, {}),
-}
-
-
-def with_own(tmp_path: Path, measure: str, paper: float) -> Recipe:
-    method, keys = OWN[measure]
-    changes = {f"stages__pretrain__{key}": value for key, value in ({"method": method} | keys).items()}
-    return recipes.recipe(
-        tmp_path, expected=[{"stage": "pretrain", "measure": measure, "paper": paper, "source": "x"}], **changes
-    )
+    assert "paper" not in facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy"))
+    assert facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
 
 
 @pytest.mark.parametrize(
@@ -187,26 +130,19 @@ def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(
 ) -> None:
     """Its own classifier's accuracy, decibels of held-out images as they are, and the last value of what it logs."""
     instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {"test": 0.5}, "held_out": {"psnr": 22.5}})
-    (instance.folder / METRICS).write_text(
+    (instance.folder / METRICS_FILE).write_text(
         "".join(json.dumps({"step": k, "loss": 1.0, "consistency": 0.1 * k}) + "\n" for k in range(3))
     )
     recipe = with_own(tmp_path, measure, paper)
-    (row,) = rows(recipe, [instance])
+    (row,) = score_rows(recipe, [instance])
     assert (row.key, row.mean) == (measure, pytest.approx(mean))
     assert facts(recipe, row)["above_paper"] == pytest.approx(mean - paper)
     lines = shown([row], tmp_path, [0])
     assert any(f"{mean:.2f}" in line and (measure != "psnr" or "PSNR (dB), held-out images" in line) for line in lines)
-    assert rows(recipes.recipe(tmp_path), [instance]) == []
+    assert score_rows(recipes.recipe(tmp_path), [instance]) == []
 
 
-@pytest.mark.parametrize("measure", OWN)
-def test_numbers_that_are_not_there_are_no_rows(tmp_path: Path, measure: str) -> None:
-    instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {}, "held_out": {}})
-    (instance.folder / METRICS).write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
-    assert rows(with_own(tmp_path, measure, 1.0), [instance]) == []
-
-
-def test_a_number_that_a_stage_does_not_measure_is_a_mistake(tmp_path: Path) -> None:
+def test_expected_number_that_is_not_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"expected\.0\.measure: 'acuracy' is not measured by stages\.finetune; did you mean 'accuracy'\?",

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from firstlight.pipeline.report.timings import Timing, notes, shares, spent, timings
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train.attempts import FILE
-from firstlight.pipeline.train.metrics import METRICS
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
+from firstlight.pipeline.train.metrics import METRICS_FILE
 
 
 def row(step: int, seconds: float, before: int, **shares: float) -> dict[str, Any]:
@@ -19,8 +19,8 @@ def row(step: int, seconds: float, before: int, **shares: float) -> dict[str, An
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / METRICS
+    (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / METRICS_FILE
 
 
 LINES = (
@@ -38,12 +38,12 @@ def test_shares_of_rows_become_seconds_and_what_was_spent_beside_them_is_added(t
     )
 
 
-def test_what_no_part_has_taken_is_other_and_a_stage_that_trains_nothing_is_evaluation(tmp_path: Path) -> None:
-    trained, looked, unborn = (Instance(name, 0, "f", tmp_path / name) for name in ("train", "look", "unborn"))
+def test_unaccounted_time_is_other_and_a_stage_without_training_is_evaluation(tmp_path: Path) -> None:
+    trained, looked, unborn = (StageInstance(name, 0, "f", tmp_path / name) for name in ("train", "look", "unborn"))
     write(trained.folder / "arm", *LINES)
     write(looked.folder, {"step": 1, "of": 1})
     for instance, seconds in ((trained, 20.0), (looked, 3.0)):
-        (instance.folder / FILE).write_text(
+        (instance.folder / ATTEMPTS_FILE).write_text(
             f'{{"began": 1.0, "machine": {{}}}}\n{{"ended": 9.0, "seconds": {seconds}}}\n'
         )
     first, second = timings([trained, looked, unborn], {"train": 10})
@@ -54,9 +54,9 @@ def test_what_no_part_has_taken_is_other_and_a_stage_that_trains_nothing_is_eval
 
 
 def test_a_killed_attempt_is_counted_by_what_it_logged(tmp_path: Path) -> None:
-    instance = Instance("train", 0, "f", tmp_path)
+    instance = StageInstance("train", 0, "f", tmp_path)
     write(tmp_path, *LINES)
-    (tmp_path / FILE).write_text('{"began": 1.0, "machine": {}}\n{"beg')
+    (tmp_path / ATTEMPTS_FILE).write_text('{"began": 1.0, "machine": {}}\n{"beg')
     (found,) = timings([instance], {"train": 10})
     assert found.seconds == pytest.approx(13.5)
     assert found.parts["other"] == 0.0

@@ -6,7 +6,9 @@ import psutil
 import pytest
 
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.data.store import CACHE_BYTES, GROUP_BYTES, Store
+from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES
+from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.memory import Estimate, check_room, estimate, free_memory
@@ -34,8 +36,8 @@ def large(store: Store, images: int, image_bytes: int) -> Store:
     return replace(store, shards=(shard,), images={"width": [200, 400], "height": [300, 300]})
 
 
-def test_what_is_on_its_way_by_hand(digits: Store) -> None:
-    """Two workers, each with two tasks of three blocks of 1,024 images of 8 x 8, a block being read, and four batches of 256 that are scored."""
+def test_stream_memory_equals_a_sum_by_hand(digits: Store) -> None:
+    """Two workers have two tasks each: three blocks of 1,024 images of 8 x 8, one being read, four batches of 256."""
     row = 8 * 8 * 3
     assert estimated(digits).in_flight == 2 * ((3 * 2 + 1) * 1024 * row + 4 * 256 * row)
 
@@ -58,24 +60,24 @@ def test_what_is_on_its_way_by_hand(digits: Store) -> None:
         ({"stages__pretrain__method__dim": 64}, "tables"),
     ],
 )
-def test_each_key_moves_its_part(digits: Store, changes: dict[str, Any], part: str) -> None:
+def test_each_key_changes_its_part_of_the_estimate(digits: Store, changes: dict[str, Any], part: str) -> None:
     assert getattr(estimated(digits, **changes), part) > getattr(estimated(digits), part)
 
 
-def test_tables_are_those_of_the_method(digits: Store) -> None:
+def test_tables_of_the_method_are_counted(digits: Store) -> None:
     """The target that an image holds, 8 bytes, and a target of 8 numbers of 4 bytes."""
     assert estimated(digits, images=1_000_000).tables == 1_000_000 * (8 + 8 * 4)
     contrast = {"name": "spatial_contrasting", "patch_size": 1}
     assert estimated(digits, images=1_000_000, stages__pretrain__method=contrast).tables == 0
 
 
-def test_what_is_held_is_held_by_every_worker_but_not_by_gpus(digits: Store) -> None:
+def test_decoded_images_count_per_worker_and_not_on_gpus(digits: Store) -> None:
     assert estimated(digits, stream__resident="on").held == 2 * 1000 * 8 * 8 * 3
     assert estimated(digits, stream__resident="on", scale__gpus_per_worker=1.0).held == 0
 
 
 @pytest.mark.fault(12, "a window larger than a task's cache")
-def test_a_task_holds_its_window_up_to_its_cache(digits: Store) -> None:
+def test_decoding_task_holds_its_window_up_to_the_cache(digits: Store) -> None:
     """1,000,000 images of 20 kB: the window is cut at 128 MB, beside as many in the cache."""
     few, many = (estimated(large(digits, 1_000_000, 20_000), stream__window=window).tasks for window in (1, 2048))
     assert (many - few) // 4 == 2047 * 20_000
@@ -83,21 +85,25 @@ def test_a_task_holds_its_window_up_to_its_cache(digits: Store) -> None:
         estimated(large(digits, 1_000_000, 20_000), stream__window=window).tasks for window in (100_000, 200_000)
     )
     assert full == more
-    assert full // 4 - memory.TASK_BYTES - 2 * CACHE_BYTES - GROUP_BYTES == 2 * 400 * 300 * 3 + 4 * 1024 * 8 * 8 * 3
+    assert (
+        full // 4 - memory.TASK_BYTES - 2 * IMAGE_CACHE_BYTES - MAX_GROUP_BYTES
+        == 2 * 400 * 300 * 3 + 4 * 1024 * 8 * 8 * 3
+    )
 
 
-def test_however_many_images_a_task_holds_no_more(digits: Store) -> None:
+def test_decoding_task_memory_does_not_grow_with_the_store(digits: Store) -> None:
     small_set, large_set = (estimated(large(digits, count, 20_000)) for count in (100_000, 10_000_000))
     assert replace(small_set, tables=0) == replace(large_set, tables=0)
 
 
 @pytest.mark.fault(12, "more memory needed than is free")
-def test_what_fits_exactly_is_let_in(digits: Store) -> None:
+def test_estimate_that_fits_exactly_is_accepted(digits: Store) -> None:
     its, needed = recipe(), estimated(digits)
     check_room(its, needed, needed.total)
     with pytest.raises(
         UserError,
-        match=r"^scale\.workers: 2 is not valid: of [\d,]+ MB of memory that are free, [\d,]+ MB would be needed: object",
+        match=r"^scale\.workers: 2 is not valid: of [\d,]+ MB of memory that are free, "
+        r"[\d,]+ MB would be needed: object",
     ) as told:
         check_room(its, needed, needed.total - 1)
     assert len(str(told.value).splitlines()) == 1
@@ -106,7 +112,7 @@ def test_what_fits_exactly_is_let_in(digits: Store) -> None:
     )
 
 
-def test_the_part_that_is_largest_is_named_first(digits: Store) -> None:
+def test_largest_part_is_named_first(digits: Store) -> None:
     for changes, named in (
         ({"stream__tasks": 12}, "stream.tasks: 12"),
         ({"scale__object_store_mb": 8000}, "scale.object_store_mb: 8000"),
@@ -116,14 +122,15 @@ def test_the_part_that_is_largest_is_named_first(digits: Store) -> None:
 
 
 @pytest.mark.fault(11, "object store too small for the batches on their way")
-def test_an_object_store_that_is_too_small(digits: Store) -> None:
+def test_too_small_object_store_is_refused(digits: Store) -> None:
     changes = {"dataset__image_size": 64, "stream__prefetch": 40, "scale__object_store_mb": 100}
     needed = estimated(digits, **changes)
     with pytest.raises(UserError) as told:
         check_room(recipe(**changes), needed, 10**12)
     megabytes = -(-needed.in_flight // 2**20)
     assert str(told.value) == (
-        f"scale.object_store_mb: 100 is less than the {megabytes} MB that decoded images on their way to 2 workers take; "
+        f"scale.object_store_mb: 100 is less than the {megabytes} MB "
+        "that decoded images on their way to 2 workers take; "
         f"valid: at least {megabytes}, or a smaller stream.prefetch (40), stream.tasks (2) or batch_size"
     )
     check_room(
@@ -133,7 +140,7 @@ def test_an_object_store_that_is_too_small(digits: Store) -> None:
     )
 
 
-def test_only_this_machine_is_judged(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_local_machine_is_checked(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 1)
     memory.check(recipe(scale__workers=0), digits, 1000)
     memory.check(recipe(scale__address="auto", scale__cpus=None), digits, 1000)
@@ -141,7 +148,7 @@ def test_only_this_machine_is_judged(digits: Store, monkeypatch: pytest.MonkeyPa
         memory.check(recipe(), digits, 1000)
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert abs(free_memory() - psutil.virtual_memory().available) < 2 * 10**9
     (tmp_path / "memory.stat").write_text("anon 300\nfile 500\n")
@@ -151,7 +158,7 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path, monkeypatch: pyte
     assert free_memory() > 1000
 
 
-def test_it_reads_as_a_line(digits: Store) -> None:
+def test_estimate_is_described_in_one_line(digits: Store) -> None:
     text = str(estimated(digits))
     assert text.startswith("object store 315 MB (decoded images on their way ")
     assert text.endswith("Ray 1,300 MB")

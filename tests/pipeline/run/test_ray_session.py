@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from firstlight.pipeline.config.recipe import Scale, Stream
+from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import ray_session
-from firstlight.pipeline.run.ray_session import Session, check_local, check_room
+from firstlight.pipeline.run.ray_session import RaySession, check_local, check_room
 
 
-def scale(**changes: Any) -> Scale:
-    return Scale(**{"name": "test", "workers": 2, "cpus_per_worker": 1.0, **changes})
+def scale(**changes: Any) -> ScaleOptions:
+    return ScaleOptions(**{"name": "test", "workers": 2, "cpus_per_worker": 1.0, **changes})
 
 
 @pytest.mark.parametrize(
@@ -25,19 +25,19 @@ def scale(**changes: Any) -> Scale:
         ({"workers": 16, "cpus_per_worker": 0.0625}, 8.75, 0.0),
     ],
 )
-def test_what_fits_exactly_is_let_in(changes: dict[str, Any], cpus: float, gpus: float) -> None:
-    check_room(scale(**changes), Stream(), cpus, gpus, "this machine")
+def test_resources_that_fit_exactly_are_accepted(changes: dict[str, Any], cpus: float, gpus: float) -> None:
+    check_room(scale(**changes), StreamOptions(), cpus, gpus, "this machine")
     with pytest.raises(UserError):
-        check_room(scale(**changes), Stream(), cpus - 0.01, gpus, "this machine")
+        check_room(scale(**changes), StreamOptions(), cpus - 0.01, gpus, "this machine")
     if gpus:
         with pytest.raises(UserError):
-            check_room(scale(**changes), Stream(), cpus, gpus - 0.01, "this machine")
+            check_room(scale(**changes), StreamOptions(), cpus, gpus - 0.01, "this machine")
 
 
 @pytest.mark.fault(13, "three workers on three CPUs")
-def test_too_many_workers() -> None:
+def test_too_many_workers_are_refused() -> None:
     with pytest.raises(UserError) as told:
-        check_room(scale(workers=3, cpus_per_worker=0.75), Stream(task_cpus=0.2), 3.0, 0.0, "this machine")
+        check_room(scale(workers=3, cpus_per_worker=0.75), StreamOptions(task_cpus=0.2), 3.0, 0.0, "this machine")
     assert str(told.value) == (
         "scale.workers: 3 workers x 0.75 CPUs + 1 CPU for data need 3.25 CPUs, this machine has 3; "
         "valid: fewer workers or a smaller scale.cpus_per_worker"
@@ -55,16 +55,14 @@ def test_too_many_workers() -> None:
         (4, {"tasks": 3, "task_cpus": 0.5}, 5.0),
     ],
 )
-def test_a_task_always_finds_a_cpu_while_those_of_other_workers_wait(
-    workers: int, stream: dict[str, Any], cpus: float
-) -> None:
-    assert ray_session.data_cpus(scale(workers=workers), Stream(**stream)) == cpus
+def test_cpus_kept_for_decoding_cover_waiting_tasks(workers: int, stream: dict[str, Any], cpus: float) -> None:
+    assert ray_session.data_cpus(scale(workers=workers), StreamOptions(**stream)) == cpus
 
 
 @pytest.mark.fault(14, "all CPUs taken by workers and waiting tasks")
-def test_too_many_decoding_tasks() -> None:
+def test_too_many_decoding_tasks_are_refused() -> None:
     with pytest.raises(UserError) as told:
-        check_room(scale(), Stream(tasks=2, task_cpus=1.0), 4.0, 0.0, "this machine")
+        check_room(scale(), StreamOptions(tasks=2, task_cpus=1.0), 4.0, 0.0, "this machine")
     assert str(told.value) == (
         "scale.workers: 2 workers x 1 CPUs + 3 CPU for data need 5 CPUs, this machine has 4; "
         "valid: fewer workers or a smaller scale.cpus_per_worker, stream.tasks or stream.task_cpus"
@@ -72,9 +70,9 @@ def test_too_many_decoding_tasks() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "valid"), [(0.0, "0 to 0"), (1.0, "0 to 0.5")])
-def test_too_many_gpus(gpus: float, valid: str) -> None:
+def test_too_many_gpus_are_refused(gpus: float, valid: str) -> None:
     with pytest.raises(UserError) as told:
-        check_room(scale(gpus_per_worker=1.0), Stream(), 8.0, gpus, "the cluster at 'auto'")
+        check_room(scale(gpus_per_worker=1.0), StreamOptions(), 8.0, gpus, "the cluster at 'auto'")
     assert (
         str(told.value)
         == f"scale.gpus_per_worker: 2 workers x 1 need 2 GPUs, the cluster at 'auto' has {gpus:g}; valid: {valid}"
@@ -86,30 +84,31 @@ def test_this_machine_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="need 3 CPUs, this machine has 2"):
-        check_local(scale(), Stream())
-    check_local(scale(cpus=3), Stream())
-    check_local(scale(cpus_per_worker=0.5, gpus_per_worker=0.5), Stream())
+        check_local(scale(), StreamOptions())
+    check_local(scale(cpus=3), StreamOptions())
+    check_local(scale(cpus_per_worker=0.5, gpus_per_worker=0.5), StreamOptions())
     with pytest.raises(UserError, match=r"need 2 GPUs, this machine has 1; valid: 0 to 0\.5"):
-        check_local(scale(cpus=3, gpus_per_worker=1.0), Stream())
+        check_local(scale(cpus=3, gpus_per_worker=1.0), StreamOptions())
 
 
-def test_other_machines_are_not_judged_by_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_is_not_checked_against_the_local_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    check_local(scale(workers=0), Stream())
-    check_local(scale(workers=64, address="auto"), Stream())
+    check_local(scale(workers=0), StreamOptions())
+    check_local(scale(workers=64, address="auto"), StreamOptions())
 
 
 def test_without_workers_ray_is_not_even_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with Session(scale(workers=0)) as opened:
+    with RaySession(scale(workers=0)) as opened:
         assert not opened.start()
         assert not opened.started
 
 
 def test_a_session_that_was_not_started_leaves_ray_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with Session(scale()):
+    with RaySession(scale()) as session:
         pass
+    assert not session.started
 
 
 def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +124,7 @@ def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyP
     assert len(found["RAY_AUTH_TOKEN"]) == 32
 
 
-def test_what_ray_is_started_with() -> None:
+def test_local_ray_gets_cpus_and_memory_and_a_cluster_only_its_address() -> None:
     assert (
         ray_session._arguments(scale(cpus=3, object_store_mb=100)).items()
         >= {"address": "local", "num_cpus": 3, "object_store_memory": 100 * 2**20}.items()

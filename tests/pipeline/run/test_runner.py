@@ -1,4 +1,4 @@
-"""A whole recipe: chained, resumed, not repeated; what MLflow then holds. In process, and (marked ray) on Ray with two workers."""
+"""Runs of whole recipes: resumed, not repeated, published to MLflow; in process and on Ray with two workers."""
 
 import io
 import json
@@ -17,22 +17,25 @@ import pytest
 import torch
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import Recipe, parse
-from firstlight.pipeline.data.labelled import LABELLED
-from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, Store
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.labelled import LABELLED_FILE
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
 from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
-from firstlight.pipeline.train.context import Worker
-from tests.pipeline.data.prepare.test_prepare import images
+from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.gloo import Pool
+from tests.support.grey_images import images
+from tests.support.recipe_runs import QUIET, on_ray, runs_of
 
-QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("blank_figures")
 PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
 
 
@@ -41,21 +44,15 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def runs_of(recipe: Recipe) -> dict[str, Any]:
-    client = mlflow.MlflowClient(tracking_uri(recipe))
-    experiment = client.get_experiment_by_name("firstlight")
-    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
-
-
 def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
     return sorted((storage / recipe.name).glob(pattern))
 
 
 @pytest.mark.fault(21, "the run that is then run again")
-def test_the_whole_chain(storage: Path) -> None:
+def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     console = QUIET
-    rows = run(recipe, console)
+    rows = run_recipe(recipe, console)
     assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
     assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
     assert all(0.05 < value <= 1 for row in rows for value in (*row.pretrained, *row.baseline))
@@ -83,7 +80,7 @@ def test_the_whole_chain(storage: Path) -> None:
     assert {"tails.jsonl"} <= {a.path for a in client.list_artifacts(one.info.run_id)}
     assert {"labelled.parquet", "finetune.json"} <= {a.path for a in client.list_artifacts(tuned.info.run_id)}
     (folder,) = files_of(storage, recipe, "finetune-seed1-*")
-    assert pq.read_table(folder / LABELLED).column("label").to_pylist() == tuned_labels(storage, recipe)
+    assert pq.read_table(folder / LABELLED_FILE).column("label").to_pylist() == tuned_labels(storage, recipe)
     assert tuned.data.tags["firstlight.encoder"] == f"runs:/{found['pretrain seed 1'].info.run_id}/encoder"
     assert tuned.data.metrics["scratch/test"] == pytest.approx(rows[2].baseline[1])
     assert client.get_model_version_by_alias("small-nat", "current").run_id == one.info.run_id
@@ -91,14 +88,14 @@ def test_the_whole_chain(storage: Path) -> None:
 
 def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
     """Of the images that the fine-tuning with seed 1 learned from."""
-    worker = Worker.start(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
+    worker = StageContext.create(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
     stage: Any = recipe.stages["finetune"]
     return worker.splits.labels[worker.splits.labelled_subset(stage, 1)].tolist()  # type: ignore[no-any-return]
 
 
-def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path) -> None:
+def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
-    assert len(run(recipe, QUIET)) == 3
+    assert len(run_recipe(recipe, QUIET)) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
     client = mlflow.MlflowClient(tracking_uri(recipe))
     assert {"figures/reconstructions.png", "figures/feature_maps.png"} <= {
@@ -109,8 +106,8 @@ def test_an_auto_encoder_leaves_pictures_and_hands_on_its_decoder(tmp_path: Path
     }
     (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
     encoder, decoder = load_encoder(folder / "encoder", 8).eval(), load_decoder(folder / "decoder").eval()
-    worker = Worker.start(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
-    batch = next(worker.sweep(worker.splits.val, 4))
+    worker = StageContext.create(recipe, Store.open(next((tmp_path / "stores").iterdir())), on_ray=False)
+    batch = next(worker.iterate_batches(worker.splits.val, 4))
     given = encoder.input(batch.views[0])
     with torch.no_grad():
         assert decoder(encoder(batch.views[0]), given).shape == given.shape
@@ -127,40 +124,40 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
         "labelled_per_batch": 16,
     }
     stage |= {"labels_per_class": 5, "optimizer": {"name": "Adam", "lr": 0.01}, "checkpoint_every": 0}
-    recipe = parse({**raw, "stages": {"pretrain": stage}})
-    assert run(recipe, QUIET) == []
+    recipe = parse_recipe({**raw, "stages": {"pretrain": stage}})
+    assert run_recipe(recipe, QUIET) == []
     told = runs_of(recipe)["pretrain seed 0"].data.metrics
     assert told["own_classifier/test"] > 0.3, "ten classes"
     assert 0 <= told["own_classifier/val"] <= 1
     (folder,) = files_of(tmp_path, recipe, "pretrain-seed0-*")
-    assert pq.read_table(folder / LABELLED).num_rows == 50
+    assert pq.read_table(folder / LABELLED_FILE).num_rows == 50
 
 
 @pytest.mark.fault(21, "the same run again")
-def test_run_again_nothing_is_done_and_the_table_is_the_same(storage: Path) -> None:
+def test_second_run_does_nothing_and_returns_the_same_table(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
-    rows = run(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET)
     assert len(rows) == 3
     assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
 
 
 @pytest.mark.fault(21, "a run of the same name with other settings")
-def test_a_changed_stage_is_run_and_what_it_rests_on_is_not(storage: Path) -> None:
+def test_changed_stage_runs_without_the_stages_before_it(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
     before = len(files_of(storage, recipe, "pretrain-*"))
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     assert len(files_of(storage, recipe, "pretrain-*")) == before
     assert len(files_of(storage, recipe, "finetune-*")) == 4
 
 
 @pytest.mark.parametrize("reference", ["runs:/{run}/encoder", "models:/small-nat@current", "models:/small-nat/1"])
-def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path, reference: str) -> None:
+def test_encoder_by_reference_equals_that_of_the_previous_stage(storage: Path, reference: str) -> None:
     found = runs_of(recipes.recipe(storage))
     reference = reference.format(run=found["pretrain seed 0"].info.run_id)
     recipe = recipes.recipe(storage, stages__finetune__encoder=reference, name="referring")
     del recipe.stages["pretrain"], recipe.stages["evaluate"]
-    rows = run(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET)
     original = json.loads(
         files_of(storage, recipes.recipe(storage), "finetune-seed0-*")[0].joinpath("result.json").read_text()
     )
@@ -205,9 +202,11 @@ def test_an_encoder_by_reference_is_the_same_as_the_previous_stage(storage: Path
         ({"dataset__image_size": 4, "encoder__depth": 4}, "dataset.image_size: 4"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: dict[str, Any], message: str) -> None:
+def test_impossible_recipe_is_one_line_before_any_training(
+    storage: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        run(recipes.recipe(storage, **changes), QUIET)
+        run_recipe(recipes.recipe(storage, **changes), QUIET)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(files_of(storage, recipes.recipe(storage), "pretrain-*")) == 2, "nothing was trained"
@@ -215,21 +214,21 @@ def test_what_cannot_work_is_one_line_before_the_work(storage: Path, changes: di
 
 @pytest.mark.fault(24, "storage below a file, and in /sys")
 @pytest.mark.parametrize("where", ["file/below", "/sys/firstlight"])
-def test_storage_that_cannot_be_written(tmp_path: Path, where: str) -> None:
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"storage: .* cannot be written: "):
-        run(recipes.recipe(tmp_path / where), QUIET)
+        run_recipe(recipes.recipe(tmp_path / where), QUIET)
 
 
 @pytest.mark.fault(32, "no such folder of images")
-def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_dataset_folder_is_refused(tmp_path: Path) -> None:
     changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"dataset\.root"):
-        run(recipes.recipe(tmp_path, **changes), QUIET)
+        run_recipe(recipes.recipe(tmp_path, **changes), QUIET)
 
 
 @pytest.mark.fault(35, "a test image is also in train")
-def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_them_every_time(tmp_path: Path) -> None:
+def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 150, bad=(3,))
     (root / "train/a/000.png").write_bytes((root / "test/a/000.png").read_bytes())
     fields = {
@@ -248,12 +247,13 @@ def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_
     told = []
     for _ in range(2):
         console = Console(file=io.StringIO(), width=100)
-        run(recipe, console, only="prepare")
+        run_recipe(recipe, console, only="prepare")
         told.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     (store,) = (tmp_path / "st" / "stores").iterdir()
     notes = [
-        f"note 1 images cannot be decoded, listed in {store / QUARANTINE}",
-        f"note 1 images are copies of others, 1 of them test images that are also in train, listed in {store / DUPLICATES}",
+        f"note 1 images cannot be decoded, listed in {store / QUARANTINE_FILE}",
+        "note 1 images are copies of others, 1 of them test images that are also in train, "
+        f"listed in {store / DUPLICATES_FILE}",
     ]
     assert [line for line in told[0] if line.startswith("  ")] == [
         "  train 149, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average",
@@ -266,9 +266,9 @@ def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_
     client, prepared = mlflow.MlflowClient(tracking_uri(recipe)), runs_of(recipe)["prepare"]
     assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {
         "figures",
-        MANIFEST,
-        QUARANTINE,
-        DUPLICATES,
+        MANIFEST_FILE,
+        QUARANTINE_FILE,
+        DUPLICATES_FILE,
     }
     assert {a.path for a in client.list_artifacts(prepared.info.run_id, "figures")} == {
         f"figures/{n}.png" for n in ("classes", "images", "sample")
@@ -280,7 +280,7 @@ def test_what_the_images_are_like_is_told_the_first_time_and_what_is_wrong_with_
     }
 
 
-def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) -> None:
+def test_extended_store_reports_how_many_images_it_had(tmp_path: Path) -> None:
     fields = {
         "name": "greys",
         "source": "folder",
@@ -289,21 +289,21 @@ def test_how_many_images_an_extended_store_had_before_is_told(tmp_path: Path) ->
         "max_test": None,
     }
     changes = {"stages__finetune__labels_per_class": 20, **{f"dataset__{key}": value for key, value in fields.items()}}
-    run(recipes.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
+    run_recipe(recipes.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
     (store,) = (tmp_path / "st" / "stores").iterdir()
     images(tmp_path / "in", 160)  # writes the first 150 anew, to the same bytes
     console = Console(file=io.StringIO(), width=60)
     extended = recipes.recipe(tmp_path / "st", **changes, dataset__extends=str(store))
-    run(extended, console, only="prepare")
+    run_recipe(extended, console, only="prepare")
     told = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert told[0].startswith(f"prepare: 166 images (156 of them in {store.name}) in ")
     assert "  train 160, test 6 images of 3 to 5 x 4 pixels, 0.1 kB each on average" in told
     with pytest.raises(UserError, match=r"^dataset\.extends: 'none' has no manifest\.json; valid: "):
-        run(recipes.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
+        run_recipe(recipes.recipe(tmp_path / "st", **changes, dataset__extends="none"), QUIET, only="prepare")
 
 
 @pytest.mark.fault(22, "two runs of one name at once")
-def test_two_runs_of_one_name_at_once(storage: Path) -> None:
+def test_second_run_of_the_same_name_at_once_is_refused(storage: Path) -> None:
     program = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX)\n"
         "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); time.sleep(60)"
@@ -315,7 +315,7 @@ def test_two_runs_of_one_name_at_once(storage: Path) -> None:
     assert holder.stdout.readline() == "held\n"
     try:
         with pytest.raises(UserError, match="'small' is being run by process 4711"):
-            run(recipes.recipe(storage), QUIET)
+            run_recipe(recipes.recipe(storage), QUIET)
     finally:
         holder.kill()
         holder.wait()
@@ -329,7 +329,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"train-00000\.parquet: .*sha256"):
-        run(recipe, QUIET)
+        run_recipe(recipe, QUIET)
 
 
 @pytest.mark.fault(50, "the encoder of an earlier stage is damaged")
@@ -339,7 +339,7 @@ def test_a_damaged_encoder_is_named(storage: Path, tmp_path: Path) -> None:
     (weights,) = (tmp_path / "copy" / "small").glob("pretrain-seed0-*/encoder/encoder.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"encoder\.safetensors: has \d+ bytes, its manifest says"):
-        run(recipe, QUIET)
+        run_recipe(recipe, QUIET)
 
 
 @pytest.mark.fault(50, "an earlier stage that still runs, or has failed: in this recipe and by reference")
@@ -352,12 +352,12 @@ def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, mo
     with monkeypatch.context() as cut:
         cut.setattr(pretrain, "fit", explode)
         with pytest.raises(StopTraining):
-            run(recipe, QUIET)
+            run_recipe(recipe, QUIET)
     with pytest.raises(
         UserError,
         match=r"^stages\.finetune\.encoder: 'previous' is pretrain seed 0, which has not finished; run it first",
     ):
-        run(recipe, QUIET, only="finetune")
+        run_recipe(recipe, QUIET, only="finetune")
     upstream = runs_of(recipe)["pretrain seed 0"].info
     assert upstream.status == "FAILED"
     other = recipes.recipe(tmp_path, name="other", stages__finetune__encoder=f"runs:/{upstream.run_id}/encoder")
@@ -365,10 +365,10 @@ def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, mo
     with pytest.raises(
         UserError, match=rf"^stages\.finetune\.encoder: 'runs:/{upstream.run_id}/encoder' is not in sqlite:"
     ):
-        run(other, QUIET)
+        run_recipe(other, QUIET)
 
 
-def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(
+def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipes.recipe(tmp_path)
@@ -380,14 +380,14 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(
 
     monkeypatch.setattr(pretrain, "fit", explode)
     with pytest.raises(StopTraining):
-        run(recipe, QUIET)
+        run_recipe(recipe, QUIET)
     failed = runs_of(recipe)
     assert {failed[n].info.status for n in ("small", "pretrain seed 0")} == {"FAILED"}
     report = (tmp_path / "small" / "report.html").read_text()
     assert "the loss of step 3 is not finite" in report
     assert "stopped: 0 of 3 parts done" in report
     monkeypatch.setattr(pretrain, "fit", real)
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     after = runs_of(recipe)
     for name in ("small", "pretrain seed 0"):
         assert after[name].info.run_id == failed[name].info.run_id
@@ -396,7 +396,7 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(
     assert "is not finite" not in report
     assert "taken up again 1 time<" in report
     with pytest.raises(UserError):
-        run(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
+        run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
     history = mlflow.MlflowClient(tracking_uri(recipe)).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
@@ -405,10 +405,10 @@ def test_a_stop_closes_the_runs_as_failed_and_the_next_run_goes_on_in_the_same(
 @pytest.mark.fault(8, "killed between MLflow and the disk")
 @pytest.mark.fault(55, "params that MLflow has already")
 @pytest.mark.parametrize("remembered", ["key", "nothing published"])
-def test_a_run_or_model_that_a_killed_process_made_is_made_once(storage: Path, remembered: str) -> None:
+def test_run_and_model_of_a_killed_process_are_not_duplicated(storage: Path, remembered: str) -> None:
     """It was killed between making the run and noting its id, or between publishing and noting that."""
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     client = mlflow.MlflowClient(tracking_uri(recipe))
     experiment = client.get_experiment_by_name("firstlight").experiment_id
 
@@ -426,42 +426,37 @@ def test_a_run_or_model_that_a_killed_process_made_is_made_once(storage: Path, r
     if remembered == "key":
         note = json.loads((folder / "mlflow.json").read_text())
         (folder / "mlflow.json").write_text(json.dumps({"key": note["key"]}))
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     assert made() == before
     assert runs_of(recipe)["pretrain seed 0"].info.status == "FINISHED"
 
 
 def pretrain_below_ray(folder: str, store: str) -> None:
     recipe = on_ray(Path(folder))
-    worker = Worker.start(recipe, Store.open(Path(store)), on_ray=False)
-    pretrain.work(worker, recipe.stages["pretrain"], Instance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f"))  # type: ignore[arg-type]
+    worker = StageContext.create(recipe, Store.open(Path(store)), on_ray=False)
+    pretrain.work(
+        worker, recipe.stages["pretrain"], StageInstance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f")
+    )  # type: ignore[arg-type]
 
 
 def end_state(folder: Path) -> str:
     (instance,) = folder.glob("pretrain-seed0-*")
-    found, _ = Checkpoints(instance / "checkpoints").newest()
+    found, _ = Checkpoints(instance / "checkpoints").read_newest()
     assert found is not None
     return fingerprint([found.shared, found.shards])
-
-
-def on_ray(storage: Path, **changes: Any) -> Recipe:
-    scale = {"scale__workers": 2, "scale__cpus": 4, "scale__cpus_per_worker": 1.0, "scale__collective_timeout_s": 60}
-    recipe = recipes.recipe(storage, **{**scale, **changes})
-    del recipe.stages["evaluate"], recipe.stages["finetune"]
-    return recipe
 
 
 @pytest.mark.fault(1, "a worker is killed, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
-def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
-    tmp_path: Path, pool: Pool, ray_free: None, monkeypatch: pytest.MonkeyPatch
+def test_killed_worker_is_replaced_and_training_ends_bit_identical(
+    tmp_path: Path, pool: Pool, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The yardstick is a training below Ray, by two processes that are not killed: Ray changes no bit either."""
     recipe = on_ray(tmp_path, stream__resident="off")  # through Ray Data; below Ray the images are held decoded
     once = tmp_path / "once"
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=4,kind=sigkill,once={once}")
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     assert once.exists(), "the fault was injected"
     (store,) = (tmp_path / "stores").iterdir()
     pool.run(pretrain_below_ray, str(tmp_path / "clean"), str(store))
@@ -471,13 +466,13 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_bit_identical(
 @pytest.mark.fault(2, "a worker raises, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(280)
-def test_a_worker_that_always_fails_ends_in_one_line(
-    tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch
+def test_worker_that_always_fails_ends_in_one_line(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = on_ray(tmp_path, scale__max_failures=0)
     monkeypatch.setenv("FIRSTLIGHT_FAULT", f"rank=1,step=2,kind=raise,once={tmp_path / 'once'}")
     with pytest.raises(StageFailed) as caught:
-        run(recipe, QUIET)
+        run_recipe(recipe, QUIET)
     assert "injected fault" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""A search: its trials, those that fail, how it goes on when it was killed, what MLflow then holds. Below Ray, and (marked ray) on it."""
+"""A search: its trials, those that fail, how it resumes, and what MLflow has. Without Ray, and (marked ray) on it."""
 
 import io
 import json
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +21,70 @@ from rich.console import Console
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.run import nodes
 from firstlight.pipeline.run.nodes import Node
-from firstlight.pipeline.run.ray_session import Session
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.ray_session import RaySession
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import search as module
 from firstlight.pipeline.search import tune
-from firstlight.pipeline.search.ledger import LEDGER, OUTCOME, Ledger
-from firstlight.pipeline.search.search import Found, search
-from firstlight.pipeline.search.space import Plan
-from firstlight.pipeline.search.trial import JOB, LOG, Reporter, drive
+from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState
+from firstlight.pipeline.search.plan import SearchPlan
+from firstlight.pipeline.search.search import SearchResult, run_search
+from firstlight.pipeline.search.trial import TRIAL_FILE, TRIAL_LOG_FILE, run_trial
+from firstlight.pipeline.search.tune import TrialSource
 from firstlight.pipeline.tracking.client import Tracking, tracking_uri
-from firstlight.pipeline.tracking.figures import Album
-from tests.support import recipes, searches
-from tests.support.searches import LR, PERIOD, plan
+from tests.support import recipes
+from tests.support.searches import LR, PERIOD, make_plan
+from tests.support.trials_in_turn import run_in_turn
 
-RATES = {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}  # the last is too large: a loss that is not finite
-Trials = tune.Trials
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+# The last rate makes the loss infinite.
+RATES = {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}
+ONE_EPOCH = {"stages.pretrain.epochs": 1}
+FINISHED: dict[str, Any] = {
+    "objectives": [{"measure": "evaluate.knn"}, {"measure": "pretrain.loss", "mode": "min"}],
+    "promote": {"name": "digits"},
+    "algorithm": "random",
+    "trials": 3,
+}
+POPULATION: dict[str, Any] = {
+    "algorithm": "random",
+    "scheduler": {"name": "pbt", "measure": "pretrain.watch_knn", "interval": 2, "quantile": 0.5},
+    "overrides": {"stages.pretrain.epochs": 6, "stages.pretrain.watch.every": 1, "stages.pretrain.watch.images": 20},
+    "trials": 4,
+}
+PAIR: dict[str, Any] = {**POPULATION, "trials": 2, "objectives": [{"measure": "pretrain.watch_knn"}]}
+
+
+@contextmanager
+def trials_in_process() -> Iterator[None]:
+    """Runs trials one after the other in this process, without Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "run_trials", run_in_turn)
+        patch.setattr(RaySession, "start", lambda self, always=False: False)
+        patch.setattr(nodes, "alive", lambda: [Node(2.0, 0.0)])
+        yield
+
+
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    with trials_in_process():
+        yield
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished search without Ray, in a folder of its own."""
+
+    folder: Path
+    plan: SearchPlan
+    result: SearchResult
+    lines: str
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with a store and MLflow's tables, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("begun") / "runs"
+    folder = tmp_path_factory.mktemp("empty") / "runs"
     folder.mkdir()
     recipes.store(folder)
     Tracking(recipes.recipe(folder))
@@ -47,279 +92,275 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def storage(begun: Path, tmp_path: Path) -> None:
-    shutil.copytree(begun, tmp_path / "runs")
+def storage(empty_storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(empty_storage, tmp_path / "runs")
 
 
-def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
-    while begun := trials.begin():
-        drive({"folder": str(begun[1])})
-        trials.ended(begun[0], "")
+def finish_search(folder: Path, empty_storage: Path, **changes: Any) -> Finished:
+    shutil.copytree(empty_storage, folder / "runs")
+    plan = make_plan(folder, **changes)
+    with trials_in_process():
+        return Finished(folder, plan, *search_quietly(plan))
+
+
+@pytest.fixture(scope="module")
+def finished(empty_storage: Path, blank_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return finish_search(tmp_path_factory.mktemp("finished"), empty_storage, **FINISHED)
+
+
+@pytest.fixture(scope="module")
+def finished_pair(empty_storage: Path, blank_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A population of two trials."""
+    return finish_search(tmp_path_factory.mktemp("pair"), empty_storage, **PAIR)
 
 
 @pytest.fixture
-def below_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials one after the other in this process."""
-    monkeypatch.setattr(tune, "run_trials", in_turn)
-    monkeypatch.setattr(Session, "start", lambda self, always=False: False)
-    monkeypatch.setattr(nodes, "alive", lambda: [Node(2.0, 0.0)])
-    monkeypatch.setattr(Reporter, "_report", lambda self, report: None)
+def copy_of_finished(finished: Finished, storage: None, tmp_path: Path, without_ray: None) -> SearchPlan:
+    """The plan of a copy of the finished search, which the same command resumes."""
+    shutil.rmtree(tmp_path / "runs")
+    shutil.copytree(finished.folder / "runs", tmp_path / "runs")
+    return make_plan(tmp_path, **FINISHED)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than all else."""
-    monkeypatch.setattr(Album, "add", lambda self, name, figure, title: None)
-
-
-def told(plan: Plan) -> tuple[Found, str]:
+def search_quietly(plan: SearchPlan) -> tuple[SearchResult, str]:
     console = Console(file=io.StringIO(), width=300)
-    found = search(plan, console)
-    return found, console.file.getvalue()  # type: ignore[attr-defined]
+    result = run_search(plan, console)
+    return result, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def told_of(trial: Any) -> tuple[Any, ...]:
-    """All that does not depend on when and how fast it was run."""
+def comparable_fields(trial: Any) -> tuple[Any, ...]:
+    """Returns all that does not depend on when and how fast a trial was run."""
     parts = [(part.epochs, part.values, part.value, part.origin) for part in trial.parts]
     return trial.number, trial.state, trial.values, trial.scores, parts, trial.before, trial.seen
 
 
-def runs_of(plan: Plan) -> list[Any]:
-    client = mlflow.MlflowClient(tracking_uri(plan.base()))
-    experiment = client.get_experiment_by_name("firstlight")
-    return list(client.search_runs([experiment.experiment_id]))
+def make_client(plan: SearchPlan) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri(plan.budget_recipe()))
 
 
-def ledger_of(plan: Plan) -> dict[str, Any]:
-    return dict(json.loads((folder_of(plan) / LEDGER).read_text()))
+def find_runs(plan: SearchPlan) -> list[Any]:
+    client = make_client(plan)
+    return list(client.search_runs([client.get_experiment_by_name("firstlight").experiment_id]))
 
 
-def folder_of(plan: Plan) -> Path:
-    return plan.base().storage / plan.search.name / plan.fingerprint()
+def find_child_runs(plan: SearchPlan, parent: Any) -> list[Any]:
+    return [run for run in find_runs(plan) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
-def test_trials_their_tree_and_the_promoted_model(tmp_path: Path, below_ray: None) -> None:
-    wanted = plan(
-        tmp_path,
-        objectives=[{"measure": "evaluate.knn"}, {"measure": "pretrain.loss", "mode": "min"}],
-        promote={"name": "digits"},
-        trials=5,
-    )
-    found, lines = told(wanted)
-    assert [trial.state for trial in found.trials] == ["done"] * 5
-    assert found.best.means[0] == max(trial.means[0] for trial in found.trials)
-    runs = {
-        run.info.run_name: run for run in runs_of(wanted) if not run.info.run_name.startswith(("pretrain", "evaluate"))
-    }
-    assert set(runs) == {"small-search", "prepare", *(f"trial 00{k}" for k in range(5))}
+def find_folder(plan: SearchPlan) -> Path:
+    return plan.budget_recipe().storage / plan.search.name / plan.fingerprint()
+
+
+def read_ledger(plan: SearchPlan) -> dict[str, Any]:
+    return dict(json.loads((find_folder(plan) / LEDGER_FILE).read_text()))
+
+
+def open_state(plan: SearchPlan) -> SearchState:
+    return SearchState(find_folder(plan), read_ledger(plan)["store"])
+
+
+def named_runs(plan: SearchPlan) -> dict[str, Any]:
+    """Returns the runs of a search by name, without those of stages."""
+    stages = ("pretrain", "evaluate")
+    return {run.info.run_name: run for run in find_runs(plan) if not run.info.run_name.startswith(stages)}
+
+
+def test_runs_of_a_search_form_a_tree(finished: Finished) -> None:
+    result, runs = finished.result, named_runs(finished.plan)
+    assert [trial.state for trial in result.trials] == ["done"] * 3
+    assert set(runs) == {"small-search", "prepare", *(f"trial 00{k}" for k in range(3))}
     top = runs["small-search"]
-    assert (top.info.status, top.data.tags["firstlight.kind"], top.data.tags["firstlight.best"]) == (
-        "FINISHED",
-        "search",
-        str(found.best.number),
-    )
-    for trial in found.trials:
-        mine = runs[f"trial {trial.name}"]
-        assert (mine.info.status, mine.data.tags["mlflow.parentRunId"], mine.data.tags["firstlight.kind"]) == (
-            "FINISHED",
-            top.info.run_id,
-            "trial",
-        )
-        assert float(mine.data.params[LR]) == trial.values[LR]
-        assert mine.data.metrics["evaluate.knn"] == trial.means[0]
-        below = {
-            run.info.run_name for run in runs_of(wanted) if run.data.tags.get("mlflow.parentRunId") == mine.info.run_id
-        }
-        assert below == {"pretrain seed 0", "evaluate seed 0"}
-    client = mlflow.MlflowClient(tracking_uri(wanted.base()))
-    pictures = {file.path for file in client.list_artifacts(top.info.run_id, "figures")}
-    assert {
-        f"figures/{name}.png" for name in ("objective", "objective_pretrain.loss", "parallel", "pareto")
-    } <= pictures
-    assert not [
-        name
-        for run in runs_of(wanted)
-        for name in run.data.metrics
-        if "test" in name and not name.startswith(("images_", "of_train"))
-    ]
-    assert found.promoted == "models:/digits@best"
-    assert client.get_model_version_by_alias("digits", "best").run_id == found.best.encoder
-    assert (
-        client.get_run(str(found.best.encoder)).data.tags["mlflow.parentRunId"]
-        == runs[f"trial {found.best.name}"].info.run_id
-    )
-    assert "trial 004 done after" in lines
-    assert found.report == folder_of(wanted) / "report.html"
-    assert f"run {runs['trial 004'].info.run_id}" in found.report.read_text("utf-8")
-    assert "report.html" in {file.path for file in client.list_artifacts(top.info.run_id)}
+    assert top.info.status == "FINISHED"
+    assert top.data.tags["firstlight.kind"] == "search"
+    assert top.data.tags["firstlight.best"] == str(result.best.number)
+    for trial in result.trials:
+        run = runs[f"trial {trial.name}"]
+        assert run.info.status == "FINISHED"
+        assert (run.data.tags["mlflow.parentRunId"], run.data.tags["firstlight.kind"]) == (top.info.run_id, "trial")
+        assert float(run.data.params[LR]) == trial.values[LR]
+        assert run.data.metrics["evaluate.knn"] == trial.means[0]
+        children = {child.info.run_name for child in find_child_runs(finished.plan, run)}
+        assert children == {"pretrain seed 0", "evaluate seed 0"}
 
 
-def test_done_before_nothing_is_run_and_the_promoted_model_is_the_same(
-    tmp_path: Path, below_ray: None, monkeypatch: pytest.MonkeyPatch
+def test_no_run_of_a_search_scores_the_test_split(finished: Finished) -> None:
+    names = [name for run in find_runs(finished.plan) for name in run.data.metrics]
+    assert names
+    assert not [name for name in names if "test" in name and not name.startswith(("images_", "of_train"))]
+
+
+def test_best_trial_is_promoted(finished: Finished) -> None:
+    result, client = finished.result, make_client(finished.plan)
+    assert result.best.means[0] == max(trial.means[0] for trial in result.trials)
+    assert result.promoted == "models:/digits@best"
+    assert client.get_model_version_by_alias("digits", "best").run_id == result.best.encoder
+    trial_run = named_runs(finished.plan)[f"trial {result.best.name}"].info.run_id
+    assert client.get_run(str(result.best.encoder)).data.tags["mlflow.parentRunId"] == trial_run
+
+
+def test_figures_and_report_are_logged(finished: Finished) -> None:
+    client, runs = make_client(finished.plan), named_runs(finished.plan)
+    top, report = runs["small-search"].info.run_id, finished.result.report
+    figures = {Path(file.path).stem for file in client.list_artifacts(top, "figures")}
+    assert {"objective", "objective_pretrain.loss", "parallel", "pareto"} <= figures
+    assert "trial 002 done after" in finished.lines
+    assert report == find_folder(finished.plan) / "report.html"
+    assert f"run {runs['trial 002'].info.run_id}" in report.read_text("utf-8")
+    assert "report.html" in {file.path for file in client.list_artifacts(top)}
+
+
+def test_finished_search_runs_nothing_and_promotes_the_same_model(
+    finished: Finished, copy_of_finished: SearchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = plan(tmp_path, promote={"name": "digits"}, trials=2)
-    before, _ = told(wanted)
     monkeypatch.setattr(tune, "run_trials", lambda *arguments: pytest.fail("a trial was run"))
-    after, lines = told(wanted)
-    assert (after.trials, after.promoted) == (before.trials, before.promoted)
-    assert "note 2 trials have ended before, 0 go on where they were stopped" in lines
-    client = mlflow.MlflowClient(tracking_uri(wanted.base()))
-    assert len(client.search_model_versions("name = 'digits'")) == 1
+    result, lines = search_quietly(copy_of_finished)
+    assert (result.trials, result.promoted) == (finished.result.trials, finished.result.promoted)
+    assert "note 3 trials have ended before, 0 resume" in lines
+    assert len(make_client(copy_of_finished).search_model_versions("name = 'digits'")) == 1
 
 
-def test_more_trials_are_added_to_those_that_there_are(tmp_path: Path, below_ray: None) -> None:
-    before, _ = told(plan(tmp_path, trials=2))
-    after, _ = told(plan(tmp_path, "trials=3"))
-    assert after.trials[:2] == before.trials
-    assert len(after.trials) == 3
+def test_larger_number_of_trials_adds_trials(finished: Finished, copy_of_finished: SearchPlan, tmp_path: Path) -> None:
+    result, _ = search_quietly(make_plan(tmp_path, "trials=4", **FINISHED))
+    assert result.trials[:3] == finished.result.trials
+    assert [trial.state for trial in result.trials] == ["done"] * 4
 
 
-def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path, below_ray: None) -> None:
-    wanted = plan(tmp_path, space=RATES, algorithm="grid", trials=None)
-    found, lines = told(wanted)
-    assert [trial.state for trial in found.trials] == ["done", "done", "done", "failed"]
-    assert "is not finite" in found.trials[3].reason
-    assert "trial 003 failed after" in lines
-    (failed,) = [run for run in runs_of(wanted) if run.info.run_name == "trial 003"]
-    assert failed.info.status == "FAILED"
-    assert "is not finite" in failed.data.tags["firstlight.reason"]
-    assert {r.info.status for r in runs_of(wanted) if r.data.tags.get("mlflow.parentRunId") == failed.info.run_id} == {
-        "FAILED"
-    }
-
-
-def test_settings_that_do_not_go_together_fail_alone(tmp_path: Path, below_ray: None) -> None:
-    space = {"stages.pretrain.batch_size": {"grid": [32, 8]}, "stages.pretrain.accumulate": {"grid": [1, 16]}}
-    found, _ = told(plan(tmp_path, space=space, algorithm="grid", trials=None))
-    assert [trial.state for trial in found.trials] == ["done", "done", "done", "failed"]
-    assert found.trials[3].reason.startswith("stages.pretrain.batch_size: 8 is not valid")
-
-
-def test_all_fail(tmp_path: Path, below_ray: None) -> None:
-    wanted = plan(tmp_path, space={LR: {"choice": [1e38, 2e38]}}, trials=2)
-    console = Console(file=io.StringIO(), width=300)
-    with pytest.raises(StageFailed, match=r"none of the 2 trials has come to its end; \d of them: .*is not finite"):
-        search(wanted, console)
-    report = folder_of(wanted) / "report.html"
-    assert f"what is known so far: {report}" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "none of the 2 trials has come to its end" in report.read_text("utf-8")
-    (top,) = [run for run in runs_of(wanted) if run.info.run_name == "small-search"]
-    assert top.info.status == "FAILED"
-    client = mlflow.MlflowClient(tracking_uri(wanted.base()))
-    assert "report.html" in {file.path for file in client.list_artifacts(top.info.run_id)}
-
-
-def test_the_best_setting_is_run_whole_and_its_encoder_promoted(tmp_path: Path, below_ray: None) -> None:
-    overrides = {"stages.pretrain.epochs": 1}
-    wanted = plan(
-        tmp_path,
-        "seeds=[0,1]",
-        overrides=overrides,
-        trials=2,
-        retrain=True,
-        promote={"name": "digits", "alias": "champion"},
-    )
-    found, _ = told(wanted)
-    assert found.retrained is not None
-    assert found.retrained.stages["pretrain"].epochs == 2  # type: ignore[union-attr]
-    assert [row.stage for row in found.rows] == ["evaluate", "evaluate", "finetune"]
-    assert found.report is not None
-    assert "classify, 40 labels" in found.report.read_text("utf-8"), "the table of the recipe's run"
-    assert all(len(row.pretrained) == 2 for row in found.rows)
-    client = mlflow.MlflowClient(tracking_uri(wanted.base()))
-    promoted = client.get_run(client.get_model_version_by_alias("digits", "champion").run_id)
-    best = client.get_run(promoted.data.tags["mlflow.parentRunId"])
-    assert best.data.tags["firstlight.kind"] == "retrain"
-    taken = searches.files(tmp_path).parent / "taken.json"
-    taken.write_text((tmp_path / "recipe.yaml").read_text())
-    recipe = wanted.whole(found.best.values)
-    stages = {"finetune": recipe.stages["finetune"].model_copy(update={"encoder": str(found.promoted)})}
-    rows = run(recipe.model_copy(update={"stages": stages, "name": "next"}), Console(quiet=True))
-    assert rows[0].stage == "finetune"
-
-
-def killed(plan: Plan, trials: int) -> None:
-    """As a search is when its process is gone at the end of its last trials: the ledger does not know how they ended."""
-    ledger = Ledger(folder_of(plan), ledger_of(plan)["store"])
-    for trial in ledger.trials[-trials:]:
+def forget_last_ends(plan: SearchPlan, trials: int) -> None:
+    """Leaves the ledger as if the search was killed before it saw the outcome of its last trials."""
+    state = open_state(plan)
+    for trial in state.trials[-trials:]:
         trial.state, trial.scores, trial.reason, trial.seconds = "running", [], "", 0.0
-    ledger.save()
+    state.save()
 
 
-def test_trials_that_ended_unseen_are_taken_over_and_those_that_did_not_go_on(tmp_path: Path, below_ray: None) -> None:
-    wanted = plan(tmp_path, trials=3, algorithm="random")
-    whole, _ = told(wanted)
-    ids = {run.info.run_id for run in runs_of(wanted)}
-    killed(wanted, trials=2)
-    cut = folder_of(wanted) / "trials" / "002"
-    (cut / OUTCOME).unlink()
+def test_killed_search_loads_unseen_outcomes_and_resumes_the_others(
+    finished: Finished, copy_of_finished: SearchPlan
+) -> None:
+    ids = {run.info.run_id for run in find_runs(copy_of_finished)}
+    forget_last_ends(copy_of_finished, trials=2)
+    cut = find_folder(copy_of_finished) / "trials" / "002"
+    (cut / OUTCOME_FILE).unlink()
     for file in (*cut.glob("evaluate*/result.json"), *cut.glob("evaluate*/published.json")):
         file.unlink()
-    again, lines = told(wanted)
-    assert "note 2 trials have ended before, 1 go on where they were stopped" in lines
-    assert [(t.number, t.values, t.state, t.scores) for t in again.trials] == [
-        (t.number, t.values, t.state, t.scores) for t in whole.trials
+    result, lines = search_quietly(copy_of_finished)
+    assert "note 2 trials have ended before, 1 resume" in lines
+    assert [(t.number, t.values, t.state, t.scores) for t in result.trials] == [
+        (t.number, t.values, t.state, t.scores) for t in finished.result.trials
     ]
-    assert {run.info.run_id for run in runs_of(wanted)} == ids
-    assert "pretrain seed 0: finished before, unchanged" in (cut / LOG).read_text()
+    assert {run.info.run_id for run in find_runs(copy_of_finished)} == ids
+    assert "pretrain seed 0: finished before, unchanged" in (cut / TRIAL_LOG_FILE).read_text()
 
 
-def test_a_trial_that_failed_by_what_was_around_it_goes_on(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
-    wanted = plan(tmp_path, trials=2, algorithm="random")
-    whole, _ = told(wanted)
-    ledger = Ledger(folder_of(wanted), ledger_of(wanted)["store"])
-    ledger.trials[1].state, ledger.trials[1].scores, ledger.trials[1].again = "failed", [], True
-    ledger.save()
-    again, lines = told(wanted)
-    assert "note 1 trials have ended before, 1 go on where they were stopped" in lines
-    assert [told_of(trial) for trial in again.trials] == [told_of(trial) for trial in whole.trials]
+def test_trial_that_failed_from_outside_resumes(finished: Finished, copy_of_finished: SearchPlan) -> None:
+    state = open_state(copy_of_finished)
+    state.trials[1].state, state.trials[1].scores, state.trials[1].again = "failed", [], True
+    state.save()
+    result, lines = search_quietly(copy_of_finished)
+    assert "note 2 trials have ended before, 1 resume" in lines
+    assert [*map(comparable_fields, result.trials)] == [*map(comparable_fields, finished.result.trials)]
 
 
-def test_a_process_that_died_is_a_failed_trial(
-    tmp_path: Path, below_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
-        first = trials.begin()
+def test_failed_trial_is_recorded_and_the_search_continues(tmp_path: Path, without_ray: None) -> None:
+    plan = make_plan(tmp_path, space={LR: {"choice": [0.1, 1e38]}}, algorithm="grid", trials=None, overrides=ONE_EPOCH)
+    result, lines = search_quietly(plan)
+    assert [trial.state for trial in result.trials] == ["done", "failed"]
+    assert "is not finite" in result.trials[1].reason
+    assert "trial 001 failed after" in lines
+    run = named_runs(plan)["trial 001"]
+    assert run.info.status == "FAILED"
+    assert "is not finite" in run.data.tags["firstlight.reason"]
+    assert {child.info.status for child in find_child_runs(plan, run)} == {"FAILED"}
+
+
+def test_settings_that_are_invalid_together_fail_one_trial(tmp_path: Path, without_ray: None) -> None:
+    space = {"stages.pretrain.batch_size": {"grid": [32, 8]}, "stages.pretrain.accumulate": {"grid": [1, 16]}}
+    plan = make_plan(tmp_path, space=space, algorithm="grid", trials=None, overrides=ONE_EPOCH)
+    result, _ = search_quietly(plan)
+    assert [trial.state for trial in result.trials] == ["done", "done", "done", "failed"]
+    assert result.trials[3].reason.startswith("stages.pretrain.batch_size: 8 is not valid")
+
+
+def test_search_without_a_finished_trial_fails_with_a_report(tmp_path: Path, without_ray: None) -> None:
+    plan = make_plan(tmp_path, space={LR: {"choice": [1e38, 2e38]}}, trials=2)
+    console = Console(file=io.StringIO(), width=300)
+    with pytest.raises(StageFailed, match=r"none of the 2 trials has finished; \d of them: .*is not finite"):
+        run_search(plan, console)
+    report = find_folder(plan) / "report.html"
+    assert f"what is known so far: {report}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "none of the 2 trials has finished" in report.read_text("utf-8")
+    top = named_runs(plan)["small-search"]
+    assert top.info.status == "FAILED"
+    assert "report.html" in {file.path for file in make_client(plan).list_artifacts(top.info.run_id)}
+
+
+def test_recipe_is_run_with_the_best_setting_and_its_encoder_promoted(tmp_path: Path, without_ray: None) -> None:
+    promote = {"name": "digits", "alias": "champion"}
+    plan = make_plan(tmp_path, "seeds=[0,1]", overrides=ONE_EPOCH, trials=2, retrain=True, promote=promote)
+    result, _ = search_quietly(plan)
+    assert result.retrained is not None
+    assert result.retrained.stages["pretrain"].epochs == 2, "without the budget of a trial"  # type: ignore[attr-defined]
+    assert [row.stage for row in result.rows] == ["evaluate", "evaluate", "finetune"]
+    assert all(len(row.pretrained) == 2 for row in result.rows)
+    assert result.report is not None
+    assert "classify, 40 labels" in result.report.read_text("utf-8"), "the table of the recipe's run"
+    client = make_client(plan)
+    promoted = client.get_run(client.get_model_version_by_alias("digits", "champion").run_id)
+    parent = client.get_run(promoted.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["firstlight.kind"] == "retrain"
+    recipe = plan.full_recipe(result.best.values)
+    stages = {"finetune": recipe.stages["finetune"].model_copy(update={"encoder": str(result.promoted)})}
+    rows = run_recipe(recipe.model_copy(update={"stages": stages, "name": "next"}), Console(quiet=True))
+    assert rows[0].stage == "finetune", "another recipe can use the promoted encoder"
+
+
+def test_dead_process_fails_its_trial(tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_after_a_death(source: TrialSource, *arguments: Any) -> None:
+        first = source.begin_trial()
         assert first
-        trials.ended(first[0], "ActorDiedError: the worker was killed due to the node running low on memory.")
-        while begun := trials.begin():
-            drive({"folder": str(begun[1])})
-            trials.ended(begun[0], "")
+        source.end_trial(first[0], "ActorDiedError: the worker was killed due to the node running low on memory.")
+        run_in_turn(source, *arguments)
 
-    monkeypatch.setattr(tune, "run_trials", in_turn)
-    found, _ = told(plan(tmp_path, trials=2))
-    assert [trial.state for trial in found.trials] == ["failed", "done"]
-    assert found.trials[0].reason.startswith("its process was ended for want of memory: ")
+    monkeypatch.setattr(tune, "run_trials", run_after_a_death)
+    result, _ = search_quietly(make_plan(tmp_path, trials=2, overrides=ONE_EPOCH))
+    assert [trial.state for trial in result.trials] == ["failed", "done"]
+    assert result.trials[0].reason.startswith("its process was killed because memory ran out: ")
 
 
-def test_an_alias_is_pinned_when_the_search_begins(tmp_path: Path, below_ray: None) -> None:
-    made, _ = told(plan(tmp_path, trials=1, promote={"name": "digits"}))
+def test_alias_is_resolved_when_the_search_begins(copy_of_finished: SearchPlan, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "space": {"stages.finetune.epochs": {"choice": [1, 2]}},
         "objectives": [{"measure": "finetune"}],
         "trials": 1,
     }
-    wanted = plan(tmp_path, stages={"finetune": {"encoder": made.promoted}}, name="tuned", **changes)
-    told(wanted)
-    assert ledger_of(wanted)["references"] == {"finetune": "models:/digits/1"}
-    job = json.loads((folder_of(wanted) / "trials" / "000" / JOB).read_text())
-    assert job["recipe"]["stages"]["finetune"]["encoder"] == "models:/digits/1"
-    assert list(job["recipe"]["stages"]) == ["finetune"]
+    stages = {"finetune": {"encoder": "models:/digits@best"}}
+    plan = make_plan(tmp_path, stages=stages, name="tuned", **changes)
+    search_quietly(plan)
+    assert read_ledger(plan)["references"] == {"finetune": "models:/digits/1"}
+    fields = json.loads((find_folder(plan) / "trials" / "000" / TRIAL_FILE).read_text())
+    assert fields["recipe"]["stages"]["finetune"]["encoder"] == "models:/digits/1"
+    assert list(fields["recipe"]["stages"]) == ["finetune"]
+
+
+BATCH_SIZE = "stages.pretrain.batch_size"
 
 
 @pytest.mark.parametrize(
     ("changes", "overrides", "message"),
     [
         ({}, ("scale.workers=2", "scale.cpus=2"), "scale: the 2 workers of a trial x 1 CPUs"),
-        ({"space": {"stages.pretrain.batch_size": {"choice": [32, 33]}}}, ("scale.workers=2", "scale.cpus=8"), "space.stages.pretrain.batch_size:"),
-        ({"space": {"stages.pretrain.batch_size": {"choice": [32, 5000]}}}, (), "space.stages.pretrain.batch_size: 5000 is more than the 100 images"),
+        (
+            {"space": {BATCH_SIZE: {"choice": [32, 33]}}},
+            ("scale.workers=2", "scale.cpus=8"),
+            f"space.{BATCH_SIZE}:",
+        ),
+        ({"space": {BATCH_SIZE: {"choice": [32, 5000]}}}, (), f"space.{BATCH_SIZE}: 5000 is more than the 100 images"),
         ({"space": {"encoder.depth": {"choice": [2, 9]}}}, (), "space: with encoder.depth: 9: dataset.image_size: 8"),
         ({}, ("tracking.uri=file:///tmp/x",), "tracking.uri: 'file:///tmp/x' is not valid"),
     ],
-)  # fmt: skip
-def test_what_cannot_work_is_one_line_before_the_first_trial(
+)
+def test_invalid_search_is_refused_before_its_first_trial(
     tmp_path: Path,
-    below_ray: None,
+    without_ray: None,
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
     overrides: tuple[str, ...],
@@ -327,163 +368,121 @@ def test_what_cannot_work_is_one_line_before_the_first_trial(
 ) -> None:
     monkeypatch.setattr(tune, "run_trials", lambda *arguments: pytest.fail("a trial was run"))
     with pytest.raises(UserError) as caught:
-        search(plan(tmp_path, *overrides, **changes), Console(quiet=True))
+        run_search(make_plan(tmp_path, *overrides, **changes), Console(quiet=True))
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_halving_asks_and_does_not_forget(tmp_path: Path) -> None:
-    """The worst of those that came to the first rung is asked to stop, also where the others came there before the search was stopped."""
-    changes: dict[str, Any] = {
-        "overrides": {"stages.pretrain.watch.every": 1},
-        "objectives": [{"measure": "pretrain.watch_rankme"}],
-        "scheduler": "asha",
-    }
-    wanted = plan(tmp_path, **changes).search
-    before = [searches.done(k, {}, 0.5, seen=[(1.0, value), (3.0, value)]) for k, value in enumerate((0.9, 0.8, 0.7))]
-    for known, stops in ((before, True), ([], False)):
-        halving: Any = tune.scheduler(wanted, known, max_epochs=9)
-        trial: Any = type("Trial", (), {"trial_id": "new"})()
-        halving.on_trial_add(None, trial)
-        file = tmp_path / str(stops) / "stop"
-        file.parent.mkdir()
-        report = {
-            "epochs": 1.0,
-            "value": 0.1,
-            "so_far": "watch_rankme 0.1",
-            "training": str(file.parent),
-            "last": False,
-        }
-        assert halving.on_trial_result(None, trial, report) == "CONTINUE", "Tune ends no process"
-        assert file.exists() == stops
-        if stops:
-            assert (
-                halving.on_trial_result(None, trial, {**report, "epochs": 3.0, "so_far": "until it stops"})
-                == "CONTINUE"
-            )
-    assert (tmp_path / "True" / "stop").read_text() == "behind others at 1 epochs: watch_rankme 0.1"
-
-
-POPULATION: dict[str, Any] = {
-    "algorithm": "random",
-    "scheduler": {"name": "pbt", "measure": "pretrain.watch_knn", "interval": 2, "quantile": 0.5},
-    "overrides": {"stages.pretrain.epochs": 6, "stages.pretrain.watch.every": 1, "stages.pretrain.watch.images": 20},
-    "trials": 4,
-}
-
-
-def test_a_population(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
-    """Its trials train together; half of them go on from the others, twice."""
-    wanted = plan(tmp_path, promote={"name": "digits"}, **POPULATION)
-    found, lines = told(wanted)
-    assert [trial.state for trial in found.trials] == ["done"] * 4
-    assert [[part.epochs for part in trial.parts] for trial in found.trials] == [[2, 4]] * 4
-    assert lines.count("goes on from trial") == 4
-    assert sum(trial.parts[1].origin is not None for trial in found.trials) == 2
-    for trial in found.trials:
-        assert [epochs for epochs, _ in trial.seen] == pytest.approx([1, 2, 3, 4, 5, 6]), (
-            "of a whole training, whoever began it"
-        )
-        first = trial if trial.parts[1].origin is None else found.trials[trial.parts[1].origin]
-        assert trial.parts[0].values != trial.parts[1].values or first is trial
-        began = trial if trial.origin is None else found.trials[trial.origin]
-        assert trial.seen[3][1] == began.parts[1].value
-        mine = next(run for run in runs_of(wanted) if run.info.run_name == f"trial {trial.name}")
-        below = [run for run in runs_of(wanted) if run.data.tags.get("mlflow.parentRunId") == mine.info.run_id]
-        changes = (trial.parts[1].origin is not None) + (trial.origin is not None)
-        assert (
-            sorted(run.info.status for run in below if run.info.run_name == "pretrain seed 0")
-            == ["FINISHED"] + ["KILLED"] * changes
-        )
-        assert mine.data.metrics[f"space.{LR}"] == trial.parts[1].values[LR]
-    assert not list(folder_of(wanted).glob("trials/*/handed/*")), "checkpoints that nobody goes on from any more"
-    again, _ = told(wanted)
-    assert [told_of(trial) for trial in again.trials] == [told_of(trial) for trial in found.trials]
+def test_population_exchanges_networks_twice(tmp_path: Path, without_ray: None) -> None:
+    plan = make_plan(tmp_path, promote={"name": "digits"}, **POPULATION)
+    result, lines = search_quietly(plan)
+    assert [trial.state for trial in result.trials] == ["done"] * 4
+    assert [[part.epochs for part in trial.parts] for trial in result.trials] == [[2, 4]] * 4
+    assert lines.count("continues from trial") == 4
+    assert sum(trial.parts[1].origin is not None for trial in result.trials) == 2
+    runs = named_runs(plan)
+    for trial in result.trials:
+        epochs = [epochs for epochs, _ in trial.seen]
+        assert epochs == pytest.approx([1, 2, 3, 4, 5, 6]), "those of a whole training, whichever trial began it"
+        copied = trial.parts[1].origin is not None
+        assert trial.parts[0].values != trial.parts[1].values or not copied
+        origin = trial if trial.origin is None else result.trials[trial.origin]
+        assert trial.seen[3][1] == origin.parts[1].value
+        run = runs[f"trial {trial.name}"]
+        children = [child for child in find_child_runs(plan, run) if child.info.run_name == "pretrain seed 0"]
+        changes = copied + (trial.origin is not None)
+        assert sorted(child.info.status for child in children) == ["FINISHED"] + ["KILLED"] * changes
+        assert run.data.metrics[f"space.{LR}"] == trial.parts[1].values[LR]
+    assert not list(find_folder(plan).glob("trials/*/handed/*")), "copied checkpoints are removed after their use"
+    again, _ = search_quietly(plan)
+    assert [*map(comparable_fields, again.trials)] == [*map(comparable_fields, result.trials)]
     assert again.promoted == "models:/digits@best"
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_a_population_that_was_killed_ends_as_one_that_was_not(
-    tmp_path: Path, below_ray: None, no_pictures: None, monkeypatch: pytest.MonkeyPatch, after: int
+def test_killed_population_ends_as_one_that_was_not_killed(
+    finished_pair: Finished, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    """After so many of its six parts: in the middle of a round, and behind an exchange. The part after them was not seen to end."""
-    changes = {**POPULATION, "trials": 2, "objectives": [{"measure": "pretrain.watch_knn"}]}
-    whole, _ = told(plan(tmp_path, name="whole", **changes))
-    assert whole.trials[0].origin is not None or whole.trials[1].origin is not None
-    wanted = plan(tmp_path, **changes)
-    with monkeypatch.context() as cut:
+    """It is killed after so many of its six segments, in the middle of a round or after an exchange.
 
-        def in_turn(trials: Trials, scheduler: Any, left: int, room: Any, folder: Path) -> None:
-            for part in range(after + 1):
-                begun = trials.begin()
-                assert begun
-                drive({"folder": str(begun[1])})
-                if part == after:
-                    raise KeyboardInterrupt
-                trials.ended(begun[0], "")
+    The search does not see the end of the segment after these.
+    """
+    whole = finished_pair.result.trials
+    assert whole[0].origin is not None or whole[1].origin is not None
+    plan = make_plan(tmp_path, **PAIR)
 
-        cut.setattr(tune, "run_trials", in_turn)
+    def run_until_killed(source: TrialSource, *arguments: Any) -> None:
+        for segment in range(after + 1):
+            begun = source.begin_trial()
+            assert begun
+            run_trial(begun[1], lambda report: None)
+            if segment == after:
+                raise KeyboardInterrupt
+            source.end_trial(begun[0], "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "run_trials", run_until_killed)
         with pytest.raises(KeyboardInterrupt):
-            search(wanted, Console(quiet=True))
-    found, _ = told(wanted)
-    assert [told_of(trial) for trial in found.trials] == [told_of(trial) for trial in whole.trials]
+            run_search(plan, Console(quiet=True))
+    result, _ = search_quietly(plan)
+    assert [*map(comparable_fields, result.trials)] == [*map(comparable_fields, whole)]
 
 
-def test_a_population_goes_on_without_one_that_fails(tmp_path: Path, below_ray: None, no_pictures: None) -> None:
-    found, _ = told(plan(tmp_path, **{**POPULATION, "space": {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}, "seed": 1}))
-    states = [trial.state for trial in found.trials]
-    assert set(states) == {"done", "failed"}
-    assert all(len(trial.parts) == 2 for trial in found.trials if trial.state == "done")
+def test_population_continues_without_a_failed_trial(tmp_path: Path, without_ray: None) -> None:
+    result, _ = search_quietly(make_plan(tmp_path, **{**POPULATION, "space": RATES, "seed": 1}))
+    assert {trial.state for trial in result.trials} == {"done", "failed"}
+    assert all(len(trial.parts) == 2 for trial in result.trials if trial.state == "done")
 
 
-def wait_for(process: subprocess.Popen[str], true: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[str], is_reached: Callable[[], bool]) -> None:
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
-        if true():
+        if is_reached():
             return
         time.sleep(0.2)
     process.kill()
-    raise AssertionError(
-        f"it did not come to that: {process.communicate(timeout=5) if process.returncode is not None else 'timeout'}"
-    )
+    output = process.communicate(timeout=5) if process.returncode is not None else "timeout"
+    raise AssertionError(f"the search did not come to that: {output}")
 
 
 @pytest.mark.fault(8, "a search is killed, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_killed_in_the_middle_it_goes_on_to_the_same_trials(tmp_path: Path, ray_free: None) -> None:
-    """Beside one that is not killed, run below Ray. One trial of four fails on purpose."""
+def test_search_killed_on_ray_resumes_its_trials(tmp_path: Path, ray_free: None) -> None:
+    """One trial of four fails on purpose."""
     changes: dict[str, Any] = {
         "space": {**RATES, PERIOD: {"choice": [1, 2]}},
         "algorithm": "random",
         "trials": 4,
         "seed": 3,
+        "overrides": {"stages.pretrain.epochs": 30, "stages.pretrain.checkpoint_every": 3},
+        "concurrency": 2,
     }
-    changes |= {"overrides": {"stages.pretrain.epochs": 30, "stages.pretrain.checkpoint_every": 3}, "concurrency": 2}
-    wanted = plan(tmp_path, **changes)
-    program = [sys.executable, "-m", "pipeline", "search", str(tmp_path / "search.yaml")]
+    plan = make_plan(tmp_path, **changes)
+    program = [sys.executable, "-m", "firstlight.pipeline", "search", str(tmp_path / "search.yaml")]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
-    def in_the_middle() -> bool:
-        ended = len(list(folder_of(wanted).glob(f"trials/*/{OUTCOME}")))
-        begun = len(list(folder_of(wanted).glob("trials/*/pretrain-seed0-*/checkpoints/*")))
+    def is_in_the_middle() -> bool:
+        ended = len(list(find_folder(plan).glob(f"trials/*/{OUTCOME_FILE}")))
+        begun = len(list(find_folder(plan).glob("trials/*/pretrain-seed0-*/checkpoints/*")))
         return ended >= 1 and begun > ended
 
-    wait_for(process, in_the_middle)
+    wait_for(process, is_in_the_middle)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = {t["number"]: t for t in ledger_of(wanted)["trials"] if t["state"] != "running"}
-    ids = {run.info.run_name: run.info.run_id for run in runs_of(wanted) if run.info.run_name.startswith("trial")}
-    found, lines = told(wanted)
-    assert [trial.number for trial in found.trials] == [0, 1, 2, 3]
-    assert "go on where they were stopped" in lines
+    before = {row["number"]: row for row in read_ledger(plan)["trials"] if row["state"] != "running"}
+    ids = {name: run.info.run_id for name, run in named_runs(plan).items() if name.startswith("trial")}
+    result, lines = search_quietly(plan)
+    assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
+    assert "resume where they were stopped" in lines
     for number, row in before.items():
-        assert found.trials[number].ended == row["ended"], "a trial that had ended was run again"
-    after = {run.info.run_name: run for run in runs_of(wanted) if run.info.run_name.startswith("trial")}
+        assert result.trials[number].ended == row["ended"], "a trial that had ended was run again"
+    after = {name: run for name, run in named_runs(plan).items() if name.startswith("trial")}
     assert len(after) == 4
+    assert len([run for run in find_runs(plan) if run.info.run_name.startswith("trial")]) == 4
     assert all(after[name].info.run_id == run_id for name, run_id in ids.items())
-    assert {trial.state for trial in found.trials} == {"done", "failed"}
-    for trial in found.trials:
+    assert {trial.state for trial in result.trials} == {"done", "failed"}
+    for trial in result.trials:
         assert after[f"trial {trial.name}"].info.status == ("FINISHED" if trial.state == "done" else "FAILED")
         assert (trial.values[LR] == 1e38) == (trial.state == "failed")
 
@@ -491,10 +490,10 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_trials(tmp_path: Path, ray_
 @pytest.mark.fault(15, "trials with workers of their own, under Ray")
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(
+def test_stopped_trial_with_workers_leaves_no_placement_group(
     tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two trials one after the other, each with a trainer of its own; the second is worse, and is asked to stop."""
+    """Two trials run one after the other, each with its own trainer. The second is worse, and is asked to stop."""
     changes: dict[str, Any] = {
         "space": {LR: {"grid": [0.1, 0.0001]}},
         "algorithm": "grid",
@@ -505,35 +504,34 @@ def test_a_trial_with_workers_is_stopped_and_leaves_nothing_behind(
         "overrides": {"stages.pretrain.epochs": 40},
     }
     groups: list[dict[str, Any]] = []
-    real = module._Search.end
+    finish = module.SearchRunner.finish_search
 
-    def end(self: Any) -> Found:
+    def finish_and_look(self: Any) -> SearchResult:
         import ray
 
         groups.extend(group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED")
-        return real(self)
+        return finish(self)
 
-    monkeypatch.setattr(module._Search, "end", end)
-    wanted = plan(tmp_path, "scale.workers=1", "scale.cpus=3", "scale.cpus_per_worker=0.5", **changes)
-    found, _ = told(wanted)
-    assert [trial.state for trial in found.trials] == ["done", "stopped"]
-    assert found.trials[1].reason.startswith("behind others at 1 epochs: loss ")
-    assert groups == [], "neither of its trial's process nor of its trainer"
-    statuses = {run.info.run_name: run.info.status for run in runs_of(wanted)}
-    assert statuses["trial 001"] == "KILLED"
-    assert {run.info.status for run in runs_of(wanted)} == {"FINISHED", "KILLED"}
+    monkeypatch.setattr(module.SearchRunner, "finish_search", finish_and_look)
+    plan = make_plan(tmp_path, "scale.workers=1", "scale.cpus=3", "scale.cpus_per_worker=0.5", **changes)
+    result, _ = search_quietly(plan)
+    assert [trial.state for trial in result.trials] == ["done", "stopped"]
+    assert result.trials[1].reason.startswith("behind others at 1 epochs: loss ")
+    assert groups == [], "neither that of a trial's process nor that of its trainer"
+    assert named_runs(plan)["trial 001"].info.status == "KILLED"
+    assert {run.info.status for run in find_runs(plan)} == {"FINISHED", "KILLED"}
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_population_on_ray_is_the_one_below_it(
-    tmp_path: Path, ray_free: None, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+def test_population_on_ray_equals_one_without_ray(
+    tmp_path: Path, ray_free: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of its three trials at a time, which wait for each other."""
+    """Two of its three trials run at a time; they wait for each other."""
     changes: dict[str, Any] = {**POPULATION, "trials": 3, "concurrency": 2}
-    found, _ = told(plan(tmp_path, "scale.cpus=2", **changes))
-    assert [trial.state for trial in found.trials] == ["done"] * 3
-    assert sum(trial.parts[1].origin is not None for trial in found.trials) == 1
-    monkeypatch.setattr(tune, "run_trials", in_turn)
-    below, _ = told(plan(tmp_path, "scale.cpus=2", name="below", **changes))
-    assert [told_of(trial) for trial in below.trials] == [told_of(trial) for trial in found.trials]
+    result, _ = search_quietly(make_plan(tmp_path, "scale.cpus=2", **changes))
+    assert [trial.state for trial in result.trials] == ["done"] * 3
+    assert sum(trial.parts[1].origin is not None for trial in result.trials) == 1
+    monkeypatch.setattr(tune, "run_trials", run_in_turn)
+    expected, _ = search_quietly(make_plan(tmp_path, "scale.cpus=2", name="without-ray", **changes))
+    assert [*map(comparable_fields, expected.trials)] == [*map(comparable_fields, result.trials)]

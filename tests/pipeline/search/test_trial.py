@@ -1,4 +1,4 @@
-"""A trial below Ray: what it tells on the way, how it ends, and that it goes on where it was."""
+"""A trial without Ray: what it reports, how it ends, and that it resumes."""
 
 import io
 import json
@@ -8,72 +8,83 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from firstlight.pipeline.config import load
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.files import write_atomically
-from firstlight.pipeline.run.runner import Place
+from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.search import trial as module
-from firstlight.pipeline.search.trial import LOG, OUTCOME, Reporter, Wanted, attempt, drive, weight, write_job
+from firstlight.pipeline.search.ledger import OUTCOME_FILE
+from firstlight.pipeline.search.trial import (
+    TRIAL_LOG_FILE,
+    Report,
+    TrialReporter,
+    TrialRequest,
+    explain_death,
+    run_stages,
+    run_trial,
+    stage_weight,
+    write_trial_file,
+)
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.retry import Unpublished
-from firstlight.pipeline.train.loop import STOP
+from firstlight.pipeline.train.loop import STOP_FILE
 from tests.support import recipes
 
-WANTED = Wanted(("evaluate.knn", "pretrain.loss"), "pretrain.loss", "pretrain")
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+REQUEST = TrialRequest(("evaluate.knn", "pretrain.loss"), "pretrain.loss", "pretrain")
 
 
-def of_trial(storage: Path, **changes: Any) -> Recipe:
+def make_recipe(storage: Path, **changes: Any) -> Recipe:
     recipe = recipes.recipe(storage, score_test=False, **changes)
     return recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in ("pretrain", "evaluate")}})
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Ray Tune is told, without one."""
-    reports: list[dict[str, Any]] = []
-    monkeypatch.setattr(Reporter, "_report", lambda self, report: reports.append(report))
-    return reports
+def write_trial(folder: Path, store: Store, **changes: Any) -> Path:
+    recipe = make_recipe(folder, **changes)
+    write_trial_file(folder / "trial", recipe, store.path, {"firstlight.kind": "trial"}, REQUEST)
+    return folder / "trial"
 
 
-def begun(tmp_path: Path, recipe: Recipe) -> Path:
-    store: Store = recipes.store(tmp_path)
-    write_job(tmp_path / "trial", recipe, store.path, {"firstlight.kind": "trial"}, WANTED)
-    return tmp_path / "trial"
+def read_outcome(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / OUTCOME_FILE).read_text()))
 
 
-def outcome_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / OUTCOME).read_text()))
+def make_instance(folder: Path, stage: str, seed: int = 0) -> StageInstance:
+    return StageInstance(stage, seed, "f", folder / f"{stage}-{seed}")
 
 
-def test_to_its_end(tmp_path: Path, told: list[dict[str, Any]]) -> None:
-    folder = begun(tmp_path, of_trial(tmp_path))
-    drive({"folder": str(folder)})
-    outcome = outcome_of(folder)
+def test_finished_trial_reports_and_writes_its_scores(tmp_path: Path, digits: Store) -> None:
+    folder = write_trial(tmp_path, digits)
+    reports: list[Report] = []
+    load._validate_recipe.cache_clear()
+    assert run_trial(folder, reports.append) == {"progress": 1.0, "stage": "done"}
+    assert load._validate_recipe.cache_info().misses == 1, "its recipe is validated once in its process"
+    outcome = read_outcome(folder)
     assert (outcome["state"], outcome["reason"]) == ("done", "")
     assert [len(scores) for scores in outcome["scores"]] == [1, 1]
     assert 0.05 < outcome["scores"][0][0] <= 1.0
-    assert [epochs for epochs, _ in outcome["seen"]] == pytest.approx([k / 3 for k in range(1, 7)]), (
-        "3 steps an epoch, a row each"
-    )
-    assert [report["value"] for report in told if "value" in report] == [value for _, value in outcome["seen"]]
+    epochs = [epochs for epochs, _ in outcome["seen"]]
+    assert epochs == pytest.approx([k / 3 for k in range(1, 7)]), "3 steps an epoch, a row each"
+    assert [report["value"] for report in reports if "value" in report] == [value for _, value in outcome["seen"]]
     assert outcome["seen"][-1][1] == outcome["scores"][1][0]
-    assert "pretrain: done" in (folder / LOG).read_text()
+    assert Path(outcome["training"]).parent == folder
+    assert "pretrain: done" in (folder / TRIAL_LOG_FILE).read_text()
     assert not list(folder.glob("finetune*"))
 
 
-def test_asked_to_stop_it_stops_and_stays_stopped(
-    tmp_path: Path, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = begun(tmp_path, of_trial(tmp_path, stages__pretrain__epochs=200))
+def test_trial_that_is_asked_to_stop_stays_stopped(tmp_path: Path, digits: Store) -> None:
+    folder = write_trial(tmp_path, digits, stages__pretrain__epochs=200)
 
-    def ask(self: Reporter, report: dict[str, Any]) -> None:
+    def request_stop(report: Report) -> None:
         if "training" in report:
-            write_atomically(Path(report["training"]) / STOP, b"behind others")
+            write_atomically(Path(report["training"]) / STOP_FILE, b"behind others")
 
-    monkeypatch.setattr(Reporter, "_report", ask)
     for _ in range(2):
-        drive({"folder": str(folder)})
-        outcome = outcome_of(folder)
+        run_trial(folder, request_stop)
+        outcome = read_outcome(folder)
         assert (outcome["state"], outcome["reason"]) == ("stopped", "behind others")
         assert outcome["seen"][-1][0] < 200
 
@@ -91,52 +102,63 @@ def test_asked_to_stop_it_stops_and_stays_stopped(
         ),
     ],
 )
-def test_whatever_goes_wrong_is_a_line(
+def test_error_becomes_a_reason_on_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def explode(*arguments: Any) -> None:
+    def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "run_in", explode)
-    console = Console(file=io.StringIO())
-    outcome = attempt(of_trial(tmp_path), WANTED, Place(tmp_path, {}), console)
+    monkeypatch.setattr(module, "run_nested", fail)
+    outcome = run_stages(make_recipe(tmp_path), REQUEST, ParentRun(tmp_path, {}), Console(file=io.StringIO()))
     assert outcome == {"state": "failed", "reason": reason}
 
 
-def test_where_mlflow_stays_away_it_is_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*arguments: Any) -> None:
+def test_trial_resumes_after_mlflow_was_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
         raise Unpublished("evaluate seed 0 is not in MLflow: connection refused")
 
-    monkeypatch.setattr(module, "run_in", away)
-    outcome = attempt(of_trial(tmp_path), WANTED, Place(tmp_path, {}), Console(file=io.StringIO()))
+    monkeypatch.setattr(module, "run_nested", fail)
+    outcome = run_stages(make_recipe(tmp_path), REQUEST, ParentRun(tmp_path, {}), Console(file=io.StringIO()))
     assert (outcome["state"], outcome["again"]) == ("failed", True)
 
 
 @pytest.mark.fault(37, "a loss that is not finite, in a trial")
-def test_a_loss_that_is_not_finite_is_the_trials_own(tmp_path: Path, told: list[dict[str, Any]]) -> None:
-    folder = begun(tmp_path, of_trial(tmp_path, stages__pretrain__optimizer__lr=1e38))
-    drive({"folder": str(folder)})
-    outcome = outcome_of(folder)
+def test_nonfinite_loss_fails_the_trial(tmp_path: Path, digits: Store) -> None:
+    folder = write_trial(tmp_path, digits, stages__pretrain__optimizer__lr=1e38)
+    run_trial(folder, lambda report: None)
+    outcome = read_outcome(folder)
     assert outcome["state"] == "failed"
     assert "is not finite" in outcome["reason"]
 
 
-def test_progress_goes_by_the_length_of_the_stages(tmp_path: Path, told: list[dict[str, Any]]) -> None:
+def test_progress_is_weighted_by_the_length_of_stages(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path)
-    weights = [weight(stage) for stage in recipe.stages.values()]
+    weights = [stage_weight(stage) for stage in recipe.stages.values()]
     assert weights == [3.0 * 2, 2.0, 3.0 * 1 * 2 * 2]
-    reporter = Reporter(recipe, Wanted(("finetune",), None, "pretrain"))
+    reports: list[Report] = []
+    reporter = TrialReporter(recipe, TrialRequest(("finetune",), None, "pretrain"), reports.append)
     for stage, share in (("pretrain", 0.5), ("evaluate", 1.0), ("finetune", 1.0)):
-        reporter.told = -10.0
-        reporter(stage, share, tmp_path / f"{stage}-seed0-x" / "metrics.jsonl", [{"step": 1, "of": 2, "loss": 0.25}])
-    assert [report["progress"] for report in told] == pytest.approx([3 / 20, 8 / 20, 1.0])
-    assert told[0]["so_far"] == "loss 0.25"
+        reporter.last_report = -10.0
+        reporter(make_instance(tmp_path, stage), share, [{"step": 1, "of": 2, "loss": 0.25}])
+    assert [report["progress"] for report in reports] == pytest.approx([3 / 20, 8 / 20, 1.0])
+    assert reports[0]["so_far"] == "loss 0.25"
 
 
-def test_only_the_first_seed_decides_and_no_step_twice(tmp_path: Path, told: list[dict[str, Any]]) -> None:
-    reporter = Reporter(recipes.recipe(tmp_path, seeds=[3, 4]), WANTED)
+def test_only_new_values_of_the_first_seed_are_reported(tmp_path: Path) -> None:
+    reports: list[Report] = []
+    reporter = TrialReporter(recipes.recipe(tmp_path, seeds=[3, 4]), REQUEST, reports.append)
     row = {"step": 3, "of": 6, "loss": 0.5}
     for seed, rows in ((3, [row]), (4, [row]), (3, [row, {**row, "step": 6, "loss": 0.25}])):
-        reporter("pretrain", 0.5, tmp_path / f"pretrain-seed{seed}-x" / "metrics.jsonl", rows)
+        reporter(make_instance(tmp_path, "pretrain", seed), 0.5, rows)
     assert reporter.seen == [(1.0, 0.5), (2.0, 0.25)]
-    assert next(report for report in reversed(told) if "value" in report)["last"]
+    assert reporter.training == str(tmp_path / "pretrain-3")
+    values = [report for report in reports if "value" in report]
+    assert [report["last"] for report in values] == [False, True]
+
+
+def test_reason_of_a_dead_process_names_memory() -> None:
+    error = "ActorDiedError:\n  the worker was killed due to the node running low on memory.\nmore"
+    assert explain_death(error).endswith(
+        "because memory ran out: the worker was killed due to the node running low on memory."
+    )
+    assert explain_death("ActorDiedError: exit code 1") == "its process was killed, or ended without an error message"

@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_encoder, save_encoder
-from firstlight.pipeline.train.checkpoint import put, seal
+from firstlight.pipeline.train.checkpoint import write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 
 SPEC: dict[str, Any] = {
@@ -68,11 +68,11 @@ def test_an_encoder_in_another_memory_layout_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(t, made.state_dict()[name]) for name, t in load_encoder(tmp_path, 8).state_dict().items())
 
 
-def test_it_serves_images_of_another_size(folder: Path) -> None:
+def test_encoder_loads_for_another_image_size(folder: Path) -> None:
     assert load_encoder(folder, 16).shapes == [(4, 8, 8), (8, 4, 4)]
 
 
-def test_saving_again_replaces(folder: Path) -> None:
+def test_saving_again_replaces_the_encoder(folder: Path) -> None:
     save_encoder(encoder(seed=1), folder, {})
     assert torch.equal(
         load_encoder(folder, 8).state_dict()["stages.0.0.weight"], encoder(seed=1).state_dict()["stages.0.0.weight"]
@@ -98,7 +98,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.fault(18, "a bit of a handed-on encoder")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_names_the_file(folder: Path, file: str, kind: str) -> None:
+def test_damaged_encoder_names_the_file(folder: Path, file: str, kind: str) -> None:
     DAMAGE[kind](folder / file)
     for read in (encoder_spec, lambda path: load_encoder(path, 8)):
         with pytest.raises(UserError) as told:
@@ -112,14 +112,14 @@ def test_damage_names_the_file(folder: Path, file: str, kind: str) -> None:
         assert "\n" not in str(told.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_encoder_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path / 'none'}: is not a whole encoder: .*manifest.json"):
         encoder_spec(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b'{"format": 1}', b'{"spec": 3}', b"{", b"\xff"])
-def test_a_sealed_folder_of_something_else(tmp_path: Path, content: bytes) -> None:
-    seal(tmp_path, put(tmp_path, "encoder.json", content))
+def test_folder_of_another_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
+    write_manifest(tmp_path, write_file(tmp_path, "encoder.json", content))
     with pytest.raises(UserError, match=rf"{tmp_path}: is not a whole encoder"):
         encoder_spec(tmp_path)
 
@@ -127,7 +127,7 @@ def test_a_sealed_folder_of_something_else(tmp_path: Path, content: bytes) -> No
 @pytest.mark.fault(54, "a manifest that leads out of its folder")
 def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    seal(tmp_path / "in", {f"../{name}": entry for name, entry in put(tmp_path, "encoder.json", b"{}").items()})
+    write_manifest(tmp_path / "in", {f"../{name}": entry for name, entry in write_file(tmp_path, "encoder.json", b"{}").items()})
     with pytest.raises(UserError, match="is missing"):
         encoder_spec(tmp_path / "in")
 
@@ -135,10 +135,10 @@ def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
     """Sealed again, with other weights or another spec."""
     told = json.loads((folder / "encoder.json").read_text())
-    files = put(folder, "encoder.json", json.dumps({**told, "spec": {**told["spec"], **spec}}).encode())
+    files = write_file(folder, "encoder.json", json.dumps({**told, "spec": {**told["spec"], **spec}}).encode())
     if weights is not None:
-        files |= put(folder, "encoder.safetensors", weights)
-    seal(folder, files)
+        files |= write_file(folder, "encoder.safetensors", weights)
+    write_manifest(folder, files)
 
 
 @pytest.mark.fault(47, "weights of another network")
@@ -147,13 +147,13 @@ def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
     "weights",
     [save({"stages.0.0.weight": torch.zeros(4, 2, 3, 3)}), save(encoder(width=8).state_dict()), b"no tensors"],
 )
-def test_weights_that_do_not_fit(folder: Path, weights: bytes) -> None:
+def test_weights_that_do_not_fit_are_refused(folder: Path, weights: bytes) -> None:
     rewritten(folder, weights)
     with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: does not fit its spec"):
         load_encoder(folder, 8)
 
 
-def test_a_spec_that_the_weights_do_not_fit(folder: Path) -> None:
+def test_spec_that_does_not_fit_the_weights_is_refused(folder: Path) -> None:
     rewritten(folder, None, depth=1)
     with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: does not fit its spec"):
         load_encoder(folder, 8)
@@ -181,6 +181,6 @@ def test_the_first_key_that_differs_is_named_with_both_values(folder: Path, chan
     assert str(error.value) == f"{told} the encoder that stages.evaluate.encoder names ({folder})"
 
 
-def test_a_key_that_only_the_saved_one_has(folder: Path) -> None:
+def test_key_that_only_the_saved_encoder_has_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"encoder\.input: None differs from 'sobel'"):
         check_same(folder, {k: v for k, v in SPEC.items() if k != "input"}, "x")

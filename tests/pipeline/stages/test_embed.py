@@ -1,4 +1,4 @@
-"""Embeddings: those of the encoder, in the order of the ids, the same bits however they are made; whole files or none, and a damaged one is named."""
+"""Embeddings are those of the encoder in order of ids, the same bits however they are made; damaged files are named."""
 
 import json
 import os
@@ -14,41 +14,41 @@ import pytest
 import torch
 from rich.console import Console
 
-from firstlight.pipeline.config.recipe import Embed, parse
+from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.embed import network, open_embeddings
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.embed import Embed, network, open_embeddings
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 
 
 def setting(
     tmp_path: Path, digits: Store, on_ray: bool = False, name: str = "f", **changes: Any
-) -> tuple[Worker, Embed, Instance]:
+) -> tuple[StageContext, Embed, StageInstance]:
     raw = recipes.recipe(tmp_path, **{key: value for key, value in changes.items() if "__" in key}).dump()
     stage = {"kind": "embed", "encoder": "models:/none/1", "batch_size": 16, "rows_per_file": 50}
-    recipe = parse(
+    recipe = parse_recipe(
         {**raw, "stages": {"embed": {**stage, **{key: value for key, value in changes.items() if "__" not in key}}}}
     )
     if not (tmp_path / "encoder").exists():
         torch.manual_seed(0)
         save_encoder(Encoder(recipe.encoder.model_dump(), 8), tmp_path / "encoder", {})
-    instance = Instance("embed", 0, name, tmp_path / f"embed-seed0-{name}", tmp_path / "encoder")
+    instance = StageInstance("embed", 0, name, tmp_path / f"embed-seed0-{name}", tmp_path / "encoder")
     instance.folder.mkdir(exist_ok=True)
-    return Worker.start(recipe, digits, on_ray), recipe.stages["embed"], instance  # type: ignore[return-value]
+    return StageContext.create(recipe, digits, on_ray), recipe.stages["embed"], instance  # type: ignore[return-value]
 
 
-def files_of(instance: Instance) -> dict[str, bytes]:
+def files_of(instance: StageInstance) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (instance.folder / "embeddings").iterdir()}
 
 
-def test_they_are_the_encoder_s_in_the_order_of_the_ids(tmp_path: Path, digits: Store) -> None:
+def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, digits: Store) -> None:
     worker, stage, instance = setting(tmp_path, digits)
     embed.work(worker, stage, instance)
     folder = instance.folder / "embeddings"
@@ -57,7 +57,7 @@ def test_they_are_the_encoder_s_in_the_order_of_the_ids(tmp_path: Path, digits: 
         ids, found = open_embeddings(folder, split)
         assert np.array_equal(ids, getattr(worker.splits, split))
         with torch.no_grad():
-            own = torch.cat([encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.sweep(ids, 16)]).numpy()
+            own = torch.cat([encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.iterate_batches(ids, 16)]).numpy()
         assert np.allclose(found, own, atol=1e-6)
     ids, found = open_embeddings(folder)
     assert found.shape == (len(ids), encoder.shapes[-1][0])
@@ -72,11 +72,14 @@ def test_they_are_the_encoder_s_in_the_order_of_the_ids(tmp_path: Path, digits: 
         for row in pq.read_table(digits.path / s.file, columns=["id", "path"]).to_pylist()
     }
     assert table.column("path").to_pylist() == [stored[i] for i in table.column("id").to_pylist()]
-    assert sorted(files_of(instance)) == ["manifest.json", "test-00000.parquet", "test-00001.parquet", "train-00000.parquet",
-                                          "train-00001.parquet", "train-00002.parquet", "val-00000.parquet"]  # fmt: skip
+    shards = {"test": 2, "train": 3, "val": 1}
+    assert sorted(files_of(instance)) == [
+        "manifest.json",
+        *(f"{split}-{k:05d}.parquet" for split, count in shards.items() for k in range(count)),
+    ]
 
 
-def test_half_precision_and_some_splits(tmp_path: Path, digits: Store) -> None:
+def test_half_precision_and_chosen_splits(tmp_path: Path, digits: Store) -> None:
     worker, stage, instance = setting(tmp_path, digits, dtype="float16", splits=["test"])
     embed.work(worker, stage, instance)
     ids, found = open_embeddings(instance.folder / "embeddings")
@@ -86,7 +89,7 @@ def test_half_precision_and_some_splits(tmp_path: Path, digits: Store) -> None:
         open_embeddings(instance.folder / "embeddings", "train")
 
 
-def test_what_cannot_be_held_in_half_precision_is_told(tmp_path: Path, digits: Store) -> None:
+def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store) -> None:
     worker, stage, instance = setting(tmp_path, digits, dtype="float16")
     encoder = load_encoder(tmp_path / "encoder", 8)
     with torch.no_grad():
@@ -101,7 +104,7 @@ def test_what_cannot_be_held_in_half_precision_is_told(tmp_path: Path, digits: S
 @pytest.mark.parametrize(
     "harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: flip(file)]
 )
-def test_a_killed_stage_makes_only_what_is_missing(
+def test_killed_stage_makes_only_missing_files(
     tmp_path: Path, digits: Store, harm: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, stage, instance = setting(tmp_path, digits)
@@ -126,18 +129,19 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    ["", "[]", "{}", '{"format": 2}', '{"format": 1, "dtype": "float32", "size": 8, "counts": {}, "files": [{"file": "../x"}]}',
+    ["", "[]", "{}", '{"format": 2}',
+     '{"format": 1, "dtype": "float32", "size": 8, "counts": {}, "files": [{"file": "../x"}]}',
      '{"format": 1, "dtype": "float32", "size": 8, "counts": {}, "files": '
      '[{"file": "../x", "split": "train", "count": 1, "bytes": 1, "sha256": ""}]}'],
 )  # fmt: skip
-def test_a_manifest_that_is_none_is_named(tmp_path: Path, manifest: str) -> None:
+def test_invalid_manifest_is_named(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(UserError, match=r"manifest\.json: is not a whole manifest of embeddings"):
         open_embeddings(tmp_path)
 
 
 @pytest.mark.ray
-def test_two_actors_make_the_same_bits_as_this_process(tmp_path: Path, digits: Store, ray_local: None) -> None:
+def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, digits: Store, ray_local: None) -> None:
     embed.work(*setting(tmp_path, digits, name="alone"))
     for workers in (2, 1):
         worker, stage, instance = setting(
@@ -164,7 +168,7 @@ def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[n
 
 @pytest.mark.fault(1, "an actor of Ray Data is killed")
 @pytest.mark.ray
-def test_an_actor_that_is_killed_is_replaced(
+def test_killed_actor_is_replaced(
     tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed.work(*setting(tmp_path, digits, name="alone"))
@@ -186,7 +190,7 @@ def test_an_actor_that_is_killed_is_replaced(
 
 
 @pytest.mark.ray
-def test_a_damaged_store_is_one_line_on_ray_too(tmp_path: Path, ray_local: None) -> None:
+def test_damaged_store_is_one_line_on_ray(tmp_path: Path, ray_local: None) -> None:
     store = recipes.store(tmp_path)
     shard = store.path / store.shards[0].file
     data = bytearray(shard.read_bytes())
@@ -199,11 +203,11 @@ def test_a_damaged_store_is_one_line_on_ray_too(tmp_path: Path, ray_local: None)
     assert instance.result is None
 
 
-def test_a_recipe_leaves_them_in_mlflow_with_a_map(tmp_path: Path) -> None:
+def test_recipe_publishes_embeddings_and_their_map(tmp_path: Path) -> None:
     raw = recipes.recipe(tmp_path).dump()
     raw["stages"] = {"pretrain": raw["stages"]["pretrain"], "embed": {"kind": "embed", "splits": ["val"]}}
-    recipe = parse(raw)
-    assert run(recipe, Console(quiet=True)) == []
+    recipe = parse_recipe(raw)
+    assert run_recipe(recipe, Console(quiet=True)) == []
     client = mlflow.MlflowClient(tracking_uri(recipe))
     (found,) = client.search_runs(
         [client.get_experiment_by_name("firstlight").experiment_id], "tags.firstlight.stage = 'embed'"

@@ -1,4 +1,4 @@
-"""The export stage: files that answer as the encoder does, or none; a card whose lines of Python run as they stand."""
+"""The export stage writes files that give the encoder's features, or none, and a model card whose code runs."""
 
 import json
 import re
@@ -16,18 +16,21 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from firstlight.pipeline.config.recipe import Recipe, parse
-from firstlight.pipeline.data.store import Store, file_sha256
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.manifest import file_sha256
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.report import model_card
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import Tracking, tracking_uri
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
+from tests.support.blank_figures import save_blank
 from tests.support.paths import ROOT
 
 QUIET = Console(quiet=True)
@@ -36,21 +39,21 @@ QUIET = Console(quiet=True)
 def recipe_with(storage: Path, encoder: dict[str, Any], size: int, **stage: Any) -> Recipe:
     """Only an export stage, of an encoder by reference."""
     raw = recipes.recipe(storage, encoder=encoder, dataset__image_size=size).dump()
-    return parse({**raw, "stages": {"export": {"kind": "export", "encoder": "models:/none/1", **stage}}})
+    return parse_recipe({**raw, "stages": {"export": {"kind": "export", "encoder": "models:/none/1", **stage}}})
 
 
 def exported(
     storage: Path, digits: Store, encoder: dict[str, Any], size: int, **stage: Any
-) -> tuple[Instance, Worker, Encoder]:
+) -> tuple[StageInstance, StageContext, Encoder]:
     """An encoder whose running statistics have moved, exported below `run`."""
     recipe = recipe_with(storage, encoder, size, **stage)
     torch.manual_seed(1)
     made = Encoder(recipe.encoder.model_dump(), size).train()
     made(torch.rand(4, 3, size, size))
     save_encoder(made, storage / "encoder", {"method": {"name": "nat", "dim": 8}, "store": digits.hash, "seed": 0})
-    instance = Instance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
+    instance = StageInstance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
     instance.folder.mkdir(parents=True)
-    worker = Worker.start(recipe, digits, on_ray=False)
+    worker = StageContext.create(recipe, digits, on_ray=False)
     export.work(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
     return instance, worker, made.eval()
 
@@ -68,7 +71,7 @@ def exported(
     ],
     ids=["resnet18", "timm", "convnet"],
 )
-def test_all_that_an_encoder_has_and_the_lines_of_its_card_run(
+def test_every_format_is_exported_and_the_card_code_runs(
     tmp_path: Path, digits: Store, encoder: dict[str, Any], size: int, formats: set[str]
 ) -> None:
     instance, worker, made = exported(tmp_path, digits, encoder, size)
@@ -93,11 +96,11 @@ def test_all_that_an_encoder_has_and_the_lines_of_its_card_run(
     assert digits.hash in text
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) == len(formats)
-    check_the_lines(blocks, folder, made)
+    check_card_code(blocks, folder, made)
 
 
-def check_the_lines(blocks: list[str], folder: Path, made: Encoder) -> None:
-    """Each block of a card, in a process of its own like a reader's, over one batch of images: (2, C) features as the encoder's."""
+def check_card_code(blocks: list[str], folder: Path, made: Encoder) -> None:
+    """Runs the code blocks of a card in a new process and compares their (2, C) features with the encoder's."""
     size = made.image_size
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(9))
     np.save(folder.parent / "x.npy", x.numpy())
@@ -107,7 +110,8 @@ def check_the_lines(blocks: list[str], folder: Path, made: Encoder) -> None:
     assert all(given.search(block) for block in blocks)
     ready = [given.sub(lambda match: load[match.group(1)], block) for block in blocks]
     program = "import numpy, torch\nfound = []\ntorch.set_num_threads(1)\ntorch.set_grad_enabled(False)\n"
-    program += f"for block in {ready!r}:\n    names = {{}}\n    exec(block, names)\n    found.append(numpy.asarray(names['features']))\n"
+    program += f"for block in {ready!r}:\n    names = {{}}\n    exec(block, names)\n"
+    program += "    found.append(numpy.asarray(names['features']))\n"
     program += "numpy.save('../found.npy', numpy.stack(found))\n"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -142,10 +146,10 @@ def test_an_onnx_file_is_checked_by_onnx_and_takes_any_number_of_images(tmp_path
         assert np.allclose(map_, own.numpy(), atol=1e-4 * float(own.abs().max()))
 
 
-def test_what_differs_is_told_and_leaves_no_file(
+def test_format_that_differs_is_refused_and_leaves_no_file(
     tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = export.Counterpart.state
+    honest = export.Counterpart.library_state
 
     def wrong(self: Any, encoder: Encoder) -> dict[str, torch.Tensor]:
         state = honest(self, encoder)
@@ -185,11 +189,11 @@ def test_what_differs_is_told_and_leaves_no_file(
         ),
     ],
 )
-def test_a_format_that_an_encoder_does_not_have_is_one_line_before_the_work(
+def test_unavailable_format_is_one_line_before_any_work(
     tmp_path: Path, encoder: dict[str, Any], size: int, format: str, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        run(recipe_with(tmp_path, encoder, size, formats=["onnx", format]), QUIET)
+        run_recipe(recipe_with(tmp_path, encoder, size, formats=["onnx", format]), QUIET)
     assert str(caught.value).startswith(f"stages.export.formats: '{format}' is not valid: ")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -197,7 +201,7 @@ def test_a_format_that_an_encoder_does_not_have_is_one_line_before_the_work(
 
 
 @pytest.mark.parametrize("formats", [["onnx", "onnx"], [], ["keras"]])
-def test_formats_that_are_none(tmp_path: Path, formats: list[str]) -> None:
+def test_invalid_formats_are_refused(tmp_path: Path, formats: list[str]) -> None:
     with pytest.raises(UserError, match=r"stages\.export\.formats"):
         recipe_with(tmp_path, {"name": "convnet"}, 8, formats=formats)
 
@@ -211,15 +215,16 @@ def test_a_card_that_is_too_long_for_a_tag_ends_with_a_whole_section(tmp_path: P
     assert note == "# A\n" + "a" * 5000 + "\n\nThe rest is in the artifact export/card.md.\n"
 
 
-def test_the_whole_chain_ends_with_a_card(tmp_path: Path) -> None:
+@save_blank()
+def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
     raw = recipes.recipe(tmp_path, seeds=[0, 1], description="Digits.").dump()
     raw["stages"] = {name: raw["stages"][name] for name in ("pretrain", "evaluate")}
     raw["stages"] |= {
         "export": {"kind": "export", "formats": ["safetensors", "onnx"]},
         "embed": {"kind": "embed", "batch_size": 32},
     }
-    recipe = parse(raw)
-    rows = run(recipe, QUIET)
+    recipe = parse_recipe(raw)
+    rows = run_recipe(recipe, QUIET)
     cards = {
         file.parts[-3][: len("export-seed0")]: file.read_text()
         for file in (tmp_path / "small").glob("export-seed*/export/card.md")
@@ -233,8 +238,8 @@ def test_the_whole_chain_ends_with_a_card(tmp_path: Path) -> None:
         text = cards[f"export-seed{seed}"]
         assert text.startswith("---\nlicense: ")
         assert (
-            f"| evaluate | kNN (k=5) | {100 * rows[0].pretrained[seed]:.2f} | {100 * rows[0].baseline[seed]:.2f} (random weights) |"
-            in text
+            f"| evaluate | kNN (k=5) | {100 * rows[0].pretrained[seed]:.2f} | "
+            f"{100 * rows[0].baseline[seed]:.2f} (random weights) |" in text
         )
         assert f"runs:/{found[f'pretrain seed {seed}'].info.run_id}" in text
         assert "Targets are exchanged" in text
@@ -253,5 +258,5 @@ def test_the_whole_chain_ends_with_a_card(tmp_path: Path) -> None:
     assert load_file(folder / "export/safetensors/encoder.safetensors").keys() == own.keys()
     # A stage of this kind alone, when all is done: nothing is run, and the card keeps its numbers.
     (folder / "export/card.md").unlink()
-    run(recipe, QUIET, only="export")
+    run_recipe(recipe, QUIET, only="export")
     assert (folder / "export/card.md").read_text() == cards["export-seed0"]

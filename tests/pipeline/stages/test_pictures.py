@@ -4,15 +4,15 @@ import torch
 
 from firstlight.pipeline.report import figures
 from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, with_untrained
-from firstlight.tasks.visuals import Picture, Row
+from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
-def pictures(fill: float) -> tuple[Picture, ...]:
+def pictures(fill: float) -> tuple[ImageGrid, ...]:
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     maps = torch.full((3, 4, 4), fill)
-    return Picture("cam", "maps", (Row("image", images), Row("evidence", images, maps, untrained=True))), Picture(
-        "b", "zz", (Row("z", images[:2]),)
-    )
+    return ImageGrid(
+        "cam", "maps", (ImageRow("image", images), ImageRow("evidence", images, maps, untrained=True))
+    ), ImageGrid("b", "zz", (ImageRow("z", images[:2]),))
 
 
 def test_what_is_saved_is_loaded_in_its_order(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_what_is_saved_is_loaded_in_its_order(tmp_path: Path) -> None:
     assert second.rows[0].images.shape == (2, 3, 8, 8)
 
 
-def test_nothing_to_show_is_no_file(tmp_path: Path) -> None:
+def test_no_pictures_write_no_file(tmp_path: Path) -> None:
     save_pictures((), tmp_path / "p")
     assert not (tmp_path / "p").exists()
     assert load_pictures(tmp_path / "p") == []

@@ -29,7 +29,7 @@ def test_principal_components_are_those_of_scikit_learn_up_to_their_sign(images:
     assert (np.abs(again).max(0) == again.max(0)).all()
 
 
-def test_equal_embeddings_have_a_map() -> None:
+def test_equal_embeddings_can_be_projected() -> None:
     points, share = principal(np.ones((6, 3), np.float32))
     assert np.isfinite(points).all()
     assert np.isfinite(share).all()
@@ -46,20 +46,20 @@ def test_tsne_keeps_neighbours_and_is_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("how", get_args(Projection))
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_few_embeddings_have_places_too(how: Projection, n: int) -> None:
+def test_few_embeddings_can_be_projected(how: Projection, n: int) -> None:
     points, _ = project(clusters(n)[0], how)
     assert points.shape == (n, 2)
     assert np.isfinite(points).all()
 
 
-def test_one_dimension_is_a_line() -> None:
+def test_one_dimension_is_projected_to_a_line() -> None:
     points, axes = project(np.arange(4.0)[:, None], "pca")
     assert points.shape == (4, 2)
     assert not points[:, 1].any()
     assert axes[1].endswith("(0 % of the variance)")
 
 
-def test_classes_that_are_not_there_have_no_place_in_the_legend() -> None:
+def test_legend_lists_only_present_classes() -> None:
     points, axes = project(clusters()[0], "pca")
     figure = figures.embedding_map(
         {"three": (points, axes)}, np.where(clusters()[1] == 2, -1, clusters()[1]), ("a", "b", "c")

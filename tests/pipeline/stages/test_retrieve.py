@@ -1,4 +1,4 @@
-"""The index on disk, what it finds, and the stages that look at layers and heads."""
+"""The index on disk, what it finds, and stages that evaluate layers and heads."""
 
 import json
 import subprocess
@@ -16,22 +16,25 @@ from rich.console import Console
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from firstlight.pipeline.config.recipe import Recipe, parse
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report import neighbours as nearby
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import retrieve
 from firstlight.pipeline.stages.frozen_features import arms, sweep
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.retrieve import IDS, VECTORS, Index, nearest, open_index, save_index
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.checkpoint import seal
-from firstlight.pipeline.train.context import Worker
-from firstlight.tasks.downstream.knn import neighbours
+from firstlight.pipeline.train.checkpoint import write_manifest
+from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.downstream.knn import nearest_neighbours
 from tests.support import recipes
 from tests.support.gloo import Pool
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 QUIET = Console(quiet=True)
 
 
@@ -50,13 +53,13 @@ def test_what_a_saved_index_finds_are_the_nearest_by_cosine(tmp_path: Path) -> N
     ids, x = saved(tmp_path)
     asked = features(9, seed=1) * 100
     found, cosines = nearest(tmp_path, asked, 7)
-    expected, places = neighbours(asked, x, 7)
+    expected, places = nearest_neighbours(asked, x, 7)
     assert found.tolist() == ids[places.numpy()].tolist()
     np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-6)
     assert pq.read_table(tmp_path / IDS).column_names == ["id", "path", "label"]
 
 
-def test_equal_images_come_in_the_order_of_their_ids_and_beyond_the_last_there_is_none() -> None:
+def test_equal_images_are_found_in_order_of_ids_and_missing_ones_are_minus_one() -> None:
     index = Index.of(np.array([5, 7, 9]), torch.ones(3, 2))
     ids, cosines = index.search(torch.ones(1, 2), 5)
     assert ids.tolist() == [[5, 7, 9, -1, -1]]
@@ -74,23 +77,24 @@ def test_a_damaged_index_is_named(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"IxF2", b"nothing of the kind", b"IxMp" + bytes(100)])
-def test_sealed_files_of_something_else(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_index_are_refused(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path)
-    files = retrieve.put(tmp_path, IDS, (tmp_path / IDS).read_bytes()) | retrieve.put(tmp_path, VECTORS, content)
-    seal(tmp_path, files, count=40)
+    files = retrieve.write_file(tmp_path, IDS, (tmp_path / IDS).read_bytes()) | retrieve.write_file(tmp_path, VECTORS, content)
+    write_manifest(tmp_path, files, count=40)
     with pytest.raises(UserError, match="is not a whole index"):
         open_index(tmp_path)
 
 
-def test_features_of_another_size(tmp_path: Path) -> None:
+def test_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(UserError, match="holds vectors of 6 dimensions, asked was for 5"):
         nearest(tmp_path, features(2, 5), 3)
 
 
-def test_faiss_takes_no_more_threads_than_torch_and_both_compute() -> None:
+def test_faiss_uses_no_more_threads_than_torch() -> None:
     program = (
-        "import torch, numpy as np; torch.set_num_threads(1); from firstlight.pipeline.stages.retrieve import Index, _faiss\n"
+        "import torch, numpy as np; torch.set_num_threads(1)\n"
+        "from firstlight.pipeline.stages.retrieve import Index, _faiss\n"
         "x = torch.randn(500, 16); index = Index.of(np.arange(500), x); found, _ = index.search(x, 1)\n"
         "assert (found[:, 0] == np.arange(500)).all(); y = x @ x.T; assert torch.isfinite(y).all()\n"
         "print(_faiss().omp_get_max_threads(), torch.get_num_threads())"
@@ -109,7 +113,9 @@ LOOKS: dict[str, Any] = {
 
 def looking(storage: Path, **changes: Any) -> Recipe:
     raw = recipes.recipe(storage, **changes).dump()
-    return parse({**raw, "stages": {"pretrain": raw["stages"]["pretrain"], **LOOKS, **changes.get("stages", {})}})
+    return parse_recipe(
+        {**raw, "stages": {"pretrain": raw["stages"]["pretrain"], **LOOKS, **changes.get("stages", {})}}
+    )
 
 
 def folder_of(storage: Path, stage: str) -> Path:
@@ -122,7 +128,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a recipe with all that looks at features, run."""
     storage = tmp_path_factory.mktemp("looking")
     recipe = looking(storage)
-    names = [row.measure for row in run(recipe, QUIET)]
+    names = [row.measure for row in run_recipe(recipe, QUIET)]
     assert names == [
         *("kNN (k=5, layer 0)", "linear probe (layer 0)", "kNN (k=5, layer -1)", "linear probe (layer -1)"),
         *("kNN (k=5, head)", "linear probe (head)", "precision@1", "precision@5", "precision@1 (head)"),
@@ -159,14 +165,14 @@ def test_every_layer_has_its_scores_in_mlflow(looked: Path) -> None:
     }
 
 
-def worker_of(storage: Path) -> Worker:
-    return Worker.start(looking(storage), Store.open(next((storage / "stores").iterdir())), on_ray=False)
+def worker_of(storage: Path) -> StageContext:
+    return StageContext.create(looking(storage), Store.open(next((storage / "stores").iterdir())), on_ray=False)
 
 
 def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked: Path) -> None:
     worker, told = worker_of(looked), result(looked, "everything")
     pretrained = folder_of(looked, "pretrain")
-    instance = Instance("everything", 0, "f", looked / "again", pretrained / "encoder", pretrained / "head")
+    instance = StageInstance("everything", 0, "f", looked / "again", pretrained / "encoder", pretrained / "head")
     stage: Any = worker.recipe.stages["everything"]
     splits = worker.splits
     ids = np.sort(np.concatenate((splits.train, splits.val, splits.test)))
@@ -193,20 +199,17 @@ def test_the_index_holds_the_gallery_with_paths_and_labels(looked: Path) -> None
     assert rows["path"] == [paths[i] for i in rows["id"]]
     assert len(set(rows["path"])) == len(rows["path"])
     some = np.array([0, 3, len(paths) - 1])  # of both splits
-    assert worker.store.paths(some) == [paths[i] for i in some.tolist()]
+    assert worker.store.read_paths(some) == [paths[i] for i in some.tolist()]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["dimensions"] == 8
     assert manifest["store"] == worker.store.hash
 
 
 def on_this_rank(folder: str, store: str, encoder: str) -> None:
-    worker = Worker.start(looking(Path(folder)), Store.open(Path(store)), on_ray=False)
+    worker = StageContext.create(looking(Path(folder)), Store.open(Path(store)), on_ray=False)
     for name in ("retrieve", "evaluate"):
         stage: Any = worker.recipe.stages[name]
-        retrieve_or_evaluate = {"retrieve": retrieve, "evaluate": sys.modules["firstlight.pipeline.stages.evaluate"]}[
-            name
-        ]
-        retrieve_or_evaluate.work(worker, stage, Instance(name, 0, "f", Path(folder) / name, Path(encoder)))
+        stage_kind(stage).run(worker, stage, StageInstance(name, 0, "f", Path(folder) / name, Path(encoder)))
 
 
 def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Pat
 def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
     worker = worker_of(looked)
     pretrained, splits = folder_of(looked, "pretrain"), worker.splits
-    instance = Instance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
+    instance = StageInstance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
     stage: Any = worker.recipe.stages["through_head"]
     ids = np.concatenate((splits.train, splits.test))
     ((found,),) = sweep(worker, {"pretrained": arms(worker, stage, instance)["pretrained"]}, ids, instance, 32).values()
@@ -252,7 +255,7 @@ def test_a_head_by_reference_is_that_of_the_run_that_made_the_encoder(looked: Pa
     ):
         recipe = looking(looked, name="referring")
         through = recipe.stages["through_head"].model_copy(update={"encoder": reference})
-        run(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
+        run_recipe(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
     results = [json.loads(file.read_text()) for file in (looked / "referring").glob("through_head-seed0-*/result.json")]
     assert results
     assert all(found == result(looked, "through_head") for found in results)
@@ -261,12 +264,12 @@ def test_a_head_by_reference_is_that_of_the_run_that_made_the_encoder(looked: Pa
 def without_head(storage: Path) -> Recipe:
     raw = looking(storage).dump()
     raw["stages"]["pretrain"] |= {"method": {"name": "dae"}}
-    return parse({**raw, "name": "denoising", "stages": {"pretrain": raw["stages"]["pretrain"]}})
+    return parse_recipe({**raw, "name": "denoising", "stages": {"pretrain": raw["stages"]["pretrain"]}})
 
 
-def test_an_encoder_whose_run_has_no_head(looked: Path) -> None:
+def test_encoder_whose_run_has_no_head_is_refused(looked: Path) -> None:
     recipe = without_head(looked)
-    run(recipe, QUIET)
+    run_recipe(recipe, QUIET)
     client = mlflow.MlflowClient(tracking_uri(recipe))
     runs = client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
     run_id = next(
@@ -276,8 +279,11 @@ def test_an_encoder_whose_run_has_no_head(looked: Path) -> None:
     )
     through = looking(looked).stages["through_head"].model_copy(update={"encoder": f"runs:/{run_id}/encoder"})
     with pytest.raises(UserError) as told:
-        run(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
-    expected = f"stages.through_head.features: 'head' is not valid: run {run_id}, which made 'runs:/{run_id}/encoder', has decoder, encoder"
+        run_recipe(recipe.model_copy(update={"stages": {"through_head": through}}), QUIET)
+    expected = (
+        f"stages.through_head.features: 'head' is not valid: run {run_id}, "
+        f"which made 'runs:/{run_id}/encoder', has decoder, encoder"
+    )
     assert str(told.value) == expected
 
 
@@ -314,24 +320,24 @@ def test_an_encoder_whose_run_has_no_head(looked: Path) -> None:
         (
             "through_head",
             {"method": "dae"},
-            "stages.through_head.features: 'head' is not valid: dae of stages.pretrain hands on no head but decoder",
+            "stages.through_head.features: 'head' is not valid: dae of stages.pretrain makes no head but decoder",
         ),
     ],
 )
-def test_what_cannot_be_looked_at_is_one_line(looked: Path, stage: str, changes: dict[str, Any], message: str) -> None:
+def test_impossible_features_are_one_line(looked: Path, stage: str, changes: dict[str, Any], message: str) -> None:
     raw = looking(looked).dump()
     if "method" in changes:
         raw["stages"]["pretrain"]["method"] = {"name": changes["method"]}
     else:
         raw["stages"][stage] |= changes
     with pytest.raises(UserError) as told:
-        run(parse(raw), QUIET)
+        run_recipe(parse_recipe(raw), QUIET)
     assert message in str(told.value)
     assert len(str(told.value).splitlines()) == 1
 
 
 def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: Store) -> None:
-    worker = Worker.start(looking(tmp_path), digits, on_ray=False)
+    worker = StageContext.create(looking(tmp_path), digits, on_ray=False)
     worker.splits.labels[:] = -1
     stage: Any = worker.recipe.stages["retrieve"]
     index = Index.of(worker.splits.train, features(len(worker.splits.train)))
@@ -343,7 +349,7 @@ def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: 
 
 
 def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:
-    worker = Worker.start(looking(tmp_path), digits, on_ray=False)
+    worker = StageContext.create(looking(tmp_path), digits, on_ray=False)
     splits, x = worker.splits, features(len(digits.labels("train")) + len(digits.labels("test")))
     stage: Any = worker.recipe.stages["retrieve"]
     splits.labels[splits.train[::2]] = -1

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking import client as module
 from firstlight.pipeline.tracking.client import Tracking
 from tests.support import recipes
@@ -36,7 +36,7 @@ def write(storage: Path, k: int) -> None:
             tracking.client.log_text(run_id, str(first), f"texts/{first}.txt")
     for n in range(ENCODERS):
         own = tracking.start(f"encoder {n} of {k}", folder / f"{n}" / "mlflow.json", {}, {"mlflow.parentRunId": run_id})
-        tracking.log_encoder(own, encoder, Instance("pretrain", n, f"{k}-{n}", encoder), "shared")
+        tracking.log_encoder(own, encoder, StageInstance("pretrain", n, f"{k}-{n}", encoder), "shared")
         tracking.finish(own)
     tracking.finish(run_id)
 
@@ -80,7 +80,7 @@ def encoder(tracking: Tracking, folder: Path, register_as: str | None) -> tuple[
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.json").write_text("{}")
     run_id = tracking.start("pretrain seed 0", folder / "mlflow.json", {}, {})
-    return run_id, tracking.log_encoder(run_id, folder, Instance("pretrain", 0, "f", folder), register_as)
+    return run_id, tracking.log_encoder(run_id, folder, StageInstance("pretrain", 0, "f", folder), register_as)
 
 
 def test_an_encoder_that_is_published_again_is_one_model_and_one_version(tracking: Tracking, tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from rich.console import Console
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.runner import run
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import evaluate, pretrain
 from firstlight.pipeline.tracking import retry
 from firstlight.pipeline.tracking.client import Tracking
 from firstlight.pipeline.tracking.retry import Away, Outbox, Patient, Unpublished, is_away
 from tests.support import recipes
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 QUIET = Console(quiet=True)
 
@@ -236,7 +238,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     monkeypatch.setattr(retry, "END_S", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     undisturbed = recipes.recipe(tmp_path / "undisturbed")
-    rows = run(undisturbed, QUIET)
+    rows = run_recipe(undisturbed, QUIET)
     recipe, console = recipes.recipe(tmp_path / "st", tracking__uri=server.uri), told()
     fit, look = pretrain.fit, evaluate.work
 
@@ -255,7 +257,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     start_then_look.__module__ = evaluate.__name__  # where the launcher looks for it
     monkeypatch.setattr(pretrain, "fit", fit_then_kill)
     monkeypatch.setattr(evaluate, "work", start_then_look)
-    assert run(recipe, console) == rows
+    assert run_recipe(recipe, console) == rows
     assert losses(server.uri) == losses(Tracking(undisturbed).uri)
     assert statuses(server.uri) == {"FINISHED"}
     shown = [line for line in lines(console) if "note MLflow" in line]
@@ -268,18 +270,18 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     monkeypatch.setattr(pretrain, "fit", kill_then_fit)
     gone = recipes.recipe(tmp_path / "gone", tracking__uri=server.uri, tracking__experiment="gone")
     with pytest.raises(Unpublished) as caught:
-        run(gone, console)
+        run_recipe(gone, console)
     assert list(caught.value.found) == rows, "the table is there"
     waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the summary, the report"
     assert f"5 of its results are on disk and not published ({waiting})" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     started = time.monotonic()
     with pytest.raises(UserError, match=r"tracking.uri: 'http://127.0.0.1:\d+' cannot be used: connection refused"):
-        run(gone, QUIET)
+        run_recipe(gone, QUIET)
     assert time.monotonic() - started < 15
     server.start()
     console = told()
-    assert run(gone, console) == rows
+    assert run_recipe(gone, console) == rows
     assert not [line for line in lines(console) if "started" in line], "nothing is trained again"
     client = mlflow.MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("gone")

@@ -3,20 +3,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstlight.pipeline.train.attempts import attempt, read_attempts
+from firstlight.pipeline.train.attempts import record_attempt, read_attempts
 
 
 def test_attempts_are_added_up_over_failures(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) is None
-    with pytest.raises(ValueError, match="died"), attempt(tmp_path / "a", torch.device("cpu")):
+    with pytest.raises(ValueError, match="died"), record_attempt(tmp_path / "a", torch.device("cpu")):
         raise ValueError("died")
-    with attempt(tmp_path / "a", torch.device("cpu")):
+    with record_attempt(tmp_path / "a", torch.device("cpu")):
         running = read_attempts(tmp_path / "a")
         assert running is not None
         assert running.ended is None
     done = read_attempts(tmp_path / "a")
     assert done is not None
-    assert done.attempts == 2
+    assert done.num_attempts == 2
     assert done.ended is not None
     assert done.ended >= done.began
     assert done.seconds >= 0

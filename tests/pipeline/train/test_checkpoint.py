@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.pipeline.errors import StopTraining
-from firstlight.pipeline.train.checkpoint import MANIFEST, Checkpoints, fingerprint, pack, unpack
+from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, fingerprint, pack_state, unpack_state
 from firstlight.tasks.collective import rank
 from tests.support.gloo import Pool
 
@@ -56,12 +56,12 @@ nested = st.recursive(
 @given(st.dictionaries(st.text(max_size=4), nested))
 def test_pack_and_unpack_are_inverse(value: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    back = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
+    back = unpack_state(json.loads(json.dumps(pack_state(value, tensors))), tensors)
     assert fingerprint(back) == fingerprint(value)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    found, complaints = save(tmp_path, 3, 7).newest()
+    found, complaints = save(tmp_path, 3, 7).read_newest()
     assert found is not None
     assert (found.step, complaints) == (7, [])
     assert fingerprint(found.shared) == fingerprint(state(7))
@@ -79,8 +79,8 @@ def test_the_two_newest_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
 @pytest.mark.fault(19, "no manifest yet")
 def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
-    (max(tmp_path.iterdir()) / MANIFEST).unlink()
-    found, complaints = checkpoints.newest()
+    (max(tmp_path.iterdir()) / FOLDER_MANIFEST).unlink()
+    found, complaints = checkpoints.read_newest()
     assert found is not None
     assert (found.step, complaints) == (1, [])
 
@@ -109,18 +109,18 @@ def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> No
         os.kill(pid, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         last = int(done.read_text().splitlines()[-1])
-        cut += sum(not (begun / MANIFEST).exists() for begun in folder.iterdir())
-        found, complaints = Checkpoints(folder).newest()
+        cut += sum(not (begun / FOLDER_MANIFEST).exists() for begun in folder.iterdir())
+        found, complaints = Checkpoints(folder).read_newest()
         assert found is not None
         assert complaints == []
         assert found.step in (last, last + 1), "what was said to be saved, or what was saved before it could be said"
         assert fingerprint([found.shared, found.shards[0]]) == fingerprint([state(found.step), shard(found.step)])
         save(folder, found.step + 1)
-        assert all((left / MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
+        assert all((left / FOLDER_MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
     assert cut, "some of them in the middle of a save"
 
 
-FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", MANIFEST]
+FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", FOLDER_MANIFEST]
 
 
 @pytest.mark.fault(17, "a file is cut, empty or gone")
@@ -130,18 +130,18 @@ FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors"
 def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
     checkpoints = save(tmp_path, 1, 2)
     path = max(tmp_path.iterdir()) / file
-    if damage == "gone" and file == MANIFEST:
+    if damage == "gone" and file == FOLDER_MANIFEST:
         pytest.skip("a folder without a manifest is not a checkpoint")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes({"flip": bytes(data), "cut": path.read_bytes()[:-1], "empty": b"", "gone": b""}[damage])
     if damage == "gone":
         path.unlink()
-    found, complaints = checkpoints.newest()
+    found, complaints = checkpoints.read_newest()
     assert found is not None
     assert found.step == 1
     assert len(complaints) == 1
-    assert (str(path) if file != MANIFEST else str(path.parent)) in complaints[0]
+    assert (str(path) if file != FOLDER_MANIFEST else str(path.parent)) in complaints[0]
 
 
 @pytest.mark.fault(18, "60 random bits")
@@ -155,11 +155,11 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
         changed = bytearray(data)
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(changed))
-        found, _ = checkpoints.newest()
+        found, _ = checkpoints.read_newest()
         assert found is not None
         assert found.step == 1
         path.write_bytes(data)
-    found, _ = checkpoints.newest()
+    found, _ = checkpoints.read_newest()
     assert found is not None
     assert found.step == 2
 
@@ -169,28 +169,29 @@ def test_all_damaged_is_no_silent_new_start(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1)
     next(tmp_path.glob("*/shared.json")).write_text("{}")
     with pytest.raises(StopTraining, match=r"shared\.json.*no whole checkpoint is left"):
-        checkpoints.newest()
+        checkpoints.read_newest()
 
 
 class Canary:
     def __reduce__(self) -> Any:
-        return (Path.touch, (Path("/tmp/firstlight-canary"),))
+        return (Path.touch, (Path("canary-acted"),))
 
 
 @pytest.mark.fault(51, "a pickle in a checkpoint")
-def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = save(tmp_path, 1, 2)
     folder = max(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
     torch.save(Canary(), folder / "shared.safetensors")
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / FOLDER_MANIFEST).read_text())
     data = (folder / "shared.safetensors").read_bytes()
     manifest["files"]["shared.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    found, complaints = checkpoints.newest()
+    (folder / FOLDER_MANIFEST).write_text(json.dumps(manifest))
+    found, complaints = checkpoints.read_newest()
     assert found is not None
     assert found.step == 1
     assert "Safetensor" in complaints[0]
-    assert not Path("/tmp/firstlight-canary").exists()
+    assert not (tmp_path / "canary-acted").exists()
 
 
 @pytest.mark.fault(16, "full disk: a checkpoint")
@@ -211,7 +212,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert "the checkpoint of step 2 cannot be written: File too large" in answer.stdout, answer.stderr
     assert signal.SIGXFSZ
-    found, complaints = Checkpoints(tmp_path).newest()
+    found, complaints = Checkpoints(tmp_path).read_newest()
     assert found is not None
     assert (found.step, complaints) == (1, [])
     assert len(list(tmp_path.iterdir())) == 1
@@ -222,17 +223,17 @@ def saved_by_this_rank(folder: str) -> tuple[int, int]:
     checkpoints.save(
         4, state(4), {"assignment": {"ids": torch.tensor([rank()]), "rows": torch.tensor([10 + rank()])}}, {"plan": "p"}
     )
-    found, _ = checkpoints.newest()
+    found, _ = checkpoints.read_newest()
     assert found is not None
     return found.step, len(found.shards)
 
 
 def test_two_workers_write_a_shard_each_and_one_reads_both(pool: Pool, tmp_path: Path) -> None:
     assert pool.run(saved_by_this_rank, str(tmp_path)) == [(4, 2), (4, 2)]
-    found, _ = Checkpoints(tmp_path).newest()
+    found, _ = Checkpoints(tmp_path).read_newest()
     assert found is not None
     assert [int(s["assignment"]["rows"]) for s in found.shards] == [10, 11]
     folder = next(tmp_path.iterdir())
     shutil.move(folder / "shard-00001-of-00002.safetensors", tmp_path / "elsewhere")
     with pytest.raises(StopTraining, match=r"shard-00001-of-00002\.safetensors: is missing"):
-        Checkpoints(tmp_path).newest()
+        Checkpoints(tmp_path).read_newest()

@@ -1,7 +1,5 @@
 """What is drawn for an image gives the same pixels with Pillow and in a batch: bit by bit, for every op, size and colour."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -10,34 +8,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from firstlight.pipeline.data.augment import ops as augment
-from firstlight.pipeline.data.augment.ops import CROPS, OPS, Drawn, Jitter
-from firstlight.pipeline.data.augment.random_numbers import keys
+from firstlight.pipeline.data.augment.op_params import Jitter, OpBatch
+from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.train import device_augment
-from tests.pipeline.data.augment.test_ops import CHOSEN
+from tests.support.augmentations import PIPELINES, Ops
 
-Ops = list[dict[str, Any]]
-CROP: dict[str, Any] = {"op": "center_crop"}
-PIPELINES: dict[str, Ops] = {
-    **{name: [{"op": name, **CHOSEN.get(name, {})}] if name in CROPS else [CROP, {"op": name}] for name in OPS},
-    "a corner at full size": [{"op": "random_crop", "scale": 0.90625}],
-    "boxes over the edge": [{"op": "random_resized_crop", "scale": (1.0, 1.0), "ratio": (3.0, 4.0)}],
-    "no shift": [{"op": "random_shift", "padding": 0}],
-    "shift out of the picture": [{"op": "random_shift", "padding": 40}],
-    "far turns": [{"op": "random_shift"}, {"op": "random_affine", "degrees": 180.0, "scale": 0.9}],
-    "strong colours": [CROP, {"op": "color_jitter", "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}],
-    "no hue": [CROP, {"op": "color_jitter", "hue": 0.0}],
-    "nothing but hue": [
-        CROP,
-        {"op": "color_jitter", "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.5},
-    ],
-    "cifar": [{"op": "random_shift", "padding": 4}, {"op": "horizontal_flip"}],
-    "super_and": [
-        {"op": "random_resized_crop", "scale": (0.2, 1.0)},
-        {"op": "color_jitter", "hue": 0.4},
-        {"op": "random_grayscale"},
-        {"op": "horizontal_flip"},
-    ],
-}
 SIZES = [
     (32, 32, 32),
     (32, 32, 29),
@@ -65,16 +40,19 @@ def images(pixels: np.ndarray) -> Tensor:
     return torch.tensor(pixels).permute(0, 3, 1, 2)
 
 
-def drawn(ops: Ops, source: np.ndarray, size: int) -> list[Drawn]:
+def drawn(ops: Ops, source: np.ndarray, size: int) -> list[OpBatch]:
     ids = np.arange(len(source))
-    return augment.draw(
-        ops, keys(0, np.ones_like(ids), ids, 0), np.tile((source.shape[2], source.shape[1]), (len(ids), 1)), size
+    return augment.sample_params(
+        ops,
+        derive_view_keys(0, np.ones_like(ids), ids, 0),
+        np.tile((source.shape[2], source.shape[1]), (len(ids), 1)),
+        size,
     )
 
 
 def one_by_one(ops: Ops, source: np.ndarray, size: int) -> Tensor:
     pictures = [Image.fromarray(pixels) for pixels in source]
-    return images(np.stack(list(augment.apply_each(pictures, drawn(ops, source, size), size))))
+    return images(np.stack(list(augment.apply_batch(pictures, drawn(ops, source, size), size))))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -82,7 +60,7 @@ def one_by_one(ops: Ops, source: np.ndarray, size: int) -> Tensor:
 def test_a_batch_has_pillows_pixels(name: str, width: int, height: int, size: int) -> None:
     source = pictures(40, width, height)
     before = source.copy()
-    found = device_augment.apply(images(source), drawn(PIPELINES[name], source, size), size)
+    found = device_augment.augment_batch(images(source), drawn(PIPELINES[name], source, size), size)
     assert found.dtype == torch.uint8
     assert torch.equal(found, one_by_one(PIPELINES[name], source, size))
     assert np.array_equal(source, before), "what is held was changed"
@@ -94,7 +72,7 @@ def test_in_every_shape_the_passes_are_in_pillows_order() -> None:
     ops: Ops = [{"op": "random_resized_crop"}]
     for width, height, size in rng.integers(4, 60, (40, 3)).tolist():
         source = pictures(6, width, height)
-        found = device_augment.apply(images(source), drawn(ops, source, size), size)
+        found = device_augment.augment_batch(images(source), drawn(ops, source, size), size)
         assert torch.equal(found, one_by_one(ops, source, size)), (width, height, size)
 
 
@@ -103,9 +81,9 @@ def test_every_colour_has_pillows_hue(red: int) -> None:
     green, blue = np.mgrid[0:256, 0:256]
     source = np.stack((np.full_like(green, red), green, blue), 2).astype(np.uint8)
     for turns in (0.1, -0.31, 0.5):
-        op = Drawn(Jitter, np.array([(1.0, 1.0, 1.0, turns, 3.0, 0.0, 1.0, 2.0)]))
-        expected = np.asarray(op.each()[0].on(Image.fromarray(source), 256))
-        assert torch.equal(device_augment.apply(images(source[None]), [op], 256), images(expected[None]))
+        op = OpBatch(Jitter, np.array([(1.0, 1.0, 1.0, turns, 3.0, 0.0, 1.0, 2.0)]))
+        expected = np.asarray(op.params_per_image()[0].apply_to(Image.fromarray(source), 256))
+        assert torch.equal(device_augment.augment_batch(images(source[None]), [op], 256), images(expected[None]))
 
 
 @pytest.mark.parametrize(("k", "change"), enumerate(["brightness", "contrast", "saturation", "hue"]))
@@ -115,7 +93,7 @@ def test_colours_are_torchvisions(k: int, change: str) -> None:
     rows = np.array(
         [[factor if j == k else float(j < 3) for j in range(4)] + [0.0, 1.0, 2.0, 3.0] for factor in factors]
     )
-    found = device_augment.apply(source, [Drawn(Jitter, rows)], 24)
+    found = device_augment.augment_batch(source, [OpBatch(Jitter, rows)], 24)
     adjust = getattr(functional, f"adjust_{change}")
     expected = torch.stack([adjust(image, factor) for image, factor in zip(source, factors.tolist(), strict=True)])
     difference = (found.int() - expected.int()).abs()
@@ -127,7 +105,7 @@ def test_colours_are_torchvisions(k: int, change: str) -> None:
 def test_shrinking_is_torchvisions_with_antialias() -> None:
     source = images(pictures(9, 64, 64))
     boxes = np.array([(k, 2 * k, 40 + k, 30 + k) for k in range(9)], np.float64)
-    found = device_augment.crop(source, boxes, 16)
+    found = device_augment.crop_batch(source, boxes, 16)
     for image, pixels, (left, top, width, height) in zip(source, found, boxes.astype(int).tolist(), strict=True):
         expected = functional.resized_crop(image, top, left, height, width, [16, 16], antialias=True)
         inner = (slice(None), slice(1, -1), slice(1, -1))  # at its edge, a box of Pillow's sees the pixels beyond it
@@ -141,28 +119,28 @@ def test_sums_are_exact_for_strong_shrinking_and_where_float32_is_not(
     """White and near-white images have the largest sums of levels."""
     source, ops = 255 - pictures(6, 9, tall) // 100, PIPELINES["random_resized_crop"]
     expected = one_by_one(ops, source, 2)
-    assert torch.equal(device_augment.apply(images(source), drawn(ops, source, 2), 2), expected)
+    assert torch.equal(device_augment.augment_batch(images(source), drawn(ops, source, 2), 2), expected)
     monkeypatch.setattr(device_augment, "_float32_is_whole", lambda: False)
-    assert device_augment._weights(images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype == torch.float64
-    assert torch.equal(device_augment.apply(images(source), drawn(ops, source, 2), 2), expected)
+    assert device_augment._resampling_weights(images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype == torch.float64
+    assert torch.equal(device_augment.augment_batch(images(source), drawn(ops, source, 2), 2), expected)
 
 
 def test_it_is_seen_that_torch_rounds_the_factors_of_products() -> None:
-    assert device_augment._float32_is_whole()
+    assert device_augment._is_float32_exact()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert not device_augment._float32_is_whole()
+        assert not device_augment._is_float32_exact()
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert device_augment._float32_is_whole()
+    assert device_augment._is_float32_exact()
 
 
 def test_large_batches_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     source, ops = pictures(23, 20, 30), PIPELINES["super_and"]
-    whole = device_augment.apply(images(source), drawn(ops, source, 16), 16)
+    whole = device_augment.augment_batch(images(source), drawn(ops, source, 16), 16)
     for pixels in (1, 7 * 20 * 30):
-        monkeypatch.setitem(device_augment.PIXELS, "cpu", pixels)
-        assert torch.equal(device_augment.apply(images(source), drawn(ops, source, 16), 16), whole)
+        monkeypatch.setitem(device_augment.PIXELS_PER_PART, "cpu", pixels)
+        assert torch.equal(device_augment.augment_batch(images(source), drawn(ops, source, 16), 16), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -171,5 +149,5 @@ def test_a_gpu_has_the_same_pixels(name: str) -> None:
     source = pictures(60, 37, 21)
     rows = drawn(PIPELINES[name], source, 16)
     assert torch.equal(
-        device_augment.apply(images(source).cuda(), rows, 16).cpu(), device_augment.apply(images(source), rows, 16)
+        device_augment.augment_batch(images(source).cuda(), rows, 16).cpu(), device_augment.augment_batch(images(source), rows, 16)
     )

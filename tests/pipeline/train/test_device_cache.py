@@ -10,49 +10,50 @@ import numpy as np
 import pytest
 import torch
 
-from firstlight.pipeline.config.recipe import Stream
+from firstlight.pipeline.config.scale import StreamOptions
 from firstlight.pipeline.data import stream
+from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.data.stream import Arrays, Decoder, Loader, Options, TrainOrder
+from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages import finetune
-from firstlight.pipeline.stages.stage import Instance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import device_cache
 from firstlight.pipeline.train import loop as fit_module
-from firstlight.pipeline.train.context import Worker
-from firstlight.pipeline.train.job import to_batch
-from firstlight.pipeline.train.metrics import METRICS
-from tests.pipeline.train.test_device_augment import PIPELINES
-from tests.pipeline.train.test_loop import Stopped, train
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.metrics import METRICS_FILE
+from firstlight.pipeline.train.training_job import to_batch
 from tests.support import recipes
+from tests.support.augmentations import PIPELINES
 from tests.support.gloo import Pool
+from tests.support.local_training import Stopped, train
 
 CPU = torch.device("cpu")
 HELD = np.arange(2, 600)  # more than are trained on
-OPTIONS = Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
+OPTIONS = LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
 BATCH = 12
 
 
 @pytest.fixture(autouse=True)
 def nothing_held() -> Iterator[None]:
-    device_cache._kept.clear()
+    device_cache._cache.clear()
     yield
-    device_cache._kept.clear()
+    device_cache._cache.clear()
 
 
 def plan(store: Store) -> BatchPlan:
     """100 ids, far apart; 8 steps, 3 to a task."""
-    return BatchPlan(np.arange(3, 503, 5), store.groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
+    return BatchPlan(np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
 
 
-def assert_same(loader: Loader, order: TrainOrder, options: Options = OPTIONS) -> None:
+def assert_same(loader: Loader, order: TrainOrder, options: LoadingOptions = OPTIONS) -> None:
     """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
-    held, _ = device_cache.hold(loader, options, CPU)
+    held, _ = device_cache.cache_images(loader, options, CPU)
     rows = BATCH // order.world
-    expected = list(stream.batches(loader, order, rows, replace(options, on_ray=False)))
-    assert_equal(list(device_cache.batches(held, loader, order, options)), expected)
-    assert_equal(list(device_cache.streamed(loader, order, rows, replace(options, on_device=True), CPU)), expected)
+    expected = list(stream.stream_batches(loader, order, rows, replace(options, on_ray=False)))
+    assert_equal(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
+    assert_equal(list(device_cache.iterate_streamed_batches(loader, order, rows, replace(options, on_device=True), CPU)), expected)
     assert len(expected) == order.stop - order.start
 
 
@@ -98,53 +99,53 @@ def test_decoded_by_ray_data_they_are_the_same(digits: Store, ray_local: None) -
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of every image that is decoded to be held."""
     seen: list[int] = []
-    real = Decoder.load
+    real = StoredImages.load
 
-    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
+    def load(self: StoredImages, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
         seen.extend(ids.tolist())
         return real(self, ids, passes, encoded)
 
-    monkeypatch.setattr(Decoder, "load", load)
+    monkeypatch.setattr(StoredImages, "load", load)
     return seen
 
 
 def test_images_are_decoded_once(digits: Store, decoded: list[int]) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
-    held, notes = device_cache.hold(loader, OPTIONS, CPU)
+    held, notes = device_cache.cache_images(loader, OPTIONS, CPU)
     assert decoded == HELD.tolist()
     assert notes == ["598 images of 8 x 8 are held decoded (0.1 MB on cpu)"]
-    again, notes = device_cache.hold(replace(loader, seed=9, ops=()), OPTIONS, CPU)
+    again, notes = device_cache.cache_images(replace(loader, seed=9, ops=()), OPTIONS, CPU)
     assert again is held
     assert notes == []
-    device_cache.hold(loader, replace(OPTIONS, resident=HELD[1:]), CPU)
+    device_cache.cache_images(loader, replace(OPTIONS, resident=HELD[1:]), CPU)
     assert decoded == [*HELD.tolist(), *HELD[1:].tolist()]
-    assert len(device_cache._kept) == 1, "what is not used any more is still held"
+    assert len(device_cache._cache) == 1, "what is not used any more is still held"
 
 
 def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
-    held, _ = device_cache.hold(loader, OPTIONS, CPU)
+    held, _ = device_cache.cache_images(loader, OPTIONS, CPU)
     for ids in ([1, 5], [5, 700]):
         with pytest.raises((AssertionError, IndexError)):
-            held.batch(np.array(ids), np.zeros(len(ids), np.int64), loader)
+            held.build_batch(np.array(ids), np.zeros(len(ids), np.int64), loader)
 
 
 def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
     """A hash of all that is held, and how many images this rank has decoded."""
-    device_cache._kept.clear()
+    device_cache._cache.clear()
     loader = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000)
-    before, seen = Decoder.load, []
+    before, seen = StoredImages.load, []
 
-    def load(self: Decoder, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
+    def load(self: StoredImages, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
         seen.append(len(ids))
         return before(self, ids, passes, encoded)
 
-    Decoder.load = load  # type: ignore[method-assign]
+    StoredImages.load = load  # type: ignore[method-assign]
     try:
-        held, _ = device_cache.hold(loader, replace(OPTIONS, resident=HELD[:count]), CPU)
+        held, _ = device_cache.cache_images(loader, replace(OPTIONS, resident=HELD[:count]), CPU)
     finally:
-        Decoder.load = before  # type: ignore[method-assign]
-        device_cache._kept.clear()
+        StoredImages.load = before  # type: ignore[method-assign]
+        device_cache._cache.clear()
     return hashlib.sha256(held.pixels.numpy().tobytes() + held.labels.tobytes()).hexdigest(), sum(seen)
 
 
@@ -175,22 +176,26 @@ def test_what_cannot_be_held_is_streamed_or_told(
     digits: Store, settings: dict[str, Any], images: dict[str, Any], complaint: str
 ) -> None:
     store = replace(digits, images=images)
-    assert not device_cache.possible(Stream(**settings), store, 100)
-    assert not device_cache.possible(Stream(**settings, resident="off"), store, 100)
+    assert not device_cache.should_cache(StreamOptions(**settings), store, 100)
+    assert not device_cache.should_cache(StreamOptions(**settings, resident="off"), store, 100)
     with pytest.raises(UserError, match=f"^stream.resident: 'on' is not possible: {complaint}"):
-        device_cache.possible(Stream(**settings, resident="on"), store, 100)
+        device_cache.should_cache(StreamOptions(**settings, resident="on"), store, 100)
 
 
 def test_auto_says_why_it_streams(digits: Store) -> None:
     store = replace(digits, images=SEVERAL)
     why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
-    assert [device_cache.choice(Stream(resident=mode), store, 100) for mode in ("auto", "on", "off")] == [[why], [], []]  # type: ignore[arg-type]
-    assert device_cache.choice(Stream(), digits, 100) == []
+    assert [device_cache.explain_streaming(StreamOptions(resident=mode), store, 100) for mode in ("auto", "on", "off")] == [
+        [why],
+        [],
+        [],
+    ]  # type: ignore[arg-type]
+    assert device_cache.explain_streaming(StreamOptions(), digits, 100) == []
 
 
 def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
-    assert digits.size == (8, 8)
-    assert [device_cache.possible(Stream(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
+    assert digits.common_size == (8, 8)
+    assert [device_cache.should_cache(StreamOptions(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
         True,
         True,
         False,
@@ -198,12 +203,15 @@ def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
 
 
 def test_images_of_several_sizes_are_not_augmented_on_the_device(digits: Store) -> None:
-    assert [device_cache.on_device(Stream(augment=place), digits) for place in ("cpu", "device")] == [False, True]  # type: ignore[arg-type]
+    assert [device_cache.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")] == [
+        False,
+        True,
+    ]  # type: ignore[arg-type]
     store = replace(digits, images=SEVERAL)
-    assert not device_cache.on_device(Stream(), store)
+    assert not device_cache.should_augment_on_device(StreamOptions(), store)
     told = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
     with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {told}"):
-        device_cache.on_device(Stream(augment="device"), store)
+        device_cache.should_augment_on_device(StreamOptions(augment="device"), store)
 
 
 STREAMED: dict[str, Any] = {"stream__resident": "off"}
@@ -221,7 +229,7 @@ def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: 
             train(folder, digits, 4, **AUGMENTED, **first)
         assert train(folder, digits, **AUGMENTED, **then)[0] == streamed
     told = {
-        name: "are held decoded" in (tmp_path / name / "job" / METRICS).read_text() for name in ("streamed", "held")
+        name: "are held decoded" in (tmp_path / name / "job" / METRICS_FILE).read_text() for name in ("streamed", "held")
     }
     assert told == {"streamed": False, "held": True}
 
@@ -240,11 +248,11 @@ def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(
 ) -> None:
     results = {}
     for mode in ("on", "off"):
-        worker = Worker.start(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
+        worker = StageContext.create(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
         stage: Any = worker.recipe.stages["finetune"]
         for name in ("scratch-lr0.1", "scratch-lr0.3"):
-            task = finetune._build(worker, stage, Instance("finetune", 0, "f", tmp_path), "scratch")
-            job = finetune._job(worker, stage, Instance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
+            task = finetune._build(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
+            job = finetune._job(worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
             fit_module.fit(job, task)
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
     assert sorted(decoded) == worker.splits.train.tolist()

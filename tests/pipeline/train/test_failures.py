@@ -16,10 +16,10 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train import failures, fault
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.tasks.collective import rank
@@ -57,11 +57,11 @@ def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0
     """One attempt of a worker group at a training, as Ray makes it, with a fault; what becomes of it on this rank, and when."""
     regroup(group)
     os.environ["FIRSTLIGHT_FAULT"] = wanted
-    instance = Instance("pretrain", 3, "f", Path(folder) / "job")
+    instance = StageInstance("pretrain", 3, "f", Path(folder) / "job")
     payload = {"recipe": recipe(Path(folder)).dump(), "store": store, "work": "firstlight.pipeline.stages.pretrain"}
     payload["instances"] = [{k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fault.time, "sleep", lambda _: patch.undo() or time.sleep(sleep))
+        patch.setattr(failures.time, "sleep", lambda _: patch.undo() or time.sleep(sleep))
         start = time.monotonic()
         try:
             answer = launch._run(payload, on_ray=False, device=CPU)
@@ -73,7 +73,7 @@ def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0
 
 
 def end_state(folder: Path) -> str:
-    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
+    found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
     assert found is not None
     return fingerprint([found.shared, found.shards])
 
@@ -95,12 +95,12 @@ def test_a_rank_that_is_gone_is_noticed_in_time_and_the_next_attempt_ends_bit_id
     """One that raised, or returned, does not answer any more, as one that hangs: the other fails within its timeout, and not the step before."""
     wanted = f"rank=1,step=4,kind={kind},once={tmp_path / 'once'}"
     other, faulty = own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "one"), wanted, 2.5 * TIMEOUT_S)
-    assert failures.is_echo(other["error"])
+    assert failures.is_secondary(other["error"])
     assert other["notes"] == ["after step 4"]
     assert other["seconds"] < 2 * TIMEOUT_S + 4, "with the steps before it"
     if kind == "raise":
         assert "injected fault" in faulty["error"]
-    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 3
     for answer in own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "two"), wanted):
@@ -116,13 +116,13 @@ def test_the_same_error_twice_at_the_same_step_is_not_tried_a_third_time(
         other, faulty = own.run(
             attempt, str(tmp_path), str(digits.path), str(tmp_path / str(k)), "rank=1,step=2,kind=raise"
         )
-        assert failures.is_echo(other["error"])
+        assert failures.is_secondary(other["error"])
         assert "injected fault" in faulty["error"]
     told = own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "third"), "rank=1,step=2,kind=raise")
     assert {answer["stop"] for answer in told} == {
         "job: rank 1 failed twice after step 2 of RuntimeError: injected fault: rank=1,step=2,kind=raise; it was not tried again"
     }
-    failures.forget(tmp_path / "job")
+    failures.delete_failures(tmp_path / "job")
     for answer in own.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "mended"), ""):
         assert answer["stop"] is None, "a new command tries again"
 
@@ -130,9 +130,9 @@ def test_the_same_error_twice_at_the_same_step_is_not_tried_a_third_time(
 def broken_off(folder: str, store: str, group: str) -> list[Any]:
     """Rank 1 leaves between the losses and the gradients of step 3; whether an update was made by rank 0, and what it was told."""
     regroup(group)
-    worker = Worker.start(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", Path(folder) / "job"))
+    job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
     learner, real = pretrain.build(worker, stage, job), Trainer._stop_unless_finite
 
     def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
@@ -153,8 +153,8 @@ def broken_off(folder: str, store: str, group: str) -> list[Any]:
 def test_gradients_that_do_not_arrive_change_nothing(tmp_path: Path, own: Pool, digits: Store, clean: str) -> None:
     (told, weights), (left, _) = own.run(broken_off, str(tmp_path), str(digits.path), str(tmp_path / "one"))
     assert left == "left"
-    assert failures.is_echo(told)
-    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    assert failures.is_secondary(told)
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 3
     for name, value in weights.items():
@@ -195,14 +195,14 @@ CLOSED = UserExceptionWithTraceback(
 def test_the_cause_is_told_with_its_rank_and_not_what_it_did_to_the_others(
     found: dict[int, BaseException], told: str
 ) -> None:
-    assert failures.cause(found, workers=3, timeout_s=60) == told
+    assert failures.describe_cause(found, workers=3, timeout_s=60) == told
 
 
 @pytest.mark.fault(3, "what counts as the same error")
 def test_what_counts_as_the_same_error(tmp_path: Path) -> None:
     def fail(error: Exception, note: str) -> None:
         error.add_note(note)
-        with pytest.raises(type(error)), failures.remembered(tmp_path):
+        with pytest.raises(type(error)), failures.record_failures(tmp_path):
             raise error
 
     for error, note in (

@@ -20,43 +20,18 @@ from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train import loop as fit_module
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import metrics
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
-from firstlight.pipeline.train.metrics import METRICS, Clock, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, Clock, read_metrics
 from firstlight.tasks.learner import Batch, Learner
 from tests.support import recipes
 from tests.support.gloo import Pool
+from tests.support.local_training import Stopped, train
 
 STEPS = 6  # two epochs of three
-
-
-class Stopped(Exception):
-    pass
-
-
-def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -> tuple[str, dict[str, Tensor]]:
-    """Pretrain the small recipe (again) in `folder`, to the end or to step `stop`; a hash of every bit of the end state, and the weights."""
-
-    def maybe(rank: int, step: int) -> None:
-        if step == stop:
-            raise Stopped
-
-    fit_module.fault.maybe, before = maybe, fit_module.fault.maybe
-    try:
-        worker = Worker.start(recipes.recipe(folder, **changes), store, on_ray=False)
-        stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain.build(worker, stage, job)
-        fit(job, learner)
-    finally:
-        fit_module.fault.maybe = before
-    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
-    assert found is not None
-    return fingerprint([found.shared, found.shards]), learner.state_dict()
 
 
 def test_stopped_at_every_step_it_ends_bit_identical(tmp_path: Path, digits: Store) -> None:
@@ -77,7 +52,7 @@ def test_a_long_gradient_is_scaled_down(tmp_path: Path, digits: Store) -> None:
         for stop in (2, 3):  # a step is saved after it may have been stopped
             with pytest.raises(Stopped):
                 train(tmp_path / name, digits, stop, stages__pretrain__clip_norm=clip, **changes)
-            found, _ = Checkpoints(tmp_path / name / "job" / "checkpoints").newest()
+            found, _ = Checkpoints(tmp_path / name / "job" / "checkpoints").read_newest()
             assert found is not None
             weights = [
                 found.shared["model"][key].flatten()
@@ -125,7 +100,7 @@ def test_every_method_stopped_at_every_step_ends_bit_identical(tmp_path: Path, d
     """Two epochs; for Super-AND a round each, so that the discovery of neighbours lies on both sides of a stop."""
     changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
     clean, _ = train(tmp_path / "clean", digits, **changes)
-    steps = len(read_metrics(tmp_path / "clean" / "job" / METRICS))
+    steps = len(read_metrics(tmp_path / "clean" / "job" / METRICS_FILE))
     assert steps >= STEPS
     for stop in range(1, steps):
         folder = tmp_path / f"stop{stop}"
@@ -159,7 +134,7 @@ def test_checkpoints_far_apart_repeat_steps_bit_identical(tmp_path: Path, digits
     with pytest.raises(Stopped):
         train(tmp_path / "far", digits, 5, stages__pretrain__checkpoint_every=2)
     assert train(tmp_path / "far", digits)[0] == clean
-    rows = read_metrics(tmp_path / "far" / "job" / METRICS)
+    rows = read_metrics(tmp_path / "far" / "job" / METRICS_FILE)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
 
 
@@ -190,7 +165,7 @@ def test_a_sigkill_in_the_middle_of_an_epoch(tmp_path: Path, digits: Store) -> N
         command, env={**os.environ, "FIRSTLIGHT_FAULT": fault, "PYTHONPATH": os.getcwd()}, timeout=120
     )
     assert answer.returncode == -signal.SIGKILL
-    found, _ = Checkpoints(tmp_path / "killed" / "job" / "checkpoints").newest()
+    found, _ = Checkpoints(tmp_path / "killed" / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 4
     assert train(tmp_path / "killed", digits)[0] == clean
@@ -232,7 +207,7 @@ def test_two_workers_equal_one_and_can_be_continued_by_one(pool: Pool, tmp_path:
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[name], weight, rtol=1e-4, atol=1e-5)
     notes = [
-        json.loads(line).get("note", "") for line in (tmp_path / "mixed" / "job" / METRICS).read_text().splitlines()
+        json.loads(line).get("note", "") for line in (tmp_path / "mixed" / "job" / METRICS_FILE).read_text().splitlines()
     ]
     assert any("another number of workers" in note for note in notes)
 
@@ -245,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note(tmp_path: Path, digits:
     newest = max((tmp_path / "hurt" / "job" / "checkpoints").iterdir())
     (newest / "shared.safetensors").write_bytes(b"x")
     assert train(tmp_path / "hurt", digits)[0] == clean
-    assert "damaged" in (tmp_path / "hurt" / "job" / METRICS).read_text()
+    assert "damaged" in (tmp_path / "hurt" / "job" / METRICS_FILE).read_text()
 
 
 @pytest.mark.fault(21, "a checkpoint of other images")
@@ -266,7 +241,7 @@ def test_other_threads_or_another_torch_are_told(tmp_path: Path, digits: Store, 
         json.dumps({**json.loads(manifest.read_text()), other: {"threads": 2, "torch": "2.0.0"}[other]})
     )
     train(tmp_path, digits)
-    text = (tmp_path / "job" / METRICS).read_text()
+    text = (tmp_path / "job" / METRICS_FILE).read_text()
     assert "another number of workers, threads or version of torch" in text
     assert "continued from the checkpoint of step 2" in text
 
@@ -304,16 +279,16 @@ class Explodes(Learner):
 
 @pytest.mark.fault(37, "a loss that is not finite")
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, digits: Store) -> None:
-    worker = Worker.start(recipes.recipe(tmp_path), digits, on_ray=False)
+    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = Explodes()
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
         fit(job, learner)
     told = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
     assert told["step"] == 2
     assert told["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
-    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").newest()
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 2
     assert torch.equal(found.shared["model"]["weight"], learner.weight.detach())
@@ -331,9 +306,9 @@ class ExplodesOnOne(Explodes):
 
 
 def stopped_on_this_rank(folder: str, store: str) -> str:
-    worker = Worker.start(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", Path(folder) / "job"))
+    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
     bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
     try:
         fit(job, ExplodesOnOne(bad))
@@ -351,7 +326,7 @@ def test_all_workers_stop_when_one_loss_is_not_finite(pool: Pool, tmp_path: Path
 
 
 def first_loss(folder: Path) -> float:
-    return float(read_metrics(folder / "job" / METRICS)[0]["loss"])
+    return float(read_metrics(folder / "job" / METRICS_FILE)[0]["loss"])
 
 
 def test_the_memory_layout_changes_no_more_than_rounding(tmp_path: Path, digits: Store) -> None:
@@ -383,7 +358,7 @@ def test_a_batch_embedded_in_parts_trains_as_the_whole(tmp_path: Path, digits: S
         _, weights = train(tmp_path / str(parts), digits, **CONTRAST, stages__pretrain__accumulate=parts)
         for name, weight in whole.items():
             torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
-    ends = {stop: read_metrics(tmp_path / stop / "job" / METRICS)[-1] for stop in ("whole", "8")}
+    ends = {stop: read_metrics(tmp_path / stop / "job" / METRICS_FILE)[-1] for stop in ("whole", "8")}
     assert ends["8"]["loss"] == pytest.approx(ends["whole"]["loss"], rel=1e-5)
 
 
@@ -422,7 +397,7 @@ def test_a_plateau_is_seen_and_survives_a_stop(tmp_path: Path, digits: Store, in
     }
     changes = {"stages__pretrain__schedule": plateau, "stages__pretrain__epochs": 3}
     clean, _ = train(tmp_path / "clean", digits, **changes)
-    rates = [row["lr"] for row in read_metrics(tmp_path / "clean" / "job" / METRICS)]
+    rates = [row["lr"] for row in read_metrics(tmp_path / "clean" / "job" / METRICS_FILE)]
     first = 6 if interval == "epoch" else 2  # nothing falls by ten: the second look is the first without improvement
     assert rates[first - 2] == 0.5
     assert rates[first - 1] == pytest.approx(0.05)
@@ -453,9 +428,9 @@ def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
     tmp_path: Path, digits: Store, labelled: int, per_class: int | None, visible: int
 ) -> None:
     changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
-    worker = Worker.start(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = Looks()
     fit(job, learner)
     few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
@@ -483,7 +458,7 @@ def test_a_training_that_waits_for_images_says_so(
     for step, _ in enumerate(clock.waiting(stream()), 1):
         time.sleep(0.02)
         clock.log(step, {"loss": 1.0})
-    assert ("waited for images" in (tmp_path / METRICS).read_text()) == told
+    assert ("waited for images" in (tmp_path / METRICS_FILE).read_text()) == told
 
 
 def one_of_two_waits(folder: str) -> None:
@@ -503,10 +478,10 @@ def late(batch: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 def test_the_share_of_waiting_is_each_workers(pool: Pool, tmp_path: Path) -> None:
     pool.run(one_of_two_waits, str(tmp_path))
-    last = read_metrics(tmp_path / METRICS)[-1]
+    last = read_metrics(tmp_path / METRICS_FILE)[-1]
     assert last["data_wait_worker1"] > 0.5 > last["data_wait_worker0"]
     assert last["data_wait"] == pytest.approx((last["data_wait_worker0"] + last["data_wait_worker1"]) / 2)
-    assert "worker 1 waited for images" in (tmp_path / METRICS).read_text()
+    assert "worker 1 waited for images" in (tmp_path / METRICS_FILE).read_text()
 
 
 def test_super_and_finds_its_first_neighbours_in_what_the_network_sees(tmp_path: Path, digits: Store) -> None:
@@ -517,10 +492,10 @@ def test_super_and_finds_its_first_neighbours_in_what_the_network_sees(tmp_path:
         "stages__pretrain__epochs": 1,
     }
     train(tmp_path, digits, **changes)
-    rows = read_metrics(tmp_path / "job" / METRICS)
+    rows = read_metrics(tmp_path / "job" / METRICS_FILE)
     assert rows[0]["selected"] == 1.0
     assert rows[0]["consistency"] > 0.3, "ten classes"
-    assert "looked at once" in (tmp_path / "job" / METRICS).read_text()
+    assert "looked at once" in (tmp_path / "job" / METRICS_FILE).read_text()
 
 
 def buffers_on_this_rank(folder: str, store: str, accumulate: int) -> list[Tensor]:

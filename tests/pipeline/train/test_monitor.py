@@ -10,15 +10,15 @@ import torch
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.stage import Instance
-from firstlight.pipeline.train import loop as fit_module
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
-from firstlight.pipeline.train.context import Worker
+from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
-from firstlight.pipeline.train.metrics import METRICS, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from firstlight.pipeline.train.monitor import Watch
 from firstlight.tasks.downstream.knn import weighted_knn
-from firstlight.tasks.feature_metrics import signals
+from firstlight.tasks.feature_metrics import compute_feature_metrics
 from tests.support import recipes
 from tests.support.gloo import Pool
 
@@ -36,29 +36,29 @@ def train(
 ) -> str:
     """Pretrain, watched or not; a hash of every bit of the last checkpoint and of the network that is handed on."""
 
-    def maybe(rank: int, step: int) -> None:
+    def stop_training(rank: int, step: int) -> None:
         if step == stop:
             raise Stopped
 
     changes = {f"stages__pretrain__{key}": value for key, value in {**stage_keys, "watch": watch or {}}.items()}
-    fit_module.fault.maybe, before = maybe, fit_module.fault.maybe
+    failures.fault_hook = stop_training
     try:
-        worker = Worker.start(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
+        worker = StageContext.create(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+        job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
         learner = pretrain.build(worker, stage, job)
         fit(job, learner, Watch(worker, stage, job, learner))
     except Stopped:
         return "stopped"
     finally:
-        fit_module.fault.maybe = before
-    found, _ = Checkpoints(folder / "job" / "checkpoints").newest()
+        failures.fault_hook = None
+    found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
     assert found is not None
     return fingerprint([found.shared, found.shards, learner.state_dict()])
 
 
 def seen(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(folder / "job" / METRICS) if "watch_rankme" in row]
+    return [row for row in read_metrics(folder / "job" / METRICS_FILE) if "watch_rankme" in row]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_on_two_workers(pool: Pool, tmp_path: Path, digits: Store) -> None:
 
 
 def watched(folder: Path, store: Store, **changes: Any) -> tuple[Watch, Any]:
-    worker = Worker.start(recipes.recipe(folder, **changes), store, on_ray=False)
+    worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, Instance("pretrain", 3, "f", folder / "job"))
+    job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     job.folder.mkdir(parents=True)
     method = pretrain.build(worker, stage, job).train()
     return Watch(worker, stage, job, method), method
@@ -119,20 +119,20 @@ def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
 
     @torch.no_grad()
     def looked(ids: np.ndarray) -> torch.Tensor:
-        (batch,) = watch.worker.sweep(ids, 30)
+        (batch,) = watch.worker.iterate_batches(ids, 30)
         maps = method.eval().encoder(batch.views[0])
         return method.head(maps) if features == "head" else maps[-1].mean((2, 3))
 
     held_out, bank = looked(watch.held_out), looked(watch.bank)
     predicted = weighted_knn(held_out, bank, torch.from_numpy(splits.labels[watch.bank]), 5, 0.1).numpy()
     assert found["watch_knn"] == pytest.approx((predicted == splits.labels[watch.held_out]).mean())
-    for name, value in signals(held_out).items():
+    for name, value in compute_feature_metrics(held_out).items():
         assert found[f"watch_{name}"] == pytest.approx(value, rel=1e-4)
     assert 0 < found["watch_alignment"] < 4
 
 
 def notes(folder: Path) -> list[str]:
-    file = folder / "job" / METRICS
+    file = folder / "job" / METRICS_FILE
     return (
         [json.loads(line)["note"] for line in file.read_text().splitlines() if "note" in line] if file.exists() else []
     )

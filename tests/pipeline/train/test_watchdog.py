@@ -14,8 +14,8 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.train import watchdog
-from firstlight.pipeline.train.attempts import FILE
-from firstlight.pipeline.train.metrics import METRICS, read_lines
+from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_lines
 from tests.support import recipes
 from tests.support.paths import ROOT
 
@@ -35,7 +35,7 @@ def ended(folder: Path, body: str) -> tuple[int, float, str]:
     program = f"{HEAD}\nwith watchdog.watched(Path({str(folder)!r}), 1.0):\n    {body}\n"
     start = time.monotonic()
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False)
-    return process.returncode, time.monotonic() - start, (folder / watchdog.HUNG).read_text()
+    return process.returncode, time.monotonic() - start, (folder / watchdog.HANG_FILE).read_text()
 
 
 @pytest.mark.fault(4, "a worker that is alone, in code that waits or computes")
@@ -45,9 +45,9 @@ def test_what_makes_no_step_ends_and_leaves_where_it_was(tmp_path: Path, how: st
     assert code == 1
     assert seconds < 20, "with the start of an interpreter"
     assert f"in {how}" in left
-    assert watchdog.hung(tmp_path)
-    watchdog.forget(tmp_path)
-    assert not watchdog.hung(tmp_path)
+    assert watchdog.has_hung(tmp_path)
+    watchdog.delete_hang_record(tmp_path)
+    assert not watchdog.has_hung(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_makes_no_step_ends_and_leaves_where_it_was(tmp_path: Path, how: st
 def test_what_is_alive_or_has_a_pause_is_left_alone(tmp_path: Path, body: str) -> None:
     code, _, left = ended(tmp_path, body)
     assert (code, left) == (0, "")
-    assert not watchdog.hung(tmp_path)
+    assert not watchdog.has_hung(tmp_path)
 
 
 def attempt(folder: Path, store: Store, **environment: str) -> int:
@@ -74,10 +74,11 @@ def attempt(folder: Path, store: Store, **environment: str) -> int:
     payload: dict[str, Any] = {
         "recipe": recipe.dump(),
         "store": str(store.path),
-        "work": "tests.support.alone",
         "instances": [job],
     }
-    program = "import json, sys; from tests import alone; alone.run(json.loads(sys.argv[1]))"
+    program = (
+        "import json, sys; from tests.support.lone_worker import run_attempt; run_attempt(json.loads(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", program, json.dumps(payload)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, timeout=120, check=False).returncode
 
@@ -86,10 +87,10 @@ def attempt(folder: Path, store: Store, **environment: str) -> int:
 def test_a_lone_worker_that_hangs_is_ended_and_its_next_attempt_says_so(tmp_path: Path, digits: Store) -> None:
     wanted = f"rank=0,step=4,kind=hang,once={tmp_path / 'once'}"
     assert attempt(tmp_path, digits, FIRSTLIGHT_FAULT=wanted) == 1
-    assert "maybe" in (tmp_path / "job" / watchdog.HUNG).read_text(), "the name of the function that slept"
+    assert "maybe" in (tmp_path / "job" / watchdog.HANG_FILE).read_text(), "the name of the function that slept"
     assert launch._hung(tmp_path / "job")
     assert attempt(tmp_path, digits, FIRSTLIGHT_FAULT=wanted) == 0
-    rows = read_lines(tmp_path / "job" / METRICS)
+    rows = read_lines(tmp_path / "job" / METRICS_FILE)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     notes = [row["note"] for row in rows if "note" in row]
     assert any(note.startswith("it hung, and was started anew; where it was: ") for note in notes)
@@ -107,8 +108,8 @@ def test_the_line_at_the_end_names_the_key_and_the_file(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_fails_otherwise_after_a_hang_is_not_told_as_one(tmp_path: Path) -> None:
-    (tmp_path / watchdog.HUNG).write_text("Timeout")
-    append_json_line(tmp_path / FILE, {"began": 1.0, "machine": {}})
+    (tmp_path / watchdog.HANG_FILE).write_text("Timeout")
+    append_json_line(tmp_path / ATTEMPTS_FILE, {"began": 1.0, "machine": {}})
     assert launch._hung(tmp_path)
-    append_json_line(tmp_path / FILE, {"ended": 2.0, "seconds": 1.0})
+    append_json_line(tmp_path / ATTEMPTS_FILE, {"ended": 2.0, "seconds": 1.0})
     assert not launch._hung(tmp_path)

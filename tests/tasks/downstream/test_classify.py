@@ -3,35 +3,30 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.downstream import TASKS
-from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import BatchNorm
+from tests.support.batches import labelled_batch
 
 
-def task(norm: str = "batch", **options: object) -> Classify:
+def task(norm: str = "batch", **options: object) -> Classification:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)
-    return Classify(encoder, 5, **options)  # type: ignore[arg-type]
+    return Classification(encoder, 5, **options)  # type: ignore[arg-type]
 
 
-def batch(n: int = 12) -> Batch:
-    rng = torch.Generator().manual_seed(3)
-    ids, labels = torch.arange(n), torch.randint(5, (n,), generator=rng)
-    return Batch(ids, ids, labels, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros_like(ids))
-
-
-def steps(learner: Classify, count: int = 3) -> None:
+def steps(learner: Classification, count: int = 3) -> None:
     learner.train()
     optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     for _ in range(count):
         optimizer.zero_grad()
-        learner(batch())["loss"].backward()
+        learner(labelled_batch())["loss"].backward()
         optimizer.step()
         learner.train()
 
 
-def changed(learner: Classify) -> tuple[set[str], set[str]]:
+def changed(learner: Classification) -> tuple[set[str], set[str]]:
     """The names of the state that three steps change, and of the state that they leave."""
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     steps(learner)
@@ -73,9 +68,9 @@ def naive_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> flo
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_cross_entropy_and_the_accuracy_the_share_of_hits(smoothing: float) -> None:
-    learner, b = task(norm="group", label_smoothing=smoothing), batch()
+    learner, b = task(norm="group", label_smoothing=smoothing), labelled_batch()
     losses = learner(b)
-    logits = learner.logits(b.views[0]).detach()
+    logits = learner.compute_logits(b.views[0]).detach()
     assert float(losses["loss"].detach()) == pytest.approx(naive_cross_entropy(logits, b.labels, smoothing), rel=1e-5)
     hits = sum(int(row.argmax()) == int(label) for row, label in zip(logits, b.labels, strict=True))
     assert float(losses["accuracy"]) == pytest.approx(hits / 12)
@@ -83,9 +78,9 @@ def test_the_loss_is_cross_entropy_and_the_accuracy_the_share_of_hits(smoothing:
 
 @pytest.mark.parametrize("pool", ["avg", "flatten"])
 def test_logits(pool: str) -> None:
-    learner, b = task(pool=pool).eval(), batch()
-    assert learner.logits(b.views[0]).shape == (12, 5)
-    assert torch.equal(learner.observe(b)[0], learner.logits(b.views[0]).argmax(1))
+    learner, b = task(pool=pool).eval(), labelled_batch()
+    assert learner.compute_logits(b.views[0]).shape == (12, 5)
+    assert torch.equal(learner.observe(b)[0], learner.compute_logits(b.views[0]).argmax(1))
 
 
 def test_the_hidden_layers() -> None:
@@ -107,24 +102,24 @@ def test_the_hidden_layers() -> None:
 
 def test_half_precision_features_give_float_logits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert task(norm="group").logits(batch().views[0]).dtype == torch.float32
+        assert task(norm="group").compute_logits(labelled_batch().views[0]).dtype == torch.float32
 
 
 def test_it_can_be_learnt() -> None:
     learner = task(norm="group")
-    before = float(learner(batch())["loss"].detach())
+    before = float(learner(labelled_batch())["loss"].detach())
     steps(learner, 20)
-    assert float(learner(batch())["loss"].detach()) < before
+    assert float(learner(labelled_batch())["loss"].detach()) < before
 
 
 def test_it_is_registered() -> None:
-    assert TASKS["classify"] is Classify
+    assert TASKS["classify"] is Classification
 
 
 def test_train_all_leaves_frozen_what_the_encoder_has_frozen() -> None:
     """Parts of a library's network that no map depends on: DistributedDataParallel would wait for their gradients."""
     encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2}, 8)
     first = next(encoder.parameters()).requires_grad_(False)
-    learner = Classify(encoder, 5, train="all", norm="group")
+    learner = Classification(encoder, 5, train="all", norm="group")
     assert not first.requires_grad
     assert all(p.requires_grad for p in learner.parameters() if p is not first)

@@ -3,21 +3,18 @@ import pytest
 import torch
 
 from firstlight.tasks.downstream import TASKS
-from firstlight.tasks.downstream.classify_square import ClassifySquare, square_loss
+from firstlight.tasks.downstream.classify_square import SquareLossClassification, label_square_loss
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support.batches import labelled_batch
 from tests.support import references
 
 
-def task(**options: object) -> ClassifySquare:
+def task(**options: object) -> SquareLossClassification:
     torch.manual_seed(0)
-    return ClassifySquare(Encoder({"name": "convnet", "norm": "batch", "width": 4, "depth": 2}, 8), 5, **options)  # type: ignore[arg-type]
-
-
-def batch(n: int = 12) -> Batch:
-    rng = torch.Generator().manual_seed(3)
-    ids, labels = torch.arange(n), torch.randint(5, (n,), generator=rng)
-    return Batch(ids, ids, labels, (torch.rand(n, 3, 8, 8, generator=rng),), torch.zeros_like(ids))
+    return SquareLossClassification(
+        Encoder({"name": "convnet", "norm": "batch", "width": 4, "depth": 2}, 8), 5, **options
+    )  # type: ignore[arg-type]
 
 
 def outputs(n: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,24 +30,24 @@ def test_the_loss_is_equation_2_and_sklearns(smoothing: float) -> None:
 
     x, labels = outputs()
     wanted = (1 - smoothing) * label_binarize(labels.numpy(), classes=range(5)) + smoothing / 5
-    assert float(square_loss(x, labels, smoothing)) == pytest.approx(
+    assert float(label_square_loss(x, labels, smoothing)) == pytest.approx(
         mean_squared_error(wanted, x.numpy()) * 5 / 2, rel=1e-12
     )
-    assert float(square_loss(x, labels, smoothing)) == pytest.approx(
+    assert float(label_square_loss(x, labels, smoothing)) == pytest.approx(
         references.nat_loss(x, torch.from_numpy(np.asarray(wanted))), rel=1e-12
     )
 
 
 def test_on_the_sphere_it_is_one_minus_the_cosine() -> None:
     x, labels = outputs()
-    assert float(square_loss(x, labels)) == pytest.approx(
+    assert float(label_square_loss(x, labels)) == pytest.approx(
         float(np.mean([1 - float(x[i, y]) for i, y in enumerate(labels)])), rel=1e-12
     )
 
 
 def test_outputs_are_on_the_unit_sphere_and_are_learned() -> None:
-    learner, b = task(), batch()
-    assert TASKS["classify_square"] is ClassifySquare
+    learner, b = task(), labelled_batch()
+    assert TASKS["classify_square"] is SquareLossClassification
     optimizer = torch.optim.SGD(learner.parameters(), lr=1.0, momentum=0.9)
     losses = []
     for _ in range(40):
@@ -59,7 +56,7 @@ def test_outputs_are_on_the_unit_sphere_and_are_learned() -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert torch.allclose(learner.logits(b.views[0]).norm(dim=1), torch.ones(12))
+    assert torch.allclose(learner.compute_logits(b.views[0]).norm(dim=1), torch.ones(12))
     assert losses[-1] < 0.5 * losses[0]
     assert min(losses) >= 0
     with torch.no_grad():

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from firstlight.tasks.downstream.detect import Detect, average_precisions, coco
+from firstlight.tasks.downstream.detect import Detection, coco_average_precision, detection_average_precisions
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 
 SIZE = 48
 
 
-def task(**options: object) -> Detect:
+def task(**options: object) -> Detection:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": "group", "width": 8, "depth": 3}, SIZE)
-    return Detect(encoder, 2, **{"anchors": (16, 32), "hidden": 32, **options})  # type: ignore[arg-type]
+    return Detection(encoder, 2, **{"anchors": (16, 32), "hidden": 32, **options})  # type: ignore[arg-type]
 
 
 def squares(n: int = 8, seed: int = 0) -> Batch:
@@ -63,7 +63,7 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others(proposals: str)
     learner, b = task(proposals=proposals).eval(), squares(11)
     with torch.no_grad():
         together = learner.observe(b)[0]
-        alone = torch.cat([learner.observe(b.part(k, k + 1))[0] for k in range(11)])
+        alone = torch.cat([learner.observe(b.select_range(k, k + 1))[0] for k in range(11)])
     assert torch.allclose(together, alone, atol=1e-4)
     assert bool((together[..., 5] >= 0).any(1).all())
 
@@ -104,7 +104,7 @@ def test_it_learns_squares_and_shows_them(proposals: str) -> None:
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
     with torch.no_grad():
         found, truth = learner.eval().observe(b)
-        shown = learner.pictures(b)
+        shown = learner.draw_predictions(b)
     assert found.shape == (8, 100, 6)
     assert truth.shape == (8, 3, 6)
     assert torch.equal(truth[..., 4].long(), b.targets["box_classes"])
@@ -122,20 +122,20 @@ OBJECT = [0.0, 0.0, 10.0, 10.0]
 
 def test_average_precision_by_hand() -> None:
     found, truth = rows([[*OBJECT, 0.9, 0]], [[*OBJECT, 0, 0]])
-    assert average_precisions(found, truth, 0) == (1.0, 1.0)
-    assert all(math.isnan(value) for value in average_precisions(found, truth, 1))
+    assert detection_average_precisions(found, truth, 0) == (1.0, 1.0)
+    assert all(math.isnan(value) for value in detection_average_precisions(found, truth, 1))
     # a second detection of the same object is false, wherever it stands
     found, truth = rows([[*OBJECT, 0.9, 0], [*OBJECT, 0.8, 0]], [[*OBJECT, 0, 0], [20, 20, 30, 30, 0, 0]])
-    assert average_precisions(found, truth, 0) == pytest.approx((0.5, 6 / 11))
+    assert detection_average_precisions(found, truth, 0) == pytest.approx((0.5, 6 / 11))
     # an overlap of half counts, of less does not
     found, truth = rows([[0, 0, 10, 5, 0.9, 0]], [[*OBJECT, 0, 0]])
-    assert average_precisions(found, truth, 0)[0] == 1.0
+    assert detection_average_precisions(found, truth, 0)[0] == 1.0
     found, truth = rows([[0, 0, 10, 4.9, 0.9, 0]], [[*OBJECT, 0, 0]])
-    assert average_precisions(found, truth, 0)[0] == 0.0
+    assert detection_average_precisions(found, truth, 0)[0] == 0.0
     # difficult objects count for nothing, found or not
     found, truth = rows([[*OBJECT, 0.9, 0], [20, 20, 30, 30, 0.8, 0]], [[*OBJECT, 0, 1], [20, 20, 30, 30, 0, 0]])
-    assert average_precisions(found, truth, 0) == (1.0, 1.0)
-    assert average_precisions(*rows([], [[*OBJECT, 0, 0]]), 0) == (0.0, 0.0)
+    assert detection_average_precisions(found, truth, 0) == (1.0, 1.0)
+    assert detection_average_precisions(*rows([], [[*OBJECT, 0, 0]]), 0) == (0.0, 0.0)
 
 
 def devkit(found: Tensor, truth: Tensor, kind: int) -> tuple[float, float]:
@@ -194,7 +194,7 @@ def boxes(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
 def test_average_precision_is_the_development_kits(seed: int) -> None:
     found, truth = random_rows(seed)
     for kind in range(2):
-        assert average_precisions(found, truth, kind) == pytest.approx(devkit(found, truth, kind), abs=1e-9)
+        assert detection_average_precisions(found, truth, kind) == pytest.approx(devkit(found, truth, kind), abs=1e-9)
 
 
 def test_the_area_is_near_torchmetrics_at_one_overlap() -> None:
@@ -210,12 +210,12 @@ def test_the_area_is_near_torchmetrics_at_one_overlap() -> None:
             [{"boxes": seen[:, :4], "scores": seen[:, 4], "labels": seen[:, 5].long()}],
             [{"boxes": real[:, :4], "labels": real[:, 4].long()}],
         )
-    ours = np.mean([average_precisions(found, truth, kind)[0] for kind in range(2)])
+    ours = np.mean([detection_average_precisions(found, truth, kind)[0] for kind in range(2)])
     assert ours == pytest.approx(float(metric.compute()["map"]), abs=0.02)
 
 
 def test_coco_of_perfect_and_of_no_detections() -> None:
     found, truth = rows([[0, 0, 40, 40, 0.9, 0]], [[0, 0, 40, 40, 0, 0]])
-    assert coco(found, truth) == pytest.approx(1.0)
+    assert coco_average_precision(found, truth) == pytest.approx(1.0)
     found, truth = rows([], [[0, 0, 40, 40, 0, 0]])
-    assert coco(found, truth) == 0.0
+    assert coco_average_precision(found, truth) == 0.0

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from firstlight.tasks.downstream import knn
-from firstlight.tasks.downstream.knn import class_scores, hits, neighbours, weighted_knn
+from firstlight.tasks.downstream.knn import class_scores, is_label_in_top, nearest_neighbours, weighted_knn
 from tests.support import references
 
 
@@ -57,11 +57,11 @@ def test_lengths_do_not_matter() -> None:
 
 
 def test_blocks_of_queries_equal_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, bank, labels = random(knn.BLOCK + 37, 40, 5, 4)
+    queries, bank, labels = random(knn.KNN_QUERY_BLOCK + 37, 40, 5, 4)
     whole = weighted_knn(queries, bank, labels, 7, 0.1)
-    assert len(whole) == knn.BLOCK + 37
+    assert len(whole) == knn.KNN_QUERY_BLOCK + 37
     assert len(whole.unique()) > 1
-    monkeypatch.setattr(knn, "BLOCK", 1)
+    monkeypatch.setattr(knn, "KNN_QUERY_BLOCK", 1)
     assert torch.equal(weighted_knn(queries, bank, labels, 7, 0.1), whole)
 
 
@@ -80,8 +80,8 @@ def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(
     rng = torch.Generator().manual_seed(seed)
     bank, queries = (torch.eye(3)[torch.randint(3, (size,), generator=rng)] for size in (n, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "BANK", bank_block)
-        similarity, places = neighbours(queries, bank, k)
+        patch.setattr(knn, "KNN_BANK_BLOCK", bank_block)
+        similarity, places = nearest_neighbours(queries, bank, k)
     whole = queries @ bank.T
     for row, found, told in zip(whole.tolist(), places.tolist(), similarity.tolist(), strict=True):
         expected = sorted(range(n), key=lambda i: (-row[i], i))[:k]
@@ -107,11 +107,11 @@ def test_hits_are_scikit_learns_top_k_accuracy(classes: int, top: int, seed: int
     rng = torch.Generator().manual_seed(seed)
     scores, labels = torch.rand(30, classes, generator=rng), torch.randint(classes, (30,), generator=rng)
     expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=top, labels=range(classes))
-    assert float(hits(scores, labels, top).double().mean()) == pytest.approx(expected)
+    assert float(is_label_in_top(scores, labels, top).double().mean()) == pytest.approx(expected)
 
 
 def test_a_class_that_no_neighbour_is_of_is_no_hit() -> None:
     bank, labels = torch.eye(4), torch.arange(4)
     scores = class_scores(torch.eye(4), bank, labels, k=1, temperature=0.1, classes=6)
-    assert hits(scores, torch.tensor([0, 1, 2, 3]), 5).all()
-    assert not hits(scores, torch.tensor([1, 2, 3, 5]), 5).any()
+    assert is_label_in_top(scores, torch.tensor([0, 1, 2, 3]), 5).all()
+    assert not is_label_in_top(scores, torch.tensor([1, 2, 3, 5]), 5).any()

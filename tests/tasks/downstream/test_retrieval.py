@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from firstlight.tasks.downstream.retrieval import mean_average_precision, precision, without_own
+from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
 
 
 def test_the_query_itself_is_left_out_or_the_last() -> None:
     found = torch.tensor([[7, 3, 9], [1, 2, 3], [4, 5, 8]])
-    assert without_own(found, torch.tensor([3, 0, 8])).tolist() == [[7, 9], [1, 2], [4, 5]]
+    assert remove_query(found, torch.tensor([3, 0, 8])).tolist() == [[7, 9], [1, 2], [4, 5]]
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 1000))
 def test_precision_is_the_share_of_right_ones(queries: int, k: int, seed: int) -> None:
     right = torch.rand(queries, 9, generator=torch.Generator().manual_seed(seed)) < 0.4
     expected = np.mean([sum(row[:k]) / k for row in right.tolist()])
-    assert precision(right, [k])[k] == pytest.approx(expected)
+    assert precision_at(right, [k])[k] == pytest.approx(expected)
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 1000))

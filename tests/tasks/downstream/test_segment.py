@@ -1,15 +1,26 @@
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from firstlight.tasks.downstream.segment import VOID, Mirror, Segment, confusion, overlaid, palette
-from firstlight.tasks.learner import Batch
+from firstlight.tasks.downstream.segment import (
+    VOID_CLASS,
+    MirrorHead,
+    Segmentation,
+    confusion_counts,
+    overlay_classes,
+    voc_palette,
+)
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support.batches import mask_batch, target_batch
 from tests.support.gloo import Pool
+from tests.support.learners import build_task
+from tests.support.two_workers import assert_workers_equal_one
 
 
 def encoder() -> Encoder:
@@ -17,40 +28,26 @@ def encoder() -> Encoder:
     return Encoder({"name": "network1", "norm": "group", "m": [2, 2, 0, 0], "width": 4}, 13)
 
 
-def task(**options: object) -> Segment:
-    return Segment(encoder(), 3, norm="group", **options)  # type: ignore[arg-type]
-
-
-def batch(n: int = 6, size: int = 13) -> Batch:
-    rng = torch.Generator().manual_seed(3)
-    mask = torch.randint(4, (n, size, size), generator=rng, dtype=torch.uint8)
-    mask[mask == 3] = VOID
-    return Batch(
-        torch.arange(n),
-        torch.arange(n),
-        torch.full((n,), -1),
-        (torch.rand(n, 3, size, size, generator=rng),),
-        torch.zeros(n, dtype=torch.int64),
-        {"mask": mask},
-    )
+def task(dtype: torch.dtype = torch.float32, **options: Any) -> Segmentation:
+    return build_task(Segmentation, encoder(), 3, dtype, norm="group", **options)
 
 
 @pytest.mark.parametrize("head", ["mirror", "fcn", "deeplab"])
 def test_every_pixel_gets_a_class(head: str) -> None:
     learner = task(head=head)
-    assert learner.logits(batch().views[0]).shape == (6, 3, 13, 13)
-    learner(batch())["loss"].backward()
+    assert learner.compute_logits(mask_batch().views[0]).shape == (6, 3, 13, 13)
+    learner(mask_batch())["loss"].backward()
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
-    assert set(learner.eval().pictures(batch())) == {"image", "truth", "predicted"}
+    assert set(learner.eval().draw_predictions(mask_batch())) == {"image", "truth", "predicted"}
 
 
 def test_the_loss_is_cross_entropy_over_the_pixels_that_are_not_void() -> None:
-    learner, b = task(), batch()
-    losses, logits = learner(b), learner.logits(b.views[0]).detach().double()
+    learner, b = task(), mask_batch()
+    losses, logits = learner(b), learner.compute_logits(b.views[0]).detach().double()
     total, hits, count = 0.0, 0, 0
     for i, y, x in ((i, y, x) for i in range(6) for y in range(13) for x in range(13)):
         truth = int(b.targets["mask"][i, y, x])
-        if truth != VOID:
+        if truth != VOID_CLASS:
             total -= float(F.log_softmax(logits[i, :, y, x], 0)[truth])
             hits += int(logits[i, :, y, x].argmax()) == truth
             count += 1
@@ -59,55 +56,34 @@ def test_the_loss_is_cross_entropy_over_the_pixels_that_are_not_void() -> None:
 
 
 def test_a_mask_of_void_alone_costs_nothing() -> None:
-    b = batch()
-    b.targets["mask"][:] = VOID
+    b = mask_batch()
+    b.targets["mask"][:] = VOID_CLASS
     losses = task()(b)
     losses["loss"].backward()
     assert float(losses["loss"].detach()) == 0.0
 
 
-def _gradient(rank: int, world: int) -> list[Tensor]:
-    import torch.distributed as dist
-
-    learner, size, b = task().double(), 6 // world, batch()
-    whole = Batch(b.ids, b.rows, b.labels, (b.views[0].double(),), b.passes, b.targets)
-    learner(whole.part(rank * size, (rank + 1) * size))["loss"].backward()
-    grads = [p.grad for p in learner.parameters() if p.grad is not None]
-    for grad in grads:
-        if world > 1:
-            dist.all_reduce(grad)
-            grad /= world
-    return grads
-
-
-def _on_rank() -> list[Tensor]:
-    import torch.distributed as dist
-
-    return _gradient(dist.get_rank(), dist.get_world_size())
-
-
-def test_two_workers_have_the_gradient_of_one(pool: Pool) -> None:
-    alone = _gradient(0, 1)
-    for grads in pool.run(_on_rank):
-        assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in zip(alone, grads, strict=True))
+def test_two_workers_equal_one(pool: Pool) -> None:
+    one = assert_workers_equal_one(pool, partial(task, torch.float64), mask_batch(dtype=torch.float64))
+    assert one.gradients
 
 
 def test_confusion_and_scores_are_those_of_counting() -> None:
-    learner, b = task(), batch()
-    predicted, mask = learner.eval().logits(b.views[0]).argmax(1), b.targets["mask"].long()
-    counts = confusion(predicted, mask, 3)
+    learner, b = task(), mask_batch()
+    predicted, mask = learner.eval().compute_logits(b.views[0]).argmax(1), b.targets["mask"].long()
+    counts = confusion_counts(predicted, mask, 3)
     for i in range(6):
         for truth in range(3):
             for guess in range(3):
                 assert int(counts[i, truth, guess]) == int(((mask[i] == truth) & (predicted[i] == guess)).sum())
     ious = []
     for c in range(3):
-        union = ((mask == c) | (predicted == c)) & (mask != VOID)
+        union = ((mask == c) | (predicted == c)) & (mask != VOID_CLASS)
         ious.append(float(((mask == c) & (predicted == c)).sum() / union.sum()))
     scores = learner.score(learner.observe(b))
     assert scores["iou"] == pytest.approx(ious)
     assert scores["mean_iou"] == pytest.approx(sum(ious) / 3)
-    assert scores["pixel_accuracy"] == pytest.approx(float((predicted == mask).sum() / (mask != VOID).sum()))
+    assert scores["pixel_accuracy"] == pytest.approx(float((predicted == mask).sum() / (mask != VOID_CLASS).sum()))
 
 
 def test_mean_iou_is_that_of_torchmetrics() -> None:
@@ -115,7 +91,7 @@ def test_mean_iou_is_that_of_torchmetrics() -> None:
 
     rng = torch.Generator().manual_seed(1)
     predicted, mask = torch.randint(3, (4, 9, 9), generator=rng), torch.randint(3, (4, 9, 9), generator=rng)
-    scores = task().score((confusion(predicted, mask, 3),))
+    scores = task().score((confusion_counts(predicted, mask, 3),))
     metric = MeanIoU(num_classes=3, input_format="index")
     metric.update(
         predicted.reshape(1, -1, 9), mask.reshape(1, -1, 9)
@@ -124,8 +100,8 @@ def test_mean_iou_is_that_of_torchmetrics() -> None:
 
 
 def test_a_class_that_is_nowhere_does_not_count() -> None:
-    mask = torch.tensor([[[0, 0, 1, VOID]]])
-    scores = task().score((confusion(mask.clamp_max(1), mask, 3),))
+    mask = torch.tensor([[[0, 0, 1, VOID_CLASS]]])
+    scores = task().score((confusion_counts(mask.clamp_max(1), mask, 3),))
     assert scores["mean_iou"] == 1.0
     iou = scores["iou"]
     assert isinstance(iou, list)
@@ -138,7 +114,7 @@ def test_a_pretrained_decoder_is_taken_over_but_for_its_last_layer() -> None:
         nn.init.normal_(p)
     last = {k: v.clone() for k, v in learner.state_dict().items() if ".last." in k}
     learner.start_from({"decoder": pretrained})
-    assert isinstance(learner.head, Mirror)
+    assert isinstance(learner.head, MirrorHead)
     mine = learner.head.decoder.state_dict()
     assert last
     assert all(torch.equal(mine[k], v) for k, v in pretrained.state_dict().items() if not k.startswith("last."))
@@ -160,14 +136,7 @@ def test_it_learns_two_halves() -> None:
     images, mask = torch.rand(8, 3, 13, 13, generator=rng) * 0.3, torch.zeros(8, 13, 13, dtype=torch.uint8)
     images[:, :, :, 7:] += 0.7
     mask[:, :, 7:] = 1
-    b = Batch(
-        torch.arange(8),
-        torch.arange(8),
-        torch.full((8,), -1),
-        (images,),
-        torch.zeros(8, dtype=torch.int64),
-        {"mask": mask},
-    )
+    b = target_batch(images, {"mask": mask})
     learner = task().train()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     for _ in range(40):
@@ -191,8 +160,8 @@ def test_the_palette_is_vocs() -> None:
         (128, 128, 128),
         (64, 0, 0),
     ]
-    assert [tuple(row) for row in (palette(9) * 255).round().int().tolist()] == expected
+    assert [tuple(row) for row in (voc_palette(9) * 255).round().int().tolist()] == expected
     image = torch.rand(1, 3, 1, 2)
-    painted = overlaid(image, torch.tensor([[[1, VOID]]]))
+    painted = overlay_classes(image, torch.tensor([[[1, VOID_CLASS]]]))
     assert torch.equal(painted[..., 1], image[..., 1])
     assert not torch.equal(painted[..., 0], image[..., 0])

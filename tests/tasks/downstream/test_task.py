@@ -6,30 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from firstlight.tasks.downstream.classify import Classify
+from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support.batches import labelled_batch
 
 
-def classify(**options: object) -> Classify:
+def classify(**options: object) -> Classification:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "width": 4, "depth": 3}, 16)
-    return Classify(encoder, 5, **options)  # type: ignore[arg-type]
+    return Classification(encoder, 5, **options)  # type: ignore[arg-type]
 
 
-def batch(n: int = 12, size: int = 16, views: int = 1) -> Batch:
-    rng = torch.Generator().manual_seed(3)
-    labels = torch.randint(5, (n,), generator=rng)
-    return Batch(
-        torch.arange(n),
-        torch.arange(n),
-        labels,
-        tuple(torch.rand(n, 3, size, size, generator=rng) for _ in range(views)),
-        torch.zeros(n, dtype=torch.int64),
-    )
-
-
-def trained_stages(task: Classify) -> set[str]:
+def trained_stages(task: Classification) -> set[str]:
     return {
         name.split(".")[2] for name, p in task.named_parameters() if name.startswith("encoder.") and p.requires_grad
     }
@@ -45,7 +34,7 @@ def test_frozen_layers_keep_their_batch_statistics_and_others_do_not() -> None:
     before = {k: v.clone() for k, v in task.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
     task.train()
-    task(batch())["loss"].backward()
+    task(labelled_batch(size=16))["loss"].backward()
     optimizer.step()
     changed = {
         k.removeprefix("encoder.stages.")[0]
@@ -58,7 +47,7 @@ def test_frozen_layers_keep_their_batch_statistics_and_others_do_not() -> None:
 def test_a_task_on_a_shallower_map_trains_nothing_behind_it() -> None:
     task = classify(layer=1)
     assert trained_stages(task) == {"0", "1"}
-    task(batch())["loss"].backward()
+    task(labelled_batch(size=16))["loss"].backward()
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
     assert task.head[0].in_features == 8
     assert classify(layer=-2).layer == 1
@@ -100,9 +89,9 @@ def test_layer_decay_leaves_out_what_is_frozen() -> None:
 
 
 def test_views_of_an_image_are_averaged_before_they_are_judged() -> None:
-    task, b = classify().eval(), batch(views=3)
+    task, b = classify().eval(), labelled_batch(size=16, views=3)
     predicted, labels, place = task.observe(b)
-    mean = sum(task.logits(view) for view in b.views) / 3
+    mean = sum(task.compute_logits(view) for view in b.views) / 3
     assert torch.equal(predicted, mean.argmax(1))
     for row in range(12):
         assert int(place[row]) == sum(float(x) > float(mean[row, labels[row]]) for x in mean[row])
@@ -121,7 +110,7 @@ def test_a_task_without_a_decoder_takes_none() -> None:
 
 
 def test_mean_known() -> None:
-    from firstlight.tasks.downstream.multilabel import mean_known
+    from firstlight.tasks.downstream.multilabel import mean_without_nan
 
-    assert mean_known([math.nan, 1.0, 0.0]) == 0.5
-    assert mean_known([math.nan]) == 0.0
+    assert mean_without_nan([math.nan, 1.0, 0.0]) == 0.5
+    assert mean_without_nan([math.nan]) == 0.0

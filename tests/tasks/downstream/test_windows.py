@@ -2,13 +2,13 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from firstlight.tasks.downstream.windows import windows
+from firstlight.tasks.downstream.windows import sliding_windows
 
 
 @pytest.mark.parametrize(("size", "sides"), [(224, (32, 64, 128)), (97, (16, 40))])
 def test_every_object_of_the_windows_scales_is_met_by_half(size: int, sides: tuple[int, ...]) -> None:
     """What Fast R-CNN learns from are windows that share at least half with an object."""
-    found = windows(size, sides)
+    found = sliding_windows(size, sides)
     rng = torch.Generator().manual_seed(0)
     for side in sides:
         corner = torch.rand(200, 2, generator=rng) * (size - side)
@@ -17,7 +17,7 @@ def test_every_object_of_the_windows_scales_is_met_by_half(size: int, sides: tup
 
 
 def test_windows_have_the_areas_and_the_shapes_and_stay_in_the_image() -> None:
-    found = windows(64, (16,))
+    found = sliding_windows(64, (16,))
     assert found.shape == (3 * 16 * 16, 4)
     assert float(found.min()) == 0
     assert float(found.max()) == 64
@@ -30,4 +30,4 @@ def test_windows_have_the_areas_and_the_shapes_and_stay_in_the_image() -> None:
 
 
 def test_a_window_larger_than_the_image_is_the_image() -> None:
-    assert torch.equal(windows(10, (40,))[1], torch.tensor([0.0, 0.0, 10.0, 10.0]))
+    assert torch.equal(sliding_windows(10, (40,))[1], torch.tensor([0.0, 0.0, 10.0, 10.0]))

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from firstlight.tasks.nn.backbones import network1, network2, with_norm
+from firstlight.tasks.nn.backbones import network1, network2, replace_batch_norm
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm, SyncBatchNorm
 
@@ -79,21 +79,21 @@ def test_with_norm_keeps_what_was_set() -> None:
     nn.init.constant_(net[1].weight, 0.25)
     nn.init.constant_(net[1].bias, 0.75)
     for norm in ("sync", "group"):
-        found: Any = with_norm(nn.Sequential(*net), norm)  # type: ignore[arg-type]
+        found: Any = replace_batch_norm(nn.Sequential(*net), norm)  # type: ignore[arg-type]
         assert found[1].eps == 0.5
         assert found[1].weight.tolist() == [0.25] * 8
         assert found[1].bias.tolist() == [0.75] * 8
         assert isinstance(found[3], nn.LayerNorm)
         assert [p.requires_grad for p in found[1].parameters()] == [True, True]
     assert [
-        p.requires_grad for p in with_norm(nn.Sequential(nn.BatchNorm2d(8, affine=False)), "sync").parameters()
+        p.requires_grad for p in replace_batch_norm(nn.Sequential(nn.BatchNorm2d(8, affine=False)), "sync").parameters()
     ] == [False, False]
-    assert with_norm(nn.Sequential(nn.BatchNorm2d(8, momentum=0.3)), "sync")[0].momentum == 0.3  # type: ignore[index]
+    assert replace_batch_norm(nn.Sequential(nn.BatchNorm2d(8, momentum=0.3)), "sync")[0].momentum == 0.3  # type: ignore[index]
 
 
 def test_with_norm_replaces_a_layer_used_twice_by_one() -> None:
     shared = nn.BatchNorm2d(4)
-    net: Any = with_norm(nn.Sequential(shared, nn.Sequential(shared)), "group")
+    net: Any = replace_batch_norm(nn.Sequential(shared, nn.Sequential(shared)), "group")
     assert net[0] is net[1][0]
 
 

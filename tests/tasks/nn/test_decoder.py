@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.decoder import Decoder, Shortcuts, geometry
+from firstlight.tasks.nn.decoder import Decoder, Shortcuts, deconvolution_geometry
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import BatchNorm, SyncBatchNorm
 
@@ -40,7 +40,7 @@ def reconstructed(encoder: Encoder, decoder: Decoder, size: int, count: int = 1)
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_any_size_is_reached_exactly_and_no_place_is_left_out(a: int, b: int) -> None:
     small, large = sorted((a, b))
-    kernel, stride, padding, extra = geometry(small, large)
+    kernel, stride, padding, extra = deconvolution_geometry(small, large)
     ones = torch.ones(1, 1, small), torch.ones(1, 1, kernel)
     reached = F.conv_transpose1d(*ones, stride=stride, padding=padding, output_padding=extra)
     assert reached.shape[2] == large
@@ -49,9 +49,9 @@ def test_any_size_is_reached_exactly_and_no_place_is_left_out(a: int, b: int) ->
 
 @pytest.mark.parametrize("size", [*range(2, 40), 45, 57, 89, 113, 225, 224])
 def test_the_mirror_of_a_3x3_convolution_is_3x3(size: int) -> None:
-    assert geometry(size, size) == (3, 1, 1, 0)
+    assert deconvolution_geometry(size, size) == (3, 1, 1, 0)
     halved = (size + 1) // 2
-    assert geometry(halved, size) == (3, 2, 1, 1 - size % 2)
+    assert deconvolution_geometry(halved, size) == (3, 2, 1, 1 - size % 2)
 
 
 SPECS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -139,7 +139,7 @@ def test_the_network_is_that_of_the_paper_layer_by_layer(shortcuts: Shortcuts) -
     x = F.relu(n2(d2(x)))
     assert x.shape == m1.shape
     assert m3.shape == (2, 16, 2, 2)
-    assert torch.equal(decoder.features([m1, m2, m3, m4]), x)
+    assert torch.equal(decoder.compute_features([m1, m2, m3, m4]), x)
     expected = decoder.last(x) + (0 if shortcuts == "none" else encoder.input(images))
     torch.testing.assert_close(decoder([m1, m2, m3, m4], encoder.input(images)), expected)
 

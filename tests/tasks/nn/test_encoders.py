@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.encoders import ENCODERS, Encoder, Input, Shared, pooled, pooled_size
+from firstlight.tasks.nn.encoders import (
+    ENCODERS,
+    Encoder,
+    InputNormalization,
+    SharedEncoderOptions,
+    pool_maps,
+    pooled_size,
+)
 
 
 def dense(side: int, *channels: int) -> list[tuple[int, ...]]:
@@ -86,8 +93,8 @@ def test_shapes_are_the_documented_ones_and_those_of_a_forward_pass(
     assert [tuple(m.shape) for m in maps] == [(2, *shape) for shape in shapes]
     c, h, w = shapes[-1]
     assert (pooled_size(encoder, "avg"), pooled_size(encoder, "flatten")) == (c, c * h * w)
-    assert pooled(maps, "flatten").shape == (2, c * h * w)
-    torch.testing.assert_close(pooled(maps, "avg"), maps[-1].flatten(2).mean(2))
+    assert pool_maps(maps, "flatten").shape == (2, c * h * w)
+    torch.testing.assert_close(pool_maps(maps, "avg"), maps[-1].flatten(2).mean(2))
 
 
 def test_a_new_encoder_is_in_training_mode_and_measuring_it_left_no_trace() -> None:
@@ -136,9 +143,11 @@ def test_the_input_has_nothing_to_learn_and_its_constants_are_no_state(kind: str
 
 
 def test_the_parameters_of_the_input_are_among_the_shared_ones_with_the_same_defaults() -> None:
-    shared = {field.name: field.default for field in fields(Shared)}
+    shared = {field.name: field.default for field in fields(SharedEncoderOptions)}
     own = {
-        name: p.default for name, p in inspect.signature(Input.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY
+        name: p.default
+        for name, p in inspect.signature(InputNormalization.__init__).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
     }
     assert shared == {**own, "init": "default"}
 
@@ -295,12 +304,12 @@ def test_memory_layout_changes_no_map(spec: dict) -> None:
 
 def test_the_first_filters_are_those_of_each_tower_as_they_act_on_the_image() -> None:
     plain = Encoder({"name": "convnet", "width": 4, "depth": 2, "norm": "group"}, 16)
-    (filters,) = plain.first_filters()
+    (filters,) = plain.compose_first_filters()
     first = next(module for module in plain.modules() if isinstance(module, torch.nn.Conv2d))
     assert torch.equal(filters, first.weight)
     assert not filters.requires_grad
     rgb, sobel = Encoder(
         {"name": "convnet", "width": 4, "depth": 2, "norm": "group", "input": "rgb_sobel"}, 16
-    ).first_filters()
+    ).compose_first_filters()
     assert rgb.shape[1] == 3
     assert sobel.shape[1:] == (1, *(side + 2 for side in rgb.shape[2:]))

@@ -9,7 +9,14 @@ import torchvision
 from torch import nn
 
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.nn.export_formats import TOLERANCE, Graph, counterpart, difference, lacks, traced
+from firstlight.tasks.nn.export_formats import (
+    MAP_TOLERANCE,
+    ExportGraph,
+    explain_missing_format,
+    export_program,
+    find_counterpart,
+    measure_difference,
+)
 
 SIZE = 64
 
@@ -42,14 +49,14 @@ def features(encoder: Encoder, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_torchvision_s_own_network_gives_the_same_features(spec: dict[str, Any], head: str) -> None:
     encoder = trained(**spec, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    state = counterpart(encoder, "torchvision").state(encoder)
+    state = find_counterpart(encoder, "torchvision").library_state(encoder)
     net = torchvision.models.get_model(spec["name"], num_classes=7)
     missing, unexpected = net.load_state_dict(state, strict=False)
     assert (sorted(missing), unexpected) == ([f"{head}.bias", f"{head}.weight"], [])
     setattr(net, head, nn.Identity())
     x = images(3)
     normalised = torchvision.transforms.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))(x)
-    assert difference(features(encoder, x), net.eval()(normalised))[1] < TOLERANCE
+    assert measure_difference(features(encoder, x), net.eval()(normalised))[1] < MAP_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -66,34 +73,36 @@ def test_torchvision_s_own_network_gives_the_same_features(spec: dict[str, Any],
 @torch.no_grad()
 def test_timm_s_own_network_gives_the_same_features(spec: dict[str, Any]) -> None:
     encoder = trained(**spec)
-    found = counterpart(encoder, "timm")
+    found = find_counterpart(encoder, "timm")
     net = timm.create_model(found.model, num_classes=0, global_pool="avg")
-    missing, unexpected = net.load_state_dict(found.state(encoder), strict=False)
+    missing, unexpected = net.load_state_dict(found.library_state(encoder), strict=False)
     assert unexpected == []
     x, normalised = images(2), (images(2) - 0.5) / 0.25
     if found.place == "forward_features" and found.model != "convnext_atto":  # this one has a norm behind its pooling
         assert missing == []
-        assert difference(features(encoder, x), net.eval()(normalised))[1] < TOLERANCE
+        assert measure_difference(features(encoder, x), net.eval()(normalised))[1] < MAP_TOLERANCE
     map_ = found.last_map(net.eval())(normalised)
-    assert difference(encoder(x)[-1], map_)[1] < TOLERANCE
+    assert measure_difference(encoder(x)[-1], map_)[1] < MAP_TOLERANCE
 
 
 @torch.no_grad()
 def test_vgg16_is_torchvision_s_with_batch_normalisation() -> None:
     encoder = trained(name="vgg16")
     net = torchvision.models.vgg16_bn()
-    missing, unexpected = net.load_state_dict(counterpart(encoder, "torchvision").state(encoder), strict=False)
+    missing, unexpected = net.load_state_dict(
+        find_counterpart(encoder, "torchvision").library_state(encoder), strict=False
+    )
     assert ({name.split(".")[0] for name in missing}, unexpected) == ({"classifier"}, [])
-    assert difference(encoder(images(2))[-1], net.eval().features((images(2) - 0.5) / 0.25))[1] < TOLERANCE
+    assert measure_difference(encoder(images(2))[-1], net.eval().features((images(2) - 0.5) / 0.25))[1] < MAP_TOLERANCE
 
 
 @torch.no_grad()
 def test_a_network_of_torchvision_with_channels_last() -> None:
     encoder = trained(name="torchvision", model="swin_t")
-    found = counterpart(encoder, "torchvision")
-    net, missing = found.network(found.state(encoder))
+    found = find_counterpart(encoder, "torchvision")
+    net, missing = found.build_network(found.library_state(encoder))
     assert {name.split(".")[0] for name in missing} == {"head"}
-    assert difference(encoder(images(1))[-1], found.last_map(net)((images(1) - 0.5) / 0.25))[1] < TOLERANCE
+    assert measure_difference(encoder(images(1))[-1], found.last_map(net)((images(1) - 0.5) / 0.25))[1] < MAP_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,7 @@ def test_a_network_of_torchvision_with_channels_last() -> None:
     ],
 )
 def test_what_a_library_does_not_have_is_told(spec: dict[str, Any], library: str, reason: str) -> None:
-    told = lacks(Encoder(spec, SIZE), library)
+    told = explain_missing_format(Encoder(spec, SIZE), library)
     assert told is not None
     assert reason in told
 
@@ -120,9 +129,10 @@ def test_every_encoder_is_had_as_a_graph_and_looking_for_a_counterpart_changes_n
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    assert [lacks(encoder, format) for format in ("torchvision", "timm", "safetensors", "onnx", "torch_export")] == [
-        None
-    ] * 5
+    assert [
+        explain_missing_format(encoder, format)
+        for format in ("torchvision", "timm", "safetensors", "onnx", "torch_export")
+    ] == [None] * 5
     assert torch.equal(torch.rand(1), expected), "no random number was drawn"
     assert encoder.training
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
@@ -134,14 +144,14 @@ def test_every_encoder_is_had_as_a_graph_and_looking_for_a_counterpart_changes_n
 @torch.no_grad()
 def test_a_graph_holds_the_input_and_takes_any_number_of_images(spec: dict[str, Any]) -> None:
     encoder = trained(name="convnet", width=4, **spec)
-    program = traced(encoder).module()
+    program = export_program(encoder).module()
     for count in (1, 2, 7):
-        for own, other in zip(Graph(encoder)(images(count)), program(images(count)), strict=True):
-            assert difference(own, other)[1] < TOLERANCE
+        for own, other in zip(ExportGraph(encoder)(images(count)), program(images(count)), strict=True):
+            assert measure_difference(own, other)[1] < MAP_TOLERANCE
 
 
 def test_a_difference_is_never_hidden() -> None:
     own = torch.tensor([1.0, -4.0])
-    assert difference(own, own + torch.tensor([0.0, 1.0])) == (1.0, 0.25)
-    assert difference(own, torch.tensor([1.0, float("nan")]))[1] == float("inf")
-    assert difference(torch.zeros(2), torch.ones(2))[1] > 1e6
+    assert measure_difference(own, own + torch.tensor([0.0, 1.0])) == (1.0, 0.25)
+    assert measure_difference(own, torch.tensor([1.0, float("nan")]))[1] == float("inf")
+    assert measure_difference(torch.zeros(2), torch.ones(2))[1] > 1e6

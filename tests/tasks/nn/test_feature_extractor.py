@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
-from firstlight.tasks.nn.feature_extractor import LARGEST, Features, flat, places
+from firstlight.tasks.nn.feature_extractor import MAX_GRID_FEATURES, FeatureExtractor, flatten_map, grid_side
 from firstlight.tasks.nn.heads import Projection
 
 
@@ -20,34 +20,35 @@ def test_every_layer_by_either_index() -> None:
     network, x = encoder(), images()
     maps = network(x)
     for layer in range(-3, 3):
-        (found,) = Features(network, None, (layer,), "avg")(x)
+        (found,) = FeatureExtractor(network, None, (layer,), "avg")(x)
         torch.testing.assert_close(found, maps[layer].mean((2, 3)))
-    several = Features(network, None, (2, 0, -2), "avg")(x)
+    several = FeatureExtractor(network, None, (2, 0, -2), "avg")(x)
     assert [f.shape[1] for f in several] == [16, 4, 8]
 
 
 def test_only_the_layers_that_are_asked_for_are_computed() -> None:
     network = encoder()
     network.stages[1].register_forward_hook(lambda *_: pytest.fail("the second stage was run"))
-    Features(network, None, (0,), "avg")(images())
+    assert len(FeatureExtractor(network, None, (0,), "avg")(images())) == 1
 
 
 def test_the_grid_is_the_finest_of_at_most_ten_thousand_features() -> None:
-    assert places(96, 55, "grid") == 10
-    assert places(256, 27, "grid") == 6
-    assert places(384, 13, "grid") == 5
-    assert places(16, 4, "grid") == 4, "the map as it is"
-    assert places(20_000, 4, "grid") == 1
-    assert places(16, 4, "avg") == 1
+    assert grid_side(96, 55, "grid") == 10
+    assert grid_side(256, 27, "grid") == 6
+    assert grid_side(384, 13, "grid") == 5
+    assert grid_side(16, 4, "grid") == 4, "the map as it is"
+    assert grid_side(20_000, 4, "grid") == 1
+    assert grid_side(16, 4, "avg") == 1
     assert all(
-        c * places(c, 60, "grid") ** 2 <= LARGEST < c * (places(c, 60, "grid") + 1) ** 2 for c in (5, 64, 192, 2048)
+        c * grid_side(c, 60, "grid") ** 2 <= MAX_GRID_FEATURES < c * (grid_side(c, 60, "grid") + 1) ** 2
+        for c in (5, 64, 192, 2048)
     )
 
 
 def test_a_map_as_fine_as_the_grid_is_flattened() -> None:
     map_ = torch.rand(3, 16, 4, 4)
-    assert torch.equal(flat(map_, "grid"), map_.flatten(1))
-    coarse = flat(torch.arange(32.0).reshape(1, 2, 4, 4).repeat(1, 1250, 1, 1), "grid")
+    assert torch.equal(flatten_map(map_, "grid"), map_.flatten(1))
+    coarse = flatten_map(torch.arange(32.0).reshape(1, 2, 4, 4).repeat(1, 1250, 1, 1), "grid")
     assert coarse.shape == (1, 2500 * 4)
     assert coarse[0, :4].tolist() == [2.5, 4.5, 10.5, 12.5]
 
@@ -55,7 +56,7 @@ def test_a_map_as_fine_as_the_grid_is_flattened() -> None:
 def test_the_head_is_on_the_deepest_map_and_gives_unit_vectors() -> None:
     network = encoder()
     head = Projection(pooled_size(network, "flatten"), (6,), 7, dropout=0.5, norm="batch", pool="flatten").eval()
-    (found,) = Features(network, head, (-1,), "avg")(images())
+    (found,) = FeatureExtractor(network, head, (-1,), "avg")(images())
     assert found.shape == (5, 7)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
     direct = torch.nn.functional.normalize(head.layers(network(images())[-1].flatten(1)), dim=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstlight.tasks.nn.input_normalization import GRAY, Input, Shared
+from firstlight.tasks.nn.input_normalization import GRAY_WEIGHTS, InputNormalization, SharedEncoderOptions
 
 
 def ramp(slope_x: float, slope_y: float, size: int = 6) -> Tensor:
@@ -33,9 +33,9 @@ def naive_sobel(gray: list[list[float]], padding: str = "replicate") -> np.ndarr
     return out
 
 
-def plain(kind: str, **options: Any) -> Input:
+def plain(kind: str, **options: Any) -> InputNormalization:
     """The filter without normalisation, in float64."""
-    return Input(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **options).double()  # type: ignore[arg-type]
+    return InputNormalization(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **options).double()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("slope_x", "slope_y"), [(0.1, 0.0), (0.0, 0.1), (0.03, -0.07)])
@@ -43,7 +43,7 @@ def test_sobel_of_a_ramp_is_constant_inside(slope_x: float, slope_y: float) -> N
     image = ramp(slope_x, slope_y).double()
     found = plain("sobel")(image)[0]
     inside = found[:, 1:-1, 1:-1]
-    scale = sum(GRAY["luma"])
+    scale = sum(GRAY_WEIGHTS["luma"])
     torch.testing.assert_close(inside[0], torch.full_like(inside[0], 8 * slope_x * scale), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(inside[1], torch.full_like(inside[1], 8 * slope_y * scale), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.numpy(), naive_sobel((image[0, 0] * scale).tolist()), rtol=1e-6, atol=1e-7)
@@ -72,9 +72,9 @@ def test_mean_and_zeros_are_the_filters_of_the_authors_code() -> None:
 
 def test_zeros_are_those_of_the_normalised_image() -> None:
     constant = torch.full((1, 3, 6, 6), 0.7)
-    black = Input(input="sobel", mean=(0.7, 0.7, 0.7), padding="zeros")(constant)
+    black = InputNormalization(input="sobel", mean=(0.7, 0.7, 0.7), padding="zeros")(constant)
     assert black.abs().max() < 1e-5
-    assert Input(input="sobel", mean=(0.2, 0.2, 0.2), padding="zeros")(constant)[:, :, 0].abs().max() > 1
+    assert InputNormalization(input="sobel", mean=(0.2, 0.2, 0.2), padding="zeros")(constant)[:, :, 0].abs().max() > 1
 
 
 def test_high_pass_sees_the_padding_too() -> None:
@@ -105,14 +105,14 @@ def test_high_pass_is_the_image_minus_its_blur() -> None:
 def test_normalize_dataset() -> None:
     x = torch.rand(4, 3, 5, 5)
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
-    found = Input(mean=mean, std=std)(x).numpy()
+    found = InputNormalization(mean=mean, std=std)(x).numpy()
     for c in range(3):
         np.testing.assert_allclose(found[:, c], (x.numpy()[:, c] - mean[c]) / std[c], rtol=1e-5, atol=1e-6)
 
 
 def test_normalize_image_uses_the_statistics_of_each_image_over_its_channels() -> None:
     x = torch.rand(4, 3, 5, 5)
-    found = Input(normalize="image", mean=(9.0, 9.0, 9.0))(x).numpy()
+    found = InputNormalization(normalize="image", mean=(9.0, 9.0, 9.0))(x).numpy()
     for image, result in zip(x.numpy(), found, strict=True):
         np.testing.assert_allclose(result, (image - image.mean()) / image.std(ddof=1), rtol=1e-4, atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_normalize_image_uses_the_statistics_of_each_image_over_its_channels() -
 @pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
 def test_constant_images_normalised_one_by_one_are_finite_and_small(kind: str) -> None:
     for value in (0.0, 0.3, 1.0):
-        out = Input(input=kind, normalize="image")(torch.full((2, 3, 8, 8), value))  # type: ignore[arg-type]
+        out = InputNormalization(input=kind, normalize="image")(torch.full((2, 3, 8, 8), value))  # type: ignore[arg-type]
         assert out.abs().max() < 1.0
 
 
@@ -133,22 +133,22 @@ def test_shared_makes_one_input_per_network_each_with_all_options() -> None:
         "padding": "zeros",
     }
     for kind in ("rgb", "gray", "sobel", "high_pass"):
-        (one,) = Shared(input=kind, **options).inputs()  # type: ignore[arg-type]
+        (one,) = SharedEncoderOptions(input=kind, **options).build_inputs()  # type: ignore[arg-type]
         assert one.input == kind
-    towers = Shared(input="rgb_sobel", **options).inputs()
+    towers = SharedEncoderOptions(input="rgb_sobel", **options).build_inputs()
     assert [(tower.input, tower.channels) for tower in towers] == [("rgb", 3), ("sobel", 2)]
     x = torch.rand(2, 3, 5, 5)
     for tower in towers:
-        assert torch.equal(tower(x), Input(input=tower.input, **options)(x))  # type: ignore[arg-type]
+        assert torch.equal(tower(x), InputNormalization(input=tower.input, **options)(x))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
 def test_composed_filters_act_on_the_image_as_filter_and_input_do(kind: Any) -> None:
     """Away from the border, where the two pad otherwise."""
-    made = Input(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    made = InputNormalization(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     filters = torch.randn(4, made.channels, 3, 3, dtype=torch.float64)
-    whole = made.composed(filters)
+    whole = made.compose_filters(filters)
     seen = images if whole.shape[1] == 3 else (images * made.weights).sum(1, keepdim=True)
     wanted = F.conv2d(made(images), filters, padding=1)
     found = F.conv2d(seen, whole, padding=whole.shape[-1] // 2)

@@ -144,9 +144,12 @@ def test_no_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
-    Encoder({"name": "torchvision", "model": "mobilenet_v3_small"}, 64)
-    Encoder({"name": "timm", "model": "mobilenetv3_small_050"}, 64)
-    Encoder({"name": "densenet121"}, 64)
+    for spec in (
+        {"name": "torchvision", "model": "mobilenet_v3_small"},
+        {"name": "timm", "model": "mobilenetv3_small_050"},
+        {"name": "densenet121"},
+    ):
+        assert Encoder(spec, 64).shapes
 
 
 def test_parts_that_no_deepest_map_needs_are_frozen() -> None:

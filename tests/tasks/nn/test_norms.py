@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from firstlight.tasks.collective import mine
+from firstlight.tasks.collective import select_own_rows
 from firstlight.tasks.nn.norms import BatchNorm, SyncBatchNorm, norm_layer
 from tests.support.gloo import Pool
 
@@ -38,8 +38,8 @@ def sync_on_this_rank(shape: tuple[int, ...], steps: int, training: bool) -> dic
     layer = prepared(SyncBatchNorm, shape[1]).train(training)
     x, weights = joined(shape)
     for _ in range(steps - 1):
-        layer(mine(x))
-    return results(layer, mine(x), mine(weights))
+        layer(select_own_rows(x))
+    return results(layer, select_own_rows(x), select_own_rows(weights))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -71,7 +71,7 @@ def test_the_joined_statistics_are_not_those_of_a_part() -> None:
 def precision_on_this_rank() -> tuple[torch.dtype, float]:
     x = (1000 + torch.randn(64, 3, generator=torch.Generator().manual_seed(0))).to(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        out = SyncBatchNorm(3)(mine(x))
+        out = SyncBatchNorm(3)(select_own_rows(x))
     return out.dtype, float(out.double().std())
 
 

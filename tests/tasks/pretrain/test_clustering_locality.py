@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,14 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.tasks.collective import rank, world
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality, batch_entropy, locality, mean_entropy
-from firstlight.tasks.pretrain.method import Setting
+from firstlight.tasks.pretrain import batch_requirements
+from firstlight.tasks.pretrain.clustering_locality import (
+    ClusteringLocality,
+    batch_entropy,
+    locality_penalty,
+    mean_entropy,
+)
+from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import gradient_cache, references
+from tests.support.batches import image_batch, unevenly_labelled
+from tests.support.gloo import Pool
+from tests.support.learners import build_method
+from tests.support.two_workers import assert_workers_equal_one, split_batch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all terms": {"beta": 0.7, "gamma": 0.3},
@@ -30,23 +38,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def method(
     norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, **options: Any
 ) -> ClusteringLocality:
-    torch.manual_seed(0)
-    encoder = Encoder(
-        {"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 16
-    )  # last map: 8 channels, 4 x 4 places
-    return ClusteringLocality(encoder, Setting(size=96, epochs=3, seed=7, classes=classes), **options).to(dtype)
+    """The method on an encoder whose last map has 8 channels and 4 x 4 positions."""
+    info = TrainingInfo(size=96, epochs=3, seed=7, classes=classes)
+    return build_method(ClusteringLocality, info, {"norm": norm}, 16, dtype=dtype, **options)
 
 
 def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
-    """Labelled are every third of 0..15 and 32..43: two workers of 32 hold 6 and 4 of them, three of 16 hold 6, 0 and 4."""
-    pixels = torch.stack([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(
-        ids,
-        ids,
-        torch.where((ids % 3 == 0) & (ids % 32 < 16) & (ids < 44), ids % 5, -1),
-        (pixels.to(dtype),),
-        torch.zeros_like(ids),
-    )
+    return image_batch(ids, size=16, dtype=dtype, labels=unevenly_labelled(ids))
 
 
 def test_the_entropies_are_equations_1_and_2() -> None:
@@ -79,7 +77,7 @@ def test_entropies_are_finite_where_a_class_has_probability_0(dtype: torch.dtype
 @pytest.mark.parametrize(("h", "w"), [(4, 4), (3, 5), (1, 6), (1, 1)])
 def test_the_locality_is_equation_7_for_maps_that_are_not_symmetric(h: int, w: int) -> None:
     maps = normal(3, h, w)
-    for found, activation in zip(locality(maps), maps, strict=True):
+    for found, activation in zip(locality_penalty(maps), maps, strict=True):
         assert float(found) == pytest.approx(sum(references.locality_families(activation)), rel=1e-10)
 
 
@@ -93,36 +91,38 @@ def test_every_family_counts() -> None:
     assert references.locality_families(activation[0]) == pytest.approx(
         [left_right, right_left, top_bottom, bottom_top], rel=1e-12
     )
-    assert float(locality(activation)[0]) == pytest.approx(left_right + right_left + top_bottom + bottom_top, rel=1e-12)
+    assert float(locality_penalty(activation)[0]) == pytest.approx(
+        left_right + right_left + top_bottom + bottom_top, rel=1e-12
+    )
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_of_equal_norm_a_single_place_has_the_least_penalty(h: int, w: int, seed: int) -> None:
     maps = normal(1, h, w, seed=seed)
     least = (w + 1 + h + 1) * float(maps.norm())
-    assert float(locality(maps)[0]) >= least * (1 - 1e-12)
+    assert float(locality_penalty(maps)[0]) >= least * (1 - 1e-12)
     single = torch.zeros_like(maps)
     single.view(-1)[seed % (h * w)] = maps.norm()
-    assert float(locality(single)[0]) == pytest.approx(least, rel=1e-12)
+    assert float(locality_penalty(single)[0]) == pytest.approx(least, rel=1e-12)
 
 
 @given(st.integers(0, 1000))
 def test_the_locality_does_not_know_left_from_right_nor_rows_from_columns(seed: int) -> None:
     maps = normal(2, 3, 5, seed=seed)
     for turned in (maps.flip(1), maps.flip(2), maps.mT, -maps):
-        torch.testing.assert_close(locality(turned), locality(maps), rtol=1e-12, atol=0)
+        torch.testing.assert_close(locality_penalty(turned), locality_penalty(maps), rtol=1e-12, atol=0)
 
 
 def test_gradcheck() -> None:
     logits, maps = normal(4, 3).requires_grad_(), normal(2, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(mean_entropy, (logits,))
     assert torch.autograd.gradcheck(batch_entropy, (logits,))
-    assert torch.autograd.gradcheck(locality, (maps,))
+    assert torch.autograd.gradcheck(locality_penalty, (maps,))
 
 
 def test_empty_maps_have_penalty_and_gradient_0() -> None:
     maps = torch.zeros(2, 3, 4, requires_grad=True)
-    penalty = locality(maps)
+    penalty = locality_penalty(maps)
     penalty.sum().backward()
     assert torch.equal(penalty.detach(), torch.zeros(2))
     assert torch.equal(maps.grad, torch.zeros_like(maps))  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_empty_half_spaces_leave_the_gradient_of_the_others() -> None:
     maps = torch.zeros(1, 4, 4, dtype=torch.float64)
     maps[0, 1, 2] = -3.0  # in 2 of the half-spaces from the left, 3 from the right, 3 from the top, 2 from the bottom
     maps.requires_grad_()
-    locality(maps).sum().backward()
+    locality_penalty(maps).sum().backward()
     expected = torch.zeros_like(maps)
     expected[0, 1, 2] = -10.0
     torch.testing.assert_close(maps.grad, expected)
@@ -181,7 +181,7 @@ def test_the_map_is_the_class_activation_map_of_the_most_probable_class(cam: str
 def test_the_locality_reaches_the_weights_and_the_features() -> None:
     learner = method()
     _, maps = learner.embed(batch(torch.arange(6)))
-    locality(maps).mean().backward()
+    locality_penalty(maps).mean().backward()
     assert learner.classifier.weight.grad is not None
     assert learner.classifier.weight.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.encoder.parameters())
@@ -189,7 +189,7 @@ def test_the_locality_reaches_the_weights_and_the_features() -> None:
 
 def test_pictures_are_the_maps_of_the_most_probable_class_and_wanted_of_the_untrained_network_too() -> None:
     learner, seen = method().eval(), batch(torch.arange(4))
-    (picture,) = learner.pictures(seen)
+    (picture,) = learner.image_grids(seen)
     image, evidence = picture.rows
     assert torch.equal(image.images, seen.views[0])
     assert image.maps is None
@@ -207,16 +207,16 @@ def test_without_supervision_labels_do_not_matter() -> None:
     assert torch.equal(losses["loss"], learner(second)["loss"])
     assert losses.keys() == {"loss", "mean_entropy", "batch_entropy", "locality"}
     assert learner.classifier.out_features == 9
-    assert not ClusteringLocality.needs(**VARIANTS["unsupervised"]).labels
-    assert ClusteringLocality.needs().labels
+    assert not batch_requirements("clustering_locality", VARIANTS["unsupervised"]).labels
+    assert batch_requirements("clustering_locality", {}).labels
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": 0, "supervised": False}, "^clusters: must be given"),
-        ({"classes": 0, "clusters": 4}, "^supervised: needs labels"),
-        ({"classes": 5, "clusters": 4}, "^clusters: 4 are fewer than the 5 classes"),
+        ({"classes": 0, "supervised": False}, "^clusters: null is not valid, .* no classes"),
+        ({"classes": 0, "clusters": 4}, "^supervised: true needs labels"),
+        ({"classes": 5, "clusters": 4}, "^clusters: 4 is less than the 5 classes"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
@@ -262,29 +262,16 @@ def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -
     gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
 
 
-def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], list[Tensor], int]:
-    """One step on this worker's part of a batch: its losses, the gradients of all workers, how many labelled images it has."""
-    learner = method(norm=norm, **VARIANTS[variant]).train()
-    model = DistributedDataParallel(learner) if world() > 1 else learner
-    part = batch(torch.arange(size).view(world(), -1)[rank()])
-    losses = model(part)
-    losses["loss"].backward()
-    gradients = [p.grad for p in learner.parameters()]
-    return {name: float(value.detach()) for name, value in losses.items()}, gradients, int((part.labels >= 0).sum())  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("workers", "size", "labelled"), [("pool", 64, [6, 4]), ("pool3", 48, [6, 0, 4])])
-def test_many_workers_equal_one(
+def test_workers_with_unequal_numbers_of_labels_equal_one(
     request: pytest.FixtureRequest, workers: str, size: int, labelled: list[int], variant: str, norm: str
 ) -> None:
-    losses, gradients, _ = step_of_one_worker(size, variant, norm)
-    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
-    assert [count for _, _, count in answers] == labelled
-    assert all(g.abs().sum() > 0 for g in gradients)
-    for name, value in losses.items():
-        assert sum(theirs[name] for theirs, _, _ in answers) / len(answers) == pytest.approx(value, rel=1e-8)
-    for _, theirs, _ in answers:
-        for mine, other in zip(gradients, theirs, strict=True):
-            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-12)
+    pool: Pool = request.getfixturevalue(workers)
+    whole = batch(torch.arange(size))
+    assert [int((part.labels >= 0).sum()) for part in split_batch(whole, len(labelled))] == labelled
+    info, options = TrainingInfo(size=96, epochs=3, seed=7, classes=5), VARIANTS[variant]
+    build = partial(build_method, ClusteringLocality, info, {"norm": norm}, 16, dtype=torch.float64, **options)
+    one = assert_workers_equal_one(pool, build, whole, loss_rtol=1e-8, atol=1e-12)
+    assert all(gradient.abs().sum() > 0 for gradient in one.gradients.values())

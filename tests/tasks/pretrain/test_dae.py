@@ -1,5 +1,5 @@
-import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,46 +8,47 @@ import torch.nn.functional as F
 import torchmetrics
 from scipy import stats
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.tasks.collective import rank, world
-from firstlight.tasks.corruption import random_squares
-from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.corruption import draw_squares
+from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.dae import (
-    LEVELS,
-    PLACES,
+    LEVEL_STREAM,
+    NOISE_STREAM,
     DenoisingAutoEncoder,
     euclidean_loss,
-    most_varied,
-    pixels,
+    most_varied_channels,
     psnr,
+    undo_normalisation,
 )
-from firstlight.tasks.pretrain.method import Setting
+from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import references
+from tests.support.batches import image_batch
 from tests.support.gloo import Pool
+from tests.support.learners import build_encoder, build_method
+from tests.support.two_workers import assert_workers_equal_one
 
 CORRUPTIONS = ["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 SIZE = 8
+SPEC: dict[str, Any] = {"depth": 3, "mean": MEAN, "std": STD}
 
 
 def encoder(size: int = SIZE, norm: str = "group", **spec: Any) -> Encoder:
-    torch.manual_seed(0)
-    return Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 3, "mean": MEAN, "std": STD, **spec}, size)
+    return build_encoder({"norm": norm, **SPEC, **spec}, size)
 
 
 def method(
     dtype: torch.dtype = torch.float32, norm: str = "group", images: int = 96, size: int = SIZE, **options: Any
 ) -> DenoisingAutoEncoder:
-    setting = Setting(size=images, epochs=5, seed=7)
-    return DenoisingAutoEncoder(encoder(size, norm), setting, **{"norm": norm, "init": "default", **options}).to(dtype)
+    info, spec = TrainingInfo(size=images, epochs=5, seed=7), {"norm": norm, **SPEC}
+    settings = {"norm": norm, "init": "default", **options}
+    return build_method(DenoisingAutoEncoder, info, spec, size, dtype, **settings)
 
 
 def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE, turn: int = 0) -> Batch:
-    views = torch.stack([torch.rand(3, size, size, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    return Batch(ids, torch.arange(len(ids)), torch.full_like(ids, -1), (views.to(dtype),), torch.full_like(ids, turn))
+    return image_batch(ids, size=size, dtype=dtype, turn=turn)
 
 
 def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ def test_a_step_is_the_papers_formula(corruption: str) -> None:
     """The target is the clean image, the network's input the corrupted one, both 0-centred and normalised; PSNR is in pixels of 0..1."""
     learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), torch.float64)
     mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (MEAN, STD))
-    (clean,), corrupted = images.views, learner.corrupted(images)
+    (clean,), corrupted = images.views, learner.corrupt_images(images)
     output = learner.decoder(learner.encoder(corrupted), (corrupted - mean) / std).detach()
     losses = {name: value.detach() for name, value in learner(images).items()}
     tolerance = 1e-6  # mean and std are kept in float32
@@ -95,15 +96,15 @@ def test_a_step_is_the_papers_formula(corruption: str) -> None:
 
 def test_noise_is_in_units_of_255_and_its_level_is_drawn_per_image() -> None:
     learner, images = method(size=16, images=400), batch(torch.arange(400), size=16)
-    noise = learner.corrupted(images) - images.views[0]
+    noise = learner.corrupt_images(images) - images.views[0]
     levels = 255 * noise.flatten(1).square().mean(1).sqrt()
     assert stats.kstest(levels.numpy(), stats.uniform(10, 40).cdf).pvalue > 1e-3
-    fixed = method(size=16, sigma=(25.0, 25.0)).corrupted(images) - images.views[0]
+    fixed = method(size=16, sigma=(25.0, 25.0)).corrupt_images(images) - images.views[0]
     assert float(255 * fixed.std()) == pytest.approx(25, rel=0.002)
 
 
 def test_level_and_noise_have_streams_of_their_own() -> None:
-    assert LEVELS != PLACES
+    assert LEVEL_STREAM != NOISE_STREAM
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
         method(size=29, images=images, corruption=corruption, blocks=blocks),
         batch(torch.arange(6), size=29, turn=2),
     )
-    squares = random_squares(keys(7, seen.passes, seen.ids, PLACES), count, sides, 29)
-    corrupted = learner.corrupted(seen)
+    squares = draw_squares(derive_keys(7, seen.passes, seen.ids, NOISE_STREAM), count, sides, 29)
+    corrupted = learner.corrupt_images(seen)
     for k in range(6):
         own = list(zip(*(part[k].tolist() for part in squares), strict=True))
         assert torch.equal(corrupted[k], references.dae_blocked(seen.views[0][k], own, list(MEAN)))
@@ -134,11 +135,11 @@ def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_an_image_is_corrupted_in_the_same_way_in_every_batch(corruption: str) -> None:
     learner = method(corruption=corruption)
-    together = learner.corrupted(batch(torch.tensor([3, 9, 40, 11]), turn=1))
-    alone = learner.corrupted(batch(torch.tensor([40]), turn=1))
+    together = learner.corrupt_images(batch(torch.tensor([3, 9, 40, 11]), turn=1))
+    alone = learner.corrupt_images(batch(torch.tensor([40]), turn=1))
     assert torch.equal(together[2], alone[0])
     again = method(corruption=corruption)
-    assert torch.equal(again.corrupted(batch(torch.tensor([11, 40]), turn=1))[1], alone[0])
+    assert torch.equal(again.corrupt_images(batch(torch.tensor([11, 40]), turn=1))[1], alone[0])
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -146,19 +147,19 @@ def test_passes_images_and_seeds_differ(corruption: str) -> None:
     ids = torch.arange(32)
     same = Batch(ids, ids, ids, (torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1),), torch.zeros_like(ids))
     learner = method(size=29, corruption=corruption)
-    first = learner.corrupted(same)
+    first = learner.corrupt_images(same)
     assert len({tuple(image.flatten().tolist()) for image in first}) > 28, "images"
-    assert (first != learner.corrupted(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, (
+    assert (first != learner.corrupt_images(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, (
         "passes"
     )
-    other = DenoisingAutoEncoder(encoder(29), Setting(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
-    assert (first != other.corrupted(same)).flatten(1).any(1).sum() > 28, "seeds"
+    other = DenoisingAutoEncoder(encoder(29), TrainingInfo(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
+    assert (first != other.corrupt_images(same)).flatten(1).any(1).sum() > 28, "seeds"
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_embedding_in_parts_is_embedding_the_whole(corruption: str) -> None:
     learner, whole = method(torch.float64, corruption=corruption), batch(torch.arange(12), torch.float64)
-    parts = [learner.embed(whole.part(start, start + 4))[0] for start in (0, 4, 8)]
+    parts = [learner.embed(whole.select_range(start, start + 4))[0] for start in (0, 4, 8)]
     together = learner.loss((torch.cat(parts),), whole)
     expected = learner(whole)
     for name, value in expected.items():
@@ -204,7 +205,7 @@ def test_every_parameter_gets_a_gradient(shortcuts: str) -> None:
 )
 def test_encoders_that_cannot_be_inverted_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^{message}"):
-        DenoisingAutoEncoder(encoder(**spec), Setting(size=10, epochs=1, seed=0))
+        DenoisingAutoEncoder(encoder(**spec), TrainingInfo(size=10, epochs=1, seed=0))
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:
@@ -215,16 +216,18 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
 def test_pixels_undo_the_normalisation() -> None:
     images = torch.rand(2, 3, SIZE, SIZE)
     rgb = encoder().input
-    torch.testing.assert_close(pixels(rgb, rgb(images)), images)
+    torch.testing.assert_close(undo_normalisation(rgb, rgb(images)), images)
     gray = encoder(input="gray").input
     levels = images[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(pixels(gray, gray(levels)), levels[:, :1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(undo_normalisation(gray, gray(levels)), levels[:, :1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("input", ["rgb", "gray"])
 def test_pictures(input: str) -> None:
-    learner = DenoisingAutoEncoder(encoder(input=input), Setting(size=10, epochs=1, seed=0), corruption="big_block")
-    pictures = {picture.name: picture for picture in learner.eval().pictures(batch(torch.arange(4)))}
+    learner = DenoisingAutoEncoder(
+        encoder(input=input), TrainingInfo(size=10, epochs=1, seed=0), corruption="big_block"
+    )
+    pictures = {picture.name: picture for picture in learner.eval().image_grids(batch(torch.arange(4)))}
     assert set(pictures) == {"reconstructions", "feature_maps"}
     assert [row.caption for row in pictures["reconstructions"].rows] == ["clean", "corrupted", "reconstruction"]
     shown = {row.caption: row.images for row in pictures["reconstructions"].rows}
@@ -255,18 +258,18 @@ def test_pictures(input: str) -> None:
 def test_the_features_that_vary_most_are_shown_of_the_deepest_map_that_has_places_enough() -> None:
     deep, small = torch.zeros(2, 5, 8, 8), torch.rand(2, 5, 4, 4)
     deep[:, 3, 0, 0], deep[0, 1, 0, 0] = 6.0, 2.0
-    found = most_varied([torch.rand(2, 5, 16, 16), deep, small], [torch.rand(2, 5, 16, 16), 2 * deep, small])
+    found = most_varied_channels([torch.rand(2, 5, 16, 16), deep, small], [torch.rand(2, 5, 16, 16), 2 * deep, small])
     assert list(found)[:2] == [3, 1]
     clean, corrupted = found[3]
     assert clean.shape == (2, 8, 8)
     assert (float(clean[0, 0, 0]), float(corrupted[0, 0, 0])) == (0.5, 1.0)
     assert float(found[list(found)[2]][0].max()) == 0.0, "a feature that is nowhere active is no division by zero"
-    assert next(iter(most_varied([small], [small]).values()))[0].shape == (2, 4, 4)
+    assert next(iter(most_varied_channels([small], [small]).values()))[0].shape == (2, 4, 4)
 
 
 def test_the_map_that_is_asked_for_is_shown() -> None:
     learner, images = method(shown_map=2, corruption="big_block").eval(), batch(torch.arange(3))
-    rows = next(picture for picture in learner.pictures(images) if picture.name == "feature_maps").rows
+    rows = next(picture for picture in learner.image_grids(images) if picture.name == "feature_maps").rows
     with torch.no_grad():
         clean = learner.encoder(images.views[0])[1]
     assert {row.maps.shape[1:] for row in rows if row.maps is not None} == {clean.shape[2:]}
@@ -276,7 +279,7 @@ def test_the_map_that_is_asked_for_is_shown() -> None:
 
 def test_the_decoder_is_handed_on() -> None:
     learner = method()
-    assert learner.handed_on() == {"decoder": learner.decoder}
+    assert learner.exported_networks() == {"decoder": learner.decoder}
 
 
 def smooth_images(count: int, size: int) -> Tensor:
@@ -293,7 +296,7 @@ def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
     torch.manual_seed(0)
     network = Encoder({"name": "network1", "m": (1, 2, 0, 0), "width": 8}, 15)
     options: dict[str, Any] = {"corruption": corruption, "sigma": (50.0, 50.0), "shortcuts": shortcuts}
-    learner = DenoisingAutoEncoder(network, Setting(size=512, epochs=8, seed=0), **options)
+    learner = DenoisingAutoEncoder(network, TrainingInfo(size=512, epochs=8, seed=0), **options)
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     images, ids = smooth_images(640, 15), torch.arange(640)
     for epoch in range(8):
@@ -303,37 +306,24 @@ def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
             optimizer.step()
     held_out = Batch(ids[512:], ids[512:], ids[512:], (images[512:],), torch.zeros_like(ids[512:]))
     with torch.no_grad():
-        clean, corrupted = (learner.encoder.input(x) for x in (held_out.views[0], learner.corrupted(held_out)))
+        clean, corrupted = (learner.encoder.input(x) for x in (held_out.views[0], learner.corrupt_images(held_out)))
         error = learner.eval()(held_out)["loss"]
     assert error < 0.6 * euclidean_loss(corrupted, clean)
 
 
-def step_of_one_worker(count: int, corruption: str, norm: str) -> tuple[dict[str, float], list[Tensor]]:
-    """One step on this worker's part of a batch of `count`: what is logged, and the gradients."""
-    learner = method(torch.float64, corruption=corruption, norm=norm)
-    model = DistributedDataParallel(learner) if world() > 1 else learner
-    part = torch.arange(count).view(world(), -1)[rank()]
-    losses = model(batch(part, torch.float64, turn=3))
-    losses["loss"].backward()
-    return {name: float(value.detach()) for name, value in losses.items()}, [p.grad for p in learner.parameters()]  # type: ignore[misc]
-
-
-def check_workers(pool: Pool, count: int, corruption: str, norm: str) -> None:
-    losses, gradients = step_of_one_worker(count, corruption, norm)
-    answers = pool.run(step_of_one_worker, count, corruption, norm)
-    for name, value in losses.items():
-        assert math.fsum(a[0][name] for a in answers) / len(answers) == pytest.approx(value, rel=1e-10)
-    for _, theirs in answers:
-        for mine, other in zip(gradients, theirs, strict=True):
-            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-10)
+def assert_denoising_workers_equal_one(pool: Pool, count: int, corruption: str, norm: str) -> None:
+    info, spec = TrainingInfo(size=96, epochs=5, seed=7), {"norm": norm, **SPEC}
+    settings = {"corruption": corruption, "norm": norm, "init": "default"}
+    build = partial(build_method, DenoisingAutoEncoder, info, spec, SIZE, torch.float64, **settings)
+    assert_workers_equal_one(pool, build, batch(torch.arange(count), torch.float64, turn=3), atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("corruption", ["pixel_gaussian", "small_blocks"])
 def test_two_workers_equal_one(pool: Pool, corruption: str, norm: str) -> None:
-    check_workers(pool, 64, corruption, norm)
+    assert_denoising_workers_equal_one(pool, 64, corruption, norm)
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])
 def test_three_workers_equal_one(pool3: Pool, norm: str) -> None:
-    check_workers(pool3, 48, "pixel_gaussian", norm)
+    assert_denoising_workers_equal_one(pool3, 48, "pixel_gaussian", norm)

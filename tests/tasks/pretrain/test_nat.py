@@ -1,50 +1,56 @@
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.tasks.collective import rank, world
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain.method import Setting
-from firstlight.tasks.pretrain.nat import CHUNK, NoiseAsTargets, best_assignment, sphere_targets, square_loss
+from firstlight.tasks.pretrain import metric_plots
+from firstlight.tasks.pretrain.method import TrainingInfo
+from firstlight.tasks.pretrain.nat import (
+    TARGET_CHUNK,
+    NoiseAsTargets,
+    best_assignment,
+    sphere_targets,
+    target_square_loss,
+)
 from tests.support import references
+from tests.support.batches import image_batch
 from tests.support.gloo import Pool
+from tests.support.learners import build_method
+from tests.support.two_workers import assert_workers_equal_one, take_steps
+
+SMALL_HEAD: dict[str, Any] = {"dim": 6, "hidden": (), "pool": "avg"}
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
-def method(
-    size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: object
-) -> NoiseAsTargets:
-    torch.manual_seed(0)
-    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8).to(dtype)
-    setting = Setting(size=size, epochs=3, seed=7)
-    return NoiseAsTargets(encoder, setting, **{"dim": 6, "hidden": (), "pool": "avg", "norm": norm, **options}).to(
-        dtype
-    )  # type: ignore[arg-type]
+def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: Any) -> NoiseAsTargets:
+    info = TrainingInfo(size=size, epochs=3, seed=7)
+    settings = {**SMALL_HEAD, "norm": norm, **options}
+    return build_method(NoiseAsTargets, info, {"norm": norm}, dtype=dtype, **settings)
 
 
 def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-    """The ids are other numbers than the rows: tables must be asked for rows."""
-    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in rows])
-    return Batch(1000 - rows, rows, torch.full_like(rows, -1), (pixels.to(dtype),), torch.zeros_like(rows))
+    """A batch whose ids differ from its rows: tables must be asked for rows."""
+    return image_batch(rows, ids=1000 - rows, dtype=dtype)
 
 
 def test_the_paper_loss_is_equation_2() -> None:
     features, targets = unit(17, 5, 0), unit(17, 5, 1)
-    assert float(square_loss(features, targets, "paper")) == pytest.approx(
+    assert float(target_square_loss(features, targets, "paper")) == pytest.approx(
         references.nat_loss(features, targets), rel=1e-12
     )
 
 
 def test_the_reference_loss_is_2n_times_larger() -> None:
     features, targets = unit(17, 5, 0), unit(17, 5, 1)
-    assert float(square_loss(features, targets, "reference")) == pytest.approx(
+    assert float(target_square_loss(features, targets, "reference")) == pytest.approx(
         2 * 17 * references.nat_loss(features, targets), rel=1e-12
     )
 
@@ -52,7 +58,7 @@ def test_the_reference_loss_is_2n_times_larger() -> None:
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
 def test_gradcheck(reduction: str) -> None:
     raw, targets = unit(4, 3, 0).requires_grad_(), unit(4, 3, 1)
-    assert torch.autograd.gradcheck(lambda x: square_loss(F.normalize(x, dim=1), targets, reduction), (raw,))  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(lambda x: target_square_loss(F.normalize(x, dim=1), targets, reduction), (raw,))  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 7), st.integers(2, 5), st.integers(0, 10_000))
@@ -70,7 +76,7 @@ def test_the_assignment_of_collapsed_features_is_a_permutation() -> None:
 
 
 def test_targets_are_unit_vectors_and_independent_of_what_is_asked_together() -> None:
-    indices = torch.tensor([0, 5, CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+    indices = torch.tensor([0, 5, TARGET_CHUNK - 1, TARGET_CHUNK, 2 * TARGET_CHUNK + 3])
     together = sphere_targets(indices, 16, 3)
     assert torch.allclose(together.norm(dim=1), torch.ones(5), atol=1e-6)
     for row, index in zip(together, indices, strict=True):
@@ -86,7 +92,7 @@ def test_targets_are_uniform_on_the_sphere() -> None:
 
 def test_one_hot_targets_are_balanced_basis_vectors() -> None:
     learner = method(size=12, targets="one_hot")
-    rows = learner._vectors(torch.arange(12))
+    rows = learner._read_targets(torch.arange(12))
     assert torch.equal(rows.sum(0), torch.full((6,), 2.0))
     assert torch.equal(rows.sum(1), torch.ones(12))
 
@@ -98,13 +104,13 @@ def test_the_table_is_a_permutation_at_all_times(period: int, seed: int) -> None
     for epoch in range(3):
         learner.begin_epoch(epoch)
         for ids in torch.randperm(40, generator=rng)[:36].split(12):
-            before = learner.tables["assignment"].rows.clone()
+            before = learner.tables["assignment"].values.clone()
             learner(batch(ids))
-            assert torch.equal(learner.tables["assignment"].rows, before), (
+            assert torch.equal(learner.tables["assignment"].values, before), (
                 "a step reads the table as it was before the step"
             )
             learner.end_step()
-            after = learner.tables["assignment"].rows
+            after = learner.tables["assignment"].values
             assert sorted(after.tolist()) == list(range(40))
             assert set(after[ids].tolist()) == set(before[ids].tolist())
             if epoch % period:
@@ -125,21 +131,21 @@ def test_the_exchange_lowers_the_loss() -> None:
 def test_the_share_that_changed_is_of_all_images_of_the_last_epoch_that_exchanges(period: int) -> None:
     learner, shares = method(size=40, permutation_period=period), []
     for epoch in range(4):
-        before = learner.tables["assignment"].rows.clone()
+        before = learner.tables["assignment"].values.clone()
         for k, ids in enumerate(torch.randperm(40, generator=torch.Generator().manual_seed(epoch)).split(10)):
             if k in (0, 2):  # an epoch that is resumed begins twice
                 learner.begin_epoch(epoch)
             told = float(learner(batch(ids))["changed"])
             learner.end_step()
-        wanted = float((learner.tables["assignment"].rows != before).float().mean())
+        wanted = float((learner.tables["assignment"].values != before).float().mean())
         shares.append((told, wanted))
         if epoch % period == 0:
             assert told == pytest.approx(wanted)
             assert wanted > 0
         else:
             assert (wanted, told) == (0.0, pytest.approx(shares[epoch - 1][0])), "as the period began"
-    (curve,) = NoiseAsTargets.curves(4, permutation_period=period)
-    assert (curve.numbers, curve.every) == (("changed",), period)
+    (plot,) = metric_plots("nat", 4, {"permutation_period": period})
+    assert (plot.numbers, plot.every) == (("changed",), period)
 
 
 def changed_on_this_rank(assign: str) -> float:
@@ -190,48 +196,46 @@ def test_hard_inputs_are_finite(images: str) -> None:
 def test_a_batch_embedded_in_parts_has_the_loss_and_the_table_of_the_whole() -> None:
     whole, parted, b = method(dtype=torch.float64), method(dtype=torch.float64), batch(torch.arange(48), torch.float64)
     whole(b)["loss"].backward()
-    parts = [parted.embed(b.part(start, start + 16)) for start in range(0, 48, 16)]
+    parts = [parted.embed(b.select_range(start, start + 16)) for start in range(0, 48, 16)]
     parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"].backward()
     for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
         torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
     whole.end_step()
     parted.end_step()
-    assert torch.equal(whole.tables["assignment"].rows, parted.tables["assignment"].rows)
-
-
-def step_of_one_worker(
-    size: int, reduction: str, assign: str, norm: str
-) -> tuple[float, list[torch.Tensor], torch.Tensor]:
-    """One step on this worker's part of a batch of `size`: the global loss, the gradients, the whole table after it."""
-    learner = method(dtype=torch.float64, reduction=reduction, assign=assign, norm=norm)
-    learner.train()
-    model = DistributedDataParallel(learner) if world() > 1 else learner
-    part = torch.arange(size).view(world(), -1)[rank()]
-    losses = model(batch(part, torch.float64))
-    losses["loss"].backward()
-    learner.end_step()
-    table = learner.tables["assignment"].read(torch.arange(96))
-    return float(losses["loss"].detach()), [p.grad for p in learner.parameters()], table  # type: ignore[misc]
+    assert torch.equal(whole.tables["assignment"].values, parted.tables["assignment"].values)
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
 @pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
-def test_many_workers_equal_one(
-    request: pytest.FixtureRequest, workers: str, size: int, reduction: str, norm: str
-) -> None:
-    loss, gradients, table = step_of_one_worker(size, reduction, "global", norm)
-    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, reduction, "global", norm)
-    assert sum(a[0] for a in answers) / len(answers) == pytest.approx(loss, rel=1e-10)
-    for _, theirs, their_table in answers:
-        assert torch.equal(their_table, table)
-        for mine, other in zip(gradients, theirs, strict=True):
-            torch.testing.assert_close(other, mine, rtol=1e-8, atol=1e-12)
+def test_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, reduction: str, norm: str) -> None:
+    pool: Pool = request.getfixturevalue(workers)
+    build = partial(
+        build_method,
+        NoiseAsTargets,
+        TrainingInfo(size=96, epochs=3, seed=7),
+        {"norm": norm},
+        dtype=torch.float64,
+        **SMALL_HEAD,
+        norm=norm,
+        reduction=reduction,
+    )
+    assert_workers_equal_one(pool, build, batch(torch.arange(size), torch.float64))
 
 
 def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> None:
-    for _, _, table in pool.run(step_of_one_worker, 64, "paper", "local", "group"):
-        assert sorted(table.tolist()) == list(range(96))
+    build = partial(
+        build_method,
+        NoiseAsTargets,
+        TrainingInfo(size=96, epochs=3, seed=7),
+        {"norm": "group"},
+        dtype=torch.float64,
+        **SMALL_HEAD,
+        norm="group",
+        assign="local",
+    )
+    for result in pool.run(take_steps, build, [batch(torch.arange(64), torch.float64)]):
+        assert sorted(result.tables["assignment"].tolist()) == list(range(96))
 
 
 @pytest.mark.fault(39, "an assignment of NaN")

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,15 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.tasks.collective import rank, world
-from firstlight.tasks.counter_rng import keys
+from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain.method import Setting
-from firstlight.tasks.pretrain.spatial_contrasting import SpatialContrasting, contrast_loss, corners, cut, distances
+from firstlight.tasks.pretrain import batch_requirements
+from firstlight.tasks.pretrain.method import TrainingInfo
+from firstlight.tasks.pretrain.spatial_contrasting import (
+    SpatialContrasting,
+    contrast_loss,
+    cut_patches,
+    draw_corners,
+    patch_distances,
+)
 from tests.support import gradient_cache, references
+from tests.support.batches import image_batch, unevenly_labelled
+from tests.support.gloo import Pool
+from tests.support.learners import build_method
+from tests.support.two_workers import assert_workers_equal_one
 
 SMALL: dict[str, Any] = {"patch_size": 2, "layers": (0,)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -35,15 +44,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def method(
     norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, seed: int = 7, **options: Any
 ) -> SpatialContrasting:
-    torch.manual_seed(0)
-    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)  # maps of 4 x 4 and 2 x 2 places
-    return SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=seed, classes=classes), **options).to(dtype)
+    """The method on an encoder with maps of 4 x 4 and 2 x 2 positions."""
+    info = TrainingInfo(size=96, epochs=3, seed=seed, classes=classes)
+    return build_method(SpatialContrasting, info, {"norm": norm}, dtype=dtype, **options)
 
 
 def batch(ids: Tensor, dtype: torch.dtype = torch.float64, turn: int = 0) -> Batch:
-    pixels = torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids])
-    labels = torch.where(ids % 3 == 0, ids % 5, -1)
-    return Batch(ids, ids, torch.where(ids < 24, labels, -1), (pixels.to(dtype),), torch.full_like(ids, turn))
+    return image_batch(ids, dtype=dtype, labels=unevenly_labelled(ids), turn=turn)
 
 
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
@@ -58,7 +65,7 @@ def test_a_pair_of_images_is_equation_1() -> None:
     f, g = normal(2, 4), normal(2, 4, seed=1)  # patches 1 and 2
     near, far = (f[0] - g[0]).norm(), (f[0] - f[1]).norm()
     expected = -torch.log(torch.exp(-near) / (torch.exp(-near) + torch.exp(-far)))
-    term = torch.nn.functional.cross_entropy(-distances(f, g, f)[:1], torch.tensor([0]))
+    term = torch.nn.functional.cross_entropy(-patch_distances(f, g, f)[:1], torch.tensor([0]))
     assert float(term) == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -115,7 +122,7 @@ def test_the_contrasting_patches_are_learned_too(contrast: str) -> None:
 
 def test_distances_have_no_epsilon_and_gradient_0_at_0() -> None:
     a = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
-    apart = distances(a, a, a)
+    apart = patch_distances(a, a, a)
     assert torch.equal(apart, torch.zeros(3, 3, dtype=torch.float64))
     apart.sum().backward()
     assert torch.equal(a.grad, torch.zeros_like(a))  # type: ignore[arg-type]
@@ -127,7 +134,7 @@ def test_near_positives_are_exact_in_single_precision_also_under_autocast() -> N
     b = a + 1e-3 * normal(16, 32, seed=1).float()
     exact = (a.double() - b.double()).norm(dim=1)
     with torch.autocast("cpu", torch.bfloat16):
-        found = distances(a, b, b)
+        found = patch_distances(a, b, b)
     torch.testing.assert_close(found.diagonal().double(), exact, rtol=1e-6, atol=0)
     off = ~torch.eye(16, dtype=torch.bool)
     torch.testing.assert_close(found[off].double(), torch.cdist(a.double(), b.double())[off], rtol=1e-4, atol=0)
@@ -140,7 +147,7 @@ def test_the_largest_uniform_number_is_a_place(places: int) -> None:
 
 
 def test_places_are_uniform_over_all_valid_ones() -> None:
-    places = corners(keys(0, torch.zeros(24_000).long(), torch.arange(24_000), 1), 2, 3, 4)
+    places = draw_corners(derive_keys(0, torch.zeros(24_000).long(), torch.arange(24_000), 1), 2, 3, 4)
     for patch in range(2):
         counts = torch.bincount(places[:, patch, 0] * 4 + places[:, patch, 1], minlength=12)
         assert len(counts) == 12
@@ -152,7 +159,7 @@ def test_places_are_uniform_over_all_valid_ones() -> None:
 def test_every_place_where_a_patch_fits_is_drawn() -> None:
     learner = method(**SMALL)
     places = torch.arange(20.0).view(1, 1, 4, 5).expand(600, -1, -1, -1)
-    patches = learner._cut(places, batch(torch.arange(600)), 3)
+    patches = learner._cut_patches(places, batch(torch.arange(600)), 3)
     assert set(patches[:, :, 0, 0, 0].flatten().tolist()) == {5.0 * y + x for y in range(3) for x in range(4)}
 
 
@@ -160,9 +167,9 @@ def test_every_place_where_a_patch_fits_is_drawn() -> None:
 def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
     maps, places = (
         normal(3, 2, 4, 6, seed=seed),
-        corners(keys(seed, torch.zeros(3).long(), torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1),
+        draw_corners(derive_keys(seed, torch.zeros(3).long(), torch.arange(3), 0), 2, 4 - side + 1, 6 - side + 1),
     )
-    patches = cut(maps, places, side)
+    patches = cut_patches(maps, places, side)
     assert patches.shape == (3, 2, 2, side, side)
     for i, p in itertools.product(range(3), range(2)):
         y, x = places[i, p].tolist()
@@ -237,7 +244,7 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
 def test_what_no_layer_depends_on_is_frozen_and_not_computed(input: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2, "input": input}, 8)
-    learner = SpatialContrasting(encoder, Setting(size=96, epochs=3, seed=7), **options)
+    learner = SpatialContrasting(encoder, TrainingInfo(size=96, epochs=3, seed=7), **options)
     assert encoder.training
     for name, module in encoder.named_modules():
         if name.endswith("stages.1"):
@@ -267,9 +274,9 @@ def test_the_supervised_loss_is_added() -> None:
 
 def test_labels_are_needed_only_where_they_are_learned_from() -> None:
     assert not hasattr(method(**SMALL, classes=0), "classifier")
-    assert not SpatialContrasting.needs(**SMALL).labels
-    assert not SpatialContrasting.needs(**SMALL, supervised_weight=0.0).labels
-    assert SpatialContrasting.needs(**VARIANTS["supervised"]).labels
+    assert not batch_requirements("spatial_contrasting", SMALL).labels
+    assert not batch_requirements("spatial_contrasting", {**SMALL, "supervised_weight": 0.0}).labels
+    assert batch_requirements("spatial_contrasting", VARIANTS["supervised"]).labels
     first, second = batch(torch.arange(12)), batch(torch.arange(12))
     second.labels.zero_()
     assert torch.equal(method(**SMALL)(first)["loss"], method(**SMALL)(second)["loss"])
@@ -298,30 +305,12 @@ def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -
     gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
 
 
-def step_of_one_worker(size: int, variant: str, norm: str) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """One step on this worker's part of a batch: its losses, the gradients of all workers."""
-    learner = method(norm=norm, **VARIANTS[variant]).train()
-    model = DistributedDataParallel(learner) if world() > 1 else learner
-    losses = model(batch(torch.arange(size).view(world(), -1)[rank()], turn=2))
-    losses["loss"].backward()
-    gradients = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
-    return {name: float(value.detach()) for name, value in losses.items()}, gradients
-
-
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
-def test_many_workers_equal_one(
-    request: pytest.FixtureRequest, workers: str, size: int, variant: str, norm: str
-) -> None:
-    losses, gradients = step_of_one_worker(size, variant, norm)
-    answers = request.getfixturevalue(workers).run(step_of_one_worker, size, variant, norm)
-    assert all(g.abs().sum() > 0 for g in gradients.values())
-    for name, value in losses.items():
-        assert sum(theirs[name] for theirs, _ in answers) / len(answers) == pytest.approx(
-            value, rel=1e-6 if "accuracy" in name else 1e-8
-        )
-    for _, theirs in answers:
-        assert theirs.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(theirs[name], gradient, rtol=1e-8, atol=1e-12)
+def test_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: int, variant: str, norm: str) -> None:
+    pool: Pool = request.getfixturevalue(workers)
+    info, options = TrainingInfo(size=96, epochs=3, seed=7, classes=5), VARIANTS[variant]
+    build = partial(build_method, SpatialContrasting, info, {"norm": norm}, dtype=torch.float64, **options)
+    one = assert_workers_equal_one(pool, build, batch(torch.arange(size), turn=2), loss_rtol=1e-8, atol=1e-12)
+    assert all(gradient.abs().sum() > 0 for gradient in one.gradients.values())

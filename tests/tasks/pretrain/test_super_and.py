@@ -1,19 +1,21 @@
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from firstlight.tasks.collective import gather, rank, world
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain.method import Needs, Setting
+from firstlight.tasks.pretrain import batch_requirements, metric_plots
+from firstlight.tasks.pretrain.method import BatchRequirements, TrainingInfo
 from firstlight.tasks.pretrain.super_and import SuperAnd, paper_augmentation_loss, reference_augmentation_loss
 from tests.support import references
+from tests.support.batches import image_batch
 from tests.support.gloo import Pool
+from tests.support.learners import build_method
+from tests.support.two_workers import assert_workers_equal_one
 
 SIZE = 96
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "reference"])
@@ -28,25 +30,16 @@ def unit(n: int, d: int, seed: int) -> Tensor:
 def method(
     size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "group", epochs: int = 10, **options: Any
 ) -> SuperAnd:
-    """The bank has unit rows, the same ones on any number of workers."""
-    torch.manual_seed(0)
-    encoder = Encoder({"name": "convnet", "norm": norm, "width": 4, "depth": 2}, 8)
-    labels = torch.arange(size) % 4 - 1
-    learner = SuperAnd(
-        encoder, Setting(size, epochs, seed=7, classes=3, labels=labels), **{"dim": 6, "chunk": 10, **options}
-    )
-    learner.bank.rows = unit(size, 6, 1)[learner.bank.ids].to(dtype)
-    return learner.to(dtype) if dtype == torch.float64 else learner
+    """The method with a bank of unit rows, the same on any number of workers."""
+    info = TrainingInfo(size, epochs, seed=7, classes=3, labels=torch.arange(size) % 4 - 1)
+    learner = build_method(SuperAnd, info, {"norm": norm}, dtype=dtype, **{"dim": 6, "chunk": 10, **options})
+    learner.bank.values = unit(size, 6, 1)[learner.bank.own_rows].to(dtype)
+    return learner
 
 
 def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> Batch:
-    pixels = [
-        torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2 * int(i) + v)) for i in rows])
-        for v in range(views)
-    ]
-    return Batch(
-        1000 - rows, rows, torch.full_like(rows, -1), tuple(p.to(dtype) for p in pixels), torch.zeros_like(rows)
-    )
+    """A batch whose ids differ from its rows: tables must be asked for rows."""
+    return image_batch(rows, ids=1000 - rows, views=views, dtype=dtype)
 
 
 def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +76,8 @@ def test_the_losses_are_those_of_the_paper_or_of_the_code(variant: str, epoch: i
     learner.begin_epoch(epoch)
     first, second = embedded(rows)
     told = {name: float(value) for name, value in learner.loss((first, second), batch(rows)).items()}
-    bank, own, code = learner.bank.rows, rows.tolist(), variant == "reference"
-    neighbour = learner.tables["neighbour"].rows[rows].tolist()
+    bank, own, code = learner.bank.values, rows.tolist(), variant == "reference"
+    neighbour = learner.tables["neighbour"].values[rows].tolist()
     assert (-1 in neighbour) == (epoch < 8)
     views = [first, second] if code else [first]
     entropy = references.super_and_entropy(views, own, bank, 0.3, -10.0 if code else None)
@@ -107,7 +100,7 @@ def test_instance_is_the_cross_entropy_over_all_images() -> None:
     told = learner.loss((first,), batch(rows, views=1))
     assert sorted(told) == ["and_loss", "loss"]
     assert float(told["loss"]) == pytest.approx(
-        float(F.cross_entropy(first @ learner.bank.rows.T / 0.1, rows)), rel=1e-10
+        float(F.cross_entropy(first @ learner.bank.values.T / 0.1, rows)), rel=1e-10
     )
 
 
@@ -124,19 +117,20 @@ def test_and_is_instance_at_first_and_then_learns_neighbourhoods() -> None:
 
 
 def test_batches_have_two_views_where_the_augmentation_loss_needs_them() -> None:
-    assert SuperAnd.needs() == Needs(views=2)
-    assert SuperAnd.needs(aug=False, ue=True, variant="reference") == Needs(views=1)
+    assert batch_requirements("super_and", {}) == BatchRequirements(views=2)
+    one_view = batch_requirements("super_and", {"aug": False, "ue": True, "variant": "reference"})
+    assert one_view == BatchRequirements(views=1)
     assert len(method().embed(batch(torch.arange(4)))) == 2
     assert len(method(aug=False).embed(batch(torch.arange(4)))) == 1
 
 
 def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, code: bool) -> Tensor:
     """Everything by (b, n) tensors, n-dimensional relations and autograd, in float64."""
-    bank = learner.bank.rows.double()
+    bank = learner.bank.values.double()
     views = torch.cat((first, second)) if code else first
     own = rows.repeat(len(views) // len(rows))
     logits, itself = views @ bank.T / 0.1, F.one_hot(own, len(bank)).bool()
-    near = learner.tables["neighbour"].rows[own]
+    near = learner.tables["neighbour"].values[own]
     p = logits.softmax(1)
     own_p, near_p = (p.gather(1, column[:, None])[:, 0] for column in (own, near.clamp_min(0)))
     loss = -torch.where(near >= 0, near_p + own_p * code, own_p).log().mean()
@@ -235,12 +229,12 @@ def test_another_image_that_is_certainly_taken_for_this_one_is_finite(variant: s
 )
 def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(initial: str, wanted: list[int]) -> None:
     learner = method(initial=initial)
-    nearest, entropy = references.super_and_neighbours(learner.bank.rows, 0.1)
+    nearest, entropy = references.super_and_neighbours(learner.bank.values, 0.1)
     order = sorted(range(SIZE), key=lambda i: entropy[i])
     for epoch in range(10):
         learner.begin_epoch(epoch)
         chosen = order[: wanted[epoch // 2]]
-        neighbour = learner.tables["neighbour"].rows.tolist()
+        neighbour = learner.tables["neighbour"].values.tolist()
         assert neighbour == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
         told = learner(batch(torch.arange(8)))
         assert float(told["selected"]) == pytest.approx(len(chosen) / SIZE)
@@ -255,24 +249,24 @@ def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(i
         assert float(told["consistency"]) == pytest.approx(wanted_consistency)
 
 
-def test_rounds_have_a_curve_where_there_are_neighbours() -> None:
-    (curve,) = SuperAnd.curves(20, rounds=4)
-    assert (curve.numbers, curve.every, curve.unit) == (("consistency", "entropy", "selected"), 5, "round")
-    assert SuperAnd.curves(20, rounds=1, neighbours=False) == ()
+def test_rounds_have_a_plot_only_with_neighbours() -> None:
+    (plot,) = metric_plots("super_and", 20, {"rounds": 4})
+    assert (plot.numbers, plot.every, plot.unit) == (("consistency", "entropy", "selected"), 5, "round")
+    assert metric_plots("super_and", 20, {"rounds": 1, "neighbours": False}) == ()
 
 
 def test_equal_entropies_are_selected_by_id() -> None:
     learner = method()
-    learner.bank.rows = F.one_hot(torch.arange(SIZE) % 6, 6).double()
+    learner.bank.values = F.one_hot(torch.arange(SIZE) % 6, 6).double()
     learner.begin_epoch(0)
-    assert (learner.tables["neighbour"].rows >= 0).nonzero()[:, 0].tolist() == list(range(SIZE // 5))
+    assert (learner.tables["neighbour"].values >= 0).nonzero()[:, 0].tolist() == list(range(SIZE // 5))
 
 
 @pytest.mark.parametrize("initial", ["random", "instance", "multiple"])
 def test_one_round_is_enough(initial: str) -> None:
     learner = method(rounds=1, initial=initial)
     assert torch.isfinite(torch.stack(trained(learner, [0, 1, 2]))).all()
-    assert int((learner.tables["neighbour"].rows >= 0).sum()) == (SIZE if initial == "random" else 0)
+    assert int((learner.tables["neighbour"].values >= 0).sum()) == (SIZE if initial == "random" else 0)
 
 
 def test_rounds_that_do_not_fit_the_epochs_are_refused() -> None:
@@ -306,16 +300,16 @@ def test_the_first_round_of_an_instance_start_has_one_loss(initial: str, both: b
 def test_the_bank_takes_the_first_view_after_the_step() -> None:
     learner, rows = method(momentum=0.7), torch.tensor([5, 80, 2])
     learner.begin_epoch(0)
-    before = learner.bank.rows.clone()
+    before = learner.bank.values.clone()
     first, second = embedded(rows)
     learner.loss((first, second), batch(rows))
-    assert torch.equal(learner.bank.rows, before)
+    assert torch.equal(learner.bank.values, before)
     learner.end_step()
     wanted = before.clone()
     for row, v in zip(rows, first, strict=True):
         mixed = 0.7 * before[row] + 0.3 * v
         wanted[row] = mixed / mixed.norm()
-    torch.testing.assert_close(learner.bank.rows, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(learner.bank.values, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(learner.gram, wanted.T @ wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -323,9 +317,9 @@ def test_labels_reach_no_loss() -> None:
     ends = []
     for labels in (torch.arange(SIZE) % 3, torch.full((SIZE,), -1), None):
         learner = method()
-        learner.setting = Setting(SIZE, 10, 7, 3, labels)
+        learner.info = TrainingInfo(SIZE, 10, 7, 3, labels)
         losses = trained(learner, list(range(12)))
-        ends.append([*losses, *(p.detach() for p in learner.parameters()), learner.bank.rows])
+        ends.append([*losses, *(p.detach() for p in learner.parameters()), learner.bank.values])
     for end in ends[1:]:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], end, strict=True))
 
@@ -348,7 +342,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(variant: str, cut: int) -> None
     for name, value in whole.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     for name, table in whole.tables.items():
-        assert torch.equal(table.rows, second.tables[name].rows), name
+        assert torch.equal(table.values, second.tables[name].values), name
 
 
 @VARIANTS
@@ -356,29 +350,12 @@ def test_resumed_equals_uninterrupted_bit_by_bit(variant: str, cut: int) -> None
 def test_a_batch_embedded_in_parts_is_the_whole(variant: str, size: int) -> None:
     learner, whole = method(variant=variant, ue_period=1), batch(torch.arange(0, 72, 3))
     learner.begin_epoch(5)
-    parts = [learner.embed(whole.part(start, min(start + size, 24))) for start in range(0, 24, size)]
+    parts = [learner.embed(whole.select_range(start, min(start + size, 24))) for start in range(0, 24, size)]
     found = []
     for outputs in (learner.embed(whole), tuple(torch.cat(views) for views in zip(*parts, strict=True))):
         loss = learner.loss(outputs, whole)["loss"]
         found.append([loss.detach(), *torch.autograd.grad(loss, list(learner.parameters()))])
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
-
-
-def two_steps(options: dict[str, Any], norm: str, images: int) -> list[Tensor]:
-    """This worker's part of two steps of the second round: global scalars, gradients, tables and Gram matrix after it."""
-    learner = method(norm=norm, ue_period=1, **options)
-    learner.begin_epoch(3)
-    model = DistributedDataParallel(learner) if world() > 1 else learner
-    told: dict[str, Tensor] = {}
-    for step in range(2):
-        learner.zero_grad()
-        part = ((torch.arange(images) + 5 * step) * 7 % SIZE).view(world(), -1)[rank()]
-        told = model(batch(part, views=2 if learner.aug else 1))
-        told["loss"].backward()
-        learner.end_step()
-    tables = [table.read(torch.arange(SIZE)).double() for table in learner.tables.values()]
-    scalars = [gather(told[name].detach().double()[None]).mean() for name in sorted(told)]
-    return [*scalars, *(p.grad for p in learner.parameters()), *tables, learner.gram]  # type: ignore[list-item]
 
 
 CONFIGURATIONS = pytest.mark.parametrize(
@@ -389,11 +366,15 @@ CONFIGURATIONS = pytest.mark.parametrize(
 @pytest.mark.parametrize("norm", ["group", "sync"])
 @pytest.mark.parametrize(("workers", "images"), [("pool", 64), ("pool3", 48)])
 @CONFIGURATIONS
-def test_any_number_of_workers_is_as_one(
+def test_two_steps_of_a_round_on_workers_equal_those_on_one(
     options: dict[str, Any], workers: str, images: int, norm: str, request: pytest.FixtureRequest
 ) -> None:
+    """The losses, gradients, tables and the Gram matrix are equal after two steps of the second round."""
     pool: Pool = request.getfixturevalue(workers)
-    wanted = two_steps(options, norm, images)
-    for answer in pool.run(two_steps, options, norm, images):
-        for ours, theirs in zip(answer, wanted, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+    views = 2 if options.get("aug", True) else 1
+    steps = [batch((torch.arange(images) + 5 * step) * 7 % SIZE, views=views) for step in range(2)]
+    one = assert_workers_equal_one(
+        pool, partial(method, norm=norm, ue_period=1, **options), *steps, epoch=3, loss_rtol=1e-8, atol=1e-11
+    )
+    assert {"bank", "neighbour"} == one.tables.keys()
+    assert "gram" in one.buffers

@@ -1,61 +1,59 @@
-"""What the readers of published layouts share: the folder, what is missing in it, lists of text, labels within their range."""
+"""Checks that the readers of published sets share: folders, missing files, lists of text, and labels within a range."""
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from firstlight.pipeline.data.sources.files import text
-from firstlight.pipeline.data.sources.source import local_root
+from firstlight.pipeline.data.sources.files import decode_path
+from firstlight.pipeline.data.sources.source import SourceOptions, open_local_root
 from firstlight.pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import (
-        Dataset,  # its methods and tasks bring torch, which no reading task needs
-    )
-
-SHOWN = 6  # names of what is in a folder, in an error
+# The most names of a folder's content in an error
+MAX_LISTED_NAMES = 6
 
 
-def home(dataset: "Dataset", *names: str) -> Path:
-    """The folder that an archive unpacks to: `dataset.root`, or below it the first of `names` that there is."""
-    root = local_root(dataset)
+def find_unpacked_folder(dataset: SourceOptions, *names: str) -> Path:
+    """Returns the folder that an archive unpacks to: the first of `names` below `dataset.root`, else the root."""
+    root = open_local_root(dataset)
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
-def need(folder: Path, *names: str) -> None:
-    """All of `names` are there.
+def require_files(folder: Path, *names: str) -> None:
+    """Checks that all of `names` exist.
 
     Raises:
-        UserError: naming the first that is not, and what there is instead.
+        UserError: one is missing; the message lists the content of the folder.
     """
     for name in names:
         if not (folder / name).exists():
             raise UserError(
-                f"dataset.root: {str(folder / name)!r} is missing; {str(folder)!r} holds {_contents(folder)}"
+                f"dataset.root: {str(folder / name)!r} is missing; {str(folder)!r} holds {_describe_contents(folder)}"
             )
 
 
-def _contents(folder: Path) -> str:
+def _describe_contents(folder: Path) -> str:
     names = sorted(os.fsdecode(name) for name in os.listdir(os.fsencode(folder)))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(map(repr, names[:SHOWN])) or "nothing") + more
+    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return (", ".join(map(repr, names[:MAX_LISTED_NAMES])) or "nothing") + more
 
 
-def lines(file: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of each line that is not blank; bytes that are not UTF-8 are kept as the file system's names keep them."""
+def read_numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """Returns (number from 1, text) of each line that is not blank.
+
+    Bytes that are not UTF-8 become surrogates, as in the names of files.
+    """
     numbered = enumerate(os.fsdecode(file.read_bytes()).split("\n"), 1)
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
 
-def class_names(file: Path) -> tuple[str, ...]:
-    """One a line.
+def read_class_lines(file: Path) -> tuple[str, ...]:
+    """Returns the names of classes in a file, one a line.
 
     Raises:
-        UserError: there is none, or one is listed twice.
+        UserError: the file is empty, or lists a class twice.
     """
-    names = tuple(text(os.fsencode(name)) for _, name in lines(file))
+    names = tuple(decode_path(os.fsencode(name)) for _, name in read_numbered_lines(file))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         raise UserError(
@@ -64,11 +62,11 @@ def class_names(file: Path) -> tuple[str, ...]:
     return names
 
 
-def inside(path: str, where: str) -> str:
-    """`path` as a list has it: relative, and without a way up.
+def check_relative_path(path: str, where: str) -> str:
+    """Returns `path`, normalised.
 
     Raises:
-        UserError: it is not; `where` is the file and line.
+        UserError: it is absolute or leads upwards; `where` is the file and line that name it.
     """
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in path:
@@ -77,10 +75,10 @@ def inside(path: str, where: str) -> str:
 
 
 def check_labels(file: Path, labels: np.ndarray, low: int, high: int) -> None:
-    """`labels` (n,) lie in `low` .. `high`.
+    """Checks that the (n,) `labels` are in `low` to `high`.
 
     Raises:
-        UserError: naming the file and the row, counted from 0.
+        UserError: one is not; the message names the file and the row, counted from 0.
     """
     wrong = np.flatnonzero((labels < low) | (labels > high))
     if len(wrong):

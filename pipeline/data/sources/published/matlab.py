@@ -1,30 +1,35 @@
-"""Variables of MATLAB files up to version 7. Arrays, texts and structs only: the format holds no code, and none is run."""
+"""Variables of MATLAB files up to version 7.
+
+Only arrays, texts and structs are read. The format holds no code, and none is run.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
 
 
-def shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Variable -> shape and MATLAB's class, without reading the values.
+def read_shapes(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns the name of each variable -> its shape and MATLAB's class, without reading the values.
 
     Raises:
-        UserError: as `variable`.
+        UserError: as `read_variable`.
     """
-    from scipy.io import whosmat  # a second to import, and few sources need it
+    # The import takes a second, and most sources do not need it
+    from scipy.io import whosmat
 
     try:
         return {name: (tuple(shape), kind) for name, shape, kind in whosmat(file)}
     except OSError:
         raise
-    except Exception as error:  # scipy raises whatever its parsing of damaged bytes runs into
-        raise _unreadable(file, error) from None
+    # Damaged bytes make scipy raise almost any exception
+    except Exception as error:
+        raise _make_matlab_error(file, error) from None
 
 
-def variable(file: Path, name: str) -> np.ndarray:
-    """The value, with at least two dimensions, as MATLAB has it.
+def read_variable(file: Path, name: str) -> np.ndarray:
+    """Returns the value of a variable, with at least two dimensions, as in MATLAB.
 
     Raises:
         UserError: the file cannot be parsed, or has no such variable.
@@ -36,26 +41,25 @@ def variable(file: Path, name: str) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:
-        raise _unreadable(file, error) from None
+        raise _make_matlab_error(file, error) from None
     if name not in found:
-        names = ", ".join(shapes(file)) or "no variable"
+        names = ", ".join(read_shapes(file)) or "no variable"
         raise UserError(f"{file}: has no variable {name!r}, but {names}; the file may be cut short")
     return np.asarray(found[name])
 
 
-def integers(file: Path, name: str) -> np.ndarray:
-    """The value, flat: (n,) int64. MATLAB keeps whole numbers as doubles, too.
+def read_integers(file: Path, name: str) -> np.ndarray:
+    """Returns a variable as (n,) int64. MATLAB also stores whole numbers as doubles.
 
     Raises:
-        UserError: as `variable`, or a value is no whole number.
+        UserError: a value is no whole number, or as `read_variable`.
     """
-    found = variable(file, name).reshape(-1)
+    found = read_variable(file, name).reshape(-1)
     if found.dtype.kind not in "iuf" or not np.all(np.mod(found, 1) == 0):
         raise UserError(f"{file}: the variable {name!r} must hold whole numbers")
     return found.astype(np.int64)
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{file}: cannot be read as a MATLAB file up to version 7: {' '.join(str(error).split()) or type(error).__name__}"
-    )
+def _make_matlab_error(file: Path, error: Exception) -> UserError:
+    reason = one_line(error) or type(error).__name__
+    return UserError(f"{file}: cannot be read as a MATLAB file up to version 7: {reason}")

@@ -1,4 +1,7 @@
-"""Images that a set publishes as raw pixels: rows of one length in binary files, handed on as PNG, which loses nothing."""
+"""Sources whose images are published as raw pixels: rows of one length in binary files.
+
+Each image becomes a PNG, which loses nothing.
+"""
 
 import gzip
 import io
@@ -12,75 +15,84 @@ import numpy as np
 from PIL import Image
 
 from firstlight.pipeline.data.sources.source import Record, Source
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
 
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-)  # what a file raises that vanished, or whose compressed bytes are damaged
-PNG_LEVEL = 3  # of zlib: a third of the time of the default 6 for 3 % more bytes
+# Raised for a file that was removed, or whose compressed bytes are damaged
+PIXEL_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+# Level of zlib: takes a third of the time of the default 6 for 3 % more bytes
+PNG_LEVEL = 3
 
 
 @dataclass(frozen=True)
 class PixelFile:
-    """`count` images in one file, whether it holds all of them or ends before. Binary files: `start` bytes, then rows of `skip` bytes and pixels."""
+    """A file that should hold `count` images, and may end before.
 
-    name: str  # relative to the root
+    In a binary file, `start` bytes are followed by rows of `skip` bytes and pixels.
+    """
+
+    # Relative to the root
+    name: str
     count: int
     start: int = 0
     skip: int = 0
 
 
 @dataclass(frozen=True)
-class Pixels(Source):
+class PixelSource(Source):
     """The images of `files`, laid end to end."""
 
     root: Path
     files: tuple[PixelFile, ...]
 
     @abstractmethod
-    def _pixels(self, file: PixelFile, rows: list[int]) -> Iterator[np.ndarray | None]:
-        """(H, W, 3) or (H, W) uint8 of each of ascending rows; None where the file ends before the row does. May raise `UNREADABLE`."""
+    def _read_pixels(self, file: PixelFile, rows: list[int]) -> Iterator[np.ndarray | None]:
+        """Yields (H, W, 3) or (H, W) uint8 for each of the ascending `rows`; None if the file ends before the row does.
 
-    def _records(self, places: np.ndarray) -> Iterator[Record]:
+        Raises:
+            One of PIXEL_READ_ERRORS: the file cannot be read.
+        """
+
+    def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         ends = np.cumsum([file.count for file in self.files])
-        owners = np.searchsorted(ends, places, side="right")
+        owners = np.searchsorted(ends, indices, side="right")
         for k in np.unique(owners).tolist():
-            file, mine = self.files[k], places[owners == k]
-            rows = (mine - (ends[k] - file.count)).tolist()
+            file, owned = self.files[k], indices[owners == k]
+            rows = (owned - (ends[k] - file.count)).tolist()
             for row, label, (data, reason) in zip(
-                rows, self.labels[mine].tolist(), self._encoded(file, rows), strict=True
+                rows, self.labels[owned].tolist(), self._encode_rows(file, rows), strict=True
             ):
                 yield Record(f"{file.name}#{row}", data, label, reason)
 
-    def _encoded(self, file: PixelFile, rows: list[int]) -> Iterator[tuple[bytes | None, str | None]]:
-        """PNG, or a reason, of each row: where reading fails, the reason takes the place of the rest."""
+    def _encode_rows(self, file: PixelFile, rows: list[int]) -> Iterator[tuple[bytes | None, str | None]]:
+        """Yields each row as PNG, or the reason why there is none.
+
+        If reading fails, all remaining rows get the reason.
+        """
         done = 0
         try:
-            for pixels in self._pixels(file, rows):
-                yield (
-                    (_png(pixels), None)
-                    if pixels is not None
-                    else (None, f"{file.name} ends before row {rows[done]} does")
-                )
+            for pixels in self._read_pixels(file, rows):
+                if pixels is None:
+                    yield None, f"{file.name} ends before row {rows[done]} does"
+                else:
+                    yield _encode_png(pixels), None
                 done += 1
-        except UNREADABLE as error:
-            told = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-            yield from [(None, f"{file.name} cannot be read: {told}")] * (len(rows) - done)
+        except PIXEL_READ_ERRORS as error:
+            reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+            yield from [(None, f"{file.name} cannot be read: {reason}")] * (len(rows) - done)
 
 
 @dataclass(frozen=True)
-class Raw(Pixels):
-    """Of binary files, plain or gzipped."""
+class RawPixelSource(PixelSource):
+    """The images of binary files, plain or gzipped."""
 
-    shape: tuple[int, ...]  # of an image's bytes as stored
-    axes: tuple[int, ...]  # which of them are height, width and, if not grey, channels
+    # Shape of the bytes of an image as they are stored
+    shape: tuple[int, ...]
+    # The axes of `shape` that are height, width and, if not grey, channels
+    axes: tuple[int, ...]
 
-    def _pixels(self, file: PixelFile, rows: list[int]) -> Iterator[np.ndarray | None]:
+    def _read_pixels(self, file: PixelFile, rows: list[int]) -> Iterator[np.ndarray | None]:
         size = int(np.prod(self.shape))
-        with opened(self.root / file.name) as stream:
+        with open_maybe_gzipped(self.root / file.name) as stream:
             for row in rows:
                 stream.seek(file.start + row * (file.skip + size) + file.skip)
                 data = stream.read(size)
@@ -91,15 +103,15 @@ class Raw(Pixels):
                 )
 
 
-def opened(file: Path) -> gzip.GzipFile | io.BufferedReader:
+def open_maybe_gzipped(file: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
-def rows_in(file: Path, row: int) -> int:
-    """Rows of `row` bytes, the last of which may be cut.
+def count_rows(file: Path, row: int) -> int:
+    """Returns the number of rows of `row` bytes in a file, the last of which may be cut.
 
     Raises:
-        UserError: there is none.
+        UserError: the file is empty.
     """
     size = file.stat().st_size
     if size == 0:
@@ -107,7 +119,7 @@ def rows_in(file: Path, row: int) -> int:
     return -(-size // row)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encode_png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=PNG_LEVEL)
     return file.getvalue()

@@ -1,257 +1,231 @@
-"""PASCAL VOC 2007 and 2012, and sets in their layout: JPEGImages/, and ImageSets/Main with Annotations/ or Segmentation with SegmentationClass/.
+"""PASCAL VOC 2007 and 2012, and sets in their layout.
 
-An image has several objects, so there is no label of the whole: which classes occur, boxes or masks are annotations (`dataset.annotations`).
+The layout is JPEGImages/, with ImageSets/Main and Annotations/, or ImageSets/Segmentation and SegmentationClass/. An
+image has several objects, so it has no label as a whole: the classes that occur, boxes or masks are annotations
+(`dataset.annotations`).
 """
 
 import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from firstlight.pipeline.data.annotations import VOID, Annotation, occurring
-from firstlight.pipeline.data.sources.files import Listed, Local, fingerprint, text
-from firstlight.pipeline.data.sources.folder import Folder
-from firstlight.pipeline.data.sources.published.image_lists import Entry, Listing, facts_of, files_in, listed_source
-from firstlight.pipeline.data.sources.published.layout import class_names, inside, lines, need
-from firstlight.pipeline.data.sources.published.voc_xml import MAX_BYTES, BadObjects, names, things
-from firstlight.pipeline.data.sources.source import Record, file_facts, local_root
+from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation, find_present_classes
+from firstlight.pipeline.data.sources.files import FileFacts, LocalFiles, decode_path, hash_facts
+from firstlight.pipeline.data.sources.folder import FolderSource
+from firstlight.pipeline.data.sources.published.image_lists import ImageListing, find_facts, make_listed_source
+from firstlight.pipeline.data.sources.published.layout import read_class_lines, require_files
+from firstlight.pipeline.data.sources.published.voc_lists import (
+    UNLISTED,
+    VOC_IMAGES,
+    VOC_MAIN,
+    VOC_SEGMENTATION,
+    list_split_images,
+    make_subsets,
+    read_occurrence,
+    read_split_lists,
+)
+from firstlight.pipeline.data.sources.published.voc_xml import (
+    MAX_XML_BYTES,
+    InvalidObjects,
+    parse_class_names,
+    parse_objects,
+)
+from firstlight.pipeline.data.sources.source import Record, SourceOptions, get_local_facts, open_local_root
 from firstlight.pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.recipe import (
-        Dataset,  # its methods and tasks bring torch, which no reading task needs
-    )
-
-IMAGES, BOXES, MASKS, CLASSES = "JPEGImages", "Annotations", "SegmentationClass", "classes.txt"
-MAIN, SEGMENTATION = "ImageSets/Main", "ImageSets/Segmentation"
-SPLITS = ("train", "val", "trainval", "test")
-TWENTY = (
+VOC_BOXES, VOC_MASKS, VOC_CLASSES = "Annotations", "SegmentationClass", "classes.txt"
+VOC_CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-YEAR = re.compile(r"VOC20\d\d")  # a folder with the twenty classes
-OCCURS = {"1": 1, "-1": 0, "0": -1}  # in the list of a class; 0: only in objects that are difficult
-UNLISTED = -2
+# A folder of this name has the twenty classes
+VOC_YEAR_FOLDER = re.compile(r"VOC20\d\d")
 
 
 @dataclass(frozen=True)
-class Voc(Folder):
+class Voc(FolderSource):
     kind = "voc"
-    occurs: np.ndarray = field(
-        kw_only=True
-    )  # (n, classes) int8: what the lists of the classes say, or UNLISTED; () of what is not asked
+    # (n, classes) int8: what the lists of the classes say, or UNLISTED; no columns if that is not asked for
+    occurs: np.ndarray = field(kw_only=True)
 
-    def _records(self, places: np.ndarray) -> Iterator[Record]:
-        for place, record in zip(places.tolist(), super()._records(places), strict=True):
-            yield self._annotated(place, record) if self.annotations and record.data is not None else record
+    def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
+        for index, record in zip(indices.tolist(), super()._read_records(indices), strict=True):
+            yield self._annotate_record(index, record) if self.annotations and record.data is not None else record
 
-    def _annotated(self, place: int, record: Record) -> Record:
-        path = _annotated_in(self.paths[place].as_py(), self.annotations)
+    def _annotate_record(self, index: int, record: Record) -> Record:
+        path = _find_annotation(self.paths[index].as_py(), self.annotations)
         try:
-            found = Annotation(mask=self._load(path)) if "mask" in self.annotations else self._objects(place, path)
-        except (BadObjects, OSError) as error:
+            if "mask" in self.annotations:
+                annotation = Annotation(mask=self._load_file(path))
+            else:
+                annotation = self._read_objects(index, path)
+        except (InvalidObjects, OSError) as error:
             problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            return replace(record, data=None, reason=f"{text(path)}: {problem}")
-        return replace(record, annotation=found, annotated_in=text(path))
+            return replace(record, data=None, reason=f"{decode_path(path)}: {problem}")
+        return replace(record, annotation=annotation, annotation_file=decode_path(path))
 
-    def _objects(self, place: int, path: bytes) -> Annotation:
-        """Raises BadObjects, OSError."""
-        occurs = self.occurs[place] if "present" in self.annotations else None
+    def _read_objects(self, index: int, path: bytes) -> Annotation:
+        """Returns the classes that occur, and the boxes, as far as they are asked for.
+
+        Raises:
+            InvalidObjects: the file cannot be used, or an object is no class of the set.
+            OSError: the file cannot be read.
+        """
+        occurs = self.occurs[index] if "present" in self.annotations else None
         if "boxes" not in self.annotations and occurs is not None and (occurs != UNLISTED).all():
             return Annotation(occurs)
-        if Local(self.root).facts(os.fsdecode(path))[1] > MAX_BYTES:
-            raise BadObjects(f"is larger than {MAX_BYTES:,} bytes")
-        found = things(self._load(path))
+        if LocalFiles(self.root).get_facts(os.fsdecode(path))[1] > MAX_XML_BYTES:
+            raise InvalidObjects(f"is larger than {MAX_XML_BYTES:,} bytes")
+        objects = parse_objects(self._load_file(path))
         known = {name: k for k, name in enumerate(self.classes)}
-        unknown = next(((number, thing.name) for number, thing in enumerate(found, 1) if thing.name not in known), None)
-        if unknown is not None:
-            raise BadObjects(f"object {unknown[0]}: {unknown[1][:60]!r} is no class of the set")
-        classes = np.array([known[thing.name] for thing in found], np.int64)
-        difficult = np.array([thing.difficult for thing in found], bool)
+        for number, found in enumerate(objects, 1):
+            if found.name not in known:
+                raise InvalidObjects(f"object {number}: {found.name[:60]!r} is no class of the set")
+        classes = np.array([known[found.name] for found in objects], np.int64)
+        difficult = np.array([found.difficult for found in objects], bool)
         if occurs is not None:
-            occurs = np.where(occurs == UNLISTED, occurring(classes, difficult, len(known)), occurs)
+            occurs = np.where(occurs == UNLISTED, find_present_classes(classes, difficult, len(known)), occurs)
         if "boxes" not in self.annotations:
             return Annotation(occurs)
-        return Annotation(
-            occurs, np.array([thing.box for thing in found], np.float32).reshape(-1, 4), classes, difficult
-        )
+        boxes = np.array([found.box for found in objects], np.float32).reshape(-1, 4)
+        return Annotation(occurs, boxes, classes, difficult)
 
 
-def _annotated_in(image: bytes, annotations: Sequence[str]) -> bytes:
-    """JPEGImages/x.jpg -> Annotations/x.xml, or the mask."""
-    name = image.removeprefix(os.fsencode(IMAGES) + b"/").rpartition(b".")[0]
-    return b"%s/%s.png" % (MASKS.encode(), name) if "mask" in annotations else b"%s/%s.xml" % (BOXES.encode(), name)
-
-
-def open_voc(dataset: "Dataset") -> Voc:
-    """Training split: trainval, or train and val, which are subsets; test split: test. No test list is published (2012): train, and val to test on.
-
-    Masks choose the images of ImageSets/Segmentation. Classes: of classes.txt, else VOC's twenty in a folder of its name (behind `background`
-    for masks), else those that occur in Annotations. `dataset.annotations: null`: what there is, boxes first.
-    """
-    root = _year(local_root(dataset))
-    need(root, IMAGES)
-    annotations = _asked(root, dataset.annotations)
-    folder = (
-        SEGMENTATION
-        if "mask" in annotations or (not (root / MAIN).is_dir() and (root / SEGMENTATION).is_dir())
-        else MAIN
-    )
-    lists = _lists(root, folder)
-    train, test = _entries(root, lists)
-    places = {name: place for place, name in enumerate([*train, *test])}
-    paths = [_annotated_in(os.fsencode(entry.path), annotations) for entry in (*train.values(), *test.values())]
-    classes = _classes(root, annotations, paths)
-    asked = classes if "present" in annotations else ()
-    occurs, files = _occurring(root, asked, places, list(lists) if folder == MAIN else [])
-    if "boxes" in annotations or (occurs == UNLISTED).any():
-        need(root, BOXES)
-    elif "mask" not in annotations:
-        paths = []  # the lists of the classes say all that is asked
-    listing = Listing(
-        root, tuple(f"{folder}/{split}.txt" for split in lists), classes, list(train.values()), list(test.values())
-    )
-    source = listed_source(
-        Voc, listing, dataset, annotations=annotations, occurs=occurs, subsets=_subsets(lists, places)
-    )
-    return replace(source, fingerprint=_facts(source, files, paths)) if annotations else source
-
-
-def _lists(root: Path, folder: str) -> dict[str, dict[str, None]]:
-    """Split -> names of images, of the lists that there are."""
-    there = [split for split in SPLITS if (root / folder / f"{split}.txt").exists()]
-    if not {"train", "trainval"} & set(there):
-        need(root, f"{folder}/trainval.txt")
-    return {split: _names(root / folder / f"{split}.txt") for split in there}
-
-
-def _entries(root: Path, lists: Mapping[str, dict[str, None]]) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """Name -> image, for training and to test on. An image in both is twice in them."""
-    train = {**lists.get("trainval", {}), **lists.get("train", {}), **lists.get("val", {})}
-    test = lists.get("test", lists.get("val", {}))
-    if "test" not in lists:
-        train = {name: None for name in train if name not in test}
-    known = {name.rpartition(".")[0]: name for name in files_in(root, IMAGES)}
-    found = [
-        {name: Entry(known.get(f"{IMAGES}/{name}", f"{IMAGES}/{name}.jpg"), -1) for name in part}
-        for part in (train, test)
-    ]
-    return found[0], found[1]
-
-
-def _facts(source: Voc, lists: Sequence[str], paths: Sequence[bytes]) -> str:
-    """The fingerprint with what annotations are read from: lists of classes, and files of objects or masks."""
-    names = [*lists, *([CLASSES] if (source.root / CLASSES).exists() else [])]
-    told = ((source.fingerprint.encode(), 0, 0), (" ".join(source.annotations).encode(), 0, 0))
-    return fingerprint(
-        (*told, *(file_facts(source.root, name) for name in names), *facts_of(source.root, paths, (b".png", b".xml")))
-    )
-
-
-def _asked(root: Path, annotations: Sequence[str] | None) -> tuple[str, ...]:
-    """Sorted; None: what the folder has."""
-    if annotations is None:
-        boxes = (root / MAIN).is_dir() and (root / BOXES).is_dir()
-        masks = (
-            not (root / MAIN).is_dir()
-            and (root / MASKS).is_dir()
-            and ((root / CLASSES).exists() or YEAR.fullmatch(root.name))
-        )
-        return ("boxes", "present") if boxes else ("mask",) if masks else ()
+def _find_annotation(image: bytes, annotations: Sequence[str]) -> bytes:
+    """Returns Annotations/x.xml for JPEGImages/x.jpg, or SegmentationClass/x.png if masks are asked for."""
+    name = image.removeprefix(os.fsencode(VOC_IMAGES) + b"/").rpartition(b".")[0]
     if "mask" in annotations:
-        need(root, MASKS, SEGMENTATION)
-    return tuple(sorted(annotations))
+        return b"%s/%s.png" % (VOC_MASKS.encode(), name)
+    return b"%s/%s.xml" % (VOC_BOXES.encode(), name)
 
 
-def _classes(root: Path, annotations: Sequence[str], paths: Sequence[bytes]) -> tuple[str, ...]:
+def open_voc(dataset: SourceOptions) -> Voc:
+    """Lists the images.
+
+    The training split is trainval, or train and val, which also become subsets; the test split is test. If no test list
+    is published (2012), train is the training split and val the test split. Masks choose the images of
+    ImageSets/Segmentation.
+
+    The classes are those of classes.txt, else VOC's twenty in a folder named like VOC2007 (after `background` for
+    masks), else those that occur in Annotations. If `dataset.annotations` is None, the annotations are what the folder
+    has, boxes first.
+
+    Raises:
+        UserError: a file is missing, a list is not valid, or there are no classes.
+    """
+    root = _find_year_folder(open_local_root(dataset))
+    require_files(root, VOC_IMAGES)
+    annotations = _choose_annotations(root, dataset.annotations)
+    no_main = not (root / VOC_MAIN).is_dir() and (root / VOC_SEGMENTATION).is_dir()
+    folder = VOC_SEGMENTATION if "mask" in annotations or no_main else VOC_MAIN
+    lists = read_split_lists(root, folder)
+    train, test = list_split_images(root, lists)
+    indices = {name: index for index, name in enumerate([*train, *test])}
+    paths = [_find_annotation(os.fsencode(image.path), annotations) for image in (*train.values(), *test.values())]
+    classes = _find_classes(root, annotations, paths)
+    asked = classes if "present" in annotations else ()
+    occurs, class_lists = read_occurrence(root, asked, indices, list(lists) if folder == VOC_MAIN else [])
+    if "boxes" in annotations or (occurs == UNLISTED).any():
+        require_files(root, VOC_BOXES)
+    elif "mask" not in annotations:
+        # The lists of the classes state all that is asked for
+        paths = []
+    names = tuple(f"{folder}/{split}.txt" for split in lists)
+    listing = ImageListing(root, names, classes, list(train.values()), list(test.values()))
+    subsets = make_subsets(lists, indices)
+    source = make_listed_source(Voc, listing, dataset, annotations=annotations, occurs=occurs, subsets=subsets)
+    return replace(source, fingerprint=_hash_annotations(source, class_lists, paths)) if annotations else source
+
+
+def _hash_annotations(source: Voc, lists: Sequence[str], paths: Sequence[bytes]) -> str:
+    """Returns the fingerprint of the source and of its annotations: lists of classes, and files of objects or masks."""
+    names = [*lists, *([VOC_CLASSES] if (source.root / VOC_CLASSES).exists() else [])]
+    facts: list[FileFacts] = [(source.fingerprint.encode(), 0, 0), (" ".join(source.annotations).encode(), 0, 0)]
+    facts += [get_local_facts(source.root, name) for name in names]
+    return hash_facts(facts + find_facts(source.root, paths, (b".png", b".xml")))
+
+
+def _choose_annotations(root: Path, annotations: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the annotations to read, sorted; those that the folder has if `annotations` is None.
+
+    Raises:
+        UserError: masks are asked for, and their files are missing.
+    """
+    if annotations is not None:
+        if "mask" in annotations:
+            require_files(root, VOC_MASKS, VOC_SEGMENTATION)
+        return tuple(sorted(annotations))
+    if (root / VOC_MAIN).is_dir():
+        return ("boxes", "present") if (root / VOC_BOXES).is_dir() else ()
+    has_classes = (root / VOC_CLASSES).exists() or VOC_YEAR_FOLDER.fullmatch(root.name)
+    return ("mask",) if (root / VOC_MASKS).is_dir() and has_classes else ()
+
+
+def _find_classes(root: Path, annotations: Sequence[str], paths: Sequence[bytes]) -> tuple[str, ...]:
+    """Returns the names of the classes, see `open_voc`.
+
+    Raises:
+        UserError: no file names classes, or there are more than masks can hold.
+    """
     if not annotations:
         return ()
-    if (root / CLASSES).exists():
-        found = class_names(root / CLASSES)
-    elif YEAR.fullmatch(root.name):
-        found = ("background", *TWENTY) if "mask" in annotations else TWENTY
+    file = root / VOC_CLASSES
+    if file.exists():
+        classes = read_class_lines(file)
+    elif VOC_YEAR_FOLDER.fullmatch(root.name):
+        classes = ("background", *VOC_CLASS_NAMES) if "mask" in annotations else VOC_CLASS_NAMES
     elif "mask" in annotations:
-        raise UserError(
-            f"dataset.root: {str(root / CLASSES)!r} is missing: the names of the masks' values 0, 1, ..., one a line"
-        )
+        raise UserError(f"dataset.root: {str(file)!r} is missing: the names of the masks' values 0, 1, ..., one a line")
     else:
-        need(root, BOXES)
-        found = _named(root, tuple(facts_of(root, paths, (b".xml",))))
-    if "mask" in annotations and len(found) > VOID:
+        require_files(root, VOC_BOXES)
+        classes = _collect_class_names(root, tuple(find_facts(root, paths, (b".xml",))))
+    if "mask" in annotations and len(classes) > VOID_VALUE:
         raise UserError(
-            f"{root / CLASSES}: lists {len(found)} classes; valid: at most {VOID}, as masks have 8 bits and {VOID} is void"
+            f"{file}: lists {len(classes)} classes; valid: at most {VOID_VALUE}, "
+            f"as masks have 8 bits and {VOID_VALUE} is void"
         )
-    return found
+    return classes
 
 
-@functools.lru_cache(maxsize=1)  # a run lists its source twice: for its checks, and to prepare it
-def _named(root: Path, facts: tuple[Listed, ...]) -> tuple[str, ...]:
-    """The names in the files of `facts`, sorted; a file that cannot be used names none, and its image will be quarantined."""
-    found: set[str] = set()
+# Cached, as a run lists its source twice: for its checks, and to prepare it
+@functools.lru_cache(maxsize=1)
+def _collect_class_names(root: Path, facts: tuple[FileFacts, ...]) -> tuple[str, ...]:
+    """Returns the sorted names of the objects in the files of `facts`.
+
+    A file that cannot be used names none, and its image will be quarantined.
+
+    Raises:
+        UserError: no file names an object.
+    """
+    names: set[str] = set()
     for path, size, _ in facts:
-        if 0 <= size <= MAX_BYTES:
+        if 0 <= size <= MAX_XML_BYTES:
             with contextlib.suppress(OSError):
-                found |= names(Local(root).read(path))
-    if not found:
+                names |= parse_class_names(LocalFiles(root).read(path))
+    if not names:
         raise UserError(
-            f"dataset.root: no object in {str(root / BOXES)!r} names a class; valid: files with objects, or dataset.annotations=[]"
+            f"dataset.root: no object in {str(root / VOC_BOXES)!r} names a class; "
+            "valid: files with objects, or dataset.annotations=[]"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(names))
 
 
-def _occurring(
-    root: Path, classes: Sequence[str], places: Mapping[str, int], splits: Sequence[str]
-) -> tuple[np.ndarray, list[str]]:
-    """(n, classes) int8 of the lists <class>_<split>.txt, UNLISTED where none tells; and the names of those lists."""
-    occurs = np.full((len(places), len(classes)), UNLISTED, np.int8)
-    there = set(os.listdir(root / MAIN)) if splits and classes else set()
-    found = [
-        (k, f"{name}_{split}.txt")
-        for k, name in enumerate(classes)
-        for split in splits
-        if f"{name}_{split}.txt" in there
-    ]
-    for k, name in found:
-        for number, line in lines(root / MAIN / name):
-            image, *value = line.split()
-            if len(value) != 1 or value[0] not in OCCURS:
-                raise UserError(
-                    f"{root / MAIN / name}: line {number}: {line[:80]!r} is not an image and one of {', '.join(OCCURS)}"
-                )
-            place = places.get(image)
-            if place is not None and occurs[place, k] not in (UNLISTED, OCCURS[value[0]]):
-                raise UserError(
-                    f"{root / MAIN / name}: line {number}: {line[:80]!r} is not what another list of {classes[k]!r} says"
-                )
-            if place is not None:
-                occurs[place, k] = OCCURS[value[0]]
-    return occurs, [f"{MAIN}/{name}" for _, name in found]
+def _find_year_folder(root: Path) -> Path:
+    """Returns the folder that holds JPEGImages: `root`, or the only one below VOCdevkit or `root`.
 
-
-def _subsets(lists: Mapping[str, Mapping[str, None]], places: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The two parts of trainval, where `val` is not the test split."""
-    parts = ("train", "val") if "test" in lists or "val" not in lists else ("train",)
-    return {name: np.array([places[image] for image in lists[name]], np.int64) for name in parts if lists.get(name)}
-
-
-def _year(root: Path) -> Path:
-    """The folder that holds JPEGImages: `root`, or the only one that VOCdevkit or `root` has."""
-    if (root / IMAGES).is_dir():
+    Raises:
+        UserError: there are several.
+    """
+    if (root / VOC_IMAGES).is_dir():
         return root
-    years = [folder for folder in (*root.glob("VOCdevkit/VOC*"), *root.glob("VOC*")) if (folder / IMAGES).is_dir()]
+    years = [folder for folder in (*root.glob("VOCdevkit/VOC*"), *root.glob("VOC*")) if (folder / VOC_IMAGES).is_dir()]
     if len(years) > 1:
-        raise UserError(
-            f"dataset.root: {str(root)!r} holds {', '.join(sorted(year.name for year in years))}; valid: the folder of one of them"
-        )
+        names = ", ".join(sorted(year.name for year in years))
+        raise UserError(f"dataset.root: {str(root)!r} holds {names}; valid: the folder of one of them")
     return years[0] if years else root
-
-
-def _names(file: Path) -> dict[str, None]:
-    """In order, each once: the first word of a line, as the lists of one class go on with whether it occurs."""
-    return {inside(line.split()[0], f"{file}: line {number}"): None for number, line in lines(file)}

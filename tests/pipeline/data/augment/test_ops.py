@@ -9,15 +9,16 @@ from PIL import Image
 from scipy.stats import chisquare, ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
+from firstlight.pipeline.data.augment import op_params
 from firstlight.pipeline.data.augment import ops as augment
-from firstlight.pipeline.data.augment.ops import CROPS, OPS, apply_each, draw
-from firstlight.pipeline.data.augment.random_numbers import Numbers, keys
+from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, apply_batch, sample_params
+from firstlight.pipeline.data.augment.random_numbers import CounterRng, derive_view_keys
+from tests.support.augmentations import CHOSEN
 
 SIZES = [(1, 1), (1, 500), (500, 1), (37, 11), (300, 200)]
-CHOSEN = {"corner_crop": {"corner": "top_right"}}  # parameters without a default
 PIPELINES: dict[str, list[dict[str, Any]]] = {
     name: [{"op": name, **CHOSEN.get(name, {})}]
-    if name in CROPS
+    if name in CROP_OPS
     else [
         {"op": "center_crop"},
         {"op": name, **({"p": 1.0} if name in ("horizontal_flip", "random_grayscale") else {})},
@@ -35,21 +36,23 @@ def run(
     source: Image.Image, ops: list[dict[str, Any]], size: int = 16, key: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> np.ndarray:
     seed, epoch, image_id, view = key
-    drawn = draw(ops, keys(seed, np.array([epoch]), np.array([image_id]), view), np.array([source.size]), size)
-    return next(apply_each([source], drawn, size))
+    drawn = sample_params(
+        ops, derive_view_keys(seed, np.array([epoch]), np.array([image_id]), view), np.array([source.size]), size
+    )
+    return next(apply_batch([source], drawn, size))
 
 
 @pytest.fixture
 def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
     """(left, top, width, height) of every box that a crop resamples."""
     found: list[tuple[float, ...]] = []
-    real = augment._resized
+    real = op_params._resize_box
 
     def record(source: Image.Image, *box_and_size: Any) -> Image.Image:
         found.append(box_and_size[:4])
         return real(source, *box_and_size)
 
-    monkeypatch.setattr(augment, "_resized", record)
+    monkeypatch.setattr(op_params, "_resize_box", record)
     return found
 
 
@@ -259,7 +262,7 @@ def test_color_jitter_is_torchvisions(change: str) -> None:
     source = image(24, 24, seed=3)
     off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     found = run(source, [{"op": "center_crop"}, {"op": "color_jitter", **off, change: 0.4}], 24)
-    shares = Numbers(keys(0, np.array([0]), np.array([0]), 0), 1).uniform(4)[0]
+    shares = CounterRng(derive_view_keys(0, np.array([0]), np.array([0]), 0), 1).uniform(4)[0]
     factors = {name: (name != "hue") - 0.4 + 0.8 * float(share) for name, share in zip(off, shares, strict=True)}
     adjust = getattr(torchvision.transforms.functional, f"adjust_{change}")
     difference = np.abs(found.astype(int) - np.asarray(adjust(source, factors[change])).astype(int))
@@ -297,23 +300,25 @@ def test_what_is_drawn_for_an_image_is_the_same_in_any_batch(name: str) -> None:
     """Bit by bit: vectorised exponentials and cosines may not depend on their neighbours. Sizes differ within a batch."""
     rng = np.random.default_rng(0)
     ids, sizes = rng.integers(0, 10**6, 70), rng.integers(1, 400, (70, 2))
-    its = keys(3, ids % 5, ids, 1)
-    (whole,) = draw(PIPELINES[name][-1:], its, sizes, 16)
+    its = derive_view_keys(3, ids % 5, ids, 1)
+    (whole,) = sample_params(PIPELINES[name][-1:], its, sizes, 16)
     for rows in (slice(0, 1), slice(1, 2), slice(69, 70), slice(3, 8), slice(0, 70, 3), slice(None, None, -1)):
-        (part,) = draw(PIPELINES[name][-1:], its[rows], sizes[rows], 16)
+        (part,) = sample_params(PIPELINES[name][-1:], its[rows], sizes[rows], 16)
         assert part.kind == whole.kind
         assert np.array_equal(part.rows, whole.rows[rows])
 
 
 def test_an_op_draws_other_numbers_in_another_place() -> None:
     ids = np.arange(4000)
-    (first, second) = draw([{"op": "horizontal_flip"}] * 2, keys(0, ids * 0, ids, 0), np.full((4000, 2), 8), 8)
+    (first, second) = sample_params(
+        [{"op": "horizontal_flip"}] * 2, derive_view_keys(0, ids * 0, ids, 0), np.full((4000, 2), 8), 8
+    )
     assert 1800 < int((first.rows == second.rows).sum()) < 2200
 
 
 def test_all_orders_of_color_jitter_come_equally_often() -> None:
     ids = np.arange(24_000)
-    (drawn,) = draw([{"op": "color_jitter"}], keys(0, ids * 0, ids, 0), np.full((24_000, 2), 8), 8)
+    (drawn,) = sample_params([{"op": "color_jitter"}], derive_view_keys(0, ids * 0, ids, 0), np.full((24_000, 2), 8), 8)
     counts = np.unique(drawn.rows[:, 4:], axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert chisquare(counts).pvalue > 1e-3
@@ -322,7 +327,7 @@ def test_all_orders_of_color_jitter_come_equally_often() -> None:
 @pytest.mark.parametrize(("side", "size"), [(32, 28), (20, 12), (16, 16)])
 def test_ten_crops_are_torchvisions(side: int, size: int) -> None:
     source = image(side, side)
-    found = [run(source, list(ops), size) for ops in augment.ten_crop(size / side)]
+    found = [run(source, list(ops), size) for ops in augment.list_ten_crops(size / side)]
     expected = [np.asarray(crop) for crop in torchvision.transforms.TenCrop(size)(source)]
     assert len(found) == 10
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

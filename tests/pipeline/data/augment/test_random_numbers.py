@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from firstlight.pipeline.data.augment.random_numbers import AUGMENT, PER_OP, Numbers, keys
+from firstlight.pipeline.data.augment.random_numbers import (
+    FIRST_VIEW_STREAM,
+    NUMBERS_PER_OP,
+    CounterRng,
+    derive_view_keys,
+)
 from firstlight.tasks import counter_rng
 
 IDS = np.arange(20_000)
@@ -19,7 +24,7 @@ IDS = np.arange(20_000)
 def numbers(
     seed: int = 0, epoch: int = 0, view: int = 0, op: int = 0, ids: np.ndarray = IDS, count: int = 8
 ) -> np.ndarray:
-    return Numbers(keys(seed, np.full_like(ids, epoch), ids, view), op).uniform(count)
+    return CounterRng(derive_view_keys(seed, np.full_like(ids, epoch), ids, view), op).uniform(count)
 
 
 @given(
@@ -29,12 +34,14 @@ def numbers(
     st.integers(0, 9),
 )
 def test_they_are_the_numbers_of_the_tasks(seed: int, epoch: int, ids: list[int], view: int) -> None:
-    theirs = counter_rng.keys(seed, epoch, torch.tensor(ids), AUGMENT + view)
-    ours = keys(seed, np.full(len(ids), epoch), np.array(ids), view)
+    theirs = counter_rng.derive_keys(seed, epoch, torch.tensor(ids), FIRST_VIEW_STREAM + view)
+    ours = derive_view_keys(seed, np.full(len(ids), epoch), np.array(ids), view)
     assert ours.view(np.int64).tolist() == theirs.tolist()
     for op in (0, 3):
-        expected = counter_rng.uniform(theirs, PER_OP * (op + 1))[:, PER_OP * op :].double().numpy()
-        assert np.array_equal(np.floor(Numbers(ours, op).uniform(PER_OP) * 2**24) / 2**24, expected)
+        expected = (
+            counter_rng.draw_uniform(theirs, NUMBERS_PER_OP * (op + 1))[:, NUMBERS_PER_OP * op :].double().numpy()
+        )
+        assert np.array_equal(np.floor(CounterRng(ours, op).uniform(NUMBERS_PER_OP) * 2**24) / 2**24, expected)
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=40), st.integers(0, 3))
@@ -92,6 +99,8 @@ def test_consecutive_ids_show_no_period() -> None:
 def test_keys_are_distinct_and_none_is_a_methods() -> None:
     """Of small numbers in any role: seed, epoch, image and view are not exchangeable. Methods draw from the streams 0, 1, ..."""
     grid = list(itertools.product(range(6), range(6), range(6)))
-    ours = [keys(seed, np.full(100, epoch), np.arange(100), view).view(np.int64) for seed, epoch, view in grid]
-    theirs = [counter_rng.keys(seed, epoch, torch.arange(100), stream).numpy() for seed, epoch, stream in grid]
+    ours = [
+        derive_view_keys(seed, np.full(100, epoch), np.arange(100), view).view(np.int64) for seed, epoch, view in grid
+    ]
+    theirs = [counter_rng.derive_keys(seed, epoch, torch.arange(100), stream).numpy() for seed, epoch, stream in grid]
     assert len(np.unique(np.concatenate(ours + theirs))) == 2 * 6 * 6 * 6 * 100

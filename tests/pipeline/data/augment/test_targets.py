@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from firstlight.pipeline.data.annotations import VOID
+from firstlight.pipeline.data.annotations import VOID_VALUE
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
 from firstlight.pipeline.data.augment.targets import move_boxes, move_mask
@@ -23,18 +23,20 @@ OPS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def rows_of(ops: list[dict[str, Any]], size: tuple[int, int], n: int) -> list[list[augment.Row]]:
+def rows_of(ops: list[dict[str, Any]], size: tuple[int, int], n: int) -> list[list[augment.OpParams]]:
     """What is drawn for `n` images of one size."""
     ids = np.arange(n)
-    drawn = augment.draw(ops, random_numbers.keys(3, np.zeros(n, np.int64), ids, 0), np.tile(size, (n, 1)), SIZE)
-    return [list(rows) for rows in zip(*(op.each() for op in drawn), strict=True)]
+    drawn = augment.sample_params(
+        ops, random_numbers.derive_view_keys(3, np.zeros(n, np.int64), ids, 0), np.tile(size, (n, 1)), SIZE
+    )
+    return [list(rows) for rows in zip(*(op.params_per_image() for op in drawn), strict=True)]
 
 
 def patches(width: int, height: int, seed: int) -> np.ndarray:
     """A mask of a few large rectangles, one of them void."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((height, width), np.uint8)
-    for value in (1, 2, 3, VOID):
+    for value in (1, 2, 3, VOID_VALUE):
         x, y = rng.integers(0, width * 2 // 3), rng.integers(0, height * 2 // 3)
         mask[y : y + height // 2, x : x + width // 2] = value
     return mask
@@ -56,14 +58,14 @@ def test_masks_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> N
     compared = 0
     for seed, rows in enumerate(rows_of(OPS[name], size, 12)):
         mask = patches(*size, seed)
-        levels = np.where(mask == VOID, 250, 40 + 40 * mask.astype(int)).astype(np.uint8)
-        shown = augment.apply(Image.fromarray(levels).convert("RGB"), rows, SIZE)[..., 0].astype(int)
+        levels = np.where(mask == VOID_VALUE, 250, 40 + 40 * mask.astype(int)).astype(np.uint8)
+        shown = augment.apply_params(Image.fromarray(levels).convert("RGB"), rows, SIZE)[..., 0].astype(int)
         moved = move_mask(mask, rows, SIZE)
         assert moved.shape == (SIZE, SIZE)
-        inside = uniform(moved, 3) & (moved != VOID)
+        inside = uniform(moved, 3) & (moved != VOID_VALUE)
         assert (abs(shown - 40 - 40 * moved.astype(int))[inside] <= 1).all()
         black = uniform((shown == 0).astype(np.uint8)) & (shown == 0)
-        assert (moved[black] == VOID).all()  # what comes from outside belongs to no class
+        assert (moved[black] == VOID_VALUE).all()  # what comes from outside belongs to no class
         compared += int(inside.sum())
     assert compared > 12 * SIZE**2 / 20
 
@@ -78,7 +80,7 @@ def test_boxes_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> N
         w, h = int(rng.integers(12, size[0] // 2)), int(rng.integers(12, size[1] // 2))
         image = np.zeros((size[1], size[0], 3), np.uint8)
         image[y : y + h, x : x + w] = 255
-        shown = augment.apply(Image.fromarray(image), rows, SIZE)[..., 0] > 127
+        shown = augment.apply_params(Image.fromarray(image), rows, SIZE)[..., 0] > 127
         boxes, seen = move_boxes(np.array([[x, y, x + w, y + h]], np.float32), rows, SIZE)
         if seen[0]:
             ys, xs = np.nonzero(shown)
@@ -93,7 +95,7 @@ def test_turned_boxes_hold_their_pixels() -> None:
     for rows in rows_of(OPS["affine"], (60, 60), 20):
         image = np.zeros((60, 60, 3), np.uint8)
         image[22:38, 18:40] = 255
-        ys, xs = np.nonzero(augment.apply(Image.fromarray(image), rows, SIZE)[..., 0] > 127)
+        ys, xs = np.nonzero(augment.apply_params(Image.fromarray(image), rows, SIZE)[..., 0] > 127)
         boxes, seen = move_boxes(np.array([[18, 22, 40, 38]], np.float32), rows, SIZE)
         assert seen[0]
         assert (boxes[0] - [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] <= [1.5, 1.5, np.inf, np.inf]).all()

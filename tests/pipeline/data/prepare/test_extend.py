@@ -18,27 +18,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstlight.pipeline.config.recipe import Dataset
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.loader import Loader
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.prepare import prepare as module
-from firstlight.pipeline.data.prepare.extend import KNOWN
+from firstlight.pipeline.data.prepare.extend import KNOWN_FILE
 from firstlight.pipeline.data.prepare.prepare import prepare
-from firstlight.pipeline.data.splits import split
-from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, Store
-from firstlight.pipeline.data.stream import Loader, Options, TrainOrder, batches
+from firstlight.pipeline.data.splits import draw_splits
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
 from firstlight.pipeline.errors import UserError
-from tests.pipeline.data.prepare.test_jobs import Stop, contents, stop
-from tests.pipeline.data.prepare.test_prepare import dataset, local, png, silent
+from tests.support.extended_stores import assert_extends, rows
+from tests.support.grey_images import dataset, local, png, silent
 from tests.support.paths import ROOT
+from tests.support.stopped_prepare import Stop, contents, stop
 
 # `prepare` in a process that is killed when its k-th file is at its name; without torch, which takes seconds to import
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from pipeline import prepare as module, shards
-module.PART, shards.ROW_GROUP = 10, 4
+from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.prepare import prepare as module
+module.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 10, 4
 replace, count, k = os.replace, 0, int(sys.argv[3])
 def kill(*paths):
     global count
@@ -47,18 +51,15 @@ def kill(*paths):
     if count == k:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = kill
-class Data(SimpleNamespace):
-    def model_copy(self, update):
-        return Data(**{**vars(self), **update})
-module.prepare(Data(**json.loads(sys.argv[1])), Path(sys.argv[2]), lambda: False, lambda done, total: None)
+module.prepare(SimpleNamespace(**json.loads(sys.argv[1])), Path(sys.argv[2]), lambda: False, lambda done, total: None)
 """
 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 images a shard, 4 a row group."""
-    monkeypatch.setattr(module, "PART", 10)
-    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 10)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 4)
 
 
 def put(root: Path, *names: str) -> None:
@@ -73,25 +74,11 @@ def picture(name: str) -> bytes:
     return png(sum(map(ord, name)) % 256) + name.encode()  # what follows the end of a PNG is not read
 
 
-def rows(store: Store) -> dict[int, tuple[str, str, str, bytes]]:
-    """id -> path, split, name of the class, encoded bytes."""
-    found = {}
-    for shard in store.shards:
-        for row in pq.read_table(store.path / shard.file).to_pylist():
-            found[row["id"]] = (
-                row["path"],
-                shard.split,
-                "" if row["label"] < 0 else store.classes[row["label"]],
-                row["image"],
-            )
-    return found
-
-
 def by_path(store: Store) -> dict[str, tuple[int, str, str]]:
     return {path: (image_id, part, name) for image_id, (path, part, name, _) in rows(store).items()}
 
 
-def start(root: Path, stores: Path, **fields: Any) -> tuple[Dataset, Store]:
+def start(root: Path, stores: Path, **fields: Any) -> tuple[DatasetOptions, Store]:
     """13 training images of the classes b and d, and 3 test images."""
     put(
         root,
@@ -104,7 +91,7 @@ def start(root: Path, stores: Path, **fields: Any) -> tuple[Dataset, Store]:
     return data, local(data, stores)
 
 
-def grown(data: Dataset, old: Store, **fields: Any) -> Dataset:
+def grown(data: DatasetOptions, old: Store, **fields: Any) -> DatasetOptions:
     return data.model_copy(update={"extends": str(old.path), **fields})
 
 
@@ -117,17 +104,6 @@ def grow(root: Path) -> None:
         "test/a/t.png",
         "test/b/a.png",
     )
-
-
-def assert_extends(new: Store, old: Store) -> None:
-    before, after = rows(old), rows(new)
-    assert sorted(after) == list(range(len(after)))
-    assert {image_id: after[image_id] for image_id in before} == before
-    assert new.classes[: len(old.classes)] == old.classes
-    assert new.extends[:-1] == old.extends
-    assert (new.extends[-1].hash, new.extends[-1].ids) == (old.hash, len(before))
-    assert new.shards[: len(old.shards)] == old.shards
-    new.verify()
 
 
 def test_new_images_come_behind_the_old_ones(tmp_path: Path) -> None:
@@ -160,19 +136,22 @@ def test_new_images_come_behind_the_old_ones(tmp_path: Path) -> None:
     assert all(path.split("/")[:2] == [part, name] for path, (_, part, name) in by_path(new).items())
     assert new.labels("test").tolist() == [0, 0, 1, 2, 0]
     assert new.labels().tolist() == new.read(np.arange(41))[1].tolist()
-    assert new.groups("test")[:, 2].tolist() == [12, 39]
-    assert sorted([*new.groups("train")[:, 2], *new.groups("test")[:, 2]]) == new._groups[:, 2].tolist()
-    assert [row["path"] for row in pq.read_table(new.path / QUARANTINE).to_pylist()] == [
+    assert new.list_row_groups("test")[:, 2].tolist() == [12, 39]
+    assert (
+        sorted([*new.list_row_groups("train")[:, 2], *new.list_row_groups("test")[:, 2]])
+        == new._all_row_groups[:, 2].tolist()
+    )
+    assert [row["path"] for row in pq.read_table(new.path / QUARANTINE_FILE).to_pylist()] == [
         "train/b/bad.png",
         "train/c/bad.png",
     ]
     assert new.quarantined == 2
-    assert json.loads((new.path / MANIFEST).read_text())["extends"] == [
+    assert json.loads((new.path / MANIFEST_FILE).read_text())["extends"] == [
         {"name": old.path.name, "hash": old.hash, "ids": 15}
     ]
     assert calls[:3] == [(9, 15), (12, 15), (15, 15)]  # the old store is verified
     assert calls[-1] == (43, 43)  # 15 images of the old store, and 28 that are decoded
-    assert not [*new.path.glob("match-*"), *new.path.glob(KNOWN)]
+    assert not [*new.path.glob("match-*"), *new.path.glob(KNOWN_FILE)]
 
 
 def test_the_census_and_the_copies_are_of_all_images(tmp_path: Path) -> None:
@@ -191,7 +170,7 @@ def test_the_census_and_the_copies_are_of_all_images(tmp_path: Path) -> None:
     assert new.images == whole.images
     assert new.images["duplicates"] == {"copies": 3, "of_train_in_test": 2}
     ids = {path: image_id for path, (image_id, *_) in by_path(new).items()}
-    assert pq.read_table(new.path / DUPLICATES).to_pylist() == [
+    assert pq.read_table(new.path / DUPLICATES_FILE).to_pylist() == [
         {"id": ids["test/b/tb.png"], "first_id": ids["train/a/copy.png"], "split": "test", "path": "test/b/tb.png"},
         {
             "id": ids["train/e/copy.png"],
@@ -275,7 +254,7 @@ def test_three_in_a_chain_and_the_old_ones_deleted(tmp_path: Path) -> None:
     data = grown(data, second)
     third = local(data, tmp_path / "out")
     assert_extends(third, second)
-    assert third.edges == [0, 15, 41, 44]
+    assert third.extension_edges == [0, 15, 41, 44]
     assert third.classes == ("b", "d", "a", "c", "e", "0")
     shutil.rmtree(first.path)
     shutil.rmtree(second.path)
@@ -284,7 +263,7 @@ def test_three_in_a_chain_and_the_old_ones_deleted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest\.json"):
         local(data.model_copy(update={"extends": str(first.path)}), tmp_path / "out")  # that was not the one
     assert len(rows(again)) == 44
-    (third.path / MANIFEST).unlink()
+    (third.path / MANIFEST_FILE).unlink()
     with pytest.raises(
         UserError, match=r"^dataset\.extends: '.*tiny-.*' has no manifest\.json; valid: the folder of a finished store$"
     ):
@@ -379,7 +358,7 @@ def test_old_images_that_are_not_what_they_were_are_refused(
             local(grown(data, old), tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert contents(old) == before
-    assert not [store for store in (tmp_path / "out").glob(f"*/{MANIFEST}") if store.parent != old.path]
+    assert not [store for store in (tmp_path / "out").glob(f"*/{MANIFEST_FILE}") if store.parent != old.path]
 
 
 def test_an_image_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
@@ -409,7 +388,7 @@ def test_a_damaged_or_absent_earlier_store_is_named(tmp_path: Path) -> None:
     for damage, message in (
         (lambda: None, r"train-00000\.parquet: is missing or damaged: its sha256 is not the manifest's"),
         (shard.unlink, r"train-00000\.parquet: is missing or damaged: No such file"),
-        ((old.path / MANIFEST).unlink, r"'.*' has no manifest\.json; valid"),
+        ((old.path / MANIFEST_FILE).unlink, r"'.*' has no manifest\.json; valid"),
     ):
         damage()
         with pytest.raises(UserError, match=rf"^dataset\.extends: .*{message}") as caught:
@@ -419,7 +398,7 @@ def test_a_damaged_or_absent_earlier_store_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def killable(tmp_path: Path) -> tuple[Dataset, Store]:
+def killable(tmp_path: Path) -> tuple[DatasetOptions, Store]:
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     data = grown(data, old)
@@ -427,7 +406,7 @@ def killable(tmp_path: Path) -> tuple[Dataset, Store]:
 
 
 def test_every_point_can_be_its_end(
-    tmp_path: Path, killable: tuple[Dataset, Store], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killable: tuple[DatasetOptions, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, clean = killable
     for k in itertools.count(1):
@@ -443,7 +422,7 @@ def test_every_point_can_be_its_end(
 
 @pytest.mark.fault(8, "an extension is killed")
 @pytest.mark.parametrize("k", [4, 9, 14])
-def test_a_killed_process_is_continued(tmp_path: Path, killable: tuple[Dataset, Store], k: int) -> None:
+def test_a_killed_process_is_continued(tmp_path: Path, killable: tuple[DatasetOptions, Store], k: int) -> None:
     data, clean = killable
     command = [sys.executable, "-c", KILLED, data.model_dump_json(), str(tmp_path / "killed"), str(k)]
     assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == -signal.SIGKILL
@@ -478,11 +457,11 @@ def test_ids_stay_however_a_source_grows(added: list[list[str]], seed: int) -> N
             data = dataset(root=root, test_fraction=0.3)
             data = data if old is None else grown(data, old)
             new = local(data, Path(folder) / "out")
-            patch.setattr(module, "_each", shuffled(seed))
-            patch.setattr(module, "PART", 10)
+            patch.setattr(module, "_run_jobs", shuffled(seed))
+            patch.setattr(module, "IMAGES_PER_SHARD", 10)
             assert contents(local(data, Path(folder) / "shuffled")) == contents(new)
             patch.undo()
-            patch.setattr(module, "PART", 10)
+            patch.setattr(module, "IMAGES_PER_SHARD", 10)
             if old is not None:
                 assert_extends(new, old)
                 assert_no_image_changes_sides(old, new, data)
@@ -491,11 +470,11 @@ def test_ids_stay_however_a_source_grows(added: list[list[str]], seed: int) -> N
         assert all(path.startswith(f"{name}/") for path, (_, _, name) in by_path(old).items())
 
 
-def assert_no_image_changes_sides(old: Store, new: Store, data: Dataset) -> None:
-    before, after = (split(store, data.model_copy(update={"val_fraction": 0.4})) for store in (old, new))
+def assert_no_image_changes_sides(old: Store, new: Store, data: DatasetOptions) -> None:
+    before, after = (draw_splits(store, data.model_copy(update={"val_fraction": 0.4})) for store in (old, new))
     for name in ("train", "val", "test"):
         mine = getattr(after, name)
-        assert mine[mine < old.edges[-1]].tolist() == getattr(before, name).tolist()
+        assert mine[mine < old.extension_edges[-1]].tolist() == getattr(before, name).tolist()
     held, all_of = (np.bincount(new.labels()[ids], minlength=4) for ids in (after.val, new.ids("train")))
     assert held.tolist() == [round(0.4 * n) for n in all_of.tolist()]
 
@@ -505,9 +484,9 @@ def test_a_stated_subset_stays_what_it_is(tmp_path: Path) -> None:
     grow(tmp_path / "in")
     new = local(grown(data, old), tmp_path / "out")
     few, more = ({"max_train": n, "max_test": m, "val_fraction": 0.4} for n, m in ((9, 2), (30, 4)))
-    before, after = (split(store, data.model_copy(update=few)) for store in (old, new))
+    before, after = (draw_splits(store, data.model_copy(update=few)) for store in (old, new))
     assert all(np.array_equal(getattr(before, name), getattr(after, name)) for name in ("train", "val", "test"))
-    larger = split(new, data.model_copy(update=more))
+    larger = draw_splits(new, data.model_copy(update=more))
     assert len(larger.train) + len(larger.val) == 30
     assert {*old.ids("train")} <= {*larger.train.tolist(), *larger.val.tolist()}
     assert {*old.ids("test")} <= {*larger.test.tolist()}
@@ -519,14 +498,14 @@ def test_a_training_sees_every_training_image_once_an_epoch(tmp_path: Path, wind
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     new = local(grown(data, old), tmp_path / "out")
-    plan = BatchPlan(new.ids("train"), new.groups("train")[:, 2], 6, 0, 12, windowed)
+    plan = BatchPlan(new.ids("train"), new.list_row_groups("train")[:, 2], 6, 0, 12, windowed)
     loader = Loader(new, (({"op": "center_crop"},),), 4, 0, 1_000_000)
     found = [
-        *batches(
+        *stream_batches(
             loader,
             TrainOrder(plan, 0, 1, 0, 2 * plan.steps),
             6,
-            Options(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25),
+            LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25),
         )
     ]
     for epoch in (found[: plan.steps], found[plan.steps :]):
@@ -537,7 +516,7 @@ def test_a_training_sees_every_training_image_once_an_epoch(tmp_path: Path, wind
 
 @pytest.mark.ray
 def test_ray_extends_to_the_same_bytes(tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "ROW_GROUP", 128)  # as in Ray's workers
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 128)  # as in Ray's workers
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     first, second = (

@@ -11,34 +11,37 @@ from PIL import Image
 
 from firstlight.pipeline.data import shards
 from firstlight.pipeline.data.prepare import prepare as prepare_module
-from firstlight.pipeline.data.splits import split
+from firstlight.pipeline.data.splits import draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from tests.pipeline.data.prepare.test_extend import assert_extends
-from tests.pipeline.data.sources.published.test_voc_annotations import CAT, DOG, HARD_DOG, Object, annotate
-from tests.support.published import texts
-from tests.support.tiny import dataset, picture, prepared
+from tests.support.extended_stores import assert_extends
+from tests.support.image_sources import dataset_options, make_png, prepare_store
+from tests.support.published_sets import write_texts
+from tests.support.voc_folders import CAT, DOG, HARD_DOG, ObjectRow, write_objects
 
-BIRD: Object = ("bird", (1, 1, 5, 5), 0)
-OVER: Object = ("dog", (3, 3, 90, 90), 0)  # goes over the edge of 8 x 8: it is cut there, in the store
+BIRD: ObjectRow = ("bird", (1, 1, 5, 5), 0)
+OVER: ObjectRow = ("dog", (3, 3, 90, 90), 0)  # goes over the edge of 8 x 8: it is cut there, in the store
 OBJECTS = ((CAT,), (DOG, HARD_DOG), (), (CAT, OVER))
 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "PART", 6)
-    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    monkeypatch.setattr(prepare_module, "IMAGES_PER_SHARD", 6)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 4)
 
 
 def put(root: Path, numbers: Sequence[int], test: Sequence[int] = (20, 21), folder: str = "Main") -> Path:
     """Images of 8 x 8, image k with OBJECTS[k % 4] and a mask of the value k % 3; those of `test` are the test split."""
     for k in (*numbers, *test):
-        for file, content in ((f"JPEGImages/{k:06d}.png", picture(k)), (f"SegmentationClass/{k:06d}.png", mask(k % 3))):
+        for file, content in (
+            (f"JPEGImages/{k:06d}.png", make_png(k)),
+            (f"SegmentationClass/{k:06d}.png", mask(k % 3)),
+        ):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).write_bytes(content)
-        annotate(root, k, *OBJECTS[k % 4])
+        write_objects(root, k, *OBJECTS[k % 4])
     lists = {"trainval": numbers, "test": test}
-    return texts(
+    return write_texts(
         root, **{f"ImageSets__{folder}__{name}": "".join(f"{k:06d}\n" for k in ids) for name, ids in lists.items()}
     )
 
@@ -51,13 +54,13 @@ def mask(value: int) -> bytes:
 
 
 def store(root: Path, **fields: Any) -> Store:
-    return prepared(dataset(source="voc", root=root, **fields), root.parent / "stores")
+    return prepare_store(dataset_options(source="voc", root=root, **fields), root.parent / "stores")
 
 
 def known(found: Store, ids: np.ndarray) -> list[dict[str, Any]]:
     """What the store knows of each image, with the names of classes in the place of their numbers."""
     out = []
-    for one in found.annotated(ids):
+    for one in found.read_annotations(ids):
         kinds = [] if one.box_classes is None else [found.classes[c] for c in one.box_classes.tolist()]
         present = None if one.present is None else dict(zip(found.classes, one.present.tolist(), strict=True))
         boxes = None if one.boxes is None or one.difficult is None else (one.boxes.tolist(), one.difficult.tolist())
@@ -80,18 +83,18 @@ def test_old_images_keep_what_is_known_of_them_and_new_ones_come_behind(tmp_path
     order = [*range(9), *(14, 15), *range(9, 14), 16]  # the ids that the images have in a store that was made at once
     assert known(new, np.arange(17)) == known(whole, np.array(order))
     if "present" in annotations:
-        assert new.present("train").shape == (14, 2)
+        assert new.read_presence("train").shape == (14, 2)
     assert new.images["annotated"] == whole.images["annotated"]
     assert {name: new.subset(name).tolist() for name in new.subset_names} == {}
-    data = dataset(source="voc", root=root, val_fraction=0.3)
-    assert set(split(new, data).val) >= set(split(old, data).val)
+    data = dataset_options(source="voc", root=root, val_fraction=0.3)
+    assert set(draw_splits(new, data).val) >= set(draw_splits(old, data).val)
 
 
 def test_masks_too(tmp_path: Path) -> None:
-    root = texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
+    root = write_texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
     old = store(root, annotations=["mask"])
     before = known(old, np.arange(11))
-    texts(put(root, range(13), folder="Segmentation"), classes="ground\ncat\ndog\nsky\n")
+    write_texts(put(root, range(13), folder="Segmentation"), classes="ground\ncat\ndog\nsky\n")
     new = store(root, annotations=["mask"], extends=str(old.path))
     assert_extends(new, old)
     assert known(new, np.arange(11)) == before
@@ -103,7 +106,7 @@ def test_a_new_class_has_a_number_behind_the_old_ones_whatever_its_name(tmp_path
     root = put(tmp_path / "in", range(9))
     old = store(root, annotations=["boxes"])
     put(root, range(11))
-    annotate(root, 9, BIRD, CAT)
+    write_objects(root, 9, BIRD, CAT)
     new = store(root, annotations=["boxes"], extends=str(old.path))
     assert new.classes == ("cat", "dog", "bird")
     assert_extends(new, old)
@@ -113,24 +116,24 @@ def test_a_new_class_has_a_number_behind_the_old_ones_whatever_its_name(tmp_path
         ["bird", "cat"],
         [],
     ]
-    with pytest.raises(UserError, match=r"'bird' is a new class, and of the images of .* it is not known"):
+    with pytest.raises(UserError, match=r"'bird' is a new class, which the images of .* are not annotated with"):
         store(root, annotations=["boxes", "present"], extends=str(store(put(tmp_path / "two", range(9))).path))
 
 
 def moved(root: Path) -> None:
-    annotate(root, 4, ("cat", (1, 1, 5, 4), 0))
+    write_objects(root, 4, ("cat", (1, 1, 5, 4), 0))
 
 
 def renamed(root: Path) -> None:
-    annotate(root, 4, ("dog", CAT[1], 0))
+    write_objects(root, 4, ("dog", CAT[1], 0))
 
 
 def harder(root: Path) -> None:
-    annotate(root, 4, (*CAT[:2], 1))
+    write_objects(root, 4, (*CAT[:2], 1))
 
 
 def emptied(root: Path) -> None:
-    annotate(root, 4)
+    write_objects(root, 4)
 
 
 @pytest.mark.parametrize("change", [moved, renamed, harder, emptied])
@@ -142,12 +145,12 @@ def test_another_annotation_of_an_old_image_is_refused(tmp_path: Path, change: C
     told = r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(boxes, present\); give"
     with pytest.raises(UserError, match=told):
         store(root, extends=str(old.path))
-    annotate(root, 4, CAT)
+    write_objects(root, 4, CAT)
     assert_extends(store(root, extends=str(old.path)), old)
 
 
 def test_another_mask_of_an_old_image_is_refused(tmp_path: Path) -> None:
-    root = texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
+    root = write_texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
     old = store(root, annotations=["mask"])
     put(root, range(12), folder="Segmentation")
     (root / "SegmentationClass/000004.png").write_bytes(mask(2))
@@ -171,11 +174,11 @@ def test_an_annotation_that_cannot_be_read_any_more_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize(("annotations", "folder"), [(["mask"], "Segmentation"), (["present"], "Main")])
 def test_classes_that_are_numbers_keep_their_order(tmp_path: Path, annotations: list[str], folder: str) -> None:
-    root = texts(put(tmp_path / "in", range(9), folder=folder), classes="cat\ndog\nsky\n")
+    root = write_texts(put(tmp_path / "in", range(9), folder=folder), classes="cat\ndog\nsky\n")
     old = store(root, annotations=annotations)
-    texts(put(root, range(12), folder=folder), classes="cat\nsky\ndog\n")
+    write_texts(put(root, range(12), folder=folder), classes="cat\nsky\ndog\n")
     with pytest.raises(
         UserError,
-        match=r"^dataset\.extends: class 1 of .* is 'dog', and 'sky' in the source; bring its classes into the order",
+        match=r"^dataset\.extends: class 1 of .* is 'dog', and 'sky' in the source; restore the order of its classes",
     ):
         store(root, annotations=annotations, extends=str(old.path))

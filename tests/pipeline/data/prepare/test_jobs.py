@@ -10,24 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.pipeline.config.recipe import Dataset
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.data import shards
 from firstlight.pipeline.data.images import open_rgb
+from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.prepare import jobs
 from firstlight.pipeline.data.prepare import prepare as module
-from firstlight.pipeline.data.prepare.jobs import record_of
-from firstlight.pipeline.data.store import MANIFEST, Store
-from tests.pipeline.data.prepare.test_prepare import dataset, images, local, silent
+from firstlight.pipeline.data.prepare.jobs import record_path
+from tests.support.grey_images import dataset, images, local, silent
 from tests.support.paths import ROOT
+from tests.support.stopped_prepare import Stop, contents, stop
 
 # `prepare` in a process that is killed before or after it moves its k-th file to its name; without torch, which takes seconds to import
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from pipeline import prepare as module, shards
+from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.prepare import prepare as module
 fields, out, k, after = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "after"
-module.PART, shards.ROW_GROUP = 10, 4
+module.IMAGES_PER_SHARD, shards.ROWS_PER_GROUP = 10, 4
 replace, count = os.replace, 0
 def kill(*paths):
     global count
@@ -43,10 +45,10 @@ module.prepare(SimpleNamespace(**fields), out, lambda: False, lambda done, total
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetOptions:
     """45 training images, three of them bad, in 5 parts, and 6 test images: 4 parts are numbered again."""
-    monkeypatch.setattr(module, "PART", 10)
-    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 10)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 4)
     return dataset(root=images(tmp_path / "in", 45, bad=(2, 4, 31)), max_bad_fraction=0.2)
 
 
@@ -58,11 +60,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
-def contents(store: Store) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in store.path.iterdir()}
-
-
-def kill_at(data: Dataset, out: Path, k: int, when: str) -> int:
+def kill_at(data: DatasetOptions, out: Path, k: int, when: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, data.model_dump_json(), str(out), str(k), when],
         cwd=ROOT,
@@ -84,7 +82,7 @@ def kill_at(data: Dataset, out: Path, k: int, when: str) -> int:
     ],
 )
 def test_after_a_kill_only_unfinished_parts_are_decoded(
-    data: Dataset, tmp_path: Path, decoded: list[bytes], k: int, when: str, again: int
+    data: DatasetOptions, tmp_path: Path, decoded: list[bytes], k: int, when: str, again: int
 ) -> None:
     clean = local(data, tmp_path / "clean")
     decoded.clear()
@@ -95,27 +93,9 @@ def test_after_a_kill_only_unfinished_parts_are_decoded(
     assert len(decoded) == again
 
 
-class Stop(BaseException):
-    """As a kill, but within the process."""
-
-
-def stop(data: Dataset, out: Path, k: int, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """`prepare` that ends by `Stop` when its k-th file is at its name."""
-    replace, count = os.replace, 0
-
-    def stopping(*paths: str) -> None:
-        nonlocal count
-        count += 1
-        replace(*paths)
-        if count == k:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stopping)
-        return local(data, out)
-
-
-def test_every_point_of_a_run_can_be_its_end(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_point_of_a_run_can_be_its_end(
+    data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean, moves = (
         local(data, tmp_path / "clean"),
         2 * 6 + 1 + 2 * 5 + 2,
@@ -128,7 +108,7 @@ def test_every_point_of_a_run_can_be_its_end(data: Dataset, tmp_path: Path, monk
 
 
 def test_every_run_gets_further_than_the_one_before(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is stopped after three files, and some of these it has to write again."""
     stops = 0
@@ -145,14 +125,14 @@ def test_every_run_gets_further_than_the_one_before(
     "damage", ["shard", "cut shard", "no shard", "record", "another version", "record of other rows", "no record"]
 )
 def test_a_part_that_is_not_whole_is_decoded_again(
-    data: Dataset, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch, damage: str
+    data: DatasetOptions, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     clean = local(data, tmp_path / "clean")
     with pytest.raises(Stop):
         stop(data, tmp_path / "killed", 12, monkeypatch)
     (folder,) = (tmp_path / "killed").iterdir()
     shard = folder / "train-00001.parquet"
-    record = record_of(shard)
+    record = record_path(shard)
     content = bytearray(shard.read_bytes())
     if damage == "shard":
         content[50] ^= 1
@@ -179,7 +159,7 @@ def test_a_part_that_is_not_whole_is_decoded_again(
 
 
 def test_a_source_that_changed_in_between_is_another_store(
-    data: Dataset, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+    data: DatasetOptions, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stop):
         stop(data, tmp_path / "out", 12, monkeypatch)
@@ -188,11 +168,13 @@ def test_a_source_that_changed_in_between_is_another_store(
     store = local(data, tmp_path / "out")
     assert len(decoded) == 51
     assert len([*(tmp_path / "out").iterdir()]) == 2
-    assert not [file for file in store.path.iterdir() if file.suffix == ".json" and file.name != MANIFEST]
+    assert not [file for file in store.path.iterdir() if file.suffix == ".json" and file.name != MANIFEST_FILE]
 
 
 @pytest.mark.fault(16, "full disk: a record of prepare")
-def test_a_full_disk_while_a_record_is_written(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_a_record_is_written(
+    data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 

@@ -1,77 +1,39 @@
 """A source becomes a store: the same one however it is written, without gaps, with every bad image listed."""
 
 import errno
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from firstlight.pipeline.config.recipe import Dataset
 from firstlight.pipeline.data import shards
-from firstlight.pipeline.data.images import decode
+from firstlight.pipeline.data.images import decode_rgb
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.prepare import prepare
-from firstlight.pipeline.data.store import DUPLICATES, MANIFEST, QUARANTINE, Store
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
+from tests.support.grey_images import dataset, images, local, png
 from tests.support.paths import ROOT
-
-
-def dataset(**fields: Any) -> Dataset:
-    crop = [{"op": "center_crop"}]
-    raw = {
-        "name": "tiny",
-        "source": "folder",
-        "test_fraction": 0.2,
-        "train_augment": crop,
-        "eval_augment": crop,
-        **fields,
-    }
-    return Dataset.model_validate_json(json.dumps(raw, default=str))
-
-
-def png(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 3 + value % 3, 3), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def images(root: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
-    """`count` training images of two classes and 6 test images; image k is grey of value k, the bad ones are cut off."""
-    for split, first, n in (("train", 0, count), ("test", 200, 6)):
-        for k in range(n):
-            file = root / split / "ab"[k % 2] / f"{k:03d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(png(first + k)[:40] if k in bad and split == "train" else png(first + k))
-    return root
-
-
-def silent(done: int, total: int) -> None:
-    pass
-
-
-def local(data: Dataset, stores: Path) -> Store:
-    return prepare(data, stores, on_ray=lambda: False, progress=silent)
 
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 images a shard, 4 a row group."""
-    monkeypatch.setattr(module, "PART", 10)
-    monkeypatch.setattr(shards, "ROW_GROUP", 4)
+    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 10)
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 4)
 
 
 def greys(store: Store) -> list[int]:
     """The value of every image, by id."""
     total = sum(store.splits.values())
-    return [int(decode(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]
+    return [int(decode_rgb(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -105,7 +67,7 @@ def test_a_folder_becomes_a_store(tmp_path: Path) -> None:
     assert store.labels("test").tolist() == [0] * 3 + [1] * 3
     assert store.classes == ("a", "b")
     assert store.quarantined == 0
-    assert pq.read_table(store.path / QUARANTINE).num_rows == 0
+    assert pq.read_table(store.path / QUARANTINE_FILE).num_rows == 0
     assert pq.read_table(store.path / "test-00000.parquet")["path"][0].as_py() == "test/a/000.png"
 
 
@@ -114,7 +76,7 @@ def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 5)
     Image.new("L", (50, 60)).save(root / "train" / "a" / "grey.png")
     store = local(dataset(root=root), tmp_path / "out")
-    raw = json.loads((store.path / MANIFEST).read_text())
+    raw = json.loads((store.path / MANIFEST_FILE).read_text())
     sizes = [[6, 8, 4], [8, 8, 4], [9, 8, 3], [22, 23, 1]]  # quarters of an octave: 3, 4, 5 x 4 pixels, and 50 x 60
     files = sum(file.stat().st_size for file in root.rglob("*.png"))
     assert raw["images"] == {
@@ -140,7 +102,7 @@ def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 45, bad=(2, 4, 31))
     (root / "train" / "a" / "000.png").write_bytes(b"")
     store = local(dataset(root=root, max_bad_fraction=0.2), tmp_path / "out")
-    listed = pq.read_table(store.path / QUARANTINE).to_pylist()
+    listed = pq.read_table(store.path / QUARANTINE_FILE).to_pylist()
     assert [*listed[0]] == ["path", "split", "reason"]  # and no id: ids are of images that can be used
     assert [(row["path"], row["split"]) for row in listed] == [
         (f"train/{p}.png", "train") for p in ("a/000", "a/002", "a/004", "b/031")
@@ -179,9 +141,9 @@ def test_too_many_bad_images(tmp_path: Path) -> None:
         ):
             local(dataset(root=root), tmp_path / "out")
     (folder,) = (tmp_path / "out").iterdir()
-    assert pq.read_table(folder / QUARANTINE).num_rows == 12
+    assert pq.read_table(folder / QUARANTINE_FILE).num_rows == 12
     assert local(dataset(root=root, max_bad_fraction=0.6), tmp_path / "out").path == folder
-    (folder / QUARANTINE).unlink()
+    (folder / QUARANTINE_FILE).unlink()
     with pytest.raises(UserError, match=r"quarantine\.parquet: is missing or damaged: .*delete the folder"):
         local(dataset(root=root), tmp_path / "out")
 
@@ -194,8 +156,8 @@ def test_no_good_image_for_training(tmp_path: Path) -> None:
     ):
         local(dataset(root=root, max_bad_fraction=1.0), tmp_path / "out")
     (folder,) = (tmp_path / "out").iterdir()
-    assert pq.read_table(folder / QUARANTINE).num_rows == 4
-    assert not (folder / MANIFEST).exists()
+    assert pq.read_table(folder / QUARANTINE_FILE).num_rows == 4
+    assert not (folder / MANIFEST_FILE).exists()
 
 
 def test_the_cap_on_pixels_is_the_datasets(tmp_path: Path) -> None:
@@ -235,7 +197,7 @@ def test_an_unfinished_store_is_written_anew(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 25))
     store = local(data, tmp_path / "out")
     expected = {file.name: file.read_bytes() for file in store.path.iterdir()}
-    (store.path / MANIFEST).unlink()
+    (store.path / MANIFEST_FILE).unlink()
     (store.path / "train-00001.parquet").write_bytes(b"half")
     (store.path / "train-00099.parquet").write_bytes(b"of a larger source")
     (store.path / ".0123.tmp").write_bytes(b"left by a process that was killed")
@@ -313,7 +275,7 @@ def test_the_decoding_tasks_need_no_torch() -> None:
 def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     from ray.data import DataContext
 
-    root, part = tmp_path / "in", module.PART
+    root, part = tmp_path / "in", module.IMAGES_PER_SHARD
     for k in range(part + 300):  # two parts, so that the second and the test split are numbered again
         file = root / "train" / "abc"[k % 3] / f"{k:05d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -334,9 +296,9 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     first, second = ({file.name: file.read_bytes() for file in store.path.iterdir()} for store in stores)
     assert sorted(first) == [
         ".lock",
-        DUPLICATES,
-        MANIFEST,
-        QUARANTINE,
+        DUPLICATES_FILE,
+        MANIFEST_FILE,
+        QUARANTINE_FILE,
         "test-00000.parquet",
         "train-00000.parquet",
         "train-00001.parquet",

@@ -11,42 +11,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from firstlight.pipeline.data.images import decode
-from firstlight.pipeline.data.sources import Part, Record
+from firstlight.pipeline.data.images import decode_rgb
+from firstlight.pipeline.data.sources import Record, SourcePart
 from firstlight.pipeline.errors import UserError
-from tests.support.tiny import everything, parquet, table
+from tests.support.image_sources import open_parquet_set, read_split, write_image_table
 
 
 def structs(*names: str) -> list[dict[str, Any]]:
     return [{"bytes": name.encode(), "path": name} for name in names]
 
 
-def test_parquet_of_structs_and_of_bytes(tmp_path: Path) -> None:
-    table(tmp_path / "train-1.parquet", structs("c", "d"), [1, None])
-    table(tmp_path / "train-0.parquet", structs("a", "b"), [0, 2])
-    source = parquet(tmp_path)
+def test_structs_and_bytes_give_same_records(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "train-1.parquet", structs("c", "d"), [1, None])
+    write_image_table(tmp_path / "train-0.parquet", structs("a", "b"), [0, 2])
+    source = open_parquet_set(tmp_path)
     assert (source.classes, source.splits) == (("0", "1", "2"), {"train": 4})
-    assert everything(source) == [
+    assert read_split(source) == [
         Record("train-0.parquet#0 a", b"a", 0),
         Record("train-0.parquet#1 b", b"b", 2),
         Record("train-1.parquet#0 c", b"c", 1),
         Record("train-1.parquet#1 d", b"d", -1),
     ]
-    assert everything(parquet(tmp_path, image_column="image.bytes")) == everything(source)
+    assert read_split(open_parquet_set(tmp_path, image_column="image.bytes")) == read_split(source)
     for kind in (pa.binary(), pa.large_binary()):
-        table(tmp_path / "bytes" / "x.parquet", pa.array([b"a", None], kind), [0, 0])
-        assert everything(parquet(tmp_path / "bytes")) == [
+        write_image_table(tmp_path / "bytes" / "x.parquet", pa.array([b"a", None], kind), [0, 0])
+        assert read_split(open_parquet_set(tmp_path / "bytes")) == [
             Record("x.parquet#0", b"a", 0),
             Record("x.parquet#1", None, 0, "the row has no image (null)"),
         ]
 
 
-def test_images_that_are_too_large_are_told_and_few_are_in_memory_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.MAX_BYTES", 1000)
-    monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.READ_BYTES", 3000)
-    table(
+def test_too_large_image_has_reason_and_reads_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.MAX_READ_BYTES", 3000)
+    write_image_table(
         tmp_path / "x.parquet",
         pa.array([bytes([k]) * size for k in range(5) for size in (1000, 1001, 999)], pa.binary()),
         [0] * 15,
@@ -58,7 +56,7 @@ def test_images_that_are_too_large_are_told_and_few_are_in_memory_at_a_time(
         "iter_batches",
         lambda self, count, **named: (asked.append(count), real(self, count, **named))[1],
     )
-    found = everything(parquet(tmp_path))
+    found = read_split(open_parquet_set(tmp_path))
     assert [None if record.data is None else len(record.data) for record in found] == [1000, None, 999] * 5
     assert {record.reason for record in found} == {None, "has 1001 bytes (at most 536870912)"}
     assert set(asked) <= {1, 2, 3}
@@ -68,87 +66,87 @@ def test_images_that_are_too_large_are_told_and_few_are_in_memory_at_a_time(
     ("others", "test"),
     [(("test", "validation"), "test"), (("validation",), "validation"), (("val",), "val"), ((), None)],
 )
-def test_parquet_splits(tmp_path: Path, others: tuple[str, ...], test: str | None) -> None:
+def test_prefixes_of_files_define_splits(tmp_path: Path, others: tuple[str, ...], test: str | None) -> None:
     for name in ("train", *others):
-        table(tmp_path / f"{name}-00000-of-00001.parquet", [name.encode()] * 3, [0, 1, 1])
-    source = parquet(tmp_path)
-    assert {record.data for record in everything(source)} == {b"train"}
+        write_image_table(tmp_path / f"{name}-00000-of-00001.parquet", [name.encode()] * 3, [0, 1, 1])
+    source = open_parquet_set(tmp_path)
+    assert {record.data for record in read_split(source)} == {b"train"}
     assert (
-        {record.data for record in everything(source, "test")} == ({test.encode()} if test else set())
+        {record.data for record in read_split(source, "test")} == ({test.encode()} if test else set())
         if "test" in source.splits
         else test is None
     )
 
 
-def test_parts_of_parquet_cross_row_groups_and_files(tmp_path: Path) -> None:
+def test_parts_cross_row_groups_and_files(tmp_path: Path) -> None:
     names = [f"{k:02d}" for k in range(25)]
-    table(tmp_path / "train-0.parquet", [n.encode() for n in names[:11]], [0] * 11)  # row groups of 4
-    table(tmp_path / "train-1.parquet", [n.encode() for n in names[11:]], [0] * 14)
+    write_image_table(tmp_path / "train-0.parquet", [n.encode() for n in names[:11]], [0] * 11)  # row groups of 4
+    write_image_table(tmp_path / "train-1.parquet", [n.encode() for n in names[11:]], [0] * 14)
     for rows in (1, 3, 5, 25):
         for fields in ({}, {"test_fraction": 0.3}):
-            source = pickle.loads(pickle.dumps(parquet(tmp_path, **fields)))
-            read = [record.data.decode() for part in source.parts(rows) for record in source.read(part)]
+            source = pickle.loads(pickle.dumps(open_parquet_set(tmp_path, **fields)))
+            read = [record.data.decode() for part in source.split_into_parts(rows) for record in source.read(part)]
             assert sorted(read) == names
             train = read[: source.splits["train"]]
             assert train == sorted(train)
             assert len(train) == (25 if not fields else 17)
 
 
-def test_text_labels(tmp_path: Path) -> None:
+def test_text_labels_become_classes(tmp_path: Path) -> None:
     for labels in (["dog", None, "cat"], pa.array(["dog", None, "cat"]).dictionary_encode()):
-        table(tmp_path / "x.parquet", [b"a", b"b", b"c"], labels)
-        source = parquet(tmp_path)
+        write_image_table(tmp_path / "x.parquet", [b"a", b"b", b"c"], labels)
+        source = open_parquet_set(tmp_path)
         assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [1, -1, 0])
 
 
-def test_no_labels(tmp_path: Path) -> None:
-    table(tmp_path / "x.parquet", [b"a"])
-    source = parquet(tmp_path, label_column=None)
+def test_null_label_column_gives_no_labels(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "x.parquet", [b"a"])
+    source = open_parquet_set(tmp_path, label_column=None)
     assert (source.classes, source.labels.tolist()) == ((), [-1])
-    table(tmp_path / "x.parquet", [b"a", b"b"], [-1, -1])
-    assert parquet(tmp_path).classes == ()
+    write_image_table(tmp_path / "x.parquet", [b"a", b"b"], [-1, -1])
+    assert open_parquet_set(tmp_path).classes == ()
 
 
-def test_class_names(tmp_path: Path) -> None:
-    table(tmp_path / "x.parquet", [b"a", b"b"], [1, 0])
+def test_class_names_come_from_file_or_hugging_face(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "x.parquet", [b"a", b"b"], [1, 0])
     features = {"info": {"features": {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}}}
     written = pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"huggingface": json.dumps(features)})
     pq.write_table(written, tmp_path / "x.parquet")
-    assert parquet(tmp_path).classes == ("ant", "bee")
-    before = parquet(tmp_path).fingerprint
+    assert open_parquet_set(tmp_path).classes == ("ant", "bee")
+    before = open_parquet_set(tmp_path).fingerprint
     (tmp_path / "classes.txt").write_text("auk\nboa\ncow\n")
-    assert parquet(tmp_path).classes == ("auk", "boa", "cow")
-    assert parquet(tmp_path).fingerprint != before
+    assert open_parquet_set(tmp_path).classes == ("auk", "boa", "cow")
+    assert open_parquet_set(tmp_path).fingerprint != before
     (tmp_path / "classes.txt").write_text("auk\n")
     with pytest.raises(
         UserError, match=r"x\.parquet: row 0: label 1 is out of range: .*classes\.txt has 1 classes; valid: 0 to 0"
     ):
-        parquet(tmp_path)
+        open_parquet_set(tmp_path)
     for text in ("a\na\n", "a\n\nb\n", ""):
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(UserError, match=r"classes\.txt: must list every class once"):
-            parquet(tmp_path)
+            open_parquet_set(tmp_path)
 
 
 @pytest.mark.fault(34, "label -2, and one of 10^15")
 @pytest.mark.parametrize(
     ("labels", "text"), [([0, -2], "row 1: label -2"), ([10**15, 0], "row 0: label 1000000000000000")]
 )
-def test_impossible_labels(tmp_path: Path, labels: list[int], text: str) -> None:
-    table(tmp_path / "train-0.parquet", [b"a"], [0])
-    table(tmp_path / "train-1.parquet", [b"a", b"b"], labels)
+def test_label_without_class_raises(tmp_path: Path, labels: list[int], text: str) -> None:
+    write_image_table(tmp_path / "train-0.parquet", [b"a"], [0])
+    write_image_table(tmp_path / "train-1.parquet", [b"a", b"b"], labels)
     with pytest.raises(UserError, match=rf"train-1\.parquet: {text} is out of range"):
-        parquet(tmp_path)
+        open_parquet_set(tmp_path)
 
 
-def test_mixed_labels(tmp_path: Path) -> None:
-    table(tmp_path / "train-0.parquet", [b"a"], [0])
-    table(tmp_path / "train-1.parquet", [b"a"], ["cat"])
+def test_mixed_label_types_raise(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "train-0.parquet", [b"a"], [0])
+    write_image_table(tmp_path / "train-1.parquet", [b"a"], ["cat"])
     with pytest.raises(
         UserError,
         match=r"dataset\.label_column: 'label' has mixed types: text in .*train-1\.parquet, integers in .*train-0",
     ):
-        parquet(tmp_path)
+        open_parquet_set(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,25 +160,25 @@ def test_mixed_labels(tmp_path: Path) -> None:
         ({"label_column": "score"}, "label_column: 'score'"),
     ],
 )
-def test_columns_that_are_not_there_are_listed(tmp_path: Path, fields: dict[str, str], key: str) -> None:
-    table(tmp_path / "x.parquet", structs("a"), [0], score=[0.5])
+def test_missing_column_lists_columns(tmp_path: Path, fields: dict[str, str], key: str) -> None:
+    write_image_table(tmp_path / "x.parquet", structs("a"), [0], score=[0.5])
     with pytest.raises(
         UserError,
         match=rf"dataset\.{key} .*x\.parquet; columns: image \(struct<.*>\), label \(int64\), score \(double\)",
     ):
-        parquet(tmp_path, **fields)
+        open_parquet_set(tmp_path, **fields)
 
 
-def test_unreadable_parquet(tmp_path: Path) -> None:
-    table(tmp_path / "train-0.parquet", [b"a" * 100] * 8, [0] * 8)
+def test_unreadable_file_raises(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "train-0.parquet", [b"a" * 100] * 8, [0] * 8)
     data = (tmp_path / "train-0.parquet").read_bytes()
     for text in (b"", b"nonsense" * 10, data[:-20]):
         (tmp_path / "train-1.parquet").write_bytes(text)
         with pytest.raises(UserError, match=r"train-1\.parquet: cannot be read as Parquet"):
-            parquet(tmp_path)
+            open_parquet_set(tmp_path)
 
 
-def test_damage_inside_costs_the_rows_and_names_the_file(tmp_path: Path) -> None:
+def test_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
     images = [os.urandom(100) for _ in range(12)]
     pq.write_table(
         pa.table({"image": images, "label": [0] * 12}),
@@ -190,36 +188,37 @@ def test_damage_inside_costs_the_rows_and_names_the_file(tmp_path: Path) -> None
         write_statistics=False,
     )
     data = bytearray((tmp_path / "x.parquet").read_bytes())
-    source = parquet(tmp_path)
+    source = open_parquet_set(tmp_path)
     data[data.index(images[5]) + 3] ^= 1  # in the second row group
     (tmp_path / "x.parquet").write_bytes(data)
-    records = everything(source)
+    records = read_split(source)
     assert [record.data for record in records[:4]] == images[:4]
     assert len(records) == 12
     assert all(record.data is None and "x.parquet cannot be read" in str(record.reason) for record in records[4:8])
     assert [record.data for record in records[8:]] == images[8:]
     (tmp_path / "x.parquet").unlink()
-    assert [(record.path, record.label) for record in everything(source)] == [(f"x.parquet#{k}", 0) for k in range(12)]
-    assert {record.reason for record in everything(source)} == {
-        f"x.parquet cannot be read: [Errno 2] Failed to open local file '{tmp_path}/x.parquet'. Detail: [errno 2] No such file or directory"
+    assert [(record.path, record.label) for record in read_split(source)] == [(f"x.parquet#{k}", 0) for k in range(12)]
+    assert {record.reason for record in read_split(source)} == {
+        f"x.parquet cannot be read: [Errno 2] Failed to open local file '{tmp_path}/x.parquet'. "
+        "Detail: [errno 2] No such file or directory"
     }
 
 
 @pytest.mark.fault(32, "Parquet without rows")
-def test_empty_parquet(tmp_path: Path) -> None:
-    table(tmp_path / "train.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
+def test_file_without_rows_raises(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "train.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
     with pytest.raises(UserError, match=r"dataset\.root: no rows in train\.parquet"):
-        parquet(tmp_path)
+        open_parquet_set(tmp_path)
 
 
-def test_cifar10(cifar10: Path) -> None:
-    source = parquet(cifar10)
+def test_real_cifar10_is_read(cifar10: Path) -> None:
+    source = open_parquet_set(cifar10)
     assert (source.splits, source.classes[0], len(source.classes)) == (
         {"train": 50_000, "test": 10_000},
         "airplane",
         10,
     )
     np.testing.assert_array_equal(np.bincount(source.labels[source.rows["test"]]), [1000] * 10)
-    across = list(source.read(Part("train", 12_498, 4)))  # over the seam of two files
+    across = list(source.read(SourcePart("train", 12_498, 4)))  # over the seam of two files
     assert [record.path.split("#")[0][:11] for record in across] == ["train-00000"] * 2 + ["train-00001"] * 2
-    assert {decode(record.data or b"").shape for record in across} == {(32, 32, 3)}
+    assert {decode_rgb(record.data or b"").shape for record in across} == {(32, 32, 3)}

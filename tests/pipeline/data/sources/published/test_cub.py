@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.published import jpegs, opened, refusal, texts
-from tests.support.tiny import everything, summary
+from tests.support.image_sources import list_labels, read_split
+from tests.support.published_sets import get_refusal, open_set, write_jpegs, write_texts
 
 PATHS = ("001.Albatross/A_1.jpg", "002.Auklet/B_7.jpg", "002.Auklet/B_3.jpg")
 TABLES = {
@@ -18,25 +18,25 @@ TABLES = {
 
 @pytest.fixture
 def cub(tmp_path: Path) -> Path:
-    jpegs(tmp_path / "CUB_200_2011" / "images", *PATHS)
-    texts(tmp_path / "CUB_200_2011", **TABLES)
+    write_jpegs(tmp_path / "CUB_200_2011" / "images", *PATHS)
+    write_texts(tmp_path / "CUB_200_2011", **TABLES)
     return tmp_path
 
 
-def test_cub(cub: Path) -> None:
-    source = opened("cub200", cub)
+def test_tables_are_joined_by_image_number(cub: Path) -> None:
+    source = open_set("cub200", cub)
     assert (source.classes, source.splits) == (("001.Albatross", "002.Auklet"), {"train": 2, "test": 1})
-    assert summary(source) == [(f"images/{PATHS[0]}", 0), (f"images/{PATHS[2]}", 1)]
-    assert summary(source, "test") == [(f"images/{PATHS[1]}", 1)]
-    assert everything(source)[1].data == (cub / "CUB_200_2011" / "images" / PATHS[2]).read_bytes()
-    assert opened("cub200", cub / "CUB_200_2011").fingerprint == source.fingerprint
+    assert list_labels(source) == [(f"images/{PATHS[0]}", 0), (f"images/{PATHS[2]}", 1)]
+    assert list_labels(source, "test") == [(f"images/{PATHS[1]}", 1)]
+    assert read_split(source)[1].data == (cub / "CUB_200_2011" / "images" / PATHS[2]).read_bytes()
+    assert open_set("cub200", cub / "CUB_200_2011").fingerprint == source.fingerprint
     (cub / "CUB_200_2011" / "images" / PATHS[0]).unlink()
-    assert opened("cub200", cub).fingerprint != source.fingerprint
-    assert everything(opened("cub200", cub))[0].reason == "No such file or directory"
+    assert open_set("cub200", cub).fingerprint != source.fingerprint
+    assert read_split(open_set("cub200", cub))[0].reason == "No such file or directory"
 
 
 @pytest.mark.parametrize(
-    ("table", "content", "told"),
+    ("table", "content", "message"),
     [
         ("image_class_labels", "1 1\n2 3\n3 2\n", "line 2: '3' is out of range; valid: 1 to 2"),
         ("image_class_labels", "1 1\n3 2\n", "has no line for image 2 of images.txt"),
@@ -46,13 +46,13 @@ def test_cub(cub: Path) -> None:
         ("classes", "one Albatross\n", "line 1: 'one Albatross' is not a new number and a value"),
     ],
 )
-def test_what_is_refused(cub: Path, table: str, content: str, told: str) -> None:
-    texts(cub / "CUB_200_2011", **{table: content})
-    assert refusal("cub200", cub) == f"{cub / 'CUB_200_2011' / table}.txt: {told}"
+def test_invalid_table_names_line(cub: Path, table: str, content: str, message: str) -> None:
+    write_texts(cub / "CUB_200_2011", **{table: content})
+    assert get_refusal("cub200", cub) == f"{cub / 'CUB_200_2011' / table}.txt: {message}"
 
 
-def test_missing_files_and_empty_splits(cub: Path) -> None:
-    texts(cub / "CUB_200_2011", train_test_split="1 0\n2 0\n3 0\n")
-    assert "no image for training is listed" in refusal("cub200", cub)
+def test_missing_file_and_empty_split_raise(cub: Path) -> None:
+    write_texts(cub / "CUB_200_2011", train_test_split="1 0\n2 0\n3 0\n")
+    assert "no image for training is listed" in get_refusal("cub200", cub)
     (cub / "CUB_200_2011" / "classes.txt").unlink()
-    assert "classes.txt' is missing; " in refusal("cub200", cub)
+    assert "classes.txt' is missing; " in get_refusal("cub200", cub)

@@ -1,102 +1,261 @@
-"""VOC's layout: which lists become which split. Annotations: test_voc_annotations.py."""
+"""The annotations of PASCAL VOC, from the published folders to the store."""
 
+import io
+import json
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from tests.support.paths import SHARED
-from tests.support.published import jpegs, opened, refusal, texts
-from tests.support.tiny import everything, summary
-
-SHARED_DATA = SHARED / "data"
-
-
-def voc(root: Path, folder: str = "ImageSets/Main", **lists: str) -> Path:
-    jpegs(root, *(f"JPEGImages/{k:06d}.jpg" for k in range(6)))
-    return texts(root, **{f"{folder}/{name}".replace("/", "__"): content for name, content in lists.items()})
+from firstlight.pipeline.data.manifest import QUARANTINE_FILE
+from firstlight.pipeline.data.sources import Source
+from firstlight.pipeline.data.sources.published.voc import VOC_CLASS_NAMES
+from firstlight.pipeline.data.store import Store
+from tests.support.image_sources import dataset_options, prepare_store, read_split
+from tests.support.paths import SHARED_DATA
+from tests.support.published_sets import get_refusal, open_set, write_texts
+from tests.support.voc_folders import CAT, DOG, HARD_DOG, prepare_voc_store, write_mask, write_objects, write_voc
 
 
-def numbers(root: Path) -> tuple[list[int], list[int]]:
-    source = opened("voc", root)
-    assert (source.classes, set(source.labels.tolist())) == ((), {-1})
-    train, test = (
-        [path for path, _ in summary(source, split)] if split in source.splits else [] for split in ("train", "test")
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A set of its own classes, without lists of them: 4 images to train on, 2 to test on, all 6 x 4."""
+    root = write_voc(
+        tmp_path,
+        trainval="000000\n000001\n000002\n000003\n",
+        train="000002\n000000\n",
+        val="000001\n000003\n",
+        test="000004\n000005\n",
     )
-    return [int(Path(path).stem) for path in train], [int(Path(path).stem) for path in test]
+    for image, objects in enumerate(((CAT, DOG), (HARD_DOG,), (HARD_DOG, DOG, CAT), (), (CAT,), (DOG,))):
+        write_objects(root, image, *objects)
+    return root
 
 
-@pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets/Segmentation"])
-@pytest.mark.parametrize(
-    ("lists", "expected"),
-    [
-        (
-            {
-                "trainval": "000000\n000001\n000002\n",
-                "train": "000000\n000002\n",
-                "val": "000001\n",
-                "test": "000004\n",
+def read_quarantine(found: Store) -> dict[str, str]:
+    return {Path(row["path"]).stem: row["reason"] for row in pq.read_table(found.path / QUARANTINE_FILE).to_pylist()}
+
+
+def test_boxes_and_present_classes_are_stored(other: Path) -> None:
+    found = prepare_voc_store(other)
+    assert (found.classes, found.annotations, found.quarantined) == (("cat", "dog"), ("boxes", "present"), 0)
+    assert found.read_presence("train").tolist() == [[1, 1], [0, -1], [1, 1], [0, 0]]
+    assert found.read_presence("test").tolist() == [[1, 0], [0, 1]]
+    assert set(found.labels("train").tolist()) == {-1}
+    last, first = found.read_annotations(np.array([2, 0]))
+    assert first.boxes is not None
+    assert first.boxes.tolist() == [[0, 0, 6, 4], [1, 1, 3, 4]]  # xmin - 1, ymin - 1, xmax, ymax
+    assert first.box_classes is not None
+    assert (first.box_classes.tolist(), first.box_classes.dtype) == ([0, 1], np.int64)
+    assert last.difficult is not None
+    assert last.difficult.tolist() == [True, False, False]
+    assert found.images["annotated"]["train"] == {
+        "boxes": {"0": 2, "1": 4},
+        "difficult": {"1": 2},
+        "present": {"0": 2, "1": 2},
+    }
+    assert {name: found.subset(name).tolist() for name in ("train", "val")} == {"train": [0, 2], "val": [1, 3]}
+
+
+@pytest.mark.parametrize("year", ["VOC2007", "VOC2012"])
+def test_published_years_read_lists_of_twenty_classes(tmp_path: Path, year: str) -> None:
+    """A 0 in the list of a class means that it occurs only in difficult objects.
+
+    2012 has no test list, so val is tested.
+    """
+    lists = {
+        "trainval": "000000\n000001\n000002\n",
+        "train": "000000\n000002\n",
+        "val": "000001\n",
+        "dog_train": "000000  1\n000002 -1\n",
+    }
+    lists |= {"dog_val": "000001  0\n", "dog_trainval": "000000  1\n000001  0\n000002 -1\n"}
+    lists |= {"test": "000004\n", "dog_test": "000004 -1\n"} if year == "VOC2007" else {}
+    root = write_voc(tmp_path / "VOCdevkit" / year, **lists)
+    for image in (0, 1, 2, 4):  # the lists count; cat has none, so that its objects decide
+        write_objects(root, image, CAT, DOG)
+    found = prepare_voc_store(tmp_path, annotations=["present"])
+    dog, cat = VOC_CLASS_NAMES.index("dog"), VOC_CLASS_NAMES.index("cat")
+    assert found.classes == VOC_CLASS_NAMES
+    assert found.annotations == ("present",)
+    present = np.concatenate([found.read_presence("train"), found.read_presence("test")])
+    assert present[:, dog].tolist() == ([1, -1, 0, 0] if year == "VOC2007" else [1, 0, -1])
+    assert set(present[:, cat].tolist()) == {1}
+    assert set(np.delete(present, [dog, cat], 1).flat) == {0}
+    assert sorted(found.subsets["images"]) == (["train", "val"] if year == "VOC2007" else ["train"])
+    assert found.read_annotations(np.arange(2))[0].boxes is None
+
+
+def test_complete_class_lists_need_no_objects(other: Path) -> None:
+    write_texts(other, classes="cat\ndog\n")
+    for name, occurs in (("cat", "1 -1 0 1"), ("dog", "-1 -1 1 0")):
+        lines = [f"{k:06d} {value}\n" for k, value in enumerate(occurs.split())]
+        write_texts(
+            other,
+            **{
+                f"ImageSets__Main__{name}_trainval": "".join(lines),
+                f"ImageSets__Main__{name}_test": "000004 1\n000005 -1\n",
             },
-            ([0, 1, 2], [4]),
-        ),
-        ({"train": "000002\n", "val": "000001\n", "test": "000004\n"}, ([2, 1], [4])),  # as CamVid
-        (
-            {"trainval": "000000\n000001\n000002\n", "train": "000000\n000002\n", "val": "000001\n"},
-            ([0, 2], [1]),
-        ),  # as VOC 2012
-        ({"trainval": "000000\n000001\n000002\n", "val": "000001\n"}, ([0, 2], [1])),
-        ({"trainval": "000005\n000003\n"}, ([5, 3], [])),
-        ({"train": "000003  1\n000001 -1\n\n"}, ([3, 1], [])),  # the lists of one class
-    ],
-)
-def test_splits(tmp_path: Path, folder: str, lists: dict[str, str], expected: tuple[list[int], list[int]]) -> None:
-    assert numbers(voc(tmp_path, folder, **lists)) == expected
-
-
-def test_a_test_split_is_carved_out_where_none_is_listed(tmp_path: Path) -> None:
-    source = opened("voc", voc(tmp_path, trainval="".join(f"{k:06d}\n" for k in range(6))), test_fraction=0.5)
-    assert source.splits == {"train": 3, "test": 3}
-
-
-def test_the_folder_may_lie_below(tmp_path: Path) -> None:
-    voc(tmp_path / "VOCdevkit" / "VOC2007", train="000001\n", test="000002\n")
-    assert (
-        numbers(tmp_path)
-        == numbers(tmp_path / "VOCdevkit")
-        == numbers(tmp_path / "VOCdevkit" / "VOC2007")
-        == ([1], [2])
+        )
+    for file in (other / "Annotations").iterdir():
+        file.unlink()
+    (other / "Annotations").rmdir()
+    found = prepare_voc_store(other, annotations=["present"])
+    assert found.read_presence("train").tolist() == [[1, 0], [0, 0], [-1, 1], [1, -1]]
+    assert "Annotations' is missing" in get_refusal("voc", other, annotations=["boxes"])
+    write_texts(other, ImageSets__Main__dog_train="000000 1\n000002 1\n")
+    assert "dog_trainval.txt: line 1: '000000 -1' is not what another list of 'dog' says" in get_refusal(
+        "voc", other, annotations=["present"]
     )
-    voc(tmp_path / "VOCdevkit" / "VOC2012", train="000003\n", val="000002\n")
-    assert "holds VOC2007, VOC2012; valid: the folder of one of them" in refusal("voc", tmp_path)
+    for line in ("000000 2", "000000", "000000 1 1"):
+        write_texts(other, ImageSets__Main__dog_train=f"000002 1\n{line}\n")
+        assert f"dog_train.txt: line 2: {line!r} is not an image and one of 1, -1, 0" in get_refusal(
+            "voc", other, annotations=["present"]
+        )
 
 
-def test_images_of_other_kinds_and_images_that_lack(tmp_path: Path) -> None:
-    root = jpegs(voc(tmp_path, train="a.b\n000009\n", test="c\n"), "JPEGImages/a.b.png", "JPEGImages/c.jpeg")
-    records = everything(opened("voc", root))
-    assert [(record.path, record.reason) for record in records] == [
-        ("JPEGImages/a.b.png", None),
-        ("JPEGImages/000009.jpg", "No such file or directory"),
-    ]
-    assert summary(opened("voc", root), "test") == [("JPEGImages/c.jpeg", -1)]
+def test_image_with_unusable_objects_is_quarantined(other: Path) -> None:
+    write_texts(other, classes="dog\ncat\n")  # the order is the list's
+    (other / "Annotations/000000.xml").write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>')
+    (other / "Annotations/000001.xml").unlink()
+    write_objects(other, 2, CAT, ("cow", (1, 1, 2, 2), 0))
+    write_objects(other, 4, ("cat", (7, 1, 9, 4), 0))
+    (other / "Annotations/000005.xml").write_bytes(b"<a>" + b" " * 1_000_000)
+    found = prepare_voc_store(other)
+    assert found.classes == ("dog", "cat")
+    assert read_quarantine(found) == {
+        "000000": "Annotations/000000.xml: has a document type (<!DOCTYPE ...>), which is not read; valid: plain XML",
+        "000001": "Annotations/000001.xml: No such file or directory",
+        "000002": "Annotations/000002.xml: object 2: 'cow' is no class of the set",
+        "000004": "Annotations/000004.xml: object 1: its box, 6 to 9 across and 0 to 4 down, "
+        "has no pixel of the image of 6 x 4",
+        "000005": "Annotations/000005.xml: is larger than 1,000,000 bytes",
+    }
+    assert found.subsets["lost"] == {"train": 2, "val": 1}
+    assert (found.subset("train").tolist(), found.subset("val").tolist()) == ([], [0])
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
-    assert refusal("voc", tmp_path).endswith(f"JPEGImages' is missing; {str(tmp_path)!r} holds nothing")
-    jpegs(tmp_path, "JPEGImages/1.jpg")
-    assert "ImageSets/Main/trainval.txt' is missing" in refusal("voc", tmp_path)
-    voc(tmp_path, train="000001\n000002\n", test="000002\n")
-    assert "'JPEGImages/000002.jpg' is listed twice; valid: an image is in one split, once" in refusal("voc", tmp_path)
-    voc(tmp_path, train="\n", test="000002\n")
-    assert "no image for training is listed" in refusal("voc", tmp_path)
-    for path in ("../secret", "/etc/passwd", "a/../../b"):
-        voc(tmp_path, train=f"000001\n{path}\n")
-        file = tmp_path / "ImageSets/Main/train.txt"
-        assert refusal("voc", tmp_path) == f"{file}: line 2: {path!r} is no path below dataset.root"
+@pytest.mark.fault(54, "an annotation that leads out of the root")
+def test_annotation_link_out_of_root_is_refused(other: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "x.xml"
+    outside.write_text("<annotation/>")
+    (other / "Annotations/000000.xml").unlink()
+    (other / "Annotations/000000.xml").symlink_to(outside)
+    assert read_quarantine(prepare_voc_store(other)) == {"000000": "Annotations/000000.xml: link leaves the root"}
 
 
-@pytest.mark.parametrize(("name", "train", "test"), [("bccd", 292, 72), ("camvid", 468, 233)])
-def test_real_sets(name: str, train: int, test: int) -> None:
+def test_boxes_of_rotated_image_are_quarantined(other: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(other / "JPEGImages/000002.jpg", exif=exif)
+    assert read_quarantine(prepare_voc_store(other)) == {
+        "000002": "Annotations/000002.xml: the image has EXIF orientation 6, "
+        "and the annotation does not say whether its positions apply before or after turning it"
+    }
+    assert prepare_voc_store(other, annotations=["present"]).quarantined == 0
+
+
+def test_empty_annotations_read_none(other: Path) -> None:
+    found = prepare_voc_store(other, annotations=[])
+    assert (found.classes, found.annotations) == ((), ())
+    assert pq.read_schema(found.path / found.shards[0].file).names == ["id", "image", "label", "path", "digest"]
+
+
+def test_fingerprint_changes_with_annotations(other: Path) -> None:
+    seen = {open_set("voc", other, annotations=asked).fingerprint for asked in (None, ["boxes"], [])}
+    write_objects(other, 3, CAT)
+    seen.add(open_set("voc", other).fingerprint)
+    write_texts(other, classes="cat\ndog\n")
+    seen.add(open_set("voc", other).fingerprint)
+    write_texts(other, ImageSets__Main__cat_test="000004 1\n")
+    seen.add(open_set("voc", other).fingerprint)
+    assert len(seen) == 6
+
+
+def test_masks_choose_images_and_start_with_background(tmp_path: Path) -> None:
+    """They choose the images of ImageSets/Segmentation, and VOC's classes begin with the background."""
+    root = write_voc(tmp_path / "VOC2007", trainval="000000\n", test="000001\n")
+    write_voc(root, "ImageSets/Segmentation", train="000002\n", val="000003\n", test="000005\n")
+    files = {k: write_mask(root, k, [[0, 1, 20, 255, 0, 0]] * 4) for k in (2, 3, 5)}
+    write_mask(root, 3, [[21] * 6] * 4)
+    found = prepare_voc_store(root, annotations=["mask"])
+    assert found.classes == ("background", *VOC_CLASS_NAMES)
+    assert read_quarantine(found) == {
+        "000003": "SegmentationClass/000003.png: the value 21 is not a class; valid: 0 to 20, and 255 (void)"
+    }
+    assert [known.mask for known in found.read_annotations(np.arange(2))] == [files[2], files[5]]
+    assert found.images["annotated"]["test"] == {"pixels": {"0": 12, "1": 4, "20": 4, "255": 4}}
+    (root / "SegmentationClass/000005.png").unlink()
+    assert "No such file" in read_quarantine(prepare_voc_store(root, annotations=["mask"]))["000005"]
+
+
+def test_masks_without_classes_raise(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, "ImageSets/Segmentation", train="000002\n", test="000003\n")
+    assert open_set("voc", root).annotations == ()
+    assert "SegmentationClass' is missing" in get_refusal("voc", root, annotations=["mask"])
+    write_mask(root, 2, [[0] * 6] * 4)
+    assert "classes.txt' is missing: the names of the masks' values 0, 1, ..., one a line" in get_refusal(
+        "voc", root, annotations=["mask"]
+    )
+    write_texts(root, classes="".join(f"c{k}\n" for k in range(256)))
+    assert "lists 256 classes; valid: at most 255" in get_refusal("voc", root)
+
+
+def test_set_without_class_raises(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, train="000002\n", test="000003\n")
+    write_objects(root, 2)
+    assert "names a class; valid: files with objects, or dataset.annotations=[]" in get_refusal("voc", root)
+
+
+def get_real_set(name: str) -> Path:
     if not (SHARED_DATA / name).is_dir():
         pytest.skip(f"there is no {SHARED_DATA / name}")
-    source = opened("voc", SHARED_DATA / name)
-    assert source.splits == {"train": train, "test": test}
-    assert all(record.data for split in ("train", "test") for record in everything(source, split))
+    return SHARED_DATA / name
+
+
+def list_stems(source: Source, split: str) -> list[str]:
+    return [Path(record.path).stem for record in read_split(source, split)]
+
+
+def test_bccd_equals_independent_reading(tmp_path: Path) -> None:
+    root = get_real_set("bccd")
+    data = dataset_options(source="voc", root=root)
+    found = prepare_store(data, tmp_path)
+    assert (found.classes, found.quarantined) == (("Platelets", "RBC", "WBC"), 0)
+    assert {name: len(found.subset(name)) for name in ("train", "val")} == {"train": 205, "val": 87}
+    names = list_stems(open_set("voc", root), "train") + list_stems(open_set("voc", root), "test")
+    known = found.read_annotations(np.arange(len(names)))
+    present = np.concatenate([found.read_presence("train"), found.read_presence("test")])
+    for name, one, row in zip(names, known, present, strict=True):
+        objects = ElementTree.parse(root / f"Annotations/{name}.xml").getroot().findall("object")
+        boxes = [
+            [int(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            for o in objects
+            for box in o.findall("bndbox")
+        ]
+        assert one.boxes is not None
+        assert one.box_classes is not None
+        np.testing.assert_array_equal(one.boxes + np.array([1, 1, 0, 0]), np.array(boxes))
+        kinds = [o.findtext("name") for o in objects]
+        assert [found.classes[k] for k in one.box_classes.tolist()] == kinds
+        assert row.tolist() == [int(name in kinds) for name in found.classes]
+    assert sum(len(one.box_classes) for one in known if one.box_classes is not None) == 4888
+
+
+def test_camvid_equals_independent_reading(tmp_path: Path) -> None:
+    root = get_real_set("camvid")
+    found = prepare_store(dataset_options(source="voc", root=root), tmp_path)
+    assert (len(found.classes), found.annotations, found.quarantined) == (11, ("mask",), 0)
+    pixels = np.zeros(256, np.int64)
+    names = (root / "ImageSets/Segmentation/test.txt").read_text().split()
+    ids = found.ids("test")[: len(names)]
+    for name, one in zip(names, found.read_annotations(ids), strict=True):
+        file = (root / f"SegmentationClass/{name}.png").read_bytes()
+        assert one.mask == file
+        pixels += np.bincount(np.asarray(Image.open(io.BytesIO(file))).reshape(-1), minlength=256)
+    message = found.images["annotated"]["test"]["pixels"]
+    assert {int(k): n for k, n in message.items()} == {int(k): int(pixels[k]) for k in np.flatnonzero(pixels)}
+    assert json.loads(json.dumps(found.images)) == found.images

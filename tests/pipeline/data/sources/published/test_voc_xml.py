@@ -1,4 +1,4 @@
-"""Annotation files of VOC: what they say, and hostile ones as a reason."""
+"""Annotation files of VOC: valid ones, and hostile ones that become a reason."""
 
 import time
 from contextlib import suppress
@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.pipeline.data.sources.published.voc_xml import MAX_BYTES, BadObjects, Thing, names, things
+from firstlight.pipeline.data.sources.published.voc_xml import (
+    MAX_XML_BYTES,
+    InvalidObjects,
+    VocObject,
+    parse_class_names,
+    parse_objects,
+)
 
 DOG = """<object><name>dog</name><difficult>1</difficult>
   <part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>
@@ -19,13 +25,16 @@ def xml(*objects: str) -> bytes:
     return f"<annotation><size><width>40</width></size>{''.join(objects)}</annotation>".encode()
 
 
-def test_objects() -> None:
+def test_objects_have_zero_based_edges() -> None:
     """Numbers from 1 with both ends become edges; the parts of an object are none; no `difficult` means no."""
-    assert things(xml(DOG, CAT)) == [Thing("dog", (7, 11, 20, 31.5), True), Thing("cat", (0, 0, 1, 2), False)]
-    assert things(xml()) == []
-    assert things(b"\xef\xbb\xbf" + xml(CAT)) == things(xml(CAT))
-    assert things(xml(CAT).decode().encode("utf-16")) == things(xml(CAT))
-    assert names(xml(DOG, CAT)) == {"dog", "cat"}
+    assert parse_objects(xml(DOG, CAT)) == [
+        VocObject("dog", (7, 11, 20, 31.5), True),
+        VocObject("cat", (0, 0, 1, 2), False),
+    ]
+    assert parse_objects(xml()) == []
+    assert parse_objects(b"\xef\xbb\xbf" + xml(CAT)) == parse_objects(xml(CAT))
+    assert parse_objects(xml(CAT).decode().encode("utf-16")) == parse_objects(xml(CAT))
+    assert parse_class_names(xml(DOG, CAT)) == {"dog", "cat"}
 
 
 LAUGHS = "".join(f'<!ENTITY l{k} "{f"&l{k - 1};" * 10 if k else "ha"}">' for k in range(12))
@@ -44,7 +53,7 @@ BOMB = f"<!DOCTYPE x [{LAUGHS}]><annotation><object><name>&l11;</name></object><
         (b"\0" * 100, "is not well-formed XML"),
         (b'<?xml version="1.0" encoding="no-such"?><annotation/>', "is not well-formed XML"),
         (xml(DOG)[:-20], "is not well-formed XML"),
-        (b"<annotation>" + b" " * MAX_BYTES + b"</annotation>", "is larger than 1,000,000 bytes"),
+        (b"<annotation>" + b" " * MAX_XML_BYTES + b"</annotation>", "is larger than 1,000,000 bytes"),
         (xml(CAT, "<object><name>dog</name></object>"), "object 2: has no bndbox"),
         (xml(CAT.replace(" cat\n", "")), "object 1: has no name"),
         (xml(CAT.replace("<xmax>1</xmax>", "")), "object 1: xmax 'is missing' is no number"),
@@ -58,21 +67,21 @@ BOMB = f"<!DOCTYPE x [{LAUGHS}]><annotation><object><name>&l11;</name></object><
     ],
     ids=range(17),
 )
-def test_what_is_refused(data: bytes, why: str) -> None:
+def test_invalid_file_has_reason(data: bytes, why: str) -> None:
     start = time.monotonic()
-    with pytest.raises(BadObjects) as error:
-        things(data)
+    with pytest.raises(InvalidObjects) as error:
+        parse_objects(data)
     assert why in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert names(data) == set()
+    assert parse_class_names(data) == set()
     assert time.monotonic() - start < 5
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="<>/!&;[]annotationobject name", max_size=200).map(str.encode))
-def test_any_bytes_give_objects_or_a_reason(data: bytes) -> None:
-    with suppress(BadObjects):
-        assert isinstance(things(data), list)
+def test_any_bytes_give_objects_or_reason(data: bytes) -> None:
+    with suppress(InvalidObjects):
+        assert isinstance(parse_objects(data), list)
 
 
-def test_a_deep_file_is_read_like_any_other() -> None:
-    assert things(b"<a>" * 100_000 + b"</a>" * 100_000) == []
+def test_deeply_nested_file_is_parsed() -> None:
+    assert parse_objects(b"<a>" * 100_000 + b"</a>" * 100_000) == []

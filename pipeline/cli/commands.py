@@ -1,0 +1,255 @@
+"""The commands about recorded runs, clusters and the machine: their arguments and options.
+
+Each command imports its logic when it is called: `firstlight --help` needs neither torch nor MLflow.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from firstlight.pipeline.cli.options import (
+    LOCATION_ARGUMENT,
+    LOCATION_HELP,
+    OVERRIDES_ARGUMENT,
+    RECIPE_ARGUMENT,
+    RUN_ARGUMENT,
+    RUN_HELP,
+    SMOKE_OPTION,
+    VERBOSE_OPTION,
+)
+from firstlight.pipeline.cli.output import print_table_or_tsv, print_view
+from firstlight.pipeline.errors import Terminated, UserError
+from firstlight.pipeline.tracking.location import named
+
+
+@click.command("runs", epilog=LOCATION_HELP)
+@LOCATION_ARGUMENT
+@click.option("-n", "--name", default="", help="List only recipes and searches whose name contains this text.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="The number of recipes and searches to list.",
+)
+def print_runs(location: tuple[str, ...], name: str, limit: int) -> None:
+    """List recipes and searches with their stages and trials.
+
+    Each line has the state, the scores, and the reference that a recipe can take as `encoder`.
+    """
+    from firstlight.pipeline.cli.history import run_lines, runs_table, runs_tsv
+    from firstlight.pipeline.tracking.lineage import read
+
+    lineage, _ = read(named(location))
+    lines = list(run_lines(lineage, name, limit))
+    print_table_or_tsv(lambda console: runs_table(lineage, lines, console.width), lambda: runs_tsv(lineage, lines))
+
+
+@click.command("show", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
+@RUN_ARGUMENT
+@LOCATION_ARGUMENT
+def show_run(run: str, location: tuple[str, ...]) -> None:
+    """Show what a run was made from, and what was made from it.
+
+    The tree goes from the data to the models, and includes what other recipes made.
+    """
+    from firstlight.pipeline.cli.tree import build_run_view
+    from firstlight.pipeline.tracking.lineage import read
+
+    lineage, _ = read(named(location))
+    print_view(build_run_view(lineage, lineage.find(run), time.time()))
+
+
+@click.command("promote", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
+@RUN_ARGUMENT
+@LOCATION_ARGUMENT
+@click.option("--name", required=True, help="The name of the encoder in MLflow's model registry.")
+@click.option("--alias", default="current", show_default=True, help="The alias that leads to this version from now on.")
+def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> None:
+    """Give the encoder of a pretraining a name and an alias.
+
+    RUN may also be a trial, or a recipe with one pretraining stage: the encoder is that of its first seed.
+    """
+    from firstlight.pipeline.cli.promote import find_pretraining, promote_encoder
+    from firstlight.pipeline.tracking.lineage import read
+
+    lineage, client = read(named(location))
+    found = lineage.find(run)
+    reference = promote_encoder(lineage, client, found, name, alias)
+    pretraining = find_pretraining(lineage, found)
+    click.echo(f"{reference} is now the encoder of {pretraining.name} ({pretraining.short})")
+
+
+@click.command("delete", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
+@RUN_ARGUMENT
+@LOCATION_ARGUMENT
+@click.option("-y", "--yes", is_flag=True, help="Delete without a question.")
+@click.option("--force", is_flag=True, help="Delete even if other runs depend on it.")
+def delete_run(run: str, location: tuple[str, ...], yes: bool, force: bool) -> None:
+    """Delete a run and everything below it.
+
+    This deletes stages, trials, models, artifacts, and their folders on disk, and keeps stores of images. The command
+    lists what it would delete, and asks. `firstlight run` makes again what was deleted.
+    """
+    from firstlight.pipeline.cli.delete import check_deletion, delete_runs, plan_deletion
+    from firstlight.pipeline.tracking.lineage import read
+
+    lineage, client = read(named(location))
+    plan = plan_deletion(lineage, client, lineage.find(run))
+    dependants = check_deletion(lineage, plan)
+    if dependants and not force:
+        refusal = "run: other runs depend on it; delete those first, or give --force"
+        raise UserError("\n".join([*(f"run: {line}" for line in dependants), refusal]))
+    click.echo("\n".join(plan.summary_lines()))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--yes: is needed if stdin is not a terminal")
+        click.confirm("Delete?", abort=True)
+    delete_runs(lineage, client, plan)
+    click.echo("deleted")
+
+
+@click.command("repeat", epilog=RUN_HELP)
+@RUN_ARGUMENT
+@OVERRIDES_ARGUMENT
+@click.option(
+    "--from",
+    "origin",
+    multiple=True,
+    metavar="LOCATION",
+    help="Where the run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
+)
+@click.option("--exact", is_flag=True, help="Refuse to repeat a run that was made by other code.")
+@VERBOSE_OPTION
+def repeat_run(run: str, overrides: tuple[str, ...], origin: tuple[str, ...], exact: bool) -> None:
+    """Repeat a recipe from its record in MLflow; compare the numbers.
+
+    The command refuses other data, and prints a note about other code. KEY=VALUE may change storage=, name=,
+    dataset.root=, tracking.uri=, scale.workers= and similar keys, but nothing that decides the numbers. Without
+    storage= the repetition is kept in ./runs, under the name of the recipe followed by -repeat.
+    """
+    from firstlight.pipeline.cli.repeat import (
+        check_code,
+        compare_numbers,
+        comparison_table,
+        find_original,
+        recipe_to_repeat,
+    )
+    from firstlight.pipeline.run.runner import run_recipe
+
+    original = find_original(named(origin), run)
+    recipe = recipe_to_repeat(original, overrides)
+    console = Console(stderr=True)
+    check_code(original, console, exact)
+    run_recipe(recipe, console, repeats=original.repeats)
+    comparison = compare_numbers(original, recipe)
+    print_view(comparison_table(comparison))
+    comparison.raise_if_different()
+
+
+@click.command("ui", epilog=LOCATION_HELP)
+@LOCATION_ARGUMENT
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    show_default=True,
+    help="The port of the web interface; if it is taken, the next free one.",
+)
+def open_ui(location: tuple[str, ...], port: int) -> None:
+    """Open MLflow's web interface on the runs, until Ctrl-C.
+
+    It can be reached from this machine only, at 127.0.0.1.
+    """
+    from firstlight.pipeline.cli.ui import free_port, runs_address, serve_ui
+    from firstlight.pipeline.tracking.lineage import read
+
+    records = named(location)
+    lineage, _ = read(records)
+    if not records.local:
+        click.echo(runs_address(records.uri.rstrip("/"), lineage.experiment))
+        return
+    free = free_port(port)
+    if free != port:
+        click.echo(f"port {port} is taken; using {free}")
+    click.echo(f"MLflow starts on {records.uri} ...")
+    try:
+        serve_ui(records, lineage.experiment, free, click.echo)
+    except KeyboardInterrupt:
+        click.echo("ended")
+
+
+@click.command("doctor")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@OVERRIDES_ARGUMENT
+@click.option("--ray", is_flag=True, help="Start Ray, or join the recipe's cluster, and compare its nodes.")
+def check_machine(recipe: Path | None, overrides: tuple[str, ...], ray: bool) -> None:
+    """Check this machine for Firstlight or for a recipe.
+
+    The command checks CPUs, memory, disks, versions, GPUs, the storage and MLflow, and says what to do about each
+    problem.
+    """
+    from firstlight.pipeline.cli.doctor import run_checks
+    from firstlight.pipeline.cli.findings import findings_table, findings_tsv, raise_on_problem
+
+    findings = run_checks(recipe, overrides, ray)
+    print_table_or_tsv(lambda console: findings_table(findings), lambda: findings_tsv(findings))
+    raise_on_problem(findings)
+
+
+@click.command("submit", epilog="See docs/cluster.md.")
+@RECIPE_ARGUMENT
+@OVERRIDES_ARGUMENT
+@click.option(
+    "--address",
+    required=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="The address of the cluster's dashboard, for example http://127.0.0.1:8265.",
+)
+@click.option(
+    "--installed",
+    is_flag=True,
+    help="Send the recipe alone, and run the Firstlight that the cluster has installed, for example in its image.",
+)
+@click.option("--detach", is_flag=True, help="Do not wait for the job to end.")
+@SMOKE_OPTION
+@click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray, and the traceback of a failure.")
+def submit_recipe(
+    recipe: Path, overrides: tuple[str, ...], address: str, installed: bool, detach: bool, smoke: bool, verbose: bool
+) -> int:
+    """Run a recipe as a job of a Ray cluster.
+
+    The command sends the resolved recipe and the source of Firstlight, nothing else. It follows the job until it ends,
+    and returns the exit code of the job. After Ctrl-C the job continues; the command says how to follow it again and
+    how to stop it.
+    """
+    from firstlight.pipeline.cli.submit import (
+        check_address,
+        check_paths,
+        connect_to_cluster,
+        follow_job,
+        resolve_recipe,
+        send_job,
+    )
+
+    address = address.rstrip("/")
+    resolved = resolve_recipe(recipe, overrides, smoke)
+    for warning in (*check_address(address), *check_paths(resolved)):
+        click.echo(f"note {warning}", err=True)
+    client = connect_to_cluster(address)
+    job = send_job(client, address, recipe, resolved, not installed, verbose)
+    click.echo(f"sent: {job.id}", err=True)
+    if detach:
+        click.echo(job.instructions(), err=True)
+        return 0
+    try:
+        return follow_job(client, job, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt as stopped:
+        click.echo(f"\n{job.instructions()}", err=True)
+        return 143 if isinstance(stopped, Terminated) else 130
+
+
+COMMANDS = (print_runs, show_run, promote_run, delete_run, repeat_run, open_ui, check_machine, submit_recipe)

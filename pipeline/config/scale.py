@@ -1,0 +1,121 @@
+"""The sections `stream`, `scale` and `tracking` of a recipe: the image stream, the machines, and MLflow."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_serializer, field_validator
+
+from firstlight.pipeline.config.schema import StrictModel
+
+
+class StreamOptions(StrictModel):
+    """The stream of images to the training workers. A larger `window` shuffles better and needs more memory."""
+
+    window: int = Field(
+        2048,
+        ge=1,
+        description="The number of images that one task reads, shuffles and decodes. "
+        "It is lowered if their encoded size exceeds 128 MB.",
+    )
+    shuffle: Literal["auto", "global", "windowed"] = Field(
+        "auto",
+        description="`global`: the whole epoch is one permutation. `windowed`: row groups of the store are "
+        "permuted, then the images within a window, so that a task reads whole row groups. `auto`: `global` if all "
+        "encoded images fit into a task's cache (128 MB).",
+    )
+    resident: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="`on`: a training worker keeps its images decoded on its device and augments them there. `auto`: "
+        "`on` if the images have one size and fit into `resident_mb`. The pixels of every batch are the same.",
+    )
+    resident_mb: int = Field(
+        512,
+        ge=1,
+        description="The memory for decoded images that each worker may use with `resident`, in MB.",
+    )
+    augment: Literal["cpu", "device"] = Field(
+        "cpu",
+        description="Where streamed images are augmented. `device`: tasks only decode, and the training device "
+        "augments (images of one size only), for GPUs with few CPUs. The pixels of every batch are the same.",
+    )
+    prefetch: int = Field(4, ge=1, description="The number of batches that are decoded ahead of the training step.")
+    task_cpus: float = Field(0.25, gt=0.0, description="The number of CPUs that Ray reserves for one decoding task.")
+    tasks: int = Field(2, ge=1, description="The number of concurrent decoding tasks of each worker.")
+
+
+class ScaleOptions(StrictModel):
+    """The machines that a recipe runs on, and how much of them it uses."""
+
+    name: str = Field(description="A name of conf/scale starts from that file.")
+    address: str = Field(
+        "local",
+        description="`local`: Ray is started in this process. `auto` or an address: that Ray cluster is joined.",
+    )
+    cpus: int | None = Field(
+        None,
+        ge=1,
+        description="The number of logical CPUs that Ray is started with, for `address: local` only. "
+        "null: all CPUs of the machine.",
+    )
+    workers: int | tuple[int, int] = Field(
+        1,
+        description="The number of training processes. 0: the training runs in this process, without Ray. "
+        "[min, max]: the number follows the free resources between these bounds while machines join and leave.",
+    )
+    resize_s: float = Field(
+        60.0, gt=0.0, description="The seconds between two checks of the free resources, for `workers: [min, max]`."
+    )
+    wait_s: int = Field(
+        0, ge=0, description="The seconds that an autoscaling cluster has to provide the resources for the workers."
+    )
+    cpus_per_worker: float = Field(0.5, gt=0.0, description="The number of CPUs that Ray reserves for one worker.")
+    gpus_per_worker: float = Field(0.0, ge=0.0, description="The number of GPUs that Ray reserves for one worker.")
+    threads: int = Field(
+        1,
+        ge=1,
+        description="The number of torch threads of a worker. Results are equal to the last bit for equal numbers of "
+        "threads only.",
+    )
+    object_store_mb: int = Field(
+        300, ge=80, description="The size of Ray's object store in MB, for `address: local` only."
+    )
+    max_failures: int = Field(
+        3, ge=0, description="How many times the workers are restarted from the last checkpoint after a failure."
+    )
+    collective_timeout_s: int = Field(
+        600, ge=5, description="The seconds after which a worker that does not respond ends the attempt."
+    )
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _check_workers(cls, workers: Any) -> int | tuple[int, int]:
+        numbers = workers if isinstance(workers, list | tuple) else [workers]
+        if any(type(number) is not int for number in numbers):
+            raise ValueError("must be a whole number, or two of them: [min, max]")
+        if len(numbers) == 2 and 1 <= numbers[0] < numbers[1]:
+            return numbers[0], numbers[1]
+        if numbers is workers or workers < 0:
+            raise ValueError("must be greater than or equal to 0, or [min, max] with 1 <= min < max")
+        return int(workers)
+
+    @field_serializer("workers")
+    def _serialize_workers(self, workers: int | tuple[int, int]) -> int | list[int]:
+        return workers if isinstance(workers, int) else list(workers)
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest number of workers that a training runs with."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of workers that a training runs with."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+
+class TrackingOptions(StrictModel):
+    """The location of the runs in MLflow."""
+
+    uri: str | None = Field(
+        None, description="The URI of the MLflow tracking server. null: an SQLite file in the recipe's `storage`."
+    )
+    experiment: str = Field("firstlight", description="The name of the MLflow experiment.")

@@ -1,0 +1,122 @@
+"""The base class of every section of a recipe, and sections whose keys are the parameters of registered functions.
+
+A method, task, encoder or augmentation declares its settings once, as the keyword-only parameters of its constructor or
+function. Annotations are the types and ranges of the keys, defaults their defaults, and docstrings their meanings.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+
+from firstlight.pipeline.config.docstrings import parse_parameter_meanings
+from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops
+from firstlight.pipeline.data.sources import SOURCES
+from firstlight.tasks.downstream import TASKS
+from firstlight.tasks.nn.encoders import ENCODERS
+from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
+from firstlight.tasks.pretrain import METHODS
+
+Element = TypeVar("Element")
+
+
+class StrictModel(BaseModel):
+    """A frozen section of a recipe. Unknown keys, wrong types, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _signature_fields(function: Callable[..., Any], *documented: Any) -> dict[str, Any]:
+    """Returns the keyword-only parameters of `function` as fields of a model, with meanings from the docstrings."""
+    hints = get_type_hints(function, include_extras=True)
+    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    docstrings = [inspect.unwrap(source).__doc__ for source in documented]
+    meanings = parse_parameter_meanings(docstrings, [p.name for p in keyword_only])
+    return {
+        p.name: (
+            Annotated[hints[p.name], Field(description=meanings.get(p.name))],
+            ... if p.default is p.empty else p.default,
+        )
+        for p in keyword_only
+    }
+
+
+def _entry_fields(entry: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the fields of an entry of a registry: a function, or a class whose constructor has the parameters."""
+    if isinstance(entry, type):
+        constructor = entry.__init__  # type: ignore[misc]
+        return _signature_fields(constructor, constructor, *entry.__mro__[:-1])
+    return _signature_fields(entry, entry)
+
+
+def _tagged_union(registry: Mapping[str, Callable[..., Any]], tag: str, **shared: Any) -> Any:
+    """Returns the union of the models of a registry's entries; the value of the key `tag` picks the model.
+
+    `shared`: fields that every model has besides its own.
+    """
+    models = [
+        create_model(  # type: ignore[call-overload]
+            f"{tag}_{name}",
+            __base__=StrictModel,
+            __doc__=entry.__doc__,
+            **{tag: (Literal[name], Field(description="The name of the entry."))},
+            **shared,
+            **_entry_fields(entry),
+        )
+        for name, entry in registry.items()
+    ]
+    return Annotated[reduce(or_, models), Field(discriminator=tag)] if len(models) > 1 else models[0]
+
+
+# The unions are built from the registries, which a type checker cannot follow.
+if TYPE_CHECKING:
+    AugmentOp: TypeAlias = Any
+    MethodSpec: TypeAlias = Any
+    TaskSpec: TypeAlias = Any
+    EncoderSpec: TypeAlias = Any
+    SourceName: TypeAlias = str
+else:
+    AugmentOp = _tagged_union(OPS, "op")
+    MethodSpec = _tagged_union(METHODS, "name")
+    TaskSpec = _tagged_union(TASKS, "name")
+    EncoderSpec = _tagged_union(
+        ENCODERS,
+        "name",
+        **_signature_fields(
+            SharedEncoderOptions.__init__, *SharedEncoderOptions.__mro__[:-1], *InputNormalization.__mro__[:-1]
+        ),
+    )
+    SourceName = Literal[tuple(SOURCES)]
+Augment = tuple[AugmentOp, ...]
+
+
+def check_augment(ops: Augment) -> Augment:
+    """Returns `ops`. Raises ValueError unless they start with a crop and have no other."""
+    crops = [op.op for op in ops if op.op in CROP_OPS]
+    if len(crops) != 1 or ops[0].op not in CROP_OPS:
+        raise ValueError(f"must start with exactly one of {', '.join(sorted(CROP_OPS))} (found {crops or 'none'})")
+    return ops
+
+
+def build_ten_crops(scale: float) -> list[Augment]:
+    """Returns the augmentations of ten-crop evaluation: four corners and the centre, then their mirror images.
+
+    `scale`: the side of a crop as a fraction of the image's shorter side.
+    """
+    return [TypeAdapter(Augment).validate_json(json.dumps(ops)) for ops in list_ten_crops(scale)]
+
+
+def constructor_arguments(spec: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of the class that the section of a method or task names."""
+    return {key: value for key, value in spec.model_dump().items() if key != "name"}
+
+
+def check_distinct(values: tuple[Element, ...], what: str) -> tuple[Element, ...]:
+    """Returns `values`. Raises ValueError if one occurs twice; the message calls a value `what`."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"must not repeat {what}")
+    return values

@@ -1,0 +1,189 @@
+"""Parts of the sections of stages: trainings, label budgets, references to encoders, frozen features.
+
+Each kind of stage adds its own section, in its file in `pipeline/stages`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
+from firstlight.pipeline.config.schema import Augment, StrictModel, check_augment
+from firstlight.tasks.nn.feature_extractor import Pool
+
+# The value of `encoder` that means the last stage before this one that makes an encoder.
+PREVIOUS = "previous"
+# The section of each registered kind of stage, by its kind. `pipeline/stages/registry.py` fills it.
+STAGE_SECTIONS: dict[str, type["StageConfig"]] = {}
+
+
+class StageConfig(StrictModel):
+    """The section of a stage. Its properties and class attributes describe it to the other packages."""
+
+    kind: str = Field(description="The kind of the stage; by default the name of the stage.")
+
+    # Whether later stages can start from an encoder that this stage makes.
+    makes_encoder: ClassVar[bool] = False
+    # Keys that leave the result of the stage as it is: a finished stage stays finished when one of them changes.
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every"})
+    # For a stage whose keys name splits: the values that leave the test split alone, by key.
+    values_without_test: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def takes_encoder(self) -> bool:
+        """True if the stage starts from a pretrained encoder, which its key `encoder` names."""
+        return False
+
+    @property
+    def companion(self) -> str | None:
+        """The network that the stage needs besides the encoder, `head` or `decoder`; None if it needs none."""
+        return None
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The scores of the stage, in the order of the tables."""
+        return ()
+
+
+def register_section(section: type[StageConfig]) -> str:
+    """Registers the section of a kind of stage. Returns the kind: the only value of the section's field `kind`."""
+    (kind,) = get_args(section.model_fields["kind"].annotation)
+    STAGE_SECTIONS[kind] = section
+    return str(kind)
+
+
+class TrainingOptions(StrictModel):
+    """The options of one run of the training loop."""
+
+    epochs: int = Field(ge=1, description="The number of passes over the training images.")
+    batch_size: int = Field(ge=2, description="The number of images in a global batch, the sum over all workers.")
+    optimizer: OptimizerSpec = Field(description="The [optimiser](#optimisers).")
+    schedule: ScheduleSpec | None = Field(
+        None, description="The [learning rate schedule](#schedules). null: the rate is constant."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="The number format of the forward pass: `bf16` is automatic mixed precision."
+    )
+    channels_last: bool = Field(
+        False, description="true: images and convolutions use the memory format `channels_last`, which is often faster."
+    )
+    compile: bool = Field(False, description="true: the networks are compiled by torch.compile.")
+    clip_norm: float | None = Field(
+        None, gt=0.0, description="The largest norm of the gradient. A longer gradient is scaled down to it. null: any."
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="The number of parts in which each worker embeds its share of a batch. Memory is that of one part, "
+        "the gradient is that of the whole batch (gradient caching).",
+    )
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="The number of steps between checkpoints. 0: at the ends of epochs, at most every 20 s.",
+    )
+    log_every: int = Field(10, ge=1, description="The number of steps between logged metrics.")
+    augment: Augment | None = Field(
+        None, description="The [augmentations](#augmentations) of the training. null: `dataset.train_augment`."
+    )
+
+    @field_validator("augment")
+    @classmethod
+    def _check_augment(cls, ops: Augment | None) -> Augment | None:
+        return ops if ops is None else check_augment(ops)
+
+
+class FeatureMonitorOptions(StrictModel):
+    """Feature metrics on held-out images, logged during a pretraining. They change nothing of the training."""
+
+    every: int = Field(
+        0, ge=0, description="The number of epochs between measurements; the last is at the end. 0: never."
+    )
+    features: Literal["encoder", "head"] = Field(
+        "encoder", description="The features that are measured: of the encoder's deepest map, or of the method's head."
+    )
+    images: int = Field(
+        5000, ge=2, description="The largest number of held-out images, and of training images that kNN searches."
+    )
+    knn_k: int = Field(20, ge=1, description="The number of neighbours of weighted kNN.")
+    knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+
+
+LABEL_KEYS = ("labels_per_class", "labels_fraction", "labels_subset")
+
+
+class LabelBudget(StrictModel):
+    """The training images whose labels are used. At most one key is given; if all are null, all labels are used."""
+
+    labels_per_class: int | None = Field(
+        None, ge=1, description="The number of labelled training images of each class, drawn by the seed."
+    )
+    labels_fraction: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="The fraction of the training images of each class that is labelled, rounded to the nearest image, "
+        "at least one; drawn by the seed. 0.01 is 1 %.",
+    )
+    labels_subset: str | None = Field(
+        None,
+        min_length=1,
+        description="The name of a subset that the data set itself defines. {seed} stands for the seed: fold{seed}.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one_key(self) -> "LabelBudget":
+        given = self.labels_given
+        if len(given) > 1:
+            values = ", ".join(f"{key}: {value}" for key, value in given.items())
+            raise ValueError(f"{values}: only one of {', '.join(LABEL_KEYS)} can be given, the others are null")
+        return self
+
+    @property
+    def labels_given(self) -> dict[str, int | float | str]:
+        """The key that is given and its value; {} if all labels are learned from."""
+        return {key: getattr(self, key) for key in LABEL_KEYS if getattr(self, key) is not None}
+
+
+class DownstreamStage(StageConfig):
+    """A stage that starts from an encoder."""
+
+    encoder: str = Field(
+        PREVIOUS,
+        pattern=rf"^({PREVIOUS}|runs:/[^/]+/.+|models:/.+)$",
+        description="The encoder to start from: `previous` is that of the last pretraining stage before this one; "
+        "`runs:/<run>/encoder`, `models:/<name>@<alias>` and `models:/<name>/<version>` are in MLflow.",
+    )
+
+    @property
+    def takes_encoder(self) -> bool:
+        """True if the stage starts from the encoder; False if all its arms start from fresh weights."""
+        return True
+
+
+class FeatureStage(DownstreamStage):
+    """A stage that evaluates frozen features, and for comparison those of the same network with random weights."""
+
+    features: Literal["encoder", "head"] = Field(
+        "encoder",
+        description="The features: the encoder's maps, or the output of the method's head on the deepest map.",
+    )
+    pool: Pool = Field(
+        "avg",
+        description="How a map becomes a vector: `avg` is its mean, `grid` its means over the finest grid that gives "
+        "at most 10,000 features.",
+    )
+    batch_size: int = Field(
+        256, ge=1, description="The number of images that are embedded at a time, over all workers."
+    )
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The indices of the encoder's maps whose features are taken."""
+        raise NotImplementedError
+
+    @property
+    def companion(self) -> str | None:
+        return "head" if self.features == "head" else None

@@ -1,0 +1,139 @@
+"""The parameters that an augmentation op has for one image, and their application with PIL.
+
+`train.device_augment` applies the same parameters to many images at a time on a device, with the same pixels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+BILINEAR = Image.Resampling.BILINEAR
+
+
+class CropBox(NamedTuple):
+    """A box of the source image, in its pixels, resampled to `size` x `size`."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        return _resize_box(image, self.left, self.top, self.width, self.height, size)
+
+
+class Shift(NamedTuple):
+    """A square box of the source image, resampled, then moved right and down by whole pixels; black fills the gap."""
+
+    left: float
+    top: float
+    side: float
+    right: float
+    down: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        square = _resize_box(image, self.left, self.top, self.side, self.side, size)
+        shifted = Image.new(square.mode, (size, size))
+        shifted.paste(square, (int(self.right), int(self.down)))
+        return shifted
+
+
+class Fit(NamedTuple):
+    """The whole image of `across` x `down` pixels, resampled to `width` x `height`, on black at (left, top)."""
+
+    across: float
+    down: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(image.resize((int(self.width), int(self.height)), BILINEAR), (int(self.left), int(self.top)))
+        return canvas
+
+
+class Flip(NamedTuple):
+    """A mirror image, left to right, if `flipped` is 1."""
+
+    flipped: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
+
+
+class Affine(NamedTuple):
+    """An affine map: output pixel (x, y) is the input at (a x + b y + c, d x + e y + f); black outside."""
+
+    a: float
+    b: float
+    c: float
+    d: float
+    e: float
+    f: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        return image.transform((size, size), Image.Transform.AFFINE, tuple(self), BILINEAR)
+
+
+class Jitter(NamedTuple):
+    """Factors of brightness (0), contrast (1) and saturation (2), and a hue shift in turns (3).
+
+    They are applied in the order `first` .. `fourth`.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    turns: float
+    first: float
+    second: float
+    third: float
+    fourth: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        for k in map(int, self[4:]):
+            if k < 3:
+                image = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k](image).enhance(self[k])
+            elif self.turns:
+                image = _rotate_hue(image, self.turns)
+        return image
+
+
+class Grayscale(NamedTuple):
+    """A grey image if `grayed` is 1."""
+
+    grayed: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        return image.convert("L").convert("RGB") if self.grayed else image
+
+
+OpParams = CropBox | Shift | Fit | Flip | Affine | Jitter | Grayscale
+
+
+@dataclass(frozen=True)
+class OpBatch:
+    """The parameters of one op for each image of a batch."""
+
+    kind: type[OpParams]
+    # (B, k) float64, each row the fields of a `kind`.
+    rows: np.ndarray
+
+    def params_per_image(self) -> list[OpParams]:
+        return [self.kind(*row) for row in self.rows.tolist()]
+
+
+def _rotate_hue(image: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    shifted = (np.asarray(hue, np.int16) + round(255 * turns)) % 256
+    return Image.merge("HSV", (Image.fromarray(shifted.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+def _resize_box(image: Image.Image, left: float, top: float, width: float, height: float, size: int) -> Image.Image:
+    # Rounding may push a box over the edge by 1e-13, which PIL refuses.
+    box = (max(left, 0.0), max(top, 0.0), min(left + width, image.width), min(top + height, image.height))
+    return image.resize((size, size), BILINEAR, box=box)

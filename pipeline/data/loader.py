@@ -1,0 +1,131 @@
+"""Ids -> pixels: reads, decodes and augments the images of a batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from firstlight.pipeline.data import images
+from firstlight.pipeline.data.augment import ops as augment
+from firstlight.pipeline.data.augment import random_numbers
+from firstlight.pipeline.data.augment.op_params import OpBatch
+from firstlight.pipeline.data.augment.targets import Targets
+from firstlight.pipeline.data.store import Store
+
+# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8, and the arrays of `Targets`.
+Arrays = dict[str, np.ndarray]
+# Encoded image and label by id.
+Encoded = dict[int, tuple[bytes, int]]
+# Pixels of decoded images that are held until their augmentations are sampled together.
+MAX_OPEN_PIXELS = 2**20
+
+
+class PixelLoader(Protocol):
+    """Ids -> arrays, in a decoding task or in this process."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Number of bytes of the pixels of one image in a batch."""
+        ...
+
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
+        """Returns the batch of (B,) ids.
+
+        `passes` (B,): the pass over the data set that each image is in, from 0. `encoded`: the images of `ids`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Ids -> augmented views. Its fields, with ids and passes, determine every pixel."""
+
+    store: Store
+    # The augmentation of each view, as in a recipe.
+    ops: tuple[tuple[dict[str, Any], ...], ...]
+    # Side of a view in pixels.
+    size: int
+    seed: int
+    max_pixels: int
+    # Targets besides labels; they are moved with the first view.
+    targets: Targets | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        return len(self.ops) * self.size**2 * 3
+
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
+        views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
+        parts: list[Arrays] = []
+        for start, opened in self._open_in_chunks(ids, encoded):
+            rows = slice(start, start + len(opened))
+            sizes = np.array([image.size for image in opened])
+            for view in range(len(self.ops)):
+                sampled = self.sample_params(ids[rows], passes[rows], view, sizes)
+                for row, pixels in enumerate(augment.apply_batch(opened, sampled, self.size), start):
+                    views[row, view] = pixels
+                if view == 0 and self.targets is not None:
+                    known = self.store.read_annotations(ids[rows])
+                    parts.append(self.targets.build_arrays(known, sampled, self.size))
+        targets = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return {**_build_arrays(ids, passes, encoded, views), **targets}
+
+    def sample_params(self, ids: np.ndarray, passes: np.ndarray, view: int, sizes: np.ndarray) -> list[OpBatch]:
+        """Samples the parameters of every op of a view, for each image. `sizes`: (B, 2) widths and heights."""
+        keys = random_numbers.derive_view_keys(self.seed, passes, ids, view)
+        return augment.sample_params(self.ops[view], keys, sizes, self.size)
+
+    def _open_in_chunks(self, ids: np.ndarray, encoded: Encoded) -> Iterator[tuple[int, list[Image.Image]]]:
+        """Yields the decoded images in chunks of bounded memory, with the row of the first image of each chunk."""
+        opened: list[Image.Image] = []
+        pixels = start = 0
+        for row, image_id in enumerate(ids.tolist()):
+            opened.append(images.open_rgb(encoded[image_id][0], self.max_pixels))
+            pixels += opened[-1].width * opened[-1].height
+            if pixels >= MAX_OPEN_PIXELS or row == len(ids) - 1:
+                yield start, opened
+                opened, pixels, start = [], 0, row + 1
+
+    def read_encoded(self, ids: np.ndarray) -> Encoded:
+        return read_encoded_images(self.store, ids)
+
+    def load_once(self, ids: np.ndarray) -> Arrays:
+        """Returns the batch of `ids` outside of any plan, read and decoded in this process, with pixels of pass 0."""
+        return self.load(ids, np.zeros_like(ids), self.read_encoded(ids))
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Ids -> the images as they are stored, all of one size; the views of a batch are (B, 1, height, width, 3)."""
+
+    store: Store
+    width: int
+    height: int
+    max_pixels: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.height * 3
+
+    def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
+        views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
+        for row, image_id in enumerate(ids.tolist()):
+            views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels)
+        return _build_arrays(ids, passes, encoded, views)
+
+
+def _build_arrays(ids: np.ndarray, passes: np.ndarray, encoded: Encoded, views: np.ndarray) -> Arrays:
+    labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
+    return {"id": ids, "label": labels, "pass": passes, "views": views}
+
+
+def read_encoded_images(store: Store, ids: np.ndarray) -> Encoded:
+    """Reads encoded images and labels by id; each row group is read once."""
+    distinct = np.unique(ids)
+    data, labels = store.read(distinct)
+    return {i: (d, label) for i, d, label in zip(distinct.tolist(), data, labels.tolist(), strict=True)}

@@ -1,0 +1,124 @@
+"""Parts that the report of a run and the report of a search share."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, QUARANTINE_FILE
+from firstlight.pipeline.data.parquet import read_parquet_table
+from firstlight.pipeline.data.splits import Splits
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report.html_page import (
+    Block,
+    Cell,
+    Facts,
+    Fold,
+    Gallery,
+    Notes,
+    Picture,
+    Table,
+    Text,
+    Tone,
+    date,
+    public,
+)
+from firstlight.pipeline.report.score_table import cells, headings, title
+from firstlight.pipeline.stages.score_rows import ScoreRow
+from firstlight.pipeline.tracking.client import run_of
+from firstlight.pipeline.tracking.figures import pictures
+
+REPORT_FILE, RECIPE_FILE = "report.html", "recipe.yaml"
+# The folder of the figures about a whole run.
+SUMMARY_FOLDER = "summary"
+# Images that cannot be decoded and are listed one by one.
+MAX_LISTED_IMAGES = 10
+
+VERDICT_TONES: dict[str, Tone] = {"helps": "good", "hurts": "bad"}
+SCORE_HEADINGS = {"pretraining": "verdict", "without": "against", "difference": "above paper"}
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns what a report says of the error that ended a command."""
+    if isinstance(error, KeyboardInterrupt):
+        return "The run was stopped from outside; the same command resumes it."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def error_blocks(error: str | None) -> list[Block]:
+    return [Notes([error], "error")] if error is not None else []
+
+
+def warning_blocks(lines: Sequence[str]) -> list[Block]:
+    return [Notes(lines)] if lines else [Text("None.", "quiet")]
+
+
+def figure_blocks(folder: Path) -> list[Block]:
+    """Returns the gallery of the figures in the folder of a stage and seed, [] if there are none."""
+    found = [Picture(file, entry.title, entry.alt) for file, entry in pictures(folder)]
+    return [Gallery(found)] if found else []
+
+
+def describe_run(folder: Path, missing: str = "") -> str:
+    """Returns `run <id>` with the MLflow run of a folder, `missing` if it has none."""
+    run_id = run_of(folder)
+    return f"run {run_id}" if run_id else missing
+
+
+def score_block(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    """Returns the table that is printed at the end of a run, as a table of a page."""
+    heads = [heading for heading in headings(recipe) if heading not in ("stage", "without")]
+    lines = [[_score_cell(heading, cells(recipe, row)) for heading in heads] for row in rows]
+    numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
+    return Table(title(recipe).capitalize(), [SCORE_HEADINGS.get(head, head) for head in heads], lines, numbers)
+
+
+def _score_cell(heading: str, row: Mapping[str, str]) -> Cell:
+    tone: Tone = VERDICT_TONES.get(row[heading], "unsure") if heading == "pretraining" and row[heading] else ""
+    return Cell(row[heading], tone, {"measure": row["stage"], "baseline": row["without"]}.get(heading, ""))
+
+
+def data_blocks(data: DatasetOptions, store: Store, splits: Splits, prepared: Path) -> list[Block]:
+    """Returns facts and figures about the images. `prepared`: the folder of the prepare stage, which has figures."""
+    copies, test_copies = (f"{store.images['duplicates'][key]:,}" for key in ("copies", "of_train_in_test"))
+    train, val, test = (f"{len(ids):,}" for ids in (splits.train, splits.val, splits.test))
+    facts = [
+        ("data set", f"{data.name} ({store.source.get('kind', data.source)})"),
+        ("images", f"{train} to train on, {val} held out of these, {test} to test on"),
+        ("size", f"{data.image_size} x {data.image_size} pixels, as the networks see them"),
+        ("classes", f"{len(store.classes):,}" if store.classes else "none: no labels"),
+        ("cannot be decoded", f"{store.quarantined:,} images"),
+        ("copies", f"{copies} images, {test_copies} of them test images that are also in train"),
+        ("store", str(store.path)),
+        ("sha256", store.hash),
+    ]
+    return [Facts(facts), *_quarantine_blocks(store.path / QUARANTINE_FILE), *figure_blocks(prepared)]
+
+
+def _quarantine_blocks(file: Path) -> list[Block]:
+    try:
+        rows = read_parquet_table(file).to_pylist()
+    except DAMAGE_ERRORS:
+        return []
+    if not rows:
+        return []
+    listed = [[str(row["path"]), str(row["split"]), str(row["reason"])] for row in rows[:MAX_LISTED_IMAGES]]
+    table = Table(f"The first {len(listed)}", ("path", "split", "reason"), listed)
+    return [Fold(f"{len(rows):,} images that cannot be decoded", [table])]
+
+
+def mlflow_blocks(uri: str, content: str) -> list[Block]:
+    """Returns how to open MLflow's pages. `content`: what MLflow has."""
+    return [Text(f"{content}, in MLflow:"), Text(f"mlflow ui --backend-store-uri {public(uri)}", "code")]
+
+
+def resolved_block(heading: str, config: Mapping[str, Any]) -> Fold:
+    """Returns a folded block with a config as YAML, without the passwords that addresses may contain."""
+    return Fold(heading, [Text(public(yaml_reader.dump_yaml(dict(config))), "code")])
+
+
+def footer_text(uri: str) -> str:
+    return f"Written by Firstlight on {date(time.time())}. Everything on this page is also in MLflow: {public(uri)}"

@@ -1,0 +1,24 @@
+"""The publisher of each kind of stage."""
+
+from typing import Any
+
+from firstlight.pipeline.report.publish.exports import EmbedPublisher, ExportPublisher
+from firstlight.pipeline.report.publish.features import EvaluatePublisher, RetrievePublisher
+from firstlight.pipeline.report.publish.finetune import FinetunePublisher
+from firstlight.pipeline.report.publish.pretrain import PretrainPublisher
+from firstlight.pipeline.report.publish.publisher import StagePublisher
+
+PUBLISHERS: dict[str, StagePublisher[Any]] = {
+    "pretrain": PretrainPublisher(),
+    "evaluate": EvaluatePublisher(),
+    "finetune": FinetunePublisher(),
+    "retrieve": RetrievePublisher(),
+    "embed": EmbedPublisher(),
+    "export": ExportPublisher(),
+}
+PLAIN = StagePublisher[Any]()
+
+
+def find_publisher(kind: str) -> StagePublisher[Any]:
+    """Returns the publisher of a kind of stage: its own, or the one that serves every kind."""
+    return PUBLISHERS.get(kind, PLAIN)

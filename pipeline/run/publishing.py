@@ -1,0 +1,285 @@
+"""The MLflow side of a run of a recipe: its parent run, a run for each stage and seed, the model cards, the summary and the report.
+
+Work goes on while MLflow is unreachable: what it does not take waits in an outbox, and is published later from the files on disk.
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from firstlight.pipeline.config.load import hash_json
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE, SUBSETS_FILE
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import Stopped
+from firstlight.pipeline.files import write_json
+from firstlight.pipeline.report import figures, model_card
+from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
+from firstlight.pipeline.report.publish.registry import find_publisher
+from firstlight.pipeline.report.score_table import facts
+from firstlight.pipeline.report.store_figures import add_pictures
+from firstlight.pipeline.run.graph import StageGraph
+from firstlight.pipeline.stages import export
+from firstlight.pipeline.stages.code_version import code_version, git_commit
+from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.score_rows import ScoreRow
+from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
+from firstlight.pipeline.tracking.client import RUN_FILE, Tracking, remembered, run_of
+from firstlight.pipeline.tracking.figures import Album
+from firstlight.pipeline.tracking.location import Records
+from firstlight.pipeline.tracking.progress import Listener
+from firstlight.pipeline.tracking.retry import Away, Outbox, Unpublished
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.metrics import read_metrics
+
+PUBLISHED_FILE = "published.json"
+
+
+@dataclass(frozen=True)
+class ParentRun:
+    """Output folder and parent of a nested run, such as a search trial."""
+
+    folder: Path
+    # Tags and parameters of its own MLflow run.
+    tags: Mapping[str, str]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    # A store that is written and checked already.
+    store: Path | None = None
+    # Called with every row that a training logs.
+    listener: Listener | None = None
+    # The part of one of its trainings that is to be done.
+    segment: TrainingSegment | None = None
+
+
+@dataclass(frozen=True)
+class RepeatOf:
+    """An earlier run that is repeated: its id, the sha256 of its images, and where its encoders are kept."""
+
+    run_id: str
+    store: str
+    origin: Records
+
+
+class RunPublisher:
+    """Publishes one command's run of a recipe. `folder`: that of the run's files."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, console: Console, parent: ParentRun | None, repeats: RepeatOf | None
+    ) -> None:
+        self.recipe, self.folder, self.console, self.parent, self.repeats = recipe, folder, console, parent, repeats
+        # The origin is opened first: MLflow's global settings are those of the client that was opened last.
+        self.origin = Tracking(recipe, repeats.origin) if repeats else None
+        self.tracking = Tracking(recipe)
+        self.outbox = Outbox(self.tracking.uri, console)
+        # Runs that this command has started and not finished.
+        self.open_runs: list[str] = []
+        # The run of each instance of this command, by the instance's label.
+        self.stage_runs: dict[str, str] = {}
+        self.parent_run: str | None = None
+
+    def set_images(self, worker: StageContext, graph: StageGraph) -> None:
+        """Sets what is known once the images are prepared."""
+        self.worker, self.graph, self.store = worker, graph, worker.store
+
+    # The parent run
+
+    def start_parent(self, store: Store) -> str:
+        """Returns the id of the parent run, which is started when the first stage has something to do."""
+        if self.parent_run is None:
+            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description, **git_commit()}
+            tags |= {"firstlight.repeats": self.repeats.run_id} if self.repeats else {}
+            params = {"code": code_version(), "store": store.hash}
+            if self.parent:
+                tags, params = {**tags, **self.parent.tags}, {**self.parent.params, **params}
+            run_id = self.tracking.start(self.recipe.name, self._parent_file(store), params, tags)
+            self._mark_closed(store, closed=False)
+            self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
+            self.open_runs.append(run_id)
+            self.parent_run = run_id
+        return self.parent_run
+
+    def _parent_file(self, store: Store) -> Path:
+        """Returns the file that holds the id of the parent run, and whether its summary is published."""
+        if self.parent:
+            return self.folder / RUN_FILE
+        key = hash_json({"recipe": self.recipe.dump(), "store": store.hash, "code": code_version()})
+        return self.folder / "recipes" / f"{key[:12]}.json"
+
+    def _mark_closed(self, store: Store, closed: bool) -> None:
+        file = self._parent_file(store)
+        write_json(file, {**remembered(file), "closed": closed})
+
+    def known_parent(self, store: Store) -> str | None:
+        """Returns the id of the parent run of this command or of an earlier one with the same recipe, None if there is none."""
+        return self.parent_run or remembered(self._parent_file(store)).get("run_id")
+
+    # Stages
+
+    def publish_store(self, store: Store, worker: StageContext, instance: StageInstance) -> None:
+        """Logs a store with the pictures of its images as the run of the stage `prepare`."""
+        params = {"store": store.path, "hash": store.hash, "classes": len(store.classes)}
+        params |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
+        params |= {"extends": store.extends[-1].name} if store.extends else {}
+        tags = {"mlflow.parentRunId": self.start_parent(store), "firstlight.kind": "prepare"}
+        run_id = self.tracking.start("prepare", instance.folder / RUN_FILE, params, tags)
+        counts = {f"images_{split}": count for split, count in store.splits.items()}
+        self.tracking.numbers(run_id, {**counts, "quarantined": store.quarantined, **store.images["duplicates"]})
+        for name in (MANIFEST_FILE, QUARANTINE_FILE, DUPLICATES_FILE, *([SUBSETS_FILE] if store.subsets else [])):
+            self.tracking.client.log_artifact(run_id, str(store.path / name))
+        add_pictures(Album(self.tracking, run_id, instance.folder), worker)
+        self.tracking.finish(run_id)
+        write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
+
+    def open_instances(self, instances: Sequence[StageInstance]) -> None:
+        """Starts the runs of instances, so that they can be seen while they work; later, if MLflow is unreachable now."""
+        try:
+            for instance in instances:
+                self.start_instance(instance)
+        except Away as error:
+            self.outbox.tell(str(error))
+
+    def start_instance(self, instance: StageInstance) -> str:
+        """Returns the id of the run of an instance of this command, started when it is asked for first."""
+        if instance.label not in self.stage_runs:
+            run_id = self.tracking.start_stage(instance, self.start_parent(self.store), self.store)
+            self._log_encoder_source(run_id, instance)
+            self.open_runs.append(run_id)
+            self.stage_runs[instance.label] = run_id
+        return self.stage_runs[instance.label]
+
+    def put_instance(self, instance: StageInstance) -> None:
+        """Publishes a finished instance, at once or when MLflow is back."""
+        self.outbox.put(instance.label, partial(self._publish_instance, instance))
+
+    def _publish_instance(self, instance: StageInstance) -> None:
+        stage, run_id = self.recipe.stages[instance.stage], self.start_instance(instance)
+        # The rows that MLflow does not have come first. A part of the last row may be there, so it is logged again.
+        for file in stage_kind(stage).metrics_files(stage, instance):
+            last = self.tracking.last_step(run_id, f"{file.prefix}loss")
+            rows = [row for row in read_metrics(file.path) if row["step"] >= last]
+            self.tracking.metrics(run_id, rows, file.prefix)
+        find_publisher(stage.kind).publish(self.tracking, run_id, self.worker, stage, instance)
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
+
+    def find_last_step(self, instance: StageInstance, prefix: str) -> int:
+        """Returns the last step that MLflow has of a training, -1 if it has none or is unreachable: a row that is logged twice counts once."""
+        try:
+            return self.tracking.last_step(self.start_instance(instance), f"{prefix}loss")
+        except Away as error:
+            self.outbox.tell(str(error))
+            return -1
+
+    def log_rows(self, instance: StageInstance, prefix: str, rows: list[dict[str, Any]]) -> None:
+        """Logs new rows of a training, which may be lost if MLflow is unreachable: they are logged again at its end."""
+        self.tracking.offer(self.start_instance(instance), rows, prefix)
+
+    def _log_encoder_source(self, run_id: str, instance: StageInstance) -> None:
+        source = self.recipe.encoder_source(instance.stage)
+        if source is None:
+            return
+        if source.stage is not None:
+            upstream = self.graph.find_upstream(instance.stage, instance.seed)
+            made_by = run_of(upstream.folder) or self.start_instance(upstream)
+            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder", made_by)
+        else:
+            reference = self.graph.references.encoders[instance.stage][0]
+            self.tracking.log_consumed(run_id, reference, (self.origin or self.tracking).source_run(reference))
+
+    # The end of a run
+
+    def put_cards(self, instances: Sequence[StageInstance]) -> None:
+        """Writes and publishes the model card of every exported encoder, with what is known of it by now."""
+        exported = [one for one in instances if isinstance(self.recipe.stages[one.stage], export.Export)]
+        if exported:
+            self.outbox.put("the model cards", lambda: self._publish_cards(exported))
+
+    def _publish_cards(self, exported: Sequence[StageInstance]) -> None:
+        for instance in exported:
+            lineage = {"encoder": self._describe_origin(instance), "export": f"runs:/{run_of(instance.folder)}"}
+            text = model_card.write(self.worker, instance, self.graph.find_siblings(instance), lineage)
+            if text is None:
+                continue
+            file = instance.folder / export.FOLDER / model_card.CARD
+            run_id = run_of(instance.folder) or self.start_instance(instance)
+            try:
+                self.tracking.log_card(run_id, file, text, export.FOLDER)
+            except Away:
+                # A card on disk counts as published.
+                file.unlink()
+                raise
+
+    def _describe_origin(self, instance: StageInstance) -> str:
+        source = self.recipe.encoder_source(instance.stage)
+        assert source is not None
+        if source.stage is None:
+            return self.graph.references.encoders[instance.stage][0]
+        return f"runs:/{run_of(self.graph.find_upstream(instance.stage, instance.seed).folder)}"
+
+    def put_summary(self, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
+        """Publishes the table into the parent run, if this command or an earlier one left something to publish."""
+        if self.parent_run is None and not instances:
+            self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
+            return
+        left_open = not remembered(self._parent_file(self.store)).get("closed", True)
+        if self.parent_run is None and not self.outbox.waiting and not left_open:
+            self.console.print("every stage has finished before and nothing has changed: nothing was run")
+            return
+        self.outbox.put("the summary", lambda: self._publish_summary(self.start_parent(self.store), rows, instances))
+
+    def _publish_summary(self, run_id: str, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
+        paired = [row for row in rows if row.baseline]
+        for row in paired:
+            # MLflow refuses the other characters.
+            key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))
+            for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
+                self.tracking.numbers(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+            self.tracking.numbers(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+        if paired:
+            album = Album(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
+            caption = "test scores of the pretrained network and of the same network without pretraining"
+            album.add("comparison", figures.comparison([facts(self.recipe, row) for row in paired]), caption)
+        if rows:
+            self.tracking.client.log_dict(run_id, {"rows": [facts(self.recipe, row) for row in rows]}, "table.json")
+        for name in dict.fromkeys(instance.stage for instance in instances):
+            folders = [instance.folder for instance in instances if instance.stage == name]
+            self.tracking.log_stage(run_id, name, [run for folder in folders if (run := run_of(folder))])
+        self.tracking.finish(run_id)
+        self.open_runs.remove(run_id)
+        self._mark_closed(self.store, closed=True)
+
+    def put_report(self, file: Path) -> None:
+        """Publishes the report page into the parent run, if there is one."""
+        parent = self.known_parent(self.store)
+        if parent is not None:
+            self.outbox.put("the report", lambda: self.tracking.client.log_artifact(parent, str(file)))
+
+    def flush(self, rows: list[ScoreRow]) -> None:
+        """Publishes what waits in the outbox.
+
+        Raises:
+            Unpublished: MLflow does not come back; the error carries `rows`.
+        """
+        try:
+            self.outbox.settle()
+        except Unpublished as error:
+            error.found = tuple(rows)
+            raise
+
+    def close_failed(self, error: BaseException, report: Path | None) -> None:
+        """Ends the open runs as KILLED or FAILED, with the report of what is known so far. The next command opens them again."""
+        # MLflow may be what failed; the first error is the one that the user should see.
+        with contextlib.suppress(Exception):
+            parent = self.known_parent(self.store) if report is not None else None
+            if parent is not None:
+                self.tracking.client.log_artifact(parent, str(report))
+        with contextlib.suppress(Exception):
+            for run_id in self.open_runs:
+                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")

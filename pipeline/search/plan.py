@@ -1,0 +1,185 @@
+"""A checked search, and the recipe of each of its trials."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from firstlight.pipeline import ROOT
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.load import RecipeFiles, hash_json, parse_recipe, split_override
+from firstlight.pipeline.config.messages import explain_errors
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.search.space import Pbt, Search, Values
+from firstlight.pipeline.stages.pretrain import Pretrain
+
+RECIPE_FOLDER = ROOT / "conf" / "recipe"
+# Keys of a search that do not change its trials. A larger number of trials only adds some, except in a population.
+NOT_IN_FINGERPRINT = {"name", "description", "concurrency", "promote", "retrain", "recipe"}
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search and the recipe that its trials vary.
+
+    The files of the recipe are read once, when the plan is loaded: if somebody edits them during the search, its later
+    trials are not affected.
+    """
+
+    search: Search
+    files: RecipeFiles
+    # Overrides `key=value` of the recipe, from the command line.
+    overrides: tuple[str, ...]
+
+    def full_recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """Returns the recipe with these values and without the budget of a trial.
+
+        Raises:
+            UserError: as `load_recipe`.
+        """
+        return self.files.build_recipe(self.overrides, values=values)
+
+    def budget_recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
+        """Returns the recipe with the budget of a trial (`overrides` of the search), and with these values.
+
+        Raises:
+            UserError: as `load_recipe`.
+        """
+        return self.files.build_recipe(self.overrides, values={**self.search.overrides, **(values or {})})
+
+    def trial_recipe(self, values: Mapping[str, Any], references: Mapping[str, str] | None = None) -> Recipe:
+        """Returns the recipe of a trial: only the stages that decide its objectives, scored on held-out images only.
+
+        `references`: references to encoders that replace those of the recipe, by stage.
+
+        Raises:
+            UserError: as `load_recipe`.
+        """
+        recipe = self.budget_recipe(values)
+        raw = recipe.dump()
+        for name, reference in (references or {}).items():
+            raw["stages"][name]["encoder"] = reference
+        stages = {name: raw["stages"][name] for name in self.trial_stages(recipe)}
+        for name, stage in stages.items():
+            # A trial must not replace a model that a run of the recipe has registered.
+            if isinstance(recipe.stages[name], Pretrain):
+                stage["register_as"] = None
+        return parse_recipe({**raw, "stages": stages, "score_test": False, "expected": [], "needs": None})
+
+    def trial_stages(self, recipe: Recipe) -> list[str]:
+        """Returns the stages that a trial runs, in the order of the recipe.
+
+        These are the stages that the objectives and the scheduler read, and the stages whose encoder those start from.
+        """
+        measures = [objective.measure for objective in self.search.objectives]
+        if self.search.scheduler_objective:
+            measures.append(self.search.scheduler_objective[0])
+        used = {measure.partition(".")[0] for measure in measures}
+        sources = [recipe.encoder_source(name) for name in used]
+        used |= {source.stage for source in sources if source and source.stage}
+        return [name for name in recipe.stages if name in used]
+
+    def encoder_stage(self, recipe: Recipe) -> str | None:
+        """Returns the stage that makes the encoder which the first objective scores, None if it is of another run."""
+        scored = self.search.objectives[0].measure.partition(".")[0]
+        if recipe.stages[scored].makes_encoder:
+            return scored
+        source = recipe.encoder_source(scored)
+        return source.stage if source else None
+
+    def corner_values(self) -> list[Values]:
+        """Returns one point of the space, and for each dimension the points that have one of its end values instead.
+
+        A value that the recipe refuses is nearly always an end of a range or a listed value, so these points find it.
+        """
+        start = {key: dimension.end_values[0] for key, dimension in self.search.space.items()}
+        ends = [{**start, key: end} for key, dimension in self.search.space.items() for end in dimension.end_values]
+        return list({json.dumps(values, sort_keys=True): values for values in [start, *ends]}.values())
+
+    def max_epochs(self) -> int:
+        """Returns the maximum number of epochs, over the corners, of the training that the scheduler monitors.
+
+        Returns 1 without a scheduler.
+        """
+        if self.search.scheduler_objective is None:
+            return 1
+        stage = self.search.scheduler_objective[0].partition(".")[0]
+        corners = [self.trial_recipe(values) for values in self.corner_values()]
+        return max(int(recipe.stages[stage].epochs) for recipe in corners)  # type: ignore[attr-defined]
+
+    def explain_error(self, message: str, values: Mapping[str, Any]) -> str:
+        """Rewrites the error of a recipe with these values so that it names the key of the space."""
+        given = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+        return "\n".join(
+            f"space.{line}" if self._is_searched(line.partition(":")[0]) else f"space: with {given}: {line}"
+            for line in message.splitlines()
+        )
+
+    def _is_searched(self, named: str) -> bool:
+        """Returns True if a key is searched, lies inside a searched section, or contains a searched key."""
+        return any(f"{key}.".startswith(f"{named}.") or f"{named}.".startswith(f"{key}.") for key in self.search.space)
+
+    def fingerprint(self) -> str:
+        """Returns 12 hexadecimal digits that are equal for two searches only if their trials are the same."""
+        excluded = NOT_IN_FINGERPRINT | (set() if isinstance(self.search.scheduler, Pbt) else {"trials"})
+        search = self.search.model_dump(mode="json", exclude=excluded)
+        recipe = self.budget_recipe().model_dump(
+            mode="json", exclude={"name", "description", "storage", "tracking", "scale", "expected", "needs"}
+        )
+        recipe["dataset"] = {
+            key: value for key, value in recipe["dataset"].items() if key not in ("root", "download", "extends")
+        }
+        return hash_json({"search": search, "recipe": recipe})[:12]
+
+
+def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan:
+    """Reads a search file and its recipe. `checks.load_checked_plan` also checks one against the other.
+
+    `overrides`: texts `key=value`. Those whose key begins with a field of the search set the search, the others the
+    recipe.
+
+    Raises:
+        UserError: one line for each mistake, which names the dotted key, the value and the valid values.
+    """
+    raw = yaml_reader.read_yaml(path)
+    own = [override for override in overrides if override.partition("=")[0].split(".")[0] in Search.model_fields]
+    for keys, value in map(split_override, own):
+        raw = _apply_override(raw, keys, value)
+    try:
+        search = Search.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise UserError(explain_errors(error, raw, Search)) from None
+    others = tuple(override for override in overrides if override not in own)
+    return SearchPlan(search, RecipeFiles(_find_recipe_file(path, search.recipe)), others)
+
+
+def _apply_override(raw: Any, keys: list[str], value: Any) -> dict[str, Any]:
+    """Returns the search with one key replaced.
+
+    The parts after the first are one key of that section: the keys of `space` and `overrides` contain dots.
+    """
+    section = raw.get(keys[0])
+    section = {"name": section} if keys[0] == "scheduler" and isinstance(section, str) else section
+    if len(keys) > 1:
+        value = {**(section if isinstance(section, dict) else {}), ".".join(keys[1:]): value}
+    return {**raw, keys[0]: value}
+
+
+def _find_recipe_file(path: Path, name: str) -> Path:
+    """Returns the recipe that a search names: in the `conf` that the search is in, in ours, or next to the search.
+
+    Raises:
+        UserError: no such file.
+    """
+    own_conf = [parent / "recipe" / name for parent in path.resolve().parents if parent.name == "conf"]
+    for file in (*own_conf, RECIPE_FOLDER / name, path.resolve().parent / name):
+        if file.is_file():
+            return file
+    known = {file.relative_to(RECIPE_FOLDER).as_posix() for file in RECIPE_FOLDER.rglob("*.yaml")}
+    raise UserError(
+        f"recipe: {name!r} is neither in conf/recipe nor in the folder of {path}; {suggest_valid(name, known)}"
+    )

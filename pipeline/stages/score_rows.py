@@ -1,0 +1,103 @@
+"""The rows of the table at the end of a run, from the measures of the stages and the results of their instances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
+from firstlight.pipeline.config.stages import StageConfig
+from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.stage import StageInstance
+
+# What the table says of an arm, after the name of the measure; other arms are called by their names.
+ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scratch": "from scratch"}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Test scores (0..1) of one measure, by seed.
+
+    `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a recipe's `expected` calls the row.
+    `scale` is the factor between a score and its displayed value.
+    """
+
+    stage: str
+    measure: str
+    against: str
+    pretrained: tuple[float, ...]
+    baseline: tuple[float, ...]
+    key: str = ""
+    arm: str = "pretrained"
+    scale: float = 100.0
+
+    @property
+    def mean(self) -> float:
+        return self.scale * float(np.mean(self.pretrained))
+
+    @property
+    def gain(self) -> np.ndarray:
+        """The (seeds,) differences from the baseline, in percent."""
+        return np.asarray(100 * (np.asarray(self.pretrained) - np.asarray(self.baseline)))
+
+    @property
+    def verdict(self) -> str:
+        """`helps` if every seed gains and the mean gain is above twice its standard error; `hurts` likewise."""
+        gain, seeds = self.gain, len(self.gain)
+        error = gain.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.inf
+        if seeds > 1 and abs(gain.mean()) > 2 * error and (np.all(gain > 0) or np.all(gain < 0)):
+            return "helps" if gain.mean() > 0 else "hurts"
+        return "no clear difference" if seeds > 1 else "one seed: no verdict"
+
+
+def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[ScoreRow]:
+    """Returns the rows of all finished `instances`, in the order of the recipe's stages; none where the test split is left alone."""
+    out: list[ScoreRow] = []
+    for name, stage in recipe.stages.items() if recipe.score_test else ():
+        finished = [instance for instance in instances if instance.stage == name and instance.result is not None]
+        expected = [row for row in recipe.expected if row.stage == name]
+        for measure in _shown_measures(stage, expected) if finished else ():
+            out += _measure_rows(name, stage, measure, finished, expected)
+    return out
+
+
+def _shown_measures(stage: StageConfig, expected: Sequence[ExpectedResult]) -> list[Measure]:
+    """Returns the measures that the table shows; those that are shown only if the recipe expects them stand in its order."""
+    wanted = {measure.name: measure for measure in stage.measures if measure.only_if_expected}
+    always = [measure for measure in stage.measures if not measure.only_if_expected]
+    return [*always, *(wanted[row.measure] for row in expected if row.measure in wanted)]
+
+
+def _measure_rows(
+    name: str,
+    stage: StageConfig,
+    measure: Measure,
+    finished: Sequence[StageInstance],
+    expected: Sequence[ExpectedResult],
+) -> list[ScoreRow]:
+    """Returns a row for every arm beside the last, its baseline; for the last one too, if it is alone or the recipe expects its number."""
+    kind = stage_kind(stage)
+    *arms, last = measure.arms
+    values = {
+        arm: [kind.read_score(stage, measure, arm, "test", instance) for instance in finished] for arm in measure.arms
+    }
+    scores = {arm: tuple(value for value in found if value is not None) for arm, found in values.items()}
+    result = finished[0].result
+    assert result is not None
+    label = kind.label_measure(stage, measure, result)
+    against = measure.baseline_label or last
+    rows = [
+        ScoreRow(name, _with_arm(label, arm), against, scores[arm], scores[last], measure.name, arm, measure.scale)
+        for arm in arms
+    ]
+    if not arms or any((row.arm, row.measure) == (last, measure.name) for row in expected):
+        if not measure.only_if_expected:
+            label = f"{label}, {ARM_LABELS.get(last) or last}"
+        rows.append(ScoreRow(name, label, "", scores[last], (), measure.name, last, measure.scale))
+    return [row for row in rows if row.pretrained]
+
+
+def _with_arm(label: str, arm: str) -> str:
+    how = ARM_LABELS.get(arm, arm)
+    return f"{label}, {how}" if how else label

@@ -1,0 +1,67 @@
+"""A training as the loop is given it, and its batches as they come from the stream."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.config.stages import TrainingOptions
+from firstlight.pipeline.data.loader import Loader
+from firstlight.pipeline.data.plan import TrainingPlan
+from firstlight.pipeline.data.stream import LoadingOptions
+from firstlight.tasks.learner import Batch
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training: what to train on, how, and where its files go (a folder that all workers see)."""
+
+    folder: Path
+    training: TrainingOptions
+    plan: TrainingPlan
+    loader: Loader
+    seed: int
+    options: LoadingOptions
+    device: torch.device
+    withheld: np.ndarray  # ids whose labels the learner must not see, sorted
+    warm_start: Path | None = None  # the folder of the training that it goes on from, where it has no checkpoint of its own
+    pause_after_epochs: int | None = None  # epochs after which it pauses
+
+    @property
+    def total_steps(self) -> int:
+        return self.training.epochs * self.plan.steps
+
+    @property
+    def pause_step(self) -> int | None:
+        """Steps after which it pauses."""
+        return self.pause_after_epochs * self.plan.steps if self.pause_after_epochs is not None and self.pause_after_epochs < self.training.epochs else None
+
+
+def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:
+    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device.
+
+    `job` is None outside of a training.
+    """
+    views = arrays["views"]
+    pixels = (views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements="W"))).to(
+        device, non_blocking=True
+    )
+    layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
+    floats = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
+    ids, labels, passes = (np.array(arrays[name]) for name in ("id", "label", "pass"))
+    rows = np.full_like(ids, -1)
+    if job is not None:
+        rows = np.searchsorted(job.plan.ids, ids)
+        assert np.array_equal(job.plan.ids[rows], ids), (
+            "tables do not look at their keys: on a GPU that would wait for it"
+        )
+        labels[np.isin(ids, job.withheld)] = -1
+    columns = [
+        torch.from_numpy(np.require(column, requirements="W")).to(device) for column in (ids, rows, labels, passes)
+    ]
+    others = {name: value for name, value in arrays.items() if name not in ("id", "label", "pass", "views")}
+    targets = {name: torch.from_numpy(np.require(value, requirements="W")).to(device) for name, value in others.items()}
+    return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)

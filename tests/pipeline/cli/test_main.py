@@ -1,0 +1,157 @@
+"""The command line as a whole: its help, its recipe commands, its exit codes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from firstlight.pipeline.cli.main import RECIPE_COMMANDS, cli, main, run_guarded
+from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError
+from tests.support.paths import ROOT
+
+COMMANDS = {"config", "recipes", "search", "runs", "show", "promote", "delete", "repeat", "ui", "doctor", "submit"}
+# Options and what they are for; a script may use them, so they stay.
+OPTIONS = {
+    **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
+    "config": {"--smoke"},
+    "recipes": set(),
+    "search": {"-v", "--verbose"},
+    "runs": {"-n", "--name", "--limit"},
+    "show": set(),
+    "promote": {"--name", "--alias"},
+    "delete": {"-y", "--yes", "--force"},
+    "repeat": {"--from", "--exact", "-v", "--verbose"},
+    "ui": {"--port"},
+    "doctor": {"--ray"},
+    "submit": {"--address", "--installed", "--detach", "--smoke", "-v", "--verbose"},
+}
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def function() -> int:
+        raise error
+
+    return function
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def test_commands_and_their_options_are_these() -> None:
+    assert cli.commands.keys() == COMMANDS | RECIPE_COMMANDS.keys()
+    for name, command in cli.commands.items():
+        found = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+        assert found == OPTIONS[name], name
+
+
+def test_help_names_every_command_in_a_whole_line() -> None:
+    lines = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.split("Commands:\n")[1].splitlines()
+    assert {line.split()[0] for line in lines} == cli.commands.keys()
+    assert not [line for line in lines if line.endswith("...")]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS | RECIPE_COMMANDS.keys()))
+def test_each_command_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    text = result.output.split("\n\n")[1].strip()
+    assert text.endswith(".")
+    assert text[0].isupper()
+    for option in cli.commands[name].params:
+        assert not isinstance(option, click.Option) or (option.help or "").endswith("."), option.name
+
+
+def test_help_needs_neither_torch_nor_mlflow() -> None:
+    script = (
+        "import sys, firstlight.pipeline.cli.main; print({'torch', 'mlflow', 'ray', 'pydantic'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "set()\n", answer.stderr
+
+
+def test_recipe_command_runs_the_stages_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("firstlight.pipeline.cli.main._run_and_report", lambda *arguments: calls.append(arguments))
+    for command in ("run", "pretrain"):
+        CliRunner().invoke(cli, [command, "r.yaml", "scale.workers=2", "--smoke"], catch_exceptions=False)
+    assert calls == [
+        (Path("r.yaml"), ("scale.workers=2",), None, True),
+        (Path("r.yaml"), ("scale.workers=2",), "pretrain", True),
+    ]
+
+
+def test_mistake_in_a_recipe_is_code_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(ROOT / "conf/recipe/quickstart.yaml")
+    monkeypatch.setattr(sys, "argv", ["firstlight", "config", recipe, "scale.workrs=2"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert signal.getsignal(signal.SIGTERM) is not before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: scale.workrs: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (UserError("a: one\nb: two"), 2, ["error: a: one", "error: b: two"]),
+        (StageFailed("rank 1\nfailed"), 1, ["error: rank 1 failed"]),
+        (StopTraining("not finite"), 1, ["error: not finite"]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            1,
+            ["error: /x/y: No space left on device; what was finished is kept: run the same command again to continue"],
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            1,
+            ["error: Read-only file system; what was finished is kept: run the same command again to continue"],
+        ),
+        (KeyboardInterrupt(), 130, ["stopped; run the same command again to continue"]),
+        (Terminated(), 143, ["stopped; run the same command again to continue"]),
+        (caused(click.Abort(), KeyboardInterrupt()), 130, ["stopped; run the same command again to continue"]),
+        (caused(click.Abort(), Terminated()), 143, ["stopped; run the same command again to continue"]),
+        (click.UsageError("no such option"), 2, ["Error: no such option"]),
+    ],
+)
+def test_failures_are_lines_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, lines: list[str]
+) -> None:
+    assert run_guarded(raising(error)) == code
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_result_of_a_command_is_the_exit_code() -> None:
+    assert run_guarded(lambda: None) == 0
+    assert run_guarded(lambda: 7) == 7
+
+
+def test_unknown_errors_keep_their_traceback() -> None:
+    with pytest.raises(OSError, match="denied"):
+        run_guarded(raising(OSError(errno.EACCES, "denied")))
+    with pytest.raises(ZeroDivisionError):
+        run_guarded(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("error", [StageFailed("rank 1"), OSError(errno.ENOSPC, "full")])
+def test_verbose_shows_the_traceback_of_a_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "FIRSTLIGHT_VERBOSE": "1"})
+    with pytest.raises(type(error)):
+        run_guarded(raising(error))

@@ -1,0 +1,49 @@
+"""What commands print on a terminal and in a pipe."""
+
+import sys
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from firstlight.pipeline.cli.output import print_table_or_tsv, print_view, results_console
+
+
+def print_both(width_of: list[int]) -> None:
+    def table(console: Console) -> Text:
+        width_of.append(console.width)
+        return Text("a table")
+
+    print_table_or_tsv(table, lambda: "a\tb")
+
+
+def test_pipe_gets_tab_separated_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    print_both([])
+    assert capsys.readouterr().out == "a\tb\n"
+
+
+def test_terminal_gets_the_table_made_for_its_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "77")
+    widths: list[int] = []
+    print_both(widths)
+    assert widths == [77]
+    assert "a table" in capsys.readouterr().out
+
+
+def test_view_in_a_pipe_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    print_view(Text("word " * 150))
+    assert capsys.readouterr().out == ("word " * 150).rstrip() + "\n"
+
+
+def test_view_on_a_terminal_is_wrapped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_view(Text("word " * 150))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_results_in_a_pipe_have_space_for_the_table_of_scores() -> None:
+    assert results_console().width == 140

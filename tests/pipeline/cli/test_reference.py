@@ -1,0 +1,40 @@
+"""docs/reference.md is what the models say."""
+
+import re
+
+import pytest
+
+from firstlight.pipeline.cli.reference import list_undescribed_keys, make_anchor, render_reference
+from tests.support.paths import ROOT
+
+REFERENCE = ROOT / "docs" / "reference.md"
+
+
+def test_committed_reference_is_generated() -> None:
+    assert REFERENCE.read_text("utf-8") == render_reference(), "run `make reference`"
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert list_undescribed_keys() == []
+
+
+def test_links_lead_to_headings_and_files() -> None:
+    text = render_reference()
+    anchors = {make_anchor(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert "#optimisers" in links
+    for link in links:
+        assert link[1:] in anchors if link.startswith("#") else (ROOT / "docs" / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "heading", ["### `nat`", "### `finetune`", "### `random_shift`", "#### `pbt`", "### `convnet`"]
+)
+def test_registered_entry_has_a_section(heading: str) -> None:
+    assert heading in render_reference().splitlines()
+
+
+def test_key_is_described_once_in_its_section() -> None:
+    rows = [line for line in render_reference().splitlines() if line.startswith("| `clip_norm` |")]
+    assert len(rows) == 1
+    assert "number > 0 or `null` | `null` | The largest norm of the gradient." in rows[0]

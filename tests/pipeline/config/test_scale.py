@@ -1,0 +1,21 @@
+"""The section `scale`: fixed and elastic numbers of workers."""
+
+import pytest
+from pydantic import ValidationError
+
+from firstlight.pipeline.config.scale import ScaleOptions
+
+
+@pytest.mark.parametrize(("workers", "bounds"), [("0", (0, 0)), ("3", (3, 3)), ("[1, 4]", (1, 4))])
+def test_workers_are_a_number_or_bounds(workers: str, bounds: tuple[int, int]) -> None:
+    scale = ScaleOptions.model_validate_json(f'{{"name": "x", "workers": {workers}}}')
+    assert (scale.min_workers, scale.max_workers) == bounds
+    assert ScaleOptions.model_validate_json(scale.model_dump_json()) == scale
+
+
+@pytest.mark.parametrize(
+    "workers", ["-1", "[0, 2]", "[2, 2]", "[3, 2]", "[1]", "[1, 2, 3]", "1.5", "true", '"two"', "[]"]
+)
+def test_other_workers_are_rejected(workers: str) -> None:
+    with pytest.raises(ValidationError, match=r"\[min, max\]"):
+        ScaleOptions.model_validate_json(f'{{"name": "x", "workers": {workers}}}')

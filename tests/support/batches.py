@@ -1,0 +1,78 @@
+"""Batches of random images for tests of methods and tasks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from firstlight.tasks.learner import Batch
+
+
+def image_batch(
+    rows: Tensor,
+    *,
+    size: int = 8,
+    views: int = 1,
+    dtype: torch.dtype = torch.float32,
+    ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    turn: int = 0,
+) -> Batch:
+    """A batch of (B,) rows in pass `turn`. Each image is a function of its row: it is the same in every batch.
+
+    `ids` default to the rows, and `labels` to -1 (unknown).
+    """
+    images = [
+        torch.stack([torch.rand(3, size, size, generator=_seeded(views * int(row) + view)) for row in rows]).to(dtype)
+        for view in range(views)
+    ]
+    unknown = torch.full_like(rows, -1)
+    return Batch(
+        rows if ids is None else ids,
+        rows,
+        unknown if labels is None else labels,
+        tuple(images),
+        torch.full_like(rows, turn),
+    )
+
+
+def unevenly_labelled(rows: Tensor) -> Tensor:
+    """Labels 0..4 of a third of the rows 0..15 and 32..43, and -1 for all others.
+
+    Of 64 images two workers have 6 and 4 labelled ones, of 48 images three workers have 6, 0 and 4.
+    """
+    return torch.where((rows % 3 == 0) & (rows % 32 < 16) & (rows < 44), rows % 5, -1)
+
+
+def target_batch(images: Tensor | tuple[Tensor, ...], targets: Mapping[str, Tensor] | None = None) -> Batch:
+    """A batch of given images (B, 3, H, W), or of several views of them, with targets but without labels."""
+    views = images if isinstance(images, tuple) else (images,)
+    rows = torch.arange(len(views[0]))
+    return Batch(rows, rows, torch.full_like(rows, -1), views, torch.zeros_like(rows), dict(targets or {}))
+
+
+def labelled_batch(count: int = 12, *, size: int = 8, views: int = 1, classes: int = 5) -> Batch:
+    """A batch of random images with random labels, both drawn from one seed."""
+    rng = _seeded(3)
+    rows, labels = torch.arange(count), torch.randint(classes, (count,), generator=rng)
+    images = tuple(torch.rand(count, 3, size, size, generator=rng) for _ in range(views))
+    return Batch(rows, rows, labels, images, torch.zeros_like(rows))
+
+
+def mask_batch(count: int = 6, *, size: int = 13, dtype: torch.dtype = torch.float32) -> Batch:
+    """A batch of random images with masks of the classes 0..2 and of void pixels (255)."""
+    rng = _seeded(3)
+    mask = torch.randint(4, (count, size, size), generator=rng, dtype=torch.uint8)
+    mask[mask == 3] = 255
+    return target_batch(torch.rand(count, 3, size, size, generator=rng).to(dtype), {"mask": mask})
+
+
+def present_batch(count: int = 12, *, classes: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
+    """A batch of random images in which classes are present (1), absent (0) or unknown (-1)."""
+    rng = _seeded(3)
+    present = torch.randint(-1, 2, (count, classes), generator=rng, dtype=torch.int8)
+    return target_batch(torch.rand(count, 3, 8, 8, generator=rng).to(dtype), {"present": present})
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,43 @@
+"""Trains the small recipe in this process, to its end or to a step."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import failures
+from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import fit
+from tests.support import recipes
+
+
+class Stopped(Exception):
+    """The training reached the step that it was to stop at."""
+
+
+def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -> tuple[str, dict[str, Tensor]]:
+    """Trains or continues the small recipe in `folder`, to its end or to step `stop`.
+
+    Returns a hash of every bit of the end state, and the weights.
+    """
+
+    def stop_training(rank: int, step: int) -> None:
+        if step == stop:
+            raise Stopped
+
+    failures.fault_hook = stop_training
+    try:
+        worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
+        stage: Any = worker.recipe.stages["pretrain"]
+        job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain.build(worker, stage, job)
+        fit(job, learner)
+    finally:
+        failures.fault_hook = None
+    found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
+    assert found is not None
+    return fingerprint([found.shared, found.shards]), learner.state_dict()

@@ -1,0 +1,73 @@
+"""The contract of methods: hyper-parameters and their defaults stand in the signature of `__init__` only."""
+
+from typing import Any
+
+import pytest
+
+from firstlight.pipeline.config.yaml_reader import read_yaml
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain import METHODS, batch_requirements, build_method, metric_plots
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
+from firstlight.tasks.pretrain.nat import NoiseAsTargets
+from firstlight.tasks.pretrain.super_and import SuperAnd
+from tests.support.learners import build_encoder
+from tests.support.paths import ROOT
+
+CONF = ROOT / "conf" / "method"
+
+
+def read_parameters(name: str) -> dict[str, Any]:
+    """The parameters of a file of conf/method, with lists as tuples."""
+    section = read_yaml(CONF / f"{name}.yaml")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items() if k != "name"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_conf_file_of_a_method_holds_the_defaults_of_its_signature(name: str) -> None:
+    written, defaults = read_parameters(name), METHODS[name].complete_parameters({})
+    assert written == {key: defaults[key] for key in written}
+
+
+@pytest.mark.parametrize("name", ["and", "instance"])
+def test_conf_file_of_a_configuration_names_parameters_of_its_method(name: str) -> None:
+    written = read_parameters(name)
+    assert SuperAnd.complete_parameters(written).items() >= written.items()
+
+
+def test_given_parameters_replace_defaults() -> None:
+    complete = NoiseAsTargets.complete_parameters({"dim": 6})
+    assert (complete["dim"], complete["permutation_period"]) == (6, 3)
+
+
+def test_unknown_parameter_is_named_with_the_valid_ones() -> None:
+    with pytest.raises(TypeError, match=r"NoiseAsTargets .*'dimension'.*valid: .*'dim'"):
+        NoiseAsTargets.complete_parameters({"dimension": 6})
+
+
+def test_changed_default_reaches_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slower(NoiseAsTargets):
+        def __init__(self, encoder: Encoder, info: TrainingInfo, *, permutation_period: int = 7) -> None:
+            super().__init__(encoder, info, permutation_period=permutation_period)
+
+    class FewRounds(SuperAnd):
+        def __init__(
+            self, encoder: Encoder, info: TrainingInfo, *, rounds: int = 2, neighbours: bool = True, aug: bool = False
+        ) -> None:
+            super().__init__(encoder, info, rounds=rounds, neighbours=neighbours, aug=aug)
+
+    monkeypatch.setitem(METHODS, "nat", Slower)
+    monkeypatch.setitem(METHODS, "super_and", FewRounds)
+    assert [plot.every for plot in metric_plots("nat", 14, {})] == [7]
+    assert [plot.every for plot in metric_plots("super_and", 14, {})] == [7]
+    assert batch_requirements("super_and", {}) == BatchRequirements(views=1)
+
+
+def test_method_is_built_with_its_defaults() -> None:
+    method = build_method("super_and", build_encoder({}, 8), TrainingInfo(size=16, epochs=10, seed=0), {"dim": 6})
+    assert isinstance(method, SuperAnd)
+    assert (method.rounds, method.bank.values.shape) == (5, (16, 6))
+
+
+def test_method_without_hooks_requires_one_view_and_has_no_plots() -> None:
+    assert Method.requirements({}) == BatchRequirements(views=1, labels=False)
+    assert Method.plots(4, {}) == ()
