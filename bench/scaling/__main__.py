@@ -144,7 +144,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def make_table(title: str, *headings: str) -> Table:
+def make_results_table(title: str, *headings: str) -> Table:
     out = Table(title=title, title_justify="left")
     for k, heading in enumerate(headings):
         out.add_column(heading, justify="left" if k == 0 else "right")
@@ -154,7 +154,9 @@ def make_table(title: str, *headings: str) -> Table:
 def make_traffic_table(reports: list[MethodReport], scale: TrainingScale) -> Table:
     """Returns the table of bytes that a worker sends in a step."""
     title = f"Bytes that a worker sends in a step of {scale.batch:,} images ({scale.rows} a worker)"
-    out = make_table(title, "method", "gradients", "exchanges of the loss", "collectives", "largest result of one")
+    out = make_results_table(
+        title, "method", "gradients", "exchanges of the loss", "collectives", "largest result of one"
+    )
     for report in reports:
         gradients, exchanges = (
             sum(m.count_sent_bytes(scale.workers) for m in messages)
@@ -172,7 +174,7 @@ def make_traffic_table(reports: list[MethodReport], scale: TrainingScale) -> Tab
 
 
 def make_memory_table(reports: list[MethodReport], scale: TrainingScale) -> Table:
-    out = make_table("Memory of the tables", "method", "table", "a row", "of all", "on a worker")
+    out = make_results_table("Memory of the tables", "method", "table", "a row", "of all", "on a worker")
     for report in reports:
         for rows in memory.measure_tables(report.method):
             whole = sum(rows.count_bytes(scale.images, rank, scale.workers) for rank in range(scale.workers))
@@ -193,11 +195,11 @@ def make_plan_tables(
 ) -> list[Table]:
     """Returns the tables of the memory of the order, and of what a worker reads."""
     held = memory.estimate_plan_bytes(scale.images)
-    out = make_table("The order of all images, in every process that trains or decodes", *held, "all")
+    out = make_results_table("The order of all images, in every process that trains or decodes", *held, "all")
     out.columns[0].justify = "right"
     out.add_row(*(format_bytes(count) for count in held.values()), format_bytes(sum(held.values())))
     of_images = f"(images of {format_bytes(image_bytes)})"
-    read = make_table(
+    read = make_results_table(
         f"What a worker reads, from {orders.NUM_BATCHES} batches of the same plan {of_images}",
         "stream.window",
         "lanes",
@@ -225,7 +227,7 @@ def make_plan_tables(
 
 
 def make_time_table(reports: list[MethodReport], scale: TrainingScale, machine: WorkerSpeed) -> Table:
-    out = make_table(
+    out = make_results_table(
         "Seconds of a step, one after the other",
         "method",
         "network",
@@ -250,7 +252,7 @@ def make_time_table(reports: list[MethodReport], scale: TrainingScale, machine: 
 
 
 def make_rounds_table(reports: list[MethodReport], scale: TrainingScale, machine: WorkerSpeed) -> Table:
-    out = make_table(
+    out = make_results_table(
         "Neighbours of all images, once a round",
         "method",
         "blocks",

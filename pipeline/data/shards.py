@@ -1,6 +1,7 @@
 """Writes the shards of a store, one Parquet file each: a shard is whole or does not exist."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,16 +35,18 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[ShardRow], annotation
     or None if there are no rows.
     """
     schema = shard_schema(annotations)
-    groups: list[int] = []
+    groups = _group_rows(rows)
+    first = next(groups, None)
+    if first is None:
+        return None
+    counts: list[int] = []
     with atomic_path(folder / shard.file) as temporary:
         with pq.ParquetWriter(temporary, schema, **_writer_options(schema)) as writer:
-            for group in _group_rows(rows):
-                writer.write_table(_build_table(group, shard.first_id + sum(groups), schema, annotations))
-                groups.append(len(group))
-        if not groups:
-            return None
+            for group in itertools.chain([first], groups):
+                writer.write_table(_build_table(group, shard.first_id + sum(counts), schema, annotations))
+                counts.append(len(group))
         size, sha256 = temporary.stat().st_size, file_sha256(temporary)
-    return replace(shard, count=sum(groups), row_groups=tuple(groups), bytes=size, sha256=sha256)
+    return replace(shard, count=sum(counts), row_groups=tuple(counts), bytes=size, sha256=sha256)
 
 
 def _build_table(group: list[ShardRow], first_id: int, schema: pa.Schema, annotations: Sequence[str]) -> pa.Table:

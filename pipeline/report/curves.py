@@ -6,28 +6,28 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from firstlight.pipeline.report.figures import BLUE, GRAY, plain
+from firstlight.pipeline.report.figures import BLUE, GRAY, style_axes
 from firstlight.pipeline.train.metrics import TIME_PREFIX
 from firstlight.tasks.visuals import Plot
 
-Rows = Sequence[Mapping[str, float]]
-COUNTING, WATCHED = ("step", "of", "epoch", "time"), "watch_"
-SPEED = ("lr", "images_per_s", "data_wait")
-PARTS = ("data", "forward", "backward", "tables", "assignment", "communication", "optimizer", "checkpoint")
-COLOURS = ("#d08c1c", "#2458a6", "#6d9bd8", "#2f8a57", "#8cc49f", "#b3372e", "#7a5aa6", "#5f6b7a", "#cbd2d9")
-SMOOTHED = 60  # logged values from which on a line is drawn through their running mean
+MetricRows = Sequence[Mapping[str, float]]
+COUNTING_KEYS, MONITOR_PREFIX = ("step", "of", "epoch", "time"), "watch_"
+SPEED_KEYS = ("lr", "images_per_s", "data_wait")
+STEP_PARTS = ("data", "forward", "backward", "tables", "assignment", "communication", "optimizer", "checkpoint")
+STEP_COLOURS = ("#d08c1c", "#2458a6", "#6d9bd8", "#2f8a57", "#8cc49f", "#b3372e", "#7a5aa6", "#5f6b7a", "#cbd2d9")
+MIN_SMOOTHED_VALUES = 60  # logged values from which on a line is drawn through their running mean
 
 
-def loss(rows: Rows) -> Figure:
+def plot_loss(rows: MetricRows) -> Figure:
     """The loss, large, and whatever else a method or task logs beside it, each in a panel of its own."""
-    names = [name for name in _names(rows) if _is_term(name) and name != "loss"]
+    names = [name for name in _list_logged_names(rows) if _is_loss_term(name) and name != "loss"]
     columns = 2 + min(-(-len(names) // 2), 3) if names else 2
     lines = max(2, -(-len(names) // max(columns - 2, 1)))
     figure = Figure(figsize=(2.7 * columns, 1.9 * lines), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(lines, columns)
-    _line(figure.add_subplot(grid[:, :2]), rows, "loss", "epoch")
+    _plot_line(figure.add_subplot(grid[:, :2]), rows, "loss", "epoch")
     for k, name in enumerate(names):
-        _line(
+        _plot_line(
             figure.add_subplot(grid[k % lines, 2 + k // lines]),
             rows,
             name,
@@ -36,23 +36,23 @@ def loss(rows: Rows) -> Figure:
     return figure
 
 
-def watched(rows: Rows) -> Figure | None:
+def plot_feature_metrics(rows: MetricRows) -> Figure | None:
     """What the features of held-out images tell, over epochs; None where nobody looked."""
-    names = [name for name in _names(rows) if name.startswith(WATCHED)]
+    names = [name for name in _list_logged_names(rows) if name.startswith(MONITOR_PREFIX)]
     if not names:
         return None
-    names.sort(key=lambda name: name != f"{WATCHED}knn")
+    names.sort(key=lambda name: name != f"{MONITOR_PREFIX}knn")
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.3 * lines), layout="constrained", facecolor="white")
     for k, name in enumerate(names):
         axis = figure.add_subplot(lines, columns, k + 1)
-        _line(axis, rows, name, "epoch" if k >= len(names) - columns else "", marker="o")
-        plain(axis, TITLES.get(name.removeprefix(WATCHED), name.removeprefix(WATCHED)))
+        _plot_line(axis, rows, name, "epoch" if k >= len(names) - columns else "", marker="o")
+        style_axes(axis, FEATURE_METRIC_TITLES.get(name.removeprefix(MONITOR_PREFIX), name.removeprefix(MONITOR_PREFIX)))
     return figure
 
 
-TITLES = {
+FEATURE_METRIC_TITLES = {
     "knn": "kNN accuracy",
     "rankme": "effective rank",
     "uniformity": "uniformity (lower: more even)",
@@ -62,31 +62,31 @@ TITLES = {
 }
 
 
-def speed(rows: Rows) -> Figure:
+def plot_speed(rows: MetricRows) -> Figure:
     """Images per second, learning rate, and the shares of the time that the parts of a step take."""
     figure = Figure(figsize=(9.6, 2.6), layout="constrained", facecolor="white")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.5])
-    _line(left, rows, "images_per_s", "epoch")
-    plain(left, "images per second")
+    _plot_line(left, rows, "images_per_s", "epoch")
+    style_axes(left, "images per second")
     left.set_ylim(bottom=0)
-    _line(middle, rows, "lr", "epoch")
-    plain(middle, "learning rate")
-    at = _smooth(_epochs(rows))
-    shares = {name: np.array([row.get(TIME_PREFIX + name, 0.0) for row in rows]) for name in PARTS}
-    shares = {name: _smooth(values) for name, values in shares.items() if values.max(initial=0) > 0.005}
+    _plot_line(middle, rows, "lr", "epoch")
+    style_axes(middle, "learning rate")
+    at = _smooth_values(_count_epochs(rows))
+    shares = {name: np.array([row.get(TIME_PREFIX + name, 0.0) for row in rows]) for name in STEP_PARTS}
+    shares = {name: _smooth_values(values) for name, values in shares.items() if values.max(initial=0) > 0.005}
     rest = np.clip(1.0 - sum(shares.values(), np.zeros_like(at)), 0.0, 1.0)
-    colours = [COLOURS[PARTS.index(name)] for name in shares]
-    right.stackplot(at, *shares.values(), rest, labels=[*shares, "other"], colors=[*colours, COLOURS[-1]], linewidth=0)
+    colours = [STEP_COLOURS[STEP_PARTS.index(name)] for name in shares]
+    right.stackplot(at, *shares.values(), rest, labels=[*shares, "other"], colors=[*colours, STEP_COLOURS[-1]], linewidth=0)
     right.set(ylim=(0, 1), xmargin=0)
     handles, labels = right.get_legend_handles_labels()
     right.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     right.set_xlabel("epoch", fontsize=8)
     right.tick_params(labelsize=8)
-    plain(right, "where the time of a step goes")
+    style_axes(right, "where the time of a step goes")
     return figure
 
 
-def periods(rows: Rows, curve: Plot) -> Figure | None:
+def plot_periods(rows: MetricRows, curve: Plot) -> Figure | None:
     """Of each number of `curve` the last value logged in each of its periods; None where none was logged."""
     names = [name for name in curve.numbers if any(name in row for row in rows)]
     if not names:
@@ -95,31 +95,31 @@ def periods(rows: Rows, curve: Plot) -> Figure | None:
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         last = {int(row["epoch"]) // curve.every + 1: row[name] for row in rows if name in row}
         axis.plot(list(last), list(last.values()), "o-", color=BLUE, linewidth=1.4, markersize=4)
-        axis.set_xticks(_few(list(last)))
+        axis.set_xticks(_thin_ticks(list(last)))
         axis.set_xlabel(curve.unit, fontsize=8)
         axis.tick_params(labelsize=8)
         if 0 <= min(last.values()) <= max(last.values()) <= 1:  # a share
             axis.set_ylim(0, 1.08 * max(*last.values(), 1e-9))
-        plain(axis, name.replace("_", " "))
+        style_axes(axis, name.replace("_", " "))
     figure.suptitle(curve.title, fontsize=10)
     return figure
 
 
-def _few(numbers: list[int]) -> list[int]:
+def _thin_ticks(numbers: list[int]) -> list[int]:
     """At most eight of them."""
     return numbers[:: -(-len(numbers) // 8)]
 
 
-def _names(rows: Rows) -> list[str]:
+def _list_logged_names(rows: MetricRows) -> list[str]:
     """All that is logged, in the order in which it first appears: some numbers are not in every row."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _is_term(name: str) -> bool:
-    return name not in (*COUNTING, *SPEED) and not name.startswith((WATCHED, TIME_PREFIX, "data_wait_"))
+def _is_loss_term(name: str) -> bool:
+    return name not in (*COUNTING_KEYS, *SPEED_KEYS) and not name.startswith((MONITOR_PREFIX, TIME_PREFIX, "data_wait_"))
 
 
-def _epochs(rows: Rows) -> np.ndarray:
+def _count_epochs(rows: MetricRows) -> np.ndarray:
     """Of each row, how many epochs are done."""
     if not rows:
         return np.zeros(0)
@@ -128,23 +128,23 @@ def _epochs(rows: Rows) -> np.ndarray:
     return np.array([row["step"] / per_epoch for row in rows])
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth_values(values: np.ndarray) -> np.ndarray:
     """The running mean of many values, over a thirtieth of them; few as they are."""
-    width = len(values) // 30 if len(values) >= SMOOTHED else 1
+    width = len(values) // 30 if len(values) >= MIN_SMOOTHED_VALUES else 1
     return np.convolve(values, np.ones(width) / width, "valid")
 
 
-def _line(axis: Axes, rows: Rows, name: str, below: str, marker: str = "") -> None:
+def _plot_line(axis: Axes, rows: MetricRows, name: str, below: str, marker: str = "") -> None:
     """One number over epochs; where there are many values, faintly, and their running mean."""
-    epochs = _epochs(rows)
+    epochs = _count_epochs(rows)
     here = np.array([name in row for row in rows], dtype=bool)
     x, y = epochs[here], np.array([row[name] for row in rows if name in row], dtype=float)
-    many = len(y) >= SMOOTHED
+    many = len(y) >= MIN_SMOOTHED_VALUES
     axis.plot(x, y, color=GRAY if many else BLUE, linewidth=0.8 if many else 1.5, marker=marker, markersize=4)
     if many:
-        axis.plot(_smooth(x), _smooth(y), color=BLUE, linewidth=1.6)
+        axis.plot(_smooth_values(x), _smooth_values(y), color=BLUE, linewidth=1.6)
     if not y.any():
         axis.set_ylim(-0.02, 1)
     axis.set_xlabel(below, fontsize=8)
     axis.tick_params(labelsize=8)
-    plain(axis, name.replace("_", " "))
+    style_axes(axis, name.replace("_", " "))

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from firstlight.pipeline.data.image_statistics import BINS_PER_OCTAVE
 from firstlight.pipeline.report.grid import Board, shown_names
-from firstlight.pipeline.stages.projection import Mapped
+from firstlight.pipeline.stages.projection import PlaneMap
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
-BARS = 40  # classes that have a bar of their own, at most
+MAX_CLASS_BARS = 40  # classes that have a bar of their own, at most
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 
 
-def plain(axis: Axes, title: str) -> None:
+def style_axes(axis: Axes, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25)
 
 
-def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> Figure:
+def draw_captioned_images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> Figure:
     """(H, W, 3) uint8 images with a caption each."""
     board = Board(max(1, -(-len(pictures) // columns)), columns, 1.1, title)
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
@@ -37,7 +37,7 @@ def images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, 
     return board.figure
 
 
-def picture(shown: ImageGrid) -> Figure:
+def draw_image_grid(shown: ImageGrid) -> Figure:
     """Rows of images, a caption over each, and maps as heat over the images, gray and dimmed."""
     board = Board(len(shown.rows), max(len(row.images) for row in shown.rows), 1.1, shown.title)
     for number, row in enumerate(shown.rows):
@@ -54,17 +54,17 @@ def picture(shown: ImageGrid) -> Figure:
     return board.figure
 
 
-def rows(shown: Mapping[str, Tensor], title: str) -> Figure:
+def draw_image_rows(shown: Mapping[str, Tensor], title: str) -> Figure:
     """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
-    return picture(
+    return draw_image_grid(
         ImageGrid("", title, tuple(ImageRow(caption, images_) for caption, images_ in sorted(shown.items())))
     )  # tensors in a file have no order
 
 
-def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
+def draw_class_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
     """Images per class, or what `title` says, a bar a split; of more than BARS classes the counts alone, from the most to the least."""
-    if len(by_class) > BARS:
-        return _sorted_counts(by_class, splits, title)
+    if len(by_class) > MAX_CLASS_BARS:
+        return _draw_sorted_counts(by_class, splits, title)
     figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     width = 0.8 / max(len(splits), 1)
@@ -81,11 +81,11 @@ def counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: 
         np.arange(len(by_class)) + 0.4 - width / 2, shown_names(by_class), rotation=45 if crowded else 0, fontsize=8
     )
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    plain(axis, title)
+    style_axes(axis, title)
     return figure
 
 
-def _sorted_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str) -> Figure:
+def _draw_sorted_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str) -> Figure:
     figure = Figure(figsize=(7.0, 3.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for k, split in enumerate(splits):
@@ -98,17 +98,17 @@ def _sorted_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str],
     axis.set_ylim(bottom=0)
     axis.set_xlabel(f"the {len(by_class):,} classes, from the most to the least", fontsize=8)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    plain(axis, title)
+    style_axes(axis, title)
     return figure
 
 
-def census(images: Mapping[str, Any], quarantined: int) -> Figure:
+def draw_store_statistics(images: Mapping[str, Any], quarantined: int) -> Figure:
     """What a store's manifest says of its images: a map of their sizes, bars of modes and formats, and how many are copies or cannot be decoded."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
     sizes, *bars = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
-    _size_map(sizes, images)
+    _draw_size_map(sizes, images)
     for axis, title in zip(bars, ("modes", "formats"), strict=True):
-        found = _most(images[title])
+        found = _group_small_counts(images[title])
         axis.bar([name for name, _ in found], [count for _, count in found], 0.6, color=BLUE)
         axis.set_xlim(-0.7, max(len(found), 3) - 0.3)
         axis.set_ylim(0, 1.15 * found[0][1])
@@ -116,7 +116,7 @@ def census(images: Mapping[str, Any], quarantined: int) -> Figure:
             axis.text(k, count, f"{count:,}", ha="center", va="bottom", fontsize=7)
         axis.set_yticks([])
         axis.tick_params(axis="x", labelsize=8, rotation=45 if len(found) > 4 else 0)
-        plain(axis, title)
+        style_axes(axis, title)
         axis.spines["left"].set_visible(False)
     copies = images.get("duplicates", {}).get("copies", 0)
     figure.suptitle(
@@ -125,13 +125,13 @@ def census(images: Mapping[str, Any], quarantined: int) -> Figure:
     return figure
 
 
-def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+def _group_small_counts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """The eight largest, the last of which stands for all others where there are more."""
     found = sorted(counts.items(), key=lambda pair: -pair[1])
     return found if len(found) <= 8 else [*found[:7], ("others", sum(count for _, count in found[7:]))]
 
 
-def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
+def _draw_size_map(axis: Axes, images: Mapping[str, Any]) -> None:
     """Images per width and height, both in quarters of an octave."""
     bins = np.array([[width, height] for width, height, _ in images["sizes"]])
     low, high = bins.min(0) - BINS_PER_OCTAVE, bins.max(0) + BINS_PER_OCTAVE + 1
@@ -162,7 +162,7 @@ def _size_map(axis: Axes, images: Mapping[str, Any]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
+def draw_filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
     """(n, c, k, k) weights of a network's first convolution, for each of its towers; three channels are shown as colours, others by their mean.
     `composed`: with the fixed filter before it, as it acts on the image."""
     lines = [-(-min(len(weights), 64) // 16) for weights in towers]
@@ -186,7 +186,7 @@ def filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
     return board.figure
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
     """(classes, classes) counts: rows are labels, columns predictions; shown as shares of the row."""
     table = np.asarray(matrix, dtype=float)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -215,7 +215,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     return figure
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Rows with `stage`, `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
     figure = Figure(figsize=(8.0, 0.62 * len(rows) + 1.1), layout="constrained", facecolor="white")
     axis = figure.subplots()
@@ -237,7 +237,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def neighbours(
+def draw_neighbour_rows(
     rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[bool]]], captions: Sequence[str], title: str
 ) -> Figure:
     """A row a query: its (H, W, 3) uint8 image, the images found for it in their order, and which of them are wrong: they are framed red."""
@@ -253,7 +253,7 @@ def neighbours(
     return board.figure
 
 
-def embedding_map(maps: Mapping[str, Mapped], labels: np.ndarray, classes: Sequence[str]) -> Figure:
+def draw_embedding_map(maps: Mapping[str, PlaneMap], labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Embeddings of the same images by title, as `project` places them, coloured by (n,) labels (-1: gray) where at most 20 classes occur."""
     present = sorted(set(labels[labels >= 0].tolist()))
     alone = len(maps) == 1

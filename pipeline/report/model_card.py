@@ -7,7 +7,7 @@ from typing import Any
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
-from firstlight.pipeline.stages.export import FOLDER, origin
+from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
 from firstlight.pipeline.stages.pretrain import Pretrain
 from firstlight.pipeline.stages.score_rows import score_rows
 from firstlight.pipeline.stages.stage import StageInstance
@@ -32,7 +32,7 @@ def write(
 
     `siblings`: instances that score encoders of the same stage. `lineage`: MLflow runs and references by what they are.
     """
-    file = instance.folder / FOLDER / CARD
+    file = instance.folder / EXPORT_FOLDER / CARD
     text = render(worker, instance, siblings, lineage)
     if file.exists() and file.read_text("utf-8") == text:
         return None
@@ -45,7 +45,7 @@ def render(
 ) -> str:
     """The card as Markdown, with the front matter of Hugging Face's. Names no path of this machine."""
     assert instance.encoder is not None
-    recipe, result, made = worker.recipe, instance.result, origin(instance.encoder)
+    recipe, result, made = worker.recipe, instance.result, read_encoder_origin(instance.encoder)
     assert result is not None
     sections = [
         _front(recipe, made),

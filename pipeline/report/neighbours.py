@@ -20,4 +20,4 @@ def picture(worker: StageContext, shown: Neighbours, title: str) -> Figure:
         wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]
         rows.append((pixels[query], [pixels[i] for i in row], wrong))
     names = shown_names(worker.store.classes[labels[query]] if labels[query] >= 0 else "" for query, _ in shown)
-    return figures.neighbours(rows, names, title)
+    return figures.draw_neighbour_rows(rows, names, title)

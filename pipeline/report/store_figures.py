@@ -15,7 +15,7 @@ from firstlight.pipeline.train.context import StageContext
 def add_pictures(album: Album, worker: StageContext) -> None:
     """All of them, into the album of the prepare stage."""
     store = worker.store
-    album.add("images", figures.census(store.images, store.quarantined), "sizes, modes and formats of the images")
+    album.add("images", figures.draw_store_statistics(store.images, store.quarantined), "sizes, modes and formats of the images")
     album.add("sample", _sample(worker), "training images, as the evaluation crops them")
     for name, (figure, title) in _class_figures(store, worker).items():
         album.add(name, figure, title)
@@ -28,7 +28,7 @@ def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure
     if store.classes and not store.annotations:
         labels = [Counter(store.labels(name).tolist()) for name in names]
         found["classes"] = (
-            figures.counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names),
+            figures.draw_class_counts({c: [part[k] for part in labels] for k, c in enumerate(store.classes)}, names),
             "images per class",
         )
     annotated = store.images.get("annotated", {})
@@ -40,7 +40,7 @@ def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure
         if kind in {kind for split in annotated.values() for kind in split}:
             by_split = [annotated.get(name, {}).get(kind, {}) for name in names]
             by_class = {c: [n.get(str(k), 0) for n in by_split] for k, c in enumerate(store.classes)}
-            found[f"classes_{kind}"] = figures.counts(by_class, names, title), title
+            found[f"classes_{kind}"] = figures.draw_class_counts(by_class, names, title), title
     if store.annotations:
         title = f"{store.path.name}: {', '.join(store.annotations)}"
         found["annotations"] = overlay.sample(store, select_evenly_spaced(worker.splits.train, 8), title), title
@@ -53,4 +53,4 @@ def _sample(worker: StageContext) -> Figure:
     loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
     batch = loader.load_once(ids)
     names = shown_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
-    return figures.images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")
+    return figures.draw_captioned_images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")

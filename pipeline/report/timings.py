@@ -8,7 +8,7 @@ from typing import Any
 
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import read_attempts
-from firstlight.pipeline.train.metrics import METRICS_FILE, SPENT_KEY, TIME_PREFIX, read_lines
+from firstlight.pipeline.train.metrics import METRICS_FILE, SPENT_KEY, TIME_PREFIX, read_rows
 
 # In the order in which they are shown. looks: features of held-out images on the way; evaluation: stages that train nothing; other: all that is none
 # of these, such as starting, reading images for the first time, and scoring what was trained
@@ -57,7 +57,7 @@ def timings(instances: Sequence[StageInstance], batch_sizes: dict[str, int]) -> 
 def spent(file: Path, batch_size: int) -> dict[str, float]:
     """Seconds by part of a training, from its metrics file."""
     seconds, before = Counter[str](), 0
-    for row in read_lines(file):
+    for row in read_rows(file):
         if "loss" in row:
             elapsed = (row["step"] - before) * batch_size / max(row["images_per_s"], 1e-9)
             before = row["step"]
@@ -80,7 +80,7 @@ def notes(instances: Sequence[StageInstance]) -> list[str]:
     found: dict[str, None] = {}
     for instance in instances:
         for file in sorted(instance.folder.rglob(METRICS_FILE)):
-            rows: list[dict[str, Any]] = read_lines(file)
+            rows: list[dict[str, Any]] = read_rows(file)
             label = instance.label if file.parent == instance.folder else f"{instance.label} {file.parent.name}"
             found |= {f"{label}: {row['note']}": None for row in rows if "note" in row}
     return list(found)

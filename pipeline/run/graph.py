@@ -11,7 +11,7 @@ from firstlight.pipeline.config.load import hash_json
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.config.stages import PREVIOUS
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_companion
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, load_companion
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
@@ -45,7 +45,7 @@ def resolve_references(recipe: Recipe, tracking: Tracking, inputs: Path, only: s
         where = f"stages.{name}.encoder"
         reference = tracking.pin(source.reference, where)
         folder = tracking.fetch(reference, inputs / hash_json(reference)[:12], where)
-        check_same(folder, recipe.encoder.model_dump(mode="json"), where)
+        check_encoder_spec(folder, recipe.encoder.model_dump(mode="json"), where)
         found.encoders[name] = (reference, folder)
         if stage.companion:
             found.companions[name] = _fetch_companion(recipe, name, reference, tracking, inputs)
@@ -112,7 +112,7 @@ class StageGraph:
             return self.references.encoders[name][1]
         upstream = self.find_upstream(name, seed)
         try:
-            encoder_spec(upstream.folder / "encoder")
+            read_encoder_spec(upstream.folder / "encoder")
         except UserError as error:
             raise UserError(
                 f"{error}; delete {upstream.folder} and run again: {upstream.label} is trained again from its seed"

@@ -23,7 +23,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
 from firstlight.pipeline.train.attempts import record_attempt, read_attempts
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.metrics import append
+from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import world_size
 
 STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
@@ -70,7 +70,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
     try:
         for fields in payload["instances"]:
             paths = {
-                key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "beside", "begin")
+                key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "companion", "begin")
             }
             instance = StageInstance(**{**fields, **paths})
             with (
@@ -90,7 +90,7 @@ def _watched(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.Abst
     if not on_ray or world_size() > 1:
         return contextlib.nullcontext()
     if watchdog.has_hung(folder):
-        append(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HANG_FILE}"})
+        append_row(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HANG_FILE}"})
     return watchdog.watch_process(folder, scale.collective_timeout_s)
 
 

@@ -207,10 +207,10 @@ class RunPublisher:
             text = model_card.write(self.worker, instance, self.graph.find_siblings(instance), lineage)
             if text is None:
                 continue
-            file = instance.folder / export.FOLDER / model_card.CARD
+            file = instance.folder / export.EXPORT_FOLDER / model_card.CARD
             run_id = run_of(instance.folder) or self.start_instance(instance)
             try:
-                self.tracking.log_card(run_id, file, text, export.FOLDER)
+                self.tracking.log_card(run_id, file, text, export.EXPORT_FOLDER)
             except Away:
                 # A card on disk counts as published.
                 file.unlink()
@@ -245,7 +245,7 @@ class RunPublisher:
         if paired:
             album = Album(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
             caption = "test scores of the pretrained network and of the same network without pretraining"
-            album.add("comparison", figures.comparison([facts(self.recipe, row) for row in paired]), caption)
+            album.add("comparison", figures.draw_comparison([facts(self.recipe, row) for row in paired]), caption)
         if rows:
             self.tracking.client.log_dict(run_id, {"rows": [facts(self.recipe, row) for row in rows]}, "table.json")
         for name in dict.fromkeys(instance.stage for instance in instances):

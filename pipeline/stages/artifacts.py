@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.train.checkpoint import DamagedFileError, write_file, write_manifest, read_verified
+from firstlight.pipeline.train.checkpoint import DamagedFileError, read_verified, write_file, write_manifest
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.heads import Projection
@@ -84,7 +84,7 @@ def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
     return network
 
 
-def encoder_spec(folder: Path) -> dict[str, Any]:
+def read_encoder_spec(folder: Path) -> dict[str, Any]:
     """The spec of a saved encoder, after its files were checked.
 
     Raises:
@@ -97,13 +97,13 @@ def encoder_spec(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: is not a whole encoder: {error}") from None
 
 
-def check_same(folder: Path, spec: dict[str, Any], where: str) -> None:
+def check_encoder_spec(folder: Path, spec: dict[str, Any], where: str) -> None:
     """A recipe's encoder must be the saved one.
 
     Raises:
         UserError: names the first key that differs, with both values.
     """
-    saved = json.loads(json.dumps(encoder_spec(folder)))
+    saved = json.loads(json.dumps(read_encoder_spec(folder)))
     wanted = json.loads(json.dumps(spec))
     for key in sorted(
         saved.keys() | wanted.keys(), key=lambda key: (key != "name", key)
@@ -120,7 +120,7 @@ def load_encoder(folder: Path, image_size: int) -> Encoder:
     Raises:
         UserError: as `encoder_spec`; or the weights do not fit the spec.
     """
-    spec = encoder_spec(folder)
+    spec = read_encoder_spec(folder)
     try:
         encoder = Encoder(spec, image_size)
     except (KeyError, TypeError) as error:

@@ -33,13 +33,11 @@ from firstlight.pipeline.stages.projection import MapProjection
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.metrics import SweepProgress, append
+from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.encoders import pool_maps
 
-FOLDER = "embeddings"
-SMALL = 100_000_000  # bytes: embeddings up to these go into MLflow, of others only the manifest
-SHOWN = 3000  # points of the map
+EMBEDDINGS_FOLDER = "embeddings"
 
 
 class Embed(DownstreamStage):
@@ -69,12 +67,12 @@ class Embed(DownstreamStage):
 
     @field_validator("splits", "map_classes")
     @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return check_distinct(names, "a name")
 
 
 @dataclass(frozen=True)
-class File:
+class EmbeddingFile:
     """The embeddings of some ids of a split, in their order."""
 
     name: str
@@ -82,32 +80,36 @@ class File:
     ids: np.ndarray
 
 
-def _attempt(writer: "_Writer", wanted: list[File], instance: StageInstance, last: bool) -> bool:
+def _attempt_files(
+    writer: "_EmbeddingWriter", wanted: list[EmbeddingFile], instance: StageInstance, last: bool
+) -> bool:
     """Make the files that are missing; whether all are there now. Raises as `work`; of Ray's failures those of the `last` attempt only."""
     waiting = [file for file in wanted if not writer.is_done(file)]
-    progress = SweepProgress(instance.folder, sum(len(file.ids) for file in wanted))
-    progress.advance(progress.total - sum(len(file.ids) for file in waiting))
+    progress = PassProgress(instance.folder, sum(len(file.ids) for file in wanted))
+    progress.add_images(progress.total - sum(len(file.ids) for file in waiting))
     try:
-        writer.write(waiting, progress)
+        writer.write_files(waiting, progress)
     except Exception as error:
         if type(error) in (UserError, StageFailed):  # and not Ray's, which are of these classes too
             raise
-        told = _told(error, instance)
+        told = _explain_error(error, instance)
         if last or isinstance(told, UserError):
             raise told from error
-        append(instance.folder, {"note": f"{told}; going on behind the files that are whole"})
+        append_row(instance.folder, {"note": f"{told}; going on behind the files that are whole"})
         return False
     return True
 
 
-def _files(worker: StageContext, stage: Embed) -> Iterator[File]:
+def _plan_files(worker: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
     for split in stage.splits:
         ids = getattr(worker.splits, split)
         for k in range(0, len(ids), stage.rows_per_file):
-            yield File(f"{split}-{k // stage.rows_per_file:05d}.parquet", split, ids[k : k + stage.rows_per_file])
+            yield EmbeddingFile(
+                f"{split}-{k // stage.rows_per_file:05d}.parquet", split, ids[k : k + stage.rows_per_file]
+            )
 
 
-def network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
+def build_network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
     """(B, S, S, 3) uint8 -> (B, C) float32, by the encoder in `folder`. Called where it is to run."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
@@ -124,21 +126,21 @@ def network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFu
     return embed
 
 
-class _Writer:
+class _EmbeddingWriter:
     """Embeds what is missing, and writes it file by file."""
 
     def __init__(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
         assert instance.encoder is not None
-        self.worker, self.stage, self.folder = worker, stage, instance.folder / FOLDER
+        self.worker, self.stage, self.folder = worker, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = worker.recipe.dataset, worker.recipe.scale
-        self.make = partial(network, instance.encoder, data.image_size, scale.threads, scale.gpus_per_worker > 0)
+        self.make = partial(build_network, instance.encoder, data.image_size, scale.threads, scale.gpus_per_worker > 0)
         size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(
             [("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)]
         )
 
-    def is_done(self, file: File) -> bool:
+    def is_done(self, file: EmbeddingFile) -> bool:
         """Whether it is there, and whole: pages carry checksums."""
         try:
             with open_parquet_file(self.folder / file.name) as opened:
@@ -147,29 +149,29 @@ class _Writer:
             return False
         return table.schema.equals(self.schema) and np.array_equal(table.column("id").to_numpy(), file.ids)
 
-    def write(self, waiting: list[File], progress: SweepProgress) -> None:
+    def write_files(self, waiting: list[EmbeddingFile], progress: PassProgress) -> None:
         loader = self.worker.build_loader([self.worker.recipe.dataset.eval_augment], 0)
         batches = [
             [file.ids[k : k + self.stage.batch_size] for k in range(0, len(file.ids), self.stage.batch_size)]
             for file in waiting
         ]
         parts = ImageBatches(loader, [ids for its in batches for ids in its])
-        found = predict_batches(parts, self.make, self._actors(), self.worker.options.prefetch)
+        found = predict_batches(parts, self.make, self._actor_pool(), self.worker.options.prefetch)
         for file, its in zip(waiting, batches, strict=True):
             rows = []
             for ids in its:
                 rows.append(next(found))
-                progress.advance(len(ids))
-            self._put(file, np.concatenate(rows))
+                progress.add_images(len(ids))
+            self._write_file(file, np.concatenate(rows))
 
-    def _actors(self) -> ActorPool | None:
+    def _actor_pool(self) -> ActorPool | None:
         scale, options = self.worker.recipe.scale, self.worker.options
         if not options.on_ray:
             return None
         decoding = TaskPool(options.tasks * scale.max_workers, options.task_cpus)
         return ActorPool(scale.max_workers, scale.cpus_per_worker, scale.gpus_per_worker, decoding)
 
-    def _put(self, file: File, embeddings: np.ndarray) -> None:
+    def _write_file(self, file: EmbeddingFile, embeddings: np.ndarray) -> None:
         with np.errstate(over="ignore"):  # told below
             embeddings = embeddings.astype(self.stage.dtype)
         wrong = np.flatnonzero(~np.isfinite(embeddings).all(1))
@@ -195,9 +197,14 @@ class _Writer:
             raise StageFailed(f"{self.folder / file.name}: cannot be written: {error.strerror or error}") from None
 
 
-def _manifest(worker: StageContext, stage: Embed, instance: StageInstance, files: list[File]) -> dict[str, Any]:
+def _build_manifest(
+    worker: StageContext, stage: Embed, instance: StageInstance, files: list[EmbeddingFile]
+) -> dict[str, Any]:
     assert instance.encoder is not None
-    folder, encoder = instance.folder / FOLDER, json.loads((instance.encoder / MANIFEST_FILE).read_text("utf-8"))
+    folder, encoder = (
+        instance.folder / EMBEDDINGS_FOLDER,
+        json.loads((instance.encoder / MANIFEST_FILE).read_text("utf-8")),
+    )
     rows = []
     for file in files:
         path = folder / file.name
@@ -223,7 +230,7 @@ def _manifest(worker: StageContext, stage: Embed, instance: StageInstance, files
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ManifestEntry:
     """A line of the manifest."""
 
     file: str
@@ -239,17 +246,17 @@ def open_embeddings(folder: Path, split: str | None = None) -> tuple[np.ndarray,
     Raises:
         UserError: a file is missing, damaged or not what the manifest says, or there is no such split; names it.
     """
-    manifest, entries = read_manifest(folder)
+    manifest, entries = read_embeddings_manifest(folder)
     if split is not None and split not in manifest["counts"]:
         raise UserError(f"{folder}: has no split {split!r}; valid: {', '.join(manifest['counts'])}")
-    tables = [_checked(folder, entry) for entry in entries if split in (None, entry.split)]
+    tables = [_read_checked(folder, entry) for entry in entries if split in (None, entry.split)]
     ids = [table.column("id").to_numpy() for table in tables]
-    vectors = [_matrix(table, manifest["size"]) for table in tables]
+    vectors = [_to_matrix(table, manifest["size"]) for table in tables]
     empty = np.empty((0, manifest["size"]), manifest["dtype"])
     return np.concatenate([np.empty(0, np.int64), *ids]), np.concatenate([empty, *vectors])
 
 
-def read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
+def read_embeddings_manifest(folder: Path) -> tuple[dict[str, Any], list[_ManifestEntry]]:
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         if (manifest["format"], manifest["dtype"] in ("float32", "float16"), isinstance(manifest["size"], int)) != (
@@ -258,7 +265,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
             True,
         ):
             raise ValueError("another format")
-        entries = [_Entry(**entry) for entry in manifest["files"]]
+        entries = [_ManifestEntry(**entry) for entry in manifest["files"]]
         if any(Path(entry.file).name != entry.file for entry in entries) or not isinstance(manifest["counts"], dict):
             raise ValueError("a file outside of its folder")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -268,7 +275,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[_Entry]]:
     return manifest, entries
 
 
-def _checked(folder: Path, entry: _Entry) -> pa.Table:
+def _read_checked(folder: Path, entry: _ManifestEntry) -> pa.Table:
     path = folder / entry.file
     try:
         if file_sha256(path) != entry.sha256:
@@ -282,12 +289,12 @@ def _checked(folder: Path, entry: _Entry) -> pa.Table:
     return table
 
 
-def _matrix(table: pa.Table, size: int) -> np.ndarray:
+def _to_matrix(table: pa.Table, size: int) -> np.ndarray:
     values: np.ndarray = table.column("embedding").combine_chunks().flatten().to_numpy()
     return values.reshape(-1, size)
 
 
-def _told(error: BaseException, instance: StageInstance) -> Exception:
+def _explain_error(error: BaseException, instance: StageInstance) -> Exception:
     """One line, of the cause behind what Ray makes of it; without the advice that it adds in a paragraph of its own."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and inner is not cause:
@@ -311,15 +318,15 @@ class EmbedStage(StageKind[Embed]):
             UserError: the store is damaged.
             StageFailed: a task or an actor failed more often than it may.
         """
-        folder = instance.folder / FOLDER
+        folder = instance.folder / EMBEDDINGS_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (folder / MANIFEST_FILE, *folder.glob(".*.tmp")):  # of a stage that was killed
             stale.unlink(missing_ok=True)
-        writer, wanted = _Writer(worker, stage, instance), list(_files(worker, stage))
+        writer, wanted = _EmbeddingWriter(worker, stage, instance), list(_plan_files(worker, stage))
         failures = worker.recipe.scale.max_failures if worker.options.on_ray else 0
-        while not _attempt(writer, wanted, instance, last=failures == 0):
+        while not _attempt_files(writer, wanted, instance, last=failures == 0):
             failures -= 1
-        result = _manifest(worker, stage, instance, wanted)
+        result = _build_manifest(worker, stage, instance, wanted)
         write_json(folder / MANIFEST_FILE, result)
         write_json(instance.folder / RESULT_FILE, result)
 

@@ -24,8 +24,15 @@ from firstlight.pipeline.stages.checks import (
     check_target,
     check_test_split,
 )
-from firstlight.pipeline.stages.frozen_features import ARMS, arms, check_head, describe_features, label_features, sweep
-from firstlight.pipeline.stages.projection import principal
+from firstlight.pipeline.stages.frozen_features import (
+    FEATURE_ARMS,
+    build_extractors,
+    check_head,
+    compute_features,
+    describe_features,
+    label_features,
+)
+from firstlight.pipeline.stages.projection import project_principal
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext
@@ -35,9 +42,9 @@ from firstlight.tasks.downstream.probe import choose_probe
 from firstlight.tasks.feature_metrics import FEATURE_METRICS, compute_feature_metrics
 from firstlight.tasks.nn.encoders import Encoder
 
-Labelled = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
-MAP, MAPPED = "map.safetensors", 1000  # images on the map, at most
-TOP = 5  # reported beside the accuracy where there are more classes
+LabelledFeatures = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
+EVALUATION_MAP_FILE, MAX_EVALUATION_MAP_IMAGES = "map.safetensors", 1000  # images on the map, at most
+TOP_K = 5  # reported beside the accuracy where there are more classes
 
 
 class Evaluate(FeatureStage):
@@ -59,11 +66,11 @@ class Evaluate(FeatureStage):
 
     @field_validator("layers")
     @classmethod
-    def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
         return check_distinct(layers, "a layer")
 
     @property
-    def endings(self) -> tuple[str, ...]:
+    def layer_suffixes(self) -> tuple[str, ...]:
         """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
         return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
 
@@ -75,20 +82,20 @@ class Evaluate(FeatureStage):
     def measures(self) -> tuple[Measure, ...]:
         labels = (("knn", "kNN", f"k={self.knn_k}"), ("probe", "linear probe", ""))
         return tuple(
-            Measure(name + ending, label_features(label, detail, features), ARMS, "random weights")
-            for ending, features in zip(self.endings, describe_features(self), strict=True)
+            Measure(name + ending, label_features(label, detail, features), FEATURE_ARMS, "random weights")
+            for ending, features in zip(self.layer_suffixes, describe_features(self), strict=True)
             for name, label, detail in labels
         )
 
 
-def _parts(worker: StageContext) -> list[np.ndarray]:
+def _split_ids(worker: StageContext) -> list[np.ndarray]:
     """The labelled ids to train, choose and test on; to train and choose on where the test split is left alone."""
     splits = worker.splits
     wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
     return [splits.with_target(ids, "label") for ids in wanted]
 
 
-def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, Any]:
+def _score_layer(stage: Evaluate, sets: list[LabelledFeatures], classes: int) -> dict[str, Any]:
     """Accuracies of one layer, from the training, held-out and test images; signals and confusion of the last of these."""
     train, *judged_sets = sets
     judged = dict(zip(("val", "test"), judged_sets, strict=False))
@@ -101,33 +108,35 @@ def _scores(stage: Evaluate, sets: list[Labelled], classes: int) -> dict[str, An
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((known.cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
     return {
-        "knn": _accuracies(votes),
-        "probe": {**_accuracies(logits), "weight_decay": decay},
+        "knn": _compute_accuracies(votes),
+        "probe": {**_compute_accuracies(logits), "weight_decay": decay},
         "confusion": confusion.tolist(),
         "signals": {"dimensions": shown.shape[1], **compute_feature_metrics(shown)},
     }
 
 
-def _save_map(
+def _save_evaluation_map(
     instance: StageInstance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray
 ) -> None:
     """Where up to MAPPED held-out images lie, by the deepest layer that was looked at. `held_out`: the places of the first and behind the last."""
-    places = select_evenly_spaced(np.arange(*held_out), MAPPED)
+    places = select_evenly_spaced(np.arange(*held_out), MAX_EVALUATION_MAP_IMAGES)
     if len(places) < 3 or not all(bool(torch.isfinite(layers[-1][places]).all()) for layers in features.values()):
         return
     found = {"ids": torch.from_numpy(ids[places])}
     for arm, layers in features.items():
-        points, share = principal(layers[-1][places].cpu().numpy())
+        points, share = project_principal(layers[-1][places].cpu().numpy())
         found |= {f"{arm}_points": torch.from_numpy(points.copy()), f"{arm}_share": torch.from_numpy(share.copy())}
-    write_atomically(instance.folder / MAP, save_tensors(found))
+    write_atomically(instance.folder / EVALUATION_MAP_FILE, save_tensors(found))
 
 
-def _accuracies(scored: dict[str, Labelled]) -> dict[str, float]:
+def _compute_accuracies(scored: dict[str, LabelledFeatures]) -> dict[str, float]:
     """Shares of (n, classes) scores whose highest, and whose five highest, have the (n,) label among them, by part."""
-    found = {part: float(is_label_in_top(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()}
-    if scored["val"][0].shape[1] > TOP:
+    found = {
+        part: float(is_label_in_top(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()
+    }
+    if scored["val"][0].shape[1] > TOP_K:
         found |= {
-            f"{part}_top{TOP}": float(is_label_in_top(scores, labels, TOP).double().mean())
+            f"{part}_top{TOP_K}": float(is_label_in_top(scores, labels, TOP_K).double().mean())
             for part, (scores, labels) in scored.items()
         }
     return found
@@ -140,20 +149,20 @@ class EvaluateStage(StageKind[Evaluate]):
 
     def run(self, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
         """Leave `result.json` in the instance's folder. Runs on every worker; the classifiers are fitted on rank 0."""
-        parts = _parts(worker)
+        parts = _split_ids(worker)
         ids = np.concatenate(parts)
-        features = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
+        features = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)
         if rank() == 0:
             sizes = [len(part) for part in parts]
             labels = torch.from_numpy(worker.splits.labels[ids]).to(worker.device).split(sizes)
-            result: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS}
+            result: dict[str, dict[str, Any]] = {arm: {} for arm in FEATURE_ARMS}
             for arm, layers in features.items():
-                for ending, layer in zip(stage.endings, layers, strict=True):
-                    found = _scores(
+                for ending, layer in zip(stage.layer_suffixes, layers, strict=True):
+                    found = _score_layer(
                         stage, list(zip(layer.split(sizes), labels, strict=True)), len(worker.store.classes)
                     )
                     result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
-            _save_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
+            _save_evaluation_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
             write_json(instance.folder / RESULT_FILE, result)
         barrier()
 
@@ -172,10 +181,12 @@ class EvaluateStage(StageKind[Evaluate]):
         check_scored_images(recipe, splits, "label")
 
     def objectives(self, stage: Evaluate) -> tuple[str, ...]:
-        return tuple(f"{name}{ending}" for ending in stage.endings for name in ("knn", "probe", *FEATURE_METRICS))
+        return tuple(
+            f"{name}{ending}" for ending in stage.layer_suffixes for name in ("knn", "probe", *FEATURE_METRICS)
+        )
 
     def read_objective(self, stage: Evaluate, name: str, instance: StageInstance) -> float:
-        ending = next((ending for ending in stage.endings if ending and name.endswith(ending)), "")
+        ending = next((ending for ending in stage.layer_suffixes if ending and name.endswith(ending)), "")
         metric = name.removesuffix(ending)
         if metric not in FEATURE_METRICS:
             return super().read_objective(stage, name, instance)

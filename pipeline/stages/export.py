@@ -28,7 +28,7 @@ from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import StageKind
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.metrics import SweepProgress, append
+from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.export_formats import (
@@ -42,10 +42,15 @@ from firstlight.tasks.nn.export_formats import (
     measure_difference,
 )
 
-FOLDER = "export"
-OPSET = 18  # that torch's exporter writes; others are converted from it
-REAL, RANDOM = 8, (1, 5)  # images that are compared: of the store, and in random batches of two sizes
-Answer = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, 3, S, S) in 0..1 -> (B, C) features, (B, C, h, w) last map
+EXPORT_FOLDER = "export"
+ONNX_OPSET = 18  # that torch's exporter writes; others are converted from it
+NUM_REAL_IMAGES, RANDOM_BATCH_SIZES = (
+    8,
+    (1, 5),
+)  # images that are compared: of the store, and in random batches of two sizes
+NetworkAnswer = Callable[
+    [Tensor], tuple[Tensor, Tensor]
+]  # (B, 3, S, S) in 0..1 -> (B, C) features, (B, C, h, w) last map
 
 
 class Export(DownstreamStage):
@@ -60,21 +65,21 @@ class Export(DownstreamStage):
 
     @field_validator("formats")
     @classmethod
-    def _distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _check_distinct(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return formats and check_distinct(formats, "a name")
 
 
-def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
+def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
     """Write a format, compare it, and only then put it in its place. What there is to say of it."""
     part = folder / f".{format}"
     part.mkdir(parents=True)
     try:
-        with _quiet():
+        with _silence_exporters():
             answer, facts = getattr(maker, format)(part)
-            differences = compare(maker.graph, answer, tests)
+            differences = compare_answers(maker.graph, answer, tests)
     except Exception as error:  # the exporters of others fail in ways of their own
         shutil.rmtree(folder)
-        raise StageFailed(f"{maker.instance.label}: {format} cannot be exported: {_line(error)}") from error
+        raise StageFailed(f"{maker.instance.label}: {format} cannot be exported: {_error_line(error)}") from error
     worst = max(found["relative"] for found in differences.values())
     if not worst <= MAP_TOLERANCE:
         shutil.rmtree(folder)
@@ -87,7 +92,7 @@ def _export(maker: "_Maker", format: str, folder: Path, tests: dict[str, Tensor]
 
 
 @torch.no_grad()
-def compare(graph: ExportGraph, answer: Answer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def compare_answers(graph: ExportGraph, answer: NetworkAnswer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """The largest absolute and relative difference of features and map, by test."""
     out = {}
     for name, images in tests.items():
@@ -96,17 +101,22 @@ def compare(graph: ExportGraph, answer: Answer, tests: dict[str, Tensor]) -> dic
     return out
 
 
-def _tests(worker: StageContext) -> dict[str, Tensor]:
+def _comparison_images(worker: StageContext) -> dict[str, Tensor]:
     """(B, 3, S, S) images in 0..1: held-out ones (training ones where none is held out), and random batches of two sizes."""
-    ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[:REAL]
+    ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[
+        :NUM_REAL_IMAGES
+    ]
     loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
     real = to_batch(loader.load_once(ids), torch.device("cpu")).views[0]
     generator, size = torch.Generator().manual_seed(0), real.shape[-1]
-    return {"store": real, **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM}}
+    return {
+        "store": real,
+        **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM_BATCH_SIZES},
+    }
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _Exporter:
     """A method for each format: writes its files into a folder -> what they answer, and what there is to know of them."""
 
     encoder: Encoder
@@ -120,16 +130,18 @@ class _Maker:
     def program(self) -> Any:
         return export_program(self.encoder)
 
-    def torchvision(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    def torchvision(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         return self._state_dict(folder, find_counterpart(self.encoder, "torchvision"))
 
-    def timm(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    def timm(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         return self._state_dict(folder, find_counterpart(self.encoder, "timm"))
 
-    def _state_dict(self, folder: Path, found: Counterpart) -> tuple[Answer, dict[str, Any]]:
-        data = save_tensors(found.library_state(self.encoder), {"format": "pt", "model": found.model, "library": found.library})
+    def _state_dict(self, folder: Path, found: Counterpart) -> tuple[NetworkAnswer, dict[str, Any]]:
+        data = save_tensors(
+            found.library_state(self.encoder), {"format": "pt", "model": found.model, "library": found.library}
+        )
         write_flushed(folder / "model.safetensors", data)
-        net, missing = found.build_network(_tensors(folder / "model.safetensors"))
+        net, missing = found.build_network(_load_tensors(folder / "model.safetensors"))
         last_map = found.last_map(net)
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,23 +157,23 @@ class _Maker:
             "version": version,
         }
 
-    def safetensors(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    def safetensors(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         assert self.instance.encoder is not None
-        save_encoder(self.encoder, folder, origin(self.instance.encoder))
+        save_encoder(self.encoder, folder, read_encoder_origin(self.instance.encoder))
         return ExportGraph(load_encoder(folder, self.encoder.image_size)).eval(), {}
 
-    def torch_export(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    def torch_export(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         """Compared before it is written: to read it back is to unpickle."""
         written = io.BytesIO()
         torch.export.save(self.program, written)
         write_flushed(folder / "encoder.pt2", written.getvalue())
         return self.program.module(), {"version": torch.__version__}
 
-    def onnx(self, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    def onnx(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         import onnxruntime
 
         names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features", "map"]}
-        program = torch.onnx.export(self.program, (), opset_version=OPSET, verbose=False, **names)
+        program = torch.onnx.export(self.program, (), opset_version=ONNX_OPSET, verbose=False, **names)
         assert program is not None
         program.save(folder / "encoder.onnx")
         options = onnxruntime.SessionOptions()
@@ -172,23 +184,23 @@ class _Maker:
             features, map_ = session.run(["features", "map"], {"images": images.numpy()})
             return torch.from_numpy(features), torch.from_numpy(map_)
 
-        return answer, {"opset": OPSET, "version": onnxruntime.__version__}
+        return answer, {"opset": ONNX_OPSET, "version": onnxruntime.__version__}
 
 
-def origin(folder: Path) -> dict[str, Any]:
+def read_encoder_origin(folder: Path) -> dict[str, Any]:
     """What is known of how a saved encoder was made: its method, the store and the seed."""
     description = json.loads((folder / "encoder.json").read_text("utf-8"))
     return {key: description[key] for key in ("method", "store", "seed") if key in description}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _load_tensors(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     return load(file.read_bytes())
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporters() -> Iterator[None]:
     """Without what torch's exporter says of itself."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
@@ -202,7 +214,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _line(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
@@ -220,20 +232,20 @@ class ExportStage(StageKind[Export]):
         """
         assert instance.encoder is not None
         encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
-        maker, folder = _Maker(encoder, instance), instance.folder / FOLDER
+        maker, folder = _Exporter(encoder, instance), instance.folder / EXPORT_FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
         reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or EXPORT_FORMATS}
         for format, reason in reasons.items():
             if reason:
-                append(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
+                append_row(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
         wanted = [format for format, reason in reasons.items() if not reason]
-        tests = _tests(worker)
+        tests = _comparison_images(worker)
         compared = sum(map(len, tests.values()))
-        progress = SweepProgress(instance.folder, len(wanted) * compared)
+        progress = PassProgress(instance.folder, len(wanted) * compared)
         formats = {}
         for format in wanted:
-            formats[format] = _export(maker, format, folder, tests)
-            progress.advance(compared)
+            formats[format] = _export_format(maker, format, folder, tests)
+            progress.add_images(compared)
         left_out = {format: reason for format, reason in reasons.items() if reason}
         size, shape = encoder.image_size, encoder.shapes[-1]
         write_json(
@@ -250,5 +262,9 @@ def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
     reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or ()}
     for format, reason in reasons.items():
         if reason:
-            valid = [name for name in EXPORT_FORMATS if not (reasons[name] if name in reasons else explain_missing_format(encoder, name))]
+            valid = [
+                name
+                for name in EXPORT_FORMATS
+                if not (reasons[name] if name in reasons else explain_missing_format(encoder, name))
+            ]
             raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")

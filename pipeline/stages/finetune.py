@@ -48,8 +48,7 @@ from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.weight_init import initialize_lsuv
 
-KEY = 100  # characters of a class's name in a key of MLflow, which takes 250 in all
-SHOWN, LOOKED_AT = 4, 64  # test images in a picture; training images that `lsuv` scales by
+NUM_PREDICTED_IMAGES, NUM_LSUV_IMAGES = 4, 64  # test images in a picture; training images that `lsuv` scales by
 
 
 # The weights that a fine-tuning starts from; the description of `arms` says what each name means.
@@ -97,7 +96,7 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
 
     @field_validator("learning_rates")
     @classmethod
-    def _told_apart(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
         if len({f"{rate:g}" for rate in rates}) != len(rates):
             raise ValueError("must differ in their first six digits: the trainings are named by them")
         return rates
@@ -119,14 +118,14 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
         return tuple(Measure(name, label, self.arms) for name, label in labels.items())
 
     @model_validator(mode="after")
-    def _ten(self) -> "Finetune":
+    def _check_crops(self) -> "Finetune":
         if self.test_crop == "random" and self.test_crops == 1:
             raise ValueError("test_crop: 'random' is not valid with test_crops: 1; valid: corners, or test_crops: 10")
         return self
 
     @field_validator("class_groups")
     @classmethod
-    def _named(cls, groups: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    def _check_class_groups(cls, groups: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name, members in groups.items():
             if not re.fullmatch(r"[a-z][a-z0-9]*", name):
                 raise ValueError(f"{name!r} is no name of a group; valid: small letters and digits")
@@ -137,33 +136,37 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
 
     @field_validator("arms")
     @classmethod
-    def _distinct(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+    def _check_arms(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
         if len(set(arms)) != len(arms):
             raise ValueError("must not name an arm twice")
         return arms
 
 
-def rates(stage: Finetune) -> tuple[float, ...]:
+def learning_rates_of(stage: Finetune) -> tuple[float, ...]:
     return stage.learning_rates or (stage.optimizer.lr,)
 
 
-def candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
+def list_candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
     """Name of each training -> its arm and learning rate."""
-    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in rates(stage)}
+    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in learning_rates_of(stage)}
 
 
-def labelled_ids(worker: StageContext, stage: Finetune, instance: StageInstance) -> np.ndarray:
+def finetune_ids(worker: StageContext, stage: Finetune, instance: StageInstance) -> np.ndarray:
     return worker.splits.labelled_subset(stage, instance.seed, TASKS[stage.task.name].target)
 
 
-def _job(worker: StageContext, stage: Finetune, instance: StageInstance, folder: Path, rate: float) -> TrainingJob:
+def _build_job(
+    worker: StageContext, stage: Finetune, instance: StageInstance, folder: Path, rate: float
+) -> TrainingJob:
     training = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"lr": rate})})
-    plan = worker.build_plan(labelled_ids(worker, stage, instance), stage.batch_size, instance.seed)
+    plan = worker.build_plan(finetune_ids(worker, stage, instance), stage.batch_size, instance.seed)
     loader = worker.build_loader(worker.list_view_augments(stage), instance.seed, TASKS[stage.task.name].target)
-    return TrainingJob(folder, training, plan, loader, instance.seed, worker.options, worker.device, withheld=plan.ids[:0])
+    return TrainingJob(
+        folder, training, plan, loader, instance.seed, worker.options, worker.device, withheld=plan.ids[:0]
+    )
 
 
-def _build(worker: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
+def _build_task(worker: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
     """The task on the pretrained or a fresh encoder; all fresh weights are drawn from the seed, so the arms share their head's."""
     size, spec = worker.recipe.dataset.image_size, worker.recipe.encoder.model_dump()
     torch.manual_seed(instance.seed)
@@ -176,8 +179,8 @@ def _build(worker: StageContext, stage: Finetune, instance: StageInstance, arm: 
     torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
     task = TASKS[stage.task.name](encoder, len(worker.store.classes), **constructor_arguments(stage.task))
     if arm == "pretrained_decoder":
-        assert instance.beside is not None
-        task.start_from({"decoder": load_decoder(instance.beside)})
+        assert instance.companion is not None
+        task.start_from({"decoder": load_decoder(instance.companion)})
     return task
 
 
@@ -196,29 +199,33 @@ def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str)
 
 def _first_images(worker: StageContext, stage: Finetune, instance: StageInstance) -> Tensor:
     """(n, 3, S, S) training images as the evaluation crops them, the same on every worker."""
-    return _batch(worker, stage, labelled_ids(worker, stage, instance)[:LOOKED_AT]).views[0].cpu()
+    return _load_batch(worker, stage, finetune_ids(worker, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()
 
 
-def _batch(worker: StageContext, stage: Finetune, ids: np.ndarray) -> Batch:
+def _load_batch(worker: StageContext, stage: Finetune, ids: np.ndarray) -> Batch:
     loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
     return to_batch(loader.load_once(ids), worker.device)
 
 
-def views_of_test(worker: StageContext, stage: Finetune) -> list[Augment]:
+def test_views(worker: StageContext, stage: Finetune) -> list[Augment]:
     """What is made of a held-out or a test image: its answers are averaged."""
     if stage.test_crops == 1:
         return [worker.recipe.dataset.eval_augment]
-    return build_ten_crops(stage.test_scale) if stage.test_crop == "corners" else worker.list_view_augments(stage, stage.test_crops)
+    return (
+        build_ten_crops(stage.test_scale)
+        if stage.test_crop == "corners"
+        else worker.list_view_augments(stage, stage.test_crops)
+    )
 
 
 @torch.no_grad()
-def _scores(worker: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
+def _score_tasks(worker: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
     """What each task scores on those of `ids` whose answer is known. Collective; the images are decoded once."""
     target = TASKS[stage.task.name].target
     ids = worker.splits.with_target(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
     for batch in worker.iterate_batches(
-        ids, max(stage.batch_size, 256) // stage.test_crops, views_of_test(worker, stage), target
+        ids, max(stage.batch_size, 256) // stage.test_crops, test_views(worker, stage), target
     ):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
@@ -226,12 +233,12 @@ def _scores(worker: StageContext, stage: Finetune, tasks: dict[str, Task], ids: 
         name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()
     }
     return {
-        name: _plain(with_groups(stage, tasks[name].score(rows), worker.store.classes))
+        name: _replace_nan(add_group_scores(stage, tasks[name].score(rows), worker.store.classes))
         for name, rows in gathered.items()
     }
 
 
-def with_groups(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:
+def add_group_scores(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:
     """`scores`, and the task's measure over each group of classes: its mean over those that the set has."""
     of = TASKS[stage.task.name].by_class
     if not stage.class_groups or of is None:
@@ -243,7 +250,7 @@ def with_groups(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Sc
     return {**scores, **{name: mean_without_nan([each[member] for member in members]) for name, members in groups}}
 
 
-def _plain(scores: Scores) -> dict[str, Any]:
+def _replace_nan(scores: Scores) -> dict[str, Any]:
     """NaN, of classes that are nowhere present, as None: what JSON has."""
     lists = {
         name: [None if math.isnan(v) else v for v in value] for name, value in scores.items() if isinstance(value, list)
@@ -252,11 +259,11 @@ def _plain(scores: Scores) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _save_pictures(worker: StageContext, stage: Finetune, task: Task, file: Path) -> None:
+def _save_predictions(worker: StageContext, stage: Finetune, task: Task, file: Path) -> None:
     """What the task has to show of test images, or held-out ones where those are left alone."""
     ids = worker.splits.with_target(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
-    chosen = select_evenly_spaced(ids, SHOWN)
-    shown = task.eval().draw_predictions(_batch(worker, stage, chosen)) if len(chosen) else {}
+    chosen = select_evenly_spaced(ids, NUM_PREDICTED_IMAGES)
+    shown = task.eval().draw_predictions(_load_batch(worker, stage, chosen)) if len(chosen) else {}
     if shown:
         write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))
 
@@ -269,40 +276,44 @@ class FinetuneStage(StageKind[Finetune]):
     def run(self, worker: StageContext, stage: Finetune, instance: StageInstance) -> None:
         """Leave `result.json` and pictures in the instance's folder. Runs on every worker."""
         tasks: dict[str, Task] = {}
-        for name, (arm, rate) in candidates(stage).items():
-            tasks[name] = _build(worker, stage, instance, arm)
-            fit(_job(worker, stage, instance, instance.folder / name, rate), tasks[name])
+        for name, (arm, rate) in list_candidates(stage).items():
+            tasks[name] = _build_task(worker, stage, instance, arm)
+            fit(_build_job(worker, stage, instance, instance.folder / name, rate), tasks[name])
         measure = TASKS[stage.task.name].measure
-        held_out = _scores(worker, stage, tasks, worker.splits.val)
+        held_out = _score_tasks(worker, stage, tasks, worker.splits.val)
         best = {
-            arm: max((n for n, (its, _) in candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure])
+            arm: max(
+                (n for n, (its, _) in list_candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure]
+            )
             for arm in stage.arms
         }
         chosen = {name: tasks[name] for name in best.values()}
         scored = {
             "val": held_out,
-            **({"test": _scores(worker, stage, chosen, worker.splits.test)} if worker.recipe.score_test else {}),
+            **({"test": _score_tasks(worker, stage, chosen, worker.splits.test)} if worker.recipe.score_test else {}),
         }
         result: dict[str, Any] = {
-            "labels": len(labelled_ids(worker, stage, instance)),
+            "labels": len(finetune_ids(worker, stage, instance)),
             "tried": {name: scores[measure] for name, scores in held_out.items()},
         }
         for arm, name in best.items():
             scores = {part: found[name] for part, found in scored.items()}
             result[arm] = {
                 **{part: found[measure] for part, found in scores.items()},
-                "lr": candidates(stage)[name][1],
+                "lr": list_candidates(stage)[name][1],
                 "scores": scores,
             }
         if rank() == 0:
             for arm, name in best.items():
-                _save_pictures(worker, stage, tasks[name], instance.folder / f"{arm}.safetensors")
+                _save_predictions(worker, stage, tasks[name], instance.folder / f"{arm}.safetensors")
             write_json(instance.folder / RESULT_FILE, result)
         barrier()
 
     def metrics_files(self, stage: Finetune, instance: StageInstance) -> list[MetricsFile]:
-        names = candidates(stage)
-        return [MetricsFile(instance.folder / name / METRICS_FILE, f"{instance.label} {name}", f"{name}/") for name in names]
+        names = list_candidates(stage)
+        return [
+            MetricsFile(instance.folder / name / METRICS_FILE, f"{instance.label} {name}", f"{name}/") for name in names
+        ]
 
     def check_source(self, name: str, stage: Finetune, context: RecipeContext) -> None:
         where = f"stages.{name}"

@@ -12,19 +12,19 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import load_encoder, load_head
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext, gather_rows
-from firstlight.pipeline.train.metrics import SweepProgress
+from firstlight.pipeline.train.metrics import PassProgress
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from firstlight.tasks.nn.heads import Projection
 
-ARMS = ("pretrained", "random")
+FEATURE_ARMS = ("pretrained", "random")
 
 
-def arms(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> dict[str, FeatureExtractor]:
+def build_extractors(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> dict[str, FeatureExtractor]:
     """Both networks, in evaluation mode; the random weights are those of the seed, of encoder and head."""
     size = worker.recipe.dataset.image_size
     assert instance.encoder is not None
-    encoder, head = load_encoder(instance.encoder, size), load_head(instance.beside) if instance.beside else None
+    encoder, head = load_encoder(instance.encoder, size), load_head(instance.companion) if instance.companion else None
     torch.manual_seed(instance.seed)
     fresh = Encoder(worker.recipe.encoder.model_dump(), size)
     fresh_head = Projection(**head.spec) if head else None
@@ -32,20 +32,24 @@ def arms(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> 
         FeatureExtractor(encoder, head, stage.feature_layers, stage.pool),
         FeatureExtractor(fresh, fresh_head, stage.feature_layers, stage.pool),
     )
-    return {arm: features.to(worker.device).eval() for arm, features in zip(ARMS, made, strict=True)}
+    return {arm: features.to(worker.device).eval() for arm, features in zip(FEATURE_ARMS, made, strict=True)}
 
 
 @torch.no_grad()
-def sweep(
-    worker: StageContext, networks: Mapping[str, FeatureExtractor], ids: np.ndarray, instance: StageInstance, batch_size: int
+def compute_features(
+    worker: StageContext,
+    networks: Mapping[str, FeatureExtractor],
+    ids: np.ndarray,
+    instance: StageInstance,
+    batch_size: int,
 ) -> dict[str, list[Tensor]]:
     """By network, for each of its layers, the (n, d) features of `ids`, in their order, on every worker. Collective; an image is decoded once."""
-    progress = SweepProgress(instance.folder, len(ids))
+    progress = PassProgress(instance.folder, len(ids))
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
     for batch in worker.iterate_batches(ids, batch_size):
         for name, network in networks.items():
             parts[name].append(network(batch.views[0]))
-        progress.advance(len(batch.ids))
+        progress.add_images(len(batch.ids))
     return {
         name: [gather_rows(layer, len(ids)) for layer in zip(*batches, strict=True)] for name, batches in parts.items()
     }

@@ -14,7 +14,7 @@ from firstlight.pipeline.files import write_atomically
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
-def with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:
+def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:
     """The pictures of a trained method; where a row asks for it, that of the same method before its training above it."""
     untrained = {(picture.name, row.caption): row for picture in before for row in picture.rows}
     out = []
@@ -38,15 +38,15 @@ def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
     told = []
     for picture in pictures:
         for k, row in enumerate(picture.rows):
-            tensors[f"{picture.name}.{k}.images"] = _own(row.images)
+            tensors[f"{picture.name}.{k}.images"] = _copy_tensor(row.images)
             if row.maps is not None:
-                tensors[f"{picture.name}.{k}.maps"] = _own(row.maps)
+                tensors[f"{picture.name}.{k}.maps"] = _copy_tensor(row.maps)
         told.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
     if told:
         write_atomically(file, save(tensors, {"pictures": json.dumps(told)}))
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _copy_tensor(tensor: Tensor) -> Tensor:
     """A copy: a file takes no two tensors that share their memory, as rows of the same images do."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 

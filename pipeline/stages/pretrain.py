@@ -21,14 +21,14 @@ from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.stages.artifacts import save_encoder, save_network
 from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, count_labelled
 from firstlight.pipeline.stages.nearest import find_nearest
-from firstlight.pipeline.stages.pictures import save_pictures, with_untrained
-from firstlight.pipeline.stages.projection import principal
+from firstlight.pipeline.stages.pictures import pair_with_untrained, save_pictures
+from firstlight.pipeline.stages.projection import project_principal
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
-from firstlight.pipeline.train.monitor import Watch as Monitor
+from firstlight.pipeline.train.monitor import FeatureMonitor as Monitor
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import barrier, rank, world_size
 from firstlight.tasks.feature_metrics import FEATURE_METRICS
@@ -39,14 +39,16 @@ from firstlight.tasks.sample_table import SampleTable
 from firstlight.tasks.visuals import ImageGrid
 
 # The feature metrics that a training logs on the way, where `watch.every` asks for it.
-WATCHED = (*(f"watch_{name}" for name in FEATURE_METRICS), "watch_knn", "watch_alignment")
+MONITOR_OBJECTIVES = (*(f"watch_{name}" for name in FEATURE_METRICS), "watch_knn", "watch_alignment")
 # What every training logs, and no trial can be judged by.
-NOT_OBJECTIVES = {"step", "of", "epoch", "time", "images_per_s", "data_wait", "lr"}
+COUNTERS = {"step", "of", "epoch", "time", "images_per_s", "data_wait", "lr"}
 # Rows of the tables that are built to be measured or checked.
 TABLE_ROWS = 1024
-PICTURES, MAP = "pictures.safetensors", "map.safetensors"
-SHOWN, MAPPED = 8, 1000  # images in a picture; held-out images that are compared with each other, at most
-FILTERED = ("sobel", "high_pass", "rgb_sobel")  # inputs that end with a fixed filter
+PICTURES_FILE, PRETRAIN_MAP_FILE = "pictures.safetensors", "map.safetensors"
+NUM_VIEWED_IMAGES, MAX_COMPARED_IMAGES = (
+    8,
+    1000,
+)  # images in a picture; held-out images that are compared with each other, at most
 
 
 class Pretrain(StageConfig, TrainingOptions, LabelBudget):
@@ -89,26 +91,26 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
         return (*found, *(Measure(name, name, only_if_expected=True) for name in method.reported_metrics))
 
 
-def needs(stage: Pretrain) -> BatchRequirements:
+def batch_requirements_of(stage: Pretrain) -> BatchRequirements:
     return batch_requirements(stage.method.name, constructor_arguments(stage.method))
 
 
-def job(worker: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
+def build_job(worker: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
     """The training of one seed."""
-    train, labelled = worker.splits.train, labelled_ids(worker, stage, instance.seed)
+    train, labelled = worker.splits.train, pretrain_label_ids(worker, stage, instance.seed)
     withheld = np.setdiff1d(train, labelled, assume_unique=True)
-    plan = _plan(worker, stage, labelled, instance.seed)
-    loader = make_loader(worker, stage, instance.seed)
+    plan = _build_plan(worker, stage, labelled, instance.seed)
+    loader = build_view_loader(worker, stage, instance.seed)
     place = instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device
     return TrainingJob(*place, withheld, instance.begin, instance.until)
 
 
-def labelled_ids(worker: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
+def pretrain_label_ids(worker: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
     """The ids whose labels the method may see."""
     return worker.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
 
 
-def _plan(worker: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
+def _build_plan(worker: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
     if stage.labelled_per_batch == 0:
         return worker.build_plan(worker.splits.train, stage.batch_size, seed)
     if stage.labelled_per_batch == stage.batch_size:
@@ -120,14 +122,14 @@ def _plan(worker: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int
     )
 
 
-def make_loader(worker: StageContext, stage: Pretrain, seed: int) -> Loader:
-    views = worker.list_view_augments(stage, needs(stage).views)
+def build_view_loader(worker: StageContext, stage: Pretrain, seed: int) -> Loader:
+    views = worker.list_view_augments(stage, batch_requirements_of(stage).views)
     if stage.first_view == "plain":
         views[0] = worker.recipe.dataset.eval_augment
     return worker.build_loader(views, seed)
 
 
-def build(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
+def build_seeded_method(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
     """The method with its fresh encoder; the weights are drawn from the seed."""
     torch.manual_seed(job.seed)
     encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
@@ -137,10 +139,10 @@ def build(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
 
 
 @torch.no_grad()
-def _accuracy(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
+def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """Of the classifier that a method has learned from labels, on held-out and on test images; {} where it has none. Collective."""
     found: dict[str, float] = {}
-    if not needs(stage).labels:
+    if not batch_requirements_of(stage).labels:
         return found
     for part, ids in (
         ("val", worker.splits.val),
@@ -155,9 +157,11 @@ def _accuracy(worker: StageContext, stage: Pretrain, method: Method) -> dict[str
 
 
 @torch.no_grad()
-def _pictures(worker: StageContext, method: Method, instance: StageInstance, device: torch.device) -> tuple[ImageGrid, ...]:
+def _draw_pictures(
+    worker: StageContext, method: Method, instance: StageInstance, device: torch.device
+) -> tuple[ImageGrid, ...]:
     """What the method, on `device`, has to show of held-out images; on rank 0."""
-    ids = worker.splits.val[:SHOWN]
+    ids = worker.splits.val[:NUM_VIEWED_IMAGES]
     if rank() != 0 or len(ids) == 0:
         return ()
     batch = to_batch(worker.build_loader([worker.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
@@ -165,9 +169,11 @@ def _pictures(worker: StageContext, method: Method, instance: StageInstance, dev
 
 
 @torch.no_grad()
-def _held_out(worker: StageContext, stage: Pretrain, method: Method) -> tuple[np.ndarray, Tensor] | None:
+def _compute_held_out_features(
+    worker: StageContext, stage: Pretrain, method: Method
+) -> tuple[np.ndarray, Tensor] | None:
     """The ids of up to MAPPED held-out images and their (n, C) features; None where they cannot be compared: too few, or no numbers. Collective."""
-    ids = select_evenly_spaced(worker.splits.val, MAPPED)
+    ids = select_evenly_spaced(worker.splits.val, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
         return None
     method.eval()
@@ -179,16 +185,17 @@ def _held_out(worker: StageContext, stage: Pretrain, method: Method) -> tuple[np
     return (ids, features) if bool(torch.isfinite(features).all()) else None
 
 
-def _save_map(instance: StageInstance, ids: np.ndarray, features: Tensor) -> None:
-    points, share = principal(features.cpu().numpy())
+def _save_pretrain_map(instance: StageInstance, ids: np.ndarray, features: Tensor) -> None:
+    points, share = project_principal(features.cpu().numpy())
     found = {"ids": ids, "points": points, "share": share}
     write_atomically(
-        instance.folder / MAP, save_tensors({name: torch.from_numpy(array.copy()) for name, array in found.items()})
+        instance.folder / PRETRAIN_MAP_FILE,
+        save_tensors({name: torch.from_numpy(array.copy()) for name, array in found.items()}),
     )
 
 
 @torch.no_grad()
-def _judged(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
+def _measure_held_out(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """The means over held-out images of what the method tells of each; {} where it tells nothing. Collective."""
     ids = worker.splits.val
     if not method.image_metrics or len(ids) < world_size():
@@ -208,20 +215,20 @@ class PretrainStage(StageKind[Pretrain]):
 
     def run(self, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
         """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
-        training = job(worker, stage, instance)
-        method = build(worker, stage, training)
-        untrained = _pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
+        training = build_job(worker, stage, instance)
+        method = build_seeded_method(worker, stage, training)
+        untrained = _draw_pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
         fit(training, method, Monitor(worker, stage, stage.watch, training, method))
-        accuracy, judged = _accuracy(worker, stage, method), _judged(worker, stage, method)
-        held_out = _held_out(worker, stage, method)
+        accuracy, judged = _score_classifier(worker, stage, method), _measure_held_out(worker, stage, method)
+        held_out = _compute_held_out_features(worker, stage, method)
         if rank() == 0:
             facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
             save_encoder(method.encoder, instance.folder / "encoder", facts)
             for name, network in method.exported_networks().items():
                 save_network(network, instance.folder / name, facts)
             save_pictures(
-                with_untrained(untrained, _pictures(worker, method, instance, worker.device)),
-                instance.folder / PICTURES,
+                pair_with_untrained(untrained, _draw_pictures(worker, method, instance, worker.device)),
+                instance.folder / PICTURES_FILE,
             )
             result = {
                 "images": len(training.plan.ids),
@@ -231,7 +238,7 @@ class PretrainStage(StageKind[Pretrain]):
             }
             if held_out is not None:
                 result["neighbours"] = find_nearest(*held_out, worker.splits.labels)
-                _save_map(instance, *held_out)
+                _save_pretrain_map(instance, *held_out)
             write_json(instance.folder / RESULT_FILE, result)
         barrier()
 
@@ -260,7 +267,7 @@ class PretrainStage(StageKind[Pretrain]):
         elif name in METHODS[stage.method.name].image_metrics:
             value = result["held_out"].get(name)
         else:
-            value = last_logged(instance, name)
+            value = read_last_logged(instance, name)
         return None if value is None else float(value)
 
     def describe(self, stage: Pretrain, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -272,11 +279,11 @@ class PretrainStage(StageKind[Pretrain]):
         return tuple(METHODS[stage.method.name].deviations)
 
     def objectives(self, stage: Pretrain) -> tuple[str, ...]:
-        accuracy = ("accuracy",) if needs(stage).labels else ()
-        return ("loss", *accuracy, *(WATCHED if stage.watch.every else ()))
+        accuracy = ("accuracy",) if batch_requirements_of(stage).labels else ()
+        return ("loss", *accuracy, *(MONITOR_OBJECTIVES if stage.watch.every else ()))
 
     def logs_objective(self, stage: Pretrain, name: str) -> bool:
-        return not (name == "accuracy" and needs(stage).labels)
+        return not (name == "accuracy" and batch_requirements_of(stage).labels)
 
     def check_objective(self, where: str, stage: Pretrain, name: str, objective: str) -> None:
         metric = objective.partition(".")[2]
@@ -298,15 +305,15 @@ class PretrainStage(StageKind[Pretrain]):
             result = instance.result
             assert result is not None
             return float(result["accuracy"]["val"])
-        value = last_logged(instance, name)
+        value = read_last_logged(instance, name)
         if value is None:
-            logged = {key for row in read_metrics(instance.folder / METRICS_FILE) for key in row} - NOT_OBJECTIVES
+            logged = {key for row in read_metrics(instance.folder / METRICS_FILE) for key in row} - COUNTERS
             raise StopTraining(f"{instance.stage}.{name}: is not logged; {suggest_valid(name, logged)}")
         return value
 
     def streamed_batches(self, stage: Pretrain, workers: int) -> list[tuple[int, int]]:
         scored = [(max(stage.batch_size, 256), 1)] if stage.labelled_per_batch else []
-        return [*scored, (stage.batch_size // workers, needs(stage).views)]
+        return [*scored, (stage.batch_size // workers, batch_requirements_of(stage).views)]
 
     def table_bytes(self, stage: Pretrain, encoder: Callable[[], Encoder], classes: int) -> int:
         method = build_small_method(stage, encoder(), classes)
@@ -322,7 +329,7 @@ class PretrainStage(StageKind[Pretrain]):
         return images, batch
 
 
-def last_logged(instance: StageInstance, name: str) -> float | None:
+def read_last_logged(instance: StageInstance, name: str) -> float | None:
     """Returns the last value that a training logged of a number, None if it logged none."""
     values = [row[name] for row in read_metrics(instance.folder / METRICS_FILE) if name in row]
     return float(values[-1]) if values else None
@@ -353,7 +360,7 @@ def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int
 
 def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> dict[str, nn.Module]:
     """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
-    required, labelled = needs(stage), stage.labelled_per_batch
+    required, labelled = batch_requirements_of(stage), stage.labelled_per_batch
     if labelled > stage.batch_size:
         raise UserError(
             f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to {stage.batch_size}"

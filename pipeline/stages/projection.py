@@ -5,19 +5,19 @@ from typing import Literal
 import numpy as np
 
 MapProjection = Literal["pca", "tsne"]
-Mapped = tuple[np.ndarray, tuple[str, str]]  # (n, 2) places, and what the two axes are
-FEWEST = 5  # embeddings, for t-SNE
+PlaneMap = tuple[np.ndarray, tuple[str, str]]  # (n, 2) places, and what the two axes are
+MIN_TSNE_EMBEDDINGS = 5  # embeddings, for t-SNE
 
 
-def project(embeddings: np.ndarray, how: MapProjection) -> Mapped:
+def project_to_plane(embeddings: np.ndarray, how: MapProjection) -> PlaneMap:
     """(n, C) -> (n, 2) places, and what the two axes are."""
-    if how == "tsne" and len(embeddings) >= FEWEST:
-        return _tsne(embeddings), ("t-SNE 1", "t-SNE 2")
-    points, share = principal(embeddings)
-    return points, principal_axes(share)
+    if how == "tsne" and len(embeddings) >= MIN_TSNE_EMBEDDINGS:
+        return _project_tsne(embeddings), ("t-SNE 1", "t-SNE 2")
+    points, share = project_principal(embeddings)
+    return points, name_principal_axes(share)
 
 
-def principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def project_principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, C) -> (n, 2) at their first two principal components, and (2,) the share of the variance of each, in percent."""
     x = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
     few = len(x) < x.shape[1]
@@ -29,7 +29,7 @@ def principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), np.pad(share, (0, 2 - len(share)))
 
 
-def principal_axes(share: np.ndarray) -> tuple[str, str]:
+def name_principal_axes(share: np.ndarray) -> tuple[str, str]:
     """What the axes of `principal` are called."""
     first, second = (
         f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate(share.tolist())
@@ -37,7 +37,7 @@ def principal_axes(share: np.ndarray) -> tuple[str, str]:
     return first, second
 
 
-def _tsne(embeddings: np.ndarray) -> np.ndarray:
+def _project_tsne(embeddings: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(embeddings) - 1) / 3)

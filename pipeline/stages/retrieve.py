@@ -28,18 +28,24 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.stages.artifacts import load_head
 from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
-from firstlight.pipeline.stages.frozen_features import ARMS, arms, check_head, describe_features, label_features, sweep
+from firstlight.pipeline.stages.frozen_features import (
+    FEATURE_ARMS,
+    build_extractors,
+    check_head,
+    compute_features,
+    describe_features,
+    label_features,
+)
 from firstlight.pipeline.stages.nearest import NUM_NEIGHBOURS, choose_queries
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
-from firstlight.pipeline.train.checkpoint import DamagedFileError, write_file, write_manifest, read_verified
+from firstlight.pipeline.train.checkpoint import DamagedFileError, read_verified, write_file, write_manifest
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
 from firstlight.tasks.nn.encoders import Encoder
 
-INDEX, VECTORS, IDS = "index", "index.faiss", "ids.parquet"
-LOGGED_BYTES = 100_000_000  # a larger index stays where it is; MLflow gets its manifest
+INDEX_FOLDER, VECTORS_FILE, IDS_FILE = "index", "index.faiss", "ids.parquet"
 
 
 class Retrieve(FeatureStage):
@@ -68,37 +74,37 @@ class Retrieve(FeatureStage):
     def measures(self) -> tuple[Measure, ...]:
         (features,) = describe_features(self)
         names = [f"precision@{k}" for k in self.precision_at]
-        return tuple(Measure(name, label_features(name, features), ARMS, "random weights") for name in names)
+        return tuple(Measure(name, label_features(name, features), FEATURE_ARMS, "random weights") for name in names)
 
 
 @dataclass(frozen=True)
-class Index:
+class FeatureIndex:
     """Vectors of images, to be searched."""
 
     ids: np.ndarray  # (n,) int64
     vectors: Any  # a faiss index of n unit vectors
 
     @staticmethod
-    def of(ids: np.ndarray, features: Tensor) -> "Index":
+    def from_features(ids: np.ndarray, features: Tensor) -> "FeatureIndex":
         """(n,) ids and their (n, d) features, of any length."""
-        vectors = _faiss().IndexFlatIP(features.shape[1])
-        vectors.add(_unit(features))
-        return Index(ids, vectors)
+        vectors = _import_faiss().IndexFlatIP(features.shape[1])
+        vectors.add(_to_unit_vectors(features))
+        return FeatureIndex(ids, vectors)
 
     def search(self, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(m, d) -> (m, k) ids of the nearest images and their (m, k) cosines, falling, of equal ones the lowest id first; id -1 beyond n."""
-        _faiss()
-        cosines, places = self.vectors.search(_unit(features), k)
+        _import_faiss()
+        cosines, places = self.vectors.search(_to_unit_vectors(features), k)
         ids = np.where(places < 0, -1, self.ids[places])
         order = np.lexsort((ids, -cosines))
         return np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)
 
 
-def _unit(features: Tensor) -> np.ndarray:
+def _to_unit_vectors(features: Tensor) -> np.ndarray:
     return np.ascontiguousarray(F.normalize(features.float(), dim=1).cpu().numpy())
 
 
-def _faiss() -> Any:
+def _import_faiss() -> Any:
     """With the threads that torch has: it takes all cores otherwise."""
     import faiss
 
@@ -106,17 +112,17 @@ def _faiss() -> Any:
     return faiss
 
 
-def save_index(folder: Path, index: Index, rows: pa.Table, facts: dict[str, Any]) -> None:
+def save_index(folder: Path, index: FeatureIndex, rows: pa.Table, facts: dict[str, Any]) -> None:
     """Write the index with the (n) rows of its images. `facts` are kept in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     pq.write_table(rows, file, write_page_checksum=True)
-    files = write_file(folder, IDS, file.getvalue())
-    files |= write_file(folder, VECTORS, _faiss().serialize_index(index.vectors).tobytes())
+    files = write_file(folder, IDS_FILE, file.getvalue())
+    files |= write_file(folder, VECTORS_FILE, _import_faiss().serialize_index(index.vectors).tobytes())
     write_manifest(folder, files, format=1, count=len(index.ids), dimensions=int(index.vectors.d), **facts)
 
 
-def open_index(folder: Path) -> Index:
+def open_index(folder: Path) -> FeatureIndex:
     """The index that a stage has left.
 
     No pickle, but faiss's reader is not hardened: sums show damage, not intent, so open only what your own runs have written.
@@ -126,16 +132,16 @@ def open_index(folder: Path) -> Index:
     """
     try:
         manifest, files = read_verified(folder)
-        ids = read_parquet_table(io.BytesIO(files[IDS]), ["id"]).column("id").to_numpy()
-        vectors = _faiss().deserialize_index(np.frombuffer(files[VECTORS], np.uint8))
+        ids = read_parquet_table(io.BytesIO(files[IDS_FILE]), ["id"]).column("id").to_numpy()
+        vectors = _import_faiss().deserialize_index(np.frombuffer(files[VECTORS_FILE], np.uint8))
         if not len(ids) == vectors.ntotal == manifest["count"]:
             raise ValueError(f"{len(ids)} ids, {vectors.ntotal} vectors, the manifest says {manifest['count']}")
     except (DamagedFileError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
         raise UserError(f"{folder}: is not a whole index: {' '.join(str(error).split())[:200]}") from None
-    return Index(ids, vectors)
+    return FeatureIndex(ids, vectors)
 
 
-def nearest(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_index(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(m, d) features -> (m, k) ids of the images of a saved index that are nearest, and their cosines, as `Index.search`.
 
     Raises:
@@ -147,7 +153,7 @@ def nearest(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndar
     return index.search(features, k)
 
 
-def gallery(stage: Retrieve, splits: Splits) -> np.ndarray:
+def gallery_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
     """The sorted ids that are searched."""
     return {
         "train": splits.train,
@@ -156,11 +162,11 @@ def gallery(stage: Retrieve, splits: Splits) -> np.ndarray:
     }[stage.gallery]
 
 
-def queries(stage: Retrieve, splits: Splits) -> np.ndarray:
+def query_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
     return splits.val if stage.queries == "val" else splits.test
 
 
-def _keep(worker: StageContext, stage: Retrieve, instance: StageInstance, index: Index) -> None:
+def _save_gallery(worker: StageContext, stage: Retrieve, instance: StageInstance, index: FeatureIndex) -> None:
     columns = {"id": index.ids, "path": worker.store.read_paths(index.ids), "label": worker.splits.labels[index.ids]}
     looked = {
         key: value
@@ -168,15 +174,20 @@ def _keep(worker: StageContext, stage: Retrieve, instance: StageInstance, index:
         if key in ("features", "layer", "pool", "gallery")
     }
     save_index(
-        instance.folder / INDEX, index, pa.table(columns), {**looked, "store": worker.store.hash, "seed": instance.seed}
+        instance.folder / INDEX_FOLDER,
+        index,
+        pa.table(columns),
+        {**looked, "store": worker.store.hash, "seed": instance.seed},
     )
 
 
-def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], labels: np.ndarray) -> dict[str, Any]:
+def _measure_retrieval(
+    stage: Retrieve, index: FeatureIndex, asked: tuple[np.ndarray, Tensor], labels: np.ndarray
+) -> dict[str, Any]:
     """What the (ids, features) of the queries find; where there are labels, how much of it is right."""
     ids, features = asked
     few = choose_queries(ids, labels)
-    shown = _found(index, (ids[few], features[few]), NUM_NEIGHBOURS)
+    shown = _search_others(index, (ids[few], features[few]), NUM_NEIGHBOURS)
     out: dict[str, Any] = {
         "shown": [[query, row] for query, row in zip(ids[few].tolist(), shown.tolist(), strict=True)]
     }
@@ -186,9 +197,11 @@ def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], l
     labelled = (
         index
         if known.all()
-        else Index.of(index.ids[known], torch.from_numpy(index.vectors.reconstruct_n(0, len(known))[known]))
+        else FeatureIndex.from_features(
+            index.ids[known], torch.from_numpy(index.vectors.reconstruct_n(0, len(known))[known])
+        )
     )
-    found = _found(labelled, (ids[answered], features[torch.from_numpy(answered)]), max(stage.precision_at))
+    found = _search_others(labelled, (ids[answered], features[torch.from_numpy(answered)]), max(stage.precision_at))
     classes = torch.from_numpy(labels[ids[answered]])
     right = torch.from_numpy(labels[found]) == classes[:, None]
     of_class = torch.from_numpy(np.bincount(labels[labelled.ids], minlength=int(labels.max()) + 1))
@@ -197,7 +210,7 @@ def _measured(stage: Retrieve, index: Index, asked: tuple[np.ndarray, Tensor], l
     return {**out, "precision": by_k, "mean_average_precision": mean_average_precision(right, relevant)}
 
 
-def _found(index: Index, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray:
+def _search_others(index: FeatureIndex, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray:
     """(m, k) ids, never the query's own."""
     ids, features = asked
     return remove_query(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
@@ -210,16 +223,16 @@ class RetrieveStage(StageKind[Retrieve]):
 
     def run(self, worker: StageContext, stage: Retrieve, instance: StageInstance) -> None:
         """Leave `index/` of the pretrained features and `result.json` in the instance's folder. Runs on every worker; the search is on rank 0."""
-        searched, asked = gallery(stage, worker.splits), queries(stage, worker.splits)
+        searched, asked = gallery_ids(stage, worker.splits), query_ids(stage, worker.splits)
         ids = np.union1d(searched, asked)
-        swept = sweep(worker, arms(worker, stage, instance), ids, instance, stage.batch_size)
+        swept = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)
         if rank() == 0:
             result: dict[str, Any] = {"gallery": len(searched), "queries": len(asked)}
             for arm, (features,) in swept.items():
-                index = Index.of(searched, features[np.searchsorted(ids, searched)])
+                index = FeatureIndex.from_features(searched, features[np.searchsorted(ids, searched)])
                 if arm == "pretrained":
-                    _keep(worker, stage, instance, index)
-                result[arm] = _measured(
+                    _save_gallery(worker, stage, instance, index)
+                result[arm] = _measure_retrieval(
                     stage, index, (asked, features[np.searchsorted(ids, asked)]), worker.splits.labels
                 )
             write_json(instance.folder / RESULT_FILE, result)
@@ -263,7 +276,7 @@ class RetrieveStage(StageKind[Retrieve]):
 
 def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) -> None:
     """Enough images to be found, besides the query itself."""
-    searched, asked = gallery(stage, splits), queries(stage, splits)
+    searched, asked = gallery_ids(stage, splits), query_ids(stage, splits)
     if len(asked) < workers:
         raise UserError(f"{where}.queries: {stage.queries!r} has {len(asked)} images for {workers} workers: too few")
     known = searched[splits.labels[searched] >= 0]

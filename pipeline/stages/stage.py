@@ -33,7 +33,7 @@ class StageInstance:
     fingerprint: str
     folder: Path
     encoder: Path | None = None
-    beside: Path | None = None
+    companion: Path | None = None
     begin: Path | None = None
     until: int | None = None
 

@@ -23,7 +23,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
-Section = TypeVar("Section", bound=StageConfig)
+StageSection = TypeVar("StageSection", bound=StageConfig)
 RunsOn = Literal["workers", "driver", "driver+ray"]
 
 
@@ -50,17 +50,17 @@ class MetricsFile:
     prefix: str = ""
 
 
-class StageKind(ABC, Generic[Section]):
+class StageKind(ABC, Generic[StageSection]):
     """A kind of stage. `section` is its part of a recipe; `runs_on` says where `run` is called.
 
     workers: on every training worker, under Ray Train or in this process. driver: in this process. driver+ray: in this process, with Ray started.
     """
 
-    section: type[Section]
+    section: type[StageSection]
     runs_on: RunsOn = "workers"
 
     @abstractmethod
-    def run(self, worker: StageContext, stage: Section, instance: StageInstance) -> None:
+    def run(self, worker: StageContext, stage: StageSection, instance: StageInstance) -> None:
         """Does the work of one stage with one seed, and leaves `result.json` in the folder of `instance`.
 
         Called again for the same instance after a failure or a kill, until there is a `result.json`.
@@ -70,32 +70,32 @@ class StageKind(ABC, Generic[Section]):
             StageFailed: it failed for a reason that the user should see in one line.
         """
 
-    def metrics_files(self, stage: Section, instance: StageInstance) -> list[MetricsFile]:
+    def metrics_files(self, stage: StageSection, instance: StageInstance) -> list[MetricsFile]:
         """Returns the files of logged numbers that `run` writes."""
         return [MetricsFile(instance.folder / METRICS_FILE, instance.label)]
 
     # Checks, in the order in which they are made
 
-    def check_encoder(self, name: str, stage: Section, recipe: Recipe, encoder: Encoder) -> None:
+    def check_encoder(self, name: str, stage: StageSection, recipe: Recipe, encoder: Encoder) -> None:
         """Checks the stage against an encoder of the recipe's architecture. `name` is the stage's: its keys start with `stages.<name>`.
 
         Raises:
             UserError: names the dotted key, the value and the valid values; so do all checks below.
         """
 
-    def check_source(self, name: str, stage: Section, context: RecipeContext) -> None:
+    def check_source(self, name: str, stage: StageSection, context: RecipeContext) -> None:
         """Checks the stage against the source of images and against the stages before it."""
 
-    def check_companion(self, name: str, stage: Section, recipe: Recipe, folder: Path) -> None:
+    def check_companion(self, name: str, stage: StageSection, recipe: Recipe, folder: Path) -> None:
         """Checks the saved network in `folder`, which the stage needs besides its encoder, against the recipe."""
 
-    def check_images(self, name: str, stage: Section, recipe: Recipe, splits: Splits) -> None:
+    def check_images(self, name: str, stage: StageSection, recipe: Recipe, splits: Splits) -> None:
         """Checks the stage against the images of a prepared store, for every seed of the recipe."""
 
     # Results: where a value stands in `result.json` is known here and nowhere else
 
     def read_score(
-        self, stage: Section, measure: Measure, arm: str, split: str, instance: StageInstance
+        self, stage: StageSection, measure: Measure, arm: str, split: str, instance: StageInstance
     ) -> float | None:
         """Returns the score of an arm on `split` (`val` or `test`), None if it was not scored.
 
@@ -105,35 +105,35 @@ class StageKind(ABC, Generic[Section]):
         value = result.get(arm, {}).get(measure.name, {}).get(split)
         return None if value is None else float(value)
 
-    def label_measure(self, stage: Section, measure: Measure, result: Mapping[str, Any]) -> str:
+    def label_measure(self, stage: StageSection, measure: Measure, result: Mapping[str, Any]) -> str:
         """Returns what the table calls a measure, once there is a result."""
         return measure.label
 
-    def describe(self, stage: Section, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    def describe(self, stage: StageSection, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         """Yields names and values that a reader of the report wants to know of the stage before its pictures."""
         yield from ()
 
-    def deviations(self, stage: Section) -> tuple[str, ...]:
+    def deviations(self, stage: StageSection) -> tuple[str, ...]:
         """Returns sentences about the known differences from the paper that the stage follows."""
         return ()
 
     # Searches
 
-    def objectives(self, stage: Section) -> tuple[str, ...]:
+    def objectives(self, stage: StageSection) -> tuple[str, ...]:
         """Returns the names by which a search can judge trials; "" stands for the stage itself."""
         return tuple(measure.name for measure in stage.measures)
 
-    def logs_objective(self, stage: Section, name: str) -> bool:
+    def logs_objective(self, stage: StageSection, name: str) -> bool:
         """Returns True if the values of an objective are logged during the training, not only at its end."""
         return False
 
-    def check_objective(self, where: str, stage: Section, name: str, objective: str) -> None:
+    def check_objective(self, where: str, stage: StageSection, name: str, objective: str) -> None:
         """Checks an objective that `objectives` does not name. `objective` is its name with the stage's `name` before it."""
 
         valid = tuple(f"{name}.{one}" if one else name for one in self.objectives(stage))
         raise UserError(f"{where}: {objective!r} is not measured; {suggest_valid(objective, valid)}")
 
-    def read_objective(self, stage: Section, name: str, instance: StageInstance) -> float:
+    def read_objective(self, stage: StageSection, name: str, instance: StageInstance) -> float:
         """Returns the value of an objective on held-out images, of a finished instance."""
         measure = next(measure for measure in stage.measures if measure.name == name)
         value = self.read_score(stage, measure, measure.arms[0], "val", instance)
@@ -142,14 +142,14 @@ class StageKind(ABC, Generic[Section]):
 
     # Resources
 
-    def streamed_batches(self, stage: Section, workers: int) -> list[tuple[int, int]]:
+    def streamed_batches(self, stage: StageSection, workers: int) -> list[tuple[int, int]]:
         """Returns the batches that a worker holds at a time, each as (images, views of each image)."""
         return []
 
-    def table_bytes(self, stage: Section, encoder: Callable[[], Encoder], classes: int) -> int:
+    def table_bytes(self, stage: StageSection, encoder: Callable[[], Encoder], classes: int) -> int:
         """Returns the bytes that the stage keeps for every image it trains on. `encoder` makes one of the recipe's architecture."""
         return 0
 
-    def count_epoch_images(self, stage: Section, splits: Splits, seed: int) -> tuple[int, int] | None:
+    def count_epoch_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
         """Returns how many images an epoch is drawn from, and how many of them a batch takes; None if the stage does not train."""
         return None

@@ -1,4 +1,4 @@
-"""When, for how long and where the work of a stage and seed was done: a line at the beginning and one at the end of every attempt."""
+"""Attempts at the work of a stage and seed: a line when one begins, and one when it ends, with its time and machine."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from firstlight.pipeline.files import append_json_line
-from firstlight.pipeline.train.metrics import read_lines
+from firstlight.pipeline.train.metrics import read_rows
 from firstlight.tasks.collective import rank, world_size
 
 ATTEMPTS_FILE = "attempts.jsonl"
@@ -22,17 +22,21 @@ REPORTED_PACKAGES = ("firstlight", "torch", "ray", "mlflow")
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """What is known of all attempts together. `seconds`: of those that came to an end, whether in success or not."""
+    """All attempts together.
+
+    `began` and `ended` are in seconds since 1970; `ended` is None if the last attempt was killed or still runs.
+    `seconds` is the sum over the attempts that ended, in success or not. `machine` is that of the last attempt.
+    """
 
     num_attempts: int
-    began: float  # s since 1970
-    ended: float | None  # None: the last was killed, or still goes on
+    began: float
+    ended: float | None
     seconds: float
-    machine: dict[str, Any]  # of the last
+    machine: dict[str, Any]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Where this process runs, and by what versions."""
+    """Returns the host, the device and the versions of the packages of this process."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {"python": platform.python_version(), **{package: version(package) for package in REPORTED_PACKAGES}}
     return {
@@ -46,7 +50,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def record_attempt(folder: Path, device: torch.device) -> Iterator[None]:
-    """Around the work, on all workers: rank 0 writes."""
+    """Records the block as an attempt in `folder`. All workers may call it; rank 0 writes."""
     start = time.monotonic()
     facts = {**describe_machine(device), "workers": world_size(), "threads": torch.get_num_threads()}
     _append_row(folder, {"began": time.time(), "machine": facts})
@@ -57,8 +61,8 @@ def record_attempt(folder: Path, device: torch.device) -> Iterator[None]:
 
 
 def read_attempts(folder: Path) -> AttemptSummary | None:
-    """None where nothing was begun."""
-    rows = read_lines(folder / ATTEMPTS_FILE)
+    """Returns the attempts recorded in `folder`, None if there are none."""
+    rows = read_rows(folder / ATTEMPTS_FILE)
     began = [row for row in rows if "began" in row]
     if not began:
         return None

@@ -1,7 +1,8 @@
-"""Checkpoints: safetensors + JSON, with a manifest of sizes and sha256 that is written last. No pickle, in or out.
+"""Checkpoints: safetensors and JSON, with a manifest of sizes and sha256 that is written last. Pickle is never used.
 
-A checkpoint is a folder `step-<step>-<attempt>`. It counts once its manifest is there: files are flushed to the disk first, and the manifest
-arrives by an atomic rename. A folder without a manifest is what a killed worker left behind; it is ignored and swept away.
+A checkpoint is a folder `step-<step>-<attempt>`. It counts once its manifest exists: files are flushed to the disk
+first, and the manifest arrives by an atomic rename. A folder without a manifest was left by a killed worker; it is
+ignored, and the next save deletes it.
 
     shared.json, shared.safetensors      model, optimiser, schedule: rank 0
     shard-00000-of-00002.safetensors     rows of the tables: every rank its own; readable by any number of workers
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -30,12 +30,12 @@ FOLDER_MANIFEST = "manifest.json"
 
 
 class DamagedFileError(ValueError):
-    """A file is not what its manifest says, or not what its format allows; names the file."""
+    """A file differs from its manifest or violates its format. The text names the file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read back. `shards`: per rank that wrote it, table name -> its shard."""
+    """A checkpoint as it was read. `shards` has, for each rank that wrote one, the state of each table by name."""
 
     step: int
     shared: dict[str, Any]
@@ -44,11 +44,14 @@ class Checkpoint:
 
 
 def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Nested dicts, lists and numbers with tensors in them -> a JSON value; the tensors are added to `tensors` under their paths."""
+    """Converts nested dicts, lists, numbers and tensors to a JSON value, and adds the tensors to `tensors` by path.
+
+    Raises:
+        TypeError: a value has another type; the text names its path.
+    """
     if isinstance(value, Tensor):
-        tensors[path] = (
-            value.detach().cpu().contiguous().clone()
-        )  # cloned: safetensors refuses memory that two tensors share
+        # Cloned, because safetensors refuses memory that two tensors share.
+        tensors[path] = value.detach().cpu().contiguous().clone()
         return {"$tensor": path}
     if isinstance(value, dict):
         return {"$dict": [[key, pack_state(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
@@ -60,6 +63,7 @@ def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Inverts `pack_state`."""
     if isinstance(value, dict) and "$tensor" in value:
         return tensors[value["$tensor"]]
     if isinstance(value, dict):
@@ -68,21 +72,21 @@ def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
-    """Write the manifest: from now on the folder counts."""
+    """Writes the manifest of a folder, which makes the folder count."""
     write_json(folder / FOLDER_MANIFEST, {**facts, "files": files})
 
 
 def write_file(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
-    """Write one file of a folder that will be sealed; its line of the manifest."""
+    """Writes one file of a folder that gets a manifest later. Returns its entry of the manifest."""
     write_flushed(folder / name, data)
     return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
 
 
 def read_verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest of a sealed folder, and its files.
+    """Returns the manifest of a folder, and the bytes of its files by name.
 
     Raises:
-        Damaged: names the first file that is missing, cut short or changed.
+        DamagedFileError: a file is missing, cut short or changed; names the first one.
     """
     try:
         manifest = json.loads((folder / FOLDER_MANIFEST).read_bytes())
@@ -111,10 +115,10 @@ class Checkpoints:
     def save(
         self, step: int, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]], meta: dict[str, Any]
     ) -> None:
-        """Write a checkpoint; when this returns, it has survived anything that happens next.
+        """Writes a checkpoint. Once this returns, the checkpoint is durable.
 
         Raises:
-            StopTraining: a file could not be written (the disk is full, say); on all ranks, naming the folder.
+            StopTraining: on all ranks: a file cannot be written, because the disk is full for example; names the folder.
         """
         target = self.folder / broadcast_object(f"step-{step:09d}-{uuid.uuid4().hex[:8]}")
         files, problem = {}, None
@@ -155,25 +159,26 @@ class Checkpoints:
         return files
 
     def _delete_old(self, newest: Path, failed: bool) -> None:
-        """Remove what a killed or failed attempt left, and all but the `keep` newest checkpoints."""
+        """Deletes the leftovers of killed and failed saves, and all but the `keep` newest checkpoints."""
         if failed:
             shutil.rmtree(newest, ignore_errors=True)
             return
         sealed = sorted(p for p in self.folder.glob("step-*") if (p / FOLDER_MANIFEST).exists())
         for old in {*self.folder.glob("step-*")} - {*sealed[-self.keep :], newest}:
-            (old / FOLDER_MANIFEST).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
+            # The manifest goes first: a half-deleted checkpoint must not count.
+            (old / FOLDER_MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
     def read_newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint (None: there is none yet), and a line for every damaged one that was passed over.
+        """Returns the newest intact checkpoint (None if none was written), and a line for each damaged one that was skipped.
 
         Raises:
-            StopTraining: there are checkpoints, and every one of them is damaged: to start over silently would lose the training.
+            StopTraining: every checkpoint is damaged; to start over silently would lose the training.
         """
         chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
         if chosen is None and complaints:
             raise StopTraining(
-                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {self.folder} to train anew"
+                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {self.folder} to train from the beginning"
             )
         return (self._read_checkpoint(self.folder / chosen) if chosen else None), complaints
 
@@ -203,16 +208,8 @@ class Checkpoints:
 
 def _group_by_table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     tables: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in sorted(tensors.items()):  # safetensors gives them in an order of its own
+    # Sorted, because safetensors returns them in an order of its own.
+    for path, tensor in sorted(tensors.items()):
         name, key = path.rsplit("/", 1)
         tables.setdefault(name, {})[key] = tensor
     return tables
-
-
-def fingerprint(state: Any) -> str:
-    """sha256 over every bit of a nested state: equal for bit-identical states only."""
-    tensors: dict[str, Tensor] = {}
-    content = hashlib.sha256(json.dumps(pack_state(state, tensors)).encode())
-    for path in sorted(tensors):
-        content.update(path.encode() + tensors[path].flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()

@@ -1,4 +1,4 @@
-"""What a stage's code finds on a training worker, under Ray Train or in this process."""
+"""What the code of a stage works with, on a training worker of Ray Train or in this process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from firstlight.tasks.learner import Batch
 
 @dataclass(frozen=True)
 class StageContext:
-    """The recipe, its images, and the device of this worker."""
+    """The recipe, its images with their splits, and the device of this worker."""
 
     recipe: Recipe
     store: Store
@@ -38,10 +38,12 @@ class StageContext:
 
     @staticmethod
     def create(recipe: Recipe, store: Store, on_ray: bool, device: torch.device | None = None) -> "StageContext":
-        """`device`: that of a training worker; the driver, which only draws, has none.
+        """Draws the splits, decides how images are loaded, and sets the number of torch's threads.
+
+        The driver, which only draws figures, passes no device.
 
         Raises:
-            UserError: `stream.resident: on` or `stream.augment: device`, where it is not possible.
+            UserError: `stream.resident: on` or `stream.augment: device` is not possible with these images.
         """
         torch.set_num_threads(recipe.scale.threads)
         stream, splits = recipe.stream, draw_splits(store, recipe.dataset)
@@ -52,17 +54,20 @@ class StageContext:
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)
 
     def build_loader(self, views: Sequence[Augment], seed: int, target: TargetKind = "label") -> Loader:
-        """Pixels: one augmentation a view; and the targets of the first one."""
+        """Returns a loader of one view for each augmentation in `views`, with the targets of the first view."""
         data, ops = self.recipe.dataset, tuple(tuple(op.model_dump() for op in ops) for ops in views)
         targets = None if target == "label" else Targets(target, _max_boxes(self.store) if target == "boxes" else 0)
         return Loader(self.store, ops, data.image_size, seed, data.max_pixels, targets)
 
     def list_view_augments(self, training: TrainingOptions, count: int = 1) -> list[Augment]:
-        """The augmentations of the `count` views of a training."""
+        """Returns the augmentations of the `count` views of a training."""
         return [training.augment or self.recipe.dataset.train_augment] * count
 
     def build_plan(self, ids: np.ndarray, batch_size: int, seed: int) -> BatchPlan:
-        """The order of a training. A task holds its window's encoded images, so a window has as many as fit the cache, at most."""
+        """Returns the order of the batches of a training.
+
+        A decoding task holds the encoded images of its window, so a window has at most as many as fit the cache.
+        """
         stream, total = self.recipe.stream, sum(shard.bytes for shard in self.store.shards)
         per_image = max(total // sum(shard.count for shard in self.store.shards), 1)
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > IMAGE_CACHE_BYTES)
@@ -78,7 +83,10 @@ class StageContext:
     def iterate_batches(
         self, ids: np.ndarray, batch_size: int, views: Sequence[Augment] | None = None, target: TargetKind = "label"
     ) -> Iterator[Batch]:
-        """This worker's part of `ids`, once; streamed, also where trainings hold their images. `views`: None: the evaluation augmentation."""
+        """Yields this worker's part of `ids` once, in order. The default of `views` is the evaluation augmentation.
+
+        The images are streamed, also if trainings keep them on the device.
+        """
         loader = self.build_loader(views or [self.recipe.dataset.eval_augment], 0, target)
         for arrays in stream_batches(
             loader, EvalOrder(ids, batch_size, rank(), world_size()), batch_size, self.options
@@ -86,6 +94,7 @@ class StageContext:
             yield to_batch(arrays, self.device)
 
 
+# All annotations are read for it, so it is cached.
 @lru_cache(maxsize=4)
 def _count_most_boxes(path: str, manifest: str) -> int:
     store = Store.open(Path(path))
@@ -96,12 +105,15 @@ def _count_most_boxes(path: str, manifest: str) -> int:
 
 
 def _max_boxes(store: Store) -> int:
-    """Of an image, at least 1: batches have as many rows for each. Read once a process."""
+    """Returns the largest number of boxes of an image, at least 1: the length that boxes are padded to."""
     return max(1, _count_most_boxes(str(store.path), store.hash))
 
 
 def gather_rows(parts: Sequence[Tensor], total: int) -> Tensor:
-    """The rows of every worker's sweep over `total` ids -> (total, ...) in the order of the ids, on every worker. Collective."""
+    """Gathers the rows that every worker has computed for its part of `total` ids. Collective.
+
+    `parts` are this worker's rows, batch by batch. Returns (total, ...) in the order of the ids, on every worker.
+    """
     rows = torch.cat(list(parts)) if parts else None
     if world_size() == 1:
         assert rows is not None

@@ -1,20 +1,21 @@
-"""Images augmented on the training device, batch by batch: held there decoded, or as they come. Ids, labels and pixels are those of `stream`.
+"""Images augmented on the training device, batch by batch: cached there decoded, or streamed. Bit-identical to `stream`.
 
-Every worker holds all images of the training split, as they are stored: a batch mixes images from all over it. The workers decode a part each
-and hand it to the others. What is held stays for the process's next trainings.
+Every worker caches all images of the training split, as a batch mixes images from all of it. Each worker decodes a part
+and broadcasts it to the others. The cache is kept for later trainings of the process.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from firstlight.pipeline.config.scale import StreamOptions
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.loader import Loader, StoredImages
 from firstlight.pipeline.data.store import Store
@@ -23,17 +24,15 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.train import device_augment
 from firstlight.tasks.collective import gather_objects, rank, world_size
 
-if TYPE_CHECKING:
-    from firstlight.pipeline.config.scale import StreamOptions
-
-MAX_DECODED_IMAGES, MAX_DECODED_BYTES = 512, 8_000_000  # images decoded at a time, at most
+# Limits of the images that are decoded at a time.
+MAX_DECODED_IMAGES, MAX_DECODED_BYTES = 512, 8_000_000
 
 
-def should_cache(settings: "StreamOptions", store: Store, images: int) -> bool:
-    """Whether `images` of a store are to be held.
+def should_cache(settings: StreamOptions, store: Store, images: int) -> bool:
+    """Returns True if the training images, `images` of a store, should be cached on the device.
 
     Raises:
-        UserError: `stream.resident: on`, and they cannot be.
+        UserError: `stream.resident: on` is not possible with these images.
     """
     if settings.resident == "off":
         return False
@@ -43,18 +42,19 @@ def should_cache(settings: "StreamOptions", store: Store, images: int) -> bool:
     return not obstacle
 
 
-def explain_streaming(settings: "StreamOptions", store: Store, images: int) -> list[str]:
-    """A line for the user where `stream.resident: auto` does not hold `images` of a store; what is held is told by `hold`."""
+def explain_streaming(settings: StreamOptions, store: Store, images: int) -> list[str]:
+    """Returns a note if `stream.resident: auto` does not cache the images; `cache_images` returns one if they are cached."""
     obstacle = _find_obstacle(settings, store, images)
     return [f"stream.resident: auto streams the images: {obstacle}"] if settings.resident == "auto" and obstacle else []
 
 
-def _find_obstacle(settings: "StreamOptions", store: Store, images: int) -> str:
+def _find_obstacle(settings: StreamOptions, store: Store, images: int) -> str:
     if store.common_size is None:
         return _describe_sizes(store)
     megabytes = images * store.common_size[0] * store.common_size[1] * 3 / 1e6
     if megabytes > settings.resident_mb:
-        return f"{images} images of {store.common_size[0]} x {store.common_size[1]} take {megabytes:,.0f} MB, more than stream.resident_mb: {settings.resident_mb}"
+        size = f"{images} images of {store.common_size[0]} x {store.common_size[1]} take {megabytes:,.0f} MB"
+        return f"{size}, more than stream.resident_mb: {settings.resident_mb}"
     return ""
 
 
@@ -63,11 +63,11 @@ def _describe_sizes(store: Store) -> str:
     return f"it needs images of one size, these are {width} pixels wide and {height} high"
 
 
-def should_augment_on_device(settings: "StreamOptions", store: Store) -> bool:
-    """Whether images that are streamed are augmented on the training device.
+def should_augment_on_device(settings: StreamOptions, store: Store) -> bool:
+    """Returns True if streamed images should be augmented on the training device.
 
     Raises:
-        UserError: `stream.augment: device`, and the images differ in size.
+        UserError: `stream.augment: device` is not possible, as the images differ in size.
     """
     if settings.augment == "device" and store.common_size is None:
         raise UserError(f"stream.augment: 'device' is not possible: {_describe_sizes(store)}; valid: cpu")
@@ -76,14 +76,17 @@ def should_augment_on_device(settings: "StreamOptions", store: Store) -> bool:
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Decoded images on a device."""
+    """Decoded images on a device.
 
-    ids: np.ndarray  # (n,) int64, sorted
-    labels: np.ndarray  # (n,) int64, -1 = unknown
-    pixels: Tensor  # (n, 3, H, W) uint8
+    ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown. pixels: (n, 3, H, W) uint8 on the device.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    pixels: Tensor
 
     def build_batch(self, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Any]:
-        """As `Loader.load`, the views (B, V, S, S, 3) on the device."""
+        """Returns what `Loader.load` returns, with the views (B, V, S, S, 3) on the device."""
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
         images = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
@@ -92,14 +95,17 @@ class CachedImages:
 
 
 def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, V, S, S, 3), all views on the device; drawn on the CPU, by the numbers that the stream draws by."""
+    """(B, 3, H, W) uint8 -> (B, V, S, S, 3) uint8: all views, computed on the device of `images`.
+
+    The parameters are drawn on the CPU, from the same random numbers as in the stream.
+    """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     drawn = [loader.sample_params(ids, passes, view, sizes) for view in range(len(loader.ops))]
     return torch.stack([device_augment.augment_batch(images, view, loader.size) for view in drawn], 1).permute(0, 1, 3, 4, 2)
 
 
 def iterate_cached_batches(held: CachedImages, loader: Loader, order: BatchOrder, options: LoadingOptions) -> Iterator[dict[str, Any]]:
-    """The batches of one rank, in order, made ahead by a thread: numbers are drawn, and work is handed to the device, beside the training step."""
+    """Yields the batches of one rank, in order. A thread draws the parameters and queues the device's work in advance."""
     tasks = (order.list_batches(index) for index in range(len(order)))
     return stream.prefetch_items(
         (held.build_batch(ids, passes, loader) for rows in tasks for ids, passes in rows), options.prefetch
@@ -109,7 +115,10 @@ def iterate_cached_batches(held: CachedImages, loader: Loader, order: BatchOrder
 def iterate_streamed_batches(
     loader: Loader, order: BatchOrder, batch_size: int, options: LoadingOptions, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """As `stream.batches`. With `options.on_device`, tasks only decode, and an image travels once however many views it has."""
+    """Yields the batches of `stream.stream_batches`.
+
+    With `options.on_device`, tasks only decode: an image is transferred once, however many views it has.
+    """
     if not options.on_device:
         yield from stream.stream_batches(loader, order, batch_size, options)
         return
@@ -124,31 +133,32 @@ def _build_decoder(loader: Loader) -> StoredImages:
 
 
 def _move_to_device(device: torch.device, views: np.ndarray) -> Tensor:
-    """What a `Decoder` gave, (B, 1, H, W, 3) -> (B, 3, H, W) on the device."""
+    """Decoded images (B, 1, H, W, 3) uint8 -> (B, 3, H, W) uint8 on the device."""
     return torch.from_numpy(np.require(views[:, 0], requirements="W")).to(device).permute(0, 3, 1, 2)
 
 
-_cache: dict[str, CachedImages] = {}  # the last one
+# The images that were cached last.
+_cache: dict[str, CachedImages] = {}
 
 
 def cache_images(loader: Loader, options: LoadingOptions, device: torch.device) -> tuple[CachedImages, list[str]]:
-    """The images of the ids in `options.resident` on `device`, and what the user should know: of those that were decoded for it. Collective."""
+    """Returns the images with the ids in `options.resident`, on `device`, and notes about newly decoded ones. Collective."""
     ids, store = options.resident, loader.store
     assert ids is not None
-    key = f"{store.path} {store.hash} {loader.max_pixels} {device} {hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()}"
+    ids_hash = hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
+    key = f"{store.path} {store.hash} {loader.max_pixels} {device} {ids_hash}"
     if all(gather_objects(key in _cache)):
         return _cache[key], []
-    _cache.clear()  # before there are two of them
+    # First, so that there are never two of them in memory.
+    _cache.clear()
     pixels = _decode_images(loader, ids, options, device)
     _cache[key] = CachedImages(ids, store.labels()[ids], pixels)
-    megabytes = pixels.numel() / 1e6
-    return _cache[key], [
-        f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({megabytes:,.1f} MB on {device.type})"
-    ]
+    size = f"{pixels.numel() / 1e6:,.1f} MB on {device.type}"
+    return _cache[key], [f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({size})"]
 
 
 def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, device: torch.device) -> Tensor:
-    """(n, 3, H, W) uint8, each part decoded by one worker."""
+    """Returns the images as (n, 3, H, W) uint8 on the device. Each worker decodes a part. Collective."""
     decoder = _build_decoder(loader)
     size = max(1, min(MAX_DECODED_IMAGES, MAX_DECODED_BYTES // decoder.row_bytes))
     pixels = torch.empty(len(ids), 3, decoder.height, decoder.width, dtype=torch.uint8, device=device)

@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.errors import StopTraining, one_line
 from firstlight.pipeline.files import append_json_line
 from firstlight.tasks.collective import broadcast_object, rank
 
-FAILURE_FILES = "failed-rank*.jsonl"  # in the folder of an instance: a line for each error of that rank
-STEP_NOTE_PREFIX = "after step "  # begins the note on an error that says how many steps were made
+# In the folder of an instance; one line for each error of the rank.
+FAILURE_FILES = "failed-rank*.jsonl"
+# Begins the note that the training loop adds to an error; the number of steps done follows.
+STEP_NOTE_PREFIX = "after step "
+# Of the text of an error in `FAILURE_FILES`.
+MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
 # Called after every step with the rank and the number of steps done. Only tests set it.
 fault_hook: Callable[[int, int], None] | None = None
@@ -25,26 +29,27 @@ SECONDARY_ERROR_TEXTS = ("third_party/gloo", "NCCL", "ProcessGroup", "Connection
 
 
 def is_secondary(text: str) -> bool:
-    """Whether an error says only that another rank is gone or does not answer."""
+    """Returns True if the text of an error says only that another rank is gone or does not answer."""
     return any(echo in text for echo in SECONDARY_ERROR_TEXTS)
 
 
 @contextlib.contextmanager
 def record_failures(folder: Path) -> Iterator[None]:
-    """Around the work of a rank, which Ray repeats where it fails. Collective.
+    """Records an error of the block, which is the work of a rank that Ray repeats after a failure. Collective.
 
     Raises:
-        StopTraining: on all ranks, before the work: one of them has failed twice in the same way after the same step, as it would a third time.
+        StopTraining: on all ranks, before the block: one rank has failed twice with the same error after the same
+            step, and would a third time.
     """
-    told = broadcast_object(find_repeated_failure(folder) if rank() == 0 else None)
-    if told:
-        raise StopTraining(f"{folder.name}: {told}; it was not tried again")
+    repeated = broadcast_object(find_repeated_failure(folder) if rank() == 0 else None)
+    if repeated:
+        raise StopTraining(f"{folder.name}: {repeated}; it was not tried again")
     try:
         yield
     except StopTraining:
         raise
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = one_line(f"{type(error).__name__}: {error}", MAX_RECORDED_CHARACTERS)
         if not is_secondary(text):
             append_json_line(
                 folder / FAILURE_FILES.replace("*", str(rank())), {"error": text, "notes": getattr(error, "__notes__", [])}
@@ -53,32 +58,27 @@ def record_failures(folder: Path) -> Iterator[None]:
 
 
 def find_repeated_failure(folder: Path) -> str | None:
-    """What a rank has failed of twice, at the same place."""
+    """Returns a description of the error that a rank has failed with twice after the same step, None if there is none."""
     for file in sorted(folder.glob(FAILURE_FILES)):
         lines = [line for line in file.read_text("utf-8").splitlines() if line]
         for line in lines:
             if lines.count(line) > 1:
-                found = json.loads(line)
-                return " ".join(
-                    (
-                        file.stem.removeprefix("failed-").replace("rank", "rank "),
-                        "failed twice",
-                        *found["notes"],
-                        "of",
-                        found["error"],
-                    )
-                )
+                row, who = json.loads(line), file.stem.removeprefix("failed-").replace("rank", "rank ")
+                return " ".join((who, "failed twice", *row["notes"], "of", row["error"]))
     return None
 
 
 def delete_failures(folder: Path) -> None:
-    """Before a new command: what was wrong may have been mended."""
+    """Deletes the records of earlier commands, as the cause may have been removed since."""
     for file in folder.glob(FAILURE_FILES):
         file.unlink()
 
 
 def describe_cause(failures: Mapping[int, BaseException], workers: int, timeout_s: int) -> str:
-    """The errors of some ranks, as Ray reports them, as one line: the first that is no echo; else who did not answer."""
+    """Returns one line about the errors of some ranks, as Ray reports them.
+
+    It names the first error that is not secondary; if all are, the ranks that did not answer.
+    """
     texts = {rank_: _describe_failure(failure) for rank_, failure in failures.items()}
     first = min(texts, key=lambda rank_: (is_secondary(texts[rank_]), rank_))
     line = f"rank {first}: {texts[first]}"
@@ -89,7 +89,7 @@ def describe_cause(failures: Mapping[int, BaseException], workers: int, timeout_
 
 
 def _describe_failure(failure: BaseException) -> str:
-    """Of its text, which is a traceback where the worker raised; with the step."""
+    """Returns the last line of the text of an error, which is a traceback if the worker raised it, with the step."""
     lines = str(failure).strip().splitlines() or ["died"]
     step = f" ({lines.pop()})" if len(lines) > 1 and lines[-1].startswith(STEP_NOTE_PREFIX) else ""
     name = type(failure).__name__

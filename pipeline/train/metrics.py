@@ -1,6 +1,7 @@
-"""The file that a training, or a pass over images, writes its numbers to: the driver follows it, shows progress and hands the rows to MLflow.
+"""Metrics of a training or of a pass over images, in a file that the driver follows to show progress and to log to MLflow.
 
-A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": seconds by what took them, none of them in the rows of steps}.
+A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": seconds by part}: time that the rows of
+steps do not include.
 """
 
 import contextlib
@@ -18,101 +19,110 @@ from firstlight.tasks.collective import all_sum, barrier, rank, world_size
 from firstlight.tasks.timer import STEP_TIMER
 
 METRICS_FILE = "metrics.jsonl"
-DATA_PART, TIME_PREFIX, SPENT_KEY = (
-    "data",
-    "time_",
-    "spent",
-)  # a part of a step, what precedes its name in a row, and the key of seconds outside of rows
+# The part of a step that loads its data.
+DATA_PART = "data"
+# Precedes the name of a part in a row.
+TIME_PREFIX = "time_"
+# The key of seconds that the rows of steps do not include.
+SPENT_KEY = "spent"
 DROPPED_IDS_FILE = "tails.jsonl"
-# A training of which a worker waits for images for more than this share of the time says so: at its end, if it took at least as long as the
-# second, or on the way, after the third
+# A note is written if a worker waits for images for more than this share of the time: at the end of a training of at
+# least WAIT_NOTE_MIN_S seconds, and during it after WAIT_NOTE_EARLY_S seconds.
 MAX_WAIT_SHARE, WAIT_NOTE_MIN_S, WAIT_NOTE_EARLY_S = 0.1, 20.0, 300.0
 
 
-def append(folder: Path, row: dict[str, Any]) -> None:
-    """A row for the driver, which follows the file: numbers of a step, or {"note": a line for the user}."""
+def append_row(folder: Path, row: dict[str, Any]) -> None:
+    """Appends a row to the metrics file of `folder`, on rank 0."""
     if rank() == 0:
         append_json_line(folder / METRICS_FILE, row)
 
 
-class SweepProgress:
-    """Progress of a pass over images without training, in the same file as a training's."""
+class PassProgress:
+    """Progress of a pass over images without training, in the same file as a training's metrics."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder, self.total, self.done = folder, total, 0
-        self.started = self.shown = time.monotonic()
+        self.started = self.logged_at = time.monotonic()
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def advance(self, images: int) -> None:
-        """`images` more are done on this worker; the others are taken to be as far."""
+    def add_images(self, images: int) -> None:
+        """Counts `images` more on this worker, and assumes as many on each of the others."""
         self.done = min(self.done + images * world_size(), self.total)
         now = time.monotonic()
-        if now - self.shown > 1.0 or self.done == self.total:
-            self.shown = now
+        if now - self.logged_at > 1.0 or self.done == self.total:
+            self.logged_at = now
             rate = self.done / max(now - self.started, 1e-9)
-            append(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
+            append_row(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All that a training or a pass over images has left in the file."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a JSON-lines file, without a last line that a killed worker left incomplete."""
     rows = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):  # the last line of a killed worker
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged rows of a training, in the order of their steps."""
-    return [row for row in read_lines(path) if "loss" in row]
+    """Returns the logged rows of a training, in the order of their steps."""
+    return [row for row in read_rows(path) if "loss" in row]
 
 
-class Clock:
-    """Speed and waiting time of a training since the last log, and `time_<part>`, the shares of it that rank 0 spent on each part of its steps
-    (`firstlight.tasks.timer`). Collective. `first`: the number of steps that were done before."""
+class MetricsLogger:
+    """Logs the losses of a training with its speed. All methods but `close` are collective.
+
+    A row has the images per second and the share of waiting for data since the last row, and `time_<part>`, the share
+    that rank 0 spent on each part of its steps (`firstlight.tasks.timer`). `first` is the number of steps that were
+    done before.
+    """
 
     def __init__(self, folder: Path, plan: TrainingPlan, total_steps: int, first: int, device: torch.device) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
         self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
-        self.told = False
-        self.idle, self.begun = 0.0, 0.0  # over all steps but the first, whose batch nothing could be decoded beside
+        self.noted = False
+        # Over all steps but the first, as no step runs while its batch is decoded.
+        self.idle, self.second_step_at = 0.0, 0.0
         if rank() == 0:
-            _keep(folder / METRICS_FILE, lambda row: row.get("step", 0) <= first)
+            _keep_rows(folder / METRICS_FILE, lambda row: row.get("step", 0) <= first)
         barrier()
 
-    def waiting(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """`stream`, with the time that its consumer waits for it added up."""
+    def time_waits(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yields the batches of `stream`, and adds up the time that its consumer waits for them."""
         with STEP_TIMER.time_thread(self.device):
             while True:
                 start = time.monotonic()
                 batch = next(stream, None)
                 now = time.monotonic()
                 self.waited += now - start
-                self.idle, self.begun = (self.idle + now - start, self.begun) if self.begun else (0.0, now)
+                self.idle, self.second_step_at = (self.idle + now - start, self.second_step_at) if self.second_step_at else (0.0, now)
                 if batch is None:
                     return
                 self.steps += 1
                 yield batch
 
     def close(self) -> None:
-        """What was spent after the last log: on the last checkpoint."""
-        append(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
+        """Writes the time since the last row, which the last checkpoint took."""
+        append_row(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
 
-    def aside(self, looked: tuple[dict[str, float], float]) -> dict[str, float]:
-        """Numbers whose making took so many seconds, which are none of the training's."""
-        values, seconds = looked
+    def exclude_time(self, evaluated: tuple[dict[str, float], float]) -> dict[str, float]:
+        """Takes values and the seconds that they took, excludes these from the training's time, and returns the values."""
+        values, seconds = evaluated
         self.since += seconds
-        self.begun += seconds
-        append(self.folder, {SPENT_KEY: {"looks": seconds}})
+        self.second_step_at += seconds
+        append_row(self.folder, {SPENT_KEY: {"looks": seconds}})
         return values
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """`values` are already averaged over workers. The waiting time is a share of each worker's, and the mean of all: they step together, so
-        where one waits the others do, but for its gradients."""
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """Writes the row of a step. `values` are already averaged over workers.
+
+        The waiting time is logged for each worker, and as the mean over workers: they step together, so that all wait
+        if one does, the others for its gradients.
+        """
         now = time.monotonic()
         elapsed = max(now - self.since, 1e-9)
-        waits, idle = self._of_each(self.waited / elapsed), self._of_each(self.idle / max(now - self.begun, 1e-9))
+        waits, idle = self._gather_value(self.waited / elapsed), self._gather_value(self.idle / max(now - self.second_step_at, 1e-9))
         each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world_size() > 1 else {}
         speed = {
             "images_per_s": self.steps * self.plan.batch_size / elapsed,
@@ -123,56 +133,57 @@ class Clock:
         spent[DATA_PART] = spent.get(DATA_PART, 0.0) + self.waited
         shares = {f"{TIME_PREFIX}{name}": seconds / elapsed for name, seconds in sorted(spent.items())}
         epoch = (step - 1) // self.plan.steps
-        append(
+        append_row(
             self.folder,
             {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed, **shares},
         )
         self.steps, self.waited, self.since = 0, 0.0, now
-        if not self.told and now - self.begun > (WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S):
-            self._tell_of_waiting(idle)
+        if not self.noted and now - self.second_step_at > (WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S):
+            self._note_waiting(idle)
 
-    def _tell_of_waiting(self, idle: list[float]) -> None:
-        """Of the worker that waited most."""
+    def _note_waiting(self, idle: list[float]) -> None:
+        """Writes a note if the worker that waited most waited for more than MAX_WAIT_SHARE of the time."""
         share = max(idle)
         if share > MAX_WAIT_SHARE:
-            self.told = True
+            self.noted = True
             who = f"worker {idle.index(share)} " if world_size() > 1 else ""
             hint = "try a larger stream.tasks or stream.prefetch, or stream.resident_mb"
-            append(self.folder, {"note": f"{who}waited for images {share:.0%} of the time: {hint}"})
+            append_row(self.folder, {"note": f"{who}waited for images {share:.0%} of the time: {hint}"})
 
-    def _of_each(self, value: float) -> list[float]:
-        """`value` of every worker. Collective."""
+    def _gather_value(self, value: float) -> list[float]:
+        """Returns `value` of every worker. Collective."""
         values = torch.zeros(world_size(), device=self.device)
         values[rank()] = value
         return [float(share) for share in all_sum(values).tolist()]
 
 
-class Tails:
-    """The ids that each epoch leaves out, as they do not fill a batch: a row {"epoch", "ids"} an epoch that leaves out any. On rank 0.
+class DroppedIds:
+    """The ids that an epoch leaves out because they do not fill a batch: a row {"epoch", "ids"} for each such epoch.
 
-    `first`: the number of steps that were done before.
+    Rank 0 writes. `first` is the number of steps that were done before.
     """
 
     def __init__(self, folder: Path, plan: TrainingPlan, first: int) -> None:
         self.file, self.plan = folder / DROPPED_IDS_FILE, plan
         if rank() == 0:
-            _keep(self.file, lambda row: row["epoch"] < first // plan.steps)
+            _keep_rows(self.file, lambda row: row["epoch"] < first // plan.steps)
 
-    def write(self, epoch: int) -> None:
-        """Before the first step of an epoch, and again when one is resumed in its middle."""
+    def write_epoch(self, epoch: int) -> None:
+        """Writes the row of an epoch. It is called before the epoch's first step, and again if the epoch is resumed."""
         if rank() == 0 and len(ids := self.plan.tail(epoch)):
             append_json_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
 
 
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the rows behind the checkpoint that a training continues from: those steps are made again, with equal numbers."""
+def _keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Keeps the wanted rows of a file: a training that continues from a checkpoint repeats the later steps, identically."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text("utf-8").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a killed worker
+        # A killed worker may have left its last line incomplete.
+        except ValueError:
             continue
         if wanted(row):
             kept.append(json.dumps(row) + "\n")

@@ -23,7 +23,7 @@ from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_ob
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.timer import time_part
 
-CHECKPOINT_AGE_S = 20.0
+MIN_CHECKPOINT_AGE_S = 20.0
 
 
 class Trainer:
@@ -50,7 +50,7 @@ class Trainer:
         self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world_size() > 1 else _Step(learner)
 
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         """Images of a global batch that this worker sees."""
         return self.job.plan.batch_size // world_size()
 
@@ -61,7 +61,7 @@ class Trainer:
             StopTraining: the loss is not finite on some worker; raised on all, before anything is updated.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._whole(batch, step) if self.job.training.accumulate == 1 else self._in_parts(batch, step)
+        losses = self._backward_whole(batch, step) if self.job.training.accumulate == 1 else self._backward_in_parts(batch, step)
         with time_part("optimizer"):
             if self.job.training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
@@ -71,16 +71,16 @@ class Trainer:
         self.done = step + 1
         return losses
 
-    def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def _backward_whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses of this worker's share, their gradient in the parameters."""
-        with self._drawing(step, 0), time_part("forward"):
+        with self._seed_and_autocast(step, 0), time_part("forward"):
             losses: dict[str, Tensor] = self.model(batch)
         self._stop_unless_finite(losses["loss"], batch, step)
         with time_part("backward"):
             losses["loss"].backward()  # type: ignore[no-untyped-call]
         return losses
 
-    def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def _backward_in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same, with the activations of one part in memory at a time (Gao et al. 2021, "Scaling deep contrastive learning batch size under
         memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
         is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
@@ -90,7 +90,7 @@ class Trainer:
         parts = [batch.select_range(start, start + size) for start in range(0, len(batch.ids), size)]
         embedded = []
         for k, images in enumerate(parts):
-            with torch.no_grad(), self._drawing(step, k), time_part("forward"):
+            with torch.no_grad(), self._seed_and_autocast(step, k), time_part("forward"):
                 embedded.append(self.learner.embed(images))
         outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
         with (
@@ -105,7 +105,7 @@ class Trainer:
             gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
             waiting = self.model.no_sync() if world_size() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
             with waiting:
-                with self._drawing(step, k), time_part("forward"):
+                with self._seed_and_autocast(step, k), time_part("forward"):
                     carried = self.model(images, gradients)
                 with time_part("backward"):
                     carried.backward()
@@ -114,7 +114,7 @@ class Trainer:
         return losses
 
     @contextlib.contextmanager
-    def _drawing(self, step: int, part: int) -> Iterator[None]:
+    def _seed_and_autocast(self, step: int, part: int) -> Iterator[None]:
         """Where the learner draws random numbers: those of (seed, step, rank, part), in the training's precision."""
         torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
         with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
@@ -151,12 +151,12 @@ class Trainer:
             f"Its {len(ids)} image ids: {shown} (all in {self.job.folder / 'nonfinite.json'}). A lower optimizer.lr is the usual cure"
         )
 
-    def checkpoint_due(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int) -> bool:
         """By `checkpoint_every`; for 0 at the end of an epoch, if the last checkpoint is old enough. When one is taken changes no result."""
         if self.job.training.checkpoint_every:
             return step % self.job.training.checkpoint_every == 0
         return step % self.job.plan.steps == 0 and bool(
-            broadcast_object(time.monotonic() - self.saved > CHECKPOINT_AGE_S)
+            broadcast_object(time.monotonic() - self.saved > MIN_CHECKPOINT_AGE_S)
         )
 
     @time_part("checkpoint")

@@ -1,4 +1,4 @@
-"""A training as the loop is given it, and its batches as they come from the stream."""
+"""What the training loop is given: a training with its options, and batches of the stream as tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,11 @@ from firstlight.tasks.learner import Batch
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training: what to train on, how, and where its files go (a folder that all workers see)."""
+    """One training: its images, its options, and the folder of its files, which all workers see.
+
+    `withheld` are the sorted ids whose labels the learner must not see. `warm_start` is the folder of another training
+    that this one continues if it has no checkpoint of its own. After `pause_after_epochs` epochs it pauses.
+    """
 
     folder: Path
     training: TrainingOptions
@@ -26,9 +30,9 @@ class TrainingJob:
     seed: int
     options: LoadingOptions
     device: torch.device
-    withheld: np.ndarray  # ids whose labels the learner must not see, sorted
-    warm_start: Path | None = None  # the folder of the training that it goes on from, where it has no checkpoint of its own
-    pause_after_epochs: int | None = None  # epochs after which it pauses
+    withheld: np.ndarray
+    warm_start: Path | None = None
+    pause_after_epochs: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -36,8 +40,9 @@ class TrainingJob:
 
     @property
     def pause_step(self) -> int | None:
-        """Steps after which it pauses."""
-        return self.pause_after_epochs * self.plan.steps if self.pause_after_epochs is not None and self.pause_after_epochs < self.training.epochs else None
+        """Number of steps after which the training pauses, None if it runs to its end."""
+        epochs = self.pause_after_epochs
+        return epochs * self.plan.steps if epochs is not None and epochs < self.training.epochs else None
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:

@@ -1,6 +1,7 @@
-"""A worker that is alone has no other that would miss it: where it makes no step for long, a timer ends its process, and Ray starts it anew.
+"""Watchdog for single-worker training: ends the process if no step completes within a timeout, so that Ray restarts it.
 
-The timer is faulthandler's, which needs no turn of the interpreter: also code that never gives it back is ended.
+With several workers, the others notice a hang by their collective timeout. The timer is faulthandler's, a thread in C:
+it also ends code that never releases the interpreter.
 """
 
 import contextlib
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-HANG_FILE = "hung.txt"  # in the folder of an instance: where its process was each time, a traceback of every thread
-REARM_S = 1.0  # the timer is a thread: it is not started anew for each of many quick steps
+# In the folder of an instance: the traceback of every thread, for each time that its process hung.
+HANG_FILE = "hung.txt"
+# Each start of the timer starts a thread, so quick steps do not all restart it.
+REARM_S = 1.0
 
 
 @dataclass
@@ -22,12 +25,16 @@ class _Timer:
     set_at: float | None = None
 
 
-_timer: _Timer | None = None  # of this process, as faulthandler has one
+# The timer of this process: faulthandler has only one.
+_timer: _Timer | None = None
 
 
 @contextlib.contextmanager
 def watch_process(folder: Path, seconds: float) -> Iterator[None]:
-    """Within it, this process ends with code 1 when `alive` was called, and then nothing of this module for `seconds` (a second more at the most)."""
+    """Ends this process with code 1 if, in the block, nothing of this module is called for `seconds` after a heartbeat.
+
+    It may take up to one second longer.
+    """
     global _timer
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / HANG_FILE, "ab") as file:
@@ -40,21 +47,21 @@ def watch_process(folder: Path, seconds: float) -> Iterator[None]:
 
 
 def send_heartbeat() -> None:
-    """A step was made. Outside of `watched`, nothing."""
+    """Restarts the timer after a completed step. Does nothing outside of `watch_process`."""
     if _timer is not None and (_timer.set_at is None or time.monotonic() - _timer.set_at > REARM_S):
         faulthandler.dump_traceback_later(_timer.seconds + REARM_S, exit=True, file=_timer.file)
         _timer.set_at = time.monotonic()
 
 
 def suspend_timer() -> None:
-    """What comes now may take long: the timer waits for the next `alive`."""
+    """Stops the timer until the next heartbeat, before work that may take long."""
     if _timer is not None:
         faulthandler.cancel_dump_traceback_later()
         _timer.set_at = None
 
 
 def has_hung(folder: Path) -> bool:
-    """Whether the work of this folder has hung, since `forget`."""
+    """Returns True if the work of this folder has hung since the last `delete_hang_record`."""
     file = folder / HANG_FILE
     return file.exists() and file.stat().st_size > 0
 

@@ -26,7 +26,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState, Trial
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, load_head, save_encoder
-from firstlight.pipeline.stages.retrieve import IDS, VECTORS, Index, open_index, save_index
+from firstlight.pipeline.stages.retrieve import IDS_FILE, VECTORS_FILE, FeatureIndex, open_index, save_index
 from firstlight.pipeline.tracking.client import Tracking
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
@@ -105,7 +105,9 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("name", ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", FOLDER_MANIFEST])
+@pytest.mark.parametrize(
+    "name", ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors", FOLDER_MANIFEST]
+)
 def test_checkpoint_with_a_pickle_is_refused(tmp_path: Path, name: str, canary: bytes) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"w": torch.zeros(3)}, {"bank": {"rows": torch.ones(2)}}, {"plan": "p"})
@@ -150,9 +152,9 @@ def test_head_or_decoder_with_a_pickle_is_refused(
 
 
 @EACH
-@pytest.mark.parametrize("name", [IDS, VECTORS, FOLDER_MANIFEST])
+@pytest.mark.parametrize("name", [IDS_FILE, VECTORS_FILE, FOLDER_MANIFEST])
 def test_index_with_a_pickle_is_refused(tmp_path: Path, name: str, canary: bytes) -> None:
-    save_index(tmp_path, Index.of(np.arange(4), torch.eye(4)), pa.table({"id": np.arange(4)}), {})
+    save_index(tmp_path, FeatureIndex.from_features(np.arange(4), torch.eye(4)), pa.table({"id": np.arange(4)}), {})
     resealed(tmp_path, name, canary)
     with pytest.raises(UserError) as told:
         open_index(tmp_path)

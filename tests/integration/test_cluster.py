@@ -140,7 +140,7 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
         launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"), slowly=True)
     assert not thread.is_alive(), "both have happened"
     stage: Any = recipe.stages["pretrain"]
-    its = pretrain.job(
+    its = pretrain.build_job(
         StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
     ).plan
     assert_planned(read_steps(tmp_path / "job"), its, EPOCHS)

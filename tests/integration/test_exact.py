@@ -126,7 +126,7 @@ def training(folder: str, store: str, name: str, resident: str, stop: int | None
 def the_plan(folder: Path, store: Store, name: str) -> TrainingPlan:
     worker = StageContext.create(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    return pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job")).plan
+    return pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job")).plan
 
 
 @pytest.mark.parametrize("name", RECIPES)

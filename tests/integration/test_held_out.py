@@ -27,7 +27,7 @@ def pretrained(folder: Path, store: Store, **keys: Any) -> tuple[StageContext, d
         on_ray=False,
     )
     stage: Any = worker.recipe.stages["pretrain"]
-    pretrain.work(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    pretrain.PretrainStage().run(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     return worker, json.loads((folder / "job" / RESULT_FILE).read_text())
 
 

@@ -19,7 +19,8 @@ from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import command, recipes
 
@@ -48,7 +49,7 @@ def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
     run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
     assert sorted({m.step for m in client.get_metric_history(run_id, "loss")}) == [row["step"] for row in rows]
-    return fingerprint([found.shared, found.shards]), [row["step"] for row in rows], [row["loss"] for row in rows]
+    return hash_state([found.shared, found.shards]), [row["step"] for row in rows], [row["loss"] for row in rows]
 
 
 def statuses(recipe: Recipe) -> dict[str, str]:

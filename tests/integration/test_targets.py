@@ -269,7 +269,7 @@ def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: P
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
     worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
     assert isinstance(stage, Finetune)
-    views = finetune.views_of_test(worker, stage)
+    views = finetune.test_views(worker, stage)
     assert views == [built.dataset.train_augment] * 10
     (first,), (again,) = (list(worker.iterate_batches(worker.splits.test, 8, views, "present")) for _ in range(2))
     assert len({view.numpy().tobytes() for view in first.views}) == 10

@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# The server imports these modules once, and every worker is a copy of it. torch takes seconds to import, and so does
+# torch._dynamo, which DistributedDataParallel imports when it is first used.
+PRELOADED_MODULES = ["torch._dynamo", "tests.support.learners", "tests.support.two_workers"]
+
 
 class Pool:
     """Processes that call functions together. `run(function, *args)` calls an importable function on every rank.
@@ -18,7 +22,8 @@ class Pool:
     """
 
     def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED_MODULES)
         store = tempfile.mktemp(prefix="gloo-")
         self.pipes: list[Connection] = []
         self.processes = []

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.data.images import decode_rgb
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.store import Store
 
@@ -51,3 +52,9 @@ def silent(done: int, total: int) -> None:
 
 def local(data: DatasetOptions, stores: Path) -> Store:
     return prepare(data, stores, on_ray=lambda: False, progress=silent)
+
+
+def greys(store: Store) -> list[int]:
+    """The value of every image, by id."""
+    total = sum(store.splits.values())
+    return [int(decode_rgb(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]

@@ -9,7 +9,8 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from tests.support import recipes
@@ -33,11 +34,11 @@ def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -
     try:
         worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain.build(worker, stage, job)
+        job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain.build_seeded_method(worker, stage, job)
         fit(job, learner)
     finally:
         failures.fault_hook = None
     found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
     assert found is not None
-    return fingerprint([found.shared, found.shards]), learner.state_dict()
+    return hash_state([found.shared, found.shards]), learner.state_dict()

@@ -65,7 +65,7 @@ class SlowTracedLearner(TracedLearner):
 
 def run_traced(worker: StageContext, stage: Any, instance: StageInstance, learner: type[TracedLearner]) -> None:
     """Runs a pretrain stage with `learner` in the place of its method."""
-    job = pretrain.job(worker, stage, instance)
+    job = pretrain.build_job(worker, stage, instance)
     fit(job, learner(job))
 
 

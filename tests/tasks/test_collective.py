@@ -36,7 +36,7 @@ def gather_on_this_rank(transposed: bool) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_gather(pool: Pool, transposed: bool) -> None:
+def test_gather_over_workers_concatenates_with_gradient(pool: Pool, transposed: bool) -> None:
     total = loss_weights(0, (6, 2)) + loss_weights(1, (6, 2))
     for r, (everyone, gradient) in enumerate(pool.run(gather_on_this_rank, transposed)):
         assert torch.equal(everyone, torch.cat((rows(0), rows(1))))
@@ -51,7 +51,7 @@ def all_sum_on_this_rank() -> tuple[Tensor, Tensor, bool]:
     return total.detach(), x.grad, torch.equal(x.detach(), rows(rank()))
 
 
-def test_all_sum(pool: Pool) -> None:
+def test_all_sum_adds_over_workers_with_gradient(pool: Pool) -> None:
     weights = loss_weights(0, (3, 2)) + loss_weights(1, (3, 2))
     for r, (total, gradient, untouched) in enumerate(pool.run(all_sum_on_this_rank)):
         torch.testing.assert_close(total, rows(0).square() + rows(1).square(), rtol=1e-12, atol=0)
@@ -78,7 +78,7 @@ def the_rest_on_this_rank() -> dict[str, object]:
     }
 
 
-def test_the_rest(pool: Pool) -> None:
+def test_remaining_collectives_on_two_workers(pool: Pool) -> None:
     for r, found in enumerate(pool.run(the_rest_on_this_rank)):
         assert found == {
             "place": (r, 2),
@@ -91,7 +91,7 @@ def test_the_rest(pool: Pool) -> None:
         }
 
 
-def test_on_one_worker_all_are_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collectives_are_the_identity_on_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("all_gather", "all_reduce", "broadcast", "broadcast_object_list", "all_gather_object", "barrier"):
         monkeypatch.setattr(dist, name, lambda *a, **k: pytest.fail("a collective was called"))
     x, value = rows(0), {"a": 1}

@@ -101,7 +101,7 @@ def test_sides_and_places_are_uniform() -> None:
 
 @pytest.mark.parametrize("count", [1, 21, 35])
 @pytest.mark.parametrize(("size", "sides"), [(29, (8, 14)), (32, (4, 4)), (7, (1, 7))])
-def test_covered_pixels_are_those_of_a_loop_over_the_squares(size: int, sides: tuple[int, int], count: int) -> None:
+def test_mask_of_squares_equals_a_loop(size: int, sides: tuple[int, int], count: int) -> None:
     clean = images(6, size)
     squares = draw_squares(some_keys(6), count, sides, size)
     mean = torch.tensor([0.5, 0.4, 0.3])
@@ -111,14 +111,14 @@ def test_covered_pixels_are_those_of_a_loop_over_the_squares(size: int, sides: t
         assert torch.equal(blocked[k], references.dae_blocked(clean[k], own, mean.tolist()))
 
 
-def test_sides_of_the_papers_images() -> None:
+def test_block_sides_of_the_papers_images() -> None:
     """Supplement A, for the crops of section 3.4."""
     assert [big_block_sides(size) for size in (29, 89, 225, 32)] == [(8, 14), (23, 44), (57, 112), (8, 16)]
     assert [small_block_side(size) for size in (29, 89, 225, 32)] == [4, 11, 28, 4]
 
 
 @given(st.integers(1, 2048))
-def test_sides_fit_any_image(size: int) -> None:
+def test_block_sides_fit_any_image(size: int) -> None:
     low, high = big_block_sides(size)
     assert 1 <= low <= high <= size
     assert 1 <= small_block_side(size) <= size
@@ -130,7 +130,7 @@ def test_number_of_small_blocks() -> None:
     assert [small_block_count(n) for n in (1, 50_000, 99_999, 100_000, 1_300_000)] == [21, 21, 21, 35, 35]
 
 
-def test_another_epoch_draws_other_numbers() -> None:
+def test_other_epoch_draws_other_numbers() -> None:
     first, second = (draw_squares(some_keys(200, turn), 1, (8, 14), 29) for turn in (0, 1))
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert float((first[1] == second[1]).float().mean()) < 0.2

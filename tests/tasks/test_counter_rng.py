@@ -127,7 +127,7 @@ def test_keys_are_distinct() -> None:
     assert len(torch.unique(torch.cat(grid))) == 6 * 6 * 6 * 100
 
 
-def test_every_image_has_a_pass_of_its_own() -> None:
+def test_patches_depend_on_the_pass_of_each_image() -> None:
     ids, turns = torch.tensor([5, 9, 5, 700]), torch.tensor([0, 3, 4, 3])
     together = derive_keys(2, turns, ids, 1)
     assert torch.equal(together, torch.cat([keyed(2, int(t), i[None], 1) for t, i in zip(turns, ids, strict=True)]))

@@ -40,7 +40,7 @@ def naive_rank(features: np.ndarray) -> float:
 
 
 @given(st.integers(2, 20), st.integers(1, 8), st.integers(0, 1000))
-def test_they_are_the_formulas(n: int, d: int, seed: int) -> None:
+def test_metrics_equal_their_formulas(n: int, d: int, seed: int) -> None:
     x, y = random(n, d, seed), random(n, d, seed + 1)
     rows, others = unit(x.double().tolist()), unit(y.double().tolist())
     assert rankme(x) == pytest.approx(naive_rank(x.numpy()), rel=1e-5)
@@ -50,7 +50,7 @@ def test_they_are_the_formulas(n: int, d: int, seed: int) -> None:
     assert feature_std(x) == pytest.approx(np.array(rows).std(0).mean(), abs=1e-9)
 
 
-def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniformity_in_blocks_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = random(60, 5)
     whole = uniformity(x)
     monkeypatch.setattr(module, "UNIFORMITY_BLOCK", 7)
@@ -58,7 +58,7 @@ def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("limit", ["MAX_EIGENVALUE_SIDE", "MAX_UNIFORMITY_IMAGES"])
-def test_many_are_judged_by_some_that_are_spread_evenly(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def test_metrics_of_many_images_take_evenly_spaced_ones(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     x = random(101, 40)
     monkeypatch.setattr(module, limit, 11)
     some = x[::10]
@@ -68,7 +68,7 @@ def test_many_are_judged_by_some_that_are_spread_evenly(monkeypatch: pytest.Monk
     )
 
 
-def test_what_even_features_have() -> None:
+def test_metrics_of_evenly_spread_features() -> None:
     x = random(4000, 16)
     assert rankme(x) == pytest.approx(16, abs=0.1)
     assert feature_std(x) == pytest.approx(16**-0.5, rel=0.02)
@@ -77,7 +77,7 @@ def test_what_even_features_have() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
-def test_a_point_has_collapsed(noise: float) -> None:
+def test_features_at_one_point_are_collapsed(noise: float) -> None:
     x = torch.ones(50, 16) * 3 + noise * random(50, 16)
     found = compute_feature_metrics(x)
     assert found["rankme"] == pytest.approx(1, abs=0.01)
@@ -85,7 +85,7 @@ def test_a_point_has_collapsed(noise: float) -> None:
     assert "effective rank is 1.00 of 16" in str(describe_collapse(found, 16))
 
 
-def test_a_spread_that_is_tiny_has_collapsed_though_its_rank_is_not_one() -> None:
+def test_tiny_deviation_is_a_collapse_at_any_rank() -> None:
     assert "standard deviation is 4.0%" in str(describe_collapse({"rankme": 3.0, "feature_std": 0.01}, 16))
     assert describe_collapse({"rankme": 3.0, "feature_std": 0.0126}, 16) is None
 
@@ -96,7 +96,7 @@ def test_constant_dimensions_are_dead() -> None:
     assert dead_dimensions(x) == 0.25
 
 
-def test_a_dead_network_is_told_of_in_numbers() -> None:
+def test_dead_network_has_collapsed_metrics() -> None:
     found = compute_feature_metrics(torch.zeros(20, 4))
     assert all(math.isfinite(value) for value in found.values())
     assert found["dead_dimensions"] == 1
@@ -104,7 +104,7 @@ def test_a_dead_network_is_told_of_in_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_has_no_signals(value: float) -> None:
+def test_nonfinite_features_have_no_metrics(value: float) -> None:
     x = random(20, 4)
     x[3, 2] = value
     assert compute_feature_metrics(x) == {}

@@ -84,7 +84,7 @@ def test_float32_is_close_to_float64_at_any_temperature(temperature: float) -> N
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4 * (temperature < 0.01)
 
 
-def test_the_own_row_carries_no_weight_however_near() -> None:
+def test_own_row_has_no_weight() -> None:
     memory, own = bank(), torch.tensor([0, 1])
     queries = memory.values[:2].clone()
     before = memory.contrast_others(queries, own, 0.01)[0][0]
@@ -103,7 +103,7 @@ def test_discovery_is_exact(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @given(st.integers(2, 20), st.integers(1, 7), st.integers(0, 1000))
-def test_a_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk: int, seed: int) -> None:
+def test_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk: int, seed: int) -> None:
     memory = bank(size=size, dim=2, chunk=chunk, seed=seed)
     memory.values = F.one_hot(torch.arange(size) % 2, 2).double()  # all even ids are equal, and all odd ones
     nearest, _ = memory.find_neighbours(0.1)
@@ -136,7 +136,7 @@ def on_workers() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("workers", ["pool", "pool3"])
-def test_any_number_of_workers_agree(workers: str, request: pytest.FixtureRequest) -> None:
+def test_moments_are_equal_on_any_number_of_workers(workers: str, request: pytest.FixtureRequest) -> None:
     wanted = on_workers()
     pool: Pool = request.getfixturevalue(workers)
     for answer in pool.run(on_workers):
@@ -153,7 +153,7 @@ def empty_shards() -> list[Tensor]:
     return [nearest, entropy, partition, memory.gram_matrix()]
 
 
-def test_a_worker_may_hold_no_row(pool3: Pool) -> None:
+def test_worker_may_own_no_row(pool3: Pool) -> None:
     wanted = empty_shards()
     assert wanted[0].tolist() == [1, 0]
     for answer in pool3.run(empty_shards):
@@ -187,7 +187,7 @@ def test_the_gram_matrix_does_not_drift() -> None:
     assert (gram - exact).norm() / exact.norm() <= 1e-10
 
 
-def test_first_rows_depend_on_seed_and_id_alone() -> None:
+def test_initial_rows_depend_on_seed_and_row_only() -> None:
     ids = torch.tensor([0, 7, 8191, 8192, 20_000])
     together = draw_initial_rows(ids, 16, 3)
     assert torch.equal(together, torch.cat([draw_initial_rows(i[None], 16, 3) for i in ids]))
@@ -195,7 +195,7 @@ def test_first_rows_depend_on_seed_and_id_alone() -> None:
     assert not torch.equal(together, draw_initial_rows(ids, 16, 4))
 
 
-def test_first_rows_are_uniform() -> None:
+def test_initial_rows_are_uniform() -> None:
     drawn = draw_initial_rows(torch.arange(20_000), 12, 0)
     assert drawn.abs().max() <= 0.5  # sqrt(3 / 12)
     assert drawn.square().sum(1).mean() == pytest.approx(1.0, abs=0.01)
@@ -224,7 +224,7 @@ print((kib("VmHWM:") - before) / 1024)
 """
 
 
-def test_the_pass_needs_little_memory() -> None:
+def test_pass_over_the_bank_needs_little_memory() -> None:
     """128 images in two views against 400,000: a (256, n) tensor alone would be 390 MiB."""
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     assert 8 < float(done.stdout) <= 128  # MiB; two tiles of 256 x 8192 are 16

@@ -17,7 +17,7 @@ def shard_of(size: int, rank_: int, world_: int) -> dict[str, torch.Tensor]:
     return {"ids": ids, "rows": torch.stack((ids + 0.5, -ids + 0.25), 1)}
 
 
-def test_a_write_waits_for_commit() -> None:
+def test_write_is_visible_after_commit() -> None:
     t = table()
     t.write(torch.tensor([4, 2]), torch.tensor([[9.0, 9.0], [8.0, 8.0]]))
     assert t.read(torch.tensor([2, 4])).tolist() == [[2, -2], [4, -4]]
@@ -28,20 +28,20 @@ def test_a_write_waits_for_commit() -> None:
 
 @pytest.mark.fault(36, "an id outside of a table")
 @pytest.mark.parametrize("bad", [-1, 11])
-def test_an_id_outside_is_named(bad: int) -> None:
+def test_row_outside_of_the_table_raises(bad: int) -> None:
     with pytest.raises(IndexError, match=str(bad)):
         table().read(torch.tensor([1, bad]))
 
 
 @pytest.mark.parametrize("ids", [[], [3], [3, 0, 3]])
-def test_what_is_read_is_a_copy(ids: list[int]) -> None:
+def test_read_returns_a_copy(ids: list[int]) -> None:
     t = table()
     t.read(torch.tensor(ids, dtype=torch.int64)).fill_(100.0)
     assert torch.equal(t.values, table().values)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_is_not_waited_for() -> None:
+def test_table_does_not_synchronise_the_gpu() -> None:
     t = table().to(torch.device("cuda"))
     ids, rows = torch.tensor([4, 2], device="cuda"), torch.full((2, 2), 9.0, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
@@ -64,7 +64,7 @@ def test_shards_of_any_number_of_workers_are_taken(size: int, writers: int, rand
 
 
 @given(st.integers(2, 30), st.integers(2, 5))
-def test_a_missing_shard_is_an_error(size: int, writers: int) -> None:
+def test_missing_shard_raises(size: int, writers: int) -> None:
     shards = [shard_of(size, r, min(writers, size)) for r in range(min(writers, size))]
     with pytest.raises(ValueError, match="missing or foreign"):
         table(size).load_state_dicts(shards[1:])
@@ -86,7 +86,7 @@ def on_two_workers() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor
     return before, gather_over_workers(t.read(ids)), t.state_dict()
 
 
-def test_two_workers(pool: Pool) -> None:
+def test_two_workers_read_and_write_each_others_rows(pool: Pool) -> None:
     answers = pool.run(on_two_workers)
     assert answers[0][0][:, 0].tolist() == [0, 3, 7]
     assert answers[1][0][:, 0].tolist() == [10, 1, 4]
@@ -105,7 +105,7 @@ def read_a_table_of_one_row() -> list[list[float]]:
     return t.read(torch.tensor([0, 0])).tolist()  # type: ignore[no-any-return]
 
 
-def test_a_worker_without_rows_reads_those_of_others(pool: Pool) -> None:
+def test_worker_without_rows_reads_rows_of_others(pool: Pool) -> None:
     assert pool.run(read_a_table_of_one_row) == [[[0, 0], [0, 0]]] * 2
 
 
@@ -118,7 +118,7 @@ def read_beyond() -> str:
 
 
 @pytest.mark.fault(36, "a wrong id of one of two workers")
-def test_a_wrong_id_of_one_worker_is_named_on_all(pool: Pool) -> None:
+def test_wrong_row_of_one_worker_raises_on_all(pool: Pool) -> None:
     assert pool.run(read_beyond) == ["row 11 is outside of the table's rows 0..10"] * 2
 
 
@@ -131,5 +131,5 @@ def write_the_same_id() -> str:
 
 
 @pytest.mark.fault(35, "one id on two workers")
-def test_one_id_on_two_workers_is_an_error(pool: Pool) -> None:
+def test_repeated_row_on_two_workers_raises(pool: Pool) -> None:
     assert all("[5]" in answer for answer in pool.run(write_the_same_id))

@@ -20,7 +20,7 @@ def test_the_mean_is_over_the_labelled_images() -> None:
     )
 
 
-def test_a_batch_without_labels_gives_0_and_no_gradient() -> None:
+def test_batch_without_labels_has_loss_0_and_no_gradient() -> None:
     logits = LOGITS.clone().requires_grad_()
     loss, hits = labelled_cross_entropy(logits, torch.full((8,), -1))
     loss.backward()

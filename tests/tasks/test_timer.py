@@ -34,7 +34,7 @@ def nested(clock: StepTimer, times: Times) -> None:
         times.now += 64.0
 
 
-def test_a_part_inside_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_an_inner_part_is_not_in_the_outer_part(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, times = StepTimer(), Times(monkeypatch)
     with clock.time_thread(CPU):
         nested(clock, times)
@@ -42,7 +42,7 @@ def test_a_part_inside_another_counts_for_itself_alone(monkeypatch: pytest.Monke
         assert clock.read_seconds() == {}, "each second is read once"
 
 
-def test_a_part_that_fails_is_counted_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_part_is_counted_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, times = StepTimer(), Times(monkeypatch)
     with clock.time_thread(CPU):
 
@@ -58,7 +58,7 @@ def test_a_part_that_fails_is_counted_and_closed(monkeypatch: pytest.MonkeyPatch
         assert clock.read_seconds() == {"forward": 3.0, "backward": 1.0}
 
 
-def test_it_counts_only_while_it_runs_and_its_own_thread_only() -> None:
+def test_timer_counts_its_own_thread_while_running_only() -> None:
     clock = StepTimer()
     with clock.time_part("before"):
         pass
@@ -75,7 +75,7 @@ def test_it_counts_only_while_it_runs_and_its_own_thread_only() -> None:
     assert clock.read_seconds() == {}
 
 
-def test_a_training_that_is_ended_late_does_not_stop_the_next_ones_clock() -> None:
+def test_late_end_of_a_training_does_not_stop_the_next_timer() -> None:
     clock = StepTimer()
     first = clock.time_thread(CPU)
     first.__enter__()
@@ -86,7 +86,7 @@ def test_a_training_that_is_ended_late_does_not_stop_the_next_ones_clock() -> No
         assert list(clock.read_seconds()) == ["forward"]
 
 
-def test_on_a_gpu_events_are_the_marks_and_are_asked_for_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_events_are_read_only_by_read_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds of a stub: there is no GPU here. The nesting is that of the CPU."""
     clock, times, waited = StepTimer(), Times(monkeypatch), []
 

@@ -8,11 +8,11 @@ from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.publish.publisher import StagePublisher
-from firstlight.pipeline.stages.embed import FOLDER as EMBEDDINGS
-from firstlight.pipeline.stages.embed import Embed, open_embeddings, read_manifest
-from firstlight.pipeline.stages.export import FOLDER as EXPORT
+from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER as EMBEDDINGS
+from firstlight.pipeline.stages.embed import Embed, open_embeddings, read_embeddings_manifest
+from firstlight.pipeline.stages.export import EXPORT_FOLDER as EXPORT
 from firstlight.pipeline.stages.export import Export
-from firstlight.pipeline.stages.projection import Mapped, project
+from firstlight.pipeline.stages.projection import PlaneMap, project_to_plane
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import Tracking
 from firstlight.pipeline.tracking.figures import Album
@@ -28,7 +28,7 @@ class EmbedPublisher(StagePublisher[Embed]):
     def publish(self, tracking: Tracking, run_id: str, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
         """The manifest, a map of the embeddings, and the embeddings themselves where they are small, into the MLflow run."""
         folder = instance.folder / EMBEDDINGS
-        manifest, entries = read_manifest(folder)
+        manifest, entries = read_embeddings_manifest(folder)
         total = sum(entry.bytes for entry in entries)
         tracking.numbers(
             run_id, {"images": sum(entry.count for entry in entries), "size": manifest["size"], "bytes": total}
@@ -41,7 +41,7 @@ class EmbedPublisher(StagePublisher[Embed]):
         if split:
             mapped, labels, told = _map(worker, stage, folder, split)
             Album(tracking, run_id, instance.folder).add(
-                "map", figures.embedding_map(mapped, labels, worker.store.classes), told
+                "map", figures.draw_embedding_map(mapped, labels, worker.store.classes), told
             )
 
 
@@ -63,7 +63,7 @@ class ExportPublisher(StagePublisher[Export]):
         tracking.client.log_dict(run_id, result, "export.json")
 
 
-def _map(worker: StageContext, stage: Embed, folder: Path, split: str) -> tuple[dict[str, Mapped], np.ndarray, str]:
+def _map(worker: StageContext, stage: Embed, folder: Path, split: str) -> tuple[dict[str, PlaneMap], np.ndarray, str]:
     """Some embeddings of a split on a plane, by title, their labels, and a line that tells of them; of `map_classes` alone where they are given."""
     ids, embeddings = open_embeddings(folder, split)
     labels, classes = worker.splits.labels[ids], worker.store.classes
@@ -75,4 +75,4 @@ def _map(worker: StageContext, stage: Embed, folder: Path, split: str) -> tuple[
     chosen = select_evenly_spaced(shown, SHOWN)
     title = f"embeddings: {len(chosen):,} of {len(ids):,} {split} images"
     how = "at their first two principal components" if stage.map == "pca" else "by t-SNE"
-    return {title: project(embeddings[chosen], stage.map)}, labels[chosen], f"{title}, {how}"
+    return {title: project_to_plane(embeddings[chosen], stage.map)}, labels[chosen], f"{title}, {how}"

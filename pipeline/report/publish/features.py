@@ -6,10 +6,10 @@ from safetensors.torch import load as load_tensors
 
 from firstlight.pipeline.report import figures, neighbours
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.evaluate import MAP, Evaluate
-from firstlight.pipeline.stages.frozen_features import ARMS
-from firstlight.pipeline.stages.projection import principal_axes
-from firstlight.pipeline.stages.retrieve import INDEX, Retrieve
+from firstlight.pipeline.stages.evaluate import EVALUATION_MAP_FILE, Evaluate
+from firstlight.pipeline.stages.frozen_features import FEATURE_ARMS
+from firstlight.pipeline.stages.projection import name_principal_axes
+from firstlight.pipeline.stages.retrieve import INDEX_FOLDER, Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import Tracking
 from firstlight.pipeline.tracking.figures import Album
@@ -33,8 +33,8 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
         assert result is not None
         album = Album(tracking, run_id, instance.folder)
         _add_map(album, worker, stage, instance)
-        for arm in ARMS:
-            for layer, ending in zip(stage.layers, stage.endings, strict=True):
+        for arm in FEATURE_ARMS:
+            for layer, ending in zip(stage.layers, stage.layer_suffixes, strict=True):
                 numbers = {f"{key}{ending}": value for key, value in result[arm][f"signals{ending}"].items()}
                 for measure in ("knn", "probe"):
                     numbers |= {
@@ -45,7 +45,7 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
                 tracking.numbers(run_id, numbers, f"{arm}/")
                 of = "test" if worker.recipe.score_test else "held-out"
                 told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: {of} images of a class (%)"
-                figure = figures.confusion(result[arm]["confusion" + ending], worker.store.classes, told)
+                figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, told)
                 album.add(f"confusion_{arm}{ending}", figure, told)
 
     def summarise(self, run: Run) -> dict[str, Score]:
@@ -65,10 +65,10 @@ class RetrievePublisher(StagePublisher[Retrieve]):
         self, tracking: Tracking, run_id: str, worker: StageContext, stage: Retrieve, instance: StageInstance
     ) -> None:
         """Scores, pictures and the index into the MLflow run. Runs on the driver."""
-        result, folder, client = instance.result, instance.folder / INDEX, tracking.client
+        result, folder, client = instance.result, instance.folder / INDEX_FOLDER, tracking.client
         assert result is not None
         album = Album(tracking, run_id, instance.folder)
-        for arm in ARMS:
+        for arm in FEATURE_ARMS:
             if "precision" in result[arm]:
                 scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
                 tracking.numbers(
@@ -77,9 +77,9 @@ class RetrievePublisher(StagePublisher[Retrieve]):
             told = f"{arm}: the nearest images to the query at the left; those of another class in red"
             album.add(f"neighbours_{arm}", neighbours.picture(worker, result[arm]["shown"], told), told)
         if sum(file.stat().st_size for file in folder.iterdir()) <= LOGGED_BYTES:
-            client.log_artifacts(run_id, str(folder), INDEX)
+            client.log_artifacts(run_id, str(folder), INDEX_FOLDER)
         else:
-            client.log_artifact(run_id, str(folder / "manifest.json"), INDEX)
+            client.log_artifact(run_id, str(folder / "manifest.json"), INDEX_FOLDER)
 
     def summarise(self, run: Run) -> dict[str, Score]:
         key = "mean_average_precision"
@@ -89,10 +89,10 @@ class RetrievePublisher(StagePublisher[Retrieve]):
 
 
 def _add_map(album: Album, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
-    if not (instance.folder / MAP).exists():
+    if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
-    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / MAP).read_bytes()).items()}
+    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / EVALUATION_MAP_FILE).read_bytes()).items()}
     titles = {"pretrained": "pretrained", "random": "random weights"}
-    maps = {titles[arm]: (found[f"{arm}_points"], principal_axes(found[f"{arm}_share"])) for arm in ARMS}
+    maps = {titles[arm]: (found[f"{arm}_points"], name_principal_axes(found[f"{arm}_share"])) for arm in FEATURE_ARMS}
     told = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
-    album.add("map", figures.embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)
+    album.add("map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)

@@ -9,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.finetune import Finetune, candidates, labelled_ids
+from firstlight.pipeline.stages.finetune import Finetune, list_candidates, finetune_ids
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import Tracking
 from firstlight.pipeline.tracking.figures import Album
@@ -36,14 +36,14 @@ class FinetunePublisher(StagePublisher[Finetune]):
             for part, scores in result[arm]["scores"].items():
                 tracking.numbers(run_id, _named(scores, worker.store.classes), f"{arm}/{part}_")
             rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS_FILE)
-            album.add(f"curves_{arm}", curves.loss(rows), f"loss, {arm}, with the learning rate that was chosen")
+            album.add(f"curves_{arm}", curves.plot_loss(rows), f"loss, {arm}, with the learning rate that was chosen")
             pictures = instance.folder / f"{arm}.safetensors"
             if pictures.exists():
                 told = f"{of} images, {arm}"
-                album.add(f"predicted_{arm}", figures.rows(load_tensors(pictures.read_bytes()), told), told)
-        tails = instance.folder / next(iter(candidates(stage))) / DROPPED_IDS_FILE  # of all candidates: they have one plan
+                album.add(f"predicted_{arm}", figures.draw_image_rows(load_tensors(pictures.read_bytes()), told), told)
+        tails = instance.folder / next(iter(list_candidates(stage))) / DROPPED_IDS_FILE  # of all candidates: they have one plan
         for file in (
-            write_labelled(worker.store, labelled_ids(worker, stage, instance), instance.folder),
+            write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder),
             *([tails] if tails.exists() else []),
         ):
             client.log_artifact(run_id, str(file))

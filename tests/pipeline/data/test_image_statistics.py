@@ -90,7 +90,7 @@ def test_lines() -> None:
 
 def test_the_picture_shows_every_image() -> None:
     seen = dumped([*images(300, 1), ((1, 64_000_000), ("F", "TIFF"), 0, 1)])
-    figure = figures.census({**seen, "duplicates": {"copies": 1234}}, 5)
+    figure = figures.draw_store_statistics({**seen, "duplicates": {"copies": 1234}}, 5)
     assert figure.get_suptitle() == "1,234 are copies of others; 5 more cannot be decoded"
     sizes, modes, formats, _ = figure.axes
     assert sizes.get_title(loc="left").startswith("301 images: 1-")
@@ -104,7 +104,7 @@ def test_the_picture_shows_every_image() -> None:
 
 def test_the_picture_counts_what_has_no_bar_of_its_own() -> None:
     seen = dumped([((8, 8), (f"M{k}", "PNG"), 0, 1) for k in range(10) for _ in range(20 - k)])
-    modes = figures.census(seen, 0).axes[1]
+    modes = figures.draw_store_statistics(seen, 0).axes[1]
     assert [label.get_text() for label in modes.get_xticklabels()] == [*(f"M{k}" for k in range(7)), "others"]
     assert sum(bar.get_height() for bar in modes.patches) == sum(range(11, 21))
 

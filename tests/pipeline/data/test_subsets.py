@@ -1,17 +1,11 @@
 """Named parts of the training split: ids that follow the numbering, without the images that have none."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from firstlight.pipeline.data.manifest import SUBSETS_FILE, Shard
-from firstlight.pipeline.data.prepare import assemble
+from firstlight.pipeline.data.manifest import SUBSETS_FILE
 from firstlight.pipeline.data.prepare import prepare as module
-from firstlight.pipeline.data.prepare.jobs import PrepareJob
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.subsets import describe_lost_images
 from firstlight.pipeline.errors import UserError
@@ -79,26 +73,3 @@ def test_damage_is_named(store: Store, damage: str) -> None:
             read()
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7))
-def test_train_ids(good: list[bool], rows: int) -> None:
-    """Whatever is bad and however it is cut in parts, the good ones are numbered in order."""
-
-    listing = SimpleNamespace(subsets={"all": np.arange(len(good))}, splits={"train": len(good)})
-    jobs: list[PrepareJob] = [
-        {"split": "train", "start": k, "count": len(good[k : k + rows]), "file": f"train-{k:05d}.parquet"}
-        for k in range(0, len(good), rows)
-    ]
-    bad = {
-        job["file"]: [k for k, fine in enumerate(good[job["start"] : job["start"] + rows]) if not fine] for job in jobs
-    }
-    shards, first = [], 0
-    for job in jobs:
-        count = job["count"] - len(bad[job["file"]])
-        if count:
-            shards.append(Shard(job["file"], "train", first, count, (count,), 1, ""))
-        first += count
-    results = [{"job": job, "shard": any(shard.file == job["file"] for shard in shards)} for job in jobs]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "read_gaps", lambda folder, job: bad[job["file"]])
-        ids = assemble._list_train_ids(listing, results, shards, Path())
-    assert ids.tolist() == [sum(good[:k]) if fine else -1 for k, fine in enumerate(good)]

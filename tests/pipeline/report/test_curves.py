@@ -32,7 +32,7 @@ def titles(figure: Any) -> list[str]:
 
 
 def test_the_loss_has_a_panel_and_every_term_one_of_its_own() -> None:
-    figure = curves.loss(
+    figure = curves.plot_loss(
         rows(
             term=lambda k: k,
             rare=lambda k: 5.0 if k == 10 else None,
@@ -48,15 +48,15 @@ def test_the_loss_has_a_panel_and_every_term_one_of_its_own() -> None:
 
 
 def test_many_values_have_their_running_mean() -> None:
-    figure = curves.loss(rows(120, 30, term=lambda k: float(k % 2)))
+    figure = curves.plot_loss(rows(120, 30, term=lambda k: float(k % 2)))
     faint, mean = figure.axes[1].lines
     assert len(faint.get_ydata()) == 120
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
 
 
 def test_observed_values_are_drawn_at_their_epochs() -> None:
-    assert curves.watched(rows()) is None
-    figure = curves.watched(
+    assert curves.plot_feature_metrics(rows()) is None
+    figure = curves.plot_feature_metrics(
         rows(watch_rankme=lambda k: 3.0 if k % 10 == 0 else None, watch_knn=lambda k: k / 20 if k % 10 == 0 else None)
     )
     assert figure is not None
@@ -69,18 +69,18 @@ def test_observed_values_are_drawn_at_their_epochs() -> None:
 
 def test_a_period_has_the_last_value_that_was_logged_in_it() -> None:
     curve = Plot("rounds", "by round", ("consistency", "nowhere"), 2, "round")
-    figure = curves.periods(rows(consistency=lambda k: k / 20 if k > 10 else None), curve)
+    figure = curves.plot_periods(rows(consistency=lambda k: k / 20 if k > 10 else None), curve)
     assert figure is not None
     (axis,) = figure.axes
     assert axis.get_xlabel() == "round"
     assert (axis.lines[0].get_xdata().tolist(), axis.lines[0].get_ydata().tolist()) == ([2], [1.0]), (
         "nothing was logged in the first round"
     )
-    assert curves.periods(rows(), curve) is None
+    assert curves.plot_periods(rows(), curve) is None
 
 
 def test_the_parts_of_a_step_and_the_rest_fill_the_whole() -> None:
-    figure = curves.speed(rows(time_forward=lambda k: 0.5, time_data=lambda k: 0.2, time_tables=lambda k: 0.0))
+    figure = curves.plot_speed(rows(time_forward=lambda k: 0.5, time_data=lambda k: 0.2, time_tables=lambda k: 0.0))
     shares = figure.axes[2]
     assert [text.get_text() for text in shares.get_legend().get_texts()] == ["other", "forward", "data"]
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in shares.collections]
@@ -89,12 +89,12 @@ def test_the_parts_of_a_step_and_the_rest_fill_the_whole() -> None:
 
 def test_shares_that_overlap_leave_no_rest() -> None:
     """As they may on a GPU, which works while its process waits."""
-    figure = curves.speed(rows(time_forward=lambda k: 0.8, time_data=lambda k: 0.5))
+    figure = curves.plot_speed(rows(time_forward=lambda k: 0.8, time_data=lambda k: 0.5))
     assert figure.axes[2].get_ylim() == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_training_of_a_step_or_two_has_figures(count: int) -> None:
-    for figure in (curves.loss(rows(count)), curves.speed(rows(count))):
+    for figure in (curves.plot_loss(rows(count)), curves.plot_speed(rows(count))):
         figure.canvas.draw()
         assert figure.axes[0].lines

@@ -52,6 +52,6 @@ def test_noted_tail_equals_that_of_the_plan(tmp_path: Path, digits: Store, label
     worker = StageContext.create(recipe, digits, on_ray=False)
     stage: Any = recipe.stages["pretrain"]
     (line,) = describe_left_out(recipe, "pretrain", worker.splits)
-    tail = len(pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
+    tail = len(pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
     assert f"leaves out {tail} of " in line
     assert told in line

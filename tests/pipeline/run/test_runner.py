@@ -28,7 +28,8 @@ from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.gloo import Pool
@@ -434,7 +435,7 @@ def test_run_and_model_of_a_killed_process_are_not_duplicated(storage: Path, rem
 def pretrain_below_ray(folder: str, store: str) -> None:
     recipe = on_ray(Path(folder))
     worker = StageContext.create(recipe, Store.open(Path(store)), on_ray=False)
-    pretrain.work(
+    pretrain.PretrainStage().run(
         worker, recipe.stages["pretrain"], StageInstance("pretrain", 0, "f", Path(folder) / "pretrain-seed0-f")
     )  # type: ignore[arg-type]
 
@@ -443,7 +444,7 @@ def end_state(folder: Path) -> str:
     (instance,) = folder.glob("pretrain-seed0-*")
     found, _ = Checkpoints(instance / "checkpoints").read_newest()
     assert found is not None
-    return fingerprint([found.shared, found.shards])
+    return hash_state([found.shared, found.shards])
 
 
 @pytest.mark.fault(1, "a worker is killed, under Ray")

@@ -24,7 +24,8 @@ from firstlight.pipeline.search.pbt import (
 from firstlight.pipeline.search.space import Dimension, Pbt, Search
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -131,14 +132,14 @@ def hash_of_training(
         recipes.recipe(folder, **{"stages__pretrain__epochs": 4, **changes}), store, on_ray=False
     )
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder, begin=begin, until=until))
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder, begin=begin, until=until))
     with (
         contextlib.nullcontext() if until is None else pytest.raises(Paused, match=f"pauses after {until} of 4 epochs")
     ):
-        fit(job, pretrain.build(worker, stage, job))
+        fit(job, pretrain.build_seeded_method(worker, stage, job))
     found, _ = Checkpoints(folder / "checkpoints").read_newest()
     assert found is not None
-    return fingerprint([found.shared, found.shards])
+    return hash_state([found.shared, found.shards])
 
 
 SCHEDULES: dict[str, Any] = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_same, encoder_spec, load_encoder, save_encoder
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, load_encoder, save_encoder
 from firstlight.pipeline.train.checkpoint import write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 
@@ -100,7 +100,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_encoder_names_the_file(folder: Path, file: str, kind: str) -> None:
     DAMAGE[kind](folder / file)
-    for read in (encoder_spec, lambda path: load_encoder(path, 8)):
+    for read in (read_encoder_spec, lambda path: load_encoder(path, 8)):
         with pytest.raises(UserError) as told:
             read(folder)  # type: ignore[operator]
         assert str(folder) in str(told.value)
@@ -114,22 +114,24 @@ def test_damaged_encoder_names_the_file(folder: Path, file: str, kind: str) -> N
 
 def test_missing_encoder_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path / 'none'}: is not a whole encoder: .*manifest.json"):
-        encoder_spec(tmp_path / "none")
+        read_encoder_spec(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b'{"format": 1}', b'{"spec": 3}', b"{", b"\xff"])
 def test_folder_of_another_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
     write_manifest(tmp_path, write_file(tmp_path, "encoder.json", content))
     with pytest.raises(UserError, match=rf"{tmp_path}: is not a whole encoder"):
-        encoder_spec(tmp_path)
+        read_encoder_spec(tmp_path)
 
 
 @pytest.mark.fault(54, "a manifest that leads out of its folder")
 def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    write_manifest(tmp_path / "in", {f"../{name}": entry for name, entry in write_file(tmp_path, "encoder.json", b"{}").items()})
+    write_manifest(
+        tmp_path / "in", {f"../{name}": entry for name, entry in write_file(tmp_path, "encoder.json", b"{}").items()}
+    )
     with pytest.raises(UserError, match="is missing"):
-        encoder_spec(tmp_path / "in")
+        read_encoder_spec(tmp_path / "in")
 
 
 def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
@@ -160,8 +162,8 @@ def test_spec_that_does_not_fit_the_weights_is_refused(folder: Path) -> None:
 
 
 def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
-    check_same(folder, SPEC, "stages.evaluate.encoder")
-    check_same(folder, {**SPEC, "mean": [0.1, 0.2, 0.3]}, "stages.evaluate.encoder")
+    check_encoder_spec(folder, SPEC, "stages.evaluate.encoder")
+    check_encoder_spec(folder, {**SPEC, "mean": [0.1, 0.2, 0.3]}, "stages.evaluate.encoder")
 
 
 @pytest.mark.fault(47, "an encoder of another shape, input or statistics")
@@ -177,10 +179,10 @@ def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
 )
 def test_the_first_key_that_differs_is_named_with_both_values(folder: Path, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as error:
-        check_same(folder, {**SPEC, **changes}, "stages.evaluate.encoder")
+        check_encoder_spec(folder, {**SPEC, **changes}, "stages.evaluate.encoder")
     assert str(error.value) == f"{told} the encoder that stages.evaluate.encoder names ({folder})"
 
 
 def test_key_that_only_the_saved_encoder_has_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"encoder\.input: None differs from 'sobel'"):
-        check_same(folder, {k: v for k, v in SPEC.items() if k != "input"}, "x")
+        check_encoder_spec(folder, {k: v for k, v in SPEC.items() if k != "input"}, "x")

@@ -20,7 +20,7 @@ from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.embed import Embed, network, open_embeddings
+from firstlight.pipeline.stages.embed import Embed, EmbedStage, build_network, open_embeddings
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
 from firstlight.pipeline.train.context import StageContext
@@ -50,14 +50,16 @@ def files_of(instance: StageInstance) -> dict[str, bytes]:
 
 def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, digits: Store) -> None:
     worker, stage, instance = setting(tmp_path, digits)
-    embed.work(worker, stage, instance)
+    EmbedStage().run(worker, stage, instance)
     folder = instance.folder / "embeddings"
     encoder = load_encoder(tmp_path / "encoder", 8).eval()
     for split in ("train", "val", "test"):
         ids, found = open_embeddings(folder, split)
         assert np.array_equal(ids, getattr(worker.splits, split))
         with torch.no_grad():
-            own = torch.cat([encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.iterate_batches(ids, 16)]).numpy()
+            own = torch.cat(
+                [encoder(batch.views[0])[-1].mean((2, 3)) for batch in worker.iterate_batches(ids, 16)]
+            ).numpy()
         assert np.allclose(found, own, atol=1e-6)
     ids, found = open_embeddings(folder)
     assert found.shape == (len(ids), encoder.shapes[-1][0])
@@ -81,7 +83,7 @@ def test_embeddings_are_those_of_the_encoder_in_order_of_ids(tmp_path: Path, dig
 
 def test_half_precision_and_chosen_splits(tmp_path: Path, digits: Store) -> None:
     worker, stage, instance = setting(tmp_path, digits, dtype="float16", splits=["test"])
-    embed.work(worker, stage, instance)
+    EmbedStage().run(worker, stage, instance)
     ids, found = open_embeddings(instance.folder / "embeddings")
     assert np.array_equal(ids, worker.splits.test)
     assert found.dtype == np.float16
@@ -96,7 +98,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path, digits: Store)
         encoder.stages[-1][1].weight.fill_(1e6)
     save_encoder(encoder, tmp_path / "encoder", {})
     with pytest.raises(StageFailed, match=r"the embedding of image \d+ is not finite in float16"):
-        embed.work(worker, stage, instance)
+        EmbedStage().run(worker, stage, instance)
     assert not list((instance.folder / "embeddings").iterdir())
 
 
@@ -108,15 +110,15 @@ def test_killed_stage_makes_only_missing_files(
     tmp_path: Path, digits: Store, harm: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, stage, instance = setting(tmp_path, digits)
-    embed.work(worker, stage, instance)
+    EmbedStage().run(worker, stage, instance)
     before = files_of(instance)
     harm(instance.folder / "embeddings" / "train-00001.parquet")
     with pytest.raises(UserError, match=r"train-00001\.parquet: is missing or damaged: .*; delete .* and run again"):
         open_embeddings(instance.folder / "embeddings", "train")
     put: list[str] = []
-    real = embed._Writer._put
-    monkeypatch.setattr(embed._Writer, "_put", lambda self, file, rows: (put.append(file.name), real(self, file, rows)))
-    embed.work(worker, stage, instance)
+    real = embed._EmbeddingWriter._write_file
+    monkeypatch.setattr(embed._EmbeddingWriter, "_write_file", lambda self, file, rows: (put.append(file.name), real(self, file, rows)))
+    EmbedStage().run(worker, stage, instance)
     assert put == ["train-00001.parquet"]
     assert files_of(instance) == before
 
@@ -142,18 +144,18 @@ def test_invalid_manifest_is_named(tmp_path: Path, manifest: str) -> None:
 
 @pytest.mark.ray
 def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, digits: Store, ray_local: None) -> None:
-    embed.work(*setting(tmp_path, digits, name="alone"))
+    EmbedStage().run(*setting(tmp_path, digits, name="alone"))
     for workers in (2, 1):
         worker, stage, instance = setting(
             tmp_path, digits, True, f"ray{workers}", scale__workers=workers, scale__cpus_per_worker=0.5
         )
-        embed.work(worker, stage, instance)
+        EmbedStage().run(worker, stage, instance)
         assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
 
 
 def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
     """An encoder that takes its process with it, once, in the second batch."""
-    whole, marks = network(folder, image_size, threads, gpu), [folder.parent / name for name in ("first", "second")]
+    whole, marks = build_network(folder, image_size, threads, gpu), [folder.parent / name for name in ("first", "second")]
 
     def embed_or_die(pixels: np.ndarray) -> np.ndarray:
         fresh = [mark for mark in marks if not mark.exists()]
@@ -171,17 +173,17 @@ def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[n
 def test_killed_actor_is_replaced(
     tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed.work(*setting(tmp_path, digits, name="alone"))
-    monkeypatch.setattr(embed, "network", dying)
+    EmbedStage().run(*setting(tmp_path, digits, name="alone"))
+    monkeypatch.setattr(embed, "build_network", dying)
     worker, stage, instance = setting(tmp_path, digits, True, scale__workers=1, scale__cpus_per_worker=0.5)
-    embed.work(worker, stage, instance)
+    EmbedStage().run(worker, stage, instance)
     assert (tmp_path / "second").exists(), "it was killed"
     assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
     assert "going on behind the files that are whole" in (instance.folder / "metrics.jsonl").read_text()
     for mark in ("first", "second"):
         (tmp_path / mark).unlink()
     with pytest.raises(StageFailed, match="embed seed 0: ") as caught:
-        embed.work(
+        EmbedStage().run(
             *setting(
                 tmp_path, digits, True, "none", scale__workers=1, scale__cpus_per_worker=0.5, scale__max_failures=0
             )
@@ -198,7 +200,7 @@ def test_damaged_store_is_one_line_on_ray(tmp_path: Path, ray_local: None) -> No
     worker, stage, instance = setting(tmp_path, store, True, scale__workers=1, scale__cpus_per_worker=0.5)
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"train-00000\.parquet: is missing or damaged") as caught:
-        embed.work(worker, stage, instance)
+        EmbedStage().run(worker, stage, instance)
     assert len(str(caught.value).splitlines()) == 1
     assert instance.result is None
 

@@ -54,7 +54,7 @@ def exported(
     instance = StageInstance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
     instance.folder.mkdir(parents=True)
     worker = StageContext.create(recipe, digits, on_ray=False)
-    export.work(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    export.ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
     return instance, worker, made.eval()
 
 
@@ -153,14 +153,13 @@ def test_format_that_differs_is_refused_and_leaves_no_file(
 
     def wrong(self: Any, encoder: Encoder) -> dict[str, torch.Tensor]:
         state = honest(self, encoder)
-        state["bn1.bias"] = state["bn1.bias"] + 1e-2 * (
-            len(calls) > 1
-        )  # not when preflight asks whether there is a counterpart
+        # Not when preflight asks whether there is a counterpart.
+        state["bn1.bias"] = state["bn1.bias"] + 1e-2 * (len(calls) > 1)
         calls.append(1)
         return state
 
     calls: list[int] = []
-    monkeypatch.setattr(export.Counterpart, "state", wrong)
+    monkeypatch.setattr(export.Counterpart, "library_state", wrong)
     with pytest.raises(
         StageFailed, match=r"export seed 0: torchvision differs from the encoder by .* of its largest value"
     ) as caught:

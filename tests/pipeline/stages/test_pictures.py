@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 
 from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, with_untrained
+from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, pair_with_untrained
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
@@ -33,17 +33,17 @@ def test_no_pictures_write_no_file(tmp_path: Path) -> None:
 
 
 def test_rows_that_ask_for_it_stand_below_those_of_the_untrained_network(tmp_path: Path) -> None:
-    both = with_untrained(pictures(0.0), pictures(1.0))
+    both = pair_with_untrained(pictures(0.0), pictures(1.0))
     assert [row.caption for row in both[0].rows] == ["image", "evidence, before", "evidence, after"]
     assert [float(row.maps.mean()) for row in both[0].rows if row.maps is not None] == [0.0, 1.0]
     assert [row.caption for row in both[1].rows] == ["z"]
-    assert [row.caption for row in with_untrained((), pictures(1.0))[0].rows] == ["image", "evidence"]
+    assert [row.caption for row in pair_with_untrained((), pictures(1.0))[0].rows] == ["image", "evidence"]
     save_pictures(both, tmp_path / "p")
     assert len(load_pictures(tmp_path / "p")[0].rows) == 3
 
 
 def test_maps_are_drawn_over_their_images() -> None:
-    figure = figures.picture(with_untrained(pictures(0.0), pictures(1.0))[0])
+    figure = figures.draw_image_grid(pair_with_untrained(pictures(0.0), pictures(1.0))[0])
     drawn = figure.axes[0].get_images()
     assert len(drawn) == 3 + 2 * 3 + 2 * 3, "the maps lie over their images"
     assert [float(image.get_array().mean()) for image in drawn[4:9:2]] == [0.0] * 3

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.projection import Projection, principal, project
+from firstlight.pipeline.stages.projection import Projection, project_principal, project_to_plane
 
 
 def clusters(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -18,28 +18,28 @@ def clusters(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("images", "dimensions"), [(60, 8), (20, 300), (5, 1), (40, 40)])
 def test_principal_components_are_those_of_scikit_learn_up_to_their_sign(images: int, dimensions: int) -> None:
     x = np.random.default_rng(0).normal(size=(images, dimensions)) * np.linspace(3, 0.1, dimensions) + 7
-    points, share = principal(x.astype(np.float32))
+    points, share = project_principal(x.astype(np.float32))
     assert points.shape == (images, 2)
     count = min(2, dimensions)
     wanted = PCA(count).fit(x)
     np.testing.assert_allclose(np.abs(points[:, :count]), np.abs(wanted.transform(x)), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(share[:count], 100 * wanted.explained_variance_ratio_, rtol=1e-3)
-    again, _ = principal(-x)
+    again, _ = project_principal(-x)
     assert (np.abs(points).max(0) == points.max(0)).all(), "the point that is farthest out is at the positive side"
     assert (np.abs(again).max(0) == again.max(0)).all()
 
 
 def test_equal_embeddings_can_be_projected() -> None:
-    points, share = principal(np.ones((6, 3), np.float32))
+    points, share = project_principal(np.ones((6, 3), np.float32))
     assert np.isfinite(points).all()
     assert np.isfinite(share).all()
 
 
 def test_tsne_keeps_neighbours_and_is_the_same_each_time() -> None:
     x, labels = clusters()
-    points, axes = project(x, "tsne")
+    points, axes = project_to_plane(x, "tsne")
     assert axes == ("t-SNE 1", "t-SNE 2")
-    assert np.array_equal(points, project(x, "tsne")[0])
+    assert np.array_equal(points, project_to_plane(x, "tsne")[0])
     distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(len(x)) * 1e9
     assert np.array_equal(labels[distances.argmin(1)], labels)
 
@@ -47,21 +47,21 @@ def test_tsne_keeps_neighbours_and_is_the_same_each_time() -> None:
 @pytest.mark.parametrize("how", get_args(Projection))
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_few_embeddings_can_be_projected(how: Projection, n: int) -> None:
-    points, _ = project(clusters(n)[0], how)
+    points, _ = project_to_plane(clusters(n)[0], how)
     assert points.shape == (n, 2)
     assert np.isfinite(points).all()
 
 
 def test_one_dimension_is_projected_to_a_line() -> None:
-    points, axes = project(np.arange(4.0)[:, None], "pca")
+    points, axes = project_to_plane(np.arange(4.0)[:, None], "pca")
     assert points.shape == (4, 2)
     assert not points[:, 1].any()
     assert axes[1].endswith("(0 % of the variance)")
 
 
 def test_legend_lists_only_present_classes() -> None:
-    points, axes = project(clusters()[0], "pca")
-    figure = figures.embedding_map(
+    points, axes = project_to_plane(clusters()[0], "pca")
+    figure = figures.draw_embedding_map(
         {"three": (points, axes)}, np.where(clusters()[1] == 2, -1, clusters()[1]), ("a", "b", "c")
     )
     assert isinstance(figure, Figure)

@@ -23,9 +23,9 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report import neighbours as nearby
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import retrieve
-from firstlight.pipeline.stages.frozen_features import arms, sweep
+from firstlight.pipeline.stages.frozen_features import build_extractors, compute_features
 from firstlight.pipeline.stages.registry import stage_kind
-from firstlight.pipeline.stages.retrieve import IDS, VECTORS, Index, nearest, open_index, save_index
+from firstlight.pipeline.stages.retrieve import IDS_FILE, VECTORS_FILE, FeatureIndex, search_index, open_index, save_index
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import tracking_uri
 from firstlight.pipeline.train.checkpoint import write_manifest
@@ -45,28 +45,28 @@ def features(n: int, d: int = 6, seed: int = 0) -> Tensor:
 def saved(folder: Path, n: int = 40) -> tuple[np.ndarray, Tensor]:
     ids, x = np.arange(n) * 3, features(n)
     rows = pa.table({"id": ids, "path": [f"{i}.png" for i in ids.tolist()], "label": np.zeros(n, np.int64)})
-    save_index(folder, Index.of(ids, x), rows, {"layer": -1})
+    save_index(folder, FeatureIndex.from_features(ids, x), rows, {"layer": -1})
     return ids, x
 
 
 def test_what_a_saved_index_finds_are_the_nearest_by_cosine(tmp_path: Path) -> None:
     ids, x = saved(tmp_path)
     asked = features(9, seed=1) * 100
-    found, cosines = nearest(tmp_path, asked, 7)
+    found, cosines = search_index(tmp_path, asked, 7)
     expected, places = nearest_neighbours(asked, x, 7)
     assert found.tolist() == ids[places.numpy()].tolist()
     np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-6)
-    assert pq.read_table(tmp_path / IDS).column_names == ["id", "path", "label"]
+    assert pq.read_table(tmp_path / IDS_FILE).column_names == ["id", "path", "label"]
 
 
 def test_equal_images_are_found_in_order_of_ids_and_missing_ones_are_minus_one() -> None:
-    index = Index.of(np.array([5, 7, 9]), torch.ones(3, 2))
+    index = FeatureIndex.from_features(np.array([5, 7, 9]), torch.ones(3, 2))
     ids, cosines = index.search(torch.ones(1, 2), 5)
     assert ids.tolist() == [[5, 7, 9, -1, -1]]
     assert cosines[0, :3].tolist() == pytest.approx([1, 1, 1])
 
 
-@pytest.mark.parametrize("file", [IDS, VECTORS, "manifest.json"])
+@pytest.mark.parametrize("file", [IDS_FILE, VECTORS_FILE, "manifest.json"])
 def test_a_damaged_index_is_named(tmp_path: Path, file: str) -> None:
     saved(tmp_path)
     data = (tmp_path / file).read_bytes()
@@ -79,7 +79,9 @@ def test_a_damaged_index_is_named(tmp_path: Path, file: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"IxF2", b"nothing of the kind", b"IxMp" + bytes(100)])
 def test_files_that_are_no_index_are_refused(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path)
-    files = retrieve.write_file(tmp_path, IDS, (tmp_path / IDS).read_bytes()) | retrieve.write_file(tmp_path, VECTORS, content)
+    files = retrieve.write_file(tmp_path, IDS_FILE, (tmp_path / IDS_FILE).read_bytes()) | retrieve.write_file(
+        tmp_path, VECTORS_FILE, content
+    )
     write_manifest(tmp_path, files, count=40)
     with pytest.raises(UserError, match="is not a whole index"):
         open_index(tmp_path)
@@ -88,7 +90,7 @@ def test_files_that_are_no_index_are_refused(tmp_path: Path, content: bytes) -> 
 def test_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(UserError, match="holds vectors of 6 dimensions, asked was for 5"):
-        nearest(tmp_path, features(2, 5), 3)
+        search_index(tmp_path, features(2, 5), 3)
 
 
 def test_faiss_uses_no_more_threads_than_torch() -> None:
@@ -158,7 +160,7 @@ def test_every_layer_has_its_scores_in_mlflow(looked: Path) -> None:
     found = runs["retrieve seed 0"]
     assert found.data.metrics["pretrained/precision_at_5"] == result(looked, "retrieve")["pretrained"]["precision"]["5"]
     assert {a.path for a in client.list_artifacts(found.info.run_id, "index")} == {
-        f"index/{n}" for n in (IDS, VECTORS, "manifest.json")
+        f"index/{n}" for n in (IDS_FILE, VECTORS_FILE, "manifest.json")
     }
     assert {a.path for a in client.list_artifacts(found.info.run_id, "figures")} == {
         f"figures/neighbours_{a}.png" for a in ("pretrained", "random")
@@ -176,7 +178,7 @@ def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked:
     stage: Any = worker.recipe.stages["everything"]
     splits = worker.splits
     ids = np.sort(np.concatenate((splits.train, splits.val, splits.test)))
-    swept = sweep(worker, arms(worker, stage, instance), ids, instance, 32)
+    swept = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, 32)
     for arm, (found,) in swept.items():
         assert found.shape[1] == 8
         cosines = (found @ found.T).fill_diagonal_(-2)[np.searchsorted(ids, splits.test)]
@@ -189,7 +191,7 @@ def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked:
 
 def test_the_index_holds_the_gallery_with_paths_and_labels(looked: Path) -> None:
     worker, folder = worker_of(looked), folder_of(looked, "retrieve") / "index"
-    rows = pq.read_table(folder / IDS).to_pydict()
+    rows = pq.read_table(folder / IDS_FILE).to_pydict()
     assert rows["id"] == worker.splits.train.tolist()
     assert rows["label"] == worker.splits.labels[worker.splits.train].tolist()
     stored = pa.concat_tables(
@@ -233,7 +235,7 @@ def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
     instance = StageInstance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
     stage: Any = worker.recipe.stages["through_head"]
     ids = np.concatenate((splits.train, splits.test))
-    ((found,),) = sweep(worker, {"pretrained": arms(worker, stage, instance)["pretrained"]}, ids, instance, 32).values()
+    ((found,),) = compute_features(worker, {"pretrained": build_extractors(worker, stage, instance)["pretrained"]}, ids, instance, 32).values()
     train, test = (
         part.numpy() for part in found.split([len(splits.train), len(splits.test)])
     )  # unit vectors: cosine = 1 - distance^2 / 2
@@ -340,8 +342,8 @@ def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: 
     worker = StageContext.create(looking(tmp_path), digits, on_ray=False)
     worker.splits.labels[:] = -1
     stage: Any = worker.recipe.stages["retrieve"]
-    index = Index.of(worker.splits.train, features(len(worker.splits.train)))
-    out = retrieve._measured(
+    index = FeatureIndex.from_features(worker.splits.train, features(len(worker.splits.train)))
+    out = retrieve._measure_retrieval(
         stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels
     )
     assert out.keys() == {"shown"}
@@ -355,7 +357,7 @@ def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digi
     splits.labels[splits.train[::2]] = -1
     some = splits.train[1::2]
     args = stage, (splits.test, x[splits.test]), splits.labels
-    mixed = retrieve._measured(args[0], Index.of(splits.train, x[splits.train]), *args[1:])
-    known = retrieve._measured(args[0], Index.of(some, x[some]), *args[1:])
+    mixed = retrieve._measure_retrieval(args[0], FeatureIndex.from_features(splits.train, x[splits.train]), *args[1:])
+    known = retrieve._measure_retrieval(args[0], FeatureIndex.from_features(some, x[some]), *args[1:])
     assert mixed["precision"] == known["precision"]
     assert mixed["mean_average_precision"] == known["mean_average_precision"]

@@ -240,7 +240,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     undisturbed = recipes.recipe(tmp_path / "undisturbed")
     rows = run_recipe(undisturbed, QUIET)
     recipe, console = recipes.recipe(tmp_path / "st", tracking__uri=server.uri), told()
-    fit, look = pretrain.fit, evaluate.work
+    fit, look = pretrain.fit, evaluate.EvaluateStage.run
 
     def fit_then_kill(*arguments: Any) -> None:
         fit(*arguments)
@@ -254,9 +254,8 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
         server.start()
         look(*arguments)
 
-    start_then_look.__module__ = evaluate.__name__  # where the launcher looks for it
     monkeypatch.setattr(pretrain, "fit", fit_then_kill)
-    monkeypatch.setattr(evaluate, "work", start_then_look)
+    monkeypatch.setattr(evaluate.EvaluateStage, "run", start_then_look)
     assert run_recipe(recipe, console) == rows
     assert losses(server.uri) == losses(Tracking(undisturbed).uri)
     assert statuses(server.uri) == {"FINISHED"}

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.pipeline.errors import StopTraining
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, fingerprint, pack_state, unpack_state
+from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, pack_state, unpack_state
+from tests.support.state_hash import hash_state
 from firstlight.tasks.collective import rank
 from tests.support.gloo import Pool
 
@@ -57,16 +58,16 @@ nested = st.recursive(
 def test_pack_and_unpack_are_inverse(value: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     back = unpack_state(json.loads(json.dumps(pack_state(value, tensors))), tensors)
-    assert fingerprint(back) == fingerprint(value)
+    assert hash_state(back) == hash_state(value)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     found, complaints = save(tmp_path, 3, 7).read_newest()
     assert found is not None
     assert (found.step, complaints) == (7, [])
-    assert fingerprint(found.shared) == fingerprint(state(7))
-    assert fingerprint(found.shards[0]) == fingerprint(shard(7))
-    assert fingerprint(found.shared) != fingerprint(state(3))
+    assert hash_state(found.shared) == hash_state(state(7))
+    assert hash_state(found.shards[0]) == hash_state(shard(7))
+    assert hash_state(found.shared) != hash_state(state(3))
 
 
 @pytest.mark.fault(19, "leftovers of a killed save")
@@ -114,7 +115,7 @@ def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> No
         assert found is not None
         assert complaints == []
         assert found.step in (last, last + 1), "what was said to be saved, or what was saved before it could be said"
-        assert fingerprint([found.shared, found.shards[0]]) == fingerprint([state(found.step), shard(found.step)])
+        assert hash_state([found.shared, found.shards[0]]) == hash_state([state(found.step), shard(found.step)])
         save(folder, found.step + 1)
         assert all((left / FOLDER_MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
     assert cut, "some of them in the middle of a save"

@@ -251,8 +251,8 @@ def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(
         worker = StageContext.create(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
         stage: Any = worker.recipe.stages["finetune"]
         for name in ("scratch-lr0.1", "scratch-lr0.3"):
-            task = finetune._build(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
-            job = finetune._job(worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
+            task = finetune._build_task(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
+            job = finetune._build_job(worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
             fit_module.fit(job, task)
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
     assert sorted(decoded) == worker.splits.train.tolist()

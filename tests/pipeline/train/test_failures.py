@@ -18,7 +18,8 @@ from firstlight.pipeline.run import launch
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.trainer import Trainer
@@ -75,7 +76,7 @@ def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0
 def end_state(folder: Path) -> str:
     found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
     assert found is not None
-    return fingerprint([found.shared, found.shards])
+    return hash_state([found.shared, found.shards])
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +133,8 @@ def broken_off(folder: str, store: str, group: str) -> list[Any]:
     regroup(group)
     worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
-    learner, real = pretrain.build(worker, stage, job), Trainer._stop_unless_finite
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    learner, real = pretrain.build_seeded_method(worker, stage, job), Trainer._stop_unless_finite
 
     def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
         real(self, loss, batch, step)

@@ -25,7 +25,7 @@ from firstlight.pipeline.train import metrics
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
-from firstlight.pipeline.train.metrics import METRICS_FILE, Clock, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, MetricsLogger, read_metrics
 from firstlight.tasks.learner import Batch, Learner
 from tests.support import recipes
 from tests.support.gloo import Pool
@@ -281,7 +281,7 @@ class Explodes(Learner):
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, digits: Store) -> None:
     worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = Explodes()
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
         fit(job, learner)
@@ -308,7 +308,7 @@ class ExplodesOnOne(Explodes):
 def stopped_on_this_rank(folder: str, store: str) -> str:
     worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
     bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
     try:
         fit(job, ExplodesOnOne(bad))
@@ -430,7 +430,7 @@ def test_a_method_sees_the_labels_that_the_stage_gives_and_no_others(
     changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
     worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = Looks()
     fit(job, learner)
     few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
@@ -454,21 +454,21 @@ def test_a_training_that_waits_for_images_says_so(
                 time.sleep(pause)
             yield {}
 
-    clock = Clock(tmp_path, plan, 10, 0, torch.device("cpu"))
-    for step, _ in enumerate(clock.waiting(stream()), 1):
+    clock = MetricsLogger(tmp_path, plan, 10, 0, torch.device("cpu"))
+    for step, _ in enumerate(clock.time_waits(stream()), 1):
         time.sleep(0.02)
-        clock.log(step, {"loss": 1.0})
+        clock.log_step(step, {"loss": 1.0})
     assert ("waited for images" in (tmp_path / METRICS_FILE).read_text()) == told
 
 
 def one_of_two_waits(folder: str) -> None:
     """On rank 0 the step takes as long as rank 1 waits."""
-    clock = Clock(Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
+    clock = MetricsLogger(Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "WAIT_AFTER_S", 0.05)
-        for step, _ in enumerate(clock.waiting(late({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):
+        for step, _ in enumerate(clock.time_waits(late({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):
             time.sleep(0.05 * (1 - dist.get_rank()))
-            clock.log(step, {"loss": 1.0})
+            clock.log_step(step, {"loss": 1.0})
 
 
 def late(batch: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.checkpoint import Checkpoints, fingerprint
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
-from firstlight.pipeline.train.monitor import Watch
+from firstlight.pipeline.train.monitor import FeatureMonitor
 from firstlight.tasks.downstream.knn import weighted_knn
 from firstlight.tasks.feature_metrics import compute_feature_metrics
 from tests.support import recipes
@@ -45,16 +46,16 @@ def train(
     try:
         worker = StageContext.create(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain.build(worker, stage, job)
-        fit(job, learner, Watch(worker, stage, job, learner))
+        job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain.build_seeded_method(worker, stage, job)
+        fit(job, learner, FeatureMonitor(worker, stage, job, learner))
     except Stopped:
         return "stopped"
     finally:
         failures.fault_hook = None
     found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
     assert found is not None
-    return fingerprint([found.shared, found.shards, learner.state_dict()])
+    return hash_state([found.shared, found.shards, learner.state_dict()])
 
 
 def seen(folder: Path) -> list[dict[str, Any]]:
@@ -93,13 +94,13 @@ def test_on_two_workers(pool: Pool, tmp_path: Path, digits: Store) -> None:
     assert pool.run(on_this_rank, str(tmp_path / "stopped"), str(digits.path), None, WATCHED) == clean
 
 
-def watched(folder: Path, store: Store, **changes: Any) -> tuple[Watch, Any]:
+def watched(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor, Any]:
     worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     job.folder.mkdir(parents=True)
-    method = pretrain.build(worker, stage, job).train()
-    return Watch(worker, stage, job, method), method
+    method = pretrain.build_seeded_method(worker, stage, job).train()
+    return FeatureMonitor(worker, stage, job, method), method
 
 
 @pytest.mark.parametrize("features", ["encoder", "head"])
@@ -109,17 +110,17 @@ def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
     watch, method = watched(
         tmp_path, digits, dataset__val_fraction=0.3, stages__pretrain__watch={**WATCHED, "features": features}
     )
-    found, seconds = watch.look()
+    found, seconds = watch.evaluate()
     assert method.training
     assert seconds > 0
-    splits = watch.worker.splits
+    splits = watch.context.splits
     assert set(watch.held_out) <= set(splits.val)
     assert set(watch.bank) <= set(splits.train)
     assert len(watch.held_out) == len(watch.bank) == 30
 
     @torch.no_grad()
     def looked(ids: np.ndarray) -> torch.Tensor:
-        (batch,) = watch.worker.iterate_batches(ids, 30)
+        (batch,) = watch.context.iterate_batches(ids, 30)
         maps = method.eval().encoder(batch.views[0])
         return method.head(maps) if features == "head" else maps[-1].mean((2, 3))
 
@@ -142,8 +143,8 @@ def test_a_collapse_is_told_once_in_plain_words(tmp_path: Path, digits: Store) -
     watch, method = watched(tmp_path, digits, stages__pretrain__watch={**WATCHED, "features": "head"})
     with torch.no_grad():
         method.head.layers[-1].weight.zero_()
-    watch.look()
-    watch.look()
+    watch.evaluate()
+    watch.evaluate()
     (note,) = notes(tmp_path)
     assert note.startswith("features have collapsed: their effective rank is 1.00 of 8")
 
@@ -152,15 +153,15 @@ def test_features_that_are_not_numbers_are_told_of(tmp_path: Path, digits: Store
     watch, method = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
     with torch.no_grad():
         method.encoder.stages[0][0].weight.fill_(float("nan"))
-    assert watch.look()[0] == {}
+    assert watch.evaluate()[0] == {}
     assert notes(tmp_path) == ["features of held-out images are not finite numbers"]
 
 
 def test_without_labels_there_are_signals_and_no_knn(tmp_path: Path, digits: Store) -> None:
     watch, _ = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
-    watch.worker.splits.labels[:] = -1
-    unlabelled = Watch(watch.worker, watch.stage, watch.job, watch.method)
-    found, _ = unlabelled.look()
+    watch.context.splits.labels[:] = -1
+    unlabelled = FeatureMonitor(watch.context, watch.stage, watch.job, watch.method)
+    found, _ = unlabelled.evaluate()
     assert "watch_knn" not in found
     assert found["watch_rankme"] > 1
 
@@ -170,4 +171,4 @@ def test_when_it_looks(tmp_path: Path, digits: Store, every: int, expected: list
     watch, _ = watched(
         tmp_path, digits, stages__pretrain__epochs=4, stages__pretrain__watch={**WATCHED, "every": every}
     )
-    assert [step for step in range(1, watch.job.total_steps + 1) if watch.due(step)] == expected
+    assert [step for step in range(1, watch.job.total_steps + 1) if watch.is_due(step)] == expected

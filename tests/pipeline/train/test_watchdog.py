@@ -15,7 +15,7 @@ from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.train import watchdog
 from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
-from firstlight.pipeline.train.metrics import METRICS_FILE, read_lines
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_rows
 from tests.support import recipes
 from tests.support.paths import ROOT
 
@@ -69,7 +69,7 @@ def attempt(folder: Path, store: Store, **environment: str) -> int:
     """One attempt of a lone worker, as Ray makes it; its exit code."""
     recipe = recipes.recipe(folder, scale__workers=1, scale__cpus=3, scale__collective_timeout_s=5)
     job = {"stage": "pretrain", "seed": 0, "fingerprint": "f", "folder": str(folder / "job")} | dict.fromkeys(
-        ("encoder", "beside", "begin")
+        ("encoder", "companion", "begin")
     )
     payload: dict[str, Any] = {
         "recipe": recipe.dump(),
@@ -90,7 +90,7 @@ def test_a_lone_worker_that_hangs_is_ended_and_its_next_attempt_says_so(tmp_path
     assert "maybe" in (tmp_path / "job" / watchdog.HANG_FILE).read_text(), "the name of the function that slept"
     assert launch._hung(tmp_path / "job")
     assert attempt(tmp_path, digits, FIRSTLIGHT_FAULT=wanted) == 0
-    rows = read_lines(tmp_path / "job" / METRICS_FILE)
+    rows = read_rows(tmp_path / "job" / METRICS_FILE)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     notes = [row["note"] for row in rows if "note" in row]
     assert any(note.startswith("it hung, and was started anew; where it was: ") for note in notes)

@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.classify import Classification
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import BatchNorm
 from tests.support.batches import labelled_batch
@@ -77,7 +76,7 @@ def test_the_loss_is_cross_entropy_and_the_accuracy_the_share_of_hits(smoothing:
 
 
 @pytest.mark.parametrize("pool", ["avg", "flatten"])
-def test_logits(pool: str) -> None:
+def test_prediction_is_the_largest_logit(pool: str) -> None:
     learner, b = task(pool=pool).eval(), labelled_batch()
     assert learner.compute_logits(b.views[0]).shape == (12, 5)
     assert torch.equal(learner.observe(b)[0], learner.compute_logits(b.views[0]).argmax(1))
@@ -105,14 +104,14 @@ def test_half_precision_features_give_float_logits() -> None:
         assert task(norm="group").compute_logits(labelled_batch().views[0]).dtype == torch.float32
 
 
-def test_it_can_be_learnt() -> None:
+def test_square_loss_is_learned() -> None:
     learner = task(norm="group")
     before = float(learner(labelled_batch())["loss"].detach())
     steps(learner, 20)
     assert float(learner(labelled_batch())["loss"].detach()) < before
 
 
-def test_it_is_registered() -> None:
+def test_task_is_registered() -> None:
     assert TASKS["classify"] is Classification
 
 

@@ -4,10 +4,9 @@ import torch
 
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.classify_square import SquareLossClassification, label_square_loss
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
-from tests.support.batches import labelled_batch
 from tests.support import references
+from tests.support.batches import labelled_batch
 
 
 def task(**options: object) -> SquareLossClassification:
@@ -38,7 +37,7 @@ def test_the_loss_is_equation_2_and_sklearns(smoothing: float) -> None:
     )
 
 
-def test_on_the_sphere_it_is_one_minus_the_cosine() -> None:
+def test_square_loss_on_the_sphere_is_1_minus_cosine() -> None:
     x, labels = outputs()
     assert float(label_square_loss(x, labels)) == pytest.approx(
         float(np.mean([1 - float(x[i, y]) for i, y in enumerate(labels)])), rel=1e-12

@@ -8,6 +8,7 @@ from torch import Tensor
 from firstlight.tasks.downstream.detect import Detection, coco_average_precision, detection_average_precisions
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support.batches import target_batch
 
 SIZE = 48
 
@@ -32,13 +33,11 @@ def squares(n: int = 8, seed: int = 0) -> Batch:
     difficult = torch.zeros(n, 3, dtype=torch.bool)
     difficult[:, 1] = True
     targets = {"boxes": boxes, "box_classes": classes, "difficult": difficult}
-    return Batch(
-        torch.arange(n), torch.arange(n), torch.full((n,), -1), (images,), torch.zeros(n, dtype=torch.int64), targets
-    )
+    return target_batch(images, targets)
 
 
 @pytest.mark.parametrize("options", [{}, {"pyramid": 16, "anchors": (8, 16, 32)}, {"train": "head"}])
-def test_all_that_is_trained_gets_a_gradient(options: dict[str, object]) -> None:
+def test_every_trained_parameter_gets_a_gradient(options: dict[str, object]) -> None:
     learner = task(**options).train()
     losses = learner(squares())
     losses["loss"].backward()
@@ -59,7 +58,7 @@ def test_fast_rcnn_learns_from_windows_without_a_proposal_network() -> None:
 
 
 @pytest.mark.parametrize("proposals", ["network", "windows"])
-def test_what_is_found_in_an_image_does_not_depend_on_the_others(proposals: str) -> None:
+def test_detections_of_an_image_do_not_depend_on_the_batch(proposals: str) -> None:
     learner, b = task(proposals=proposals).eval(), squares(11)
     with torch.no_grad():
         together = learner.observe(b)[0]
@@ -77,21 +76,21 @@ def test_images_without_objects_can_be_learned_from() -> None:
 
 
 @pytest.mark.parametrize("sampled", [3, 40])
-def test_the_box_head_learns_from_so_many_proposals_of_an_image(sampled: int) -> None:
+def test_sampled_is_the_number_of_proposals_per_image(sampled: int) -> None:
     learner, seen = task(sampled=sampled).train(), []
     learner.detector.roi_heads.box_head.register_forward_hook(lambda module, given, out: seen.append(len(out)))
     learner(squares())
     assert seen == [8 * sampled]
 
 
-def test_a_pyramid_wants_an_anchor_for_each_level() -> None:
+def test_pyramid_needs_an_anchor_for_each_level() -> None:
     with pytest.raises(ValueError, match=r"anchors: .* 2 for the 3 levels"):
         task(pyramid=16)
 
 
 @pytest.mark.parametrize("proposals", ["network", "windows"])
-def test_it_learns_squares_and_shows_them(proposals: str) -> None:
-    learner, b = task(proposals=proposals), squares()
+def test_detection_learns_squares(proposals: str) -> None:
+    learner, b = task(proposals=proposals, sampled=64), squares(4)
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for step in range(20):
@@ -105,8 +104,8 @@ def test_it_learns_squares_and_shows_them(proposals: str) -> None:
     with torch.no_grad():
         found, truth = learner.eval().observe(b)
         shown = learner.draw_predictions(b)
-    assert found.shape == (8, 100, 6)
-    assert truth.shape == (8, 3, 6)
+    assert found.shape == (4, 100, 6)
+    assert truth.shape == (4, 3, 6)
     assert torch.equal(truth[..., 4].long(), b.targets["box_classes"])
     assert shown["predicted"].shape == shown["truth"].shape == b.views[0].shape
     assert not torch.equal(shown["truth"], b.views[0])
@@ -120,7 +119,7 @@ def rows(found: list[list[float]], truth: list[list[float]]) -> tuple[Tensor, Te
 OBJECT = [0.0, 0.0, 10.0, 10.0]
 
 
-def test_average_precision_by_hand() -> None:
+def test_average_precision_of_hand_computed_cases() -> None:
     found, truth = rows([[*OBJECT, 0.9, 0]], [[*OBJECT, 0, 0]])
     assert detection_average_precisions(found, truth, 0) == (1.0, 1.0)
     assert all(math.isnan(value) for value in detection_average_precisions(found, truth, 1))
@@ -191,13 +190,13 @@ def boxes(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_average_precision_is_the_development_kits(seed: int) -> None:
+def test_average_precision_equals_the_development_kits(seed: int) -> None:
     found, truth = random_rows(seed)
     for kind in range(2):
         assert detection_average_precisions(found, truth, kind) == pytest.approx(devkit(found, truth, kind), abs=1e-9)
 
 
-def test_the_area_is_near_torchmetrics_at_one_overlap() -> None:
+def test_map_50_is_close_to_torchmetrics() -> None:
     """COCO interpolates at 101 recalls: near, not equal."""
     from torchmetrics.detection import MeanAveragePrecision
 

@@ -21,7 +21,7 @@ def random(m: int, n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor,
 @given(
     st.integers(1, 25), st.integers(2, 6), st.integers(1, 40), st.sampled_from([0.05, 0.1, 1.0]), st.integers(0, 1000)
 )
-def test_it_is_the_papers(n: int, d: int, k: int, temperature: float, seed: int) -> None:
+def test_prediction_is_the_papers_formula(n: int, d: int, k: int, temperature: float, seed: int) -> None:
     """k larger than the bank included: then all of it votes."""
     queries, bank, labels = random(5, n, d, 3, seed)
     expected = [references.weighted_knn(q, bank.tolist(), labels.tolist(), k, temperature) for q in queries.tolist()]
@@ -42,7 +42,7 @@ def test_near_neighbours_outvote_many_far_ones() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-2, 1e-3, 1e-6, 1e-12, 1e-30])
-def test_a_tiny_temperature_leaves_the_nearest(temperature: float) -> None:
+def test_tiny_temperature_selects_the_nearest(temperature: float) -> None:
     """In float32, where exp(similarity / temperature) overflows and exp((similarity - 1) / temperature) is zero for all classes."""
     queries, bank, labels = random(40, 60, 8, 7)
     queries, bank = queries.float(), bank.float()
@@ -50,7 +50,7 @@ def test_a_tiny_temperature_leaves_the_nearest(temperature: float) -> None:
     assert torch.equal(weighted_knn(bank, bank, labels, 5, temperature), labels), "each image is its own neighbour"
 
 
-def test_lengths_do_not_matter() -> None:
+def test_scores_do_not_depend_on_the_length_of_features() -> None:
     queries, bank, labels = random(30, 50, 6, 4)
     scaled = bank * torch.logspace(-3, 3, 50, dtype=torch.float64)[:, None]
     assert torch.equal(weighted_knn(queries * 1e4, scaled, labels, 7, 0.1), weighted_knn(queries, bank, labels, 7, 0.1))
@@ -66,7 +66,7 @@ def test_blocks_of_queries_equal_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.fault(38, "a feature of zeros in kNN")
-def test_a_zero_feature_is_finite() -> None:
+def test_zero_feature_has_finite_scores() -> None:
     _, bank, labels = random(1, 10, 4, 3)
     bank[3] = 0
     assert 0 <= int(weighted_knn(torch.zeros(1, 4).double(), bank, labels, 10, 0.1)) < 3
@@ -90,7 +90,7 @@ def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(
 
 
 @given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 1000))
-def test_scores_are_those_of_scikit_learn(n: int, k: int, seed: int) -> None:
+def test_scores_equal_scikit_learns(n: int, k: int, seed: int) -> None:
     """Its kNN classifier by Euclidean distance of unit vectors: cosine = 1 - distance^2 / 2."""
     queries, bank, labels = random(7, n, 6, 4, seed)
     unit_q, unit_b = (torch.nn.functional.normalize(x, dim=1).numpy() for x in (queries, bank))
@@ -103,14 +103,14 @@ def test_scores_are_those_of_scikit_learn(n: int, k: int, seed: int) -> None:
 
 
 @given(st.integers(6, 9), st.integers(1, 5), st.integers(0, 1000))
-def test_hits_are_scikit_learns_top_k_accuracy(classes: int, top: int, seed: int) -> None:
+def test_label_in_top_equals_scikit_learns_top_k_accuracy(classes: int, top: int, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     scores, labels = torch.rand(30, classes, generator=rng), torch.randint(classes, (30,), generator=rng)
     expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=top, labels=range(classes))
     assert float(is_label_in_top(scores, labels, top).double().mean()) == pytest.approx(expected)
 
 
-def test_a_class_that_no_neighbour_is_of_is_no_hit() -> None:
+def test_class_of_no_neighbour_is_no_hit() -> None:
     bank, labels = torch.eye(4), torch.arange(4)
     scores = class_scores(torch.eye(4), bank, labels, k=1, temperature=0.1, classes=6)
     assert is_label_in_top(scores, torch.tensor([0, 1, 2, 3]), 5).all()

@@ -39,7 +39,7 @@ def test_two_workers_equal_one(pool: Pool) -> None:
     assert one.gradients
 
 
-def test_an_image_of_which_nothing_is_known_costs_nothing() -> None:
+def test_image_without_known_labels_has_loss_0() -> None:
     b = present_batch()
     b.targets["present"][:] = -1
     learner = task()
@@ -56,7 +56,7 @@ def naive_eleven_point(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([max(precision[recall >= t - 1e-12], default=0.0) for t in np.linspace(0, 1, 11)]))
 
 
-def test_average_precision_is_scikit_learns_and_voc_s() -> None:
+def test_average_precision_equals_scikit_learns_and_vocs() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         scores, truth = rng.normal(size=40), rng.integers(-1, 2, 40)
@@ -66,7 +66,7 @@ def test_average_precision_is_scikit_learns_and_voc_s() -> None:
         assert eleven == pytest.approx(naive_eleven_point(scores[known], truth[known]))
 
 
-def test_a_perfect_and_a_hopeless_ranking() -> None:
+def test_perfect_ranking_has_precision_1_and_worst_ranking_the_least() -> None:
     truth = torch.tensor([1, 1, 0, 0, -1])
     assert label_average_precisions(torch.tensor([4.0, 3, 2, 1, 9]), truth) == pytest.approx((1.0, 1.0))
     exact, eleven = label_average_precisions(torch.tensor([1.0, 2, 3, 4, 9]), truth)
@@ -74,7 +74,7 @@ def test_a_perfect_and_a_hopeless_ranking() -> None:
     assert eleven == pytest.approx(0.5)
 
 
-def test_classes_that_nobody_shows_do_not_count() -> None:
+def test_classes_without_positives_are_not_in_the_mean() -> None:
     learner = task(classes=2)
     logits, present = torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[1, 0], [0, -1]])
     scores = learner.score((logits, present))
@@ -85,7 +85,7 @@ def test_classes_that_nobody_shows_do_not_count() -> None:
     assert math.isnan(per_class[1])
 
 
-def test_it_learns_and_scores_itself() -> None:
+def test_training_raises_the_map() -> None:
     learner, b = task(), present_batch()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
     before = learner.eval().score(learner.observe(b))["map"]

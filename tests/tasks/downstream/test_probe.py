@@ -18,7 +18,7 @@ def blobs(n: int, d: int = 6, classes: int = 3, seed: int = 0, noise: float = 1.
 
 
 @pytest.mark.parametrize("decay", [1e-3, 1e-2, 1.0])
-def test_it_is_scikit_learns_on_standardised_features(decay: float) -> None:
+def test_probe_equals_scikit_learns_on_standardised_features(decay: float) -> None:
     features, labels = blobs(200)
     fitted = fit_probe(features, labels, 3, decay)
     x = features.numpy()
@@ -30,20 +30,20 @@ def test_it_is_scikit_learns_on_standardised_features(decay: float) -> None:
     assert fitted.predict(features).tolist() == reference.predict(x).tolist()
 
 
-def test_the_bias_is_not_decayed() -> None:
+def test_bias_is_not_decayed() -> None:
     labels = (torch.arange(100) < 90).long()
     fitted = fit_probe(torch.randn(100, 2, dtype=torch.float64), labels, 2, 1e6)
     assert fitted.weight.abs().max() < 1e-3
     assert float(fitted.bias.softmax(0)[1]) == pytest.approx(0.9, abs=1e-3)
 
 
-def test_a_class_without_images_is_not_predicted() -> None:
+def test_class_without_images_is_not_predicted() -> None:
     features, labels = blobs(100)
     assert set(fit_probe(features, labels, 7, 1e-3).predict(features).tolist()) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 100.1, 1e6])
-def test_a_constant_feature_neither_counts_nor_hurts(value: float) -> None:
+def test_constant_feature_has_no_effect(value: float) -> None:
     """In float32, where the mean of a constant column is not exactly the constant: a unit that is dead in training may wake up in the test."""
     features, labels = (t.float() if t.is_floating_point() else t for t in blobs(300))
     without = fit_probe(features, labels, 3, 1e-3)
@@ -55,7 +55,7 @@ def test_a_constant_feature_neither_counts_nor_hurts(value: float) -> None:
     assert float(same) > 0.98
 
 
-def test_the_best_on_held_out_images_is_chosen() -> None:
+def test_probe_with_best_held_out_accuracy_is_chosen() -> None:
     train, held_out = blobs(40, noise=2.0), blobs(400, seed=5, noise=2.0)
     decays = (1e-6, 1e-2, 1e-1, 100.0)
     accuracies = {

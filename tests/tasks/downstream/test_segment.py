@@ -55,7 +55,7 @@ def test_the_loss_is_cross_entropy_over_the_pixels_that_are_not_void() -> None:
     assert float(losses["pixel_accuracy"]) == pytest.approx(hits / count)
 
 
-def test_a_mask_of_void_alone_costs_nothing() -> None:
+def test_mask_of_void_only_has_loss_0() -> None:
     b = mask_batch()
     b.targets["mask"][:] = VOID_CLASS
     losses = task()(b)
@@ -99,7 +99,7 @@ def test_mean_iou_is_that_of_torchmetrics() -> None:
     assert scores["mean_iou"] == pytest.approx(float(metric.compute()))
 
 
-def test_a_class_that_is_nowhere_does_not_count() -> None:
+def test_absent_class_is_not_in_mean_iou() -> None:
     mask = torch.tensor([[[0, 0, 1, VOID_CLASS]]])
     scores = task().score((confusion_counts(mask.clamp_max(1), mask, 3),))
     assert scores["mean_iou"] == 1.0
@@ -108,7 +108,7 @@ def test_a_class_that_is_nowhere_does_not_count() -> None:
     assert math.isnan(iou[2])
 
 
-def test_a_pretrained_decoder_is_taken_over_but_for_its_last_layer() -> None:
+def test_pretrained_decoder_is_copied_except_the_last_layer() -> None:
     learner, pretrained = task(), Decoder(encoder().shapes, 3, 13, norm="group")
     for p in pretrained.parameters():
         nn.init.normal_(p)
@@ -122,7 +122,7 @@ def test_a_pretrained_decoder_is_taken_over_but_for_its_last_layer() -> None:
 
 
 @pytest.mark.fault(47, "a decoder of another network")
-def test_another_decoder_is_refused_by_the_key_that_differs() -> None:
+def test_other_decoder_raises_with_the_key_that_differs() -> None:
     with pytest.raises(ValueError, match="shortcuts: full differs from input_output"):
         task().start_from({"decoder": Decoder(encoder().shapes, 3, 13, norm="group", shortcuts="input_output")})
     with pytest.raises(ValueError, match="head: only 'mirror'"):
@@ -131,7 +131,7 @@ def test_another_decoder_is_refused_by_the_key_that_differs() -> None:
         task().start_from({})
 
 
-def test_it_learns_two_halves() -> None:
+def test_segmentation_learns_two_halves() -> None:
     rng = torch.Generator().manual_seed(0)
     images, mask = torch.rand(8, 3, 13, 13, generator=rng) * 0.3, torch.zeros(8, 13, 13, dtype=torch.uint8)
     images[:, :, :, 7:] += 0.7

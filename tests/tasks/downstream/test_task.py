@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from firstlight.tasks.downstream.classify import Classification
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.batches import labelled_batch
 
@@ -25,7 +24,7 @@ def trained_stages(task: Classification) -> set[str]:
 
 
 @pytest.mark.parametrize(("train", "stages"), [("all", {"0", "1", "2"}), (1, {"1", "2"}), (2, {"2"}), ("head", set())])
-def test_train_says_which_layers_learn(train: object, stages: set[str]) -> None:
+def test_train_selects_the_trained_layers(train: object, stages: set[str]) -> None:
     assert trained_stages(classify(train=train)) == stages
 
 
@@ -44,7 +43,7 @@ def test_frozen_layers_keep_their_batch_statistics_and_others_do_not() -> None:
     assert changed == {"2"}
 
 
-def test_a_task_on_a_shallower_map_trains_nothing_behind_it() -> None:
+def test_task_on_a_shallow_map_trains_no_deeper_layer() -> None:
     task = classify(layer=1)
     assert trained_stages(task) == {"0", "1"}
     task(labelled_batch(size=16))["loss"].backward()
@@ -62,7 +61,7 @@ def test_a_task_on_a_shallower_map_trains_nothing_behind_it() -> None:
         ({"train": 1, "layer": 0}, "train: 1"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, object], message: str) -> None:
+def test_wrong_parameters_raise_with_their_name(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classify(**options)
 
@@ -88,7 +87,7 @@ def test_layer_decay_leaves_out_what_is_frozen() -> None:
     assert [factor for factor, _ in classify().parameter_groups()] == [1.0]
 
 
-def test_views_of_an_image_are_averaged_before_they_are_judged() -> None:
+def test_logits_of_views_are_averaged_before_scoring() -> None:
     task, b = classify().eval(), labelled_batch(size=16, views=3)
     predicted, labels, place = task.observe(b)
     mean = sum(task.compute_logits(view) for view in b.views) / 3
@@ -104,12 +103,12 @@ def test_accuracy_and_top5() -> None:
     assert task.score(rows) == {"accuracy": 0.5, "top5": 0.75}
 
 
-def test_a_task_without_a_decoder_takes_none() -> None:
+def test_task_without_a_decoder_refuses_one() -> None:
     with pytest.raises(ValueError, match="starts from the encoder only"):
         classify().start_from({"decoder": nn.Identity()})
 
 
-def test_mean_known() -> None:
+def test_mean_without_nan_ignores_nan() -> None:
     from firstlight.tasks.downstream.multilabel import mean_without_nan
 
     assert mean_without_nan([math.nan, 1.0, 0.0]) == 0.5

@@ -6,7 +6,7 @@ from firstlight.tasks.downstream.windows import sliding_windows
 
 
 @pytest.mark.parametrize(("size", "sides"), [(224, (32, 64, 128)), (97, (16, 40))])
-def test_every_object_of_the_windows_scales_is_met_by_half(size: int, sides: tuple[int, ...]) -> None:
+def test_windows_overlap_every_object_of_their_scales_by_half(size: int, sides: tuple[int, ...]) -> None:
     """What Fast R-CNN learns from are windows that share at least half with an object."""
     found = sliding_windows(size, sides)
     rng = torch.Generator().manual_seed(0)
@@ -29,5 +29,5 @@ def test_windows_have_the_areas_and_the_shapes_and_stay_in_the_image() -> None:
     assert sorted({round(float(r), 3) for r in (height / width)[inner]}) == [0.5, 1.0, 2.0]
 
 
-def test_a_window_larger_than_the_image_is_the_image() -> None:
+def test_window_larger_than_the_image_is_clipped_to_it() -> None:
     assert torch.equal(sliding_windows(10, (40,))[1], torch.tensor([0.0, 0.0, 10.0, 10.0]))

@@ -110,7 +110,7 @@ def test_sync_on_one_worker_is_batch() -> None:
 @pytest.mark.parametrize(
     ("name", "reference"), [("densenet121", "densenet121"), ("vgg16", "vgg16_bn"), ("resnet18", "resnet18")]
 )
-def test_a_network_of_torchvision_computes_what_torchvision_does(name: str, reference: str) -> None:
+def test_network_of_torchvision_equals_torchvisions(name: str, reference: str) -> None:
     """The weights, in their order, put into torchvision's own network."""
     encoder = Encoder({"name": name, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, 64).eval()
     with torch.device("meta"):
@@ -122,7 +122,7 @@ def test_a_network_of_torchvision_computes_what_torchvision_does(name: str, refe
     torch.testing.assert_close(encoder(x)[-1], trunk(x).relu())
 
 
-def test_a_map_is_not_changed_by_the_stage_behind_it() -> None:
+def test_next_stage_does_not_change_a_map() -> None:
     for name in NAMED:
         encoder = Encoder({"name": name}, 64).eval()
         x = torch.rand(1, 3, 64, 64)

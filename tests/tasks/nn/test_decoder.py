@@ -38,7 +38,7 @@ def reconstructed(encoder: Encoder, decoder: Decoder, size: int, count: int = 1)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
-def test_any_size_is_reached_exactly_and_no_place_is_left_out(a: int, b: int) -> None:
+def test_deconvolution_reaches_every_position_of_any_size(a: int, b: int) -> None:
     small, large = sorted((a, b))
     kernel, stride, padding, extra = deconvolution_geometry(small, large)
     ones = torch.ones(1, 1, small), torch.ones(1, 1, kernel)
@@ -115,7 +115,7 @@ def test_without_deconvolutions_the_input_comes_back(shortcuts: Shortcuts) -> No
 
 
 @pytest.mark.parametrize(("shortcuts", "joined"), [("none", []), ("input_output", []), ("full", [2, 4])])
-def test_which_maps_the_output_hangs_on(shortcuts: Shortcuts, joined: list[int]) -> None:
+def test_output_depends_on_the_maps_of_the_shortcuts(shortcuts: Shortcuts, joined: list[int]) -> None:
     """With the deconvolution before a join at zero, only the join carries what is above it: the number of shortcuts is counted, not read."""
     _, decoder = convnet(size=64, depth=5, shortcuts=shortcuts)
     maps = [torch.rand(1, *shape).requires_grad_() for shape in decoder.spec["shapes"]]
@@ -171,12 +171,12 @@ def test_the_spec_survives_json_and_builds_the_same_network() -> None:
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm), ("sync", SyncBatchNorm), ("group", nn.GroupNorm)])
-def test_norms(norm: str, kind: type[nn.Module]) -> None:
+def test_decoder_norms_are_of_the_chosen_kind(norm: str, kind: type[nn.Module]) -> None:
     _, decoder = autoencoder({"name": "convnet", "width": 4}, 16, norm=norm)
     assert [type(layer) for layer in decoder.norms] == [kind] * 3
 
 
-def test_weights_are_drawn_as_asked() -> None:
+def test_init_draws_the_weights() -> None:
     decoder = Decoder([(32, 8, 8), (64, 4, 4)], 3, 16, init="gaussian")
     for layer in layers(decoder, nn.ConvTranspose2d):
         assert isinstance(layer.weight, Tensor)

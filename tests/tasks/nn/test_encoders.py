@@ -97,7 +97,7 @@ def test_shapes_are_the_documented_ones_and_those_of_a_forward_pass(
     torch.testing.assert_close(pool_maps(maps, "avg"), maps[-1].flatten(2).mean(2))
 
 
-def test_a_new_encoder_is_in_training_mode_and_measuring_it_left_no_trace() -> None:
+def test_new_encoder_is_in_training_mode_with_fresh_statistics() -> None:
     encoder = Encoder({"name": "convnet", "width": 4, "depth": 2}, 8)
     assert all(m.training for m in encoder.modules())
     assert int(encoder.state_dict()["stages.0.1.num_batches_tracked"]) == 0
@@ -108,21 +108,21 @@ def test_a_new_encoder_is_in_training_mode_and_measuring_it_left_no_trace() -> N
     ("spec", "size"),
     [({"name": "convnet", "depth": 4}, 15), ({"name": "alexnet"}, 62), ({"name": "alexnet", "stem": "cifar"}, 14)],
 )
-def test_too_small_images_are_named(spec: dict, size: int) -> None:
+def test_too_small_images_raise(spec: dict, size: int) -> None:
     with pytest.raises(ValueError, match=rf"images of {size} pixels are too small for {spec['name']}"):
         Encoder(spec, size)
     assert Encoder(spec, size + 1).shapes[-1][1:] == (1, 1)
 
 
 @pytest.mark.fault(40, "groups of one value")
-def test_a_network_that_would_normalise_groups_of_one_value_is_refused() -> None:
+def test_normalisation_of_single_values_raises() -> None:
     with pytest.raises(
         ValueError, match="model: 'skresnet18' cannot take images of 64 pixels: Expected more than 1 value"
     ):
         Encoder({"name": "timm", "model": "skresnet18", "norm": "group"}, 64)
 
 
-def test_a_map_without_places_is_too_small_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_map_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, "cut", lambda c_in: [nn.ZeroPad2d(-4)])
     with pytest.raises(ValueError, match="images of 8 pixels are too small for cut"):
         Encoder({"name": "cut"}, 8)
@@ -134,7 +134,7 @@ def test_resnets_take_the_smallest_images_that_a_config_allows(name: str) -> Non
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("rgb", 3), ("gray", 1), ("sobel", 2), ("high_pass", 3)])
-def test_the_input_has_nothing_to_learn_and_its_constants_are_no_state(kind: str, channels: int) -> None:
+def test_input_has_no_parameters_and_no_state(kind: str, channels: int) -> None:
     encoder = Encoder({"name": "convnet", "input": kind, "mean": [0.1, 0.2, 0.3], "width": 4, "depth": 2}, 8)
     assert list(encoder.input.parameters()) == []
     assert all(name.startswith("stages.") for name in encoder.state_dict())
@@ -154,7 +154,7 @@ def test_the_parameters_of_the_input_are_among_the_shared_ones_with_the_same_def
 
 @pytest.mark.parametrize("spec", [{"name": "convnet", "width": 4, "depth": 3}, *LIBRARIES], ids=ids)
 @pytest.mark.parametrize("input", ["rgb", "rgb_sobel"])
-def test_depth_gives_the_first_maps_only(spec: dict, input: str) -> None:
+def test_depth_limits_the_maps(spec: dict, input: str) -> None:
     encoder, images = Encoder({**spec, "input": input}, 64).eval(), torch.rand(2, 3, 64, 64)
     whole = encoder(images)
     for depth in range(1, len(whole) + 1):
@@ -162,7 +162,7 @@ def test_depth_gives_the_first_maps_only(spec: dict, input: str) -> None:
             assert torch.equal(found, expected)
 
 
-def test_what_lies_deeper_than_depth_is_not_computed() -> None:
+def test_stages_deeper_than_depth_are_not_computed() -> None:
     encoder = Encoder({"name": "convnet", "width": 4, "depth": 3}, 8)
     encoder(torch.rand(4, 3, 8, 8), depth=2)
     assert [int(count) for name, count in encoder.state_dict().items() if name.endswith("num_batches_tracked")] == [
@@ -173,9 +173,7 @@ def test_what_lies_deeper_than_depth_is_not_computed() -> None:
 
 
 @pytest.mark.parametrize(("spec", "size", "shapes"), SPECS, ids=ids)
-def test_building_an_encoder_leaves_no_trace_and_draws_the_same_weights_from_the_same_seed(
-    spec: dict, size: int, shapes: Sequence[tuple]
-) -> None:
+def test_encoder_weights_depend_on_the_seed_only(spec: dict, size: int, shapes: Sequence[tuple]) -> None:
     torch.manual_seed(3)
     encoder, after = Encoder(spec, size), torch.rand(())
     torch.manual_seed(3)
@@ -196,7 +194,7 @@ def test_the_deepest_map_gives_every_parameter_a_gradient(spec: dict, size: int,
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_what_the_deepest_map_does_not_depend_on_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_unused_by_the_deepest_map_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     class Branched(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -265,7 +263,7 @@ def test_two_towers_have_weights_of_their_own_and_the_first_comes_first_by_name(
     ],
     ids=ids,
 )
-def test_a_spec_and_its_weights_come_back_from_json_and_a_state_dict(spec: dict) -> None:
+def test_spec_and_weights_survive_json_and_state_dict(spec: dict) -> None:
     encoder = Encoder(spec, 32)
     encoder(torch.rand(4, 3, 32, 32))  # so that running statistics are not those of a fresh one
     again = Encoder(json.loads(json.dumps(encoder.spec)), 32)

@@ -1,4 +1,4 @@
-"""An encoder's weights in the libraries' own networks: the same features by their own forward, and a reason where there is no such network."""
+"""An encoder's weights give the same features in the libraries' own networks, or there is a reason why not."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from firstlight.tasks.nn.export_formats import (
     measure_difference,
 )
 
-SIZE = 64
+SIZE = 32
 
 
 def trained(**spec: Any) -> Encoder:
-    """With running statistics that are not those of a fresh network, so that a forgotten tensor shows."""
+    """An encoder whose running statistics are not those of a new network, so a forgotten tensor shows."""
     torch.manual_seed(3)
     encoder = Encoder(spec, SIZE).train()
     with torch.no_grad():
-        encoder(torch.rand(4, 3, SIZE, SIZE))
+        encoder(torch.rand(2, 3, SIZE, SIZE))
     return encoder.eval()
 
 
@@ -97,7 +97,7 @@ def test_vgg16_is_torchvision_s_with_batch_normalisation() -> None:
 
 
 @torch.no_grad()
-def test_a_network_of_torchvision_with_channels_last() -> None:
+def test_network_with_channels_last_equals_torchvisions() -> None:
     encoder = trained(name="torchvision", model="swin_t")
     found = find_counterpart(encoder, "torchvision")
     net, missing = found.build_network(found.library_state(encoder))
@@ -117,13 +117,13 @@ def test_a_network_of_torchvision_with_channels_last() -> None:
         ({"name": "timm", "model": "resnet10t"}, "torchvision", "it is 'resnet10t' of timm"),
     ],
 )
-def test_what_a_library_does_not_have_is_told(spec: dict[str, Any], library: str, reason: str) -> None:
+def test_missing_counterpart_has_a_reason(spec: dict[str, Any], library: str, reason: str) -> None:
     told = explain_missing_format(Encoder(spec, SIZE), library)
     assert told is not None
     assert reason in told
 
 
-def test_every_encoder_is_had_as_a_graph_and_looking_for_a_counterpart_changes_nothing() -> None:
+def test_search_for_a_counterpart_changes_neither_encoder_nor_random_state() -> None:
     encoder = trained(name="resnet18").train()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     torch.manual_seed(5)
@@ -142,7 +142,7 @@ def test_every_encoder_is_had_as_a_graph_and_looking_for_a_counterpart_changes_n
     "spec", [{"input": "rgb_sobel", "normalize": "image"}, {"input": "gray", "norm": "sync"}, {"input": "high_pass"}]
 )
 @torch.no_grad()
-def test_a_graph_holds_the_input_and_takes_any_number_of_images(spec: dict[str, Any]) -> None:
+def test_graph_contains_the_input_and_takes_any_number_of_images(spec: dict[str, Any]) -> None:
     encoder = trained(name="convnet", width=4, **spec)
     program = export_program(encoder).module()
     for count in (1, 2, 7):
@@ -150,7 +150,7 @@ def test_a_graph_holds_the_input_and_takes_any_number_of_images(spec: dict[str, 
             assert measure_difference(own, other)[1] < MAP_TOLERANCE
 
 
-def test_a_difference_is_never_hidden() -> None:
+def test_difference_is_relative_and_infinite_for_nan() -> None:
     own = torch.tensor([1.0, -4.0])
     assert measure_difference(own, own + torch.tensor([0.0, 1.0])) == (1.0, 0.25)
     assert measure_difference(own, torch.tensor([1.0, float("nan")]))[1] == float("inf")

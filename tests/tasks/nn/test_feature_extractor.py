@@ -16,7 +16,7 @@ def images() -> Tensor:
     return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_layer_by_either_index() -> None:
+def test_layer_index_counts_from_either_end() -> None:
     network, x = encoder(), images()
     maps = network(x)
     for layer in range(-3, 3):
@@ -45,7 +45,7 @@ def test_the_grid_is_the_finest_of_at_most_ten_thousand_features() -> None:
     )
 
 
-def test_a_map_as_fine_as_the_grid_is_flattened() -> None:
+def test_map_of_the_grids_size_is_flattened() -> None:
     map_ = torch.rand(3, 16, 4, 4)
     assert torch.equal(flatten_map(map_, "grid"), map_.flatten(1))
     coarse = flatten_map(torch.arange(32.0).reshape(1, 2, 4, 4).repeat(1, 1250, 1, 1), "grid")

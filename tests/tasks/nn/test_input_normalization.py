@@ -70,7 +70,7 @@ def test_mean_and_zeros_are_the_filters_of_the_authors_code() -> None:
     torch.testing.assert_close(found, F.conv2d(image.mean(1, keepdim=True), kernel, padding=1), rtol=0, atol=1e-6)
 
 
-def test_zeros_are_those_of_the_normalised_image() -> None:
+def test_zero_padding_is_0_of_the_normalised_image() -> None:
     constant = torch.full((1, 3, 6, 6), 0.7)
     black = InputNormalization(input="sobel", mean=(0.7, 0.7, 0.7), padding="zeros")(constant)
     assert black.abs().max() < 1e-5
@@ -88,7 +88,7 @@ def test_high_pass_sees_the_padding_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sobel", "high_pass"])
-def test_filters_see_nothing_in_a_constant_image_not_even_at_its_border(kind: str) -> None:
+def test_filters_of_a_constant_image_are_0_up_to_the_border(kind: str) -> None:
     assert plain(kind)(torch.full((2, 3, 9, 9), 0.7, dtype=torch.float64)).abs().max() < 1e-6
 
 
@@ -102,7 +102,7 @@ def test_high_pass_is_the_image_minus_its_blur() -> None:
     np.testing.assert_allclose(plain("high_pass")(dot)[0].numpy(), expected, atol=1e-7)
 
 
-def test_normalize_dataset() -> None:
+def test_normalize_dataset_uses_mean_and_std() -> None:
     x = torch.rand(4, 3, 5, 5)
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     found = InputNormalization(mean=mean, std=std)(x).numpy()
@@ -124,7 +124,7 @@ def test_constant_images_normalised_one_by_one_are_finite_and_small(kind: str) -
         assert out.abs().max() < 1.0
 
 
-def test_shared_makes_one_input_per_network_each_with_all_options() -> None:
+def test_shared_options_build_one_input_per_network() -> None:
     options: dict[str, Any] = {
         "normalize": "image",
         "mean": (0.1, 0.2, 0.3),
@@ -143,7 +143,7 @@ def test_shared_makes_one_input_per_network_each_with_all_options() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
-def test_composed_filters_act_on_the_image_as_filter_and_input_do(kind: Any) -> None:
+def test_composed_filters_equal_filters_after_the_input(kind: Any) -> None:
     """Away from the border, where the two pad otherwise."""
     made = InputNormalization(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)

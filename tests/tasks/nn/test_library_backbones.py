@@ -110,7 +110,7 @@ def test_the_first_convolution_has_the_channels_of_the_input(library: str, model
         ("timm", "", "valid: the"),
     ],
 )
-def test_unknown_models_are_named_with_what_is_close(library: str, model: str, advice: str) -> None:
+def test_unknown_model_raises_with_similar_names(library: str, model: str, advice: str) -> None:
     with pytest.raises(ValueError) as caught:
         Encoder({"name": library, "model": model}, 64)
     assert str(caught.value).startswith(f"model: {model!r} is unknown to {library}; ")
@@ -126,7 +126,7 @@ def test_unknown_models_are_named_with_what_is_close(library: str, model: str, a
         ("timm", "inception_v3", 32),
     ],
 )
-def test_what_gives_no_maps_is_said_in_one_line(
+def test_network_without_maps_raises_one_line(
     library: str, model: str, size: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_what_gives_no_maps_is_said_in_one_line(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_no_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weights_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were asked for")
 
@@ -152,7 +152,7 @@ def test_no_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Encoder(spec, 64).shapes
 
 
-def test_parts_that_no_deepest_map_needs_are_frozen() -> None:
+def test_layers_after_the_deepest_map_are_frozen() -> None:
     encoder = Encoder({"name": "timm", "model": "hrnet_w18_small"}, 64)
     frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
     assert any("fuse_layers" in name for name in frozen)  # of the last exchange, towards the finer maps

@@ -61,7 +61,7 @@ def test_two_workers_equal_torch_on_the_joined_batch(pool: Pool, shape: tuple[in
                 torch.testing.assert_close(part, value, rtol=1e-10, atol=1e-12)
 
 
-def test_the_joined_statistics_are_not_those_of_a_part() -> None:
+def test_global_statistics_differ_from_local_ones() -> None:
     """Without this, the test above could pass with statistics per worker."""
     x, weights = joined(SHAPES[0])
     whole, part = (results(prepared(BatchNorm, 5), rows, weights[: len(rows)])["out"] for rows in (x, x[:4]))
@@ -75,7 +75,7 @@ def precision_on_this_rank() -> tuple[torch.dtype, float]:
     return out.dtype, float(out.double().std())
 
 
-def test_a_large_mean_in_float32_under_autocast_keeps_the_variance(pool: Pool) -> None:
+def test_variance_is_exact_for_a_large_mean_under_autocast(pool: Pool) -> None:
     for dtype, std in pool.run(precision_on_this_rank):
         assert dtype == torch.float32
         assert std == pytest.approx(1.0, abs=0.1)
@@ -83,7 +83,7 @@ def test_a_large_mean_in_float32_under_autocast_keeps_the_variance(pool: Pool) -
 
 @pytest.mark.parametrize("kind", ["batch", "sync"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_on_one_worker_it_is_torchs(kind: str, shape: tuple[int, ...]) -> None:
+def test_sync_norm_on_one_worker_equals_torchs(kind: str, shape: tuple[int, ...]) -> None:
     torchs = prepared(nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d, shape[1])
     ours = prepared(SyncBatchNorm if kind == "sync" else BatchNorm, shape[1])
     for name, value in results(torchs, *joined(shape)).items():
@@ -101,6 +101,6 @@ def test_group_takes_the_most_groups_that_divide_the_channels(channels: int, gro
     assert layer(torch.rand(2, channels, 3, 3)).shape == (2, channels, 3, 3)
 
 
-def test_layers_by_name() -> None:
+def test_norm_layer_is_selected_by_name() -> None:
     assert type(norm_layer("batch", 4)) is BatchNorm
     assert type(norm_layer("sync", 4)) is SyncBatchNorm

@@ -81,7 +81,7 @@ def test_the_locality_is_equation_7_for_maps_that_are_not_symmetric(h: int, w: i
         assert float(found) == pytest.approx(sum(references.locality_families(activation)), rel=1e-10)
 
 
-def test_every_family_counts() -> None:
+def test_locality_sums_all_four_families() -> None:
     """Where each of the four differs from the others; the last of each covers the whole map."""
     activation = torch.zeros(1, 4, 4, dtype=torch.float64)
     activation[0, 0, 0] = activation[0, 1, 2] = 1.0
@@ -97,7 +97,7 @@ def test_every_family_counts() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
-def test_of_equal_norm_a_single_place_has_the_least_penalty(h: int, w: int, seed: int) -> None:
+def test_single_position_has_least_penalty_of_equal_norms(h: int, w: int, seed: int) -> None:
     maps = normal(1, h, w, seed=seed)
     least = (w + 1 + h + 1) * float(maps.norm())
     assert float(locality_penalty(maps)[0]) >= least * (1 - 1e-12)
@@ -107,7 +107,7 @@ def test_of_equal_norm_a_single_place_has_the_least_penalty(h: int, w: int, seed
 
 
 @given(st.integers(0, 1000))
-def test_the_locality_does_not_know_left_from_right_nor_rows_from_columns(seed: int) -> None:
+def test_locality_is_symmetric_under_flips_and_transposition(seed: int) -> None:
     maps = normal(2, 3, 5, seed=seed)
     for turned in (maps.flip(1), maps.flip(2), maps.mT, -maps):
         torch.testing.assert_close(locality_penalty(turned), locality_penalty(maps), rtol=1e-12, atol=0)
@@ -128,7 +128,7 @@ def test_empty_maps_have_penalty_and_gradient_0() -> None:
     assert torch.equal(maps.grad, torch.zeros_like(maps))  # type: ignore[arg-type]
 
 
-def test_empty_half_spaces_leave_the_gradient_of_the_others() -> None:
+def test_empty_half_spaces_do_not_change_other_gradients() -> None:
     maps = torch.zeros(1, 4, 4, dtype=torch.float64)
     maps[0, 1, 2] = -3.0  # in 2 of the half-spaces from the left, 3 from the right, 3 from the top, 2 from the bottom
     maps.requires_grad_()
@@ -187,7 +187,7 @@ def test_the_locality_reaches_the_weights_and_the_features() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.encoder.parameters())
 
 
-def test_pictures_are_the_maps_of_the_most_probable_class_and_wanted_of_the_untrained_network_too() -> None:
+def test_image_grid_shows_class_activation_before_and_after_training() -> None:
     learner, seen = method().eval(), batch(torch.arange(4))
     (picture,) = learner.image_grids(seen)
     image, evidence = picture.rows
@@ -219,7 +219,7 @@ def test_without_supervision_labels_do_not_matter() -> None:
         ({"classes": 5, "clusters": 4}, "^clusters: 4 is less than the 5 classes"),
     ],
 )
-def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+def test_wrong_parameters_raise_with_their_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         method(**options)
 
@@ -231,7 +231,7 @@ def test_clusters_may_be_more_than_classes_and_are_as_many_unless_given() -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
     learner, ids = method(**VARIANTS[variant]), torch.arange(20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     first, second = learner(batch(ids)), learner(batch(ids[order]))
@@ -242,7 +242,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
 @pytest.mark.fault(38, "zeros, equal images, huge values: Clustering and Locality")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("images", ["constant", "equal"])
-def test_hard_inputs_are_finite(variant: str, images: str) -> None:
+def test_constant_and_equal_images_have_finite_losses(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 16, 16) if images == "constant" else torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
     losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
@@ -258,8 +258,10 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
-    gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
+def test_batch_embedded_in_parts_has_gradient_of_whole(variant: str) -> None:
+    gradient_cache.assert_parts_equal_whole(
+        method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8
+    )
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])

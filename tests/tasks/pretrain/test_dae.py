@@ -65,7 +65,7 @@ def test_the_loss_is_the_euclidean_loss() -> None:
     )
 
 
-def test_psnr() -> None:
+def test_psnr_equals_torchmetrics() -> None:
     clean, reconstructed = two()
     found = psnr(reconstructed, clean)
     assert float(found.mean()) == pytest.approx(references.dae_psnr(clean, reconstructed), rel=1e-12)
@@ -82,7 +82,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_a_step_is_the_papers_formula(corruption: str) -> None:
+def test_loss_of_a_step_is_the_papers_formula(corruption: str) -> None:
     """The target is the clean image, the network's input the corrupted one, both 0-centred and normalised; PSNR is in pixels of 0..1."""
     learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), torch.float64)
     mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (MEAN, STD))
@@ -103,7 +103,7 @@ def test_noise_is_in_units_of_255_and_its_level_is_drawn_per_image() -> None:
     assert float(255 * fixed.std()) == pytest.approx(25, rel=0.002)
 
 
-def test_level_and_noise_have_streams_of_their_own() -> None:
+def test_noise_level_and_noise_have_different_streams() -> None:
     assert LEVEL_STREAM != NOISE_STREAM
 
 
@@ -116,7 +116,7 @@ def test_level_and_noise_have_streams_of_their_own() -> None:
         ("small_blocks", 100_000, 3, 3, (4, 4)),
     ],
 )
-def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
+def test_blocks_are_set_to_the_mean_and_other_pixels_are_kept(
     corruption: str, images: int, blocks: int | None, count: int, sides: tuple[int, int]
 ) -> None:
     learner, seen = (
@@ -133,7 +133,7 @@ def test_blocks_are_set_to_the_mean_and_all_else_is_kept(
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_an_image_is_corrupted_in_the_same_way_in_every_batch(corruption: str) -> None:
+def test_corruption_of_an_image_does_not_depend_on_its_batch(corruption: str) -> None:
     learner = method(corruption=corruption)
     together = learner.corrupt_images(batch(torch.tensor([3, 9, 40, 11]), turn=1))
     alone = learner.corrupt_images(batch(torch.tensor([40]), turn=1))
@@ -157,7 +157,7 @@ def test_passes_images_and_seeds_differ(corruption: str) -> None:
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_embedding_in_parts_is_embedding_the_whole(corruption: str) -> None:
+def test_parts_are_embedded_like_the_whole(corruption: str) -> None:
     learner, whole = method(torch.float64, corruption=corruption), batch(torch.arange(12), torch.float64)
     parts = [learner.embed(whole.select_range(start, start + 4))[0] for start in (0, 4, 8)]
     together = learner.loss((torch.cat(parts),), whole)
@@ -166,7 +166,7 @@ def test_embedding_in_parts_is_embedding_the_whole(corruption: str) -> None:
         torch.testing.assert_close(together[name], value, rtol=1e-10, atol=0)
 
 
-def test_the_order_of_the_batch_does_not_matter() -> None:
+def test_loss_does_not_depend_on_the_order_of_the_batch() -> None:
     learner, order = method(torch.float64), torch.randperm(32)
     ids = torch.arange(32)
     first, second = learner(batch(ids, torch.float64)), learner(batch(ids[order], torch.float64))
@@ -177,7 +177,7 @@ def test_the_order_of_the_batch_does_not_matter() -> None:
 @pytest.mark.fault(38, "zeros, equal images, huge values: the auto-encoder")
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
-def test_hard_inputs_are_finite(corruption: str, value: float) -> None:
+def test_constant_and_equal_images_have_finite_losses(corruption: str, value: float) -> None:
     learner, ids = method(corruption=corruption, norm="batch"), torch.arange(8)
     losses = learner(Batch(ids, ids, ids, (torch.full((8, 3, SIZE, SIZE), value),), torch.zeros_like(ids)))
     losses["loss"].backward()
@@ -203,12 +203,12 @@ def test_every_parameter_gets_a_gradient(shortcuts: str) -> None:
         ({"normalize": "image"}, "encoder.normalize: "),
     ],
 )
-def test_encoders_that_cannot_be_inverted_are_refused(spec: dict[str, Any], message: str) -> None:
+def test_encoder_with_irreversible_input_raises(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^{message}"):
         DenoisingAutoEncoder(encoder(**spec), TrainingInfo(size=10, epochs=1, seed=0))
 
 
-def test_bounds_in_the_wrong_order_are_refused() -> None:
+def test_sigma_bounds_in_wrong_order_raise() -> None:
     with pytest.raises(ValueError, match=r"^sigma: "):
         method(sigma=(50.0, 10.0))
 
@@ -223,7 +223,7 @@ def test_pixels_undo_the_normalisation() -> None:
 
 
 @pytest.mark.parametrize("input", ["rgb", "gray"])
-def test_pictures(input: str) -> None:
+def test_image_grids_show_reconstructions_and_features(input: str) -> None:
     learner = DenoisingAutoEncoder(
         encoder(input=input), TrainingInfo(size=10, epochs=1, seed=0), corruption="big_block"
     )
@@ -255,7 +255,7 @@ def test_pictures(input: str) -> None:
         assert not torch.equal(row.maps, other.maps)
 
 
-def test_the_features_that_vary_most_are_shown_of_the_deepest_map_that_has_places_enough() -> None:
+def test_features_are_those_that_vary_most_in_the_deepest_large_map() -> None:
     deep, small = torch.zeros(2, 5, 8, 8), torch.rand(2, 5, 4, 4)
     deep[:, 3, 0, 0], deep[0, 1, 0, 0] = 6.0, 2.0
     found = most_varied_channels([torch.rand(2, 5, 16, 16), deep, small], [torch.rand(2, 5, 16, 16), 2 * deep, small])
@@ -267,7 +267,7 @@ def test_the_features_that_vary_most_are_shown_of_the_deepest_map_that_has_place
     assert next(iter(most_varied_channels([small], [small]).values()))[0].shape == (2, 4, 4)
 
 
-def test_the_map_that_is_asked_for_is_shown() -> None:
+def test_shown_map_selects_the_map() -> None:
     learner, images = method(shown_map=2, corruption="big_block").eval(), batch(torch.arange(3))
     rows = next(picture for picture in learner.image_grids(images) if picture.name == "feature_maps").rows
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_the_map_that_is_asked_for_is_shown() -> None:
         method(shown_map=9)
 
 
-def test_the_decoder_is_handed_on() -> None:
+def test_decoder_is_exported() -> None:
     learner = method()
     assert learner.exported_networks() == {"decoder": learner.decoder}
 
@@ -291,7 +291,7 @@ def smooth_images(count: int, size: int) -> Tensor:
 @pytest.mark.parametrize(
     ("corruption", "shortcuts"), [("pixel_gaussian", "none"), ("pixel_gaussian", "full"), ("small_blocks", "full")]
 )
-def test_it_learns_to_denoise(corruption: str, shortcuts: str) -> None:
+def test_denoising_lowers_the_error_of_held_out_images(corruption: str, shortcuts: str) -> None:
     """On images it was not trained on, the error falls well below that of the corrupted images themselves."""
     torch.manual_seed(0)
     network = Encoder({"name": "network1", "m": (1, 2, 0, 0), "width": 8}, 15)

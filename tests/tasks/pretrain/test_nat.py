@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.tasks.collective import rank
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import metric_plots
 from firstlight.tasks.pretrain.method import TrainingInfo
@@ -62,7 +63,7 @@ def test_gradcheck(reduction: str) -> None:
 
 
 @given(st.integers(1, 7), st.integers(2, 5), st.integers(0, 10_000))
-def test_the_assignment_is_optimal(n: int, d: int, seed: int) -> None:
+def test_assignment_is_optimal(n: int, d: int, seed: int) -> None:
     features, targets = unit(n, d, seed), unit(n, d, seed + 1)
     order = best_assignment(features, targets)
     assert sorted(order.tolist()) == list(range(n))
@@ -70,7 +71,7 @@ def test_the_assignment_is_optimal(n: int, d: int, seed: int) -> None:
     assert found == pytest.approx(references.nat_best_cost(features, targets), abs=1e-9)
 
 
-def test_the_assignment_of_collapsed_features_is_a_permutation() -> None:
+def test_assignment_of_collapsed_features_is_a_permutation() -> None:
     features = unit(1, 8, 0).expand(64, 8) + 1e-9 * unit(64, 8, 1)
     assert sorted(best_assignment(features, unit(64, 8, 2)).tolist()) == list(range(64))
 
@@ -98,7 +99,7 @@ def test_one_hot_targets_are_balanced_basis_vectors() -> None:
 
 
 @given(st.integers(1, 3), st.integers(0, 1000))
-def test_the_table_is_a_permutation_at_all_times(period: int, seed: int) -> None:
+def test_table_is_always_a_permutation(period: int, seed: int) -> None:
     learner = method(size=40, permutation_period=period)
     rng = torch.Generator().manual_seed(seed)
     for epoch in range(3):
@@ -117,7 +118,7 @@ def test_the_table_is_a_permutation_at_all_times(period: int, seed: int) -> None
                 assert torch.equal(after, before)
 
 
-def test_the_exchange_lowers_the_loss() -> None:
+def test_exchange_of_targets_lowers_the_loss() -> None:
     learner = method()
     learner.begin_epoch(1)
     kept = learner(batch(torch.arange(32)))["loss"]
@@ -128,7 +129,7 @@ def test_the_exchange_lowers_the_loss() -> None:
 
 
 @pytest.mark.parametrize("period", [1, 2])
-def test_the_share_that_changed_is_of_all_images_of_the_last_epoch_that_exchanges(period: int) -> None:
+def test_changed_is_the_share_of_images_of_the_last_exchanging_epoch(period: int) -> None:
     learner, shares = method(size=40, permutation_period=period), []
     for epoch in range(4):
         before = learner.tables["assignment"].values.clone()
@@ -154,7 +155,7 @@ def changed_on_this_rank(assign: str) -> float:
     return float(learner(batch(torch.arange(20) + 20 * rank()))["changed"])
 
 
-def test_the_share_that_changed_is_of_all_workers(pool: Pool) -> None:
+def test_changed_is_the_share_of_all_workers(pool: Pool) -> None:
     alone = method(size=40, norm="group")
     alone.begin_epoch(0)
     assert (
@@ -165,7 +166,7 @@ def test_the_share_that_changed_is_of_all_workers(pool: Pool) -> None:
     assert one == other
 
 
-def test_the_order_of_the_batch_does_not_matter() -> None:
+def test_loss_does_not_depend_on_the_order_of_the_batch() -> None:
     learner = method(dtype=torch.float64)
     ids, order = torch.arange(32), torch.randperm(32)
     first = learner(batch(ids, torch.float64))["loss"]
@@ -176,14 +177,14 @@ def test_the_order_of_the_batch_does_not_matter() -> None:
 
 
 @pytest.mark.fault(35, "an id twice in a batch")
-def test_an_id_twice_in_a_batch_is_refused() -> None:
+def test_repeated_row_in_a_batch_raises() -> None:
     with pytest.raises(ValueError, match=r"twice .* \[3\]"):
         method()(batch(torch.tensor([1, 3, 3])))
 
 
 @pytest.mark.fault(38, "zeros, equal images, huge values: Noise As Targets")
 @pytest.mark.parametrize("images", ["constant", "equal"])
-def test_hard_inputs_are_finite(images: str) -> None:
+def test_constant_and_equal_images_have_finite_losses(images: str) -> None:
     learner = method()
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     losses = learner(
@@ -193,7 +194,7 @@ def test_hard_inputs_are_finite(images: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
-def test_a_batch_embedded_in_parts_has_the_loss_and_the_table_of_the_whole() -> None:
+def test_batch_embedded_in_parts_has_loss_and_table_of_whole() -> None:
     whole, parted, b = method(dtype=torch.float64), method(dtype=torch.float64), batch(torch.arange(48), torch.float64)
     whole(b)["loss"].backward()
     parts = [parted.embed(b.select_range(start, start + 16)) for start in range(0, 48, 16)]
@@ -239,7 +240,7 @@ def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> No
 
 
 @pytest.mark.fault(39, "an assignment of NaN")
-def test_features_that_are_no_numbers_reach_the_loss() -> None:
+def test_nonfinite_features_reach_the_loss() -> None:
     """The loop looks at the loss, on all workers; a solver that raises on one of them would be taken for a crash."""
     broken = torch.full((6, 4), float("nan"))
     assert sorted(best_assignment(broken, unit(6, 4, 0)).tolist()) == list(range(6))

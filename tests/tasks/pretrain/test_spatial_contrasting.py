@@ -10,6 +10,7 @@ from torch import Tensor
 
 from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import batch_requirements
 from firstlight.tasks.pretrain.method import TrainingInfo
 from firstlight.tasks.pretrain.spatial_contrasting import (
@@ -54,13 +55,13 @@ def batch(ids: Tensor, dtype: torch.dtype = torch.float64, turn: int = 0) -> Bat
 
 
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
-def test_the_loss_is_the_papers(contrast: str) -> None:
+def test_loss_is_the_papers_formula(contrast: str) -> None:
     first, second = normal(7, 5), normal(7, 5, seed=1)
     loss, _ = contrast_loss(first, second, second if contrast == "eq2" else first)
     assert float(loss) == pytest.approx(references.spatial_contrast(first, second, contrast), rel=1e-10)
 
 
-def test_a_pair_of_images_is_equation_1() -> None:
+def test_loss_of_two_images_is_equation_1() -> None:
     """Of image 1: the positive, and patch 1 of image 2 as the contrast."""
     f, g = normal(2, 4), normal(2, 4, seed=1)  # patches 1 and 2
     near, far = (f[0] - g[0]).norm(), (f[0] - f[1]).norm()
@@ -86,7 +87,7 @@ def test_pairs_directions_and_layers(contrast: str, symmetric: bool) -> None:
     assert float(learner.loss(outputs, batch(torch.arange(6)))["loss"]) == pytest.approx(expected, rel=1e-10)
 
 
-def test_the_symmetric_loss_does_not_know_which_patch_is_first() -> None:
+def test_symmetric_loss_does_not_depend_on_the_order_of_patches() -> None:
     b, outputs = batch(torch.arange(6)), normal(6, 2, 4)
     swapped = outputs.flip(1)
     symmetric, one_way = method(**SMALL, symmetric=True), method(**SMALL)
@@ -98,7 +99,7 @@ def test_the_symmetric_loss_does_not_know_which_patch_is_first() -> None:
     )
 
 
-def test_accuracy_is_the_share_nearest_to_their_positive() -> None:
+def test_accuracy_is_share_of_anchors_nearest_to_their_positive() -> None:
     first = torch.tensor([[0.0], [10.0], [20.0], [30.0]])
     second = torch.tensor([[1.0], [11.0], [31.0], [29.5]])  # the third is nearer to others
     assert float(contrast_loss(first, second, second)[1]) == 0.75
@@ -115,12 +116,12 @@ def test_gradcheck(contrast: str) -> None:
 
 
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
-def test_the_contrasting_patches_are_learned_too(contrast: str) -> None:
+def test_contrasting_patches_get_gradients(contrast: str) -> None:
     learner, b, features = method(**SMALL, contrast=contrast), batch(torch.arange(4)), normal(4, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: learner.loss((x,), b)["loss"], (features,))
 
 
-def test_distances_have_no_epsilon_and_gradient_0_at_0() -> None:
+def test_distance_0_is_exact_with_gradient_0() -> None:
     a = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
     apart = patch_distances(a, a, a)
     assert torch.equal(apart, torch.zeros(3, 3, dtype=torch.float64))
@@ -141,12 +142,12 @@ def test_near_positives_are_exact_in_single_precision_also_under_autocast() -> N
 
 
 @given(st.integers(1, 400))
-def test_the_largest_uniform_number_is_a_place(places: int) -> None:
+def test_largest_uniform_number_is_a_valid_position(places: int) -> None:
     largest = torch.tensor(1.0 - 2.0**-24)
     assert int((largest * places).long()) == places - 1
 
 
-def test_places_are_uniform_over_all_valid_ones() -> None:
+def test_patch_positions_are_uniform() -> None:
     places = draw_corners(derive_keys(0, torch.zeros(24_000).long(), torch.arange(24_000), 1), 2, 3, 4)
     for patch in range(2):
         counts = torch.bincount(places[:, patch, 0] * 4 + places[:, patch, 1], minlength=12)
@@ -156,7 +157,7 @@ def test_places_are_uniform_over_all_valid_ones() -> None:
     assert ((joint - 24_000 / 9).abs() < 250).all(), "the two patches are independent"
 
 
-def test_every_place_where_a_patch_fits_is_drawn() -> None:
+def test_every_valid_patch_position_is_drawn() -> None:
     learner = method(**SMALL)
     places = torch.arange(20.0).view(1, 1, 4, 5).expand(600, -1, -1, -1)
     patches = learner._cut_patches(places, batch(torch.arange(600)), 3)
@@ -177,7 +178,7 @@ def test_patches_are_cut_where_the_corners_say(side: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["paper", "pixels"])
-def test_places_depend_on_seed_pass_and_id_and_on_nothing_else(variant: str) -> None:
+def test_patch_positions_depend_on_seed_pass_and_id_only(variant: str) -> None:
     def features(ids: list[int], turn: int = 0, seed: int = 7) -> Tensor:
         return method(seed=seed, **VARIANTS[variant]).embed(batch(torch.tensor(ids), turn=turn))[0]
 
@@ -193,7 +194,7 @@ def test_places_depend_on_seed_pass_and_id_and_on_nothing_else(variant: str) -> 
     torch.testing.assert_close(mixed, torch.cat((together[:6], features(ids, turn=1)[6:])), rtol=0, atol=0)
 
 
-def test_what_is_compared() -> None:
+def test_compared_features_are_patches_of_maps_or_maps_of_patches() -> None:
     """Features: patches out of the maps of whole images. Pixels: the averaged map of a patch. Checked where there is only one place."""
     b = batch(torch.arange(4))
     whole = method(**SMALL).encoder(b.views[0])
@@ -210,7 +211,7 @@ def test_what_is_compared() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
     learner, ids = method(**VARIANTS[variant]), torch.arange(20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     assert float(learner(batch(ids[order]))["loss"].detach()) == pytest.approx(
@@ -221,7 +222,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
 @pytest.mark.fault(38, "zeros, equal images, huge values: Spatial Contrasting")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("images", ["constant", "equal"])
-def test_hard_inputs_are_finite(variant: str, images: str) -> None:
+def test_constant_and_equal_images_have_finite_losses(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(8, -1, -1, -1)
     losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
@@ -241,7 +242,7 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize("input", ["rgb", "rgb_sobel"])
 @pytest.mark.parametrize("options", [SMALL, {"level": "pixel", "patch_size": 5, "layers": (0,)}])
-def test_what_no_layer_depends_on_is_frozen_and_not_computed(input: str, options: dict[str, Any]) -> None:
+def test_parameters_of_unused_layers_are_frozen(input: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2, "input": input}, 8)
     learner = SpatialContrasting(encoder, TrainingInfo(size=96, epochs=3, seed=7), **options)
@@ -272,7 +273,7 @@ def test_the_supervised_loss_is_added() -> None:
     assert losses["loss"] == pytest.approx(losses["contrast_loss"] + 0.5 * losses["supervised_loss"], rel=1e-12)
 
 
-def test_labels_are_needed_only_where_they_are_learned_from() -> None:
+def test_labels_are_required_only_for_the_supervised_loss() -> None:
     assert not hasattr(method(**SMALL, classes=0), "classifier")
     assert not batch_requirements("spatial_contrasting", SMALL).labels
     assert not batch_requirements("spatial_contrasting", {**SMALL, "supervised_weight": 0.0}).labels
@@ -289,20 +290,22 @@ def test_labels_are_needed_only_where_they_are_learned_from() -> None:
         ({"layers": (-3,), "patch_size": 1}, r"^layers: \[-3\]"),
         ({"layers": (), "patch_size": 1}, r"^layers: \[\]"),
         ({"layers": (1, -1), "patch_size": 1}, r"^layers: \[1, -1\] names a map twice"),
-        ({"layers": (0, 1), "patch_size": 3}, r"^patch_size: 3 is larger than map 1 of the encoder, 2x2"),
+        ({"layers": (0, 1), "patch_size": 3}, r"^patch_size: 3 is larger than map 1 of the encoder, .*2x2 positions"),
         ({"level": "pixel", "patch_size": 9}, r"^patch_size: 9 pixels"),
         ({"level": "pixel", "patch_size": 3}, r"^patch_size: 3 pixels are too small for the encoder"),
         ({"layers": (0,), "supervised_weight": 1.0, "classes": 0}, r"^supervised_weight: 1 needs labels"),
     ],
 )
-def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+def test_wrong_parameters_raise_with_their_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         method(**options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_embedded_in_parts_has_the_gradient_of_the_whole(variant: str) -> None:
-    gradient_cache.assert_the_same(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8)
+def test_batch_embedded_in_parts_has_gradient_of_whole(variant: str) -> None:
+    gradient_cache.assert_parts_equal_whole(
+        method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(torch.arange(24)), 8
+    )
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])

@@ -104,7 +104,7 @@ def test_instance_is_the_cross_entropy_over_all_images() -> None:
     )
 
 
-def test_and_is_instance_at_first_and_then_learns_neighbourhoods() -> None:
+def test_and_equals_instance_in_the_first_round_only() -> None:
     learner, instance, rows = method(**AND, variant="reference"), method(**INSTANCE), torch.arange(0, 72, 6)
     first, _ = embedded(rows)
     losses = []
@@ -116,7 +116,7 @@ def test_and_is_instance_at_first_and_then_learns_neighbourhoods() -> None:
     assert losses[1][0] < losses[1][1]
 
 
-def test_batches_have_two_views_where_the_augmentation_loss_needs_them() -> None:
+def test_augmentation_loss_requires_two_views() -> None:
     assert batch_requirements("super_and", {}) == BatchRequirements(views=2)
     one_view = batch_requirements("super_and", {"aug": False, "ue": True, "variant": "reference"})
     assert one_view == BatchRequirements(views=1)
@@ -184,7 +184,7 @@ def test_gradcheck_of_the_augmentation_losses() -> None:
 
 
 @VARIANTS
-def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
+def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
     learner, rows = method(variant=variant, ue_period=1), torch.arange(0, 72, 3)
     learner.begin_epoch(5)
     order = torch.randperm(len(rows))
@@ -192,7 +192,7 @@ def test_the_order_of_the_batch_does_not_matter(variant: str) -> None:
     assert float(told[1]) == pytest.approx(float(told[0]), rel=1e-10)
 
 
-def test_the_code_treats_both_views_alike() -> None:
+def test_reference_variant_treats_both_views_alike() -> None:
     learner, rows = method(variant="reference", ue_period=1), torch.arange(0, 72, 3)
     learner.begin_epoch(5)
     first, second = embedded(rows)
@@ -203,7 +203,7 @@ def test_the_code_treats_both_views_alike() -> None:
 @pytest.mark.fault(38, "zeros, equal images, huge values: Super-AND")
 @VARIANTS
 @pytest.mark.parametrize("images", ["constant", "equal"])
-def test_hard_inputs_are_finite(images: str, variant: str) -> None:
+def test_constant_and_equal_images_have_finite_losses(images: str, variant: str) -> None:
     learner, rows = method(dtype=torch.float32, variant=variant, ue_period=1), torch.arange(16)
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     for epoch in (0, 9):
@@ -213,7 +213,7 @@ def test_hard_inputs_are_finite(images: str, variant: str) -> None:
 
 
 @VARIANTS
-def test_another_image_that_is_certainly_taken_for_this_one_is_finite(variant: str) -> None:
+def test_certain_confusion_with_another_image_is_finite(variant: str) -> None:
     """Its probability rounds to 1, of which log(1 - p) is not finite."""
     learner, rows = method(variant=variant, aug_temperature=0.0001), torch.tensor([3, 40])
     learner.begin_epoch(9)
@@ -227,7 +227,7 @@ def test_another_image_that_is_certainly_taken_for_this_one_is_finite(variant: s
     ("initial", "wanted"),
     [("random", [19, 38, 57, 76, 96]), ("multiple", [0, 24, 48, 72, 96]), ("instance", [0, 24, 48, 72, 96])],
 )
-def test_more_images_are_selected_in_every_round_those_of_lowest_entropy_first(initial: str, wanted: list[int]) -> None:
+def test_each_round_selects_more_images_by_lowest_entropy(initial: str, wanted: list[int]) -> None:
     learner = method(initial=initial)
     nearest, entropy = references.super_and_neighbours(learner.bank.values, 0.1)
     order = sorted(range(SIZE), key=lambda i: entropy[i])
@@ -263,7 +263,7 @@ def test_equal_entropies_are_selected_by_id() -> None:
 
 
 @pytest.mark.parametrize("initial", ["random", "instance", "multiple"])
-def test_one_round_is_enough(initial: str) -> None:
+def test_training_of_one_round_works(initial: str) -> None:
     learner = method(rounds=1, initial=initial)
     assert torch.isfinite(torch.stack(trained(learner, [0, 1, 2]))).all()
     assert int((learner.tables["neighbour"].values >= 0).sum()) == (SIZE if initial == "random" else 0)
@@ -297,7 +297,7 @@ def test_the_first_round_of_an_instance_start_has_one_loss(initial: str, both: b
         assert values["loss"] == pytest.approx(values["and_loss"] + rest)
 
 
-def test_the_bank_takes_the_first_view_after_the_step() -> None:
+def test_bank_stores_the_first_view_after_the_step() -> None:
     learner, rows = method(momentum=0.7), torch.tensor([5, 80, 2])
     learner.begin_epoch(0)
     before = learner.bank.values.clone()
@@ -347,7 +347,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(variant: str, cut: int) -> None
 
 @VARIANTS
 @pytest.mark.parametrize("size", [5, 8])
-def test_a_batch_embedded_in_parts_is_the_whole(variant: str, size: int) -> None:
+def test_batch_embedded_in_parts_has_loss_and_gradient_of_whole(variant: str, size: int) -> None:
     learner, whole = method(variant=variant, ue_period=1), batch(torch.arange(0, 72, 3))
     learner.begin_epoch(5)
     parts = [learner.embed(whole.select_range(start, min(start + size, 24))) for start in range(0, 24, size)]

@@ -142,7 +142,7 @@ def test_another_annotation_of_an_old_image_is_refused(tmp_path: Path, change: C
     old = store(root)
     put(root, range(12))
     change(root)
-    told = r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(boxes, present\); give"
+    told = r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(boxes, present\); restore"
     with pytest.raises(UserError, match=told):
         store(root, extends=str(old.path))
     write_objects(root, 4, CAT)

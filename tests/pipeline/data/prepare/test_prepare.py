@@ -13,27 +13,12 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data import shards
-from firstlight.pipeline.data.images import decode_rgb
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.prepare import prepare
-from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from tests.support.grey_images import dataset, images, local, png
+from tests.support.grey_images import dataset, greys, images, local, png
 from tests.support.paths import ROOT
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 images a shard, 4 a row group."""
-    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 10)
-    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 4)
-
-
-def greys(store: Store) -> list[int]:
-    """The value of every image, by id."""
-    total = sum(store.splits.values())
-    return [int(decode_rgb(data)[0, 0, 0]) for data in store.read(np.arange(total))[0]]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -96,39 +81,8 @@ def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
     assert raw["source"]["root"] == str(root)
 
 
-@pytest.mark.fault(25, "images that are cut off are listed")
-@pytest.mark.usefixtures("small_parts")
-def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
-    root = images(tmp_path / "in", 45, bad=(2, 4, 31))
-    (root / "train" / "a" / "000.png").write_bytes(b"")
-    store = local(dataset(root=root, max_bad_fraction=0.2), tmp_path / "out")
-    listed = pq.read_table(store.path / QUARANTINE_FILE).to_pylist()
-    assert [*listed[0]] == ["path", "split", "reason"]  # and no id: ids are of images that can be used
-    assert [(row["path"], row["split"]) for row in listed] == [
-        (f"train/{p}.png", "train") for p in ("a/000", "a/002", "a/004", "b/031")
-    ]
-    assert listed[0]["reason"] == "is empty (0 bytes)"
-    assert all(row["reason"] for row in listed)
-    assert store.quarantined == 4
-    assert store.splits == {"train": 41, "test": 6}
-    assert store.ids("test").tolist() == list(range(41, 47))
-    train = [k for k in [*range(0, 45, 2), *range(1, 45, 2)] if k not in (0, 2, 4, 31)]
-    assert greys(store) == [*train, 200, 202, 204, 201, 203, 205]
-    assert [row for shard in store.shards for row in shard.row_groups] == [4, 3, 4, 4, 2, 4, 4, 2, 4, 4, 1, 4, 1, 4, 2]
-    store.verify()
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_a_part_without_one_good_image_has_no_shard(tmp_path: Path) -> None:
-    store = local(
-        dataset(root=images(tmp_path / "in", 30, bad=tuple(range(0, 20, 2))), max_bad_fraction=0.5), tmp_path / "out"
-    )
-    assert [shard.file for shard in store.shards] == [
-        "train-00001.parquet",
-        "train-00002.parquet",
-        "test-00000.parquet",
-    ]
-    assert greys(store)[:2] == [20, 22]
 
 
 @pytest.mark.fault(25, "more bad images than max_bad_fraction")
@@ -148,16 +102,6 @@ def test_too_many_bad_images(tmp_path: Path) -> None:
         local(dataset(root=root), tmp_path / "out")
 
 
-@pytest.mark.fault(32, "no good image")
-def test_no_good_image_for_training(tmp_path: Path) -> None:
-    root = images(tmp_path / "in", 4, bad=(0, 1, 2, 3))
-    with pytest.raises(
-        UserError, match=r"4 of 10 images cannot be decoded.*quarantine\.parquet; no image is left for training"
-    ):
-        local(dataset(root=root, max_bad_fraction=1.0), tmp_path / "out")
-    (folder,) = (tmp_path / "out").iterdir()
-    assert pq.read_table(folder / QUARANTINE_FILE).num_rows == 4
-    assert not (folder / MANIFEST_FILE).exists()
 
 
 def test_the_cap_on_pixels_is_the_datasets(tmp_path: Path) -> None:
@@ -177,19 +121,6 @@ def test_a_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pyt
     assert calls == [(10, 16), (16, 16)]  # verified
 
 
-def test_what_decides_the_store_decides_its_folder(tmp_path: Path) -> None:
-    root = images(tmp_path / "in", 10)
-    first = local(dataset(root=root), tmp_path / "out").path
-    assert first.name.startswith("tiny-")
-    for same in ({"image_size": 64}, {"val_fraction": 0.3}, {"max_train": 5}, {"max_bad_fraction": 0.5}):
-        assert local(dataset(root=root, **same), tmp_path / "out").path == first
-    others = [
-        local(dataset(root=root, **other), tmp_path / "out").path
-        for other in ({"split_seed": 1}, {"max_pixels": 100}, {"test_fraction": 0.5})
-    ]
-    os.utime(root / "train" / "a" / "000.png", (1, 1))
-    others.append(local(dataset(root=root), tmp_path / "out").path)
-    assert len({first, *others}) == 5
 
 
 @pytest.mark.usefixtures("small_parts")
