@@ -101,7 +101,9 @@ class IngestTraining:
         store = prepare(chosen.dataset, storage / "stores", lambda: on_ray, lambda done, total: None)
         worker = StageContext.create(chosen, store, on_ray, torch.device("cpu"))
         stage = chosen.stages["pretrain"]
-        self.job: TrainingJob = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "bench", storage / "job"))
+        self.job: TrainingJob = pretrain.build_job(
+            worker, stage, StageInstance("pretrain", 0, "bench", storage / "job")
+        )
         self.net = Encoder(chosen.encoder.model_dump(), INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
 

@@ -20,7 +20,7 @@ from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.pretrain.clustering_locality import locality_penalty
 from firstlight.tasks.pretrain.nat import best_assignment
 from firstlight.tasks.pretrain.spatial_contrasting import contrast_loss
-from firstlight.tasks.pretrain.super_and import relation_cosines
+from firstlight.tasks.relation_losses import relation_cosines
 
 BenchCall = Callable[[], object]
 

@@ -1,1 +1,58 @@
-"""Firstlight: unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow."""
+"""Firstlight: unsupervised and semi-supervised visual pretraining on Ray, tracked in MLflow.
+
+    import firstlight as fl
+
+    result = fl.run(fl.load_recipe("conf/recipe/quickstart.yaml"))
+    encoder = fl.load_encoder(result.encoders[0])
+    vectors = encoder.embed(["a.jpg", "b.png"])
+
+The names below are imported when they are used first (PEP 562), so that `import firstlight` loads neither torch nor Ray
+nor MLflow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firstlight.pipeline.api import ImageEncoder as ImageEncoder
+    from firstlight.pipeline.api import RunResult as RunResult
+    from firstlight.pipeline.api import list_runs as list_runs
+    from firstlight.pipeline.api import load_encoder as load_encoder
+    from firstlight.pipeline.api import load_recipe as load_recipe
+    from firstlight.pipeline.api import open_embeddings as open_embeddings
+    from firstlight.pipeline.api import open_index as open_index
+    from firstlight.pipeline.api import open_store as open_store
+    from firstlight.pipeline.api import run as run
+    from firstlight.pipeline.api import search as search
+    from firstlight.pipeline.errors import UserError as UserError
+    from firstlight.tasks.downstream import TASKS as TASKS
+    from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
+    from firstlight.tasks.pretrain import METHODS as METHODS
+
+_MODULES = {
+    **dict.fromkeys(
+        (
+            *("load_recipe", "run", "search", "RunResult"),
+            *("load_encoder", "ImageEncoder", "list_runs"),
+            *("open_store", "open_embeddings", "open_index"),
+        ),
+        "firstlight.pipeline.api",
+    ),
+    "UserError": "firstlight.pipeline.errors",
+    "METHODS": "firstlight.tasks.pretrain",
+    "TASKS": "firstlight.tasks.downstream",
+    "ENCODERS": "firstlight.tasks.nn.encoders",
+}
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'firstlight' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

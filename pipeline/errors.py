@@ -7,12 +7,14 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake that the user can correct in a config, a file or a machine's set-up: exit code 2.
 
-    The text is one line, or one line for each mistake. A line names the dotted key, file or row, the value found, and the valid values.
+    The text is one line, or one line for each mistake. A line names the dotted key, file or row, the value found, and
+    the valid values.
     """
 
 
 class StopTraining(Exception):
-    """The training cannot continue, and repeating it would not help: exit code 1. All ranks raise it at the same step."""
+    """The training cannot continue, and repeating it would not help: exit code 1. All ranks raise it at the same step.
+    """
 
 
 class Stopped(StopTraining):
@@ -24,7 +26,9 @@ class Paused(StopTraining):
 
 
 class StageFailed(RuntimeError):
-    """The workers failed more often than `scale.max_failures` allows: exit code 1. The text is one line with the rank and its error."""
+    """The workers failed more often than `scale.max_failures` allows: exit code 1. The text is one line with the rank
+    and its error.
+    """
 
 
 class Terminated(KeyboardInterrupt):

@@ -85,8 +85,8 @@ def _flush_to_disk(path: Path) -> None:
 def exclusive_lock(folder: Path, name: str, timeout_s: float = 0.0) -> Iterator[None]:
     """Holds the lock of `folder`, and writes this process's id into it.
 
-    The kernel releases the lock when the process ends, however it ends. `name` is what the error calls the work; `timeout_s` is how long to wait for
-    another process to release the lock.
+    The kernel releases the lock when the process ends, however it ends. `name` is what the error calls the work;
+    `timeout_s` is how long to wait for another process to release the lock.
 
     Raises:
         UserError: another process holds the lock; the message names its id.
@@ -107,7 +107,9 @@ def exclusive_lock(folder: Path, name: str, timeout_s: float = 0.0) -> Iterator[
 
 
 def find_lock_owner(folder: Path) -> str | None:
-    """Returns the id of the process that holds the lock of `folder`, "?" if the file does not say, None if nobody holds it."""
+    """Returns the id of the process that holds the lock of `folder`, "?" if the file does not say, None if nobody holds
+    it.
+    """
     try:
         with (folder / LOCK_FILE).open() as file:
             try:

@@ -21,7 +21,7 @@ class Column:
     min_width: int | None = None
 
 
-def make_table(
+def build_table(
     columns: Sequence[Column], rows: Iterable[Sequence[RenderableType]] = (), title: str = "", grid: bool = False
 ) -> Table:
     """Returns a table of the rows, with lines between its columns if `grid`. An empty row separates groups of rows."""

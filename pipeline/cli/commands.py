@@ -22,7 +22,7 @@ from firstlight.pipeline.cli.options import (
 )
 from firstlight.pipeline.cli.output import print_table_or_tsv, print_view
 from firstlight.pipeline.errors import Terminated, UserError
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.location import parse_location
 
 
 @click.command("runs", epilog=LOCATION_HELP)
@@ -41,9 +41,9 @@ def print_runs(location: tuple[str, ...], name: str, limit: int) -> None:
     Each line has the state, the scores, and the reference that a recipe can take as `encoder`.
     """
     from firstlight.pipeline.cli.history import run_lines, runs_table, runs_tsv
-    from firstlight.pipeline.tracking.lineage import read
+    from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, _ = read(named(location))
+    lineage, _ = read_lineage(parse_location(location))
     lines = list(run_lines(lineage, name, limit))
     print_table_or_tsv(lambda console: runs_table(lineage, lines, console.width), lambda: runs_tsv(lineage, lines))
 
@@ -57,10 +57,10 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
     The tree goes from the data to the models, and includes what other recipes made.
     """
     from firstlight.pipeline.cli.tree import build_run_view
-    from firstlight.pipeline.tracking.lineage import read
+    from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, _ = read(named(location))
-    print_view(build_run_view(lineage, lineage.find(run), time.time()))
+    lineage, _ = read_lineage(parse_location(location))
+    print_view(build_run_view(lineage, lineage.find_run(run), time.time()))
 
 
 @click.command("promote", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
@@ -74,13 +74,13 @@ def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> N
     RUN may also be a trial, or a recipe with one pretraining stage: the encoder is that of its first seed.
     """
     from firstlight.pipeline.cli.promote import find_pretraining, promote_encoder
-    from firstlight.pipeline.tracking.lineage import read
+    from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, client = read(named(location))
-    found = lineage.find(run)
+    lineage, client = read_lineage(parse_location(location))
+    found = lineage.find_run(run)
     reference = promote_encoder(lineage, client, found, name, alias)
     pretraining = find_pretraining(lineage, found)
-    click.echo(f"{reference} is now the encoder of {pretraining.name} ({pretraining.short})")
+    click.echo(f"{reference} is now the encoder of {pretraining.name} ({pretraining.short_id})")
 
 
 @click.command("delete", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
@@ -95,10 +95,10 @@ def delete_run(run: str, location: tuple[str, ...], yes: bool, force: bool) -> N
     lists what it would delete, and asks. `firstlight run` makes again what was deleted.
     """
     from firstlight.pipeline.cli.delete import check_deletion, delete_runs, plan_deletion
-    from firstlight.pipeline.tracking.lineage import read
+    from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, client = read(named(location))
-    plan = plan_deletion(lineage, client, lineage.find(run))
+    lineage, client = read_lineage(parse_location(location))
+    plan = plan_deletion(lineage, client, lineage.find_run(run))
     dependants = check_deletion(lineage, plan)
     if dependants and not force:
         refusal = "run: other runs depend on it; delete those first, or give --force"
@@ -140,7 +140,7 @@ def repeat_run(run: str, overrides: tuple[str, ...], origin: tuple[str, ...], ex
     )
     from firstlight.pipeline.run.runner import run_recipe
 
-    original = find_original(named(origin), run)
+    original = find_original(parse_location(origin), run)
     recipe = recipe_to_repeat(original, overrides)
     console = Console(stderr=True)
     check_code(original, console, exact)
@@ -165,19 +165,19 @@ def open_ui(location: tuple[str, ...], port: int) -> None:
     It can be reached from this machine only, at 127.0.0.1.
     """
     from firstlight.pipeline.cli.ui import free_port, runs_address, serve_ui
-    from firstlight.pipeline.tracking.lineage import read
+    from firstlight.pipeline.tracking.lineage import read_lineage
 
-    records = named(location)
-    lineage, _ = read(records)
-    if not records.local:
-        click.echo(runs_address(records.uri.rstrip("/"), lineage.experiment))
+    records = parse_location(location)
+    lineage, _ = read_lineage(records)
+    if not records.is_local:
+        click.echo(runs_address(records.uri.rstrip("/"), lineage.experiment_id))
         return
     free = free_port(port)
     if free != port:
         click.echo(f"port {port} is taken; using {free}")
     click.echo(f"MLflow starts on {records.uri} ...")
     try:
-        serve_ui(records, lineage.experiment, free, click.echo)
+        serve_ui(records, lineage.experiment_id, free, click.echo)
     except KeyboardInterrupt:
         click.echo("ended")
 

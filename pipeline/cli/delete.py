@@ -1,7 +1,5 @@
 """`firstlight delete`: deletes a run and everything below it, in MLflow and on disk."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -12,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import find_lock_owner
-from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS
-from firstlight.pipeline.tracking.lineage import Lineage, Run, Version, ids
+from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS_PREFIX
+from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
+from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run, collect_ids
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from firstlight.pipeline.tracking.connection import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class DeletionPlan:
     """
 
     runs: tuple[Run, ...]
-    versions: tuple[Version, ...]
+    versions: tuple[ModelVersion, ...]
     models: tuple[str, ...]
     paths: tuple[Path, ...]
     num_bytes: int
 
     def summary_lines(self) -> Iterator[str]:
         """Yields what is deleted, for the question before the deletion."""
-        runs = ", ".join(f"{run.name} ({run.short})" for run in self.runs)
+        runs = ", ".join(f"{run.name} ({run.short_id})" for run in self.runs)
         yield f"{_format_count(len(self.runs), 'run')}: {runs}"
         if self.versions:
             references = (v.reference + (f" (version {v.version})" if v.aliases else "") for v in self.versions)
@@ -53,21 +52,17 @@ def _format_count(count: int, noun: str) -> str:
 def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> DeletionPlan:
     """Collects the run, its descendants in MLflow, and their models and files."""
     runs = list(_walk_descendants(lineage, run))
-    run_ids = ids(runs)
+    run_ids = collect_ids(runs)
     versions = tuple(version for version in lineage.versions if version.run in run_ids)
-    pretrainings = [one.id for one in runs if one.kind == "pretrain"]
-    models = [
-        model.model_id
-        for run_id in pretrainings
-        for model in client.search_logged_models([lineage.experiment], f"source_run_id = '{run_id}'")
-    ]
-    paths = tuple(sorted(_find_paths(lineage.records.storage, run_ids)))
+    pretrainings = [one for one in runs if one.kind == "pretrain"]
+    models = [model_id for one in pretrainings for model_id in find_logged_models(lineage, client, one)]
+    paths = tuple(sorted(_find_paths(lineage.location.storage, run_ids)))
     return DeletionPlan(tuple(runs), versions, tuple(models), paths, sum(map(_measure_size, paths)))
 
 
 def _walk_descendants(lineage: Lineage, run: Run) -> Iterator[Run]:
     yield run
-    for child in lineage.children(run):
+    for child in lineage.list_children(run):
         yield from _walk_descendants(lineage, child)
 
 
@@ -105,31 +100,33 @@ def check_deletion(lineage: Lineage, plan: DeletionPlan) -> list[str]:
     Raises:
         UserError: a process is running one of the recipes.
     """
-    for name in {recipe.name for run in plan.runs if (recipe := run if run.whole else lineage.recipe(run))}:
-        process = find_lock_owner(lineage.records.storage / name)
+    for name in {recipe.name for run in plan.runs if (recipe := run if run.is_composite else lineage.find_recipe(run))}:
+        process = find_lock_owner(lineage.location.storage / name)
         if process:
             raise UserError(f"run: {name!r} is being run by process {process}; stop it, or wait for it")
     return [*_encoder_consumers(lineage, plan.runs), *_recipes_that_share(lineage, plan.runs)]
 
 
 def _encoder_consumers(lineage: Lineage, runs: Sequence[Run]) -> Iterator[str]:
-    run_ids = ids(runs)
+    run_ids = collect_ids(runs)
     for run in runs:
-        for consumer in lineage.consumers(run):
+        for consumer in lineage.list_consumers(run):
             if consumer.id not in run_ids:
-                recipe = lineage.recipe(consumer)
-                name = f"{consumer.name} ({consumer.short})" + (f" of {recipe.name}" if recipe else "")
+                recipe = lineage.find_recipe(consumer)
+                name = f"{consumer.name} ({consumer.short_id})" + (f" of {recipe.name}" if recipe else "")
                 yield f"{name} started from the encoder of {run.name}"
 
 
 def _recipes_that_share(lineage: Lineage, runs: Sequence[Run]) -> Iterator[str]:
     """Yields the recipes that use stages of other recipes, as those were already done."""
-    run_ids = ids(runs)
+    run_ids = collect_ids(runs)
     for other in lineage.runs.values():
-        stages = [run_id for key, value in other.tags.items() if key.startswith(STAGE_RUNS) for run_id in value.split()]
+        stages = [
+            run_id for key, value in other.tags.items() if key.startswith(STAGE_RUNS_PREFIX) for run_id in value.split()
+        ]
         shared = [run for run in runs if run.id in stages]
         if other.id not in run_ids and shared and not _owns_stages(other, shared):
-            yield f"the recipe {other.name} ({other.short}) also uses {', '.join(run.name for run in shared)}"
+            yield f"the recipe {other.name} ({other.short_id}) also uses {', '.join(run.name for run in shared)}"
 
 
 def _owns_stages(recipe: Run, stages: Sequence[Run]) -> bool:
@@ -145,35 +142,4 @@ def delete_runs(lineage: Lineage, client: "MlflowClient", plan: DeletionPlan) ->
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for version in plan.versions:
-        client.delete_model_version(version.name, version.version)
-        if not client.search_model_versions(f"name='{version.name}'"):
-            client.delete_registered_model(version.name)
-    for model in plan.models:
-        client.delete_logged_model(model)
-    for run in reversed(plan.runs):
-        client.delete_run(run.id)
-    if lineage.records.database:
-        _collect_garbage(lineage.records.uri, plan)
-    else:
-        _delete_artifacts(plan)
-
-
-def _collect_garbage(uri: str, plan: DeletionPlan) -> None:
-    """Removes the rows and the artifacts from a local database, by `mlflow gc`."""
-    from mlflow.cli import gc
-
-    arguments = ["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", ",".join(run.id for run in plan.runs)]
-    arguments += ["--logged-model-ids", ",".join(plan.models)] if plan.models else []
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        gc.main(arguments, standalone_mode=False)
-
-
-def _delete_artifacts(plan: DeletionPlan) -> None:
-    """Removes the artifacts of runs on a server, whose operator removes the rows by `mlflow gc`."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    for run in plan.runs:
-        with contextlib.suppress(MlflowException, OSError):
-            get_artifact_repository(run.artifacts).delete_artifacts()
+    delete_records(lineage, client, plan.runs, plan.versions, plan.models)

@@ -20,8 +20,9 @@ from packaging.version import Version
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.tracking.location import Records, named
-from firstlight.pipeline.tracking.retry import hasty, reason
+from firstlight.pipeline.tracking.connection import measure_round_trip
+from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
+from firstlight.pipeline.tracking.retry import describe_failure
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
@@ -59,7 +60,7 @@ def run_checks(file: Path | None, overrides: tuple[str, ...], ray: bool) -> list
     if file is not None and "=" in str(file):
         raise UserError(f"{file}: give the recipe first: firstlight doctor recipe.yaml {file}")
     recipe = load_recipe(file, overrides) if file else None
-    records = Records.of(recipe) if recipe else named(())
+    records = TrackingLocation.of(recipe) if recipe else parse_location(())
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("machine", lambda: _check_machine(recipe)),
         ("python", lambda: _check_python()),
@@ -77,7 +78,7 @@ def run_checks(file: Path | None, overrides: tuple[str, ...], ray: bool) -> list
         try:
             findings += check()
         except Exception as error:
-            observation = f"{type(error).__name__}: {reason(error)}"
+            observation = f"{type(error).__name__}: {describe_failure(error)}"
             findings.append(Finding(area, "check", observation, PROBLEM, "this check could not be made"))
     return findings
 
@@ -230,31 +231,17 @@ def _check_storage_folder(storage: Path) -> Iterator[Finding]:
     yield warn_unless(free >= MIN_FREE_DISK, "storage", "space", f"{free / GB:.1f} GB free", advice)
 
 
-def _check_mlflow(records: Records) -> Iterator[Finding]:
+def _check_mlflow(records: TrackingLocation) -> Iterator[Finding]:
     """Connects, writes a tag and reads it back. A database that does not exist is not created."""
-    import logging
-
-    import mlflow
-
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     if records.database and not records.database.exists():
         yield Finding("mlflow", "tracking", f"{records.uri} will be created by the first run")
         return
-    started, stamp = time.monotonic(), uuid.uuid4().hex
     try:
-        with hasty():
-            client = mlflow.MlflowClient(records.uri)
-            experiment = client.get_experiment_by_name(records.experiment)
-            if experiment is not None:
-                client.set_experiment_tag(experiment.experiment_id, "firstlight.doctor", stamp)
-                again = client.get_experiment(experiment.experiment_id).tags.get("firstlight.doctor")
-                assert again == stamp
+        seconds, experiment = measure_round_trip(records, "firstlight.doctor")
     except Exception as error:
-        observation = f"{records.uri}: {reason(error)}"
+        observation = f"{records.uri}: {describe_failure(error)}"
         yield Finding("mlflow", "tracking", observation, PROBLEM, "start the server, or correct tracking.uri")
         return
-    seconds = time.monotonic() - started
     result = "written and read back" if experiment else f"connected; no experiment {records.experiment!r} yet"
     observation = f"{records.uri}: {result} in {seconds:.1f} s"
     advice = "it is slow: runs will wait for it"

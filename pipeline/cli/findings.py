@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firstlight.pipeline.errors import StageFailed
-from firstlight.pipeline.terminal import Column, format_tsv, make_table
+from firstlight.pipeline.terminal import Column, build_table, format_tsv
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 VERDICT_STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
@@ -41,7 +41,7 @@ def raise_on_problem(findings: Sequence[Finding]) -> None:
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Returns a table with a heading for each area, and with the advice below each result."""
-    return make_table(FINDING_COLUMNS, _finding_rows(findings))
+    return build_table(FINDING_COLUMNS, _finding_rows(findings))
 
 
 def _finding_rows(findings: Sequence[Finding]) -> Iterator[tuple[RenderableType, ...]]:

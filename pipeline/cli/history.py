@@ -10,7 +10,7 @@ from rich.text import Text
 
 from firstlight.pipeline.cli.scores import format_image_counts, format_scores
 from firstlight.pipeline.files import LOCK_FILE, find_lock_owner
-from firstlight.pipeline.terminal import Column, format_ago, format_duration, format_tsv, make_table
+from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration, format_tsv
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 
 # MLflow's statuses, as they are displayed.
@@ -57,14 +57,14 @@ def run_state(lineage: Lineage, run: Run) -> str:
     state = RUN_STATES.get(run.status, run.status.lower())
     if state != "running":
         return state
-    recipe = run if run.whole else lineage.recipe(run)
-    folder = lineage.records.storage / (recipe.name if recipe else "")
+    recipe = run if run.is_composite else lineage.find_recipe(run)
+    folder = lineage.location.storage / (recipe.name if recipe else "")
     return "stopped" if (folder / LOCK_FILE).is_file() and find_lock_owner(folder) is None else state
 
 
 def run_lines(lineage: Lineage, name: str = "", limit: int | None = None) -> Iterator[RunLine]:
     """Yields recipes and searches whose name contains `name`, newest first, each followed by its stages and trials."""
-    tops = [run for run in lineage.tops() if name.lower() in run.name.lower()]
+    tops = [run for run in lineage.list_roots() if name.lower() in run.name.lower()]
     for top in tops[:limit]:
         yield RunLine(0, f"{top.name} ({top.kind})" if top.kind != "recipe" else top.name, (top,))
         if top.kind == "search":
@@ -76,31 +76,31 @@ def run_lines(lineage: Lineage, name: str = "", limit: int | None = None) -> Ite
 
 
 def _search_lines(lineage: Lineage, search: Run) -> Iterator[RunLine]:
-    trials = lineage.trials(search)
+    trials = lineage.list_trials(search)
     for trial in trials[-MAX_TRIALS_LISTED:]:
         numbers, reference = trial_results(lineage, trial)
         yield RunLine(1, trial.name, (trial,), numbers, reference)
     if len(trials) > MAX_TRIALS_LISTED:
-        earlier = f"and {len(trials) - MAX_TRIALS_LISTED} earlier trials: firstlight show {search.short}"
+        earlier = f"and {len(trials) - MAX_TRIALS_LISTED} earlier trials: firstlight show {search.short_id}"
         yield RunLine(1, "", (), remark=earlier)
 
 
 def trial_results(lineage: Lineage, trial: Run) -> tuple[str, str]:
     """Returns the scores of a trial's stages, and the reference of its encoder."""
-    stages = [run for run in lineage.stages(trial) if run.kind != "prepare"]
+    stages = [run for run in lineage.list_stages(trial) if run.kind != "prepare"]
     numbers = "; ".join(filter(None, (format_scores(group) for group in group_by_stage(stages))))
     first = next((run for run in stages if run.model), None)
-    return numbers, lineage.reference(first) if first else ""
+    return numbers, lineage.encoder_reference(first) if first else ""
 
 
 def _recipe_lines(lineage: Lineage, recipe: Run) -> Iterator[RunLine]:
     """Yields one line for each pretraining, as each has a reference, and one for all seeds of any other stage."""
-    for group in group_by_stage(lineage.stages(recipe)):
+    for group in group_by_stage(lineage.list_stages(recipe)):
         if group[0].kind == "prepare":
             yield RunLine(1, "prepare", tuple(group[:1]), format_image_counts(group[0].metrics))
         elif group[0].kind == "pretrain" or len(group) == 1:
             for run in group:
-                yield RunLine(1, run.name, (run,), format_scores([run]), lineage.reference(run))
+                yield RunLine(1, run.name, (run,), format_scores([run]), lineage.encoder_reference(run))
         else:
             yield RunLine(1, f"{group[0].stage}, {len(group)} seeds", tuple(group), format_scores(group))
 
@@ -121,8 +121,8 @@ def read_seed(run: Run) -> int:
 def runs_table(lineage: Lineage, lines: Sequence[RunLine], width: int) -> Table:
     """Returns a table for a terminal of `width` characters. A narrow one shows start and duration of recipes only."""
     columns = WIDE_COLUMNS if width >= WIDE_TERMINAL else NARROW_COLUMNS
-    title = f"{lineage.records.experiment} in {lineage.records.uri}"
-    return make_table(columns, _run_rows(lineage, lines, width >= WIDE_TERMINAL), title)
+    title = f"{lineage.location.experiment} in {lineage.location.uri}"
+    return build_table(columns, _run_rows(lineage, lines, width >= WIDE_TERMINAL), title)
 
 
 def _run_rows(lineage: Lineage, lines: Sequence[RunLine], wide: bool) -> Iterator[tuple[Text, ...]]:
@@ -141,7 +141,7 @@ def _format_row(lineage: Lineage, line: RunLine, wide: bool) -> tuple[Text, ...]
     if line.reference:
         results.highlight_words([line.reference], "cyan")
     name = Text("  " * line.depth + line.name, style="bold" if line.depth == 0 else "")
-    run_id = line.runs[0].short if len(line.runs) == 1 else ""
+    run_id = line.runs[0].short_id if len(line.runs) == 1 else ""
     first = (name, Text(run_id), Text(state, style=RUN_STATE_STYLES.get(state, "yellow")))
     return (*first, Text(start), Text(duration), results) if wide else (*first, results)
 
@@ -178,6 +178,6 @@ def _tsv_row(lineage: Lineage, line: RunLine, run: Run) -> tuple[str, ...]:
     seconds = elapsed_seconds(run)
     start = datetime.datetime.fromtimestamp(run.start, datetime.UTC).isoformat(timespec="seconds")
     numbers = line.numbers if len(line.runs) == 1 else format_scores([run])
-    reference = lineage.reference(run, short=False) or line.reference
+    reference = lineage.encoder_reference(run, short=False) or line.reference
     duration = "" if seconds is None else f"{seconds:.1f}"
     return run.kind, run.name, run.id, run_state(lineage, run), start, duration, numbers, reference

@@ -89,20 +89,20 @@ for _name, _help_text in RECIPE_COMMANDS.items():
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from firstlight.pipeline.config.load import load_recipe
     from firstlight.pipeline.report.page_parts import REPORT_FILE
-    from firstlight.pipeline.report.score_table import table
+    from firstlight.pipeline.report.score_table import make_score_table
     from firstlight.pipeline.run.runner import run_recipe
-    from firstlight.pipeline.tracking.retry import Unpublished
+    from firstlight.pipeline.tracking.outbox import Unpublished
 
     recipe = load_recipe(path, overrides, smoke)
     out = results_console()
     try:
         rows = run_recipe(recipe, Console(stderr=True), only)
     except Unpublished as error:
-        if error.found:
-            out.print(table(recipe, error.found))
+        if error.rows:
+            out.print(make_score_table(recipe, error.rows))
         raise
     if rows:
-        out.print(table(recipe, rows))
+        out.print(make_score_table(recipe, rows))
     report = recipe.storage.resolve() / recipe.name / REPORT_FILE
     if report.exists():
         _print_report_path(out, report)
@@ -119,7 +119,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     FILE is a search (see conf/search). Its keys (trials=20) and those of its recipe (dataset.root=/data) can be
     overridden. A search that was stopped continues when it is run again.
     """
-    from firstlight.pipeline.report.score_table import table
+    from firstlight.pipeline.report.score_table import make_score_table
     from firstlight.pipeline.search.checks import load_checked_plan
     from firstlight.pipeline.search.progress import summarise_search
     from firstlight.pipeline.search.search import run_search
@@ -129,7 +129,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     out = results_console()
     out.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
     if found.retrained:
-        out.print(table(found.retrained, found.rows))
+        out.print(make_score_table(found.retrained, found.rows))
     if found.report:
         _print_report_path(out, found.report)
     _print_ui_command(out, plan.budget_recipe())
@@ -141,9 +141,11 @@ def _print_report_path(out: Console, file: Path) -> None:
 
 def _print_ui_command(out: Console, recipe: "Recipe") -> None:
     from firstlight.pipeline.cli.ui import ui_command
-    from firstlight.pipeline.tracking.location import Records
+    from firstlight.pipeline.tracking.location import TrackingLocation
 
-    out.print(f"Results, curves and pictures:  {ui_command(Records.of(recipe))}", soft_wrap=True, highlight=False)
+    out.print(
+        f"Results, curves and pictures:  {ui_command(TrackingLocation.of(recipe))}", soft_wrap=True, highlight=False
+    )
 
 
 def run_guarded(function: Callable[[], int | None]) -> int:

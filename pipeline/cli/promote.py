@@ -4,12 +4,12 @@ import re
 from typing import TYPE_CHECKING
 
 from firstlight.pipeline.cli.history import read_seed
-from firstlight.pipeline.errors import UserError, one_line
-from firstlight.pipeline.tracking.client import register
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.tracking.models import promote_model
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from firstlight.pipeline.tracking.connection import MlflowClient
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -20,19 +20,15 @@ def promote_encoder(lineage: Lineage, client: "MlflowClient", run: Run, name: st
     Raises:
         UserError: the run made no encoder or several, or has not finished; the name or the alias is not valid.
     """
-    import mlflow
-
     if not MODEL_NAME.fullmatch(name):
         valid = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
         raise UserError(f"--name: {name!r} is not valid; valid: {valid}")
     pretraining = find_pretraining(lineage, run)
     if pretraining.status != "FINISHED" or pretraining.model is None:
-        raise UserError(f"run: {pretraining.name} ({pretraining.short}) has not finished: it has no encoder to promote")
-    try:
-        register(client, name, pretraining.model, pretraining.id, alias)
-    except mlflow.MlflowException as error:
-        raise UserError(f"--alias: {alias!r} is not valid: {one_line(error)}") from None
-    return f"models:/{name}@{alias}"
+        raise UserError(
+            f"run: {pretraining.name} ({pretraining.short_id}) has not finished: it has no encoder to promote"
+        )
+    return promote_model(client, name, pretraining.model, pretraining.id, alias)
 
 
 def find_pretraining(lineage: Lineage, run: Run) -> Run:
@@ -41,14 +37,14 @@ def find_pretraining(lineage: Lineage, run: Run) -> Run:
     Raises:
         UserError: the run is no pretraining, or the recipe has no pretraining stage or several.
     """
-    if not run.whole:
+    if not run.is_composite:
         if run.kind != "pretrain":
-            found = f"{run.name} ({run.short}) is a run of kind {run.kind}"
+            found = f"{run.name} ({run.short_id}) is a run of kind {run.kind}"
             raise UserError(f"run: {found}, which makes no encoder; valid: a pretraining")
         return run
-    pretrainings = [stage for stage in lineage.stages(run) if stage.kind == "pretrain"]
+    pretrainings = [stage for stage in lineage.list_stages(run) if stage.kind == "pretrain"]
     if len({stage.stage for stage in pretrainings}) != 1:
-        listing = ", ".join(f"{stage.name} ({stage.short})" for stage in pretrainings) or "none"
-        found = f"{run.name} ({run.short}) has several pretrainings or none"
+        listing = ", ".join(f"{stage.name} ({stage.short_id})" for stage in pretrainings) or "none"
+        found = f"{run.name} ({run.short_id}) has several pretrainings or none"
         raise UserError(f"run: {found}; give the id of one: {listing}")
     return min(pretrainings, key=read_seed)

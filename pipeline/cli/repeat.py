@@ -1,7 +1,6 @@
 """`firstlight repeat`: runs a recipe again from its record in MLflow, and compares the numbers of both runs."""
 
 import copy
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,10 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import StageFailed, UserError, one_line, suggest_valid
 from firstlight.pipeline.run.publishing import RepeatOf
 from firstlight.pipeline.stages.code_version import code_version
-from firstlight.pipeline.terminal import Column, make_table
-from firstlight.pipeline.tracking.lineage import Lineage, Run, read
-from firstlight.pipeline.tracking.location import Records
+from firstlight.pipeline.terminal import Column, build_table
+from firstlight.pipeline.tracking.lineage import Lineage, Run, read_lineage
+from firstlight.pipeline.tracking.location import TrackingLocation
+from firstlight.pipeline.tracking.references import read_json_artifact
 
 CHANGEABLE_KEYS = (
     *("name", "storage", "tracking", "scale"),
@@ -47,32 +47,30 @@ class OriginalRun:
 
     @cached_property
     def stages(self) -> list[Run]:
-        return [run for run in self.lineage.stages(self.run) if run.kind != "prepare"]
+        return [run for run in self.lineage.list_stages(self.run) if run.kind != "prepare"]
 
     @property
     def repeats(self) -> RepeatOf:
-        return RepeatOf(self.run.id, self.run.store, self.lineage.records)
+        return RepeatOf(self.run.id, self.run.store, self.lineage.location)
 
 
-def find_original(records: Records, text: str) -> OriginalRun:
+def find_original(records: TrackingLocation, text: str) -> OriginalRun:
     """Returns the run that `text` identifies, with its logged recipe.
 
     Raises:
         UserError: no run matches, it is not a run of a recipe, or its recipe cannot be read.
     """
-    import mlflow
-
-    lineage, _ = read(records)
-    run = lineage.find(text)
-    if not run.whole or run.kind == "search":
-        recipe = lineage.recipe(run)
+    lineage, _ = read_lineage(records)
+    run = lineage.find_run(text)
+    if not run.is_composite or run.kind == "search":
+        recipe = lineage.find_recipe(run)
         valid = f"; valid: its recipe {recipe.name}, {recipe.id}" if recipe else ""
-        found = f"{run.name} ({run.short}) is a run of kind {run.kind}"
+        found = f"{run.name} ({run.short_id}) is a run of kind {run.kind}"
         raise UserError(f"run: {found}; only a run of a recipe can be repeated{valid}")
     try:
-        raw = mlflow.artifacts.load_dict(f"{run.artifacts}/recipe.json")
+        raw = read_json_artifact(run, "recipe.json")
     except Exception as error:
-        found = f"{run.name} ({run.short}) has no readable recipe.json"
+        found = f"{run.name} ({run.short_id}) has no readable recipe.json"
         raise UserError(f"run: {found}: {one_line(error)}") from None
     return OriginalRun(lineage, run, raw)
 
@@ -108,7 +106,7 @@ def recipe_to_repeat(original: OriginalRun, overrides: Sequence[str]) -> Recipe:
 def _pinned_encoder(original: OriginalRun, stage: str) -> str | None:
     """Returns the reference of the encoder that a stage started from, None if MLflow does not know its run."""
     run = next((run for run in original.stages if run.stage == stage and run.encoder), None)
-    source_id = original.lineage.source_id(run) if run else None
+    source_id = original.lineage.find_source_id(run) if run else None
     return f"runs:/{source_id}/encoder" if source_id else None
 
 
@@ -168,19 +166,19 @@ def compare_numbers(original: OriginalRun, recipe: Recipe) -> Comparison:
     Raises:
         UserError: the storage of `recipe` has no repetition of the original.
     """
-    records = Records.of(recipe)
-    lineage, _ = read(records)
+    records = TrackingLocation.of(recipe)
+    lineage, _ = read_lineage(records)
     repetitions = [
         run
-        for run in lineage.tops()
+        for run in lineage.list_roots()
         if run.tags.get("firstlight.repeats") == original.run.id and run.name == recipe.name
     ]
     if not repetitions:
         raise UserError(f"repeat: {records.uri} has no run of {recipe.name!r} that repeats {original.run.id}")
     newest = repetitions[0]
-    now = {run.name: run for run in lineage.stages(newest)}
+    now = {run.name: run for run in lineage.list_stages(newest)}
     numbers = [number for then in original.stages for number in _pair_numbers(then, now.get(then.name))]
-    title = f"{original.run.name} ({original.run.short}) and its repetition {newest.name} ({newest.short})"
+    title = f"{original.run.name} ({original.run.short_id}) and its repetition {newest.name} ({newest.short_id})"
     return Comparison(title, tuple(numbers))
 
 
@@ -195,9 +193,7 @@ def _pair_numbers(then: Run, now: Run | None) -> Iterator[ComparedNumber]:
 
 def _encoder_checksums(run: Run) -> Any:
     """Returns the sha256 sums of the files of an encoder."""
-    import mlflow
-
-    return json.loads(mlflow.artifacts.load_text(f"{run.artifacts}/encoder/manifest.json"))["files"]
+    return read_json_artifact(run, "encoder/manifest.json")["files"]
 
 
 def comparison_table(comparison: Comparison) -> Group:
@@ -217,7 +213,7 @@ def _stages_table(comparison: Comparison) -> Table:
     groups: dict[str, list[ComparedNumber]] = {}
     for number in comparison.numbers:
         groups.setdefault(number.stage, []).append(number)
-    return make_table(COMPARISON_COLUMNS, (_stage_row(stage, numbers) for stage, numbers in groups.items()))
+    return build_table(COMPARISON_COLUMNS, (_stage_row(stage, numbers) for stage, numbers in groups.items()))
 
 
 def _stage_row(stage: str, numbers: Sequence[ComparedNumber]) -> tuple[RenderableType, ...]:

@@ -27,7 +27,7 @@ from firstlight.pipeline.config.yaml_reader import dump_yaml
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run.preflight import check_without_images
 from firstlight.pipeline.run.ray_session import close_token_file
-from firstlight.pipeline.tracking.client import check_uri
+from firstlight.pipeline.tracking.connection import check_uri
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -9,8 +9,8 @@ from rich.tree import Tree
 
 from firstlight.pipeline.cli.history import RUN_STATE_STYLES, elapsed_seconds, run_state, trial_results
 from firstlight.pipeline.cli.scores import format_image_counts, format_scores
-from firstlight.pipeline.terminal import Column, format_ago, format_duration, make_table
-from firstlight.pipeline.tracking.lineage import SHOWN, Lineage, Run, ids
+from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration
+from firstlight.pipeline.tracking.lineage import SHORT_ID_LENGTH, Lineage, Run, collect_ids
 
 TRIAL_COLUMNS = (
     Column("trial"),
@@ -31,7 +31,7 @@ def build_run_view(lineage: Lineage, run: Run, now: float) -> Group:
         parts.append(_all_trials_table(lineage, run))
     else:
         parts += [_build_tree(lineage, group, run) for group in _group_by_store(related_stages(lineage, run))]
-    if not run.whole:
+    if not run.is_composite:
         parts.append(_inputs_table(lineage, run))
     return Group(*parts)
 
@@ -41,20 +41,20 @@ def related_stages(lineage: Lineage, run: Run) -> list[Run]:
 
     The stages of a recipe are its own, and the stages of a prepare run are all that read its store.
     """
-    if run.whole:
-        chosen = lineage.stages(run)
+    if run.is_composite:
+        chosen = lineage.list_stages(run)
     elif run.kind == "prepare":
-        chosen = [other for other in lineage.runs.values() if other.store == run.store and not other.whole]
+        chosen = [other for other in lineage.runs.values() if other.store == run.store and not other.is_composite]
     else:
         chosen = [run]
     found = {one.id: one for one in chosen}
     for one in chosen:
-        source = lineage.source(one)
+        source = lineage.find_source(one)
         if source:
             found[source.id] = source
     waiting = list(chosen)
     while waiting:
-        for consumer in lineage.consumers(waiting.pop()):
+        for consumer in lineage.list_consumers(waiting.pop()):
             if consumer.id not in found:
                 found[consumer.id] = consumer
                 waiting.append(consumer)
@@ -73,12 +73,12 @@ def _format_head(lineage: Lineage, run: Run, now: float) -> Text:
     out = Text.assemble((run.name, "bold"), f"  {run.kind} ", (run.id, "dim"), "\n", _format_state(lineage, run))
     out.append(f", started {format_ago(now - run.start)}")
     out.append("" if seconds is None else f", took {format_duration(seconds)}")
-    recipe = lineage.recipe(run)
+    recipe = lineage.find_recipe(run)
     if recipe:
-        out.append(f", of {recipe.name} ({recipe.short})")
+        out.append(f", of {recipe.name} ({recipe.short_id})")
     repeats = run.tags.get("firstlight.repeats")
     if repeats:
-        out.append(f", repeats {repeats[:SHOWN]}")
+        out.append(f", repeats {repeats[:SHORT_ID_LENGTH]}")
     return out
 
 
@@ -90,23 +90,23 @@ def _format_state(lineage: Lineage, run: Run) -> Text:
 def _build_tree(lineage: Lineage, runs: Sequence[Run], selected: Run) -> Tree:
     """Returns the tree of runs that read the same store, with the store as its root."""
     tree = Tree(_format_store(lineage, runs[0].store), guide_style="dim")
-    here = ids(runs)
+    here = collect_ids(runs)
     for run in runs:
-        if lineage.source_id(run) not in here:
+        if lineage.find_source_id(run) not in here:
             _add_stage(tree, lineage, run, runs, selected)
     return tree
 
 
 def _add_stage(tree: Tree, lineage: Lineage, run: Run, runs: Sequence[Run], selected: Run) -> None:
     node = tree.add(_format_stage(lineage, run, selected))
-    source_id = lineage.source_id(run)
-    if source_id and source_id not in ids(runs):
+    source_id = lineage.find_source_id(run)
+    if source_id and source_id not in collect_ids(runs):
         node.add(_format_outside_source(lineage, run, source_id))
-    for version in lineage.models(run):
+    for version in lineage.list_models(run):
         aliases = "".join(f"  @{alias}" for alias in version.aliases)
         node.add(Text.assemble((f"models:/{version.name}/{version.version}{aliases}", "cyan")))
     for other in runs:
-        if lineage.source_id(other) == run.id:
+        if lineage.find_source_id(other) == run.id:
             _add_stage(node, lineage, other, runs, selected)
 
 
@@ -115,35 +115,35 @@ def _format_outside_source(lineage: Lineage, run: Run, source_id: str) -> Text:
     source = lineage.runs.get(source_id)
     if source is None:
         return Text(f"from {run.encoder}, whose run does not exist any more", style="yellow")
-    return Text(f"from {run.encoder}, of {source.name} ({source.short})", style="dim")
+    return Text(f"from {run.encoder}, of {source.name} ({source.short_id})", style="dim")
 
 
 def _format_stage(lineage: Lineage, run: Run, selected: Run) -> Text:
     """Returns one line about a stage; it names the stage's recipe if that is not the recipe of `selected`."""
-    seconds, recipe = elapsed_seconds(run), lineage.recipe(run)
+    seconds, recipe = elapsed_seconds(run), lineage.find_recipe(run)
     name = (run.name, "bold reverse" if run.id == selected.id else "bold")
-    out = Text.assemble(name, "  ", (run.short, "dim"), "  ", _format_state(lineage, run))
+    out = Text.assemble(name, "  ", (run.short_id, "dim"), "  ", _format_state(lineage, run))
     out.append("" if seconds is None else f"  {format_duration(seconds)}")
     scores = format_scores([run])
     out.append(f"  {scores}" if scores else "")
-    selected_recipe = selected if selected.whole else lineage.recipe(selected)
+    selected_recipe = selected if selected.is_composite else lineage.find_recipe(selected)
     if recipe and selected_recipe and recipe.name != selected_recipe.name:
         out.append(f"  in {recipe.name}", "magenta")
     return out
 
 
 def _format_store(lineage: Lineage, digest: str) -> Text:
-    prepared = lineage.prepared(digest)
+    prepared = lineage.find_prepare_run(digest)
     if prepared is None:
         return Text(f"a store with sha256 {digest[:12] or 'unknown'}, whose prepare run does not exist")
     name, counts = _store_name(prepared), format_image_counts(prepared.metrics)
-    out = Text.assemble((name, "bold"), "  ", (prepared.short, "dim"), f"  {counts}", "\n")
+    out = Text.assemble((name, "bold"), "  ", (prepared.short_id, "dim"), f"  {counts}", "\n")
     out.append(f"sha256 {digest[:12]}", "dim")
     source = _format_source(prepared)
     out.append(f"  from {source}" if source else "", "dim")
     extends = prepared.params.get("extends")
     out.append(f"  extends {extends}" if extends else "", "dim")
-    stored = (lineage.records.storage / "stores" / name / "manifest.json").exists()
+    stored = (lineage.location.storage / "stores" / name / "manifest.json").exists()
     out.append("" if stored else "  not in this storage", "yellow")
     return out
 
@@ -159,10 +159,10 @@ def _format_source(prepared: Run) -> str:
 
 def _all_trials_table(lineage: Lineage, search: Run) -> Table:
     rows = (
-        (trial.name, trial.short, _format_state(lineage, trial), *trial_results(lineage, trial))
-        for trial in lineage.trials(search)
+        (trial.name, trial.short_id, _format_state(lineage, trial), *trial_results(lineage, trial))
+        for trial in lineage.list_trials(search)
     )
-    return make_table(TRIAL_COLUMNS, rows)
+    return build_table(TRIAL_COLUMNS, rows)
 
 
 def _inputs_table(lineage: Lineage, run: Run) -> Table:
@@ -173,11 +173,11 @@ def _inputs_table(lineage: Lineage, run: Run) -> Table:
     if run.kind == "prepare":
         out.add_row("consumed", Text.assemble(("images ", "dim"), _format_source(run) or "unknown"))
         return out
-    prepared, source, recipe = lineage.prepared(run.store), lineage.source(run), lineage.recipe(run)
+    prepared, source, recipe = lineage.find_prepare_run(run.store), lineage.find_source(run), lineage.find_recipe(run)
     name = _store_name(prepared) if prepared else "unknown"
     out.add_row("consumed", Text.assemble(("store ", "dim"), name, (" sha256 ", "dim"), run.store))
     if run.encoder:
-        origin = f", made by {source.name} ({source.short})" if source else ", whose run does not exist any more"
+        origin = f", made by {source.name} ({source.short_id})" if source else ", whose run does not exist any more"
         out.add_row("", Text.assemble(("encoder ", "dim"), run.encoder, origin))
     code = recipe.params.get("code", "unknown") if recipe else "unknown"
     out.add_row("", Text.assemble(("code sha256 ", "dim"), code))

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.tracking.location import Records
+from firstlight.pipeline.tracking.location import TrackingLocation
 
 UI_HOST = "127.0.0.1"
 # Consecutive ports that are tried, from the requested one on.
@@ -48,7 +48,7 @@ def runs_address(address: str, experiment: str) -> str:
     return f"{address}/#/experiments/{experiment}/runs"
 
 
-def serve_ui(records: Records, experiment: str, port: int, write: Callable[[str], None]) -> None:
+def serve_ui(records: TrackingLocation, experiment: str, port: int, write: Callable[[str], None]) -> None:
     """Runs MLflow's server until Ctrl-C or SIGTERM, and writes its address once it answers.
 
     Raises:
@@ -63,7 +63,7 @@ def serve_ui(records: Records, experiment: str, port: int, write: Callable[[str]
             _wait_until_healthy(process, port, log.fileno())
             write(f"{runs_address(f'http://{UI_HOST}:{port}', experiment)}\nCtrl-C ends it")
             process.wait()
-            raise StageFailed(_describe_failure(process, log.fileno()))
+            raise StageFailed(_describe_server_failure(process, log.fileno()))
 
 
 @contextlib.contextmanager
@@ -104,20 +104,20 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: int) -
             if answer.status == 200:
                 return
         time.sleep(0.2)
-    raise StageFailed(_describe_failure(process, log))
+    raise StageFailed(_describe_server_failure(process, log))
 
 
-def _describe_failure(process: subprocess.Popen[bytes], log: int) -> str:
+def _describe_server_failure(process: subprocess.Popen[bytes], log: int) -> str:
     lines = os.pread(log, 100_000, 0).decode("utf-8", "replace").strip().splitlines()
     outcome = "did not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
     return f"MLflow's server {outcome}: {lines[-1][:300] if lines else 'it printed nothing'}"
 
 
-def ui_command(records: Records) -> str:
+def ui_command(records: TrackingLocation) -> str:
     """Returns the command that opens these runs, as it can be typed in the current folder."""
     script, found = Path(sys.executable).parent / "firstlight", shutil.which("firstlight")
     on_path = found is not None and Path(found).resolve() == script.resolve()
-    return shlex.join(["firstlight" if on_path else _shorten_path(script), "ui", *records.words])
+    return shlex.join(["firstlight" if on_path else _shorten_path(script), "ui", *records.as_overrides])
 
 
 def _shorten_path(script: Path) -> str:

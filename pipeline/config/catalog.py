@@ -14,7 +14,7 @@ from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import ExpectedResult, ResourceEstimate
 from firstlight.pipeline.config.schema import StrictModel
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.terminal import Column, format_tsv, make_table
+from firstlight.pipeline.terminal import Column, format_tsv, build_table
 
 RECIPES_FOLDER = ROOT / "conf" / "recipe"
 
@@ -88,7 +88,7 @@ CATALOG_COLUMNS = (
 def build_catalog_table(found: Sequence[CatalogEntry]) -> Table:
     """Returns the catalogue as a table for the terminal."""
     rows = [recipe.format_cells() for recipe in found]
-    return make_table(CATALOG_COLUMNS, rows, "conf/recipe/<recipe>.yaml; hours are estimates", grid=True)
+    return build_table(CATALOG_COLUMNS, rows, "conf/recipe/<recipe>.yaml; hours are estimates", grid=True)
 
 
 def format_catalog_tsv(found: Sequence[CatalogEntry]) -> str:

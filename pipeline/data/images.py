@@ -153,7 +153,7 @@ def _open_rgb(data: bytes, max_pixels: int) -> Image.Image:
     orientation = _read_orientation(image)
     if orientation in EXIF_TRANSPOSES:
         facts["orientation"] = orientation
-    rgb = _turn_upright(_convert_to_rgb(image), orientation)
+    rgb = _turn_upright(convert_to_rgb(image), orientation)
     rgb.info = facts
     return rgb
 
@@ -196,7 +196,8 @@ def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(EXIF_TRANSPOSES[orientation]) if orientation in EXIF_TRANSPOSES else image
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Converts a decoded image of any mode to "RGB", as `open_rgb` describes."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
     if image.has_transparency_data:

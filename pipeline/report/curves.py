@@ -1,4 +1,4 @@
-"""Pictures of numbers over a training: the loss and its terms, what features tell on the way, speed and where the time goes."""
+"""Figures of the numbers that a training logs: losses, feature metrics, speed, and the parts of the time of a step."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,11 +15,20 @@ COUNTING_KEYS, MONITOR_PREFIX = ("step", "of", "epoch", "time"), "watch_"
 SPEED_KEYS = ("lr", "images_per_s", "data_wait")
 STEP_PARTS = ("data", "forward", "backward", "tables", "assignment", "communication", "optimizer", "checkpoint")
 STEP_COLOURS = ("#d08c1c", "#2458a6", "#6d9bd8", "#2f8a57", "#8cc49f", "#b3372e", "#7a5aa6", "#5f6b7a", "#cbd2d9")
-MIN_SMOOTHED_VALUES = 60  # logged values from which on a line is drawn through their running mean
+FEATURE_METRIC_TITLES = {
+    "knn": "kNN accuracy",
+    "rankme": "effective rank",
+    "uniformity": "uniformity (lower: more even)",
+    "feature_std": "spread of features",
+    "dead_dimensions": "share of dead dimensions",
+    "alignment": "alignment of views (lower: closer)",
+}
+# From this number of values on, a line is drawn through their running mean.
+MIN_SMOOTHED_VALUES = 60
 
 
 def plot_loss(rows: MetricRows) -> Figure:
-    """The loss, large, and whatever else a method or task logs beside it, each in a panel of its own."""
+    """Draws the loss in a large panel, and every other number that a method or task logs in a small one."""
     names = [name for name in _list_logged_names(rows) if _is_loss_term(name) and name != "loss"]
     columns = 2 + min(-(-len(names) // 2), 3) if names else 2
     lines = max(2, -(-len(names) // max(columns - 2, 1)))
@@ -37,7 +46,7 @@ def plot_loss(rows: MetricRows) -> Figure:
 
 
 def plot_feature_metrics(rows: MetricRows) -> Figure | None:
-    """What the features of held-out images tell, over epochs; None where nobody looked."""
+    """Draws the metrics of the features of held-out images over epochs. Returns None if none is logged."""
     names = [name for name in _list_logged_names(rows) if name.startswith(MONITOR_PREFIX)]
     if not names:
         return None
@@ -48,22 +57,14 @@ def plot_feature_metrics(rows: MetricRows) -> Figure | None:
     for k, name in enumerate(names):
         axis = figure.add_subplot(lines, columns, k + 1)
         _plot_line(axis, rows, name, "epoch" if k >= len(names) - columns else "", marker="o")
-        style_axes(axis, FEATURE_METRIC_TITLES.get(name.removeprefix(MONITOR_PREFIX), name.removeprefix(MONITOR_PREFIX)))
+        style_axes(
+            axis, FEATURE_METRIC_TITLES.get(name.removeprefix(MONITOR_PREFIX), name.removeprefix(MONITOR_PREFIX))
+        )
     return figure
 
 
-FEATURE_METRIC_TITLES = {
-    "knn": "kNN accuracy",
-    "rankme": "effective rank",
-    "uniformity": "uniformity (lower: more even)",
-    "feature_std": "spread of features",
-    "dead_dimensions": "share of dead dimensions",
-    "alignment": "alignment of views (lower: closer)",
-}
-
-
 def plot_speed(rows: MetricRows) -> Figure:
-    """Images per second, learning rate, and the shares of the time that the parts of a step take."""
+    """Draws images per second, the learning rate, and the shares of the parts of a step in its time."""
     figure = Figure(figsize=(9.6, 2.6), layout="constrained", facecolor="white")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.5])
     _plot_line(left, rows, "images_per_s", "epoch")
@@ -76,18 +77,20 @@ def plot_speed(rows: MetricRows) -> Figure:
     shares = {name: _smooth_values(values) for name, values in shares.items() if values.max(initial=0) > 0.005}
     rest = np.clip(1.0 - sum(shares.values(), np.zeros_like(at)), 0.0, 1.0)
     colours = [STEP_COLOURS[STEP_PARTS.index(name)] for name in shares]
-    right.stackplot(at, *shares.values(), rest, labels=[*shares, "other"], colors=[*colours, STEP_COLOURS[-1]], linewidth=0)
+    right.stackplot(
+        at, *shares.values(), rest, labels=[*shares, "other"], colors=[*colours, STEP_COLOURS[-1]], linewidth=0
+    )
     right.set(ylim=(0, 1), xmargin=0)
     handles, labels = right.get_legend_handles_labels()
     right.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     right.set_xlabel("epoch", fontsize=8)
     right.tick_params(labelsize=8)
-    style_axes(right, "where the time of a step goes")
+    style_axes(right, "parts of the time of a step")
     return figure
 
 
 def plot_periods(rows: MetricRows, curve: Plot) -> Figure | None:
-    """Of each number of `curve` the last value logged in each of its periods; None where none was logged."""
+    """Draws the last value in each period of `curve` for each of its numbers. Returns None if none of them is logged."""
     names = [name for name in curve.numbers if any(name in row for row in rows)]
     if not names:
         return None
@@ -98,7 +101,8 @@ def plot_periods(rows: MetricRows, curve: Plot) -> Figure | None:
         axis.set_xticks(_thin_ticks(list(last)))
         axis.set_xlabel(curve.unit, fontsize=8)
         axis.tick_params(labelsize=8)
-        if 0 <= min(last.values()) <= max(last.values()) <= 1:  # a share
+        # A share is drawn from zero on.
+        if 0 <= min(last.values()) <= max(last.values()) <= 1:
             axis.set_ylim(0, 1.08 * max(*last.values(), 1e-9))
         style_axes(axis, name.replace("_", " "))
     figure.suptitle(curve.title, fontsize=10)
@@ -106,21 +110,23 @@ def plot_periods(rows: MetricRows, curve: Plot) -> Figure | None:
 
 
 def _thin_ticks(numbers: list[int]) -> list[int]:
-    """At most eight of them."""
+    """Returns at most eight of the numbers, evenly spaced."""
     return numbers[:: -(-len(numbers) // 8)]
 
 
 def _list_logged_names(rows: MetricRows) -> list[str]:
-    """All that is logged, in the order in which it first appears: some numbers are not in every row."""
+    """Returns the names of all logged numbers in the order of their first row; some are not in every row."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _is_loss_term(name: str) -> bool:
-    return name not in (*COUNTING_KEYS, *SPEED_KEYS) and not name.startswith((MONITOR_PREFIX, TIME_PREFIX, "data_wait_"))
+    return name not in (*COUNTING_KEYS, *SPEED_KEYS) and not name.startswith(
+        (MONITOR_PREFIX, TIME_PREFIX, "data_wait_")
+    )
 
 
 def _count_epochs(rows: MetricRows) -> np.ndarray:
-    """Of each row, how many epochs are done."""
+    """(rows,) numbers of epochs that are done at each row."""
     if not rows:
         return np.zeros(0)
     epochs = max(row["epoch"] for row in rows) + 1 if rows[-1]["step"] == rows[-1]["of"] else None
@@ -129,13 +135,13 @@ def _count_epochs(rows: MetricRows) -> np.ndarray:
 
 
 def _smooth_values(values: np.ndarray) -> np.ndarray:
-    """The running mean of many values, over a thirtieth of them; few as they are."""
+    """Returns the running mean over a thirtieth of the values, or the values if they are fewer than MIN_SMOOTHED_VALUES."""
     width = len(values) // 30 if len(values) >= MIN_SMOOTHED_VALUES else 1
     return np.convolve(values, np.ones(width) / width, "valid")
 
 
 def _plot_line(axis: Axes, rows: MetricRows, name: str, below: str, marker: str = "") -> None:
-    """One number over epochs; where there are many values, faintly, and their running mean."""
+    """Draws one number over epochs; many values are drawn faintly, with their running mean over them."""
     epochs = _count_epochs(rows)
     here = np.array([name in row for row in rows], dtype=bool)
     x, y = epochs[here], np.array([row[name] for row in rows if name in row], dtype=float)

@@ -1,4 +1,4 @@
-"""Notes for the user about the images of a recipe: what is wrong with them, and which are left out."""
+"""Notes for the user about problems with the images of a recipe, and about images that a training leaves out."""
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import LabelBudget
@@ -10,7 +10,7 @@ from firstlight.pipeline.stages.registry import stage_kind
 
 
 def describe_problems(recipe: Recipe, store: Store) -> list[str]:
-    """Returns lines about what is wrong with the images of a store."""
+    """Returns lines about the problems with the images of a store."""
     copies = store.images["duplicates"]
     notes = (
         [f"{recipe.dataset.list or recipe.dataset.root}: {store.source['aside']}"] if "aside" in store.source else []
@@ -21,7 +21,9 @@ def describe_problems(recipe: Recipe, store: Store) -> list[str]:
         notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
     if copies["copies"]:
         both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
-        notes.append(f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES_FILE}")
+        notes.append(
+            f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES_FILE}"
+        )
     return notes
 
 

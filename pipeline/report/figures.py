@@ -1,4 +1,4 @@
-"""Pictures that the stages leave in MLflow, drawn with matplotlib: readable on a light and on a dark page (they bring their own white)."""
+"""Charts that the stages log in MLflow. They have a white background, so they are readable on light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,13 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
 from firstlight.pipeline.data.image_statistics import BINS_PER_OCTAVE
-from firstlight.pipeline.report.grid import Board, shown_names
-from firstlight.pipeline.stages.projection import PlaneMap
-from firstlight.tasks.visuals import ImageGrid, ImageRow
+from firstlight.pipeline.report.grid import display_names
+from firstlight.pipeline.stages.features.projection import PlaneMap
 
-MAX_CLASS_BARS = 40  # classes that have a bar of their own, at most
+# With more classes, their counts are drawn as sorted lines instead of bars.
+MAX_CLASS_BARS = 40
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 
 
@@ -28,41 +26,13 @@ def style_axes(axis: Axes, title: str) -> None:
     axis.grid(axis="y", alpha=0.25)
 
 
-def draw_captioned_images(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> Figure:
-    """(H, W, 3) uint8 images with a caption each."""
-    board = Board(max(1, -(-len(pictures) // columns)), columns, 1.1, title)
-    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        board.image(k // columns, k % columns, picture)
-        board.caption(k // columns, k % columns, caption, size=7, centred=True)
-    return board.figure
+def draw_class_counts(
+    by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class"
+) -> Figure:
+    """Draws counts by class, one for each split: bars, or sorted lines without names for more than MAX_CLASS_BARS classes.
 
-
-def draw_image_grid(shown: ImageGrid) -> Figure:
-    """Rows of images, a caption over each, and maps as heat over the images, gray and dimmed."""
-    board = Board(len(shown.rows), max(len(row.images) for row in shown.rows), 1.1, shown.title)
-    for number, row in enumerate(shown.rows):
-        board.caption(number, 0, row.caption)
-        for k, image in enumerate(row.images.float().clamp(0, 1).permute(0, 2, 3, 1).numpy()):
-            if row.maps is None:
-                board.image(number, k, image)
-                continue
-            board.image(number, k, 0.75 * image.mean(2), cmap="gray", vmin=0, vmax=1)
-            heat = np.asarray(
-                Image.fromarray(row.maps[k].float().numpy()).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
-            )
-            board.image(number, k, heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
-    return board.figure
-
-
-def draw_image_rows(shown: Mapping[str, Tensor], title: str) -> Figure:
-    """(B, 3, H, W) images in 0..1 by caption: a row each, the same image in a column."""
-    return draw_image_grid(
-        ImageGrid("", title, tuple(ImageRow(caption, images_) for caption, images_ in sorted(shown.items())))
-    )  # tensors in a file have no order
-
-
-def draw_class_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class") -> Figure:
-    """Images per class, or what `title` says, a bar a split; of more than BARS classes the counts alone, from the most to the least."""
+    `title` says what is counted.
+    """
     if len(by_class) > MAX_CLASS_BARS:
         return _draw_sorted_counts(by_class, splits, title)
     figure = Figure(figsize=(max(5.0, 0.45 * len(by_class) + 2), 3.2), layout="constrained", facecolor="white")
@@ -78,7 +48,7 @@ def draw_class_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[st
         )
     crowded = len(by_class) > 10 or sum(map(len, by_class)) > 45
     axis.set_xticks(
-        np.arange(len(by_class)) + 0.4 - width / 2, shown_names(by_class), rotation=45 if crowded else 0, fontsize=8
+        np.arange(len(by_class)) + 0.4 - width / 2, display_names(by_class), rotation=45 if crowded else 0, fontsize=8
     )
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     style_axes(axis, title)
@@ -103,7 +73,10 @@ def _draw_sorted_counts(by_class: Mapping[str, Sequence[int]], splits: Sequence[
 
 
 def draw_store_statistics(images: Mapping[str, Any], quarantined: int) -> Figure:
-    """What a store's manifest says of its images: a map of their sizes, bars of modes and formats, and how many are copies or cannot be decoded."""
+    """Draws the statistics of a store's manifest: a map of image sizes, and bars of modes and formats.
+
+    The title counts copies and the `quarantined` images, which cannot be decoded.
+    """
     figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
     sizes, *bars = figure.subplots(1, 3, width_ratios=[2.2, 1, 1])
     _draw_size_map(sizes, images)
@@ -126,13 +99,13 @@ def draw_store_statistics(images: Mapping[str, Any], quarantined: int) -> Figure
 
 
 def _group_small_counts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The eight largest, the last of which stands for all others where there are more."""
+    """Returns the eight largest counts; if there are more, the seven largest and the sum of the rest as `others`."""
     found = sorted(counts.items(), key=lambda pair: -pair[1])
     return found if len(found) <= 8 else [*found[:7], ("others", sum(count for _, count in found[7:]))]
 
 
 def _draw_size_map(axis: Axes, images: Mapping[str, Any]) -> None:
-    """Images per width and height, both in quarters of an octave."""
+    """Draws the number of images per width and height, both in quarters of an octave."""
     bins = np.array([[width, height] for width, height, _ in images["sizes"]])
     low, high = bins.min(0) - BINS_PER_OCTAVE, bins.max(0) + BINS_PER_OCTAVE + 1
     grid = np.zeros(tuple((high - low)[::-1]))
@@ -145,7 +118,9 @@ def _draw_size_map(axis: Axes, images: Mapping[str, Any]) -> None:
         (axis.set_yscale, axis.set_yticks, edges[1]),
     ):
         set_scale("log", base=2)
-        octaves = np.arange(np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * BINS_PER_OCTAVE) + 1))
+        octaves = np.arange(
+            np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * BINS_PER_OCTAVE) + 1)
+        )
         set_ticks(2**octaves, [f"{2**k:g}" for k in octaves], fontsize=8)
     axis.axline((1, 1), (2, 2), color=GRAY, linewidth=0.8, linestyle=":")
     axis.set_xlim(edges[0][0], edges[0][-1])
@@ -162,32 +137,8 @@ def _draw_size_map(axis: Axes, images: Mapping[str, Any]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw_filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
-    """(n, c, k, k) weights of a network's first convolution, for each of its towers; three channels are shown as colours, others by their mean.
-    `composed`: with the fixed filter before it, as it acts on the image."""
-    lines = [-(-min(len(weights), 64) // 16) for weights in towers]
-    board = Board(
-        sum(lines),
-        16,
-        0.5,
-        "filters of the first convolution" + (", as they act on the image" if composed else ""),
-        above=0.0,
-    )
-    for k, weights in enumerate(towers):
-        shown = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
-        for number, one in enumerate(shown[:64]):
-            low, high = one.min(), one.max()
-            board.image(
-                sum(lines[:k]) + number // 16,
-                number % 16,
-                (one - low) / max(high - low, 1e-9),
-                cmap=None if one.ndim == 3 else "gray",
-            )
-    return board.figure
-
-
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """(classes, classes) counts: rows are labels, columns predictions; shown as shares of the row."""
+    """Draws a (classes, classes) matrix of counts, rows labels and columns predictions, as shares of each row."""
     table = np.asarray(matrix, dtype=float)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(9.0, 0.45 * len(classes) + 2)
@@ -195,7 +146,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 20:
-        names = shown_names(classes)
+        names = display_names(classes)
         axis.set_xticks(range(len(classes)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(classes)), names, fontsize=8)
         for (row, column), value in np.ndenumerate(share):
@@ -216,7 +167,11 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows with `stage`, `measure`, `pretrained` and `baseline` (accuracies by seed, 0..1), `against`: bars of the means, dots for the seeds."""
+    """Draws the scores of rows with a baseline: bars are means, dots are seeds.
+
+    A row has `stage`, `measure`, `against` (the name of the baseline), and `pretrained` and `baseline` (scores in 0..1 by
+    seed).
+    """
     figure = Figure(figsize=(8.0, 0.62 * len(rows) + 1.1), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for k, row in enumerate(rows):
@@ -232,36 +187,23 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.tick_params(axis="x", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
-    told = "test scores (%): pretrained (blue), the same network without (gray); dots are seeds"
-    figure.suptitle(told, fontsize=10, x=0.01, ha="left")
+    caption = "test scores (%): pretrained (blue), the same network without (gray); dots are seeds"
+    figure.suptitle(caption, fontsize=10, x=0.01, ha="left")
     return figure
 
 
-def draw_neighbour_rows(
-    rows_: Sequence[tuple[np.ndarray, Sequence[np.ndarray], Sequence[bool]]], captions: Sequence[str], title: str
-) -> Figure:
-    """A row a query: its (H, W, 3) uint8 image, the images found for it in their order, and which of them are wrong: they are framed red."""
-    columns = max((len(found) for _, found, _ in rows_), default=0)
-    left = 0.1 + 0.065 * max(map(len, captions), default=0)
-    board = Board(len(rows_), columns + 1, 0.9, title, above=0.0, left=left, apart=0.12)
-    for number, ((query, found, wrong), caption) in enumerate(zip(rows_, captions, strict=True)):
-        board.beside(number, caption)
-        for k, (picture_, bad) in enumerate(zip((query, *found), (False, *wrong), strict=True)):
-            board.image(number, k, picture_)
-            if bad:
-                board.frame(number, k, RED)
-    return board.figure
-
-
 def draw_embedding_map(maps: Mapping[str, PlaneMap], labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Embeddings of the same images by title, as `project` places them, coloured by (n,) labels (-1: gray) where at most 20 classes occur."""
+    """Draws maps of the embeddings of the same n images, side by side by title.
+
+    Points are coloured by their (n,) labels if at most 20 classes occur; -1, which is no label, is gray.
+    """
     present = sorted(set(labels[labels >= 0].tolist()))
     alone = len(maps) == 1
     figure = Figure(
         figsize=(6.6, 4.6) if alone else (4.2 * len(maps) + 1.2, 3.9), layout="constrained", facecolor="white"
     )
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    names, named = shown_names(classes), 0 < len(present) <= 20
+    names, named = display_names(classes), 0 < len(present) <= 20
     colours = matplotlib.colormaps["tab20" if len(present) > 10 else "tab10"]
     size = 3 if len(labels) > 500 else 5
     for axis, (title, (points, captions)) in zip(axes, maps.items(), strict=True):

@@ -1,4 +1,4 @@
-"""A board of images in rows and columns, with captions: one pair of axes for all of them, as one for each takes seconds to draw."""
+"""A figure of images in rows and columns. All share one pair of axes: with one for each, drawing takes seconds."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,24 +8,33 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-GAP, HEAD = 0.07, 0.3  # inches between images, and for a title
-LABEL = 32  # characters of a name in a picture, at most
-matplotlib.rcParams["text.parse_math"] = False  # a dollar in a name is a dollar
+# Inches between images, and for a title.
+GRID_GAP, GRID_TITLE_HEIGHT = 0.07, 0.3
+# Characters of a name in a figure.
+MAX_LABEL_LENGTH = 32
+# A dollar in the name of a class does not begin a formula.
+matplotlib.rcParams["text.parse_math"] = False
 
 
-def shown_names(names: Iterable[str]) -> list[str]:
-    """Names of classes as a picture can show them: no longer than LABEL, in one line, and none that matplotlib leaves out of its legends."""
+def display_names(names: Iterable[str]) -> list[str]:
+    """Returns names of classes for a figure: on one line, of at most MAX_LABEL_LENGTH characters.
+
+    A space is put before a leading `_`, because matplotlib leaves such names out of legends.
+    """
     found = []
     for name in names:
         line = "".join(c if c.isprintable() else " " for c in name)
-        short = line if len(line) <= LABEL else line[: LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        short = line if len(line) <= MAX_LABEL_LENGTH else line[: MAX_LABEL_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
         found.append(f" {short}" if short.startswith("_") else short)
     return found
 
 
-class Board:
-    """`cell`: the side of a place in inches; `above`: the inches over each row, for captions; `left`: beside all rows; `apart`: between the first
-    column and the others."""
+class GridFigure:
+    """Draws images in rows and columns of equal cells. All lengths are in inches.
+
+    `cell`: the side of a cell. `above`: the space over each row, for captions. `left`: the space before the first column,
+    for labels of rows. `apart`: the space between the first column and the others.
+    """
 
     def __init__(
         self,
@@ -39,31 +48,32 @@ class Board:
         apart: float = 0.0,
     ) -> None:
         self.cell, self.above, self.left, self.apart = cell, above, left, apart
-        width = left + apart + columns * (cell + GAP) + GAP
-        height = HEAD + rows * (cell + max(above, GAP)) + GAP
+        width = left + apart + columns * (cell + GRID_GAP) + GRID_GAP
+        height = GRID_TITLE_HEIGHT + rows * (cell + max(above, GRID_GAP)) + GRID_GAP
         self.figure = Figure(figsize=(width, height), facecolor="white")
         self.axis = self.figure.add_axes((0, 0, 1, 1))
         self.axis.set_axis_off()
-        self.axis.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)  # in inches, downwards
+        # Data coordinates are inches, downwards from the upper left corner.
+        self.axis.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         self.axis.text(width / 2, 0.06, title, fontsize=10, ha="center", va="top")
 
-    def image(self, row: int, column: int, picture: np.ndarray, **how: Any) -> None:
-        """(H, W) or (H, W, 3), as large as its place allows; `how`: as matplotlib's `imshow`."""
-        x, y = self._place(row, column)
+    def draw_image(self, row: int, column: int, picture: np.ndarray, **how: Any) -> None:
+        """Draws an (H, W) or (H, W, 3) image as large as the cell allows. `how`: arguments of matplotlib's `imshow`."""
+        x, y = self._cell_corner(row, column)
         height, width = picture.shape[:2]
         w, h = (self.cell * side / max(height, width) for side in (width, height))
         x, y = x + (self.cell - w) / 2, y + (self.cell - h) / 2
         self.axis.imshow(picture, extent=(x, x + w, y + h, y), aspect="auto", **{"interpolation": "nearest", **how})
 
-    def frame(self, row: int, column: int, colour: str) -> None:
-        """Around a place."""
+    def draw_frame(self, row: int, column: int, colour: str) -> None:
+        """Draws a frame around a cell."""
         self.axis.add_patch(
-            Rectangle(self._place(row, column), self.cell, self.cell, fill=False, edgecolor=colour, linewidth=3)
+            Rectangle(self._cell_corner(row, column), self.cell, self.cell, fill=False, edgecolor=colour, linewidth=3)
         )
 
-    def caption(self, row: int, column: int, text: str, *, size: float = 8, centred: bool = False) -> None:
-        """Over a place."""
-        x, y = self._place(row, column)
+    def draw_caption(self, row: int, column: int, text: str, *, size: float = 8, centred: bool = False) -> None:
+        """Writes a text over a cell."""
+        x, y = self._cell_corner(row, column)
         self.axis.text(
             x + self.cell / 2 if centred else x,
             y - 0.04,
@@ -73,12 +83,12 @@ class Board:
             va="bottom",
         )
 
-    def beside(self, row: int, text: str) -> None:
-        """At the left of a row."""
-        _, y = self._place(row, 0)
+    def draw_row_label(self, row: int, text: str) -> None:
+        """Writes a text to the left of a row."""
+        _, y = self._cell_corner(row, 0)
         self.axis.text(self.left - 0.04, y + self.cell / 2, text, fontsize=8, ha="right", va="center")
 
-    def _place(self, row: int, column: int) -> tuple[float, float]:
-        """Its upper left corner."""
-        x = self.left + GAP + column * (self.cell + GAP) + (self.apart if column else 0.0)
-        return x, HEAD + row * (self.cell + max(self.above, GAP)) + self.above
+    def _cell_corner(self, row: int, column: int) -> tuple[float, float]:
+        """Returns x and y of the upper left corner of a cell."""
+        x = self.left + GRID_GAP + column * (self.cell + GRID_GAP) + (self.apart if column else 0.0)
+        return x, GRID_TITLE_HEIGHT + row * (self.cell + max(self.above, GRID_GAP)) + self.above

@@ -17,16 +17,18 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-LARGEST = 12_000_000  # bytes of all pictures, as they are before they become text, which adds a third
-SMALLEST = 0.4  # what pictures are scaled to, at most: below that, those of folds are left out
-TEMPLATE = "page.html"
+# Of all pictures together, before they are encoded as text, which adds a third.
+MAX_EMBEDDED_BYTES = 12_000_000
+# Where a smaller scale would be needed, the pictures inside folds are left out.
+MIN_PICTURE_SCALE = 0.4
+PAGE_TEMPLATE = "page.html"
 
 Tone = Literal["", "good", "bad", "unsure"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that is more than its text: judged, or with a remark below it."""
+    """A cell of a table with a tone, which colours it, or a remark below its text."""
 
     text: str
     tone: Tone = ""
@@ -42,7 +44,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Notes:
-    """Lines that should not be overlooked."""
+    """Highlighted lines, such as warnings."""
 
     lines: Sequence[str]
     style: Literal["note", "error"] = "note"
@@ -51,7 +53,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Table:
-    """`numbers`: the columns that are set flush right. The first column names its row."""
+    """A table whose first column names its rows. `numbers`: the columns that are set flush right."""
 
     caption: str
     heads: Sequence[str]
@@ -70,7 +72,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Picture:
-    """`alt`: what it shows, for those who do not see it."""
+    """A picture with a caption. `alt`: a description of its content for screen readers."""
 
     file: Path
     caption: str
@@ -79,7 +81,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures: wide ones across the page, others side by side."""
+    """Pictures: wide ones over the width of the page, others side by side."""
 
     pictures: Sequence[Picture]
     kind: str = "gallery"
@@ -87,7 +89,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Bars:
-    """Shares of wholes: by row its name, what stands behind the bar, and (part, share of 0..1) in order. `parts`: all there are, in their order."""
+    """Bars of shares. A row has a name, a text after the bar, and its parts with their shares in 0..1.
+
+    `parts`: the names of all parts, in order.
+    """
 
     caption: str
     parts: Sequence[str]
@@ -97,7 +102,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Tree:
-    """What came from what: a name, a remark, and what came from it."""
+    """A tree of origins: a name, a remark, and what was made from it."""
 
     name: str
     remark: str = ""
@@ -107,7 +112,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that are shown when they are asked for."""
+    """Blocks that are hidden until the reader opens them."""
 
     title: str
     blocks: Sequence["Block"]
@@ -116,7 +121,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks under a heading of their own."""
+    """Blocks under a heading."""
 
     title: str
     blocks: Sequence["Block"]
@@ -127,7 +132,7 @@ Block = Text | Notes | Table | Facts | Gallery | Bars | Tree | Fold | Group
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     title: str
     blocks: Sequence[Block]
 
@@ -138,12 +143,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`kicker`: what kind of page it is; `status`: a word or two on how it ended; `lead`: what it is about."""
+    """A page. `kicker`: the kind of the page; `lead`: its subject; `status`: how the run ended, with its `tone`."""
 
     title: str
     kicker: str
     lead: str
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     status: str = ""
     tone: Tone = ""
     foot: str = ""
@@ -156,17 +161,19 @@ class _Embedded:
     height: int
 
 
-def render(page: Page, largest: int = LARGEST) -> str:
-    """The page as HTML. Sections without blocks are left out."""
+def render_page(page: Page, largest: int = MAX_EMBEDDED_BYTES) -> str:
+    """Returns the page as HTML. Sections without blocks are left out."""
     page_sections = [section for section in page.sections if section.blocks]
-    scale, folded = _scale([block for section in page_sections for block in _pictures(section.blocks)], largest)
+    scale, folded = _choose_scale(
+        [block for section in page_sections for block in _list_picture_files(section.blocks)], largest
+    )
     remark = (
         f"Pictures are scaled to {scale:.0%} to keep this page small; in MLflow they have their full size."
         if scale < 1
         else ""
     )
     if not folded:
-        remark += " Those that were folded away are in MLflow only."
+        remark += " Folded pictures are in MLflow only."
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -174,30 +181,32 @@ def render(page: Page, largest: int = LARGEST) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["embed"] = lambda picture, inside: _embed(picture.file, scale) if folded or not inside else None
-    return environment.get_template(TEMPLATE).render(page=page, sections=page_sections, remark=remark)
+    environment.globals["embed"] = lambda picture, inside: (
+        _embed_picture(picture.file, scale) if folded or not inside else None
+    )
+    return environment.get_template(PAGE_TEMPLATE).render(page=page, sections=page_sections, remark=remark)
 
 
-def _pictures(blocks: Iterable[Block], inside: bool = False) -> Iterator[tuple[Path, bool]]:
-    """The files of all pictures, and whether they are inside a fold."""
+def _list_picture_files(blocks: Iterable[Block], inside: bool = False) -> Iterator[tuple[Path, bool]]:
+    """Yields the file of each picture, and True if it is inside a fold."""
     for block in blocks:
         if isinstance(block, Gallery):
             yield from ((picture.file, inside) for picture in block.pictures)
         elif isinstance(block, Fold | Group):
-            yield from _pictures(block.blocks, inside or isinstance(block, Fold))
+            yield from _list_picture_files(block.blocks, inside or isinstance(block, Fold))
 
 
-def _scale(files: Sequence[tuple[Path, bool]], largest: int) -> tuple[float, bool]:
-    """What the sides of pictures are multiplied by, and whether those inside folds are kept."""
+def _choose_scale(files: Sequence[tuple[Path, bool]], largest: int) -> tuple[float, bool]:
+    """Returns the factor for the sides of all pictures, and True if the pictures inside folds are kept."""
     total = sum(file.stat().st_size for file, _ in files)
     scale = min(1.0, math.sqrt(largest / max(total, 1)))
-    if scale >= SMALLEST:
+    if scale >= MIN_PICTURE_SCALE:
         return scale, True
     unfolded = sum(file.stat().st_size for file, inside in files if not inside)
-    return max(min(1.0, math.sqrt(largest / max(unfolded, 1))), SMALLEST / 2), False
+    return max(min(1.0, math.sqrt(largest / max(unfolded, 1))), MIN_PICTURE_SCALE / 2), False
 
 
-def _embed(file: Path, scale: float) -> _Embedded:
+def _embed_picture(file: Path, scale: float) -> _Embedded:
     data = file.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
@@ -211,10 +220,10 @@ def _embed(file: Path, scale: float) -> _Embedded:
     return _Embedded(f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height)
 
 
-def public(text: str) -> str:
-    """Without the names and passwords that addresses may carry: the page is made to be handed on."""
+def strip_credentials(text: str) -> str:
+    """Returns the text without the user names and passwords of its addresses, because pages are shared."""
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 
-def date(seconds: float) -> str:
+def format_date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))

@@ -1,4 +1,4 @@
-"""Pictures of images with what is known of them: boxes of objects, maps of classes."""
+"""Figures of images with their annotations: boxes of objects and maps of classes."""
 
 import sys
 
@@ -12,26 +12,35 @@ from PIL import Image
 from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
 from firstlight.pipeline.data.images import decode_class_map, decode_rgb
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.report.grid import shown_names
+from firstlight.pipeline.report.grid import display_names
 
-COLUMNS = 4
-LONGER_SIDE = 480  # pixels of a picture: more are not seen
-CHECKED = sys.maxsize  # pixels: those of a store have been within the limit when it was written
-LEGEND = 24  # classes in it, at most: those that are shown
+OVERLAY_COLUMNS = 4
+# Pixels of the longer side of an image; more are not visible.
+MAX_OVERLAY_SIDE = 480
+# The images of a store were within the limit when it was written.
+NO_PIXEL_LIMIT = sys.maxsize
+MAX_LEGEND_CLASSES = 24
 
 
-def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
-    """The images of `ids` (n,) with their annotations, and a legend of the classes that are seen. Boxes of difficult objects are dashed."""
+def draw_annotated_images(store: Store, ids: np.ndarray, title: str) -> Figure:
+    """Draws the images of `ids`, (n,), with their annotations and a legend of the classes that occur.
+
+    Boxes of difficult objects are dashed.
+    """
     files, _ = store.read(ids)
-    found, colours, names = store.read_annotations(ids), _colours(len(store.classes)), shown_names(store.classes)
-    rows = -(-len(ids) // COLUMNS)
-    figure = Figure(figsize=(3.1 * COLUMNS, 2.6 * rows + 1.0), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    found, colours, names = (
+        store.read_annotations(ids),
+        _make_class_colours(len(store.classes)),
+        display_names(store.classes),
+    )
+    rows = -(-len(ids) // OVERLAY_COLUMNS)
+    figure = Figure(figsize=(3.1 * OVERLAY_COLUMNS, 2.6 * rows + 1.0), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, OVERLAY_COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     seen: set[int] = set()
     for axis, file, known in zip(axes.flat, files, found, strict=False):
-        seen |= draw(axis, decode_rgb(file, CHECKED), known, colours)
+        seen |= draw_annotation(axis, decode_rgb(file, NO_PIXEL_LIMIT), known, colours)
         if known.present is not None and known.boxes is None:
             axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
     handles = [
@@ -40,21 +49,25 @@ def sample(store: Store, ids: np.ndarray, title: str) -> Figure:
     ]
     if handles:
         figure.legend(
-            handles=handles[:LEGEND], loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=8
+            handles=handles[:MAX_LEGEND_CLASSES],
+            loc="outside lower center",
+            ncols=min(8, len(handles)),
+            frameon=False,
+            fontsize=8,
         )
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def draw(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) -> set[int]:
-    """(H, W, 3) uint8 and its boxes or mask; the classes that are seen."""
+def draw_annotation(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) -> set[int]:
+    """Draws an (H, W, 3) uint8 image with its boxes or mask. Returns the classes that occur."""
     height, width = image.shape[:2]
     shrunk = Image.fromarray(image)
-    shrunk.thumbnail((LONGER_SIDE, LONGER_SIDE))
+    shrunk.thumbnail((MAX_OVERLAY_SIDE, MAX_OVERLAY_SIDE))
     axis.imshow(np.asarray(shrunk), extent=(0, width, height, 0), interpolation="nearest")
     seen: set[int] = set()
     if known.mask is not None:
-        values = decode_class_map(known.mask, CHECKED)
+        values = decode_class_map(known.mask, NO_PIXEL_LIMIT)
         table = np.zeros((256, 3))
         table[: len(colours)] = colours
         axis.imshow(table[values], extent=(0, width, height, 0), alpha=0.55, interpolation="nearest")
@@ -69,8 +82,8 @@ def draw(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) 
     return seen
 
 
-def _colours(classes: int) -> np.ndarray:
-    """(classes, 3) in 0..1: ten, twenty or forty that are well apart, and then the same again."""
+def _make_class_colours(classes: int) -> np.ndarray:
+    """(classes, 3) colours in 0..1: ten or forty that differ well, repeated if there are more classes."""
     names = ("tab20", "tab20b") if classes > 10 else ("tab10",)
     wheel = [
         colour[:3]

@@ -23,13 +23,13 @@ from firstlight.pipeline.report.html_page import (
     Table,
     Text,
     Tone,
-    date,
-    public,
+    format_date,
+    strip_credentials,
 )
-from firstlight.pipeline.report.score_table import cells, headings, title
+from firstlight.pipeline.report.score_table import score_cells, score_headings, score_title
 from firstlight.pipeline.stages.score_rows import ScoreRow
-from firstlight.pipeline.tracking.client import run_of
-from firstlight.pipeline.tracking.figures import pictures
+from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.figures import list_figures
 
 REPORT_FILE, RECIPE_FILE = "report.html", "recipe.yaml"
 # The folder of the figures about a whole run.
@@ -58,22 +58,22 @@ def warning_blocks(lines: Sequence[str]) -> list[Block]:
 
 def figure_blocks(folder: Path) -> list[Block]:
     """Returns the gallery of the figures in the folder of a stage and seed, [] if there are none."""
-    found = [Picture(file, entry.title, entry.alt) for file, entry in pictures(folder)]
+    found = [Picture(file, entry.title, entry.alt) for file, entry in list_figures(folder)]
     return [Gallery(found)] if found else []
 
 
 def describe_run(folder: Path, missing: str = "") -> str:
     """Returns `run <id>` with the MLflow run of a folder, `missing` if it has none."""
-    run_id = run_of(folder)
+    run_id = read_run_id(folder)
     return f"run {run_id}" if run_id else missing
 
 
 def score_block(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
     """Returns the table that is printed at the end of a run, as a table of a page."""
-    heads = [heading for heading in headings(recipe) if heading not in ("stage", "without")]
-    lines = [[_score_cell(heading, cells(recipe, row)) for heading in heads] for row in rows]
+    heads = [heading for heading in score_headings(recipe) if heading not in ("stage", "without")]
+    lines = [[_score_cell(heading, score_cells(recipe, row)) for heading in heads] for row in rows]
     numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
-    return Table(title(recipe).capitalize(), [SCORE_HEADINGS.get(head, head) for head in heads], lines, numbers)
+    return Table(score_title(recipe).capitalize(), [SCORE_HEADINGS.get(head, head) for head in heads], lines, numbers)
 
 
 def _score_cell(heading: str, row: Mapping[str, str]) -> Cell:
@@ -112,13 +112,14 @@ def _quarantine_blocks(file: Path) -> list[Block]:
 
 def mlflow_blocks(uri: str, content: str) -> list[Block]:
     """Returns how to open MLflow's pages. `content`: what MLflow has."""
-    return [Text(f"{content}, in MLflow:"), Text(f"mlflow ui --backend-store-uri {public(uri)}", "code")]
+    return [Text(f"{content}, in MLflow:"), Text(f"mlflow ui --backend-store-uri {strip_credentials(uri)}", "code")]
 
 
 def resolved_block(heading: str, config: Mapping[str, Any]) -> Fold:
     """Returns a folded block with a config as YAML, without the passwords that addresses may contain."""
-    return Fold(heading, [Text(public(yaml_reader.dump_yaml(dict(config))), "code")])
+    return Fold(heading, [Text(strip_credentials(yaml_reader.dump_yaml(dict(config))), "code")])
 
 
 def footer_text(uri: str) -> str:
-    return f"Written by Firstlight on {date(time.time())}. Everything on this page is also in MLflow: {public(uri)}"
+    written = f"Written by Firstlight on {format_date(time.time())}."
+    return f"{written} Everything on this page is also in MLflow: {strip_credentials(uri)}"

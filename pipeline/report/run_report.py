@@ -1,4 +1,4 @@
-"""The page of a recipe's run: what was run, on which data, what it was worth, what was seen on the way, and how to do it again."""
+"""The report of a recipe's run: scores, warnings, stages with their figures, data, times, lineage, and how to repeat it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from firstlight.pipeline.report.html_page import (
     Fold,
     Group,
     Page,
-    Section,
+    PageSection,
     Table,
     Text,
     Tone,
     Tree,
-    date,
-    public,
-    render,
+    format_date,
+    render_page,
+    strip_credentials,
 )
 from firstlight.pipeline.report.page_parts import (
     RECIPE_FILE,
@@ -41,30 +41,35 @@ from firstlight.pipeline.report.page_parts import (
     score_block,
     warning_blocks,
 )
-from firstlight.pipeline.report.timings import PARTS, notes, shares, timings
+from firstlight.pipeline.report.timings import TIME_PARTS, collect_notes, read_timings, time_shares
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import format_duration
-from firstlight.pipeline.tracking.figures import pictures
+from firstlight.pipeline.tracking.figures import list_figures
 from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 
-SENTENCE = {"helps": "helps", "hurts": "hurts", "no clear difference": "makes no clear difference"}
+VERDICT_PHRASES = {"helps": "helps", "hurts": "hurts", "no clear difference": "makes no clear difference"}
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What there is to tell. `instances`: of all stages that are known so far; `references`: of encoders from elsewhere, by stage."""
+class RunReport:
+    """The content of a report. `instances`: those of all stages that have begun. `references`: the references of
+    encoders that the recipe takes from MLflow, by stage.
+    """
 
     worker: StageContext
     folder: Path
     instances: Sequence[StageInstance]
     rows: Sequence[ScoreRow]
     references: dict[str, str]
-    parent: str | None  # its MLflow run
-    prepared: Path  # the folder of the prepare stage
+    # The id of the parent run in MLflow.
+    parent: str | None
+    # The folder of the prepare stage.
+    prepared: Path
+    # The address of MLflow.
     uri: str
     error: str | None = None
 
@@ -72,84 +77,91 @@ class Ran:
     def recipe(self) -> Recipe:
         return self.worker.recipe
 
-    def of(self, stage: str) -> list[StageInstance]:
+    def instances_of(self, stage: str) -> list[StageInstance]:
         return [instance for instance in self.instances if instance.stage == stage]
 
 
-def write(ran: Ran) -> Path:
-    """Write the page, and the recipe that repeats the run, into its folder."""
-    write_atomically(ran.folder / RECIPE_FILE, yaml_reader.dump_yaml(ran.recipe.dump()).encode())
-    file = ran.folder / REPORT_FILE
-    write_atomically(file, render(page(ran)).encode())
+def write_run_report(report: RunReport) -> Path:
+    """Writes the report, and the recipe that repeats the run, into the folder of the run. Returns the report's file."""
+    write_atomically(report.folder / RECIPE_FILE, yaml_reader.dump_yaml(report.recipe.dump()).encode())
+    file = report.folder / REPORT_FILE
+    write_atomically(file, render_page(build_run_page(report)).encode())
     return file
 
 
-def page(ran: Ran) -> Page:
-    recipe = ran.recipe
-    status, tone = _status(ran)
+def build_run_page(report: RunReport) -> Page:
+    """Returns the page with all sections of the report."""
+    recipe = report.recipe
+    status, tone = _run_status(report)
     sections = [
-        Section("Results", _results(ran)),
-        Section("Warnings and notes", _warnings(ran)),
-        Section("Stages", [_stage(ran, name) for name in recipe.stages]),
-        Section("Data", data_blocks(recipe.dataset, ran.worker.store, ran.worker.splits, ran.prepared)),
-        Section("Time", _time(ran)),
-        Section("Lineage", [_lineage(ran)]),
-        Section("What was run", _what(ran)),
-        Section("Run it again", _again(ran)),
+        PageSection("Results", _result_blocks(report)),
+        PageSection("Warnings and notes", _note_blocks(report)),
+        PageSection("Stages", [_stage_group(report, name) for name in recipe.stages]),
+        PageSection("Data", data_blocks(recipe.dataset, report.worker.store, report.worker.splits, report.prepared)),
+        PageSection("Time", _time_blocks(report)),
+        PageSection("Lineage", [_lineage_tree(report)]),
+        PageSection("What was run", _run_blocks(report)),
+        PageSection("Run it again", _repeat_blocks(report)),
     ]
-    foot = footer_text(ran.uri)
+    foot = footer_text(report.uri)
     return Page(recipe.name, "Firstlight, a run of a recipe", recipe.description, sections, status, tone, foot)
 
 
-def _status(ran: Ran) -> tuple[str, Tone]:
-    wanted = len(ran.recipe.stages) * len(ran.recipe.seeds)
-    done = sum(instance.result is not None for instance in ran.instances)
-    if ran.error is not None:
+def _run_status(report: RunReport) -> tuple[str, Tone]:
+    wanted = len(report.recipe.stages) * len(report.recipe.seeds)
+    done = sum(instance.result is not None for instance in report.instances)
+    if report.error is not None:
         return f"stopped: {done} of {wanted} parts done", "bad"
     return ("finished", "good") if done == wanted else (f"{done} of {wanted} parts done", "unsure")
 
 
-def _results(ran: Ran) -> list[Block]:
-    out = error_blocks(ran.error)
-    if not ran.rows:
+def _result_blocks(report: RunReport) -> list[Block]:
+    out = error_blocks(report.error)
+    if not report.rows:
         return [*out, Text("Nothing is measured yet.", "quiet")]
-    if verdict := _verdict([row.verdict for row in ran.rows if row.baseline]):
+    if verdict := _summarise_verdicts([row.verdict for row in report.rows if row.baseline]):
         out.append(Text(verdict))
-    out.append(score_block(ran.recipe, ran.rows))
-    if any(row.baseline for row in ran.rows) and len(ran.recipe.seeds) > 1:
+    out.append(score_block(report.recipe, report.rows))
+    if any(row.baseline for row in report.rows) and len(report.recipe.seeds) > 1:
         out.append(
             Text(
                 "“Helps” and “hurts” need all seeds to agree, and a mean gain of more than twice its standard error.",
                 "quiet",
             )
         )
-    return [*out, *figure_blocks(ran.folder / SUMMARY_FOLDER)]
+    return [*out, *figure_blocks(report.folder / SUMMARY_FOLDER)]
 
 
-def _verdict(verdicts: Sequence[str]) -> str:
-    """The table in a sentence; "" where nothing has a baseline."""
+def _summarise_verdicts(verdicts: Sequence[str]) -> str:
+    """Returns the verdicts of the table in a sentence, "" if no measure has a baseline."""
     counts = Counter(verdicts)
-    told = [f"{does} in {counts[verdict]}" for verdict, does in SENTENCE.items() if counts[verdict]]
-    if not told:
+    parts = [f"{does} in {counts[verdict]}" for verdict, does in VERDICT_PHRASES.items() if counts[verdict]]
+    if not parts:
         return "There is one seed, so there is no verdict." if verdicts else ""
-    return f"Beside the same network without it, pretraining {', '.join(told)} of {len(verdicts)} measures."
+    return f"Compared with the same network without it, pretraining {', '.join(parts)} of {len(verdicts)} measures."
 
 
-def _warnings(ran: Ran) -> list[Block]:
+def _note_blocks(report: RunReport) -> list[Block]:
     left_out = [
-        line for name in ran.recipe.stages for line in data_notes.describe_left_out(ran.recipe, name, ran.worker.splits)
+        line
+        for name in report.recipe.stages
+        for line in data_notes.describe_left_out(report.recipe, name, report.worker.splits)
     ]
-    lines = [*data_notes.describe_problems(ran.recipe, ran.worker.store), *left_out, *notes(ran.instances)]
+    lines = [
+        *data_notes.describe_problems(report.recipe, report.worker.store),
+        *left_out,
+        *collect_notes(report.instances),
+    ]
     return warning_blocks(lines)
 
 
-def _stage(ran: Ran, name: str) -> Group:
-    stage, mine = ran.recipe.stages[name], ran.of(name)
-    blocks: list[Block] = [Facts(list(_describe_stage(ran, name)))]
-    shown = [instance for instance in mine if pictures(instance.folder)]
+def _stage_group(report: RunReport, name: str) -> Group:
+    stage, mine = report.recipe.stages[name], report.instances_of(name)
+    blocks: list[Block] = [Facts(list(_describe_stage(report, name)))]
+    shown = [instance for instance in mine if list_figures(instance.folder)]
     waiting = [
         seed
-        for seed in ran.recipe.seeds
+        for seed in report.recipe.seeds
         if seed not in [instance.seed for instance in mine if instance.result is not None]
     ]
     if waiting:
@@ -162,13 +174,15 @@ def _stage(ran: Ran, name: str) -> Group:
     if lines := stage_kind(stage).deviations(stage):
         title = "Known differences from the paper, and what it does not give"
         blocks.append(Fold(title, [Text(line) for line in lines]))
-    blocks.append(Fold("Settings", [Text(public(yaml_reader.dump_yaml(stage.model_dump(mode="json"))), "code")]))
+    blocks.append(
+        Fold("Settings", [Text(strip_credentials(yaml_reader.dump_yaml(stage.model_dump(mode="json"))), "code")])
+    )
     return Group(name if name == stage.kind else f"{name} ({stage.kind})", blocks)
 
 
-def _describe_stage(ran: Ran, name: str) -> Iterator[tuple[str, str]]:
+def _describe_stage(report: RunReport, name: str) -> Iterator[tuple[str, str]]:
     """Yields names and values that a reader wants to know of a stage before its pictures."""
-    stage, results = ran.recipe.stages[name], [i.result for i in ran.of(name) if i.result is not None]
+    stage, results = report.recipe.stages[name], [i.result for i in report.instances_of(name) if i.result is not None]
     yield from stage_kind(stage).describe(stage, results)
     if isinstance(stage, TrainingOptions):
         images = next((result.get("images", result.get("labels")) for result in results), None)
@@ -178,24 +192,24 @@ def _describe_stage(ran: Ran, name: str) -> Iterator[tuple[str, str]]:
             f"{trained_on}{stage.epochs} epochs of batches of {stage.batch_size}, "
             f"{stage.optimizer.name} at {stage.optimizer.lr:g}",
         )
-    source = ran.recipe.encoder_source(name)
+    source = report.recipe.encoder_source(name)
     if source is not None:
-        yield "encoder", source.reference or f"of the stage {source.stage}, before it"
+        yield "encoder", source.reference or f"of the stage {source.stage}"
 
 
-def _time(ran: Ran) -> list[Block]:
+def _time_blocks(report: RunReport) -> list[Block]:
     batch_sizes: dict[str, int] = {}
-    for name, stage in ran.recipe.stages.items():
+    for name, stage in report.recipe.stages.items():
         if isinstance(stage, TrainingOptions):
             batch_sizes[name] = stage.batch_size
-    found = timings(ran.instances, batch_sizes)
+    found = read_timings(report.instances, batch_sizes)
     if not found:
         return []
-    used = [part for part in PARTS if any(part in timing.parts for timing in found)]
+    used = [part for part in TIME_PARTS if any(part in timing.parts for timing in found)]
     bars = Bars(
-        "Wall time of each stage and seed, and where it went",
-        PARTS,
-        [(t.label, format_duration(t.seconds), shares(t)) for t in found],
+        "Wall time of each stage and seed, and its parts",
+        TIME_PARTS,
+        [(t.label, format_duration(t.seconds), time_shares(t)) for t in found],
     )
     lines = [
         [t.label, format_duration(t.seconds), *(f"{t.parts[part]:.1f}" if part in t.parts else "" for part in used)]
@@ -205,34 +219,40 @@ def _time(ran: Ran) -> list[Block]:
     return [bars, Fold("In seconds", [table])]
 
 
-def _lineage(ran: Ran) -> Tree:
-    """From the store to the last stage, with the MLflow run of each."""
+def _lineage_tree(report: RunReport) -> Tree:
+    """Returns the tree from the store to the last stages, with the MLflow run of each."""
     origins = [
-        _branch(ran, instance) for instance in ran.instances if ran.recipe.stages[instance.stage].makes_encoder
+        _pretraining_branch(report, instance)
+        for instance in report.instances
+        if report.recipe.stages[instance.stage].makes_encoder
     ]
     fresh = [
         Tree(i.label, describe_run(i.folder))
-        for i in ran.instances
-        if i.encoder is None and not ran.recipe.stages[i.stage].makes_encoder
+        for i in report.instances
+        if i.encoder is None and not report.recipe.stages[i.stage].makes_encoder
     ]
     elsewhere = [
-        Tree("encoder from elsewhere", reference, [Tree(i.label, describe_run(i.folder)) for i in ran.of(stage)])
-        for stage, reference in ran.references.items()
+        Tree(
+            "encoder from MLflow",
+            reference,
+            [Tree(i.label, describe_run(i.folder)) for i in report.instances_of(stage)],
+        )
+        for stage, reference in report.references.items()
     ]
-    store = Tree(f"store {ran.worker.store.path.name}", describe_run(ran.prepared), [*origins, *fresh])
-    return Tree(ran.recipe.name, f"run {ran.parent}" if ran.parent else "", [store, *elsewhere])
+    store = Tree(f"store {report.worker.store.path.name}", describe_run(report.prepared), [*origins, *fresh])
+    return Tree(report.recipe.name, f"run {report.parent}" if report.parent else "", [store, *elsewhere])
 
 
-def _branch(ran: Ran, pretrained: StageInstance) -> Tree:
-    after = [i for i in ran.instances if i.encoder == pretrained.folder / "encoder"]
+def _pretraining_branch(report: RunReport, pretrained: StageInstance) -> Tree:
+    after = [i for i in report.instances if i.encoder == pretrained.folder / "encoder"]
     return Tree(
         pretrained.label, describe_run(pretrained.folder), [Tree(i.label, describe_run(i.folder)) for i in after]
     )
 
 
-def _what(ran: Ran) -> list[Block]:
-    recipe = ran.recipe
-    works = [work for instance in ran.instances if (work := read_attempts(instance.folder)) is not None]
+def _run_blocks(report: RunReport) -> list[Block]:
+    recipe = report.recipe
+    works = [work for instance in report.instances if (work := read_attempts(instance.folder)) is not None]
     facts = [
         ("recipe", recipe.name),
         ("seeds", ", ".join(map(str, recipe.seeds))),
@@ -243,19 +263,23 @@ def _what(ran: Ran) -> list[Block]:
         again = sum(work.num_attempts - 1 for work in works)
         ended = [work.ended for work in works if work.ended is not None]
         facts += [
-            ("begun", date(min(work.began for work in works))),
-            ("ended", date(max(ended)) if ended else "not yet"),
+            ("begun", format_date(min(work.began for work in works))),
+            ("ended", format_date(max(ended)) if ended else "not yet"),
             (
                 "work",
                 format_duration(sum(work.seconds for work in works))
-                + (f", taken up again {again} time{'s' if again > 1 else ''}" if again else ""),
+                + (f", resumed {again} time{'s' if again > 1 else ''}" if again else ""),
             ),
-            *_machine(works[0].machine),
+            *_machine_facts(works[0].machine),
         ]
-    return [Facts([*facts, ("code", code_version()), ("MLflow", public(ran.uri)), ("files", str(ran.folder))])]
+    return [
+        Facts(
+            [*facts, ("code", code_version()), ("MLflow", strip_credentials(report.uri)), ("files", str(report.folder))]
+        )
+    ]
 
 
-def _machine(machine: dict[str, Any]) -> list[tuple[str, str]]:
+def _machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
     workers = f"{machine['workers']} of {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     return [
         ("machine", f"{machine['host']}: {machine['cpus']} CPUs, {machine['system']}"),
@@ -264,10 +288,12 @@ def _machine(machine: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _again(ran: Ran) -> list[Block]:
+def _repeat_blocks(report: RunReport) -> list[Block]:
     return [
-        Text("The same command goes on where a run was stopped. To repeat it from nothing, give it another name:"),
-        Text(f"cd {Path.cwd()}\nfirstlight run {ran.folder / RECIPE_FILE} name={ran.recipe.name}-again", "code"),
-        *mlflow_blocks(ran.uri, "Its images and models"),
-        resolved_block("The recipe, resolved", ran.recipe.dump()),
+        Text(
+            "The same command resumes a run that was stopped. To repeat the run from the start, give it another name:"
+        ),
+        Text(f"cd {Path.cwd()}\nfirstlight run {report.folder / RECIPE_FILE} name={report.recipe.name}-again", "code"),
+        *mlflow_blocks(report.uri, "Its images and models"),
+        resolved_block("The recipe, resolved", report.recipe.dump()),
     ]

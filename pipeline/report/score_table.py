@@ -1,4 +1,4 @@
-"""The table at the end: pretrained beside the same network without, over seeds, whether it helped, and what the paper reports."""
+"""The table at the end of a run: scores with and without pretraining over seeds, a verdict, and the paper's numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,17 @@ from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
 from firstlight.pipeline.stages.score_rows import ScoreRow
 
 
-def in_paper(recipe: Recipe, row: ScoreRow) -> ExpectedResult | None:
-    """The number of the paper that `row` measures."""
+def find_paper_result(recipe: Recipe, row: ScoreRow) -> ExpectedResult | None:
+    """Returns the result of the paper that `row` measures, None if the recipe has none."""
     same = (e for e in recipe.expected if (e.stage, e.measure, e.arm) == (row.stage, row.key, row.arm))
     return next(same, None)
 
 
-def facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
-    """A row as plain JSON types; the paper's number and how far the mean is above it, where it has one, as they are shown."""
+def score_facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
+    """Returns a row as plain JSON types, with the paper's number and the difference from it if the recipe has one.
+
+    Scores are as measured, such as 0.5; the paper's number and the difference are in the unit of the table, such as 50.
+    """
     plain = {
         "stage": row.stage,
         "measure": row.measure,
@@ -25,63 +28,66 @@ def facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
         "baseline": row.baseline,
         "against": row.against,
     }
-    said = in_paper(recipe, row)
-    if said is None:
+    published = find_paper_result(recipe, row)
+    if published is None:
         return plain
     return plain | {
-        "paper": said.paper,
-        "paper_baseline": said.against,
-        "above_paper": row.mean - said.paper,
-        "source": said.source,
+        "paper": published.paper,
+        "paper_baseline": published.against,
+        "above_paper": row.mean - published.paper,
+        "source": published.source,
     }
 
 
-def _spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
-    shown = scale * np.asarray(values)
-    return f"{shown.mean():.2f} ± {shown.std(ddof=1):.2f}" if len(shown) > 1 else f"{shown.mean():.2f}"
+def _format_spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
+    scaled = scale * np.asarray(values)
+    return f"{scaled.mean():.2f} ± {scaled.std(ddof=1):.2f}" if len(scaled) > 1 else f"{scaled.mean():.2f}"
 
 
-STYLES = {"helps": "green", "hurts": "red"}
+GAIN_STYLES = {"helps": "green", "hurts": "red"}
 
 
-def cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
-    """What the table shows of a row, by heading; "" where it has nothing to show. Mean ± standard deviation over seeds; of the paper its number, in
-    brackets that of its baseline, and the difference from it."""
-    shown = {"stage": row.stage, "measure": row.measure, "pretrained": _spread(row.pretrained, row.scale)}
-    shown |= dict.fromkeys(("without", "baseline", "gain", "pretraining", "paper", "difference"), "")
+def score_cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
+    """Returns the cells of a row by heading, "" for those without a value.
+
+    Scores are mean ± standard deviation over seeds. `paper` has the paper's number, and in brackets that of its baseline;
+    `difference` is the mean minus the paper's number.
+    """
+    found = {"stage": row.stage, "measure": row.measure, "pretrained": _format_spread(row.pretrained, row.scale)}
+    found |= dict.fromkeys(("without", "baseline", "gain", "pretraining", "paper", "difference"), "")
     if row.baseline:
         sign = "+" if row.gain.mean() >= 0 else ""
-        shown |= {
+        found |= {
             "without": row.against,
-            "baseline": _spread(row.baseline),
-            "gain": sign + _spread(row.gain / 100),
+            "baseline": _format_spread(row.baseline),
+            "gain": sign + _format_spread(row.gain / 100),
             "pretraining": row.verdict,
         }
-    if (said := in_paper(recipe, row)) is not None:
-        shown["paper"] = f"{said.paper:g}" + ("" if said.against is None else f" ({said.against:g})")
-        shown["difference"] = f"{row.mean - said.paper:+.2f}"
-    return shown
+    if (published := find_paper_result(recipe, row)) is not None:
+        found["paper"] = f"{published.paper:g}" + ("" if published.against is None else f" ({published.against:g})")
+        found["difference"] = f"{row.mean - published.paper:+.2f}"
+    return found
 
 
-def headings(recipe: Recipe) -> tuple[str, ...]:
-    """Of the columns of the table."""
+def score_headings(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the headings of the columns of the table."""
     paper = ("paper", "difference") if recipe.expected else ()
     return ("stage", "measure", "pretrained", "without", "baseline", "gain", "pretraining", *paper)
 
 
-def title(recipe: Recipe) -> str:
+def score_title(recipe: Recipe) -> str:
     return f"test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
 
 
-def table(recipe: Recipe, found: Sequence[ScoreRow]) -> Table:
-    """A line for each row, as `cells` says."""
-    out = Table(title=f"{recipe.name}: {title(recipe)}", title_justify="left")
-    for heading in headings(recipe):
+def make_score_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    """Returns the table of the terminal, with a line for each row."""
+    table = Table(title=f"{recipe.name}: {score_title(recipe)}", title_justify="left")
+    for heading in score_headings(recipe):
         left = heading in ("stage", "measure", "without", "pretraining")
-        out.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for row in found:
-        shown = cells(recipe, row)
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        row_cells = score_cells(recipe, row)
         if row.baseline:
-            shown["pretraining"] = f"[{STYLES.get(row.verdict, 'yellow')}]{row.verdict}[/]"
-        out.add_row(*(shown[heading] for heading in headings(recipe)))
-    return out
+            row_cells["pretraining"] = f"[{GAIN_STYLES.get(row.verdict, 'yellow')}]{row.verdict}[/]"
+        table.add_row(*(row_cells[heading] for heading in score_headings(recipe)))
+    return table

@@ -1,4 +1,4 @@
-"""Pictures of a store: what its images are like, some of them, and how many there are of each class."""
+"""Figures of a store: statistics of its images, a sample of them, and counts by class."""
 
 from collections import Counter
 
@@ -6,23 +6,27 @@ from matplotlib.figure import Figure
 
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.report import figures, overlay
-from firstlight.pipeline.report.grid import shown_names
-from firstlight.pipeline.tracking.figures import Album
+from firstlight.pipeline.report import figures, image_figures, overlay
+from firstlight.pipeline.report.grid import display_names
+from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 
 
-def add_pictures(album: Album, worker: StageContext) -> None:
-    """All of them, into the album of the prepare stage."""
+def add_store_figures(album: FigureLog, worker: StageContext) -> None:
+    """Adds all figures of the store to those of the prepare stage."""
     store = worker.store
-    album.add("images", figures.draw_store_statistics(store.images, store.quarantined), "sizes, modes and formats of the images")
-    album.add("sample", _sample(worker), "training images, as the evaluation crops them")
+    album.add(
+        "images",
+        figures.draw_store_statistics(store.images, store.quarantined),
+        "sizes, modes and formats of the images",
+    )
+    album.add("sample", _draw_sample(worker), "training images, as the evaluation crops them")
     for name, (figure, title) in _class_figures(store, worker).items():
         album.add(name, figure, title)
 
 
 def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure, str]]:
-    """Pictures by name: images per class, or, of annotations, what the census counted per class, and images with them drawn."""
+    """Returns figures and their titles by name: counts by class, and for a store with annotations a sample of them."""
     names = list(store.splits)
     found = {}
     if store.classes and not store.annotations:
@@ -43,14 +47,19 @@ def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure
             found[f"classes_{kind}"] = figures.draw_class_counts(by_class, names, title), title
     if store.annotations:
         title = f"{store.path.name}: {', '.join(store.annotations)}"
-        found["annotations"] = overlay.sample(store, select_evenly_spaced(worker.splits.train, 8), title), title
+        found["annotations"] = (
+            overlay.draw_annotated_images(store, select_evenly_spaced(worker.splits.train, 8), title),
+            title,
+        )
     return found
 
 
-def _sample(worker: StageContext) -> Figure:
-    """Up to 32 training images, as the evaluation crops them."""
+def _draw_sample(worker: StageContext) -> Figure:
+    """Draws up to 32 training images, as the evaluation crops them."""
     ids = select_evenly_spaced(worker.splits.train, 32)
     loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
     batch = loader.load_once(ids)
-    names = shown_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
-    return figures.draw_captioned_images(list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images")
+    names = display_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
+    return image_figures.draw_captioned_images(
+        list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images"
+    )

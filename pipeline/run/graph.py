@@ -11,11 +11,12 @@ from firstlight.pipeline.config.load import hash_json
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.config.stages import PREVIOUS
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, load_companion
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, load_companion, read_encoder_spec
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.references import fetch_reference, find_companion, pin_reference
 
 # The key of a stage that asks for a network besides the encoder.
 COMPANION_KEYS = {"head": "features", "decoder": "arms"}
@@ -31,7 +32,7 @@ class ResolvedReferences:
     companions: dict[str, Path] = field(default_factory=dict)
 
 
-def resolve_references(recipe: Recipe, tracking: Tracking, inputs: Path, only: str | None) -> ResolvedReferences:
+def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, only: str | None) -> ResolvedReferences:
     """Downloads what the stages of a recipe (or those of the kind `only`) refer to, into folders below `inputs`.
 
     Raises:
@@ -43,8 +44,8 @@ def resolve_references(recipe: Recipe, tracking: Tracking, inputs: Path, only: s
         if source is None or source.reference is None or only not in (None, stage.kind):
             continue
         where = f"stages.{name}.encoder"
-        reference = tracking.pin(source.reference, where)
-        folder = tracking.fetch(reference, inputs / hash_json(reference)[:12], where)
+        reference = pin_reference(tracking, source.reference, where)
+        folder = fetch_reference(tracking, reference, inputs / hash_json(reference)[:12], where)
         check_encoder_spec(folder, recipe.encoder.model_dump(mode="json"), where)
         found.encoders[name] = (reference, folder)
         if stage.companion:
@@ -52,13 +53,13 @@ def resolve_references(recipe: Recipe, tracking: Tracking, inputs: Path, only: s
     return found
 
 
-def _fetch_companion(recipe: Recipe, name: str, reference: str, tracking: Tracking, inputs: Path) -> Path:
+def _fetch_companion(recipe: Recipe, name: str, reference: str, tracking: TrackingClient, inputs: Path) -> Path:
     """Downloads the network that a stage needs besides the referenced encoder, and checks it. Returns its folder."""
     stage = recipe.stages[name]
     assert stage.companion is not None
     key = f"stages.{name}.{COMPANION_KEYS[stage.companion]}"
-    other = tracking.beside(reference, stage.companion, key)
-    folder = tracking.fetch(other, inputs / hash_json(other)[:12], key)
+    other = find_companion(tracking, reference, stage.companion, key)
+    folder = fetch_reference(tracking, other, inputs / hash_json(other)[:12], key)
     stage_kind(stage).check_companion(name, stage, recipe, folder)
     return folder
 

@@ -17,20 +17,20 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining
-from firstlight.pipeline.run.ray_session import decoding_cpus, verbose
+from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
-from firstlight.pipeline.train.attempts import record_attempt, read_attempts
+from firstlight.pipeline.train.attempts import read_attempts, record_attempt
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import world_size
 
-STOPS: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
-ENDING_S = 10.0  # that a function has to end when it is asked to
+STOP_TYPES: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
+STOP_GRACE_S = 10.0  # that a function has to end when it is asked to
 
 
-def launch(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> None:
+def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> None:
     """Runs every instance, in order, on all workers together. The results are in the instances' folders.
 
     Raises:
@@ -49,21 +49,21 @@ def launch(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> 
         ],
     }
     answer = (
-        _in_process(payload)
+        _launch_in_process(payload)
         if recipe.scale.max_workers == 0
-        else _on_ray(recipe, payload, instances[0].folder.parent / ".ray")
+        else _launch_on_ray(recipe, payload, instances[0].folder.parent / ".ray")
     )
     if answer["stop"] is not None:
-        raise STOPS.get(answer["kind"], StopTraining)(answer["stop"])
+        raise STOP_TYPES.get(answer["kind"], StopTraining)(answer["stop"])
 
 
-def _in_process(payload: dict[str, Any]) -> dict[str, Any]:
+def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cuda" if payload["recipe"]["scale"]["gpus_per_worker"] else "cpu")
-    return _run(payload, on_ray=False, device=device)
+    return _run_instances(payload, on_ray=False, device=device)
 
 
 @failures.fault_from_environment()
-def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
+def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
     """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
     recipe = parse_recipe(payload["recipe"])
     worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
@@ -76,7 +76,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
             with (
                 failures.record_failures(instance.folder),
                 record_attempt(instance.folder, device),
-                _watched(instance.folder, recipe.scale, on_ray),
+                _watch_for_hang(instance.folder, recipe.scale, on_ray),
             ):
                 stage = recipe.stages[instance.stage]
                 stage_kind(stage).run(worker, stage, instance)
@@ -85,7 +85,7 @@ def _run(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[st
     return {"stop": None}
 
 
-def _watched(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.AbstractContextManager[None]:
+def _watch_for_hang(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.AbstractContextManager[None]:
     """A hang of one rank of several is noticed by the others; one in this process, by who sits before it."""
     if not on_ray or world_size() > 1:
         return contextlib.nullcontext()
@@ -100,19 +100,19 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     workers = ray.train.get_context().get_world_size()
-    wrong = crowded(parse_recipe(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
+    wrong = describe_crowding(parse_recipe(config["recipe"]), workers, ray.cluster_resources().get("CPU", 0.0))
     if wrong:
         return {"stop": wrong, "kind": StopTraining.__name__}
     device = get_device()
     if device.type == "cuda":  # collectives over objects use the current device
         torch.cuda.set_device(device)
-    return _run(config, on_ray=True, device=device)
+    return _run_instances(config, on_ray=True, device=device)
 
 
-def crowded(recipe: Recipe, workers: int, cpus: float) -> str | None:
+def describe_crowding(recipe: Recipe, workers: int, cpus: float) -> str | None:
     """What is wrong where so many workers leave too little of the cluster's CPUs for decoding, so that the first batch would never come: an elastic
     group takes all that it finds."""
-    left, need = cpus - workers * recipe.scale.cpus_per_worker, decoding_cpus(recipe.stream, workers)
+    left, need = cpus - workers * recipe.scale.cpus_per_worker, count_decoding_cpus(recipe.stream, workers)
     if left >= need:
         return None
     return (
@@ -121,13 +121,13 @@ def crowded(recipe: Recipe, workers: int, cpus: float) -> str | None:
     )
 
 
-def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:
+def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     scale = recipe.scale
-    if not verbose():
+    if not is_verbose():
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
     environment = {key: os.environ[key] for key in (failures.FAULT_VARIABLE,) if key in os.environ}
@@ -146,19 +146,21 @@ def _on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> dict[str,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
             worker_runtime_env={"env_vars": environment},
-            logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose() else "CRITICAL"),
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if is_verbose() else "CRITICAL"),
         ),
     )
     try:
-        answer = interruptible(trainer.fit).return_value
+        answer = run_interruptibly(trainer.fit).return_value
     except TrainingFailedError as error:
-        hung = next(filter(_hung, (Path(fields["folder"]) for fields in payload["instances"])), None)
-        raise StageFailed(_one_line(error, scale) if hung is None else _told_hung(hung, scale)) from error
+        hung = next(filter(_last_attempt_hung, (Path(fields["folder"]) for fields in payload["instances"])), None)
+        raise StageFailed(
+            _describe_training_failure(error, scale) if hung is None else _describe_hang(hung, scale)
+        ) from error
     assert isinstance(answer, dict)
     return answer
 
 
-def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None = None) -> Any:
+def run_interruptibly(function: Callable[[], Any], stop: Callable[[], None] | None = None) -> Any:
     """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray puts its own handler there. `stop`: asks the
     function to end, for which it then has a moment."""
     outcome: dict[str, Any] = {}
@@ -177,24 +179,24 @@ def interruptible(function: Callable[[], Any], stop: Callable[[], None] | None =
     except KeyboardInterrupt:
         if stop:
             stop()
-            thread.join(ENDING_S)
+            thread.join(STOP_GRACE_S)
         raise
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
 
 
-def _hung(folder: Path) -> bool:
+def _last_attempt_hung(folder: Path) -> bool:
     """The last attempt did."""
     work = read_attempts(folder)
     return watchdog.has_hung(folder) and work is not None and work.ended is None
 
 
-def _told_hung(folder: Path, scale: ScaleOptions) -> str:
+def _describe_hang(folder: Path, scale: ScaleOptions) -> str:
     return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HANG_FILE}"
 
 
-def _one_line(error: BaseException, scale: ScaleOptions) -> str:
+def _describe_training_failure(error: BaseException, scale: ScaleOptions) -> str:
     """The innermost cause of a failed training, with the rank where Ray knows it."""
     if of_ranks := getattr(error, "worker_failures", None):
         return failures.describe_cause(of_ranks, scale.max_workers, scale.collective_timeout_s)

@@ -25,12 +25,12 @@ WORKER_BYTES = 650_000_000  # a training worker that has imported torch
 TASK_BYTES = 140_000_000  # a decoding task that has imported pyarrow and Pillow
 # Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that it writes
 BLOCKS_PER_TASK = 3
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FOLDER = Path("/sys/fs/cgroup")
 ROWS = 1024  # of the tables that are built to be measured
 
 
 @dataclass(frozen=True)
-class Traffic:
+class StreamMemory:
     """One stream of a worker, in bytes: the blocks that travel, and a batch, as it is read from them."""
 
     block: int
@@ -38,7 +38,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes, of all workers together. Not in it, as nothing tells before: what a network, its optimiser and its activations take."""
 
     in_flight: int  # decoded images in the object store, on their way
@@ -53,7 +53,7 @@ class Estimate:
     def total(self) -> int:
         return self.object_store + self.tasks + self.workers + self.held + self.tables + self.ray
 
-    def parts(self) -> dict[str, int]:
+    def bytes_by_key(self) -> dict[str, int]:
         """The parts of `total`, by the key that lowers each."""
         return {
             "stream.tasks": self.tasks,
@@ -64,41 +64,43 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"object store {_mb(self.object_store)} (decoded images on their way {_mb(self.in_flight)}), decoding tasks {_mb(self.tasks)}, "
-            f"training workers {_mb(self.workers)}, held images {_mb(self.held)}, tables {_mb(self.tables)}, Ray {_mb(self.ray)}"
+            f"object store {_format_megabytes(self.object_store)} (decoded images on their way {_format_megabytes(self.in_flight)}), decoding tasks {_format_megabytes(self.tasks)}, "
+            f"training workers {_format_megabytes(self.workers)}, held images {_format_megabytes(self.held)}, tables {_format_megabytes(self.tables)}, Ray {_format_megabytes(self.ray)}"
         )
 
 
-def check(recipe: Recipe, store: Store, images: int) -> Estimate:
+def check_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
     """The estimate, with `images` in the training split, against what this machine has free. On a cluster nothing is known of the machines.
 
     Raises:
         UserError: names the key to lower, what is needed and what there is.
     """
-    needed = estimate(recipe, store, images)
+    needed = estimate_memory(recipe, store, images)
     if recipe.scale.max_workers and recipe.scale.address == "local":
-        check_room(recipe, needed, free_memory())
+        compare_memory(recipe, needed, free_memory())
     return needed
 
 
-def estimate(recipe: Recipe, store: Store, images: int) -> Estimate:
+def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
     """A function of its arguments alone."""
     workers, stream = recipe.scale.max_workers, recipe.stream
-    traffic = list(_traffic(recipe))
-    task = TASK_BYTES + _encoded(recipe, store) + 2 * _largest(store) + 4 * max(t.block for t in traffic)
+    traffic = list(_list_streams(recipe))
+    task = (
+        TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * max(t.block for t in traffic)
+    )
     held = device_cache.should_cache(stream, store, images) and not recipe.scale.gpus_per_worker
-    return Estimate(
-        in_flight=workers * max(_in_flight(t, recipe) for t in traffic),
+    return MemoryEstimate(
+        in_flight=workers * max(_bytes_in_flight(t, recipe) for t in traffic),
         object_store=recipe.scale.object_store_mb * 2**20,
         tasks=workers * stream.tasks * task,
         workers=workers * (WORKER_BYTES + 2 * 4 * max(t.batch for t in traffic)),
-        held=workers * images * _largest(store) if held else 0,
-        tables=images * _row_of_tables(recipe, len(store.classes)),
+        held=workers * images * _largest_image_bytes(store) if held else 0,
+        tables=images * _table_row_bytes(recipe, len(store.classes)),
         ray=RAY_BYTES,
     )
 
 
-def check_room(recipe: Recipe, needed: Estimate, free: int) -> None:
+def compare_memory(recipe: Recipe, needed: MemoryEstimate, free: int) -> None:
     """`needed` against the object store of the recipe, and against `free` bytes of memory.
 
     Raises:
@@ -119,9 +121,9 @@ def check_room(recipe: Recipe, needed: Estimate, free: int) -> None:
             "stream.resident_mb": stream.resident_mb,
             "scale.object_store_mb": recipe.scale.object_store_mb,
         }
-        first, *others = sorted(needed.parts(), key=lambda key: -needed.parts()[key])
+        first, *others = sorted(needed.bytes_by_key(), key=lambda key: -needed.bytes_by_key()[key])
         raise UserError(
-            f"{first}: {values[first]} is not valid: of {_mb(free)} of memory that are free, {_mb(needed.total)} would be needed: {needed}; "
+            f"{first}: {values[first]} is not valid: of {_format_megabytes(free)} of memory that are free, {_format_megabytes(needed.total)} would be needed: {needed}; "
             f"valid: less, or less of {', '.join(f'{key} ({values[key]})' for key in others)}"
         )
 
@@ -130,44 +132,44 @@ def free_memory() -> int:
     """Bytes that new processes can have on this machine, or in this container."""
     free = int(psutil.virtual_memory().available)
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        limit = (CGROUP_FOLDER / "memory.max").read_text().strip()
+        used = dict(line.split() for line in (CGROUP_FOLDER / "memory.stat").read_text().splitlines())
         return min(free, int(limit) - int(used["anon"])) if limit != "max" else free
     except (OSError, ValueError, KeyError):  # not in a container, or in one that does not tell
         return free
 
 
-def _traffic(recipe: Recipe) -> Iterator[Traffic]:
+def _list_streams(recipe: Recipe) -> Iterator[StreamMemory]:
     """The streams of all stages: of trainings, and of passes over images that are scored."""
     workers, image = max(recipe.scale.max_workers, 1), recipe.dataset.image_size**2 * 3
     for stage in recipe.stages.values():
         for images, views in stage_kind(stage).streamed_batches(stage, workers):
-            yield _stream(images, views * image)
+            yield _measure_stream(images, views * image)
 
 
-def _stream(rows: int, row_bytes: int) -> Traffic:
-    return Traffic(max(min(MAX_BLOCK_ROWS * row_bytes, MAX_BLOCK_BYTES), rows * row_bytes), rows * row_bytes)
+def _measure_stream(rows: int, row_bytes: int) -> StreamMemory:
+    return StreamMemory(max(min(MAX_BLOCK_ROWS * row_bytes, MAX_BLOCK_BYTES), rows * row_bytes), rows * row_bytes)
 
 
-def _in_flight(traffic: Traffic, recipe: Recipe) -> int:
+def _bytes_in_flight(traffic: StreamMemory, recipe: Recipe) -> int:
     """Of one worker, at the least: with more room Ray Data runs further ahead, up to half of the object store."""
     return (BLOCKS_PER_TASK * recipe.stream.tasks + 1) * traffic.block + recipe.stream.prefetch * traffic.batch
 
 
-def _encoded(recipe: Recipe, store: Store) -> int:
+def _encoded_bytes(recipe: Recipe, store: Store) -> int:
     """What a decoding task has read: its window, beside the row groups that it keeps, and the one that is being read."""
     total = sum(shard.bytes for shard in store.shards)
     an_image = max(total // sum(shard.count for shard in store.shards), 1)
     return min(total, IMAGE_CACHE_BYTES + min(recipe.stream.window * an_image, IMAGE_CACHE_BYTES) + MAX_GROUP_BYTES)
 
 
-def _largest(store: Store) -> int:
+def _largest_image_bytes(store: Store) -> int:
     """Bytes of the largest image, decoded: of all images, where they are of one size."""
     width, height = (store.images.get(side, (0, 0))[1] for side in ("width", "height"))
     return int(width * height * 3)
 
 
-def _row_of_tables(recipe: Recipe, classes: int) -> int:
+def _table_row_bytes(recipe: Recipe, classes: int) -> int:
     """Bytes that a method keeps for an image, the most of all stages."""
 
     def build_encoder() -> Encoder:
@@ -177,5 +179,5 @@ def _row_of_tables(recipe: Recipe, classes: int) -> int:
     return int(max(stage_kind(stage).table_bytes(stage, build_encoder, classes) for stage in stages))
 
 
-def _mb(count: int) -> str:
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
 
-LOOK_S = 2.0  # between two looks at a cluster that grows
+NODE_POLL_S = 2.0  # between two looks at a cluster that grows
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Node:
     gpus: float
 
 
-def alive() -> list[Node]:
+def list_live_nodes() -> list[Node]:
     """The machines of the cluster that this process has joined."""
     import ray
 
@@ -26,7 +26,7 @@ def alive() -> list[Node]:
     return [Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in found]
 
 
-def times(need: Node, have: Node) -> int:
+def count_fits(need: Node, have: Node) -> int:
     """How often `need`, which is not nothing, fits."""
     fits = [
         int((there + 1e-6) / wanted) for wanted, there in ((need.cpus, have.cpus), (need.gpus, have.gpus)) if wanted
@@ -34,33 +34,33 @@ def times(need: Node, have: Node) -> int:
     return min(fits)
 
 
-def check_machines(scale: ScaleOptions, nodes: Sequence[Node], where: str) -> None:
+def check_worker_fit(scale: ScaleOptions, nodes: Sequence[Node], where: str) -> None:
     """A worker does not spread over machines.
 
     Raises:
         UserError: names the key, and what the machines have.
     """
-    fit = sum(times(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
+    fit = sum(count_fits(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
     if fit < scale.min_workers:
         gpus = f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else ""
         raise UserError(
             f"scale.workers: {scale.min_workers} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the machines one by one: "
-            f"{where} has machines of {amounts(nodes)}; valid: 0 to {fit}, or a smaller scale.cpus_per_worker"
+            f"{where} has machines of {describe_nodes(nodes)}; valid: 0 to {fit}, or a smaller scale.cpus_per_worker"
         )
 
 
-def amount(node: Node) -> str:
+def describe_node(node: Node) -> str:
     return f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
 
 
-def amounts(nodes: Sequence[Node]) -> str:
-    return ", ".join(amount(node) for node in nodes[:4]) + (
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    return ", ".join(describe_node(node) for node in nodes[:4]) + (
         f" and {len(nodes) - 4} machines more" if len(nodes) > 4 else ""
     )
 
 
-def wait_for_room(
-    scale: ScaleOptions, data: float, check: Callable[[list[Node]], None], tell: Callable[[str], None]
+def wait_for_nodes(
+    scale: ScaleOptions, data: float, check: Callable[[list[Node]], None], notify: Callable[[str], None]
 ) -> None:
     """Return when `check` finds no fault with the machines; until then, for `scale.wait_s` at most, ask the cluster's autoscaler for room for the
     most workers and `data` CPUs more.
@@ -73,7 +73,7 @@ def wait_for_room(
     end, asked = time.monotonic() + scale.wait_s, False
     while True:
         try:
-            check(alive())
+            check(list_live_nodes())
             return
         except UserError as error:
             if time.monotonic() >= end:
@@ -84,12 +84,12 @@ def wait_for_room(
                     **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
                 }
                 request_resources(bundles=[worker] * scale.max_workers + [{"CPU": 1.0}] * max(round(data), 1))
-                tell(f"waiting for machines, at most {scale.wait_s:g} s (scale.wait_s): {error}")
+                notify(f"waiting for machines, at most {scale.wait_s:g} s (scale.wait_s): {error}")
                 asked = True
-        time.sleep(min(LOOK_S, max(end - time.monotonic(), 0.1)))
+        time.sleep(min(NODE_POLL_S, max(end - time.monotonic(), 0.1)))
 
 
-def release() -> None:
+def withdraw_request() -> None:
     """Ask for nothing any more: machines that idle may go."""
     from ray.autoscaler.sdk import request_resources
 

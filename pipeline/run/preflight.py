@@ -10,7 +10,7 @@ from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.ray_session import check_local
+from firstlight.pipeline.run.ray_session import check_local_resources
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage_kind import RecipeContext
 from firstlight.tasks.nn.encoders import Encoder
@@ -24,7 +24,7 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
     Raises:
         UserError: names the dotted key, the value and the valid values.
     """
-    check_local(recipe.scale, recipe.stream)
+    check_local_resources(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
     encoder = check_without_images(recipe)
     context = RecipeContext(recipe, source or open_source(recipe.dataset), encoder)

@@ -4,7 +4,6 @@ Work goes on while MLflow is unreachable: what it does not take waits in an outb
 """
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,19 +21,22 @@ from firstlight.pipeline.files import write_json
 from firstlight.pipeline.report import figures, model_card
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.registry import find_publisher
-from firstlight.pipeline.report.score_table import facts
-from firstlight.pipeline.report.store_figures import add_pictures
+from firstlight.pipeline.report.score_table import score_facts
+from firstlight.pipeline.report.store_figures import add_store_figures
 from firstlight.pipeline.run.graph import StageGraph
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.code_version import code_version, git_commit
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import RUN_FILE, Tracking, remembered, run_of
-from firstlight.pipeline.tracking.figures import Album
-from firstlight.pipeline.tracking.location import Records
-from firstlight.pipeline.tracking.progress import Listener
-from firstlight.pipeline.tracking.retry import Away, Outbox, Unpublished
+from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_file, read_run_id
+from firstlight.pipeline.tracking.figures import FigureLog
+from firstlight.pipeline.tracking.location import TrackingLocation
+from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
+from firstlight.pipeline.tracking.outbox import Outbox, Unpublished
+from firstlight.pipeline.tracking.progress import ProgressListener
+from firstlight.pipeline.tracking.references import find_source_run
+from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import read_metrics
 
@@ -52,7 +54,7 @@ class ParentRun:
     # A store that is written and checked already.
     store: Path | None = None
     # Called with every row that a training logs.
-    listener: Listener | None = None
+    listener: ProgressListener | None = None
     # The part of one of its trainings that is to be done.
     segment: TrainingSegment | None = None
 
@@ -63,7 +65,7 @@ class RepeatOf:
 
     run_id: str
     store: str
-    origin: Records
+    origin: TrackingLocation
 
 
 class RunPublisher:
@@ -74,8 +76,8 @@ class RunPublisher:
     ) -> None:
         self.recipe, self.folder, self.console, self.parent, self.repeats = recipe, folder, console, parent, repeats
         # The origin is opened first: MLflow's global settings are those of the client that was opened last.
-        self.origin = Tracking(recipe, repeats.origin) if repeats else None
-        self.tracking = Tracking(recipe)
+        self.origin = TrackingClient(recipe, repeats.origin) if repeats else None
+        self.tracking = TrackingClient(recipe)
         self.outbox = Outbox(self.tracking.uri, console)
         # Runs that this command has started and not finished.
         self.open_runs: list[str] = []
@@ -92,12 +94,16 @@ class RunPublisher:
     def start_parent(self, store: Store) -> str:
         """Returns the id of the parent run, which is started when the first stage has something to do."""
         if self.parent_run is None:
-            tags = {"firstlight.recipe": self.recipe.name, "mlflow.note.content": self.recipe.description, **git_commit()}
+            tags = {
+                "firstlight.recipe": self.recipe.name,
+                "mlflow.note.content": self.recipe.description,
+                **git_commit(),
+            }
             tags |= {"firstlight.repeats": self.repeats.run_id} if self.repeats else {}
             params = {"code": code_version(), "store": store.hash}
             if self.parent:
                 tags, params = {**tags, **self.parent.tags}, {**self.parent.params, **params}
-            run_id = self.tracking.start(self.recipe.name, self._parent_file(store), params, tags)
+            run_id = self.tracking.start_run(self.recipe.name, self._parent_file(store), params, tags)
             self._mark_closed(store, closed=False)
             self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
             self.open_runs.append(run_id)
@@ -113,11 +119,11 @@ class RunPublisher:
 
     def _mark_closed(self, store: Store, closed: bool) -> None:
         file = self._parent_file(store)
-        write_json(file, {**remembered(file), "closed": closed})
+        write_json(file, {**read_run_file(file), "closed": closed})
 
     def known_parent(self, store: Store) -> str | None:
         """Returns the id of the parent run of this command or of an earlier one with the same recipe, None if there is none."""
-        return self.parent_run or remembered(self._parent_file(store)).get("run_id")
+        return self.parent_run or read_run_file(self._parent_file(store)).get("run_id")
 
     # Stages
 
@@ -127,13 +133,13 @@ class RunPublisher:
         params |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
         params |= {"extends": store.extends[-1].name} if store.extends else {}
         tags = {"mlflow.parentRunId": self.start_parent(store), "firstlight.kind": "prepare"}
-        run_id = self.tracking.start("prepare", instance.folder / RUN_FILE, params, tags)
+        run_id = self.tracking.start_run("prepare", instance.folder / RUN_FILE, params, tags)
         counts = {f"images_{split}": count for split, count in store.splits.items()}
-        self.tracking.numbers(run_id, {**counts, "quarantined": store.quarantined, **store.images["duplicates"]})
+        self.tracking.log_results(run_id, {**counts, "quarantined": store.quarantined, **store.images["duplicates"]})
         for name in (MANIFEST_FILE, QUARANTINE_FILE, DUPLICATES_FILE, *([SUBSETS_FILE] if store.subsets else [])):
             self.tracking.client.log_artifact(run_id, str(store.path / name))
-        add_pictures(Album(self.tracking, run_id, instance.folder), worker)
-        self.tracking.finish(run_id)
+        add_store_figures(FigureLog(self.tracking, run_id, instance.folder), worker)
+        self.tracking.finish_run(run_id)
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
     def open_instances(self, instances: Sequence[StageInstance]) -> None:
@@ -141,13 +147,13 @@ class RunPublisher:
         try:
             for instance in instances:
                 self.start_instance(instance)
-        except Away as error:
-            self.outbox.tell(str(error))
+        except TrackingUnavailable as error:
+            self.outbox.note_outage(str(error))
 
     def start_instance(self, instance: StageInstance) -> str:
         """Returns the id of the run of an instance of this command, started when it is asked for first."""
         if instance.label not in self.stage_runs:
-            run_id = self.tracking.start_stage(instance, self.start_parent(self.store), self.store)
+            run_id = self.tracking.start_stage_run(instance, self.start_parent(self.store), self.store)
             self._log_encoder_source(run_id, instance)
             self.open_runs.append(run_id)
             self.stage_runs[instance.label] = run_id
@@ -161,25 +167,25 @@ class RunPublisher:
         stage, run_id = self.recipe.stages[instance.stage], self.start_instance(instance)
         # The rows that MLflow does not have come first. A part of the last row may be there, so it is logged again.
         for file in stage_kind(stage).metrics_files(stage, instance):
-            last = self.tracking.last_step(run_id, f"{file.prefix}loss")
+            last = self.tracking.find_last_step(run_id, f"{file.prefix}loss")
             rows = [row for row in read_metrics(file.path) if row["step"] >= last]
-            self.tracking.metrics(run_id, rows, file.prefix)
+            self.tracking.log_metrics(run_id, rows, file.prefix)
         find_publisher(stage.kind).publish(self.tracking, run_id, self.worker, stage, instance)
-        self.tracking.finish(run_id)
+        self.tracking.finish_run(run_id)
         self.open_runs.remove(run_id)
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
     def find_last_step(self, instance: StageInstance, prefix: str) -> int:
         """Returns the last step that MLflow has of a training, -1 if it has none or is unreachable: a row that is logged twice counts once."""
         try:
-            return self.tracking.last_step(self.start_instance(instance), f"{prefix}loss")
-        except Away as error:
-            self.outbox.tell(str(error))
+            return self.tracking.find_last_step(self.start_instance(instance), f"{prefix}loss")
+        except TrackingUnavailable as error:
+            self.outbox.note_outage(str(error))
             return -1
 
     def log_rows(self, instance: StageInstance, prefix: str, rows: list[dict[str, Any]]) -> None:
         """Logs new rows of a training, which may be lost if MLflow is unreachable: they are logged again at its end."""
-        self.tracking.offer(self.start_instance(instance), rows, prefix)
+        self.tracking.log_metrics_once(self.start_instance(instance), rows, prefix)
 
     def _log_encoder_source(self, run_id: str, instance: StageInstance) -> None:
         source = self.recipe.encoder_source(instance.stage)
@@ -187,11 +193,13 @@ class RunPublisher:
             return
         if source.stage is not None:
             upstream = self.graph.find_upstream(instance.stage, instance.seed)
-            made_by = run_of(upstream.folder) or self.start_instance(upstream)
-            self.tracking.log_consumed(run_id, f"runs:/{made_by}/encoder", made_by)
+            made_by = read_run_id(upstream.folder) or self.start_instance(upstream)
+            self.tracking.log_encoder_source(run_id, f"runs:/{made_by}/encoder", made_by)
         else:
             reference = self.graph.references.encoders[instance.stage][0]
-            self.tracking.log_consumed(run_id, reference, (self.origin or self.tracking).source_run(reference))
+            self.tracking.log_encoder_source(
+                run_id, reference, find_source_run(self.origin or self.tracking, reference)
+            )
 
     # The end of a run
 
@@ -203,15 +211,15 @@ class RunPublisher:
 
     def _publish_cards(self, exported: Sequence[StageInstance]) -> None:
         for instance in exported:
-            lineage = {"encoder": self._describe_origin(instance), "export": f"runs:/{run_of(instance.folder)}"}
-            text = model_card.write(self.worker, instance, self.graph.find_siblings(instance), lineage)
+            lineage = {"encoder": self._describe_origin(instance), "export": f"runs:/{read_run_id(instance.folder)}"}
+            text = model_card.write_card(self.worker, instance, self.graph.find_siblings(instance), lineage)
             if text is None:
                 continue
-            file = instance.folder / export.EXPORT_FOLDER / model_card.CARD
-            run_id = run_of(instance.folder) or self.start_instance(instance)
+            file = instance.folder / export.EXPORT_FOLDER / model_card.CARD_FILE
+            run_id = read_run_id(instance.folder) or self.start_instance(instance)
             try:
-                self.tracking.log_card(run_id, file, text, export.EXPORT_FOLDER)
-            except Away:
+                self.tracking.log_model_card(run_id, file, text, export.EXPORT_FOLDER)
+            except TrackingUnavailable:
                 # A card on disk counts as published.
                 file.unlink()
                 raise
@@ -221,14 +229,14 @@ class RunPublisher:
         assert source is not None
         if source.stage is None:
             return self.graph.references.encoders[instance.stage][0]
-        return f"runs:/{run_of(self.graph.find_upstream(instance.stage, instance.seed).folder)}"
+        return f"runs:/{read_run_id(self.graph.find_upstream(instance.stage, instance.seed).folder)}"
 
     def put_summary(self, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         """Publishes the table into the parent run, if this command or an earlier one left something to publish."""
         if self.parent_run is None and not instances:
             self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
             return
-        left_open = not remembered(self._parent_file(self.store)).get("closed", True)
+        left_open = not read_run_file(self._parent_file(self.store)).get("closed", True)
         if self.parent_run is None and not self.outbox.waiting and not left_open:
             self.console.print("every stage has finished before and nothing has changed: nothing was run")
             return
@@ -237,21 +245,22 @@ class RunPublisher:
     def _publish_summary(self, run_id: str, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         paired = [row for row in rows if row.baseline]
         for row in paired:
-            # MLflow refuses the other characters.
-            key = re.sub(r"[^\w\-.: /]", "", f"{row.stage}/{row.measure}".replace("@", "_at_"))
+            key = sanitize_metric_key(f"{row.stage}/{row.measure}")
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
-                self.tracking.numbers(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
-            self.tracking.numbers(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+                self.tracking.log_results(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+            self.tracking.log_results(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
         if paired:
-            album = Album(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
+            album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
             caption = "test scores of the pretrained network and of the same network without pretraining"
-            album.add("comparison", figures.draw_comparison([facts(self.recipe, row) for row in paired]), caption)
+            album.add("comparison", figures.draw_comparison([score_facts(self.recipe, row) for row in paired]), caption)
         if rows:
-            self.tracking.client.log_dict(run_id, {"rows": [facts(self.recipe, row) for row in rows]}, "table.json")
+            self.tracking.client.log_dict(
+                run_id, {"rows": [score_facts(self.recipe, row) for row in rows]}, "table.json"
+            )
         for name in dict.fromkeys(instance.stage for instance in instances):
             folders = [instance.folder for instance in instances if instance.stage == name]
-            self.tracking.log_stage(run_id, name, [run for folder in folders if (run := run_of(folder))])
-        self.tracking.finish(run_id)
+            self.tracking.log_stage_runs(run_id, name, [run for folder in folders if (run := read_run_id(folder))])
+        self.tracking.finish_run(run_id)
         self.open_runs.remove(run_id)
         self._mark_closed(self.store, closed=True)
 
@@ -268,9 +277,9 @@ class RunPublisher:
             Unpublished: MLflow does not come back; the error carries `rows`.
         """
         try:
-            self.outbox.settle()
+            self.outbox.flush()
         except Unpublished as error:
-            error.found = tuple(rows)
+            error.rows = tuple(rows)
             raise
 
     def close_failed(self, error: BaseException, report: Path | None) -> None:
@@ -282,4 +291,6 @@ class RunPublisher:
                 self.tracking.client.log_artifact(parent, str(report))
         with contextlib.suppress(Exception):
             for run_id in self.open_runs:
-                self.tracking.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
+                self.tracking.finish_run(
+                    run_id, "KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED"
+                )

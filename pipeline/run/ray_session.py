@@ -21,18 +21,18 @@ from firstlight.pipeline.run import nodes as machines
 ELASTIC_START_S = (
     20  # that an elastic group waits for its machines: one of them may be lost, and then fewer workers will do
 )
-DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
+MIN_DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
 
 
 class RaySession:
     """A Ray that is not there until `start`, and gone after the `with` block."""
 
     def __init__(
-        self, scale: ScaleOptions, stream: StreamOptions | None = None, tell: Callable[[str], None] | None = None
+        self, scale: ScaleOptions, stream: StreamOptions | None = None, notify: Callable[[str], None] | None = None
     ) -> None:
         """`tell`: is given what the user should know while he waits."""
         self.scale, self.stream, self.started = scale, stream or StreamOptions(), False
-        self.tell = tell or (lambda line: None)
+        self.notify = notify or (lambda line: None)
 
     def __enter__(self) -> "RaySession":
         return self
@@ -44,7 +44,7 @@ class RaySession:
             import ray
 
             if self.scale.address != "local" and self.scale.wait_s:
-                machines.release()
+                machines.withdraw_request()
             ray.shutdown()
 
     def start(self, always: bool = False) -> bool:
@@ -56,19 +56,19 @@ class RaySession:
         """
         if self.started or (self.scale.max_workers == 0 and not always):
             return self.started
-        _environment(self.scale)
+        _set_environment(self.scale)
         close_token_file()
         import ray
         from ray.exceptions import AuthenticationError
         from ray.util.annotations import RayDeprecationWarning
 
-        if not verbose():
+        if not is_verbose():
             warnings.simplefilter("ignore", RayDeprecationWarning)
         if ray.is_initialized():
             return True
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ray.init(**_arguments(self.scale))
+            ray.init(**_ray_arguments(self.scale))
         except (AuthenticationError, ConnectionError, RuntimeError) as error:
             told = "this machine has no token" if isinstance(error, AuthenticationError) else str(error).splitlines()[0]
             wanted = (
@@ -82,16 +82,20 @@ class RaySession:
             for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
                 signal.signal(number, handler)
         if self.scale.address != "local":
-            machines.wait_for_room(self.scale, data_cpus(self.scale, self.stream), self._check, self.tell)
+            machines.wait_for_nodes(
+                self.scale, count_data_cpus(self.scale, self.stream), self._check_nodes, self.notify
+            )
         return True
 
-    def _check(self, nodes: Sequence[machines.Node]) -> None:
+    def _check_nodes(self, nodes: Sequence[machines.Node]) -> None:
         where = f"the cluster at {self.scale.address!r}"
-        check_room(self.scale, self.stream, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), where)
-        machines.check_machines(self.scale, nodes, where)
+        check_cluster_resources(
+            self.scale, self.stream, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), where
+        )
+        machines.check_worker_fit(self.scale, nodes, where)
 
 
-def verbose() -> bool:
+def is_verbose() -> bool:
     """`-v` was given."""
     return "FIRSTLIGHT_VERBOSE" in os.environ
 
@@ -104,39 +108,41 @@ def close_token_file() -> None:
             file.chmod(0o600)
 
 
-def local_cpus(scale: ScaleOptions) -> int:
+def count_local_cpus(scale: ScaleOptions) -> int:
     return scale.cpus or os.cpu_count() or 1
 
 
-def check_local(scale: ScaleOptions, stream: StreamOptions) -> None:
+def check_local_resources(scale: ScaleOptions, stream: StreamOptions) -> None:
     """The same check as for a cluster, before Ray starts on this machine."""
     if scale.max_workers and scale.address == "local":
-        check_room(scale, stream, local_cpus(scale), torch.cuda.device_count(), "this machine")
+        check_cluster_resources(scale, stream, count_local_cpus(scale), torch.cuda.device_count(), "this machine")
 
 
-def data_cpus(scale: ScaleOptions, stream: StreamOptions, workers: int | None = None) -> float:
+def count_data_cpus(scale: ScaleOptions, stream: StreamOptions, workers: int | None = None) -> float:
     """What is kept free for decoding for so many workers (None: the most)."""
-    return max(DATA_CPUS, decoding_cpus(stream, max(scale.max_workers if workers is None else workers, 1)))
+    return max(MIN_DATA_CPUS, count_decoding_cpus(stream, max(scale.max_workers if workers is None else workers, 1)))
 
 
-def decoding_cpus(stream: StreamOptions, workers: int) -> float:
+def count_decoding_cpus(stream: StreamOptions, workers: int) -> float:
     """What decoding for so many workers cannot do without. They step together, and tasks that wait for theirs to take a batch keep their CPUs: with
     all those of the other workers waiting, there must still be room for one task of the last."""
     return ((workers - 1) * stream.tasks + 1) * stream.task_cpus
 
 
-def check_room(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: float, where: str) -> None:
+def check_cluster_resources(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: float, where: str) -> None:
     """Workers (the fewest), and the CPUs that decoding needs, must fit.
 
     Raises:
         UserError: names the key, what is needed and what there is.
     """
     workers = scale.min_workers
-    data = data_cpus(scale, stream, workers)
+    data = count_data_cpus(scale, stream, workers)
     need = workers * scale.cpus_per_worker + data
     if need > cpus:
         smaller = (
-            "scale.cpus_per_worker" if data == DATA_CPUS else "scale.cpus_per_worker, stream.tasks or stream.task_cpus"
+            "scale.cpus_per_worker"
+            if data == MIN_DATA_CPUS
+            else "scale.cpus_per_worker, stream.tasks or stream.task_cpus"
         )
         raise UserError(
             f"scale.workers: {workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} CPUs, "
@@ -149,10 +155,10 @@ def check_room(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: fl
         )
 
 
-def _environment(scale: ScaleOptions) -> None:
+def _set_environment(scale: ScaleOptions) -> None:
     """Read by Ray when it is imported. What the user has set stays."""
     defaults = {
-        "RAY_DATA_LOG_LEVEL": "INFO" if verbose() else "ERROR",
+        "RAY_DATA_LOG_LEVEL": "INFO" if is_verbose() else "ERROR",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(
             scale.collective_timeout_s
         ),  # Ray's default waits for a lost rank for ever
@@ -175,13 +181,13 @@ def _environment(scale: ScaleOptions) -> None:
         os.environ.setdefault(key, value)
 
 
-def _arguments(scale: ScaleOptions) -> dict[str, Any]:
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": verbose()}
+def _ray_arguments(scale: ScaleOptions) -> dict[str, Any]:
+    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": is_verbose()}
     if scale.address != "local":
         return {"address": scale.address, **common}
     return {
         "address": "local",
-        "num_cpus": local_cpus(scale),
+        "num_cpus": count_local_cpus(scale),
         "include_dashboard": False,
         "object_store_memory": scale.object_store_mb * 2**20,
         **common,

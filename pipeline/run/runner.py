@@ -20,16 +20,16 @@ from firstlight.pipeline.report.page_parts import describe_error
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.data_checks import check_images
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, resolve_references
-from firstlight.pipeline.run.launch import launch
+from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.publishing import PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
-from firstlight.pipeline.run.ray_session import RaySession, verbose
+from firstlight.pipeline.run.ray_session import RaySession, is_verbose
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import run_of
-from firstlight.pipeline.tracking.progress import Counted, Follow, Followed
-from firstlight.pipeline.tracking.retry import Unpublished
+from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.outbox import Unpublished
+from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
 from firstlight.pipeline.train import device_cache
 from firstlight.pipeline.train.attempts import record_attempt
 from firstlight.pipeline.train.context import StageContext
@@ -57,6 +57,14 @@ def run_nested(
     parent: ParentRun | None, recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
 ) -> tuple[list[ScoreRow], list[StageInstance]]:
     """Like `run_recipe`, but inside a parent such as a search trial. Also returns the instances of the stages."""
+    rows, runner = run_with_runner(parent, recipe, console, only, repeats)
+    return rows, runner.instances
+
+
+def run_with_runner(
+    parent: ParentRun | None, recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
+) -> tuple[list[ScoreRow], "RecipeRunner"]:
+    """Like `run_nested`, but returns the runner, which knows the recipe's run in MLflow too."""
     if parent is None or parent.store is None:
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
@@ -64,7 +72,7 @@ def run_nested(
     with lock, RaySession(recipe.scale, recipe.stream, console.print) as session:
         runner = RecipeRunner(recipe, session, console, parent, repeats)
         try:
-            return runner.run(only), runner.instances
+            return runner.run(only), runner
         except BaseException as error:
             runner.abandon(error)
             raise
@@ -98,6 +106,11 @@ class RecipeRunner:
         self.instances: list[StageInstance] = []
         self.references = ResolvedReferences()
 
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run of the recipe on the images that were prepared, None if nothing was published of it."""
+        return self.publisher.known_parent(self.worker.store)
+
     def run(self, only: str | None) -> list[ScoreRow]:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
         origin = self.publisher.origin or self.publisher.tracking
@@ -109,7 +122,7 @@ class RecipeRunner:
         rows = score_rows(self.recipe, self.instances)
         self.publisher.put_cards(self.instances)
         self.publisher.put_summary(rows, self.instances)
-        self._report()
+        self._publish_report()
         self.publisher.flush(rows)
         return rows
 
@@ -118,10 +131,10 @@ class RecipeRunner:
         if self.parent and self.parent.store:
             self._use_store(Store.open(self.parent.store))
             return
-        progress = Counted(self.console, "prepare")
+        progress = ProgressCounter(self.console, "prepare")
         with progress:
             folder = self.recipe.storage.resolve() / "stores"
-            store = prepare(self.recipe.dataset, folder, self.session.start, progress.advance)
+            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count)
             if store.extends:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
         if self.repeats and store.hash != self.repeats.store:
@@ -145,8 +158,8 @@ class RecipeRunner:
         self.worker = StageContext.create(self.recipe, store, on_ray=False)
         self.publisher.set_images(self.worker, self.graph)
         check_images(self.recipe, self.worker.splits)
-        estimate = memory.check(self.recipe, store, len(self.worker.splits.train))
-        if verbose():
+        estimate = memory.check_memory(self.recipe, store, len(self.worker.splits.train))
+        if is_verbose():
             self.console.print(f"memory, estimated: {estimate}", highlight=False, soft_wrap=True)
 
     def _prepare_instance(self, store: Store) -> StageInstance:
@@ -164,15 +177,15 @@ class RecipeRunner:
         unpublished = [instance for instance in instances if not (instance.folder / PUBLISHED_FILE).exists()]
         self.publisher.open_instances(unpublished)
         if unfinished:
-            self._work(name, unfinished)
+            self._run_instances(name, unfinished)
         for instance in unpublished:
             self.publisher.put_instance(instance)
         for instance in instances:
             if instance not in unpublished:
-                run_id = run_of(instance.folder)
+                run_id = read_run_id(instance.folder)
                 self.console.print(f"{instance.label}: finished before, unchanged ({run_id})", highlight=False)
 
-    def _work(self, name: str, instances: Sequence[StageInstance]) -> None:
+    def _run_instances(self, name: str, instances: Sequence[StageInstance]) -> None:
         """Runs the instances of a stage where its kind runs: on the training workers, or in this process."""
         stage = self.recipe.stages[name]
         kind = stage_kind(stage)
@@ -182,16 +195,16 @@ class RecipeRunner:
             for file in kind.metrics_files(stage, instance):
                 log = partial(self.publisher.log_rows, instance, file.prefix)
                 logged = self.publisher.find_last_step(instance, file.prefix)
-                followed.append(Followed(file.path, file.label, log, logged=logged, instance=instance))
+                followed.append(FollowedFile(file.path, file.label, log, logged=logged, instance=instance))
         self._print_notes(data_notes.describe_left_out(self.recipe, name, self.worker.splits))
         if isinstance(stage, TrainingOptions):
             self._print_notes(
                 device_cache.explain_streaming(self.recipe.stream, self.worker.store, len(self.worker.splits.train))
             )
         on_ray = self.session.start() if kind.runs_on != "driver" else False
-        with Follow(self.console, name, followed, self.parent.listener if self.parent else None):
+        with ProgressFollower(self.console, name, followed, self.parent.listener if self.parent else None):
             if kind.runs_on == "workers":
-                launch(self.recipe, self.worker.store, instances)
+                launch_instances(self.recipe, self.worker.store, instances)
                 return
             worker = StageContext.create(self.recipe, self.worker.store, on_ray)
             for instance in instances:
@@ -201,7 +214,7 @@ class RecipeRunner:
     def write_report(self, error: BaseException | None = None) -> Path:
         """Writes the report of all that is known of the recipe, from this command and earlier ones. Returns its file."""
         known = [instance for name in self.recipe.stages for instance in self.graph.find_begun(name)]
-        ran = run_report.Ran(
+        ran = run_report.RunReport(
             self.worker,
             self.folder,
             known,
@@ -212,9 +225,9 @@ class RecipeRunner:
             self.publisher.tracking.uri,
             None if error is None else describe_error(error),
         )
-        return run_report.write(ran)
+        return run_report.write_run_report(ran)
 
-    def _report(self) -> None:
+    def _publish_report(self) -> None:
         """Writes and publishes the report. The results stay valid if it cannot be written."""
         try:
             self.publisher.put_report(self.write_report())

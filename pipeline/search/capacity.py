@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.nodes import Node, amount, amounts, times
-from firstlight.pipeline.run.ray_session import data_cpus
+from firstlight.pipeline.run.nodes import Node, count_fits, describe_node, describe_nodes
+from firstlight.pipeline.run.ray_session import count_data_cpus
 
 # CPUs of the process of a trial whose workers do the computation. Ray does not accept 0.
 DRIVER_CPUS = 0.01
@@ -21,7 +21,7 @@ def driver_resources(scale: ScaleOptions) -> dict[str, float]:
 def trial_resources(scale: ScaleOptions, stream: StreamOptions) -> Node:
     """Returns all resources of a trial: its process, its workers, and the tasks that decode images for them."""
     driver = driver_resources(scale)
-    data = data_cpus(scale, stream) if scale.max_workers else 0.0
+    data = count_data_cpus(scale, stream) if scale.max_workers else 0.0
     return Node(
         driver["CPU"] + scale.max_workers * scale.cpus_per_worker + data,
         driver.get("GPU", 0.0) + scale.max_workers * scale.gpus_per_worker,
@@ -41,11 +41,11 @@ def max_concurrent_trials(
     need = trial_resources(scale, stream)
     have = Node(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
     cpus, gpus = (scale.cpus_per_worker, scale.gpus_per_worker) if scale.max_workers else (need.cpus, need.gpus)
-    workers = sum(times(Node(cpus, gpus), node) for node in nodes)
-    fit = min(times(need, have), workers // max(scale.max_workers, 1))
+    workers = sum(count_fits(Node(cpus, gpus), node) for node in nodes)
+    fit = min(count_fits(need, have), workers // max(scale.max_workers, 1))
     if fit < 1:
         raise UserError(
-            f"scale: {_describe_trial(scale, stream)} need {amount(need)}, available: {amounts(nodes)}; "
+            f"scale: {_describe_trial(scale, stream)} need {describe_node(need)}, available: {describe_nodes(nodes)}; "
             f"valid: {_suggest_scale(scale, need, have)}"
         )
     return min(fit, limit or fit)
@@ -56,7 +56,7 @@ def _describe_trial(scale: ScaleOptions, stream: StreamOptions) -> str:
         return f"the threads of a trial (scale.threads: {scale.threads})"
     return (
         f"the {scale.max_workers} workers of a trial x {scale.cpus_per_worker:g} CPUs, "
-        f"{data_cpus(scale, stream):g} CPU for data and its own process"
+        f"{count_data_cpus(scale, stream):g} CPU for data and its own process"
     )
 
 

@@ -11,7 +11,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import data_checks, preflight
 from firstlight.pipeline.run.nodes import Node
-from firstlight.pipeline.run.ray_session import local_cpus
+from firstlight.pipeline.run.ray_session import count_local_cpus
 from firstlight.pipeline.search import pbt
 from firstlight.pipeline.search.capacity import max_concurrent_trials
 from firstlight.pipeline.search.objectives import check_measure, is_logged
@@ -142,7 +142,7 @@ def check_search(plan: SearchPlan, recipe: Recipe) -> Source:
             "the same time are counted by their workers; valid: one number"
         )
     if scale.address == "local":
-        max_concurrent_trials(scale, recipe.stream, [Node(local_cpus(scale), torch.cuda.device_count())])
+        max_concurrent_trials(scale, recipe.stream, [Node(count_local_cpus(scale), torch.cuda.device_count())])
     source = open_source(recipe.dataset)
     for values in plan.corner_values():
         try:

@@ -22,7 +22,7 @@ from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
 from firstlight.pipeline.stages.pretrain import Pretrain, build_small_method
 from firstlight.pipeline.stages.stage import TrainingSegment
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, DamagedFileError, read_verified
-from firstlight.pipeline.train.metrics import METRICS_FILE, DROPPED_IDS_FILE
+from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
 # In the folder of a trial: copies of the checkpoints of other trials that it continues from.

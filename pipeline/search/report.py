@@ -15,11 +15,11 @@ from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.report.html_page import (
     Block,
     Page,
-    Section,
+    PageSection,
     Text,
     Tone,
     Tree,
-    render,
+    render_page,
 )
 from firstlight.pipeline.report.page_parts import (
     RECIPE_FILE,
@@ -42,7 +42,7 @@ from firstlight.pipeline.search.report_blocks import (
     warnings_blocks,
 )
 from firstlight.pipeline.tracking.client import RUN_FILE
-from firstlight.pipeline.tracking.figures import DPI, FOLDER, INDEX, Entry
+from firstlight.pipeline.tracking.figures import FIGURE_DPI, FIGURES_FOLDER, FIGURES_INDEX, FigureEntry
 
 # The file that repeats a search.
 SEARCH_FILE = "search.yaml"
@@ -82,20 +82,20 @@ def write_search_report(report: SearchReport) -> Path:
     repeats = plan.search.model_dump(mode="json", exclude_none=True) | {"recipe": RECIPE_FILE}
     write_atomically(folder / SEARCH_FILE, yaml_reader.dump_yaml(repeats).encode())
     write_atomically(folder / RECIPE_FILE, yaml_reader.dump_yaml(plan.full_recipe({}).dump()).encode())
-    write_atomically(folder / REPORT_FILE, render(build_search_page(report)).encode())
+    write_atomically(folder / REPORT_FILE, render_page(build_search_page(report)).encode())
     return folder / REPORT_FILE
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
     """Writes figures and their index, as `firstlight.pipeline.tracking.figures` reads them. Replaces earlier ones."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
     entries = []
     for name, figure in figures.items():
-        figure.savefig(folder / FOLDER / f"{name}.png", dpi=DPI)
+        figure.savefig(folder / FIGURES_FOLDER / f"{name}.png", dpi=FIGURE_DPI)
         kind, _, measure = name.partition("_")
         title, alt = FIGURE_CAPTIONS[kind]
-        entries.append(Entry(name, title.format(measure=measure or "the first objective"), alt))
-    write_json(folder / FOLDER / INDEX, [asdict(entry) for entry in entries])
+        entries.append(FigureEntry(name, title.format(measure=measure or "the first objective"), alt))
+    write_json(folder / FIGURES_FOLDER / FIGURES_INDEX, [asdict(entry) for entry in entries])
 
 
 def build_search_page(report: SearchReport) -> Page:
@@ -104,14 +104,14 @@ def build_search_page(report: SearchReport) -> Page:
     recipe, prepared = report.plan.budget_recipe(), report.state.folder / f"prepare-{store.hash[:12]}"
     status, tone = _search_status(report)
     sections = [
-        Section("Best setting", best_blocks(report)),
-        Section("Warnings and notes", warnings_blocks(report, recipe)),
-        Section("Trials", trials_blocks(report)),
-        Section("Pictures", figure_blocks(report.state.folder)),
-        Section("What was searched", search_blocks(report, recipe)),
-        Section("Data", data_blocks(recipe.dataset, store, draw_splits(store, recipe.dataset), prepared)),
-        Section("Lineage", [_search_lineage(report, prepared)]),
-        Section("Run it again", _repeat_search_blocks(report)),
+        PageSection("Best setting", best_blocks(report)),
+        PageSection("Warnings and notes", warnings_blocks(report, recipe)),
+        PageSection("Trials", trials_blocks(report)),
+        PageSection("Pictures", figure_blocks(report.state.folder)),
+        PageSection("What was searched", search_blocks(report, recipe)),
+        PageSection("Data", data_blocks(recipe.dataset, store, draw_splits(store, recipe.dataset), prepared)),
+        PageSection("Lineage", [_search_lineage(report, prepared)]),
+        PageSection("Run it again", _repeat_search_blocks(report)),
     ]
     footer = footer_text(report.uri)
     return Page(search.name, "Firstlight, a search", search.description, sections, status, tone, footer)

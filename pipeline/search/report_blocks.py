@@ -18,7 +18,7 @@ from firstlight.pipeline.report.html_page import (
     Table,
     Text,
     Tone,
-    public,
+    strip_credentials,
 )
 from firstlight.pipeline.report.page_parts import (
     REPORT_FILE,
@@ -213,7 +213,7 @@ def search_blocks(report: SearchReport, recipe: Recipe) -> list[Block]:
         ("seeds", f"{', '.join(map(str, recipe.seeds))}, in each trial"),
         *((f"for {stage}", f"the encoder {reference}") for stage, reference in report.state.references.items()),
         ("code", code_version()),
-        ("MLflow", public(report.uri)),
+        ("MLflow", strip_credentials(report.uri)),
         ("files", str(report.state.folder)),
     ]
     space = [[key, *_describe_dimension(dimension)] for key, dimension in search.space.items()]

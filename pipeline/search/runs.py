@@ -11,15 +11,12 @@ from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.search.ledger import SearchState, Trial
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.stages.code_version import code_version
-from firstlight.pipeline.tracking.client import RUN_FILE, Tracking, run_of
-from firstlight.pipeline.tracking.figures import FOLDER, pictures
+from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_id
+from firstlight.pipeline.tracking.figures import FIGURES_FOLDER, list_figures
+from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
+from firstlight.pipeline.tracking.references import pin_reference
 
 MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-
-
-def metric_key(measure: str) -> str:
-    """Returns the metric key of a measure. MLflow does not accept `@`."""
-    return measure.replace("@", "_at_")
 
 
 class SearchRuns:
@@ -28,11 +25,11 @@ class SearchRuns:
     The runs of a trial's stages are written by the process of the trial.
 
     Raises:
-        UserError: as `Tracking`.
+        UserError: as `TrackingClient`.
     """
 
     def __init__(self, plan: SearchPlan, recipe: Recipe, folder: Path) -> None:
-        self.plan, self.folder, self.tracking = plan, folder, Tracking(recipe)
+        self.plan, self.folder, self.tracking = plan, folder, TrackingClient(recipe)
         self.client = self.tracking.client
         search = plan.search
         self.tags = {
@@ -52,7 +49,7 @@ class SearchRuns:
             **{f"objective{k}": f"{o.mode} {o.measure}" for k, o in enumerate(search.objectives)},
             "code": code_version(),
         }
-        self.run_id = self.tracking.start(search.name, folder / RUN_FILE, params, self.tags)
+        self.run_id = self.tracking.start_run(search.name, folder / RUN_FILE, params, self.tags)
         self.client.log_dict(self.run_id, search.model_dump(mode="json"), "search.json")
         # What MLflow has refused. It is tried again at the end.
         self.unpublished: list[Callable[[], None]] = []
@@ -65,7 +62,7 @@ class SearchRuns:
         folder.mkdir(parents=True, exist_ok=True)
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in trial.values.items()}
         params = {**values, "code": trial.code}
-        self.tracking.start(f"trial {trial.name}", folder / RUN_FILE, params, self.trial_tags(trial))
+        self.tracking.start_run(f"trial {trial.name}", folder / RUN_FILE, params, self.trial_tags(trial))
 
     def publish_trial(self, trial: Trial, folder: Path, best: float | None) -> None:
         """Logs the scores and the state of a trial that ended, and the best score of the first objective so far.
@@ -79,8 +76,8 @@ class SearchRuns:
         segment, objective = trial.parts[-1], self.plan.search.scheduler_objective
         assert objective is not None
         numbers = {f"space.{key}": float(v) for key, v in segment.values.items() if isinstance(v, int | float)}
-        row = {"step": segment.epochs, "time": trial.ended, metric_key(objective[0]): segment.value, **numbers}
-        self.tracking.metrics(_get_run_id(folder), [row])
+        row = {"step": segment.epochs, "time": trial.ended, sanitize_metric_key(objective[0]): segment.value, **numbers}
+        self.tracking.log_metrics(_get_run_id(folder), [row])
 
     def close_replaced_training(self, folder: Path) -> None:
         """Closes the run of the training that a trial does not continue because it copied another one."""
@@ -111,31 +108,31 @@ class SearchRuns:
         self.client.set_tag(run_id, "firstlight.state", trial.state)
         if trial.reason:
             self.client.set_tag(run_id, "firstlight.reason", trial.reason)
-        keys = [metric_key(objective.measure) for objective in self.plan.search.objectives]
+        keys = [sanitize_metric_key(objective.measure) for objective in self.plan.search.objectives]
         means = dict(zip(keys, trial.means, strict=False))
-        self.tracking.numbers(run_id, {**means, "seconds": trial.seconds})
+        self.tracking.log_results(run_id, {**means, "seconds": trial.seconds})
         for key, by_seed in zip(keys, trial.scores, strict=False):
             if len(by_seed) > 1:
-                self.tracking.numbers(run_id, {f"{key}/{k}": score for k, score in enumerate(by_seed)})
+                self.tracking.log_results(run_id, {f"{key}/{k}": score for k, score in enumerate(by_seed)})
         self._close_child_runs(run_id, MLFLOW_STATUS[trial.state])
-        self.tracking.finish(run_id, MLFLOW_STATUS[trial.state])
+        self.tracking.finish_run(run_id, MLFLOW_STATUS[trial.state])
         row = {"step": trial.number, "time": trial.ended, **means}
-        self.tracking.metrics(self.run_id, [{**row, "best": best} if best is not None and means else row])
+        self.tracking.log_metrics(self.run_id, [{**row, "best": best} if best is not None and means else row])
 
     def _close_child_runs(self, run_id: str, status: str) -> None:
         """Closes the runs of stages that a killed process has left open."""
         children = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.tracking.experiment], children):
-            self.tracking.finish(run.info.run_id, status)
+        for run in self.client.search_runs([self.tracking.experiment_id], children):
+            self.tracking.finish_run(run.info.run_id, status)
 
     def finish_search(self, report: Path | None, table: list[dict[str, Any]]) -> None:
         """Logs the figures, the report and the table of trials, and ends the run of the search."""
-        for file, _ in pictures(self.folder):
-            self.client.log_artifact(self.run_id, str(file), FOLDER)
+        for file, _ in list_figures(self.folder):
+            self.client.log_artifact(self.run_id, str(file), FIGURES_FOLDER)
         if report is not None:
             self.client.log_artifact(self.run_id, str(report))
         self.client.log_dict(self.run_id, {"trials": table}, "trials.json")
-        self.tracking.finish(self.run_id)
+        self.tracking.finish_run(self.run_id)
 
     def tag_best_trial(self, trial: Trial, promoted: str | None) -> None:
         self.client.set_tag(self.run_id, "firstlight.best", str(trial.number))
@@ -149,9 +146,9 @@ class SearchRuns:
             with contextlib.suppress(Exception):
                 run_id = _get_run_id(state.trial_folder(trial))  # type: ignore[union-attr]
                 self._close_child_runs(run_id, status)
-                self.tracking.finish(run_id, status)
+                self.tracking.finish_run(run_id, status)
         with contextlib.suppress(Exception):
-            self.tracking.finish(self.run_id, status)
+            self.tracking.finish_run(self.run_id, status)
 
     def pin_references(self, recipe: Recipe) -> dict[str, str]:
         """Returns, by stage, the versions of the encoders that the recipe names by alias.
@@ -163,13 +160,13 @@ class SearchRuns:
         """
         sources = {name: recipe.encoder_source(name) for name in recipe.stages}
         return {
-            name: self.tracking.pin(source.reference, f"stages.{name}.encoder")
+            name: pin_reference(self.tracking, source.reference, f"stages.{name}.encoder")
             for name, source in sources.items()
             if source and source.reference
         }
 
 
 def _get_run_id(folder: Path) -> str:
-    run_id = run_of(folder)
+    run_id = read_run_id(folder)
     assert run_id is not None, "a trial's run is started before the trial"
     return run_id

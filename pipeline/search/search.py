@@ -42,7 +42,7 @@ from firstlight.pipeline.search.sampler import propose_values
 from firstlight.pipeline.search.space import Pbt
 from firstlight.pipeline.search.trial import TrialRequest, explain_death, write_trial_file
 from firstlight.pipeline.stages.score_rows import ScoreRow
-from firstlight.pipeline.tracking.client import run_of
+from firstlight.pipeline.tracking.client import read_run_id
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ class SearchRunner:
 
         session.start(always=True)
         recipe = self.plan.trial_recipe(self.plan.corner_values()[0])
-        concurrent = max_concurrent_trials(recipe.scale, recipe.stream, nodes.alive(), self.plan.search.concurrency)
+        concurrent = max_concurrent_trials(
+            recipe.scale, recipe.stream, nodes.list_live_nodes(), self.plan.search.concurrency
+        )
         scheduler = tune.make_scheduler(self.plan.search, ended, self.plan.max_epochs())
         limits = tune.TrialLimits(concurrent, driver_resources(recipe.scale), recipe.scale.max_failures)
         with self.table:
@@ -257,7 +259,7 @@ class SearchRunner:
         retrained, rows, encoder = self._run_best_setting(best) if search.retrain else (None, (), best.encoder)
         promoted = None
         if search.promote and encoder:
-            promoted = self.runs.tracking.promote(encoder, search.promote.name, search.promote.alias)
+            promoted = self.runs.tracking.promote_encoder(encoder, search.promote.name, search.promote.alias)
         self.runs.try_publish(lambda: self.runs.tag_best_trial(best, promoted))
         result = SearchResult(trials, best, promoted, retrained, rows)
         report = self._write_report(result)
@@ -273,7 +275,7 @@ class SearchRunner:
         tags = {"mlflow.parentRunId": self.runs.run_id, "firstlight.kind": "retrain"}
         rows, instances = run_nested(ParentRun(self.state.folder / BEST_FOLDER, tags), recipe, self.console)
         stage = self.plan.encoder_stage(recipe)
-        return recipe, tuple(rows), next((run_of(i.folder) for i in instances if i.stage == stage), None)
+        return recipe, tuple(rows), next((read_run_id(i.folder) for i in instances if i.stage == stage), None)
 
     def _write_report(self, result: SearchResult) -> Path | None:
         """Writes the report. Returns None if it cannot be written, which does not affect the results."""

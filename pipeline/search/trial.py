@@ -30,9 +30,9 @@ from firstlight.pipeline.search import objectives
 from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
 from firstlight.pipeline.stages.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import run_of
-from firstlight.pipeline.tracking.progress import Rows
-from firstlight.pipeline.tracking.retry import Unpublished
+from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.outbox import Unpublished
+from firstlight.pipeline.tracking.progress import JsonRows
 
 TRIAL_FILE, TRIAL_LOG_FILE = "trial.json", "log.txt"
 # Seconds between two reports that contain progress only.
@@ -154,7 +154,7 @@ def explain_death(error: str) -> str:
 def _find_encoder_run(stage: str | None, instances: Sequence[StageInstance]) -> str | None:
     """Returns the MLflow run of the first seed of a stage, None if there is none."""
     first = next((instance for instance in instances if instance.stage == stage), None)
-    return None if first is None else run_of(first.folder)
+    return None if first is None else read_run_id(first.folder)
 
 
 class TrialReporter:
@@ -177,7 +177,7 @@ class TrialReporter:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 1)
 
-    def __call__(self, instance: StageInstance, share: float, rows: Rows) -> None:
+    def __call__(self, instance: StageInstance, share: float, rows: JsonRows) -> None:
         names = list(self.weights)
         finished = sum(self.weights[name] for name in names[: names.index(instance.stage)])
         progress = (finished + share * self.weights[instance.stage]) / sum(self.weights.values())

@@ -20,8 +20,8 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from firstlight.pipeline.files import write_atomically
-from firstlight.pipeline.run.launch import interruptible
-from firstlight.pipeline.run.ray_session import verbose
+from firstlight.pipeline.run.launch import run_interruptibly
+from firstlight.pipeline.run.ray_session import is_verbose
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.space import Asha, Search
 from firstlight.pipeline.search.trial import run_trial
@@ -83,7 +83,7 @@ def run_trials(
     """
     for key, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose() else logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.INFO if is_verbose() else logging.CRITICAL)
     stopped = threading.Event()
     searcher = LedgerSearcher(source, stopped)
     config = tune.TuneConfig(
@@ -105,7 +105,7 @@ def run_trials(
     trainable = tune.with_resources(_run_trial_on_tune, limits.resources)
     tuner = tune.Tuner(trainable, tune_config=config, run_config=run_config)
     try:
-        interruptible(tuner.fit, stopped.set)
+        run_interruptibly(tuner.fit, stopped.set)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

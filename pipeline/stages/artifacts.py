@@ -1,4 +1,6 @@
-"""The encoder as stages hand it on: a folder of safetensors + JSON with a manifest, the same on disk, as MLflow artifact and logged model."""
+"""Saved networks: a folder of safetensors and JSON files with a manifest, the same on disk and as an MLflow artifact or
+logged model.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
-    """Write the encoder's spec and weights. `facts` are kept beside them (which method, which store)."""
+    """Writes the spec and the weights of an encoder. `facts` (its method, its store, its seed) are kept with them."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     description = {
@@ -35,7 +37,9 @@ def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
-    """Write another network that a method hands on: `network.spec`, the keyword arguments it is built from, and its weights."""
+    """Writes a network that a method makes besides the encoder: `network.spec`, its constructor's keyword arguments,
+    and its weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     description = {"format": 1, "class": type(network).__name__, "spec": network.spec, **facts}
@@ -45,19 +49,19 @@ def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> Non
 
 
 def load_decoder(folder: Path) -> Decoder:
-    """The decoder that a denoising auto-encoder handed on.
+    """Loads the decoder that a denoising auto-encoder was trained with.
 
     Raises:
-        UserError: a file is missing, damaged, or not a decoder's; names it.
+        UserError: a file is missing, damaged, or not a decoder's; the message names it.
     """
     return _load_network(folder, Decoder, "decoder")
 
 
 def load_head(folder: Path) -> Projection:
-    """The head that a method learned on its encoder.
+    """Loads the head that a method trained on its encoder.
 
     Raises:
-        UserError: a file is missing, damaged, or not a head's; names it.
+        UserError: a file is missing, damaged, or not a head's; the message names it.
     """
     return _load_network(folder, Projection, "head")
 
@@ -85,10 +89,10 @@ def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
 
 
 def read_encoder_spec(folder: Path) -> dict[str, Any]:
-    """The spec of a saved encoder, after its files were checked.
+    """Returns the spec of a saved encoder, after its files were checked.
 
     Raises:
-        UserError: a file is missing, damaged, or not an encoder's; names it.
+        UserError: a file is missing, damaged, or not an encoder's; the message names it.
     """
     try:
         _, files = read_verified(folder)
@@ -98,10 +102,10 @@ def read_encoder_spec(folder: Path) -> dict[str, Any]:
 
 
 def check_encoder_spec(folder: Path, spec: dict[str, Any], where: str) -> None:
-    """A recipe's encoder must be the saved one.
+    """Checks that a saved encoder has the spec of the recipe's encoder.
 
     Raises:
-        UserError: names the first key that differs, with both values.
+        UserError: the message names the first key that differs, with both values.
     """
     saved = json.loads(json.dumps(read_encoder_spec(folder)))
     wanted = json.loads(json.dumps(spec))
@@ -110,15 +114,16 @@ def check_encoder_spec(folder: Path, spec: dict[str, Any], where: str) -> None:
     ):  # of another network all else differs too
         if saved.get(key) != wanted.get(key):
             raise UserError(
-                f"encoder.{key}: {wanted.get(key)!r} differs from {saved.get(key)!r} of the encoder that {where} names ({folder})"
+                f"encoder.{key}: {wanted.get(key)!r} differs from {saved.get(key)!r} of the encoder that {where} "
+                f"names ({folder})"
             )
 
 
 def load_encoder(folder: Path, image_size: int) -> Encoder:
-    """The saved encoder, for images of `image_size`.
+    """Loads a saved encoder, for images of `image_size` pixels.
 
     Raises:
-        UserError: as `encoder_spec`; or the weights do not fit the spec.
+        UserError: as `read_encoder_spec`, or the weights do not fit the spec.
     """
     spec = read_encoder_spec(folder)
     try:

@@ -1,4 +1,6 @@
-"""Checks that several kinds of stages share. Each raises a UserError that names the dotted key, the value and the valid values."""
+"""Checks that several kinds of stages share. Each raises a UserError that names the dotted key, the value and the valid
+values.
+"""
 
 from collections.abc import Mapping
 
@@ -46,7 +48,9 @@ def check_target(where: str, target: TargetKind, context: RecipeContext, task: s
 
 
 def check_test_split(where: str, context: RecipeContext) -> None:
-    """Checks that there are test images, unless the recipe leaves the test split alone or extends a store that may have some."""
+    """Checks that there are test images, unless the recipe leaves the test split alone or extends a store that may have
+    some.
+    """
     recipe = context.recipe
     if recipe.score_test and not context.source.splits.get("test") and not recipe.dataset.extends:
         fraction = recipe.dataset.test_fraction
@@ -62,7 +66,9 @@ def check_class_names(where: str, names: tuple[str, ...], classes: tuple[str, ..
 
 
 def check_made_network(where: str, wanted: str, recipe: Recipe, stage: str, networks: Mapping[str, nn.Module]) -> None:
-    """Checks that the pretraining `stage` makes a network `wanted` besides its encoder. `networks`: those that it makes."""
+    """Checks that the pretraining `stage` makes a network `wanted` besides its encoder. `networks`: those that it
+    makes.
+    """
     if wanted in networks:
         return
     method = recipe.stages[stage].model_dump()["method"]["name"]

@@ -1,8 +1,9 @@
 """The version of the code that decides the result of a stage, and the commit that it lies in.
 
-A stage is done again when code changes that may change its result, and only then. So the version covers the module of its kind and all that this
-module imports from Firstlight, directly or through others; it leaves out comments, docstrings, layout, and where a module lies. A changed text
-of a command, a report or another kind of stage, and a moved file, leave it as it is.
+A stage is done again when code changes that may change its result, and only then. So the version covers the module of
+its kind and all that this module imports from Firstlight, directly or through others; it leaves out comments,
+docstrings, layout, and where a module lies. A changed text of a command, a report or another kind of stage, and a moved
+file, leave it as it is.
 """
 
 import ast
@@ -21,7 +22,9 @@ REGISTRY = "firstlight.pipeline.stages.registry"
 
 @cache
 def code_version(kind: type | None = None) -> str:
-    """Returns the sha256 of the code that decides the results of a kind of stage, of all kinds together if `kind` (its class) is None."""
+    """Returns the sha256 of the code that decides the results of a kind of stage, of all kinds together if `kind` (its
+    class) is None.
+    """
     content = sha256()
     start = REGISTRY if kind is None else kind.__module__
     for digest in sorted(_digest_module(module) for module in _imported_modules(start)):
@@ -56,7 +59,9 @@ def _imports_of(module: str) -> tuple[str, ...]:
 
 @cache
 def _source_file(module: str) -> Path | None:
-    """Returns the file of a module of this package, None if there is no such module. Modules of others have their own `__file__`."""
+    """Returns the file of a module of this package, None if there is no such module. Modules of others have their own
+    `__file__`.
+    """
     path = ROOT.joinpath(*module.split(".")[1:])
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 

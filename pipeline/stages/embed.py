@@ -1,9 +1,11 @@
-"""Stage: embeddings of the images of a store, as Parquet: the encoder's last map averaged over places. Runs on the driver, with Ray Data.
+"""The stage `embed`: embeddings of the images of a store as Parquet files. It runs on the driver, with Ray Data.
 
-    embeddings/<split>-00000.parquet ...    id, path, label, embedding; in the order of the ids
-    embeddings/manifest.json                what is in which file, and its sha256; written last
+An embedding is the mean of the encoder's last map.
 
-A file is whole or absent, so that a killed stage goes on behind the files that are there.
+    embeddings/<split>-00000.parquet ...    id, path, label, embedding, in the order of the ids
+    embeddings/manifest.json                the content and the sha256 of each file; written last
+
+A file is whole or absent, so a stage that was killed continues after its last whole file.
 """
 
 import json
@@ -28,8 +30,8 @@ from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import atomic_path, write_json
 from firstlight.pipeline.stages.artifacts import load_encoder
 from firstlight.pipeline.stages.checks import check_class_names
-from firstlight.pipeline.stages.inference import ImageBatches, predict_batches
-from firstlight.pipeline.stages.projection import MapProjection
+from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
+from firstlight.pipeline.stages.features.projection import MapProjection
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext
@@ -73,7 +75,7 @@ class Embed(DownstreamStage):
 
 @dataclass(frozen=True)
 class EmbeddingFile:
-    """The embeddings of some ids of a split, in their order."""
+    """The part of a split whose embeddings one file holds, in the order of the ids."""
 
     name: str
     split: str
@@ -83,7 +85,11 @@ class EmbeddingFile:
 def _attempt_files(
     writer: "_EmbeddingWriter", wanted: list[EmbeddingFile], instance: StageInstance, last: bool
 ) -> bool:
-    """Make the files that are missing; whether all are there now. Raises as `work`; of Ray's failures those of the `last` attempt only."""
+    """Writes the files that are missing, and returns True if all of them exist now.
+
+    Raises:
+        UserError, StageFailed: as `EmbedStage.run`; a failure inside Ray only if this is the `last` attempt.
+    """
     waiting = [file for file in wanted if not writer.is_done(file)]
     progress = PassProgress(instance.folder, sum(len(file.ids) for file in wanted))
     progress.add_images(progress.total - sum(len(file.ids) for file in waiting))
@@ -110,7 +116,9 @@ def _plan_files(worker: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
 
 
 def build_network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
-    """(B, S, S, 3) uint8 -> (B, C) float32, by the encoder in `folder`. Called where it is to run."""
+    """Builds a function from (B, S, S, 3) uint8 to (B, C) float32 with the encoder in `folder`, in the process that
+    calls it.
+    """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     encoder = load_encoder(folder, image_size).to(device).eval()
@@ -127,7 +135,7 @@ def build_network(folder: Path, image_size: int, threads: int, gpu: bool) -> Net
 
 
 class _EmbeddingWriter:
-    """Embeds what is missing, and writes it file by file."""
+    """Embeds the images of missing files, and writes one file after another."""
 
     def __init__(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
         assert instance.encoder is not None
@@ -141,7 +149,7 @@ class _EmbeddingWriter:
         )
 
     def is_done(self, file: EmbeddingFile) -> bool:
-        """Whether it is there, and whole: pages carry checksums."""
+        """Returns True if a file exists and is whole: its pages carry checksums."""
         try:
             with open_parquet_file(self.folder / file.name) as opened:
                 table = opened.read(use_threads=False)
@@ -231,7 +239,7 @@ def _build_manifest(
 
 @dataclass(frozen=True)
 class _ManifestEntry:
-    """A line of the manifest."""
+    """The entry of one file in the manifest."""
 
     file: str
     split: str
@@ -241,10 +249,12 @@ class _ManifestEntry:
 
 
 def open_embeddings(folder: Path, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) int64 ids and (n, C) embeddings of a split, of all splits in the manifest's order where none is named; every file is checked.
+    """Returns the (n,) int64 ids and (n, C) embeddings of a split, or of all splits in the order of the manifest. Every
+    file is checked.
 
     Raises:
-        UserError: a file is missing, damaged or not what the manifest says, or there is no such split; names it.
+        UserError: a file is missing, damaged or not what the manifest says, or there is no such split; the message
+            names it.
     """
     manifest, entries = read_embeddings_manifest(folder)
     if split is not None and split not in manifest["counts"]:
@@ -295,7 +305,9 @@ def _to_matrix(table: pa.Table, size: int) -> np.ndarray:
 
 
 def _explain_error(error: BaseException, instance: StageInstance) -> Exception:
-    """One line, of the cause behind what Ray makes of it; without the advice that it adds in a paragraph of its own."""
+    """Unwraps Ray's exception to its root cause, and keeps the last line of its message without the paragraph of advice
+    that Ray adds.
+    """
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and inner is not cause:
         cause = inner
@@ -312,11 +324,11 @@ class EmbedStage(StageKind[Embed]):
     runs_on = "driver+ray"
 
     def run(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
-        """Leave `embeddings/` and `result.json` in the instance's folder.
+        """Writes `embeddings/` and `result.json` into the instance's folder.
 
         Raises:
             UserError: the store is damaged.
-            StageFailed: a task or an actor failed more often than it may.
+            StageFailed: a task or an actor failed more often than `scale.max_failures` allows.
         """
         folder = instance.folder / EMBEDDINGS_FOLDER
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Stage: how good are the frozen features? Weighted kNN and linear probe, beside the same network with random weights."""
+"""The stage `evaluate`: weighted kNN and a linear probe on frozen features, for the pretrained network and for random
+weights.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from firstlight.pipeline.stages.checks import (
     check_target,
     check_test_split,
 )
-from firstlight.pipeline.stages.frozen_features import (
+from firstlight.pipeline.stages.features.frozen_features import (
     FEATURE_ARMS,
     build_extractors,
     check_head,
@@ -32,7 +34,7 @@ from firstlight.pipeline.stages.frozen_features import (
     describe_features,
     label_features,
 )
-from firstlight.pipeline.stages.projection import project_principal
+from firstlight.pipeline.stages.features.projection import project_principal
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext
@@ -71,7 +73,7 @@ class Evaluate(FeatureStage):
 
     @property
     def layer_suffixes(self) -> tuple[str, ...]:
-        """What follows the name of a measure of each layer in the results: nothing where there is one layer."""
+        """What follows the name of a measure in the results, for each layer; nothing where there is one layer."""
         return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
 
     @property
@@ -89,14 +91,18 @@ class Evaluate(FeatureStage):
 
 
 def _split_ids(worker: StageContext) -> list[np.ndarray]:
-    """The labelled ids to train, choose and test on; to train and choose on where the test split is left alone."""
+    """Returns the labelled ids to train, choose and test on; without the last where the recipe leaves the test split
+    alone.
+    """
     splits = worker.splits
     wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
     return [splits.with_target(ids, "label") for ids in wanted]
 
 
 def _score_layer(stage: Evaluate, sets: list[LabelledFeatures], classes: int) -> dict[str, Any]:
-    """Accuracies of one layer, from the training, held-out and test images; signals and confusion of the last of these."""
+    """Computes the accuracies of one layer from (training, held-out, test) features, with metrics and confusion matrix
+    of the last set.
+    """
     train, *judged_sets = sets
     judged = dict(zip(("val", "test"), judged_sets, strict=False))
     val, (last, (shown, known)) = judged["val"], list(judged.items())[-1]
@@ -118,7 +124,9 @@ def _score_layer(stage: Evaluate, sets: list[LabelledFeatures], classes: int) ->
 def _save_evaluation_map(
     instance: StageInstance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray
 ) -> None:
-    """Where up to MAPPED held-out images lie, by the deepest layer that was looked at. `held_out`: the places of the first and behind the last."""
+    """Saves where held-out images lie on a plane, by the deepest of the evaluated layers. `held_out`: the range of
+    their rows.
+    """
     places = select_evenly_spaced(np.arange(*held_out), MAX_EVALUATION_MAP_IMAGES)
     if len(places) < 3 or not all(bool(torch.isfinite(layers[-1][places]).all()) for layers in features.values()):
         return
@@ -130,7 +138,7 @@ def _save_evaluation_map(
 
 
 def _compute_accuracies(scored: dict[str, LabelledFeatures]) -> dict[str, float]:
-    """Shares of (n, classes) scores whose highest, and whose five highest, have the (n,) label among them, by part."""
+    """Returns the shares of images whose label has the highest score, or one of the five highest, by split."""
     found = {
         part: float(is_label_in_top(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()
     }
@@ -143,12 +151,14 @@ def _compute_accuracies(scored: dict[str, LabelledFeatures]) -> dict[str, float]
 
 
 class EvaluateStage(StageKind[Evaluate]):
-    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with random weights."""
+    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with random
+    weights.
+    """
 
     section = Evaluate
 
     def run(self, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
-        """Leave `result.json` in the instance's folder. Runs on every worker; the classifiers are fitted on rank 0."""
+        """Writes `result.json` into the instance's folder. All workers compute features; rank 0 fits the classifiers."""
         parts = _split_ids(worker)
         ids = np.concatenate(parts)
         features = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)

@@ -1,4 +1,6 @@
-"""Stage: the encoder in the forms in which others take it, each compared with it on images before it counts. Runs on the driver."""
+"""The stage `export`: the encoder in the formats of other libraries. Each is compared with the encoder on images before
+it counts.
+"""
 
 import contextlib
 import importlib.metadata
@@ -70,7 +72,9 @@ class Export(DownstreamStage):
 
 
 def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
-    """Write a format, compare it, and only then put it in its place. What there is to say of it."""
+    """Writes a format, compares it with the encoder, and only then moves it to its final folder. Returns its facts for
+    the result.
+    """
     part = folder / f".{format}"
     part.mkdir(parents=True)
     try:
@@ -84,7 +88,8 @@ def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[st
     if not worst <= MAP_TOLERANCE:
         shutil.rmtree(folder)
         raise StageFailed(
-            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most {MAP_TOLERANCE:g} is rounding"
+            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most "
+            f"{MAP_TOLERANCE:g} is rounding"
         )
     files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())}
     part.rename(folder / format)
@@ -93,7 +98,7 @@ def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[st
 
 @torch.no_grad()
 def compare_answers(graph: ExportGraph, answer: NetworkAnswer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """The largest absolute and relative difference of features and map, by test."""
+    """Returns the largest absolute and relative differences of features and map, by set of images."""
     out = {}
     for name, images in tests.items():
         pairs = [measure_difference(own, other) for own, other in zip(graph(images), answer(images), strict=True)]
@@ -102,7 +107,9 @@ def compare_answers(graph: ExportGraph, answer: NetworkAnswer, tests: dict[str, 
 
 
 def _comparison_images(worker: StageContext) -> dict[str, Tensor]:
-    """(B, 3, S, S) images in 0..1: held-out ones (training ones where none is held out), and random batches of two sizes."""
+    """(B, 3, S, S) images in 0..1: held-out ones, training ones where none is held out, and random batches of two
+    sizes.
+    """
     ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[
         :NUM_REAL_IMAGES
     ]
@@ -117,7 +124,9 @@ def _comparison_images(worker: StageContext) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Exporter:
-    """A method for each format: writes its files into a folder -> what they answer, and what there is to know of them."""
+    """Writes the encoder in each format. Every method, named as its format, takes a folder and returns the network as
+    others load it, and facts about it.
+    """
 
     encoder: Encoder
     instance: StageInstance
@@ -151,7 +160,7 @@ class _Exporter:
         version = importlib.metadata.version(found.library)
         return answer, {
             "model": found.model,
-            "place": found.place,
+            "place": found.source,
             "turned": found.channels_last,
             "missing": missing,
             "version": version,
@@ -163,7 +172,7 @@ class _Exporter:
         return ExportGraph(load_encoder(folder, self.encoder.image_size)).eval(), {}
 
     def torch_export(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
-        """Compared before it is written: to read it back is to unpickle."""
+        """Writes a torch.export program. It is compared before it is written, because reading it back unpickles."""
         written = io.BytesIO()
         torch.export.save(self.program, written)
         write_flushed(folder / "encoder.pt2", written.getvalue())
@@ -188,7 +197,7 @@ class _Exporter:
 
 
 def read_encoder_origin(folder: Path) -> dict[str, Any]:
-    """What is known of how a saved encoder was made: its method, the store and the seed."""
+    """Returns how a saved encoder was made: its method, the store and the seed."""
     description = json.loads((folder / "encoder.json").read_text("utf-8"))
     return {key: description[key] for key in ("method", "store", "seed") if key in description}
 
@@ -201,7 +210,7 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _silence_exporters() -> Iterator[None]:
-    """Without what torch's exporter says of itself."""
+    """Silences the messages of torch's exporter."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:
@@ -225,10 +234,10 @@ class ExportStage(StageKind[Export]):
     runs_on = "driver"
 
     def run(self, worker: StageContext, stage: Export, instance: StageInstance) -> None:
-        """Leave `export/<format>/` and `result.json` in the instance's folder.
+        """Writes `export/<format>/` and `result.json` into the instance's folder.
 
         Raises:
-            StageFailed: a format does not give what the encoder gives, or cannot be written; of this one no file is left.
+            StageFailed: a format gives other values than the encoder, or cannot be written. No file of it is left.
         """
         assert instance.encoder is not None
         encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
@@ -258,7 +267,7 @@ class ExportStage(StageKind[Export]):
 
 
 def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
-    """Formats that are asked for by name must be there for this encoder."""
+    """Checks that the formats that a recipe names exist for this encoder."""
     reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or ()}
     for format, reason in reasons.items():
         if reason:

@@ -1,6 +1,8 @@
-"""Stage: a downstream task from the pretrained encoder, and from scratch: the same network, images, epochs and choice of settings.
+"""The stage `finetune`: a downstream task from the pretrained encoder, and from scratch, with the same images, epochs
+and choice of settings.
 
-All arms try the same learning rates; each is chosen on held-out data, then the test split is read once with the chosen one.
+All arms try the same learning rates. Each arm's rate is chosen on held-out images; then the test split is read once,
+with the chosen rate.
 """
 
 import copy
@@ -56,7 +58,9 @@ Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "
 
 
 class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
-    """Trains a downstream task from the pretrained encoder, and from scratch with the same budget and choice of settings."""
+    """Trains a downstream task from the pretrained encoder, and from scratch with the same budget and choice of
+    settings.
+    """
 
     kind: Literal["finetune"] = Field(description="The kind of the stage; by default the name of the stage.")
     task: TaskSpec = Field(description="The [task](#tasks).")
@@ -147,7 +151,7 @@ def learning_rates_of(stage: Finetune) -> tuple[float, ...]:
 
 
 def list_candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
-    """Name of each training -> its arm and learning rate."""
+    """Returns the arm and the learning rate of each training, by its name."""
     return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in learning_rates_of(stage)}
 
 
@@ -167,7 +171,9 @@ def _build_job(
 
 
 def _build_task(worker: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
-    """The task on the pretrained or a fresh encoder; all fresh weights are drawn from the seed, so the arms share their head's."""
+    """Builds the task on the pretrained encoder or on a fresh one. All fresh weights are drawn from the seed, so the
+    arms share those of the head.
+    """
     size, spec = worker.recipe.dataset.image_size, worker.recipe.encoder.model_dump()
     torch.manual_seed(instance.seed)
     encoder = Encoder({**spec, "init": arm} if arm in ("gaussian", "he", "xavier") else spec, size)
@@ -185,10 +191,10 @@ def _build_task(worker: StageContext, stage: Finetune, instance: StageInstance, 
 
 
 def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str) -> None:
-    """A pretrained decoder must have its place in the task.
+    """Checks that the task has a place for a pretrained decoder.
 
     Raises:
-        UserError: the task has none, or one of another shape.
+        UserError: it has none, or one of another shape.
     """
     encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
     try:
@@ -198,7 +204,7 @@ def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str)
 
 
 def _first_images(worker: StageContext, stage: Finetune, instance: StageInstance) -> Tensor:
-    """(n, 3, S, S) training images as the evaluation crops them, the same on every worker."""
+    """(n, 3, S, S) training images with the evaluation augmentation, the same on every worker."""
     return _load_batch(worker, stage, finetune_ids(worker, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()
 
 
@@ -208,7 +214,7 @@ def _load_batch(worker: StageContext, stage: Finetune, ids: np.ndarray) -> Batch
 
 
 def test_views(worker: StageContext, stage: Finetune) -> list[Augment]:
-    """What is made of a held-out or a test image: its answers are averaged."""
+    """Returns the augmentations of the views of a held-out or test image; its answers are averaged over them."""
     if stage.test_crops == 1:
         return [worker.recipe.dataset.eval_augment]
     return (
@@ -220,7 +226,7 @@ def test_views(worker: StageContext, stage: Finetune) -> list[Augment]:
 
 @torch.no_grad()
 def _score_tasks(worker: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
-    """What each task scores on those of `ids` whose answer is known. Collective; the images are decoded once."""
+    """Scores each task on those of `ids` whose target is known. Collective; every image is decoded once."""
     target = TASKS[stage.task.name].target
     ids = worker.splits.with_target(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
@@ -239,7 +245,7 @@ def _score_tasks(worker: StageContext, stage: Finetune, tasks: dict[str, Task], 
 
 
 def add_group_scores(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:
-    """`scores`, and the task's measure over each group of classes: its mean over those that the set has."""
+    """Adds the task's measure of each group of classes to `scores`: its mean over the group's classes that occur."""
     of = TASKS[stage.task.name].by_class
     if not stage.class_groups or of is None:
         return scores
@@ -251,7 +257,7 @@ def add_group_scores(stage: Finetune, scores: Scores, classes: tuple[str, ...]) 
 
 
 def _replace_nan(scores: Scores) -> dict[str, Any]:
-    """NaN, of classes that are nowhere present, as None: what JSON has."""
+    """Replaces NaN, the score of a class that does not occur, by None, which JSON has."""
     lists = {
         name: [None if math.isnan(v) else v for v in value] for name, value in scores.items() if isinstance(value, list)
     }
@@ -260,7 +266,7 @@ def _replace_nan(scores: Scores) -> dict[str, Any]:
 
 @torch.no_grad()
 def _save_predictions(worker: StageContext, stage: Finetune, task: Task, file: Path) -> None:
-    """What the task has to show of test images, or held-out ones where those are left alone."""
+    """Saves the task's pictures of test images, or of held-out images where the recipe leaves the test split alone."""
     ids = worker.splits.with_target(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
     chosen = select_evenly_spaced(ids, NUM_PREDICTED_IMAGES)
     shown = task.eval().draw_predictions(_load_batch(worker, stage, chosen)) if len(chosen) else {}
@@ -274,7 +280,7 @@ class FinetuneStage(StageKind[Finetune]):
     section = Finetune
 
     def run(self, worker: StageContext, stage: Finetune, instance: StageInstance) -> None:
-        """Leave `result.json` and pictures in the instance's folder. Runs on every worker."""
+        """Writes `result.json` and pictures into the instance's folder. Called on every worker."""
         tasks: dict[str, Task] = {}
         for name, (arm, rate) in list_candidates(stage).items():
             tasks[name] = _build_task(worker, stage, instance, arm)
@@ -390,7 +396,7 @@ def _check_task(name: str, stage: Finetune, context: RecipeContext) -> None:
 
 
 def _check_annotated(where: str, stage: Finetune, recipe: Recipe) -> None:
-    """Checks what a task that learns from annotations cannot have."""
+    """Checks settings that a task on annotations (classes, masks, boxes) cannot have."""
     target = TASKS[stage.task.name].target
     if target == "label":
         return
@@ -401,7 +407,8 @@ def _check_annotated(where: str, stage: Finetune, recipe: Recipe) -> None:
         )
     if target in ("mask", "boxes") and stage.test_crops > 1:
         raise UserError(
-            f"{where}.test_crops: {stage.test_crops} is not valid: crops of an image have {target} of their own; valid: 1"
+            f"{where}.test_crops: {stage.test_crops} is not valid: crops of an image have {target} of their own; "
+            "valid: 1"
         )
     if recipe.stream.resident == "on":
         raise UserError(
@@ -414,7 +421,8 @@ def _check_groups(where: str, stage: Finetune, classes: tuple[str, ...]) -> None
     cls = TASKS[stage.task.name]
     if stage.class_groups and cls.by_class is None:
         raise UserError(
-            f"{where}.class_groups: is not valid: {cls.measure} of {stage.task.name} is no mean over classes; valid: leave it out"
+            f"{where}.class_groups: is not valid: {cls.measure} of {stage.task.name} is no mean over classes; valid: "
+            "leave it out"
         )
     for group, members in stage.class_groups.items():
         check_class_names(f"{where}.class_groups.{group}", members, classes)

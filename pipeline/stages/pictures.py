@@ -1,4 +1,4 @@
-"""What a method has to show, on its way from the workers to the driver: tensors in one file, their titles in its header."""
+"""Pictures that a method draws on the workers, in one safetensors file with their titles in its header."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,9 @@ from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
 def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:
-    """The pictures of a trained method; where a row asks for it, that of the same method before its training above it."""
+    """Returns the pictures of a trained method; above each row that asks for it stands the same row before the
+    training.
+    """
     untrained = {(picture.name, row.caption): row for picture in before for row in picture.rows}
     out = []
     for picture in after:
@@ -33,7 +35,7 @@ def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid])
 
 
 def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
-    """Write them, if there are any."""
+    """Writes pictures to a file; no file is written if there are none."""
     tensors: dict[str, Tensor] = {}
     told = []
     for picture in pictures:
@@ -47,12 +49,12 @@ def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
 
 
 def _copy_tensor(tensor: Tensor) -> Tensor:
-    """A copy: a file takes no two tensors that share their memory, as rows of the same images do."""
+    """Returns a copy: safetensors refuses tensors that share memory, as rows of the same images do."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def load_pictures(file: Path) -> list[ImageGrid]:
-    """Those that were saved; none where there is no file."""
+    """Returns the saved pictures; none if there is no file."""
     if not file.exists():
         return []
     with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]

@@ -1,4 +1,6 @@
-"""Stage: learn an encoder from images without labels, or with few. Labels that the stage does not ask for are withheld from the method."""
+"""The stage `pretrain`: an encoder from images without labels, or with some. Labels that the stage does not ask for are
+withheld from the method.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -20,9 +22,9 @@ from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.stages.artifacts import save_encoder, save_network
 from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, count_labelled
-from firstlight.pipeline.stages.nearest import find_nearest
+from firstlight.pipeline.stages.features.nearest import find_nearest
+from firstlight.pipeline.stages.features.projection import project_principal
 from firstlight.pipeline.stages.pictures import pair_with_untrained, save_pictures
-from firstlight.pipeline.stages.projection import project_principal
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext, gather_rows
@@ -81,7 +83,9 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """The test accuracy of a classifier of its own, what the method measures of held-out images, and the last value of what it logs."""
+        """The accuracy of the method's own classifier, what the method measures of held-out images, and the last values
+        of what it logs.
+        """
         method = METHODS[self.method.name]
         found = [Measure("accuracy", "its own classifier", only_if_expected=True)] if self.labelled_per_batch else []
         for name in method.image_metrics:
@@ -96,7 +100,7 @@ def batch_requirements_of(stage: Pretrain) -> BatchRequirements:
 
 
 def build_job(worker: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
-    """The training of one seed."""
+    """Returns the training of one seed."""
     train, labelled = worker.splits.train, pretrain_label_ids(worker, stage, instance.seed)
     withheld = np.setdiff1d(train, labelled, assume_unique=True)
     plan = _build_plan(worker, stage, labelled, instance.seed)
@@ -106,7 +110,7 @@ def build_job(worker: StageContext, stage: Pretrain, instance: StageInstance) ->
 
 
 def pretrain_label_ids(worker: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
-    """The ids whose labels the method may see."""
+    """Returns the ids whose labels the method may see."""
     return worker.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
 
 
@@ -130,7 +134,7 @@ def build_view_loader(worker: StageContext, stage: Pretrain, seed: int) -> Loade
 
 
 def build_seeded_method(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
-    """The method with its fresh encoder; the weights are drawn from the seed."""
+    """Builds the method with a fresh encoder; its weights are drawn from the seed."""
     torch.manual_seed(job.seed)
     encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
     labels = torch.from_numpy(worker.splits.labels[job.plan.ids])
@@ -140,7 +144,9 @@ def build_seeded_method(worker: StageContext, stage: Pretrain, job: TrainingJob)
 
 @torch.no_grad()
 def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
-    """Of the classifier that a method has learned from labels, on held-out and on test images; {} where it has none. Collective."""
+    """Returns the accuracy of the classifier that the method learned from labels, on held-out and test images; {} if it
+    has none. Collective.
+    """
     found: dict[str, float] = {}
     if not batch_requirements_of(stage).labels:
         return found
@@ -160,7 +166,7 @@ def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> 
 def _draw_pictures(
     worker: StageContext, method: Method, instance: StageInstance, device: torch.device
 ) -> tuple[ImageGrid, ...]:
-    """What the method, on `device`, has to show of held-out images; on rank 0."""
+    """Returns what the method, on `device`, draws of held-out images; nothing on ranks other than 0."""
     ids = worker.splits.val[:NUM_VIEWED_IMAGES]
     if rank() != 0 or len(ids) == 0:
         return ()
@@ -172,7 +178,10 @@ def _draw_pictures(
 def _compute_held_out_features(
     worker: StageContext, stage: Pretrain, method: Method
 ) -> tuple[np.ndarray, Tensor] | None:
-    """The ids of up to MAPPED held-out images and their (n, C) features; None where they cannot be compared: too few, or no numbers. Collective."""
+    """Returns the ids of held-out images and their (n, C) features.
+
+    Returns None if there are too few to compare, or a feature is not finite. Collective.
+    """
     ids = select_evenly_spaced(worker.splits.val, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
         return None
@@ -196,7 +205,9 @@ def _save_pretrain_map(instance: StageInstance, ids: np.ndarray, features: Tenso
 
 @torch.no_grad()
 def _measure_held_out(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
-    """The means over held-out images of what the method tells of each; {} where it tells nothing. Collective."""
+    """Returns the means over held-out images of what the method measures of each; {} if it measures nothing.
+    Collective.
+    """
     ids = worker.splits.val
     if not method.image_metrics or len(ids) < world_size():
         return {}
@@ -209,12 +220,16 @@ def _measure_held_out(worker: StageContext, stage: Pretrain, method: Method) -> 
 
 
 class PretrainStage(StageKind[Pretrain]):
-    """An encoder from images without labels, or with few."""
+    """An encoder from images without labels, or with some."""
 
     section = Pretrain
 
     def run(self, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
-        """Train, and leave `encoder/` (and what else the method hands on), pictures and `result.json` in the instance's folder. On every worker."""
+        """Trains, and writes `encoder/`, the method's other networks, pictures and `result.json` into the instance's
+        folder.
+
+        Called on every worker.
+        """
         training = build_job(worker, stage, instance)
         method = build_seeded_method(worker, stage, training)
         untrained = _draw_pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
@@ -254,7 +269,8 @@ class PretrainStage(StageKind[Pretrain]):
             check_batch_images(f"stages.{name}", stage, _count_images(f"stages.{name}", stage, splits, seed))
         if stage.watch.every and len(splits.val) < max(recipe.scale.max_workers, 2):
             raise UserError(
-                f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for stages.{name}.watch.every: "
+                f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for "
+                f"stages.{name}.watch.every: "
                 f"{stage.watch.every}"
             )
 
@@ -289,7 +305,8 @@ class PretrainStage(StageKind[Pretrain]):
         metric = objective.partition(".")[2]
         if metric.startswith("watch_") and not stage.watch.every:
             raise UserError(
-                f"{where}: {objective!r} is not logged: stages.{name}.watch.every is 0; valid: 1 or more, e.g. in overrides"
+                f"{where}: {objective!r} is not logged: stages.{name}.watch.every is 0; valid: 1 or more, e.g. in "
+                "overrides"
             )
         # The terms of a method's loss are known only once it runs.
         if not metric or metric.startswith("watch_"):
@@ -344,38 +361,48 @@ def _count_images(where: str, stage: Pretrain, splits: Splits, seed: int) -> int
 
 
 def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int:
-    """The images that a semi-supervised pretraining trains on, of `labelled` and `rest`."""
+    """Checks a batch of labelled and unlabelled images. Returns how many images a semi-supervised pretraining trains
+    on.
+    """
     wanted = stage.batch_size - stage.labelled_per_batch
     if stage.labelled_per_batch > labelled:
         raise UserError(
-            f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images there are"
+            f"{where}.labelled_per_batch: {stage.labelled_per_batch} is more than the {labelled} labelled images "
+            "there are"
         )
     if wanted > rest:
         raise UserError(
-            f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} without a label that there are; "
+            f"{where}.labelled_per_batch: {stage.labelled_per_batch} leaves {wanted} images of a batch to the {rest} "
+            "without a label that there are; "
             f"valid: fewer labels (e.g. a smaller labels_per_class), or {stage.batch_size} (labelled images only)"
         )
     return labelled + rest if wanted else labelled
 
 
 def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> dict[str, nn.Module]:
-    """What batches hold against what the method needs; then the method itself, built once over a small table: what it hands on."""
+    """Checks what batches hold against what the method needs. Returns the networks that the method makes besides the
+    encoder.
+    """
     required, labelled = batch_requirements_of(stage), stage.labelled_per_batch
     if labelled > stage.batch_size:
         raise UserError(
-            f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to {stage.batch_size}"
+            f"{where}.labelled_per_batch: {labelled} is more than batch_size: {stage.batch_size}; valid: 0 to "
+            f"{stage.batch_size}"
         )
     if required.labels and not labelled:
         raise UserError(
-            f"{where}.labelled_per_batch: 0 is not valid: the method, as it is set, learns from labels; valid: 1 to {stage.batch_size}"
+            f"{where}.labelled_per_batch: 0 is not valid: the method, as it is set, learns from labels; valid: 1 to "
+            f"{stage.batch_size}"
         )
     if labelled and not required.labels:
         raise UserError(
-            f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; valid: 0"
+            f"{where}.labelled_per_batch: {labelled} is not valid: the method, as it is set, looks at no label; "
+            "valid: 0"
         )
     if labelled and not classes:
         raise UserError(
-            f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no labels; valid: 0"
+            f"{where}.labelled_per_batch: {labelled} is not valid: dataset.name {recipe.dataset.name!r} has no "
+            "labels; valid: 0"
         )
     for key, value in stage.labels_given.items() if not labelled else ():
         raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
@@ -390,10 +417,10 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
 
 
 def build_small_method(stage: Pretrain, encoder: Encoder, classes: int) -> Method:
-    """The method over a small table.
+    """Builds the method over a small table.
 
     Raises:
-        ValueError: its settings do not go with the encoder.
+        ValueError: its settings do not fit the encoder.
     """
     info = TrainingInfo(TABLE_ROWS, stage.epochs, 0, classes, torch.full((TABLE_ROWS,), -1))
     return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))

@@ -1,7 +1,8 @@
-"""Stage: which images are nearest to a query? An index of a gallery's features on disk, and how many of those found are of the query's class.
+"""The stage `retrieve`: an index of a gallery's features, and how many of the images nearest to a query are of its
+class.
 
 index/index.faiss    unit vectors, searched by inner product, that is by cosine (faiss, IndexFlatIP: exact)
-index/ids.parquet    id, path, label (-1: unknown) of each vector, in their order
+index/ids.parquet    id, path and label (-1: unknown) of each vector, in their order
 index/manifest.json  sizes and sha256 of both, and what the vectors are of; written last
 """
 
@@ -28,7 +29,7 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.stages.artifacts import load_head
 from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
-from firstlight.pipeline.stages.frozen_features import (
+from firstlight.pipeline.stages.features.frozen_features import (
     FEATURE_ARMS,
     build_extractors,
     check_head,
@@ -36,7 +37,7 @@ from firstlight.pipeline.stages.frozen_features import (
     describe_features,
     label_features,
 )
-from firstlight.pipeline.stages.nearest import NUM_NEIGHBOURS, choose_queries
+from firstlight.pipeline.stages.features.nearest import NUM_NEIGHBOURS, choose_queries
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.checkpoint import DamagedFileError, read_verified, write_file, write_manifest
@@ -79,20 +80,23 @@ class Retrieve(FeatureStage):
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """Vectors of images, to be searched."""
+    """Feature vectors of images, ready to be searched."""
 
     ids: np.ndarray  # (n,) int64
     vectors: Any  # a faiss index of n unit vectors
 
     @staticmethod
     def from_features(ids: np.ndarray, features: Tensor) -> "FeatureIndex":
-        """(n,) ids and their (n, d) features, of any length."""
+        """Builds an index of (n,) ids and their (n, d) features, which need not be unit vectors."""
         vectors = _import_faiss().IndexFlatIP(features.shape[1])
         vectors.add(_to_unit_vectors(features))
         return FeatureIndex(ids, vectors)
 
-    def search(self, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(m, d) -> (m, k) ids of the nearest images and their (m, k) cosines, falling, of equal ones the lowest id first; id -1 beyond n."""
+    def search(self, features: Tensor | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (m, k) ids of the images nearest to (m, d) features, and their (m, k) cosines in descending order.
+
+        Equal cosines are in the order of the ids. The id is -1 where k exceeds the number of images.
+        """
         _import_faiss()
         cosines, places = self.vectors.search(_to_unit_vectors(features), k)
         ids = np.where(places < 0, -1, self.ids[places])
@@ -100,12 +104,12 @@ class FeatureIndex:
         return np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)
 
 
-def _to_unit_vectors(features: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(F.normalize(features.float(), dim=1).cpu().numpy())
+def _to_unit_vectors(features: Tensor | np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(F.normalize(torch.as_tensor(features).float(), dim=1).cpu().numpy())
 
 
 def _import_faiss() -> Any:
-    """With the threads that torch has: it takes all cores otherwise."""
+    """Imports faiss and gives it as many threads as torch has; it takes all cores otherwise."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -113,7 +117,7 @@ def _import_faiss() -> Any:
 
 
 def save_index(folder: Path, index: FeatureIndex, rows: pa.Table, facts: dict[str, Any]) -> None:
-    """Write the index with the (n) rows of its images. `facts` are kept in the manifest."""
+    """Writes an index with the (n) rows of its images. `facts` are kept in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     pq.write_table(rows, file, write_page_checksum=True)
@@ -123,12 +127,13 @@ def save_index(folder: Path, index: FeatureIndex, rows: pa.Table, facts: dict[st
 
 
 def open_index(folder: Path) -> FeatureIndex:
-    """The index that a stage has left.
+    """Opens the index of a finished stage.
 
-    No pickle, but faiss's reader is not hardened: sums show damage, not intent, so open only what your own runs have written.
+    No pickle is read, but faiss's reader is not hardened. Checksums show damage, not intent, so open only what your own
+    runs have written.
 
     Raises:
-        UserError: a file is missing, damaged, or not an index's; names it.
+        UserError: a file is missing, damaged, or not an index's; the message names it.
     """
     try:
         manifest, files = read_verified(folder)
@@ -142,10 +147,11 @@ def open_index(folder: Path) -> FeatureIndex:
 
 
 def search_index(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(m, d) features -> (m, k) ids of the images of a saved index that are nearest, and their cosines, as `Index.search`.
+    """Returns the (m, k) ids of the images of a saved index nearest to (m, d) features, and their cosines, as
+    `FeatureIndex.search`.
 
     Raises:
-        UserError: as `open_index`; or the features are not those of the index.
+        UserError: as `open_index`, or the features have another size than those of the index.
     """
     index = open_index(folder)
     if features.shape[1] != index.vectors.d:
@@ -154,7 +160,7 @@ def search_index(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np
 
 
 def gallery_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
-    """The sorted ids that are searched."""
+    """Returns the sorted ids that are searched."""
     return {
         "train": splits.train,
         "test": splits.test,
@@ -184,7 +190,7 @@ def _save_gallery(worker: StageContext, stage: Retrieve, instance: StageInstance
 def _measure_retrieval(
     stage: Retrieve, index: FeatureIndex, asked: tuple[np.ndarray, Tensor], labels: np.ndarray
 ) -> dict[str, Any]:
-    """What the (ids, features) of the queries find; where there are labels, how much of it is right."""
+    """Returns what the queries, (ids, features), find and, where there are labels, how much of it is right."""
     ids, features = asked
     few = choose_queries(ids, labels)
     shown = _search_others(index, (ids[few], features[few]), NUM_NEIGHBOURS)
@@ -211,7 +217,7 @@ def _measure_retrieval(
 
 
 def _search_others(index: FeatureIndex, asked: tuple[np.ndarray, Tensor], k: int) -> np.ndarray:
-    """(m, k) ids, never the query's own."""
+    """Returns (m, k) ids of the nearest images, never the query's own."""
     ids, features = asked
     return remove_query(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
 
@@ -222,7 +228,10 @@ class RetrieveStage(StageKind[Retrieve]):
     section = Retrieve
 
     def run(self, worker: StageContext, stage: Retrieve, instance: StageInstance) -> None:
-        """Leave `index/` of the pretrained features and `result.json` in the instance's folder. Runs on every worker; the search is on rank 0."""
+        """Writes `index/` of the pretrained features and `result.json` into the instance's folder.
+
+        All workers compute features; rank 0 searches.
+        """
         searched, asked = gallery_ids(stage, worker.splits), query_ids(stage, worker.splits)
         ids = np.union1d(searched, asked)
         swept = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)
@@ -275,7 +284,7 @@ class RetrieveStage(StageKind[Retrieve]):
 
 
 def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) -> None:
-    """Enough images to be found, besides the query itself."""
+    """Checks that a query can find enough images besides itself."""
     searched, asked = gallery_ids(stage, splits), query_ids(stage, splits)
     if len(asked) < workers:
         raise UserError(f"{where}.queries: {stage.queries!r} has {len(asked)} images for {workers} workers: too few")
@@ -284,5 +293,6 @@ def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) ->
     others = len(searched) - bool(np.isin(asked, searched).any())
     if max(stage.precision_at) > others:
         raise UserError(
-            f"{where}.precision_at: {max(stage.precision_at)} is more than the {others} images that a query can find; valid: 1 to {others}"
+            f"{where}.precision_at: {max(stage.precision_at)} is more than the {others} images that a query can find; "
+            f"valid: 1 to {others}"
         )

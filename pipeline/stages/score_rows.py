@@ -19,7 +19,8 @@ ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scrat
 class ScoreRow:
     """Test scores (0..1) of one measure, by seed.
 
-    `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a recipe's `expected` calls the row.
+    `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a
+    recipe's `expected` calls the row.
     `scale` is the factor between a score and its displayed value.
     """
 
@@ -52,7 +53,9 @@ class ScoreRow:
 
 
 def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[ScoreRow]:
-    """Returns the rows of all finished `instances`, in the order of the recipe's stages; none where the test split is left alone."""
+    """Returns the rows of all finished `instances`, in the order of the recipe's stages; none where the test split is
+    left alone.
+    """
     out: list[ScoreRow] = []
     for name, stage in recipe.stages.items() if recipe.score_test else ():
         finished = [instance for instance in instances if instance.stage == name and instance.result is not None]
@@ -63,7 +66,9 @@ def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[Score
 
 
 def _shown_measures(stage: StageConfig, expected: Sequence[ExpectedResult]) -> list[Measure]:
-    """Returns the measures that the table shows; those that are shown only if the recipe expects them stand in its order."""
+    """Returns the measures that the table shows; those that are shown only if the recipe expects them stand in its
+    order.
+    """
     wanted = {measure.name: measure for measure in stage.measures if measure.only_if_expected}
     always = [measure for measure in stage.measures if not measure.only_if_expected]
     return [*always, *(wanted[row.measure] for row in expected if row.measure in wanted)]
@@ -76,7 +81,9 @@ def _measure_rows(
     finished: Sequence[StageInstance],
     expected: Sequence[ExpectedResult],
 ) -> list[ScoreRow]:
-    """Returns a row for every arm beside the last, its baseline; for the last one too, if it is alone or the recipe expects its number."""
+    """Returns a row for every arm beside the last, its baseline; for the last one too, if it is alone or the recipe
+    expects its number.
+    """
     kind = stage_kind(stage)
     *arms, last = measure.arms
     values = {

@@ -1,4 +1,4 @@
-"""What the stages share: an instance is one stage with one seed; its folder is found again by the fingerprint of all that decides its result."""
+"""An instance is one stage with one seed. Its folder is named by a hash of all that decides its result."""
 
 import json
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True)
 class TrainingSegment:
-    """A part of a training that is made in parts, with settings that differ between them.
+    """A part of a training that is done in parts, with settings that differ between them.
 
-    `before`: of the parts before it that had other settings, in order: [epochs at its end, by dotted key its settings]. `begin`: the folder of
-    the training that it goes on from (`checkpoints/`, and what was logged), None: its own, or none. `until`: epochs after which it pauses, None: it
-    goes to its end.
+    `before` lists the earlier parts with other settings, each as [epochs at its end, settings by dotted key]. `begin`
+    is the folder of the training that this one continues (its checkpoints and logged numbers), None to continue its
+    own. `until` is the number of epochs after which it pauses, None to train to the end.
     """
 
     stage: str
@@ -25,8 +25,11 @@ class TrainingSegment:
 
 @dataclass(frozen=True)
 class StageInstance:
-    """One stage with one seed. `encoder`: the folder of the encoder it starts from, None for pretraining; `beside`: of the head it looks
-    through, or the decoder it goes on from. `begin`, `until`: as of a `Passage`."""
+    """One stage with one seed.
+
+    `encoder` is the folder of the encoder it starts from, None if it starts from none. `companion` is the folder of the
+    head or decoder that it needs besides. `begin` and `until` are those of its `TrainingSegment`.
+    """
 
     stage: str
     seed: int
@@ -43,7 +46,7 @@ class StageInstance:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the stage found, None until it has finished."""
+        """What the stage found; None until it has finished."""
         try:
             return dict(json.loads((self.folder / RESULT_FILE).read_text("utf-8")))
         except (OSError, ValueError):

@@ -1,7 +1,8 @@
 """The contract of a kind of stage: all that the pipeline must know of it.
 
-A new kind is a file in this folder with a section (a `StageConfig`) and a `StageKind`, and a line in `registry.py`. What the base class gives is
-enough to run it, to resume it, to show its measures in tables and to publish its numbers; each method below adds one thing to that.
+A new kind is a file in this folder with a section (a `StageConfig`) and a `StageKind`, and a line in `registry.py`.
+What the base class gives is enough to run it, to resume it, to show its measures in tables and to publish its numbers;
+each method below adds one thing to that.
 """
 
 from abc import ABC, abstractmethod
@@ -53,7 +54,8 @@ class MetricsFile:
 class StageKind(ABC, Generic[StageSection]):
     """A kind of stage. `section` is its part of a recipe; `runs_on` says where `run` is called.
 
-    workers: on every training worker, under Ray Train or in this process. driver: in this process. driver+ray: in this process, with Ray started.
+    workers: on every training worker, under Ray Train or in this process. driver: in this process. driver+ray: in this
+    process, with Ray started.
     """
 
     section: type[StageSection]
@@ -77,7 +79,8 @@ class StageKind(ABC, Generic[StageSection]):
     # Checks, in the order in which they are made
 
     def check_encoder(self, name: str, stage: StageSection, recipe: Recipe, encoder: Encoder) -> None:
-        """Checks the stage against an encoder of the recipe's architecture. `name` is the stage's: its keys start with `stages.<name>`.
+        """Checks the stage against an encoder of the recipe's architecture. `name` is the stage's: its keys start with
+        `stages.<name>`.
 
         Raises:
             UserError: names the dotted key, the value and the valid values; so do all checks below.
@@ -128,7 +131,9 @@ class StageKind(ABC, Generic[StageSection]):
         return False
 
     def check_objective(self, where: str, stage: StageSection, name: str, objective: str) -> None:
-        """Checks an objective that `objectives` does not name. `objective` is its name with the stage's `name` before it."""
+        """Checks an objective that `objectives` does not name. `objective` is its name with the stage's `name` before
+        it.
+        """
 
         valid = tuple(f"{name}.{one}" if one else name for one in self.objectives(stage))
         raise UserError(f"{where}: {objective!r} is not measured; {suggest_valid(objective, valid)}")
@@ -147,9 +152,13 @@ class StageKind(ABC, Generic[StageSection]):
         return []
 
     def table_bytes(self, stage: StageSection, encoder: Callable[[], Encoder], classes: int) -> int:
-        """Returns the bytes that the stage keeps for every image it trains on. `encoder` makes one of the recipe's architecture."""
+        """Returns the bytes that the stage keeps for every image it trains on. `encoder` makes one of the recipe's
+        architecture.
+        """
         return 0
 
     def count_epoch_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
-        """Returns how many images an epoch is drawn from, and how many of them a batch takes; None if the stage does not train."""
+        """Returns how many images an epoch is drawn from, and how many of them a batch takes; None if the stage does
+        not train.
+        """
         return None

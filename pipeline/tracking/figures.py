@@ -1,49 +1,55 @@
-"""The pictures of one stage and seed: PNG files beside its other files, in MLflow under the same names, and what each of them shows."""
+"""Figures of a stage and seed: PNG files in its folder, the same files in MLflow, and an index of what they show."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import Protocol
 
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
 
-FOLDER, INDEX = "figures", "index.json"
-DPI = 120
+FIGURES_FOLDER, FIGURES_INDEX = "figures", "index.json"
+FIGURE_DPI = 120
+
+
+class SavableFigure(Protocol):
+    """A figure of matplotlib, which this package does not import."""
+
+    def savefig(self, file: Path, /, *, dpi: int) -> object: ...
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One picture. `alt`: what it shows, in a sentence, for those who do not see it."""
+class FigureEntry:
+    """A figure's file name without `.png`, its title, and a sentence that describes it for people who cannot see it."""
 
     name: str
     title: str
     alt: str
 
 
-class Album:
-    """`add` puts a picture in. The index, written after each, makes it count."""
+class FigureLog:
+    """Writes the figures of a stage and seed to its folder and to MLflow. A figure counts once the index lists it."""
 
-    def __init__(self, tracking: Tracking, run_id: str, folder: Path) -> None:
-        self.tracking, self.run_id, self.folder = tracking, run_id, folder / FOLDER
+    def __init__(self, tracking: TrackingClient, run_id: str, folder: Path) -> None:
+        self.tracking, self.run_id, self.folder = tracking, run_id, folder / FIGURES_FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.entries: list[Entry] = []
+        self.entries: list[FigureEntry] = []
 
-    def add(self, name: str, figure: Figure, title: str, alt: str = "") -> None:
-        """`name`: of the file, without `.png`."""
+    def add(self, name: str, figure: SavableFigure, title: str, alt: str = "") -> None:
+        """Saves a figure as `<name>.png`, logs it, and adds it to the index. The default of `alt` is the title."""
         file = self.folder / f"{name}.png"
-        figure.savefig(file, dpi=DPI)
-        self.tracking.client.log_artifact(self.run_id, str(file), FOLDER)
-        self.entries.append(Entry(name, title, alt or title))
-        write_json(self.folder / INDEX, [asdict(entry) for entry in self.entries])
+        figure.savefig(file, dpi=FIGURE_DPI)
+        self.tracking.client.log_artifact(self.run_id, str(file), FIGURES_FOLDER)
+        self.entries.append(FigureEntry(name, title, alt or title))
+        write_json(self.folder / FIGURES_INDEX, [asdict(entry) for entry in self.entries])
 
 
-def pictures(folder: Path) -> list[tuple[Path, Entry]]:
-    """What an album holds, in its order: the file of each picture and what it shows. `folder`: of the stage and seed."""
+def list_figures(folder: Path) -> list[tuple[Path, FigureEntry]]:
+    """Returns the files and entries of the figures in the folder of a stage and seed, in the order of the index."""
     try:
-        entries = [Entry(**entry) for entry in json.loads((folder / FOLDER / INDEX).read_text("utf-8"))]
+        index = json.loads((folder / FIGURES_FOLDER / FIGURES_INDEX).read_text("utf-8"))
+        entries = [FigureEntry(**entry) for entry in index]
     except (OSError, ValueError, TypeError):
         return []
-    files = [(folder / FOLDER / f"{entry.name}.png", entry) for entry in entries]
+    files = [(folder / FIGURES_FOLDER / f"{entry.name}.png", entry) for entry in entries]
     return [(file, entry) for file, entry in files if file.exists()]

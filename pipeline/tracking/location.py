@@ -1,4 +1,4 @@
-"""Where runs are kept: the storage and the MLflow that a recipe names, or `storage=...` and `tracking.uri=...` on the command line."""
+"""The location of runs: a storage folder and an experiment in MLflow, from a recipe or from the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,80 +11,78 @@ from firstlight.pipeline.errors import UserError, suggest_valid
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
-KEYS = ("storage", "tracking.uri", "tracking.experiment")
+LOCATION_KEYS = ("storage", "tracking.uri", "tracking.experiment")
 
 
 @dataclass(frozen=True)
-class Records:
-    """A storage folder, and the experiment of the MLflow beside it or elsewhere."""
+class TrackingLocation:
+    """A storage folder, the URI of MLflow, and the name of an experiment there."""
 
     storage: Path
     uri: str
     experiment: str
 
     @classmethod
-    def of(cls, recipe: "Recipe") -> "Records":
-        return _records(recipe.storage, recipe.tracking.uri, recipe.tracking.experiment)
+    def of(cls, recipe: "Recipe") -> "TrackingLocation":
+        return _make_location(recipe.storage, recipe.tracking.uri, recipe.tracking.experiment)
 
     @property
     def database(self) -> Path | None:
-        """The file of an SQLite database; None: a server."""
+        """Returns the file of an SQLite database, None for a server."""
         path = self.uri.removeprefix("sqlite:///")
         return None if path == self.uri else Path(path)
 
     @property
-    def local(self) -> bool:
-        """Whether a server can be started on it here."""
+    def is_local(self) -> bool:
+        """Returns True if MLflow's user interface can be started here, so `uri` is no server."""
         return not self.uri.startswith(("http://", "https://"))
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """What says the same on a command line; () where it is what is meant without a word."""
-        default = _records(Path("runs"), None, "firstlight")
-        told = {"storage": str(self.storage), "tracking.uri": self.uri, "tracking.experiment": self.experiment}
+    def as_overrides(self) -> tuple[str, ...]:
+        """Returns the overrides that give this location on the command line; empty for the default."""
+        default = _make_location(Path("runs"), None, "firstlight")
+        values = {"storage": str(self.storage), "tracking.uri": self.uri, "tracking.experiment": self.experiment}
         usual = {
             "storage": str(default.storage),
-            "tracking.uri": _records(self.storage, None, "").uri,
+            "tracking.uri": _make_location(self.storage, None, "").uri,
             "tracking.experiment": default.experiment,
         }
-        return tuple(f"{key}={value}" for key, value in told.items() if value != usual[key])
+        return tuple(f"{key}={value}" for key, value in values.items() if value != usual[key])
 
 
-def _records(storage: Path, uri: str | None, experiment: str) -> Records:
+def _make_location(storage: Path, uri: str | None, experiment: str) -> TrackingLocation:
     storage = storage.resolve()
-    return Records(storage, uri or f"sqlite:///{storage / 'mlflow.db'}", experiment)
+    return TrackingLocation(storage, uri or f"sqlite:///{storage / 'mlflow.db'}", experiment)
 
 
-def named(words: Sequence[str]) -> Records:
-    """Where the words of a command line say that runs are kept: a recipe, whose keys count, and key=value, which count before it.
+def parse_location(arguments: Sequence[str]) -> TrackingLocation:
+    """Returns the location that the arguments of a command give: a recipe, and key=value, which override its keys.
 
     Raises:
-        UserError: a recipe that is not there; a key that is none of `KEYS`; a value that is no text.
+        UserError: the recipe cannot be read, a key is not in `LOCATION_KEYS`, or a value is not a text.
     """
-    recipes = [word for word in words if "=" not in word]
+    recipes = [word for word in arguments if "=" not in word]
     if len(recipes) > 1:
-        raise UserError(
-            f"{' '.join(recipes)}: one recipe at most says where runs are kept; or give {', '.join(f'{key}=' for key in KEYS)}"
-        )
-    told: dict[str, Any] = _told_by(Path(recipes[0])) if recipes else {}
-    for word in words:
+        keys = ", ".join(f"{key}=" for key in LOCATION_KEYS)
+        raise UserError(f"{' '.join(recipes)}: several recipes; valid: one recipe, or {keys}")
+    values: dict[str, Any] = _read_recipe_keys(Path(recipes[0])) if recipes else {}
+    for word in arguments:
         key, sign, value = word.partition("=")
-        if sign and key not in KEYS:
-            raise UserError(f"{key}: is no key of where runs are kept; {suggest_valid(key, KEYS)}")
+        if sign and key not in LOCATION_KEYS:
+            raise UserError(f"{key}: does not say where runs are kept; {suggest_valid(key, LOCATION_KEYS)}")
         if sign:
-            told[key] = yaml_reader.parse_yaml(value, where=key)
-    for key, value in told.items():
+            values[key] = yaml_reader.parse_yaml(value, where=key)
+    for key, value in values.items():
         if not isinstance(value, str) or not value:
             raise UserError(f"{key}: {value!r} is not valid; valid: a text")
-    return _records(
-        Path(told.get("storage", "runs")), told.get("tracking.uri"), told.get("tracking.experiment", "firstlight")
-    )
+    experiment = values.get("tracking.experiment", "firstlight")
+    return _make_location(Path(values.get("storage", "runs")), values.get("tracking.uri"), experiment)
 
 
-def _told_by(recipe: Path) -> dict[str, Any]:
+def _read_recipe_keys(recipe: Path) -> dict[str, Any]:
     raw = yaml_reader.read_yaml(recipe)
     tracking = raw.get("tracking")
     flat = {"storage": raw.get("storage")} | {
         f"tracking.{key}": value for key, value in (tracking if isinstance(tracking, dict) else {}).items()
     }
-    return {key: value for key, value in flat.items() if key in KEYS and value is not None}
+    return {key: value for key, value in flat.items() if key in LOCATION_KEYS and value is not None}

@@ -1,4 +1,4 @@
-"""Progress: a thread of the driver reads what the workers append to their metrics files, shows it, and hands new rows on to MLflow."""
+"""Progress of stages: a thread of the driver follows the metrics files of the workers, and logs new rows to MLflow."""
 
 import contextlib
 import json
@@ -24,39 +24,44 @@ from rich.progress import (
 )
 
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.retry import reason
+from firstlight.pipeline.tracking.retry import describe_failure
 
 POLL_S = 0.5
-QUIET_S = 20.0  # without a terminal: a line so often
+# Between the lines that are printed if stdout is not a terminal.
+LINE_INTERVAL_S = 20.0
 
-Rows = list[dict[str, Any]]
-# Called with an instance, the share of its stage that is done (0..1, over all seeds), and the new rows of the instance.
-Listener = Callable[[StageInstance, float, Rows], None]
+JsonRows = list[dict[str, Any]]
+# Called with an instance, the share of its stage that is done (0..1, over all seeds), and new rows of the instance.
+ProgressListener = Callable[[StageInstance, float, JsonRows], None]
 
 
 @dataclass
-class Followed:
-    """One metrics file. Rows up to `logged` are in MLflow already."""
+class FollowedFile:
+    """One metrics file, and what was read of it.
+
+    `logged` is the last step that MLflow has, and `pending` are later rows that it does not have yet. `last` is the
+    line that ends at `offset`. `share_done` is in 0..1. The listener gets no rows of a file without an `instance`.
+    """
 
     file: Path
     label: str
-    log: Callable[[Rows], None]
+    log: Callable[[JsonRows], None]
     logged: int = -1
     offset: int = 0
-    last: bytes = b""  # the line that ends at `offset`
-    done: float = 0.0  # share of its steps
+    last: bytes = b""
+    share_done: float = 0.0
     notes: set[str] = field(default_factory=set)
     problem: str = ""
-    pending: Rows = field(default_factory=list)  # not in MLflow yet: it is down, or was a moment ago
-    # What the file belongs to. The listener gets no rows of a file without it.
+    pending: JsonRows = field(default_factory=list)
     instance: StageInstance | None = None
 
-    def fresh(self) -> Rows:
-        """The whole lines that were appended since the last call (all of them, when the file was cut back by a resumed worker)."""
+    def read_new_rows(self) -> JsonRows:
+        """Returns the rows appended since the last call, or all rows if a resumed worker has truncated the file."""
         try:
             with open(self.file, "rb") as file:
                 file.seek(self.offset - len(self.last))
-                if file.read(len(self.last)) != self.last:  # cut back, and maybe grown past this place again since
+                # Truncated, and maybe grown beyond this offset again.
+                if file.read(len(self.last)) != self.last:
                     self.offset, self.last = file.seek(0), b""
                 data = file.read()
         except FileNotFoundError:
@@ -66,31 +71,32 @@ class Followed:
         self.offset, self.last = self.offset + len(whole), lines[-1] if lines else self.last
         rows = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # half a row of a killed worker
+            # A killed worker may have left an incomplete row.
+            with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
 
-    def keep(self, rows: Rows) -> None:
-        """Rows for MLflow; steps that a resumed worker made again are there already."""
+    def queue_rows(self, rows: JsonRows) -> None:
+        """Queues rows for MLflow, without those of steps that a resumed worker has repeated."""
         new = [row for row in rows if row["step"] > self.logged]
         if new:
             self.logged = new[-1]["step"]
             self.pending += new
 
-    def hand_on(self) -> None:
-        """Training does not stop because MLflow is away: what it refuses now is offered again."""
+    def send_rows(self) -> None:
+        """Logs the pending rows to MLflow. If that fails, they stay pending: an outage does not stop a training."""
         if not self.pending:
             return
         try:
             self.log(self.pending)
         except Exception as error:
-            self.problem = reason(error)
+            self.problem = describe_failure(error)
             return
         self.pending, self.problem = [], ""
 
 
-class Counted:
-    """Progress of work that counts itself: `with Counted(console, title) as counted: ... counted.advance(done, total)`."""
+class ProgressCounter:
+    """Shows the progress of work that counts images: `with ProgressCounter(...) as c: c.show_count(done, total)`."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console, self.title, self.seen, self.remark = console, title, 0, ""
@@ -106,9 +112,9 @@ class Counted:
         )
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=None, rate="")
-        self.started = self.shown = time.monotonic()
+        self.started = self.printed_at = time.monotonic()
 
-    def __enter__(self) -> "Counted":
+    def __enter__(self) -> "ProgressCounter":
         self.progress.start()
         return self
 
@@ -117,29 +123,34 @@ class Counted:
     ) -> None:
         self.progress.stop()
         if not self.console.is_terminal and self.seen and kind is None:
-            told = f"{self.title}: {self.seen:,} images{self.remark} in {time.monotonic() - self.started:.0f} s"
-            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
+            text = f"{self.title}: {self.seen:,} images{self.remark} in {time.monotonic() - self.started:.0f} s"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def advance(self, done: int, total: int) -> None:
+    def show_count(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` images are done."""
         self.seen = done
         rate = done / max(time.monotonic() - self.started, 1e-9)
         self.progress.update(self.task, completed=done, total=total, rate=f"{rate:,.0f} images/s")
-        if not self.console.is_terminal and done < total and time.monotonic() - self.shown > QUIET_S:
-            self.shown = time.monotonic()
-            told = f"{self.title}: {done:,} of {total:,} images  {rate:,.0f} images/s  about {(total - done) / max(rate, 1e-9):.0f} s left"
-            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
+        if not self.console.is_terminal and done < total and time.monotonic() - self.printed_at > LINE_INTERVAL_S:
+            self.printed_at = time.monotonic()
+            left = (total - done) / max(rate, 1e-9)
+            text = f"{self.title}: {done:,} of {total:,} images  {rate:,.0f} images/s  about {left:.0f} s left"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class Follow:
-    """`with Follow(console, title, files): ...` shows one progress line for all the files together; `listener` is told as well."""
+class ProgressFollower:
+    """Shows one progress line for several metrics files, and logs their rows: `with ProgressFollower(...): ...`.
+
+    `listener` is called with new rows.
+    """
 
     def __init__(
-        self, console: Console, title: str, files: Sequence[Followed], listener: Listener | None = None
+        self, console: Console, title: str, files: Sequence[FollowedFile], listener: ProgressListener | None = None
     ) -> None:
         self.console, self.title, self.files, self.listener = console, title, files, listener
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._loop, daemon=True, name="follow")
-        self.shown = time.monotonic()
+        self.thread = threading.Thread(target=self._poll_files, daemon=True, name="follow")
+        self.printed_at = time.monotonic()
         self.status = ""
         columns = (
             SpinnerColumn(finished_text="[green]✓[/]"),
@@ -154,7 +165,7 @@ class Follow:
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.progress.add_task(title, total=max(len(files), 1), status="starting")
 
-    def __enter__(self) -> "Follow":
+    def __enter__(self) -> "ProgressFollower":
         self.started = time.monotonic()
         self.progress.start()
         if not self.console.is_terminal:
@@ -167,10 +178,10 @@ class Follow:
     ) -> None:
         self.stopped.set()
         self.thread.join()
-        self._look()
+        self._read_files()
         for followed in self.files:
             if followed.pending:
-                self._note(
+                self._print_note(
                     followed,
                     f"{len(followed.pending)} rows are not in MLflow yet ({followed.problem}): {followed.file}",
                 )
@@ -179,42 +190,40 @@ class Follow:
         self.progress.stop()
         if not self.console.is_terminal:
             state = "done" if kind is None else "stopped"
-            self.console.print(
-                f"{self.title}: {state} after {time.monotonic() - self.started:.0f} s{', ' + self.status if self.status else ''}",
-                soft_wrap=True,
-            )
+            text = f"{self.title}: {state} after {time.monotonic() - self.started:.0f} s"
+            self.console.print(f"{text}{', ' + self.status if self.status else ''}", soft_wrap=True)
 
-    def _loop(self) -> None:
+    def _poll_files(self) -> None:
         while not self.stopped.wait(POLL_S):
-            self._look()
+            self._read_files()
 
-    def _look(self) -> None:
+    def _read_files(self) -> None:
         for followed in self.files:
-            rows = followed.fresh()
+            rows = followed.read_new_rows()
             for row in rows:
                 if "note" in row and row["note"] not in followed.notes:
                     followed.notes.add(row["note"])
-                    self._note(followed, row["note"])
+                    self._print_note(followed, row["note"])
             steps = [row for row in rows if "step" in row]
             if steps:
-                self._show(followed, steps[-1])
+                self._show_progress(followed, steps[-1])
                 if self.listener and followed.instance:
-                    self.listener(followed.instance, sum(f.done for f in self.files) / len(self.files), steps)
-            followed.keep([row for row in steps if "loss" in row])
-            followed.hand_on()
+                    self.listener(followed.instance, sum(f.share_done for f in self.files) / len(self.files), steps)
+            followed.queue_rows([row for row in steps if "loss" in row])
+            followed.send_rows()
 
-    def _note(self, followed: Followed, text: str) -> None:
+    def _print_note(self, followed: FollowedFile, text: str) -> None:
         self.console.print(f"[yellow]note[/] {followed.label}: {escape(text)}", soft_wrap=True)
 
-    def _show(self, followed: Followed, row: dict[str, Any]) -> None:
-        followed.done = row["step"] / row["of"]
+    def _show_progress(self, followed: FollowedFile, row: dict[str, Any]) -> None:
+        followed.share_done = row["step"] / row["of"]
         parts = [followed.label, f"{row['images_per_s']:,.0f} images/s"]
         parts += [f"loss {row['loss']:.4f}"] if "loss" in row else []
         self.status = "  ".join(parts)
-        self.progress.update(self.task, completed=sum(f.done for f in self.files), status=self.status)
-        if not self.console.is_terminal and time.monotonic() - self.shown > QUIET_S:
-            self.shown = time.monotonic()
-            share = sum(f.done for f in self.files) / len(self.files)
+        self.progress.update(self.task, completed=sum(f.share_done for f in self.files), status=self.status)
+        if not self.console.is_terminal and time.monotonic() - self.printed_at > LINE_INTERVAL_S:
+            self.printed_at = time.monotonic()
+            share = sum(f.share_done for f in self.files) / len(self.files)
             left = (time.monotonic() - self.started) * (1 - share) / max(share, 1e-6)
             self.console.print(
                 f"{self.title}: {share:.0%}  {self.status}  about {left:.0f} s left", highlight=False, soft_wrap=True

@@ -1,4 +1,4 @@
-"""MLflow that may be away: its client with patience, and what a recipe leaves there, kept until it is back."""
+"""A retrying client of MLflow, for outages of its server or database."""
 
 import os
 import sqlite3
@@ -7,99 +7,83 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from firstlight.pipeline.errors import one_line
 
-from firstlight.pipeline.errors import StageFailed
-
-WAITS = (0.5, 2.0, 5.0)  # seconds between the attempts of a call; after them MLflow counts as away
-END_S = 60.0  # how long a recipe waits for MLflow at its end
-STILL_S = 3.0  # between its attempts there
-START_TIMEOUT_S, START_RETRIES = (
-    4,
-    1,
-)  # of the first request to a server: with what is waited between them within 15 seconds
-AWAY = (
-    "INTERNAL_ERROR",
-    "TEMPORARILY_UNAVAILABLE",
-    "REQUEST_LIMIT_EXCEEDED",
-)  # what MLflow calls a server that is gone and a locked database
+# Pauses between the attempts of a call. After the last attempt, MLflow counts as unreachable.
+RETRY_WAITS_S = (0.5, 2.0, 5.0)
+# Of the first request to a server: it fails within 15 seconds, MLflow's own pauses included.
+SHORT_TIMEOUT_S, SHORT_TIMEOUT_RETRIES = 4, 1
+# MLflow's codes for a server that is down and a locked database.
+UNAVAILABLE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+READ_TIMED_OUT = "read timed out"
+CONNECTION_PROBLEMS = (
+    *("Connection refused", "Name or service not known", READ_TIMED_OUT, "No route to host", "Connection reset"),
+    "database is locked",
+)
+MAX_FAILURE_CHARACTERS = 160
 
 
-class Away(Exception):
-    """MLflow did not take a call, also when it was repeated."""
+class TrackingUnavailable(Exception):
+    """MLflow is unreachable: a call failed, and so did its repetitions."""
 
 
-class Unpublished(StageFailed):
-    """Everything was done, and MLflow has not got all of it. `found`: the rows of the table."""
-
-    found: tuple[Any, ...] = ()
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later: no connection, a locked database, a full disk."""
+def is_unavailable(error: BaseException) -> bool:
+    """Returns True if the same call may succeed later: no connection, a locked database or a full disk."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return error.error_code in AWAY
+        return error.error_code in UNAVAILABLE_CODES
     return isinstance(error, (OSError, sqlite3.OperationalError)) and not isinstance(error, FileNotFoundError)
 
 
-class Patient:
-    """A client whose calls are repeated while MLflow is away. Once it has been, a call is made once only and in haste, until one succeeds."""
+class RetryingClient:
+    """A client of MLflow that repeats the calls that fail because MLflow is unreachable.
+
+    After such a failure, each call is tried only once and with short timeouts, until one succeeds.
+
+    Raises:
+        TrackingUnavailable: a call and its repetitions failed.
+    """
 
     def __init__(self, client: Any) -> None:
-        self._client, self._away = client, False
+        self._client, self._unreachable = client, False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            waits = iter(() if self._away else WAITS)
+            waits = iter(() if self._unreachable else RETRY_WAITS_S)
             while True:
                 try:
-                    with hasty() if self._away else nullcontext():
+                    with short_timeouts() if self._unreachable else nullcontext():
                         answer = method(*arguments, **named)
                 except Exception as error:
-                    if not is_away(error):
+                    if not is_unavailable(error):
                         raise
-                    wait = (
-                        None if reason(error) == SILENT else next(waits, None)
-                    )  # a silent server has been waited for already
+                    # The timeout of a server that does not answer was wait enough.
+                    wait = None if describe_failure(error) == READ_TIMED_OUT else next(waits, None)
                     if wait is None:
-                        self._away = True
-                        raise Away(reason(error)) from error
+                        self._unreachable = True
+                        raise TrackingUnavailable(describe_failure(error)) from error
                     time.sleep(wait)
                 else:
-                    self._away = False
+                    self._unreachable = False
                     return answer
 
         return call
 
 
-SILENT = "read timed out"
-
-
-def reason(error: BaseException) -> str:
-    """One short line; of a request, what happened to the connection."""
-    text = " ".join((str(error) or type(error).__name__).split())
-    for told in (
-        "Connection refused",
-        "Name or service not known",
-        SILENT,
-        "No route to host",
-        "Connection reset",
-        "database is locked",
-    ):
-        if told.lower() in text.lower():
-            return told.lower()
-    return text[:160]
+def describe_failure(error: BaseException) -> str:
+    """Returns one short line about an error: for a request, what happened to the connection."""
+    text = one_line(str(error) or type(error).__name__, 10_000)
+    problem = next((problem for problem in CONNECTION_PROBLEMS if problem.lower() in text.lower()), None)
+    return problem.lower() if problem else one_line(text, MAX_FAILURE_CHARACTERS)
 
 
 @contextmanager
-def hasty() -> Iterator[None]:
-    """A server that does not answer is found out within seconds; uploads, later, get MLflow's own time."""
-    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": START_TIMEOUT_S, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": START_RETRIES}
+def short_timeouts() -> Iterator[None]:
+    """Shortens MLflow's timeouts in the block, so that a server that does not answer is detected within seconds."""
+    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": SHORT_TIMEOUT_S, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": SHORT_TIMEOUT_RETRIES}
     before = {key: os.environ.get(key) for key in limits}
     os.environ.update({key: str(value) for key, value in limits.items()})
     try:
@@ -107,62 +91,3 @@ def hasty() -> Iterator[None]:
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
-class Outbox:
-    """What is to be published, in order. Work goes on while MLflow is away: what it does not take waits here, and its makings are on disk."""
-
-    def __init__(self, uri: str, console: Console) -> None:
-        self.uri, self.console = uri, console
-        self.waiting: dict[str, Callable[[], None]] = {}
-        self.problem = ""
-
-    def put(self, label: str, publish: Callable[[], None]) -> None:
-        """Publish it behind all that waits, or keep it. `publish` may be called again after it has failed half-way."""
-        self.waiting[label] = publish
-        self.again()
-
-    def again(self) -> None:
-        """Offer what waits, up to the first that is refused."""
-        published = []
-        for label, publish in list(self.waiting.items()):
-            try:
-                publish()
-            except Away as error:
-                self.tell(str(error))
-                return
-            del self.waiting[label]
-            published.append(label)
-        if self.problem and published:
-            self._note(f"MLflow at {self.uri} is back, and has {', '.join(published)}")
-            self.problem = ""
-
-    def tell(self, problem: str) -> None:
-        """Once an outage."""
-        if not self.problem:
-            self._note(
-                f"MLflow at {self.uri} is away ({problem}): the work goes on, its results are kept on disk and published later"
-            )
-        self.problem = problem
-
-    def settle(self) -> None:
-        """Wait for MLflow, for a bounded time.
-
-        Raises:
-            Unpublished: it did not come back; names `tracking.uri` and what is not published.
-        """
-        end = time.monotonic() + END_S
-        self.again()
-        if self.waiting:
-            self._note(f"waiting up to {END_S:.0f} s for MLflow, to publish {', '.join(self.waiting)}")
-        while self.waiting and time.monotonic() < end:
-            time.sleep(STILL_S)
-            self.again()
-        if self.waiting:
-            what = f"{len(self.waiting)} of its results are on disk and not published ({', '.join(self.waiting)})"
-            raise Unpublished(
-                f"tracking.uri: {self.uri!r} is away ({self.problem}): {what}; run the same command again to publish them"
-            )
-
-    def _note(self, text: str) -> None:
-        self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ REPORTED_PACKAGES = ("firstlight", "torch", "ray", "mlflow")
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """All attempts together.
+    """The sum of all attempts at one piece of work.
 
     `began` and `ended` are in seconds since 1970; `ended` is None if the last attempt was killed or still runs.
     `seconds` is the sum over the attempts that ended, in success or not. `machine` is that of the last attempt.

@@ -118,7 +118,7 @@ class Checkpoints:
         """Writes a checkpoint. Once this returns, the checkpoint is durable.
 
         Raises:
-            StopTraining: on all ranks: a file cannot be written, because the disk is full for example; names the folder.
+            StopTraining: on all ranks: a file cannot be written, for example to a full disk; names the folder.
         """
         target = self.folder / broadcast_object(f"step-{step:09d}-{uuid.uuid4().hex[:8]}")
         files, problem = {}, None
@@ -170,7 +170,7 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def read_newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Returns the newest intact checkpoint (None if none was written), and a line for each damaged one that was skipped.
+        """Returns the newest intact checkpoint, None if none was written, and a line for each damaged one.
 
         Raises:
             StopTraining: every checkpoint is damaged; to start over silently would lose the training.
@@ -178,7 +178,8 @@ class Checkpoints:
         chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
         if chosen is None and complaints:
             raise StopTraining(
-                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {self.folder} to train from the beginning"
+                f"{'; '.join(complaints)}; no whole checkpoint is left: "
+                f"delete {self.folder} to train from the beginning"
             )
         return (self._read_checkpoint(self.folder / chosen) if chosen else None), complaints
 
@@ -198,7 +199,9 @@ class Checkpoints:
         manifest, files = read_verified(folder)
         try:
             shared = unpack_state(json.loads(files["shared.json"]), load_tensors(files["shared.safetensors"]))
-            shards = [_group_by_table(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")]
+            shards = [
+                _group_by_table(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")
+            ]
             if len(shards) != manifest["world"]:
                 raise DamagedFileError(f"{folder}: has {len(shards)} of {manifest['world']} shards")
             return Checkpoint(int(manifest["step"]), shared, shards, manifest)

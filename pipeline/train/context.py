@@ -1,4 +1,4 @@
-"""What the code of a stage works with, on a training worker of Ray Train or in this process."""
+"""The context of a stage: recipe, images and device of this worker, under Ray Train or in this process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,12 @@ class StageContext:
         stream, splits = recipe.stream, draw_splits(store, recipe.dataset)
         held = splits.train if device_cache.should_cache(stream, store, len(splits.train)) else None
         options = LoadingOptions(
-            on_ray, stream.prefetch, stream.tasks, stream.task_cpus, held, device_cache.should_augment_on_device(stream, store)
+            on_ray,
+            stream.prefetch,
+            stream.tasks,
+            stream.task_cpus,
+            held,
+            device_cache.should_augment_on_device(stream, store),
         )
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)
 

@@ -1,4 +1,4 @@
-"""Images augmented on the training device, batch by batch: cached there decoded, or streamed. Bit-identical to `stream`.
+"""Images augmented on the training device: cached there decoded, or streamed. Batches are bit-identical to `stream`.
 
 Every worker caches all images of the training split, as a batch mixes images from all of it. Each worker decodes a part
 and broadcasts it to the others. The cache is kept for later trainings of the process.
@@ -43,7 +43,7 @@ def should_cache(settings: StreamOptions, store: Store, images: int) -> bool:
 
 
 def explain_streaming(settings: StreamOptions, store: Store, images: int) -> list[str]:
-    """Returns a note if `stream.resident: auto` does not cache the images; `cache_images` returns one if they are cached."""
+    """Returns a note if `stream.resident: auto` streams the images. `cache_images` returns one if it caches them."""
     obstacle = _find_obstacle(settings, store, images)
     return [f"stream.resident: auto streams the images: {obstacle}"] if settings.resident == "auto" and obstacle else []
 
@@ -101,11 +101,15 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     drawn = [loader.sample_params(ids, passes, view, sizes) for view in range(len(loader.ops))]
-    return torch.stack([device_augment.augment_batch(images, view, loader.size) for view in drawn], 1).permute(0, 1, 3, 4, 2)
+    return torch.stack([device_augment.augment_batch(images, view, loader.size) for view in drawn], 1).permute(
+        0, 1, 3, 4, 2
+    )
 
 
-def iterate_cached_batches(held: CachedImages, loader: Loader, order: BatchOrder, options: LoadingOptions) -> Iterator[dict[str, Any]]:
-    """Yields the batches of one rank, in order. A thread draws the parameters and queues the device's work in advance."""
+def iterate_cached_batches(
+    held: CachedImages, loader: Loader, order: BatchOrder, options: LoadingOptions
+) -> Iterator[dict[str, Any]]:
+    """Yields the batches of one rank in order. A thread draws parameters and queues the device's work in advance."""
     tasks = (order.list_batches(index) for index in range(len(order)))
     return stream.prefetch_items(
         (held.build_batch(ids, passes, loader) for rows in tasks for ids, passes in rows), options.prefetch
@@ -142,7 +146,7 @@ _cache: dict[str, CachedImages] = {}
 
 
 def cache_images(loader: Loader, options: LoadingOptions, device: torch.device) -> tuple[CachedImages, list[str]]:
-    """Returns the images with the ids in `options.resident`, on `device`, and notes about newly decoded ones. Collective."""
+    """Returns the images `options.resident` on `device`, and a note if they were decoded for it. Collective."""
     ids, store = options.resident, loader.store
     assert ids is not None
     ids_hash = hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()

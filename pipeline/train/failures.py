@@ -25,7 +25,13 @@ MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
 # Called after every step with the rank and the number of steps done. Only tests set it.
 fault_hook: Callable[[int, int], None] | None = None
-SECONDARY_ERROR_TEXTS = ("third_party/gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer")
+SECONDARY_ERROR_TEXTS = (
+    "third_party/gloo",
+    "NCCL",
+    "ProcessGroup",
+    "Connection closed by peer",
+    "Connection reset by peer",
+)
 
 
 def is_secondary(text: str) -> bool:
@@ -52,13 +58,14 @@ def record_failures(folder: Path) -> Iterator[None]:
         text = one_line(f"{type(error).__name__}: {error}", MAX_RECORDED_CHARACTERS)
         if not is_secondary(text):
             append_json_line(
-                folder / FAILURE_FILES.replace("*", str(rank())), {"error": text, "notes": getattr(error, "__notes__", [])}
+                folder / FAILURE_FILES.replace("*", str(rank())),
+                {"error": text, "notes": getattr(error, "__notes__", [])},
             )
         raise
 
 
 def find_repeated_failure(folder: Path) -> str | None:
-    """Returns a description of the error that a rank has failed with twice after the same step, None if there is none."""
+    """Describes the error that a rank has failed with twice after the same step. Returns None if there is none."""
     for file in sorted(folder.glob(FAILURE_FILES)):
         lines = [line for line in file.read_text("utf-8").splitlines() if line]
         for line in lines:

@@ -15,7 +15,7 @@ from firstlight.pipeline.data.stream import TrainOrder, stream_batches
 from firstlight.pipeline.errors import Paused, Stopped
 from firstlight.pipeline.train import device_cache, failures, watchdog
 from firstlight.pipeline.train.failures import STEP_NOTE_PREFIX
-from firstlight.pipeline.train.metrics import DATA_PART, MetricsLogger, DroppedIds, append_row
+from firstlight.pipeline.train.metrics import DATA_PART, DroppedIds, MetricsLogger, append_row
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, rank, world_size
@@ -51,7 +51,7 @@ def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> Non
     try:
         _run_steps(job, learner, trainer, watch)
     except Exception as error:
-        error.add_note(f"{STEP_NOTE_PREFIX}{trainer.done}")
+        error.add_note(f"{STEP_NOTE_PREFIX}{trainer.num_done}")
         raise
     # With `norm: batch`, workers have different running statistics. Checkpoints and exported networks have rank 0's.
     broadcast_buffers(learner)
@@ -59,7 +59,7 @@ def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> Non
 
 
 def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, watch: Monitor | None) -> None:
-    step, notes = trainer.resume()
+    step, notes = trainer.resume_training()
     stop = job.pause_step or job.total_steps
     if step == 0 and learner.fills_tables_first:
         _fill_tables(job, learner, trainer.num_rows)
@@ -94,7 +94,7 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, watch: Moni
         if failures.fault_hook is not None:
             failures.fault_hook(rank(), step)
         if last or trainer.is_checkpoint_due(step):
-            trainer.save(step)
+            trainer.save_checkpoint(step)
     clock.close()
     if job.pause_step:
         raise Paused(f"{job.folder.name}: pauses after {job.pause_after_epochs} of {job.training.epochs} epochs")

@@ -1,4 +1,4 @@
-"""Metrics of a training or of a pass over images, in a file that the driver follows to show progress and to log to MLflow.
+"""Metrics of a training or of a pass over images, in a file that the driver follows for progress and for MLflow.
 
 A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": seconds by part}: time that the rows of
 steps do not include.
@@ -96,7 +96,9 @@ class MetricsLogger:
                 batch = next(stream, None)
                 now = time.monotonic()
                 self.waited += now - start
-                self.idle, self.second_step_at = (self.idle + now - start, self.second_step_at) if self.second_step_at else (0.0, now)
+                self.idle, self.second_step_at = (
+                    (self.idle + now - start, self.second_step_at) if self.second_step_at else (0.0, now)
+                )
                 if batch is None:
                     return
                 self.steps += 1
@@ -107,7 +109,7 @@ class MetricsLogger:
         append_row(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
 
     def exclude_time(self, evaluated: tuple[dict[str, float], float]) -> dict[str, float]:
-        """Takes values and the seconds that they took, excludes these from the training's time, and returns the values."""
+        """Excludes the seconds of an evaluation from the training's time. Returns the values of the evaluation."""
         values, seconds = evaluated
         self.since += seconds
         self.second_step_at += seconds
@@ -122,7 +124,10 @@ class MetricsLogger:
         """
         now = time.monotonic()
         elapsed = max(now - self.since, 1e-9)
-        waits, idle = self._gather_value(self.waited / elapsed), self._gather_value(self.idle / max(now - self.second_step_at, 1e-9))
+        waits, idle = (
+            self._gather_value(self.waited / elapsed),
+            self._gather_value(self.idle / max(now - self.second_step_at, 1e-9)),
+        )
         each = {f"data_wait_worker{k}": share for k, share in enumerate(waits)} if world_size() > 1 else {}
         speed = {
             "images_per_s": self.steps * self.plan.batch_size / elapsed,
@@ -138,7 +143,9 @@ class MetricsLogger:
             {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed, **shares},
         )
         self.steps, self.waited, self.since = 0, 0.0, now
-        if not self.noted and now - self.second_step_at > (WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S):
+        if not self.noted and now - self.second_step_at > (
+            WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S
+        ):
             self._note_waiting(idle)
 
     def _note_waiting(self, idle: list[float]) -> None:
@@ -175,7 +182,7 @@ class DroppedIds:
 
 
 def _keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps the wanted rows of a file: a training that continues from a checkpoint repeats the later steps, identically."""
+    """Drops the rows after the checkpoint that a training continues from: it repeats those steps identically."""
     if not path.exists():
         return
     kept = []

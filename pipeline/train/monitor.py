@@ -1,4 +1,4 @@
-"""Monitors the features during pretraining: kNN accuracy on held-out images, metrics without labels, a warning on collapse.
+"""Monitors the features of a pretraining: kNN accuracy on held-out images, metrics without labels, and collapse.
 
 The monitor changes no bit of the training: every step seeds its random numbers from (seed, step), networks are in
 evaluation mode, no gradient is computed, and images are decoded in this process and not through the stream. Labels of
@@ -28,7 +28,14 @@ from firstlight.tasks.pretrain.method import Method
 class FeatureMonitor:
     """Evaluates the features of a method every `stages.<pretrain>.watch.every` epochs, and at the end."""
 
-    def __init__(self, worker: StageContext, stage: TrainingOptions, watch: FeatureMonitorOptions, job: TrainingJob, method: Method) -> None:
+    def __init__(
+        self,
+        worker: StageContext,
+        stage: TrainingOptions,
+        watch: FeatureMonitorOptions,
+        job: TrainingJob,
+        method: Method,
+    ) -> None:
         self.context, self.stage, self.options, self.job, self.method = worker, stage, watch, job, method
         self.warned = False
         splits = worker.splits
@@ -43,7 +50,7 @@ class FeatureMonitor:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], float]:
-        """Returns metrics by name, and the seconds that they took. Writes a note if features have collapsed. Collective."""
+        """Returns metrics by name, and the seconds that they took. Writes a note on collapse. Collective."""
         started = time.monotonic()
         # Running statistics are those of rank 0: the next step, or the end, would share them as well.
         broadcast_buffers(self.method)

@@ -1,4 +1,4 @@
-"""A learner with its optimiser, schedule and checkpoints: one step, and how its state is kept and found again."""
+"""One training step of a learner, and its state in checkpoints."""
 
 import contextlib
 import time
@@ -17,13 +17,16 @@ from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.train.checkpoint import Checkpoint, Checkpoints
-from firstlight.pipeline.train.metrics import METRICS_FILE, DROPPED_IDS_FILE
+from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.timer import time_part
 
 MIN_CHECKPOINT_AGE_S = 20.0
+# The images of a step whose loss is not finite.
+NONFINITE_FILE = "nonfinite.json"
+MAX_IDS_LISTED = 8
 
 
 class Trainer:
@@ -43,36 +46,43 @@ class Trainer:
         self.schedule = build_schedule(
             schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps
         )
-        self.epoch_loss = 0.0  # summed over the steps of the epoch so far
+        # Summed over the steps of the epoch so far.
+        self.epoch_loss = 0.0
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
-        self.saved = time.monotonic()
-        self.done = 0  # steps
-        self.model: nn.Module = DistributedDataParallel(_Step(learner)) if world_size() > 1 else _Step(learner)
+        self.saved_at = time.monotonic()
+        # Number of steps.
+        self.num_done = 0
+        module = _StepModule(learner)
+        self.model: nn.Module = DistributedDataParallel(module) if world_size() > 1 else module
 
     @property
     def num_rows(self) -> int:
-        """Images of a global batch that this worker sees."""
+        """Returns the number of images of a global batch that this worker gets."""
         return self.job.plan.batch_size // world_size()
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update. `step` counts from 0 over the whole training.
+        """Makes one update, and returns the losses. `step` counts from 0 over the whole training.
 
         Raises:
-            StopTraining: the loss is not finite on some worker; raised on all, before anything is updated.
+            StopTraining: on all ranks, before the update: the loss of one rank is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward_whole(batch, step) if self.job.training.accumulate == 1 else self._backward_in_parts(batch, step)
+        losses = (
+            self._backward_whole(batch, step)
+            if self.job.training.accumulate == 1
+            else self._backward_in_parts(batch, step)
+        )
         with time_part("optimizer"):
             if self.job.training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
             self.optimizer.step()
             self._advance_schedule(step + 1)
         self.learner.end_step()
-        self.done = step + 1
+        self.num_done = step + 1
         return losses
 
     def _backward_whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The losses of this worker's share, their gradient in the parameters."""
+        """Computes the losses of this worker's part of the batch, and their gradient in the parameters."""
         with self._seed_and_autocast(step, 0), time_part("forward"):
             losses: dict[str, Tensor] = self.model(batch)
         self._stop_unless_finite(losses["loss"], batch, step)
@@ -81,11 +91,14 @@ class Trainer:
         return losses
 
     def _backward_in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The same, with the activations of one part in memory at a time (Gao et al. 2021, "Scaling deep contrastive learning batch size under
-        memory limited setup"): every part is embedded without gradient; the loss of the whole gives the gradient at its embedding; every part
-        is embedded again, now to carry its share of that gradient back. Batch statistics are those of a part.
+        """Does the same with the activations of one part of the batch in memory at a time, by gradient caching.
+
+        Every part is embedded without gradient; the loss of the whole batch gives the gradient at its embedding; every
+        part is embedded again, to propagate its share of that gradient. Batch statistics are those of a part. Source:
+        Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
         """
-        broadcast_buffers(self.learner)  # as DistributedDataParallel does, which the first pass goes around
+        # DistributedDataParallel does this too, but the first pass does not use it.
+        broadcast_buffers(self.learner)
         size = len(batch.ids) // self.job.training.accumulate
         parts = [batch.select_range(start, start + size) for start in range(0, len(batch.ids), size)]
         embedded = []
@@ -100,22 +113,23 @@ class Trainer:
             losses = self.learner.loss(outputs, batch)
         self._stop_unless_finite(losses["loss"], batch, step)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        buffers = [buffer.clone() for buffer in self.learner.buffers()]  # running statistics: the parts count once
+        # Kept, so that the parts count once in the running statistics.
+        buffers = [buffer.clone() for buffer in self.learner.buffers()]
         for k, images in enumerate(parts):
             gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
-            waiting = self.model.no_sync() if world_size() > 1 and k + 1 < len(parts) else contextlib.nullcontext()  # type: ignore[operator]
-            with waiting:
+            is_local = world_size() > 1 and k + 1 < len(parts)
+            with self.model.no_sync() if is_local else contextlib.nullcontext():  # type: ignore[operator]
                 with self._seed_and_autocast(step, k), time_part("forward"):
-                    carried = self.model(images, gradients)
+                    surrogate = self.model(images, gradients)
                 with time_part("backward"):
-                    carried.backward()
+                    surrogate.backward()
         for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
             buffer.copy_(value)
         return losses
 
     @contextlib.contextmanager
     def _seed_and_autocast(self, step: int, part: int) -> Iterator[None]:
-        """Where the learner draws random numbers: those of (seed, step, rank, part), in the training's precision."""
+        """Seeds the random numbers of the block from (seed, step, rank, part), and sets the training's precision."""
         torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
         with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
             yield
@@ -133,7 +147,7 @@ class Trainer:
             self.epoch_loss = 0.0
 
     def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
-        """Also keeps the loss of the step, averaged over workers: a plateau is seen by all of them alike."""
+        """Also keeps the loss of the step, averaged over workers, so that all detect a plateau at the same step."""
         broken = ~torch.isfinite(loss.detach())
         mean, broken_somewhere = (
             all_sum(torch.stack((loss.detach().double(), broken.double()))) / world_size()
@@ -143,24 +157,29 @@ class Trainer:
             self.epoch_loss += mean
             return
         ids = sorted(i for part in gather_objects(batch.ids.tolist() if bool(broken) else []) for i in part)
+        file = self.job.folder / NONFINITE_FILE
         if rank() == 0:
-            write_json(self.job.folder / "nonfinite.json", {"step": step, "ids": ids})
-        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+            write_json(file, {"step": step, "ids": ids})
+        listing = ", ".join(map(str, ids[:MAX_IDS_LISTED])) + (", ..." if len(ids) > MAX_IDS_LISTED else "")
         raise StopTraining(
             f"{self.job.folder.name}: the loss of step {step} is not finite; nothing was updated. "
-            f"Its {len(ids)} image ids: {shown} (all in {self.job.folder / 'nonfinite.json'}). A lower optimizer.lr is the usual cure"
+            f"Its {len(ids)} image ids: {listing} (all in {file}). A lower optimizer.lr is the usual remedy"
         )
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """By `checkpoint_every`; for 0 at the end of an epoch, if the last checkpoint is old enough. When one is taken changes no result."""
+        """Returns True if a checkpoint is due after `step` steps, the same on all workers. It changes no result.
+
+        It is due every `checkpoint_every` steps; if that is 0, at the end of an epoch if the last one is old enough.
+        """
         if self.job.training.checkpoint_every:
             return step % self.job.training.checkpoint_every == 0
         return step % self.job.plan.steps == 0 and bool(
-            broadcast_object(time.monotonic() - self.saved > MIN_CHECKPOINT_AGE_S)
+            broadcast_object(time.monotonic() - self.saved_at > MIN_CHECKPOINT_AGE_S)
         )
 
     @time_part("checkpoint")
-    def save(self, step: int) -> None:
+    def save_checkpoint(self, step: int) -> None:
+        """Writes a checkpoint. Collective."""
         shared = {
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -174,25 +193,24 @@ class Trainer:
             shard,
             {"plan": self.job.plan.key, "threads": torch.get_num_threads(), "torch": torch.__version__},
         )
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
-    def resume(self) -> tuple[int, list[str]]:
-        """Load the newest checkpoint; the number of steps done, and what the user should know."""
+    def resume_training(self) -> tuple[int, list[str]]:
+        """Loads the newest checkpoint. Returns the number of steps done, and notes for the user. Collective."""
         found, complaints = self.checkpoints.read_newest()
-        notes = [f"passed over a damaged checkpoint: {line}" for line in complaints]
+        notes = [f"skipped a damaged checkpoint: {line}" for line in complaints]
         if found is None:
-            return self._take_over(self.job.warm_start) if self.job.warm_start else (0, notes)
+            return self._warm_start(self.job.warm_start) if self.job.warm_start else (0, notes)
         self._check_plan(found, self.job.folder)
-        self._load(found)
-        self.done = found.step
+        self._load_state(found)
+        self.num_done = found.step
         if (
             found.meta["threads"] != torch.get_num_threads()
             or found.meta["torch"] != torch.__version__
             or found.meta["world"] != world_size()
         ):
-            notes.append(
-                "continued with another number of workers, threads or version of torch: not bit by bit what it would have been"
-            )
+            change = "continued with another number of workers, threads or version of torch"
+            notes.append(f"{change}: the result is not bit-identical to an uninterrupted training")
         if found.step < self.job.total_steps:
             notes.append(f"continued from the checkpoint of step {found.step} of {self.job.total_steps}")
         return found.step, notes
@@ -200,25 +218,29 @@ class Trainer:
     def _check_plan(self, found: Checkpoint, folder: Path) -> None:
         if found.meta["plan"] != self.job.plan.key:
             raise StopTraining(
-                f"{folder}: its checkpoint was made with other images or another order; delete the folder to train anew"
+                f"{folder}: its checkpoint was made with other images or another order; "
+                "delete the folder to train from the beginning"
             )
 
-    def _take_over(self, other: Path) -> tuple[int, list[str]]:
-        """Go on from where another training is, with the settings of this one, as `resume`. Its learning rate is what its own schedule has come to
-        by now."""
+    def _warm_start(self, other: Path) -> tuple[int, list[str]]:
+        """Continues another training with the settings of this one. Returns the same as `resume_training`.
+
+        The learning rate is that of this training's schedule at the step of the other one.
+        """
         found, complaints = Checkpoints(other / "checkpoints").read_newest()
         if found is None:
-            raise StopTraining(f"{other}: there is no checkpoint to go on from")
+            raise StopTraining(f"{other}: has no checkpoint to continue from")
         self._check_plan(found, other)
         options = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
         schedule = self.schedule.state_dict()
-        self._load(found)
-        for group, mine in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(mine)
+        self._load_state(found)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
         self.schedule.load_state_dict(schedule)
-        with warnings.catch_warnings():  # torch would have an optimiser's step before each
+        # torch warns of steps of the schedule without steps of the optimiser.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(found.step // self.job.plan.steps if self.per_epoch else found.step):
                 self.schedule.step()
@@ -226,10 +248,10 @@ class Trainer:
             for name in (METRICS_FILE, DROPPED_IDS_FILE):
                 if (other / name).exists():
                     write_atomically(self.job.folder / name, (other / name).read_bytes())
-        told = f"goes on from another training at step {found.step} of {self.job.total_steps}, with other settings"
-        return found.step, [f"passed over a damaged checkpoint: {line}" for line in complaints] + [told]
+        note = f"continues another training at step {found.step} of {self.job.total_steps}, with other settings"
+        return found.step, [*(f"skipped a damaged checkpoint: {line}" for line in complaints), note]
 
-    def _load(self, found: Checkpoint) -> None:
+    def _load_state(self, found: Checkpoint) -> None:
         self.learner.load_state_dict(found.shared["model"])
         self.optimizer.load_state_dict(found.shared["optimizer"])
         self.schedule.load_state_dict(found.shared["schedule"])
@@ -238,15 +260,19 @@ class Trainer:
             table.load_state_dicts([shard[name] for shard in found.shards])
 
 
-class _Step(nn.Module):
-    """What DistributedDataParallel wraps: all that carries gradients into the parameters passes through its `forward`."""
+class _StepModule(nn.Module):
+    """The module that DistributedDataParallel wraps: every gradient in the parameters comes from its `forward`."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
 
     def forward(self, batch: Batch, gradients: Sequence[Tensor | None] | None = None) -> Any:
-        """The losses of a batch; or, with the gradients of a loss at its embedding, a scalar whose gradient in the parameters is that loss's."""
+        """Returns the losses of a batch.
+
+        With `gradients`, those of a loss at the batch's embedding, it returns a scalar that has the same gradient in
+        the parameters as that loss.
+        """
         if gradients is None:
             return self.learner(batch)
         pairs = zip(self.learner.embed(batch), gradients, strict=True)

@@ -1,4 +1,4 @@
-"""What the training loop is given: a training with its options, and batches of the stream as tensors."""
+"""A training with its options, as the training loop takes it, and batches of the stream as tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class TrainingJob:
     """One training: its images, its options, and the folder of its files, which all workers see.
 
     `withheld` are the sorted ids whose labels the learner must not see. `warm_start` is the folder of another training
-    that this one continues if it has no checkpoint of its own. After `pause_after_epochs` epochs it pauses.
+    that this one continues if it has no checkpoint yet. After `pause_after_epochs` epochs it pauses.
     """
 
     folder: Path

@@ -127,6 +127,7 @@ class Detection(Task):
         return [seen for block in images.split(DETECTION_BLOCK) for seen in self.detector(list(block))]
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
+        """Returns mean average precision by VOC's two definitions and by COCO's, and that of each class (2007)."""
         found, truth = (row.cpu() for row in rows)
         both = [detection_average_precisions(found, truth, c) for c in range(self.classes)]
         exact, eleven = (list(column) for column in zip(*both, strict=True))
@@ -138,6 +139,7 @@ class Detection(Task):
         }
 
     def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the images with the true boxes, and with the detections of a score above 0.5."""
         images = batch.views[0]
         truth = [(boxes, classes) for boxes, classes, _ in _split_targets(batch)]
         seen = [

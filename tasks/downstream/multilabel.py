@@ -27,6 +27,7 @@ class MultilabelClassification(Classification):
     by_class = "ap"
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean binary cross-entropy over the known labels of the global batch."""
         (logits,) = outputs
         present = batch.targets["present"]
         wanted = present * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -39,6 +40,7 @@ class MultilabelClassification(Classification):
         return self.mean_logits(batch), batch.targets["present"]
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
+        """Returns mean average precision, and the average precision of each class, by both definitions."""
         logits, present = (row.detach().cpu() for row in rows)
         both = [label_average_precisions(logits[:, c], present[:, c]) for c in range(self.classes)]
         exact, eleven = (list(column) for column in zip(*both, strict=True))

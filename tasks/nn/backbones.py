@@ -150,7 +150,7 @@ def vgg16(c_in: int, *, norm: Norm = "batch") -> Body:
             assert layer.bias is not None
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-    ends = [place for place, layer in enumerate(layers, 1) if isinstance(layer, nn.MaxPool2d)]
+    ends = [end for end, layer in enumerate(layers, 1) if isinstance(layer, nn.MaxPool2d)]
     return [
         replace_batch_norm(nn.Sequential(*layers[start:end]), norm) for start, end in itertools.pairwise([0, *ends])
     ]

@@ -58,7 +58,7 @@ class Counterpart:
     # The names of the encoder's tensors -> the names in the library.
     names: dict[str, str]
     # The source of the last map: the node of torchvision's graph, or the method of timm's network.
-    place: str
+    source: str
     # True if the last map is (B, h, w, C).
     channels_last: bool
 
@@ -94,9 +94,9 @@ class Counterpart:
         if self.library == "torchvision":
             from torchvision.models.feature_extraction import create_feature_extractor
 
-            trunk = create_feature_extractor(network, {self.place: "map"}, suppress_diff_warning=True)
+            trunk = create_feature_extractor(network, {self.source: "map"}, suppress_diff_warning=True)
             return lambda x: trunk(x)["map"].permute(0, 3, 1, 2) if self.channels_last else trunk(x)["map"]
-        if self.place == "forward_features":
+        if self.source == "forward_features":
             return lambda x: network.forward_features(x)  # type: ignore[operator,no-any-return]
         return lambda x: network.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)[-1]  # type: ignore[operator,no-any-return]
 
@@ -115,8 +115,8 @@ def find_counterpart(encoder: Encoder, library: str) -> Counterpart:
     if spec.get("stem", "imagenet") != "imagenet":
         raise ValueError(f"{library}'s networks begin with stride 4, this one has encoder.stem: {spec['stem']}")
     model, names = _map_tensor_names(encoder, library)
-    for place, turned in _candidate_places(model, library):
-        found = Counterpart(library, model, names, place, turned)
+    for source, channels_last in _candidate_sources(model, library):
+        found = Counterpart(library, model, names, source, channels_last)
         if _has_same_map(encoder, found):
             return found
     raise ValueError(f"{model} of {library}, with the same weights, gives no map that is this encoder's last")
@@ -195,7 +195,7 @@ def _library_network(library: str, model: str) -> nn.Module:
         return timm.create_model(model, pretrained=False)  # type: ignore[no-any-return]
 
 
-def _candidate_places(model: str, library: str) -> list[tuple[str, bool]]:
+def _candidate_sources(model: str, library: str) -> list[tuple[str, bool]]:
     """Returns the possible sources of the last map, each with True if its channels come last."""
     if library == "torchvision":
         from firstlight.tasks.nn.library_backbones import find_feature_maps

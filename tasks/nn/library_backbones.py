@@ -152,7 +152,7 @@ def find_feature_maps(model: str) -> dict[str, bool]:
     for name in _find_bottlenecks(everything.graph, small):
         grows = _growing_dimensions(small[name], large[name])
         if grows in (NCHW, NHWC) and not name.startswith(HEAD_PREFIXES):
-            size = tuple(length for length, place in zip(small[name].shape, grows, strict=True) if place)
+            size = tuple(length for length, grown in zip(small[name].shape, grows, strict=True) if grown)
             # The order of the names is that of depth.
             deepest.pop(size, None)
             deepest[size] = (name, grows == NHWC)
@@ -175,12 +175,12 @@ def _find_bottlenecks(graph: "fx.Graph", values: Mapping[str, Any]) -> list[str]
     """
     *nodes, output = graph.nodes
     names = {node: name for name, node in output.args[0].items()}
-    place = {node: k for k, node in enumerate(nodes)}
+    position = {node: k for k, node in enumerate(nodes)}
     # `needed` is the last position at which an activation from before is used.
     found, needed = [], 0
     for k, node in enumerate(nodes):
         if needed <= k and node in names and node.op != "placeholder":
             found.append(names[node])
         if not isinstance(values.get(names.get(node, "")), int):
-            needed = max([needed, *(place[user] for user in node.users if user is not output)])
+            needed = max([needed, *(position[user] for user in node.users if user is not output)])
     return found

@@ -191,6 +191,7 @@ class ClusteringLocality(Method):
         return self.classifier(pool_maps(self.encoder(images), "avg")).argmax(1)  # type: ignore[no-any-return]
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss of eq. 8, its terms, and the accuracy on the labelled images."""
         logits, cam = outputs
         terms = {
             "mean_entropy": mean_entropy(logits),

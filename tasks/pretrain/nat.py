@@ -170,6 +170,7 @@ class NoiseAsTargets(Method):
         return (self.head(self.encoder(batch.views[0])),)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        """Exchanges targets if this epoch does so. Returns the loss to the new targets, and the shares that changed."""
         (features,) = outputs
         held = self.tables["assignment"].read(batch.rows)
         chosen, vectors = self._exchange_targets(features.detach(), held)

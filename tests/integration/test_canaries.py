@@ -27,7 +27,8 @@ from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState, Trial
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, load_head, save_encoder
 from firstlight.pipeline.stages.retrieve import IDS_FILE, VECTORS_FILE, FeatureIndex, open_index, save_index
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.references import fetch_reference
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
@@ -271,8 +272,8 @@ def test_pickles_in_a_search_folder_are_ignored_or_refused(tmp_path: Path, canar
 
 def test_mlflow_model_of_pickles_is_no_encoder(tmp_path: Path) -> None:
     """Of the flavours that MLflow would unpickle: their folders are fetched, and are no encoder."""
-    tracking = Tracking(recipes.recipe(tmp_path))
-    run = tracking.client.create_run(tracking.experiment).info.run_id
+    tracking = TrackingClient(recipes.recipe(tmp_path))
+    run = tracking.client.create_run(tracking.experiment_id).info.run_id
     model = tmp_path / "encoder"
     (model / "data").mkdir(parents=True)
     flavors = {
@@ -283,7 +284,7 @@ def test_mlflow_model_of_pickles_is_no_encoder(tmp_path: Path) -> None:
     for name in ("python_model.pkl", "model.pkl", "data/model.pth", "encoder.safetensors", "encoder.json"):
         (model / name).write_bytes(CANARIES["torch"])
     tracking.client.log_artifacts(run, str(model), "encoder")
-    fetched = tracking.fetch(f"runs:/{run}/encoder", tmp_path / "fetched", "stages.finetune.encoder")
+    fetched = fetch_reference(tracking, f"runs:/{run}/encoder", tmp_path / "fetched", "stages.finetune.encoder")
     assert (fetched / "python_model.pkl").exists()
     with pytest.raises(UserError, match="is not a whole encoder") as told:
         load_encoder(fetched, 8)

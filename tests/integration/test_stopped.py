@@ -18,7 +18,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -45,7 +45,7 @@ def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
     found, _ = Checkpoints(folder / "checkpoints").read_newest()
     assert found is not None
     rows = read_metrics(folder / METRICS_FILE)
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
     assert sorted({m.step for m in client.get_metric_history(run_id, "loss")}) == [row["step"] for row in rows]
@@ -53,7 +53,7 @@ def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
 
 
 def statuses(recipe: Recipe) -> dict[str, str]:
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     experiment = client.get_experiment_by_name("firstlight")
     assert experiment is not None
     return {
@@ -177,7 +177,7 @@ def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))
     once = tmp_path / "once"
     environment = {**os.environ, "FIRSTLIGHT_FAULT": f"rank=1,step=4,kind=hang,once={once}"}
-    program = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "recipe.yaml")]
+    program = [sys.executable, "-m", "firstlight.pipeline", "run", str(tmp_path / "recipe.yaml")]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     end = time.monotonic() + 250
     while not once.exists() and time.monotonic() < end and process.poll() is None:

@@ -15,12 +15,12 @@ from PIL import Image
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import facts, table
+from firstlight.pipeline.report.score_table import score_facts, make_score_table
 from firstlight.pipeline.run import preflight
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import finetune
 from firstlight.pipeline.stages.finetune import Finetune
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.blank_figures import save_blank
@@ -142,14 +142,14 @@ def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root
     measure = {"multilabel": "map", "detect": "map_11point", "segment": "mean_iou"}[task["name"]]
     assert [row.measure.split(",")[0] for row in rows] == [f"{task['name']} {measure}"] * (len(arms) - 1)
     assert len({row.measure for row in rows}) == len(rows)
-    assert table(built, rows).row_count == len(rows)
+    assert make_score_table(built, rows).row_count == len(rows)
     tuned = runs_of(built)["finetune seed 0"]
     (folder,) = (tmp_path / built.name).glob("finetune-seed0-*")
     result = json.loads((folder / "result.json").read_text())
     for arm in arms:
         assert 0.0 <= tuned.data.metrics[f"{arm}/test"] == result[arm]["scores"]["test"][measure] <= 1.0
     names = {
-        path.path for path in mlflow.MlflowClient(tracking_uri(built)).list_artifacts(tuned.info.run_id, "figures")
+        path.path for path in mlflow.MlflowClient(TrackingLocation.of(built).uri).list_artifacts(tuned.info.run_id, "figures")
     }
     shown = set() if task is MULTILABEL else {f"figures/predicted_{arm}.png" for arm in arms}
     assert names == {f"figures/curves_{arm}.png" for arm in arms} | shown
@@ -304,7 +304,7 @@ def test_class_group_scores_the_mean_of_its_classes(
         bright, dark = found[lists][-2:]  # masks have a background before them
         assert found[f"{measure}_light"] == pytest.approx(bright)
         assert scores == (pytest.approx((bright + dark) / 2),)
-    assert [facts(built, row).get("paper") for row in rows] == [None, None, 70.0]
+    assert [score_facts(built, row).get("paper") for row in rows] == [None, None, 70.0]
 
 
 @save_blank()

@@ -3,14 +3,14 @@
 import pytest
 from rich.text import Text
 
-from firstlight.pipeline.terminal import Column, format_ago, format_duration, format_tsv, make_table
+from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration, format_tsv
 from tests.support.rendering import render_text
 
 COLUMNS = (Column("name"), Column("count", numeric=True), Column("remark", fixed=True, min_width=12))
 
 
 def test_numeric_columns_are_flush_right() -> None:
-    lines = render_text(make_table(COLUMNS, [("a", "7", "x"), ("b", "1000", "y")])).splitlines()
+    lines = render_text(build_table(COLUMNS, [("a", "7", "x"), ("b", "1000", "y")])).splitlines()
     (seven,) = (line.index("7") for line in lines if "7" in line)
     (thousand,) = (line.index("1000") for line in lines if "1000" in line)
     assert seven == thousand + 3
@@ -18,16 +18,16 @@ def test_numeric_columns_are_flush_right() -> None:
 
 def test_grid_draws_lines_between_columns_and_the_plain_look_does_not() -> None:
     row = ("a", "7", "x")
-    assert "│" in render_text(make_table(COLUMNS, [row], grid=True))
-    assert "│" not in render_text(make_table(COLUMNS, [row]))
+    assert "│" in render_text(build_table(COLUMNS, [row], grid=True))
+    assert "│" not in render_text(build_table(COLUMNS, [row]))
 
 
 def test_title_stands_above_the_table() -> None:
-    assert render_text(make_table(COLUMNS, [("a", "7", "x")], "all of them")).splitlines()[0] == "all of them"
+    assert render_text(build_table(COLUMNS, [("a", "7", "x")], "all of them")).splitlines()[0] == "all of them"
 
 
 def test_empty_row_separates_groups() -> None:
-    text = render_text(make_table(COLUMNS, [("a", "1", "x"), (), ("b", "2", "y")]))
+    text = render_text(build_table(COLUMNS, [("a", "1", "x"), (), ("b", "2", "y")]))
     lines = [line.strip() for line in text.splitlines()]
     first = next(k for k, line in enumerate(lines) if line.startswith("a"))
     assert lines[first + 1] == ""
@@ -35,13 +35,15 @@ def test_empty_row_separates_groups() -> None:
 
 
 def test_only_columns_that_are_not_fixed_wrap() -> None:
-    text = render_text(make_table(COLUMNS, [(Text("word " * 20), "1", "a remark of 24 characters")]), width=60)
+    text = render_text(build_table(COLUMNS, [(Text("word " * 20), "1", "a remark of 24 characters")]), width=60)
     assert max(map(len, text.splitlines())) <= 60
     assert "a remark of 24 characters" in text
 
 
 def test_min_width_is_kept() -> None:
-    heading = next(line for line in render_text(make_table((*COLUMNS, Column("end")))).splitlines() if "remark" in line)
+    heading = next(
+        line for line in render_text(build_table((*COLUMNS, Column("end")))).splitlines() if "remark" in line
+    )
     assert heading.index("end") - heading.index("remark") >= 12
 
 

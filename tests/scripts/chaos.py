@@ -35,7 +35,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.stage import RESULT_FILE
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import recipes as small
 
@@ -128,7 +128,7 @@ def left_by(recipe: Recipe) -> dict[str, Any]:
 
 
 def _in_mlflow(recipe: Recipe) -> dict[str, Any]:
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     experiment = client.get_experiment_by_name(recipe.tracking.experiment)
     assert experiment is not None
     found: dict[str, Any] = {}

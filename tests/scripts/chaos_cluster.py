@@ -103,7 +103,7 @@ def start(file: Path, log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     with open(log, "ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", str(file)], stdout=out, stderr=out, env=environment
+            [sys.executable, "-m", "firstlight.pipeline", "run", str(file)], stdout=out, stderr=out, env=environment
         )
 
 

@@ -44,11 +44,17 @@ def unevenly_labelled(rows: Tensor) -> Tensor:
     return torch.where((rows % 3 == 0) & (rows % 32 < 16) & (rows < 44), rows % 5, -1)
 
 
-def target_batch(images: Tensor | tuple[Tensor, ...], targets: Mapping[str, Tensor] | None = None) -> Batch:
+def batch_of_images(
+    images: Tensor | tuple[Tensor, ...],
+    targets: Mapping[str, Tensor] | None = None,
+    *,
+    ids: Tensor | None = None,
+    turn: int = 0,
+) -> Batch:
     """A batch of given images (B, 3, H, W), or of several views of them, with targets but without labels."""
     views = images if isinstance(images, tuple) else (images,)
-    rows = torch.arange(len(views[0]))
-    return Batch(rows, rows, torch.full_like(rows, -1), views, torch.zeros_like(rows), dict(targets or {}))
+    rows = torch.arange(len(views[0])) if ids is None else ids
+    return Batch(rows, rows, torch.full_like(rows, -1), views, torch.full_like(rows, turn), dict(targets or {}))
 
 
 def labelled_batch(count: int = 12, *, size: int = 8, views: int = 1, classes: int = 5) -> Batch:
@@ -64,14 +70,14 @@ def mask_batch(count: int = 6, *, size: int = 13, dtype: torch.dtype = torch.flo
     rng = _seeded(3)
     mask = torch.randint(4, (count, size, size), generator=rng, dtype=torch.uint8)
     mask[mask == 3] = 255
-    return target_batch(torch.rand(count, 3, size, size, generator=rng).to(dtype), {"mask": mask})
+    return batch_of_images(torch.rand(count, 3, size, size, generator=rng).to(dtype), {"mask": mask})
 
 
 def present_batch(count: int = 12, *, classes: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
     """A batch of random images in which classes are present (1), absent (0) or unknown (-1)."""
     rng = _seeded(3)
     present = torch.randint(-1, 2, (count, classes), generator=rng, dtype=torch.int8)
-    return target_batch(torch.rand(count, 3, 8, 8, generator=rng).to(dtype), {"present": present})
+    return batch_of_images(torch.rand(count, 3, 8, 8, generator=rng).to(dtype), {"present": present})
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -14,7 +14,9 @@ DIGIT_OPS = ({"op": "random_shift", "padding": 2}, {"op": "random_affine", "degr
 
 def digit_plan(store: Store, windowed: bool = False, seed: int = 0) -> BatchPlan:
     """100 ids, far apart; 8 steps, 3 to a task: the last task of an epoch is shorter."""
-    return BatchPlan(np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], DIGIT_BATCH, seed, 3 * DIGIT_BATCH, windowed)
+    return BatchPlan(
+        np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], DIGIT_BATCH, seed, 3 * DIGIT_BATCH, windowed
+    )
 
 
 def digit_loader(store: Store, views: int = 2, seed: int = 0) -> Loader:

@@ -16,7 +16,7 @@ run_stage = PretrainStage.run
 def run_attempt(payload: dict[str, Any]) -> None:
     """Runs the instances of `payload` (as `launch` makes it) as a worker on Ray does."""
     with mock.patch.object(PretrainStage, "run", _run_without_ray_data):
-        launch._run(payload, on_ray=True, device=torch.device("cpu"))
+        launch._run_instances(payload, on_ray=True, device=torch.device("cpu"))
 
 
 def _run_without_ray_data(kind: PretrainStage, worker: StageContext, stage: Any, instance: StageInstance) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.references import find_source_run
 from tests.support import recipes
 
 STORE, CODE = "ab" * 32, "cd" * 32
@@ -17,7 +18,7 @@ class Past:
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
-        self.tracking = Tracking(recipes.recipe(storage))
+        self.tracking = TrackingClient(recipes.recipe(storage))
         self.client = self.tracking.client
 
     def recipe(self, name: str, parent: str | None = None, kind: str | None = None) -> str:
@@ -27,16 +28,16 @@ class Past:
             | ({"firstlight.kind": kind} if kind else {})
         )
         file = self.storage / name / "recipes" / "0.json"
-        run_id = self.tracking.start(name, file, {"code": CODE, "store": STORE}, tags)
+        run_id = self.tracking.start_run(name, file, {"code": CODE, "store": STORE}, tags)
         self.client.log_dict(run_id, recipes.recipe(self.storage, name=name).dump(), "recipe.json")
-        self.tracking.finish(run_id)
+        self.tracking.finish_run(run_id)
         return run_id
 
     def prepare(self, recipe: str, parent: str) -> str:
         facts = {"store": "/somewhere/stores/digits-abc", "hash": STORE, "classes": 10, "source": "digits", "root": ""}
         run_id = self._start(recipe, parent, "prepare", "prepare", 0, facts)
-        self.tracking.numbers(run_id, {"images_train": 1438, "images_test": 359, "quarantined": 2})
-        self.tracking.finish(run_id)
+        self.tracking.log_results(run_id, {"images_train": 1438, "images_test": 359, "quarantined": 2})
+        self.tracking.finish_run(run_id)
         return run_id
 
     def pretrain(self, recipe: str, parent: str, seed: int = 0, register_as: str | None = None) -> str:
@@ -45,17 +46,17 @@ class Past:
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps({"files": {"encoder.safetensors": {"sha256": str(seed)}}}))
         self.tracking.log_encoder(run_id, folder, StageInstance("pretrain", seed, "f", folder), register_as)
-        self.tracking.numbers(run_id, {"loss": 0.75, "watch_knn": 0.9, "images_per_s": 100.0 + seed})
-        self.tracking.finish(run_id)
+        self.tracking.log_results(run_id, {"loss": 0.75, "watch_knn": 0.9, "images_per_s": 100.0 + seed})
+        self.tracking.finish_run(run_id)
         return run_id
 
     def evaluate(self, recipe: str, parent: str, encoder: str, seed: int = 0) -> str:
         run_id = self._start(recipe, parent, "evaluate", f"evaluate seed {seed}", seed, {"seed": seed})
-        self.tracking.log_consumed(run_id, encoder, self.tracking.source_run(encoder))
-        self.tracking.numbers(
+        self.tracking.log_encoder_source(run_id, encoder, find_source_run(self.tracking, encoder))
+        self.tracking.log_results(
             run_id, {"pretrained/knn_test": 0.95 + seed / 100, "random/knn_test": 0.9, "pretrained/knn_val": 0.97}
         )
-        self.tracking.finish(run_id)
+        self.tracking.finish_run(run_id)
         return run_id
 
     def _folder(self, recipe: str, stage: str, seed: int) -> Path:
@@ -66,7 +67,7 @@ class Past:
             {} if kind == "prepare" else {"firstlight.stage": kind}
         )
         folder = self._folder(recipe, kind, seed)
-        run_id = self.tracking.start(name, folder / "mlflow.json", params, tags)
+        run_id = self.tracking.start_run(name, folder / "mlflow.json", params, tags)
         if kind != "prepare":
             from mlflow.entities import Dataset, DatasetInput
 
@@ -86,7 +87,7 @@ def chain(storage: Path) -> tuple[Past, dict[str, str]]:
         runs[f"evaluate{seed}"] = past.evaluate(
             "first", runs["first"], f"runs:/{runs[f'pretrain{seed}']}/encoder", seed
         )
-    past.tracking.log_stage(runs["first"], "pretrain", [runs["pretrain0"], runs["pretrain1"]])
+    past.tracking.log_stage_runs(runs["first"], "pretrain", [runs["pretrain0"], runs["pretrain1"]])
     runs["second"] = past.recipe("second")
     runs["other"] = past.evaluate("second", runs["second"], "models:/digits-nat/1")
     return past, runs

@@ -7,14 +7,14 @@ import mlflow
 from rich.console import Console
 
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from tests.support import recipes
 
 QUIET = Console(quiet=True)
 
 
 def runs_of(recipe: Recipe) -> dict[str, Any]:
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     experiment = client.get_experiment_by_name("firstlight")
     return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
 

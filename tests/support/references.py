@@ -1,4 +1,4 @@
-"""Each loss as its paper writes it, naively, in float64: the yardstick of the tests."""
+"""Naive float64 references of the losses, written as the papers write them."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nat_loss(features: Tensor, targets: Tensor) -> float:
-    """NAT, eq. 2: 1/(2n) || f - P C ||_F^2, sum by sum. The rows of `targets` are those of P C."""
+    """NAT, eq. 2: 1/(2n) || f - P C ||_F^2, with explicit sums. The rows of `targets` are those of P C."""
     n, d = features.shape
     total = 0.0
     for i in range(n):
@@ -17,7 +17,7 @@ def nat_loss(features: Tensor, targets: Tensor) -> float:
 
 
 def nat_best_cost(features: Tensor, targets: Tensor) -> float:
-    """NAT, eq. 5 over the permutations of eq. 6: the least sum of squared distances, by trying them all."""
+    """NAT, eq. 5: the smallest sum of squared distances over all permutations of eq. 6."""
     n = len(features)
     cost = [
         [sum((float(features[i, k]) - float(targets[j, k])) ** 2 for k in range(features.shape[1])) for j in range(n)]
@@ -40,7 +40,10 @@ def weighted_knn(query: list[float], bank: list[list[float]], labels: list[int],
 
 
 def spatial_contrast(first: Tensor, second: Tensor, contrast: str) -> float:
-    """Spatial Contrasting, eq. 2, sum by sum, over (N, d) features of two patches an image; `eq1`: the contrasting patches of eq. 1."""
+    """Spatial Contrasting, eq. 2, with explicit sums, for (N, d) features of two patches of each image.
+
+    With `eq1` the contrasting patches are those of eq. 1.
+    """
 
     def closeness(a: Tensor, b: Tensor) -> float:
         return math.exp(-math.sqrt(sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True))))
@@ -62,14 +65,17 @@ def entropy(p: list[float]) -> float:
 
 
 def clustering_entropies(q: Tensor) -> tuple[float, float]:
-    """Clustering and Locality, eqs. 1 and 2: the mean of the entropies of (T, C) probabilities, and the entropy of their mean."""
+    """Clustering and Locality, eqs. 1 and 2: the mean entropy of (T, C) probabilities, and that of their mean."""
     rows: list[list[float]] = q.tolist()
     mean = [sum(row[c] for row in rows) / len(rows) for c in range(len(rows[0]))]
     return sum(entropy(row) for row in rows) / len(rows), entropy(mean)
 
 
 def locality_families(activation: Tensor) -> list[float]:
-    """Clustering and Locality, eqs. 6 and 7, for one (h, w) map: l_1..l_4, left-right, right-left, top-bottom, bottom-top."""
+    """Clustering and Locality, eqs. 6 and 7, for one (h, w) map: l_1..l_4.
+
+    They are left-right, right-left, top-bottom and bottom-top.
+    """
     h, w = activation.shape
 
     def norm(group: list[tuple[int, int]]) -> float:
@@ -101,7 +107,10 @@ def super_and_probabilities(v: Tensor, bank: Tensor, temperature: float) -> list
 def super_and_neighbourhood(
     views: list[Tensor], own: list[int], neighbour: list[int], bank: Tensor, temperature: float, with_own: bool
 ) -> float:
-    """Eq. 10, the mean over the images of all views. neighbour: -1 where none is selected. with_own: p_i^i joins the sum (the authors' code)."""
+    """Super-AND, eq. 10, the mean over the images of all views.
+
+    `neighbour` is -1 if none is selected. `with_own` adds p_i^i to the sum, as in the authors' code.
+    """
     terms = []
     for view in views:
         for v, i, j in zip(view, own, neighbour, strict=True):
@@ -113,7 +122,10 @@ def super_and_neighbourhood(
 def super_and_entropy(
     views: list[Tensor], own: list[int], bank: Tensor, temperature: float, own_logit: float | None
 ) -> float:
-    """Eq. 11, the mean over the images of all views. own_logit: None leaves the own class out; a number stands in its place (authors' code)."""
+    """Super-AND, eq. 11, the mean over the images of all views.
+
+    With `own_logit` None the own class is left out; a number is its logit, as in the authors' code.
+    """
     entropies = []
     for view in views:
         for v, i in zip(view, own, strict=True):
@@ -126,13 +138,13 @@ def super_and_entropy(
 
 
 def _relations(view: Tensor, bank: Tensor) -> list[list[float]]:
-    """Eq. 2, as the n-dimensional vectors that it defines."""
+    """Super-AND, eq. 2: the n-dimensional vectors of relations."""
     relations = [[_dot(m, v) for m in bank] for v in view]
     return [[x / math.sqrt(sum(y * y for y in r)) for x in r] for r in relations]
 
 
 def super_and_augmentation(first: Tensor, second: Tensor, bank: Tensor, temperature: float) -> float:
-    """Eqs. 13 and 14, the mean over images."""
+    """Super-AND, eqs. 13 and 14, the mean over images."""
     r, hat, n = _relations(first, bank), _relations(second, bank), len(first)
 
     def weight(a: list[float], b: list[float]) -> float:
@@ -148,7 +160,7 @@ def super_and_augmentation(first: Tensor, second: Tensor, bank: Tensor, temperat
 
 
 def super_and_augmentation_of_the_code(first: Tensor, second: Tensor, bank: Tensor, temperature: float) -> float:
-    """What the authors' code computes in the place of eqs. 13 and 14: all 2n relations of both views, i = k left out of every sum."""
+    """Super-AND, the authors' code instead of eqs. 13 and 14: all 2n relations of both views, no i = k in the sums."""
     x, n = [*_relations(first, bank), *_relations(second, bank)], len(first)
     loss = 0.0
     for i in range(2 * n):
@@ -165,7 +177,10 @@ def super_and_augmentation_of_the_code(first: Tensor, second: Tensor, bank: Tens
 
 
 def super_and_neighbours(bank: Tensor, temperature: float) -> tuple[list[int], list[float]]:
-    """Eqs. 7 and 9 for every row of the bank: the nearest other row (of equal ones the lowest), and the entropy of its softmax over all rows."""
+    """Super-AND, eqs. 7 and 9 for every row of the bank.
+
+    They are the nearest other row (of equal ones the lowest), and the entropy of its softmax over all rows.
+    """
     nearest, entropies = [], []
     for i, row in enumerate(bank):
         nearest.append(max((j for j in range(len(bank)) if j != i), key=lambda j: (_dot(row, bank[j]), -j)))
@@ -184,7 +199,7 @@ def dae_loss(clean: Tensor, reconstructed: Tensor) -> float:
 
 
 def dae_psnr(clean: Tensor, reconstructed: Tensor) -> float:
-    """Mean over images of 10 log10(1 / MSE), pixels in 0..1."""
+    """Denoising auto-encoder, table 6: the mean over images of 10 log10(1 / MSE), pixels in 0..1."""
     decibels = []
     for x, y in zip(clean, reconstructed, strict=True):
         errors = [(a - b) ** 2 for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
@@ -193,7 +208,7 @@ def dae_psnr(clean: Tensor, reconstructed: Tensor) -> float:
 
 
 def dae_blocked(image: Tensor, squares: list[tuple[int, int, int]], mean: list[float]) -> Tensor:
-    """Denoising auto-encoder, section 3.3: the (side, top, left) squares of one (3, S, S) image set to the mean, pixel by pixel."""
+    """Denoising auto-encoder, section 3.3: sets (side, top, left) squares of one (3, S, S) image to the mean."""
     out = image.clone()
     for side, top, left in squares:
         for y in range(top, top + side):

@@ -72,7 +72,7 @@ def run_traced(worker: StageContext, stage: Any, instance: StageInstance, learne
 def launch_traced(recipe: Recipe, store: Store, instance: StageInstance, slowly: bool = False) -> None:
     """Launches a pretraining with a traced learner on the workers of the recipe."""
     with mock.patch.object(launch, "_train_function", _train_slowly if slowly else _train):
-        launch.launch(recipe, store, [instance])
+        launch.launch_instances(recipe, store, [instance])
 
 
 def _train(config: dict[str, Any]) -> dict[str, Any]:

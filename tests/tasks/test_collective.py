@@ -23,7 +23,7 @@ def rows(of: int) -> Tensor:
 
 
 def loss_weights(of: int, shape: tuple[int, ...]) -> Tensor:
-    """How a rank's loss weighs what it sees: other on every rank, so that a gradient from the wrong rank shows."""
+    """The weights of a rank's loss. They differ between ranks, so a gradient from the wrong rank shows."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(100 + of), dtype=torch.float64)
 
 

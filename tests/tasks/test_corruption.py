@@ -112,7 +112,7 @@ def test_mask_of_squares_equals_a_loop(size: int, sides: tuple[int, int], count:
 
 
 def test_block_sides_of_the_papers_images() -> None:
-    """Supplement A, for the crops of section 3.4."""
+    """The sides of supplement A for the crops of section 3.4."""
     assert [big_block_sides(size) for size in (29, 89, 225, 32)] == [(8, 14), (23, 44), (57, 112), (8, 16)]
     assert [small_block_side(size) for size in (29, 89, 225, 32)] == [4, 11, 28, 4]
 

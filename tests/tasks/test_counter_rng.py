@@ -14,7 +14,7 @@ M64 = 2**64 - 1
 
 
 def keyed(seed: int, turn: int, ids: Tensor, stream: int) -> Tensor:
-    """All images in the same pass."""
+    """Keys of images in the same pass."""
     return derive_keys(seed, torch.full_like(ids, turn), ids, stream)
 
 
@@ -23,7 +23,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
-    """Steele, Lea and Flood 2014, figure 15, in whole numbers without a sign."""
+    """SplitMix64 (Steele, Lea and Flood 2014, figure 15) in unsigned whole numbers."""
     out = []
     for k in range(1, count + 1):
         z = (seed + k * 0x9E3779B97F4A7C15) & M64
@@ -82,7 +82,7 @@ def test_normal_moments_and_distribution(count: int) -> None:
 
 
 def test_normal_numbers_of_an_image_are_independent() -> None:
-    """Those of one Box-Muller pair too, squares included: a shared radius would show there."""
+    """The numbers of one Box-Muller pair are independent too; a shared radius would show in their squares."""
     draws = draw_normal(keyed(5, 0, torch.arange(40_000), 0), 6).double()
     bound = 5 / math.sqrt(len(draws))
     for values in (draws, draws**2):
@@ -120,7 +120,7 @@ def test_neighbouring_images_are_uncorrelated() -> None:
 
 
 def test_keys_are_distinct() -> None:
-    """Of small numbers in any role: seed, pass, image and stream are not exchangeable."""
+    """Keys of small numbers differ in every role: seed, pass, image and stream are not exchangeable."""
     grid = [
         keyed(seed, turn, torch.arange(100), stream) for seed in range(6) for turn in range(6) for stream in range(6)
     ]
@@ -135,7 +135,7 @@ def test_patches_depend_on_the_pass_of_each_image() -> None:
 
 
 def test_known_keys() -> None:
-    """Another key would be another training from the same seed."""
+    """With other keys the same seed would give another training."""
     assert keyed(3, 7, torch.tensor([0, 1, 2**40]), 2).tolist() == [
         8938794982579687820,
         -4085126290670905546,

@@ -20,7 +20,7 @@ def rows(n: int, d: int, seed: int) -> Tensor:
 
 
 def bank(size: int = 13, dim: int = 4, chunk: int = 5, seed: int = 0, unit: bool = True) -> MemoryBank:
-    """In float64, and with this worker's shard of the same rows on any number of workers."""
+    """A bank in float64 with this worker's shard of the same rows, on any number of workers."""
     memory = MemoryBank(size, dim, seed, chunk)
     everything = rows(size, dim, seed)
     memory.values = (F.normalize(everything, dim=1) if unit else everything)[memory.own_rows].contiguous()
@@ -30,7 +30,7 @@ def bank(size: int = 13, dim: int = 4, chunk: int = 5, seed: int = 0, unit: bool
 def naive(
     queries: Tensor, everything: Tensor, own: Tensor, temperature: float, own_logit: float | None
 ) -> tuple[Tensor, Tensor]:
-    """`MemoryBank.others` with an (b, n) tensor and autograd."""
+    """Computes `MemoryBank.contrast_others` with a (b, n) tensor, for autograd."""
     logits = queries @ everything.T / temperature
     itself = F.one_hot(own, len(everything)).bool()
     lse = logits.masked_fill(itself, -torch.inf).logsumexp(1)
@@ -112,7 +112,10 @@ def test_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk:
 
 
 def on_workers() -> list[Tensor]:
-    """This worker's part of six queries, their gradients, the neighbours, the entropies and the Gram matrix before and after a write."""
+    """Returns this worker's results for its part of six queries.
+
+    They are the queries' gradients, the neighbours, the entropies, and the Gram matrix before and after a write.
+    """
     memory, part = bank(chunk=2), slice(rank() * 6 // world_size(), (rank() + 1) * 6 // world_size())
     own = torch.tensor([12, 1, 5, 6, 2, 10])[part]
     queries = F.normalize(rows(6, 4, 1), dim=1)[part].requires_grad_()
@@ -146,7 +149,7 @@ def test_moments_are_equal_on_any_number_of_workers(workers: str, request: pytes
 
 
 def empty_shards() -> list[Tensor]:
-    """Two rows: the third of three workers has none."""
+    """A bank of two rows: the third of three workers has none."""
     memory = bank(size=2)
     nearest, entropy = memory.find_neighbours(0.3)
     partition, _ = memory.contrast_others(F.normalize(rows(1, 4, 1), dim=1), torch.tensor([0]), 0.3)
@@ -225,6 +228,6 @@ print((kib("VmHWM:") - before) / 1024)
 
 
 def test_pass_over_the_bank_needs_little_memory() -> None:
-    """128 images in two views against 400,000: a (256, n) tensor alone would be 390 MiB."""
+    """The pass takes 256 queries over 400,000 rows: a (256, n) tensor alone would be 390 MiB."""
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     assert 8 < float(done.stdout) <= 128  # MiB; two tiles of 256 x 8192 are 16

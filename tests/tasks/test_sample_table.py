@@ -98,7 +98,7 @@ def test_two_workers_read_and_write_each_others_rows(pool: Pool) -> None:
 
 
 def read_a_table_of_one_row() -> list[list[float]]:
-    """Rank 1 has none of its rows."""
+    """Reads a table of one row: rank 1 has none."""
     t = table(1)
     t.write(torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
     t.commit()

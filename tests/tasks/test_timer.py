@@ -1,4 +1,4 @@
-"""The clock of a step: parts inside parts, other threads, and a GPU that is played by a stub."""
+"""The step timer: parts inside parts, other threads, and a GPU that a stub replaces."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Times:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -87,7 +87,7 @@ def test_late_end_of_a_training_does_not_stop_the_next_timer() -> None:
 
 
 def test_gpu_events_are_read_only_by_read_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Milliseconds of a stub: there is no GPU here. The nesting is that of the CPU."""
+    """A stub gives the milliseconds of GPU events. The nesting is that of the CPU."""
     clock, times, waited = StepTimer(), Times(monkeypatch), []
 
     class Event:

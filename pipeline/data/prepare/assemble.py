@@ -69,7 +69,7 @@ def assemble_store(
     subsets = write_subsets(folder, source.subsets, train_rows, train_ids, earlier_subsets)
     annotations = list(source.annotations)
     facts = {"quarantined": num_bad, "annotations": annotations, "images": images, "subsets": subsets}
-    write_json(folder / MANIFEST_FILE, _build_manifest(source, old, shards, facts, root))
+    write_json(folder / MANIFEST_FILE, _build_store_manifest(source, old, shards, facts, root))
 
 
 def _number_shards(
@@ -114,7 +114,7 @@ def _list_train_ids(source: Source, results: list[PrepareJob], shards: list[Shar
     return ids
 
 
-def _build_manifest(
+def _build_store_manifest(
     source: Source, old: Store | None, shards: list[Shard], facts: dict[str, Any], root: str | None
 ) -> dict[str, Any]:
     splits = Counter[str]()

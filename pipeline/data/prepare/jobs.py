@@ -57,7 +57,7 @@ class PartWriter:
     max_pixels: int
 
     def __call__(self, job: PrepareJob) -> PrepareJob:
-        """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined (count), census} or {error}."""
+        """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined: count, census} or {error}."""
         file = self.folder / job["file"]
         try:
             record = read_finished_record(file, job) or self._write(job)

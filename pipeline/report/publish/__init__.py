@@ -1,1 +1,1 @@
-"""What each kind of stage leaves in MLflow: numbers, pictures and files of a finished stage."""
+"""Publishers: the numbers, figures and files of a finished stage, by its kind, for MLflow."""

@@ -1,98 +1,114 @@
-"""Publishes evaluations and retrievals: scores of frozen features, confusion matrices, maps and nearest images."""
+"""Publishers of the stages that score frozen features: evaluations and retrievals."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from safetensors.torch import load as load_tensors
 
-from firstlight.pipeline.report import figures, neighbours
+from firstlight.pipeline.report import figures, image_figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.evaluate import EVALUATION_MAP_FILE, Evaluate
-from firstlight.pipeline.stages.frozen_features import FEATURE_ARMS
-from firstlight.pipeline.stages.projection import name_principal_axes
+from firstlight.pipeline.stages.features.frozen_features import FEATURE_ARMS
+from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.retrieve import INDEX_FOLDER, Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
-LOOKS = re.compile(r"^(?:pretrained|random)/(knn|probe)(?:_layer(-?\d+))?_test$")
-NAMES = {"knn": "kNN", "probe": "probe"}
-RANDOM = "random"
-LOGGED_BYTES = 100_000_000  # a larger index stays where it is; MLflow gets its manifest
+# The keys of the scores on test images: the measure, and the layer if it is not the deepest.
+SCORE_KEY = re.compile(r"^(?:pretrained|random)/(knn|probe)(?:_layer(-?\d+))?_test$")
+SCORER_NAMES = {"knn": "kNN", "probe": "probe"}
+RANDOM_ARM = "random"
+# An index of more bytes is not copied into MLflow, only its manifest is.
+MAX_LOGGED_INDEX_BYTES = 100_000_000
 
 
 class EvaluatePublisher(StagePublisher[Evaluate]):
-    """Publishes scores, signals and confusion matrices."""
+    """Publishes scores, feature metrics, confusion matrices and a map of the features."""
 
     def publish(
-        self, tracking: Tracking, run_id: str, worker: StageContext, stage: Evaluate, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Evaluate, instance: StageInstance
     ) -> None:
-        """Scores, signals and confusion matrices into the MLflow run. Runs on the driver."""
         result = instance.result
         assert result is not None
-        album = Album(tracking, run_id, instance.folder)
-        _add_map(album, worker, stage, instance)
+        album = FigureLog(tracking, run_id, instance.folder)
+        _add_feature_map(album, worker, instance)
         for arm in FEATURE_ARMS:
             for layer, ending in zip(stage.layers, stage.layer_suffixes, strict=True):
-                numbers = {f"{key}{ending}": value for key, value in result[arm][f"signals{ending}"].items()}
-                for measure in ("knn", "probe"):
-                    numbers |= {
-                        f"{measure}{ending}_{part}": value
-                        for part, value in result[arm][measure + ending].items()
-                        if part != "weight_decay"
-                    }
-                tracking.numbers(run_id, numbers, f"{arm}/")
-                of = "test" if worker.recipe.score_test else "held-out"
-                told = f"linear probe{f' on layer {layer}' if ending else ''}, {arm}: {of} images of a class (%)"
-                figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, told)
-                album.add(f"confusion_{arm}{ending}", figure, told)
+                tracking.log_results(run_id, _list_numbers(result[arm], ending), f"{arm}/")
+                split = "test" if worker.recipe.score_test else "held-out"
+                probe = f"linear probe on layer {layer}" if ending else "linear probe"
+                caption = f"{probe}, {arm}: {split} images of a class (%)"
+                figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, caption)
+                album.add(f"confusion_{arm}{ending}", figure, caption)
 
     def summarise(self, run: Run) -> dict[str, Score]:
-        told = {}
+        scores = {}
         for key in run.metrics:
-            match = LOOKS.match(key)
+            match = SCORE_KEY.match(key)
             if match and key.startswith("pretrained/"):
-                text = NAMES[match[1]] + (f" layer {match[2]}" if match[2] else "")
-                told[text] = Score(run.metrics[key], run.metrics.get(f"{RANDOM}/{key.partition('/')[2]}"), RANDOM)
-        return told
+                label = SCORER_NAMES[match[1]] + (f" layer {match[2]}" if match[2] else "")
+                scores[label] = _compare_with_random(run, key.partition("/")[2])
+        return scores
 
 
 class RetrievePublisher(StagePublisher[Retrieve]):
-    """Publishes scores, nearest images and the index."""
+    """Publishes scores, nearest images, and the index if it is small."""
 
     def publish(
-        self, tracking: Tracking, run_id: str, worker: StageContext, stage: Retrieve, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Retrieve, instance: StageInstance
     ) -> None:
-        """Scores, pictures and the index into the MLflow run. Runs on the driver."""
         result, folder, client = instance.result, instance.folder / INDEX_FOLDER, tracking.client
         assert result is not None
-        album = Album(tracking, run_id, instance.folder)
+        album = FigureLog(tracking, run_id, instance.folder)
         for arm in FEATURE_ARMS:
             if "precision" in result[arm]:
                 scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
-                tracking.numbers(
+                tracking.log_results(
                     run_id, scores | {"mean_average_precision": result[arm]["mean_average_precision"]}, f"{arm}/"
                 )
-            told = f"{arm}: the nearest images to the query at the left; those of another class in red"
-            album.add(f"neighbours_{arm}", neighbours.picture(worker, result[arm]["shown"], told), told)
-        if sum(file.stat().st_size for file in folder.iterdir()) <= LOGGED_BYTES:
+            caption = f"{arm}: the images nearest to the query on the left; red: of another class"
+            album.add(
+                f"neighbours_{arm}", image_figures.draw_neighbours(worker, result[arm]["shown"], caption), caption
+            )
+        if sum(file.stat().st_size for file in folder.iterdir()) <= MAX_LOGGED_INDEX_BYTES:
             client.log_artifacts(run_id, str(folder), INDEX_FOLDER)
         else:
             client.log_artifact(run_id, str(folder / "manifest.json"), INDEX_FOLDER)
 
     def summarise(self, run: Run) -> dict[str, Score]:
         key = "mean_average_precision"
-        if f"pretrained/{key}" not in run.metrics:
-            return {}
-        return {"mAP": Score(run.metrics[f"pretrained/{key}"], run.metrics.get(f"{RANDOM}/{key}"), RANDOM)}
+        return {"mAP": _compare_with_random(run, key)} if f"pretrained/{key}" in run.metrics else {}
 
 
-def _add_map(album: Album, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
+def _compare_with_random(run: Run, key: str) -> Score:
+    """Returns a score of the pretrained encoder, with that of random weights as its baseline."""
+    return Score(run.metrics[f"pretrained/{key}"], run.metrics.get(f"{RANDOM_ARM}/{key}"), RANDOM_ARM)
+
+
+def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
+    """Returns the feature metrics and scores of an arm on one layer, by key. `ending`: that of the layer's keys."""
+    numbers = {f"{key}{ending}": value for key, value in result[f"signals{ending}"].items()}
+    for measure in ("knn", "probe"):
+        for part, value in result[measure + ending].items():
+            if part != "weight_decay":
+                numbers[f"{measure}{ending}_{part}"] = value
+    return numbers
+
+
+def _add_feature_map(album: FigureLog, worker: StageContext, instance: StageInstance) -> None:
     if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
-    found = {name: tensor.numpy() for name, tensor in load_tensors((instance.folder / EVALUATION_MAP_FILE).read_bytes()).items()}
+    found = {
+        name: tensor.numpy()
+        for name, tensor in load_tensors((instance.folder / EVALUATION_MAP_FILE).read_bytes()).items()
+    }
     titles = {"pretrained": "pretrained", "random": "random weights"}
     maps = {titles[arm]: (found[f"{arm}_points"], name_principal_axes(found[f"{arm}_share"])) for arm in FEATURE_ARMS}
-    told = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
-    album.add("map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), told)
+    caption = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
+    album.add(
+        "map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), caption
+    )

@@ -1,92 +1,79 @@
-"""Publishes fine-tunings: scores of every arm, learning curves, and predictions as pictures."""
+"""Publisher of fine-tunings."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from safetensors.torch import load as load_tensors
 
 from firstlight.pipeline.data.labelled import write_labelled
-from firstlight.pipeline.report import curves, figures
+from firstlight.pipeline.report import curves, image_figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.finetune import Finetune, list_candidates, finetune_ids
+from firstlight.pipeline.stages.finetune import Finetune, finetune_ids, list_candidates
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.figures import Album
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.lineage import Run
+from firstlight.pipeline.tracking.metric_keys import unique_key_parts
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.metrics import METRICS_FILE, DROPPED_IDS_FILE, read_metrics
-
-KEY = 100  # characters of a class's name in a key of MLflow, which takes 250 in all
+from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
 
 
 class FinetunePublisher(StagePublisher[Finetune]):
-    """Publishes scores, learning curves, pictures, and which images were learned from."""
+    """Publishes the scores, learning curves and predictions of every arm, and the images that were learned from."""
 
     def publish(
-        self, tracking: Tracking, run_id: str, worker: StageContext, stage: Finetune, instance: StageInstance
+        self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Finetune, instance: StageInstance
     ) -> None:
-        """Scores, learning curves, pictures, and which images were learned from, into the MLflow run. Runs on the driver."""
-        result, client = instance.result, tracking.client
+        result = instance.result
         assert result is not None
-        album = Album(tracking, run_id, instance.folder)
-        of = "test" if worker.recipe.score_test else "held-out"
+        album = FigureLog(tracking, run_id, instance.folder)
+        split = "test" if worker.recipe.score_test else "held-out"
         for arm in stage.arms:
-            tracking.numbers(run_id, {key: value for key, value in result[arm].items() if key != "scores"}, f"{arm}/")
+            facts = {key: value for key, value in result[arm].items() if key != "scores"}
+            tracking.log_results(run_id, facts, f"{arm}/")
             for part, scores in result[arm]["scores"].items():
-                tracking.numbers(run_id, _named(scores, worker.store.classes), f"{arm}/{part}_")
+                tracking.log_results(run_id, _flatten_scores(scores, worker.store.classes), f"{arm}/{part}_")
             rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS_FILE)
             album.add(f"curves_{arm}", curves.plot_loss(rows), f"loss, {arm}, with the learning rate that was chosen")
             pictures = instance.folder / f"{arm}.safetensors"
             if pictures.exists():
-                told = f"{of} images, {arm}"
-                album.add(f"predicted_{arm}", figures.draw_image_rows(load_tensors(pictures.read_bytes()), told), told)
-        tails = instance.folder / next(iter(list_candidates(stage))) / DROPPED_IDS_FILE  # of all candidates: they have one plan
-        for file in (
-            write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder),
-            *([tails] if tails.exists() else []),
-        ):
-            client.log_artifact(run_id, str(file))
-        client.log_dict(run_id, result, "finetune.json")
+                caption = f"{split} images, {arm}"
+                figure = image_figures.draw_image_rows(load_tensors(pictures.read_bytes()), caption)
+                album.add(f"predicted_{arm}", figure, caption)
+        labelled = write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder)
+        tracking.client.log_artifact(run_id, str(labelled))
+        # All candidates have one plan, so the first one's file is that of all.
+        dropped = instance.folder / next(iter(list_candidates(stage))) / DROPPED_IDS_FILE
+        if dropped.exists():
+            tracking.client.log_artifact(run_id, str(dropped))
+        tracking.client.log_dict(run_id, result, "finetune.json")
 
     def summarise(self, run: Run) -> dict[str, Score]:
-        """Every arm beside the last."""
+        """Returns the score of every arm but the last, with the last as the baseline; a single arm has no baseline."""
         arms = [arm for arm in re.findall(r"\w+", run.params.get("stage.arms", "")) if f"{arm}/test" in run.metrics]
         task = run.params.get("stage.task.name", "test")
         if not arms:
             return {}
-        *ours, last = arms
-        if not ours:
+        *compared, last = arms
+        if not compared:
             return {f"{task}, {last}": Score(run.metrics[f"{last}/test"])}
         return {
             task if arm == "pretrained" else f"{task}, {arm}": Score(
                 run.metrics[f"{arm}/test"], run.metrics[f"{last}/test"], last
             )
-            for arm in ours
+            for arm in compared
         }
 
 
-def _named(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
-    """Lists by class as a number for each class that has one."""
+def _flatten_scores(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
+    """Returns scores by key, with a key for each class that has a value instead of a list over classes."""
     single = {name: value for name, value in scores.items() if not isinstance(value, list)}
     lists = {name: value for name, value in scores.items() if isinstance(value, list)}
-    keys = metric_keys(classes)
-    each = {
-        f"{name}/{key}": v
+    keys = unique_key_parts(classes)
+    by_class = {
+        f"{name}/{key}": value
         for name, values in lists.items()
-        for key, v in zip(keys, values, strict=True)
-        if v is not None
+        for key, value in zip(keys, values, strict=True)
+        if value is not None
     }
-    return single | each
-
-
-def metric_keys(names: Sequence[str]) -> list[str]:
-    """The names as parts of keys that MLflow takes, one for each: what it refuses becomes a low line, and one that is empty, long, no part of a path
-    or another's already has its place beside it."""
-    keys: list[str] = []
-    for place, name in enumerate(names):
-        key = re.sub(r"[^\w .:-]", "_", name)
-        if not key.strip(".") or len(key) > KEY or (key != name and key in {*keys, *names}):
-            key = f"{key[:KEY].strip('.') or 'class'} {place}"
-        keys.append(key)
-    return keys
+    return single | by_class

@@ -1,4 +1,4 @@
-"""The contract of a publisher: what a finished stage leaves in its MLflow run, and the scores that tell its run from others."""
+"""The contract of a publisher: what it logs of a finished stage, and the scores by which lists of runs show it."""
 
 import re
 from dataclasses import dataclass
@@ -7,32 +7,39 @@ from typing import Generic, TypeVar
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
-Section = TypeVar("Section", bound=StageConfig)
+PublishedSection = TypeVar("PublishedSection", bound=StageConfig)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value of a run, displayed times `scale` with its `unit`, and that of its baseline."""
+    """A value of a run and that of its baseline, if it has one; both are multiplied by `scale` for display."""
 
     value: float
-    against: float | None = None
-    baseline: str = ""
+    baseline_value: float | None = None
+    baseline_name: str = ""
     scale: float = 100.0
     unit: str = " %"
 
 
-class StagePublisher(Generic[Section]):
-    """Publishes stages of one kind. This class serves every kind that has no publisher of its own: it logs the kind's measures.
+class StagePublisher(Generic[PublishedSection]):
+    """Publishes stages of one kind. Only the publisher of a kind knows its keys in MLflow.
 
-    The layout of the keys in MLflow is known to the publisher of a kind, and nowhere else.
+    This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage.
     """
 
-    def publish(self, tracking: Tracking, run_id: str, worker: StageContext, stage: Section, instance: StageInstance) -> None:
-        """Logs what a finished instance has found into its run. Called on the driver; a repetition leaves the run as it is."""
+    def publish(
+        self,
+        tracking: TrackingClient,
+        run_id: str,
+        worker: StageContext,
+        stage: PublishedSection,
+        instance: StageInstance,
+    ) -> None:
+        """Logs the results of a finished instance into its run. Runs on the driver; a second call changes nothing."""
         kind, numbers = stage_kind(stage), {}
         for measure in stage.measures:
             for arm in measure.arms:
@@ -40,10 +47,10 @@ class StagePublisher(Generic[Section]):
                     value = kind.read_score(stage, measure, arm, split, instance)
                     if value is not None:
                         numbers[f"{arm}/{measure.name}_{split}"] = value
-        tracking.numbers(run_id, numbers)
+        tracking.log_results(run_id, numbers)
         tracking.client.log_dict(run_id, instance.result or {}, "result.json")
 
     def summarise(self, run: Run) -> dict[str, Score]:
-        """Returns the scores that lists of runs show, by what they measure; on test images if the stage scores some."""
+        """Returns the scores that lists of runs show, by the name of their measure; of test images if there are any."""
         keys = [key for key in run.metrics if re.fullmatch(r"[\w-]+/\w+_test", key)]
         return {key.removesuffix("_test"): Score(run.metrics[key]) for key in keys}

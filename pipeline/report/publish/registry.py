@@ -16,9 +16,9 @@ PUBLISHERS: dict[str, StagePublisher[Any]] = {
     "embed": EmbedPublisher(),
     "export": ExportPublisher(),
 }
-PLAIN = StagePublisher[Any]()
+DEFAULT_PUBLISHER = StagePublisher[Any]()
 
 
 def find_publisher(kind: str) -> StagePublisher[Any]:
-    """Returns the publisher of a kind of stage: its own, or the one that serves every kind."""
-    return PUBLISHERS.get(kind, PLAIN)
+    """Returns the publisher of a kind of stage, `DEFAULT_PUBLISHER` if the kind has none."""
+    return PUBLISHERS.get(kind, DEFAULT_PUBLISHER)

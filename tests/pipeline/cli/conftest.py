@@ -2,8 +2,8 @@
 
 import pytest
 
-from firstlight.pipeline.tracking.lineage import Lineage, read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support.mlflow_runs import Past, chain
 
 
@@ -26,4 +26,4 @@ def location(recorded: tuple[Past, dict[str, str]]) -> str:
 
 @pytest.fixture
 def lineage(location: str) -> Lineage:
-    return read(named([location]))[0]
+    return read_lineage(parse_location([location]))[0]

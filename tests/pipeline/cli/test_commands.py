@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from firstlight.pipeline.cli.main import cli
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.tracking.lineage import read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support.mlflow_runs import Past, chain
 
 
@@ -54,17 +54,17 @@ def test_forced_delete_lists_what_it_deletes(tmp_path: Path) -> None:
     output = run_command("delete", "first", f"storage={tmp_path}", "--yes", "--force").splitlines()
     assert output[0].startswith("6 runs: first (")
     assert output[-1] == "deleted"
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert lineage.runs.keys() == {run_ids["second"], run_ids["other"]}
 
 
 def test_ui_names_the_address_of_a_server_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from firstlight.pipeline.tracking import lineage
 
-    found, client = read(named([f"storage={Past(tmp_path).storage}"]))
-    monkeypatch.setattr(lineage, "read", lambda records: (found, client))
+    found, client = read_lineage(parse_location([f"storage={Past(tmp_path).storage}"]))
+    monkeypatch.setattr(lineage, "read_lineage", lambda records: (found, client))
     output = run_command("ui", "tracking.uri=http://mlflow:5000/")
-    assert output == f"http://mlflow:5000/#/experiments/{found.experiment}/runs\n"
+    assert output == f"http://mlflow:5000/#/experiments/{found.experiment_id}/runs\n"
 
 
 def test_doctor_prints_lines_in_a_pipe_and_fails_with_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

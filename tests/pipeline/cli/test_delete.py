@@ -9,8 +9,8 @@ from rich.console import Console
 from firstlight.pipeline.cli.delete import check_deletion, delete_runs, plan_deletion
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.tracking.lineage import Lineage, read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support import recipes
 from tests.support.mlflow_runs import Past, chain
 
@@ -22,12 +22,12 @@ def run_names(lineage: Lineage) -> list[str]:
 
 
 def ids_by_name(storage: Path) -> dict[str, str]:
-    return {run.name: run.id for run in read(named([f"storage={storage}"]))[0].runs.values()}
+    return {run.name: run.id for run in read_lineage(parse_location([f"storage={storage}"]))[0].runs.values()}
 
 
 def test_recipe_is_deleted_with_everything_below_it(tmp_path: Path) -> None:
     past, run_ids = chain(tmp_path)
-    lineage, client = read(named([f"storage={tmp_path}"]))
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     plan = plan_deletion(lineage, client, lineage.runs[run_ids["first"]])
     assert len(plan.runs) == 6
     assert [version.reference for version in plan.versions] == ["models:/digits-nat@current"]
@@ -45,10 +45,10 @@ def test_recipe_is_deleted_with_everything_below_it(tmp_path: Path) -> None:
     assert "6 runs: first (" in summary
     assert "1 model version: models:/digits-nat@current (version 1)" in summary
     assert f"6 paths on disk, {plan.num_bytes / 1e6:.1f} MB:" in summary
-    artifacts = [Path(run.artifacts) for run in plan.runs]
+    artifacts = [Path(run.artifact_uri) for run in plan.runs]
     assert any(path.exists() for path in artifacts)
     delete_runs(lineage, client, plan)
-    after, _ = read(named([f"storage={tmp_path}"]))
+    after, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert run_names(after) == ["evaluate seed 0", "second"]
     assert after.versions == ()
     assert not [path for path in (*plan.paths, *artifacts) if path.exists()]
@@ -57,7 +57,7 @@ def test_recipe_is_deleted_with_everything_below_it(tmp_path: Path) -> None:
 
 
 def test_stages_that_started_from_an_encoder_are_named(lineage: Lineage, run_ids: dict[str, str]) -> None:
-    _, client = read(lineage.records)
+    _, client = read_lineage(lineage.location)
     dependants = check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["pretrain0"]]))
     assert [line.split(" (")[0] for line in dependants] == ["evaluate seed 0", "evaluate seed 0"]
     assert check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["evaluate1"]])) == []
@@ -65,8 +65,8 @@ def test_stages_that_started_from_an_encoder_are_named(lineage: Lineage, run_ids
 
 def test_other_recipes_that_use_a_stage_are_named(tmp_path: Path) -> None:
     past, run_ids = chain(tmp_path)
-    past.tracking.log_stage(run_ids["second"], "evaluate", [run_ids["evaluate1"]])
-    lineage, client = read(named([f"storage={tmp_path}"]))
+    past.tracking.log_stage_runs(run_ids["second"], "evaluate", [run_ids["evaluate1"]])
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     dependants = check_deletion(lineage, plan_deletion(lineage, client, lineage.runs[run_ids["evaluate1"]]))
     assert dependants == [f"the recipe second ({run_ids['second'][:8]}) also uses evaluate seed 1"]
 
@@ -75,7 +75,7 @@ def test_other_recipes_that_use_a_stage_are_named(tmp_path: Path) -> None:
 def test_recipe_that_a_process_runs_is_not_deleted(tmp_path: Path) -> None:
     past = Past(tmp_path)
     recipe = past.recipe("busy")
-    lineage, client = read(named([f"storage={tmp_path}"]))
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     plan = plan_deletion(lineage, client, lineage.runs[recipe])
     with open(tmp_path / "busy" / ".lock", "w") as file:
         file.write("4711")
@@ -90,14 +90,14 @@ def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, bla
     recipe = recipes.recipe(tmp_path)
     del recipe.stages["finetune"]
     rows = run_recipe(recipe, QUIET)
-    lineage, client = read(named([f"storage={tmp_path}"]))
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     before = ids_by_name(tmp_path)
     delete_runs(lineage, client, plan_deletion(lineage, client, lineage.runs[before["pretrain seed 0"]]))
     assert run_recipe(recipe, QUIET) == rows
     after = ids_by_name(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"pretrain seed 0"}
-    lineage, client = read(named([f"storage={tmp_path}"]))
-    delete_runs(lineage, client, plan_deletion(lineage, client, lineage.find("small")))
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
+    delete_runs(lineage, client, plan_deletion(lineage, client, lineage.find_run("small")))
     assert run_recipe(recipe, QUIET) == rows
     again = ids_by_name(tmp_path)
     assert set(again) == set(before)

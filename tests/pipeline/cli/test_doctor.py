@@ -11,7 +11,7 @@ from firstlight.pipeline.cli import doctor
 from firstlight.pipeline.cli.doctor import run_checks
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, raise_on_problem
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.tracking.client import Tracking
+from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
 
 
@@ -40,7 +40,7 @@ def test_machine_without_problems_is_checked_and_nothing_is_created(file: Path, 
         assert found[name].verdict == OK, found[name]
     assert "will be created by the first run" in found["tracking"].observation
     assert not (tmp_path / "st").exists()
-    Tracking(recipes.recipe(tmp_path / "st"))
+    TrackingClient(recipes.recipe(tmp_path / "st"))
     assert "written and read back" in by_name(run_checks(file, (), ray=False))["tracking"].observation
 
 

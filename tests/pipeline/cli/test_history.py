@@ -10,8 +10,8 @@ from firstlight.pipeline.cli.history import (
     runs_table,
     runs_tsv,
 )
-from firstlight.pipeline.tracking.lineage import Lineage, read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support.mlflow_runs import Past
 from tests.support.rendering import render_text
 
@@ -58,14 +58,14 @@ def test_search_lists_its_newest_trials_with_scores(tmp_path: Path) -> None:
     trial = past.recipe("trial-0", search, kind="trial")
     pretrained = past.pretrain("trial-0", trial)
     past.evaluate("trial-0", trial, f"runs:/{pretrained}/encoder")
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert [(line.depth, line.name, line.numbers) for line in run_lines(lineage)] == [
         (0, "temperature (search)", ""),
         (1, "trial-0", "loss 0.750, held-out kNN 90.0 %; kNN 95.0 % (random 90.0)"),
     ]
     for number in range(1, MAX_TRIALS_LISTED + 2):
         past.recipe(f"trial-{number}", search, kind="trial")
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     _, *trials, last = run_lines(lineage)
     assert [line.name for line in trials] == [f"trial-{number}" for number in range(2, MAX_TRIALS_LISTED + 2)]
     assert last.remark == f"and 2 earlier trials: firstlight show {search[:8]}"
@@ -75,7 +75,7 @@ def test_running_run_is_stopped_if_nobody_holds_its_lock(tmp_path: Path) -> None
     past = Past(tmp_path)
     recipe = past.recipe("killed")
     past.client.update_run(recipe, status="RUNNING")
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert run_state(lineage, lineage.runs[recipe]) == "running"
     (tmp_path / "killed" / ".lock").write_text("4711")
     assert run_state(lineage, lineage.runs[recipe]) == "stopped"

@@ -19,8 +19,8 @@ from firstlight.pipeline.cli.repeat import (
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.code_version import code_version
-from firstlight.pipeline.tracking.lineage import read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support import recipes
 from tests.support.mlflow_runs import CODE, chain
 from tests.support.rendering import render_text
@@ -46,7 +46,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["small", "second"])
 def test_repetition_in_another_storage_has_equal_numbers(storage: Path, tmp_path: Path, name: str) -> None:
-    found = find_original(named([f"storage={storage}"]), name)
+    found = find_original(parse_location([f"storage={storage}"]), name)
     recipe = recipe_to_repeat(found, [f"storage={tmp_path}"])
     assert recipe.name == f"{name}-repeat"
     run_recipe(recipe, QUIET, repeats=found.repeats)
@@ -58,13 +58,13 @@ def test_repetition_in_another_storage_has_equal_numbers(storage: Path, tmp_path
     assert (("pretrain seed 0", "loss") in numbers) == (name == "small")
     assert (("pretrain seed 0", "the encoder's bits") in numbers) == (name == "small")
     assert not [key for _, key in numbers if "images_per_s" in key]
-    lineage, client = read(named([f"storage={tmp_path}"]))
-    assert lineage.find(f"{name}-repeat").tags["firstlight.repeats"] == found.run.id
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
+    assert lineage.find_run(f"{name}-repeat").tags["firstlight.repeats"] == found.run.id
     assert not client.search_registered_models()
 
 
 def test_other_images_are_refused_before_the_training(storage: Path, tmp_path: Path) -> None:
-    found = find_original(named([f"storage={storage}"]), "small")
+    found = find_original(parse_location([f"storage={storage}"]), "small")
     other = OriginalRun(
         found.lineage, found.run, {**found.recipe, "dataset": {**found.recipe["dataset"], "test_fraction": 0.3}}
     )
@@ -78,7 +78,7 @@ def test_other_images_are_refused_before_the_training(storage: Path, tmp_path: P
 
 def test_other_code_is_a_note_or_refused_with_exact(tmp_path: Path) -> None:
     chain(tmp_path)
-    found = find_original(named([f"storage={tmp_path}"]), "first")
+    found = find_original(parse_location([f"storage={tmp_path}"]), "first")
     console = Console(width=300)
     with console.capture() as capture:
         check_code(found, console, exact=False)
@@ -91,7 +91,7 @@ def test_other_code_is_a_note_or_refused_with_exact(tmp_path: Path) -> None:
 
 def test_override_of_a_key_that_decides_the_numbers_is_refused(tmp_path: Path) -> None:
     chain(tmp_path)
-    found = find_original(named([f"storage={tmp_path}"]), "first")
+    found = find_original(parse_location([f"storage={tmp_path}"]), "first")
     assert recipe_to_repeat(found, ["scale.workers=2", "name=again", "dataset.root=/data"][:2]).name == "again"
     for word in ("stages.pretrain.epochs=3", "seeds=[1]", "scal=1", "datasets.root=x"):
         with pytest.raises(UserError, match="cannot differ in a repetition"):
@@ -101,7 +101,7 @@ def test_override_of_a_key_that_decides_the_numbers_is_refused(tmp_path: Path) -
 def test_run_of_a_stage_names_the_run_that_can_be_repeated(tmp_path: Path) -> None:
     _, runs = chain(tmp_path)
     with pytest.raises(UserError, match=f"is a run of kind evaluate; .*; valid: its recipe first, {runs['first']}"):
-        find_original(named([f"storage={tmp_path}"]), runs["evaluate0"])
+        find_original(parse_location([f"storage={tmp_path}"]), runs["evaluate0"])
 
 
 def test_differing_numbers_are_listed_and_raise() -> None:

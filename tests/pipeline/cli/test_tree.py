@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 
 from firstlight.pipeline.cli.tree import build_run_view
-from firstlight.pipeline.tracking.lineage import Lineage, read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support.mlflow_runs import STORE, Past, chain
 from tests.support.rendering import render_text
 
 
 def render_run(lineage: Lineage, run: str) -> str:
-    return render_text(build_run_view(lineage, lineage.find(run), time.time()))
+    return render_text(build_run_view(lineage, lineage.find_run(run), time.time()))
 
 
 def test_tree_of_a_recipe_goes_from_the_store_to_the_stages_of_other_recipes(lineage: Lineage) -> None:
@@ -48,7 +48,7 @@ def test_prepare_run_is_shown_with_all_stages_that_read_its_store(lineage: Linea
 def test_encoder_whose_run_was_deleted_is_named(tmp_path: Path) -> None:
     past, run_ids = chain(tmp_path)
     past.client.delete_run(run_ids["pretrain0"])
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     text = render_run(lineage, run_ids["other"])
     assert "from models:/digits-nat/1, whose run does not exist any more" in text
 
@@ -60,7 +60,7 @@ def test_search_is_shown_with_all_of_its_trials(tmp_path: Path) -> None:
         trial = past.recipe(f"trial-{number}", search, kind="trial")
     pretrained = past.pretrain("trial-11", trial)
     past.evaluate("trial-11", trial, f"runs:/{pretrained}/encoder")
-    lineage, _ = read(named([f"storage={tmp_path}"]))
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
     text = render_run(lineage, "temperature")
     assert "kNN 95.0 % (random 90.0)" in text
     assert all(f"trial-{number}" in text for number in range(12))

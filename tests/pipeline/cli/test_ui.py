@@ -16,8 +16,8 @@ import pytest
 
 from firstlight.pipeline.cli.ui import free_port, runs_address, serve_ui, ui_command
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support import recipes
 
 
@@ -44,15 +44,15 @@ def test_address_leads_to_the_runs_of_the_experiment() -> None:
 
 def test_command_names_only_what_is_not_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ui_command(named([])).split()[-1] == "ui"
-    assert ui_command(named([f"storage={tmp_path}/my runs"])).endswith(f" ui 'storage={tmp_path}/my runs'")
-    assert ui_command(named(["tracking.uri=http://host:5000"])).endswith(" ui tracking.uri=http://host:5000")
+    assert ui_command(parse_location([])).split()[-1] == "ui"
+    assert ui_command(parse_location([f"storage={tmp_path}/my runs"])).endswith(f" ui 'storage={tmp_path}/my runs'")
+    assert ui_command(parse_location(["tracking.uri=http://host:5000"])).endswith(" ui tracking.uri=http://host:5000")
 
 
 def test_server_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firstlight.pipeline.cli.ui.sys.executable", "/bin/false")
     with pytest.raises(StageFailed, match=r"^MLflow's server ended with exit code 1: it printed nothing$"):
-        serve_ui(named([f"storage={tmp_path}"]), "1", free_port(5600), print)
+        serve_ui(parse_location([f"storage={tmp_path}"]), "1", free_port(5600), print)
 
 
 # Answers as MLflow's server does, and has a descendant in a session of its own that ignores SIGTERM.
@@ -78,7 +78,7 @@ from firstlight.pipeline.cli.main import main
 from firstlight.pipeline.tracking import lineage
 
 ui.sys, ui.UI_END_S = SimpleNamespace(executable=sys.argv.pop(1)), 0.5
-lineage.read = lambda records: (SimpleNamespace(experiment="1"), None)
+lineage.read_lineage = lambda records: (SimpleNamespace(experiment_id="1"), None)
 main()
 """
 
@@ -108,7 +108,7 @@ def check_all_end(process: subprocess.Popen[str], family: list[psutil.Process]) 
 
 @pytest.mark.timeout(400)
 def test_mlflow_listens_locally_and_its_processes_end_with_the_command(tmp_path: Path) -> None:
-    Tracking(recipes.recipe(tmp_path))
+    TrackingClient(recipes.recipe(tmp_path))
     arguments = ("-m", "firstlight.pipeline", "ui", f"storage={tmp_path}", "--port", str(free_port(5700)))
     with running_ui(*arguments) as (process, address):
         with urllib.request.urlopen(address.partition("#")[0], timeout=20) as answer:

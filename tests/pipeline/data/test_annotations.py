@@ -1,8 +1,9 @@
-"""Annotations against their image, and there and back through Parquet."""
+"""Annotations are checked against their image, and survive Parquet unchanged."""
 
 import io
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from PIL import Image
 from firstlight.pipeline.data.annotations import (
     ANNOTATION_COLUMNS,
     Annotation,
+    Target,
     count_annotations,
     find_present_classes,
     fit_to_image,
@@ -22,6 +24,7 @@ from firstlight.pipeline.data.annotations import (
     unpack_columns,
 )
 from firstlight.pipeline.data.images import BadImage
+from firstlight.tasks.downstream.task import TargetKind
 from tests.support.png_maps import png
 
 
@@ -32,7 +35,7 @@ def boxes(*sides: tuple[float, float, float, float], difficult: tuple[int, ...] 
     )
 
 
-def test_what_occurs() -> None:
+def test_present_classes_follow_from_boxes() -> None:
     assert find_present_classes(np.array([0, 2, 2, 3]), np.array([True, True, False, True]), 5).tolist() == [
         -1,
         0,
@@ -43,7 +46,7 @@ def test_what_occurs() -> None:
     assert find_present_classes(np.empty(0, np.int64), np.empty(0, bool), 2).tolist() == [0, 0]
 
 
-def test_boxes_are_cut_at_the_edges() -> None:
+def test_boxes_are_cut_at_image_edges() -> None:
     found = fit_to_image(boxes((-3, 2, 5, 40), (0, 0, 20, 10), (19.5, 9, 21, 11)), (20, 10), 3, "a.xml")
     assert found.boxes is not None
     assert found.boxes.tolist() == [[0, 2, 5, 10], [0, 0, 20, 10], [19.5, 9, 20, 10]]
@@ -51,7 +54,7 @@ def test_boxes_are_cut_at_the_edges() -> None:
 
 
 @pytest.mark.parametrize("box", [(20, 0, 30, 5), (-5, 0, 0, 5), (3, 4, 3, 8), (5, 2, 4, 8), (0, 10, 5, 12)])
-def test_a_box_without_a_pixel_is_refused(box: tuple[int, int, int, int]) -> None:
+def test_box_without_pixel_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(BadImage, match=r"^a\.xml: object 2: its box, .* has no pixel of the image of 20 x 10$"):
         fit_to_image(boxes((0, 0, 1, 1), box), (20, 10), 3, "a.xml")
 
@@ -64,7 +67,7 @@ def values(height: int = 6, width: int = 4) -> np.ndarray:
 @pytest.mark.parametrize(
     "file", [png(values()), png(values(), "L"), png(values() % 4, bits=2), png(values(), optimize=1)]
 )
-def test_masks_that_are_taken(file: bytes) -> None:
+def test_valid_masks_are_accepted(file: bytes) -> None:
     found = fit_to_image(Annotation(mask=file), (4, 6), 4, "m.png")
     assert found.mask is file
     last = 255 if file[24:25] == b"\x08" else 3
@@ -113,7 +116,7 @@ def grey_of_4_bits() -> bytes:
         (b"no image", "is not a readable image (PNG)"),
     ],
 )
-def test_masks_that_are_refused(file: bytes, why: str) -> None:
+def test_invalid_masks_are_refused(file: bytes, why: str) -> None:
     with pytest.raises(BadImage) as error:
         fit_to_image(Annotation(mask=file), (4, 6), 3, "SegmentationClass/m.png")
     assert str(error.value).startswith("SegmentationClass/m.png: ")
@@ -136,7 +139,7 @@ def annotations(draw: st.DrawFn, classes: int) -> Annotation:
     st.integers(1, 4),
     st.sampled_from([("boxes", "mask", "present"), ("boxes", "present"), ("mask",), ("present",), ("boxes",)]),
 )
-def test_there_and_back(data: st.DataObject, classes: int, columns: tuple[str, ...]) -> None:
+def test_packed_annotations_are_unpacked_equal(data: st.DataObject, classes: int, columns: tuple[str, ...]) -> None:
     before = data.draw(st.lists(annotations(classes), min_size=1, max_size=4))
     rows = [pack_columns(found, columns) for found in before]
     table = pa.table(
@@ -173,6 +176,10 @@ def test_there_and_back(data: st.DataObject, classes: int, columns: tuple[str, .
         pa.table({"boxes": pa.array([[3]])}),
     ],
 )
-def test_columns_that_hold_something_else(table: pa.Table) -> None:
+def test_columns_of_wrong_content_are_refused(table: pa.Table) -> None:
     with pytest.raises((ValueError, TypeError, pa.ArrowException)):
         unpack_columns(table, 2)
+
+
+def test_targets_are_those_of_the_tasks() -> None:
+    assert get_args(Target) == get_args(TargetKind)

@@ -1,4 +1,4 @@
-"""Copies are found by their bytes, wherever they are, and listed with the first image that has them."""
+"""Duplicates are found by their bytes in all splits, and listed with the first image that has them."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.grey_images import dataset, images, local, png
 
 
 @pytest.mark.parametrize("kinds", [1, 5, 200, 10**6])
-def test_copies_are_those_of_the_definition(kinds: int) -> None:
+def test_copies_match_the_definition(kinds: int) -> None:
     digests = np.random.default_rng(kinds).integers(0, kinds, 300).astype(np.uint64) * np.uint64(2**44 - 1)
     places = defaultdict(list)
     for image_id, digest in enumerate(digests.tolist()):
@@ -24,14 +24,14 @@ def test_copies_are_those_of_the_definition(kinds: int) -> None:
     assert list(zip(ids.tolist(), firsts.tolist(), strict=True)) == expected
 
 
-def test_no_images_and_one() -> None:
+def test_no_copies_among_zero_or_one_image() -> None:
     for digests in (np.empty(0, np.uint64), np.array([7], np.uint64)):
         ids, firsts = find_copies(digests)
         assert (ids.tolist(), firsts.tolist()) == ([], [])
 
 
 @pytest.mark.fault(35, "copies within and across the splits")
-def test_copies_within_and_across_the_splits_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_within_and_across_splits_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 4)
     root = images(
         tmp_path / "in", 10, bad=(0,)

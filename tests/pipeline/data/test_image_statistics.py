@@ -1,4 +1,4 @@
-"""What is counted per part adds up to what would be counted over all, and is told in a few lines."""
+"""Statistics of parts add up to those of all images, and are described in a few lines."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def total(parts: list[tuple[str, dict]]) -> dict:
     return json.loads(json.dumps(found.dump()))
 
 
-def test_parts_add_up() -> None:
+def test_statistics_of_parts_add_up() -> None:
     seen = images(200, 0)
     empty = dumped([])
     train, test = dumped(seen[:150]), dumped(seen[150:])
@@ -59,7 +59,7 @@ def test_parts_add_up() -> None:
         assert found["labels"][split] == {"unknown": counts[-1], "classes": 4, "fewest": min(known), "most": max(known)}
 
 
-def test_a_bin_holds_its_pixels() -> None:
+def test_side_bin_contains_its_pixels() -> None:
     for pixels in (*range(1, 600), 65_535, 65_536, 64_000_000):
         k = side_bin(pixels)
         assert 2 ** (k / BINS_PER_OCTAVE) <= pixels * (1 + 1e-12)
@@ -68,7 +68,7 @@ def test_a_bin_holds_its_pixels() -> None:
     assert math.isclose(2 ** (side_bin(32) / BINS_PER_OCTAVE), 32)
 
 
-def test_lines() -> None:
+def test_statistics_are_described_in_lines() -> None:
     same = total(
         [
             ("train", dumped([((8, 8), ("L", "PNG"), k % 3, 100) for k in range(1500)])),
@@ -88,7 +88,7 @@ def test_lines() -> None:
     ]
 
 
-def test_the_picture_shows_every_image() -> None:
+def test_figure_counts_every_image() -> None:
     seen = dumped([*images(300, 1), ((1, 64_000_000), ("F", "TIFF"), 0, 1)])
     figure = figures.draw_store_statistics({**seen, "duplicates": {"copies": 1234}}, 5)
     assert figure.get_suptitle() == "1,234 are copies of others; 5 more cannot be decoded"
@@ -102,14 +102,14 @@ def test_the_picture_shows_every_image() -> None:
     figure.savefig(io.BytesIO(), format="png")  # also of an image of one column
 
 
-def test_the_picture_counts_what_has_no_bar_of_its_own() -> None:
+def test_figure_counts_values_without_own_bar() -> None:
     seen = dumped([((8, 8), (f"M{k}", "PNG"), 0, 1) for k in range(10) for _ in range(20 - k)])
     modes = figures.draw_store_statistics(seen, 0).axes[1]
     assert [label.get_text() for label in modes.get_xticklabels()] == [*(f"M{k}" for k in range(7)), "others"]
     assert sum(bar.get_height() for bar in modes.patches) == sum(range(11, 21))
 
 
-def test_annotations_are_counted_by_split_and_told() -> None:
+def test_annotations_are_counted_and_described_by_split() -> None:
     census = ImageStatistics()
     for k in range(4):
         census.add(

@@ -1,4 +1,4 @@
-"""Every mode against its pixel values, and bytes that are no image: an image or BadImage, nothing else."""
+"""Every mode is decoded to its pixel values; any other bytes raise BadImage and nothing else."""
 
 import io
 import struct
@@ -48,7 +48,7 @@ def test_lossy_formats_give_the_pixels_nearly(kind: str) -> None:
 
 
 @pytest.mark.fault(29, "1 bit, grey, palette")
-def test_one_bit_grey_and_palette() -> None:
+def test_one_bit_grey_and_palette_become_rgb() -> None:
     grey = GRID[:, :, 0]
     np.testing.assert_array_equal(decode_rgb(encode(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, 2))
     bits = (grey > 100).astype(np.uint8) * 255
@@ -61,7 +61,7 @@ def test_one_bit_grey_and_palette() -> None:
 
 
 @pytest.mark.fault(29, "transparency")
-def test_transparency_lies_on_white() -> None:
+def test_transparent_pixels_are_blended_on_white() -> None:
     rgba = np.array([[[100, 0, 0, 0], [100, 0, 0, 255], [100, 0, 0, 51]]], np.uint8)  # 51 = 20 %
     np.testing.assert_allclose(
         decode_rgb(encode(Image.fromarray(rgba))), [[[255, 255, 255], [100, 0, 0], [224, 204, 204]]], atol=1
@@ -78,7 +78,7 @@ def test_transparency_lies_on_white() -> None:
 
 @pytest.mark.fault(29, "16 bits")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_is_scaled_not_clipped(kind: str) -> None:
+def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
     deep = np.array([[0, 257, 25700, 65535]], np.uint16)
     np.testing.assert_array_equal(decode_rgb(encode(Image.fromarray(deep), kind))[0, :, 1], [0, 1, 100, 255])
 
@@ -100,7 +100,7 @@ def test_32_bit_integers_and_floats_are_scaled() -> None:
 
 @pytest.mark.fault(29, "CMYK")
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_cmyk(kind: str) -> None:
+def test_cmyk_becomes_rgb(kind: str) -> None:
     ink = Image.fromarray(np.tile(np.array([0, 255, 255, 0], np.uint8), (16, 16, 1)), "CMYK")  # magenta + yellow = red
     data = encode(ink, kind)
     assert open_rgb(data).info["mode"] == "CMYK"
@@ -133,7 +133,7 @@ def test_broken_exif_is_ignored(exif: bytes) -> None:
 
 @pytest.mark.fault(31, "an animation")
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_first_frame_of_an_animation(kind: str) -> None:
+def test_animation_gives_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = encode(
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
@@ -142,13 +142,13 @@ def test_first_frame_of_an_animation(kind: str) -> None:
 
 
 @pytest.mark.fault(28, "1 x 1 and 1 x 5,000 pixels")
-def test_extreme_shapes() -> None:
+def test_extreme_shapes_are_decoded() -> None:
     for shape in ((1, 1), (1, 5000), (5000, 1)):
         assert decode_rgb(encode(Image.new("RGB", shape[::-1]))).shape == (*shape, 3)
 
 
 @pytest.mark.fault(31, "bytes behind the end")
-def test_bytes_behind_the_image_are_accepted() -> None:
+def test_bytes_after_the_image_are_accepted() -> None:
     np.testing.assert_array_equal(decode_rgb(SAMPLES["PNG"] + b"junk" * 10), np.asarray(PHOTO))
 
 
@@ -156,7 +156,7 @@ def test_bytes_behind_the_image_are_accepted() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"garbage" * 50, b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0", SAMPLES["PNG"][:40]]
 )
-def test_no_image(data: bytes) -> None:
+def test_bytes_without_image_raise_bad_image(data: bytes) -> None:
     with pytest.raises(BadImage) as raised:
         open_rgb(data)
     assert str(raised.value)
@@ -209,7 +209,7 @@ def test_wrong_checksum_of_the_header_is_refused() -> None:
 
 @pytest.mark.fault(27, "a header of 20,000 x 20,000 pixels")
 @pytest.mark.parametrize("size", [(20000, 20000), (10000, 10000)])
-def test_bomb_is_refused_from_its_header(size: tuple[int, int]) -> None:
+def test_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     bomb = png_header(*size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     assert len(bomb) < 500
     with pytest.raises(BadImage, match="64000000 pixels"):
@@ -225,7 +225,7 @@ def test_pixel_cap_is_exact(kind: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, None])
-def test_pillows_own_settings_do_not_matter(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_settings_of_the_process_do_not_matter(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for data in SAMPLES.values():

@@ -39,7 +39,7 @@ def store(folder: Path) -> Store:
     )
 
 
-def test_a_row_for_every_image_that_is_asked_for(tmp_path: Path) -> None:
+def test_table_has_a_row_per_requested_image(tmp_path: Path) -> None:
     file = write_labelled(store(tmp_path), np.array([1, 4, 6, 7]), tmp_path)
     assert pq.read_table(file).to_pydict() == {
         "id": [1, 4, 6, 7],
@@ -49,13 +49,13 @@ def test_a_row_for_every_image_that_is_asked_for(tmp_path: Path) -> None:
     }
 
 
-def test_shards_without_such_an_image_are_not_read(tmp_path: Path) -> None:
+def test_shards_without_requested_image_are_not_read(tmp_path: Path) -> None:
     its = store(tmp_path)
     (tmp_path / "train-00001.parquet").unlink()
     assert pq.read_table(write_labelled(its, np.array([0, 3]), tmp_path)).column("id").to_pylist() == [0, 3]
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+def test_damaged_shard_is_named(tmp_path: Path) -> None:
     its = store(tmp_path)
     (tmp_path / "train-00001.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match=r"train-00001\.parquet: is missing or damaged: .*; delete the folder"):

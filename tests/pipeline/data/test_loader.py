@@ -20,7 +20,7 @@ def pixels(its: Loader, ids: list[int], epoch: int) -> dict[int, np.ndarray]:
     return dict(zip(ids, its.load(array, np.full_like(array, epoch), its.read_encoded(array))["views"], strict=True))
 
 
-def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
+def test_pixels_are_a_function_of_seed_pass_id_and_view(digits: Store) -> None:
     its = loader(digits)
     base = pixels(its, [4, 5, 6, 7], 1)
     for others in (pixels(its, [7, 100, 5], 1), pixels(loader(digits, views=3), [5, 4], 1), pixels(its, [6], 1)):
@@ -32,7 +32,7 @@ def test_pixels_are_a_function_of_seed_epoch_id_and_view(digits: Store) -> None:
     assert not any(np.array_equal(*views) for views in base.values()), "both views are the same"
 
 
-def test_large_images_are_decoded_a_few_at_a_time(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_in_chunks(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     its = loader(digits)
     ids, passes = np.arange(4, 17), np.ones(13, np.int64)
     expected = its.load(ids, passes, its.read_encoded(ids))["views"]
@@ -42,7 +42,7 @@ def test_large_images_are_decoded_a_few_at_a_time(digits: Store, monkeypatch: py
         assert np.array_equal(its.load(ids, passes, its.read_encoded(ids))["views"], expected)
 
 
-def test_views_may_be_augmented_differently(digits: Store) -> None:
+def test_each_view_has_its_own_augmentation(digits: Store) -> None:
     its, plain = loader(digits), ({"op": "center_crop"},)
     mixed, alone = replace(its, ops=(plain, OPS)), replace(its, ops=(plain,))
     for i, views in pixels(mixed, [4, 5], 1).items():
@@ -50,14 +50,14 @@ def test_views_may_be_augmented_differently(digits: Store) -> None:
         assert np.array_equal(views[1], pixels(its, [i], 1)[i][1])
 
 
-def test_an_id_asked_twice_is_there_twice(digits: Store) -> None:
+def test_repeated_id_is_loaded_twice(digits: Store) -> None:
     its = replace(loader(digits), ops=(({"op": "center_crop"},),))
     rows = its.load(np.array([9, 2, 9]), np.zeros(3, np.int64), its.read_encoded(np.array([9, 2, 9])))
     assert np.array_equal(rows["views"][0], rows["views"][2])
     assert not np.array_equal(rows["views"][0], rows["views"][1])
 
 
-def test_a_decoder_gives_the_images_as_they_are_stored(digits: Store) -> None:
+def test_stored_images_are_returned_unchanged(digits: Store) -> None:
     its, ids = StoredImages(digits, 8, 8, 1_000_000), np.array([9, 2, 1430])
     found = list(stream_batches(its, EvalOrder(ids, 2, 0, 1), 2, OPTIONS))
     encoded, labels = digits.read(ids)

@@ -1,6 +1,5 @@
 """A manifest is read back, hashed without its location, and refused in any other shape."""
 
-
 import pytest
 
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, canonical_json, manifest_hash
@@ -10,7 +9,7 @@ from tests.support.text_store import assert_store_refused, load_manifest, save_m
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_where_the_source_lay_is_not_in_the_hash(store_copy: Store) -> None:
+def test_manifest_hash_ignores_location_of_source(store_copy: Store) -> None:
     raw = load_manifest(store_copy)
     moved = {**raw, "source": {**raw["source"], "root": "/elsewhere"}}
     assert manifest_hash(moved) == raw["hash"]
@@ -35,14 +34,14 @@ def test_where_the_source_lay_is_not_in_the_hash(store_copy: Store) -> None:
         {"quarantined": "many"},
     ],
 )
-def test_manifest_of_another_shape(store_copy: Store, change: dict) -> None:
+def test_manifest_of_another_shape_is_refused(store_copy: Store, change: dict) -> None:
     save_manifest(store_copy.path, {**load_manifest(store_copy), **change})
     assert_store_refused(store_copy, MANIFEST_FILE, "is not a manifest of format 3")
 
 
 @pytest.mark.fault(54, "a shard's name that leads out of its folder")
 @pytest.mark.parametrize("name", ["../train-00000.parquet", "/etc/passwd", "a/train-00000.parquet", ""])
-def test_a_shard_name_cannot_lead_out_of_the_folder(store_copy: Store, name: str) -> None:
+def test_shard_name_cannot_lead_out_of_the_folder(store_copy: Store, name: str) -> None:
     raw = load_manifest(store_copy)
     raw["shards"][0]["file"] = name
     save_manifest(store_copy.path, raw)
@@ -50,16 +49,18 @@ def test_a_shard_name_cannot_lead_out_of_the_folder(store_copy: Store, name: str
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 3}', "\udcff", "[" * 100_000])
-def test_manifest_that_is_none(store_copy: Store, text: str) -> None:
+def test_file_that_is_no_manifest_is_refused(store_copy: Store, text: str) -> None:
     (store_copy.path / MANIFEST_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert_store_refused(store_copy, MANIFEST_FILE, "is not a manifest")
 
 
-def test_manifest_changed_by_hand(store_copy: Store) -> None:
+def test_edited_manifest_is_refused(store_copy: Store) -> None:
     file = store_copy.path / MANIFEST_FILE
     file.write_text(file.read_text().replace('"quarantined": 2', '"quarantined": 0'))
     assert_store_refused(store_copy, MANIFEST_FILE, "hash")
 
 
 def test_canonical_json_ignores_the_order_of_keys() -> None:
-    assert canonical_json({"b": [1, 2], "a": None}) == canonical_json({"a": None, "b": [1, 2]}) == b'{"a":null,"b":[1,2]}'
+    assert (
+        canonical_json({"b": [1, 2], "a": None}) == canonical_json({"a": None, "b": [1, 2]}) == b'{"a":null,"b":[1,2]}'
+    )

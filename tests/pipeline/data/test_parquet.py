@@ -28,7 +28,7 @@ def test_column_of_extension_type_is_refused_by_name(tmp_path: Path, nested: boo
         values = pa.ExtensionArray.from_storage(ForeignType(), pa.array([b"x"]))
         column = pa.StructArray.from_arrays([values], ["inner"]) if nested else values
         pq.write_table(pa.table({"a": [1], "b": column}), tmp_path / "f.parquet")
-        with pytest.raises(pa.ArrowInvalid, match="the column 'b' has the foreign type .*tests.foreign"):
+        with pytest.raises(pa.ArrowInvalid, match=r"the column 'b' has the foreign type .*tests\.foreign"):
             open_parquet_file(tmp_path / "f.parquet")
         with pytest.raises(pa.ArrowInvalid, match="'b'"):
             read_parquet_table(tmp_path / "f.parquet")
@@ -49,5 +49,5 @@ def test_changed_page_fails_its_checksum(tmp_path: Path) -> None:
     pq.write_table(table, file, compression="none", **layout)
     data = file.read_bytes()
     file.write_bytes(data.replace(b"content of a page", b"Content of a page", 1))
-    with pytest.raises(OSError, match="(?i)crc|checksum"):
+    with pytest.raises(OSError, match=r"(?i)crc|checksum"):
         read_parquet_table(file)

@@ -17,7 +17,7 @@ sizes = st.tuples(st.integers(1, 300), st.integers(1, 40)).filter(lambda t: t[0]
 
 
 @given(sizes, st.booleans(), st.integers(1, 400), st.integers(1, 90), st.integers(0, 5))
-def test_every_image_once_but_for_the_tail(
+def test_epoch_has_every_image_once_except_the_tail(
     size: tuple[int, int], windowed: bool, window: int, group: int, epoch: int
 ) -> None:
     p = plan(*size, windowed=windowed, window=window, group=group)
@@ -28,7 +28,7 @@ def test_every_image_once_but_for_the_tail(
 
 
 @pytest.mark.parametrize("windowed", [True, False])
-def test_the_same_global_batches_for_any_number_of_workers(windowed: bool) -> None:
+def test_global_batches_do_not_depend_on_number_of_workers(windowed: bool) -> None:
     p = plan(windowed=windowed)
     for step in range(p.steps):
         whole = p.epoch(3)[step]
@@ -37,14 +37,14 @@ def test_the_same_global_batches_for_any_number_of_workers(windowed: bool) -> No
 
 
 @pytest.mark.parametrize("windowed", [True, False])
-def test_a_function_of_seed_and_epoch(windowed: bool) -> None:
+def test_epoch_is_a_function_of_seed_and_number(windowed: bool) -> None:
     again = plan(windowed=windowed)
     assert np.array_equal(plan(windowed=windowed).epoch(2), again.epoch(2))
     assert not np.array_equal(again.epoch(2), again.epoch(3))
     assert not np.array_equal(again.epoch(2), plan(windowed=windowed, seed=1).epoch(2))
 
 
-def test_a_task_reads_few_row_groups_but_a_batch_mixes_many() -> None:
+def test_task_reads_few_row_groups_while_batch_mixes_many() -> None:
     p = BatchPlan(np.arange(100_000), np.arange(0, 100_000, 128), 256, 0, 4096, True)
     rows = p.epoch(0)[: p.steps_per_task]
     for rank in range(4):
@@ -53,7 +53,7 @@ def test_a_task_reads_few_row_groups_but_a_batch_mixes_many() -> None:
     assert len(np.unique(rows[0] // 128)) >= 2 * p.lanes - 4
 
 
-def test_the_tail_differs_between_epochs() -> None:
+def test_tail_differs_between_epochs() -> None:
     p = plan(n=1000, batch=64)
     assert len({tuple(p.tail(e)) for e in range(5)}) > 1
 
@@ -69,7 +69,9 @@ def mixed(labelled: int, rest: int, r: int, t: int, windowed: bool = False) -> S
 
 
 @given(st.integers(1, 30), st.integers(2, 200), st.integers(1, 12), st.integers(1, 12), st.booleans())
-def test_every_batch_has_exactly_r_labelled_of_t(labelled: int, rest: int, r: int, others: int, windowed: bool) -> None:
+def test_every_batch_has_exactly_r_labelled_images(
+    labelled: int, rest: int, r: int, others: int, windowed: bool
+) -> None:
     r, others = min(r, labelled), min(others, rest)
     p = mixed(labelled, rest, r, r + others, windowed)
     seen_rest: list[int] = []
@@ -96,13 +98,13 @@ def test_every_batch_has_exactly_r_labelled_of_t(labelled: int, rest: int, r: in
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_workers_share_the_labelled_images_evenly(world: int) -> None:
+def test_labelled_images_are_shared_evenly_by_workers(world: int) -> None:
     p = mixed(40, 400, 12, 20)
     for step in range(p.steps):
         for rank in range(world):
             assert np.isin(p.slice(0, step, rank, world)[0], p.labelled.ids).sum() == 12 // world
 
 
-def test_mixed_plans_are_told_apart_by_what_they_hold() -> None:
+def test_semi_supervised_plans_are_equal_by_their_parts() -> None:
     assert mixed(40, 400, 12, 20) == mixed(40, 400, 12, 20)
     assert len({mixed(40, 400, 12, 20), mixed(40, 400, 11, 20), mixed(39, 400, 12, 20), mixed(40, 399, 12, 20)}) == 4

@@ -1,6 +1,5 @@
 """Row groups are cached within a limit, and damage names the shard."""
 
-
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from tests.support.text_store import assert_store_refused, image_content, load_m
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_the_cache_is_bounded_and_keeps_the_last(text_store: Store) -> None:
+def test_cache_is_bounded_and_keeps_last_used_groups(text_store: Store) -> None:
     groups = [text_store.read_group(0, 0), text_store.read_group(0, 1), text_store.read_group(1, 0)]
     weights = [row_groups._count_cached_bytes(group) for group in groups]
     cache = RowGroupCache(weights[0] + weights[1])
@@ -29,7 +28,7 @@ def test_the_cache_is_bounded_and_keeps_the_last(text_store: Store) -> None:
     assert cache._size <= weights[0] + weights[1]
 
 
-def test_shard_truncated_after_opening(store_copy: Store) -> None:
+def test_shard_truncated_after_opening_is_refused(store_copy: Store) -> None:
     file = store_copy.path / "train-00001.parquet"
     file.write_bytes(file.read_bytes()[:-50])
     store_module.image_cache = RowGroupCache(0)
@@ -40,7 +39,7 @@ def test_shard_truncated_after_opening(store_copy: Store) -> None:
 
 
 @pytest.mark.fault(18, "bits of a store")
-def test_flipped_bits_are_noticed_or_harmless(store_copy: Store) -> None:
+def test_flipped_bits_are_detected_or_harmless(store_copy: Store) -> None:
     file = store_copy.path / "train-00000.parquet"
     data, random, seen = file.read_bytes(), np.random.default_rng(0), 0
     expected = read_whole_store(store_copy.path)
@@ -58,7 +57,7 @@ def test_flipped_bits_are_noticed_or_harmless(store_copy: Store) -> None:
     assert seen > 75
 
 
-def test_shard_of_another_place(store_copy: Store) -> None:
+def test_shard_with_other_ids_is_refused(store_copy: Store) -> None:
     """A whole file with a good checksum, but of other ids."""
     file = store_copy.path / "train-00000.parquet"
     rows = [(image_content(i), 0, "x") for i in range(200)]

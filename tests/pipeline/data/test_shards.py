@@ -13,7 +13,7 @@ from firstlight.pipeline.data.store import Store
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_the_layout_of_a_shard(text_store: Store) -> None:
+def test_shard_columns_are_compressed_except_images(text_store: Store) -> None:
     facts = pq.read_metadata(text_store.path / "train-00000.parquet")
     columns = [facts.row_group(0).column(k) for k in range(4)]
     assert [column.path_in_schema for column in columns] == ["id", "image", "label", "path"]

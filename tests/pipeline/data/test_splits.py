@@ -28,7 +28,7 @@ def counts(found: Splits, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.33, 0.5])
-def test_train_and_val_share_the_training_split_and_nothing_else(digits: Store, fraction: float) -> None:
+def test_train_and_val_partition_the_training_split(digits: Store, fraction: float) -> None:
     found = splits(digits, **WHOLE, dataset__val_fraction=fraction)
     assert sorted([*found.train, *found.val]) == digits.ids("train").tolist()
     assert found.test.tolist() == digits.ids("test").tolist()
@@ -39,14 +39,14 @@ def test_train_and_val_share_the_training_split_and_nothing_else(digits: Store, 
     assert len(found.val) == pytest.approx(fraction * digits.splits["train"], abs=5)
 
 
-def test_labels_are_those_of_the_store_by_id(digits: Store) -> None:
+def test_labels_are_indexed_by_id(digits: Store) -> None:
     found = splits(digits)
     ids = np.concatenate((found.train[:5], found.val[:5], found.test[:5]))
     assert np.array_equal(found.labels[ids], digits.read(ids)[1])
     assert len(found.labels) == sum(digits.splits.values())
 
 
-def test_a_function_of_the_split_seed_alone(digits: Store) -> None:
+def test_splits_depend_only_on_split_seed(digits: Store) -> None:
     first, again, other = splits(digits), splits(digits, seeds=[5], name="other"), splits(digits, dataset__split_seed=1)
     for name in ("train", "val", "test"):
         assert np.array_equal(getattr(first, name), getattr(again, name))
@@ -55,7 +55,7 @@ def test_a_function_of_the_split_seed_alone(digits: Store) -> None:
     assert not np.array_equal(whole.val, other.val), "the held-out part is not drawn"
 
 
-def test_a_subset_has_the_size_that_is_asked(digits: Store) -> None:
+def test_subset_has_requested_size(digits: Store) -> None:
     found = splits(digits, dataset__max_train=200, dataset__max_test=33)
     assert len(found.train) + len(found.val) == 200
     assert len(found.test) == 33
@@ -65,7 +65,7 @@ def test_a_subset_has_the_size_that_is_asked(digits: Store) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> None:
+def test_subset_larger_than_split_is_refused(digits: Store, part: str) -> None:
     count = digits.splits[part]
     assert splits(digits, **{f"dataset__max_{part}": count})
     with pytest.raises(UserError, match=rf"dataset\.max_{part}: {count + 1} is more than the {count} images"):
@@ -73,7 +73,7 @@ def test_a_subset_larger_than_the_split_is_refused(digits: Store, part: str) -> 
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
-def test_few_are_so_many_training_images_of_each_class(digits: Store, count: int) -> None:
+def test_labelled_subset_has_requested_images_per_class(digits: Store, count: int) -> None:
     found = splits(digits, **WHOLE)
     few = found.labelled_subset(per_class(count), 0)
     assert counts(found, few).tolist() == [count] * 10
@@ -82,13 +82,13 @@ def test_few_are_so_many_training_images_of_each_class(digits: Store, count: int
     assert np.array_equal(few, np.sort(few))
 
 
-def test_few_are_a_function_of_the_seed(digits: Store) -> None:
+def test_labelled_subset_is_a_function_of_seed(digits: Store) -> None:
     found = splits(digits, **WHOLE)
     assert np.array_equal(found.labelled_subset(per_class(4), 0), found.labelled_subset(per_class(4), 0))
     assert len({tuple(found.labelled_subset(per_class(4), seed)) for seed in range(5)}) == 5
 
 
-def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
+def test_more_labels_than_smallest_class_are_refused(digits: Store) -> None:
     found = splits(digits)
     sizes = counts(found, found.train)
     assert len(found.labelled_subset(per_class(int(sizes.min())), 0)) == 10 * sizes.min()
@@ -101,14 +101,14 @@ def test_more_than_the_smallest_class_has_are_refused(digits: Store) -> None:
 
 
 @pytest.mark.fault(34, "images without a label")
-def test_images_without_a_label_are_never_among_the_few() -> None:
+def test_images_without_label_are_never_in_labelled_subset() -> None:
     labels = np.array([0, 1, -1, 0, 1, -1, 1, 0])
     found = Splits(np.arange(7), np.arange(0), np.array([7]), labels)
     assert found.labelled_subset(per_class(None), 0).tolist() == [0, 1, 3, 4, 6]
     assert found.labelled_subset(per_class(2), 0).tolist() in ([0, 1, 3, 4], [0, 1, 3, 6], [0, 3, 4, 6])
 
 
-def test_all_labels_are_all_training_images(digits: Store) -> None:
+def test_no_budget_selects_all_training_images(digits: Store) -> None:
     found = splits(digits)
     assert np.array_equal(found.labelled_subset(per_class(None), 3), found.train)
 
@@ -118,7 +118,7 @@ def test_all_labels_are_all_training_images(digits: Store) -> None:
     st.sampled_from([0.01, 0.1, 0.145, 0.29, 0.5, 0.999, 1.0]),
     st.integers(0, 3),
 )
-def test_a_fraction_of_every_class_to_the_nearest_image(labels: list[int], fraction: float, seed: int) -> None:
+def test_fraction_of_each_class_rounds_to_nearest_image(labels: list[int], fraction: float, seed: int) -> None:
     train = np.arange(0, 2 * len(labels), 2)
     found = Splits(train, train[:0], train[:0], np.repeat(np.array(labels), 2))
     few = found.labelled_subset(LabelBudget(labels_fraction=fraction), seed)
@@ -131,7 +131,7 @@ def test_a_fraction_of_every_class_to_the_nearest_image(labels: list[int], fract
     assert np.array_equal(few, found.labelled_subset(LabelBudget(labels_fraction=fraction), seed))
 
 
-def test_halves_are_rounded_up_whatever_the_number_is_in_binary() -> None:
+def test_halves_round_up_whatever_the_binary_value() -> None:
     train = np.arange(100)
     found = Splits(train, train[:0], train[:0], np.zeros(100, np.int64))
     assert 0.145 * 100 < 14.5, "in binary"
@@ -153,25 +153,25 @@ def folded() -> Splits:
     return Splits(np.arange(8), np.array([8, 9]), np.arange(0), np.array([0, 1, -1, 0, 1, 0, 1, 0, 1, 1]), subset)
 
 
-def test_a_named_subset_without_what_is_held_out() -> None:
+def test_named_subset_excludes_held_out_images() -> None:
     assert folded().labelled_subset(LabelBudget(labels_subset="fold0"), 7).tolist() == [0, 3, 4]
     assert folded().count_withheld(LabelBudget(labels_subset="fold0"), 7) == 1
     assert folded().count_withheld(LabelBudget(labels_fraction=0.5), 7) == 0
 
 
-def test_the_seed_chooses_the_fold() -> None:
+def test_seed_selects_the_fold() -> None:
     chosen = LabelBudget(labels_subset="fold{seed}")
     assert [folded().labelled_subset(chosen, seed).tolist() for seed in (0, 1)] == [[0, 3, 4], [1]]
     with pytest.raises(UserError, match=r"^labels_subset: 'fold2' is unknown; valid: fold0, fold1, empty$"):
         folded().labelled_subset(chosen, 2)
 
 
-def test_a_subset_without_a_training_label_is_refused() -> None:
+def test_subset_without_training_label_is_refused() -> None:
     with pytest.raises(UserError, match=r"^labels_subset: 'empty' has no training image with a label$"):
         folded().labelled_subset(LabelBudget(labels_subset="empty"), 0)
 
 
-def test_a_data_set_without_subsets_says_so() -> None:
+def test_data_set_without_subsets_refuses_a_subset() -> None:
     train = np.arange(4)
     with pytest.raises(UserError, match=r"^labels_subset: 'fold0' is unknown: this data set names no subsets$"):
         Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).labelled_subset(

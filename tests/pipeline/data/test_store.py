@@ -16,7 +16,7 @@ from tests.support.text_store import TEST_COUNT, TRAIN_COUNT, assert_store_refus
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def test_the_manifest_is_read_back(text_store: Store) -> None:
+def test_opened_store_has_splits_and_row_groups_of_the_manifest(text_store: Store) -> None:
     assert (text_store.classes, text_store.quarantined) == (("a", "b", "c"), 2)
     assert text_store.splits == {"train": 300, "test": 140}
     assert text_store.ids("train").tolist() == list(range(300))
@@ -28,23 +28,25 @@ def test_the_manifest_is_read_back(text_store: Store) -> None:
     assert seen == [(200, 440), (300, 440), (440, 440)]
 
 
-def test_labels(text_store: Store) -> None:
+def test_labels_are_read_by_split_and_as_a_whole(text_store: Store) -> None:
     assert text_store.labels("train").tolist() == [image_label(i) for i in range(TRAIN_COUNT)]
     assert text_store.labels("test").tolist() == [image_label(i) for i in range(TRAIN_COUNT, TRAIN_COUNT + TEST_COUNT)]
     assert text_store.labels().tolist() == [image_label(i) for i in range(TRAIN_COUNT + TEST_COUNT)]
 
 
-def test_groups_are_the_row_groups_in_id_order(text_store: Store) -> None:
+def test_row_groups_are_listed_in_id_order(text_store: Store) -> None:
     assert text_store.list_row_groups("train").tolist() == [[0, 0, 0], [0, 1, 128], [1, 0, 200]]
     assert text_store.list_row_groups("test").tolist() == [[2, 0, 300], [2, 1, 428]]
-    for shard, group, first in np.concatenate([text_store.list_row_groups("train"), text_store.list_row_groups("test")]).tolist():
+    for shard, group, first in np.concatenate(
+        [text_store.list_row_groups("train"), text_store.list_row_groups("test")]
+    ).tolist():
         ids, images, labels = text_store.read_group(shard, group)
         assert ids.tolist() == list(range(first, first + len(ids)))
         assert images == [image_content(i) for i in ids.tolist()]
         assert labels.tolist() == [image_label(i) for i in ids.tolist()]
 
 
-def test_read_gives_the_rows_in_the_order_asked(text_store: Store) -> None:
+def test_read_returns_rows_in_requested_order(text_store: Store) -> None:
     ids = np.random.default_rng(0).permutation(TRAIN_COUNT + TEST_COUNT)
     ids = np.concatenate([ids, ids[:5]])  # an id may be asked for twice
     images, labels = text_store.read(ids)
@@ -70,29 +72,19 @@ def test_read_touches_each_row_group_once(text_store: Store, monkeypatch: pytest
 
 @pytest.mark.fault(36, "an id outside of a store")
 @pytest.mark.parametrize("wrong", [-1, TRAIN_COUNT + TEST_COUNT, 10**12])
-def test_an_id_out_of_range_is_named(text_store: Store, wrong: int) -> None:
+def test_id_out_of_range_is_named(text_store: Store, wrong: int) -> None:
     with pytest.raises(IndexError, match=rf"id {wrong} .*0\.\.439"):
         text_store.read(np.array([3, wrong]))
 
 
-
-
-def test_pickles_small_and_reads_on(text_store: Store) -> None:
+def test_store_pickles_small_and_reads_after_unpickling(text_store: Store) -> None:
     text_store.read(np.arange(TRAIN_COUNT))
     data = pickle.dumps(text_store)
     assert len(data) < 5_000
     assert pickle.loads(data).read(np.array([7]))[0] == [image_content(7)]
 
 
-
-
-
-
-
-
-
-
-def test_missing_files(store_copy: Store) -> None:
+def test_missing_files_are_named(store_copy: Store) -> None:
     (store_copy.path / "test-00000.parquet").unlink()
     assert_store_refused(store_copy, "test-00000.parquet", "No such file")
     (store_copy.path / MANIFEST_FILE).unlink()
@@ -100,23 +92,9 @@ def test_missing_files(store_copy: Store) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -100, -1])
-def test_truncated_shard(store_copy: Store, length: int) -> None:
+def test_truncated_shard_is_refused(store_copy: Store, length: int) -> None:
     file = store_copy.path / "train-00001.parquet"
     file.write_bytes(file.read_bytes()[:length])
     assert_store_refused(store_copy, file.name, "bytes")
     with pytest.raises(UserError, match=r"train-00001\.parquet.*bytes"):
         store_copy.verify()
-
-
-
-
-
-
-
-
-
-
-
-
-
-

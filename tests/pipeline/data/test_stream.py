@@ -1,4 +1,4 @@
-"""The order of the batches and every pixel in them are functions of the plan: not of the worker, the restart, or Ray."""
+"""The order of batches and every pixel are functions of the plan, not of the worker, a restart or Ray."""
 
 import os
 import threading
@@ -45,7 +45,7 @@ def assert_same(found: list[Arrays], expected: list[Arrays]) -> None:
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-def test_every_step_has_the_images_of_the_plan(digits: Store, windowed: bool) -> None:
+def test_every_step_has_ids_and_passes_of_the_plan(digits: Store, windowed: bool) -> None:
     its, found = plan(digits, windowed), train(digits, windowed=windowed)
     assert its.steps == 8
     assert its.steps_per_task == 3
@@ -61,7 +61,7 @@ def test_every_step_has_the_images_of_the_plan(digits: Store, windowed: bool) ->
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("windowed", [False, True])
-def test_the_parts_of_the_ranks_are_the_batches_of_one(digits: Store, world: int, windowed: bool) -> None:
+def test_parts_of_ranks_make_the_batches_of_one_rank(digits: Store, world: int, windowed: bool) -> None:
     parts = [train(digits, rank, world, windowed=windowed) for rank in range(world)]
     joined = [
         {key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)
@@ -69,13 +69,13 @@ def test_the_parts_of_the_ranks_are_the_batches_of_one(digits: Store, world: int
     assert_same(joined, train(digits, windowed=windowed))
 
 
-def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
+def test_stream_started_at_any_step_is_the_rest_of_the_whole(digits: Store) -> None:
     whole = train(digits)
     for start in range(17):
         assert_same(train(digits, start=start), whole[start:])
 
 
-def test_orders_of_ids_started_and_stopped_anywhere(digits: Store) -> None:
+def test_order_started_and_stopped_anywhere_has_the_planned_ids(digits: Store) -> None:
     its = plan(digits)
     ids = [its.slice(step // 8, step % 8, 1, 2)[0].tolist() for step in range(24)]
     for start in range(25):
@@ -91,7 +91,7 @@ def test_orders_of_ids_started_and_stopped_anywhere(digits: Store) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 2, 50, 64, 97])
-def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, count: int) -> None:
+def test_eval_order_has_every_image_once_in_order(digits: Store, world: int, count: int) -> None:
     ids = np.arange(count) * 7 + 2
     seen = []
     for rank in range(world):
@@ -103,15 +103,7 @@ def test_a_sweep_has_every_image_once_and_in_order(digits: Store, world: int, co
     assert seen == ids.tolist()
 
 
-
-
-
-
-
-
-
-
-def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: Store) -> None:
+def test_labelled_images_are_augmented_differently_in_each_pass(digits: Store) -> None:
     starts = digits.list_row_groups("train")[:, 2]
     its = SemiSupervisedPlan(
         BatchPlan(np.arange(4), starts, 2, 0, 36, False), BatchPlan(np.arange(10, 50), starts, 4, 0, 36, False)
@@ -122,8 +114,6 @@ def test_labelled_images_that_return_within_an_epoch_are_augmented_anew(digits: 
             seen.setdefault(image_id, []).append(views.tobytes())
     assert all(len(seen[image_id]) == 5 for image_id in range(4)), "ten steps of two"
     assert all(len(set(copies)) == len(copies) for copies in seen.values())
-
-
 
 
 def streams() -> set[threading.Thread]:
@@ -145,7 +135,7 @@ class Breaks(Loader):
         return super().load(ids, passes, encoded)
 
 
-def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store) -> None:
+def test_loading_error_reaches_the_consumer_at_its_batch(digits: Store) -> None:
     its = Breaks(digits, (OPS,), 8, 0, 1_000_000)
     others, stream = streams(), stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
     assert [len(next(stream)["id"]) for _ in range(4)] == [BATCH] * 4
@@ -155,7 +145,7 @@ def test_an_error_while_loading_reaches_the_consumer_in_its_place(digits: Store)
 
 
 @pytest.mark.parametrize("read", [1, 3, 16])
-def test_closing_the_stream_ends_its_thread(digits: Store, read: int) -> None:
+def test_closed_stream_ends_its_thread(digits: Store, read: int) -> None:
     its, others = plan(digits), streams()
     stream: Iterator[Arrays] = stream_batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, OPTIONS)
     for _ in range(read):
@@ -167,7 +157,7 @@ def test_closing_the_stream_ends_its_thread(digits: Store, read: int) -> None:
     assert ended(threads)
 
 
-def test_no_more_is_loaded_than_was_asked_for(digits: Store) -> None:
+def test_prefetch_bounds_the_batches_loaded_ahead(digits: Store) -> None:
     loaded = []
 
     class Counts(Loader):
@@ -194,7 +184,7 @@ class Swaps(Loader):
         return super().load(ids[::-1].copy(), passes, encoded)
 
 
-def test_rows_out_of_their_place_are_refused(digits: Store) -> None:
+def test_batch_without_planned_ids_is_refused(digits: Store) -> None:
     with pytest.raises(RuntimeError, match="the stream is out of order"):
         next(
             stream_batches(Swaps(digits, (OPS,), 8, 0, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
@@ -202,7 +192,7 @@ def test_rows_out_of_their_place_are_refused(digits: Store) -> None:
 
 
 @pytest.mark.ray
-def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None:
+def test_ray_data_gives_the_same_batches(digits: Store, ray_local: None) -> None:
     on_ray = LoadingOptions(on_ray=True, prefetch=2, tasks=2, task_cpus=0.25)
     assert_same(train(digits, 1, 2, options=on_ray), train(digits, 1, 2))
     assert_same(train(digits, start=5, options=on_ray, windowed=True), train(digits, start=5, windowed=True))
@@ -213,7 +203,7 @@ def test_through_ray_data_it_is_the_same(digits: Store, ray_local: None) -> None
 
 
 @pytest.mark.ray
-def test_a_task_that_crashes_is_repeated_twice_and_ray_has_nothing_to_say(
+def test_crashing_task_is_retried_twice_without_deprecation_warning(
     digits: Store, ray_local: None, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     import ray
@@ -231,5 +221,3 @@ def test_a_task_that_crashes_is_repeated_twice_and_ray_has_nothing_to_say(
         next(stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 3), BATCH, on_ray))  # one task
     assert len(list(tmp_path.iterdir())) == 3
     assert not [w for w in recwarn if issubclass(w.category, RayDeprecationWarning)]
-
-

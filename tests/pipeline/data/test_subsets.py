@@ -1,4 +1,4 @@
-"""Named parts of the training split: ids that follow the numbering, without the images that have none."""
+"""Subsets of the training split hold ids, without the images that have none."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     )
 
 
-def test_ids_skip_what_cannot_be_decoded(store: Store) -> None:
+def test_subset_ids_skip_images_that_cannot_be_decoded(store: Store) -> None:
     good = [k for k in range(12) if k not in CUT]
     assert store.splits["train"] == len(good)
     for name, places in (("train", range(0, 12, 3)), ("val", set(range(12)) - set(range(0, 12, 3)))):
@@ -53,17 +53,17 @@ def test_ids_skip_what_cannot_be_decoded(store: Store) -> None:
     assert store.read(store.subset("val"))[0] == [make_png(k) for k in good if k % 3]
 
 
-def test_another_name(store: Store, tmp_path: Path) -> None:
+def test_unknown_subset_names_the_valid_ones(store: Store, digits: Store) -> None:
     with pytest.raises(
         UserError, match=r"subset: 'trian' is not in the store .*; did you mean 'train'\? \(valid: train, val\)"
     ):
         store.subset("trian")
     with pytest.raises(UserError, match=r"subset: 'train' is not in the store .*; it has none"):
-        prepare_store(dataset_options(source="digits"), tmp_path / "digits").subset("train")
+        digits.subset("train")
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_damage_is_named(store: Store, damage: str) -> None:
+def test_damaged_subsets_file_is_named(store: Store, damage: str) -> None:
     file = store.path / SUBSETS_FILE
     content = bytearray(file.read_bytes())
     content[20] ^= 1
@@ -71,5 +71,3 @@ def test_damage_is_named(store: Store, damage: str) -> None:
     for read in (lambda: store.subset("train"), store.verify):
         with pytest.raises(UserError, match=r"subsets\.parquet: is missing or damaged: .*; delete the folder"):
             read()
-
-

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from firstlight.pipeline.report import figures
-from firstlight.pipeline.report.grid import shown_names
+from firstlight.pipeline.report.grid import display_names
 
 
 def test_maps_side_by_side_have_the_points_of_each_class() -> None:
@@ -27,7 +27,7 @@ def test_many_classes_are_counted_without_names() -> None:
 
 def test_every_tower_has_its_filters() -> None:
     rng = np.random.default_rng(0)
-    figure = figures.draw_filters([rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))], composed=True)
+    figure = image_figures.draw_filters([rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))], composed=True)
     drawn = [image.get_array() for image in figure.axes[0].get_images()]
     assert [image.shape for image in drawn] == [(3, 3, 3)] * 20 + [(5, 5)] * 5
     assert all(image.min() >= 0 and image.max() <= 1 for image in drawn)
@@ -35,7 +35,7 @@ def test_every_tower_has_its_filters() -> None:
 
 def test_only_wrong_predictions_are_framed() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    figure = figures.draw_neighbour_rows(
+    figure = image_figures.draw_neighbour_rows(
         [(image, [image] * 3, [True, False, True]), (image, [image] * 2, [False, True])], ["cat", ""], "nearest"
     )
     (axis,) = figure.axes
@@ -46,13 +46,13 @@ def test_only_wrong_predictions_are_framed() -> None:
 
 
 def test_an_image_that_is_no_square_keeps_its_shape() -> None:
-    figure = figures.draw_captioned_images([np.zeros((10, 40, 3), np.uint8)], ["wide"], "one")
+    figure = image_figures.draw_captioned_images([np.zeros((10, 40, 3), np.uint8)], ["wide"], "one")
     left, right, bottom, top = figure.axes[0].get_images()[0].get_extent()
     assert (right - left) / (bottom - top) == pytest.approx(4.0)
 
 
 def test_names_are_escaped_for_matplotlib() -> None:
-    assert shown_names(["cat", "_hidden", "a\nb\x00", "y" * 33]) == [
+    assert display_names(["cat", "_hidden", "a\nb\x00", "y" * 33]) == [
         "cat",
         " _hidden",
         "a b ",

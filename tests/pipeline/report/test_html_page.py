@@ -18,11 +18,11 @@ from firstlight.pipeline.report.html_page import (
     Notes,
     Page,
     Picture,
-    Section,
+    PageSection,
     Table,
     Text,
     Tree,
-    render,
+    render_page,
 )
 from tests.support.browser import chromium, look
 
@@ -59,13 +59,13 @@ def example(folder: Path, text: str = "cats & dogs", noise: bool = False) -> Pag
         Group(text, [Text(text)]),
     ]
     return Page(
-        text, "a page", text, [Section("First things", blocks), Section("Nothing", [])], "finished", "good", text
+        text, "a page", text, [PageSection("First things", blocks), PageSection("Nothing", [])], "finished", "good", text
     )
 
 
 @pytest.mark.fault(55, "markup in names")
 def test_all_text_is_escaped(tmp_path: Path) -> None:
-    html = render(example(tmp_path, HOSTILE))
+    html = render_page(example(tmp_path, HOSTILE))
     assert "<script" not in html
     assert "<img src=x" not in html
     assert "&lt;script&gt;alert(1)" in html
@@ -75,7 +75,7 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:
-    html = render(example(tmp_path))
+    html = render_page(example(tmp_path))
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
     assert "url(" not in html
     assert "@import" not in html
@@ -86,17 +86,17 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_many_pictures_are_scaled_to_a_bound_and_the_page_says_so(tmp_path: Path) -> None:
-    whole = render(example(tmp_path, noise=True))
+    whole = render_page(example(tmp_path, noise=True))
     assert "scaled" not in whole
     pictures = sum(
         file.stat().st_size
         for file in (tmp_path / "p300.png", tmp_path / "p300.png", tmp_path / "p300.png", tmp_path / "p1400.png")
     )
-    small = render(example(tmp_path, noise=True), largest=pictures // 2)
+    small = render_page(example(tmp_path, noise=True), largest=pictures // 2)
     assert len(small) < 0.7 * len(whole)
     assert "Pictures are scaled to 71%" in small
     assert "in MLflow they have their full size" in small
-    tiny = render(example(tmp_path, noise=True), largest=pictures // 20)
+    tiny = render_page(example(tmp_path, noise=True), largest=pictures // 20)
     assert "Those that were folded away are in MLflow only" in tiny
     assert tiny.count("data:image/png;base64,") == 3
 
@@ -109,7 +109,7 @@ BROWSER = pytest.mark.skipif(chromium() is None, reason="there is no chromium to
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_is_whole_and_readable_in_a_browser(tmp_path: Path, width: int, scheme: Literal["light", "dark"]) -> None:
     file = tmp_path / "page.html"
-    file.write_text(render(example(tmp_path, HOSTILE)))
+    file.write_text(render_page(example(tmp_path, HOSTILE)))
     seen = look(file, width, scheme)
     assert seen.complaints == []
     assert seen.requests == []

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from firstlight.pipeline.config.load import load_recipe, parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.report.html_page import public
+from firstlight.pipeline.report.html_page import strip_credentials
 from firstlight.pipeline.report.page_parts import RECIPE_FILE, REPORT_FILE, SUMMARY_FOLDER
-from firstlight.pipeline.report.score_table import cells
+from firstlight.pipeline.report.score_table import score_cells
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.tracking.figures import pictures
+from firstlight.pipeline.tracking.figures import list_figures
 from tests.support import recipes
 from tests.support.browser import chromium, look
 
@@ -49,7 +49,7 @@ def test_report_has_the_table_of_the_terminal(ran: Recipe, tmp_path: Path) -> No
     found = run_recipe(ran, Console(quiet=True))
     assert len(found) == 3
     for row in found:
-        shown = cells(ran, row)
+        shown = score_cells(ran, row)
         for heading in ("measure", "pretrained", "baseline", "gain", "pretraining", "paper", "difference"):
             assert shown[heading] in text, heading
     assert "61.5 (50)" in text
@@ -87,7 +87,7 @@ def test_report_contains_all_figures_of_all_seeds(ran: Recipe) -> None:
     found = [
         picture
         for stage in (*folder.glob("*-seed*"), *folder.glob("prepare-*"), folder / SUMMARY_FOLDER)
-        for picture in pictures(stage)
+        for picture in list_figures(stage)
     ]
     assert len(found) == 30
     assert page.count("data:image/png;base64,") == len(found)
@@ -113,7 +113,7 @@ def test_report_of_an_unfinished_recipe_says_so(ran: Recipe, tmp_path: Path) -> 
 
 def test_credentials_in_addresses_are_removed() -> None:
     assert (
-        public("uri: https://me:secret@host:5000/x and s3://bucket/a@b")
+        strip_credentials("uri: https://me:secret@host:5000/x and s3://bucket/a@b")
         == "uri: https://host:5000/x and s3://bucket/a@b"
     )
 

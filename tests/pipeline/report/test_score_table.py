@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import facts, table
+from firstlight.pipeline.report.score_table import score_facts, make_score_table
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes
@@ -57,7 +57,7 @@ def test_the_gain_is_paired_by_seed_and_in_percent() -> None:
 
 def shown(found: list[ScoreRow], tmp_path: Path, seeds: list[int]) -> list[str]:
     console = Console(file=io.StringIO(), width=200)
-    console.print(table(recipes.recipe(tmp_path, seeds=seeds), found))
+    console.print(make_score_table(recipes.recipe(tmp_path, seeds=seeds), found))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -101,25 +101,25 @@ def test_the_papers_number_stands_beside_the_measured_one(tmp_path: Path) -> Non
     found = ScoreRow("finetune", "classify, 40 labels", "scratch", (0.7, 0.8), (0.6, 0.7), "accuracy")
     other = ScoreRow("evaluate", "linear probe", "random weights", (0.5, 0.5), (0.4, 0.4), "probe")
     console = Console(file=io.StringIO(), width=200)
-    console.print(table(recipe, [found, other]))
+    console.print(make_score_table(recipe, [found, other]))
     assert isinstance(console.file, io.StringIO)
     first, second = (
         [cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines() if "±" in line
     )
     assert first[-2:] == ["79.2 (72.4)", "-4.20"]
     assert second[-2:] == ["", ""]
-    told = facts(recipe, found)
+    told = score_facts(recipe, found)
     assert (told["paper"], told["paper_baseline"], told["source"]) == (79.2, 72.4, "table 2")
     assert told["above_paper"] == pytest.approx(75.0 - 79.2)
-    assert "paper" not in facts(recipe, other)
+    assert "paper" not in score_facts(recipe, other)
 
 
 def test_expected_number_may_be_of_another_arm(tmp_path: Path) -> None:
     recipe = recipes.recipe(
         tmp_path, expected=[SAYS | {"arm": "he"}], stages__finetune__arms=["pretrained", "he", "scratch"]
     )
-    assert "paper" not in facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy"))
-    assert facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
+    assert "paper" not in score_facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy"))
+    assert score_facts(recipe, ScoreRow("finetune", "m", "scratch", (0.7,), (0.6,), "accuracy", "he"))["paper"] == 79.2
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(
     recipe = with_own(tmp_path, measure, paper)
     (row,) = score_rows(recipe, [instance])
     assert (row.key, row.mean) == (measure, pytest.approx(mean))
-    assert facts(recipe, row)["above_paper"] == pytest.approx(mean - paper)
+    assert score_facts(recipe, row)["above_paper"] == pytest.approx(mean - paper)
     lines = shown([row], tmp_path, [0])
     assert any(f"{mean:.2f}" in line and (measure != "psnr" or "PSNR (dB), held-out images" in line) for line in lines)
     assert score_rows(recipes.recipe(tmp_path), [instance]) == []

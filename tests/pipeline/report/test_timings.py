@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from firstlight.pipeline.report.timings import Timing, notes, shares, spent, timings
+from firstlight.pipeline.report.timings import Timing, collect_notes, time_shares, sum_part_seconds, read_timings
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
 from firstlight.pipeline.train.metrics import METRICS_FILE
@@ -33,7 +33,7 @@ LINES = (
 
 
 def test_shares_of_rows_become_seconds_and_what_was_spent_beside_them_is_added(tmp_path: Path) -> None:
-    assert spent(write(tmp_path, *LINES), 10) == pytest.approx(
+    assert sum_part_seconds(write(tmp_path, *LINES), 10) == pytest.approx(
         {"data": 2.0, "forward": 4.0, "looks": 7.0, "checkpoint": 0.5}
     )
 
@@ -46,27 +46,27 @@ def test_unaccounted_time_is_other_and_a_stage_without_training_is_evaluation(tm
         (instance.folder / ATTEMPTS_FILE).write_text(
             f'{{"began": 1.0, "machine": {{}}}}\n{{"ended": 9.0, "seconds": {seconds}}}\n'
         )
-    first, second = timings([trained, looked, unborn], {"train": 10})
+    first, second = read_timings([trained, looked, unborn], {"train": 10})
     assert (first.label, first.seconds) == ("train seed 0", 20.0)
     assert first.parts == pytest.approx({"data": 2.0, "forward": 4.0, "looks": 7.0, "checkpoint": 0.5, "other": 6.5})
     assert second == Timing("look seed 0", 3.0, {"evaluation": 3.0})
-    assert notes([trained, looked]) == ["train seed 0 arm: something"]
+    assert collect_notes([trained, looked]) == ["train seed 0 arm: something"]
 
 
 def test_a_killed_attempt_is_counted_by_what_it_logged(tmp_path: Path) -> None:
     instance = StageInstance("train", 0, "f", tmp_path)
     write(tmp_path, *LINES)
     (tmp_path / ATTEMPTS_FILE).write_text('{"began": 1.0, "machine": {}}\n{"beg')
-    (found,) = timings([instance], {"train": 10})
+    (found,) = read_timings([instance], {"train": 10})
     assert found.seconds == pytest.approx(13.5)
     assert found.parts["other"] == 0.0
 
 
 def test_shares_are_in_order_without_the_small_and_never_more_than_the_whole() -> None:
-    assert shares(Timing("a", 10.0, {"forward": 4.0, "data": 5.0, "tables": 0.001, "other": 0.999})) == [
+    assert time_shares(Timing("a", 10.0, {"forward": 4.0, "data": 5.0, "tables": 0.001, "other": 0.999})) == [
         ("data", 0.5),
         ("forward", 0.4),
         ("other", pytest.approx(0.0999)),
     ]
-    overlapping = shares(Timing("a", 10.0, {"forward": 10.0, "data": 10.0}))
+    overlapping = time_shares(Timing("a", 10.0, {"forward": 10.0, "data": 10.0}))
     assert overlapping == [("data", 0.5), ("forward", 0.5)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.pipeline.run.launch import crowded
+from firstlight.pipeline.run.launch import describe_crowding
 from tests.support import recipes
 from tests.support.cluster_scale import scale
 
@@ -16,7 +16,7 @@ def test_workers_that_leave_nothing_for_decoding_are_refused(
     tmp_path: Path, workers: int, cpus: float, crowd: bool
 ) -> None:
     """Every worker needs one decoding task, of a quarter of a CPU."""
-    told = crowded(recipes.recipe(tmp_path, **scale("auto", [1, 4])), workers, cpus)
+    told = describe_crowding(recipes.recipe(tmp_path, **scale("auto", [1, 4])), workers, cpus)
     assert (told is not None) == crowd
     if told:
         assert told.startswith(f"scale.workers: {workers} workers leave {cpus - 1.5 * workers:g} CPUs of the cluster")

@@ -11,7 +11,7 @@ from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import memory
-from firstlight.pipeline.run.memory import Estimate, check_room, estimate, free_memory
+from firstlight.pipeline.run.memory import MemoryEstimate, compare_memory, estimate_memory, free_memory
 from tests.support import recipes
 
 LOCAL: dict[str, Any] = {
@@ -26,8 +26,8 @@ def recipe(**changes: Any) -> Recipe:
     return recipes.recipe(Path("unused"), **{**LOCAL, **changes})
 
 
-def estimated(store: Store, images: int = 1000, **changes: Any) -> Estimate:
-    return estimate(recipe(**changes), store, images)
+def estimated(store: Store, images: int = 1000, **changes: Any) -> MemoryEstimate:
+    return estimate_memory(recipe(**changes), store, images)
 
 
 def large(store: Store, images: int, image_bytes: int) -> Store:
@@ -99,13 +99,13 @@ def test_decoding_task_memory_does_not_grow_with_the_store(digits: Store) -> Non
 @pytest.mark.fault(12, "more memory needed than is free")
 def test_estimate_that_fits_exactly_is_accepted(digits: Store) -> None:
     its, needed = recipe(), estimated(digits)
-    check_room(its, needed, needed.total)
+    compare_memory(its, needed, needed.total)
     with pytest.raises(
         UserError,
         match=r"^scale\.workers: 2 is not valid: of [\d,]+ MB of memory that are free, "
         r"[\d,]+ MB would be needed: object",
     ) as told:
-        check_room(its, needed, needed.total - 1)
+        compare_memory(its, needed, needed.total - 1)
     assert len(str(told.value).splitlines()) == 1
     assert str(told.value).endswith(
         "valid: less, or less of stream.tasks (2), scale.object_store_mb (300), stream.resident_mb (512)"
@@ -118,7 +118,7 @@ def test_largest_part_is_named_first(digits: Store) -> None:
         ({"scale__object_store_mb": 8000}, "scale.object_store_mb: 8000"),
     ):
         with pytest.raises(UserError, match=f"^{named} is not valid"):
-            check_room(recipe(**changes), estimated(digits, **changes), 10**9)
+            compare_memory(recipe(**changes), estimated(digits, **changes), 10**9)
 
 
 @pytest.mark.fault(11, "object store too small for the batches on their way")
@@ -126,14 +126,14 @@ def test_too_small_object_store_is_refused(digits: Store) -> None:
     changes = {"dataset__image_size": 64, "stream__prefetch": 40, "scale__object_store_mb": 100}
     needed = estimated(digits, **changes)
     with pytest.raises(UserError) as told:
-        check_room(recipe(**changes), needed, 10**12)
+        compare_memory(recipe(**changes), needed, 10**12)
     megabytes = -(-needed.in_flight // 2**20)
     assert str(told.value) == (
         f"scale.object_store_mb: 100 is less than the {megabytes} MB "
         "that decoded images on their way to 2 workers take; "
         f"valid: at least {megabytes}, or a smaller stream.prefetch (40), stream.tasks (2) or batch_size"
     )
-    check_room(
+    compare_memory(
         recipe(**{**changes, "scale__object_store_mb": megabytes}),
         needed=replace(needed, object_store=megabytes * 2**20),
         free=10**12,
@@ -142,14 +142,14 @@ def test_too_small_object_store_is_refused(digits: Store) -> None:
 
 def test_only_the_local_machine_is_checked(digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 1)
-    memory.check(recipe(scale__workers=0), digits, 1000)
-    memory.check(recipe(scale__address="auto", scale__cpus=None), digits, 1000)
+    memory.check_memory(recipe(scale__workers=0), digits, 1000)
+    memory.check_memory(recipe(scale__address="auto", scale__cpus=None), digits, 1000)
     with pytest.raises(UserError, match="MB of memory that are free"):
-        memory.check(recipe(), digits, 1000)
+        memory.check_memory(recipe(), digits, 1000)
 
 
 def test_memory_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP_FOLDER", tmp_path)
     assert abs(free_memory() - psutil.virtual_memory().available) < 2 * 10**9
     (tmp_path / "memory.stat").write_text("anon 300\nfile 500\n")
     (tmp_path / "memory.max").write_text("1000\n")

@@ -7,7 +7,7 @@ import pytest
 
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run.nodes import Node, check_machines
+from firstlight.pipeline.run.nodes import Node, check_worker_fit
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_each_worker_must_fit_on_one_machine(
     found = ScaleOptions.model_validate_json(json.dumps({"name": "test", **fields}))
     there = [Node(*node) for node in nodes]
     if fit:
-        check_machines(found, there, "the cluster")
+        check_worker_fit(found, there, "the cluster")
     else:
         with pytest.raises(
             UserError,
             match=r"^scale\.workers: 2 workers x .* do not fit on the machines one by one: the cluster has machines of",
         ):
-            check_machines(found, there, "the cluster")
+            check_worker_fit(found, there, "the cluster")

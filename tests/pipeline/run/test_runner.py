@@ -27,7 +27,7 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
@@ -71,7 +71,7 @@ def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
     one = found["pretrain seed 0"]
     assert one.data.params["stage.method.permutation_period"] == "2"
     assert one.inputs.dataset_inputs[0].dataset.digest == Store.open(next((storage / "stores").iterdir())).hash[:36]
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     assert [m.step for m in client.get_metric_history(one.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
     assert {a.path for a in client.list_artifacts(one.info.run_id, "figures")} == {f"figures/{n}.png" for n in PICTURES}
     assert one.data.metrics["time_forward"] > 0
@@ -98,7 +98,7 @@ def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) 
     recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
     assert len(run_recipe(recipe, QUIET)) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     assert {"figures/reconstructions.png", "figures/feature_maps.png"} <= {
         a.path for a in client.list_artifacts(trained.info.run_id, "figures")
     }
@@ -264,7 +264,7 @@ def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_pa
     ]
     assert [line for line in told[0] if line.startswith("note")] == notes
     assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is whole: {store}"]
-    client, prepared = mlflow.MlflowClient(tracking_uri(recipe)), runs_of(recipe)["prepare"]
+    client, prepared = mlflow.MlflowClient(TrackingLocation.of(recipe).uri), runs_of(recipe)["prepare"]
     assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {
         "figures",
         MANIFEST_FILE,
@@ -399,7 +399,7 @@ def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     with pytest.raises(UserError):
         run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
-    history = mlflow.MlflowClient(tracking_uri(recipe)).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
+    history = mlflow.MlflowClient(TrackingLocation.of(recipe).uri).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
 
 
@@ -410,7 +410,7 @@ def test_run_and_model_of_a_killed_process_are_not_duplicated(storage: Path, rem
     """It was killed between making the run and noting its id, or between publishing and noting that."""
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     run_recipe(recipe, QUIET)
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     experiment = client.get_experiment_by_name("firstlight").experiment_id
 
     def made() -> tuple[Any, ...]:
@@ -486,7 +486,7 @@ def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
     recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
     conf.write_text(json.dumps(recipe.dump()))
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", str(conf)], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "firstlight.pipeline", "run", str(conf)], stderr=subprocess.PIPE, text=True, env=os.environ
     )
     wait_for_steps(tmp_path / "runs" / "small", process)
     process.send_signal(signal.SIGTERM)

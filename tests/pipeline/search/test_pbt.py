@@ -25,12 +25,12 @@ from firstlight.pipeline.search.space import Dimension, Pbt, Search
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import recipes
 from tests.support.searches import LR, PERIOD, make_plan, make_search
+from tests.support.state_hash import hash_state
 
 PBT: dict[str, Any] = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 1}
 
@@ -162,7 +162,8 @@ def test_training_in_segments_and_its_copy_end_bit_identical(tmp_path: Path, dig
     assert hash_of_training(tmp_path / "parts", digits, **changes) == whole
     assert hash_of_training(tmp_path / "copied", digits, begin=begin, **changes) == whole
     steps = [
-        [row["step"] for row in read_metrics(tmp_path / folder / METRICS_FILE)] for folder in ("whole", "parts", "copied")
+        [row["step"] for row in read_metrics(tmp_path / folder / METRICS_FILE)]
+        for folder in ("whole", "parts", "copied")
     ]
     assert steps[0] == steps[1] == steps[2]
 
@@ -196,7 +197,7 @@ def test_checkpoint_of_other_images_is_refused(tmp_path: Path, digits: Store) ->
     with pytest.raises(StopTraining, match="other images or another order"):
         hash_of_training(tmp_path / "two", digits, begin=begin, stages__pretrain__batch_size=50)
     shutil.rmtree(tmp_path / "place" / pbt.COPIED_FOLDER / "1" / "checkpoints")
-    with pytest.raises(StopTraining, match="there is no checkpoint to go on from"):
+    with pytest.raises(StopTraining, match="has no checkpoint to continue from"):
         hash_of_training(tmp_path / "three", digits, begin=begin)
 
 

@@ -30,7 +30,8 @@ from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.search import SearchResult, run_search
 from firstlight.pipeline.search.trial import TRIAL_FILE, TRIAL_LOG_FILE, run_trial
 from firstlight.pipeline.search.tune import TrialSource
-from firstlight.pipeline.tracking.client import Tracking, tracking_uri
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.location import TrackingLocation
 from tests.support import recipes
 from tests.support.searches import LR, PERIOD, make_plan
 from tests.support.trials_in_turn import run_in_turn
@@ -61,7 +62,7 @@ def trials_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "run_trials", run_in_turn)
         patch.setattr(RaySession, "start", lambda self, always=False: False)
-        patch.setattr(nodes, "alive", lambda: [Node(2.0, 0.0)])
+        patch.setattr(nodes, "list_live_nodes", lambda: [Node(2.0, 0.0)])
         yield
 
 
@@ -87,7 +88,7 @@ def empty_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty") / "runs"
     folder.mkdir()
     recipes.store(folder)
-    Tracking(recipes.recipe(folder))
+    TrackingClient(recipes.recipe(folder))
     return folder
 
 
@@ -135,7 +136,7 @@ def comparable_fields(trial: Any) -> tuple[Any, ...]:
 
 
 def make_client(plan: SearchPlan) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking_uri(plan.budget_recipe()))
+    return mlflow.MlflowClient(TrackingLocation.of(plan.budget_recipe()).uri)
 
 
 def find_runs(plan: SearchPlan) -> list[Any]:

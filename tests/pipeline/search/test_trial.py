@@ -28,7 +28,7 @@ from firstlight.pipeline.search.trial import (
     write_trial_file,
 )
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.retry import Unpublished
+from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.train.loop import STOP_FILE
 from tests.support import recipes
 

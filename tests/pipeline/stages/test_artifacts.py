@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, load_encoder, save_encoder
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, load_encoder, read_encoder_spec, save_encoder
 from firstlight.pipeline.train.checkpoint import write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 

@@ -22,7 +22,7 @@ from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
 from firstlight.pipeline.stages.embed import Embed, EmbedStage, build_network, open_embeddings
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
@@ -210,7 +210,7 @@ def test_recipe_publishes_embeddings_and_their_map(tmp_path: Path) -> None:
     raw["stages"] = {"pretrain": raw["stages"]["pretrain"], "embed": {"kind": "embed", "splits": ["val"]}}
     recipe = parse_recipe(raw)
     assert run_recipe(recipe, Console(quiet=True)) == []
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     (found,) = client.search_runs(
         [client.get_experiment_by_name("firstlight").experiment_id], "tags.firstlight.stage = 'embed'"
     )

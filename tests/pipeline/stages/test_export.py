@@ -26,7 +26,8 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import Tracking, tracking_uri
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
@@ -89,9 +90,9 @@ def test_every_format_is_exported_and_the_card_code_runs(
         assert {name: file["sha256"] for name, file in facts["files"].items()} == {
             f.name: file_sha256(f) for f in (folder / format).iterdir()
         }
-    text = model_card.write(worker, instance, [], {"encoder": "runs:/1"})
+    text = model_card.write_card(worker, instance, [], {"encoder": "runs:/1"})
     assert text is not None
-    assert model_card.write(worker, instance, [], {"encoder": "runs:/1"}) is None, "the same card is not written again"
+    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None, "the same card is not written again"
     assert str(tmp_path) not in text
     assert digits.hash in text
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
@@ -206,10 +207,10 @@ def test_invalid_formats_are_refused(tmp_path: Path, formats: list[str]) -> None
 
 
 def test_a_card_that_is_too_long_for_a_tag_ends_with_a_whole_section(tmp_path: Path) -> None:
-    tracking = Tracking(recipes.recipe(tmp_path))
-    run_id = tracking.start("r", tmp_path / "run.json", {}, {})
+    tracking = TrackingClient(recipes.recipe(tmp_path))
+    run_id = tracking.start_run("r", tmp_path / "run.json", {}, {})
     (tmp_path / "card.md").write_text("x")
-    tracking.log_card(run_id, tmp_path / "card.md", "# A\n" + "a" * 5000 + "\n## B\n" + "b" * 5000, "export")
+    tracking.log_model_card(run_id, tmp_path / "card.md", "# A\n" + "a" * 5000 + "\n## B\n" + "b" * 5000, "export")
     note = tracking.client.get_run(run_id).data.tags["mlflow.note.content"]
     assert note == "# A\n" + "a" * 5000 + "\n\nThe rest is in the artifact export/card.md.\n"
 
@@ -229,7 +230,7 @@ def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
         for file in (tmp_path / "small").glob("export-seed*/export/card.md")
     }
     assert set(cards) == {"export-seed0", "export-seed1"}
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     found = {
         r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
     }

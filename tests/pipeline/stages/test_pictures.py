@@ -2,8 +2,7 @@ from pathlib import Path
 
 import torch
 
-from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.pictures import load_pictures, save_pictures, pair_with_untrained
+from firstlight.pipeline.stages.pictures import load_pictures, pair_with_untrained, save_pictures
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
@@ -43,7 +42,7 @@ def test_rows_that_ask_for_it_stand_below_those_of_the_untrained_network(tmp_pat
 
 
 def test_maps_are_drawn_over_their_images() -> None:
-    figure = figures.draw_image_grid(pair_with_untrained(pictures(0.0), pictures(1.0))[0])
+    figure = image_figures.draw_image_grid(pair_with_untrained(pictures(0.0), pictures(1.0))[0])
     drawn = figure.axes[0].get_images()
     assert len(drawn) == 3 + 2 * 3 + 2 * 3, "the maps lie over their images"
     assert [float(image.get_array().mean()) for image in drawn[4:9:2]] == [0.0] * 3

@@ -23,11 +23,18 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report import neighbours as nearby
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import retrieve
-from firstlight.pipeline.stages.frozen_features import build_extractors, compute_features
+from firstlight.pipeline.stages.features.frozen_features import build_extractors, compute_features
 from firstlight.pipeline.stages.registry import stage_kind
-from firstlight.pipeline.stages.retrieve import IDS_FILE, VECTORS_FILE, FeatureIndex, search_index, open_index, save_index
+from firstlight.pipeline.stages.retrieve import (
+    IDS_FILE,
+    VECTORS_FILE,
+    FeatureIndex,
+    open_index,
+    save_index,
+    search_index,
+)
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import tracking_uri
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import write_manifest
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.downstream.knn import nearest_neighbours
@@ -143,7 +150,7 @@ def result(storage: Path, stage: str) -> dict[str, Any]:
 
 
 def test_every_layer_has_its_scores_in_mlflow(looked: Path) -> None:
-    client = mlflow.MlflowClient(tracking_uri(looking(looked)))
+    client = mlflow.MlflowClient(TrackingLocation.of(looking(looked)).uri)
     runs = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])}
     told = runs["evaluate seed 0"].data.metrics
     for layer, dimensions in ((0, 4 * 4 * 4), (-1, 8 * 2 * 2)):
@@ -248,7 +255,7 @@ def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
 
 
 def test_a_head_by_reference_is_that_of_the_run_that_made_the_encoder(looked: Path) -> None:
-    client = mlflow.MlflowClient(tracking_uri(looking(looked)))
+    client = mlflow.MlflowClient(TrackingLocation.of(looking(looked)).uri)
     runs = client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
     run_id = next(r.info.run_id for r in runs if r.info.run_name == "pretrain seed 0")
     for reference in (
@@ -272,7 +279,7 @@ def without_head(storage: Path) -> Recipe:
 def test_encoder_whose_run_has_no_head_is_refused(looked: Path) -> None:
     recipe = without_head(looked)
     run_recipe(recipe, QUIET)
-    client = mlflow.MlflowClient(tracking_uri(recipe))
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     runs = client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])
     run_id = next(
         r.info.run_id
@@ -347,7 +354,7 @@ def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: 
         stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels
     )
     assert out.keys() == {"shown"}
-    assert nearby.picture(worker, out["shown"], "pretrained") is not None
+    assert nearby.draw_neighbours(worker, out["shown"], "pretrained") is not None
 
 
 def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from firstlight.pipeline.tracking.figures import INDEX, Album, pictures
+from firstlight.pipeline.tracking.figures import FIGURES_INDEX, FigureLog, list_figures
 
 
 class Client:
@@ -20,11 +20,11 @@ class Client:
 def test_pictures_are_kept_in_order_and_logged(tmp_path: Path) -> None:
     client = Client()
     tracking: Any = SimpleNamespace(client=client)
-    album = Album(tracking, "run", tmp_path)
+    album = FigureLog(tracking, "run", tmp_path)
     album.add("z", Figure(figsize=(1, 1)), "last of the alphabet")
     album.add("a", Figure(figsize=(1, 1)), "first", "what is to be seen")
     assert client.logged == [("run", "z.png", "figures"), ("run", "a.png", "figures")]
-    found = pictures(tmp_path)
+    found = list_figures(tmp_path)
     assert [(file.name, entry.title, entry.alt) for file, entry in found] == [
         ("z.png", "last of the alphabet", "last of the alphabet"),
         ("a.png", "first", "what is to be seen"),
@@ -33,15 +33,15 @@ def test_pictures_are_kept_in_order_and_logged(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_or_damaged_is_no_picture(tmp_path: Path) -> None:
-    assert pictures(tmp_path) == []
+    assert list_figures(tmp_path) == []
     tracking: Any = SimpleNamespace(client=Client())
-    album = Album(tracking, "run", tmp_path)
+    album = FigureLog(tracking, "run", tmp_path)
     album.add("a", Figure(figsize=(1, 1)), "a")
     album.add("b", Figure(figsize=(1, 1)), "b")
     (tmp_path / "figures" / "a.png").unlink()
-    assert [entry.name for _, entry in pictures(tmp_path)] == ["b"]
-    (tmp_path / "figures" / INDEX).write_text('[{"name": "b"')
-    assert pictures(tmp_path) == []
-    again = Album(tracking, "run", tmp_path)
+    assert [entry.name for _, entry in list_figures(tmp_path)] == ["b"]
+    (tmp_path / "figures" / FIGURES_INDEX).write_text('[{"name": "b"')
+    assert list_figures(tmp_path) == []
+    again = FigureLog(tracking, "run", tmp_path)
     again.add("b", Figure(figsize=(1, 1)), "drawn again")
-    assert [entry.title for _, entry in pictures(tmp_path)] == ["drawn again"]
+    assert [entry.title for _, entry in list_figures(tmp_path)] == ["drawn again"]

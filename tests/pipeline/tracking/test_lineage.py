@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.tracking.lineage import Lineage, read
-from firstlight.pipeline.tracking.location import named
+from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
+from firstlight.pipeline.tracking.location import parse_location
 from tests.support.mlflow_runs import STORE, Past, chain
 
 
@@ -23,12 +23,12 @@ def runs(made: tuple[Past, dict[str, str]]) -> dict[str, str]:
 
 @pytest.fixture
 def lineage(made: tuple[Past, dict[str, str]]) -> Lineage:
-    return read(named([f"storage={made[0].storage}"]))[0]
+    return read_lineage(parse_location([f"storage={made[0].storage}"]))[0]
 
 
 def test_what_hangs_together(lineage: Lineage, runs: dict[str, str]) -> None:
     first = lineage.runs[runs["first"]]
-    assert [run.name for run in lineage.stages(first)] == [
+    assert [run.name for run in lineage.list_stages(first)] == [
         "prepare",
         "pretrain seed 0",
         "evaluate seed 0",
@@ -36,19 +36,19 @@ def test_what_hangs_together(lineage: Lineage, runs: dict[str, str]) -> None:
         "evaluate seed 1",
     ]
     pretrained = lineage.runs[runs["pretrain0"]]
-    assert [run.id for run in lineage.consumers(pretrained)] == [runs["evaluate0"], runs["other"]]
-    assert lineage.source(lineage.runs[runs["other"]]) == pretrained
-    assert [version.reference for version in lineage.models(pretrained)] == ["models:/digits-nat@current"]
-    assert lineage.reference(lineage.runs[runs["pretrain1"]]) == f"runs:/{runs['pretrain1'][:8]}/encoder"
+    assert [run.id for run in lineage.list_consumers(pretrained)] == [runs["evaluate0"], runs["other"]]
+    assert lineage.find_source(lineage.runs[runs["other"]]) == pretrained
+    assert [version.reference for version in lineage.list_models(pretrained)] == ["models:/digits-nat@current"]
+    assert lineage.encoder_reference(lineage.runs[runs["pretrain1"]]) == f"runs:/{runs['pretrain1'][:8]}/encoder"
     assert {run.store for run in lineage.runs.values()} == {STORE}
-    assert [run.name for run in lineage.tops()] == ["second", "first"]
+    assert [run.name for run in lineage.list_roots()] == ["second", "first"]
 
 
 def test_stages_that_an_earlier_run_has_made_belong_to_a_recipe_too(tmp_path: Path) -> None:
     past, runs = chain(tmp_path)
-    past.tracking.log_stage(runs["second"], "pretrain", [runs["pretrain0"]])
-    found, _ = read(named([f"storage={tmp_path}"]))
-    assert [run.name for run in found.stages(found.runs[runs["second"]])] == [
+    past.tracking.log_stage_runs(runs["second"], "pretrain", [runs["pretrain0"]])
+    found, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
+    assert [run.name for run in found.list_stages(found.runs[runs["second"]])] == [
         "prepare",
         "pretrain seed 0",
         "evaluate seed 0",
@@ -59,8 +59,8 @@ def test_stages_that_an_earlier_run_has_made_belong_to_a_recipe_too(tmp_path: Pa
 def test_a_run_is_found_by(lineage: Lineage, runs: dict[str, str], word: str) -> None:
     run_id = runs["pretrain0"]
     words = {"id": run_id, "begun": run_id[:10], "reference": f"runs:/{run_id[:8]}/encoder"}
-    assert lineage.find(words.get(word, word)).id == run_id
-    assert lineage.find("second").id == runs["second"]
+    assert lineage.find_run(words.get(word, word)).id == run_id
+    assert lineage.find_run("second").id == runs["second"]
 
 
 @pytest.mark.parametrize(
@@ -76,29 +76,29 @@ def test_a_run_is_found_by(lineage: Lineage, runs: dict[str, str], word: str) ->
 )
 def test_a_run_that_is_not_there(lineage: Lineage, word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lineage.find(word)
+        lineage.find_run(word)
 
 
 def test_nothing_was_run_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^tracking.uri: 'sqlite:.* is not there: nothing was run in storage "):
-        read(named([f"storage={tmp_path}"]))
+        read_lineage(parse_location([f"storage={tmp_path}"]))
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 
 def test_an_experiment_that_is_not_there(made: tuple[Past, dict[str, str]]) -> None:
     with pytest.raises(UserError, match=r"^tracking.experiment: 'other' is not in sqlite"):
-        read(named([f"storage={made[0].storage}", "tracking.experiment=other"]))
+        read_lineage(parse_location([f"storage={made[0].storage}", "tracking.experiment=other"]))
 
 
 def test_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert named([]).uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert parse_location([]).uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         json.dumps({"name": "x", "storage": "there", "tracking": {"uri": "http://host:5000"}, "stages": {}})
     )
-    assert named([str(recipe)]) == named(["storage=there", "tracking.uri=http://host:5000"])
-    assert named([str(recipe), "storage=here"]).storage == tmp_path / "here"
+    assert parse_location([str(recipe)]) == parse_location(["storage=there", "tracking.uri=http://host:5000"])
+    assert parse_location([str(recipe), "storage=here"]).storage == tmp_path / "here"
     for word in (["storag=x"], ["storage=3"], ["a.yaml", "b.yaml"]):
         with pytest.raises(UserError):
-            named(word)
+            parse_location(word)

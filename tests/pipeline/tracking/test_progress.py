@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from firstlight.pipeline.tracking import progress
-from firstlight.pipeline.tracking.progress import Counted, Follow, Followed, Rows
+from firstlight.pipeline.tracking.progress import FollowedFile, JsonRows, ProgressCounter, ProgressFollower
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:
@@ -27,10 +27,10 @@ class Log:
     """What MLflow has got; `fails` is raised instead while it is set."""
 
     def __init__(self) -> None:
-        self.rows: Rows = []
+        self.rows: JsonRows = []
         self.fails: Exception | None = None
 
-    def __call__(self, rows: Rows) -> None:
+    def __call__(self, rows: JsonRows) -> None:
         if self.fails is not None:
             raise self.fails
         self.rows += rows
@@ -46,30 +46,30 @@ def log() -> Log:
 
 
 @pytest.fixture
-def followed(tmp_path: Path, log: Log) -> Followed:
-    return Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", log)
+def followed(tmp_path: Path, log: Log) -> FollowedFile:
+    return FollowedFile(tmp_path / "metrics.jsonl", "pretrain seed 0", log)
 
 
-def append(followed: Followed, text: str) -> None:
+def append(followed: FollowedFile, text: str) -> None:
     with open(followed.file, "a") as file:
         file.write(text)
 
 
-def steps(followed: Followed) -> list[int]:
-    return [r["step"] for r in followed.fresh()]
+def steps(followed: FollowedFile) -> list[int]:
+    return [r["step"] for r in followed.read_new_rows()]
 
 
-def test_a_file_that_is_not_there_yet(followed: Followed) -> None:
-    assert followed.fresh() == []
+def test_a_file_that_is_not_there_yet(followed: FollowedFile) -> None:
+    assert followed.read_new_rows() == []
     append(followed, line(1))
-    assert followed.fresh() == [row(1)]
+    assert followed.read_new_rows() == [row(1)]
 
 
-def test_a_line_is_read_once_it_is_whole(followed: Followed) -> None:
+def test_a_line_is_read_once_it_is_whole(followed: FollowedFile) -> None:
     whole = line(2)
     for cut in range(1, len(whole)):
         followed.file.write_text(line(1) + whole[:cut])
-        fresh = Followed(followed.file, "", followed.log)
+        fresh = FollowedFile(followed.file, "", followed.log)
         assert steps(fresh) == [1]
         assert steps(fresh) == []
         append(followed, whole[cut:] + line(3))
@@ -77,7 +77,7 @@ def test_a_line_is_read_once_it_is_whole(followed: Followed) -> None:
         assert steps(fresh) == []
 
 
-def test_a_file_that_is_cut_back_is_read_from_its_start(followed: Followed) -> None:
+def test_a_file_that_is_cut_back_is_read_from_its_start(followed: FollowedFile) -> None:
     append(followed, "".join(map(line, (1, 2, 3, 4))))
     assert steps(followed) == [1, 2, 3, 4]
     followed.file.write_text("".join(map(line, (1, 2))))
@@ -87,7 +87,7 @@ def test_a_file_that_is_cut_back_is_read_from_its_start(followed: Followed) -> N
 
 
 @pytest.mark.parametrize("again", [2, 3, 5])
-def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: Followed, again: int) -> None:
+def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: FollowedFile, again: int) -> None:
     """The new rows have other lengths: reading on at the old place would start in the middle of one."""
     append(followed, "".join(map(line, (1, 2, 3))))
     assert steps(followed) == [1, 2, 3]
@@ -97,7 +97,7 @@ def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: Followed,
     assert steps(followed) == [again + 1]
 
 
-def test_an_emptied_file_is_read_from_its_start(followed: Followed) -> None:
+def test_an_emptied_file_is_read_from_its_start(followed: FollowedFile) -> None:
     append(followed, line(1))
     assert steps(followed) == [1]
     followed.file.write_text("")
@@ -106,7 +106,7 @@ def test_an_emptied_file_is_read_from_its_start(followed: Followed) -> None:
     assert steps(followed) == [1, 2]
 
 
-def test_half_a_row_of_a_killed_worker_does_not_end_the_reading(followed: Followed) -> None:
+def test_half_a_row_of_a_killed_worker_does_not_end_the_reading(followed: FollowedFile) -> None:
     append(followed, line(1) + line(2)[:20] + json.dumps({"note": "continued"}) + "\n" + line(2))
     assert steps(followed) == [1, 2]
 
@@ -121,20 +121,22 @@ def text(shown: Console) -> str:
 
 
 @pytest.fixture
-def look(followed: Followed) -> Callable[[], str]:
+def look(followed: FollowedFile) -> Callable[[], str]:
     """One look at the file without a thread; what was printed so far."""
     shown = console()
-    its = Follow(shown, "pretrain", [followed])
+    its = ProgressFollower(shown, "pretrain", [followed])
     its.started = 0.0
 
     def call() -> str:
-        its._look()
+        its._read_files()
         return text(shown)
 
     return call
 
 
-def test_steps_that_are_made_again_are_not_logged_again(followed: Followed, log: Log, look: Callable[[], str]) -> None:
+def test_steps_that_are_made_again_are_not_logged_again(
+    followed: FollowedFile, log: Log, look: Callable[[], str]
+) -> None:
     append(followed, "".join(map(line, (1, 2, 3, 4))))
     look()
     followed.file.write_text("".join(map(line, (1, 2))))
@@ -145,24 +147,26 @@ def test_steps_that_are_made_again_are_not_logged_again(followed: Followed, log:
 
 
 def test_what_mlflow_has_from_an_earlier_run_is_not_logged_again(tmp_path: Path, log: Log) -> None:
-    followed = Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", log, logged=3)
+    followed = FollowedFile(tmp_path / "metrics.jsonl", "pretrain seed 0", log, logged=3)
     append(followed, "".join(map(line, range(1, 6))))
-    its = Follow(console(), "pretrain", [followed])
-    its._look()
+    its = ProgressFollower(console(), "pretrain", [followed])
+    its._read_files()
     assert log.rows == [row(4), row(5)]
 
 
-def test_rows_without_a_loss_are_shown_but_not_logged(followed: Followed, log: Log, look: Callable[[], str]) -> None:
+def test_rows_without_a_loss_are_shown_but_not_logged(
+    followed: FollowedFile, log: Log, look: Callable[[], str]
+) -> None:
     sweep = {k: v for k, v in row(5).items() if k != "loss"}
     append(followed, json.dumps(sweep) + "\n" + json.dumps({"note": "hello"}) + "\n")
     assert "note pretrain seed 0: hello" in look()
-    assert followed.done == 0.5
+    assert followed.share_done == 0.5
     assert log.rows == []
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), TimeoutError()])
 def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(
-    followed: Followed, log: Log, look: Callable[[], str], error: Exception
+    followed: FollowedFile, log: Log, look: Callable[[], str], error: Exception
 ) -> None:
     """An error without a text too."""
     log.fails = error
@@ -180,32 +184,32 @@ def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(
 
 
 @pytest.mark.parametrize("note", ["a plain one", "[/tmp/x] and [bold] are text", "passed over: /a/[b]/c"])
-def test_a_note_is_shown_once_and_as_it_is(followed: Followed, look: Callable[[], str], note: str) -> None:
+def test_a_note_is_shown_once_and_as_it_is(followed: FollowedFile, look: Callable[[], str], note: str) -> None:
     for _ in range(2):
         append(followed, json.dumps({"note": note}) + "\n" + line(1))
         shown = look()
     assert shown.count(f"note pretrain seed 0: {note}\n") == 1
 
 
-def test_without_a_terminal_start_and_end_are_lines(followed: Followed, log: Log) -> None:
+def test_without_a_terminal_start_and_end_are_lines(followed: FollowedFile, log: Log) -> None:
     shown = console()
-    with Follow(shown, "pretrain", [followed]) as its:
+    with ProgressFollower(shown, "pretrain", [followed]) as its:
         append(followed, line(1) + line(9))
     assert text(shown) == "pretrain: started\npretrain: done after 0 s, pretrain seed 0  100 images/s  loss 0.1111\n"
     assert log.steps == [1, 9], "the rows after the last look are lost"
     assert not its.thread.is_alive()
 
 
-def test_a_failure_is_not_called_done(followed: Followed) -> None:
+def test_a_failure_is_not_called_done(followed: FollowedFile) -> None:
     shown = console()
-    with pytest.raises(KeyboardInterrupt), Follow(shown, "pretrain", [followed]):
+    with pytest.raises(KeyboardInterrupt), ProgressFollower(shown, "pretrain", [followed]):
         raise KeyboardInterrupt
     assert text(shown) == "pretrain: started\npretrain: stopped after 0 s\n"
 
 
-def test_rows_that_mlflow_never_took_are_told(followed: Followed, log: Log) -> None:
+def test_rows_that_mlflow_never_took_are_told(followed: FollowedFile, log: Log) -> None:
     shown, log.fails = console(), ConnectionError("the server [/x] is away")
-    with Follow(shown, "pretrain", [followed]):
+    with ProgressFollower(shown, "pretrain", [followed]):
         append(followed, line(1) + line(2))
     assert "note pretrain seed 0: 2 rows are not in MLflow yet (the server [/x] is away)" in text(shown)
     assert str(followed.file) in text(shown)
@@ -213,49 +217,51 @@ def test_rows_that_mlflow_never_took_are_told(followed: Followed, log: Log) -> N
 
 def test_the_thread_looks_while_the_block_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(progress, "POLL_S", 0.001)
-    monkeypatch.setattr(progress, "QUIET_S", -1.0)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", -1.0)
     got = threading.Event()
-    followed = Followed(tmp_path / "metrics.jsonl", "pretrain seed 0", lambda rows: got.set())
+    followed = FollowedFile(tmp_path / "metrics.jsonl", "pretrain seed 0", lambda rows: got.set())
     append(followed, line(5))
     shown = console()
-    with Follow(shown, "pretrain", [followed, Followed(tmp_path / "other", "pretrain seed 1", lambda rows: None)]):
+    with ProgressFollower(
+        shown, "pretrain", [followed, FollowedFile(tmp_path / "other", "pretrain seed 1", lambda rows: None)]
+    ):
         assert got.wait(5)
     assert "pretrain: 25%  pretrain seed 0  100 images/s  loss 0.2000  about 0 s left\n" in text(shown)
 
 
 def test_counted_work_ends_with_a_line() -> None:
     shown = console()
-    with Counted(shown, "prepare") as counted:
-        counted.advance(500, 1500)
-        counted.advance(1500, 1500)
+    with ProgressCounter(shown, "prepare") as counted:
+        counted.show_count(500, 1500)
+        counted.show_count(1500, 1500)
     assert text(shown) == "prepare: 1,500 images in 0 s\n"
-    with Counted(shown, "prepare") as counted:
-        counted.advance(1500, 1500)
+    with ProgressCounter(shown, "prepare") as counted:
+        counted.show_count(1500, 1500)
         counted.remark = " (1,000 of them in digits-abc)"
     assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
 
 
 def test_long_counted_work_says_on_the_way_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
     shown = console()
-    with Counted(shown, "prepare") as counted:
+    with ProgressCounter(shown, "prepare") as counted:
         counted.started -= 10.0
-        counted.advance(500, 1500)
-        counted.advance(1500, 1500)
+        counted.show_count(500, 1500)
+        counted.show_count(1500, 1500)
     assert re.fullmatch(
         r"prepare: 500 of 1,500 images  (49|50) images/s  about 20 s left\nprepare: 1,500 images in 10 s\n", text(shown)
     )
 
 
 def fails_half_way(shown: Console) -> None:
-    with Counted(shown, "prepare") as counted:
-        counted.advance(1, 2)
+    with ProgressCounter(shown, "prepare") as counted:
+        counted.show_count(1, 2)
         raise OSError("the disk is gone")
 
 
 def test_counted_work_that_was_not_needed_or_failed_says_nothing() -> None:
     shown = console()
-    with Counted(shown, "prepare"):
+    with ProgressCounter(shown, "prepare"):
         pass
     with pytest.raises(OSError, match="the disk is gone"):
         fails_half_way(shown)

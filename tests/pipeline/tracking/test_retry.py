@@ -23,8 +23,9 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import evaluate, pretrain
 from firstlight.pipeline.tracking import retry
-from firstlight.pipeline.tracking.client import Tracking
-from firstlight.pipeline.tracking.retry import Away, Outbox, Patient, Unpublished, is_away
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.outbox import Outbox, Unpublished
+from firstlight.pipeline.tracking.retry import RetryingClient, TrackingUnavailable, is_unavailable
 from tests.support import recipes
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -43,9 +44,9 @@ def lines(console: Console) -> list[str]:
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "WAITS", (0.0, 0.0))
-    monkeypatch.setattr(retry, "END_S", 0.3)
-    monkeypatch.setattr(retry, "STILL_S", 0.05)
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(retry, "FLUSH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(retry, "FLUSH_POLL_S", 0.05)
 
 
 class Client:
@@ -77,19 +78,19 @@ LOCKED = MlflowException("(sqlite3.OperationalError) database is locked", error_
     ],
 )
 def test_what_counts_as_away(error: Exception, away: bool) -> None:
-    assert is_away(error) == away
+    assert is_unavailable(error) == away
 
 
 def test_a_call_is_repeated_and_then_given_up_and_made_once_until_one_succeeds(no_waits: None) -> None:
     client = Client(2, LOCKED)
-    assert Patient(client).set_tag("a", value="b") == "ab"
+    assert RetryingClient(client).set_tag("a", value="b") == "ab"
     assert client.calls == 3
     client = Client(4, LOCKED)
-    patient = Patient(client)
-    with pytest.raises(Away, match=r"^database is locked$"):
+    patient = RetryingClient(client)
+    with pytest.raises(TrackingUnavailable, match=r"^database is locked$"):
         patient.set_tag("a", "b")
     assert client.calls == 3
-    with pytest.raises(Away):
+    with pytest.raises(TrackingUnavailable):
         patient.set_tag("a", "b")
     assert client.calls == 4, "no waiting for a server that was found to be away"
     assert patient.set_tag("a", "b") == "ab"
@@ -102,15 +103,15 @@ def test_a_silent_server_is_not_waited_for_again(no_waits: None) -> None:
     client = Client(
         9, MlflowException("HTTPConnectionPool: Read timed out. (read timeout=60)", error_code=INTERNAL_ERROR)
     )
-    with pytest.raises(Away, match=r"^read timed out$"):
-        Patient(client).set_tag("a", "b")
+    with pytest.raises(TrackingUnavailable, match=r"^read timed out$"):
+        RetryingClient(client).set_tag("a", "b")
     assert client.calls == 1
 
 
 def test_a_mistake_is_not_repeated(no_waits: None) -> None:
     client = Client(1, MlflowException("bad key", error_code=INVALID_PARAMETER_VALUE))
     with pytest.raises(MlflowException, match="bad key"):
-        Patient(client).set_tag("a", "b")
+        RetryingClient(client).set_tag("a", "b")
     assert client.calls == 1
 
 
@@ -120,7 +121,7 @@ def test_the_outbox_keeps_the_order_and_tells_once(no_waits: None) -> None:
     def publish(name: str) -> Callable[[], None]:
         def call() -> None:
             if away:
-                raise Away("connection refused")
+                raise TrackingUnavailable("connection refused")
             got.append(name)
 
         return call
@@ -138,7 +139,7 @@ def test_the_outbox_keeps_the_order_and_tells_once(no_waits: None) -> None:
     away = True
     outbox.put("d", publish("d"))
     with pytest.raises(Unpublished) as caught:
-        outbox.settle()
+        outbox.flush()
     assert str(caught.value) == (
         "tracking.uri: 'http://host:5000' is away (connection refused): 1 of its results are on disk and not published (d); "
         "run the same command again to publish them"
@@ -146,7 +147,7 @@ def test_the_outbox_keeps_the_order_and_tells_once(no_waits: None) -> None:
     outbox.put("e", lambda: None)
     assert list(outbox.waiting) == ["d", "e"], "what is behind waits too"
     away = False
-    outbox.settle()
+    outbox.flush()
     assert got == ["a", "b", "c", "d"]
 
 
@@ -234,8 +235,8 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the pretraining works, started again while the fine-tuning is due; killed again for the rest; then back for the next run."""
-    monkeypatch.setattr(retry, "WAITS", (0.1,))
-    monkeypatch.setattr(retry, "END_S", 0.5)
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.1,))
+    monkeypatch.setattr(retry, "FLUSH_TIMEOUT_S", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     undisturbed = recipes.recipe(tmp_path / "undisturbed")
     rows = run_recipe(undisturbed, QUIET)
@@ -257,7 +258,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     monkeypatch.setattr(pretrain, "fit", fit_then_kill)
     monkeypatch.setattr(evaluate.EvaluateStage, "run", start_then_look)
     assert run_recipe(recipe, console) == rows
-    assert losses(server.uri) == losses(Tracking(undisturbed).uri)
+    assert losses(server.uri) == losses(TrackingClient(undisturbed).uri)
     assert statuses(server.uri) == {"FINISHED"}
     shown = [line for line in lines(console) if "note MLflow" in line]
     assert [line.split(" (")[0].removeprefix("note ") for line in shown] == [
@@ -270,7 +271,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
     gone = recipes.recipe(tmp_path / "gone", tracking__uri=server.uri, tracking__experiment="gone")
     with pytest.raises(Unpublished) as caught:
         run_recipe(gone, console)
-    assert list(caught.value.found) == rows, "the table is there"
+    assert list(caught.value.rows) == rows, "the table is there"
     waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the summary, the report"
     assert f"5 of its results are on disk and not published ({waiting})" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -307,6 +308,6 @@ def test_a_server_that_accepts_and_never_answers_is_found_out_in_time(tmp_path: 
         silent.listen()
         uri, started = f"http://127.0.0.1:{silent.getsockname()[1]}", time.monotonic()
         with pytest.raises(UserError, match=f"^tracking.uri: '{uri}' cannot be used: read timed out$"):
-            Tracking(recipes.recipe(tmp_path, tracking__uri=uri))
+            TrackingClient(recipes.recipe(tmp_path, tracking__uri=uri))
         assert time.monotonic() - started < 15
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60", "only the first request is in a hurry"

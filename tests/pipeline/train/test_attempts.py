@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstlight.pipeline.train.attempts import record_attempt, read_attempts
+from firstlight.pipeline.train.attempts import read_attempts, record_attempt
 
 
 def test_attempts_are_added_up_over_failures(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, pack_state, unpack_state
-from tests.support.state_hash import hash_state
 from firstlight.tasks.collective import rank
 from tests.support.gloo import Pool
+from tests.support.state_hash import hash_state
 
 
 def state(step: int) -> dict[str, Any]:
@@ -117,7 +117,9 @@ def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> No
         assert found.step in (last, last + 1), "what was said to be saved, or what was saved before it could be said"
         assert hash_state([found.shared, found.shards[0]]) == hash_state([state(found.step), shard(found.step)])
         save(folder, found.step + 1)
-        assert all((left / FOLDER_MANIFEST).exists() for left in folder.iterdir()), "the next save sweeps what was begun"
+        assert all((left / FOLDER_MANIFEST).exists() for left in folder.iterdir()), (
+            "the next save sweeps what was begun"
+        )
     assert cut, "some of them in the middle of a save"
 
 

@@ -149,5 +149,6 @@ def test_a_gpu_has_the_same_pixels(name: str) -> None:
     source = pictures(60, 37, 21)
     rows = drawn(PIPELINES[name], source, 16)
     assert torch.equal(
-        device_augment.augment_batch(images(source).cuda(), rows, 16).cpu(), device_augment.augment_batch(images(source), rows, 16)
+        device_augment.augment_batch(images(source).cuda(), rows, 16).cpu(),
+        device_augment.augment_batch(images(source), rows, 16),
     )

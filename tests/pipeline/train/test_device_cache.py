@@ -53,7 +53,10 @@ def assert_same(loader: Loader, order: TrainOrder, options: LoadingOptions = OPT
     rows = BATCH // order.world
     expected = list(stream.stream_batches(loader, order, rows, replace(options, on_ray=False)))
     assert_equal(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
-    assert_equal(list(device_cache.iterate_streamed_batches(loader, order, rows, replace(options, on_device=True), CPU)), expected)
+    assert_equal(
+        list(device_cache.iterate_streamed_batches(loader, order, rows, replace(options, on_device=True), CPU)),
+        expected,
+    )
     assert len(expected) == order.stop - order.start
 
 
@@ -64,6 +67,7 @@ def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
         ours, theirs = to_batch(a, CPU), to_batch(b, CPU)
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.passes, theirs.passes)
         assert all(torch.equal(x, y) and x.is_contiguous() for x, y in zip(ours.views, theirs.views, strict=True))
 
 
@@ -185,7 +189,9 @@ def test_what_cannot_be_held_is_streamed_or_told(
 def test_auto_says_why_it_streams(digits: Store) -> None:
     store = replace(digits, images=SEVERAL)
     why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
-    assert [device_cache.explain_streaming(StreamOptions(resident=mode), store, 100) for mode in ("auto", "on", "off")] == [
+    assert [
+        device_cache.explain_streaming(StreamOptions(resident=mode), store, 100) for mode in ("auto", "on", "off")
+    ] == [
         [why],
         [],
         [],
@@ -203,7 +209,9 @@ def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
 
 
 def test_images_of_several_sizes_are_not_augmented_on_the_device(digits: Store) -> None:
-    assert [device_cache.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")] == [
+    assert [
+        device_cache.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")
+    ] == [
         False,
         True,
     ]  # type: ignore[arg-type]
@@ -229,7 +237,8 @@ def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: 
             train(folder, digits, 4, **AUGMENTED, **first)
         assert train(folder, digits, **AUGMENTED, **then)[0] == streamed
     told = {
-        name: "are held decoded" in (tmp_path / name / "job" / METRICS_FILE).read_text() for name in ("streamed", "held")
+        name: "are held decoded" in (tmp_path / name / "job" / METRICS_FILE).read_text()
+        for name in ("streamed", "held")
     }
     assert told == {"streamed": False, "held": True}
 
@@ -252,7 +261,9 @@ def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(
         stage: Any = worker.recipe.stages["finetune"]
         for name in ("scratch-lr0.1", "scratch-lr0.3"):
             task = finetune._build_task(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
-            job = finetune._build_job(worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1)
+            job = finetune._build_job(
+                worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1
+            )
             fit_module.fit(job, task)
             results[mode, name] = torch.cat([p.flatten() for p in task.parameters()])
     assert sorted(decoded) == worker.splits.train.tolist()

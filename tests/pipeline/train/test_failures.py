@@ -19,13 +19,13 @@ from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.tasks.collective import rank
 from tests.support import recipes
 from tests.support.gloo import Pool
+from tests.support.state_hash import hash_state
 
 TIMEOUT_S = 4.0
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0
         patch.setattr(failures.time, "sleep", lambda _: patch.undo() or time.sleep(sleep))
         start = time.monotonic()
         try:
-            answer = launch._run(payload, on_ray=False, device=CPU)
+            answer = launch._run_instances(payload, on_ray=False, device=CPU)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "notes": error.__notes__}
         finally:

@@ -207,7 +207,8 @@ def test_two_workers_equal_one_and_can_be_continued_by_one(pool: Pool, tmp_path:
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(mixed[name], weight, rtol=1e-4, atol=1e-5)
     notes = [
-        json.loads(line).get("note", "") for line in (tmp_path / "mixed" / "job" / METRICS_FILE).read_text().splitlines()
+        json.loads(line).get("note", "")
+        for line in (tmp_path / "mixed" / "job" / METRICS_FILE).read_text().splitlines()
     ]
     assert any("another number of workers" in note for note in notes)
 
@@ -463,7 +464,9 @@ def test_a_training_that_waits_for_images_says_so(
 
 def one_of_two_waits(folder: str) -> None:
     """On rank 0 the step takes as long as rank 1 waits."""
-    clock = MetricsLogger(Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu"))
+    clock = MetricsLogger(
+        Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "WAIT_AFTER_S", 0.05)
         for step, _ in enumerate(clock.time_waits(late({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):

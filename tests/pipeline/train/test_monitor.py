@@ -13,7 +13,6 @@ from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -22,6 +21,7 @@ from firstlight.tasks.downstream.knn import weighted_knn
 from firstlight.tasks.feature_metrics import compute_feature_metrics
 from tests.support import recipes
 from tests.support.gloo import Pool
+from tests.support.state_hash import hash_state
 
 WATCHED = {"every": 1, "images": 30, "knn_k": 5}
 SUPER_AND = {"method": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "chunk": 40}, "accumulate": 2}

@@ -88,19 +88,19 @@ def test_a_lone_worker_that_hangs_is_ended_and_its_next_attempt_says_so(tmp_path
     wanted = f"rank=0,step=4,kind=hang,once={tmp_path / 'once'}"
     assert attempt(tmp_path, digits, FIRSTLIGHT_FAULT=wanted) == 1
     assert "maybe" in (tmp_path / "job" / watchdog.HANG_FILE).read_text(), "the name of the function that slept"
-    assert launch._hung(tmp_path / "job")
+    assert launch._last_attempt_hung(tmp_path / "job")
     assert attempt(tmp_path, digits, FIRSTLIGHT_FAULT=wanted) == 0
     rows = read_rows(tmp_path / "job" / METRICS_FILE)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     notes = [row["note"] for row in rows if "note" in row]
     assert any(note.startswith("it hung, and was started anew; where it was: ") for note in notes)
     assert any("continued from the checkpoint of step 3" in note for note in notes)
-    assert not launch._hung(tmp_path / "job"), "the last attempt did not"
+    assert not launch._last_attempt_hung(tmp_path / "job"), "the last attempt did not"
 
 
 def test_the_line_at_the_end_names_the_key_and_the_file(tmp_path: Path) -> None:
     scale = recipes.recipe(tmp_path, scale__workers=1, scale__cpus=3, scale__collective_timeout_s=7).scale
-    told = launch._told_hung(tmp_path / "pretrain-seed0", scale)
+    told = launch._describe_hang(tmp_path / "pretrain-seed0", scale)
     assert (
         told
         == f"pretrain-seed0: no step was made within scale.collective_timeout_s: 7; where it was: {tmp_path}/pretrain-seed0/hung.txt"
@@ -110,6 +110,6 @@ def test_the_line_at_the_end_names_the_key_and_the_file(tmp_path: Path) -> None:
 def test_an_attempt_that_fails_otherwise_after_a_hang_is_not_told_as_one(tmp_path: Path) -> None:
     (tmp_path / watchdog.HANG_FILE).write_text("Timeout")
     append_json_line(tmp_path / ATTEMPTS_FILE, {"began": 1.0, "machine": {}})
-    assert launch._hung(tmp_path)
+    assert launch._last_attempt_hung(tmp_path)
     append_json_line(tmp_path / ATTEMPTS_FILE, {"ended": 2.0, "seconds": 1.0})
-    assert not launch._hung(tmp_path)
+    assert not launch._last_attempt_hung(tmp_path)

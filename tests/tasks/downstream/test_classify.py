@@ -26,7 +26,7 @@ def steps(learner: Classification, count: int = 3) -> None:
 
 
 def changed(learner: Classification) -> tuple[set[str], set[str]]:
-    """The names of the state that three steps change, and of the state that they leave."""
+    """Returns the names of the state that three steps change, and of the state that they do not change."""
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     steps(learner)
     different = {k for k, v in learner.state_dict().items() if not torch.equal(v, before[k])}
@@ -116,7 +116,7 @@ def test_task_is_registered() -> None:
 
 
 def test_train_all_leaves_frozen_what_the_encoder_has_frozen() -> None:
-    """Parts of a library's network that no map depends on: DistributedDataParallel would wait for their gradients."""
+    """No map depends on some parts of a library's network: DistributedDataParallel would wait for their gradients."""
     encoder = Encoder({"name": "convnet", "norm": "group", "width": 4, "depth": 2}, 8)
     first = next(encoder.parameters()).requires_grad_(False)
     learner = Classification(encoder, 5, train="all", norm="group")

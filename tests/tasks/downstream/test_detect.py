@@ -8,7 +8,7 @@ from torch import Tensor
 from firstlight.tasks.downstream.detect import Detection, coco_average_precision, detection_average_precisions
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
-from tests.support.batches import target_batch
+from tests.support.batches import batch_of_images
 
 SIZE = 48
 
@@ -20,7 +20,7 @@ def task(**options: object) -> Detection:
 
 
 def squares(n: int = 8, seed: int = 0) -> Batch:
-    """A bright (class 0) or a dark (class 1) square on gray, and a difficult one that is not drawn."""
+    """Images with a bright (class 0) or a dark (class 1) square on gray, and a difficult object that is not drawn."""
     rng = torch.Generator().manual_seed(seed)
     images = torch.full((n, 3, SIZE, SIZE), 0.5) + 0.02 * torch.rand(n, 3, SIZE, SIZE, generator=rng)
     boxes, classes = torch.zeros(n, 3, 4), torch.full((n, 3), -1)
@@ -33,7 +33,7 @@ def squares(n: int = 8, seed: int = 0) -> Batch:
     difficult = torch.zeros(n, 3, dtype=torch.bool)
     difficult[:, 1] = True
     targets = {"boxes": boxes, "box_classes": classes, "difficult": difficult}
-    return target_batch(images, targets)
+    return batch_of_images(images, targets)
 
 
 @pytest.mark.parametrize("options", [{}, {"pyramid": 16, "anchors": (8, 16, 32)}, {"train": "head"}])
@@ -112,7 +112,7 @@ def test_detection_learns_squares(proposals: str) -> None:
 
 
 def rows(found: list[list[float]], truth: list[list[float]]) -> tuple[Tensor, Tensor]:
-    """One image, padded by a row of class -1."""
+    """Detections and objects of one image, padded by a row of class -1."""
     return torch.tensor([[*found, [-1.0] * 6]]), torch.tensor([[*truth, [0, 0, 0, 0, -1, 0]]], dtype=torch.float32)
 
 
@@ -197,7 +197,7 @@ def test_average_precision_equals_the_development_kits(seed: int) -> None:
 
 
 def test_map_50_is_close_to_torchmetrics() -> None:
-    """COCO interpolates at 101 recalls: near, not equal."""
+    """COCO interpolates at 101 recalls, so the values are only close."""
     from torchmetrics.detection import MeanAveragePrecision
 
     found, truth = random_rows(0)

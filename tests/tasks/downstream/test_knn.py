@@ -22,7 +22,7 @@ def random(m: int, n: int, d: int, classes: int, seed: int = 0) -> tuple[Tensor,
     st.integers(1, 25), st.integers(2, 6), st.integers(1, 40), st.sampled_from([0.05, 0.1, 1.0]), st.integers(0, 1000)
 )
 def test_prediction_is_the_papers_formula(n: int, d: int, k: int, temperature: float, seed: int) -> None:
-    """k larger than the bank included: then all of it votes."""
+    """If k is larger than the bank, all its images vote."""
     queries, bank, labels = random(5, n, d, 3, seed)
     expected = [references.weighted_knn(q, bank.tolist(), labels.tolist(), k, temperature) for q in queries.tolist()]
     assert weighted_knn(queries, bank, labels, k, temperature).tolist() == expected
@@ -43,7 +43,7 @@ def test_near_neighbours_outvote_many_far_ones() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-2, 1e-3, 1e-6, 1e-12, 1e-30])
 def test_tiny_temperature_selects_the_nearest(temperature: float) -> None:
-    """In float32, where exp(similarity / temperature) overflows and exp((similarity - 1) / temperature) is zero for all classes."""
+    """In float32 exp(similarity / temperature) overflows, and exp((similarity - 1) / temperature) is 0 everywhere."""
     queries, bank, labels = random(40, 60, 8, 7)
     queries, bank = queries.float(), bank.float()
     assert torch.equal(weighted_knn(queries, bank, labels, 5, temperature), weighted_knn(queries, bank, labels, 1, 1.0))
@@ -76,22 +76,22 @@ def test_zero_feature_has_finite_scores() -> None:
 def test_blocks_of_the_bank_equal_the_whole_and_ties_go_to_the_lowest_place(
     n: int, k: int, bank_block: int, seed: int
 ) -> None:
-    """Vectors of a few directions only, so that most similarities have equals, also across blocks and on both sides of the k-th."""
+    """The vectors have few directions: most similarities are tied, also across blocks and on both sides of the k-th."""
     rng = torch.Generator().manual_seed(seed)
     bank, queries = (torch.eye(3)[torch.randint(3, (size,), generator=rng)] for size in (n, 6))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "KNN_BANK_BLOCK", bank_block)
         similarity, places = nearest_neighbours(queries, bank, k)
     whole = queries @ bank.T
-    for row, found, told in zip(whole.tolist(), places.tolist(), similarity.tolist(), strict=True):
+    for row, found, cosines in zip(whole.tolist(), places.tolist(), similarity.tolist(), strict=True):
         expected = sorted(range(n), key=lambda i: (-row[i], i))[:k]
         assert found == expected
-        assert told == [row[i] for i in expected]
+        assert cosines == [row[i] for i in expected]
 
 
 @given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 1000))
 def test_scores_equal_scikit_learns(n: int, k: int, seed: int) -> None:
-    """Its kNN classifier by Euclidean distance of unit vectors: cosine = 1 - distance^2 / 2."""
+    """scikit-learn's kNN classifier takes the Euclidean distance of unit vectors: cosine = 1 - distance^2 / 2."""
     queries, bank, labels = random(7, n, 6, 4, seed)
     unit_q, unit_b = (torch.nn.functional.normalize(x, dim=1).numpy() for x in (queries, bank))
     weigh = lambda distances: np.exp((1 - distances**2 / 2) / 0.1)  # noqa: E731

@@ -44,7 +44,10 @@ def test_class_without_images_is_not_predicted() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 100.1, 1e6])
 def test_constant_feature_has_no_effect(value: float) -> None:
-    """In float32, where the mean of a constant column is not exactly the constant: a unit that is dead in training may wake up in the test."""
+    """In float32 the mean of a constant column is not exactly the constant.
+
+    A unit that is dead in training may be active in the test.
+    """
     features, labels = (t.float() if t.is_floating_point() else t for t in blobs(300))
     without = fit_probe(features, labels, 3, 1e-3)
     fitted = fit_probe(torch.cat((features, torch.full((300, 1), value)), 1), labels, 3, 1e-3)

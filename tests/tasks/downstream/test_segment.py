@@ -17,7 +17,7 @@ from firstlight.tasks.downstream.segment import (
 )
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
-from tests.support.batches import mask_batch, target_batch
+from tests.support.batches import batch_of_images, mask_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_task
 from tests.support.two_workers import assert_workers_equal_one
@@ -136,7 +136,7 @@ def test_segmentation_learns_two_halves() -> None:
     images, mask = torch.rand(8, 3, 13, 13, generator=rng) * 0.3, torch.zeros(8, 13, 13, dtype=torch.uint8)
     images[:, :, :, 7:] += 0.7
     mask[:, :, 7:] = 1
-    b = target_batch(images, {"mask": mask})
+    b = batch_of_images(images, {"mask": mask})
     learner = task().train()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     for _ in range(40):

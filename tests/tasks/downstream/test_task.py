@@ -1,4 +1,4 @@
-"""What all downstream tasks share: what is trained, and how fast."""
+"""The common parameters of downstream tasks: the trained layers, and their learning rates."""
 
 import math
 

@@ -7,7 +7,7 @@ from firstlight.tasks.downstream.windows import sliding_windows
 
 @pytest.mark.parametrize(("size", "sides"), [(224, (32, 64, 128)), (97, (16, 40))])
 def test_windows_overlap_every_object_of_their_scales_by_half(size: int, sides: tuple[int, ...]) -> None:
-    """What Fast R-CNN learns from are windows that share at least half with an object."""
+    """Fast R-CNN learns from windows that overlap an object by at least half."""
     found = sliding_windows(size, sides)
     rng = torch.Generator().manual_seed(0)
     for side in sides:

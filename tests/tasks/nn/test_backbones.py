@@ -14,7 +14,7 @@ NAMED = ["convnet", "alexnet", "resnet18", "vgg16", "densenet121", "network1", "
 
 
 def convolutions(stages: list[nn.Module]) -> list[tuple[int, int, int]]:
-    """(channels in, out, stride) of each 3x3 convolution; each stage has one."""
+    """Returns (channels in, out, stride) of each 3x3 convolution; each stage has one."""
     found = []
     for stage in stages:
         (conv,) = [m for m in stage.modules() if isinstance(m, nn.Conv2d)]
@@ -111,7 +111,7 @@ def test_sync_on_one_worker_is_batch() -> None:
     ("name", "reference"), [("densenet121", "densenet121"), ("vgg16", "vgg16_bn"), ("resnet18", "resnet18")]
 )
 def test_network_of_torchvision_equals_torchvisions(name: str, reference: str) -> None:
-    """The weights, in their order, put into torchvision's own network."""
+    """torchvision's own network gives the same maps with the weights, copied in their order."""
     encoder = Encoder({"name": name, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, 64).eval()
     with torch.device("meta"):
         whole = torchvision.models.get_model(reference, weights=None)

@@ -86,7 +86,10 @@ def layers(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 )
 @torch.no_grad()
 def test_the_papers_30_layer_auto_encoders(blocks: tuple[int, ...], size: int) -> None:
-    """Sections 4.1 and 4.2.3: 15 convolutions and 15 deconvolutions, all 3x3; a shortcut every two, and one from the input to the output."""
+    """Sections 4.1 and 4.2.3: 15 convolutions and 15 deconvolutions, all 3x3.
+
+    There is a shortcut every two layers, and one from the input to the output.
+    """
     encoder, decoder = network1(blocks, size)
     deconvolutions = layers(decoder, nn.ConvTranspose2d)
     assert len(layers(encoder, nn.Conv2d)) == len(deconvolutions) == 15
@@ -116,7 +119,10 @@ def test_without_deconvolutions_the_input_comes_back(shortcuts: Shortcuts) -> No
 
 @pytest.mark.parametrize(("shortcuts", "joined"), [("none", []), ("input_output", []), ("full", [2, 4])])
 def test_output_depends_on_the_maps_of_the_shortcuts(shortcuts: Shortcuts, joined: list[int]) -> None:
-    """With the deconvolution before a join at zero, only the join carries what is above it: the number of shortcuts is counted, not read."""
+    """With a deconvolution of zeros before a sum, only the shortcut carries the maps above it.
+
+    This counts the shortcuts that are computed, not those that are declared.
+    """
     _, decoder = convnet(size=64, depth=5, shortcuts=shortcuts)
     maps = [torch.rand(1, *shape).requires_grad_() for shape in decoder.spec["shapes"]]
     image = torch.rand(1, 3, 64, 64).requires_grad_()

@@ -78,7 +78,7 @@ def test_timm_s_own_network_gives_the_same_features(spec: dict[str, Any]) -> Non
     missing, unexpected = net.load_state_dict(found.library_state(encoder), strict=False)
     assert unexpected == []
     x, normalised = images(2), (images(2) - 0.5) / 0.25
-    if found.place == "forward_features" and found.model != "convnext_atto":  # this one has a norm behind its pooling
+    if found.source == "forward_features" and found.model != "convnext_atto":  # this one has a norm behind its pooling
         assert missing == []
         assert measure_difference(features(encoder, x), net.eval()(normalised))[1] < MAP_TOLERANCE
     map_ = found.last_map(net.eval())(normalised)
@@ -118,9 +118,9 @@ def test_network_with_channels_last_equals_torchvisions() -> None:
     ],
 )
 def test_missing_counterpart_has_a_reason(spec: dict[str, Any], library: str, reason: str) -> None:
-    told = explain_missing_format(Encoder(spec, SIZE), library)
-    assert told is not None
-    assert reason in told
+    message = explain_missing_format(Encoder(spec, 64), library)
+    assert message is not None
+    assert reason in message
 
 
 def test_search_for_a_counterpart_changes_neither_encoder_nor_random_state() -> None:

@@ -10,13 +10,13 @@ from firstlight.tasks.nn.input_normalization import GRAY_WEIGHTS, InputNormaliza
 
 
 def ramp(slope_x: float, slope_y: float, size: int = 6) -> Tensor:
-    """(1, 3, size, size): gray, rising by `slope_x` to the right and by `slope_y` downwards."""
+    """A (1, 3, size, size) gray image that rises by `slope_x` to the right and by `slope_y` downwards."""
     y, x = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
     return (slope_x * x + slope_y * y).expand(1, 3, size, size)
 
 
 def naive_sobel(gray: list[list[float]], padding: str = "replicate") -> np.ndarray:
-    """(2, h, w) gradients to the right and downwards, place by place; outside, the nearest pixel or 0."""
+    """(2, h, w) gradients to the right and downwards, by a loop over pixels; outside is the nearest pixel or 0."""
     h, w = len(gray), len(gray[0])
 
     def pixel(i: int, j: int) -> float:
@@ -34,7 +34,7 @@ def naive_sobel(gray: list[list[float]], padding: str = "replicate") -> np.ndarr
 
 
 def plain(kind: str, **options: Any) -> InputNormalization:
-    """The filter without normalisation, in float64."""
+    """The input's filter without normalisation, in float64."""
     return InputNormalization(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **options).double()  # type: ignore[arg-type]
 
 
@@ -61,7 +61,10 @@ def test_sobel_of_a_random_image_equals_the_loop(kind: str, weights: tuple[float
 
 
 def test_mean_and_zeros_are_the_filters_of_the_authors_code() -> None:
-    """NAT's: one third of each gradient from every channel, a convolution with padding 1; Super-AND's: the mean, then such a convolution."""
+    """NAT's code takes one third of each gradient from every channel, by a convolution with padding 1.
+
+    Super-AND's code takes the mean, then such a convolution.
+    """
     image = torch.rand(2, 3, 6, 6, dtype=torch.float64)
     dx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
     kernel = torch.stack((dx, dx.T))[:, None]
@@ -144,7 +147,7 @@ def test_shared_options_build_one_input_per_network() -> None:
 
 @pytest.mark.parametrize("kind", ["rgb", "gray", "sobel", "high_pass"])
 def test_composed_filters_equal_filters_after_the_input(kind: Any) -> None:
-    """Away from the border, where the two pad otherwise."""
+    """The border is left out: the two pad in different ways."""
     made = InputNormalization(input=kind, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     filters = torch.randn(4, made.channels, 3, 3, dtype=torch.float64)

@@ -33,7 +33,7 @@ def test_no_plain_batch_norm_is_left(library: str, model: str, norm: str, kind: 
 
 @pytest.mark.parametrize(("library", "model"), BATCH_NORMALISED)
 def test_sync_on_one_worker_is_batch(library: str, model: str) -> None:
-    """So no activation was lost with the norm that held it."""
+    """No activation is lost with the norm that contained it."""
     torch.manual_seed(0)
     batch = Encoder({"name": library, "model": model}, 64)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_maps_of_torchvision_are_the_last_at_each_resolution(model: str, shapes:
 
 
 def test_maps_of_torchvision_s_resnet_are_the_outputs_of_its_layers() -> None:
-    """Not the middle of a block that still has the size of the one before."""
+    """No map is the middle of a block that still has the size of the map before."""
     body: Any = from_torchvision(3, model="resnet50").eval()
     with torch.device("meta"):
         net = torchvision.models.resnet50()

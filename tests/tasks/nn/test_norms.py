@@ -10,7 +10,7 @@ SHAPES = [(8, 5), (6, 5, 3, 4)]
 
 
 def prepared(cls: type[nn.Module], channels: int) -> nn.Module:
-    """In float64, with weights and statistics that are not the neutral ones."""
+    """A layer in float64 with weights and statistics that are not 0 or 1."""
     layer = cls(channels).double()
     for k, tensor in enumerate((*layer.parameters(), layer.running_mean, layer.running_var)):
         assert isinstance(tensor, Tensor)
@@ -19,7 +19,7 @@ def prepared(cls: type[nn.Module], channels: int) -> nn.Module:
 
 
 def joined(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The global batch, its mean far from zero, and the weights of the sum that is differentiated."""
+    """A global batch with a mean far from zero, and the weights of the sum that is differentiated."""
     rng = torch.Generator().manual_seed(9)
     return 3 + torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(
         shape, generator=rng, dtype=torch.float64
@@ -62,7 +62,7 @@ def test_two_workers_equal_torch_on_the_joined_batch(pool: Pool, shape: tuple[in
 
 
 def test_global_statistics_differ_from_local_ones() -> None:
-    """Without this, the test above could pass with statistics per worker."""
+    """Otherwise the test above could pass with statistics of each worker."""
     x, weights = joined(SHAPES[0])
     whole, part = (results(prepared(BatchNorm, 5), rows, weights[: len(rows)])["out"] for rows in (x, x[:4]))
     assert (whole[:4] - part).abs().max() > 0.1

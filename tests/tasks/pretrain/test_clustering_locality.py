@@ -18,7 +18,7 @@ from firstlight.tasks.pretrain.clustering_locality import (
 )
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import gradient_cache, references
-from tests.support.batches import image_batch, unevenly_labelled
+from tests.support.batches import batch_of_images, image_batch, unevenly_labelled
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one, split_batch
@@ -82,7 +82,7 @@ def test_the_locality_is_equation_7_for_maps_that_are_not_symmetric(h: int, w: i
 
 
 def test_locality_sums_all_four_families() -> None:
-    """Where each of the four differs from the others; the last of each covers the whole map."""
+    """On this map each of the four families differs; the last half-space of each is the whole map."""
     activation = torch.zeros(1, 4, 4, dtype=torch.float64)
     activation[0, 0, 0] = activation[0, 1, 2] = 1.0
     both = math.sqrt(2.0)
@@ -160,7 +160,7 @@ def test_the_loss_is_equation_8() -> None:
 
 @pytest.mark.parametrize("cam", ["raw", "relu"])
 def test_the_map_is_the_class_activation_map_of_the_most_probable_class(cam: str) -> None:
-    """The weighted channels; averaged over places they are the class's logit without its bias (Zhou et al.)."""
+    """Averaged over positions, the weighted channels are the class's logit without its bias (Zhou et al.)."""
     learner, b = method(cam=cam), batch(torch.arange(6))
     with torch.no_grad():
         logits, maps = learner.embed(b)
@@ -245,7 +245,7 @@ def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
 def test_constant_and_equal_images_have_finite_losses(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 16, 16) if images == "constant" else torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
-    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
+    losses = learner(batch_of_images(pixels))
     losses["loss"].backward()
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learner.parameters())

@@ -24,7 +24,7 @@ from firstlight.tasks.pretrain.dae import (
 )
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import references
-from tests.support.batches import image_batch
+from tests.support.batches import batch_of_images, image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_encoder, build_method
 from tests.support.two_workers import assert_workers_equal_one
@@ -83,7 +83,10 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_loss_of_a_step_is_the_papers_formula(corruption: str) -> None:
-    """The target is the clean image, the network's input the corrupted one, both 0-centred and normalised; PSNR is in pixels of 0..1."""
+    """The target is the clean image, the network's input the corrupted one, both 0-centred and normalised.
+
+    PSNR is in pixels of 0..1.
+    """
     learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), torch.float64)
     mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (MEAN, STD))
     (clean,), corrupted = images.views, learner.corrupt_images(images)
@@ -145,7 +148,7 @@ def test_corruption_of_an_image_does_not_depend_on_its_batch(corruption: str) ->
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_passes_images_and_seeds_differ(corruption: str) -> None:
     ids = torch.arange(32)
-    same = Batch(ids, ids, ids, (torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1),), torch.zeros_like(ids))
+    same = batch_of_images(torch.rand(1, 3, 29, 29).expand(32, -1, -1, -1), ids=ids)
     learner = method(size=29, corruption=corruption)
     first = learner.corrupt_images(same)
     assert len({tuple(image.flatten().tolist()) for image in first}) > 28, "images"
@@ -179,7 +182,7 @@ def test_loss_does_not_depend_on_the_order_of_the_batch() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
 def test_constant_and_equal_images_have_finite_losses(corruption: str, value: float) -> None:
     learner, ids = method(corruption=corruption, norm="batch"), torch.arange(8)
-    losses = learner(Batch(ids, ids, ids, (torch.full((8, 3, SIZE, SIZE), value),), torch.zeros_like(ids)))
+    losses = learner(batch_of_images(torch.full((8, 3, SIZE, SIZE), value), ids=ids))
     losses["loss"].backward()
     assert all(bool(torch.isfinite(x)) for x in losses.values())
     assert all(bool(torch.isfinite(p.grad).all()) for p in learner.parameters() if p.grad is not None)
@@ -283,7 +286,7 @@ def test_decoder_is_exported() -> None:
 
 
 def smooth_images(count: int, size: int) -> Tensor:
-    """(count, 3, size, size) in 0..1: coarse noise, interpolated."""
+    """Images (count, 3, size, size) in 0..1 of coarse noise, interpolated."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     return F.interpolate(coarse, size, mode="bicubic", align_corners=True).clamp(0, 1)
 
@@ -292,7 +295,7 @@ def smooth_images(count: int, size: int) -> Tensor:
     ("corruption", "shortcuts"), [("pixel_gaussian", "none"), ("pixel_gaussian", "full"), ("small_blocks", "full")]
 )
 def test_denoising_lowers_the_error_of_held_out_images(corruption: str, shortcuts: str) -> None:
-    """On images it was not trained on, the error falls well below that of the corrupted images themselves."""
+    """The error of held-out images falls well below that of the corrupted images themselves."""
     torch.manual_seed(0)
     network = Encoder({"name": "network1", "m": (1, 2, 0, 0), "width": 8}, 15)
     options: dict[str, Any] = {"corruption": corruption, "sigma": (50.0, 50.0), "shortcuts": shortcuts}
@@ -302,9 +305,9 @@ def test_denoising_lowers_the_error_of_held_out_images(corruption: str, shortcut
     for epoch in range(8):
         for rows in torch.randperm(512).split(32):
             optimizer.zero_grad()
-            learner(Batch(rows, rows, rows, (images[rows],), torch.full_like(rows, epoch)))["loss"].backward()
+            learner(batch_of_images(images[rows], ids=rows, turn=epoch))["loss"].backward()
             optimizer.step()
-    held_out = Batch(ids[512:], ids[512:], ids[512:], (images[512:],), torch.zeros_like(ids[512:]))
+    held_out = batch_of_images(images[512:], ids=ids[512:])
     with torch.no_grad():
         clean, corrupted = (learner.encoder.input(x) for x in (held_out.views[0], learner.corrupt_images(held_out)))
         error = learner.eval()(held_out)["loss"]

@@ -19,7 +19,7 @@ from firstlight.tasks.pretrain.nat import (
     target_square_loss,
 )
 from tests.support import references
-from tests.support.batches import image_batch
+from tests.support.batches import batch_of_images, image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one, take_steps
@@ -136,15 +136,15 @@ def test_changed_is_the_share_of_images_of_the_last_exchanging_epoch(period: int
         for k, ids in enumerate(torch.randperm(40, generator=torch.Generator().manual_seed(epoch)).split(10)):
             if k in (0, 2):  # an epoch that is resumed begins twice
                 learner.begin_epoch(epoch)
-            told = float(learner(batch(ids))["changed"])
+            changed = float(learner(batch(ids))["changed"])
             learner.end_step()
         wanted = float((learner.tables["assignment"].values != before).float().mean())
-        shares.append((told, wanted))
+        shares.append((changed, wanted))
         if epoch % period == 0:
-            assert told == pytest.approx(wanted)
+            assert changed == pytest.approx(wanted)
             assert wanted > 0
         else:
-            assert (wanted, told) == (0.0, pytest.approx(shares[epoch - 1][0])), "as the period began"
+            assert (wanted, changed) == (0.0, pytest.approx(shares[epoch - 1][0])), "as the period began"
     (plot,) = metric_plots("nat", 4, {"permutation_period": period})
     assert (plot.numbers, plot.every) == (("changed",), period)
 
@@ -187,9 +187,7 @@ def test_repeated_row_in_a_batch_raises() -> None:
 def test_constant_and_equal_images_have_finite_losses(images: str) -> None:
     learner = method()
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
-    losses = learner(
-        Batch(torch.arange(16), torch.arange(16), torch.zeros(16).long(), (pixels,), torch.zeros(16).long())
-    )
+    losses = learner(batch_of_images(pixels))
     losses["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
@@ -241,7 +239,7 @@ def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> No
 
 @pytest.mark.fault(39, "an assignment of NaN")
 def test_nonfinite_features_reach_the_loss() -> None:
-    """The loop looks at the loss, on all workers; a solver that raises on one of them would be taken for a crash."""
+    """The loop checks the loss on all workers; an error of the solver on one of them would count as a crash."""
     broken = torch.full((6, 4), float("nan"))
     assert sorted(best_assignment(broken, unit(6, 4, 0)).tolist()) == list(range(6))
     learner = method()

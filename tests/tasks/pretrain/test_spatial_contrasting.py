@@ -21,7 +21,7 @@ from firstlight.tasks.pretrain.spatial_contrasting import (
     patch_distances,
 )
 from tests.support import gradient_cache, references
-from tests.support.batches import image_batch, unevenly_labelled
+from tests.support.batches import batch_of_images, image_batch, unevenly_labelled
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one
@@ -62,7 +62,7 @@ def test_loss_is_the_papers_formula(contrast: str) -> None:
 
 
 def test_loss_of_two_images_is_equation_1() -> None:
-    """Of image 1: the positive, and patch 1 of image 2 as the contrast."""
+    """The term of image 1 has its positive, and patch 1 of image 2 as the contrast."""
     f, g = normal(2, 4), normal(2, 4, seed=1)  # patches 1 and 2
     near, far = (f[0] - g[0]).norm(), (f[0] - f[1]).norm()
     expected = -torch.log(torch.exp(-near) / (torch.exp(-near) + torch.exp(-far)))
@@ -73,7 +73,7 @@ def test_loss_of_two_images_is_equation_1() -> None:
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_pairs_directions_and_layers(contrast: str, symmetric: bool) -> None:
-    """Over all pairs a < b of patches the mean; in both directions where symmetric; layers are added."""
+    """The loss is the mean over all pairs a < b of patches, in both directions if symmetric; layers are added."""
     learner = method(patches=3, symmetric=symmetric, contrast=contrast, layers=(1, 0), patch_size=2)
     outputs = normal(6, 3, 4), normal(6, 3, 9, seed=1)
     expected = 0.0
@@ -130,7 +130,7 @@ def test_distance_0_is_exact_with_gradient_0() -> None:
 
 
 def test_near_positives_are_exact_in_single_precision_also_under_autocast() -> None:
-    """Far from the origin, where |a|^2 + |b|^2 - 2 a.b has no digits left."""
+    """Far from the origin |a|^2 + |b|^2 - 2 a.b has no digits left."""
     a = (normal(16, 32) + 50.0).float()
     b = a + 1e-3 * normal(16, 32, seed=1).float()
     exact = (a.double() - b.double()).norm(dim=1)
@@ -195,7 +195,10 @@ def test_patch_positions_depend_on_seed_pass_and_id_only(variant: str) -> None:
 
 
 def test_compared_features_are_patches_of_maps_or_maps_of_patches() -> None:
-    """Features: patches out of the maps of whole images. Pixels: the averaged map of a patch. Checked where there is only one place."""
+    """`feature` cuts patches out of the maps of whole images, `pixel` takes the map of a patch.
+
+    The test takes patches that have only one position.
+    """
     b = batch(torch.arange(4))
     whole = method(**SMALL).encoder(b.views[0])
     for options, expected in (
@@ -225,7 +228,7 @@ def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
 def test_constant_and_equal_images_have_finite_losses(variant: str, images: str) -> None:
     learner = method(dtype=torch.float32, **VARIANTS[variant])
     pixels = torch.zeros(8, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(8, -1, -1, -1)
-    losses = learner(Batch(torch.arange(8), torch.arange(8), torch.full((8,), -1), (pixels,), torch.zeros(8).long()))
+    losses = learner(batch_of_images(pixels))
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
     for name, p in learner.named_parameters():

@@ -10,9 +10,9 @@ from torch import Tensor
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import batch_requirements, metric_plots
 from firstlight.tasks.pretrain.method import BatchRequirements, TrainingInfo
-from firstlight.tasks.pretrain.super_and import SuperAnd, paper_augmentation_loss, reference_augmentation_loss
+from firstlight.tasks.pretrain.super_and import SuperAnd
 from tests.support import references
-from tests.support.batches import image_batch
+from tests.support.batches import batch_of_images, image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one
@@ -43,25 +43,25 @@ def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> B
 
 
 def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views' embeddings, near to their rows in the bank."""
+    """The embeddings of two views, near to their rows in the bank."""
     first = F.normalize(unit(SIZE, 6, 1)[rows] + 0.5 * unit(len(rows), 6, 2), dim=1)
     return first, F.normalize(first + 0.3 * unit(len(rows), 6, 3), dim=1)
 
 
 def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Tensor]:
-    """The losses of these steps; everything as the training loop does it."""
+    """Returns the losses of these steps, taken like in the training loop."""
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     losses = []
     for step in steps:
         if step % per_epoch == 0 or step == steps[0]:
             learner.begin_epoch(step // per_epoch)
         chosen = torch.randperm(SIZE, generator=torch.Generator().manual_seed(step))[:16]
-        told = learner(batch(chosen, learner.head.layers[0].weight.dtype))
+        logged = learner(batch(chosen, learner.head.layers[0].weight.dtype))
         optimizer.zero_grad()
-        told["loss"].backward()
+        logged["loss"].backward()
         optimizer.step()
         learner.end_step()
-        losses.append(told["loss"].detach())
+        losses.append(logged["loss"].detach())
     return losses
 
 
@@ -75,21 +75,21 @@ def test_the_losses_are_those_of_the_paper_or_of_the_code(variant: str, epoch: i
     )
     learner.begin_epoch(epoch)
     first, second = embedded(rows)
-    told = {name: float(value) for name, value in learner.loss((first, second), batch(rows)).items()}
+    logged = {name: float(value) for name, value in learner.loss((first, second), batch(rows)).items()}
     bank, own, code = learner.bank.values, rows.tolist(), variant == "reference"
     neighbour = learner.tables["neighbour"].values[rows].tolist()
     assert (-1 in neighbour) == (epoch < 8)
     views = [first, second] if code else [first]
     entropy = references.super_and_entropy(views, own, bank, 0.3, -10.0 if code else None)
     aug = references.super_and_augmentation_of_the_code if code else references.super_and_augmentation
-    assert told["and_loss"] == pytest.approx(
+    assert logged["and_loss"] == pytest.approx(
         references.super_and_neighbourhood(views, own, neighbour, bank, 0.3, code), rel=1e-10
     )
-    assert told["ue_loss"] == pytest.approx(entropy if ue_sign == "attract" else -entropy, rel=1e-10)
-    assert told["aug_loss"] == pytest.approx(aug(first, second, bank, 0.2), rel=1e-10)
-    assert told["ue_weight"] == pytest.approx(0.2 * (epoch % 2))
-    assert told["loss"] == pytest.approx(
-        told["and_loss"] + told["ue_weight"] * told["ue_loss"] + told["aug_loss"], rel=1e-12
+    assert logged["ue_loss"] == pytest.approx(entropy if ue_sign == "attract" else -entropy, rel=1e-10)
+    assert logged["aug_loss"] == pytest.approx(aug(first, second, bank, 0.2), rel=1e-10)
+    assert logged["ue_weight"] == pytest.approx(0.2 * (epoch % 2))
+    assert logged["loss"] == pytest.approx(
+        logged["and_loss"] + logged["ue_weight"] * logged["ue_loss"] + logged["aug_loss"], rel=1e-12
     )
 
 
@@ -97,9 +97,9 @@ def test_instance_is_the_cross_entropy_over_all_images() -> None:
     learner, rows = method(**INSTANCE, rounds=1), torch.arange(0, 72, 6)
     learner.begin_epoch(0)
     first, _ = embedded(rows)
-    told = learner.loss((first,), batch(rows, views=1))
-    assert sorted(told) == ["and_loss", "loss"]
-    assert float(told["loss"]) == pytest.approx(
+    logged = learner.loss((first,), batch(rows, views=1))
+    assert sorted(logged) == ["and_loss", "loss"]
+    assert float(logged["loss"]) == pytest.approx(
         float(F.cross_entropy(first @ learner.bank.values.T / 0.1, rows)), rel=1e-10
     )
 
@@ -125,7 +125,7 @@ def test_augmentation_loss_requires_two_views() -> None:
 
 
 def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, code: bool) -> Tensor:
-    """Everything by (b, n) tensors, n-dimensional relations and autograd, in float64."""
+    """The loss from (b, n) tensors and n-dimensional relations, for autograd in float64."""
     bank = learner.bank.values.double()
     views = torch.cat((first, second)) if code else first
     own = rows.repeat(len(views) // len(rows))
@@ -177,44 +177,38 @@ def test_gradcheck_of_the_paper_loss() -> None:
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in embedded(rows)])
 
 
-def test_gradcheck_of_the_augmentation_losses() -> None:
-    cosines, own = unit(6, 6, 0).requires_grad_(), torch.arange(6)
-    assert torch.autograd.gradcheck(lambda c: reference_augmentation_loss(c, own, own.roll(3), 0.5), (cosines,))
-    assert torch.autograd.gradcheck(lambda c: paper_augmentation_loss(c, c.T, own, 0.5), (cosines,))
-
-
 @VARIANTS
 def test_loss_does_not_depend_on_the_order_of_the_batch(variant: str) -> None:
     learner, rows = method(variant=variant, ue_period=1), torch.arange(0, 72, 3)
     learner.begin_epoch(5)
     order = torch.randperm(len(rows))
-    told = [learner(batch(r))["loss"].detach() for r in (rows, rows[order])]
-    assert float(told[1]) == pytest.approx(float(told[0]), rel=1e-10)
+    logged = [learner(batch(r))["loss"].detach() for r in (rows, rows[order])]
+    assert float(logged[1]) == pytest.approx(float(logged[0]), rel=1e-10)
 
 
 def test_reference_variant_treats_both_views_alike() -> None:
     learner, rows = method(variant="reference", ue_period=1), torch.arange(0, 72, 3)
     learner.begin_epoch(5)
     first, second = embedded(rows)
-    told = [float(learner.loss(views, batch(rows))["loss"]) for views in ((first, second), (second, first))]
-    assert told[1] == pytest.approx(told[0], rel=1e-12)
+    logged = [float(learner.loss(views, batch(rows))["loss"]) for views in ((first, second), (second, first))]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-12)
 
 
 @pytest.mark.fault(38, "zeros, equal images, huge values: Super-AND")
 @VARIANTS
 @pytest.mark.parametrize("images", ["constant", "equal"])
 def test_constant_and_equal_images_have_finite_losses(images: str, variant: str) -> None:
-    learner, rows = method(dtype=torch.float32, variant=variant, ue_period=1), torch.arange(16)
+    learner = method(dtype=torch.float32, variant=variant, ue_period=1)
     pixels = torch.zeros(16, 3, 8, 8) if images == "constant" else torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     for epoch in (0, 9):
         learner.begin_epoch(epoch)
-        learner(Batch(rows, rows, rows, (pixels, pixels), torch.zeros_like(rows)))["loss"].backward()
+        learner(batch_of_images((pixels, pixels)))["loss"].backward()
         assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 
 @VARIANTS
 def test_certain_confusion_with_another_image_is_finite(variant: str) -> None:
-    """Its probability rounds to 1, of which log(1 - p) is not finite."""
+    """The probability of the other image rounds to 1, and log(1 - p) of it is not finite."""
     learner, rows = method(variant=variant, aug_temperature=0.0001), torch.tensor([3, 40])
     learner.begin_epoch(9)
     first, second = embedded(rows)
@@ -236,17 +230,17 @@ def test_each_round_selects_more_images_by_lowest_entropy(initial: str, wanted: 
         chosen = order[: wanted[epoch // 2]]
         neighbour = learner.tables["neighbour"].values.tolist()
         assert neighbour == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
-        told = learner(batch(torch.arange(8)))
-        assert float(told["selected"]) == pytest.approx(len(chosen) / SIZE)
-        assert ("consistency" in told) == ("entropy" in told) == bool(chosen), (
+        logged = learner(batch(torch.arange(8)))
+        assert float(logged["selected"]) == pytest.approx(len(chosen) / SIZE)
+        assert ("consistency" in logged) == ("entropy" in logged) == bool(chosen), (
             "nothing is known of neighbours that were not looked for"
         )
         if not chosen:
             continue
-        assert float(told["entropy"]) == pytest.approx(sum(entropy) / SIZE, rel=1e-6)
+        assert float(logged["entropy"]) == pytest.approx(sum(entropy) / SIZE, rel=1e-6)
         known = [i for i in chosen if i % 4 and nearest[i] % 4]  # labels are i % 4 - 1
         wanted_consistency = sum(i % 4 == nearest[i] % 4 for i in known) / max(len(known), 1)
-        assert float(told["consistency"]) == pytest.approx(wanted_consistency)
+        assert float(logged["consistency"]) == pytest.approx(wanted_consistency)
 
 
 def test_rounds_have_a_plot_only_with_neighbours() -> None:
@@ -286,13 +280,13 @@ def test_the_weight_of_the_entropy_grows_within_a_round() -> None:
 @pytest.mark.parametrize(("initial", "both"), [("instance", False), ("multiple", True), ("random", True)])
 def test_the_first_round_of_an_instance_start_has_one_loss(initial: str, both: bool) -> None:
     learner = method(initial=initial, ue_period=1)
-    told = []
+    logged = []
     for epoch in (1, 3):
         learner.begin_epoch(epoch)
-        told.append({name: float(value.detach()) for name, value in learner(batch(torch.arange(16))).items()})
+        logged.append({name: float(value.detach()) for name, value in learner(batch(torch.arange(16))).items()})
     of_neighbours = {"entropy", "consistency"}
-    assert told[0].keys() - of_neighbours == told[1].keys() - of_neighbours
-    for values, on in zip(told, (both, True), strict=True):
+    assert logged[0].keys() - of_neighbours == logged[1].keys() - of_neighbours
+    for values, on in zip(logged, (both, True), strict=True):
         rest = 0.2 * values["ue_loss"] + values["aug_loss"] if on else 0.0
         assert values["loss"] == pytest.approx(values["and_loss"] + rest)
 
@@ -327,7 +321,10 @@ def test_labels_reach_no_loss() -> None:
 @VARIANTS
 @pytest.mark.parametrize("cut", [1, 3, 4, 6, 7, 11])
 def test_resumed_equals_uninterrupted_bit_by_bit(variant: str, cut: int) -> None:
-    """Rounds of two epochs of three steps: 6 is the end of a round, 3 that of an epoch in its middle, the others are in epochs."""
+    """Rounds have two epochs of three steps: 6 is the end of a round, 3 the end of an epoch inside a round.
+
+    The other cuts are inside epochs.
+    """
     whole = method(dtype=torch.float32, variant=variant, ue_period=1)
     trained(whole, list(range(14)))
     first, second = (method(dtype=torch.float32, variant=variant, ue_period=1) for _ in range(2))

@@ -58,7 +58,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("size", SIZES)
-def test_any_image_becomes_size_x_size_rgb_and_is_left_as_it_was(name: str, size: tuple[int, int]) -> None:
+def test_any_image_becomes_square_rgb_and_is_not_modified(name: str, size: tuple[int, int]) -> None:
     source = image(*size)
     before = source.tobytes()
     for seed in range(5):
@@ -70,7 +70,7 @@ def test_any_image_becomes_size_x_size_rgb_and_is_left_as_it_was(name: str, size
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_the_same_key_gives_the_same_pixels(name: str) -> None:
+def test_equal_keys_give_equal_pixels(name: str) -> None:
     for key in ((0, 0, 0, 0), (5, 3, 1_281_167, 1)):
         assert np.array_equal(
             run(image(37, 31), PIPELINES[name], key=key), run(image(37, 31), PIPELINES[name], key=key)
@@ -79,7 +79,7 @@ def test_the_same_key_gives_the_same_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("place", range(4))
-def test_another_seed_epoch_id_or_view_gives_other_pixels(name: str, place: int) -> None:
+def test_other_seed_pass_id_or_view_gives_other_pixels(name: str, place: int) -> None:
     """Ten draws each: a shift of two pictures may be the same by chance."""
     different = 0
     for k in range(10):
@@ -89,12 +89,12 @@ def test_another_seed_epoch_id_or_view_gives_other_pixels(name: str, place: int)
     assert different >= 8
 
 
-def test_the_center_crop_of_an_image_of_that_size_is_the_image() -> None:
+def test_center_crop_of_result_size_is_the_image() -> None:
     source = image(16, 16)
     assert np.array_equal(run(source, [{"op": "center_crop"}]), np.asarray(source))
 
 
-def test_the_center_crop_is_in_the_centre(boxes: list[tuple[float, ...]]) -> None:
+def test_center_crop_is_in_the_centre(boxes: list[tuple[float, ...]]) -> None:
     run(image(300, 200), [{"op": "center_crop"}])
     run(image(100, 200), [{"op": "center_crop", "scale": 0.5}])
     assert boxes == [(50, 0, 200, 200), (25, 75, 50, 50)]
@@ -111,7 +111,7 @@ def test_random_crops_are_squares_all_over_the_image(boxes: list[tuple[float, ..
     assert 9.5 < top.max() <= 10
 
 
-def test_a_random_shift_without_padding_is_the_center_crop() -> None:
+def test_random_shift_without_padding_is_the_center_crop() -> None:
     source = image(16, 16)
     assert np.array_equal(run(source, [{"op": "random_shift", "padding": 0}]), np.asarray(source))
 
@@ -166,7 +166,7 @@ def test_boxes_are_distributed_like_torchvisions(
     ("size", "ratio"),
     [((500, 1), (0.75, 1.33)), ((1, 500), (0.75, 1.33)), ((30, 20), (3.0, 4.0)), ((20, 30), (0.2, 0.3))],
 )
-def test_where_no_box_fits_it_is_torchvisions_central_one(
+def test_central_box_of_torchvision_if_none_fits(
     boxes: list[tuple[float, ...]], size: tuple[int, int], ratio: tuple[float, float]
 ) -> None:
     run(image(*size), [{"op": "random_resized_crop", "scale": (1.0, 1.0), "ratio": ratio}])
@@ -175,7 +175,7 @@ def test_where_no_box_fits_it_is_torchvisions_central_one(
 
 
 @pytest.mark.parametrize("ratio", [(3.0, 4.0), (0.2, 0.3)])
-def test_a_single_pixel_has_a_crop_of_any_ratio(ratio: tuple[float, float]) -> None:
+def test_single_pixel_has_a_crop_of_any_ratio(ratio: tuple[float, float]) -> None:
     for k in range(20):
         pixels = run(
             Image.new("RGB", (1, 1), (9, 8, 7)), [{"op": "random_resized_crop", "ratio": ratio}], 4, (k, 0, 0, 0)
@@ -184,7 +184,7 @@ def test_a_single_pixel_has_a_crop_of_any_ratio(ratio: tuple[float, float]) -> N
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_the_share_of_flips(p: float) -> None:
+def test_share_of_flips_is_p(p: float) -> None:
     source = image(4, 4)
     flipped = np.asarray(source)[:, ::-1]
     count = 0
@@ -201,12 +201,12 @@ def affine(degrees: float, scale: float) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [15, 16])
-def test_an_affine_without_turning_and_scaling_is_the_image(size: int) -> None:
+def test_affine_without_rotation_and_scale_is_the_image(size: int) -> None:
     source = image(size, size)
     assert np.array_equal(run(source, affine(0.0, 0.0), size), np.asarray(source))
 
 
-def test_an_affine_turns_about_the_centre_by_at_most_its_degrees() -> None:
+def test_affine_rotates_about_the_centre_within_its_degrees() -> None:
     """The angle of a bright half-line from the centre, over many draws."""
     yy, xx = np.mgrid[0:65, 0:65] - 32
     source = Image.fromarray(np.where(((xx > 0) & (abs(yy) <= 1))[..., None], 255, 0).astype(np.uint8).repeat(3, 2))
@@ -219,7 +219,7 @@ def test_an_affine_turns_about_the_centre_by_at_most_its_degrees() -> None:
     assert max(angles) > 15
 
 
-def test_an_affine_scales_by_at_most_its_scale_and_is_black_outside() -> None:
+def test_affine_scales_within_its_scale_and_is_black_outside() -> None:
     source = Image.new("RGB", (65, 65), (255, 255, 255))
     sides = []
     for k in range(100):
@@ -232,7 +232,7 @@ def test_an_affine_scales_by_at_most_its_scale_and_is_black_outside() -> None:
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3000, 2)])
-def test_no_image_on_the_way_is_larger_than_the_result(
+def test_no_intermediate_image_is_larger_than_the_result(
     monkeypatch: pytest.MonkeyPatch, name: str, size: tuple[int, int]
 ) -> None:
     made = []
@@ -250,7 +250,7 @@ def test_no_image_on_the_way_is_larger_than_the_result(
     assert max(map(max, made)) == 8
 
 
-def test_the_order_of_the_ops_is_that_of_the_list() -> None:
+def test_ops_are_applied_in_the_order_of_the_list() -> None:
     """A flip draws before the turn here, and after it there."""
     flip, turn = {"op": "horizontal_flip", "p": 1.0}, {"op": "random_affine", "degrees": 40.0}
     first, second = (run(image(16, 16), [{"op": "center_crop"}, *ops]) for ops in ([flip, turn], [turn, flip]))
@@ -270,7 +270,7 @@ def test_color_jitter_is_torchvisions(change: str) -> None:
     assert np.abs(found.astype(int) - np.asarray(source).astype(int)).mean() > 1
 
 
-def test_grayscale_has_no_colour_in_its_share_of_images() -> None:
+def test_share_of_gray_images_is_p() -> None:
     source = image(16, 16)
     gray = [
         np.ptp(
@@ -283,7 +283,7 @@ def test_grayscale_has_no_colour_in_its_share_of_images() -> None:
 
 
 @pytest.mark.parametrize("op", ["center_crop", "random_crop"])
-def test_a_crop_that_does_not_scale_copies_pixels(op: str) -> None:
+def test_crop_of_result_size_copies_pixels(op: str) -> None:
     """29 of 32 pixels (the denoising auto-encoder's crop): between pixels it would be a blur."""
     source = image(32, 32)
     pixels, seen = np.asarray(source), set()
@@ -296,8 +296,8 @@ def test_a_crop_that_does_not_scale_copies_pixels(op: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_what_is_drawn_for_an_image_is_the_same_in_any_batch(name: str) -> None:
-    """Bit by bit: vectorised exponentials and cosines may not depend on their neighbours. Sizes differ within a batch."""
+def test_parameters_of_an_image_do_not_depend_on_its_batch(name: str) -> None:
+    """Vectorised exponentials and cosines must not depend on their neighbours, to the bit. Sizes differ in a batch."""
     rng = np.random.default_rng(0)
     ids, sizes = rng.integers(0, 10**6, 70), rng.integers(1, 400, (70, 2))
     its = derive_view_keys(3, ids % 5, ids, 1)
@@ -308,7 +308,7 @@ def test_what_is_drawn_for_an_image_is_the_same_in_any_batch(name: str) -> None:
         assert np.array_equal(part.rows, whole.rows[rows])
 
 
-def test_an_op_draws_other_numbers_in_another_place() -> None:
+def test_op_at_another_index_draws_other_numbers() -> None:
     ids = np.arange(4000)
     (first, second) = sample_params(
         [{"op": "horizontal_flip"}] * 2, derive_view_keys(0, ids * 0, ids, 0), np.full((4000, 2), 8), 8
@@ -316,7 +316,7 @@ def test_an_op_draws_other_numbers_in_another_place() -> None:
     assert 1800 < int((first.rows == second.rows).sum()) < 2200
 
 
-def test_all_orders_of_color_jitter_come_equally_often() -> None:
+def test_orders_of_color_jitter_are_equally_frequent() -> None:
     ids = np.arange(24_000)
     (drawn,) = sample_params([{"op": "color_jitter"}], derive_view_keys(0, ids * 0, ids, 0), np.full((24_000, 2), 8), 8)
     counts = np.unique(drawn.rows[:, 4:], axis=0, return_counts=True)[1]

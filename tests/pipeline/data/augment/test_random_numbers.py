@@ -1,4 +1,4 @@
-"""The numbers of `firstlight.tasks.counter_rng`, by numpy; and what is drawn from them looks random across images, epochs, views, ops and seeds."""
+"""The numbers equal those of `tasks.counter_rng`, and look random across images, passes, views, ops and seeds."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def numbers(
     st.lists(st.integers(0, 2**62), min_size=1, max_size=5),
     st.integers(0, 9),
 )
-def test_they_are_the_numbers_of_the_tasks(seed: int, epoch: int, ids: list[int], view: int) -> None:
+def test_numbers_equal_those_of_counter_rng_in_tasks(seed: int, epoch: int, ids: list[int], view: int) -> None:
     theirs = counter_rng.derive_keys(seed, epoch, torch.tensor(ids), FIRST_VIEW_STREAM + view)
     ours = derive_view_keys(seed, np.full(len(ids), epoch), np.array(ids), view)
     assert ours.view(np.int64).tolist() == theirs.tolist()
@@ -45,7 +45,7 @@ def test_they_are_the_numbers_of_the_tasks(seed: int, epoch: int, ids: list[int]
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=40), st.integers(0, 3))
-def test_an_image_has_its_numbers_in_any_batch(ids: list[int], op: int) -> None:
+def test_numbers_of_an_image_do_not_depend_on_its_batch(ids: list[int], op: int) -> None:
     together = numbers(7, 3, 1, op, np.array(ids))
     assert np.array_equal(together, np.concatenate([numbers(7, 3, 1, op, np.array([i])) for i in ids]))
     assert np.array_equal(together[:, :3], numbers(7, 3, 1, op, np.array(ids), count=3))
@@ -68,7 +68,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", [*OTHERS, "id"])
-def test_neighbours_are_uncorrelated(name: str) -> None:
+def test_numbers_of_neighbouring_ids_are_uncorrelated(name: str) -> None:
     """Also with the numbers beside them: no number is another's, shifted."""
     first, second = numbers(), numbers(ids=IDS + 1) if name == "id" else numbers(**OTHERS[name])  # type: ignore[arg-type]
     both = np.corrcoef(first.T, second.T)[:8, 8:]
@@ -96,8 +96,8 @@ def test_consecutive_ids_show_no_period() -> None:
     assert power.max() < math.log(len(power)) + 10
 
 
-def test_keys_are_distinct_and_none_is_a_methods() -> None:
-    """Of small numbers in any role: seed, epoch, image and view are not exchangeable. Methods draw from the streams 0, 1, ..."""
+def test_keys_are_distinct_from_each_other_and_from_keys_of_methods() -> None:
+    """Seed, pass, image and view are not exchangeable, even for small numbers. Methods use the streams 0, 1, ..."""
     grid = list(itertools.product(range(6), range(6), range(6)))
     ours = [
         derive_view_keys(seed, np.full(100, epoch), np.arange(100), view).view(np.int64) for seed, epoch, view in grid

@@ -1,4 +1,4 @@
-"""Masks and boxes against pixels: an image that shows its own mask, or its own boxes, goes through the same ops."""
+"""Masks and boxes move like pixels: an image that shows its own mask or boxes goes through the same ops."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def uniform(mask: np.ndarray, reach: int = 2) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "colour"])
 @pytest.mark.parametrize("size", [(60, 60), (80, 50), (33, 71)])
-def test_masks_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> None:
+def test_masks_move_with_their_pixels(name: str, size: tuple[int, int]) -> None:
     compared = 0
     for seed, rows in enumerate(rows_of(OPS[name], size, 12)):
         mask = patches(*size, seed)
@@ -72,7 +72,7 @@ def test_masks_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("name", [name for name in OPS if name not in ("colour", "affine")])
 @pytest.mark.parametrize("size", [(60, 60), (80, 50), (33, 71)])
-def test_boxes_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> None:
+def test_boxes_move_with_their_pixels(name: str, size: tuple[int, int]) -> None:
     found = 0
     for seed, rows in enumerate(rows_of(OPS[name], size, 20)):
         rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_boxes_lie_where_their_pixels_lie(name: str, size: tuple[int, int]) -> N
     assert found >= 3
 
 
-def test_turned_boxes_hold_their_pixels() -> None:
+def test_rotated_boxes_contain_their_pixels() -> None:
     for rows in rows_of(OPS["affine"], (60, 60), 20):
         image = np.zeros((60, 60, 3), np.uint8)
         image[22:38, 18:40] = 255
@@ -104,13 +104,13 @@ def test_turned_boxes_hold_their_pixels() -> None:
         assert area < 3.5 * len(xs)
 
 
-def test_colours_leave_them_alone() -> None:
+def test_changes_of_colour_leave_targets_unchanged() -> None:
     for rows, plain in zip(rows_of(OPS["colour"], (80, 50), 8), rows_of([{"op": "fit"}], (80, 50), 8), strict=True):
         mask = patches(80, 50, 0)
         assert np.array_equal(move_mask(mask, rows, SIZE), move_mask(mask, plain, SIZE))
 
 
-def test_what_is_cut_away_is_not_seen() -> None:
+def test_cut_off_boxes_are_not_visible() -> None:
     rows = rows_of([{"op": "corner_crop", "corner": "top_left", "scale": 0.5}], (100, 100), 1)[
         0
     ]  # the upper left quarter

@@ -18,7 +18,7 @@ from tests.support.grey_images import dataset, greys, images, local
 
 @pytest.mark.fault(25, "images that are cut off are listed")
 @pytest.mark.usefixtures("small_parts")
-def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
+def test_bad_images_are_listed_and_leave_no_gap_in_ids(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 45, bad=(2, 4, 31))
     (root / "train" / "a" / "000.png").write_bytes(b"")
     store = local(dataset(root=root, max_bad_fraction=0.2), tmp_path / "out")
@@ -39,7 +39,7 @@ def test_bad_images_are_listed_and_leave_no_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_part_without_one_good_image_has_no_shard(tmp_path: Path) -> None:
+def test_part_without_good_image_has_no_shard(tmp_path: Path) -> None:
     store = local(
         dataset(root=images(tmp_path / "in", 30, bad=tuple(range(0, 20, 2))), max_bad_fraction=0.5), tmp_path / "out"
     )
@@ -52,7 +52,7 @@ def test_a_part_without_one_good_image_has_no_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(32, "no good image")
-def test_no_good_image_for_training(tmp_path: Path) -> None:
+def test_no_good_training_image_is_refused(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 4, bad=(0, 1, 2, 3))
     with pytest.raises(
         UserError, match=r"4 of 10 images cannot be decoded.*quarantine\.parquet; no image is left for training"
@@ -64,7 +64,7 @@ def test_no_good_image_for_training(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7))
-def test_train_ids(good: list[bool], rows: int) -> None:
+def test_train_ids_number_good_images_in_order(good: list[bool], rows: int) -> None:
     """Whatever is bad and however it is cut in parts, the good ones are numbered in order."""
 
     listing = SimpleNamespace(subsets={"all": np.arange(len(good))}, splits={"train": len(good)})

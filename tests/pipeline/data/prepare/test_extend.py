@@ -1,4 +1,4 @@
-"""A store that is extended: what was there keeps its id, split, label and bytes; what is new comes behind; nothing is lost in between."""
+"""An extended store keeps ids, splits, labels and bytes of earlier images; new images follow; no image is lost."""
 
 import itertools
 import json
@@ -35,7 +35,8 @@ from tests.support.grey_images import dataset, local, png, silent
 from tests.support.paths import ROOT
 from tests.support.stopped_prepare import Stop, contents, stop
 
-# `prepare` in a process that is killed when its k-th file is at its name; without torch, which takes seconds to import
+# `prepare` in a process that is killed when its k-th file has its final name. The process does not import torch,
+# which takes seconds.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -106,7 +107,7 @@ def grow(root: Path) -> None:
     )
 
 
-def test_new_images_come_behind_the_old_ones(tmp_path: Path) -> None:
+def test_new_images_get_ids_after_the_old_ones(tmp_path: Path) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     before = contents(old)
     grow(tmp_path / "in")
@@ -154,7 +155,7 @@ def test_new_images_come_behind_the_old_ones(tmp_path: Path) -> None:
     assert not [*new.path.glob("match-*"), *new.path.glob(KNOWN_FILE)]
 
 
-def test_the_census_and_the_copies_are_of_all_images(tmp_path: Path) -> None:
+def test_statistics_and_duplicates_cover_all_images(tmp_path: Path) -> None:
     root = tmp_path / "in"
     data, old = start(root, tmp_path / "out")
     grow(root)
@@ -182,7 +183,7 @@ def test_the_census_and_the_copies_are_of_all_images(tmp_path: Path) -> None:
     ]
 
 
-def test_a_list_may_be_sorted_anew_and_name_an_image_twice(tmp_path: Path) -> None:
+def test_list_may_be_reordered_and_name_an_image_twice(tmp_path: Path) -> None:
     root, file = tmp_path / "in", tmp_path / "in" / "list.csv"
     names = [f"{k:02}.png" for k in range(8)]
     put(root, *names, "new.png")
@@ -201,7 +202,7 @@ def test_a_list_may_be_sorted_anew_and_name_an_image_twice(tmp_path: Path) -> No
     assert (len(rows(new)), new.quarantined, new.classes) == (9, 2, ("0", "1", "2"))
 
 
-def test_numbered_classes_stay_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_numbered_classes_keep_their_order(tmp_path: Path) -> None:
     file = tmp_path / "list.csv"
     put(tmp_path, *(f"{k:02}.png" for k in range(12)))
     file.write_text("path,label\n" + "\n".join(f"{k:02}.png,{k}" for k in range(9)))
@@ -213,7 +214,7 @@ def test_numbered_classes_stay_in_the_order_of_their_numbers(tmp_path: Path) -> 
     assert new.labels().tolist() == list(range(12))
 
 
-def test_only_new_images_are_divided_where_the_test_split_is_carved_out(tmp_path: Path) -> None:
+def test_test_split_is_taken_from_new_images_only(tmp_path: Path) -> None:
     put(tmp_path / "in", *(f"{c}/{k:02}.png" for c in "bc" for k in range(10)))
     data = dataset(root=tmp_path / "in", test_fraction=0.3)
     old = local(data, tmp_path / "out")
@@ -225,7 +226,7 @@ def test_only_new_images_are_divided_where_the_test_split_is_carved_out(tmp_path
     assert np.bincount(new.labels("test")).tolist() == [6, 3, 3]
 
 
-def test_a_quarantined_image_that_was_mended_is_a_new_one(tmp_path: Path) -> None:
+def test_repaired_quarantined_image_is_new(tmp_path: Path) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in/train/b/bad.png").write_bytes(picture("mended"))
     new = local(grown(data, old), tmp_path / "out")
@@ -234,7 +235,7 @@ def test_a_quarantined_image_that_was_mended_is_a_new_one(tmp_path: Path) -> Non
     assert (old.quarantined, new.quarantined) == (1, 0)
 
 
-def test_nothing_new_is_an_extension_too(tmp_path: Path) -> None:
+def test_extension_without_new_images_is_valid(tmp_path: Path) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in/train/b/bad.png").unlink()
     new = local(grown(data, old), tmp_path / "out")
@@ -246,7 +247,7 @@ def test_nothing_new_is_an_extension_too(tmp_path: Path) -> None:
     assert newest.splits == {"train": 12, "test": 4}
 
 
-def test_three_in_a_chain_and_the_old_ones_deleted(tmp_path: Path) -> None:
+def test_chain_of_three_survives_deletion_of_old_stores(tmp_path: Path) -> None:
     data, first = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     second = local(grown(data, first), tmp_path / "out")
@@ -270,7 +271,7 @@ def test_three_in_a_chain_and_the_old_ones_deleted(tmp_path: Path) -> None:
         local(data, tmp_path / "out")
 
 
-def test_shards_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     linked = local(grown(data, old), tmp_path / "linked")
@@ -325,7 +326,8 @@ def rewrite(root: Path, change: Callable[[int, str, str], tuple[str, str]]) -> N
     [
         (
             missing,
-            r"2 of the 15 images of .* are no longer in the source as they were, e\.g\. train/b/m04\.png \(is missing\)",
+            r"2 of the 15 images of .* are no longer in the source as they were, "
+            r"e\.g\. train/b/m04\.png \(is missing\)",
         ),
         (changed, r"1 of the 15 images of .* e\.g\. train/d/m03\.png \(has other bytes, or cannot be read\)"),
         (emptied, r"1 of the 2 classes of .* are not in the source, e\.g\. 'd'"),
@@ -337,9 +339,7 @@ def rewrite(root: Path, change: Callable[[int, str, str], tuple[str, str]]) -> N
         (moved, r"2 of the 9 images of .* have another split in the source, e\.g\. 02\.png \(was train, is test\)"),
     ],
 )
-def test_old_images_that_are_not_what_they_were_are_refused(
-    tmp_path: Path, change: Callable[[Path], None], message: str
-) -> None:
+def test_changed_old_images_are_refused(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
     root = tmp_path / "in"
     if change in (relabelled, unlabelled, moved):
         put(root, *(f"{k:02}.png" for k in range(9)))
@@ -361,7 +361,7 @@ def test_old_images_that_are_not_what_they_were_are_refused(
     assert not [store for store in (tmp_path / "out").glob(f"*/{MANIFEST_FILE}") if store.parent != old.path]
 
 
-def test_an_image_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
+def test_image_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
     """Its fingerprint is the same before and after, so nothing may be remembered of it."""
     root = tmp_path / "in"
     data, old = start(root, tmp_path / "out")
@@ -377,7 +377,7 @@ def test_an_image_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
     assert_extends(local(grown(data, old), tmp_path / "out"), old)
 
 
-def test_a_damaged_or_absent_earlier_store_is_named(tmp_path: Path) -> None:
+def test_damaged_or_missing_earlier_store_is_named(tmp_path: Path) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     shard = old.path / "train-00000.parquet"
@@ -405,7 +405,7 @@ def killable(tmp_path: Path) -> tuple[DatasetOptions, Store]:
     return data, local(data, tmp_path / "clean")
 
 
-def test_every_point_can_be_its_end(
+def test_extension_stopped_at_any_file_ends_in_the_same_bytes(
     tmp_path: Path, killable: tuple[DatasetOptions, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, clean = killable
@@ -422,7 +422,7 @@ def test_every_point_can_be_its_end(
 
 @pytest.mark.fault(8, "an extension is killed")
 @pytest.mark.parametrize("k", [4, 9, 14])
-def test_a_killed_process_is_continued(tmp_path: Path, killable: tuple[DatasetOptions, Store], k: int) -> None:
+def test_killed_extension_is_resumed(tmp_path: Path, killable: tuple[DatasetOptions, Store], k: int) -> None:
     data, clean = killable
     command = [sys.executable, "-c", KILLED, data.model_dump_json(), str(tmp_path / "killed"), str(k)]
     assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == -signal.SIGKILL
@@ -449,7 +449,7 @@ def shuffled(seed: int) -> Callable[[bool, Callable[[Any], Any], list[Any]], Ite
 
 @given(added=growth(), seed=st.integers(0, 5))
 @settings(max_examples=15)
-def test_ids_stay_however_a_source_grows(added: list[list[str]], seed: int) -> None:
+def test_ids_are_kept_however_a_source_grows(added: list[list[str]], seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root, old = Path(folder) / "in", None
         for names in added:
@@ -479,7 +479,7 @@ def assert_no_image_changes_sides(old: Store, new: Store, data: DatasetOptions) 
     assert held.tolist() == [round(0.4 * n) for n in all_of.tolist()]
 
 
-def test_a_stated_subset_stays_what_it_is(tmp_path: Path) -> None:
+def test_subset_of_given_size_is_kept_by_an_extension(tmp_path: Path) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     new = local(grown(data, old), tmp_path / "out")
@@ -494,7 +494,7 @@ def test_a_stated_subset_stays_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-def test_a_training_sees_every_training_image_once_an_epoch(tmp_path: Path, windowed: bool) -> None:
+def test_training_on_extended_store_has_every_image_once_per_epoch(tmp_path: Path, windowed: bool) -> None:
     data, old = start(tmp_path / "in", tmp_path / "out")
     grow(tmp_path / "in")
     new = local(grown(data, old), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A store with annotations that is extended: what was there keeps what is known of it, and what the source says otherwise now is refused."""
+"""An extension keeps the annotations of earlier images and refuses a source in which they differ."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def put(root: Path, numbers: Sequence[int], test: Sequence[int] = (20, 21), folder: str = "Main") -> Path:
-    """Images of 8 x 8, image k with OBJECTS[k % 4] and a mask of the value k % 3; those of `test` are the test split."""
+    """Writes images of 8 x 8: image k has OBJECTS[k % 4] and a mask of value k % 3; `test` are the test split."""
     for k in (*numbers, *test):
         for file, content in (
             (f"JPEGImages/{k:06d}.png", make_png(k)),
@@ -69,7 +69,7 @@ def known(found: Store, ids: np.ndarray) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("annotations", [["boxes", "present"], ["boxes"], ["present"]])
-def test_old_images_keep_what_is_known_of_them_and_new_ones_come_behind(tmp_path: Path, annotations: list[str]) -> None:
+def test_old_images_keep_annotations_and_new_ones_follow(tmp_path: Path, annotations: list[str]) -> None:
     root = put(tmp_path / "in", range(9))
     old = store(root, annotations=annotations)
     before = known(old, np.arange(11))
@@ -90,7 +90,7 @@ def test_old_images_keep_what_is_known_of_them_and_new_ones_come_behind(tmp_path
     assert set(draw_splits(new, data).val) >= set(draw_splits(old, data).val)
 
 
-def test_masks_too(tmp_path: Path) -> None:
+def test_old_masks_are_kept(tmp_path: Path) -> None:
     root = write_texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
     old = store(root, annotations=["mask"])
     before = known(old, np.arange(11))
@@ -101,7 +101,7 @@ def test_masks_too(tmp_path: Path) -> None:
     assert [one["mask"] for one in known(new, np.arange(11, 15))] == [mask(k % 3) for k in range(9, 13)]
 
 
-def test_a_new_class_has_a_number_behind_the_old_ones_whatever_its_name(tmp_path: Path) -> None:
+def test_new_class_is_numbered_after_the_old_ones(tmp_path: Path) -> None:
     """`bird` is sorted before `cat`: the boxes of old and new images must not change places."""
     root = put(tmp_path / "in", range(9))
     old = store(root, annotations=["boxes"])
@@ -137,19 +137,22 @@ def emptied(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [moved, renamed, harder, emptied])
-def test_another_annotation_of_an_old_image_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_changed_annotation_of_old_image_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
     root = put(tmp_path / "in", range(9))
     old = store(root)
     put(root, range(12))
     change(root)
-    told = r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, e\.g\. JPEGImages/000004\.png \(boxes, present\); restore"
-    with pytest.raises(UserError, match=told):
+    message = (
+        r"^dataset\.extends: 1 of the 11 images of .* have other annotations in the source, "
+        r"e\.g\. JPEGImages/000004\.png \(boxes, present\); restore"
+    )
+    with pytest.raises(UserError, match=message):
         store(root, extends=str(old.path))
     write_objects(root, 4, CAT)
     assert_extends(store(root, extends=str(old.path)), old)
 
 
-def test_another_mask_of_an_old_image_is_refused(tmp_path: Path) -> None:
+def test_changed_mask_of_old_image_is_refused(tmp_path: Path) -> None:
     root = write_texts(put(tmp_path / "in", range(9), folder="Segmentation"), classes="ground\ncat\ndog\n")
     old = store(root, annotations=["mask"])
     put(root, range(12), folder="Segmentation")
@@ -161,7 +164,7 @@ def test_another_mask_of_an_old_image_is_refused(tmp_path: Path) -> None:
         store(root, annotations=["mask"], extends=str(old.path))
 
 
-def test_an_annotation_that_cannot_be_read_any_more_is_refused(tmp_path: Path) -> None:
+def test_unreadable_annotation_of_old_image_is_refused(tmp_path: Path) -> None:
     root = put(tmp_path / "in", range(9))
     old = store(root)
     (root / "Annotations/000004.xml").write_text("<annotation><obj")
@@ -173,7 +176,7 @@ def test_an_annotation_that_cannot_be_read_any_more_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("annotations", "folder"), [(["mask"], "Segmentation"), (["present"], "Main")])
-def test_classes_that_are_numbers_keep_their_order(tmp_path: Path, annotations: list[str], folder: str) -> None:
+def test_reordered_numeric_classes_are_refused(tmp_path: Path, annotations: list[str], folder: str) -> None:
     root = write_texts(put(tmp_path / "in", range(9), folder=folder), classes="cat\ndog\nsky\n")
     old = store(root, annotations=annotations)
     write_texts(put(root, range(12), folder=folder), classes="cat\nsky\ndog\n")

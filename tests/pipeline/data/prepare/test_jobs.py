@@ -1,4 +1,4 @@
-"""A prepare that was killed goes on: parts that are done are not decoded again, and the store is the one of a run that was never killed."""
+"""A killed `prepare` resumes without decoding finished parts again, and ends in the store of an uninterrupted run."""
 
 import contextlib
 import json
@@ -21,7 +21,8 @@ from tests.support.grey_images import dataset, images, local, silent
 from tests.support.paths import ROOT
 from tests.support.stopped_prepare import Stop, contents, stop
 
-# `prepare` in a process that is killed before or after it moves its k-th file to its name; without torch, which takes seconds to import
+# `prepare` in a process that is killed before or after it moves its k-th file to its final name. The process does
+# not import torch, which takes seconds.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def kill_at(data: DatasetOptions, out: Path, k: int, when: str) -> int:
         (17, "after", 0),  # two parts are renumbered
     ],
 )
-def test_after_a_kill_only_unfinished_parts_are_decoded(
+def test_only_unfinished_parts_are_decoded_after_a_kill(
     data: DatasetOptions, tmp_path: Path, decoded: list[bytes], k: int, when: str, again: int
 ) -> None:
     clean = local(data, tmp_path / "clean")
@@ -93,7 +94,7 @@ def test_after_a_kill_only_unfinished_parts_are_decoded(
     assert len(decoded) == again
 
 
-def test_every_point_of_a_run_can_be_its_end(
+def test_run_stopped_at_any_file_ends_in_the_same_bytes(
     data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean, moves = (
@@ -107,9 +108,7 @@ def test_every_point_of_a_run_can_be_its_end(
     assert stop(data, tmp_path / "no stop", moves + 1, monkeypatch).hash == clean.hash
 
 
-def test_every_run_gets_further_than_the_one_before(
-    data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_resumed_run_makes_progress(data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is stopped after three files, and some of these it has to write again."""
     stops = 0
     while stops < 20:
@@ -124,7 +123,7 @@ def test_every_run_gets_further_than_the_one_before(
 @pytest.mark.parametrize(
     "damage", ["shard", "cut shard", "no shard", "record", "another version", "record of other rows", "no record"]
 )
-def test_a_part_that_is_not_whole_is_decoded_again(
+def test_damaged_part_is_decoded_again(
     data: DatasetOptions, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     clean = local(data, tmp_path / "clean")
@@ -158,7 +157,7 @@ def test_a_part_that_is_not_whole_is_decoded_again(
     assert len(decoded) == 10
 
 
-def test_a_source_that_changed_in_between_is_another_store(
+def test_changed_source_is_another_store(
     data: DatasetOptions, tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stop):
@@ -172,7 +171,7 @@ def test_a_source_that_changed_in_between_is_another_store(
 
 
 @pytest.mark.fault(16, "full disk: a record of prepare")
-def test_a_full_disk_while_a_record_is_written(
+def test_full_disk_while_writing_a_record_is_named(
     data: DatasetOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:

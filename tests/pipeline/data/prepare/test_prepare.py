@@ -1,4 +1,4 @@
-"""A source becomes a store: the same one however it is written, without gaps, with every bad image listed."""
+"""A source becomes a store: the same one however it is written, and a damaged one is refused."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_folder_becomes_a_store(tmp_path: Path) -> None:
+def test_folder_becomes_a_store(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     data = dataset(root=images(tmp_path / "in", 25))
     store = prepare(
@@ -57,7 +57,7 @@ def test_a_folder_becomes_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
+def test_manifest_has_the_statistics_of_the_images(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 5)
     Image.new("L", (50, 60)).save(root / "train" / "a" / "grey.png")
     store = local(dataset(root=root), tmp_path / "out")
@@ -81,17 +81,14 @@ def test_the_manifest_says_what_the_images_are_like(tmp_path: Path) -> None:
     assert raw["source"]["root"] == str(root)
 
 
-
-
-
-
 @pytest.mark.fault(25, "more bad images than max_bad_fraction")
-def test_too_many_bad_images(tmp_path: Path) -> None:
+def test_too_many_bad_images_are_refused(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 14, bad=tuple(range(12)))
     for _ in range(2):  # when it is written, and when the finished store is opened
         with pytest.raises(
             UserError,
-            match=r"dataset\.max_bad_fraction: 0\.1 is exceeded: 12 of 20 .* e\.g\. train/a/000\.png: .*quarantine\.parquet",
+            match=r"dataset\.max_bad_fraction: 0\.1 is exceeded: 12 of 20 .* e\.g\. train/a/000\.png: .*"
+            r"quarantine\.parquet",
         ):
             local(dataset(root=root), tmp_path / "out")
     (folder,) = (tmp_path / "out").iterdir()
@@ -102,14 +99,12 @@ def test_too_many_bad_images(tmp_path: Path) -> None:
         local(dataset(root=root), tmp_path / "out")
 
 
-
-
-def test_the_cap_on_pixels_is_the_datasets(tmp_path: Path) -> None:
+def test_pixel_limit_is_that_of_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"16 of 16 images .* 4 pixels"):
         local(dataset(root=images(tmp_path / "in", 10), max_pixels=4), tmp_path / "out")
 
 
-def test_a_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
     store = local(data, tmp_path / "out")
     monkeypatch.setattr(module, "PartWriter", None)  # writing would fail
@@ -121,10 +116,8 @@ def test_a_finished_store_is_opened_not_written(tmp_path: Path, monkeypatch: pyt
     assert calls == [(10, 16), (16, 16)]  # verified
 
 
-
-
 @pytest.mark.usefixtures("small_parts")
-def test_an_unfinished_store_is_written_anew(tmp_path: Path) -> None:
+def test_unfinished_store_is_completed(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 25))
     store = local(data, tmp_path / "out")
     expected = {file.name: file.read_bytes() for file in store.path.iterdir()}
@@ -136,7 +129,7 @@ def test_an_unfinished_store_is_written_anew(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in store.path.iterdir()} == expected
 
 
-def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+def test_damaged_store_is_refused(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
     file = local(data, tmp_path / "out").path / "train-00000.parquet"
     content = bytearray(file.read_bytes())
@@ -150,7 +143,7 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(24, "a store below a file, and in /proc")
-def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_storage_is_named(tmp_path: Path) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory"):
@@ -160,7 +153,7 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(16, "full disk: a shard")
-def test_a_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(root=images(tmp_path / "in", 10))
 
     def full(*_: object) -> None:
@@ -177,7 +170,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_manifest(tmp_path: Path, monk
     assert local(data, tmp_path / "out").path == folder
 
 
-def test_the_folder_can_be_read_by_others(tmp_path: Path) -> None:
+def test_store_folder_is_readable_by_others(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         assert local(dataset(root=images(tmp_path / "in", 4)), tmp_path / "out").path.stat().st_mode & 0o777 == 0o755
@@ -185,7 +178,7 @@ def test_the_folder_can_be_read_by_others(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_digits_and_their_carved_split(tmp_path: Path) -> None:
+def test_digits_have_their_test_split(tmp_path: Path) -> None:
     store = local(dataset(source="digits"), tmp_path)
     assert sum(store.splits.values()) == 1797
     assert store.ids("test")[0] == store.splits["train"]
@@ -196,9 +189,12 @@ def test_digits_and_their_carved_split(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.bincount(store.labels("test")), np.floor(np.bincount(both) * 0.2 + 0.5))
 
 
-def test_the_decoding_tasks_need_no_torch() -> None:
+def test_prepare_imports_no_torch_ray_or_recipe() -> None:
     """They are many processes: torch would cost each of them half a gigabyte and seconds."""
-    code = "import sys, firstlight.pipeline.data.prepare.prepare; sys.exit(bool({'torch', 'ray', 'firstlight.pipeline.config.recipe'} & set(sys.modules)))"
+    code = (
+        "import sys, firstlight.pipeline.data.prepare.prepare; "
+        "sys.exit(bool({'torch', 'ray', 'firstlight.pipeline.config.recipe'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 

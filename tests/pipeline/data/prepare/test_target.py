@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.support.grey_images import dataset, images, local
 
 
-def test_what_decides_the_store_decides_its_folder(tmp_path: Path) -> None:
+def test_folder_is_a_function_of_decisive_options(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 10)
     first = local(dataset(root=root), tmp_path / "out").path
     assert first.name.startswith("tiny-")

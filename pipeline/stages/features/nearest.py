@@ -16,7 +16,9 @@ Neighbours = Sequence[tuple[int, Sequence[int]]]
 
 
 def choose_queries(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the positions of up to NUM_NEIGHBOURS of `ids`, of as many classes as there are. `labels` (n,) is indexed by id."""
+    """Returns the positions of up to NUM_NEIGHBOURS of `ids`, of as many classes as there are. `labels` (n,) is indexed
+    by id.
+    """
     return select_evenly_spaced(np.argsort(labels[ids], kind="stable"), NUM_NEIGHBOURS)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings on a plane, for a picture: their first principal components, or t-SNE (van der Maaten and Hinton 2008)."""
+"""Embeddings on a plane, for pictures: their first two principal components, or t-SNE (van der Maaten and Hinton 2008)."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ MIN_TSNE_EMBEDDINGS = 5  # embeddings, for t-SNE
 
 
 def project_to_plane(embeddings: np.ndarray, how: MapProjection) -> PlaneMap:
-    """(n, C) -> (n, 2) places, and what the two axes are."""
+    """Returns (n, 2) positions of (n, C) embeddings, and the names of both axes."""
     if how == "tsne" and len(embeddings) >= MIN_TSNE_EMBEDDINGS:
         return _project_tsne(embeddings), ("t-SNE 1", "t-SNE 2")
     points, share = project_principal(embeddings)
@@ -18,7 +18,9 @@ def project_to_plane(embeddings: np.ndarray, how: MapProjection) -> PlaneMap:
 
 
 def project_principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, C) -> (n, 2) at their first two principal components, and (2,) the share of the variance of each, in percent."""
+    """Returns (n, 2) positions of (n, C) embeddings on their first two principal components, and (2,) the percentages
+    of variance.
+    """
     x = np.asarray(embeddings, np.float64) - embeddings.mean(0, dtype=np.float64)
     few = len(x) < x.shape[1]
     spread, axes = np.linalg.eigh(x @ x.T if few else x.T @ x)  # of the smaller matrix: both have the same variances
@@ -30,7 +32,7 @@ def project_principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def name_principal_axes(share: np.ndarray) -> tuple[str, str]:
-    """What the axes of `principal` are called."""
+    """Returns the names of the axes of `project_principal`. `share`: (2,) percentages of variance."""
     first, second = (
         f"principal component {k + 1} ({part:.0f} % of the variance)" for k, part in enumerate(share.tolist())
     )

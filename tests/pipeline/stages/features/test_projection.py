@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.projection import Projection, project_principal, project_to_plane
+from firstlight.pipeline.stages.features.projection import Projection, project_principal, project_to_plane
 
 
 def clusters(n: int = 30) -> tuple[np.ndarray, np.ndarray]:

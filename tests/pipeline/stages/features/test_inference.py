@@ -8,8 +8,8 @@ import pytest
 
 from firstlight.pipeline.data.ray_data import ActorPool, TaskPool
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import inference
-from firstlight.pipeline.stages.inference import ImageBatches, predict_batches
+from firstlight.pipeline.stages.features import inference
+from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
 from tests.support.digit_batches import digit_loader
 
 IDS = [np.array([3, 9, 4]), np.array([3]), np.array([700, 2])]

@@ -1,4 +1,4 @@
-"""The frozen features that stages look at: of the pretrained network, and of the same network with random weights."""
+"""Frozen features of the pretrained network, and of the same network with random weights."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ FEATURE_ARMS = ("pretrained", "random")
 
 
 def build_extractors(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> dict[str, FeatureExtractor]:
-    """Both networks, in evaluation mode; the random weights are those of the seed, of encoder and head."""
+    """Builds both networks in evaluation mode. The random weights, of encoder and head, are drawn from the seed."""
     size = worker.recipe.dataset.image_size
     assert instance.encoder is not None
     encoder, head = load_encoder(instance.encoder, size), load_head(instance.companion) if instance.companion else None
@@ -43,7 +43,10 @@ def compute_features(
     instance: StageInstance,
     batch_size: int,
 ) -> dict[str, list[Tensor]]:
-    """By network, for each of its layers, the (n, d) features of `ids`, in their order, on every worker. Collective; an image is decoded once."""
+    """Returns the (n, d) features of `ids`, in their order, for each network and layer, on every worker.
+
+    Collective. Every image is decoded once for all networks.
+    """
     progress = PassProgress(instance.folder, len(ids))
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
     for batch in worker.iterate_batches(ids, batch_size):
@@ -56,10 +59,10 @@ def compute_features(
 
 
 def check_head(head: Projection, recipe: Recipe, where: str) -> None:
-    """A head must fit the recipe's encoder.
+    """Checks that a head fits the recipe's encoder.
 
     Raises:
-        UserError: it takes features of another size; names both.
+        UserError: it takes features of another size; the message names both sizes.
     """
     size = pooled_size(Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), head.pool)
     if size != head.spec["size"]:

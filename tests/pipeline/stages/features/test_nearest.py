@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from firstlight.pipeline.stages.nearest import NUM_NEIGHBOURS, find_nearest
+from firstlight.pipeline.stages.features.nearest import NUM_NEIGHBOURS, find_nearest
 
 
 def test_the_nearest_others_are_found_by_cosine_and_never_the_image_itself() -> None:

@@ -1,0 +1,276 @@
+"""The functions of `import firstlight as fl`: recipes, searches and what they leave, without the command line.
+
+`firstlight/__init__.py` lists their names, and imports this module when one of them is used first.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+# Its import makes the kinds of stages known to recipes.
+import firstlight.pipeline.stages.registry  # noqa: F401
+from firstlight.pipeline.config import load
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.augment import ops
+from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
+from firstlight.pipeline.data.images import BadImage, convert_to_rgb, open_rgb
+from firstlight.pipeline.data.manifest import MANIFEST_FILE
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.report.page_parts import REPORT_FILE
+from firstlight.pipeline.run.runner import run_with_runner
+from firstlight.pipeline.search.checks import load_checked_plan
+from firstlight.pipeline.search.search import SearchResult, run_search
+from firstlight.pipeline.stages import artifacts, embed, retrieve
+from firstlight.pipeline.stages.score_rows import ScoreRow
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.lineage import Run, read_lineage
+from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
+from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
+
+# How a reference to an encoder in MLflow begins; anything else is a folder.
+REFERENCE_PREFIXES = ("runs:/", "models:/")
+# What `ImageEncoder.embed` takes for one image.
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What the run of a recipe has left."""
+
+    # The rows of the table that the command line prints.
+    table: tuple[ScoreRow, ...]
+    # The HTML report. It does not exist if the disk refused it.
+    report: Path
+    # The MLflow run of the recipe; None if it had nothing to publish.
+    run_id: str | None
+    # By the name of a pretraining stage, then by seed: the reference of the encoder, for `load_encoder` and recipes.
+    stage_encoders: Mapping[str, Mapping[int, str]]
+
+    @property
+    def encoders(self) -> Mapping[int, str]:
+        """The references `runs:/<run>/encoder` of the last pretraining stage, by seed; {} if none was run."""
+        return list(self.stage_encoders.values())[-1] if self.stage_encoders else {}
+
+
+class ImageEncoder(Encoder):
+    """A pretrained encoder in evaluation mode, which also embeds images that are not tensors yet."""
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        images: Iterable[ImageLike],
+        augment: Sequence[Mapping[str, Any]] = ({"op": "center_crop"},),
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Returns the (n, d) float32 means of the deepest map over its positions, as the stage `embed` computes them.
+
+        Args:
+            images: paths, PIL images, arrays (H, W, 3) or (H, W) uint8, or tensors (C, H, W), C 1 or 3, uint8 or
+                floats in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size.
+            augment: what brings an image to `image_size`, as `dataset.eval_augment` of a recipe.
+            batch_size: the number of images that the network gets at a time.
+
+        Raises:
+            UserError: one of `images` is no image; names it.
+        """
+        opened, rows = list(images), [np.empty((0, self.shapes[-1][0]), np.float32)]
+        for start in range(0, len(opened), batch_size):
+            batch = [_open_image(image, start + k) for k, image in enumerate(opened[start : start + batch_size])]
+            rows.append(pool_maps(self(self._to_tensor(batch, augment)), "avg").float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def _to_tensor(self, images: Sequence[Image.Image], augment: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Returns (B, 3, S, S) floats in 0..1 on the device of the network."""
+        positions = np.arange(len(images))
+        keys = derive_view_keys(0, np.zeros_like(positions), positions, 0)
+        params = ops.sample_params(augment, keys, np.array([image.size for image in images]), self.image_size)
+        pixels = np.stack(list(ops.apply_batch(images, params, self.image_size)))
+        device = next(self.parameters()).device
+        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255.0).contiguous()
+
+
+def _open_image(image: ImageLike, position: int) -> Image.Image:
+    """Returns an RGB image. Errors call an image without a path by its position."""
+    where = str(image) if isinstance(image, str | Path) else f"images[{position}]"
+    try:
+        if isinstance(image, str | Path):
+            return open_rgb(Path(image).read_bytes())
+        if isinstance(image, Tensor):
+            image = _to_pixels(image)
+        return convert_to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    except (BadImage, OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{where}: is not an image: {reason}") from None
+
+
+def _to_pixels(image: Tensor) -> np.ndarray:
+    """(C, H, W), uint8 or floats in 0..1 -> (H, W, 3) or (H, W) uint8."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"a tensor of shape {tuple(image.shape)}; valid: (3, H, W), (1, H, W)")
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise ValueError("a tensor with values outside of 0..1")
+        image = (255 * image).round()
+    pixels: np.ndarray = image.detach().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
+    return pixels if pixels.shape[2] == 3 else pixels[:, :, 0]
+
+
+def load_recipe(path: str | Path, *overrides: str, smoke: bool = False) -> Recipe:
+    """Reads, composes and checks a recipe.
+
+    `overrides`: texts `key=value` with dotted keys, as on the command line. `smoke`: the recipe's trial run.
+
+    Raises:
+        UserError: one line for each mistake, which names the dotted key, the value and the valid values.
+    """
+    return load.load_recipe(Path(path), overrides, smoke)
+
+
+def run(recipe: Recipe, *, only: str | None = None, console: Console | None = None) -> RunResult:
+    """Does what is left to do of a recipe, as `firstlight run` does. What has finished is not done twice.
+
+    `only`: a kind of stage (or `prepare`), as `firstlight <kind>` does. `console`: where progress is printed; nowhere
+    by default.
+
+    Raises:
+        UserError: a mistake that the user can correct, found before the work starts where possible.
+        StopTraining, StageFailed: a stage failed.
+        Unpublished: all was done, but MLflow is unreachable; the next run publishes what is missing.
+    """
+    rows, runner = run_with_runner(None, recipe, console or Console(quiet=True), only)
+    encoders = _list_encoders(recipe, runner.instances)
+    return RunResult(tuple(rows), runner.folder / REPORT_FILE, runner.run_id, encoders)
+
+
+def _list_encoders(recipe: Recipe, instances: Sequence[StageInstance]) -> dict[str, dict[int, str]]:
+    found: dict[str, dict[int, str]] = {}
+    for instance in instances:
+        if recipe.stages[instance.stage].makes_encoder:
+            found.setdefault(instance.stage, {})[instance.seed] = f"runs:/{read_run_id(instance.folder)}/encoder"
+    return found
+
+
+def search(file: str | Path, *overrides: str, console: Console | None = None, **settings: Any) -> SearchResult:
+    """Runs what has not been done yet of a search, as `firstlight search` does.
+
+    `overrides`: texts `key=value` with keys of the search or of its recipe. `settings`: keys of the search, as
+    `trials=20`. `console`: where progress is printed; nowhere by default.
+
+    Raises:
+        UserError: a mistake that the user can correct.
+        StageFailed, StopTraining: all trials have failed, or the run of the recipe with the best setting has.
+    """
+    own = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    return run_search(load_checked_plan(Path(file), (*overrides, *own)), console or Console(quiet=True))
+
+
+def load_encoder(
+    reference: str | Path,
+    image_size: int | None = None,
+    *,
+    storage: str | Path = "runs",
+    tracking_uri: str | None = None,
+    experiment: str = "firstlight",
+) -> ImageEncoder:
+    """Returns a pretrained encoder in evaluation mode, on the CPU.
+
+    `encoder(images)` takes (B, 3, S, S) floats in 0..1, without any other normalisation, and returns its feature maps
+    (B, C, h, w), shallow to deep; `encoder.embed(images)` takes paths and images.
+
+    Args:
+        reference: `models:/name@alias`, `models:/name/version` or `runs:/<run>/encoder` of MLflow, or a folder.
+        image_size: S, by default that of the pretraining.
+        storage, tracking_uri, experiment: where MLflow's runs are; as in `list_runs`.
+
+    Raises:
+        UserError: there is no such encoder; it is damaged; or images of `image_size` are too small for it.
+    """
+    if not str(reference).startswith(REFERENCE_PREFIXES):
+        return _open_encoder(Path(reference), image_size)
+    tracking = OpenedExperiment.open(_locate_runs(storage, tracking_uri, experiment))
+    pinned = pin_reference(tracking, str(reference), "load_encoder")
+    with TemporaryDirectory(prefix="firstlight-") as folder:
+        return _open_encoder(fetch_reference(tracking, pinned, Path(folder), "load_encoder"), image_size)
+
+
+def _open_encoder(folder: Path, image_size: int | None) -> ImageEncoder:
+    spec = artifacts.read_encoder_spec(folder)
+    if image_size is None:
+        image_size = int(json.loads((folder / "encoder.json").read_text("utf-8"))["image_size"])
+    try:
+        encoder = ImageEncoder(spec, image_size)
+        encoder.load_state_dict(artifacts.load_encoder(folder, image_size).state_dict())
+    except ValueError as error:
+        raise UserError(f"image_size: {image_size} is not valid: {error}") from None
+    encoder.eval()
+    return encoder
+
+
+def open_store(folder: str | Path) -> Store:
+    """Opens a store of images: `ids(split)`, `labels(split)`, and `read(ids)`, the encoded images with their labels.
+
+    Raises:
+        UserError: the folder holds no store, or the store's manifest is damaged.
+    """
+    return Store.open(Path(folder))
+
+
+def open_embeddings(folder: str | Path, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the (n,) ids and (n, d) embeddings that a stage `embed` has written, of one split or of all.
+
+    `folder`: the folder of the stage's seed, or `embeddings` in it.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no such split.
+    """
+    return embed.open_embeddings(_find_artifact(Path(folder), embed.EMBEDDINGS_FOLDER), split)
+
+
+def open_index(folder: str | Path) -> retrieve.FeatureIndex:
+    """Opens the index that a stage `retrieve` has written. `search(queries, k)` returns (m, k) ids and cosines.
+
+    `folder`: the folder of the stage's seed, or `index` in it. faiss's reader is not hardened: open only what your own
+    runs have written.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    return retrieve.open_index(_find_artifact(Path(folder), retrieve.INDEX_FOLDER))
+
+
+def _find_artifact(folder: Path, name: str) -> Path:
+    return folder / name if not (folder / MANIFEST_FILE).exists() and (folder / name).is_dir() else folder
+
+
+def list_runs(
+    *, storage: str | Path = "runs", tracking_uri: str | None = None, experiment: str = "firstlight"
+) -> list[Run]:
+    """Returns the runs of recipes, stages, searches and trials in MLflow, newest first.
+
+    Args:
+        storage: the folder that recipes name as `storage`; MLflow's database is in it.
+        tracking_uri: MLflow's database or server, if it is another one.
+        experiment: MLflow's experiment.
+
+    Raises:
+        UserError: nothing was run there, or the server or database cannot be read.
+    """
+    lineage, _ = read_lineage(_locate_runs(storage, tracking_uri, experiment))
+    return sorted(lineage.runs.values(), key=lambda run: run.start, reverse=True)
+
+
+def _locate_runs(storage: str | Path, tracking_uri: str | None, experiment: str) -> TrackingLocation:
+    named = {"storage": str(storage), "tracking.uri": tracking_uri, "tracking.experiment": experiment}
+    return parse_location([f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None])

@@ -1,0 +1,85 @@
+"""Python code in a model card that loads an exported encoder and computes its features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
+
+
+def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation: str) -> str:
+    """Returns Python that computes `features`, (B, C), and for most formats `map`, (B, C, h, w), of example images."""
+    images = f"images = torch.rand(2, 3, {size}, {size})"
+    if format in ("torchvision", "timm"):
+        return "\n".join([*_library_code(format, facts), images, normalisation, *_map_code(format, facts)])
+    if format == "safetensors":
+        lines = [
+            "from pathlib import Path",
+            "import torch",
+            "from firstlight.pipeline.stages.artifacts import load_encoder",
+            "",
+        ]
+        call = [
+            f'encoder = load_encoder(Path("safetensors"), {size}).eval()',
+            images,
+            "features = encoder(images)[-1].mean((2, 3))",
+        ]
+        return "\n".join([*lines, *call])
+    if format == "onnx":
+        lines = [
+            "import numpy",
+            "import onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("onnx/encoder.onnx")',
+        ]
+        call = [
+            f'images = numpy.random.rand(2, 3, {size}, {size}).astype("float32")',
+            'features, map = session.run(["features", "map"], {"images": images})',
+        ]
+        return "\n".join([*lines, *call])
+    return "\n".join(
+        [
+            "import torch",
+            "",
+            'encoder = torch.export.load("torch_export/encoder.pt2").module()',
+            images,
+            "features, map = encoder(images)",
+        ]
+    )
+
+
+def normalisation_code(spec: Mapping[str, Any]) -> str:
+    """Returns the lines that normalise images, for formats that contain a state dict only; graphs normalise themselves."""
+    shared = SharedEncoderOptions()
+    if spec.get("normalize", shared.normalize) == "image":
+        return (
+            "x = (images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True).clamp_min(1e-5)"
+        )
+    mean, std = (tuple(spec.get(key, getattr(shared, key))) for key in ("mean", "std"))
+    return f"mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({mean}, {std}))\nx = (images - mean) / std"
+
+
+def _library_code(format: str, facts: Mapping[str, Any]) -> list[str]:
+    build = (
+        f'torchvision.models.get_model("{facts["model"]}")'
+        if format == "torchvision"
+        else f'timm.create_model("{facts["model"]}")'
+    )
+    load = f'net.load_state_dict(load_file("{format}/model.safetensors"), strict=False)'
+    imports = [f"import {format}", "import torch", "from safetensors.torch import load_file"]
+    imports += ["from torchvision.models.feature_extraction import create_feature_extractor"] * (
+        format == "torchvision"
+    )
+    return [*imports, "", f"net = {build}.eval()", load]
+
+
+def _map_code(format: str, facts: Mapping[str, Any]) -> list[str]:
+    if format == "torchvision":
+        permute = ".permute(0, 3, 1, 2)" if facts["turned"] else ""
+        trunk = f'trunk = create_feature_extractor(net, {{"{facts["place"]}": "map"}})'
+        return [trunk, f'map = trunk(x)["map"]{permute}', "features = map.mean((2, 3))"]
+    if facts["place"] == "forward_features":
+        return ["map = net.forward_features(x)", "features = map.mean((2, 3))"]
+    return [
+        'map = net.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)[-1]',
+        "features = map.mean((2, 3))",
+    ]

@@ -1,0 +1,1 @@
+"""Features of images: computed, searched, laid on a plane."""

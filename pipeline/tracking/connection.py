@@ -1,0 +1,124 @@
+"""Connections to MLflow: its settings, the first connection to a database or server, and the experiment of a location.
+
+MLflow takes seconds to import, so it is imported when the first connection is made.
+"""
+
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import atomic_path, wait_for_lock
+from firstlight.pipeline.tracking.location import TrackingLocation
+from firstlight.pipeline.tracking.retry import describe_failure, short_timeouts
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient as MlflowClient
+
+# MLflow's default of 7 retries takes minutes if the server is down.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+DATABASE_LOCK_FILE = ".mlflow.lock"
+
+
+def check_uri(uri: str) -> None:
+    """Checks that MLflow can keep runs under `uri`.
+
+    Raises:
+        UserError: `uri` is a folder; names `tracking.uri`.
+    """
+    if uri.startswith("file:") or "://" not in uri:
+        valid = "MLflow keeps runs in a database or behind a server: sqlite:///... or http://..."
+        raise UserError(f"tracking.uri: {uri!r} is not valid: {valid}")
+
+
+def connect_client(uri: str) -> "MlflowClient":
+    """Returns a client of MLflow at `uri`, with MLflow's loggers silenced.
+
+    MLflow's functions that take no client use `uri` from now on.
+    """
+    import mlflow
+
+    _silence_loggers()
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def _silence_loggers() -> None:
+    """Silences what MLflow says of its tables. It configures its loggers when it is imported, so it comes first."""
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_experiment(location: TrackingLocation) -> tuple["MlflowClient", str]:
+    """Returns a client of MLflow at a location, and the id of its experiment. Both are created if they do not exist.
+
+    Raises:
+        UserError: the server or database cannot be used; names `tracking.uri`.
+    """
+    check_uri(location.uri)
+    try:
+        lock = _database_folder(location) / DATABASE_LOCK_FILE
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # Without the lock, two first users of one SQLite file would both create its tables.
+        with short_timeouts(), wait_for_lock(lock):
+            if location.database is not None and not location.database.exists():
+                _create_database(location.database)
+            client = connect_client(location.uri)
+            return client, _find_or_create_experiment(client, location)
+    except Exception as error:
+        raise UserError(f"tracking.uri: {location.uri!r} cannot be used: {describe_failure(error)}") from None
+
+
+def _database_folder(location: TrackingLocation) -> Path:
+    """Returns the folder of the database, so that all users of one database use one lock."""
+    return location.storage if location.database is None else location.database.resolve().parent
+
+
+def _create_database(database: Path) -> None:
+    """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database."""
+    import mlflow
+
+    _silence_loggers()
+    with atomic_path(database) as temporary:
+        mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
+
+
+def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocation) -> str:
+    import mlflow
+
+    name = location.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    folder = str(location.storage / "mlartifacts") if location.uri.startswith("sqlite:") else None
+    try:
+        return str(client.create_experiment(name, folder))
+    except mlflow.MlflowException:
+        # On a server, another process may have created it since.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def measure_round_trip(location: TrackingLocation, tag: str) -> tuple[float, bool]:
+    """Writes a tag of the experiment and reads it back. Creates nothing.
+
+    Returns the seconds that it took, and False if the experiment does not exist. Raises whatever MLflow raises.
+    """
+    started, stamp = time.monotonic(), uuid.uuid4().hex
+    with short_timeouts():
+        client = connect_client(location.uri)
+        experiment = client.get_experiment_by_name(location.experiment)
+        if experiment is not None:
+            client.set_experiment_tag(experiment.experiment_id, tag, stamp)
+            assert client.get_experiment(experiment.experiment_id).tags.get(tag) == stamp
+    return time.monotonic() - started, experiment is not None

@@ -1,0 +1,61 @@
+"""Deletes runs with their models and artifacts from MLflow."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def find_logged_models(lineage: Lineage, client: "MlflowClient", run: Run) -> list[str]:
+    """Returns the ids of the models that a run has logged, whether finished or not."""
+    models = client.search_logged_models([lineage.experiment_id], f"source_run_id = '{run.id}'")
+    return [str(model.model_id) for model in models]
+
+
+def delete_records(
+    lineage: Lineage,
+    client: "MlflowClient",
+    runs: Sequence[Run],
+    versions: Sequence[ModelVersion],
+    model_ids: Sequence[str],
+) -> None:
+    """Deletes runs, versions of registered models and logged models, with their artifacts.
+
+    From a local database, the rows are removed too. On a server, its operator removes them by `mlflow gc`.
+    """
+    for version in versions:
+        client.delete_model_version(version.name, version.version)
+        if not client.search_model_versions(f"name='{version.name}'"):
+            client.delete_registered_model(version.name)
+    for model_id in model_ids:
+        client.delete_logged_model(model_id)
+    for run in reversed(runs):
+        client.delete_run(run.id)
+    if lineage.location.database:
+        _collect_garbage(lineage.location.uri, [run.id for run in runs], model_ids)
+    else:
+        _delete_artifacts(runs)
+
+
+def _collect_garbage(uri: str, run_ids: Sequence[str], model_ids: Sequence[str]) -> None:
+    """Removes the rows and the artifacts of deleted runs and models from a local database, by `mlflow gc`."""
+    from mlflow.cli import gc
+
+    arguments = ["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", ",".join(run_ids)]
+    arguments += ["--logged-model-ids", ",".join(model_ids)] if model_ids else []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        gc.main(arguments, standalone_mode=False)
+
+
+def _delete_artifacts(runs: Sequence[Run]) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for run in runs:
+        with contextlib.suppress(MlflowException, OSError):
+            get_artifact_repository(run.artifact_uri).delete_artifacts()

@@ -1,0 +1,97 @@
+"""Changes of colour of many images at once on any device, bit-identical to Pillow's."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1) on the device of `images`."""
+    return torch.from_numpy(values).to(images.device)[:, None, None, None]
+
+
+def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """Applies the four changes of colour, in the order that was drawn for each image."""
+    images = images.clone()
+    for turn in range(4, 8):
+        for k, change in enumerate((_change_brightness, _change_contrast, _change_saturation, _change_hue)):
+            rows = np.flatnonzero((drawn[:, turn] == k) & ((k < 3) | (drawn[:, k] != 0.0)))
+            if len(rows):
+                index = torch.from_numpy(rows).to(images.device)
+                images[index] = change(images[index], drawn[rows, k])
+    return images
+
+
+def _change_brightness(images: Tensor, factors: np.ndarray) -> Tensor:
+    return _blend_images(torch.zeros((), dtype=torch.float32, device=images.device), images, factors)
+
+
+def _change_contrast(images: Tensor, factors: np.ndarray) -> Tensor:
+    gray = _to_luma(images)
+    mean = (gray.sum((1, 2, 3), keepdim=True).double() / gray[0].numel() + 0.5).floor()
+    return _blend_images(mean.float(), images, factors)
+
+
+def _change_saturation(images: Tensor, factors: np.ndarray) -> Tensor:
+    return _blend_images(_to_luma(images).float(), images, factors)
+
+
+def _blend_images(base: Tensor, images: Tensor, factors: np.ndarray) -> Tensor:
+    """Interpolates from `base` to the images by `factors`, above 1 beyond the images, and truncates, as Pillow does."""
+    return (
+        (base + expand_per_image(factors.astype(np.float32), images) * (images.float() - base))
+        .clamp_(0, 255)
+        .to(torch.uint8)
+    )
+
+
+def _to_luma(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> (B, 1, H, W) int32, the luma of ITU-R 601."""
+    red, green, blue = images.int().unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16)[:, None]
+
+
+def _change_hue(images: Tensor, turns: np.ndarray) -> Tensor:
+    hue, saturation, value = _to_hsv(images)
+    by = torch.from_numpy(np.rint(255 * turns).astype(np.int64)).to(images.device)[:, None, None]
+    return _to_rgb((hue + by) % 256, saturation, value)
+
+
+def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, H, W) uint8 -> hue (B, H, W) int64, saturation and value (B, H, W) float32: integers in 0..255."""
+    red, green, _ = images.unbind(1)
+    value = images.amax(1)
+    span = value - images.amin(1)
+    from_red, from_green, from_blue = ((value[:, None] - images).float() / span.clamp(min=1)[:, None]).unbind(1)
+    is_red, is_green = red == value, green == value
+    plus = torch.where(is_red, from_blue, torch.where(is_green, from_red, from_green))
+    minus = torch.where(is_red, from_green, torch.where(is_green, from_blue, from_red))
+    third = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)).double()
+    # With float32 alone, one colour of 200 differs by a level of hue.
+    turns = ((third + plus - minus).float().double() / 6.0 + 1.0).frac_().float()
+    hue = (turns.double() * 255.0).long() * (span > 0)
+    return hue, (span.float() / value.clamp(min=1) * 255.0).floor_(), value.float()
+
+
+def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Inverts `_to_hsv` -> (B, 3, H, W) uint8."""
+    below = _saturated_drops(hue.device)[hue].movedim(3, 1)
+    return (value[:, None] * (1.0 - (saturation / 255.0)[:, None] * below) + 0.5).to(torch.uint8)
+
+
+@lru_cache(maxsize=8)
+def _saturated_drops(device: torch.device) -> Tensor:
+    """(256, 3) float32: for each hue, how far red, green and blue are below the value at full saturation."""
+    position = torch.arange(256, dtype=torch.float64) * 6.0 / 255.0
+    sixth, rest = position.floor().long() % 6, position.frac()
+    # At the top, rising, falling, at the bottom.
+    levels = torch.stack((torch.zeros(256), 1.0 - rest.float(), rest.float(), torch.ones(256)), 1)
+    return levels.gather(1, torch.tensor([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sixth]).to(
+        device
+    )
+
+
+def gray_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    return torch.where(expand_per_image(drawn[:, 0] > 0, images), _to_luma(images).to(torch.uint8), images)

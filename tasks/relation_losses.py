@@ -1,0 +1,52 @@
+"""Losses on the relations of embeddings to a memory bank (Super-AND, eqs. 2, 13 and 14)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relation_cosines(left: Tensor, right: Tensor, gram: Tensor) -> Tensor:
+    """Returns the (a, b) cosines of the relations of (a, d) and (b, d) embeddings to the bank (eq. 2).
+
+    `gram` is the (d, d) Gram matrix of the bank.
+    """
+
+    def length(v: Tensor) -> Tensor:
+        return (v @ gram * v).sum(1).clamp_min(1e-30).sqrt()
+
+    return left @ gram @ right.T / (length(left)[:, None] * length(right))
+
+
+def log_complement(log_p: Tensor) -> Tensor:
+    """Returns log(1 - p), which is finite for p = 1."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
+
+
+def paper_augmentation_loss(across: Tensor, among: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Returns the mean of eqs. 13 and 14 over this worker's b images.
+
+    Args:
+        across: (b, B) cos(r^_i, r_k) of the B images k of the global batch.
+        among: (b, B) cos(r_i, r_k).
+        own: (b,) the column of image i.
+    """
+    itself = F.one_hot(own, across.shape[1]).bool()
+    found = (across / temperature).log_softmax(1).gather(1, own[:, None])[:, 0]
+    mistaken = log_complement((among / temperature).log_softmax(1)).masked_fill(itself, 0.0)
+    return -(found + mistaken.sum(1)).mean()
+
+
+def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """Returns the augmentation loss of the authors' code, the mean over this worker's 2b relations x_i of both views.
+
+    Z_i leaves out k = i. The second factor is a constant, which the caller detaches.
+
+    Args:
+        cosines: (2b, 2B) x_i.x_k over all 2B relations.
+        own: (2b,) the columns of x_i.
+        positive: (2b,) the columns of the other view.
+    """
+    itself, other = (F.one_hot(column, cosines.shape[1]).bool() for column in (own, positive))
+    log_p = (cosines / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    mistaken = log_complement(log_p.masked_fill(itself, -1.0)).masked_fill(itself | other, 0.0)
+    return -(log_p.gather(1, positive[:, None])[:, 0] + mistaken.sum(1)).mean()

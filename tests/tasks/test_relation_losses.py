@@ -1,0 +1,49 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from firstlight.tasks.relation_losses import (
+    log_complement,
+    paper_augmentation_loss,
+    reference_augmentation_loss,
+    relation_cosines,
+)
+from tests.support import references
+
+
+def unit(n: int, d: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+
+
+def test_cosines_equal_those_of_the_relations_to_every_row() -> None:
+    left, right, bank = unit(3, 4, 0), unit(5, 4, 1), unit(20, 4, 2)
+    wanted = F.normalize(left @ bank.T, dim=1) @ F.normalize(right @ bank.T, dim=1).T
+    torch.testing.assert_close(relation_cosines(left, right, bank.T @ bank), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_paper_loss_is_equations_13_and_14() -> None:
+    first, second, bank = unit(6, 4, 0), unit(6, 4, 1), unit(20, 4, 2)
+    gram, own = bank.T @ bank, torch.arange(6)
+    across, among = (relation_cosines(view, first, gram) for view in (second, first))
+    loss = float(paper_augmentation_loss(across, among, own, 0.2))
+    assert loss == pytest.approx(references.super_and_augmentation(first, second, bank, 0.2), rel=1e-10)
+
+
+def test_reference_loss_is_that_of_the_authors_code() -> None:
+    first, second, bank = unit(6, 4, 0), unit(6, 4, 1), unit(20, 4, 2)
+    both, own = torch.cat((first, second)), torch.arange(12)
+    cosines = relation_cosines(both, both, bank.T @ bank)
+    loss = float(reference_augmentation_loss(cosines, own, (own + 6) % 12, 0.2))
+    assert loss == pytest.approx(references.super_and_augmentation_of_the_code(first, second, bank, 0.2), rel=1e-10)
+
+
+def test_log_complement_is_finite_for_probability_1() -> None:
+    assert bool(torch.isfinite(log_complement(torch.tensor([0.0, -1.0, -50.0]))).all())
+    assert float(log_complement(torch.tensor(-1.0))) == pytest.approx(-0.45867515, rel=1e-6)
+
+
+def test_gradcheck_of_the_augmentation_losses() -> None:
+    cosines, own = unit(6, 6, 0).requires_grad_(), torch.arange(6)
+    assert torch.autograd.gradcheck(lambda c: reference_augmentation_loss(c, own, own.roll(3), 0.5), (cosines,))
+    assert torch.autograd.gradcheck(lambda c: paper_augmentation_loss(c, c.T, own, 0.5), (cosines,))
