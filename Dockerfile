@@ -9,7 +9,7 @@ WORKDIR /opt/firstlight/source
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
-COPY README.md ./
+COPY README.md LICENSE ./
 # The package firstlight contains links to the three folders after it; COPY keeps links, and the wheel has the files.
 COPY firstlight firstlight
 COPY pipeline pipeline

@@ -90,7 +90,7 @@ def plot_speed(rows: MetricRows) -> Figure:
 
 
 def plot_periods(rows: MetricRows, curve: Plot) -> Figure | None:
-    """Draws the last value in each period of `curve` for each of its numbers. Returns None if none of them is logged."""
+    """Draws the last value of each number of `curve` in each period. Returns None if none of them is logged."""
     names = [name for name in curve.numbers if any(name in row for row in rows)]
     if not names:
         return None
@@ -135,7 +135,7 @@ def _count_epochs(rows: MetricRows) -> np.ndarray:
 
 
 def _smooth_values(values: np.ndarray) -> np.ndarray:
-    """Returns the running mean over a thirtieth of the values, or the values if they are fewer than MIN_SMOOTHED_VALUES."""
+    """Returns the running mean over a thirtieth of the values; fewer than MIN_SMOOTHED_VALUES are not changed."""
     width = len(values) // 30 if len(values) >= MIN_SMOOTHED_VALUES else 1
     return np.convolve(values, np.ones(width) / width, "valid")
 

@@ -29,9 +29,10 @@ def style_axes(axis: Axes, title: str) -> None:
 def draw_class_counts(
     by_class: Mapping[str, Sequence[int]], splits: Sequence[str], title: str = "images per class"
 ) -> Figure:
-    """Draws counts by class, one for each split: bars, or sorted lines without names for more than MAX_CLASS_BARS classes.
+    """Draws counts by class, one for each split.
 
-    `title` says what is counted.
+    They are bars, or sorted lines without names if there are more than MAX_CLASS_BARS classes. `title` says what is
+    counted.
     """
     if len(by_class) > MAX_CLASS_BARS:
         return _draw_sorted_counts(by_class, splits, title)
@@ -169,8 +170,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 def draw_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the scores of rows with a baseline: bars are means, dots are seeds.
 
-    A row has `stage`, `measure`, `against` (the name of the baseline), and `pretrained` and `baseline` (scores in 0..1 by
-    seed).
+    A row has `stage`, `measure`, `against` (the name of the baseline), and the scores `pretrained` and `baseline`, each
+    in 0..1 by seed.
     """
     figure = Figure(figsize=(8.0, 0.62 * len(rows) + 1.1), layout="constrained", facecolor="white")
     axis = figure.subplots()

@@ -32,8 +32,8 @@ def display_names(names: Iterable[str]) -> list[str]:
 class GridFigure:
     """Draws images in rows and columns of equal cells. All lengths are in inches.
 
-    `cell`: the side of a cell. `above`: the space over each row, for captions. `left`: the space before the first column,
-    for labels of rows. `apart`: the space between the first column and the others.
+    `cell`: the side of a cell. `above`: the space over each row, for captions. `left`: the space before the first
+    column, for labels of rows. `apart`: the space between the first column and the others.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""A page that needs nothing but itself: titled sections of text, tables and pictures as one HTML file, readable on a phone and on paper.
+"""A self-contained page: titled sections of text, tables and pictures as one HTML file, for screens, phones and paper.
 
-All text is untrusted (names of classes, descriptions, errors) and escaped by Jinja; a page runs no script. Pictures are inside it, scaled down
-together where they would make it larger than `LARGEST`.
+All text is untrusted (names of classes, descriptions, errors) and escaped by Jinja. A page runs no script. Pictures are
+embedded in it, and scaled down together if they have more than MAX_EMBEDDED_BYTES.
 """
 
 import base64

@@ -81,8 +81,8 @@ def draw_neighbour_rows(
 ) -> Figure:
     """Draws a row for each query.
 
-    A row has the (H, W, 3) uint8 image of the query, the images found for it in their order, and a bool for each of them:
-    True for those of another class, which are framed red.
+    A row has the (H, W, 3) uint8 image of the query, the images found for it in their order, and a bool for each of
+    them: True for those of another class, which are framed red.
     """
     columns = max((len(found) for _, found, _ in rows_), default=0)
     left = 0.1 + 0.065 * max(map(len, captions), default=0)

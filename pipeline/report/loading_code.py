@@ -12,18 +12,16 @@ def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation
     if format in ("torchvision", "timm"):
         return "\n".join([*_library_code(format, facts), images, normalisation, *_map_code(format, facts)])
     if format == "safetensors":
-        lines = [
-            "from pathlib import Path",
-            "import torch",
-            "from firstlight.pipeline.stages.artifacts import load_encoder",
-            "",
-        ]
-        call = [
-            f'encoder = load_encoder(Path("safetensors"), {size}).eval()',
-            images,
-            "features = encoder(images)[-1].mean((2, 3))",
-        ]
-        return "\n".join([*lines, *call])
+        return "\n".join(
+            [
+                "import torch",
+                "import firstlight as fl",
+                "",
+                'encoder = fl.load_encoder("safetensors")',
+                images,
+                "features = encoder(images)[-1].mean((2, 3))",
+            ]
+        )
     if format == "onnx":
         lines = [
             "import numpy",
@@ -48,7 +46,7 @@ def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation
 
 
 def normalisation_code(spec: Mapping[str, Any]) -> str:
-    """Returns the lines that normalise images, for formats that contain a state dict only; graphs normalise themselves."""
+    """Returns the lines that normalise images. State dicts need them; exported graphs contain the normalisation."""
     shared = SharedEncoderOptions()
     if spec.get("normalize", shared.normalize) == "image":
         return (

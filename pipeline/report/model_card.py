@@ -5,17 +5,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.report.loading_code import loading_code, normalisation_code
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
-from firstlight.pipeline.stages.pretrain import Pretrain
 from firstlight.pipeline.stages.score_rows import score_rows
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.pretrain import METHODS
 
 CARD_FILE = "card.md"
+# The keys of a pretraining that say how long it trained, and on how many labels.
+BUDGET_KEYS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "precision",
+    "labelled_per_batch",
+    "labels_per_class",
+)
 FORMAT_NAMES = {
     "torchvision": "torchvision",
     "timm": "timm",
@@ -30,7 +40,7 @@ def write_card(
 ) -> str | None:
     """Writes `export/card.md`. Returns its text, None if the file has this text already.
 
-    `siblings`: the instances that score encoders of the same stage. `lineage`: MLflow runs and references by their role.
+    `siblings`: the instances that score encoders of the same stage. `lineage`: MLflow runs and references, by role.
     """
     file = instance.folder / EXPORT_FOLDER / CARD_FILE
     text = render_card(worker, instance, siblings, lineage)
@@ -43,7 +53,7 @@ def write_card(
 def render_card(
     worker: StageContext, instance: StageInstance, siblings: Sequence[StageInstance], lineage: Mapping[str, str]
 ) -> str:
-    """Returns the card as Markdown, with front matter in the format of Hugging Face. It names no path of this machine."""
+    """Returns the card as Markdown with the front matter of Hugging Face. It contains no path of this machine."""
     assert instance.encoder is not None
     recipe, result, made = worker.recipe, instance.result, read_encoder_origin(instance.encoder)
     assert result is not None
@@ -58,9 +68,9 @@ def render_card(
         _describe_loading(recipe, result),
         "## Lineage\n\n"
         + _markdown_table(("what", "MLflow"), [(what, f"`{reference}`") for what, reference in lineage.items()]),
-        "## Licence and limits\n\nThe licence of these weights is unknown: it depends on the licence of the images that they were "
-        "learned from, which the run does not know. The images were not examined for biases. The numbers above hold for "
-        "the data set above only.",
+        "## Licence and limits\n\nThe code of Firstlight is licensed under Apache-2.0. The licence of these weights is "
+        "unknown: it depends on the licence of the images that they were learned from, which the run does not know. "
+        "The images were not examined for biases. The numbers above hold for the data set above only.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -92,9 +102,9 @@ def _describe_encoder(recipe: Recipe, result: Mapping[str, Any]) -> str:
     channels, height, width = result["map"]
     size = result["image_size"]
     return (
-        f"## What it is\n\nAn image encoder, without a classifier: {_name_network(recipe)}. It maps an image of {size} x {size} "
-        f"pixels to a feature map of {channels} x {height} x {width}; the mean of the map over its positions is the image's "
-        f"{channels} features.\n\n{_settings_table(recipe.encoder.model_dump(mode='json'))}"
+        f"## What it is\n\nAn image encoder, without a classifier: {_name_network(recipe)}. It maps an image of "
+        f"{size} x {size} pixels to a feature map of {channels} x {height} x {width}; the mean of the map over its "
+        f"positions is the image's {channels} features.\n\n{_settings_table(recipe.encoder.model_dump(mode='json'))}"
     )
 
 
@@ -113,7 +123,7 @@ def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> 
 
 
 def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[str, Any]) -> str:
-    """Returns the method with its deviations from the paper, and the budget if a stage of this recipe made the encoder."""
+    """Returns the method, its deviations from the paper, and the budget if it is known."""
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not name its method."
     spec = made["method"]
@@ -128,32 +138,20 @@ def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[st
     return "\n\n".join(parts)
 
 
-def _find_pretraining(recipe: Recipe, instance: StageInstance) -> Pretrain | None:
-    """Returns the pretraining stage of this recipe that made the encoder, None if the recipe refers to an encoder in MLflow."""
+def _find_pretraining(recipe: Recipe, instance: StageInstance) -> StageConfig | None:
+    """Returns the stage that made the encoder, None if the recipe takes the encoder from MLflow."""
     source = recipe.encoder_source(instance.stage)
-    stage = recipe.stages[source.stage] if source is not None and source.stage is not None else None
-    return stage if isinstance(stage, Pretrain) else None
+    return recipe.stages[source.stage] if source is not None and source.stage is not None else None
 
 
-def _describe_budget(stage: Pretrain | None) -> str:
+def _describe_budget(stage: StageConfig | None) -> str:
     if stage is None:
         return "Its budget is in the MLflow run that made it."
-    values = stage.model_dump(
-        mode="json",
-        include={
-            "epochs",
-            "batch_size",
-            "optimizer",
-            "schedule",
-            "precision",
-            "labelled_per_batch",
-            "labels_per_class",
-        },
-    )
+    values = stage.model_dump(mode="json", include=set(BUDGET_KEYS))
     labels = (
-        "No label was seen."
-        if stage.labelled_per_batch == 0
-        else "Labels were seen: see labelled_per_batch and labels_per_class."
+        "Labels were seen: see labelled_per_batch and labels_per_class."
+        if values.get("labelled_per_batch")
+        else "No label was seen."
     )
     return f"The budget. {labels}\n\n{_settings_table(values)}"
 
@@ -167,7 +165,8 @@ def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) 
         ),
         (
             "images",
-            f"{len(splits.train):,} to train on, {len(splits.val):,} held out of these, {len(splits.test):,} to test on",
+            f"{len(splits.train):,} to train on, {len(splits.val):,} held out of these, "
+            f"{len(splits.test):,} to test on",
         ),
         ("classes", len(store.classes) or "none: no labels"),
         ("quarantined", f"{store.quarantined:,} images that cannot be decoded"),
@@ -175,7 +174,7 @@ def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) 
     ]
     other = made.get("store") not in (None, store.hash)
     note = (
-        f"\n\nThe encoder was learned from another store, `{made['store']}`. The store above is that of the scores below."
+        f"\n\nThe encoder was learned from another store, `{made['store']}`; the scores below are of the store above."
         if other
         else ""
     )
@@ -186,16 +185,18 @@ def _describe_scores(recipe: Recipe, instance: StageInstance, siblings: Sequence
     """Returns the test scores of this encoder and of its baselines, and the mean gain over all seeds."""
     found = score_rows(recipe, siblings)
     if not found:
-        return "## What it was worth\n\nNot measured in this recipe."
+        return "## Scores\n\nNot measured in this recipe."
     seeds = {row.stage: [i.seed for i in siblings if i.stage == row.stage] for row in found}
     lines = []
     for row in found:
         position = seeds[row.stage].index(instance.seed)
-        lines.append((row.stage, row.measure, f"{100 * row.pretrained[position]:.2f}", f"{100 * row.baseline[position]:.2f} ({row.against})",
-                      f"{row.gain.mean():+.2f} over {len(row.gain)}: {row.verdict}"))  # fmt: skip
+        score = f"{100 * row.pretrained[position]:.2f}"
+        baseline = f"{100 * row.baseline[position]:.2f} ({row.against})"
+        gain = f"{row.gain.mean():+.2f} over {len(row.gain)}: {row.verdict}"
+        lines.append((row.stage, row.measure, score, baseline, gain))
     heads = ("stage", "measure", "this encoder", "without pretraining", "mean gain, seeds")
     caption = "Accuracy on test images (%), one seed, and the gain over all seeds of the recipe."
-    return f"## What it was worth\n\n{caption}\n\n{_markdown_table(heads, lines)}"
+    return f"## Scores\n\n{caption}\n\n{_markdown_table(heads, lines)}"
 
 
 def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
@@ -205,14 +206,16 @@ def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
     parts = [
         "## How to load it",
         f"Images are RGB, floats in 0..1, cropped to {size} x {size} by `dataset.eval_augment` of the recipe: "
-        f"`{json.dumps([op.model_dump(mode='json') for op in recipe.dataset.eval_augment])}`. Run the code in the folder of this card.",
+        f"`{json.dumps([op.model_dump(mode='json') for op in recipe.dataset.eval_augment])}`. "
+        "Run the code in the folder of this card.",
     ]
     for format, facts in result["formats"].items():
         worst = max(facts["difference"].values(), key=lambda found: found["relative"])
         absolute, relative = (f"{worst[key]:.2g}" for key in ("absolute", "relative"))
         difference = f"Largest difference from the encoder: {absolute}, {relative} of its largest value."
         parts.append(
-            f"### {FORMAT_NAMES[format]}\n\n{difference}{_describe_format(format, facts)}\n\n```python\n{loading_code(format, facts, size, normalisation)}\n```"
+            f"### {FORMAT_NAMES[format]}\n\n{difference}{_describe_format(format, facts)}\n\n"
+            f"```python\n{loading_code(format, facts, size, normalisation)}\n```"
         )
         parts.append(
             _markdown_table(
@@ -237,12 +240,12 @@ def _describe_format(format: str, facts: Mapping[str, Any]) -> str:
         )
     if format == "onnx":
         return (
-            f" Opset {facts['opset']}; compared by onnxruntime {facts['version']}. The normalisation is in the graph; the "
-            "batch size is free."
+            f" Opset {facts['opset']}; compared by onnxruntime {facts['version']}. The normalisation is in the graph; "
+            "the batch size is free."
         )
     if format == "torch_export":
         return (
-            f" Written by torch {facts['version']}, and compared before it was written. The normalisation is in the graph; "
-            "the batch size is free. torch.export.load may unpickle parts of a file: check its sha256."
+            f" Written by torch {facts['version']}, and compared before it was written. The normalisation is in the "
+            "graph; the batch size is free. torch.export.load may unpickle parts of a file: check its sha256."
         )
     return " Spec and weights, with a manifest of sha256 sums; the normalisation is part of the encoder."

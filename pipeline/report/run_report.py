@@ -1,4 +1,4 @@
-"""The report of a recipe's run: scores, warnings, stages with their figures, data, times, lineage, and how to repeat it."""
+"""The report of a recipe's run: scores, warnings, stages with figures, data, times, lineage, and how to repeat it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

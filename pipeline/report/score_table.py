@@ -50,8 +50,8 @@ GAIN_STYLES = {"helps": "green", "hurts": "red"}
 def score_cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
     """Returns the cells of a row by heading, "" for those without a value.
 
-    Scores are mean ± standard deviation over seeds. `paper` has the paper's number, and in brackets that of its baseline;
-    `difference` is the mean minus the paper's number.
+    Scores are mean ± standard deviation over seeds. `paper` has the paper's number, and in brackets that of its
+    baseline; `difference` is the mean minus the paper's number.
     """
     found = {"stage": row.stage, "measure": row.measure, "pretrained": _format_spread(row.pretrained, row.scale)}
     found |= dict.fromkeys(("without", "baseline", "gain", "pretraining", "paper", "difference"), "")

@@ -1,1 +1,1 @@
-"""A recipe from start to end: checks, stage graph, Ray Train, resume."""
+"""Runs of a recipe: checks, the stage graph, Ray Train, resuming, and publishing to MLflow."""

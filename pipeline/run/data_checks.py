@@ -1,4 +1,4 @@
-"""Checks of a recipe against its prepared images: enough of them for its batches and its labels, for every seed."""
+"""Checks of a recipe against its prepared images, for every seed: there must be enough for its batches and labels."""
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.splits import Splits
@@ -9,7 +9,8 @@ def check_images(recipe: Recipe, splits: Splits) -> None:
     """Checks every stage against the images of the store.
 
     Raises:
-        UserError: a batch is larger than its images, a class has too few images, a subset does not exist, a held-out part is empty.
+        UserError: a batch has more images than there are, a class has too few, a subset does not exist, or the held-out
+            split is empty.
     """
     for name, stage in recipe.stages.items():
         stage_kind(stage).check_images(name, stage, recipe, splits)

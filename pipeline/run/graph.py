@@ -1,4 +1,7 @@
-"""The stage graph of a recipe: what each stage starts from, and the instance of a stage and seed, found by all that decides its result."""
+"""The stage graph of a recipe: the encoder that each stage starts from, and the folder of each stage and seed.
+
+A folder is named by a hash of all that decides the result of the stage.
+"""
 
 import contextlib
 import json
@@ -24,7 +27,7 @@ COMPANION_KEYS = {"head": "features", "decoder": "arms"}
 
 @dataclass
 class ResolvedReferences:
-    """The encoders and other networks that a recipe takes from MLflow, downloaded. Both mappings are by the name of the stage."""
+    """The downloaded encoders and other networks that a recipe takes from MLflow, by the name of the stage."""
 
     # The pinned reference of the encoder, and the folder that it was downloaded to.
     encoders: dict[str, tuple[str, Path]] = field(default_factory=dict)
@@ -75,7 +78,9 @@ class StageGraph:
     segment: TrainingSegment | None = None
 
     def find_instance(self, name: str, seed: int) -> StageInstance:
-        """Returns the instance of a stage and seed. Its folder is named by a hash of all that decides the result; the number of workers does not.
+        """Returns the instance of a stage and seed.
+
+        Its folder is named by a hash of all that decides the result; the number of workers does not.
 
         Raises:
             UserError: what it starts from is missing or damaged.
@@ -147,7 +152,7 @@ class StageGraph:
         return instance
 
     def find_siblings(self, instance: StageInstance) -> list[StageInstance]:
-        """Returns the finished instances of all stages that score the encoder of `instance`, or the same stage's encoder of another seed."""
+        """Returns the finished instances of all stages that use the encoder of `instance`, for all seeds."""
         found = []
         for name in self.recipe.stages:
             if self.recipe.encoder_source(name) is None:

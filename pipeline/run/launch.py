@@ -1,4 +1,4 @@
-"""Run a stage's work on the training workers: Ray Train's TorchTrainer, or this process (`scale.workers: 0`)."""
+"""Runs stages on the training workers: in Ray Train's TorchTrainer, or in this process if `scale.workers` is 0."""
 
 import contextlib
 import logging
@@ -27,16 +27,18 @@ from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import world_size
 
 STOP_TYPES: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
-STOP_GRACE_S = 10.0  # that a function has to end when it is asked to
+# The time that a function has to end after it was asked to stop.
+STOP_GRACE_S = 10.0
 
 
 def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> None:
-    """Runs every instance, in order, on all workers together. The results are in the instances' folders.
+    """Runs the instances in order, each on all workers together. The results are in the instances' folders.
 
     Raises:
-        StopTraining: the training cannot go on (a loss that is not finite, a full disk, the same error twice), (Stopped) was asked to stop, or
-            (Paused) is far enough.
-        StageFailed: a worker died or raised, `scale.max_failures` times more than once.
+        StopTraining: the training cannot continue: a loss is not finite, the disk is full, or an error occurred twice.
+        Stopped: the user asked it to stop.
+        Paused: it has reached the step at which it was to pause.
+        StageFailed: workers died or raised more often than `scale.max_failures`.
     """
     for instance in instances:
         failures.delete_failures(instance.folder)
@@ -64,7 +66,10 @@ def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
 
 @failures.fault_from_environment()
 def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
-    """On a worker. A StopTraining is raised by all ranks alike, so it is an answer and not a failure that Ray should repeat."""
+    """Runs the instances on a worker. Returns the message and type of a StopTraining, `{"stop": None}` if all finish.
+
+    All ranks raise the same StopTraining. It is returned, because Ray would repeat a training that raises.
+    """
     recipe = parse_recipe(payload["recipe"])
     worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
     try:
@@ -86,11 +91,15 @@ def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) 
 
 
 def _watch_for_hang(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.AbstractContextManager[None]:
-    """A hang of one rank of several is noticed by the others; one in this process, by who sits before it."""
+    """Watches a rank that is alone on Ray.
+
+    Several ranks need no watchdog, because the timeout of their collectives ends a hang. In this process the user
+    sees it.
+    """
     if not on_ray or world_size() > 1:
         return contextlib.nullcontext()
     if watchdog.has_hung(folder):
-        append_row(folder, {"note": f"it hung, and was started anew; where it was: {folder / watchdog.HANG_FILE}"})
+        append_row(folder, {"note": f"it hung and was restarted; its stack is in {folder / watchdog.HANG_FILE}"})
     return watchdog.watch_process(folder, scale.collective_timeout_s)
 
 
@@ -104,20 +113,23 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         return {"stop": wrong, "kind": StopTraining.__name__}
     device = get_device()
-    if device.type == "cuda":  # collectives over objects use the current device
+    # Collectives over objects use the current device.
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     return _run_instances(config, on_ray=True, device=device)
 
 
 def describe_crowding(recipe: Recipe, workers: int, cpus: float) -> str | None:
-    """What is wrong where so many workers leave too little of the cluster's CPUs for decoding, so that the first batch would never come: an elastic
-    group takes all that it finds."""
+    """Returns an error message if the workers leave too few CPUs of the cluster for decoding, None otherwise.
+
+    An elastic group takes all CPUs that it finds; without any for decoding, the first batch would never come.
+    """
     left, need = cpus - workers * recipe.scale.cpus_per_worker, count_decoding_cpus(recipe.stream, workers)
     if left >= need:
         return None
     return (
-        f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; valid: fewer at most, or a "
-        "scale.cpus_per_worker that leaves some on every machine"
+        f"scale.workers: {workers} workers leave {left:g} CPUs of the cluster, and decoding for them needs {need:g}; "
+        "valid: a smaller maximum, or a scale.cpus_per_worker that leaves some CPUs on every machine"
     )
 
 
@@ -142,7 +154,8 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
             elastic_resize_monitor_interval_s=scale.resize_s,
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
-            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",  # never an old one: Ray would continue it by its own rules
+            # A name that was used before would make Ray continue that run by its own rules.
+            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
             worker_runtime_env={"env_vars": environment},
@@ -161,8 +174,11 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
 
 
 def run_interruptibly(function: Callable[[], Any], stop: Callable[[], None] | None = None) -> Any:
-    """Call it in a thread and wait, so that Ctrl-C and SIGTERM reach this one: in the main thread, Ray puts its own handler there. `stop`: asks the
-    function to end, for which it then has a moment."""
+    """Calls `function` in a thread and waits for it, so that Ctrl-C and SIGTERM interrupt this thread.
+
+    In the main thread, Ray would replace the signal handlers. `stop` is called when this thread is interrupted; then
+    the function has STOP_GRACE_S seconds to end.
+    """
     outcome: dict[str, Any] = {}
 
     def call() -> None:
@@ -187,17 +203,18 @@ def run_interruptibly(function: Callable[[], Any], stop: Callable[[], None] | No
 
 
 def _last_attempt_hung(folder: Path) -> bool:
-    """The last attempt did."""
+    """Returns True if the last attempt hung."""
     work = read_attempts(folder)
     return watchdog.has_hung(folder) and work is not None and work.ended is None
 
 
 def _describe_hang(folder: Path, scale: ScaleOptions) -> str:
-    return f"{folder.name}: no step was made within scale.collective_timeout_s: {scale.collective_timeout_s}; where it was: {folder / watchdog.HANG_FILE}"
+    timeout = f"scale.collective_timeout_s: {scale.collective_timeout_s}"
+    return f"{folder.name}: no step was made within {timeout}; its stack is in {folder / watchdog.HANG_FILE}"
 
 
 def _describe_training_failure(error: BaseException, scale: ScaleOptions) -> str:
-    """The innermost cause of a failed training, with the rank where Ray knows it."""
+    """Returns the innermost cause of a failed training in one line, with the rank if Ray knows it."""
     if of_ranks := getattr(error, "worker_failures", None):
         return failures.describe_cause(of_ranks, scale.max_workers, scale.collective_timeout_s)
     text = str(error).strip().splitlines()

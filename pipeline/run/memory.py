@@ -1,6 +1,6 @@
-"""What a recipe will hold in this machine's memory, estimated from the recipe and the store's manifest, and checked before Ray Train starts.
+"""An estimate of the memory that a recipe needs on this machine, which is checked before Ray Train starts.
 
-Ray does not count what a task holds on its heap: too much of it ends in a process that the system kills, minutes into a run.
+Ray does not count the heap of its tasks. Without the check, the system would kill a process minutes into a run.
 """
 
 from collections.abc import Iterator
@@ -19,19 +19,22 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train import device_cache
 from firstlight.tasks.nn.encoders import Encoder
 
-# Memory of processes that no other process shares, measured (docs/performance.md)
-RAY_BYTES = 1_300_000_000  # Ray's own: its servers, and the actors of Ray Train and Ray Data
-WORKER_BYTES = 650_000_000  # a training worker that has imported torch
-TASK_BYTES = 140_000_000  # a decoding task that has imported pyarrow and Pillow
-# Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that it writes
+# Memory that a process shares with no other, measured (docs/performance.md).
+# Ray itself: its servers, and the actors of Ray Train and Ray Data.
+RAY_BYTES = 1_300_000_000
+# A training worker that has imported torch.
+WORKER_BYTES = 650_000_000
+# A decoding task that has imported pyarrow and Pillow.
+TASK_BYTES = 140_000_000
+# Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that
+# it writes.
 BLOCKS_PER_TASK = 3
 CGROUP_FOLDER = Path("/sys/fs/cgroup")
-ROWS = 1024  # of the tables that are built to be measured
 
 
 @dataclass(frozen=True)
 class StreamMemory:
-    """One stream of a worker, in bytes: the blocks that travel, and a batch, as it is read from them."""
+    """The bytes of one stream of a worker: those of a block, and those of a batch that is made from blocks."""
 
     block: int
     batch: int
@@ -39,22 +42,32 @@ class StreamMemory:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes, of all workers together. Not in it, as nothing tells before: what a network, its optimiser and its activations take."""
+    """Estimated bytes over all workers.
 
-    in_flight: int  # decoded images in the object store, on their way
-    object_store: int  # what the object store may take: `scale.object_store_mb`
-    tasks: int  # decoding tasks: their processes, the encoded images of a window, the largest image decoded, a block being built
-    workers: int  # training workers: their processes, and two batches as float
-    held: int  # images that are held decoded; 0 where that is on GPUs
-    tables: int  # the state that the method keeps for every image
-    ray: int  # Ray itself
+    The network, its optimiser and its activations are not included, because they are not known before.
+    """
+
+    # Decoded images that are on their way through the object store.
+    in_flight: int
+    # The limit of the object store, `scale.object_store_mb`.
+    object_store: int
+    # Decoding tasks: their processes, the encoded images of a window, the largest image decoded, a block being built.
+    tasks: int
+    # Training workers: their processes, and two batches as float.
+    workers: int
+    # Images that are kept decoded; 0 if they are kept on GPUs.
+    held: int
+    # The state that the method keeps for every image.
+    tables: int
+    # Ray itself.
+    ray: int
 
     @property
     def total(self) -> int:
         return self.object_store + self.tasks + self.workers + self.held + self.tables + self.ray
 
     def bytes_by_key(self) -> dict[str, int]:
-        """The parts of `total`, by the key that lowers each."""
+        """Returns parts of `total` by the key of the recipe that lowers them."""
         return {
             "stream.tasks": self.tasks,
             "scale.workers": self.workers,
@@ -64,16 +77,21 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         return (
-            f"object store {_format_megabytes(self.object_store)} (decoded images on their way {_format_megabytes(self.in_flight)}), decoding tasks {_format_megabytes(self.tasks)}, "
-            f"training workers {_format_megabytes(self.workers)}, held images {_format_megabytes(self.held)}, tables {_format_megabytes(self.tables)}, Ray {_format_megabytes(self.ray)}"
+            f"object store {_format_megabytes(self.object_store)} "
+            f"(decoded images on their way {_format_megabytes(self.in_flight)}), "
+            f"decoding tasks {_format_megabytes(self.tasks)}, training workers {_format_megabytes(self.workers)}, "
+            f"held images {_format_megabytes(self.held)}, tables {_format_megabytes(self.tables)}, "
+            f"Ray {_format_megabytes(self.ray)}"
         )
 
 
 def check_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
-    """The estimate, with `images` in the training split, against what this machine has free. On a cluster nothing is known of the machines.
+    """Estimates the memory of a recipe with `images` in the training split, and compares it with that of this machine.
+
+    On a cluster nothing is compared, because the machines are not known. Returns the estimate.
 
     Raises:
-        UserError: names the key to lower, what is needed and what there is.
+        UserError: names the key to lower, the bytes that are needed and those that are free.
     """
     needed = estimate_memory(recipe, store, images)
     if recipe.scale.max_workers and recipe.scale.address == "local":
@@ -82,7 +100,7 @@ def check_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
 
 
 def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
-    """A function of its arguments alone."""
+    """Returns the estimate for a recipe, a store, and a training split of `images` images."""
     workers, stream = recipe.scale.max_workers, recipe.stream
     traffic = list(_list_streams(recipe))
     task = (
@@ -101,17 +119,18 @@ def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate
 
 
 def compare_memory(recipe: Recipe, needed: MemoryEstimate, free: int) -> None:
-    """`needed` against the object store of the recipe, and against `free` bytes of memory.
+    """Compares an estimate with the object store of the recipe and with `free` bytes of memory.
 
     Raises:
-        UserError: as `check`.
+        UserError: as `check_memory`.
     """
     stream = recipe.stream
     if needed.in_flight > needed.object_store:
         need = -(-needed.in_flight // 2**20)
         raise UserError(
-            f"scale.object_store_mb: {recipe.scale.object_store_mb} is less than the {need:,} MB that decoded images on their way to "
-            f"{recipe.scale.max_workers} workers take; valid: at least {need}, or a smaller stream.prefetch ({stream.prefetch}), "
+            f"scale.object_store_mb: {recipe.scale.object_store_mb} is less than the {need:,} MB that decoded images "
+            f"on their way to {recipe.scale.max_workers} workers take; valid: at least {need}, or a smaller "
+            f"stream.prefetch ({stream.prefetch}), "
             f"stream.tasks ({stream.tasks}) or batch_size"
         )
     if needed.total > free:
@@ -123,24 +142,26 @@ def compare_memory(recipe: Recipe, needed: MemoryEstimate, free: int) -> None:
         }
         first, *others = sorted(needed.bytes_by_key(), key=lambda key: -needed.bytes_by_key()[key])
         raise UserError(
-            f"{first}: {values[first]} is not valid: of {_format_megabytes(free)} of memory that are free, {_format_megabytes(needed.total)} would be needed: {needed}; "
+            f"{first}: {values[first]} is not valid: of {_format_megabytes(free)} of memory that are free, "
+            f"{_format_megabytes(needed.total)} would be needed: {needed}; "
             f"valid: less, or less of {', '.join(f'{key} ({values[key]})' for key in others)}"
         )
 
 
 def free_memory() -> int:
-    """Bytes that new processes can have on this machine, or in this container."""
+    """Returns the bytes that new processes can have on this machine or in this container."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = (CGROUP_FOLDER / "memory.max").read_text().strip()
         used = dict(line.split() for line in (CGROUP_FOLDER / "memory.stat").read_text().splitlines())
         return min(free, int(limit) - int(used["anon"])) if limit != "max" else free
-    except (OSError, ValueError, KeyError):  # not in a container, or in one that does not tell
+    # This is no container, or one without these files.
+    except (OSError, ValueError, KeyError):
         return free
 
 
 def _list_streams(recipe: Recipe) -> Iterator[StreamMemory]:
-    """The streams of all stages: of trainings, and of passes over images that are scored."""
+    """Yields the streams of all stages, for trainings and for scoring."""
     workers, image = max(recipe.scale.max_workers, 1), recipe.dataset.image_size**2 * 3
     for stage in recipe.stages.values():
         for images, views in stage_kind(stage).streamed_batches(stage, workers):
@@ -152,25 +173,25 @@ def _measure_stream(rows: int, row_bytes: int) -> StreamMemory:
 
 
 def _bytes_in_flight(traffic: StreamMemory, recipe: Recipe) -> int:
-    """Of one worker, at the least: with more room Ray Data runs further ahead, up to half of the object store."""
+    """Returns the least bytes of one worker. Ray Data runs further ahead if it can, up to half of the object store."""
     return (BLOCKS_PER_TASK * recipe.stream.tasks + 1) * traffic.block + recipe.stream.prefetch * traffic.batch
 
 
 def _encoded_bytes(recipe: Recipe, store: Store) -> int:
-    """What a decoding task has read: its window, beside the row groups that it keeps, and the one that is being read."""
+    """Returns the encoded bytes of a decoding task: its window, its cached row groups, and the one that it reads."""
     total = sum(shard.bytes for shard in store.shards)
     an_image = max(total // sum(shard.count for shard in store.shards), 1)
     return min(total, IMAGE_CACHE_BYTES + min(recipe.stream.window * an_image, IMAGE_CACHE_BYTES) + MAX_GROUP_BYTES)
 
 
 def _largest_image_bytes(store: Store) -> int:
-    """Bytes of the largest image, decoded: of all images, where they are of one size."""
+    """Returns the bytes of an image with the largest width and height of the store, decoded."""
     width, height = (store.images.get(side, (0, 0))[1] for side in ("width", "height"))
     return int(width * height * 3)
 
 
 def _table_row_bytes(recipe: Recipe, classes: int) -> int:
-    """Bytes that a method keeps for an image, the most of all stages."""
+    """Returns the bytes that a method keeps for an image, the maximum over all stages."""
 
     def build_encoder() -> Encoder:
         return Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)

@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: what they have, whether the workers fit on them one by one, and the time that a cluster has to grow."""
+"""The machines of a Ray cluster: their resources, a check that the workers fit, and waiting for a cluster to grow."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
 
-NODE_POLL_S = 2.0  # between two looks at a cluster that grows
+# Seconds between two checks of a growing cluster.
+NODE_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine, by what Ray counts."""
+    """The CPUs and GPUs of a machine, as Ray counts them."""
 
     cpus: float
     gpus: float
 
 
 def list_live_nodes() -> list[Node]:
-    """The machines of the cluster that this process has joined."""
+    """Returns the live machines of the cluster that this process has joined."""
     import ray
 
     found = (node["Resources"] for node in ray.nodes() if node["Alive"])
@@ -27,7 +28,7 @@ def list_live_nodes() -> list[Node]:
 
 
 def count_fits(need: Node, have: Node) -> int:
-    """How often `need`, which is not nothing, fits."""
+    """Returns how many times `need` fits into `have`. `need` must have a CPU or GPU share above 0."""
     fits = [
         int((there + 1e-6) / wanted) for wanted, there in ((need.cpus, have.cpus), (need.gpus, have.gpus)) if wanted
     ]
@@ -35,16 +36,17 @@ def count_fits(need: Node, have: Node) -> int:
 
 
 def check_worker_fit(scale: ScaleOptions, nodes: Sequence[Node], where: str) -> None:
-    """A worker does not spread over machines.
+    """Checks that the workers fit, each on one machine. `where` names the cluster.
 
     Raises:
-        UserError: names the key, and what the machines have.
+        UserError: names the key and the resources of the machines.
     """
     fit = sum(count_fits(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
     if fit < scale.min_workers:
         gpus = f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else ""
         raise UserError(
-            f"scale.workers: {scale.min_workers} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the machines one by one: "
+            f"scale.workers: {scale.min_workers} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the "
+            f"machines one by one: "
             f"{where} has machines of {describe_nodes(nodes)}; valid: 0 to {fit}, or a smaller scale.cpus_per_worker"
         )
 
@@ -55,18 +57,20 @@ def describe_node(node: Node) -> str:
 
 def describe_nodes(nodes: Sequence[Node]) -> str:
     return ", ".join(describe_node(node) for node in nodes[:4]) + (
-        f" and {len(nodes) - 4} machines more" if len(nodes) > 4 else ""
+        f" and {len(nodes) - 4} more machines" if len(nodes) > 4 else ""
     )
 
 
 def wait_for_nodes(
     scale: ScaleOptions, data: float, check: Callable[[list[Node]], None], notify: Callable[[str], None]
 ) -> None:
-    """Return when `check` finds no fault with the machines; until then, for `scale.wait_s` at most, ask the cluster's autoscaler for room for the
-    most workers and `data` CPUs more.
+    """Waits until `check` accepts the machines, at most `scale.wait_s` seconds.
+
+    Requests machines for `scale.max_workers` workers and `data` more CPUs from the cluster's autoscaler. `notify` is
+    called with a message for the user once it has to wait.
 
     Raises:
-        UserError: that of `check`, when the time is over.
+        UserError: the last one of `check`, when the time is over.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -90,7 +94,7 @@ def wait_for_nodes(
 
 
 def withdraw_request() -> None:
-    """Ask for nothing any more: machines that idle may go."""
+    """Withdraws the request for machines, so that the autoscaler may remove idle ones."""
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[])

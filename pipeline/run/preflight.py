@@ -19,7 +19,7 @@ from firstlight.tasks.nn.encoders import Encoder
 def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
     """Checks everything that can be known without Ray and without reading an image.
 
-    `source`: that of `recipe.dataset`, if it is open already.
+    `source`: the source of `recipe.dataset`, if it is open already.
 
     Raises:
         UserError: names the dotted key, the value and the valid values.
@@ -58,21 +58,23 @@ def _build_encoder(recipe: Recipe) -> Encoder:
 
 
 def _check_batch(where: str, stage: TrainingOptions, scale: ScaleOptions) -> None:
-    """Every number of workers that there may be has an equal share."""
+    """Checks that a batch divides evenly over every possible number of workers."""
     if scale.min_workers < scale.max_workers:
         shares = math.lcm(*range(scale.min_workers, scale.max_workers + 1)) * stage.accumulate
         if stage.batch_size % shares:
+            near = max(stage.batch_size // shares, 1) * shares
             raise UserError(
-                f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers, {scale.min_workers} to {scale.max_workers} of them, "
-                f"and must be a multiple of {shares}; near it: {max(stage.batch_size // shares, 1) * shares}"
+                f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers, "
+                f"{scale.min_workers} to {scale.max_workers} of them, and must be a multiple of {shares}; "
+                f"near it: {near}"
             )
         return
     workers = max(scale.max_workers, 1)
     if stage.batch_size % (workers * stage.accumulate):
         parts = f" and accumulate = {stage.accumulate} parts" if stage.accumulate > 1 else ""
         raise UserError(
-            f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers = {workers} workers{parts} "
-            f"and must be a multiple of {workers * stage.accumulate}"
+            f"{where}.batch_size: {stage.batch_size} is not valid: it is the sum over scale.workers = {workers} "
+            f"workers{parts} and must be a multiple of {workers * stage.accumulate}"
         )
 
 
@@ -84,5 +86,6 @@ def _check_storage(storage: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"storage: {str(storage)!r} cannot be written: {os.strerror(error.errno or 0)}; valid: a folder you may write to"
+            f"storage: {str(storage)!r} cannot be written: {os.strerror(error.errno or 0)}; "
+            "valid: a folder you may write to"
         ) from None

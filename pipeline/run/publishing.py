@@ -1,6 +1,7 @@
-"""The MLflow side of a run of a recipe: its parent run, a run for each stage and seed, the model cards, the summary and the report.
+"""Publishes a run of a recipe to MLflow: parent run, a run for each stage and seed, model cards, summary and report.
 
-Work goes on while MLflow is unreachable: what it does not take waits in an outbox, and is published later from the files on disk.
+The stages continue while MLflow is unreachable. Failed uploads wait in an outbox, and are repeated later from the files
+on disk.
 """
 
 import contextlib
@@ -122,7 +123,7 @@ class RunPublisher:
         write_json(file, {**read_run_file(file), "closed": closed})
 
     def known_parent(self, store: Store) -> str | None:
-        """Returns the id of the parent run of this command or of an earlier one with the same recipe, None if there is none."""
+        """Returns the id of the parent run of this or an earlier command with the same recipe, None if there is none."""
         return self.parent_run or read_run_file(self._parent_file(store)).get("run_id")
 
     # Stages
@@ -143,7 +144,7 @@ class RunPublisher:
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
     def open_instances(self, instances: Sequence[StageInstance]) -> None:
-        """Starts the runs of instances, so that they can be seen while they work; later, if MLflow is unreachable now."""
+        """Starts the runs of instances, so that MLflow shows them while they work; if it is unreachable, later."""
         try:
             for instance in instances:
                 self.start_instance(instance)
@@ -176,7 +177,10 @@ class RunPublisher:
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
     def find_last_step(self, instance: StageInstance, prefix: str) -> int:
-        """Returns the last step that MLflow has of a training, -1 if it has none or is unreachable: a row that is logged twice counts once."""
+        """Returns the last step that MLflow has of a training, -1 if it has none or is unreachable.
+
+        Rows that MLflow has already may be logged again: they count once.
+        """
         try:
             return self.tracking.find_last_step(self.start_instance(instance), f"{prefix}loss")
         except TrackingUnavailable as error:
@@ -205,7 +209,8 @@ class RunPublisher:
 
     def put_cards(self, instances: Sequence[StageInstance]) -> None:
         """Writes and publishes the model card of every exported encoder, with what is known of it by now."""
-        exported = [one for one in instances if isinstance(self.recipe.stages[one.stage], export.Export)]
+        kinds = {name: stage.kind for name, stage in self.recipe.stages.items()}
+        exported = [one for one in instances if find_publisher(kinds[one.stage]).has_model_card]
         if exported:
             self.outbox.put("the model cards", lambda: self._publish_cards(exported))
 
@@ -234,7 +239,7 @@ class RunPublisher:
     def put_summary(self, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         """Publishes the table into the parent run, if this command or an earlier one left something to publish."""
         if self.parent_run is None and not instances:
-            self.console.print(f"the store is whole: {self.store.path}", soft_wrap=True)
+            self.console.print(f"the store is complete: {self.store.path}", soft_wrap=True)
             return
         left_open = not read_run_file(self._parent_file(self.store)).get("closed", True)
         if self.parent_run is None and not self.outbox.waiting and not left_open:
@@ -283,7 +288,7 @@ class RunPublisher:
             raise
 
     def close_failed(self, error: BaseException, report: Path | None) -> None:
-        """Ends the open runs as KILLED or FAILED, with the report of what is known so far. The next command opens them again."""
+        """Ends the open runs as KILLED or FAILED and logs the report. The next command opens them again."""
         # MLflow may be what failed; the first error is the one that the user should see.
         with contextlib.suppress(Exception):
             parent = self.known_parent(self.store) if report is not None else None

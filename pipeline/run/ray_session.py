@@ -1,4 +1,4 @@
-"""Ray: started when the first stage needs it, with the settings that make failures finite, and checked for room before anything is placed."""
+"""A Ray session: started when the first stage needs it, with finite timeouts, after a check of its resources."""
 
 import contextlib
 import os
@@ -18,19 +18,19 @@ from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import nodes as machines
 
-ELASTIC_START_S = (
-    20  # that an elastic group waits for its machines: one of them may be lost, and then fewer workers will do
-)
-MIN_DATA_CPUS = 1.0  # kept free for Ray Data, at the least: with every CPU taken by workers, it would wait for ever
+# The time that an elastic group waits for its machines. If one is lost, it starts with fewer workers.
+ELASTIC_START_S = 20
+# CPUs that are always kept free for Ray Data: if workers took every CPU, it would wait forever.
+MIN_DATA_CPUS = 1.0
 
 
 class RaySession:
-    """A Ray that is not there until `start`, and gone after the `with` block."""
+    """A Ray that `start` starts or joins, and that the end of the `with` block shuts down."""
 
     def __init__(
         self, scale: ScaleOptions, stream: StreamOptions | None = None, notify: Callable[[str], None] | None = None
     ) -> None:
-        """`tell`: is given what the user should know while he waits."""
+        """`notify` is called with messages for the user during a wait."""
         self.scale, self.stream, self.started = scale, stream or StreamOptions(), False
         self.notify = notify or (lambda line: None)
 
@@ -48,8 +48,10 @@ class RaySession:
             ray.shutdown()
 
     def start(self, always: bool = False) -> bool:
-        """Start or join Ray, once; whether it is there. For `scale.workers: 0` it is not, but `always`. In a process that Ray itself runs, or
-        that has started it, it is there already, and stays.
+        """Starts or joins Ray, once. Returns True if Ray is there.
+
+        Nothing is started for `scale.workers: 0`, unless `always`. A Ray that this process has started before, or that
+        runs this process, is used and not shut down.
 
         Raises:
             UserError: the cluster cannot be reached, or has too few CPUs or GPUs.
@@ -59,7 +61,6 @@ class RaySession:
         _set_environment(self.scale)
         close_token_file()
         import ray
-        from ray.exceptions import AuthenticationError
         from ray.util.annotations import RayDeprecationWarning
 
         if not is_verbose():
@@ -67,19 +68,11 @@ class RaySession:
         if ray.is_initialized():
             return True
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            ray.init(**_ray_arguments(self.scale))
-        except (AuthenticationError, ConnectionError, RuntimeError) as error:
-            told = "this machine has no token" if isinstance(error, AuthenticationError) else str(error).splitlines()[0]
-            wanted = (
-                ""
-                if self.scale.address == "local"
-                else "; a cluster with a token wants RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
-            )
-            raise UserError(f"scale.address: {self.scale.address!r} cannot be joined: {told}{wanted}") from None
+        _init_ray(self.scale)
         self.started = True
         if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray has put its own in their place, which abort the process
+            # Ray has replaced the handlers by its own, which abort the process.
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.scale.address != "local":
             machines.wait_for_nodes(
@@ -96,12 +89,12 @@ class RaySession:
 
 
 def is_verbose() -> bool:
-    """`-v` was given."""
+    """Returns True if the command was called with `-v`."""
     return "FIRSTLIGHT_VERBOSE" in os.environ
 
 
 def close_token_file() -> None:
-    """Ray writes the token of a cluster for everybody on the machine to read: from now on only its owner can."""
+    """Makes the file of a cluster's token readable for its owner only; Ray writes it readable for everybody."""
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     with contextlib.suppress(OSError):
         if file.stat().st_mode & 0o077:
@@ -113,27 +106,30 @@ def count_local_cpus(scale: ScaleOptions) -> int:
 
 
 def check_local_resources(scale: ScaleOptions, stream: StreamOptions) -> None:
-    """The same check as for a cluster, before Ray starts on this machine."""
+    """Checks the resources of this machine as those of a cluster, before Ray starts."""
     if scale.max_workers and scale.address == "local":
         check_cluster_resources(scale, stream, count_local_cpus(scale), torch.cuda.device_count(), "this machine")
 
 
 def count_data_cpus(scale: ScaleOptions, stream: StreamOptions, workers: int | None = None) -> float:
-    """What is kept free for decoding for so many workers (None: the most)."""
+    """Returns the CPUs that are kept free for decoding for `workers` workers, by default the maximum."""
     return max(MIN_DATA_CPUS, count_decoding_cpus(stream, max(scale.max_workers if workers is None else workers, 1)))
 
 
 def count_decoding_cpus(stream: StreamOptions, workers: int) -> float:
-    """What decoding for so many workers cannot do without. They step together, and tasks that wait for theirs to take a batch keep their CPUs: with
-    all those of the other workers waiting, there must still be room for one task of the last."""
+    """Returns the CPUs that decoding for `workers` workers needs at least.
+
+    The workers step together, and a task that waits for its worker to take a batch keeps its CPUs. While all tasks of
+    the other workers wait, one task of the last worker must still be able to run.
+    """
     return ((workers - 1) * stream.tasks + 1) * stream.task_cpus
 
 
 def check_cluster_resources(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: float, where: str) -> None:
-    """Workers (the fewest), and the CPUs that decoding needs, must fit.
+    """Checks that the minimum of workers and the CPUs for decoding fit. `where` names the machine or cluster.
 
     Raises:
-        UserError: names the key, what is needed and what there is.
+        UserError: names the key, the resources that are needed and those that there are.
     """
     workers = scale.min_workers
     data = count_data_cpus(scale, stream, workers)
@@ -145,23 +141,22 @@ def check_cluster_resources(scale: ScaleOptions, stream: StreamOptions, cpus: fl
             else "scale.cpus_per_worker, stream.tasks or stream.task_cpus"
         )
         raise UserError(
-            f"scale.workers: {workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} CPUs, "
-            f"{where} has {cpus:g}; valid: fewer workers or a smaller {smaller}"
+            f"scale.workers: {workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} "
+            f"CPUs, {where} has {cpus:g}; valid: fewer workers or a smaller {smaller}"
         )
     if workers * scale.gpus_per_worker > gpus:
         raise UserError(
-            f"scale.gpus_per_worker: {workers} workers x {scale.gpus_per_worker:g} need {workers * scale.gpus_per_worker:g} GPUs, "
-            f"{where} has {gpus:g}; valid: 0 to {gpus / workers:g}"
+            f"scale.gpus_per_worker: {workers} workers x {scale.gpus_per_worker:g} need "
+            f"{workers * scale.gpus_per_worker:g} GPUs, {where} has {gpus:g}; valid: 0 to {gpus / workers:g}"
         )
 
 
 def _set_environment(scale: ScaleOptions) -> None:
-    """Read by Ray when it is imported. What the user has set stays."""
+    """Sets variables that Ray reads when it is imported, except those that the user has set."""
     defaults = {
         "RAY_DATA_LOG_LEVEL": "INFO" if is_verbose() else "ERROR",
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(
-            scale.collective_timeout_s
-        ),  # Ray's default waits for a lost rank for ever
+        # Ray's default waits for a lost rank forever.
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(scale.collective_timeout_s),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(
             max(120, scale.wait_s) if scale.min_workers == scale.max_workers else ELASTIC_START_S
         ),
@@ -171,14 +166,34 @@ def _set_environment(scale: ScaleOptions) -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that is left over when Ray has been shut down would start another
+        # Otherwise a thread that outlives Ray would start another one.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
     }
-    if (
-        scale.address == "local" and "ray" not in sys.modules
-    ):  # a token of this run only; nothing is written to the home folder
+    # A token for this run only, so that nothing is written to the home folder.
+    if scale.address == "local" and "ray" not in sys.modules:
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
+
+
+def _init_ray(scale: ScaleOptions) -> None:
+    """Starts or joins Ray.
+
+    Raises:
+        UserError: the cluster cannot be joined.
+    """
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ray.init(**_ray_arguments(scale))
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        no_token = isinstance(error, AuthenticationError)
+        reason = "this machine has no token" if no_token else str(error).splitlines()[0]
+        hint = "; a cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        raise UserError(
+            f"scale.address: {scale.address!r} cannot be joined: {reason}{'' if scale.address == 'local' else hint}"
+        ) from None
 
 
 def _ray_arguments(scale: ScaleOptions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs a recipe: its stages in order, each resumed where it stopped, and none that has finished done twice."""
+"""Runs the stages of a recipe in order. A stopped stage is resumed; a finished one is not run again."""
 
 import contextlib
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ TRIAL_LOCK_TIMEOUT_S = 60.0
 def run_recipe(
     recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
 ) -> list[ScoreRow]:
-    """Does what is left to do of a recipe, and returns the rows of its table.
+    """Runs the unfinished stages of a recipe. Returns the rows of its table.
 
     `only`: a kind of stage; the stages of other kinds are left out, and with `prepare` all of them.
 
@@ -139,7 +139,8 @@ class RecipeRunner:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
         if self.repeats and store.hash != self.repeats.store:
             raise UserError(
-                f"repeat: the images differ: this store has sha256 {store.hash}, that of the run had {self.repeats.store}"
+                f"repeat: the images differ: this store has sha256 {store.hash}, "
+                f"that of the run had {self.repeats.store}"
             )
         instance = self._prepare_instance(store)
         is_new = not (instance.folder / PUBLISHED_FILE).exists()
@@ -170,7 +171,7 @@ class RecipeRunner:
             self.console.print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
 
     def run_stage(self, name: str) -> None:
-        """Runs one stage for all seeds: a finished instance stays, a begun one continues."""
+        """Runs one stage for all seeds. Finished instances are kept, begun ones continue."""
         instances = [self.graph.find_instance(name, seed) for seed in self.recipe.seeds]
         self.instances += instances
         unfinished = [instance for instance in instances if instance.result is None]
@@ -212,7 +213,7 @@ class RecipeRunner:
                     kind.run(worker, stage, instance)
 
     def write_report(self, error: BaseException | None = None) -> Path:
-        """Writes the report of all that is known of the recipe, from this command and earlier ones. Returns its file."""
+        """Writes the report of the recipe, from the results of this and earlier commands. Returns its file."""
         known = [instance for name in self.recipe.stages for instance in self.graph.find_begun(name)]
         ran = run_report.RunReport(
             self.worker,
@@ -232,10 +233,10 @@ class RecipeRunner:
         try:
             self.publisher.put_report(self.write_report())
         except OSError as error:
-            self._print_notes([f"the report is not whole: {one_line(error)}"])
+            self._print_notes([f"the report could not be written: {one_line(error)}"])
 
     def abandon(self, error: BaseException) -> None:
-        """Closes the runs that are open, and leaves a report of what is known so far. A training that pauses leaves its runs open."""
+        """Ends the open runs, and writes a report of the results so far. The runs of a paused training stay open."""
         if isinstance(error, Paused):
             return
         report = None

@@ -115,7 +115,8 @@ def test_registered_kind_runs_through_prepare_table_mlflow_report_and_commands(
     shown = CliRunner().invoke(cli, ["show", recipe.name, f"storage={tmp_path}"])
     assert shown.exit_code == 0, shown.output
     assert "means" in shown.output
-    assert f"{100 * np.mean(row.pretrained):.1f}" in shown.output
+    for value, baseline in zip(row.pretrained, row.baseline, strict=True):
+        assert f"nearest_mean {100 * value:.1f} % (random {100 * baseline:.1f})" in " ".join(shown.output.split())
 
     assert run_recipe(recipe, Console(quiet=True)) == [row], "a finished instance is not run again"
 

@@ -10,10 +10,10 @@ from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from tests.support import recipes
+from tests.support.state_hash import hash_state
 
 
 class Stopped(Exception):

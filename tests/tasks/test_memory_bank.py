@@ -214,13 +214,13 @@ def kib(key):
 
 def step(bank):
     queries = torch.nn.functional.normalize(torch.randn(256, 128), dim=1).requires_grad_()
-    partition, entropy = bank.others(queries, torch.randint(bank.size, (256,)), 0.1)
+    partition, entropy = bank.contrast_others(queries, torch.randint(bank.size, (256,)), 0.1)
     (partition.mean() + entropy.mean()).backward()
 
 torch.set_num_threads(1)
 step(MemoryBank(300, 128, 0, 8192))
 bank = MemoryBank(2, 128, 0, 8192)
-bank.size, bank.rows = 400_000, torch.empty(400_000, 128).uniform_(-0.15, 0.15)
+bank.size, bank.values = 400_000, torch.empty(400_000, 128).uniform_(-0.15, 0.15)
 before = kib("VmRSS:")
 step(bank)
 print((kib("VmHWM:") - before) / 1024)

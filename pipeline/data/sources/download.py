@@ -228,8 +228,9 @@ def _unpack_archives(folder: str, files: list[Download], work: Path) -> Path:
     shutil.rmtree(unpacked, ignore_errors=True)
     for file in files:
         with tarfile.open(work / file.name) as archive:
-            # The filter refuses members that would leave the folder
-            archive.extractall(unpacked, filter="data")
+            # The filter refuses members that would leave the folder.
+            for member in archive:
+                archive.extract(member, unpacked, filter="data")
     if not (unpacked / folder).is_dir():
         raise UserError(f"dataset.download: {', '.join(file.name for file in files)} do not hold {folder!r}")
     return unpacked

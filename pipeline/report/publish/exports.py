@@ -48,6 +48,8 @@ class EmbedPublisher(StagePublisher[Embed]):
 class ExportPublisher(StagePublisher[Export]):
     """Publishes the exported files, their sizes and their differences from the encoder."""
 
+    has_model_card = True
+
     def publish(
         self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Export, instance: StageInstance
     ) -> None:

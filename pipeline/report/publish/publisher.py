@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
@@ -31,6 +31,9 @@ class StagePublisher(Generic[PublishedSection]):
     This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage.
     """
 
+    # True if the runner writes a model card for the stage, after all stages have finished.
+    has_model_card: ClassVar[bool] = False
+
     def publish(
         self,
         tracking: TrackingClient,
@@ -52,5 +55,13 @@ class StagePublisher(Generic[PublishedSection]):
 
     def summarise(self, run: Run) -> dict[str, Score]:
         """Returns the scores that lists of runs show, by the name of their measure; of test images if there are any."""
-        keys = [key for key in run.metrics if re.fullmatch(r"[\w-]+/\w+_test", key)]
-        return {key.removesuffix("_test"): Score(run.metrics[key]) for key in keys}
+        arms: dict[str, dict[str, float]] = {}
+        for key, value in run.metrics.items():
+            if match := re.fullmatch(r"([\w-]+)/(\w+)_test", key):
+                arms.setdefault(match[2], {})[match[1]] = value
+        scores = {}
+        for measure, values in arms.items():
+            value = values.pop("pretrained") if "pretrained" in values else values.popitem()[1]
+            baseline = next(iter(values), "")
+            scores[measure] = Score(value, values.get(baseline), baseline)
+        return scores

@@ -263,7 +263,7 @@ def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_pa
         "  test: 2 classes of 3 images",
     ]
     assert [line for line in told[0] if line.startswith("note")] == notes
-    assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is whole: {store}"]
+    assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is complete: {store}"]
     client, prepared = mlflow.MlflowClient(TrackingLocation.of(recipe).uri), runs_of(recipe)["prepare"]
     assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {
         "figures",
@@ -395,7 +395,7 @@ def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
         assert after[name].info.status == "FINISHED"
     report = (tmp_path / "small" / "report.html").read_text()
     assert "is not finite" not in report
-    assert "taken up again 1 time<" in report
+    assert "resumed 1 time<" in report
     with pytest.raises(UserError):
         run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"

@@ -6,7 +6,7 @@ import torch
 from firstlight.pipeline.train.attempts import read_attempts, record_attempt
 
 
-def test_attempts_are_added_up_over_failures(tmp_path: Path) -> None:
+def test_attempts_are_summed_over_failures(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) is None
     with pytest.raises(ValueError, match="died"), record_attempt(tmp_path / "a", torch.device("cpu")):
         raise ValueError("died")

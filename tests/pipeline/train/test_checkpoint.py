@@ -1,3 +1,5 @@
+"""Checkpoints survive kills, damage and full disks, and are read by any number of workers."""
+
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, pack_state, unpack_state
 from firstlight.tasks.collective import rank
+from tests.support.clean_process import run_in_clean_process
 from tests.support.gloo import Pool
 from tests.support.state_hash import hash_state
 
@@ -55,13 +58,13 @@ nested = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=4), nested))
-def test_pack_and_unpack_are_inverse(value: dict[str, Any]) -> None:
+def test_unpack_state_inverts_pack_state(value: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     back = unpack_state(json.loads(json.dumps(pack_state(value, tensors))), tensors)
     assert hash_state(back) == hash_state(value)
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_what_was_saved(tmp_path: Path) -> None:
     found, complaints = save(tmp_path, 3, 7).read_newest()
     assert found is not None
     assert (found.step, complaints) == (7, [])
@@ -71,14 +74,14 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(19, "leftovers of a killed save")
-def test_the_two_newest_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
+def test_two_newest_checkpoints_are_kept_and_leftovers_deleted(tmp_path: Path) -> None:
     (tmp_path / "step-000000002-dead").mkdir(parents=True)
     save(tmp_path, 1, 2, 3)
     assert sorted(p.name[:14] for p in tmp_path.iterdir()) == ["step-000000002", "step-000000003"]
 
 
 @pytest.mark.fault(19, "no manifest yet")
-def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
+def test_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
     (max(tmp_path.iterdir()) / FOLDER_MANIFEST).unlink()
     found, complaints = checkpoints.read_newest()
@@ -86,7 +89,7 @@ def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     assert (found.step, complaints) == (1, [])
 
 
-def saving(folder: Path, done: Path) -> None:
+def save_until_killed(folder: Path, done: Path) -> None:
     """Save one after the other, and say after each that it is there, until somebody kills."""
     checkpoints = Checkpoints(folder)
     for step in range(1, 100_000):
@@ -96,13 +99,13 @@ def saving(folder: Path, done: Path) -> None:
 
 
 @pytest.mark.fault(19, "20 kills at random moments of a save")
-def test_whenever_a_save_is_killed_what_was_saved_is_there(tmp_path: Path) -> None:
+def test_killed_save_keeps_what_was_saved_before(tmp_path: Path) -> None:
     rng, cut = random.Random(0), 0
     for attempt in range(20):
         folder, done = tmp_path / f"{attempt}", tmp_path / f"done{attempt}"
         pid = os.fork()
         if pid == 0:
-            saving(folder, done)
+            save_until_killed(folder, done)
             os._exit(1)
         while not done.exists():
             time.sleep(0.001)
@@ -130,7 +133,7 @@ FILES = ["shared.json", "shared.safetensors", "shard-00000-of-00001.safetensors"
 @pytest.mark.fault(18, "a bit of any file")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+def test_damaged_file_is_named_and_earlier_checkpoint_is_read(tmp_path: Path, file: str, damage: str) -> None:
     checkpoints = save(tmp_path, 1, 2)
     path = max(tmp_path.iterdir()) / file
     if damage == "gone" and file == FOLDER_MANIFEST:
@@ -148,7 +151,7 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, file: str, 
 
 
 @pytest.mark.fault(18, "60 random bits")
-def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1, 2)
     folder = max(tmp_path.iterdir())
     rng = random.Random(0)
@@ -168,7 +171,7 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(17, "no whole checkpoint is left")
-def test_all_damaged_is_no_silent_new_start(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_raise(tmp_path: Path) -> None:
     checkpoints = save(tmp_path, 1)
     next(tmp_path.glob("*/shared.json")).write_text("{}")
     with pytest.raises(StopTraining, match=r"shared\.json.*no whole checkpoint is left"):
@@ -181,7 +184,7 @@ class Canary:
 
 
 @pytest.mark.fault(51, "a pickle in a checkpoint")
-def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_in_a_checkpoint_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = save(tmp_path, 1, 2)
     folder = max(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
@@ -197,31 +200,30 @@ def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "canary-acted").exists()
 
 
+def save_on_full_disk(folder: Path, message: Path) -> None:
+    """Saves a checkpoint that is larger than files may be, and writes the error to `message`."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        Checkpoints(folder).save(2, {"w": torch.zeros(10_000)}, {}, {"plan": "p"})
+    except StopTraining as error:
+        message.write_text(str(error))
+
+
 @pytest.mark.fault(16, "full disk: a checkpoint")
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes writes fail as a full disk does; in a child, since it cannot be taken back."""
-    save(tmp_path, 1)
-    program = (
-        "import resource, signal, sys, torch\n"
-        "from pathlib import Path\n"
-        "from firstlight.pipeline.train.checkpoint import Checkpoints\n"
-        "from firstlight.pipeline.errors import StopTraining\n"
-        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, {resource.RLIM_INFINITY}))\n"
-        "try:\n"
-        "    Checkpoints(Path(sys.argv[1])).save(2, {'w': torch.zeros(10000)}, {}, {'plan': 'p'})\n"
-        "except StopTraining as stop:\n"
-        "    print(stop)\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert "the checkpoint of step 2 cannot be written: File too large" in answer.stdout, answer.stderr
-    assert signal.SIGXFSZ
-    found, complaints = Checkpoints(tmp_path).read_newest()
+    save(tmp_path / "checkpoints", 1)
+    message = tmp_path / "message.txt"
+    assert run_in_clean_process(save_on_full_disk, tmp_path / "checkpoints", message) == 0
+    assert "the checkpoint of step 2 cannot be written: File too large" in message.read_text()
+    found, complaints = Checkpoints(tmp_path / "checkpoints").read_newest()
     assert found is not None
     assert (found.step, complaints) == (1, [])
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def saved_by_this_rank(folder: str) -> tuple[int, int]:
+def save_on_this_rank(folder: str) -> tuple[int, int]:
     checkpoints = Checkpoints(Path(folder))
     checkpoints.save(
         4, state(4), {"assignment": {"ids": torch.tensor([rank()]), "rows": torch.tensor([10 + rank()])}}, {"plan": "p"}
@@ -231,8 +233,8 @@ def saved_by_this_rank(folder: str) -> tuple[int, int]:
     return found.step, len(found.shards)
 
 
-def test_two_workers_write_a_shard_each_and_one_reads_both(pool: Pool, tmp_path: Path) -> None:
-    assert pool.run(saved_by_this_rank, str(tmp_path)) == [(4, 2), (4, 2)]
+def test_each_worker_writes_a_shard_and_one_reads_all(pool: Pool, tmp_path: Path) -> None:
+    assert pool.run(save_on_this_rank, str(tmp_path)) == [(4, 2), (4, 2)]
     found, _ = Checkpoints(tmp_path).read_newest()
     assert found is not None
     assert [int(s["assignment"]["rows"]) for s in found.shards] == [10, 11]

@@ -1,4 +1,4 @@
-"""Images held on the device give the batches of the stream, bit by bit: trainings cannot tell, but for their speed."""
+"""Images cached on the device give the batches of the stream, bit by bit."""
 
 import hashlib
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ BATCH = 12
 
 
 @pytest.fixture(autouse=True)
-def nothing_held() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
     device_cache._cache.clear()
     yield
     device_cache._cache.clear()
@@ -47,20 +47,20 @@ def plan(store: Store) -> BatchPlan:
     return BatchPlan(np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
 
 
-def assert_same(loader: Loader, order: TrainOrder, options: LoadingOptions = OPTIONS) -> None:
+def assert_same_batches(loader: Loader, order: TrainOrder, options: LoadingOptions = OPTIONS) -> None:
     """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
     held, _ = device_cache.cache_images(loader, options, CPU)
     rows = BATCH // order.world
     expected = list(stream.stream_batches(loader, order, rows, replace(options, on_ray=False)))
-    assert_equal(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
-    assert_equal(
+    assert_equal_batches(list(device_cache.iterate_cached_batches(held, loader, order, options)), expected)
+    assert_equal_batches(
         list(device_cache.iterate_streamed_batches(loader, order, rows, replace(options, on_device=True), CPU)),
         expected,
     )
     assert len(expected) == order.stop - order.start
 
 
-def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
+def assert_equal_batches(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a["views"].dtype == torch.uint8
         assert a["views"].shape == b["views"].shape
@@ -72,31 +72,31 @@ def assert_equal(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
+def test_cached_and_streamed_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
     """Two epochs of two views, at the size of the images and at others."""
     for size in (8, 12):
-        assert_same(
+        assert_same_batches(
             Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16)
         )
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_get_their_parts(digits: Store, world: int) -> None:
+def test_each_rank_gets_its_part(digits: Store, world: int) -> None:
     loader = Loader(digits, (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"])), 8, 0, 1_000_000)
     for rank in range(world):
-        assert_same(loader, TrainOrder(plan(digits), rank, world, 0, 16))
+        assert_same_batches(loader, TrainOrder(plan(digits), rank, world, 0, 16))
 
 
-def test_started_anywhere_the_rest_is_the_same(digits: Store) -> None:
+def test_batches_from_any_start_step_are_the_same(digits: Store) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     for start in range(17):
-        assert_same(loader, TrainOrder(plan(digits), 0, 1, start, 16))
+        assert_same_batches(loader, TrainOrder(plan(digits), 0, 1, start, 16))
 
 
 @pytest.mark.ray
-def test_decoded_by_ray_data_they_are_the_same(digits: Store, ray_local: None) -> None:
+def test_batches_decoded_by_ray_data_are_the_same(digits: Store, ray_local: None) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
-    assert_same(loader, TrainOrder(plan(digits), 0, 1, 0, 16), replace(OPTIONS, on_ray=True))
+    assert_same_batches(loader, TrainOrder(plan(digits), 0, 1, 0, 16), replace(OPTIONS, on_ray=True))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_images_are_decoded_once(digits: Store, decoded: list[int]) -> None:
+def test_images_are_decoded_once_for_all_trainings(digits: Store, decoded: list[int]) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     held, notes = device_cache.cache_images(loader, OPTIONS, CPU)
     assert decoded == HELD.tolist()
@@ -126,7 +126,7 @@ def test_images_are_decoded_once(digits: Store, decoded: list[int]) -> None:
     assert len(device_cache._cache) == 1, "what is not used any more is still held"
 
 
-def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
+def test_image_that_is_not_cached_raises(digits: Store) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     held, _ = device_cache.cache_images(loader, OPTIONS, CPU)
     for ids in ([1, 5], [5, 700]):
@@ -134,7 +134,7 @@ def test_an_image_that_is_not_held_is_refused(digits: Store) -> None:
             held.build_batch(np.array(ids), np.zeros(len(ids), np.int64), loader)
 
 
-def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
+def cache_on_this_rank(store: str, count: int) -> tuple[str, int]:
     """A hash of all that is held, and how many images this rank has decoded."""
     device_cache._cache.clear()
     loader = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000)
@@ -154,9 +154,9 @@ def held_on_this_rank(store: str, count: int) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("count", [598, 1])
-def test_workers_decode_a_part_each_and_hold_all(pool: Pool, digits: Store, count: int) -> None:
-    alone, _ = held_on_this_rank(str(digits.path), count)
-    answers = pool.run(held_on_this_rank, str(digits.path), count)
+def test_each_worker_decodes_a_part_and_caches_all(pool: Pool, digits: Store, count: int) -> None:
+    alone, _ = cache_on_this_rank(str(digits.path), count)
+    answers = pool.run(cache_on_this_rank, str(digits.path), count)
     assert [found for found, _ in answers] == [alone, alone]
     assert [seen for _, seen in answers] == [count - count // 2, count // 2]
 
@@ -176,7 +176,7 @@ SEVERAL = {"width": [3, 50], "height": [4, 60], "modes": {}}
         ),
     ],
 )
-def test_what_cannot_be_held_is_streamed_or_told(
+def test_images_that_cannot_be_cached_are_streamed_or_refused(
     digits: Store, settings: dict[str, Any], images: dict[str, Any], complaint: str
 ) -> None:
     store = replace(digits, images=images)
@@ -186,7 +186,7 @@ def test_what_cannot_be_held_is_streamed_or_told(
         device_cache.should_cache(StreamOptions(**settings, resident="on"), store, 100)
 
 
-def test_auto_says_why_it_streams(digits: Store) -> None:
+def test_auto_explains_why_it_streams(digits: Store) -> None:
     store = replace(digits, images=SEVERAL)
     why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
     assert [
@@ -199,7 +199,7 @@ def test_auto_says_why_it_streams(digits: Store) -> None:
     assert device_cache.explain_streaming(StreamOptions(), digits, 100) == []
 
 
-def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
+def test_images_are_cached_unless_resident_is_off(digits: Store) -> None:
     assert digits.common_size == (8, 8)
     assert [device_cache.should_cache(StreamOptions(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
         True,
@@ -208,7 +208,7 @@ def test_what_can_be_held_is_unless_it_is_off(digits: Store) -> None:
     ]  # type: ignore[arg-type]
 
 
-def test_images_of_several_sizes_are_not_augmented_on_the_device(digits: Store) -> None:
+def test_images_of_several_sizes_cannot_be_augmented_on_the_device(digits: Store) -> None:
     assert [
         device_cache.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")
     ] == [
@@ -227,7 +227,7 @@ DECODED: dict[str, Any] = {**STREAMED, "stream__augment": "device"}
 AUGMENTED: dict[str, Any] = {"dataset__train_augment": PIPELINES["super_and"]}
 
 
-def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: Path, digits: Store) -> None:
+def test_trainings_are_bit_identical_in_all_modes_and_across_them(tmp_path: Path, digits: Store) -> None:
     streamed, _ = train(tmp_path / "streamed", digits, **AUGMENTED, **STREAMED)
     assert train(tmp_path / "held", digits, **AUGMENTED)[0] == streamed
     assert train(tmp_path / "decoded", digits, **AUGMENTED, **DECODED)[0] == streamed
@@ -243,16 +243,16 @@ def test_trainings_end_bit_identical_and_may_change_between_the_modes(tmp_path: 
     assert told == {"streamed": False, "held": True}
 
 
-def trained_on_this_rank(folder: str, store: str, mode: str) -> str:
+def train_on_this_rank(folder: str, store: str, mode: str) -> str:
     return train(Path(folder) / mode, Store.open(Path(store)), stream__resident=mode)[0]
 
 
-def test_two_workers_end_bit_identical_in_both_modes(pool: Pool, tmp_path: Path, digits: Store) -> None:
-    ends = [pool.run(trained_on_this_rank, str(tmp_path), str(digits.path), mode) for mode in ("on", "off")]
+def test_two_workers_are_bit_identical_in_both_modes(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    ends = [pool.run(train_on_this_rank, str(tmp_path), str(digits.path), mode) for mode in ("on", "off")]
     assert len({end for both in ends for end in both}) == 1
 
 
-def test_the_trainings_of_a_stage_decode_once_and_give_the_same_result(
+def test_trainings_of_a_stage_decode_once_with_the_same_result(
     tmp_path: Path, digits: Store, decoded: list[int]
 ) -> None:
     results = {}

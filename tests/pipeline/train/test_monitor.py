@@ -1,4 +1,4 @@
-"""Looking at a training changes no bit of it."""
+"""The feature monitor changes no bit of a training."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ class Stopped(Exception):
 def train(
     folder: Path, store: Store, stop: int | None = None, watch: dict[str, Any] | None = None, **stage_keys: Any
 ) -> str:
-    """Pretrain, watched or not; a hash of every bit of the last checkpoint and of the network that is handed on."""
+    """Pretrains with a monitor. Returns a hash of every bit of the last checkpoint and of the exported network."""
 
     def stop_training(rank: int, step: int) -> None:
         if step == stop:
@@ -58,43 +58,43 @@ def train(
     return hash_state([found.shared, found.shards, learner.state_dict()])
 
 
-def seen(folder: Path) -> list[dict[str, Any]]:
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_metrics(folder / "job" / METRICS_FILE) if "watch_rankme" in row]
 
 
 @pytest.mark.parametrize(
     "stage_keys", [BATCH_NORM, SUPER_AND], ids=["dropout and batch statistics", "super_and in parts"]
 )
-def test_a_watched_training_ends_bit_identical_also_when_it_is_stopped(
+def test_monitored_training_is_bit_identical_also_after_a_stop(
     tmp_path: Path, digits: Store, stage_keys: dict[str, Any]
 ) -> None:
     clean = train(tmp_path / "clean", digits, **stage_keys)
     assert train(tmp_path / "watched", digits, None, WATCHED, **stage_keys) == clean
-    steps = [row["step"] for row in seen(tmp_path / "watched")]
+    steps = [row["step"] for row in read_evaluations(tmp_path / "watched")]
     assert len(steps) == 2
     for stop in (steps[0], steps[0] + 1):
         folder = tmp_path / f"stop{stop}"
         assert train(folder, digits, stop, WATCHED, **stage_keys) == "stopped"
         assert train(folder, digits, None, WATCHED, **stage_keys) == clean
-        values = [{k: v for k, v in row.items() if k.startswith("watch")} for row in seen(folder)]
+        values = [{k: v for k, v in row.items() if k.startswith("watch")} for row in read_evaluations(folder)]
         assert values == [
-            {k: v for k, v in row.items() if k.startswith("watch")} for row in seen(tmp_path / "watched")
-        ], "each look once, the same"
+            {k: v for k, v in row.items() if k.startswith("watch")} for row in read_evaluations(tmp_path / "watched")
+        ], "each evaluation once, the same"
 
 
-def on_this_rank(folder: str, store: str, stop: int | None, watch: dict[str, Any] | None) -> str:
+def train_on_this_rank(folder: str, store: str, stop: int | None, watch: dict[str, Any] | None) -> str:
     return train(Path(folder), Store.open(Path(store)), stop, watch, **BATCH_NORM)
 
 
-def test_on_two_workers(pool: Pool, tmp_path: Path, digits: Store) -> None:
-    clean = pool.run(on_this_rank, str(tmp_path / "clean"), str(digits.path), None, None)
-    assert pool.run(on_this_rank, str(tmp_path / "watched"), str(digits.path), None, WATCHED) == clean
-    assert [row["step"] for row in seen(tmp_path / "watched")] == [3, 6]
-    assert pool.run(on_this_rank, str(tmp_path / "stopped"), str(digits.path), 4, WATCHED) == ["stopped"] * 2
-    assert pool.run(on_this_rank, str(tmp_path / "stopped"), str(digits.path), None, WATCHED) == clean
+def test_monitored_training_on_two_workers_is_bit_identical(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    clean = pool.run(train_on_this_rank, str(tmp_path / "clean"), str(digits.path), None, None)
+    assert pool.run(train_on_this_rank, str(tmp_path / "watched"), str(digits.path), None, WATCHED) == clean
+    assert [row["step"] for row in read_evaluations(tmp_path / "watched")] == [3, 6]
+    assert pool.run(train_on_this_rank, str(tmp_path / "stopped"), str(digits.path), 4, WATCHED) == ["stopped"] * 2
+    assert pool.run(train_on_this_rank, str(tmp_path / "stopped"), str(digits.path), None, WATCHED) == clean
 
 
-def watched(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor, Any]:
+def build_monitor(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor, Any]:
     worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
@@ -104,10 +104,10 @@ def watched(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor,
 
 
 @pytest.mark.parametrize("features", ["encoder", "head"])
-def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
+def test_metrics_are_of_held_out_images_and_never_of_test_images(
     tmp_path: Path, digits: Store, features: str
 ) -> None:
-    watch, method = watched(
+    watch, method = build_monitor(
         tmp_path, digits, dataset__val_fraction=0.3, stages__pretrain__watch={**WATCHED, "features": features}
     )
     found, seconds = watch.evaluate()
@@ -119,12 +119,12 @@ def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
     assert len(watch.held_out) == len(watch.bank) == 30
 
     @torch.no_grad()
-    def looked(ids: np.ndarray) -> torch.Tensor:
+    def compute_features(ids: np.ndarray) -> torch.Tensor:
         (batch,) = watch.context.iterate_batches(ids, 30)
         maps = method.eval().encoder(batch.views[0])
         return method.head(maps) if features == "head" else maps[-1].mean((2, 3))
 
-    held_out, bank = looked(watch.held_out), looked(watch.bank)
+    held_out, bank = compute_features(watch.held_out), compute_features(watch.bank)
     predicted = weighted_knn(held_out, bank, torch.from_numpy(splits.labels[watch.bank]), 5, 0.1).numpy()
     assert found["watch_knn"] == pytest.approx((predicted == splits.labels[watch.held_out]).mean())
     for name, value in compute_feature_metrics(held_out).items():
@@ -132,33 +132,33 @@ def test_the_numbers_are_those_of_held_out_images_and_never_of_test_images(
     assert 0 < found["watch_alignment"] < 4
 
 
-def notes(folder: Path) -> list[str]:
+def read_notes(folder: Path) -> list[str]:
     file = folder / "job" / METRICS_FILE
     return (
         [json.loads(line)["note"] for line in file.read_text().splitlines() if "note" in line] if file.exists() else []
     )
 
 
-def test_a_collapse_is_told_once_in_plain_words(tmp_path: Path, digits: Store) -> None:
-    watch, method = watched(tmp_path, digits, stages__pretrain__watch={**WATCHED, "features": "head"})
+def test_collapse_is_noted_once(tmp_path: Path, digits: Store) -> None:
+    watch, method = build_monitor(tmp_path, digits, stages__pretrain__watch={**WATCHED, "features": "head"})
     with torch.no_grad():
         method.head.layers[-1].weight.zero_()
     watch.evaluate()
     watch.evaluate()
-    (note,) = notes(tmp_path)
+    (note,) = read_notes(tmp_path)
     assert note.startswith("features have collapsed: their effective rank is 1.00 of 8")
 
 
-def test_features_that_are_not_numbers_are_told_of(tmp_path: Path, digits: Store) -> None:
-    watch, method = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
+def test_nonfinite_features_are_noted(tmp_path: Path, digits: Store) -> None:
+    watch, method = build_monitor(tmp_path, digits, stages__pretrain__watch=WATCHED)
     with torch.no_grad():
         method.encoder.stages[0][0].weight.fill_(float("nan"))
     assert watch.evaluate()[0] == {}
-    assert notes(tmp_path) == ["features of held-out images are not finite numbers"]
+    assert read_notes(tmp_path) == ["features of held-out images are not finite numbers"]
 
 
-def test_without_labels_there_are_signals_and_no_knn(tmp_path: Path, digits: Store) -> None:
-    watch, _ = watched(tmp_path, digits, stages__pretrain__watch=WATCHED)
+def test_unlabelled_images_have_metrics_but_no_knn(tmp_path: Path, digits: Store) -> None:
+    watch, _ = build_monitor(tmp_path, digits, stages__pretrain__watch=WATCHED)
     watch.context.splits.labels[:] = -1
     unlabelled = FeatureMonitor(watch.context, watch.stage, watch.job, watch.method)
     found, _ = unlabelled.evaluate()
@@ -167,8 +167,8 @@ def test_without_labels_there_are_signals_and_no_knn(tmp_path: Path, digits: Sto
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [3, 6, 9, 12]), (3, [9, 12]), (4, [12]), (9, [12])])
-def test_when_it_looks(tmp_path: Path, digits: Store, every: int, expected: list[int]) -> None:
-    watch, _ = watched(
+def test_monitor_is_due_every_n_epochs_and_at_the_end(tmp_path: Path, digits: Store, every: int, expected: list[int]) -> None:
+    watch, _ = build_monitor(
         tmp_path, digits, stages__pretrain__epochs=4, stages__pretrain__watch={**WATCHED, "every": every}
     )
     assert [step for step in range(1, watch.job.total_steps + 1) if watch.is_due(step)] == expected

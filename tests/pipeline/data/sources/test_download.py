@@ -128,19 +128,19 @@ def test_wrong_md5_names_url(devkit: tuple[Download, Download], server: SimpleNa
 def test_interrupted_download_leaves_no_set(
     devkit: tuple[Download, Download], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, extract, left = tmp_path / "root", tarfile.TarFile.extractall, [1]
+    root, open_archive, left = tmp_path / "root", tarfile.open, [1]
 
-    def stop_at_second(*args: Any, **kwargs: Any) -> None:
+    def stop_at_second(*args: Any, **kwargs: Any) -> Any:
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        extract(*args, **kwargs)
+        return open_archive(*args, **kwargs)
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", stop_at_second)
+    monkeypatch.setattr(tarfile, "open", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         download_dataset(make_options(root))
     assert not (root / "VOCdevkit").exists()
-    monkeypatch.setattr(tarfile.TarFile, "extractall", extract)
+    monkeypatch.setattr(tarfile, "open", open_archive)
     assert open_source(make_options(root)).splits == {"train": 2, "test": 1}
     assert not (root / DOWNLOAD_FOLDER).exists()
 

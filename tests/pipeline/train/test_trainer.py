@@ -1,0 +1,230 @@
+"""One step of a training, and how its state is continued: in parts, on two workers, and after a stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
+from firstlight.tasks.learner import Batch, Learner
+from tests.support import recipes
+from tests.support.gloo import Pool
+from tests.support.local_training import Stopped, train
+
+STEPS = 6
+
+
+def test_gradient_clipping_limits_the_update(tmp_path: Path, digits: Store) -> None:
+    """A step of plain SGD with rate 1 is as long as its gradient."""
+    changes = {"stages__pretrain__optimizer": {"name": "SGD", "lr": 1.0}, "stages__pretrain__schedule": None}
+
+    def moved(name: str, clip: float | None) -> Tensor:
+        learned = []
+        for stop in (2, 3):  # a step is saved after it may have been stopped
+            with pytest.raises(Stopped):
+                train(tmp_path / name, digits, stop, stages__pretrain__clip_norm=clip, **changes)
+            found, _ = Checkpoints(tmp_path / name / "job" / "checkpoints").read_newest()
+            assert found is not None
+            weights = [
+                found.shared["model"][key].flatten()
+                for key in sorted(found.shared["model"])
+                if key.endswith(("weight", "bias"))
+            ]
+            learned.append(torch.cat(weights).double())
+        return learned[1] - learned[0]
+
+    whole, same, short = moved("whole", None), moved("same", 1e6), moved("short", 1e-3)
+    assert float(whole.norm()) > 1e-2
+    assert torch.equal(whole, same)
+    assert float(short.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.fault(17, "the newest checkpoint is cut short")
+def test_damaged_checkpoint_is_skipped_with_note(tmp_path: Path, digits: Store) -> None:
+    clean, _ = train(tmp_path / "clean", digits)
+    with pytest.raises(Stopped):
+        train(tmp_path / "hurt", digits, 5)
+    newest = max((tmp_path / "hurt" / "job" / "checkpoints").iterdir())
+    (newest / "shared.safetensors").write_bytes(b"x")
+    assert train(tmp_path / "hurt", digits)[0] == clean
+    assert "damaged" in (tmp_path / "hurt" / "job" / METRICS_FILE).read_text()
+
+
+@pytest.mark.fault(21, "a checkpoint of other images")
+def test_checkpoint_of_other_images_is_refused(tmp_path: Path, digits: Store) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, digits, 3)
+    with pytest.raises(StopTraining, match="other images or another order"):
+        train(tmp_path, digits, dataset__max_train=100)
+
+
+@pytest.mark.fault(49, "continued with other threads, or another version of torch")
+@pytest.mark.parametrize("other", ["threads", "torch"])
+def test_resume_with_other_threads_or_torch_writes_note(tmp_path: Path, digits: Store, other: str) -> None:
+    with pytest.raises(Stopped):
+        train(tmp_path, digits, 3)
+    manifest = max((tmp_path / "job" / "checkpoints").iterdir()) / "manifest.json"
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text()), other: {"threads": 2, "torch": "2.0.0"}[other]})
+    )
+    train(tmp_path, digits)
+    text = (tmp_path / "job" / METRICS_FILE).read_text()
+    assert "another number of workers, threads or version of torch" in text
+    assert "continued from the checkpoint of step 2" in text
+
+
+class ExplodingLearner(Learner):
+    """Finite for two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.calls = 0
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.weight.expand(len(batch.ids)),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"loss": outputs[0].mean() * (float("nan") if self.calls == 3 else 1.0)}
+
+
+@pytest.mark.fault(37, "a loss that is not finite")
+def test_nonfinite_loss_raises_before_update(tmp_path: Path, digits: Store) -> None:
+    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    learner = ExplodingLearner()
+    with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
+        fit(job, learner)
+    told = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
+    assert told["step"] == 2
+    assert told["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
+    assert found is not None
+    assert found.step == 2
+    assert torch.equal(found.shared["model"]["weight"], learner.weight.detach())
+
+
+class LearnerExplodingOnImage(ExplodingLearner):
+    """Not finite where image `bad` is."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        return {"loss": outputs[0].mean() * (float("inf") if self.bad in batch.ids.tolist() else 1.0)}
+
+
+def train_exploding_on_this_rank(folder: str, store: str) -> str:
+    worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
+    bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
+    try:
+        fit(job, LearnerExplodingOnImage(bad))
+    except StopTraining as stop:
+        return str(stop)
+    return "went on"
+
+
+@pytest.mark.fault(37, "a loss that is not finite on one of two workers")
+def test_nonfinite_loss_of_one_worker_stops_all(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    answers = pool.run(train_exploding_on_this_rank, str(tmp_path), str(digits.path))
+    assert answers[0] == answers[1]
+    assert "step 1 is not finite" in answers[0]
+    assert "Its 16 image ids" in answers[0]
+
+
+def read_first_loss(folder: Path) -> float:
+    return float(read_metrics(folder / "job" / METRICS_FILE)[0]["loss"])
+
+
+def test_channels_last_changes_only_rounding(tmp_path: Path, digits: Store) -> None:
+    _, plain = train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
+    _, other = train(tmp_path / "other", digits, stages__pretrain__epochs=1, stages__pretrain__channels_last=True)
+    for name, weight in plain.items():
+        if weight.is_floating_point():  # counts of images that changed targets tell of ties that rounding may turn
+            torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_training_has_float32_weights_and_similar_loss(tmp_path: Path, digits: Store) -> None:
+    train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
+    _, weights = train(tmp_path / "bf16", digits, stages__pretrain__epochs=1, stages__pretrain__precision="bf16")
+    assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
+    assert read_first_loss(tmp_path / "bf16") == pytest.approx(read_first_loss(tmp_path / "plain"), rel=0.02)
+    assert read_first_loss(tmp_path / "bf16") != read_first_loss(tmp_path / "plain")
+
+
+CONTRAST = {  # couples all images of a batch, smoothly: rounding cannot be blown up by an assignment that flips
+    "encoder__norm": "group",
+    "stages__pretrain__method": {"name": "spatial_contrasting", "patch_size": 1},
+}
+
+
+def test_gradient_cache_equals_whole_batch(tmp_path: Path, digits: Store) -> None:
+    """Averaging the gradients of parts would be another training: an anchor would be contrasted with its own part only."""
+    _, whole = train(tmp_path / "whole", digits, **CONTRAST)
+    for parts in (2, 8):
+        _, weights = train(tmp_path / str(parts), digits, **CONTRAST, stages__pretrain__accumulate=parts)
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+    ends = {stop: read_metrics(tmp_path / stop / "job" / METRICS_FILE)[-1] for stop in ("whole", "8")}
+    assert ends["8"]["loss"] == pytest.approx(ends["whole"]["loss"], rel=1e-5)
+
+
+def train_parts_on_this_rank(folder: str, store: str) -> dict[str, Tensor]:
+    return train(Path(folder), Store.open(Path(store)), **CONTRAST, stages__pretrain__accumulate=4)[1]
+
+
+def test_gradient_cache_on_two_workers_equals_whole_batch_on_one(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    _, whole = train(tmp_path / "whole", digits, **CONTRAST)
+    for weights in pool.run(train_parts_on_this_rank, str(tmp_path / "two"), str(digits.path)):
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_resumed_training_with_gradient_cache_is_bit_identical(tmp_path: Path, digits: Store) -> None:
+    changes = {"stages__pretrain__accumulate": 4, "encoder__norm": "batch", "stages__pretrain__method__dropout": 0.5}
+    clean, weights = train(tmp_path / "clean", digits, **changes)
+    assert int(weights["encoder.stages.0.1.num_batches_tracked"]) == 4 * STEPS, (
+        "a part counts once in the running statistics"
+    )
+    for stop in (1, 4):
+        with pytest.raises(Stopped):
+            train(tmp_path / str(stop), digits, stop, **changes)
+        assert train(tmp_path / str(stop), digits, **changes)[0] == clean
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_plateau_schedule_is_bit_identical_after_resume(tmp_path: Path, digits: Store, interval: str) -> None:
+    plateau = {
+        "name": "ReduceLROnPlateau",
+        "interval": interval,
+        "factor": 0.1,
+        "patience": 0,
+        "threshold": 10.0,
+        "threshold_mode": "abs",
+    }
+    changes = {"stages__pretrain__schedule": plateau, "stages__pretrain__epochs": 3}
+    clean, _ = train(tmp_path / "clean", digits, **changes)
+    rates = [row["lr"] for row in read_metrics(tmp_path / "clean" / "job" / METRICS_FILE)]
+    first = 6 if interval == "epoch" else 2  # nothing falls by ten: the second look is the first without improvement
+    assert rates[first - 2] == 0.5
+    assert rates[first - 1] == pytest.approx(0.05)
+    for stop in (1, 4, 6):
+        with pytest.raises(Stopped):
+            train(tmp_path / str(stop), digits, stop, **changes)
+        assert train(tmp_path / str(stop), digits, **changes)[0] == clean

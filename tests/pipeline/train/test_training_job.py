@@ -1,0 +1,50 @@
+"""Batches of a training, as a learner gets them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import fit
+from firstlight.tasks.learner import Batch, Learner
+from tests.support import recipes
+
+
+class RecordingLearner(Learner):
+    """Remembers the labels and rows that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: list[Batch] = []
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.weight.expand(len(batch.ids)),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch)
+        return {"loss": outputs[0].mean()}
+
+
+@pytest.mark.parametrize(("labelled", "per_class", "visible"), [(0, None, 0), (8, 2, 8), (32, 5, 32)])
+def test_learner_gets_only_labels_of_the_labelled_subset(
+    tmp_path: Path, digits: Store, labelled: int, per_class: int | None, visible: int
+) -> None:
+    changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
+    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    learner = RecordingLearner()
+    fit(job, learner)
+    few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
+    for batch in learner.seen:
+        assert int((batch.labels >= 0).sum()) == visible
+        assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
+        for image_id, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
+            assert label == (worker.splits.labels[image_id] if image_id in few else -1)
