@@ -1,4 +1,4 @@
-"""How Firstlight runs: Ray, MLflow and files. Each package imports only the packages below it."""
+"""The pipeline around the learning: Ray, MLflow and files. Each package imports only the packages below it."""
 
 from pathlib import Path
 

@@ -13,8 +13,7 @@ class UserError(ValueError):
 
 
 class StopTraining(Exception):
-    """The training cannot continue, and repeating it would not help: exit code 1. All ranks raise it at the same step.
-    """
+    """The training cannot continue, and repeating it would not help: exit code 1. All ranks raise it alike."""
 
 
 class Stopped(StopTraining):

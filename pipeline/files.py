@@ -43,11 +43,11 @@ def temporary_path(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Adds `path` to an OSError that names no file: Python does not say which file met a full disk."""
+    """Makes an OSError name `path`: Python does not say which file met a full disk, or names a temporary file."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def append_json_line(path: Path, row: Any) -> None:

@@ -73,15 +73,12 @@ def test_registries_are_those_that_recipes_choose_from() -> None:
 def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small recipe stands in for the quickstart."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    file = tmp_path / "conf" / "recipe" / "quickstart.yaml"
-    file.parent.mkdir(parents=True)
-    stages = {"embed": {"kind": "embed"}, "retrieve": {"kind": "retrieve"}}
-    file.write_text(json.dumps({**recipes.RECIPE, "stages": {**recipes.RECIPE["stages"], **stages}}))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipes.RECIPE))
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (20, 12), "red").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     names = {"images": torch.rand(4, 3, 8, 8)}
-    exec(example, names)
+    exec(example.replace("conf/recipe/quickstart.yaml", "recipe.yaml"), names)
     assert names["maps"][-1].shape[0] == 4
     assert isinstance(names["vectors"], np.ndarray)
     assert names["vectors"].shape[0] == 2

@@ -307,6 +307,7 @@ def main(
     window: tuple[int, ...],
     **counts: float,
 ) -> None:
+    """Prints what a training of the given size moves, holds and waits for, as tables."""
     torch.manual_seed(0)
     scale = TrainingScale(int(counts["images"]), int(counts["workers"]), int(counts["rows"]))
     machine = WorkerSpeed(speed, flops, read)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from firstlight.pipeline.cli.history import read_seed
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.tracking.models import promote_model
 from firstlight.pipeline.tracking.lineage import Lineage, Run
+from firstlight.pipeline.tracking.models import promote_model
 
 if TYPE_CHECKING:
     from firstlight.pipeline.tracking.connection import MlflowClient

@@ -14,7 +14,7 @@ from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import ExpectedResult, ResourceEstimate
 from firstlight.pipeline.config.schema import StrictModel
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.terminal import Column, format_tsv, build_table
+from firstlight.pipeline.terminal import Column, build_table, format_tsv
 
 RECIPES_FOLDER = ROOT / "conf" / "recipe"
 

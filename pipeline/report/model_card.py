@@ -67,7 +67,7 @@ def render_card(
         _describe_scores(recipe, instance, siblings),
         _describe_loading(recipe, result),
         "## Lineage\n\n"
-        + _markdown_table(("what", "MLflow"), [(what, f"`{reference}`") for what, reference in lineage.items()]),
+        + _markdown_table(("part", "MLflow"), [(part, f"`{reference}`") for part, reference in lineage.items()]),
         "## Licence and limits\n\nThe code of Firstlight is licensed under Apache-2.0. The licence of these weights is "
         "unknown: it depends on the licence of the images that they were learned from, which the run does not know. "
         "The images were not examined for biases. The numbers above hold for the data set above only.",
@@ -132,7 +132,7 @@ def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[st
     parts = [
         f"## How it was learned\n\n{method.title} ({method.paper}), with seed {made.get('seed', 'unknown')}.",
         _settings_table({key: value for key, value in spec.items() if key != "name"}),
-        f"Known differences from the paper, and what the paper does not give:\n\n{deviations}",
+        f"Known differences from the paper, and values that it does not give:\n\n{deviations}",
         _describe_budget(_find_pretraining(recipe, instance)),
     ]
     return "\n\n".join(parts)
@@ -178,7 +178,7 @@ def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) 
         if other
         else ""
     )
-    return f"## Data\n\n{_markdown_table(('what', 'value'), lines)}{note}"
+    return f"## Data\n\n{_markdown_table(('property', 'value'), lines)}{note}"
 
 
 def _describe_scores(recipe: Recipe, instance: StageInstance, siblings: Sequence[StageInstance]) -> str:

@@ -42,7 +42,7 @@ SCORE_HEADINGS = {"pretraining": "verdict", "without": "against", "difference": 
 
 
 def describe_error(error: BaseException) -> str:
-    """Returns what a report says of the error that ended a command."""
+    """Returns the message of a report about the error that ended a command."""
     if isinstance(error, KeyboardInterrupt):
         return "The run was stopped from outside; the same command resumes it."
     return " ".join(str(error).split()) or type(error).__name__
@@ -111,7 +111,7 @@ def _quarantine_blocks(file: Path) -> list[Block]:
 
 
 def mlflow_blocks(uri: str, content: str) -> list[Block]:
-    """Returns how to open MLflow's pages. `content`: what MLflow has."""
+    """Returns the command that opens MLflow's pages. `content`: the things that are in MLflow."""
     return [Text(f"{content}, in MLflow:"), Text(f"mlflow ui --backend-store-uri {strip_credentials(uri)}", "code")]
 
 

@@ -156,23 +156,23 @@ def _note_blocks(report: RunReport) -> list[Block]:
 
 
 def _stage_group(report: RunReport, name: str) -> Group:
-    stage, mine = report.recipe.stages[name], report.instances_of(name)
+    stage, instances = report.recipe.stages[name], report.instances_of(name)
     blocks: list[Block] = [Facts(list(_describe_stage(report, name)))]
-    shown = [instance for instance in mine if list_figures(instance.folder)]
+    drawn = [instance for instance in instances if list_figures(instance.folder)]
     waiting = [
         seed
         for seed in report.recipe.seeds
-        if seed not in [instance.seed for instance in mine if instance.result is not None]
+        if seed not in [instance.seed for instance in instances if instance.result is not None]
     ]
     if waiting:
         blocks.append(
             Text(f"Not finished: seed{'s' if len(waiting) > 1 else ''} {', '.join(map(str, waiting))}.", "quiet")
         )
-    if shown:
-        blocks += [Text(f"Pictures of seed {shown[0].seed}", "quiet"), *figure_blocks(shown[0].folder)]
-    blocks += [Fold(f"Pictures of seed {instance.seed}", figure_blocks(instance.folder)) for instance in shown[1:]]
+    if drawn:
+        blocks += [Text(f"Pictures of seed {drawn[0].seed}", "quiet"), *figure_blocks(drawn[0].folder)]
+    blocks += [Fold(f"Pictures of seed {instance.seed}", figure_blocks(instance.folder)) for instance in drawn[1:]]
     if lines := stage_kind(stage).deviations(stage):
-        title = "Known differences from the paper, and what it does not give"
+        title = "Known differences from the paper, and values that it does not give"
         blocks.append(Fold(title, [Text(line) for line in lines]))
     blocks.append(
         Fold("Settings", [Text(strip_credentials(yaml_reader.dump_yaml(stage.model_dump(mode="json"))), "code")])

@@ -36,10 +36,12 @@ class ResolvedReferences:
 
 
 def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, only: str | None) -> ResolvedReferences:
-    """Downloads what the stages of a recipe (or those of the kind `only`) refer to, into folders below `inputs`.
+    """Downloads the encoders that the stages refer to, with their companions, into folders below `inputs`.
+
+    `only`: the kind of the stages that will run; None for all.
 
     Raises:
-        UserError: there is no such model, or it does not fit the recipe.
+        UserError: a model does not exist, or does not fit the recipe.
     """
     found = ResolvedReferences()
     for name, stage in recipe.stages.items():
@@ -83,7 +85,7 @@ class StageGraph:
         Its folder is named by a hash of all that decides the result; the number of workers does not.
 
         Raises:
-            UserError: what it starts from is missing or damaged.
+            UserError: the encoder that it starts from is missing or damaged.
         """
         recipe, stage = self.recipe, self.recipe.stages[name]
         settings = stage.model_dump(mode="json")

@@ -157,7 +157,10 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
             # A name that was used before would make Ray continue that run by its own rules.
             name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=scale.max_failures,
+                controller_failure_limit=3,
+            ),
             worker_runtime_env={"env_vars": environment},
             logging_config=ray.train.LoggingConfig(log_level="INFO" if is_verbose() else "CRITICAL"),
         ),

@@ -33,7 +33,7 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
 
 
 def check_without_images(recipe: Recipe) -> Encoder:
-    """Checks batch sizes, and the encoder with what the stages ask of it. Returns the encoder, with fresh weights.
+    """Checks batch sizes, and that the encoder fits the stages. Returns the encoder, with fresh weights.
 
     Raises:
         UserError: as `check_recipe`.

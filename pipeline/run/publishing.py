@@ -87,7 +87,7 @@ class RunPublisher:
         self.parent_run: str | None = None
 
     def set_images(self, worker: StageContext, graph: StageGraph) -> None:
-        """Sets what is known once the images are prepared."""
+        """Sets the images and the stage graph, which exist once the images are prepared."""
         self.worker, self.graph, self.store = worker, graph, worker.store
 
     # The parent run
@@ -123,7 +123,7 @@ class RunPublisher:
         write_json(file, {**read_run_file(file), "closed": closed})
 
     def known_parent(self, store: Store) -> str | None:
-        """Returns the id of the parent run of this or an earlier command with the same recipe, None if there is none."""
+        """Returns the id of the parent run of this or an earlier command with the same recipe, None if none exists."""
         return self.parent_run or read_run_file(self._parent_file(store)).get("run_id")
 
     # Stages
@@ -208,9 +208,8 @@ class RunPublisher:
     # The end of a run
 
     def put_cards(self, instances: Sequence[StageInstance]) -> None:
-        """Writes and publishes the model card of every exported encoder, with what is known of it by now."""
-        kinds = {name: stage.kind for name, stage in self.recipe.stages.items()}
-        exported = [one for one in instances if find_publisher(kinds[one.stage]).has_model_card]
+        """Writes and publishes the model card of every exported encoder, with the scores that exist by now."""
+        exported = [one for one in instances if find_publisher(self.recipe.stages[one.stage].kind).has_model_card]
         if exported:
             self.outbox.put("the model cards", lambda: self._publish_cards(exported))
 
@@ -270,13 +269,13 @@ class RunPublisher:
         self._mark_closed(self.store, closed=True)
 
     def put_report(self, file: Path) -> None:
-        """Publishes the report page into the parent run, if there is one."""
+        """Publishes the report into the parent run, if it exists."""
         parent = self.known_parent(self.store)
         if parent is not None:
             self.outbox.put("the report", lambda: self.tracking.client.log_artifact(parent, str(file)))
 
     def flush(self, rows: list[ScoreRow]) -> None:
-        """Publishes what waits in the outbox.
+        """Publishes all that waits in the outbox.
 
         Raises:
             Unpublished: MLflow does not come back; the error carries `rows`.
@@ -289,7 +288,7 @@ class RunPublisher:
 
     def close_failed(self, error: BaseException, report: Path | None) -> None:
         """Ends the open runs as KILLED or FAILED and logs the report. The next command opens them again."""
-        # MLflow may be what failed; the first error is the one that the user should see.
+        # MLflow itself may have failed; the first error is the one that the user should see.
         with contextlib.suppress(Exception):
             parent = self.known_parent(self.store) if report is not None else None
             if parent is not None:

@@ -48,7 +48,7 @@ class RaySession:
             ray.shutdown()
 
     def start(self, always: bool = False) -> bool:
-        """Starts or joins Ray, once. Returns True if Ray is there.
+        """Starts or joins Ray, once. Returns True if Ray runs.
 
         Nothing is started for `scale.workers: 0`, unless `always`. A Ray that this process has started before, or that
         runs this process, is used and not shut down.

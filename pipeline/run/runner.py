@@ -48,7 +48,7 @@ def run_recipe(
     Raises:
         UserError: a mistake that the user can correct, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
-        Unpublished: all was done, but MLflow is unreachable; the next run publishes what is missing.
+        Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
     return run_nested(None, recipe, console, only, repeats)[0]
 
@@ -90,7 +90,7 @@ def prepare_store(recipe: Recipe, session: RaySession, console: Console, parent:
 
 
 class RecipeRunner:
-    """Schedules the stages of one command's run of a recipe. A `RunPublisher` does what concerns MLflow."""
+    """Schedules the stages of one command's run of a recipe. A `RunPublisher` publishes it to MLflow."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class RecipeRunner:
         return rows
 
     def prepare(self) -> None:
-        """Writes or opens the store. The first time, prints and draws what is in it."""
+        """Writes or opens the store. The first time, prints and draws statistics of its images."""
         if self.parent and self.parent.store:
             self._use_store(Store.open(self.parent.store))
             return
@@ -153,7 +153,7 @@ class RecipeRunner:
             self.publisher.outbox.put("prepare", publish)
 
     def _use_store(self, store: Store) -> None:
-        """Checks the recipe against its images, and finds the instances that are there."""
+        """Checks the recipe against its images, and builds the stage graph."""
         segment = self.parent.segment if self.parent else None
         self.graph = StageGraph(self.recipe, self.folder, store.hash, self.references, segment)
         self.worker = StageContext.create(self.recipe, store, on_ray=False)

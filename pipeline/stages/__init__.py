@@ -1,1 +1,1 @@
-"""What a recipe can do: one file for each kind of stage."""
+"""The kinds of stages of a recipe, one file for each."""

@@ -98,7 +98,7 @@ def _attempt_files(
     except Exception as error:
         if type(error) in (UserError, StageFailed):  # and not Ray's, which are of these classes too
             raise
-        told = _explain_error(error, instance)
+        told = _unwrap_ray_error(error, instance)
         if last or isinstance(told, UserError):
             raise told from error
         append_row(instance.folder, {"note": f"{told}; going on behind the files that are whole"})
@@ -304,7 +304,7 @@ def _to_matrix(table: pa.Table, size: int) -> np.ndarray:
     return values.reshape(-1, size)
 
 
-def _explain_error(error: BaseException, instance: StageInstance) -> Exception:
+def _unwrap_ray_error(error: BaseException, instance: StageInstance) -> Exception:
     """Unwraps Ray's exception to its root cause, and keeps the last line of its message without the paragraph of advice
     that Ray adds.
     """

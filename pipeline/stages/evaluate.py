@@ -73,7 +73,7 @@ class Evaluate(FeatureStage):
 
     @property
     def layer_suffixes(self) -> tuple[str, ...]:
-        """What follows the name of a measure in the results, for each layer; nothing where there is one layer."""
+        """The suffix of a measure's name in the results, for each layer; "" where there is one layer."""
         return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
 
     @property
@@ -158,7 +158,7 @@ class EvaluateStage(StageKind[Evaluate]):
     section = Evaluate
 
     def run(self, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
-        """Writes `result.json` into the instance's folder. All workers compute features; rank 0 fits the classifiers."""
+        """Writes `result.json` into the instance's folder. Rank 0 fits the classifiers."""
         parts = _split_ids(worker)
         ids = np.concatenate(parts)
         features = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)

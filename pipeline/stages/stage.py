@@ -46,7 +46,7 @@ class StageInstance:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the stage found; None until it has finished."""
+        """The content of `result.json`; None until the stage has finished."""
         try:
             return dict(json.loads((self.folder / RESULT_FILE).read_text("utf-8")))
         except (OSError, ValueError):

@@ -30,7 +30,7 @@ RunsOn = Literal["workers", "driver", "driver+ray"]
 
 @dataclass(frozen=True)
 class RecipeContext:
-    """What is known of a recipe before any of its images is read."""
+    """A recipe, its source of images and a fresh encoder, before any image is read."""
 
     recipe: Recipe
     source: Source

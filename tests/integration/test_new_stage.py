@@ -1,4 +1,6 @@
-"""A kind of stage that is one file: registered here, it runs through a whole recipe, the table, MLflow, the report and the commands."""
+"""A kind of stage that is one file: registered here, it runs through a whole recipe, the table, MLflow, the report and
+the commands.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -20,9 +20,9 @@ from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import command, recipes
+from tests.support.state_hash import hash_state
 
 STOPPED = "stopped; run the same command again to continue"
 STEPS = 6

@@ -15,7 +15,7 @@ from PIL import Image
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import score_facts, make_score_table
+from firstlight.pipeline.report.score_table import make_score_table, score_facts
 from firstlight.pipeline.run import preflight
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import finetune
@@ -149,7 +149,8 @@ def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root
     for arm in arms:
         assert 0.0 <= tuned.data.metrics[f"{arm}/test"] == result[arm]["scores"]["test"][measure] <= 1.0
     names = {
-        path.path for path in mlflow.MlflowClient(TrackingLocation.of(built).uri).list_artifacts(tuned.info.run_id, "figures")
+        path.path
+        for path in mlflow.MlflowClient(TrackingLocation.of(built).uri).list_artifacts(tuned.info.run_id, "figures")
     }
     shown = set() if task is MULTILABEL else {f"figures/predicted_{arm}.png" for arm in arms}
     assert names == {f"figures/curves_{arm}.png" for arm in arms} | shown

@@ -132,9 +132,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         api.load_encoder(tmp_path / "absent")
 
 
-def test_embed_equals_the_embed_stage(
-    recipe: Recipe, encoder: api.ImageEncoder, opened: list[Image.Image]
-) -> None:
+def test_embed_equals_the_embed_stage(recipe: Recipe, encoder: api.ImageEncoder, opened: list[Image.Image]) -> None:
     ids, vectors = api.open_embeddings(folder_of(recipe, "embed"))
     embedded = encoder.embed([opened[i] for i in ids], batch_size=50)
     np.testing.assert_allclose(embedded, vectors, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The contract of a publisher: what it logs of a finished stage, and the scores by which lists of runs show it."""
+"""The contract of a publisher: it logs a finished stage, and reads the scores that lists of runs show."""
 
 import re
 from dataclasses import dataclass

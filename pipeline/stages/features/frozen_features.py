@@ -73,7 +73,7 @@ def check_head(head: Projection, recipe: Recipe, where: str) -> None:
 
 
 def describe_features(stage: FeatureStage) -> list[str]:
-    """Returns words for the features of each layer of a stage; "" for those of the deepest map alone, which is usual."""
+    """Returns words for the features of each layer of a stage; "" for those of the deepest map alone."""
     if stage.features == "head":
         return ["head"]
     return ["" if stage.feature_layers == (-1,) else f"layer {layer}" for layer in stage.feature_layers]

@@ -1,4 +1,4 @@
-"""Embeddings on a plane, for pictures: their first two principal components, or t-SNE (van der Maaten and Hinton 2008)."""
+"""Embeddings on a plane: their first two principal components, or t-SNE (van der Maaten and Hinton 2008)."""
 
 from typing import Literal
 

@@ -17,8 +17,8 @@ from firstlight.pipeline.report.html_page import (
     Group,
     Notes,
     Page,
-    Picture,
     PageSection,
+    Picture,
     Table,
     Text,
     Tree,
@@ -59,7 +59,13 @@ def example(folder: Path, text: str = "cats & dogs", noise: bool = False) -> Pag
         Group(text, [Text(text)]),
     ]
     return Page(
-        text, "a page", text, [PageSection("First things", blocks), PageSection("Nothing", [])], "finished", "good", text
+        text,
+        "a page",
+        text,
+        [PageSection("First things", blocks), PageSection("Nothing", [])],
+        "finished",
+        "good",
+        text,
     )
 
 
@@ -97,7 +103,7 @@ def test_many_pictures_are_scaled_to_a_bound_and_the_page_says_so(tmp_path: Path
     assert "Pictures are scaled to 71%" in small
     assert "in MLflow they have their full size" in small
     tiny = render_page(example(tmp_path, noise=True), largest=pictures // 20)
-    assert "Those that were folded away are in MLflow only" in tiny
+    assert "Folded pictures are in MLflow only" in tiny
     assert tiny.count("data:image/png;base64,") == 3
 
 

@@ -30,7 +30,12 @@ def test_boxes_and_masks_are_drawn_in_pixels_of_the_image() -> None:
     assert axis.images[0].get_array().shape == (96, 480, 3)
     axis = Figure().subplots()
     values = np.array([[0, 1], [2, 255]], np.uint8)
-    assert overlay.draw_annotation(axis, np.zeros((2, 2, 3), np.uint8), Annotation(mask=png(values)), colours) == {0, 1, 2, 255}
+    assert overlay.draw_annotation(axis, np.zeros((2, 2, 3), np.uint8), Annotation(mask=png(values)), colours) == {
+        0,
+        1,
+        2,
+        255,
+    }
     np.testing.assert_array_equal(axis.images[1].get_array(), np.array([colours[[0, 1]], [colours[2], [0, 0, 0]]]))
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import score_facts, make_score_table
+from firstlight.pipeline.report.score_table import make_score_table, score_facts
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from firstlight.pipeline.report.timings import Timing, collect_notes, time_shares, sum_part_seconds, read_timings
+from firstlight.pipeline.report.timings import Timing, collect_notes, read_timings, sum_part_seconds, time_shares
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
 from firstlight.pipeline.train.metrics import METRICS_FILE

@@ -8,7 +8,7 @@ import torch
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import ray_session
-from firstlight.pipeline.run.ray_session import RaySession, check_local_resources, check_cluster_resources
+from firstlight.pipeline.run.ray_session import RaySession, check_cluster_resources, check_local_resources
 
 
 def scale(**changes: Any) -> ScaleOptions:
@@ -37,7 +37,9 @@ def test_resources_that_fit_exactly_are_accepted(changes: dict[str, Any], cpus: 
 @pytest.mark.fault(13, "three workers on three CPUs")
 def test_too_many_workers_are_refused() -> None:
     with pytest.raises(UserError) as told:
-        check_cluster_resources(scale(workers=3, cpus_per_worker=0.75), StreamOptions(task_cpus=0.2), 3.0, 0.0, "this machine")
+        check_cluster_resources(
+            scale(workers=3, cpus_per_worker=0.75), StreamOptions(task_cpus=0.2), 3.0, 0.0, "this machine"
+        )
     assert str(told.value) == (
         "scale.workers: 3 workers x 0.75 CPUs + 1 CPU for data need 3.25 CPUs, this machine has 3; "
         "valid: fewer workers or a smaller scale.cpus_per_worker"

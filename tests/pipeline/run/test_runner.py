@@ -29,12 +29,12 @@ from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
-from tests.support.state_hash import hash_state
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.gloo import Pool
 from tests.support.grey_images import images
 from tests.support.recipe_runs import QUIET, on_ray, runs_of
+from tests.support.state_hash import hash_state
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
@@ -399,7 +399,9 @@ def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     with pytest.raises(UserError):
         run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
-    history = mlflow.MlflowClient(TrackingLocation.of(recipe).uri).get_metric_history(after["pretrain seed 0"].info.run_id, "loss")
+    history = mlflow.MlflowClient(TrackingLocation.of(recipe).uri).get_metric_history(
+        after["pretrain seed 0"].info.run_id, "loss"
+    )
     assert [m.step for m in history] == [1, 2, 3, 4, 5, 6]
 
 
@@ -486,7 +488,10 @@ def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
     recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
     conf.write_text(json.dumps(recipe.dump()))
     process = subprocess.Popen(
-        [sys.executable, "-m", "firstlight.pipeline", "run", str(conf)], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "firstlight.pipeline", "run", str(conf)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     wait_for_steps(tmp_path / "runs" / "small", process)
     process.send_signal(signal.SIGTERM)

@@ -117,7 +117,9 @@ def test_killed_stage_makes_only_missing_files(
         open_embeddings(instance.folder / "embeddings", "train")
     put: list[str] = []
     real = embed._EmbeddingWriter._write_file
-    monkeypatch.setattr(embed._EmbeddingWriter, "_write_file", lambda self, file, rows: (put.append(file.name), real(self, file, rows)))
+    monkeypatch.setattr(
+        embed._EmbeddingWriter, "_write_file", lambda self, file, rows: (put.append(file.name), real(self, file, rows))
+    )
     EmbedStage().run(worker, stage, instance)
     assert put == ["train-00001.parquet"]
     assert files_of(instance) == before
@@ -155,7 +157,10 @@ def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, di
 
 def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
     """An encoder that takes its process with it, once, in the second batch."""
-    whole, marks = build_network(folder, image_size, threads, gpu), [folder.parent / name for name in ("first", "second")]
+    whole, marks = (
+        build_network(folder, image_size, threads, gpu),
+        [folder.parent / name for name in ("first", "second")],
+    )
 
     def embed_or_die(pixels: np.ndarray) -> np.ndarray:
         fresh = [mark for mark in marks if not mark.exists()]

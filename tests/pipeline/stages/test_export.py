@@ -92,7 +92,9 @@ def test_every_format_is_exported_and_the_card_code_runs(
         }
     text = model_card.write_card(worker, instance, [], {"encoder": "runs:/1"})
     assert text is not None
-    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None, "the same card is not written again"
+    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None, (
+        "the same card is not written again"
+    )
     assert str(tmp_path) not in text
     assert digits.hash in text
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)

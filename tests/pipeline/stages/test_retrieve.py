@@ -242,7 +242,9 @@ def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
     instance = StageInstance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
     stage: Any = worker.recipe.stages["through_head"]
     ids = np.concatenate((splits.train, splits.test))
-    ((found,),) = compute_features(worker, {"pretrained": build_extractors(worker, stage, instance)["pretrained"]}, ids, instance, 32).values()
+    ((found,),) = compute_features(
+        worker, {"pretrained": build_extractors(worker, stage, instance)["pretrained"]}, ids, instance, 32
+    ).values()
     train, test = (
         part.numpy() for part in found.split([len(splits.train), len(splits.test)])
     )  # unit vectors: cosine = 1 - distance^2 / 2

@@ -17,7 +17,7 @@ class Client:
         self.logged.append((run_id, Path(file).name, folder))
 
 
-def test_pictures_are_kept_in_order_and_logged(tmp_path: Path) -> None:
+def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
     client = Client()
     tracking: Any = SimpleNamespace(client=client)
     album = FigureLog(tracking, "run", tmp_path)
@@ -32,7 +32,7 @@ def test_pictures_are_kept_in_order_and_logged(tmp_path: Path) -> None:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file, _ in found)
 
 
-def test_what_is_missing_or_damaged_is_no_picture(tmp_path: Path) -> None:
+def test_missing_and_damaged_figures_are_not_listed(tmp_path: Path) -> None:
     assert list_figures(tmp_path) == []
     tracking: Any = SimpleNamespace(client=Client())
     album = FigureLog(tracking, "run", tmp_path)

@@ -1,6 +1,5 @@
-"""What is read from MLflow, and how its runs are related."""
+"""Runs that are read from MLflow, and the relations between them."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def lineage(made: tuple[Past, dict[str, str]]) -> Lineage:
     return read_lineage(parse_location([f"storage={made[0].storage}"]))[0]
 
 
-def test_what_hangs_together(lineage: Lineage, runs: dict[str, str]) -> None:
+def test_relations_between_runs_are_found(lineage: Lineage, runs: dict[str, str]) -> None:
     first = lineage.runs[runs["first"]]
     assert [run.name for run in lineage.list_stages(first)] == [
         "prepare",
@@ -44,7 +43,7 @@ def test_what_hangs_together(lineage: Lineage, runs: dict[str, str]) -> None:
     assert [run.name for run in lineage.list_roots()] == ["second", "first"]
 
 
-def test_stages_that_an_earlier_run_has_made_belong_to_a_recipe_too(tmp_path: Path) -> None:
+def test_stages_made_by_an_earlier_run_belong_to_a_recipe(tmp_path: Path) -> None:
     past, runs = chain(tmp_path)
     past.tracking.log_stage_runs(runs["second"], "pretrain", [runs["pretrain0"]])
     found, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
@@ -56,7 +55,7 @@ def test_stages_that_an_earlier_run_has_made_belong_to_a_recipe_too(tmp_path: Pa
 
 
 @pytest.mark.parametrize("word", ["id", "begun", "models:/digits-nat@current", "models:/digits-nat/1", "reference"])
-def test_a_run_is_found_by(lineage: Lineage, runs: dict[str, str], word: str) -> None:
+def test_run_is_found_by_id_reference_or_name(lineage: Lineage, runs: dict[str, str], word: str) -> None:
     run_id = runs["pretrain0"]
     words = {"id": run_id, "begun": run_id[:10], "reference": f"runs:/{run_id[:8]}/encoder"}
     assert lineage.find_run(words.get(word, word)).id == run_id
@@ -66,39 +65,28 @@ def test_a_run_is_found_by(lineage: Lineage, runs: dict[str, str], word: str) ->
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("frist", "run: 'frist' is no id, no beginning of one and no recipe's name in .*; did you mean 'first'"),
+        (
+            "frist",
+            "run: 'frist' is neither the beginning of an id nor the name of a recipe in .*; did you mean 'first'",
+        ),
         (
             "models:/digits-nat@best",
             "run: 'models:/digits-nat@best' is not in .*; did you mean 'models:/digits-nat@current'",
         ),
-        ("", "run: '' is no id"),
+        ("", "run: '' is neither the beginning of an id"),
     ],
 )
-def test_a_run_that_is_not_there(lineage: Lineage, word: str, message: str) -> None:
+def test_unknown_run_names_the_nearest_known_one(lineage: Lineage, word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         lineage.find_run(word)
 
 
-def test_nothing_was_run_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^tracking.uri: 'sqlite:.* is not there: nothing was run in storage "):
+def test_missing_database_raises_and_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tracking.uri: 'sqlite:.* does not exist: nothing was run in storage "):
         read_lineage(parse_location([f"storage={tmp_path}"]))
     assert not list(tmp_path.iterdir()), "looking makes nothing"
 
 
-def test_an_experiment_that_is_not_there(made: tuple[Past, dict[str, str]]) -> None:
+def test_missing_experiment_raises(made: tuple[Past, dict[str, str]]) -> None:
     with pytest.raises(UserError, match=r"^tracking.experiment: 'other' is not in sqlite"):
         read_lineage(parse_location([f"storage={made[0].storage}", "tracking.experiment=other"]))
-
-
-def test_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert parse_location([]).uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        json.dumps({"name": "x", "storage": "there", "tracking": {"uri": "http://host:5000"}, "stages": {}})
-    )
-    assert parse_location([str(recipe)]) == parse_location(["storage=there", "tracking.uri=http://host:5000"])
-    assert parse_location([str(recipe), "storage=here"]).storage == tmp_path / "here"
-    for word in (["storag=x"], ["storage=3"], ["a.yaml", "b.yaml"]):
-        with pytest.raises(UserError):
-            parse_location(word)

@@ -59,13 +59,13 @@ def steps(followed: FollowedFile) -> list[int]:
     return [r["step"] for r in followed.read_new_rows()]
 
 
-def test_a_file_that_is_not_there_yet(followed: FollowedFile) -> None:
+def test_file_that_does_not_exist_yet_has_no_rows(followed: FollowedFile) -> None:
     assert followed.read_new_rows() == []
     append(followed, line(1))
     assert followed.read_new_rows() == [row(1)]
 
 
-def test_a_line_is_read_once_it_is_whole(followed: FollowedFile) -> None:
+def test_line_is_read_once_it_is_complete(followed: FollowedFile) -> None:
     whole = line(2)
     for cut in range(1, len(whole)):
         followed.file.write_text(line(1) + whole[:cut])
@@ -77,7 +77,7 @@ def test_a_line_is_read_once_it_is_whole(followed: FollowedFile) -> None:
         assert steps(fresh) == []
 
 
-def test_a_file_that_is_cut_back_is_read_from_its_start(followed: FollowedFile) -> None:
+def test_truncated_file_is_read_from_its_start(followed: FollowedFile) -> None:
     append(followed, "".join(map(line, (1, 2, 3, 4))))
     assert steps(followed) == [1, 2, 3, 4]
     followed.file.write_text("".join(map(line, (1, 2))))
@@ -87,7 +87,7 @@ def test_a_file_that_is_cut_back_is_read_from_its_start(followed: FollowedFile) 
 
 
 @pytest.mark.parametrize("again", [2, 3, 5])
-def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: FollowedFile, again: int) -> None:
+def test_file_truncated_and_grown_between_two_reads_is_read_from_its_start(followed: FollowedFile, again: int) -> None:
     """The new rows have other lengths: reading on at the old place would start in the middle of one."""
     append(followed, "".join(map(line, (1, 2, 3))))
     assert steps(followed) == [1, 2, 3]
@@ -97,7 +97,7 @@ def test_a_file_that_is_cut_back_and_grows_between_two_looks(followed: FollowedF
     assert steps(followed) == [again + 1]
 
 
-def test_an_emptied_file_is_read_from_its_start(followed: FollowedFile) -> None:
+def test_emptied_file_is_read_from_its_start(followed: FollowedFile) -> None:
     append(followed, line(1))
     assert steps(followed) == [1]
     followed.file.write_text("")
@@ -106,7 +106,7 @@ def test_an_emptied_file_is_read_from_its_start(followed: FollowedFile) -> None:
     assert steps(followed) == [1, 2]
 
 
-def test_half_a_row_of_a_killed_worker_does_not_end_the_reading(followed: FollowedFile) -> None:
+def test_incomplete_row_of_a_killed_worker_is_skipped(followed: FollowedFile) -> None:
     append(followed, line(1) + line(2)[:20] + json.dumps({"note": "continued"}) + "\n" + line(2))
     assert steps(followed) == [1, 2]
 
@@ -134,9 +134,7 @@ def look(followed: FollowedFile) -> Callable[[], str]:
     return call
 
 
-def test_steps_that_are_made_again_are_not_logged_again(
-    followed: FollowedFile, log: Log, look: Callable[[], str]
-) -> None:
+def test_repeated_steps_are_not_logged_again(followed: FollowedFile, log: Log, look: Callable[[], str]) -> None:
     append(followed, "".join(map(line, (1, 2, 3, 4))))
     look()
     followed.file.write_text("".join(map(line, (1, 2))))
@@ -146,7 +144,7 @@ def test_steps_that_are_made_again_are_not_logged_again(
     assert log.steps == [1, 2, 3, 4, 5]
 
 
-def test_what_mlflow_has_from_an_earlier_run_is_not_logged_again(tmp_path: Path, log: Log) -> None:
+def test_steps_logged_by_an_earlier_run_are_not_logged_again(tmp_path: Path, log: Log) -> None:
     followed = FollowedFile(tmp_path / "metrics.jsonl", "pretrain seed 0", log, logged=3)
     append(followed, "".join(map(line, range(1, 6))))
     its = ProgressFollower(console(), "pretrain", [followed])
@@ -165,7 +163,7 @@ def test_rows_without_a_loss_are_shown_but_not_logged(
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), TimeoutError()])
-def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(
+def test_rows_refused_by_mlflow_are_logged_later(
     followed: FollowedFile, log: Log, look: Callable[[], str], error: Exception
 ) -> None:
     """An error without a text too."""
@@ -184,7 +182,7 @@ def test_rows_that_mlflow_refuses_are_kept_and_delivered_later(
 
 
 @pytest.mark.parametrize("note", ["a plain one", "[/tmp/x] and [bold] are text", "passed over: /a/[b]/c"])
-def test_a_note_is_shown_once_and_as_it_is(followed: FollowedFile, look: Callable[[], str], note: str) -> None:
+def test_note_is_printed_once_and_unchanged(followed: FollowedFile, look: Callable[[], str], note: str) -> None:
     for _ in range(2):
         append(followed, json.dumps({"note": note}) + "\n" + line(1))
         shown = look()
@@ -200,14 +198,14 @@ def test_without_a_terminal_start_and_end_are_lines(followed: FollowedFile, log:
     assert not its.thread.is_alive()
 
 
-def test_a_failure_is_not_called_done(followed: FollowedFile) -> None:
+def test_failure_is_not_called_done(followed: FollowedFile) -> None:
     shown = console()
     with pytest.raises(KeyboardInterrupt), ProgressFollower(shown, "pretrain", [followed]):
         raise KeyboardInterrupt
     assert text(shown) == "pretrain: started\npretrain: stopped after 0 s\n"
 
 
-def test_rows_that_mlflow_never_took_are_told(followed: FollowedFile, log: Log) -> None:
+def test_rows_never_accepted_by_mlflow_are_noted(followed: FollowedFile, log: Log) -> None:
     shown, log.fails = console(), ConnectionError("the server [/x] is away")
     with ProgressFollower(shown, "pretrain", [followed]):
         append(followed, line(1) + line(2))
@@ -215,7 +213,7 @@ def test_rows_that_mlflow_never_took_are_told(followed: FollowedFile, log: Log) 
     assert str(followed.file) in text(shown)
 
 
-def test_the_thread_looks_while_the_block_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_thread_reads_files_while_the_block_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(progress, "POLL_S", 0.001)
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", -1.0)
     got = threading.Event()
@@ -241,7 +239,7 @@ def test_counted_work_ends_with_a_line() -> None:
     assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
 
 
-def test_long_counted_work_says_on_the_way_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_counted_work_prints_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
     shown = console()
     with ProgressCounter(shown, "prepare") as counted:
@@ -253,16 +251,16 @@ def test_long_counted_work_says_on_the_way_how_far_it_is(monkeypatch: pytest.Mon
     )
 
 
-def fails_half_way(shown: Console) -> None:
+def fail_half_way(shown: Console) -> None:
     with ProgressCounter(shown, "prepare") as counted:
         counted.show_count(1, 2)
         raise OSError("the disk is gone")
 
 
-def test_counted_work_that_was_not_needed_or_failed_says_nothing() -> None:
+def test_counted_work_without_images_or_with_an_error_prints_nothing() -> None:
     shown = console()
     with ProgressCounter(shown, "prepare"):
         pass
     with pytest.raises(OSError, match="the disk is gone"):
-        fails_half_way(shown)
+        fail_half_way(shown)
     assert text(shown) == ""

@@ -1,4 +1,4 @@
-"""What is sample_params for an image gives the same pixels with Pillow and in a batch: bit by bit, for every op, size and colour."""
+"""Augmented batches have the pixels of Pillow, bit by bit, for every op and size."""
 
 import numpy as np
 import pytest
@@ -81,13 +81,17 @@ def test_weighted_sums_are_exact_for_strong_shrinking_and_inexact_float32(
     """White and near-white images have the largest sums of levels."""
     source, ops = 255 - make_noise(6, 9, tall) // 100, PIPELINES["random_resized_crop"]
     expected = augment_with_pillow(ops, source, 2)
-    assert torch.equal(device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected)
+    assert torch.equal(
+        device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected
+    )
     monkeypatch.setattr(device_augment, "_is_float32_exact", lambda: False)
     assert (
         device_augment._resampling_weights(to_batch_of_images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype
         == torch.float64
     )
-    assert torch.equal(device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected)
+    assert torch.equal(
+        device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected
+    )
 
 
 def test_rounding_of_factors_by_torch_is_detected() -> None:
@@ -105,7 +109,9 @@ def test_large_batches_are_augmented_in_equal_parts(monkeypatch: pytest.MonkeyPa
     whole = device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16)
     for pixels in (1, 7 * 20 * 30):
         monkeypatch.setitem(device_augment.PIXELS_PER_PART, "cpu", pixels)
-        assert torch.equal(device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16), whole)
+        assert torch.equal(
+            device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16), whole
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

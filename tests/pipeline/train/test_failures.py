@@ -49,13 +49,13 @@ def reconnect_ranks(store: str) -> None:
 
 
 def recipe(folder: Path) -> Any:
-    its = recipes.recipe(folder)
-    del its.stages["evaluate"], its.stages["finetune"]
-    return its
+    """Returns the small recipe with its pretraining only."""
+    whole = recipes.recipe(folder)
+    return whole.model_copy(update={"stages": {"pretrain": whole.stages["pretrain"]}})
 
 
 def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0) -> dict[str, Any]:
-    """Makes one attempt of a worker group at a training, with a fault. Returns the answer or error of this rank, and when."""
+    """Makes one attempt of a worker group at a training, with a fault. Returns this rank's answer or error, and when."""
     reconnect_ranks(group)
     os.environ["FIRSTLIGHT_FAULT"] = wanted
     instance = StageInstance("pretrain", 3, "f", Path(folder) / "job")
@@ -95,7 +95,9 @@ def test_gone_rank_is_detected_in_time_and_next_attempt_is_bit_identical(
 ) -> None:
     """A rank that raised or returned does not answer, as one that hangs: the other fails within its timeout."""
     wanted = f"rank=1,step=4,kind={kind},once={tmp_path / 'once'}"
-    other, faulty = broken_pool.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "one"), wanted, 1.5 * TIMEOUT_S)
+    other, faulty = broken_pool.run(
+        attempt, str(tmp_path), str(digits.path), str(tmp_path / "one"), wanted, 1.5 * TIMEOUT_S
+    )
     assert failures.is_secondary(other["error"])
     assert other["notes"] == ["after step 4"]
     assert other["seconds"] < 2 * TIMEOUT_S + 4, "with the steps before it"
@@ -119,7 +121,9 @@ def test_same_error_twice_at_the_same_step_stops_the_third_attempt(
         )
         assert failures.is_secondary(other["error"])
         assert "injected fault" in faulty["error"]
-    answers = broken_pool.run(attempt, str(tmp_path), str(digits.path), str(tmp_path / "third"), "rank=1,step=2,kind=raise")
+    answers = broken_pool.run(
+        attempt, str(tmp_path), str(digits.path), str(tmp_path / "third"), "rank=1,step=2,kind=raise"
+    )
     (message,) = {answer["stop"] for answer in answers}
     assert message.startswith("job: rank 1 failed twice after step 2 of RuntimeError: injected fault: rank=1,step=2,")
     assert message.endswith("; it was not tried again")
@@ -152,9 +156,10 @@ def leave_within_step(folder: str, store: str, group: str) -> list[Any]:
 
 @pytest.mark.fault(6, "gradients that do not arrive")
 def test_missing_gradients_change_no_weight(tmp_path: Path, broken_pool: Pool, digits: Store, clean: str) -> None:
-    (told, weights), (left, _) = broken_pool.run(leave_within_step, str(tmp_path), str(digits.path), str(tmp_path / "one"))
+    answers = broken_pool.run(leave_within_step, str(tmp_path), str(digits.path), str(tmp_path / "one"))
+    (error, weights), (left, _) = answers
     assert left == "left"
-    assert failures.is_secondary(told)
+    assert failures.is_secondary(error)
     found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 3
@@ -170,7 +175,8 @@ class UserExceptionWithTraceback(Exception):
 
 
 CLOSED = UserExceptionWithTraceback(
-    "Traceback\nRuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:540] Connection closed by peer\nafter step 3"
+    "Traceback\nRuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:540] Connection closed by "
+    "peer\nafter step 3"
 )
 
 

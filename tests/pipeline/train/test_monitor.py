@@ -48,7 +48,7 @@ def train(
         stage: Any = worker.recipe.stages["pretrain"]
         job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
         learner = pretrain.build_seeded_method(worker, stage, job)
-        fit(job, learner, FeatureMonitor(worker, stage, job, learner))
+        fit(job, learner, FeatureMonitor(worker, stage, stage.watch, job, learner))
     except Stopped:
         return "stopped"
     finally:
@@ -100,13 +100,11 @@ def build_monitor(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMo
     job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     job.folder.mkdir(parents=True)
     method = pretrain.build_seeded_method(worker, stage, job).train()
-    return FeatureMonitor(worker, stage, job, method), method
+    return FeatureMonitor(worker, stage, stage.watch, job, method), method
 
 
 @pytest.mark.parametrize("features", ["encoder", "head"])
-def test_metrics_are_of_held_out_images_and_never_of_test_images(
-    tmp_path: Path, digits: Store, features: str
-) -> None:
+def test_metrics_are_of_held_out_images_and_never_of_test_images(tmp_path: Path, digits: Store, features: str) -> None:
     watch, method = build_monitor(
         tmp_path, digits, dataset__val_fraction=0.3, stages__pretrain__watch={**WATCHED, "features": features}
     )
@@ -160,14 +158,16 @@ def test_nonfinite_features_are_noted(tmp_path: Path, digits: Store) -> None:
 def test_unlabelled_images_have_metrics_but_no_knn(tmp_path: Path, digits: Store) -> None:
     watch, _ = build_monitor(tmp_path, digits, stages__pretrain__watch=WATCHED)
     watch.context.splits.labels[:] = -1
-    unlabelled = FeatureMonitor(watch.context, watch.stage, watch.job, watch.method)
+    unlabelled = FeatureMonitor(watch.context, watch.stage, watch.options, watch.job, watch.method)
     found, _ = unlabelled.evaluate()
     assert "watch_knn" not in found
     assert found["watch_rankme"] > 1
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [3, 6, 9, 12]), (3, [9, 12]), (4, [12]), (9, [12])])
-def test_monitor_is_due_every_n_epochs_and_at_the_end(tmp_path: Path, digits: Store, every: int, expected: list[int]) -> None:
+def test_monitor_is_due_every_n_epochs_and_at_the_end(
+    tmp_path: Path, digits: Store, every: int, expected: list[int]
+) -> None:
     watch, _ = build_monitor(
         tmp_path, digits, stages__pretrain__epochs=4, stages__pretrain__watch={**WATCHED, "every": every}
     )

@@ -50,6 +50,8 @@ VOC_YEAR_FOLDER = re.compile(r"VOC20\d\d")
 
 @dataclass(frozen=True)
 class Voc(FolderSource):
+    """PASCAL VOC, or a set in its layout, with labels from the lists of its classes."""
+
     kind = "voc"
     # (n, classes) int8: what the lists of the classes say, or UNLISTED; no columns if that is not asked for
     occurs: np.ndarray = field(kw_only=True)

@@ -1,0 +1,76 @@
+"""A model card names the method, the budget, the scores and the licence, and is written once."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.files import write_json
+from firstlight.pipeline.report import model_card
+from firstlight.pipeline.stages.artifacts import save_encoder
+from firstlight.pipeline.stages.export import EXPORT_FOLDER
+from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.nn.encoders import Encoder
+from tests.support import recipes
+from tests.support.stage_results import evaluated, finished
+
+RESULT = {"image_size": 8, "map": [8, 2, 2], "formats": {}, "left_out": {"timm": "no such network"}}
+
+
+def exported(tmp_path: Path, store: Store, **changes: Any) -> tuple[StageContext, StageInstance]:
+    """Returns the context and the finished export of a fresh encoder, from a recipe that also pretrains."""
+    recipe = recipes.recipe(tmp_path, stages__export={"kind": "export"}, **changes)
+    torch.manual_seed(0)
+    facts = {"method": recipe.stages["pretrain"].model_dump(mode="json")["method"], "store": store.hash, "seed": 0}
+    save_encoder(Encoder(recipe.encoder.model_dump(), 8), tmp_path / "encoder", facts)
+    instance = StageInstance("export", 0, "f", tmp_path / "export", tmp_path / "encoder")
+    (instance.folder / EXPORT_FOLDER).mkdir(parents=True)
+    write_json(instance.folder / RESULT_FILE, RESULT)
+    return StageContext.create(recipe, store, on_ray=False), instance
+
+
+def test_card_is_written_only_if_its_text_changes(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits)
+    text = model_card.write_card(worker, instance, [], {"encoder": "runs:/1"})
+    assert text is not None
+    assert (instance.folder / EXPORT_FOLDER / model_card.CARD_FILE).read_text("utf-8") == text
+    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None
+    assert "runs:/2" in (model_card.write_card(worker, instance, [], {"encoder": "runs:/2"}) or "")
+
+
+def test_card_has_method_budget_data_and_reasons_but_no_path(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits)
+    text = model_card.render_card(worker, instance, [], {})
+    for part in (
+        "| `epochs` | `2` |",
+        "No label was seen.",
+        digits.hash,
+        "Not measured",
+        "Not as timm: no such network.",
+    ):
+        assert part in text
+    assert str(tmp_path) not in text
+
+
+def test_labels_of_a_semi_supervised_training_are_mentioned(tmp_path: Path, digits: Store) -> None:
+    labels = {"stages__pretrain__labelled_per_batch": 8, "stages__pretrain__labels_per_class": 4}
+    method = {"stages__pretrain__method": {"name": "clustering_locality"}}
+    worker, instance = exported(tmp_path, digits, **labels, **method)
+    text = model_card.render_card(worker, instance, [], {})
+    assert "Labels were seen" in text
+    assert "| `labelled_per_batch` | `8` |" in text
+
+
+def test_scores_are_those_of_the_same_seed_with_the_gain_over_all_seeds(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits, seeds=[0, 1])
+    siblings = [finished(tmp_path, "evaluate", seed, evaluated(seed / 10)) for seed in (0, 1)]
+    text = model_card.render_card(worker, instance, siblings, {})
+    row = next(line for line in text.splitlines() if line.startswith("| evaluate |"))
+    assert "| 50.00 | 10.00 (random" in row
+    assert "+40.00 over 2" in row
+
+
+def test_bars_in_cells_are_escaped() -> None:
+    assert model_card._markdown_table(("a", "b"), [("x|y", 1)]).splitlines()[-1] == r"| x\|y | 1 |"

@@ -1,0 +1,66 @@
+"""Parts of reports: errors, scores with their verdicts, data, and no password."""
+
+from pathlib import Path
+
+import pytest
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report import page_parts
+from firstlight.pipeline.report.html_page import Cell, Facts, Notes, Text
+from firstlight.pipeline.stages.score_rows import score_rows
+from firstlight.pipeline.train.context import StageContext
+from tests.support import recipes
+from tests.support.stage_results import evaluated, finished
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (KeyboardInterrupt(), "resumes it"),
+        (ValueError("one\n  two"), "one two"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_error_is_described_on_one_line(error: BaseException, text: str) -> None:
+    described = page_parts.describe_error(error)
+    assert text in described
+    assert "\n" not in described
+
+
+def test_blocks_of_errors_and_warnings_exist_only_with_content(tmp_path: Path) -> None:
+    assert page_parts.error_blocks(None) == []
+    assert page_parts.error_blocks("broken") == [Notes(["broken"], "error")]
+    assert page_parts.warning_blocks([]) == [Text("None.", "quiet")]
+    assert page_parts.warning_blocks(["careful"]) == [Notes(["careful"])]
+    assert page_parts.figure_blocks(tmp_path) == []
+
+
+def test_scores_have_a_coloured_verdict_and_name_their_baseline(tmp_path: Path) -> None:
+    recipe = recipes.recipe(tmp_path, seeds=[0, 1])
+    rows = score_rows(recipe, [finished(tmp_path, "evaluate", seed, evaluated(seed / 10)) for seed in (0, 1)])
+    table = page_parts.score_block(recipe, rows)
+    cells = dict(zip(table.heads, table.rows[0], strict=True))
+    assert cells["verdict"] == Cell("helps", "good")
+    baseline = cells["baseline"]
+    assert isinstance(baseline, Cell)
+    assert baseline.remark == "random weights"
+    assert table.heads[0] not in [table.heads[k] for k in table.numbers]
+
+
+def test_data_has_the_counts_of_the_splits_and_the_hash_of_the_store(tmp_path: Path, digits: Store) -> None:
+    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+    facts, *rest = page_parts.data_blocks(worker.recipe.dataset, digits, worker.splits, tmp_path)
+    assert isinstance(facts, Facts)
+    values = dict(facts.rows)
+    train, val, test = (len(ids) for ids in (worker.splits.train, worker.splits.val, worker.splits.test))
+    assert values["images"] == f"{train} to train on, {val} held out of these, {test} to test on"
+    assert values["sha256"] == digits.hash
+    assert rest == [], "no image is damaged, and there is no figure"
+
+
+def test_passwords_in_addresses_are_left_out_of_configs_and_commands() -> None:
+    fold = page_parts.resolved_block("recipe", {"address": "https://me:secret@host/x"})
+    assert "secret" not in str(fold)
+    assert "host/x" in str(fold)
+    assert "secret" not in str(page_parts.mlflow_blocks("https://me:secret@host", "All"))
+    assert "secret" not in page_parts.footer_text("https://me:secret@host")

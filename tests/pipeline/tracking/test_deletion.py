@@ -1,0 +1,25 @@
+"""Deleted runs leave no rows and no artifacts."""
+
+from pathlib import Path
+
+from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
+from firstlight.pipeline.tracking.lineage import read_lineage
+from firstlight.pipeline.tracking.location import parse_location
+from tests.support.mlflow_runs import chain
+
+
+def test_run_is_deleted_with_its_model_version_and_artifacts(tmp_path: Path) -> None:
+    _, runs = chain(tmp_path)
+    location = parse_location([f"storage={tmp_path}"])
+    lineage, client = read_lineage(location)
+    run = lineage.runs[runs["pretrain0"]]
+    models = find_logged_models(lineage, client, run)
+    assert models == [run.model]
+    delete_records(lineage, client, [run], lineage.list_models(run), models)
+    left, client = read_lineage(location)
+    assert left.runs.keys() == lineage.runs.keys() - {run.id}
+    assert left.versions == ()
+    assert client.search_registered_models() == []
+    assert client.search_logged_models([lineage.experiment_id], f"source_run_id = '{run.id}'") == []
+    assert not Path(run.artifact_uri.removeprefix("file://")).exists()
+    assert find_logged_models(left, client, left.runs[runs["pretrain1"]]), "of another run"

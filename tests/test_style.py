@@ -1,0 +1,81 @@
+"""The words of the code: names of the field, sentences with a subject and a verb, one name for one thing."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SOURCES = sorted(
+    file for folder in ("pipeline", "tasks", "bench", "firstlight") for file in (ROOT / folder).rglob("*.py")
+)
+# A docstring that begins with one of these describes a value by its genitive, and has no subject or verb.
+RIDDLES = {
+    *(
+        "Of",
+        "Whether",
+        "That",
+        "As",
+        "Those",
+        "By",
+        "How",
+        "Who",
+        "What",
+        "Where",
+        "When",
+        "Without",
+        "Behind",
+        "Beside",
+    ),
+}
+# Names that several files may have: entry points, and the Python API, which gives names of the packages.
+SHARED_NAMES = {"main", "__all__", "load_encoder", "load_recipe", "open_embeddings", "open_index"}
+# The largest share of functions and methods whose name is one word.
+MAX_ONE_WORD = 0.3
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def definitions(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text("utf-8"))))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_docstrings_begin_with_a_verb_or_a_noun(file: Path) -> None:
+    for node in definitions(file):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+            first = text.split(maxsplit=1)[0].strip(",.;:")
+            assert first not in RIDDLES, f"{name_of(file)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_public_functions_of_several_statements_have_docstrings(file: Path) -> None:
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and len(node.body) > 3:
+            assert ast.get_docstring(node), f"{name_of(file)}:{node.lineno}: {node.name}"
+
+
+def test_most_functions_have_names_of_several_words() -> None:
+    functions = [node for file in SOURCES for node in definitions(file) if isinstance(node, ast.FunctionDef)]
+    names = [node.name.strip("_") for node in functions if not node.name.startswith("__")]
+    one_word = [name for name in names if "_" not in name]
+    assert len(one_word) <= MAX_ONE_WORD * len(names), f"{len(one_word)} of {len(names)}"
+
+
+def test_top_level_names_stand_in_one_file() -> None:
+    files: dict[str, set[str]] = defaultdict(set)
+    for file in SOURCES:
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                files[node.name].add(name_of(file))
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for name in (part for target in targets for part in ast.walk(target)):
+                    if isinstance(name, ast.Name):
+                        files[name.id].add(name_of(file))
+    shared = {name: sorted(where) for name, where in files.items() if len(where) > 1 and name not in SHARED_NAMES}
+    assert not shared
