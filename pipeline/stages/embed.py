@@ -98,17 +98,17 @@ def _attempt_files(
     except Exception as error:
         if type(error) in (UserError, StageFailed):  # and not Ray's, which are of these classes too
             raise
-        told = _unwrap_ray_error(error, instance)
-        if last or isinstance(told, UserError):
-            raise told from error
-        append_row(instance.folder, {"note": f"{told}; going on behind the files that are whole"})
+        explained = _unwrap_ray_error(error, instance)
+        if last or isinstance(explained, UserError):
+            raise explained from error
+        append_row(instance.folder, {"note": f"{explained}; it continues after the files that are whole"})
         return False
     return True
 
 
-def _plan_files(worker: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
+def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
     for split in stage.splits:
-        ids = getattr(worker.splits, split)
+        ids = getattr(context.splits, split)
         for k in range(0, len(ids), stage.rows_per_file):
             yield EmbeddingFile(
                 f"{split}-{k // stage.rows_per_file:05d}.parquet", split, ids[k : k + stage.rows_per_file]
@@ -137,10 +137,10 @@ def build_network(folder: Path, image_size: int, threads: int, gpu: bool) -> Net
 class _EmbeddingWriter:
     """Embeds the images of missing files, and writes one file after another."""
 
-    def __init__(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
+    def __init__(self, context: StageContext, stage: Embed, instance: StageInstance) -> None:
         assert instance.encoder is not None
-        self.worker, self.stage, self.folder = worker, stage, instance.folder / EMBEDDINGS_FOLDER
-        data, scale = worker.recipe.dataset, worker.recipe.scale
+        self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
+        data, scale = context.recipe.dataset, context.recipe.scale
         self.make = partial(build_network, instance.encoder, data.image_size, scale.threads, scale.gpus_per_worker > 0)
         size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
@@ -158,13 +158,13 @@ class _EmbeddingWriter:
         return table.schema.equals(self.schema) and np.array_equal(table.column("id").to_numpy(), file.ids)
 
     def write_files(self, waiting: list[EmbeddingFile], progress: PassProgress) -> None:
-        loader = self.worker.build_loader([self.worker.recipe.dataset.eval_augment], 0)
+        loader = self.context.build_loader([self.context.recipe.dataset.eval_augment], 0)
         batches = [
             [file.ids[k : k + self.stage.batch_size] for k in range(0, len(file.ids), self.stage.batch_size)]
             for file in waiting
         ]
         parts = ImageBatches(loader, [ids for its in batches for ids in its])
-        found = predict_batches(parts, self.make, self._actor_pool(), self.worker.options.prefetch)
+        found = predict_batches(parts, self.make, self._actor_pool(), self.context.options.prefetch)
         for file, its in zip(waiting, batches, strict=True):
             rows = []
             for ids in its:
@@ -173,14 +173,15 @@ class _EmbeddingWriter:
             self._write_file(file, np.concatenate(rows))
 
     def _actor_pool(self) -> ActorPool | None:
-        scale, options = self.worker.recipe.scale, self.worker.options
+        scale, options = self.context.recipe.scale, self.context.options
         if not options.on_ray:
             return None
         decoding = TaskPool(options.tasks * scale.max_workers, options.task_cpus)
         return ActorPool(scale.max_workers, scale.cpus_per_worker, scale.gpus_per_worker, decoding)
 
     def _write_file(self, file: EmbeddingFile, embeddings: np.ndarray) -> None:
-        with np.errstate(over="ignore"):  # told below
+        # An overflow is reported below, with the image.
+        with np.errstate(over="ignore"):
             embeddings = embeddings.astype(self.stage.dtype)
         wrong = np.flatnonzero(~np.isfinite(embeddings).all(1))
         if len(wrong):
@@ -188,8 +189,8 @@ class _EmbeddingWriter:
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
         columns = [
             pa.array(file.ids),
-            pa.array(self.worker.store.read_paths(file.ids), pa.string()),
-            pa.array(self.worker.splits.labels[file.ids]),
+            pa.array(self.context.store.read_paths(file.ids), pa.string()),
+            pa.array(self.context.splits.labels[file.ids]),
             vectors,
         ]
         try:
@@ -206,7 +207,7 @@ class _EmbeddingWriter:
 
 
 def _build_manifest(
-    worker: StageContext, stage: Embed, instance: StageInstance, files: list[EmbeddingFile]
+    context: StageContext, stage: Embed, instance: StageInstance, files: list[EmbeddingFile]
 ) -> dict[str, Any]:
     assert instance.encoder is not None
     folder, encoder = (
@@ -228,11 +229,11 @@ def _build_manifest(
     vector = pq.read_schema(folder / files[0].name).field("embedding").type if files else None
     return {
         "format": 1,
-        "store": worker.store.hash,
+        "store": context.store.hash,
         "encoder": {name: entry["sha256"] for name, entry in encoder["files"].items()},
         "size": vector.list_size if vector else 0,
         "dtype": stage.dtype,
-        "counts": {split: len(getattr(worker.splits, split)) for split in stage.splits},
+        "counts": {split: len(getattr(context.splits, split)) for split in stage.splits},
         "files": rows,
     }
 
@@ -323,7 +324,7 @@ class EmbedStage(StageKind[Embed]):
     section = Embed
     runs_on = "driver+ray"
 
-    def run(self, worker: StageContext, stage: Embed, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Embed, instance: StageInstance) -> None:
         """Writes `embeddings/` and `result.json` into the instance's folder.
 
         Raises:
@@ -334,11 +335,11 @@ class EmbedStage(StageKind[Embed]):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (folder / MANIFEST_FILE, *folder.glob(".*.tmp")):  # of a stage that was killed
             stale.unlink(missing_ok=True)
-        writer, wanted = _EmbeddingWriter(worker, stage, instance), list(_plan_files(worker, stage))
-        failures = worker.recipe.scale.max_failures if worker.options.on_ray else 0
+        writer, wanted = _EmbeddingWriter(context, stage, instance), list(_plan_files(context, stage))
+        failures = context.recipe.scale.max_failures if context.options.on_ray else 0
         while not _attempt_files(writer, wanted, instance, last=failures == 0):
             failures -= 1
-        result = _build_manifest(worker, stage, instance, wanted)
+        result = _build_manifest(context, stage, instance, wanted)
         write_json(folder / MANIFEST_FILE, result)
         write_json(instance.folder / RESULT_FILE, result)
 

@@ -45,8 +45,9 @@ from firstlight.tasks.feature_metrics import FEATURE_METRICS, compute_feature_me
 from firstlight.tasks.nn.encoders import Encoder
 
 LabelledFeatures = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
-EVALUATION_MAP_FILE, MAX_EVALUATION_MAP_IMAGES = "map.safetensors", 1000  # images on the map, at most
-TOP_K = 5  # reported beside the accuracy where there are more classes
+EVALUATION_MAP_FILE, MAX_EVALUATION_MAP_IMAGES = "map.safetensors", 1000
+# The top-k accuracy that is reported as well, where there are more classes.
+TOP_K = 5
 
 
 class Evaluate(FeatureStage):
@@ -90,12 +91,12 @@ class Evaluate(FeatureStage):
         )
 
 
-def _split_ids(worker: StageContext) -> list[np.ndarray]:
+def _split_ids(context: StageContext) -> list[np.ndarray]:
     """Returns the labelled ids to train, choose and test on; without the last where the recipe leaves the test split
     alone.
     """
-    splits = worker.splits
-    wanted = (splits.train, splits.val, *([splits.test] if worker.recipe.score_test else []))
+    splits = context.splits
+    wanted = (splits.train, splits.val, *([splits.test] if context.recipe.score_test else []))
     return [splits.with_target(ids, "label") for ids in wanted]
 
 
@@ -103,13 +104,13 @@ def _score_layer(stage: Evaluate, sets: list[LabelledFeatures], classes: int) ->
     """Computes the accuracies of one layer from (training, held-out, test) features, with metrics and confusion matrix
     of the last set.
     """
-    train, *judged_sets = sets
-    judged = dict(zip(("val", "test"), judged_sets, strict=False))
-    val, (last, (shown, known)) = judged["val"], list(judged.items())[-1]
+    train, *held_out_sets = sets
+    scored_sets = dict(zip(("val", "test"), held_out_sets, strict=False))
+    val, (last, (shown, known)) = scored_sets["val"], list(scored_sets.items())[-1]
     vote = partial(class_scores, k=stage.knn_k, temperature=stage.knn_temperature, classes=classes)
-    votes = {part: (vote(x, *train), y) for part, (x, y) in judged.items()}
+    votes = {part: (vote(x, *train), y) for part, (x, y) in scored_sets.items()}
     probe, decay = choose_probe(train, val, classes, stage.probe_weight_decays)
-    logits = {part: (probe.compute_scores(x), y) for part, (x, y) in judged.items()}
+    logits = {part: (probe.compute_scores(x), y) for part, (x, y) in scored_sets.items()}
     predicted = logits[last][0].argmax(1)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((known.cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
@@ -157,19 +158,21 @@ class EvaluateStage(StageKind[Evaluate]):
 
     section = Evaluate
 
-    def run(self, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Evaluate, instance: StageInstance) -> None:
         """Writes `result.json` into the instance's folder. Rank 0 fits the classifiers."""
-        parts = _split_ids(worker)
+        parts = _split_ids(context)
         ids = np.concatenate(parts)
-        features = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)
+        features = compute_features(
+            context, build_extractors(context, stage, instance), ids, instance, stage.batch_size
+        )
         if rank() == 0:
             sizes = [len(part) for part in parts]
-            labels = torch.from_numpy(worker.splits.labels[ids]).to(worker.device).split(sizes)
+            labels = torch.from_numpy(context.splits.labels[ids]).to(context.device).split(sizes)
             result: dict[str, dict[str, Any]] = {arm: {} for arm in FEATURE_ARMS}
             for arm, layers in features.items():
                 for ending, layer in zip(stage.layer_suffixes, layers, strict=True):
                     found = _score_layer(
-                        stage, list(zip(layer.split(sizes), labels, strict=True)), len(worker.store.classes)
+                        stage, list(zip(layer.split(sizes), labels, strict=True)), len(context.store.classes)
                     )
                     result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
             _save_evaluation_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)

@@ -106,14 +106,14 @@ def compare_answers(graph: ExportGraph, answer: NetworkAnswer, tests: dict[str, 
     return out
 
 
-def _comparison_images(worker: StageContext) -> dict[str, Tensor]:
+def _comparison_images(context: StageContext) -> dict[str, Tensor]:
     """(B, 3, S, S) images in 0..1: held-out ones, training ones where none is held out, and random batches of two
     sizes.
     """
-    ids = next(ids for ids in (worker.splits.val, worker.splits.test, worker.splits.train) if len(ids))[
+    ids = next(ids for ids in (context.splits.val, context.splits.test, context.splits.train) if len(ids))[
         :NUM_REAL_IMAGES
     ]
-    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    loader = context.build_loader([context.recipe.dataset.eval_augment], 0)
     real = to_batch(loader.load_once(ids), torch.device("cpu")).views[0]
     generator, size = torch.Generator().manual_seed(0), real.shape[-1]
     return {
@@ -233,14 +233,14 @@ class ExportStage(StageKind[Export]):
     section = Export
     runs_on = "driver"
 
-    def run(self, worker: StageContext, stage: Export, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Export, instance: StageInstance) -> None:
         """Writes `export/<format>/` and `result.json` into the instance's folder.
 
         Raises:
             StageFailed: a format gives other values than the encoder, or cannot be written. No file of it is left.
         """
         assert instance.encoder is not None
-        encoder = load_encoder(instance.encoder, worker.recipe.dataset.image_size).eval()
+        encoder = load_encoder(instance.encoder, context.recipe.dataset.image_size).eval()
         maker, folder = _Exporter(encoder, instance), instance.folder / EXPORT_FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
         reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or EXPORT_FORMATS}
@@ -248,7 +248,7 @@ class ExportStage(StageKind[Export]):
             if reason:
                 append_row(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
         wanted = [format for format, reason in reasons.items() if not reason]
-        tests = _comparison_images(worker)
+        tests = _comparison_images(context)
         compared = sum(map(len, tests.values()))
         progress = PassProgress(instance.folder, len(wanted) * compared)
         formats = {}

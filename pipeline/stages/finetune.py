@@ -155,35 +155,35 @@ def list_candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
     return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in learning_rates_of(stage)}
 
 
-def finetune_ids(worker: StageContext, stage: Finetune, instance: StageInstance) -> np.ndarray:
-    return worker.splits.labelled_subset(stage, instance.seed, TASKS[stage.task.name].target)
+def finetune_ids(context: StageContext, stage: Finetune, instance: StageInstance) -> np.ndarray:
+    return context.splits.labelled_subset(stage, instance.seed, TASKS[stage.task.name].target)
 
 
 def _build_job(
-    worker: StageContext, stage: Finetune, instance: StageInstance, folder: Path, rate: float
+    context: StageContext, stage: Finetune, instance: StageInstance, folder: Path, rate: float
 ) -> TrainingJob:
     training = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"lr": rate})})
-    plan = worker.build_plan(finetune_ids(worker, stage, instance), stage.batch_size, instance.seed)
-    loader = worker.build_loader(worker.list_view_augments(stage), instance.seed, TASKS[stage.task.name].target)
+    plan = context.build_plan(finetune_ids(context, stage, instance), stage.batch_size, instance.seed)
+    loader = context.build_loader(context.list_view_augments(stage), instance.seed, TASKS[stage.task.name].target)
     return TrainingJob(
-        folder, training, plan, loader, instance.seed, worker.options, worker.device, withheld=plan.ids[:0]
+        folder, training, plan, loader, instance.seed, context.options, context.device, withheld=plan.ids[:0]
     )
 
 
-def _build_task(worker: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
+def _build_task(context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
     """Builds the task on the pretrained encoder or on a fresh one. All fresh weights are drawn from the seed, so the
     arms share those of the head.
     """
-    size, spec = worker.recipe.dataset.image_size, worker.recipe.encoder.model_dump()
+    size, spec = context.recipe.dataset.image_size, context.recipe.encoder.model_dump()
     torch.manual_seed(instance.seed)
     encoder = Encoder({**spec, "init": arm} if arm in ("gaussian", "he", "xavier") else spec, size)
     if arm == "lsuv":
-        initialize_lsuv(encoder, _first_images(worker, stage, instance))
+        initialize_lsuv(encoder, _first_images(context, stage, instance))
     if arm.startswith("pretrained"):
         assert instance.encoder is not None
         encoder.load_state_dict(load_encoder(instance.encoder, size).state_dict())
     torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
-    task = TASKS[stage.task.name](encoder, len(worker.store.classes), **constructor_arguments(stage.task))
+    task = TASKS[stage.task.name](encoder, len(context.store.classes), **constructor_arguments(stage.task))
     if arm == "pretrained_decoder":
         assert instance.companion is not None
         task.start_from({"decoder": load_decoder(instance.companion)})
@@ -203,35 +203,35 @@ def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str)
         raise UserError(f"{where}.arms: 'pretrained_decoder' is not valid: {error}") from None
 
 
-def _first_images(worker: StageContext, stage: Finetune, instance: StageInstance) -> Tensor:
+def _first_images(context: StageContext, stage: Finetune, instance: StageInstance) -> Tensor:
     """(n, 3, S, S) training images with the evaluation augmentation, the same on every worker."""
-    return _load_batch(worker, stage, finetune_ids(worker, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()
+    return _load_batch(context, stage, finetune_ids(context, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()
 
 
-def _load_batch(worker: StageContext, stage: Finetune, ids: np.ndarray) -> Batch:
-    loader = worker.build_loader([worker.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
-    return to_batch(loader.load_once(ids), worker.device)
+def _load_batch(context: StageContext, stage: Finetune, ids: np.ndarray) -> Batch:
+    loader = context.build_loader([context.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
+    return to_batch(loader.load_once(ids), context.device)
 
 
-def test_views(worker: StageContext, stage: Finetune) -> list[Augment]:
+def test_views(context: StageContext, stage: Finetune) -> list[Augment]:
     """Returns the augmentations of the views of a held-out or test image; its answers are averaged over them."""
     if stage.test_crops == 1:
-        return [worker.recipe.dataset.eval_augment]
+        return [context.recipe.dataset.eval_augment]
     return (
         build_ten_crops(stage.test_scale)
         if stage.test_crop == "corners"
-        else worker.list_view_augments(stage, stage.test_crops)
+        else context.list_view_augments(stage, stage.test_crops)
     )
 
 
 @torch.no_grad()
-def _score_tasks(worker: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
+def _score_tasks(context: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
     """Scores each task on those of `ids` whose target is known. Collective; every image is decoded once."""
     target = TASKS[stage.task.name].target
-    ids = worker.splits.with_target(ids, target)
+    ids = context.splits.with_target(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
-    for batch in worker.iterate_batches(
-        ids, max(stage.batch_size, 256) // stage.test_crops, test_views(worker, stage), target
+    for batch in context.iterate_batches(
+        ids, max(stage.batch_size, 256) // stage.test_crops, test_views(context, stage), target
     ):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
@@ -239,7 +239,7 @@ def _score_tasks(worker: StageContext, stage: Finetune, tasks: dict[str, Task], 
         name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()
     }
     return {
-        name: _replace_nan(add_group_scores(stage, tasks[name].score(rows), worker.store.classes))
+        name: _replace_nan(add_group_scores(stage, tasks[name].score(rows), context.store.classes))
         for name, rows in gathered.items()
     }
 
@@ -265,11 +265,13 @@ def _replace_nan(scores: Scores) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _save_predictions(worker: StageContext, stage: Finetune, task: Task, file: Path) -> None:
+def _save_predictions(context: StageContext, stage: Finetune, task: Task, file: Path) -> None:
     """Saves the task's pictures of test images, or of held-out images where the recipe leaves the test split alone."""
-    ids = worker.splits.with_target(worker.splits.test if worker.recipe.score_test else worker.splits.val, task.target)
+    ids = context.splits.with_target(
+        context.splits.test if context.recipe.score_test else context.splits.val, task.target
+    )
     chosen = select_evenly_spaced(ids, NUM_PREDICTED_IMAGES)
-    shown = task.eval().draw_predictions(_load_batch(worker, stage, chosen)) if len(chosen) else {}
+    shown = task.eval().draw_predictions(_load_batch(context, stage, chosen)) if len(chosen) else {}
     if shown:
         write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))
 
@@ -279,14 +281,14 @@ class FinetuneStage(StageKind[Finetune]):
 
     section = Finetune
 
-    def run(self, worker: StageContext, stage: Finetune, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Finetune, instance: StageInstance) -> None:
         """Writes `result.json` and pictures into the instance's folder. Called on every worker."""
         tasks: dict[str, Task] = {}
         for name, (arm, rate) in list_candidates(stage).items():
-            tasks[name] = _build_task(worker, stage, instance, arm)
-            fit(_build_job(worker, stage, instance, instance.folder / name, rate), tasks[name])
+            tasks[name] = _build_task(context, stage, instance, arm)
+            fit(_build_job(context, stage, instance, instance.folder / name, rate), tasks[name])
         measure = TASKS[stage.task.name].measure
-        held_out = _score_tasks(worker, stage, tasks, worker.splits.val)
+        held_out = _score_tasks(context, stage, tasks, context.splits.val)
         best = {
             arm: max(
                 (n for n, (its, _) in list_candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure]
@@ -296,10 +298,12 @@ class FinetuneStage(StageKind[Finetune]):
         chosen = {name: tasks[name] for name in best.values()}
         scored = {
             "val": held_out,
-            **({"test": _score_tasks(worker, stage, chosen, worker.splits.test)} if worker.recipe.score_test else {}),
+            **(
+                {"test": _score_tasks(context, stage, chosen, context.splits.test)} if context.recipe.score_test else {}
+            ),
         }
         result: dict[str, Any] = {
-            "labels": len(finetune_ids(worker, stage, instance)),
+            "labels": len(finetune_ids(context, stage, instance)),
             "tried": {name: scores[measure] for name, scores in held_out.items()},
         }
         for arm, name in best.items():
@@ -311,7 +315,7 @@ class FinetuneStage(StageKind[Finetune]):
             }
         if rank() == 0:
             for arm, name in best.items():
-                _save_predictions(worker, stage, tasks[name], instance.folder / f"{arm}.safetensors")
+                _save_predictions(context, stage, tasks[name], instance.folder / f"{arm}.safetensors")
             write_json(instance.folder / RESULT_FILE, result)
         barrier()
 

@@ -37,15 +37,15 @@ def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid])
 def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
     """Writes pictures to a file; no file is written if there are none."""
     tensors: dict[str, Tensor] = {}
-    told = []
+    titles = []
     for picture in pictures:
         for k, row in enumerate(picture.rows):
             tensors[f"{picture.name}.{k}.images"] = _copy_tensor(row.images)
             if row.maps is not None:
                 tensors[f"{picture.name}.{k}.maps"] = _copy_tensor(row.maps)
-        told.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
-    if told:
-        write_atomically(file, save(tensors, {"pictures": json.dumps(told)}))
+        titles.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
+    if titles:
+        write_atomically(file, save(tensors, {"pictures": json.dumps(titles)}))
 
 
 def _copy_tensor(tensor: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def load_pictures(file: Path) -> list[ImageGrid]:
     with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
         keys = set(opened.keys())
         out = []
-        for told in json.loads(opened.metadata()["pictures"]):
-            places = [(caption, f"{told['name']}.{k}") for k, caption in enumerate(told["rows"])]
+        for entry in json.loads(opened.metadata()["pictures"]):
+            places = [(caption, f"{entry['name']}.{k}") for k, caption in enumerate(entry["rows"])]
             rows = [
                 ImageRow(
                     caption,
@@ -70,5 +70,5 @@ def load_pictures(file: Path) -> list[ImageGrid]:
                 )
                 for caption, at in places
             ]
-            out.append(ImageGrid(told["name"], told["title"], tuple(rows)))
+            out.append(ImageGrid(entry["name"], entry["title"], tuple(rows)))
     return out

@@ -99,51 +99,51 @@ def batch_requirements_of(stage: Pretrain) -> BatchRequirements:
     return batch_requirements(stage.method.name, constructor_arguments(stage.method))
 
 
-def build_job(worker: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
+def build_job(context: StageContext, stage: Pretrain, instance: StageInstance) -> TrainingJob:
     """Returns the training of one seed."""
-    train, labelled = worker.splits.train, pretrain_label_ids(worker, stage, instance.seed)
+    train, labelled = context.splits.train, pretrain_label_ids(context, stage, instance.seed)
     withheld = np.setdiff1d(train, labelled, assume_unique=True)
-    plan = _build_plan(worker, stage, labelled, instance.seed)
-    loader = build_view_loader(worker, stage, instance.seed)
-    place = instance.folder, stage, plan, loader, instance.seed, worker.options, worker.device
+    plan = _build_plan(context, stage, labelled, instance.seed)
+    loader = build_view_loader(context, stage, instance.seed)
+    place = instance.folder, stage, plan, loader, instance.seed, context.options, context.device
     return TrainingJob(*place, withheld, instance.begin, instance.until)
 
 
-def pretrain_label_ids(worker: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
+def pretrain_label_ids(context: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
     """Returns the ids whose labels the method may see."""
-    return worker.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else worker.splits.train[:0]
+    return context.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else context.splits.train[:0]
 
 
-def _build_plan(worker: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
+def _build_plan(context: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
     if stage.labelled_per_batch == 0:
-        return worker.build_plan(worker.splits.train, stage.batch_size, seed)
+        return context.build_plan(context.splits.train, stage.batch_size, seed)
     if stage.labelled_per_batch == stage.batch_size:
-        return worker.build_plan(labelled, stage.batch_size, seed)
-    rest = np.setdiff1d(worker.splits.train, labelled, assume_unique=True)
+        return context.build_plan(labelled, stage.batch_size, seed)
+    rest = np.setdiff1d(context.splits.train, labelled, assume_unique=True)
     return SemiSupervisedPlan(
-        worker.build_plan(labelled, stage.labelled_per_batch, seed),
-        worker.build_plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
+        context.build_plan(labelled, stage.labelled_per_batch, seed),
+        context.build_plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
     )
 
 
-def build_view_loader(worker: StageContext, stage: Pretrain, seed: int) -> Loader:
-    views = worker.list_view_augments(stage, batch_requirements_of(stage).views)
+def build_view_loader(context: StageContext, stage: Pretrain, seed: int) -> Loader:
+    views = context.list_view_augments(stage, batch_requirements_of(stage).views)
     if stage.first_view == "plain":
-        views[0] = worker.recipe.dataset.eval_augment
-    return worker.build_loader(views, seed)
+        views[0] = context.recipe.dataset.eval_augment
+    return context.build_loader(views, seed)
 
 
-def build_seeded_method(worker: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
+def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
     """Builds the method with a fresh encoder; its weights are drawn from the seed."""
     torch.manual_seed(job.seed)
-    encoder = Encoder(worker.recipe.encoder.model_dump(), worker.recipe.dataset.image_size)
-    labels = torch.from_numpy(worker.splits.labels[job.plan.ids])
-    info = TrainingInfo(len(job.plan.ids), stage.epochs, job.seed, len(worker.store.classes), labels)
+    encoder = Encoder(context.recipe.encoder.model_dump(), context.recipe.dataset.image_size)
+    labels = torch.from_numpy(context.splits.labels[job.plan.ids])
+    info = TrainingInfo(len(job.plan.ids), stage.epochs, job.seed, len(context.store.classes), labels)
     return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
 
 
 @torch.no_grad()
-def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
+def _score_classifier(context: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """Returns the accuracy of the classifier that the method learned from labels, on held-out and test images; {} if it
     has none. Collective.
     """
@@ -151,12 +151,12 @@ def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> 
     if not batch_requirements_of(stage).labels:
         return found
     for part, ids in (
-        ("val", worker.splits.val),
-        ("test", worker.splits.test if worker.recipe.score_test else worker.splits.test[:0]),
+        ("val", context.splits.val),
+        ("test", context.splits.test if context.recipe.score_test else context.splits.test[:0]),
     ):
-        ids = worker.splits.with_target(ids, "label")
+        ids = context.splits.with_target(ids, "label")
         if len(ids) >= world_size():
-            batches = worker.iterate_batches(ids, max(stage.batch_size, 256))
+            batches = context.iterate_batches(ids, max(stage.batch_size, 256))
             right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in batches]  # type: ignore[union-attr]
             found[part] = float(gather_rows(right, len(ids)).mean())
     return found
@@ -164,31 +164,31 @@ def _score_classifier(worker: StageContext, stage: Pretrain, method: Method) -> 
 
 @torch.no_grad()
 def _draw_pictures(
-    worker: StageContext, method: Method, instance: StageInstance, device: torch.device
+    context: StageContext, method: Method, instance: StageInstance, device: torch.device
 ) -> tuple[ImageGrid, ...]:
     """Returns what the method, on `device`, draws of held-out images; nothing on ranks other than 0."""
-    ids = worker.splits.val[:NUM_VIEWED_IMAGES]
+    ids = context.splits.val[:NUM_VIEWED_IMAGES]
     if rank() != 0 or len(ids) == 0:
         return ()
-    batch = to_batch(worker.build_loader([worker.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
+    batch = to_batch(context.build_loader([context.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
     return method.eval().image_grids(batch)
 
 
 @torch.no_grad()
 def _compute_held_out_features(
-    worker: StageContext, stage: Pretrain, method: Method
+    context: StageContext, stage: Pretrain, method: Method
 ) -> tuple[np.ndarray, Tensor] | None:
     """Returns the ids of held-out images and their (n, C) features.
 
     Returns None if there are too few to compare, or a feature is not finite. Collective.
     """
-    ids = select_evenly_spaced(worker.splits.val, MAX_COMPARED_IMAGES)
+    ids = select_evenly_spaced(context.splits.val, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
         return None
     method.eval()
     parts = [
         pool_maps(method.encoder(batch.views[0]), "avg").float()
-        for batch in worker.iterate_batches(ids, max(stage.batch_size, 256))
+        for batch in context.iterate_batches(ids, max(stage.batch_size, 256))
     ]
     features = gather_rows(parts, len(ids))
     return (ids, features) if bool(torch.isfinite(features).all()) else None
@@ -204,15 +204,15 @@ def _save_pretrain_map(instance: StageInstance, ids: np.ndarray, features: Tenso
 
 
 @torch.no_grad()
-def _measure_held_out(worker: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
+def _measure_held_out(context: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """Returns the means over held-out images of what the method measures of each; {} if it measures nothing.
     Collective.
     """
-    ids = worker.splits.val
+    ids = context.splits.val
     if not method.image_metrics or len(ids) < world_size():
         return {}
     size = stage.batch_size // (world_size() * stage.accumulate)  # what fits into memory in the training
-    seen = [method.measure_images(batch) for batch in worker.iterate_batches(ids, size)]
+    seen = [method.measure_images(batch) for batch in context.iterate_batches(ids, size)]
     return {
         name: float(gather_rows([found[name].double() for found in seen], len(ids)).mean())
         for name in method.image_metrics
@@ -224,35 +224,35 @@ class PretrainStage(StageKind[Pretrain]):
 
     section = Pretrain
 
-    def run(self, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Pretrain, instance: StageInstance) -> None:
         """Trains, and writes `encoder/`, the method's other networks, pictures and `result.json` into the instance's
         folder.
 
         Called on every worker.
         """
-        training = build_job(worker, stage, instance)
-        method = build_seeded_method(worker, stage, training)
-        untrained = _draw_pictures(worker, method, instance, torch.device("cpu"))  # where it is until `fit` places it
-        fit(training, method, Monitor(worker, stage, stage.watch, training, method))
-        accuracy, judged = _score_classifier(worker, stage, method), _measure_held_out(worker, stage, method)
-        held_out = _compute_held_out_features(worker, stage, method)
+        training = build_job(context, stage, instance)
+        method = build_seeded_method(context, stage, training)
+        untrained = _draw_pictures(context, method, instance, torch.device("cpu"))  # where it is until `fit` places it
+        fit(training, method, Monitor(context, stage, stage.watch, training, method))
+        accuracy, image_metrics = _score_classifier(context, stage, method), _measure_held_out(context, stage, method)
+        held_out = _compute_held_out_features(context, stage, method)
         if rank() == 0:
-            facts = {"method": stage.method.model_dump(mode="json"), "store": worker.store.hash, "seed": instance.seed}
+            facts = {"method": stage.method.model_dump(mode="json"), "store": context.store.hash, "seed": instance.seed}
             save_encoder(method.encoder, instance.folder / "encoder", facts)
             for name, network in method.exported_networks().items():
                 save_network(network, instance.folder / name, facts)
             save_pictures(
-                pair_with_untrained(untrained, _draw_pictures(worker, method, instance, worker.device)),
+                pair_with_untrained(untrained, _draw_pictures(context, method, instance, context.device)),
                 instance.folder / PICTURES_FILE,
             )
             result = {
                 "images": len(training.plan.ids),
                 "handed_on": sorted(method.exported_networks()),
                 "accuracy": accuracy,
-                "held_out": judged,
+                "held_out": image_metrics,
             }
             if held_out is not None:
-                result["neighbours"] = find_nearest(*held_out, worker.splits.labels)
+                result["neighbours"] = find_nearest(*held_out, context.splits.labels)
                 _save_pretrain_map(instance, *held_out)
             write_json(instance.folder / RESULT_FILE, result)
         barrier()

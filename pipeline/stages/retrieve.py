@@ -172,8 +172,8 @@ def query_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
     return splits.val if stage.queries == "val" else splits.test
 
 
-def _save_gallery(worker: StageContext, stage: Retrieve, instance: StageInstance, index: FeatureIndex) -> None:
-    columns = {"id": index.ids, "path": worker.store.read_paths(index.ids), "label": worker.splits.labels[index.ids]}
+def _save_gallery(context: StageContext, stage: Retrieve, instance: StageInstance, index: FeatureIndex) -> None:
+    columns = {"id": index.ids, "path": context.store.read_paths(index.ids), "label": context.splits.labels[index.ids]}
     looked = {
         key: value
         for key, value in stage.model_dump(mode="json").items()
@@ -183,7 +183,7 @@ def _save_gallery(worker: StageContext, stage: Retrieve, instance: StageInstance
         instance.folder / INDEX_FOLDER,
         index,
         pa.table(columns),
-        {**looked, "store": worker.store.hash, "seed": instance.seed},
+        {**looked, "store": context.store.hash, "seed": instance.seed},
     )
 
 
@@ -227,22 +227,22 @@ class RetrieveStage(StageKind[Retrieve]):
 
     section = Retrieve
 
-    def run(self, worker: StageContext, stage: Retrieve, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: Retrieve, instance: StageInstance) -> None:
         """Writes `index/` of the pretrained features and `result.json` into the instance's folder.
 
         All workers compute features; rank 0 searches.
         """
-        searched, asked = gallery_ids(stage, worker.splits), query_ids(stage, worker.splits)
+        searched, asked = gallery_ids(stage, context.splits), query_ids(stage, context.splits)
         ids = np.union1d(searched, asked)
-        swept = compute_features(worker, build_extractors(worker, stage, instance), ids, instance, stage.batch_size)
+        swept = compute_features(context, build_extractors(context, stage, instance), ids, instance, stage.batch_size)
         if rank() == 0:
             result: dict[str, Any] = {"gallery": len(searched), "queries": len(asked)}
             for arm, (features,) in swept.items():
                 index = FeatureIndex.from_features(searched, features[np.searchsorted(ids, searched)])
                 if arm == "pretrained":
-                    _save_gallery(worker, stage, instance, index)
+                    _save_gallery(context, stage, instance, index)
                 result[arm] = _measure_retrieval(
-                    stage, index, (asked, features[np.searchsorted(ids, asked)]), worker.splits.labels
+                    stage, index, (asked, features[np.searchsorted(ids, asked)]), context.splits.labels
                 )
             write_json(instance.folder / RESULT_FILE, result)
         barrier()

@@ -81,7 +81,7 @@ def _measure_rows(
     finished: Sequence[StageInstance],
     expected: Sequence[ExpectedResult],
 ) -> list[ScoreRow]:
-    """Returns a row for every arm beside the last, its baseline; for the last one too, if it is alone or the recipe
+    """Returns a row for every arm but the last, its baseline; for the last one too, if it is alone or the recipe
     expects its number.
     """
     kind = stage_kind(stage)

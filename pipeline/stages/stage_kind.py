@@ -62,7 +62,7 @@ class StageKind(ABC, Generic[StageSection]):
     runs_on: RunsOn = "workers"
 
     @abstractmethod
-    def run(self, worker: StageContext, stage: StageSection, instance: StageInstance) -> None:
+    def run(self, context: StageContext, stage: StageSection, instance: StageInstance) -> None:
         """Does the work of one stage with one seed, and leaves `result.json` in the folder of `instance`.
 
         Called again for the same instance after a failure or a kill, until there is a `result.json`.

@@ -20,24 +20,26 @@ from firstlight.tasks.nn.heads import Projection
 FEATURE_ARMS = ("pretrained", "random")
 
 
-def build_extractors(worker: StageContext, stage: FeatureStage, instance: StageInstance) -> dict[str, FeatureExtractor]:
+def build_extractors(
+    context: StageContext, stage: FeatureStage, instance: StageInstance
+) -> dict[str, FeatureExtractor]:
     """Builds both networks in evaluation mode. The random weights, of encoder and head, are drawn from the seed."""
-    size = worker.recipe.dataset.image_size
+    size = context.recipe.dataset.image_size
     assert instance.encoder is not None
     encoder, head = load_encoder(instance.encoder, size), load_head(instance.companion) if instance.companion else None
     torch.manual_seed(instance.seed)
-    fresh = Encoder(worker.recipe.encoder.model_dump(), size)
+    fresh = Encoder(context.recipe.encoder.model_dump(), size)
     fresh_head = Projection(**head.spec) if head else None
     made = (
         FeatureExtractor(encoder, head, stage.feature_layers, stage.pool),
         FeatureExtractor(fresh, fresh_head, stage.feature_layers, stage.pool),
     )
-    return {arm: features.to(worker.device).eval() for arm, features in zip(FEATURE_ARMS, made, strict=True)}
+    return {arm: features.to(context.device).eval() for arm, features in zip(FEATURE_ARMS, made, strict=True)}
 
 
 @torch.no_grad()
 def compute_features(
-    worker: StageContext,
+    context: StageContext,
     networks: Mapping[str, FeatureExtractor],
     ids: np.ndarray,
     instance: StageInstance,
@@ -49,7 +51,7 @@ def compute_features(
     """
     progress = PassProgress(instance.folder, len(ids))
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
-    for batch in worker.iterate_batches(ids, batch_size):
+    for batch in context.iterate_batches(ids, batch_size):
         for name, network in networks.items():
             parts[name].append(network(batch.views[0]))
         progress.add_images(len(batch.ids))

@@ -1,7 +1,10 @@
+"""Pictures of methods on their way from the workers to the driver."""
+
 from pathlib import Path
 
 import torch
 
+from firstlight.pipeline.report import image_figures
 from firstlight.pipeline.stages.pictures import load_pictures, pair_with_untrained, save_pictures
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 

@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from firstlight.pipeline.tracking import client as module
+from firstlight.pipeline.tracking import retry
 from firstlight.pipeline.tracking.client import TrackingClient
 
 
@@ -26,13 +26,13 @@ def test_run_is_not_created_again_while_the_database_is_locked(
     """A locked database must not lead to a second run of the same stage."""
     file = tmp_path / "a" / "mlflow.json"
     run_id = tracking.start_run("a", file, {}, {})
-    monkeypatch.setattr("firstlight.pipeline.tracking.retry.RETRY_WAITS_S", ())
+    monkeypatch.setattr(retry, "RETRY_WAITS_S", ())
 
     def locked(*arguments: Any, **named: Any) -> None:
         raise mlflow.MlflowException("database is locked", error_code=unavailable_code())
 
     monkeypatch.setattr(tracking.direct_client, "update_run", locked)
-    with pytest.raises(module.TrackingUnavailable, match="database is locked"):
+    with pytest.raises(retry.TrackingUnavailable, match="database is locked"):
         tracking.start_run("a", file, {}, {})
     monkeypatch.undo()
     assert tracking.start_run("a", file, {}, {}) == run_id

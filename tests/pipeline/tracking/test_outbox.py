@@ -103,7 +103,9 @@ def test_recipe_whose_server_is_killed_loses_nothing(
 ) -> None:
     """The server is killed during a pretraining until the evaluation, and then in a second run until a third."""
     monkeypatch.setattr(retry, "RETRY_WAITS_S", (0.1,))
+    monkeypatch.setattr(retry, "SHORT_TIMEOUT_RETRIES", 0)
     monkeypatch.setattr(outbox_module, "FLUSH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(outbox_module, "FLUSH_POLL_S", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     undisturbed = recipes.recipe(tmp_path / "undisturbed")
     rows = run_recipe(undisturbed, QUIET)
@@ -142,6 +144,7 @@ def test_recipe_whose_server_is_killed_loses_nothing(
     waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the summary, the report"
     assert f"5 of its results are on disk and not published ({waiting})" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    monkeypatch.setattr(retry, "SHORT_TIMEOUT_RETRIES", 1)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"tracking.uri: 'http://127.0.0.1:\d+' cannot be used: connection refused"):
         run_recipe(gone, QUIET)
