@@ -184,7 +184,7 @@ def test_killed_actor_is_replaced(
     EmbedStage().run(worker, stage, instance)
     assert (tmp_path / "second").exists(), "it was killed"
     assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
-    assert "going on behind the files that are whole" in (instance.folder / "metrics.jsonl").read_text()
+    assert "it continues after the files that are whole" in (instance.folder / "metrics.jsonl").read_text()
     for mark in ("first", "second"):
         (tmp_path / mark).unlink()
     with pytest.raises(StageFailed, match="embed seed 0: ") as caught:
