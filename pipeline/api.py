@@ -47,7 +47,7 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class RunResult:
-    """What the run of a recipe has left."""
+    """The outcome of a run of a recipe."""
 
     # The rows of the table that the command line prints.
     table: tuple[ScoreRow, ...]

@@ -52,7 +52,7 @@ def connect_client(uri: str) -> "MlflowClient":
 
 
 def _silence_loggers() -> None:
-    """Silences what MLflow says of its tables. It configures its loggers when it is imported, so it comes first."""
+    """Silences the loggers of MLflow and of its migrations. MLflow's import configures them, so it must come first."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.tracking.location import TrackingLocation
@@ -128,7 +128,7 @@ def fetch_reference(tracking: ReferenceReader, reference: str, target: Path, whe
 
 
 def _missing_error(tracking: ReferenceReader, reference: str, where: str, error: Exception) -> UserError:
-    return UserError(f"{where}: {reference!r} is not in {tracking.uri}: {str(error).splitlines()[0][:200]}")
+    return UserError(f"{where}: {reference!r} is not in {tracking.uri}: {one_line(error)}")
 
 
 def read_json_artifact(run: Run, path: str) -> Any:

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.errors import StopTraining, one_line
 from firstlight.pipeline.files import write_flushed, write_json
 from firstlight.tasks.collective import broadcast_object, gather_objects, rank, world_size
 
@@ -206,7 +206,7 @@ class Checkpoints:
                 raise DamagedFileError(f"{folder}: has {len(shards)} of {manifest['world']} shards")
             return Checkpoint(int(manifest["step"]), shared, shards, manifest)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise DamagedFileError(f"{folder}: {type(error).__name__}: {error}") from None
+            raise DamagedFileError(f"{folder}: {type(error).__name__}: {one_line(error)}") from None
 
 
 def _group_by_table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

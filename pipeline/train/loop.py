@@ -38,7 +38,7 @@ class Monitor(Protocol):
         ...
 
 
-def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> None:
+def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> None:
     """Trains `learner` in place, to its end, from the newest checkpoint in the job's folder if one exists. Collective.
 
     Raises:
@@ -49,7 +49,7 @@ def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> Non
     job.folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(job, learner)
     try:
-        _run_steps(job, learner, trainer, watch)
+        _run_steps(job, learner, trainer, monitor)
     except Exception as error:
         error.add_note(f"{STEP_NOTE_PREFIX}{trainer.num_done}")
         raise
@@ -58,44 +58,41 @@ def fit(job: TrainingJob, learner: Learner, watch: Monitor | None = None) -> Non
     learner.eval()
 
 
-def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, watch: Monitor | None) -> None:
+def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Monitor | None) -> None:
     step, notes = trainer.resume_training()
     stop = job.pause_step or job.total_steps
     if step == 0 and learner.fills_tables_first:
         _fill_tables(job, learner, trainer.num_rows)
     order = TrainOrder(job.plan, rank(), world_size(), step, stop)
-    stream, told = open_batches(job, order, trainer.num_rows)
-    clock, tails, first = (
-        MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device),
-        DroppedIds(job.folder, job.plan, step),
-        step,
-    )
-    for line in notes + told:
+    stream, stream_notes = open_batches(job, order, trainer.num_rows)
+    logger = MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device)
+    dropped, first = DroppedIds(job.folder, job.plan, step), step
+    for line in notes + stream_notes:
         append_row(job.folder, {"note": line})
-    for arrays in clock.time_waits(stream):
+    for arrays in logger.time_waits(stream):
         if step % job.plan.steps == 0 or step == first:
             watchdog.suspend_timer()
             learner.begin_epoch(step // job.plan.steps)
-            tails.write_epoch(step // job.plan.steps)
+            dropped.write_epoch(step // job.plan.steps)
         with time_part(DATA_PART):
             batch = to_batch(arrays, job.device, job)
         losses = trainer.step(batch, step)
         step += 1
         watchdog.send_heartbeat()
         last = step == stop
-        looks = watch is not None and watch.is_due(step)
-        if step % job.training.log_every == 0 or last or looks:
-            seen = {}
-            if watch is not None and looks:
+        is_evaluated = monitor is not None and monitor.is_due(step)
+        if step % job.training.log_every == 0 or last or is_evaluated:
+            metrics = {}
+            if monitor is not None and is_evaluated:
                 watchdog.suspend_timer()
-                seen = clock.exclude_time(watch.evaluate())
-            clock.log_step(step, {**_average_losses(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **seen})
+                metrics = logger.exclude_time(monitor.evaluate())
+            logger.log_step(step, {**_average_losses(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **metrics})
             _stop_if_asked(job)
         if failures.fault_hook is not None:
             failures.fault_hook(rank(), step)
         if last or trainer.is_checkpoint_due(step):
             trainer.save_checkpoint(step)
-    clock.close()
+    logger.close()
     if job.pause_step:
         raise Paused(f"{job.folder.name}: pauses after {job.pause_after_epochs} of {job.training.epochs} epochs")
 
@@ -106,10 +103,10 @@ def _fill_tables(job: TrainingJob, learner: Learner, rows: int) -> None:
     append_row(job.folder, {"note": "all images are read once before the first step"})
     learner.eval()
     order = TrainOrder(job.plan, rank(), world_size(), 0, job.plan.steps)
-    arriving, told = open_batches(job, order, rows)
-    for line in told:
+    stream, notes = open_batches(job, order, rows)
+    for line in notes:
         append_row(job.folder, {"note": line})
-    for arrays in arriving:
+    for arrays in stream:
         learner.fill_tables(to_batch(arrays, job.device, job))
         learner.end_step()
     learner.train()

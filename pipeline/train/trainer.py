@@ -147,7 +147,11 @@ class Trainer:
             self.epoch_loss = 0.0
 
     def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
-        """Also keeps the loss of the step, averaged over workers, so that all detect a plateau at the same step."""
+        """Checks the loss of all ranks, and keeps its average, by which all detect a plateau at once. Collective.
+
+        Raises:
+            StopTraining: on all ranks: the loss of one rank is not finite; names the images of the step on that rank.
+        """
         broken = ~torch.isfinite(loss.detach())
         mean, broken_somewhere = (
             all_sum(torch.stack((loss.detach().double(), broken.double()))) / world_size()

@@ -66,7 +66,11 @@ def random_crop(rng: CounterRng, sources: np.ndarray, size: int, *, scale: Unit 
 
 
 def corner_crop(rng: CounterRng, sources: np.ndarray, size: int, *, corner: Corner, scale: Unit = 0.875) -> OpBatch:
-    """Crops the square in a corner, or in the centre; its side is `scale` times the shorter side."""
+    """Crops a square.
+
+    `corner`: the corner of the image that it lies in, or its centre.
+    `scale`: its side as a share of the image's shorter side.
+    """
     right, down = (0.5, 0.5) if corner == "center" else (float("right" in corner), float("bottom" in corner))
     return _crop_square(sources, size, scale, np.array([right, down]))
 
@@ -162,7 +166,10 @@ def color_jitter(
 ) -> OpBatch:
     """Changes brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
 
-    Factors are uniform in 1 +- strength; the hue is shifted by up to `hue` turns.
+    `brightness`: its factor is uniform in 1 +- this strength.
+    `contrast`: its factor is uniform in 1 +- this strength.
+    `saturation`: its factor is uniform in 1 +- this strength.
+    `hue`: the hue is shifted by up to this many turns.
     """
     drawn = rng.uniform(5)
     strength = np.array((brightness, contrast, saturation, hue))

@@ -39,7 +39,7 @@ def gains(*percent: float) -> ScoreRow:
         (gains(-7.0), "one seed: no verdict"),
     ],
 )
-def test_verdict(its: ScoreRow, verdict: str) -> None:
+def test_verdict_needs_agreeing_seeds_and_a_clear_gain(its: ScoreRow, verdict: str) -> None:
     assert its.verdict == verdict
 
 
@@ -96,7 +96,7 @@ def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
 SAYS = {"stage": "finetune", "measure": "accuracy", "paper": 79.2, "against": 72.4, "source": "table 2"}
 
 
-def test_the_papers_number_stands_beside_the_measured_one(tmp_path: Path) -> None:
+def test_the_papers_number_and_the_difference_from_it_are_in_the_table(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, expected=[SAYS])
     found = ScoreRow("finetune", "classify, 40 labels", "scratch", (0.7, 0.8), (0.6, 0.7), "accuracy")
     other = ScoreRow("evaluate", "linear probe", "random weights", (0.5, 0.5), (0.4, 0.4), "probe")

@@ -32,7 +32,7 @@ LINES = (
 )
 
 
-def test_shares_of_rows_become_seconds_and_what_was_spent_beside_them_is_added(tmp_path: Path) -> None:
+def test_shares_of_rows_become_seconds_and_separately_logged_seconds_are_added(tmp_path: Path) -> None:
     assert sum_part_seconds(write(tmp_path, *LINES), 10) == pytest.approx(
         {"data": 2.0, "forward": 4.0, "looks": 7.0, "checkpoint": 0.5}
     )

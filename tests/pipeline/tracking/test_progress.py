@@ -1,4 +1,4 @@
-"""What the driver shows and hands to MLflow while the workers append to a file that a restart cuts back."""
+"""The driver shows and logs the rows that workers append to a file, which a restart may truncate."""
 
 import io
 import json
@@ -115,32 +115,32 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def text(shown: Console) -> str:
-    assert isinstance(shown.file, io.StringIO)
-    return shown.file.getvalue()
+def text(output: Console) -> str:
+    assert isinstance(output.file, io.StringIO)
+    return output.file.getvalue()
 
 
 @pytest.fixture
-def look(followed: FollowedFile) -> Callable[[], str]:
-    """One look at the file without a thread; what was printed so far."""
-    shown = console()
-    its = ProgressFollower(shown, "pretrain", [followed])
+def read_once(followed: FollowedFile) -> Callable[[], str]:
+    """Reads the file once, without the thread. Returns what was printed so far."""
+    output = console()
+    its = ProgressFollower(output, "pretrain", [followed])
     its.started = 0.0
 
     def call() -> str:
         its._read_files()
-        return text(shown)
+        return text(output)
 
     return call
 
 
-def test_repeated_steps_are_not_logged_again(followed: FollowedFile, log: Log, look: Callable[[], str]) -> None:
+def test_repeated_steps_are_not_logged_again(followed: FollowedFile, log: Log, read_once: Callable[[], str]) -> None:
     append(followed, "".join(map(line, (1, 2, 3, 4))))
-    look()
+    read_once()
     followed.file.write_text("".join(map(line, (1, 2))))
-    look()
+    read_once()
     append(followed, "".join(map(line, (3, 4, 5))))
-    look()
+    read_once()
     assert log.steps == [1, 2, 3, 4, 5]
 
 
@@ -153,64 +153,64 @@ def test_steps_logged_by_an_earlier_run_are_not_logged_again(tmp_path: Path, log
 
 
 def test_rows_without_a_loss_are_shown_but_not_logged(
-    followed: FollowedFile, log: Log, look: Callable[[], str]
+    followed: FollowedFile, log: Log, read_once: Callable[[], str]
 ) -> None:
     sweep = {k: v for k, v in row(5).items() if k != "loss"}
     append(followed, json.dumps(sweep) + "\n" + json.dumps({"note": "hello"}) + "\n")
-    assert "note pretrain seed 0: hello" in look()
+    assert "note pretrain seed 0: hello" in read_once()
     assert followed.share_done == 0.5
     assert log.rows == []
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), TimeoutError()])
 def test_rows_refused_by_mlflow_are_logged_later(
-    followed: FollowedFile, log: Log, look: Callable[[], str], error: Exception
+    followed: FollowedFile, log: Log, read_once: Callable[[], str], error: Exception
 ) -> None:
     """An error without a text too."""
     log.fails = error
     append(followed, line(1) + line(2))
-    look()
+    read_once()
     append(followed, line(3))
-    look()
+    read_once()
     assert log.rows == []
     assert followed.problem == ("no route to host" if error.args else "TimeoutError")
     log.fails = None
-    look()
-    look()
+    read_once()
+    read_once()
     assert log.rows == [row(1), row(2), row(3)]
     assert (followed.pending, followed.problem) == ([], "")
 
 
 @pytest.mark.parametrize("note", ["a plain one", "[/tmp/x] and [bold] are text", "passed over: /a/[b]/c"])
-def test_note_is_printed_once_and_unchanged(followed: FollowedFile, look: Callable[[], str], note: str) -> None:
+def test_note_is_printed_once_and_unchanged(followed: FollowedFile, read_once: Callable[[], str], note: str) -> None:
     for _ in range(2):
         append(followed, json.dumps({"note": note}) + "\n" + line(1))
-        shown = look()
-    assert shown.count(f"note pretrain seed 0: {note}\n") == 1
+        output = read_once()
+    assert output.count(f"note pretrain seed 0: {note}\n") == 1
 
 
 def test_without_a_terminal_start_and_end_are_lines(followed: FollowedFile, log: Log) -> None:
-    shown = console()
-    with ProgressFollower(shown, "pretrain", [followed]) as its:
+    output = console()
+    with ProgressFollower(output, "pretrain", [followed]) as its:
         append(followed, line(1) + line(9))
-    assert text(shown) == "pretrain: started\npretrain: done after 0 s, pretrain seed 0  100 images/s  loss 0.1111\n"
-    assert log.steps == [1, 9], "the rows after the last look are lost"
+    assert text(output) == "pretrain: started\npretrain: done after 0 s, pretrain seed 0  100 images/s  loss 0.1111\n"
+    assert log.steps == [1, 9], "the rows after the last poll are logged"
     assert not its.thread.is_alive()
 
 
 def test_failure_is_not_called_done(followed: FollowedFile) -> None:
-    shown = console()
-    with pytest.raises(KeyboardInterrupt), ProgressFollower(shown, "pretrain", [followed]):
+    output = console()
+    with pytest.raises(KeyboardInterrupt), ProgressFollower(output, "pretrain", [followed]):
         raise KeyboardInterrupt
-    assert text(shown) == "pretrain: started\npretrain: stopped after 0 s\n"
+    assert text(output) == "pretrain: started\npretrain: stopped after 0 s\n"
 
 
 def test_rows_never_accepted_by_mlflow_are_noted(followed: FollowedFile, log: Log) -> None:
-    shown, log.fails = console(), ConnectionError("the server [/x] is away")
-    with ProgressFollower(shown, "pretrain", [followed]):
+    output, log.fails = console(), ConnectionError("the server [/x] is down")
+    with ProgressFollower(output, "pretrain", [followed]):
         append(followed, line(1) + line(2))
-    assert "note pretrain seed 0: 2 rows are not in MLflow yet (the server [/x] is away)" in text(shown)
-    assert str(followed.file) in text(shown)
+    assert "note pretrain seed 0: 2 rows are not in MLflow yet (the server [/x] is down)" in text(output)
+    assert str(followed.file) in text(output)
 
 
 def test_thread_reads_files_while_the_block_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -219,48 +219,49 @@ def test_thread_reads_files_while_the_block_runs(monkeypatch: pytest.MonkeyPatch
     got = threading.Event()
     followed = FollowedFile(tmp_path / "metrics.jsonl", "pretrain seed 0", lambda rows: got.set())
     append(followed, line(5))
-    shown = console()
+    output = console()
     with ProgressFollower(
-        shown, "pretrain", [followed, FollowedFile(tmp_path / "other", "pretrain seed 1", lambda rows: None)]
+        output, "pretrain", [followed, FollowedFile(tmp_path / "other", "pretrain seed 1", lambda rows: None)]
     ):
         assert got.wait(5)
-    assert "pretrain: 25%  pretrain seed 0  100 images/s  loss 0.2000  about 0 s left\n" in text(shown)
+    assert "pretrain: 25%  pretrain seed 0  100 images/s  loss 0.2000  about 0 s left\n" in text(output)
 
 
 def test_counted_work_ends_with_a_line() -> None:
-    shown = console()
-    with ProgressCounter(shown, "prepare") as counted:
+    output = console()
+    with ProgressCounter(output, "prepare") as counted:
         counted.show_count(500, 1500)
         counted.show_count(1500, 1500)
-    assert text(shown) == "prepare: 1,500 images in 0 s\n"
-    with ProgressCounter(shown, "prepare") as counted:
+    assert text(output) == "prepare: 1,500 images in 0 s\n"
+    with ProgressCounter(output, "prepare") as counted:
         counted.show_count(1500, 1500)
         counted.remark = " (1,000 of them in digits-abc)"
-    assert text(shown).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
+    assert text(output).endswith("prepare: 1,500 images (1,000 of them in digits-abc) in 0 s\n")
 
 
 def test_long_counted_work_prints_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
-    shown = console()
-    with ProgressCounter(shown, "prepare") as counted:
+    output = console()
+    with ProgressCounter(output, "prepare") as counted:
         counted.started -= 10.0
         counted.show_count(500, 1500)
         counted.show_count(1500, 1500)
     assert re.fullmatch(
-        r"prepare: 500 of 1,500 images  (49|50) images/s  about 20 s left\nprepare: 1,500 images in 10 s\n", text(shown)
+        r"prepare: 500 of 1,500 images  (49|50) images/s  about 20 s left\nprepare: 1,500 images in 10 s\n",
+        text(output),
     )
 
 
-def fail_half_way(shown: Console) -> None:
-    with ProgressCounter(shown, "prepare") as counted:
+def fail_half_way(output: Console) -> None:
+    with ProgressCounter(output, "prepare") as counted:
         counted.show_count(1, 2)
         raise OSError("the disk is gone")
 
 
 def test_counted_work_without_images_or_with_an_error_prints_nothing() -> None:
-    shown = console()
-    with ProgressCounter(shown, "prepare"):
+    output = console()
+    with ProgressCounter(output, "prepare"):
         pass
     with pytest.raises(OSError, match="the disk is gone"):
-        fail_half_way(shown)
-    assert text(shown) == ""
+        fail_half_way(output)
+    assert text(output) == ""

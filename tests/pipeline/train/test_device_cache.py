@@ -188,7 +188,8 @@ def test_images_that_cannot_be_cached_are_streamed_or_refused(
 
 def test_auto_explains_why_it_streams(digits: Store) -> None:
     store = replace(digits, images=SEVERAL)
-    why = "stream.resident: auto streams the images: it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
+    obstacle = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
+    why = f"stream.resident: auto streams the images: {obstacle}"
     assert [
         device_cache.explain_streaming(StreamOptions(resident=mode), store, 100) for mode in ("auto", "on", "off")
     ] == [
@@ -217,8 +218,8 @@ def test_images_of_several_sizes_cannot_be_augmented_on_the_device(digits: Store
     ]  # type: ignore[arg-type]
     store = replace(digits, images=SEVERAL)
     assert not device_cache.should_augment_on_device(StreamOptions(), store)
-    told = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
-    with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {told}"):
+    obstacle = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
+    with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {obstacle}"):
         device_cache.should_augment_on_device(StreamOptions(augment="device"), store)
 
 
@@ -236,11 +237,11 @@ def test_trainings_are_bit_identical_in_all_modes_and_across_them(tmp_path: Path
         with pytest.raises(Stopped):
             train(folder, digits, 4, **AUGMENTED, **first)
         assert train(folder, digits, **AUGMENTED, **then)[0] == streamed
-    told = {
+    is_cached = {
         name: "are held decoded" in (tmp_path / name / "job" / METRICS_FILE).read_text()
         for name in ("streamed", "held")
     }
-    assert told == {"streamed": False, "held": True}
+    assert is_cached == {"streamed": False, "held": True}
 
 
 def train_on_this_rank(folder: str, store: str, mode: str) -> str:

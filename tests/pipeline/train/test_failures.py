@@ -55,7 +55,7 @@ def recipe(folder: Path) -> Any:
 
 
 def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0) -> dict[str, Any]:
-    """Makes one attempt of a worker group at a training, with a fault. Returns this rank's answer or error, and when."""
+    """Makes an attempt of a worker group at a training, with a fault. Returns this rank's answer or error, and when."""
     reconnect_ranks(group)
     os.environ["FIRSTLIGHT_FAULT"] = wanted
     instance = StageInstance("pretrain", 3, "f", Path(folder) / "job")

@@ -195,7 +195,7 @@ def test_wall_clock_that_jumps_back_changes_nothing(
 
 
 def test_super_and_finds_first_neighbours_by_features_of_the_network(tmp_path: Path, digits: Store) -> None:
-    """Not in a bank of noise: even an untrained network puts a digit beside one of its class more often than chance."""
+    """Its bank is not noise: neighbours by an untrained network have the same class more often than by chance."""
     changes = {
         "stages__pretrain__method": {"name": "super_and", "rounds": 1},
         "encoder__width": 16,

@@ -16,9 +16,9 @@ from firstlight.pipeline.train.metrics import METRICS_FILE, MetricsLogger, read_
 from tests.support.gloo import Pool
 
 
-@pytest.mark.parametrize(("pause", "told"), [(0.05, True), (None, False)])
+@pytest.mark.parametrize(("pause", "noted"), [(0.05, True), (None, False)])
 def test_waiting_for_images_writes_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float | None, told: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float | None, noted: bool
 ) -> None:
     monkeypatch.setattr(metrics, "WAIT_NOTE_MIN_S", 0.05)
     plan = BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False)
@@ -29,23 +29,23 @@ def test_waiting_for_images_writes_note(
                 time.sleep(pause)
             yield {}
 
-    clock = MetricsLogger(tmp_path, plan, 10, 0, torch.device("cpu"))
-    for step, _ in enumerate(clock.time_waits(stream()), 1):
+    logger = MetricsLogger(tmp_path, plan, 10, 0, torch.device("cpu"))
+    for step, _ in enumerate(logger.time_waits(stream()), 1):
         time.sleep(0.02)
-        clock.log_step(step, {"loss": 1.0})
-    assert ("waited for images" in (tmp_path / METRICS_FILE).read_text()) == told
+        logger.log_step(step, {"loss": 1.0})
+    assert ("waited for images" in (tmp_path / METRICS_FILE).read_text()) == noted
 
 
 def log_waits_of_this_rank(folder: str) -> None:
     """On rank 0 the step takes as long as rank 1 waits."""
-    clock = MetricsLogger(
+    logger = MetricsLogger(
         Path(folder), BatchPlan(np.arange(40), np.array([0]), 4, 0, 8, False), 10, 0, torch.device("cpu")
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "WAIT_NOTE_MIN_S", 0.05)
-        for step, _ in enumerate(clock.time_waits(wait_for_batch({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):
+        for step, _ in enumerate(logger.time_waits(wait_for_batch({}, 0.05 * dist.get_rank()) for _ in range(10)), 1):
             time.sleep(0.05 * (1 - dist.get_rank()))
-            clock.log_step(step, {"loss": 1.0})
+            logger.log_step(step, {"loss": 1.0})
 
 
 def wait_for_batch(batch: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -108,9 +108,9 @@ def test_nonfinite_loss_raises_before_update(tmp_path: Path, digits: Store) -> N
     learner = ExplodingLearner()
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
         fit(job, learner)
-    told = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
-    assert told["step"] == 2
-    assert told["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
+    record = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
+    assert record["step"] == 2
+    assert record["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
     found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
     assert found is not None
     assert found.step == 2
@@ -175,7 +175,7 @@ CONTRAST = {  # couples all images of a batch, smoothly: rounding cannot be blow
 
 
 def test_gradient_cache_equals_whole_batch(tmp_path: Path, digits: Store) -> None:
-    """Averaging the gradients of parts would be another training: an anchor would be contrasted with its own part only."""
+    """Averaged gradients of parts would differ: each anchor would be contrasted with its own part only."""
     _, whole = train(tmp_path / "whole", digits, **CONTRAST)
     for parts in (2, 8):
         _, weights = train(tmp_path / str(parts), digits, **CONTRAST, stages__pretrain__accumulate=parts)

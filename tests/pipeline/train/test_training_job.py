@@ -17,7 +17,7 @@ from tests.support import recipes
 
 
 class RecordingLearner(Learner):
-    """Remembers the labels and rows that it is shown."""
+    """Records the batches that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
