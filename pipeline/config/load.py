@@ -103,7 +103,8 @@ def parse_recipe(raw: dict[str, Any]) -> Recipe:
     """
     model = recipe_model()
     try:
-        return _validate_recipe(json.dumps(raw), model)
+        # A copy: the mappings of a frozen recipe can still be changed.
+        return _validate_recipe(json.dumps(raw), model).model_copy(deep=True)
     except ValidationError as error:
         raise UserError(explain_errors(error, raw, model)) from None
 

@@ -32,7 +32,7 @@ def test_trial_is_promoted_by_its_pretraining(tmp_path: Path) -> None:
     pretrained = past.pretrain("trial-0", trial)
     lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert promote_encoder(lineage, client, lineage.runs[trial], "best", "chosen") == "models:/best@chosen"
-    assert read_lineage(parse_location([f"storage={tmp_path}"]))[0].find("models:/best@chosen").id == pretrained
+    assert read_lineage(parse_location([f"storage={tmp_path}"]))[0].find_run("models:/best@chosen").id == pretrained
 
 
 def test_recipe_is_promoted_by_its_first_seed(lineage: Lineage, run_ids: dict[str, str]) -> None:

@@ -50,7 +50,7 @@ def test_refused_writes_are_repeated_until_mlflow_takes_them(tmp_path: Path, mon
         raise ConnectionError("connection refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.tracking, "numbers", refuse)
+        patch.setattr(runs.tracking, "log_results", refuse)
         runs.publish_trial(trial, folder, best=None)
         assert runs.flush_unpublished() == "connection refused"
     assert "evaluate.knn" not in runs.client.get_run(str(read_run_id(folder))).data.metrics
