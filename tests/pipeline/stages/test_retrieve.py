@@ -20,7 +20,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report import neighbours as nearby
+from firstlight.pipeline.report import image_figures
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import retrieve
 from firstlight.pipeline.stages.features.frozen_features import build_extractors, compute_features
@@ -356,7 +356,7 @@ def test_without_labels_there_is_an_index_and_a_picture(tmp_path: Path, digits: 
         stage, index, (worker.splits.test, features(len(worker.splits.test), seed=2)), worker.splits.labels
     )
     assert out.keys() == {"shown"}
-    assert nearby.draw_neighbours(worker, out["shown"], "pretrained") is not None
+    assert image_figures.draw_neighbours(worker, out["shown"], "pretrained") is not None
 
 
 def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digits: Store) -> None:

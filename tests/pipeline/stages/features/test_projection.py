@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from firstlight.pipeline.report import figures
-from firstlight.pipeline.stages.features.projection import Projection, project_principal, project_to_plane
+from firstlight.pipeline.stages.features.projection import MapProjection, project_principal, project_to_plane
 
 
 def clusters(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +44,9 @@ def test_tsne_keeps_neighbours_and_is_the_same_each_time() -> None:
     assert np.array_equal(labels[distances.argmin(1)], labels)
 
 
-@pytest.mark.parametrize("how", get_args(Projection))
+@pytest.mark.parametrize("how", get_args(MapProjection))
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_few_embeddings_can_be_projected(how: Projection, n: int) -> None:
+def test_few_embeddings_can_be_projected(how: MapProjection, n: int) -> None:
     points, _ = project_to_plane(clusters(n)[0], how)
     assert points.shape == (n, 2)
     assert np.isfinite(points).all()
