@@ -46,10 +46,10 @@ def data(name: str, folder: Path) -> tuple[str, ...]:
 
 
 def trial(name: str, folder: Path) -> int:
-    """Run a recipe's trial in this process; the number of rows of its table.
+    """Runs a recipe's trial in this process. Returns the number of rows of its table.
 
     Raises:
-        UserError, StopTraining, StageFailed: as `firstlight.pipeline.run.runner.run`.
+        UserError, StopTraining, StageFailed: as `firstlight.pipeline.run.runner.run_recipe`.
     """
     recipe = load_recipe(
         RECIPES_FOLDER / f"{name}.yaml", (*data(name, folder / "data"), f"storage={folder / 'runs'}"), smoke=True

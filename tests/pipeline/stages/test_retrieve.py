@@ -103,10 +103,11 @@ def test_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
 def test_faiss_uses_no_more_threads_than_torch() -> None:
     program = (
         "import torch, numpy as np; torch.set_num_threads(1)\n"
-        "from firstlight.pipeline.stages.retrieve import Index, _faiss\n"
-        "x = torch.randn(500, 16); index = Index.of(np.arange(500), x); found, _ = index.search(x, 1)\n"
+        "from firstlight.pipeline.stages.retrieve import FeatureIndex, _import_faiss\n"
+        "x = torch.randn(500, 16); index = FeatureIndex.from_features(np.arange(500), x)\n"
+        "found, _ = index.search(x, 1)\n"
         "assert (found[:, 0] == np.arange(500)).all(); y = x @ x.T; assert torch.isfinite(y).all()\n"
-        "print(_faiss().omp_get_max_threads(), torch.get_num_threads())"
+        "print(_import_faiss().omp_get_max_threads(), torch.get_num_threads())"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert answer.stdout.split() == ["1", "1"], answer.stderr
