@@ -15,7 +15,7 @@ from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
 
 # Written by every writer: steps, steps in one request, and encoders.
-WRITERS, STEPS, BATCH, ENCODERS = 8, 100, 10, 2
+WRITERS, STEPS, BATCH, ENCODERS = 8, 300, 10, 2
 
 
 def write_as_trial(storage: Path, k: int) -> None:
