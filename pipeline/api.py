@@ -27,7 +27,7 @@ from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report.page_parts import REPORT_FILE
-from firstlight.pipeline.run.runner import run_with_runner
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.search import SearchResult, run_search
 from firstlight.pipeline.stages import artifacts, embed, retrieve
@@ -149,9 +149,9 @@ def run(recipe: Recipe, *, only: str | None = None, console: Console | None = No
         StopTraining, StageFailed: a stage failed.
         Unpublished: all was done, but MLflow is unreachable; the next run publishes what is missing.
     """
-    rows, runner = run_with_runner(None, recipe, console or Console(quiet=True), only)
-    encoders = _list_encoders(recipe, runner.instances)
-    return RunResult(tuple(rows), runner.folder / REPORT_FILE, runner.run_id, encoders)
+    ran = run_recipe(recipe, console or Console(quiet=True), only)
+    encoders = _list_encoders(recipe, ran.instances)
+    return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders)
 
 
 def _list_encoders(recipe: Recipe, instances: Sequence[StageInstance]) -> dict[str, dict[int, str]]:

@@ -96,7 +96,7 @@ def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, sm
     recipe = load_recipe(path, overrides, smoke)
     out = results_console()
     try:
-        rows = run_recipe(recipe, Console(stderr=True), only)
+        rows = run_recipe(recipe, Console(stderr=True), only).rows
     except Unpublished as error:
         if error.rows:
             out.print(make_score_table(recipe, error.rows))

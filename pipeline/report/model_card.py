@@ -9,8 +9,9 @@ from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.report.loading_code import loading_code, normalisation_code
+from firstlight.pipeline.report.score_table import score_cells
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
-from firstlight.pipeline.stages.score_rows import score_rows
+from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.pretrain import METHODS
@@ -36,14 +37,19 @@ FORMAT_NAMES = {
 
 
 def write_card(
-    worker: StageContext, instance: StageInstance, siblings: Sequence[StageInstance], lineage: Mapping[str, str]
+    worker: StageContext,
+    instance: StageInstance,
+    siblings: Sequence[StageInstance],
+    rows: Sequence[ScoreRow],
+    lineage: Mapping[str, str],
 ) -> str | None:
     """Writes `export/card.md`. Returns its text, None if the file has this text already.
 
-    `siblings`: the instances that score encoders of the same stage. `lineage`: MLflow runs and references, by role.
+    `siblings`: the instances that score encoders of the same stage. `rows`: the table of the recipe. `lineage`: MLflow
+    runs and references, by role.
     """
     file = instance.folder / EXPORT_FOLDER / CARD_FILE
-    text = render_card(worker, instance, siblings, lineage)
+    text = render_card(worker, instance, siblings, rows, lineage)
     if file.exists() and file.read_text("utf-8") == text:
         return None
     write_atomically(file, text.encode())
@@ -51,7 +57,11 @@ def write_card(
 
 
 def render_card(
-    worker: StageContext, instance: StageInstance, siblings: Sequence[StageInstance], lineage: Mapping[str, str]
+    worker: StageContext,
+    instance: StageInstance,
+    siblings: Sequence[StageInstance],
+    rows: Sequence[ScoreRow],
+    lineage: Mapping[str, str],
 ) -> str:
     """Returns the card as Markdown with the front matter of Hugging Face. It contains no path of this machine."""
     assert instance.encoder is not None
@@ -64,7 +74,7 @@ def render_card(
         _describe_encoder(recipe, result),
         _describe_training(recipe, instance, made),
         _describe_data(worker.store, worker, made),
-        _describe_scores(recipe, instance, siblings),
+        _describe_scores(recipe, instance, siblings, rows),
         _describe_loading(recipe, result),
         "## Lineage\n\n"
         + _markdown_table(("part", "MLflow"), [(part, f"`{reference}`") for part, reference in lineage.items()]),
@@ -181,21 +191,29 @@ def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) 
     return f"## Data\n\n{_markdown_table(('property', 'value'), lines)}{note}"
 
 
-def _describe_scores(recipe: Recipe, instance: StageInstance, siblings: Sequence[StageInstance]) -> str:
+def _describe_scores(
+    recipe: Recipe, instance: StageInstance, siblings: Sequence[StageInstance], rows: Sequence[ScoreRow]
+) -> str:
     """Returns the test scores of this encoder and of its baselines, and the mean gain over all seeds."""
-    found = score_rows(recipe, siblings)
+    seeds: dict[str, list[int]] = {}
+    for sibling in siblings:
+        seeds.setdefault(sibling.stage, []).append(sibling.seed)
+    found = [row for row in rows if row.stage in seeds]
     if not found:
         return "## Scores\n\nNot measured in this recipe."
-    seeds = {row.stage: [i.seed for i in siblings if i.stage == row.stage] for row in found}
     lines = []
     for row in found:
         position = seeds[row.stage].index(instance.seed)
-        score = f"{100 * row.pretrained[position]:.2f}"
-        baseline = f"{100 * row.baseline[position]:.2f} ({row.against})"
-        gain = f"{row.gain.mean():+.2f} over {len(row.gain)}: {row.verdict}"
+        cells = score_cells(recipe, row)
+        baseline = f"{row.scale * row.baseline[position]:.2f} ({row.against})" if row.baseline else ""
+        gain = f"{cells['gain']} over {len(row.gain)}: {cells['pretraining']}" if row.baseline else ""
+        score = f"{row.scale * row.pretrained[position]:.2f}"
         lines.append((row.stage, row.measure, score, baseline, gain))
     heads = ("stage", "measure", "this encoder", "without pretraining", "mean gain, seeds")
-    caption = "Accuracy on test images (%), one seed, and the gain over all seeds of the recipe."
+    caption = (
+        "Test scores of one seed (%), and the mean gain over all seeds of the recipe with its confidence interval. "
+        "The intervals hold for all rows of the recipe's table together."
+    )
     return f"## Scores\n\n{caption}\n\n{_markdown_table(heads, lines)}"
 
 

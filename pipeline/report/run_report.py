@@ -46,12 +46,17 @@ from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.verdicts import MIN_SEEDS, TABLE_LEVEL, Verdict
 from firstlight.pipeline.terminal import format_duration
 from firstlight.pipeline.tracking.figures import list_figures
 from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 
-VERDICT_PHRASES = {"helps": "helps", "hurts": "hurts", "no clear difference": "makes no clear difference"}
+VERDICT_PHRASES = {"helps": "helps", "hurts": "hurts", "none": "makes no clear difference"}
+VERDICT_EXPLANATION = (
+    f"In brackets: the {100 * (1 - TABLE_LEVEL):g} % confidence interval of the mean gain over seeds (paired t test, "
+    "corrected for the number of rows). Pretraining helps or hurts where the interval leaves out 0."
+)
 
 
 @dataclass(frozen=True)
@@ -119,26 +124,23 @@ def _result_blocks(report: RunReport) -> list[Block]:
     out = error_blocks(report.error)
     if not report.rows:
         return [*out, Text("Nothing is measured yet.", "quiet")]
-    if verdict := _summarise_verdicts([row.verdict for row in report.rows if row.baseline]):
+    if verdict := _summarise_verdicts([row.verdict for row in report.rows if row.verdict is not None]):
         out.append(Text(verdict))
     out.append(score_block(report.recipe, report.rows))
-    if any(row.baseline for row in report.rows) and len(report.recipe.seeds) > 1:
-        out.append(
-            Text(
-                "“Helps” and “hurts” need all seeds to agree, and a mean gain of more than twice its standard error.",
-                "quiet",
-            )
-        )
+    if any(row.verdict is not None and row.verdict.interval for row in report.rows):
+        out.append(Text(VERDICT_EXPLANATION, "quiet"))
     return [*out, *figure_blocks(report.folder / SUMMARY_FOLDER)]
 
 
-def _summarise_verdicts(verdicts: Sequence[str]) -> str:
+def _summarise_verdicts(verdicts: Sequence[Verdict]) -> str:
     """Returns the verdicts of the table in a sentence, "" if no measure has a baseline."""
-    counts = Counter(verdicts)
-    parts = [f"{does} in {counts[verdict]}" for verdict, does in VERDICT_PHRASES.items() if counts[verdict]]
+    counts = Counter[str](verdict.effect for verdict in verdicts if not verdict.reason)
+    parts = [f"{does} in {counts[effect]}" for effect, does in VERDICT_PHRASES.items() if counts[effect]]
     if not parts:
-        return "There is one seed, so there is no verdict." if verdicts else ""
-    return f"Compared with the same network without it, pretraining {', '.join(parts)} of {len(verdicts)} measures."
+        return (
+            f"There is no verdict: {verdicts[0].reason}; a verdict needs {MIN_SEEDS} seeds or more." if verdicts else ""
+        )
+    return f"Compared with the same network without it, pretraining {', '.join(parts)} of {counts.total()} measures."
 
 
 def _note_blocks(report: RunReport) -> list[Block]:

@@ -22,7 +22,7 @@ from firstlight.pipeline.files import write_json
 from firstlight.pipeline.report import figures, model_card
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.registry import find_publisher
-from firstlight.pipeline.report.score_table import score_facts
+from firstlight.pipeline.report.score_table import gain_metrics, score_facts
 from firstlight.pipeline.report.store_figures import add_store_figures
 from firstlight.pipeline.run.graph import StageGraph
 from firstlight.pipeline.stages import export
@@ -207,16 +207,16 @@ class RunPublisher:
 
     # The end of a run
 
-    def put_cards(self, instances: Sequence[StageInstance]) -> None:
-        """Writes and publishes the model card of every exported encoder, with the scores that exist by now."""
+    def put_cards(self, instances: Sequence[StageInstance], rows: Sequence[ScoreRow]) -> None:
+        """Writes and publishes the model card of every exported encoder. `rows`: the table of what has finished."""
         exported = [one for one in instances if find_publisher(self.recipe.stages[one.stage].kind).has_model_card]
         if exported:
-            self.outbox.put("the model cards", lambda: self._publish_cards(exported))
+            self.outbox.put("the model cards", lambda: self._publish_cards(exported, rows))
 
-    def _publish_cards(self, exported: Sequence[StageInstance]) -> None:
+    def _publish_cards(self, exported: Sequence[StageInstance], rows: Sequence[ScoreRow]) -> None:
         for instance in exported:
             lineage = {"encoder": self._describe_origin(instance), "export": f"runs:/{read_run_id(instance.folder)}"}
-            text = model_card.write_card(self.worker, instance, self.graph.find_siblings(instance), lineage)
+            text = model_card.write_card(self.worker, instance, self.graph.find_siblings(instance), rows, lineage)
             if text is None:
                 continue
             file = instance.folder / export.EXPORT_FOLDER / model_card.CARD_FILE
@@ -252,7 +252,7 @@ class RunPublisher:
             key = sanitize_metric_key(f"{row.stage}/{row.measure}")
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
                 self.tracking.log_results(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
-            self.tracking.log_results(run_id, {"mean_gain_percent": float(row.gain.mean())}, f"{key}/")
+            self.tracking.log_results(run_id, gain_metrics(row), f"{key}/")
         if paired:
             album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
             caption = "test scores of the pretrained network and of the same network without pretraining"

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,33 +39,35 @@ from firstlight.pipeline.train.context import StageContext
 TRIAL_LOCK_TIMEOUT_S = 60.0
 
 
+@dataclass(frozen=True)
+class RecipeRun:
+    """The results of one run of a recipe: the rows of its table, and the instances of its stages."""
+
+    rows: list[ScoreRow]
+    instances: list[StageInstance]
+    # The MLflow run of the recipe; None if nothing was published of it.
+    run_id: str | None
+    folder: Path
+
+
 def run_recipe(
-    recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
-) -> list[ScoreRow]:
-    """Runs the unfinished stages of a recipe. Returns the rows of its table.
+    recipe: Recipe,
+    console: Console,
+    only: str | None = None,
+    *,
+    repeats: RepeatOf | None = None,
+    parent: ParentRun | None = None,
+) -> RecipeRun:
+    """Runs the unfinished stages of a recipe.
 
     `only`: a kind of stage; the stages of other kinds are left out, and with `prepare` all of them.
+    `repeats`: the run that this one repeats. `parent`: what the run is a part of, such as a trial of a search.
 
     Raises:
         UserError: a mistake that the user can correct, found before the work starts where possible.
         StopTraining, StageFailed: see `launch`.
         Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
-    return run_nested(None, recipe, console, only, repeats)[0]
-
-
-def run_nested(
-    parent: ParentRun | None, recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
-) -> tuple[list[ScoreRow], list[StageInstance]]:
-    """Like `run_recipe`, but inside a parent such as a search trial. Also returns the instances of the stages."""
-    rows, runner = run_with_runner(parent, recipe, console, only, repeats)
-    return rows, runner.instances
-
-
-def run_with_runner(
-    parent: ParentRun | None, recipe: Recipe, console: Console, only: str | None = None, repeats: RepeatOf | None = None
-) -> tuple[list[ScoreRow], "RecipeRunner"]:
-    """Like `run_nested`, but returns the runner, which knows the recipe's run in MLflow too."""
     if parent is None or parent.store is None:
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
@@ -72,7 +75,8 @@ def run_with_runner(
     with lock, RaySession(recipe.scale, recipe.stream, console.print) as session:
         runner = RecipeRunner(recipe, session, console, parent, repeats)
         try:
-            return runner.run(only), runner
+            rows = runner.run(only)
+            return RecipeRun(rows, runner.instances, runner.run_id, runner.folder)
         except BaseException as error:
             runner.abandon(error)
             raise
@@ -119,8 +123,11 @@ class RecipeRunner:
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self.run_stage(name)
-        rows = score_rows(self.recipe, self.instances)
-        self.publisher.put_cards(self.instances)
+        table = score_rows(self.recipe, self._known_instances())
+        ran = {instance.stage for instance in self.instances}
+        # Verdicts are those of the whole table, also where this command ran a part of the stages.
+        rows = [row for row in table if row.stage in ran]
+        self.publisher.put_cards(self.instances, table)
         self.publisher.put_summary(rows, self.instances)
         self._publish_report()
         self.publisher.flush(rows)
@@ -212,9 +219,13 @@ class RecipeRunner:
                 with record_attempt(instance.folder, worker.device):
                     kind.run(worker, stage, instance)
 
+    def _known_instances(self) -> list[StageInstance]:
+        """Returns the instances that this command or an earlier one has begun."""
+        return [instance for name in self.recipe.stages for instance in self.graph.find_begun(name)]
+
     def write_report(self, error: BaseException | None = None) -> Path:
         """Writes the report of the recipe, from the results of this and earlier commands. Returns its file."""
-        known = [instance for name in self.recipe.stages for instance in self.graph.find_begun(name)]
+        known = self._known_instances()
         ran = run_report.RunReport(
             self.worker,
             self.folder,

@@ -28,7 +28,7 @@ from firstlight.pipeline.report.page_parts import describe_error
 from firstlight.pipeline.run import nodes, preflight
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.ray_session import RaySession
-from firstlight.pipeline.run.runner import prepare_store, run_nested
+from firstlight.pipeline.run.runner import prepare_store, run_recipe
 from firstlight.pipeline.search import pbt
 from firstlight.pipeline.search.capacity import driver_resources, max_concurrent_trials
 from firstlight.pipeline.search.checks import check_search, check_search_images
@@ -273,9 +273,9 @@ class SearchRunner:
         recipe = self.plan.full_recipe(best.values)
         recipe = recipe.model_copy(update={"name": f"{self.plan.search.name}-best"})
         tags = {"mlflow.parentRunId": self.runs.run_id, "firstlight.kind": "retrain"}
-        rows, instances = run_nested(ParentRun(self.state.folder / BEST_FOLDER, tags), recipe, self.console)
+        ran = run_recipe(recipe, self.console, parent=ParentRun(self.state.folder / BEST_FOLDER, tags))
         stage = self.plan.encoder_stage(recipe)
-        return recipe, tuple(rows), next((read_run_id(i.folder) for i in instances if i.stage == stage), None)
+        return recipe, tuple(ran.rows), next((read_run_id(i.folder) for i in ran.instances if i.stage == stage), None)
 
     def _write_report(self, result: SearchResult) -> Path | None:
         """Writes the report. Returns None if it cannot be written, which does not affect the results."""

@@ -25,7 +25,7 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError, one_line
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.run.publishing import ParentRun
-from firstlight.pipeline.run.runner import run_nested
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import objectives
 from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
 from firstlight.pipeline.stages.finetune import Finetune
@@ -123,7 +123,7 @@ def run_stages(recipe: Recipe, request: TrialRequest, parent: ParentRun, console
     """
     state: Literal["stopped", "failed", "running"] = "failed"
     try:
-        _, instances = run_nested(parent, recipe, console)
+        instances = run_recipe(recipe, console, parent=parent).instances
         scores = [objectives.read_scores(measure, recipe, instances) for measure in request.measures]
         encoder = _find_encoder_run(request.maker, instances)
         return {"state": "done", "scores": scores, "encoder": encoder, "reason": ""}

@@ -1,7 +1,7 @@
 """The rows of the table at the end of a run, from the measures of the stages and the results of their instances."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.verdicts import Verdict, judge_gains
 
 # What the table says of an arm, after the name of the measure; other arms are called by their names.
 ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scratch": "from scratch"}
@@ -21,7 +22,7 @@ class ScoreRow:
 
     `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a
     recipe's `expected` calls the row.
-    `scale` is the factor between a score and its displayed value.
+    `scale` is the factor between a score and its displayed value. `verdict` is None where there is no baseline.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class ScoreRow:
     key: str = ""
     arm: str = "pretrained"
     scale: float = 100.0
+    verdict: Verdict | None = None
 
     @property
     def mean(self) -> float:
@@ -42,19 +44,11 @@ class ScoreRow:
         """The (seeds,) differences from the baseline, in percent."""
         return np.asarray(100 * (np.asarray(self.pretrained) - np.asarray(self.baseline)))
 
-    @property
-    def verdict(self) -> str:
-        """`helps` if every seed gains and the mean gain is above twice its standard error; `hurts` likewise."""
-        gain, seeds = self.gain, len(self.gain)
-        error = gain.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.inf
-        if seeds > 1 and abs(gain.mean()) > 2 * error and (np.all(gain > 0) or np.all(gain < 0)):
-            return "helps" if gain.mean() > 0 else "hurts"
-        return "no clear difference" if seeds > 1 else "one seed: no verdict"
-
 
 def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[ScoreRow]:
-    """Returns the rows of all finished `instances`, in the order of the recipe's stages; none where the test split is
-    left alone.
+    """Returns the rows of all finished `instances`, in the order of the recipe's stages, with their verdicts.
+
+    There are none where the test split is left alone.
     """
     out: list[ScoreRow] = []
     for name, stage in recipe.stages.items() if recipe.score_test else ():
@@ -62,7 +56,13 @@ def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[Score
         expected = [row for row in recipe.expected if row.stage == name]
         for measure in _shown_measures(stage, expected) if finished else ():
             out += _measure_rows(name, stage, measure, finished, expected)
-    return out
+    return judge_rows(out)
+
+
+def judge_rows(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Returns the rows of a table with a verdict on each one that has a baseline."""
+    verdicts = iter(judge_gains([row.gain for row in rows if row.baseline]))
+    return [replace(row, verdict=next(verdicts)) if row.baseline else row for row in rows]
 
 
 def _shown_measures(stage: StageConfig, expected: Sequence[ExpectedResult]) -> list[Measure]:

@@ -100,8 +100,8 @@ def losses(storage: Path) -> list[float]:
 def test_two_machines_give_the_numbers_of_one_process(shared_cluster: Any, tmp_path: Path) -> None:
     """Runs the whole recipe on two machines with a worker each, and again in this process without Ray."""
     console = Console(file=io.StringIO(), width=200)
-    there = run_recipe(recipes.recipe(tmp_path / "there", **SHARED, **scale(shared_cluster.address, 2)), console)
-    here = run_recipe(recipes.recipe(tmp_path / "here", **SHARED), Console(quiet=True))
+    there = run_recipe(recipes.recipe(tmp_path / "there", **SHARED, **scale(shared_cluster.address, 2)), console).rows
+    here = run_recipe(recipes.recipe(tmp_path / "here", **SHARED), Console(quiet=True)).rows
     assert np.allclose(losses(tmp_path / "here"), losses(tmp_path / "there"), rtol=1e-5), (
         "sums are made in another order"
     )

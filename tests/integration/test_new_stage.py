@@ -95,7 +95,7 @@ def test_registered_kind_runs_through_prepare_table_mlflow_report_and_commands(
 ) -> None:
     expected = [{"stage": "means", "measure": "nearest_mean", "paper": 61.5, "source": "nowhere"}]
     recipe = recipes.recipe(tmp_path, seeds=[0, 1], stages=stages_of("means"), expected=expected)
-    (row,) = run_recipe(recipe, Console(quiet=True))
+    (row,) = run_recipe(recipe, Console(quiet=True)).rows
     assert (row.stage, row.measure, row.against) == ("means", "nearest class mean", "random weights")
     assert len(row.pretrained) == len(row.baseline) == 2
     assert all(0.0 < value < 1.0 for value in (*row.pretrained, *row.baseline))
@@ -120,7 +120,7 @@ def test_registered_kind_runs_through_prepare_table_mlflow_report_and_commands(
     for value, baseline in zip(row.pretrained, row.baseline, strict=True):
         assert f"nearest_mean {100 * value:.1f} % (random {100 * baseline:.1f})" in " ".join(shown.output.split())
 
-    assert run_recipe(recipe, Console(quiet=True)) == [row], "a finished instance is not run again"
+    assert run_recipe(recipe, Console(quiet=True)).rows == [row], "a finished instance is not run again"
 
 
 def test_search_judges_trials_by_a_registered_kind(tmp_path: Path, registered: None) -> None:

@@ -111,7 +111,7 @@ def test_expected_numbers_change_no_stage(tmp_path: Path) -> None:
     folders = set((tmp_path / plain.name).glob("*-seed*"))
     with_paper = recipes.recipe(tmp_path, stages__pretrain__epochs=1, expected=[told])
     with_paper = with_paper.model_copy(update={"stages": plain.stages})
-    rows = run_recipe(with_paper, Console(file=io.StringIO()))
+    rows = run_recipe(with_paper, Console(file=io.StringIO())).rows
     assert [row.key for row in rows] == ["knn", "probe"]
     assert set((tmp_path / plain.name).glob("*-seed*")) == folders
 

@@ -138,7 +138,7 @@ def test_masks_are_cropped_and_flipped_with_their_images(root: Path, tmp_path: P
 def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root: Path, task: dict[str, Any]) -> None:
     arms = ["pretrained_decoder", "pretrained", "lsuv", "scratch"] if task is SEGMENT else ["pretrained", "scratch"]
     built = recipe(tmp_path, root, task, stages__finetune__arms=arms)
-    rows = run_recipe(built, QUIET)
+    rows = run_recipe(built, QUIET).rows
     measure = {"multilabel": "map", "detect": "map_11point", "segment": "mean_iou"}[task["name"]]
     assert [row.measure.split(",")[0] for row in rows] == [f"{task['name']} {measure}"] * (len(arms) - 1)
     assert len({row.measure for row in rows}) == len(rows)
@@ -220,7 +220,7 @@ def test_task_that_does_not_fit_the_store_is_one_line(tmp_path: Path, root: Path
 @save_blank()
 def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, root: Path) -> None:
     arms = ["pretrained_decoder", "scratch"]
-    (row,) = run_recipe(recipe(tmp_path, root, SEGMENT, stages__finetune__arms=arms), QUIET)
+    (row,) = run_recipe(recipe(tmp_path, root, SEGMENT, stages__finetune__arms=arms), QUIET).rows
     trained = runs_of(recipe(tmp_path, root, SEGMENT))["pretrain seed 0"].info.run_id
     other = recipe(
         tmp_path,
@@ -230,7 +230,7 @@ def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, 
         stages__finetune__arms=arms,
         stages__finetune__encoder=f"runs:/{trained}/encoder",
     )
-    (again,) = run_recipe(other, QUIET, "finetune")
+    (again,) = run_recipe(other, QUIET, "finetune").rows
     assert again.pretrained == row.pretrained
     for task, told in (
         ({**SEGMENT, "shortcuts": "none"}, "shortcuts: none differs from full"),
@@ -251,7 +251,7 @@ def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, 
 @save_blank()
 def test_ten_crops_of_a_test_image_are_scored_as_one(tmp_path: Path, root: Path) -> None:
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crops=10, stages__finetune__test_scale=0.7)
-    (row,) = run_recipe(built, QUIET)
+    (row,) = run_recipe(built, QUIET).rows
     assert row.measure == "multilabel map, 24 images"
 
 
@@ -275,7 +275,7 @@ def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: P
     (first,), (again,) = (list(worker.iterate_batches(worker.splits.test, 8, views, "present")) for _ in range(2))
     assert len({view.numpy().tobytes() for view in first.views}) == 10
     assert all(torch.equal(a, b) for a, b in zip(first.views, again.views, strict=True))
-    (row,) = run_recipe(built, QUIET)
+    (row,) = run_recipe(built, QUIET).rows
     assert row.measure == "multilabel map, 24 images"
     with pytest.raises(
         UserError, match=r"^stages\.finetune: test_crop: 'random' is not valid with test_crops: 1; valid: corners, or"
@@ -296,7 +296,7 @@ def test_class_group_scores_the_mean_of_its_classes(
     measure = {"ap": "map", "ap_11point": "map_11point", "iou": "mean_iou"}[lists]
     says = {"stage": "finetune", "measure": f"{measure}_both", "paper": 70.0, "source": "x"}
     built = recipe(tmp_path, root, task, stages__finetune__class_groups=groups, expected=[says])
-    rows = run_recipe(built, QUIET)
+    rows = run_recipe(built, QUIET).rows
     assert [row.key for row in rows] == [measure, f"{measure}_light", f"{measure}_both"]
     (folder,) = (tmp_path / built.name).glob("finetune-seed0-*")
     result = json.loads((folder / "result.json").read_text())
@@ -311,7 +311,7 @@ def test_class_group_scores_the_mean_of_its_classes(
 @save_blank()
 def test_fraction_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Path) -> None:
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__labels_fraction=0.5)
-    (row,) = run_recipe(built, QUIET)
+    (row,) = run_recipe(built, QUIET).rows
     assert row.measure == "multilabel map, 12 images"
 
 

@@ -56,7 +56,7 @@ def folder_of(recipe: Recipe, stage: str) -> Path:
 
 
 def test_run_returns_the_table_and_an_encoder_for_each_seed(recipe: Recipe, result: api.RunResult) -> None:
-    assert result.table == tuple(run_recipe(recipe, Console(quiet=True)))
+    assert result.table == tuple(run_recipe(recipe, Console(quiet=True)).rows)
     assert result.report == recipe.storage / recipe.name / "report.html"
     assert result.report.is_file()
     assert list(result.encoders) == [0, 1]

@@ -54,7 +54,7 @@ def trial(name: str, folder: Path) -> int:
     recipe = load_recipe(
         RECIPES_FOLDER / f"{name}.yaml", (*data(name, folder / "data"), f"storage={folder / 'runs'}"), smoke=True
     )
-    return len(run_recipe(recipe, Console(file=io.StringIO())))
+    return len(run_recipe(recipe, Console(file=io.StringIO())).rows)
 
 
 def in_order(names: Sequence[str]) -> list[str]:

@@ -89,16 +89,16 @@ def test_recipe_that_a_process_runs_is_not_deleted(tmp_path: Path) -> None:
 def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, blank_figures: None) -> None:
     recipe = recipes.recipe(tmp_path)
     del recipe.stages["finetune"]
-    rows = run_recipe(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET).rows
     lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     before = ids_by_name(tmp_path)
     delete_runs(lineage, client, plan_deletion(lineage, client, lineage.runs[before["pretrain seed 0"]]))
-    assert run_recipe(recipe, QUIET) == rows
+    assert run_recipe(recipe, QUIET).rows == rows
     after = ids_by_name(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"pretrain seed 0"}
     lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     delete_runs(lineage, client, plan_deletion(lineage, client, lineage.find_run("small")))
-    assert run_recipe(recipe, QUIET) == rows
+    assert run_recipe(recipe, QUIET).rows == rows
     again = ids_by_name(tmp_path)
     assert set(again) == set(before)
     assert not set(again.values()) & set(after.values())

@@ -10,6 +10,7 @@ from firstlight.pipeline.files import write_json
 from firstlight.pipeline.report import model_card
 from firstlight.pipeline.stages.artifacts import save_encoder
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
+from firstlight.pipeline.stages.score_rows import score_rows
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
@@ -33,16 +34,16 @@ def exported(tmp_path: Path, store: Store, **changes: Any) -> tuple[StageContext
 
 def test_card_is_written_only_if_its_text_changes(tmp_path: Path, digits: Store) -> None:
     worker, instance = exported(tmp_path, digits)
-    text = model_card.write_card(worker, instance, [], {"encoder": "runs:/1"})
+    text = model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"})
     assert text is not None
     assert (instance.folder / EXPORT_FOLDER / model_card.CARD_FILE).read_text("utf-8") == text
-    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None
-    assert "runs:/2" in (model_card.write_card(worker, instance, [], {"encoder": "runs:/2"}) or "")
+    assert model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"}) is None
+    assert "runs:/2" in (model_card.write_card(worker, instance, [], [], {"encoder": "runs:/2"}) or "")
 
 
 def test_card_has_method_budget_data_and_reasons_but_no_path(tmp_path: Path, digits: Store) -> None:
     worker, instance = exported(tmp_path, digits)
-    text = model_card.render_card(worker, instance, [], {})
+    text = model_card.render_card(worker, instance, [], [], {})
     for part in (
         "| `epochs` | `2` |",
         "No label was seen.",
@@ -58,7 +59,7 @@ def test_labels_of_a_semi_supervised_training_are_mentioned(tmp_path: Path, digi
     labels = {"stages__pretrain__labelled_per_batch": 8, "stages__pretrain__labels_per_class": 4}
     method = {"stages__pretrain__method": {"name": "clustering_locality"}}
     worker, instance = exported(tmp_path, digits, **labels, **method)
-    text = model_card.render_card(worker, instance, [], {})
+    text = model_card.render_card(worker, instance, [], [], {})
     assert "Labels were seen" in text
     assert "| `labelled_per_batch` | `8` |" in text
 
@@ -66,7 +67,8 @@ def test_labels_of_a_semi_supervised_training_are_mentioned(tmp_path: Path, digi
 def test_scores_are_those_of_the_same_seed_with_the_gain_over_all_seeds(tmp_path: Path, digits: Store) -> None:
     worker, instance = exported(tmp_path, digits, seeds=[0, 1])
     siblings = [finished(tmp_path, "evaluate", seed, evaluated(seed / 10)) for seed in (0, 1)]
-    text = model_card.render_card(worker, instance, siblings, {})
+    rows = score_rows(worker.recipe, siblings)
+    text = model_card.render_card(worker, instance, siblings, rows, {})
     row = next(line for line in text.splitlines() if line.startswith("| evaluate |"))
     assert "| 50.00 | 10.00 (random" in row
     assert "+40.00 over 2" in row

@@ -36,8 +36,10 @@ def test_blocks_of_errors_and_warnings_exist_only_with_content(tmp_path: Path) -
 
 
 def test_scores_have_a_coloured_verdict_and_name_their_baseline(tmp_path: Path) -> None:
-    recipe = recipes.recipe(tmp_path, seeds=[0, 1])
-    rows = score_rows(recipe, [finished(tmp_path, "evaluate", seed, evaluated(seed / 10)) for seed in (0, 1)])
+    recipe = recipes.recipe(tmp_path, seeds=[0, 1, 2])
+    results = [evaluated(seed / 10) for seed in (0, 1, 2)]
+    results[2]["pretrained"]["knn"]["test"] += 0.01
+    rows = score_rows(recipe, [finished(tmp_path, "evaluate", seed, results[seed]) for seed in (0, 1, 2)])
     table = page_parts.score_block(recipe, rows)
     cells = dict(zip(table.heads, table.rows[0], strict=True))
     assert cells["verdict"] == Cell("helps", "good")

@@ -53,7 +53,7 @@ def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
 def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     console = QUIET
-    rows = run_recipe(recipe, console)
+    rows = run_recipe(recipe, console).rows
     assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
     assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
     assert all(0.05 < value <= 1 for row in rows for value in (*row.pretrained, *row.baseline))
@@ -96,7 +96,7 @@ def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
 
 def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
-    assert len(run_recipe(recipe, QUIET)) == 3
+    assert len(run_recipe(recipe, QUIET).rows) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
     client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     assert {"figures/reconstructions.png", "figures/feature_maps.png"} <= {
@@ -126,7 +126,7 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
     }
     stage |= {"labels_per_class": 5, "optimizer": {"name": "Adam", "lr": 0.01}, "checkpoint_every": 0}
     recipe = parse_recipe({**raw, "stages": {"pretrain": stage}})
-    assert run_recipe(recipe, QUIET) == []
+    assert run_recipe(recipe, QUIET).rows == []
     told = runs_of(recipe)["pretrain seed 0"].data.metrics
     assert told["own_classifier/test"] > 0.3, "ten classes"
     assert 0 <= told["own_classifier/val"] <= 1
@@ -138,7 +138,7 @@ def test_a_semi_supervised_method_is_scored_by_its_own_classifier(tmp_path: Path
 def test_second_run_does_nothing_and_returns_the_same_table(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
     before = {name: r.info.end_time for name, r in runs_of(recipe).items()}
-    rows = run_recipe(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET).rows
     assert len(rows) == 3
     assert {name: r.info.end_time for name, r in runs_of(recipe).items()} == before
 
@@ -158,7 +158,7 @@ def test_encoder_by_reference_equals_that_of_the_previous_stage(storage: Path, r
     reference = reference.format(run=found["pretrain seed 0"].info.run_id)
     recipe = recipes.recipe(storage, stages__finetune__encoder=reference, name="referring")
     del recipe.stages["pretrain"], recipe.stages["evaluate"]
-    rows = run_recipe(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET).rows
     original = json.loads(
         files_of(storage, recipes.recipe(storage), "finetune-seed0-*")[0].joinpath("result.json").read_text()
     )

@@ -11,7 +11,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.run.publishing import ParentRun
-from firstlight.pipeline.run.runner import run_nested
+from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.objectives import Objective, is_logged, read_scores
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
@@ -33,7 +33,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     raw["stages"]["retrieve"] = {"kind": "retrieve", "queries": "val", "precision_at": [1, 3]}
     recipe = parse_recipe(raw)
     parent = ParentRun(folder / "here", {"firstlight.kind": "trial"})
-    _, instances = run_nested(parent, recipe, Console(file=io.StringIO()))
+    instances = run_recipe(recipe, Console(file=io.StringIO()), parent=parent).instances
     return recipe, instances
 
 

@@ -310,7 +310,7 @@ def test_recipe_is_run_with_the_best_setting_and_its_encoder_promoted(tmp_path: 
     assert parent.data.tags["firstlight.kind"] == "retrain"
     recipe = plan.full_recipe(result.best.values)
     stages = {"finetune": recipe.stages["finetune"].model_copy(update={"encoder": str(result.promoted)})}
-    rows = run_recipe(recipe.model_copy(update={"stages": stages, "name": "next"}), Console(quiet=True))
+    rows = run_recipe(recipe.model_copy(update={"stages": stages, "name": "next"}), Console(quiet=True)).rows
     assert rows[0].stage == "finetune", "another recipe can use the promoted encoder"
 
 

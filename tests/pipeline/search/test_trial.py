@@ -105,19 +105,19 @@ def test_trial_that_is_asked_to_stop_stays_stopped(tmp_path: Path, digits: Store
 def test_error_becomes_a_reason_on_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(module, "run_nested", fail)
+    monkeypatch.setattr(module, "run_recipe", fail)
     outcome = run_stages(make_recipe(tmp_path), REQUEST, ParentRun(tmp_path, {}), Console(file=io.StringIO()))
     assert outcome == {"state": "failed", "reason": reason}
 
 
 def test_trial_resumes_after_mlflow_was_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise Unpublished("evaluate seed 0 is not in MLflow: connection refused")
 
-    monkeypatch.setattr(module, "run_nested", fail)
+    monkeypatch.setattr(module, "run_recipe", fail)
     outcome = run_stages(make_recipe(tmp_path), REQUEST, ParentRun(tmp_path, {}), Console(file=io.StringIO()))
     assert (outcome["state"], outcome["again"]) == ("failed", True)
 

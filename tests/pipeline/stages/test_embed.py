@@ -214,7 +214,7 @@ def test_recipe_publishes_embeddings_and_their_map(tmp_path: Path) -> None:
     raw = recipes.recipe(tmp_path).dump()
     raw["stages"] = {"pretrain": raw["stages"]["pretrain"], "embed": {"kind": "embed", "splits": ["val"]}}
     recipe = parse_recipe(raw)
-    assert run_recipe(recipe, Console(quiet=True)) == []
+    assert run_recipe(recipe, Console(quiet=True)).rows == []
     client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     (found,) = client.search_runs(
         [client.get_experiment_by_name("firstlight").experiment_id], "tags.firstlight.stage = 'embed'"

@@ -90,9 +90,9 @@ def test_every_format_is_exported_and_the_card_code_runs(
         assert {name: file["sha256"] for name, file in facts["files"].items()} == {
             f.name: file_sha256(f) for f in (folder / format).iterdir()
         }
-    text = model_card.write_card(worker, instance, [], {"encoder": "runs:/1"})
+    text = model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"})
     assert text is not None
-    assert model_card.write_card(worker, instance, [], {"encoder": "runs:/1"}) is None, (
+    assert model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"}) is None, (
         "the same card is not written again"
     )
     assert str(tmp_path) not in text
@@ -226,7 +226,7 @@ def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
         "embed": {"kind": "embed", "batch_size": 32},
     }
     recipe = parse_recipe(raw)
-    rows = run_recipe(recipe, QUIET)
+    rows = run_recipe(recipe, QUIET).rows
     cards = {
         file.parts[-3][: len("export-seed0")]: file.read_text()
         for file in (tmp_path / "small").glob("export-seed*/export/card.md")

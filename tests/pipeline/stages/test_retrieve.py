@@ -35,8 +35,8 @@ from firstlight.pipeline.stages.retrieve import (
 )
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
-from firstlight.pipeline.train.checkpoint import write_manifest
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.folder_manifest import write_manifest
 from firstlight.tasks.downstream.knn import nearest_neighbours
 from tests.support import recipes
 from tests.support.gloo import Pool
@@ -138,7 +138,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a recipe with all that looks at features, run."""
     storage = tmp_path_factory.mktemp("looking")
     recipe = looking(storage)
-    names = [row.measure for row in run_recipe(recipe, QUIET)]
+    names = [row.measure for row in run_recipe(recipe, QUIET).rows]
     assert names == [
         *("kNN (k=5, layer 0)", "linear probe (layer 0)", "kNN (k=5, layer -1)", "linear probe (layer -1)"),
         *("kNN (k=5, head)", "linear probe (head)", "precision@1", "precision@5", "precision@1 (head)"),

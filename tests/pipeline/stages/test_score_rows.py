@@ -1,6 +1,7 @@
 """Rows of scores of finished stages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,12 @@ def test_rows_are_the_test_accuracies_of_what_has_finished(tmp_path: Path) -> No
         finished(tmp_path, "finetune", 0, tuned),
     ]
     found = score_rows(recipes.recipe(tmp_path, seeds=[0, 1, 2]), instances)
-    assert found == [
+    assert [replace(row, verdict=None) for row in found] == [
         ScoreRow("evaluate", "kNN (k=5)", "random weights", (0.5, 0.53125), (0.1, 0.13125), "knn"),
         ScoreRow("evaluate", "linear probe", "random weights", (0.6, 0.63125), (0.2, 0.23125), "probe"),
         ScoreRow("finetune", "classify, 40 labels", "scratch", (0.9,), (0.8,), "accuracy"),
     ]
+    assert [row.verdict.text for row in found if row.verdict] == ["2 seeds: no verdict"] * 2 + ["one seed: no verdict"]
 
 
 def test_no_finished_stage_has_no_rows(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_recipe_whose_server_is_killed_loses_nothing(
     monkeypatch.setattr(outbox_module, "FLUSH_POLL_S", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     undisturbed = recipes.recipe(tmp_path / "undisturbed")
-    rows = run_recipe(undisturbed, QUIET)
+    rows = run_recipe(undisturbed, QUIET).rows
     recipe, console = recipes.recipe(tmp_path / "st", tracking__uri=server.uri), make_console()
     fit, run_evaluation = pretrain.fit, evaluate.EvaluateStage.run
 
@@ -126,7 +126,7 @@ def test_recipe_whose_server_is_killed_loses_nothing(
 
     monkeypatch.setattr(pretrain, "fit", fit_then_kill)
     monkeypatch.setattr(evaluate.EvaluateStage, "run", start_then_evaluate)
-    assert run_recipe(recipe, console) == rows
+    assert run_recipe(recipe, console).rows == rows
     assert read_losses(server.uri) == read_losses(TrackingClient(undisturbed).uri)
     assert read_statuses(server.uri) == {"FINISHED"}
     notes = [line for line in read_lines(console) if "note MLflow" in line]
@@ -151,7 +151,7 @@ def test_recipe_whose_server_is_killed_loses_nothing(
     assert time.monotonic() - started < 15
     server.start()
     console = make_console()
-    assert run_recipe(gone, console) == rows
+    assert run_recipe(gone, console).rows == rows
     assert not [line for line in read_lines(console) if "started" in line], "nothing is trained again"
     client = mlflow.MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("gone")
