@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import time
 import uuid
 from collections.abc import Iterator
@@ -50,6 +51,41 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def explain_denied_access(path: Path) -> str:
+    """Returns a line about a file or folder that this user may not write: its path and its owner."""
+    existing = next((one for one in (path, *path.parents) if _is_visible(one)), path)
+    try:
+        owner = existing.stat().st_uid
+    except OSError:
+        return f"{path}: cannot be written: permission denied"
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"the user with id {owner}"
+    whose = f"{existing} belongs to {name}" if existing != path else f"it belongs to {name}"
+    return f"{path}: cannot be written: {whose}; valid: another storage=, or the right to write there"
+
+
+def _is_visible(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def refuse_denied_access(path: Path) -> Iterator[None]:
+    """Turns a PermissionError of the block into one line.
+
+    Raises:
+        UserError: names the file, or `path` if the error names none, and the owner.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(explain_denied_access(Path(error.filename) if error.filename else path)) from None
+
+
 def append_json_line(path: Path, row: Any) -> None:
     """Appends `row` to a JSON-lines file."""
     with name_file_in_errors(path), open(path, "a", encoding="utf-8") as file:
@@ -89,11 +125,14 @@ def exclusive_lock(folder: Path, name: str, timeout_s: float = 0.0) -> Iterator[
     `timeout_s` is how long to wait for another process to release the lock.
 
     Raises:
-        UserError: another process holds the lock; the message names its id.
+        UserError: another process holds the lock; the message names its id. Or the folder or the lock belongs to
+            another user; the message names the file and the user.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + timeout_s
-    with open(folder / LOCK_FILE, "a+") as file:
+    with refuse_denied_access(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK_FILE, "a+")  # noqa: SIM115
+    with file:
         while not (acquired := _try_lock(file)) and time.monotonic() < end:
             time.sleep(LOCK_POLL_S)
         if not acquired:
@@ -123,8 +162,14 @@ def find_lock_owner(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def wait_for_lock(file: Path) -> Iterator[None]:
-    """Holds a lock on `file`, which is created; waits as long as another process holds it."""
-    with open(file, "a") as opened:
+    """Holds a lock on `file`, which is created; waits as long as another process holds it.
+
+    Raises:
+        UserError: the file or its folder belongs to another user; the message names the file and the user.
+    """
+    with refuse_denied_access(file):
+        opened = open(file, "a")  # noqa: SIM115
+    with opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield
 

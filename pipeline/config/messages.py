@@ -1,18 +1,43 @@
 """Describes a mistake in a recipe in one line: the dotted key as the user wrote it, the value, and what is valid."""
 
 import json
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from firstlight.pipeline.config.yaml_reader import HALF_PAIR, LARGEST_INTEGER
 from firstlight.pipeline.errors import suggest_valid
+
+# In the message of a section's check: stands for the section's dotted key.
+SECTION_KEY = "{section}"
+
+
+# Lines of one error message.
+MAX_MISTAKES = 20
 
 
 def explain_errors(error: ValidationError, raw: Any, model: type[BaseModel]) -> str:
-    """Returns a line for every mistake that pydantic found when it validated `raw` as a `model`."""
+    """Returns a line for every mistake that pydantic found when it validated `raw` as a `model`, up to MAX_MISTAKES."""
     found = error.errors()
-    return "\n".join(_explain_error(one, raw, model) for one in found if not _is_consequence(one, found))
+    mistakes = [one for one in found if not _is_consequence(one, found)]
+    lines = [_explain_error(one, raw, model) for one in mistakes[:MAX_MISTAKES]]
+    more = len(mistakes) - len(lines)
+    return "\n".join([*lines, *([f"and {more:,} more mistakes"] if more else [])])
+
+
+def explain_invalid_values(raw: Any, key: str = "") -> Iterator[str]:
+    """Yields a line for every integer in a config that has more than 64 bits, and every text that is not Unicode."""
+    if isinstance(raw, dict | list | tuple):
+        for name, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+            yield from explain_invalid_values(name)
+            yield from explain_invalid_values(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(raw, int) and abs(raw) > LARGEST_INTEGER:
+        shown = raw if abs(raw) < 10**30 else "an integer of more than 30 digits"
+        yield f"{key}: {shown} is not valid: integers are at most {LARGEST_INTEGER}"
+    elif isinstance(raw, str) and HALF_PAIR.search(raw):
+        yield f"{key}: {raw!a} is not valid: it has half of a surrogate pair, which is no character"
 
 
 def _is_consequence(error: Any, found: list[Any]) -> bool:
@@ -36,7 +61,7 @@ def _explain_error(error: Any, raw: Any, model: type[BaseModel]) -> str:
         tag = context["discriminator"].strip("'")
         return f"{key}.{tag}: is missing and has no default"
     message = (
-        str(context["error"])
+        str(context["error"]).replace(SECTION_KEY, key)
         if kind == "value_error"
         else error["msg"].replace("Input should", "must").replace("Tuple should", "must")
     )

@@ -6,15 +6,16 @@ function. Annotations are the types and ranges of the keys, defaults their defau
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from firstlight.pipeline.config.docstrings import parse_parameter_meanings
-from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops
+from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops, list_windows
 from firstlight.pipeline.data.sources import SOURCES
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.encoders import ENCODERS
@@ -95,19 +96,34 @@ Augment = tuple[AugmentOp, ...]
 
 
 def check_augment(ops: Augment) -> Augment:
-    """Returns `ops`. Raises ValueError unless they start with a crop and have no other."""
+    """Returns `ops`. Raises ValueError unless they start with a crop of one side and have no other."""
     crops = [op.op for op in ops if op.op in CROP_OPS]
     if len(crops) != 1 or ops[0].op not in CROP_OPS:
         raise ValueError(f"must start with exactly one of {', '.join(sorted(CROP_OPS))} (found {crops or 'none'})")
+    scale, size = (getattr(ops[0], key, None) for key in ("scale", "size"))
+    if scale is not None and size is not None:
+        raise ValueError(f"{ops[0].op} has scale: {scale} and size: {size}; valid: one of them")
     return ops
 
 
-def build_ten_crops(scale: float) -> list[Augment]:
+def build_ten_crops(scale: float | None, size: int | None) -> list[Augment]:
     """Returns the augmentations of ten-crop evaluation: four corners and the centre, then their mirror images.
 
-    `scale`: the side of a crop as a fraction of the image's shorter side.
+    `scale`: the side of a crop as a fraction of the image's shorter side. `size`: its side in pixels. At most one.
     """
-    return [TypeAdapter(Augment).validate_json(json.dumps(ops)) for ops in list_ten_crops(scale)]
+    return _parse_views(list_ten_crops(scale, size))
+
+
+def build_windows(sizes: np.ndarray, scale: float | None, size: int | None) -> list[Augment]:
+    """Returns the augmentations of the windows that cover images of (n, 2) widths and heights.
+
+    `scale` and `size` are as for `build_ten_crops`.
+    """
+    return _parse_views(list_windows(sizes, scale, size))
+
+
+def _parse_views(views: Sequence[Sequence[Mapping[str, Any]]]) -> list[Augment]:
+    return [TypeAdapter(Augment).validate_json(json.dumps(ops)) for ops in views]
 
 
 def constructor_arguments(spec: Any) -> dict[str, Any]:

@@ -9,9 +9,17 @@ from typing import Any
 
 import yaml
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.terminal import UNSAFE_CHARACTERS
 
 MAX_YAML_BYTES = 1_000_000
+# Values and keys of a file, which are read in seconds, and levels of nesting.
+MAX_YAML_NODES, MAX_YAML_DEPTH = 20_000, 64
+LARGEST_INTEGER = 2**63 - 1
+
+
+# Halves of pairs that stand for one character in UTF-16. Alone they are no characters, and no file can hold them.
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -20,10 +28,25 @@ class _YamlLoader(yaml.SafeLoader):
     # A class attribute that PyYAML itself changes.
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.num_nodes = self.level = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _problem_at(event, "aliases (*name) are not allowed")
+        self.num_nodes += 1
+        self.level += 1
+        if self.num_nodes > MAX_YAML_NODES:
+            raise _problem_at(event, f"more than {MAX_YAML_NODES:,} values and keys are not allowed")
+        if self.level > MAX_YAML_DEPTH:
+            raise _problem_at(event, f"more than {MAX_YAML_DEPTH} levels are not allowed")
+        if isinstance(event, yaml.ScalarEvent) and HALF_PAIR.search(event.value):
+            raise _problem_at(event, f"{event.value!a} has half of a surrogate pair, which is no character")
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,25 +60,32 @@ class _YamlLoader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
+def _problem_at(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, place.start_mark)
+
+
 class _YamlDumper(yaml.SafeDumper):
     """PyYAML's SafeDumper, which also quotes texts that the loader would read as numbers, such as `1e-3`."""
 
 
 def _construct_int(loader: Any, node: Any) -> int:
-    return int(loader.construct_scalar(node))
+    text = loader.construct_scalar(node)
+    if len(text) > len(str(LARGEST_INTEGER)) + 1 or abs(int(text)) > LARGEST_INTEGER:
+        raise _problem_at(node, f"{text[:30]} is not valid: integers are at most {LARGEST_INTEGER}")
+    return int(text)
 
 
 def _construct_float(loader: Any, node: Any) -> float:
     return float(loader.construct_scalar(node))
 
 
-_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
-_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)\Z"), ["n", "~", ""])
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)\Z"), ["t", "f"])
 for _class in (_YamlLoader, _YamlDumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+\Z"), list("-+0123456789"))
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+        re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
         list("-+.0123456789"),
     )
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -66,7 +96,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, too large, not YAML, or not a mapping. The message names the file and the line.
+        UserError: the file is missing, too large, too deep, not YAML, or not a mapping. The message names the file and
+            the line.
     """
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
@@ -98,12 +129,18 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}:{line} {problem}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {one_line(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def dump_yaml(value: Any) -> str:
-    """Returns a value of plain JSON types as YAML text, with the keys in their order."""
-    return str(yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, width=120, allow_unicode=True))
+    """Returns a value of plain JSON types as YAML text, with the keys in their order.
+
+    If a text has characters that are not shown as themselves, all characters beyond ASCII become escapes.
+    """
+    text = str(yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, width=120, allow_unicode=True))
+    if UNSAFE_CHARACTERS.search(text):
+        text = str(yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, width=120, allow_unicode=False))
+    return text

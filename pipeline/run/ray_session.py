@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.run import nodes as machines
+from firstlight.pipeline.run.ray_folder import RayFolder, make_ray_folder
 
 # The time that an elastic group waits for its machines. If one is lost, it starts with fewer workers.
 ELASTIC_START_S = 20
@@ -33,6 +34,7 @@ class RaySession:
         """`notify` is called with messages for the user during a wait."""
         self.scale, self.stream, self.started = scale, stream or StreamOptions(), False
         self.notify = notify or (lambda line: None)
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "RaySession":
         return self
@@ -40,12 +42,13 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.started:
-            import ray
+        with self._cleanup:
+            if self.started:
+                import ray
 
-            if self.scale.address != "local" and self.scale.wait_s:
-                machines.withdraw_request()
-            ray.shutdown()
+                if self.scale.address != "local" and self.scale.wait_s:
+                    machines.withdraw_request()
+                ray.shutdown()
 
     def start(self, always: bool = False) -> bool:
         """Starts or joins Ray, once. Returns True if Ray runs.
@@ -68,7 +71,8 @@ class RaySession:
         if ray.is_initialized():
             return True
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        _init_ray(self.scale)
+        folder = self._cleanup.enter_context(make_ray_folder()) if self.scale.address == "local" else None
+        _init_ray(self.scale, folder)
         self.started = True
         if threading.current_thread() is threading.main_thread():
             # Ray has replaced the handlers by its own, which abort the process.
@@ -172,38 +176,46 @@ def _set_environment(scale: ScaleOptions) -> None:
     # A token for this run only, so that nothing is written to the home folder.
     if scale.address == "local" and "ray" not in sys.modules:
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        # Without clusters, all of its processes listen at 127.0.0.1 only, whatever the system.
+        defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
 
 
-def _init_ray(scale: ScaleOptions) -> None:
-    """Starts or joins Ray.
+def _init_ray(scale: ScaleOptions, folder: RayFolder | None) -> None:
+    """Starts Ray in `folder`, or joins one.
 
     Raises:
-        UserError: the cluster cannot be joined.
+        UserError: the cluster cannot be joined, or the folder cannot be written.
     """
     import ray
     from ray.exceptions import AuthenticationError
 
     try:
-        ray.init(**_ray_arguments(scale))
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        ray.init(**_ray_arguments(scale, folder))
+    except (AuthenticationError, OSError, RuntimeError) as error:
+        if folder is not None and isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise UserError(f"TMPDIR: Ray cannot start in {folder.path}: {one_line(error)}") from None
         no_token = isinstance(error, AuthenticationError)
-        reason = "this machine has no token" if no_token else str(error).splitlines()[0]
+        reason = "this machine has no token" if no_token else one_line(str(error).splitlines()[0])
         hint = "; a cluster with a token needs RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
         raise UserError(
             f"scale.address: {scale.address!r} cannot be joined: {reason}{'' if scale.address == 'local' else hint}"
         ) from None
 
 
-def _ray_arguments(scale: ScaleOptions) -> dict[str, Any]:
+def _ray_arguments(scale: ScaleOptions, folder: RayFolder | None) -> dict[str, Any]:
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": is_verbose()}
-    if scale.address != "local":
+    if folder is None:
         return {"address": scale.address, **common}
     return {
         "address": "local",
         "num_cpus": count_local_cpus(scale),
         "include_dashboard": False,
         "object_store_memory": scale.object_store_mb * 2**20,
+        "_temp_dir": str(folder.path),
+        # Pages of metrics that nobody reads, for everybody on the machine.
+        "_system_config": {"enable_metrics_collection": False},
+        **({"object_spilling_directory": str(folder.spilling)} if folder.spilling else {}),
         **common,
     }

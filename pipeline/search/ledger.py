@@ -1,19 +1,32 @@
 """The state of a search: a JSON file, rewritten atomically whenever a trial begins or ends. A killed search resumes
 from it."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
-from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import write_json
-from firstlight.pipeline.search.objectives import Objective
+from firstlight.pipeline.config.stages import LengthUnit
+from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.records import (
+    Count,
+    DamagedRecord,
+    FiniteNumber,
+    RecordShape,
+    read_json_record,
+    write_sealed_json,
+)
+from firstlight.pipeline.search.objectives import Objective, ScoreRange
 from firstlight.pipeline.stages.code_version import code_version
 
 LEDGER_FILE, OUTCOME_FILE, LEDGER_FORMAT = "ledger.json", "outcome.json", 1
+
+# What to do about a damaged file of a search, as the end of an error.
+LEDGER_ADVICE = "delete the folder to start the search from scratch"
+OUTCOME_ADVICE = "delete this file and run again: the trial resumes from its checkpoints"
 
 OTHER_CODE_NOTE = (
     "the code has changed since some of the trials were run; their scores may not be what they would be now"
@@ -26,8 +39,8 @@ State = Literal["running", "done", "stopped", "failed"]
 class Segment:
     """The part of a training of a population's trial between two exchanges."""
 
-    # Epochs of the training at the end of the segment.
-    epochs: int
+    # The length of the training at the end of the segment, in the trial's unit.
+    end: int
     values: dict[str, Any]
     # The number that the scheduler decides by, at the end of the segment.
     value: float
@@ -46,7 +59,9 @@ class Trial:
     state: State = "running"
     # For each objective, one score for each seed. Empty until the trial is done.
     scores: list[list[float]] = field(default_factory=list)
-    # What the trial has reported to the scheduler: [epochs, value], in order.
+    # The unit of lengths below: that in which the length of the training is given.
+    unit: LengthUnit = "epochs"
+    # What the trial has reported to the scheduler: [length, value], in order.
     seen: list[tuple[float, float]] = field(default_factory=list)
     seconds: float = 0.0
     # Seconds since 1970.
@@ -61,9 +76,9 @@ class Trial:
     parts: list[Segment] = field(default_factory=list)
     # The number of the trial whose networks the next or running segment starts from, None: its own.
     origin: int | None = None
-    # Epochs at the end of the next or running segment, None: it is the last one.
+    # The length at the end of the next or running segment, None: it is the last one.
     until: int | None = None
-    # [epochs, settings] of the earlier segments that trained its networks with other settings.
+    # [length, settings] of the earlier segments that trained its networks with other settings.
     before: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     # The folder of its training.
     training: str = ""
@@ -80,16 +95,71 @@ class Trial:
         return [float(np.mean(scores)) for scores in self.scores]
 
 
+# [length, value] or [length, settings].
+Pair = Annotated[list[Any], Field(min_length=2, max_length=2)]
+Scores = list[Annotated[list[FiniteNumber], Field(min_length=1)]]
+
+
+class _SegmentShape(RecordShape):
+    """A segment in a ledger."""
+
+    end: Count
+    values: dict[str, Any]
+    value: float
+    origin: Count | None
+
+
+class _OutcomeShape(RecordShape):
+    """The outcome that a trial writes when it, or its segment, ended. A ledger has the same keys for each trial."""
+
+    state: State
+    scores: Scores = Field([])
+    seen: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    seconds: Annotated[FiniteNumber, Field(ge=0.0)]
+    ended: FiniteNumber
+    reason: str
+    encoder: str | None = None
+    again: bool = False
+    training: str = ""
+
+
+class _TrialShape(_OutcomeShape):
+    """A trial in a ledger."""
+
+    number: Count
+    values: dict[str, Any]
+    code: str
+    unit: LengthUnit = "epochs"
+    parts: list[_SegmentShape] = Field([])
+    origin: Count | None = None
+    until: Count | None = None
+    before: list[Pair] = Field([])
+    resting: bool = False
+
+
+class _LedgerShape(RecordShape):
+    """A ledger."""
+
+    store: str
+    references: dict[str, str]
+    trials: list[_TrialShape]
+
+
+LEDGER_SHAPE, OUTCOME_SHAPE = TypeAdapter(_LedgerShape), TypeAdapter(_OutcomeShape)
+
+
 class SearchState:
     """The trials of a search so far, and the file that they are kept in.
 
+    `ranges`: the range of the scores of each objective; () if it is not checked.
+
     Raises:
-        UserError: the file is no ledger of a search; or the search began with other images than `store` (a sha256), so
-            that scores could not be compared.
+        UserError: the file is no ledger of a search, or is damaged; or the search began with other images than `store`
+            (a sha256), so that scores could not be compared.
     """
 
-    def __init__(self, folder: Path, store: str) -> None:
-        self.folder, self.file, self.store = folder, folder / LEDGER_FILE, store
+    def __init__(self, folder: Path, store: str, ranges: Sequence[ScoreRange] = ()) -> None:
+        self.folder, self.file, self.store, self.ranges = folder, folder / LEDGER_FILE, store, ranges
         # By stage: the encoders that the recipe names by alias, resolved to versions when the search began.
         self.references: dict[str, str] = {}
         self.trials: list[Trial] = []
@@ -97,17 +167,16 @@ class SearchState:
             self._read_file()
 
     def _read_file(self) -> None:
+        found = read_json_record(self.file, LEDGER_SHAPE, LEDGER_ADVICE)
+        assert found is not None
         try:
-            found = json.loads(self.file.read_text("utf-8"))
-            self.references = dict(found["references"])
-            self.trials = [_parse_trial(row) for row in found["trials"]]
-            store = found["store"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.file}: is not a ledger of a search ({type(error).__name__}: {error}); delete the folder to "
-                "start the search from scratch"
-            ) from None
-        if store != self.store:
+            trials = [_parse_trial(row) for row in found["trials"]]
+        except (ValueError, TypeError) as error:
+            raise DamagedRecord(f"{self.file}: is damaged: {one_line(error)}; {LEDGER_ADVICE}") from None
+        for trial in trials:
+            self._check_trial(trial, f"{self.file}: is damaged: trial {trial.number}", LEDGER_ADVICE)
+        self.references, self.trials = found["references"], trials
+        if found["store"] != self.store:
             raise UserError(
                 f"dataset: the images are not those that this search began with ({self.folder}); give the search "
                 "another name="
@@ -116,7 +185,17 @@ class SearchState:
     def save(self) -> None:
         rows = [asdict(trial) for trial in self.trials]
         fields = {"format": LEDGER_FORMAT, "store": self.store, "references": self.references, "trials": rows}
-        write_json(self.file, fields)
+        write_sealed_json(self.file, fields)
+
+    def _check_trial(self, trial: Trial, where: str, advice: str) -> None:
+        """Checks the scores of a trial against the objectives, and that its training is one of this search."""
+        if trial.state == "done" and len(trial.scores) != (len(self.ranges) or len(trial.scores) or 1):
+            raise DamagedRecord(f"{where} has scores for {len(trial.scores)} objectives; {advice}")
+        for scores, (low, high) in zip(trial.scores, self.ranges, strict=False):
+            if wrong := [score for score in scores if not low <= score <= high]:
+                raise DamagedRecord(f"{where} has the score {wrong[0]:g}; valid: {low:g} to {high:g}; {advice}")
+        if trial.training and not Path(trial.training).is_relative_to(self.folder):
+            raise DamagedRecord(f"{where} has its training in {trial.training}, outside of {self.folder}; {advice}")
 
     def trials_in(self, *states: State) -> list[Trial]:
         """Returns the trials in one of these states, in the order of their numbers."""
@@ -130,7 +209,11 @@ class SearchState:
         return self.folder / "trials" / trial.name
 
     def load_outcome(self, trial: Trial) -> bool:
-        """Loads the file that a trial wrote when it, or its segment, ended. Returns False if the trial wrote none."""
+        """Loads the file that a trial wrote when it, or its segment, ended. Returns False if the trial wrote none.
+
+        Raises:
+            DamagedRecord: the file is not what the trial has written; names it.
+        """
         outcome = self._read_outcome(trial, OUTCOME_FILE)
         pause = None
         if outcome is None and trial.until is not None:
@@ -141,6 +224,8 @@ class SearchState:
         found["seconds"] += trial.seconds
         for key, value in found.items():
             setattr(trial, key, value)
+        name = OUTCOME_FILE if pause is None else pause_file_name(trial.until)
+        self._check_trial(trial, f"{self.trial_folder(trial) / name}: is damaged: the trial", OUTCOME_ADVICE)
         trial.resting = pause is not None
         if pause is not None:
             trial.parts.append(Segment(int(trial.until or 0), dict(trial.values), trial.seen[-1][1], trial.origin))
@@ -152,11 +237,11 @@ class SearchState:
         trial.state, trial.reason, trial.again = "running", "", False
 
     def _read_outcome(self, trial: Trial, name: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads((self.trial_folder(trial) / name).read_text("utf-8"))
-        except (OSError, ValueError):
+        found = read_json_record(self.trial_folder(trial) / name, OUTCOME_SHAPE, OUTCOME_ADVICE)
+        if found is None:
             return None
-        return {**found, "seen": [tuple(pair) for pair in found["seen"]]}
+        known = {key: value for key, value in found.items() if key in Trial.__dataclass_fields__}
+        return {**known, "seen": [tuple(pair) for pair in found["seen"]]}
 
     def describe_trials(self) -> list[dict[str, Any]]:
         """Returns a row of JSON values for each trial, as MLflow gets them."""
@@ -190,5 +275,5 @@ def pause_file_name(until: int | None) -> str:
 
 def _parse_trial(row: dict[str, Any]) -> Trial:
     parts = [Segment(**part) for part in row.get("parts", ())]
-    before = [(int(epochs), dict(values)) for epochs, values in row.get("before", ())]
+    before = [(int(end), dict(values)) for end, values in row.get("before", ())]
     return Trial(**{**row, "seen": [tuple(pair) for pair in row["seen"]], "parts": parts, "before": before})

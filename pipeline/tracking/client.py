@@ -5,14 +5,18 @@ Only the driver writes to MLflow. Workers write their numbers to files.
 
 import contextlib
 import json
+import math
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from pydantic import Field, TypeAdapter
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.files import write_json
+from firstlight.pipeline.records import RecordShape, read_json_record, write_sealed_json
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.location import TrackingLocation
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
 RUN_FILE = "mlflow.json"
+RUN_FILE_ADVICE = "delete this file and run again: the run begins anew in MLflow"
 # Tags of a stage's run: the reference of the encoder that it started from, and the run that made it.
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
 # With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
@@ -35,6 +40,8 @@ MAX_NOTE_LENGTH = 8000
 MAX_PARAM_LENGTH = 6000
 # Of one request to MLflow.
 MAX_PARAMS, MAX_METRICS = 100, 1000
+# Keys of a row of metrics that are not logged as numbers of their own.
+ROW_COUNTERS = ("step", "time", "of", "steps_per_epoch")
 
 
 class TrackingClient:
@@ -51,26 +58,36 @@ class TrackingClient:
         self.direct_client, self.experiment_id = open_experiment(self.location)
         self.client = cast("MlflowClient", RetryingClient(self.direct_client))
 
-    def start_run(self, name: str, file: Path, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    def start_run(
+        self,
+        name: str,
+        file: Path,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        began: float | None = None,
+    ) -> str:
         """Returns the id of the run that is noted in `file`, which is reopened, or of a new run, which is noted there.
 
         Each run has a key, which is noted before the run is created: if the process is killed in between, the next one
-        finds the run by its key.
+        finds the run by its key. `began`: when the work of a new run began, in seconds since 1970; None is now.
         """
         known = read_run_file(file)
         run_id = known.get("run_id") or self._find_by_key(known.get("key"))
         if run_id is None or not self._reopen_run(run_id, tags):
             known = {"key": uuid.uuid4().hex}
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, known)
+            write_sealed_json(file, known)
             run_id = str(
                 self.client.create_run(
-                    self.experiment_id, run_name=name, tags={**tags, RUN_KEY_TAG: known["key"]}
+                    self.experiment_id,
+                    start_time=None if began is None else int(1000 * began),
+                    run_name=name,
+                    tags={**tags, RUN_KEY_TAG: known["key"]},
                 ).info.run_id
             )
         if "run_id" not in known:
             self._log_params(run_id, params)
-            write_json(file, {**known, "run_id": run_id, "tracking_uri": self.uri})
+            write_sealed_json(file, {**known, "run_id": run_id, "tracking_uri": self.uri})
         return run_id
 
     def _find_by_key(self, key: str | None) -> str | None:
@@ -91,8 +108,11 @@ class TrackingClient:
             return False
         return True
 
-    def start_stage_run(self, instance: StageInstance, parent: str, store: Store) -> str:
-        """Starts a child run of `parent`, with the stage's configuration and its store. Returns the run's id."""
+    def start_stage_run(self, instance: StageInstance, parent: str, store: Store, began: float | None = None) -> str:
+        """Starts a child run of `parent`, with the stage's configuration and its store. Returns the run's id.
+
+        `began`: when the work of the instance began, in seconds since 1970; None is now.
+        """
         stage = self.recipe.stages[instance.stage]
         sections = {
             "stage": stage,
@@ -107,7 +127,7 @@ class TrackingClient:
             for key, v in _flatten_params(section.model_dump(mode="json"))
         }
         tags = {"mlflow.parentRunId": parent, "firstlight.stage": instance.stage, "firstlight.kind": stage.kind}
-        run_id = self.start_run(instance.label, instance.folder / RUN_FILE, params, tags)
+        run_id = self.start_run(instance.label, instance.folder / RUN_FILE, params, tags, began)
         # MLflow keeps one entry, however often the store is logged.
         self._log_store(run_id, store, stage.kind)
         return run_id
@@ -138,6 +158,23 @@ class TrackingClient:
         )
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
+    def log_missing_metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+        """Logs the rows of a training that MLflow does not have, so that each step stays one number of each key.
+
+        Rows are logged in their order, so only the last step that MLflow has may lack some keys. A training that
+        resumed before that step has repeated it, with the same numbers at another time.
+        """
+        last = self.find_last_step(run_id, f"{prefix}loss")
+        self.log_metrics(run_id, [row for row in rows if row["step"] > last], prefix)
+        for row in rows:
+            if row["step"] == last:
+                logged = {key for key in row if key in ROW_COUNTERS or self._has_step(run_id, prefix + key, last)}
+                missing = {key: value for key, value in row.items() if key not in logged}
+                self.log_metrics(run_id, [{**missing, "step": last, "time": row["time"]}], prefix)
+
+    def _has_step(self, run_id: str, key: str, step: int) -> bool:
+        return any(metric.step == step for metric in self.client.get_metric_history(run_id, key))
+
     def log_metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
         """Logs rows with `step`, `time` (s) and numbers by name. A row that is logged again stays one row."""
         self._log_rows(self.client, run_id, rows, prefix)
@@ -150,19 +187,21 @@ class TrackingClient:
     def _log_rows(self, client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str) -> None:
         from mlflow.entities import Metric
 
-        skip = ("step", "time", "of")
         batch = [
             Metric(prefix + key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in rows
             for key, value in row.items()
-            if key not in skip
+            if key not in ROW_COUNTERS
         ]
         for k in range(0, len(batch), MAX_METRICS):
             client.log_batch(run_id, metrics=batch[k : k + MAX_METRICS])
 
     def log_results(self, run_id: str, values: Mapping[str, float], prefix: str = "") -> None:
-        """Logs results, which have no step."""
-        self.log_metrics(run_id, [{"step": 0, "time": time.time(), **values}], prefix)
+        """Logs results, which have no step. A result that the run has already is not logged again."""
+        known = self.client.get_run(run_id).data.metrics if values else {}
+        new = {key: value for key, value in values.items() if not _is_same_number(known.get(prefix + key), value)}
+        if new:
+            self.log_metrics(run_id, [{"step": 0, "time": time.time(), **new}], prefix)
 
     def find_last_step(self, run_id: str, key: str) -> int:
         """Returns the last step that is logged under `key`, -1 if there is none."""
@@ -237,8 +276,9 @@ class TrackingClient:
             if model_id is not None:
                 self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
 
-    def finish_run(self, run_id: str, status: str = "FINISHED") -> None:
-        self.client.set_terminated(run_id, status)
+    def finish_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
+        """Ends a run. `ended`: when its work ended, in seconds since 1970; None is now."""
+        self.client.set_terminated(run_id, status, None if ended is None else int(1000 * ended))
 
 
 def read_run_id(folder: Path) -> str | None:
@@ -246,12 +286,31 @@ def read_run_id(folder: Path) -> str | None:
     return read_run_file(folder / RUN_FILE).get("run_id")
 
 
+class _RunFileShape(RecordShape):
+    """The notes about a run: its key; once it is created, its id and where it is; `closed` of a recipe's run."""
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]+\z")] = ""
+    run_id: Annotated[str, Field(pattern=r"^[\w-]+\z")] = ""
+    tracking_uri: str = ""
+    closed: bool = False
+
+
+RUN_FILE_SHAPE = TypeAdapter(_RunFileShape)
+
+
 def read_run_file(file: Path) -> dict[str, Any]:
-    """Returns what `TrackingClient.start_run` has noted in a file, {} if no run was started."""
-    try:
-        return dict(json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
+    """Returns what `TrackingClient.start_run` has noted in a file, {} if no run was started.
+
+    Raises:
+        DamagedRecord: it is not what was noted; names the file.
+    """
+    return read_json_record(file, RUN_FILE_SHAPE, RUN_FILE_ADVICE) or {}
+
+
+def _is_same_number(known: float | None, value: float) -> bool:
+    """Returns True if MLflow has the number, which keeps the largest number for infinity."""
+    largest = sys.float_info.max
+    return known is not None and (min(max(value, -largest), largest) == known or (math.isnan(known) and value != value))
 
 
 def _flatten_params(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

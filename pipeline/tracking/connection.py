@@ -8,12 +8,12 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import atomic_path, wait_for_lock
-from firstlight.pipeline.tracking.location import TrackingLocation
-from firstlight.pipeline.tracking.retry import describe_failure, short_timeouts
+from firstlight.pipeline.files import atomic_path, explain_denied_access, wait_for_lock
+from firstlight.pipeline.tracking.location import TrackingLocation, make_sqlite_uri
+from firstlight.pipeline.tracking.retry import RetryingClient, describe_failure, short_timeouts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
@@ -25,7 +25,11 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
+# MLflow's page shows an experiment of an unknown kind with traces and judges.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 DATABASE_LOCK_FILE = ".mlflow.lock"
+# Attempts of MLflow to open a database. Its pauses between ten of them, its default, add up to 100 seconds.
+DATABASE_ATTEMPTS = 5
 
 
 def check_uri(uri: str) -> None:
@@ -46,15 +50,22 @@ def connect_client(uri: str) -> "MlflowClient":
     """
     import mlflow
 
-    _silence_loggers()
+    _configure_mlflow()
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
 
 
-def _silence_loggers() -> None:
-    """Silences the loggers of MLflow and of its migrations. MLflow's import configures them, so it must come first."""
+def _configure_mlflow() -> None:
+    """Silences the loggers of MLflow and of its migrations, and limits how often it tries to open a database.
+
+    MLflow's import configures the loggers, so it must come first. At ERROR, MLflow would print the traceback of every
+    failed statement, also of those that are repeated.
+    """
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, DATABASE_ATTEMPTS)
     for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def open_experiment(location: TrackingLocation) -> tuple["MlflowClient", str]:
@@ -69,10 +80,14 @@ def open_experiment(location: TrackingLocation) -> tuple["MlflowClient", str]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Without the lock, two first users of one SQLite file would both create its tables.
         with short_timeouts(), wait_for_lock(lock):
+            if location.database is not None:
+                _check_database(location.database)
             if location.database is not None and not location.database.exists():
                 _create_database(location.database)
             client = connect_client(location.uri)
-            return client, _find_or_create_experiment(client, location)
+            return client, _find_or_create_experiment(cast("MlflowClient", RetryingClient(client)), location)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"tracking.uri: {location.uri!r} cannot be used: {describe_failure(error)}") from None
 
@@ -82,13 +97,25 @@ def _database_folder(location: TrackingLocation) -> Path:
     return location.storage if location.database is None else location.database.resolve().parent
 
 
+def _check_database(database: Path) -> None:
+    """Checks that this user can write a database, before a run does work that could not be recorded.
+
+    Raises:
+        UserError: names the file and its owner.
+    """
+    # SQLite writes its journal beside the file.
+    for path in (database, database.parent):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"tracking.uri: {explain_denied_access(path)}")
+
+
 def _create_database(database: Path) -> None:
     """Creates MLflow's tables under a temporary name, so that a killed process leaves no half-made database."""
     import mlflow
 
-    _silence_loggers()
+    _configure_mlflow()
     with atomic_path(database) as temporary:
-        mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
+        mlflow.MlflowClient(make_sqlite_uri(temporary)).search_experiments()
 
 
 def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocation) -> str:
@@ -98,9 +125,9 @@ def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocatio
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    folder = str(location.storage / "mlartifacts") if location.uri.startswith("sqlite:") else None
+    folder = None if location.database is None else location.artifacts
     try:
-        return str(client.create_experiment(name, folder))
+        return str(client.create_experiment(name, folder, EXPERIMENT_TAGS))
     except mlflow.MlflowException:
         # On a server, another process may have created it since.
         found = client.get_experiment_by_name(name)
@@ -116,7 +143,7 @@ def measure_round_trip(location: TrackingLocation, tag: str) -> tuple[float, boo
     """
     started, stamp = time.monotonic(), uuid.uuid4().hex
     with short_timeouts():
-        client = connect_client(location.uri)
+        client = RetryingClient(connect_client(location.uri))
         experiment = client.get_experiment_by_name(location.experiment)
         if experiment is not None:
             client.set_experiment_tag(experiment.experiment_id, tag, stamp)

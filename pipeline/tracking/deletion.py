@@ -30,7 +30,7 @@ def delete_records(
     """
     for version in versions:
         client.delete_model_version(version.name, version.version)
-        if not client.search_model_versions(f"name='{version.name}'"):
+        if not client.search_model_versions(f"name={_quote_text(version.name)}"):
             client.delete_registered_model(version.name)
     for model_id in model_ids:
         client.delete_logged_model(model_id)
@@ -40,6 +40,11 @@ def delete_records(
         _collect_garbage(lineage.location.uri, [run.id for run in runs], model_ids)
     else:
         _delete_artifacts(runs)
+
+
+def _quote_text(text: str) -> str:
+    """Returns a text as MLflow's filters take it. A text with both kinds of quotes cannot be given."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def _collect_garbage(uri: str, run_ids: Sequence[str], model_ids: Sequence[str]) -> None:

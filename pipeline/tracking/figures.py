@@ -3,13 +3,29 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pydantic import Field, TypeAdapter
+
+from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.files import write_json
+from firstlight.pipeline.records import DamagedRecord, RecordShape, check_shape
 from firstlight.pipeline.tracking.client import TrackingClient
 
 FIGURES_FOLDER, FIGURES_INDEX = "figures", "index.json"
+FIGURES_ADVICE = "delete this file: the report has no figures of this stage then"
 FIGURE_DPI = 120
+
+
+class _FigureShape(RecordShape):
+    """An entry of the index. The name is that of a file in its folder."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+\z")]
+    title: str
+    alt: str
+
+
+FIGURES_SHAPE = TypeAdapter(list[_FigureShape])
 
 
 class SavableFigure(Protocol):
@@ -45,11 +61,19 @@ class FigureLog:
 
 
 def list_figures(folder: Path) -> list[tuple[Path, FigureEntry]]:
-    """Returns the files and entries of the figures in the folder of a stage and seed, in the order of the index."""
+    """Returns the files and entries of the figures in the folder of a stage and seed, in the order of the index.
+
+    Raises:
+        DamagedRecord: the index is not what was written; names it.
+    """
+    index = folder / FIGURES_FOLDER / FIGURES_INDEX
     try:
-        index = json.loads((folder / FIGURES_FOLDER / FIGURES_INDEX).read_text("utf-8"))
-        entries = [FigureEntry(**entry) for entry in index]
-    except (OSError, ValueError, TypeError):
+        found = json.loads(index.read_bytes())
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{index}: is damaged: {one_line(error, 80)}; {FIGURES_ADVICE}") from None
+    check_shape(found, FIGURES_SHAPE, str(index), FIGURES_ADVICE)
+    entries = [FigureEntry(entry["name"], entry["title"], entry["alt"]) for entry in found]
     files = [(folder / FIGURES_FOLDER / f"{entry.name}.png", entry) for entry in entries]
     return [(file, entry) for file, entry in files if file.exists()]

@@ -1,16 +1,17 @@
 """The runs of an experiment in MLflow and their lineage: store -> pretraining -> models -> stages that use them."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.tracking.client import ENCODER_RUN_TAG, ENCODER_TAG, STAGE_RUNS_PREFIX
 from firstlight.pipeline.tracking.connection import connect_client
 from firstlight.pipeline.tracking.location import TrackingLocation
-from firstlight.pipeline.tracking.retry import describe_failure, short_timeouts
+from firstlight.pipeline.tracking.retry import RetryingClient, describe_failure, short_timeouts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,7 +216,7 @@ def read_lineage(location: TrackingLocation) -> tuple[Lineage, "MlflowClient"]:
         found = f"nothing was run in storage {str(location.storage)!r}"
         raise UserError(f"{where} does not exist: {found}; valid: storage=<folder of earlier runs>, or a recipe")
     try:
-        client = connect_client(location.uri)
+        client = cast("MlflowClient", RetryingClient(connect_client(location.uri)))
         with short_timeouts():
             experiment = client.get_experiment_by_name(location.experiment)
         if experiment is None:
@@ -259,7 +260,9 @@ def _find_store_hash(found: Any) -> str:
     if logged:
         return str(logged)
     for given in (found.inputs.dataset_inputs if found.inputs else None) or ():
-        return str(json.loads(given.dataset.source)["sha256"])
+        # Another program may have logged it.
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            return str(json.loads(given.dataset.source)["sha256"])
     return ""
 
 

@@ -1,9 +1,11 @@
 """The location of runs: a storage folder and an experiment in MLflow, from a recipe or from the command line."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.errors import UserError, suggest_valid
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
 LOCATION_KEYS = ("storage", "tracking.uri", "tracking.experiment")
+# `sqlite:///` or `sqlite+<driver>:///`, the path of the file, and options.
+SQLITE_URI = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]*)(?:\?.*)?\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,14 @@ class TrackingLocation:
     @property
     def database(self) -> Path | None:
         """Returns the file of an SQLite database, None for a server."""
-        path = self.uri.removeprefix("sqlite:///")
-        return None if path == self.uri else Path(path)
+        found = SQLITE_URI.match(self.uri)
+        return Path(unquote(found["path"])) if found else None
+
+    @property
+    def artifacts(self) -> str:
+        """Returns where MLflow keeps the artifacts of an SQLite database, as MLflow takes it."""
+        folder = self.storage / "mlartifacts"
+        return str(folder) if quote(str(folder)) == str(folder) else folder.as_uri()
 
     @property
     def is_local(self) -> bool:
@@ -52,7 +62,14 @@ class TrackingLocation:
 
 def _make_location(storage: Path, uri: str | None, experiment: str) -> TrackingLocation:
     storage = storage.resolve()
-    return TrackingLocation(storage, uri or f"sqlite:///{storage / 'mlflow.db'}", experiment)
+    return TrackingLocation(storage, uri or make_sqlite_uri(storage / "mlflow.db"), experiment)
+
+
+def make_sqlite_uri(file: Path) -> str:
+    """Returns the URI of an SQLite database, with the characters quoted that have a meaning in a URI."""
+    quoted = quote(str(file))
+    # Of a quoted `sqlite:///` URI, MLflow would create the folders, with the quotes in their names.
+    return f"sqlite:///{file}" if quoted == str(file) else f"sqlite+pysqlite:///{quoted}"
 
 
 def parse_location(arguments: Sequence[str]) -> TrackingLocation:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
 
 # How long a recipe waits for MLflow at its end, and the pause between its attempts.
@@ -77,4 +78,4 @@ class Outbox:
             raise Unpublished(f"tracking.uri: {self.uri!r} is unreachable ({self.problem}): {what}; {advice}")
 
     def _print_note(self, text: str) -> None:
-        self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]note[/] {escape(escape_line(text))}", highlight=False, soft_wrap=True)

@@ -1,7 +1,5 @@
 """Progress of stages: a thread of the driver follows the metrics files of the workers, and logs new rows to MLflow."""
 
-import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from firstlight.pipeline.records import DamagedRecord, parse_json_rows
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.retry import describe_failure
+from firstlight.pipeline.train.metrics import METRICS_SHAPE
 
 POLL_S = 0.5
 # Between the lines that are printed if stdout is not a terminal.
@@ -64,16 +65,18 @@ class FollowedFile:
                 if file.read(len(self.last)) != self.last:
                     self.offset, self.last = file.seek(0), b""
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:
+            # It does not exist yet, or the storage was deleted: the worker says so.
             return []
         whole = data[: data.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True)
         self.offset, self.last = self.offset + len(whole), lines[-1] if lines else self.last
         rows = []
         for line in lines:
-            # A killed worker may have left an incomplete row.
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+            try:
+                rows += parse_json_rows(line, METRICS_SHAPE, str(self.file))
+            except DamagedRecord as error:
+                rows.append({"note": f"a row was left out: {error}"})
         return rows
 
     def queue_rows(self, rows: JsonRows) -> None:
@@ -213,7 +216,7 @@ class ProgressFollower:
             followed.send_rows()
 
     def _print_note(self, followed: FollowedFile, text: str) -> None:
-        self.console.print(f"[yellow]note[/] {followed.label}: {escape(text)}", soft_wrap=True)
+        self.console.print(f"[yellow]note[/] {followed.label}: {escape(escape_line(text))}", soft_wrap=True)
 
     def _show_progress(self, followed: FollowedFile, row: dict[str, Any]) -> None:
         followed.share_done = row["step"] / row["of"]

@@ -1,7 +1,9 @@
 """A retrying client of MLflow, for outages of its server or database."""
 
 import os
+import random
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +13,10 @@ from firstlight.pipeline.errors import one_line
 
 # Pauses between the attempts of a call. After the last attempt, MLflow counts as unreachable.
 RETRY_WAITS_S = (0.5, 2.0, 5.0)
+# Pauses between the attempts of a call that met another writer. Each is varied by a factor of up to CONFLICT_SPREAD, so
+# that the writers do not meet again.
+CONFLICT_WAITS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+CONFLICT_SPREAD = 2.0
 # Of the first request to a server: it fails within 15 seconds, MLflow's own pauses included.
 SHORT_TIMEOUT_S, SHORT_TIMEOUT_RETRIES = 4, 1
 # MLflow's codes for a server that is down and a locked database.
@@ -18,13 +24,27 @@ UNAVAILABLE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT
 READ_TIMED_OUT = "read timed out"
 CONNECTION_PROBLEMS = (
     *("Connection refused", "Name or service not known", READ_TIMED_OUT, "No route to host", "Connection reset"),
-    "database is locked",
+    *("database is locked", "unable to open database file", "file is not a database"),
+    *("database disk image is malformed", "attempt to write a readonly database", "database or disk is full"),
+)
+# What databases say if two writers met: the same call succeeds as soon as the other one is done.
+CONFLICT_PROBLEMS = (
+    *("unique constraint failed", "duplicate key value", "duplicate entry", "unique index", "unique key constraint"),
+    *("deadlock", "could not serialize access", "lock wait timeout", "lock timeout"),
+    *("database schema is locked", "database table is locked", "database schema has changed"),
+    *("rows matched", "were matched", "transaction has been rolled back"),
 )
 MAX_FAILURE_CHARACTERS = 160
 
 
 class TrackingUnavailable(Exception):
     """MLflow is unreachable: a call failed, and so did its repetitions."""
+
+
+def is_tracking_error(error: BaseException) -> bool:
+    """Returns True for errors of MLflow, without an import of MLflow."""
+    known = sys.modules.get("mlflow.exceptions")
+    return isinstance(error, TrackingUnavailable) or (known is not None and isinstance(error, known.MlflowException))
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -36,10 +56,20 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, (OSError, sqlite3.OperationalError)) and not isinstance(error, FileNotFoundError)
 
 
-class RetryingClient:
-    """A client of MLflow that repeats the calls that fail because MLflow is unreachable.
+def is_conflict(error: BaseException) -> bool:
+    """Returns True if a call failed only because another process wrote the same rows at the same time."""
+    from mlflow.exceptions import MlflowException
 
-    After such a failure, each call is tried only once and with short timeouts, until one succeeds.
+    if not isinstance(error, MlflowException) or error.error_code == "RESOURCE_ALREADY_EXISTS":
+        return False
+    text = str(error).lower()
+    return any(problem in text for problem in CONFLICT_PROBLEMS)
+
+
+class RetryingClient:
+    """A client of MLflow that repeats the calls that fail because MLflow is unreachable, or because of another writer.
+
+    After a failure to reach MLflow, each call is tried only once and with short timeouts, until one succeeds.
 
     Raises:
         TrackingUnavailable: a call and its repetitions failed.
@@ -53,11 +83,15 @@ class RetryingClient:
 
         def call(*arguments: Any, **named: Any) -> Any:
             waits = iter(() if self._unreachable else RETRY_WAITS_S)
+            conflict_waits = iter(CONFLICT_WAITS_S)
             while True:
                 try:
                     with short_timeouts() if self._unreachable else nullcontext():
                         answer = method(*arguments, **named)
                 except Exception as error:
+                    if is_conflict(error) and (pause := next(conflict_waits, None)) is not None:
+                        time.sleep(pause * random.uniform(1 / CONFLICT_SPREAD, CONFLICT_SPREAD))  # noqa: S311
+                        continue
                     if not is_unavailable(error):
                         raise
                     # The timeout of a server that does not answer was wait enough.

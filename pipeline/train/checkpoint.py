@@ -2,41 +2,63 @@
 
 A checkpoint is a folder `step-<step>-<attempt>`. It counts once its manifest exists: files are flushed to the disk
 first, and the manifest arrives by an atomic rename. A folder without a manifest was left by a killed worker; it is
-ignored, and the next save deletes it.
+ignored, and the next save deletes it. The manifest has a sum of itself, and its step is that of the folder's name.
 
     shared.json, shared.safetensors      model, optimiser, schedule: rank 0
     shard-00000-of-00002.safetensors     rows of the tables: every rank its own; readable by any number of workers
-    manifest.json                        {"step", "files": {name: {"bytes", "sha256"}}, ...}
+    manifest.json                        {"step", "world", "files": {name: {"bytes", "sha256"}}, ..., "sum"}
 """
 
-import hashlib
+import contextlib
 import json
+import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.errors import StopTraining, one_line
-from firstlight.pipeline.files import write_flushed, write_json
+from firstlight.pipeline.records import Count, DamagedRecord, RecordShape, check_shape
+from firstlight.pipeline.train.folder_manifest import (
+    FOLDER_MANIFEST,
+    DamagedFileError,
+    read_verified,
+    write_file,
+    write_manifest,
+)
 from firstlight.tasks.collective import broadcast_object, gather_objects, rank, world_size
 
-FOLDER_MANIFEST = "manifest.json"
+# The folder of a checkpoint. Other files and folders beside it are left alone.
+CHECKPOINT_NAME = re.compile(r"step-(\d{9,})-[0-9a-f]+\Z")
+SHARED_LAYOUT_FILE, SHARED_TENSORS_FILE = "shared.json", "shared.safetensors"
+OTHER_STATE_ADVICE = "delete the folder to train from the checkpoint before it"
+# Exceptions of the readers of a checkpoint's files, which are whole and have another content than expected.
+CONTENT_ERRORS = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError)
 
 
-class DamagedFileError(ValueError):
-    """A file differs from its manifest or violates its format. The text names the file."""
+class _CheckpointManifest(RecordShape):
+    """The entries of a checkpoint's manifest besides its files."""
+
+    step: Count
+    world: Annotated[int, Field(ge=1, le=2**20)]
+
+
+CHECKPOINT_SHAPE = TypeAdapter(_CheckpointManifest)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as it was read. `shards` has, for each rank that wrote one, the state of each table by name."""
 
+    folder: Path
     step: int
     shared: dict[str, Any]
     shards: list[dict[str, dict[str, Tensor]]]
@@ -71,39 +93,11 @@ def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [unpack_state(item, tensors) for item in value] if isinstance(value, list) else value
 
 
-def write_manifest(folder: Path, files: dict[str, dict[str, Any]], **facts: Any) -> None:
-    """Writes the manifest of a folder, which makes the folder count."""
-    write_json(folder / FOLDER_MANIFEST, {**facts, "files": files})
-
-
-def write_file(folder: Path, name: str, data: bytes) -> dict[str, dict[str, Any]]:
-    """Writes one file of a folder that gets a manifest later. Returns its entry of the manifest."""
-    write_flushed(folder / name, data)
-    return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
-
-
-def read_verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Returns the manifest of a folder, and the bytes of its files by name.
-
-    Raises:
-        DamagedFileError: a file is missing, cut short or changed; names the first one.
-    """
-    try:
-        manifest = json.loads((folder / FOLDER_MANIFEST).read_bytes())
-        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{folder / FOLDER_MANIFEST}: is not a manifest ({type(error).__name__})") from None
-    files = {}
-    for name, (size, sha256) in listed.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise DamagedFileError(f"{path}: is missing")
-        files[name] = path.read_bytes()
-        if len(files[name]) != size:
-            raise DamagedFileError(f"{path}: has {len(files[name])} bytes, its manifest says {size}")
-        if hashlib.sha256(files[name]).hexdigest() != sha256:
-            raise DamagedFileError(f"{path}: its sha256 is not the one in its manifest")
-    return manifest, files
+def list_checkpoint_folders(folder: Path) -> list[Path]:
+    """Returns the folders of checkpoints in `folder`, whole or not, in the order of their steps."""
+    found = [(match, path) for path in folder.glob("step-*") if (match := CHECKPOINT_NAME.match(path.name))]
+    ordered = sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name))
+    return [path for _, path in ordered if path.is_dir() and not path.is_symlink()]
 
 
 class Checkpoints:
@@ -150,12 +144,12 @@ class Checkpoints:
         rows: dict[str, Tensor] = {
             f"{name}/{key}": t.contiguous() for name, state in shard.items() for key, t in state.items()
         }
-        files = write_file(target, f"shard-{rank():05d}-of-{world_size():05d}.safetensors", save_tensors(rows))
+        files = write_file(target, name_shard_file(rank(), world_size()), save_tensors(rows))
         if rank() == 0:
             tensors: dict[str, Tensor] = {}
             layout = pack_state(shared, tensors)
-            files |= write_file(target, "shared.json", json.dumps(layout).encode())
-            files |= write_file(target, "shared.safetensors", save_tensors(tensors))
+            files |= write_file(target, SHARED_LAYOUT_FILE, json.dumps(layout).encode())
+            files |= write_file(target, SHARED_TENSORS_FILE, save_tensors(tensors))
         return files
 
     def _delete_old(self, newest: Path, failed: bool) -> None:
@@ -163,8 +157,9 @@ class Checkpoints:
         if failed:
             shutil.rmtree(newest, ignore_errors=True)
             return
-        sealed = sorted(p for p in self.folder.glob("step-*") if (p / FOLDER_MANIFEST).exists())
-        for old in {*self.folder.glob("step-*")} - {*sealed[-self.keep :], newest}:
+        begun = list_checkpoint_folders(self.folder)
+        sealed = [path for path in begun if (path / FOLDER_MANIFEST).exists()]
+        for old in {*begun} - {*sealed[-self.keep :], newest}:
             # The manifest goes first: a half-deleted checkpoint must not count.
             (old / FOLDER_MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -185,7 +180,7 @@ class Checkpoints:
 
     def _choose_newest(self) -> tuple[str | None, list[str]]:
         complaints: list[str] = []
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+        for folder in reversed(list_checkpoint_folders(self.folder)):
             if not (folder / FOLDER_MANIFEST).exists():
                 continue
             try:
@@ -197,16 +192,50 @@ class Checkpoints:
 
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
         manifest, files = read_verified(folder)
+        _check_checkpoint(folder, manifest)
         try:
-            shared = unpack_state(json.loads(files["shared.json"]), load_tensors(files["shared.safetensors"]))
-            shards = [
-                _group_by_table(load_tensors(data)) for name, data in sorted(files.items()) if name.startswith("shard-")
-            ]
-            if len(shards) != manifest["world"]:
-                raise DamagedFileError(f"{folder}: has {len(shards)} of {manifest['world']} shards")
-            return Checkpoint(int(manifest["step"]), shared, shards, manifest)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            shared = unpack_state(json.loads(files[SHARED_LAYOUT_FILE]), load_tensors(files[SHARED_TENSORS_FILE]))
+            if not isinstance(shared, dict):
+                raise TypeError(f"{SHARED_LAYOUT_FILE} holds a {type(shared).__name__}")
+            names = [name_shard_file(rank_, manifest["world"]) for rank_ in range(manifest["world"])]
+            shards = [_group_by_table(load_tensors(files[name])) for name in names]
+        except CONTENT_ERRORS as error:
             raise DamagedFileError(f"{folder}: {type(error).__name__}: {one_line(error)}") from None
+        return Checkpoint(folder, manifest["step"], shared, shards, manifest)
+
+
+def name_shard_file(rank_: int, world: int) -> str:
+    """Returns the name of the file with the rows that a rank of `world` ranks keeps."""
+    return f"shard-{rank_:05d}-of-{world:05d}.safetensors"
+
+
+def _check_checkpoint(folder: Path, manifest: dict[str, Any]) -> None:
+    """Checks the numbers of a checkpoint's manifest against the folder and its files."""
+    file = folder / FOLDER_MANIFEST
+    try:
+        check_shape(manifest, CHECKPOINT_SHAPE, str(file))
+    except DamagedRecord as error:
+        raise DamagedFileError(str(error)) from None
+    name = CHECKPOINT_NAME.match(folder.name)
+    if name and int(name[1]) != manifest["step"]:
+        raise DamagedFileError(f"{file}: is damaged: it says step {manifest['step']}, its folder {int(name[1])}")
+    shards = sum(listed.startswith("shard-") for listed in manifest["files"])
+    if shards != manifest["world"]:
+        raise DamagedFileError(f"{folder}: has {shards} of {manifest['world']} shards")
+
+
+@contextlib.contextmanager
+def refuse_other_state(checkpoint: Checkpoint) -> Iterator[None]:
+    """Names the checkpoint in the errors of the block, which loads its state.
+
+    Raises:
+        StopTraining: the files are whole, and hold the state of something else.
+    """
+    try:
+        yield
+    except CONTENT_ERRORS as error:
+        problem = f"is no checkpoint of this training ({type(error).__name__}: {one_line(error)})"
+        raise StopTraining(f"{checkpoint.folder}: {problem}; {OTHER_STATE_ADVICE}") from None
 
 
 def _group_by_table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -5,15 +5,17 @@ worker starts. `kind` is raise, hang or sigkill; with `once`, a file that rememb
 """
 
 import contextlib
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from firstlight.pipeline.errors import StopTraining, one_line
+from pydantic import TypeAdapter
+
+from firstlight.pipeline.errors import StopTraining, UserError, one_line
 from firstlight.pipeline.files import append_json_line
+from firstlight.pipeline.records import DamagedRecord, RecordShape, read_json_rows
 from firstlight.tasks.collective import broadcast_object, rank
 
 # In the folder of an instance; one line for each error of the rank.
@@ -34,6 +36,16 @@ SECONDARY_ERROR_TEXTS = (
 )
 
 
+class _FailureShape(RecordShape):
+    """An error of a rank."""
+
+    error: str
+    notes: list[str]
+
+
+FAILURE_SHAPE = TypeAdapter(_FailureShape)
+
+
 def is_secondary(text: str) -> bool:
     """Returns True if the text of an error says only that another rank is gone or does not answer."""
     return any(echo in text for echo in SECONDARY_ERROR_TEXTS)
@@ -52,7 +64,7 @@ def record_failures(folder: Path) -> Iterator[None]:
         raise StopTraining(f"{folder.name}: {repeated}; it was not tried again")
     try:
         yield
-    except StopTraining:
+    except (StopTraining, UserError):
         raise
     except Exception as error:
         text = one_line(f"{type(error).__name__}: {error}", MAX_RECORDED_CHARACTERS)
@@ -65,12 +77,18 @@ def record_failures(folder: Path) -> Iterator[None]:
 
 
 def find_repeated_failure(folder: Path) -> str | None:
-    """Describes the error that a rank has failed with twice after the same step. Returns None if there is none."""
+    """Describes the error that a rank has failed with twice after the same step. Returns None if there is none.
+
+    A file that no rank has written counts as no failure: rank 0 reads it alone, and must not fail alone.
+    """
     for file in sorted(folder.glob(FAILURE_FILES)):
-        lines = [line for line in file.read_text("utf-8").splitlines() if line]
-        for line in lines:
-            if lines.count(line) > 1:
-                row, who = json.loads(line), file.stem.removeprefix("failed-").replace("rank", "rank ")
+        try:
+            rows = read_json_rows(file, FAILURE_SHAPE)
+        except DamagedRecord:
+            continue
+        for row in rows:
+            if rows.count(row) > 1:
+                who = file.stem.removeprefix("failed-").replace("rank", "rank ")
                 return " ".join((who, "failed twice", *row["notes"], "of", row["error"]))
     return None
 

@@ -1,9 +1,24 @@
 """Tables for terminals and pipes, and durations in words."""
 
+import io
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration, format_tsv
+from firstlight.pipeline.terminal import (
+    Column,
+    SafeConsole,
+    build_table,
+    escape_line,
+    escape_text,
+    format_ago,
+    format_duration,
+    format_tsv,
+)
 from tests.support.rendering import render_text
 
 COLUMNS = (Column("name"), Column("count", numeric=True), Column("remark", fixed=True, min_width=12))
@@ -82,3 +97,67 @@ def test_durations_have_two_units_and_tenths_below_ten_seconds(seconds: float, t
 )
 def test_times_ago_are_in_the_largest_unit_that_passed_twice(seconds: float, text: str) -> None:
     assert format_ago(seconds) == text
+
+
+# A name that clears the screen, changes the title, hides its ending and rings.
+HOSTILE = "a\x1b[2J\x1b]0;x\x07\u202egnp.exe\u2066\u200b\x9b\ud800.png"
+SHOWN = r"a\x1b[2J\x1b]0;x\x07\u202egnp.exe\u2066\u200b\x9b\ud800.png"
+
+
+def test_hostile_characters_are_shown_as_escapes() -> None:
+    assert escape_text(HOSTILE) == SHOWN
+    assert escape_text("\U000e0041\u2028\x7f\r") == r"\U000e0041\u2028\x7f\x0d"
+    assert escape_line("a\tb\nc") == r"a\tb\nc"
+    kept = "Grüße, 写真, می‌خواهم, \N{FAMILY}, tab\t and\nnewline"
+    assert escape_text(kept) == kept
+
+
+@given(st.text())
+def test_no_text_keeps_a_character_that_a_terminal_obeys(text: str) -> None:
+    shown = escape_text(text)
+    assert escape_text(shown) == shown
+    joiners = "\u200c\u200d"
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n"]
+    assert not [
+        c
+        for c in shown
+        if unicodedata.bidirectional(c) in ("RLE", "LRE", "RLO", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI")
+    ]
+    assert not [c for c in shown if c in "\u200e\u200f\u061c"]
+    assert [c for c in text if c in joiners] == [c for c in shown if c in joiners]
+
+
+def safe_console(terminal: bool) -> SafeConsole:
+    look = {"force_terminal": True, "color_system": "standard"} if terminal else {}
+    return SafeConsole(file=io.StringIO(), width=200, **look)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_that_is_printed_obeys_a_name(terminal: bool) -> None:
+    console = safe_console(terminal)
+    console.print(HOSTILE, markup=False, highlight=False)
+    console.print(f"[yellow]note[/] {HOSTILE}", highlight=False)
+    console.print(Text.assemble((HOSTILE, "bold red"), " ok"))
+    console.print(build_table((Column("name"), Column("other")), [(HOSTILE, Text(HOSTILE, "red"))], HOSTILE))
+    with Progress(TextColumn("{task.description}"), console=console) as progress:
+        progress.add_task(HOSTILE)
+    assert isinstance(console.file, io.StringIO)
+    written = console.file.getvalue()
+    assert not set(written) & set("\x07\u202e\u2066\u200b\x9b\ud800")
+    assert "\x1b[2J" not in written
+    assert "\x1b]0" not in written
+    assert written.count("gnp.exe") >= 6
+    assert ("\x1b[" in written) == terminal, "colours of its own"
+
+
+def test_escaped_text_keeps_its_styles() -> None:
+    console = safe_console(True)
+    console.print(Text.assemble(("a\u202eb", "red"), ("c", "green")))
+    assert isinstance(console.file, io.StringIO)
+    assert r"\u202e" in console.file.getvalue()
+    assert console.file.getvalue().count("\x1b[31m") == 3
+    assert console.file.getvalue().count("\x1b[32m") == 1
+
+
+def test_tsv_cell_cannot_make_columns_or_lines() -> None:
+    assert format_tsv([("a\tb", "c\nd", HOSTILE)]) == f"a\\tb\tc\\nd\t{SHOWN}"

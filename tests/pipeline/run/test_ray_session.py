@@ -1,5 +1,7 @@
 import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import ray_session
+from firstlight.pipeline.run.ray_folder import RayFolder
 from firstlight.pipeline.run.ray_session import RaySession, check_cluster_resources, check_local_resources
+from tests.support.paths import ROOT
 
 
 def scale(**changes: Any) -> ScaleOptions:
@@ -126,13 +130,58 @@ def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyP
     assert len(found["RAY_AUTH_TOKEN"]) == 32
 
 
-def test_local_ray_gets_cpus_and_memory_and_a_cluster_only_its_address() -> None:
-    assert (
-        ray_session._ray_arguments(scale(cpus=3, object_store_mb=100)).items()
-        >= {"address": "local", "num_cpus": 3, "object_store_memory": 100 * 2**20}.items()
-    )
-    assert ray_session._ray_arguments(scale(address="10.0.0.1:6379", cpus=3)).keys() == {
+def test_local_ray_gets_cpus_memory_and_a_folder_and_a_cluster_only_its_address() -> None:
+    local, folder = scale(cpus=3, object_store_mb=100), RayFolder(Path("/tmp/x/r"), Path("/long/y"))
+    found = ray_session._ray_arguments(local, folder)
+    assert found.items() >= {"address": "local", "num_cpus": 3, "object_store_memory": 100 * 2**20}.items()
+    assert (found["_temp_dir"], found["object_spilling_directory"]) == ("/tmp/x/r", "/long/y")
+    assert "object_spilling_directory" not in ray_session._ray_arguments(local, RayFolder(Path("/tmp/x/r"), None))
+    assert ray_session._ray_arguments(scale(address="10.0.0.1:6379", cpus=3), None).keys() == {
         "address",
         "logging_level",
         "log_to_driver",
     }
+
+
+# Prints the addresses at which Ray's processes listen, the modes of its folder, and what the folder's place holds then.
+LOOK_AT_RAY = """
+import os, sys
+from pathlib import Path
+import psutil
+from firstlight.pipeline.config.scale import ScaleOptions
+from firstlight.pipeline.run.ray_session import RaySession
+with RaySession(ScaleOptions(name="test", workers=1, cpus=2, object_store_mb=100)) as session:
+    session.start()
+    import ray
+    print("answer", ray.get(ray.remote(lambda: 6 * 7).remote()))
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                print("listens", connection.laddr.ip)
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    made = next(parent for parent in folder.parents if parent.name.startswith("fl-ray-"))
+    print("folder", made, oct(made.stat().st_mode & 0o777))
+print("left", made.exists())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.fault(56, "a folder for temporary files with a long path")
+@pytest.mark.parametrize("length", [0, 60])
+def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp_path: Path, length: int) -> None:
+    long = tmp_path / ("x" * length)
+    long.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"TMPDIR": str(long) if length else "/tmp", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK_AT_RAY], capture_output=True, text=True, env=environment, timeout=200
+    )
+    lines = done.stdout.splitlines()
+    assert "answer 42" in lines, done.stderr
+    assert {line for line in lines if line.startswith("listens")} <= {"listens 127.0.0.1", "listens ::ffff:127.0.0.1"}
+    (folder,) = (line for line in lines if line.startswith("folder"))
+    assert folder.startswith("folder /tmp/fl-ray-")
+    assert folder.endswith(" 0o700")
+    assert lines[-1] == "left False"
+    assert not list(long.glob("fl-ray-*")), "nothing is left where objects would have been spilled"

@@ -4,15 +4,24 @@ import multiprocessing
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking import retry
 from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.connection import connect_client, open_experiment
+from firstlight.pipeline.tracking.lineage import read_lineage
+from firstlight.pipeline.tracking.location import TrackingLocation
+from firstlight.pipeline.tracking.references import fetch_reference, read_json_artifact
+from firstlight.pipeline.tracking.retry import RetryingClient
 from tests.support import recipes
+from tests.support.clean_process import run_in_clean_process
 
 # Written by every writer: steps, steps in one request, and encoders.
 WRITERS, STEPS, BATCH, ENCODERS = 8, 300, 10, 2
@@ -72,6 +81,134 @@ def test_eight_processes_on_a_fresh_database_lose_no_write(tmp_path: Path) -> No
     assert sorted(int(v.version) for v in versions) == list(range(1, WRITERS * ENCODERS + 1))
     assert len({v.run_id for v in versions}) == WRITERS * ENCODERS
     assert client.get_model_version_by_alias("shared", "current").run_id in {v.run_id for v in versions}
+
+
+@pytest.mark.parametrize("name", ["100%", "a?b", "a#b c", "ünï", "50%20x"])
+def test_storage_of_any_name_works_and_nothing_is_left_outside(tmp_path: Path, name: str) -> None:
+    storage = tmp_path / name
+    tracking = TrackingClient(recipes.recipe(storage))
+    run_id = tracking.start_run("a", storage / "a" / "mlflow.json", {"k": 1}, {})
+    (tmp_path / name / "f.txt").write_text("x")
+    tracking.client.log_artifact(run_id, str(storage / "f.txt"), "sub folder")
+    tracking.client.log_dict(run_id, {"a": 1}, "d.json")
+    lineage, client = read_lineage(tracking.location)
+    assert read_json_artifact(lineage.runs[run_id], "d.json") == {"a": 1}
+    reference = fetch_reference(tracking, f"runs:/{run_id}/sub folder", storage / "fetched", "x")
+    assert (reference / "f.txt").read_text() == "x"
+    assert [file.path for file in client.list_artifacts(run_id)] == ["d.json", "sub folder"]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert {"mlflow.db", "mlartifacts", "fetched", "a"} <= {file.name for file in storage.iterdir()}
+
+
+@pytest.mark.fault(41, "a database that cannot be opened")
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("folder", "unable to open database file"),
+        ("garbage", "file is not a database"),
+        ("cut", "database disk image is malformed"),
+    ],
+)
+def test_database_that_cannot_be_opened_is_one_line_in_time(tmp_path: Path, damage: str, told: str) -> None:
+    recipe, file = recipes.recipe(tmp_path), tmp_path / "mlflow.db"
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "garbage":
+        file.write_bytes(b"x" * 10_000)
+    else:
+        TrackingClient(recipe)
+        file.write_bytes(file.read_bytes()[:50_000])
+    for use in (lambda: TrackingClient(recipe), lambda: read_lineage(TrackingLocation.of(recipe))):
+        started = time.monotonic()
+        with pytest.raises(UserError, match=rf"^tracking.uri: 'sqlite:.*/mlflow.db' cannot be (used|read): {told}$"):
+            use()
+        assert time.monotonic() - started < 15
+
+
+def change_shared_rows(storage: Path, k: int, meeting: Any) -> None:
+    """Writes the rows that other processes write at the same time, round after round."""
+    location = TrackingLocation.of(recipes.recipe(storage))
+    client: Any = RetryingClient(connect_client(location.uri))
+    run_id = (storage / "run").read_text()
+    for turn in range(ROUNDS):
+        meeting.wait(timeout=120)
+        client.set_tag(run_id, f"tag{turn}", str(k))
+        client.set_experiment_tag("0", f"tag{turn}", str(k))
+        client.set_registered_model_alias("shared", f"alias{turn}", "1")
+        client.set_registered_model_tag("shared", f"tag{turn}", str(k))
+        client.log_metric(run_id, "loss", 0.5, timestamp=1000, step=turn)
+        client.log_param(run_id, f"p{turn}", "same")
+        open_experiment(replace(location, experiment=f"experiment{turn}"))
+
+
+# Processes that write the same new rows at the same moment, and how often.
+MEETING, ROUNDS = 6, 25
+
+
+@pytest.mark.fault(42, "many writers of the same rows")
+@pytest.mark.timeout(900)
+def test_writers_of_the_same_rows_repeat_their_calls(tmp_path: Path) -> None:
+    tracking = TrackingClient(recipes.recipe(tmp_path))
+    run_id = tracking.start_run("a", tmp_path / "a" / "mlflow.json", {}, {})
+    (tmp_path / "run").write_text(run_id)
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "encoder.safetensors").write_bytes(b"x")
+    tracking.log_encoder(run_id, encoder, StageInstance("pretrain", 0, "f", encoder), "shared")
+    context = multiprocessing.get_context("fork")
+    meeting = context.Barrier(MEETING)
+    started = [context.Process(target=change_shared_rows, args=(tmp_path, k, meeting)) for k in range(MEETING)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=800)
+    assert [process.exitcode for process in started] == [0] * MEETING
+    model = tracking.client.get_registered_model("shared")
+    assert {alias for alias in model.aliases if alias.startswith("alias")} == {f"alias{k}" for k in range(ROUNDS)}
+    assert len(tracking.client.get_metric_history(run_id, "loss")) == ROUNDS
+    names = {experiment.name for experiment in tracking.client.search_experiments()}
+    assert {f"experiment{k}" for k in range(ROUNDS)} <= names
+
+
+def use_as_another_user(storage: Path, output: Path) -> None:
+    """Starts to use a storage as a user who may not write there."""
+    os.setgroups([])
+    os.setgid(65_534)
+    os.setuid(65_534)
+    told = []
+    for use in (
+        lambda: TrackingClient(recipes.recipe(storage)),
+        lambda: exclusive_lock(storage / "small", "small").__enter__(),
+        lambda: exclusive_lock(storage / "new", "new").__enter__(),
+    ):
+        try:
+            use()
+        except UserError as error:
+            told.append(str(error))
+    output.write_text("\n".join(told))
+
+
+@pytest.mark.fault(24, "a storage of another user")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_storage_of_another_user_is_one_line_with_file_and_owner(tmp_path: Path) -> None:
+    storage, output = tmp_path / "runs", tmp_path / "told.txt"
+    TrackingClient(recipes.recipe(storage))
+    with exclusive_lock(storage / "small", "small"):
+        pass
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o005 == 0:
+            folder.chmod(folder.stat().st_mode | 0o005)
+        if folder == Path("/tmp"):
+            break
+    output.touch()
+    output.chmod(0o666)
+    assert run_in_clean_process(use_as_another_user, storage, output) == 0
+    owner = "root; valid: another storage=, or the right to write there"
+    assert output.read_text().splitlines() == [
+        f"{storage}/.mlflow.lock: cannot be written: it belongs to {owner}",
+        f"{storage}/small/.lock: cannot be written: it belongs to {owner}",
+        f"{storage}/new: cannot be written: {storage} belongs to {owner}",
+    ]
 
 
 def test_two_storages_with_one_database_share_its_lock(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from matplotlib.figure import Figure
 
+from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.figures import FIGURES_INDEX, FigureLog, list_figures
 
 
@@ -32,7 +35,7 @@ def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file, _ in found)
 
 
-def test_missing_and_damaged_figures_are_not_listed(tmp_path: Path) -> None:
+def test_missing_figures_are_not_listed_and_a_damaged_index_is_named(tmp_path: Path) -> None:
     assert list_figures(tmp_path) == []
     tracking: Any = SimpleNamespace(client=Client())
     album = FigureLog(tracking, "run", tmp_path)
@@ -41,7 +44,19 @@ def test_missing_and_damaged_figures_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "figures" / "a.png").unlink()
     assert [entry.name for _, entry in list_figures(tmp_path)] == ["b"]
     (tmp_path / "figures" / FIGURES_INDEX).write_text('[{"name": "b"')
-    assert list_figures(tmp_path) == []
+    with pytest.raises(UserError, match=rf"^{tmp_path}/figures/index\.json: is damaged: .*; delete this file"):
+        list_figures(tmp_path)
     again = FigureLog(tracking, "run", tmp_path)
     again.add("b", Figure(figsize=(1, 1)), "drawn again")
     assert [entry.title for _, entry in list_figures(tmp_path)] == ["drawn again"]
+
+
+@pytest.mark.parametrize(
+    "index", [{}, 3, [1], [{"name": "b"}], [{"name": "../../secret", "title": "", "alt": ""}], [{"name": 1}]]
+)
+def test_index_of_another_shape_is_named(tmp_path: Path, index: Any) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "figures" / FIGURES_INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/figures/index\.json: is damaged: "):
+        list_figures(tmp_path)

@@ -1,9 +1,11 @@
 """Locations of runs, from recipes and from the command line."""
 
 import json
+import string
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.location import parse_location
@@ -21,3 +23,25 @@ def test_location_comes_from_recipe_and_overrides(tmp_path: Path, monkeypatch: p
     for word in (["storag=x"], ["storage=3"], ["a.yaml", "b.yaml"]):
         with pytest.raises(UserError):
             parse_location(word)
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "50%20", "a?b=c", "a#b", "ünï", "a+b", "a;b", "a&b", "a@b:c", "it's"])
+def test_uri_of_a_storage_leads_to_its_database(tmp_path: Path, name: str) -> None:
+    location = parse_location([f"storage={json.dumps(str(tmp_path / name))}"])
+    assert location.database == tmp_path / name / "mlflow.db"
+    assert set(location.uri) <= set(string.ascii_letters + string.digits + "/:+._-%")
+    assert make_url(location.uri).database == str(tmp_path / name / "mlflow.db"), "as MLflow reads it"
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:///runs/a.db", "runs/a.db"),
+        ("sqlite:////runs/a%20b.db?timeout=3", "/runs/a b.db"),
+        ("sqlite+pysqlite:////a.db", "/a.db"),
+        ("http://host/sqlite:///a", None),
+        ("postgresql://host/a", None),
+    ],
+)
+def test_database_is_the_file_of_an_sqlite_uri(uri: str, file: str | None) -> None:
+    assert parse_location([f"tracking.uri={uri}"]).database == (None if file is None else Path(file))

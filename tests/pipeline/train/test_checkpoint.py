@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.pipeline.errors import StopTraining
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, pack_state, unpack_state
+from firstlight.pipeline.records import write_sealed_json
+from firstlight.pipeline.train.checkpoint import Checkpoints, pack_state, unpack_state
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, write_file
 from firstlight.tasks.collective import rank
 from tests.support.clean_process import run_in_clean_process
 from tests.support.gloo import Pool
@@ -145,7 +147,7 @@ def test_damaged_file_is_named_and_earlier_checkpoint_is_read(tmp_path: Path, fi
     assert found is not None
     assert found.step == 1
     assert len(complaints) == 1
-    assert (str(path) if file != FOLDER_MANIFEST else str(path.parent)) in complaints[0]
+    assert str(path) in complaints[0]
 
 
 @pytest.mark.fault(18, "60 random bits")
@@ -154,7 +156,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     folder = max(tmp_path.iterdir())
     rng = random.Random(0)
     for _ in range(60):
-        path = folder / rng.choice(FILES[:3])
+        path = folder / rng.choice(FILES)
         data = path.read_bytes()
         changed = bytearray(data)
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -166,6 +168,86 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     found, _ = checkpoints.read_newest()
     assert found is not None
     assert found.step == 2
+
+
+@pytest.mark.fault(18, "a bit of a checkpoint's manifest")
+@pytest.mark.parametrize("change", [{"step": 9}, {"step": 10**9}, {"world": 2}, {"plan": "other"}])
+def test_changed_number_of_a_manifest_is_named_and_earlier_checkpoint_is_read(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """As one bit changes it: the sum in the manifest stays."""
+    checkpoints = save(tmp_path, 1, 2)
+    path = max(tmp_path.iterdir()) / FOLDER_MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    found, (complaint,) = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 1
+    assert complaint == f"{path}: is damaged: its content differs from its sum"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"step": 9}, "it says step 9, its folder 2"),
+        ({"world": 2}, "has 1 of 2 shards"),
+        ({"world": 0}, "world = 0: must be greater than or equal to 1"),
+        ({"step": "2"}, "step = '2': must be a valid integer"),
+        ({"files": [1]}, "files = [1]: must be a valid dictionary"),
+        ({"files": {"shared.json": {"bytes": -1, "sha256": "0" * 64}}}, "bytes = -1: must be greater"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, "no file of its folder"),
+    ],
+)
+def test_manifest_without_a_sum_is_checked_against_the_folder_and_the_shape(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    """Earlier versions wrote manifests without a sum."""
+    checkpoints = save(tmp_path, 1, 2)
+    path = max(tmp_path.iterdir()) / FOLDER_MANIFEST
+    earlier = {key: value for key, value in json.loads(path.read_text()).items() if key != "sum"}
+    path.write_text(json.dumps(earlier))
+    found, complaints = checkpoints.read_newest()
+    assert found is not None
+    assert (found.step, complaints) == (2, [])
+    path.write_text(json.dumps({**earlier, **change}))
+    found, (complaint,) = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 1
+    assert problem in complaint
+    assert str(path.parent) in complaint
+
+
+@pytest.mark.parametrize("layout", [[], 3, {"$dict": 5}, {"$dict": [[1]]}, {"$dict": [[[], 1]]}, {"$tensor": "none"}])
+def test_wrong_layout_with_right_sums_is_named(tmp_path: Path, layout: Any) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    folder = max(tmp_path.iterdir())
+    manifest = json.loads((folder / FOLDER_MANIFEST).read_text())
+    manifest["files"] |= write_file(folder, "shared.json", json.dumps(layout).encode())
+    write_sealed_json(folder / FOLDER_MANIFEST, manifest)
+    found, (complaint,) = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 1
+    assert str(folder) in complaint
+
+
+def test_other_files_and_folders_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / FOLDER_MANIFEST).write_text("{}")
+    folder = tmp_path / "checkpoints"
+    save(folder, 1)
+    (folder / "step-000000009-beef").write_text("a file")
+    (folder / "step-000000008-beef").symlink_to(tmp_path / "elsewhere")
+    (folder / "step-by-step").mkdir()
+    found, complaints = save(folder, 2, 3, 4).read_newest()
+    assert found is not None
+    assert (found.step, complaints) == (4, [])
+    assert (tmp_path / "elsewhere" / FOLDER_MANIFEST).exists()
+    assert len(list(folder.iterdir())) == 2 + 3
+
+
+def test_steps_of_ten_digits_come_after_those_of_nine(tmp_path: Path) -> None:
+    found, _ = save(tmp_path, 999_999_999, 1_000_000_000).read_newest()
+    assert found is not None
+    assert found.step == 1_000_000_000
 
 
 @pytest.mark.fault(17, "no whole checkpoint is left")
@@ -190,7 +272,7 @@ def test_pickle_in_a_checkpoint_is_never_loaded(tmp_path: Path, monkeypatch: pyt
     manifest = json.loads((folder / FOLDER_MANIFEST).read_text())
     data = (folder / "shared.safetensors").read_bytes()
     manifest["files"]["shared.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / FOLDER_MANIFEST).write_text(json.dumps(manifest))
+    write_sealed_json(folder / FOLDER_MANIFEST, manifest)
     found, complaints = checkpoints.read_newest()
     assert found is not None
     assert found.step == 1
