@@ -1,18 +1,26 @@
 """The section `dataset` of a recipe: the location of the images, their splits and their pixels."""
 
+import codecs
 import os
-from typing import Literal
+import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from firstlight.pipeline.config.schema import Augment, SourceName, StrictModel, check_augment
+from firstlight.pipeline.data.images.class_maps import VOID_NAME
+from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
+from firstlight.pipeline.data.sources.labels import MISSING_LABELS
+
+# A colour in masks.
+MASK_COLOUR = re.compile(r"#[0-9a-f]{6}", re.ASCII)
 
 
 class DatasetOptions(StrictModel):
     """The images: their location, their splits, and how each becomes `image_size` x `image_size` pixels."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z",
         description="The name of the data set, also the beginning of its store's folder name. "
         "A name of conf/dataset starts from that file.",
     )
@@ -46,27 +54,83 @@ class DatasetOptions(StrictModel):
     )
     split_column: str | None = Field(
         None,
-        description="Source `list`: the column that holds train, test, val or validation. "
-        "null: all rows belong to the training split.",
+        description="Source `list`: the column of the splits: train, val, test, or another usual name of them; values "
+        "of `splits` otherwise. null: all rows belong to the training split.",
+    )
+    splits: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        description="What is `train`, `val` (the held-out part) and `test`, each a name or a list of names. Source "
+        "`folder`: folders below the root, with `*` for any name, which is then the class: "
+        "`{train: '*/train', test: '*/test'}`. `parquet` and `webdataset`: patterns of file names. `list`: values of "
+        "`split_column`. What is not named is left out. {}: there are no splits. null: they are found by their names.",
+    )
+    label_case: Literal["keep", "lower"] = Field(
+        "keep",
+        description="lower: labels and names of class folders are read in lower case, so that Cat and cat are one "
+        "class. keep: as they are, without spaces around them.",
+    )
+    missing_labels: tuple[str, ...] = Field(
+        MISSING_LABELS,
+        description="Texts that stand for no label, whatever their case, unless classes.txt names them. []: none, "
+        "except an empty text.",
+    )
+    encoding: str | None = Field(
+        None,
+        min_length=1,
+        description="Source `list`: the encoding of a .csv or .tsv, for example cp1252. null: UTF-8 or UTF-16, else "
+        "what the text looks like.",
+    )
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="Source `list`: the character between the columns of a .csv or .tsv. null: found from the text.",
+    )
+    follow_links: bool = Field(
+        False,
+        description="Source `folder`: true: links to folders are followed, and links to files outside of the root are "
+        "read. false: such links are left out.",
+    )
+    fingerprint: Literal["sample", "content"] = Field(
+        "sample",
+        description="What tells whether the images are those of an existing store. `sample`: place, names, sizes and "
+        "times of all files, and bytes of up to 4,096 of them. `content`: names and all bytes, but neither place nor "
+        "times, so that a copy of a folder has the same store; every run reads all files for it.",
     )
     annotations: tuple[Literal["boxes", "mask", "present"], ...] | None = Field(
         None,
         description="Source `voc`: the annotations that are read: boxes, present (the classes that occur), both, or "
-        "mask alone. []: none. null: those that the data set has.",
+        "mask alone. []: none. null: those that the data set has. Source `list`: [present] reads all labels of an "
+        "image that several rows name, or that are a list in one row. null: an image has one label.",
+    )
+    mask_values: dict[str, tuple[int | str, ...]] = Field(
+        {},
+        description="Source `voc`, masks: the values or colours of each class, and of void: "
+        '`{background: 0, cell: 255}`, `{background: "#000000", cell: ["#ff0000", "#aa0000"], void: "#ffffff"}`. '
+        "The classes are numbered in this order, unless there is a classes.txt. {}: values are the numbers of the "
+        "classes, and 255 is void.",
+    )
+    annotated_orientation: Literal["stored", "upright"] | None = Field(
+        None,
+        description="The pixels that boxes and masks of images with an EXIF orientation count in: as they are `stored` "
+        "in the file, or turned `upright`. null: those that fit the size that the annotation states; an image is "
+        "quarantined if both do or none.",
     )
     image_size: int = Field(32, ge=4, le=2048, description="The side of an image after augmentation, in pixels.")
-    test_fraction: float = Field(
-        0.2,
+    test_fraction: float | None = Field(
+        None,
         ge=0.0,
         lt=1.0,
-        description="The fraction of the images that becomes the test split if the source has no test split.",
+        description="The fraction of the images that becomes the test split if the source has no test split. null: "
+        "0.2, and these images are trained on if no stage of the recipe measures anything on test images.",
     )
-    val_fraction: float = Field(
-        0.1,
+    val_fraction: float | None = Field(
+        None,
         gt=0.0,
         lt=1.0,
-        description="The fraction of the training split that is held out to choose settings on. "
-        "Nothing is trained on held-out images, pretraining included.",
+        description="The fraction of the training split that is held out to choose settings on, if the source has no "
+        "held-out split. Nothing is trained on held-out images, pretraining included. null: 0.1, or nothing if no "
+        "stage of the recipe measures anything on held-out images.",
     )
     split_seed: int = Field(0, ge=0, description="The seed by which the splits and subsets are drawn.")
     extends: str | None = Field(
@@ -87,6 +151,14 @@ class DatasetOptions(StrictModel):
         64_000_000,
         ge=1,
         description="The largest number of pixels of an image. Larger images are quarantined before they are decoded.",
+    )
+    depth: int | None = Field(
+        None,
+        ge=8,
+        le=32,
+        description="The number of bits of the data in images of more than 8 bits a sample: 12 for data of 12 bits in "
+        "files of 16. null: the fewest, of at least 8, that hold the highest level of the data set. Floats have none: "
+        "1 is white if the highest is above one half and at most 1, else the highest.",
     )
     max_bad_fraction: float = Field(
         0.1,
@@ -120,10 +192,68 @@ class DatasetOptions(StrictModel):
             )
         return annotations
 
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _list_split_names(cls, splits: Any) -> Any:
+        """Writes a single name as a list, and numbers, as folds of a list are, as texts."""
+        if not isinstance(splits, dict):
+            return splits
+        listed = {key: names if isinstance(names, list | tuple) else [names] for key, names in splits.items()}
+        return {
+            key: tuple(str(name) if isinstance(name, int) else name for name in names)
+            for key, names in listed.items()
+            if names != [None]
+        }
+
+    @field_validator("splits")
+    @classmethod
+    def _check_split_keys(cls, splits: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
+        for key in splits or {}:
+            if key not in SPLITS:
+                raise ValueError(f"{key!r} is no split; valid: {', '.join(SPLITS)}, each a name or a list of names")
+        return splits
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError:
+                raise ValueError(f"{encoding!r} is no encoding that Python knows; valid: e.g. utf-8, cp1252") from None
+        return encoding
+
+    @field_validator("mask_values", mode="before")
+    @classmethod
+    def _list_mask_values(cls, found: Any) -> Any:
+        """Writes a single value as a list."""
+        if not isinstance(found, dict):
+            return found
+        return {name: values if isinstance(values, list | tuple) else [values] for name, values in found.items()}
+
+    @field_validator("mask_values")
+    @classmethod
+    def _check_mask_values(cls, found: dict[str, tuple[int | str, ...]]) -> dict[str, tuple[int | str, ...]]:
+        values = [value for of_class in found.values() for value in of_class]
+        for value in values:
+            is_valid = 0 <= value < 1 << 16 if isinstance(value, int) else MASK_COLOUR.fullmatch(value)
+            if isinstance(value, bool) or not is_valid:
+                raise ValueError(f"{value!r} is no value of a mask; valid: 0 to 65535, or a colour such as '#ff0000'")
+        if len({isinstance(value, str) for value in values}) > 1:
+            raise ValueError(f"{values} mixes numbers and colours; valid: one kind")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{twice[0]!r} stands twice; valid: each value in one class")
+        if found and (len(found.keys() - {VOID_NAME}) < 2 or not all(found.values())):
+            raise ValueError(f"{list(found)}: valid: at least two classes with a value each, and void")
+        return found
+
     @model_validator(mode="after")
     def _check_annotations_source(self) -> "DatasetOptions":
-        if self.annotations and self.source != "voc":
-            raise ValueError(f"source {self.source!r} takes no dataset.annotations; valid: null, or source: voc")
+        for key, default in (("annotations", "null"), ("mask_values", "{}"), ("annotated_orientation", "null")):
+            if self.source == "list" and self.annotations == ("present",) and key == "annotations":
+                continue
+            if getattr(self, key) and self.source != "voc":
+                raise ValueError(f"source {self.source!r} takes no dataset.{key}; valid: {default}, or source: voc")
         return self
 
     @model_validator(mode="after")

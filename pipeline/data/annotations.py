@@ -6,18 +6,18 @@ left corner: a box covers left <= x < right and top <= y < bottom.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from firstlight.pipeline.data.images import BadImage, decode_class_map
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE, advise_mask_values
+from firstlight.pipeline.data.images.orientation import AnnotatedFrame
 
 # What a task learns from. Equal to `tasks.downstream.task.TargetKind`, which this package may not import.
 Target = Literal["label", "present", "mask", "boxes"]
-# Value of a mask: the pixel belongs to no class, or to an unknown one.
-VOID_VALUE = 255
 # Column -> fields of `Annotation`.
 ANNOTATION_FIELDS = {
     "boxes": ("boxes", "box_classes", "difficult"),
@@ -34,6 +34,8 @@ BOX_TYPE = pa.struct(
 ANNOTATION_COLUMNS = {"boxes": pa.list_(BOX_TYPE), "mask": pa.binary(), "present": pa.list_(pa.int8())}
 # A mask of up to this many pixels is read even if its image is smaller, so that the error can state its size.
 MIN_MASK_PIXEL_LIMIT = 1_000_000
+# VOC counts pixels from 1, many others from 0: a box that begins one pixel outside of its image is not counted as cut.
+UNCOUNTED_CUT = 1.0
 # A value of a column, as pyarrow takes and returns it.
 ColumnValue = list[dict[str, Any]] | list[int] | bytes | None
 
@@ -52,6 +54,16 @@ class Annotation:
     difficult: np.ndarray | None = None
     # A PNG file whose values are classes, or VOID_VALUE.
     mask: bytes | None = None
+    # Width and height of the image that the annotation states, and the image that its positions count in, as far as
+    # its file or the data set say so. Neither is stored.
+    stated_size: tuple[int, int] | None = None
+    frame: AnnotatedFrame | None = None
+    # What was taken as what (`readings.READING_SENTENCES`), with the number of objects or files. Not stored.
+    readings: Counter[str] = field(default_factory=Counter)
+
+    def count_reading(self, name: str, count: int = 1) -> "Annotation":
+        """Returns the annotation with `count` more readings of a name."""
+        return replace(self, readings=self.readings + Counter({name: count}))
 
 
 def select_annotation_columns(names: Sequence[str]) -> tuple[str, ...]:
@@ -70,38 +82,42 @@ def find_present_classes(box_classes: np.ndarray, difficult: np.ndarray, num_cla
 def fit_to_image(found: Annotation, size: tuple[int, int], num_classes: int, where: str) -> Annotation:
     """Returns `found` with its boxes cut at the edges of an image of `size` (width, height), and checks its mask.
 
-    `where` is the file of the annotation, for the reasons.
+    A box without a pixel inside the image is left out. Both are counted in the readings, and so is a mask that is void
+    everywhere. `where` is the file of the annotation, for the reasons.
 
     Raises:
-        BadImage: a box has no pixel inside the image; or the mask cannot be read, has another size, or has values that
-            are not a class.
+        BadImage: the mask cannot be read, has another size, or has values that are not a class.
     """
-    if found.mask is not None:
-        _check_mask(found.mask, size, num_classes, where)
-    if found.boxes is None:
+    if found.mask is not None and _is_void_mask(found.mask, size, num_classes, where):
+        found = found.count_reading("mask_void")
+    if found.boxes is None or found.box_classes is None or found.difficult is None:
         return found
     cut = np.clip(found.boxes, 0, np.array([*size, *size], np.float32))
-    empty = np.flatnonzero((cut[:, 0] >= cut[:, 2]) | (cut[:, 1] >= cut[:, 3]))
-    if len(empty):
-        left, top, right, bottom = found.boxes[empty[0]].tolist()
-        box = f"{left:g} to {right:g} across and {top:g} to {bottom:g} down"
-        raise BadImage(
-            f"{where}: object {empty[0] + 1}: its box, {box}, has no pixel of the image of {size[0]} x {size[1]}"
-        )
-    return replace(found, boxes=cut)
+    inside = (cut[:, 0] < cut[:, 2]) & (cut[:, 1] < cut[:, 3])
+    is_cut = inside & (np.abs(cut - found.boxes) > UNCOUNTED_CUT).any(1)
+    kept = replace(found, boxes=cut[inside], box_classes=found.box_classes[inside], difficult=found.difficult[inside])
+    return kept.count_reading("box_cut", int(is_cut.sum())).count_reading("box_outside", int((~inside).sum()))
 
 
-def _check_mask(mask: bytes, size: tuple[int, int], num_classes: int, where: str) -> None:
+def _is_void_mask(mask: bytes, size: tuple[int, int], num_classes: int, where: str) -> bool:
+    """Returns True if every pixel of a mask is void.
+
+    Raises:
+        BadImage: see `fit_to_image`.
+    """
     try:
         values = decode_class_map(mask, max(size[0] * size[1], MIN_MASK_PIXEL_LIMIT))
     except BadImage as error:
-        raise BadImage(f"{where}: {error}") from None
+        raise BadImage(f"{where}: {error}", "annotation") from None
     if values.shape[::-1] != size:
-        raise BadImage(f"{where}: has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}")
+        found = f"has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}"
+        raise BadImage(f"{where}: {found}", "annotation")
     wrong = values[(values >= num_classes) & (values != VOID_VALUE)]
     if len(wrong):
-        valid = f"0 to {num_classes - 1}, and {VOID_VALUE} (void)"
-        raise BadImage(f"{where}: the value {wrong[0]} is not a class; valid: {valid}")
+        valid = f"valid: 0 to {num_classes - 1}, and {VOID_VALUE} (void)"
+        advice = advise_mask_values(int(wrong[0])).removeprefix("valid: ")
+        raise BadImage(f"{where}: the value {wrong[0]} is not a class; {valid}, or {advice}", "annotation")
+    return bool((values == VOID_VALUE).all())
 
 
 def count_annotations(found: Annotation, size: tuple[int, int]) -> Counter[tuple[str, int]]:

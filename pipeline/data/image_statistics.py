@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from firstlight.pipeline.data.annotations import VOID_VALUE
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE
+from firstlight.pipeline.data.images.colours import ColourSums
+from firstlight.pipeline.data.images.levels import LevelCounts
 
 # Number of bins of width and of height between a number of pixels and its double.
 BINS_PER_OCTAVE = 4
@@ -31,6 +33,13 @@ class ImageStatistics:
     labels: Counter[int] = field(default_factory=Counter)
     # Result of `count_annotations`.
     annotated: Counter[tuple[str, int]] = field(default_factory=Counter)
+    # What was taken as what, by the names of `readings.READING_SENTENCES`.
+    readings: Counter[str] = field(default_factory=Counter)
+    # Images that cannot be used, by `BadImage.kind`.
+    refused: Counter[str] = field(default_factory=Counter)
+    # Levels of images with more than 8 bits a sample, by kind.
+    levels: dict[str, LevelCounts] = field(default_factory=dict)
+    colours: ColourSums = field(default_factory=ColourSums)
 
     def add(
         self,
@@ -49,13 +58,23 @@ class ImageStatistics:
         self.labels[label] += 1
         self.annotated.update(annotated or {})
 
+    def add_levels(self, kind: str, low: float, high: float) -> None:
+        """Counts the lowest and the highest level of an image with more than 8 bits a sample."""
+        self.levels.setdefault(kind, LevelCounts()).add_image(low, high)
+
     def _extend_range(self, low: tuple[int, int], high: tuple[int, int]) -> None:
         self.low = (min(self.low[0], low[0]), min(self.low[1], low[1])) if self.low[0] else low
         self.high = (max(self.high[0], high[0]), max(self.high[1], high[1]))
 
     def dump(self) -> JsonDict:
         """Returns the statistics as JSON, for `merge`."""
-        annotated = [[*key, count] for key, count in sorted(self.annotated.items())]
+        # Ordinary sets have none of these.
+        odd = {
+            "annotated": [[*key, count] for key, count in sorted(self.annotated.items())],
+            "readings": dict(sorted(self.readings.items())),
+            "refused": dict(sorted(self.refused.items())),
+            "level_counts": {kind: counts.dump_counts() for kind, counts in sorted(self.levels.items())},
+        }
         return {
             "width": [self.low[0], self.high[0]],
             "height": [self.low[1], self.high[1]],
@@ -64,7 +83,8 @@ class ImageStatistics:
             "modes": dict(sorted(self.modes.items())),
             "formats": dict(sorted(self.formats.items())),
             "labels": [list(pair) for pair in sorted(self.labels.items())],
-            **({"annotated": annotated} if annotated else {}),
+            "colours": self.colours.dump_sums(),
+            **{key: value for key, value in odd.items() if value},
         }
 
     def merge(self, raw: Mapping[str, Any]) -> None:
@@ -77,6 +97,12 @@ class ImageStatistics:
         self.formats.update(raw["formats"])
         self.labels.update(dict(raw["labels"]))
         self.annotated.update({(kind, known): count for kind, known, count in raw.get("annotated", ())})
+        self.readings.update(raw.get("readings", {}))
+        self.refused.update(raw.get("refused", {}))
+        if "colours" in raw:
+            self.colours.merge_sums(raw["colours"])
+        for kind, counts in raw.get("level_counts", {}).items():
+            self.levels.setdefault(kind, LevelCounts()).merge_counts(counts)
 
 
 def side_bin(pixels: int) -> int:
@@ -98,6 +124,8 @@ class SourceStatistics:
     def dump(self) -> JsonDict:
         """Returns the entry of the manifest. Labels are summarised per split, so that many classes take no space."""
         facts = {key: value for key, value in self.whole.dump().items() if key not in ("labels", "annotated")}
+        # A network's input is normalised by the images that it is trained on.
+        facts["colours"] = self.splits.get("train", ImageStatistics()).colours.dump_sums()
         splits = sorted(self.splits.items(), reverse=True)
         annotated = {split: _group_by_kind(found.annotated) for split, found in splits if found.annotated}
         return {

@@ -52,7 +52,7 @@ class Loader:
     size: int
     seed: int
     max_pixels: int
-    # Targets besides labels; they are moved with the first view.
+    # Targets besides labels; unless they are whole masks, they are moved with the first view.
     targets: Targets | None = None
 
     @property
@@ -65,13 +65,17 @@ class Loader:
         for start, opened in self._open_in_chunks(ids, encoded):
             rows = slice(start, start + len(opened))
             sizes = np.array([image.size for image in opened])
-            for view in range(len(self.ops)):
-                sampled = self.sample_params(ids[rows], passes[rows], view, sizes)
-                for row, pixels in enumerate(augment.apply_batch(opened, sampled, self.size), start):
+            sampled = [self.sample_params(ids[rows], passes[rows], view, sizes) for view in range(len(self.ops))]
+            for view, params in enumerate(sampled):
+                for row, pixels in enumerate(augment.apply_batch(opened, params, self.size), start):
                     views[row, view] = pixels
-                if view == 0 and self.targets is not None:
-                    known = self.store.read_annotations(ids[rows])
-                    parts.append(self.targets.build_arrays(known, sampled, self.size))
+            if self.targets is not None:
+                known = self.store.read_annotations(ids[rows])
+                parts.append(
+                    self.targets.build_whole_masks(known, sampled)
+                    if self.targets.canvas
+                    else self.targets.build_arrays(known, sampled[0], self.size)
+                )
         targets = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         return {**_build_arrays(ids, passes, encoded, views), **targets}
 
@@ -85,7 +89,7 @@ class Loader:
         opened: list[Image.Image] = []
         pixels = start = 0
         for row, image_id in enumerate(ids.tolist()):
-            opened.append(images.open_rgb(encoded[image_id][0], self.max_pixels))
+            opened.append(images.open_rgb(encoded[image_id][0], self.max_pixels, self.store.levels))
             pixels += opened[-1].width * opened[-1].height
             if pixels >= MAX_OPEN_PIXELS or row == len(ids) - 1:
                 yield start, opened
@@ -115,7 +119,7 @@ class StoredImages:
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
         views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
-            views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels)
+            views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels, self.store.levels)
         return _build_arrays(ids, passes, encoded, views)
 
 

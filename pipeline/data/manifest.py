@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field, TypeAdapter
 
 from firstlight.pipeline.data.annotations import ANNOTATION_COLUMNS
+from firstlight.pipeline.records import RECORD_SUM_KEY, Count, FiniteNumber, HexDigest, RecordShape, check_shape
 
 STORE_FORMAT = 3
 # Number of rows that one random access reads and verifies.
@@ -28,7 +30,7 @@ SUBSETS_FILE = "subsets.parquet"
 SHARD_SCHEMA = pa.schema(
     [("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())]
 )
-SHARD_NAME = re.compile(r"^[a-z]+-\d{5,}\.parquet$")
+SHARD_NAME = re.compile(r"[a-z]+-\d{5,}\.parquet\Z", re.ASCII)
 # Exceptions of pyarrow on a damaged file: from its own to those of a length that exceeds the memory.
 DAMAGE_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError)
 
@@ -70,7 +72,7 @@ class Manifest:
     # Number of images that cannot be decoded.
     quarantined: int
     hash: str
-    # kind, root, fingerprint; and `aside` if something in the source belongs to no split.
+    # kind, root, fingerprint; and, of `Source`, identity, reading, notes and draws_test.
     source: dict[str, Any]
     # Result of `SourceStatistics.dump`; key duplicates: result of `write_duplicates`.
     images: dict[str, Any]
@@ -78,6 +80,96 @@ class Manifest:
     annotations: tuple[str, ...] = ()
     # Result of `write_subsets`.
     subsets: dict[str, Any] = field(default_factory=dict)
+
+
+class _ShardShape(RecordShape):
+    """An entry of `shards`."""
+
+    file: str
+    split: str
+    first_id: Count
+    count: Count
+    row_groups: Annotated[list[Count], Field(min_length=1)]
+    bytes: Count
+    sha256: HexDigest
+
+
+class _EarlierShape(RecordShape):
+    """An entry of `extends`."""
+
+    name: str
+    hash: str
+    ids: Count
+
+
+class _SourceShape(RecordShape):
+    """The entry `source`."""
+
+    kind: str
+    root: str | None
+    fingerprint: str
+    # What an earlier version told of files that it did not read
+    aside: str = ""
+    identity: str = ""
+    reading: list[str] = Field([])
+    notes: list[str] = Field([])
+    draws_test: bool = False
+
+
+class _LevelShape(RecordShape):
+    """A value of `levels`: what is black and white in images of more than 8 bits of one kind."""
+
+    black: FiniteNumber
+    white: FiniteNumber
+    lowest: FiniteNumber
+    highest: FiniteNumber
+    images: Count
+    dark: Count
+    flat: Count
+
+
+class _ColoursShape(RecordShape):
+    """Sums of the colours of the training images, see `ColourSums`. Each is at most 2**32 times `images`."""
+
+    images: Count
+    means: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
+    squares: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
+
+
+class _ImagesShape(RecordShape):
+    """The entry `images`: statistics of the images."""
+
+    width: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field([0, 0])
+    height: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field([0, 0])
+    bytes: Count = 0
+    sizes: list[Annotated[list[int], Field(min_length=3, max_length=3)]] = Field([])
+    modes: dict[str, Count] = Field({})
+    formats: dict[str, Count] = Field({})
+    labels: dict[str, dict[str, Count]] = Field({})
+    annotated: dict[str, dict[str, dict[str, Count]]] = Field({})
+    duplicates: dict[str, Count] = Field({})
+    readings: dict[str, Count] = Field({})
+    refused: dict[str, Count] = Field({})
+    levels: dict[str, _LevelShape] = Field({})
+    colours: _ColoursShape | None = None
+
+
+class _StoreShape(RecordShape):
+    """The manifest of a store."""
+
+    classes: list[str]
+    splits: dict[str, Count]
+    shards: list[_ShardShape]
+    extends: list[_EarlierShape]
+    quarantined: Count
+    hash: HexDigest
+    source: _SourceShape
+    images: _ImagesShape = _ImagesShape()
+    annotations: list[str] = Field([])
+    subsets: dict[str, Any] = Field({})
+
+
+STORE_SHAPE = TypeAdapter(_StoreShape)
 
 
 def parse_manifest(raw: dict[str, Any]) -> Manifest:
@@ -88,6 +180,7 @@ def parse_manifest(raw: dict[str, Any]) -> Manifest:
     """
     if raw["format"] != STORE_FORMAT:
         raise ValueError(f"format {raw['format']!r}")
+    check_shape(raw, STORE_SHAPE, MANIFEST_FILE)
     shards = tuple(Shard(**{**entry, "row_groups": tuple(entry["row_groups"])}) for entry in raw["shards"])
     splits = {str(name): int(count) for name, count in raw["splits"].items()}
     extends = tuple(EarlierStore(str(entry["name"]), str(entry["hash"]), int(entry["ids"])) for entry in raw["extends"])
@@ -135,9 +228,9 @@ def canonical_json(value: Any) -> bytes:
 
 
 def manifest_hash(raw: dict[str, Any]) -> str:
-    """Returns the sha256 of a manifest, excluding its own hash and the location of the source."""
+    """Returns the sha256 of a manifest, excluding its own hash and sum and the location of the source."""
     source = {key: value for key, value in raw["source"].items() if key != "root"}
-    facts = {key: value for key, value in raw.items() if key != "hash"}
+    facts = {key: value for key, value in raw.items() if key not in ("hash", RECORD_SUM_KEY)}
     return hashlib.sha256(canonical_json({**facts, "source": source})).hexdigest()
 
 

@@ -54,8 +54,11 @@ class TrainingPlan(ABC):
         """
 
     @abstractmethod
-    def tail(self, epoch: int) -> np.ndarray:
-        """Returns the ids that this epoch leaves out: fewer than a batch."""
+    def tail(self, epoch: int, steps: int | None = None) -> np.ndarray:
+        """Returns the ids that the first `steps` steps of an epoch leave out.
+
+        A whole epoch, `steps` is None, leaves out fewer than a batch.
+        """
 
     def slice(self, epoch: int, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids (batch_size / world,) that `rank` trains on in a step of an epoch, and their passes."""
@@ -112,8 +115,8 @@ class BatchPlan(TrainingPlan):
     def passes(self, epoch: int) -> np.ndarray:
         return np.broadcast_to(np.int64(epoch), (self.steps, self.batch_size))
 
-    def tail(self, epoch: int) -> np.ndarray:
-        return np.setdiff1d(self.ids, self.epoch(epoch).ravel(), assume_unique=True)
+    def tail(self, epoch: int, steps: int | None = None) -> np.ndarray:
+        return np.setdiff1d(self.ids, self.epoch(epoch)[:steps].ravel(), assume_unique=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +158,8 @@ class SemiSupervisedPlan(TrainingPlan):
     def passes(self, epoch: int) -> np.ndarray:
         return _mix_epoch(self, epoch)[1]
 
-    def tail(self, epoch: int) -> np.ndarray:
-        return self.rest.tail(epoch)
+    def tail(self, epoch: int, steps: int | None = None) -> np.ndarray:
+        return self.rest.tail(epoch, steps)
 
 
 @lru_cache(maxsize=4)

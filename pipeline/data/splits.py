@@ -1,7 +1,7 @@
 """Selects the ids that are trained on, held out or labelled, as functions of a store's labels and a recipe's seeds."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
@@ -14,6 +14,10 @@ from firstlight.pipeline.errors import UserError
 
 # Constants of the seeds, so that the two draws are independent.
 SPLIT_STREAM, LABEL_STREAM = 0x5911, 0xFE3
+# The fraction that is held out where `dataset.val_fraction` is null.
+DEFAULT_VAL_FRACTION = 0.1
+# What stages measure on, see `Recipe.measured_splits`.
+MEASURED_SPLITS = frozenset(("val", "test"))
 
 
 class SplitOptions(Protocol):
@@ -23,7 +27,10 @@ class SplitOptions(Protocol):
     def split_seed(self) -> int: ...
 
     @property
-    def val_fraction(self) -> float: ...
+    def test_fraction(self) -> float | None: ...
+
+    @property
+    def val_fraction(self) -> float | None: ...
 
     @property
     def max_train(self) -> int | None: ...
@@ -63,6 +70,13 @@ class Splits:
     labels: np.ndarray
     # Name of a subset of the data set -> its sorted ids.
     subset: Callable[[str], np.ndarray] = field(default=_refuse_subset, compare=False)
+    # The splits of the store that `train` is of, among them `test` if nothing is measured on the images drawn for it.
+    stored_in: tuple[str, ...] = ("train",)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """The images that figures show: held-out ones, or training images where none is held out."""
+        return self.val if len(self.val) else self.train
 
     def with_target(self, ids: np.ndarray, target: Target) -> np.ndarray:
         """Returns those of `ids` whose target is known. A store with annotations has them for every image."""
@@ -126,11 +140,14 @@ def _count_wanted(chosen: LabelOptions, members: np.ndarray, labels: np.ndarray)
     return count
 
 
-def draw_splits(store: Store, dataset: SplitOptions) -> Splits:
+def draw_splits(store: Store, dataset: SplitOptions, measured: Collection[str] = MEASURED_SPLITS) -> Splits:
     """Draws the subset and the held-out part by `dataset.split_seed`, class by class if there are labels.
 
-    The images that an extension added are drawn separately: an image that was trained on is never held out later, and
-    a held-out image is never trained on.
+    The held-out part is the store's own, if its source has one. The images that an extension added are drawn
+    separately: an image that was trained on is never held out later, and a held-out image is never trained on.
+
+    `measured`: the splits that the recipe measures anything on. Where `dataset.val_fraction` or `test_fraction` is
+    null, no image is kept apart for another one; the source's own test and held-out images are never trained on.
 
     Raises:
         UserError: `dataset.max_train` or `max_test` exceeds the number of images.
@@ -139,11 +156,25 @@ def draw_splits(store: Store, dataset: SplitOptions) -> Splits:
     rngs = [
         np.random.default_rng((dataset.split_seed, SPLIT_STREAM, *([k] if k else []))) for k in range(len(edges) - 1)
     ]
-    train = _draw_subset(_split_by_extension(store.ids("train"), edges), dataset.max_train, rngs, "dataset.max_train")
-    test = _draw_subset(_split_by_extension(store.ids("test"), edges), dataset.max_test, rngs, "dataset.max_test")
-    val = _draw_held_out(train, labels, dataset.val_fraction, rngs)
+    stored_in = ("train", "test") if _trains_on_test(store, dataset, measured) else ("train",)
+    images, test_images = np.sort(np.concatenate([store.ids(split) for split in stored_in])), store.ids("test")
+    train = _draw_subset(_split_by_extension(images, edges), dataset.max_train, rngs, "dataset.max_train")
+    max_test = dataset.max_test
+    if "test" in stored_in:
+        test_images, max_test = test_images[:0], None
+    test = _draw_subset(_split_by_extension(test_images, edges), max_test, rngs, "dataset.max_test")
+    own = store.ids("val")
+    fraction = dataset.val_fraction
+    if fraction is None:
+        fraction = DEFAULT_VAL_FRACTION if "val" in measured else 0.0
+    val = own if len(own) else _draw_held_out(train, labels, fraction, rngs)
     remaining = np.setdiff1d(np.concatenate(train), val, assume_unique=True)
-    return Splits(remaining, val, np.concatenate(test), labels, store.subset)
+    return Splits(remaining, val, np.concatenate(test), labels, store.subset, stored_in)
+
+
+def _trains_on_test(store: Store, dataset: SplitOptions, measured: Collection[str]) -> bool:
+    """Returns True if the test split was drawn from the training images, and nothing is measured on it."""
+    return bool(store.source.get("draws_test")) and dataset.test_fraction is None and "test" not in measured
 
 
 def _split_by_extension(ids: np.ndarray, edges: list[int]) -> list[np.ndarray]:

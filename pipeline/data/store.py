@@ -40,6 +40,7 @@ from firstlight.pipeline.data.row_groups import (
     read_presence_column,
 )
 from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.records import has_wrong_sum
 
 NO_ANNOTATION = Annotation()
 
@@ -66,7 +67,7 @@ class Store(Manifest):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"is not a manifest of format {STORE_FORMAT} ({describe_damage(error)})"
             raise UserError(f"{file}: {problem}; {advise_repair(path)}") from None
-        if manifest_hash(raw) != store.hash:
+        if manifest_hash(raw) != store.hash or has_wrong_sum(raw):
             problem = "is damaged: its contents do not have the hash it states"
             raise UserError(f"{file}: {problem}; {advise_repair(path)}")
         for shard in store.shards:
@@ -96,6 +97,12 @@ class Store(Manifest):
         """Width and height of every image in pixels. None if the images differ or the manifest has no sizes."""
         (width, widest), (height, highest) = (self.images.get(side, (0, 1)) for side in ("width", "height"))
         return (width, height) if (width, height) == (widest, highest) else None
+
+    @property
+    def levels(self) -> dict[str, tuple[float, float]]:
+        """The levels that are black and white in images of more than 8 bits, by kind; {} if there are none."""
+        found = self.images.get("levels", {})
+        return {kind: (float(one["black"]), float(one["white"])) for kind, one in found.items()}
 
     def ids(self, split: str) -> np.ndarray:
         """Returns the ids of a split, (count,) int64, ascending; empty if there is no such split."""

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
+from firstlight.pipeline.data.annotations import Annotation
 from firstlight.pipeline.data.augment.op_params import Affine, CropBox, Fit, Flip, OpBatch, OpParams, Shift
 from firstlight.pipeline.data.images import decode_class_map
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 
 NEAREST = Image.Resampling.NEAREST
 # No real limit: prepare has compared the size of every mask with that of its image.
@@ -20,10 +21,15 @@ MIN_VISIBLE_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Targets:
-    """The kind of target that a task learns from instead of labels. `max_boxes`: the most boxes of an image."""
+    """The kind of target that a task learns from instead of labels. `max_boxes`: the most boxes of an image.
+
+    `canvas`: for masks that are scored pixel by pixel, the largest width and height of a mask; None if they move with
+    the view.
+    """
 
     kind: Literal["present", "mask", "boxes"]
     max_boxes: int = 0
+    canvas: tuple[int, int] | None = None
 
     def build_arrays(
         self, annotations: Sequence[Annotation], ops: Sequence[OpBatch], size: int
@@ -31,16 +37,36 @@ class Targets:
         """Returns the targets of B images whose view has `size` x `size` pixels and was made by `ops`.
 
         present: `present` (B, C) int8. mask: `mask` (B, size, size) uint8. boxes: `boxes` (B, max_boxes, 4) float32,
-        `box_classes` (B, max_boxes) int64 and `difficult` (B, max_boxes) bool; unused rows have class -1.
+        `box_classes` (B, max_boxes) int64 and `difficult` (B, max_boxes) bool; unused rows have class -1. mask and
+        boxes: `region` (B, 4) float32 of `locate_image`. Whole masks are those of `build_whole_masks` instead.
         """
         if self.kind == "present":
             return {"present": np.stack([_require_value(found.present) for found in annotations])}
         params = list(zip(*(op.params_per_image() for op in ops), strict=True))
+        region = {"region": np.stack([locate_image(own, size) for own in params])}
         if self.kind == "mask":
             masks = [decode_class_map(_require_value(found.mask), MAX_MASK_PIXELS) for found in annotations]
             moved = [move_mask(mask, own, size) for mask, own in zip(masks, params, strict=True)]
-            return {"mask": np.stack(moved)}
-        return self._build_boxes(annotations, params, size)
+            return {"mask": np.stack(moved), **region}
+        return {**self._build_boxes(annotations, params, size), **region}
+
+    def build_whole_masks(
+        self, annotations: Sequence[Annotation], views: Sequence[Sequence[OpBatch]]
+    ) -> dict[str, np.ndarray]:
+        """Returns the masks of B images as they are, and where each of V views lies.
+
+        `whole_mask` (B, height, width) uint8 of `canvas`, VOID_VALUE to the right of the masks and below them;
+        `whole_size` (B, 2) int64: width and height of each mask; `windows` (B, V, 4) float64: left, top, width and
+        height of the part of the image that is in a view, each of which is made by one crop.
+        """
+        assert self.canvas is not None
+        assert all(len(ops) == 1 and ops[0].kind is CropBox for ops in views), "a window is one crop"
+        masks = [decode_class_map(_require_value(found.mask), MAX_MASK_PIXELS) for found in annotations]
+        whole = np.full((len(masks), *self.canvas[::-1]), VOID_VALUE, np.uint8)
+        for k, mask in enumerate(masks):
+            whole[k, : mask.shape[0], : mask.shape[1]] = mask
+        sizes = np.array([mask.shape[::-1] for mask in masks], np.int64)
+        return {"whole_mask": whole, "whole_size": sizes, "windows": np.stack([ops[0].rows for ops in views], 1)}
 
     def _build_boxes(
         self, annotations: Sequence[Annotation], params: Sequence[Sequence[OpParams]], size: int
@@ -59,6 +85,23 @@ class Targets:
 def _require_value(value: Any) -> Any:
     assert value is not None, "the checks before a run ensure that the store has these annotations"
     return value
+
+
+def locate_image(params: Sequence[OpParams], size: int) -> np.ndarray:
+    """Returns the box of a view that shows the image, (4,) float32: left, top, right, bottom; the rest is padding.
+
+    A turned image has the box around it.
+    """
+    crop = params[0]
+    if isinstance(crop, Fit):
+        shown = (0.0, 0.0, crop.across, crop.down)
+    elif isinstance(crop, Shift):
+        shown = (crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)
+    else:
+        assert isinstance(crop, CropBox), "a pipeline starts with a crop"
+        shown = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    region: np.ndarray = move_boxes(np.array([shown]), params, size)[0][0]
+    return region
 
 
 def move_mask(mask: np.ndarray, params: Sequence[OpParams], size: int) -> np.ndarray:

@@ -3,203 +3,225 @@
 Only Pillow decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
 """
 
-import ctypes
-import io
-import logging
-import re
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# The EXIF tag of the orientation, and what makes each of its values upright.
-EXIF_ORIENTATION = 0x0112
-EXIF_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# TIFF tags.
-TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
-# The offset in a PNG file of the number of bits of a sample.
-PNG_DEPTH_BYTE = 24
-MAX_REASON_LENGTH = 200
-# Pixels that are converted at a time.
-BLOCK_PIXELS = 1_000_000
-T = TypeVar("T")
-# Pillow's limits and Python's warning filters are global to the process.
-_pillow_lock = threading.RLock()
-
-
-def _silence_pillow() -> None:
-    """Silences Pillow and its libtiff about broken files: their messages name no file; `BadImage` has the reason."""
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
-    # On other systems than Linux, or if Pillow does not bring a libtiff, the messages remain.
-    with suppress(OSError, AttributeError):
-        mapped = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
-        libtiff = next(iter({line[line.index("/") :] for line in mapped if "/libtiff" in line}), "")
-        ctypes.CDLL(libtiff).TIFFSetErrorHandler(None)
+from firstlight.pipeline.data.images.bad_image import BadImage, raise_only_bad_image
+from firstlight.pipeline.data.images.deep_colour import has_mixed_planes, is_deep_colour, read_deep_colour
+from firstlight.pipeline.data.images.formats import (
+    IMAGE_FORMATS,
+    JXL_EXTRA,
+    describe_missing_extra,
+    find_declared_size,
+    find_format_extra,
+    register_format,
+)
+from firstlight.pipeline.data.images.headers import check_pixel_count, open_file_header
+from firstlight.pipeline.data.images.jpeg_xl import read_jxl_size
+from firstlight.pipeline.data.images.levels import (
+    LevelRanges,
+    find_level_kind,
+    find_value_range,
+    guess_level_range,
+    scale_to_8_bits,
+)
+from firstlight.pipeline.data.images.orientation import (
+    EXIF_TRANSPOSES,
+    PNG_ORIENTATION_MARKS,
+    load_pixels,
+    read_orientation,
+    turn_image_upright,
+    turn_size,
+)
+from firstlight.pipeline.data.images.repair import repair_image
 
 
-_silence_pillow()
+class ImageFrame(NamedTuple):
+    """Sizes (width, height) of an image as it is stored and as it is seen, and the EXIF orientation between them."""
+
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    orientation: int
 
 
-class BadImage(ValueError):
-    """The bytes are not a usable image; the text is a short reason of one line."""
-
-
-def open_rgb(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
+def open_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | None = None) -> Image.Image:
     """Decodes to an image of mode "RGB", fully loaded and upright.
 
-    `info` holds `mode` and `format` of the file and, if the image was not upright, its EXIF `orientation`. Of an
-    animation the first frame is used. Transparent pixels are blended on white. More than 8 bits are scaled, not
-    clipped: 16 bit grey by 1/257; 32 bit integers likewise if all of them fit 16 bits, floats by 255 if all are in
-    0..1; otherwise both by the range of the image (lowest value black, highest white). EXIF data that cannot be read
-    is ignored.
+    `info` holds `mode` and `format` of the file; if the image was not upright, its EXIF `orientation`; if it has more
+    than 8 bits a sample, its `levels`: kind, lowest and highest; and if something was decided in reading it, the
+    `readings`: names in `readings.READING_SENTENCES`. Of an animation the first frame is used. Transparent pixels are
+    blended on white. More than 8 bits are scaled to the range of their kind in `levels`, the ranges of the data set;
+    without one, as `guess_level_range` describes. EXIF data that cannot be read is ignored.
 
     Raises:
-        BadImage: the bytes are not a whole image of one of `IMAGE_FORMATS`, or the header declares more than
-            `max_pixels` pixels.
+        BadImage: the bytes are not a whole image of one of `IMAGE_FORMATS` or of an extra that is installed, or the
+            header declares more than `max_pixels` pixels.
     """
-    return _raise_only_bad_image(_open_rgb, data, max_pixels)
+    return raise_only_bad_image(lambda: _open_repaired(data, max_pixels, levels or {}), max_pixels)
 
 
-def _raise_only_bad_image(read: Callable[[bytes, int], T], data: bytes, max_pixels: int) -> T:
-    """Returns `read(data, max_pixels)`; raises BadImage for whatever it raises."""
-    try:
-        with _pillow_limits(max_pixels):
-            return read(data, max_pixels)
-    except BadImage:
-        raise
-    except Image.DecompressionBombError:
-        raise BadImage(f"larger than {max_pixels} pixels") from None
-    except Exception as error:
-        # Pillow's plugins raise any exception that their parsing of hostile bytes runs into.
-        raise BadImage(_describe_error(error)) from None
-
-
-def decode_rgb(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
+def decode_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | None = None) -> np.ndarray:
     """Decodes like `open_rgb`, to an array (H, W, 3) uint8.
 
     Raises:
         BadImage: see `open_rgb`.
     """
-    return np.asarray(open_rgb(data, max_pixels))
+    return np.asarray(open_rgb(data, max_pixels, levels))
 
 
-def read_header_size(data: bytes) -> tuple[int, int]:
-    """Returns width and height that an image's header declares. The pixels are not read.
+def read_header_frame(data: bytes) -> ImageFrame:
+    """Returns the sizes that an image's header declares, and its orientation.
+
+    The pixels are only read of PNG files that may have an orientation, since it may stand after them.
 
     Raises:
         BadImage: the bytes are not an image of one of `IMAGE_FORMATS`.
     """
-    return _raise_only_bad_image(lambda data, most: _open_header(data, most, IMAGE_FORMATS).size, data, sys.maxsize)
+    return raise_only_bad_image(lambda: _find_frame(_open_any_header(data), data), sys.maxsize)
 
 
-@contextmanager
-def _pillow_limits(max_pixels: int) -> Iterator[None]:
-    """Sets our pixel limit, silence, and no padding of truncated files in Pillow; restores its settings afterwards."""
-    with _pillow_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-        # Pillow refuses images from twice its limit on, and some plugins allocate while opening: the limit must hold
-        # there already.
-        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+def _open_any_header(data: bytes) -> ImageFile.ImageFile:
+    """Opens the header of an image of any size, of a file that must be repaired too."""
+    try:
+        return _open_header(data, sys.maxsize)
+    except Exception:
+        repaired = repair_image(data, lambda complete: np.empty(0))
+        if repaired is None:
+            raise
+    return _open_header(repaired.data, sys.maxsize)
 
 
-def decode_class_map(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
-    """Decodes a PNG file with a palette, or with one channel of 8 bits, to its numbers (H, W) uint8.
-
-    The numbers are the indices of the palette's entries, not their colours.
-
-    Raises:
-        BadImage: the bytes are not a whole file of this kind, or its header declares more than `max_pixels` pixels.
-    """
-    return _raise_only_bad_image(_open_class_map, data, max_pixels)
-
-
-def _open_class_map(data: bytes, max_pixels: int) -> np.ndarray:
-    image = _open_header(data, max_pixels, ("PNG",))
-    # Pillow scales grey of fewer than 8 bits up to 255.
-    if image.mode not in ("P", "L") or (image.mode == "L" and data[PNG_DEPTH_BYTE] != 8):
-        raise BadImage(
-            f"is not a map of classes but an image of mode {image.mode}, {data[PNG_DEPTH_BYTE]} bits; "
-            "valid: a palette, or grey of 8 bits"
-        )
-    image.load()
-    return np.asarray(image)
+def _find_frame(image: Image.Image, data: bytes) -> ImageFrame:
+    size, orientation = image.size, 1
+    if image.format != "PNG":
+        orientation = read_orientation(image)
+    elif any(mark in data for mark in PNG_ORIENTATION_MARKS):
+        orientation = load_pixels(image)
+    # Pillow gives the size of the upright image for TIFF.
+    upright = size if image.format == "TIFF" else turn_size(size, orientation)
+    return ImageFrame(turn_size(upright, orientation), upright, orientation)
 
 
-def _open_rgb(data: bytes, max_pixels: int) -> Image.Image:
-    image = _open_header(data, max_pixels, IMAGE_FORMATS)
+def _open_repaired(data: bytes, max_pixels: int, levels: LevelRanges) -> Image.Image:
+    """Opens an image; if it cannot be read, as a file with the same pixels that can."""
+    try:
+        return _open_rgb(data, max_pixels, levels)
+    except Exception as error:
+        if isinstance(error, Image.DecompressionBombError):
+            raise
+        if isinstance(error, BadImage) and error.kind not in ("unreadable", "truncated"):
+            raise
+        repaired = repair_image(data, lambda complete: np.asarray(_open_rgb(complete, max_pixels, levels)))
+        if repaired is None:
+            raise _explain_cut_off(data, error) from None
+    rgb = _open_rgb(repaired.data, max_pixels, levels)
+    rgb.info["readings"] = (*rgb.info.get("readings", ()), repaired.reading)
+    return rgb
+
+
+def _explain_cut_off(data: bytes, error: Exception) -> Exception:
+    """Returns an error that says so if a file has fewer bytes than it declares, else `error`."""
+    declared = find_declared_size(data)
+    if declared <= len(data):
+        return error
+    return BadImage(f"is truncated: {len(data)} of at least {declared} bytes are there", "truncated")
+
+
+def _open_rgb(data: bytes, max_pixels: int, levels: LevelRanges) -> Image.Image:
+    image = _open_header(data, max_pixels)
     facts: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
-    image.load()
-    orientation = _read_orientation(image)
+    is_deep = is_deep_colour(image, data)
+    if is_deep and has_mixed_planes(image):
+        raise BadImage("has 16 bits a sample in separate planes, which is not read; valid: interleaved samples")
+    orientation = load_pixels(image)
     if orientation in EXIF_TRANSPOSES:
         facts["orientation"] = orientation
-    rgb = _turn_upright(convert_to_rgb(image), orientation)
+    samples = read_deep_colour(data, image, _open_header(data, max_pixels)) if is_deep else None
+    rgb, found = _convert_samples(image, samples, levels)
+    # Pillow has turned the pixels of TIFF files while it loaded them.
+    rgb = rgb if image.format == "TIFF" else turn_image_upright(rgb, orientation)
+    facts |= {"levels": found} if found else {}
+    decided = {"high_bytes_only": is_deep and samples is None, "first_frame": _has_more_frames(image)}
+    if any(decided.values()):
+        facts["readings"] = tuple(name for name, is_so in decided.items() if is_so)
     rgb.info = facts
     return rgb
 
 
-def _open_header(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
-    """Reads and checks the header; the pixels are not read yet."""
-    if not data:
-        raise BadImage("is empty (0 bytes)")
+def _has_more_frames(image: Image.Image) -> bool:
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError:
-        # Its text holds a memory address, which differs from run to run.
-        raise BadImage(f"is not a readable image ({', '.join(formats)})") from None
-    width, height = image.size
-    if width < 1 or height < 1 or width * height > max_pixels:
-        raise BadImage(f"has {width} x {height} pixels (at least 1 x 1, at most {max_pixels} in all)")
-    _check_tile_size(image, max_pixels)
-    return image
-
-
-def _check_tile_size(image: Image.Image, max_pixels: int) -> None:
-    """Limits the tiles of a TIFF image: a tile is decoded as a whole, even if the image is only a corner of it."""
-    tags = getattr(image, "tag_v2", {})
-    tile = [tags.get(tag, 1) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH)]
-    # A small image may be the corner of a tile of ordinary size.
-    limit = max(max_pixels, BLOCK_PIXELS)
-    if tile[0] * tile[1] > limit:
-        raise BadImage(f"has tiles of {tile[0]} x {tile[1]} pixels (at most {limit} in all)")
-
-
-def _read_orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+        # A phone's JPEG with a preview or a second view inside is one photograph.
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:
-        # Broken EXIF data says nothing about the pixels.
-        return 1
+        # What follows the first frame is damaged; it is not read.
+        return False
 
 
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(EXIF_TRANSPOSES[orientation]) if orientation in EXIF_TRANSPOSES else image
+def _open_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Reads and checks the header of an image; the pixels are not read yet."""
+    formats: tuple[str, ...] = IMAGE_FORMATS
+    if (needed := find_format_extra(data)) is not None:
+        if not register_format(needed):
+            raise BadImage(describe_missing_extra(needed), "needs an extra")
+        formats = (needed.pillow_format,)
+        if needed is JXL_EXTRA and (size := read_jxl_size(data)) is not None:
+            check_pixel_count(*size, max_pixels)
+    return open_file_header(data, max_pixels, formats)
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a decoded image of any mode to "RGB", as `open_rgb` describes."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+def convert_to_rgb(image: Image.Image, levels: LevelRanges | None = None) -> Image.Image:
+    """Converts a loaded image of any mode to "RGB", as `open_rgb` describes; `info` holds its `levels`, if any."""
+    rgb, found = _convert_samples(image, None, levels or {})
+    rgb.info = {"levels": found} if found else {}
+    return rgb
+
+
+def _convert_samples(
+    image: Image.Image, samples: np.ndarray | None, levels: LevelRanges
+) -> tuple[Image.Image, tuple[str, float, float] | None]:
+    """Returns an image as RGB, and the kind, lowest and highest of its levels if it has more than 8 bits.
+
+    `samples`: (H, W, C) uint16 if they are colours of 16 bits.
+    """
+    kind = "16-bit colour" if samples is not None else find_level_kind(image.mode)
+    if kind is None:
+        return _convert_8_bits(image), None
+    values = np.asarray(image) if samples is None else _drop_alpha(samples)
+    low, high = find_value_range(values)
+    black, white = levels.get(kind) or guess_level_range(kind, low, high)
+    if samples is None:
+        scaled = Image.fromarray(scale_to_8_bits(values, black, white))
+    elif (black, white) == (0.0, 65535.0):
+        # The high bytes, as Pillow reads them.
+        scaled = image
+    else:
+        scaled = _scale_samples(samples, black, white)
+    return _convert_8_bits(scaled), (kind, low, high)
+
+
+def _drop_alpha(samples: np.ndarray) -> np.ndarray:
+    """Returns the grey or the colours of (H, W, C) samples, whose last channel is alpha if C is 2 or 4."""
+    return samples if samples.shape[2] == 3 else samples[:, :, :-1]
+
+
+def _scale_samples(samples: np.ndarray, black: float, white: float) -> Image.Image:
+    """Scales (H, W, C) uint16: grey or colours, and alpha, to an image of 8 bits.
+
+    Alpha of 16 bits may come with colours of fewer.
+    """
+    scaled = scale_to_8_bits(_drop_alpha(samples), black, white)
+    if samples.shape[2] != 3:
+        alpha = samples[:, :, -1:]
+        full = white if alpha.max() <= white else 65535.0
+        scaled = np.concatenate([scaled, scale_to_8_bits(alpha, 0.0, full)], 2)
+    mode = {2: "LA", 3: "RGB", 4: "RGBA"}[samples.shape[2]]
+    return Image.frombytes(mode, scaled.shape[1::-1], np.ascontiguousarray(scaled).tobytes())
+
+
+def _convert_8_bits(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return _blend_on_white(image.convert("RGBA"))
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
@@ -208,25 +230,3 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
 def _blend_on_white(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scales (H, W) values of any type to (H, W) uint8, by the rule of `open_rgb`."""
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise BadImage("holds values that are not finite")
-    full = 1.0 if mode == "F" else 65535.0
-    if low >= 0.0 and high <= full:
-        low, high = 0.0, full
-    span, scaled = (high - low) or 1.0, np.empty(values.shape, np.uint8)
-    step = max(1, BLOCK_PIXELS // values.shape[1])
-    # In float64, eight times the memory of the image, therefore some rows at a time.
-    for k in range(0, len(values), step):
-        scaled[k : k + step] = np.rint((values[k : k + step].astype(np.float64) - low) * 255.0 / span)
-    return scaled
-
-
-def _describe_error(error: Exception) -> str:
-    """Returns the text of an exception on one line, without memory addresses, or its type if it has no text."""
-    text = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", " ".join(str(error).split()))
-    return (text or type(error).__name__)[:MAX_REASON_LENGTH]

@@ -29,11 +29,13 @@ from firstlight.pipeline.data.prepare.jobs import (
     read_gaps,
     read_quarantined,
 )
+from firstlight.pipeline.data.prepare.level_ranges import decide_levels
 from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.subsets import NO_IDS, write_subsets
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import atomic_path, write_json
+from firstlight.pipeline.files import atomic_path
+from firstlight.pipeline.records import write_sealed_json
 
 QUARANTINE_SCHEMA = pa.schema([("path", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
@@ -47,14 +49,16 @@ def assemble_store(
     run_jobs: JobRunner,
     *,
     root: str | None,
+    depth: int | None = None,
 ) -> None:
     """Numbers the images of the jobs' shards, then writes the side tables and, last, the manifest.
 
     `results`: of all jobs, in source order. `statistics`: of the images of `old` and of the jobs. `root`: the location
-    of the source, for the manifest.
+    of the source, for the manifest. `depth`: `dataset.depth`.
 
     Raises:
-        UserError: no training image can be decoded, or storage cannot be written.
+        UserError: no training image can be decoded, storage cannot be written, or the new images need another range of
+            levels than those of `old`.
     """
     _write_quarantine(folder, results)
     shards = _number_shards(results, old.shards if old else (), folder, run_jobs)
@@ -62,14 +66,19 @@ def assemble_store(
     if not any(shard.split == "train" for shard in shards):
         problem = describe_bad_images(folder, num_bad, sum(source.splits.values()))
         raise UserError(f"{problem}; no image is left for training")
-    images = {**statistics.dump(), "duplicates": write_duplicates(folder, shards)}
+    levels = decide_levels(statistics.whole.levels, depth, old)
+    images = {
+        **statistics.dump(),
+        **({"levels": levels} if levels else {}),
+        "duplicates": write_duplicates(folder, shards),
+    }
     earlier_subsets = {name: old.subset(name) for name in old.subset_names} if old else {}
     train_ids = _list_train_ids(source, results, shards, folder)
     train_rows = source.rows.get("train", NO_IDS)
     subsets = write_subsets(folder, source.subsets, train_rows, train_ids, earlier_subsets)
     annotations = list(source.annotations)
     facts = {"quarantined": num_bad, "annotations": annotations, "images": images, "subsets": subsets}
-    write_json(folder / MANIFEST_FILE, _build_store_manifest(source, old, shards, facts, root))
+    write_sealed_json(folder / MANIFEST_FILE, _build_store_manifest(source, old, shards, facts, root))
 
 
 def _number_shards(
@@ -127,7 +136,10 @@ def _build_store_manifest(
             "kind": source.kind,
             "root": root,
             "fingerprint": source.fingerprint,
-            **({"aside": source.unread_note} if source.unread_note else {}),
+            **({"identity": source.identity} if source.identity else {}),
+            **({"reading": list(source.reading)} if source.reading else {}),
+            **({"notes": list(source.notes)} if source.notes else {}),
+            **({"draws_test": True} if source.draws_test else {}),
         },
         "extends": [asdict(earlier) for earlier in extends],
         "classes": list(source.classes),

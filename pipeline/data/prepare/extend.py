@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from firstlight.pipeline.data.image_statistics import ImageStatistics, SourceStatistics
+from firstlight.pipeline.data.images.colours import ColourSums
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, Shard, advise_repair, file_sha256
 from firstlight.pipeline.data.parquet import open_parquet_file
 from firstlight.pipeline.data.prepare.extend_checks import (
@@ -35,7 +36,8 @@ from firstlight.pipeline.data.prepare.jobs import (
 )
 from firstlight.pipeline.data.shards import short_digest
 from firstlight.pipeline.data.sources import Record, Source, SourcePart
-from firstlight.pipeline.data.sources.source import hash_rank, select_lowest
+from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
+from firstlight.pipeline.data.sources.source_splits import hash_rank, select_lowest
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import atomic_path
@@ -160,11 +162,15 @@ def select_new_images(
     """
     source = matcher.source
     found = _match_images(old, matcher, jobs, run_jobs, progress)
-    labels, has_test_split = source.labels[found.rows], "test" in source.rows
-    check_unchanged(old, found, labels, source.classes, has_test_split)
-    new = found.ids < 0
-    test = found.test[new] if has_test_split else select_lowest(found.ranks[new], labels[new], test_fraction)
-    parts = {"train": found.rows[new][~test], "test": found.rows[new][test]}
+    labels = source.labels[found.rows]
+    check_unchanged(old, found, labels, source.classes, tuple(source.rows))
+    new, splits = found.ids < 0, found.splits.copy()
+    if "test" not in source.rows:
+        drawn_from = new & (splits == "train")
+        splits[drawn_from] = np.where(
+            select_lowest(found.ranks[drawn_from], labels[drawn_from], test_fraction), "test", "train"
+        )
+    parts = {split: found.rows[new & (splits == split)] for split in SPLITS}
     return replace(source, rows={split: np.sort(rows) for split, rows in parts.items() if len(rows)})
 
 
@@ -204,7 +210,7 @@ def _match_images(
     known = np.asarray(np.load(matcher.folder / KNOWN_FILE, mmap_mode="r"))
     return MatchResult(
         rows=np.concatenate([*source.rows.values()]),
-        test=np.repeat([split == "test" for split in source.rows], [*source.splits.values()]),
+        splits=np.repeat([*source.rows], [*source.splits.values()]).astype(f"U{max(map(len, SPLITS))}"),
         ids=_assign_ids(known, order, found),
         changed_ids=order[-2 - found[found < NEW_IMAGE]],
         ranks=ranks,
@@ -285,10 +291,16 @@ def _link_or_copy(source: Path, file: Path) -> None:
 def load_statistics(old: Store) -> SourceStatistics:
     """Returns the statistics of the images of `old`, to which those of new images can be added."""
     statistics = SourceStatistics()
-    statistics.whole.merge({**old.images, "labels": [], "annotated": []})
+    # The images that were quarantined then are read again, as they are in no store.
+    statistics.whole.merge({**old.images, "labels": [], "annotated": [], "refused": {}})
+    colours = ColourSums()
+    # The store of an earlier version has none.
+    colours.merge_sums(old.images.get("colours", colours.dump_sums()))
     for split in old.splits:
         kinds = old.images.get("annotated", {}).get(split, {})
         annotated = Counter({(kind, int(c)): n for kind, counts in kinds.items() for c, n in counts.items()})
         labels = Counter(old.labels(split).tolist())
         statistics.splits[split] = ImageStatistics(labels=labels, annotated=annotated)
+        if split == "train":
+            statistics.splits[split].colours = colours
     return statistics

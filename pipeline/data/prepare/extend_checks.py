@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstlight.pipeline.data.annotations import ANNOTATION_FIELDS, Annotation, fit_to_image, pack_columns
-from firstlight.pipeline.data.images import BadImage, read_header_size
+from firstlight.pipeline.data.annotations import pack_columns
+from firstlight.pipeline.data.images import BadImage, read_header_frame
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE
+from firstlight.pipeline.data.images.orientation import EXIF_TRANSPOSES
 from firstlight.pipeline.data.manifest import canonical_json
 from firstlight.pipeline.data.parquet import open_parquet_file
+from firstlight.pipeline.data.prepare.fitting import fit_annotation
 from firstlight.pipeline.data.shards import short_digest
 from firstlight.pipeline.data.sources import Record, Source
 from firstlight.pipeline.data.store import Store
@@ -16,7 +19,6 @@ from firstlight.pipeline.errors import UserError
 
 NEW_STORE_ADVICE = "or prepare a new store without dataset.extends"
 ONLY_NEW_STORE = NEW_STORE_ADVICE.removeprefix("or ")
-BOX_FIELDS = ANNOTATION_FIELDS["boxes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,8 @@ class MatchResult:
 
     # (n,) int64 indices in the source's listing.
     rows: np.ndarray
-    # (n,) bool, True for images of the test split.
-    test: np.ndarray
+    # (n,) the name of the split that the source gives.
+    splits: np.ndarray
     # (n,) int64 ids in the earlier store; -1 if the image is new.
     ids: np.ndarray
     # Ids of earlier images whose path exists with other bytes.
@@ -44,14 +46,15 @@ def hash_annotation(image: Record, columns: Sequence[str]) -> int:
     """
     if not columns or image.data is None or image.annotation is None:
         return 0
+    known = image.annotation
     try:
-        # Only boxes are fitted. A mask was compared with its image's pixels when it came into the store, and is either
-        # the same file or another one.
-        only_boxes = Annotation(None, *(getattr(image.annotation, name) for name in BOX_FIELDS))
-        boxes = fit_to_image(only_boxes, read_header_size(image.data), 0, "")
+        frame = read_header_frame(image.data)
+        # A mask was compared with its image's pixels when it came into the store, and is either the same file or
+        # another one; only that of an image that is turned is another file in the store.
+        if known.mask is None or frame.orientation in EXIF_TRANSPOSES:
+            known = fit_annotation(known, frame, VOID_VALUE, "")
     except BadImage:
         return 0
-    known = Annotation(image.annotation.present, boxes.boxes, boxes.box_classes, boxes.difficult, image.annotation.mask)
     return _hash_values(dict(zip(columns, pack_columns(known, columns), strict=True)))
 
 
@@ -107,12 +110,12 @@ def check_same_kind(old: Store, source: Source) -> None:
 
 
 def check_unchanged(
-    old: Store, found: MatchResult, labels: np.ndarray, classes: tuple[str, ...], has_test_split: bool
+    old: Store, found: MatchResult, labels: np.ndarray, classes: tuple[str, ...], own_splits: tuple[str, ...]
 ) -> None:
     """Checks that the images of `old` are in the source as they were.
 
-    `labels` (n,) and `classes` are those of the source, with the numbers of `old`. `has_test_split`: the source has a
-    test split of its own.
+    `labels` (n,) and `classes` are those of the source, with the numbers of `old`. `own_splits`: the splits that the
+    source gives itself; the test split was drawn otherwise, and is not compared.
 
     Raises:
         UserError: an image of `old` is missing, or has other bytes, another label, another split or other annotations.
@@ -120,8 +123,8 @@ def check_unchanged(
     _check_complete(old, found)
     _check_labels(old, found, labels, classes)
     _check_annotations(old, found)
-    if has_test_split:
-        _check_splits(old, found)
+    if len(own_splits) > 1 or "val" in old.splits:
+        _check_splits(old, found, own_splits)
 
 
 def _check_complete(old: Store, found: MatchResult) -> None:
@@ -156,15 +159,17 @@ def _check_annotations(old: Store, found: MatchResult) -> None:
         raise _changed_error(old, len(wrong), what, int(wrong.min()), ", ".join(old.annotations))
 
 
-def _check_splits(old: Store, found: MatchResult) -> None:
-    is_test = np.zeros(old.extension_edges[-1], bool)
-    is_test[old.ids("test")] = True
+def _check_splits(old: Store, found: MatchResult, own_splits: tuple[str, ...]) -> None:
+    before = np.full(old.extension_edges[-1], "train", found.splits.dtype)
+    for split in ("val", "test"):
+        before[old.ids(split)] = split if split in own_splits or split == "val" else "train"
     kept = np.flatnonzero(found.ids >= 0)
-    wrong = kept[found.test[kept] != is_test[found.ids[kept]]]
+    wrong = kept[found.splits[kept] != before[found.ids[kept]]]
     if len(wrong):
-        first = int(found.ids[wrong].min())
-        was, now = ("test", "train") if is_test[first] else ("train", "test")
-        raise _changed_error(old, len(wrong), "have another split in the source", first, f"was {was}, is {now}")
+        first = wrong[found.ids[wrong].argmin()]
+        was, now = before[found.ids[first]], found.splits[first]
+        what = "have another split in the source"
+        raise _changed_error(old, len(wrong), what, int(found.ids[first]), f"was {was}, is {now}")
 
 
 def _changed_error(old: Store, count: int, what: str, first: int, how: str) -> UserError:

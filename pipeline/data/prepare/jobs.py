@@ -16,16 +16,22 @@ import PIL
 import pyarrow as pa
 from PIL.Image import Image
 
-from firstlight.pipeline.data.annotations import Annotation, count_annotations, fit_to_image, pack_columns
+from firstlight.pipeline.data.annotations import count_annotations, pack_columns
 from firstlight.pipeline.data.image_statistics import ImageStatistics
 from firstlight.pipeline.data.images import BadImage, open_rgb
+from firstlight.pipeline.data.images.decode import ImageFrame
+from firstlight.pipeline.data.images.levels import check_depth, list_pixel_readings
+from firstlight.pipeline.data.images.orientation import turn_size
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, STORE_FORMAT, Shard, canonical_json, file_sha256
+from firstlight.pipeline.data.prepare.fitting import fit_annotation
 from firstlight.pipeline.data.shards import ShardRow, read_annotation_columns, read_shard_rows, write_shard
 from firstlight.pipeline.data.sources import Record, Source, SourcePart
 from firstlight.pipeline.files import write_atomically
 
+# Changes with the rules by which images and annotations are read.
+READING_RULES = 1
 # Versions that decide a shard's bytes: parts that another version wrote are decoded again.
-MADE_BY = {"format": STORE_FORMAT, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
+MADE_BY = {"format": STORE_FORMAT, "readings": READING_RULES, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
 # A job, its record and its result are JSON objects: they travel between processes.
 PrepareJob = dict[str, Any]
 # Runs a function for each of some jobs and yields the results in any order.
@@ -55,6 +61,8 @@ class PartWriter:
     source: Source
     folder: Path
     max_pixels: int
+    # `dataset.depth`
+    depth: int | None = None
 
     def __call__(self, job: PrepareJob) -> PrepareJob:
         """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined: count, census} or {error}."""
@@ -84,34 +92,53 @@ class PartWriter:
         """
         for position, record in enumerate(self.source.read(part)):
             try:
-                if record.data is None:
-                    raise BadImage(record.reason)
-                image = open_rgb(record.data, self.max_pixels)
-                annotation = record.annotation and _fit_annotation(
-                    record, record.annotation, image, len(self.source.classes)
+                data, image = self._decode_image(record)
+                frame = _find_image_frame(image)
+                annotation = record.annotation and fit_annotation(
+                    record.annotation, frame, len(self.source.classes), record.annotation_file
                 )
             except BadImage as error:
                 bad[position] = [record.path, " ".join(str(error).split())]
+                statistics.refused[error.kind] += 1
                 continue
             kind = str(image.info["mode"]), str(image.info["format"])
             counts = count_annotations(annotation, image.size) if annotation else None
-            statistics.add(image.size, kind, record.label, len(record.data), counts)
-            yield record.data, record.label, record.path, *pack_columns(annotation, self.source.annotations)
+            statistics.add(image.size, kind, record.label, len(data), counts)
+            _count_readings(statistics, image)
+            statistics.readings.update(annotation.readings if annotation else {})
+            yield data, record.label, record.path, *pack_columns(annotation, self.source.annotations)
+
+    def _decode_image(self, record: Record) -> tuple[bytes, Image]:
+        """Returns the bytes and the pixels of a record; pixels of more than 8 bits are not scaled for the set yet.
+
+        Raises:
+            BadImage: there are none, or the pixels have levels beyond `dataset.depth`.
+        """
+        if record.data is None:
+            raise BadImage(str(record.reason), "not read")
+        image = open_rgb(record.data, self.max_pixels)
+        if self.depth is not None and "levels" in image.info:
+            kind, low, high = image.info["levels"]
+            check_depth(kind, low, high, self.depth)
+        return record.data, image
 
 
-def _fit_annotation(record: Record, annotation: Annotation, image: Image, num_classes: int) -> Annotation:
-    """Returns the annotation with its boxes cut at the edges of the image.
+def _find_image_frame(image: Image) -> ImageFrame:
+    orientation = int(image.info.get("orientation", 1))
+    return ImageFrame(turn_size(image.size, orientation), image.size, orientation)
 
-    Raises:
-        BadImage: the annotation does not fit the image; or it has positions and the image an EXIF orientation, so that
-            the positions are ambiguous.
-    """
-    if "orientation" in image.info and (annotation.boxes is not None or annotation.mask is not None):
-        raise BadImage(
-            f"{record.annotation_file}: the image has EXIF orientation {image.info['orientation']}, and the annotation "
-            "does not say whether its positions apply before or after turning it"
-        )
-    return fit_to_image(annotation, image.size, num_classes, record.annotation_file)
+
+def _count_readings(statistics: ImageStatistics, image: Image) -> None:
+    """Counts what was decided in reading an image, and its colours, or the levels of one of more than 8 bits."""
+    statistics.readings.update(image.info.get("readings", ()))
+    if "orientation" in image.info:
+        statistics.readings["oriented"] += 1
+    if "levels" in image.info:
+        statistics.add_levels(*image.info["levels"])
+    else:
+        statistics.readings.update(list_pixel_readings(image))
+        # Those of deeper images are known once the whole set has decided what is white.
+        statistics.colours.add_image(image)
 
 
 @dataclass(frozen=True)

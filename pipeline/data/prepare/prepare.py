@@ -7,7 +7,7 @@ parts that are not finished.
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,8 +32,10 @@ from firstlight.pipeline.data.prepare.jobs import (
     describe_storage_error,
     list_jobs,
 )
+from firstlight.pipeline.data.prepare.mask_checks import check_masks
 from firstlight.pipeline.data.prepare.target import PrepareOptions, StoreTarget, find_target
 from firstlight.pipeline.data.sources import Source, SourceOptions, open_source
+from firstlight.pipeline.data.sources.source_splits import DEFAULT_TEST_FRACTION
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import LOCK_FILE, wait_for_lock
@@ -43,13 +45,18 @@ IMAGES_PER_SHARD = 2048
 
 
 def prepare(
-    dataset: PrepareOptions, stores: Path, on_ray: Callable[[], bool], progress: Callable[[int, int], None]
+    dataset: PrepareOptions,
+    stores: Path,
+    on_ray: Callable[[], bool],
+    progress: Callable[[int, int], None],
+    tell: Callable[[Sequence[str]], None] = lambda lines: None,
 ) -> Store:
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
     `on_ray` is called if there is something to write; it returns True if Ray, started by then, is to write it. On Ray,
     all nodes must share the storage of `stores`. `progress(done, total)` is called with numbers of images: of the
-    source, or of the store that is verified.
+    source, or of the store that is verified. `tell(lines)` is called with what was read as what, before a store is
+    written.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
@@ -64,11 +71,13 @@ def prepare(
             # The records exist if a process was killed after it wrote the manifest.
             _remove_records(target.folder)
         else:
+            tell(source.reading)
             target.check(source, progress)
             store = _write_store(dataset, source, target, functools.partial(_run_jobs, on_ray()), progress)
     except OSError as error:
         raise UserError(describe_storage_error(target.folder, error)) from None
     _check_bad_fraction(dataset, store)
+    check_masks(store, dataset.mask_values)
     return store
 
 
@@ -103,16 +112,15 @@ def _write_store(
             if old:
                 matcher = Matcher(align_classes(old, source), folder, dataset.split_seed)
                 match_jobs = list_match_jobs(source, IMAGES_PER_SHARD)
-                source = select_new_images(
-                    old, matcher, match_jobs, run_jobs, progress, test_fraction=dataset.test_fraction
-                )
+                fraction = DEFAULT_TEST_FRACTION if dataset.test_fraction is None else dataset.test_fraction
+                source = select_new_images(old, matcher, match_jobs, run_jobs, progress, test_fraction=fraction)
                 link_shards(old, folder)
             jobs = append_jobs(target.old_shards, list_jobs(source, IMAGES_PER_SHARD))
             _remove_leftovers(folder, {shard.file for shard in target.old_shards} | {job["file"] for job in jobs})
-            writer = PartWriter(source, folder, dataset.max_pixels)
+            writer = PartWriter(source, folder, dataset.max_pixels, dataset.depth)
             results, statistics = _write_parts(writer, jobs, old, run_jobs, progress)
             root = None if dataset.root is None else str(dataset.root)
-            assemble_store(folder, source, old, results, statistics, run_jobs, root=root)
+            assemble_store(folder, source, old, results, statistics, run_jobs, root=root, depth=dataset.depth)
     _remove_records(folder)
     return Store.open(folder)
 
@@ -192,4 +200,4 @@ def _check_bad_fraction(dataset: PrepareOptions, store: Store) -> None:
     if store.quarantined > dataset.max_bad_fraction * total:
         limit = f"dataset.max_bad_fraction: {dataset.max_bad_fraction:g} is exceeded"
         problem = describe_bad_images(store.path, store.quarantined, total)
-        raise UserError(f"{limit}: {problem}; repair them, or raise the limit to continue without them")
+        raise UserError(f"{limit}: {problem}; repair them, or raise dataset.max_bad_fraction to go on without them")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions, add_test_split
+from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions
+from firstlight.pipeline.data.sources.source_splits import add_test_split
 
 
 @dataclass(frozen=True)

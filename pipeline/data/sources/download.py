@@ -14,12 +14,12 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from firstlight.pipeline.data.sources.files import parse_local_path
 from firstlight.pipeline.data.sources.source import SourceOptions
 from firstlight.pipeline.errors import UserError, one_line, suggest_valid
+from firstlight.pipeline.terminal import SafeConsole
 
 # Below the root, until a set is complete
 DOWNLOAD_FOLDER = ".download"
@@ -200,7 +200,7 @@ def _copy_url(url: str, path: Path) -> None:
     with (
         urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_S) as response,  # noqa: S310
         open(path, "wb") as file,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        Progress(*columns, console=SafeConsole(stderr=True)) as progress,
     ):
         task = progress.add_task(path.stem, total=response.length)
         while chunk := response.read(DOWNLOAD_CHUNK_BYTES):

@@ -63,14 +63,23 @@ class Files(ABC):
         """
 
     @abstractmethod
+    def read_part(self, name: bytes, offset: int, size: int) -> bytes:
+        """Returns up to `size` bytes of a file at any depth, from `offset` on; links as with `read`."""
+
+    @abstractmethod
+    def list_tree(self) -> list[str]:
+        """Returns the sorted names of all files at any depth, without hidden files and folders."""
+
+    @abstractmethod
     def exists(self, name: str) -> bool: ...
 
 
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """The files below a folder on disk."""
+    """The files below a folder on disk. With `follow_links`, links may leave the folder."""
 
     root: Path
+    follow_links: bool = False
 
     def list_names(self) -> list[str]:
         return sorted(file.name for file in self.root.iterdir() if not file.name.startswith("."))
@@ -89,11 +98,29 @@ class LocalFiles(Files):
         return pa.OSFile(str(self.root / name))
 
     def read(self, name: bytes) -> bytes:
+        return read_image_file(self._find_file(name))
+
+    def _find_file(self, name: bytes) -> bytes:
         root = os.fsencode(self.root)
         file = os.path.join(root, name)
-        if not is_below(root, file):
+        if not self.follow_links and not is_below(root, file):
             raise OSError("link leaves the root")
-        return read_image_file(file)
+        return file
+
+    def read_part(self, name: bytes, offset: int, size: int) -> bytes:
+        file = self._find_file(name)
+        _check_regular(os.stat(file))
+        with open(file, "rb") as opened:
+            opened.seek(offset)
+            return opened.read(size)
+
+    def list_tree(self) -> list[str]:
+        found = []
+        for folder, folders, names in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = os.path.relpath(folder, self.root)
+            found += [os.path.join(below if below != "." else "", n) for n in names if not n.startswith(".")]
+        return sorted(found)
 
     def exists(self, name: str) -> bool:
         return (self.root / name).exists()
@@ -126,12 +153,16 @@ def read_image_file(file: bytes) -> bytes:
         OSError: it cannot be read, is a pipe or a device, which would never end, or is larger than `MAX_IMAGE_BYTES`.
     """
     status = os.stat(file)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise OSError("is no file but a pipe, socket or device")
+    _check_regular(status)
     if status.st_size > MAX_IMAGE_BYTES:
         raise OSError(describe_too_large(status.st_size))
     with open(file, "rb") as opened:
         return opened.read()
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError("is no file but a pipe, socket or device")
 
 
 def describe_too_large(size: int) -> str:

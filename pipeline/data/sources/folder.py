@@ -1,46 +1,61 @@
-"""A folder of images: a subfolder for each class, below train/ and test/ (or val/) if there are splits."""
+"""A folder of images: a subfolder for each class, below the folders of the splits if there are any.
+
+What stands for a split or a class, and what is left out, is decided in `conventions/`.
+"""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from firstlight.pipeline.data.sources.files import (
-    FileFacts,
-    LocalFiles,
-    decode_path,
-    hash_facts,
-    read_concurrently,
+from firstlight.pipeline.data.sources.conventions.folder_layout import (
+    UNLABELLED_FOLDERS,
+    FolderPlan,
+    build_folder_tree,
+    find_layout,
+    plan_given_splits,
 )
+from firstlight.pipeline.data.sources.conventions.folder_scan import (
+    FolderScan,
+    scan_folder,
+    scan_remote,
+)
+from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES
+from firstlight.pipeline.data.sources.conventions.reading import (
+    count_labels,
+    describe_absent_classes,
+    describe_classes,
+    describe_near_twins,
+    describe_read_files,
+    fold_name,
+    join_names,
+)
+from firstlight.pipeline.data.sources.conventions.split_names import SPLIT_TITLES, SPLITS, find_split_names, list_words
+from firstlight.pipeline.data.sources.files import Files, LocalFiles, decode_path, hash_facts, read_concurrently
+from firstlight.pipeline.data.sources.labels import clean_label
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
-from firstlight.pipeline.data.sources.source import (
-    IMAGE_SUFFIXES,
-    Record,
-    Source,
-    SourceOptions,
-    add_test_split,
-    describe_unread,
-    open_root,
-)
+from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
+from firstlight.pipeline.data.sources.source_splits import describe_unread, settle_splits
 from firstlight.pipeline.errors import UserError
-
-# The first that exists counts
-TRAIN_FOLDERS, TEST_FOLDERS = (b"train", b"training"), (b"test", b"val", b"validation")
-IMAGE_ENDINGS = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class FolderSource(Source):
-    """Image files below a folder. A link is read only if its target is below the folder."""
+    """Image files below a folder. A link is read only if its target is below the folder, unless links are followed."""
 
     kind = "folder"
     root: Path
     # (n,) relative to the root, as the bytes of the file system, since not every name is UTF-8
     paths: pa.BinaryArray
+    follow_links: bool = field(default=False, kw_only=True)
+
+    def list_files(self) -> SourceFiles:
+        # Published sets, which derive from this class, have lists and annotations besides
+        besides = "" if type(self) is FolderSource else self.fingerprint
+        return SourceFiles(LocalFiles(self.root, self.follow_links), self.paths.to_pylist(), besides)
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         for index in indices.tolist():
@@ -51,7 +66,7 @@ class FolderSource(Source):
                 yield Record(decode_path(path), None, label, error.strerror or str(error))
 
     def _load_file(self, path: bytes) -> bytes:
-        return LocalFiles(self.root).read(path)
+        return LocalFiles(self.root, self.follow_links).read(path)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,9 @@ class RemoteFolderSource(Source):
     kind = "folder"
     files: RemoteFiles
     paths: pa.BinaryArray  # (n,) relative to the root
+
+    def list_files(self) -> SourceFiles:
+        return SourceFiles(self.files, self.paths.to_pylist())
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         yield from read_concurrently(self._read_record, indices.tolist())
@@ -73,157 +91,178 @@ class RemoteFolderSource(Source):
             return Record(decode_path(path), None, label, error.strerror or str(error))
 
 
-class _FolderListing(NamedTuple):
-    """The files below a root.
-
-    `tops` has the folder of each split. `others` are the names outside of these folders that may hold images.
-    """
-
-    tops: dict[str, bytes]
-    images: list[FileFacts]
-    links: list[FileFacts]
-    others: set[bytes]
-
-
 def open_folder(dataset: SourceOptions) -> Source:
     """Lists the images of a folder or a URI.
 
     Raises:
-        UserError: there are no images, a split folder is a link, or a class occurs only in the test split.
+        UserError: there are no images, it cannot be told what the folders are, or a class occurs only in another split
+            than the training split.
     """
-    below = open_root(dataset.root, dataset.source)
-    listing = _list_local(below.root) if isinstance(below, LocalFiles) else _list_remote(below.list_all())
-    tops, links = listing.tops, listing.links
-    if not listing.images:
-        refused = f" ({len(links)} links to folders are not followed, e.g. {decode_path(links[0][0])})" if links else ""
-        raise UserError(f"dataset.root: no images ({' '.join(IMAGE_SUFFIXES)}) in {below.get_location()!r}{refused}")
-    facts = sorted(listing.images + links)
+    below = open_root(dataset.root, dataset.source, dataset.follow_links)
+    scan = scan_folder(below) if isinstance(below, LocalFiles) else scan_remote(below)
+    if not dataset.follow_links:
+        _check_split_links(scan, below)
+    _require_images(scan, below)
+    facts = sorted(scan.images)
     paths = [path for path, _, _ in facts]
-    members = {split: [k for k, path in enumerate(paths) if path.startswith(top + b"/")] for split, top in tops.items()}
-    members = members if tops else {"train": list(range(len(paths)))}
-    classes, labels = _label_by_folder(paths, {path for path, _, _ in links}, members, tops)
+    tree = build_folder_tree(_count_by_folder(paths))
+    plan = (
+        find_layout(tree, decode_path)
+        if dataset.splits is None
+        else plan_given_splits(tree, dataset.splits, os.fsencode, decode_path)
+    )
+    placed = _place_images(paths, plan)
+    classes, labels, notes = _label_by_folder(paths, placed, dataset)
+    members = {split: [k for k, (own, _) in enumerate(placed) if own == split] for split in SPLITS}
     rows = {split: np.array(indices, np.int64) for split, indices in members.items() if indices}
-    if "train" not in rows:
-        raise UserError(f"dataset.root: no images in {below.get_location(os.fsdecode(tops['train']))!r}")
-    rows = add_test_split(rows, paths, labels, dataset)
-    why = f"as {b' and '.join(tops.values()).decode()} are the splits"
-    note = describe_unread(map(decode_path, listing.others), why)
-    common = (classes, hash_facts(facts), labels, rows)
+    settled = settle_splits(rows, paths, labels, dataset)
+    outside = {decode_path(plan.name_outsider(paths[k])) for k, (own, _) in enumerate(placed) if own is None}
+    num_outside = sum(own is None for own, _ in placed)
+    left_out = {**scan.left_out, **({"images outside of the splits": num_outside} if num_outside else {})}
+    fingerprint = hash_facts(facts[k] for k, (own, _) in enumerate(placed) if own is not None)
+    common = (classes, fingerprint, labels, settled.rows)
+    array = pa.array(paths, pa.binary())
+    source: Source
     if isinstance(below, LocalFiles):
-        return FolderSource(*common, below.root, pa.array(paths, pa.binary()), unread_note=note)
-    return RemoteFolderSource(*common, below, pa.array(paths, pa.binary()), unread_note=note)
+        source = FolderSource(*common, below.root, array, follow_links=dataset.follow_links)
+    else:
+        source = RemoteFolderSource(*common, below, array)
+    return replace(
+        source,
+        reading=(
+            describe_read_files(len(paths) - num_outside, left_out),
+            *plan.reading,
+            *settled.reading,
+            *describe_classes(classes, labels, settled.rows),
+        ),
+        notes=(
+            *plan.notes,
+            *settled.notes,
+            *describe_unread(outside, "outside of the splits"),
+            *scan.describe_findings(dataset.follow_links),
+            *(_describe_empty_folders(scan, plan, paths) if classes else ()),
+            *notes,
+            *describe_absent_classes(classes, labels, settled.rows),
+        ),
+        draws_test=settled.draws_test,
+    )
 
 
-def _list_local(root: Path) -> _FolderListing:
-    tops = _find_split_folders(root)
-    with os.scandir(os.fsencode(root)) as scan:
-        names = {entry.name for entry in scan if tops and not entry.name.startswith(b".") and _may_hold_images(entry)}
-    images, links = _walk_folders(root, [top + b"/" for top in tops.values()] or [b""])
-    return _FolderListing(tops, images, links, names - {*tops.values()})
+def _require_images(scan: FolderScan, below: Files) -> None:
+    """Raises UserError if no image can be read; the message says what was seen instead."""
+    where = below.get_location()
+    if scan.images and len(scan.outside_links) == len(scan.images):
+        raise UserError(
+            f"dataset.root: all {len(scan.images):,} images in {where!r} are links out of it, e.g. "
+            f"{decode_path(min(scan.outside_links))}; dataset.follow_links=true reads them"
+        )
+    if not scan.images:
+        links = join_names(map(decode_path, sorted(scan.folder_links)))
+        seen = f" (links to folders are not followed: {links}; dataset.follow_links=true does)" if links else ""
+        seen += f" ({describe_read_files(0, scan.left_out)})" if scan.left_out else ""
+        raise UserError(f"dataset.root: no images ({' '.join(IMAGE_SUFFIXES)}) in {where!r}{seen}")
 
 
-def _may_hold_images(entry: os.DirEntry[bytes]) -> bool:
-    return os.path.isdir(entry.path) or entry.name.lower().endswith(IMAGE_ENDINGS)
-
-
-def _list_remote(files: list[FileFacts]) -> _FolderListing:
-    images = [
-        (path, size, changed)
-        for path, size, changed in files
-        if path.lower().endswith(IMAGE_ENDINGS) and not (b"/" + path).count(b"/.")
-    ]
-    folders = {path.partition(b"/")[0] for path, _, _ in images if b"/" in path}
-    found = {
-        "train": [name for name in TRAIN_FOLDERS if name in folders],
-        "test": [name for name in TEST_FOLDERS if name in folders],
-    }
-    tops = {split: names[0] for split, names in found.items() if names} if found["train"] else {}
-    others = {path.partition(b"/")[0] for path, _, _ in images} - {*tops.values()} if tops else set()
-    images = [facts for facts in images if not tops or facts[0].partition(b"/")[0] in tops.values()]
-    return _FolderListing(tops, images, [], others)
-
-
-def _find_split_folders(root: Path) -> dict[str, bytes]:
-    """Returns the subfolder of each split; {} if none is for training, as the whole root is the training split then.
-
-    Raises:
-        UserError: a split folder is a link.
-    """
-    found: dict[str, bytes] = {}
-    for split, names in (("train", TRAIN_FOLDERS), ("test", TEST_FOLDERS)):
-        existing = [name for name in names if (root / os.fsdecode(name)).is_dir()]
-        if existing:
-            found[split] = existing[0]
-    for name in found.values():
-        if (root / os.fsdecode(name)).is_symlink():
+def _check_split_links(scan: FolderScan, below: Files) -> None:
+    """Raises UserError if a link that is not followed has the name of a split, which would then be missing."""
+    for link in sorted(scan.folder_links):
+        name = decode_path(link.rpartition(b"/")[2])
+        if find_split_names([name]):
             raise UserError(
-                f"dataset.root: {str(root / os.fsdecode(name))!r} is a link; "
-                "valid: a folder, or dataset.root = the target of the link"
+                f"dataset.root: {below.get_location(os.fsdecode(link))!r} is a link; valid: dataset.follow_links=true, "
+                "or a folder in its place"
             )
-    return found if "train" in found else {}
 
 
-def _walk_folders(root: Path, starts: list[bytes]) -> tuple[list[FileFacts], list[FileFacts]]:
-    """Returns the image files below the folders `starts`, and the links to folders.
-
-    Such links are reported instead of followed: they may leave the root, or form a circle.
-    """
-    images: list[FileFacts] = []
-    links: list[FileFacts] = []
-    folders = list(starts)
-    while folders:
-        below = folders.pop()
-        with os.scandir(os.path.join(os.fsencode(root), below)) as scan:
-            entries = list(scan)
-        for entry in entries:
-            path = below + entry.name
-            if entry.name.startswith(b"."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path + b"/")
-            # entry.is_dir() raises if a link points to itself
-            elif os.path.isdir(entry.path):
-                links.append(get_entry_facts(path, entry))
-            elif path.lower().endswith(IMAGE_ENDINGS):
-                # Broken links and pipes are listed too: their records get the reason when they are read
-                images.append(get_entry_facts(path, entry))
-    return images, links
+def _count_by_folder(paths: list[bytes]) -> dict[bytes, int]:
+    counts: dict[bytes, int] = {}
+    for path in paths:
+        folder = path.rpartition(b"/")[0]
+        counts[folder] = counts.get(folder, 0) + 1
+    return counts
 
 
-def get_entry_facts(path: bytes, entry: os.DirEntry[bytes]) -> FileFacts:
-    """Returns the facts of a file; those of the link itself if it is broken."""
-    try:
-        facts = entry.stat()
-    except OSError:
-        facts = entry.stat(follow_symlinks=False)
-    return path, facts.st_size, facts.st_mtime_ns
+def _place_images(paths: list[bytes], plan: FolderPlan) -> list[tuple[str | None, bytes]]:
+    """Returns the split and the class folder of each image, see `FolderPlan.place_folder`."""
+    known: dict[bytes, tuple[str | None, bytes]] = {}
+    placed = []
+    for path in paths:
+        folder = path.rpartition(b"/")[0]
+        if folder not in known:
+            known[folder] = plan.place_folder(folder)
+        placed.append(known[folder])
+    return placed
 
 
 def _label_by_folder(
-    paths: list[bytes], links: set[bytes], members: dict[str, list[int]], tops: dict[str, bytes]
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns the classes and the (n,) labels, -1 = unknown.
+    paths: list[bytes], placed: list[tuple[str | None, bytes]], dataset: SourceOptions
+) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
+    """Returns the classes, the (n,) labels, -1 = unknown, and notes.
 
-    Classes are the subfolders of the training split; () if an image lies directly in the folder of the split.
+    Classes are the folders of the training split; () if an image lies directly in the folder of the split.
 
     Raises:
-        UserError: the test split has a class that the training split lacks.
+        UserError: another split has a class that the training split lacks.
     """
-    names: list[bytes] = []
-    labels = np.full(len(paths), -1, np.int64)
-    # The training split comes first
-    for split, indices in members.items():
-        start = len(tops[split]) + 1 if tops else 0
-        folders = {k: paths[k][start:].rpartition(b"/")[0].split(b"/")[0] for k in indices if paths[k] not in links}
-        kinds = set(folders.values())
-        if b"" in kinds:
+    labels, notes = np.full(len(paths), -1, np.int64), list[str]()
+    folders = {split: {kind for own, kind in placed if own == split} for split in SPLITS}
+    if b"" in folders["train"]:
+        return (), labels, _describe_strays(paths, placed, "train")
+    names = {kind: clean_label(decode_path(kind), dataset) for kind in sorted(set().union(*folders.values())) if kind}
+    unlabelled = {kind for kind, name in names.items() if "".join(list_words(name)) in UNLABELLED_FOLDERS}
+    classes = tuple(dict.fromkeys(names[kind] for kind in sorted(folders["train"] - unlabelled)))
+    if not classes:
+        classes, unlabelled = tuple(dict.fromkeys(names[kind] for kind in sorted(folders["train"]))), set()
+    numbers = {name: k for k, name in enumerate(classes)}
+    for k, (split, kind) in enumerate(placed):
+        if split is None or b"" in folders[split] or kind in unlabelled:
             continue
-        names = sorted(kinds) if split == "train" else names
-        class_numbers = {name: k for k, name in enumerate(names)}
-        for index, name in folders.items() if names else ():
-            if name not in class_numbers:
-                raise UserError(
-                    f"dataset.root: {decode_path(paths[index])}: the training split has no class {decode_path(name)!r}"
-                )
-            labels[index] = class_numbers[name]
-    return tuple(map(decode_path, names)), labels
+        if names[kind] not in numbers:
+            raise _missing_class_error(decode_path(paths[k]), names[kind], classes)
+        labels[k] = numbers[names[kind]]
+    for split in ("val", "test"):
+        notes += _describe_strays(paths, placed, split) if b"" in folders[split] else []
+    if unlabelled:
+        count = sum(kind in unlabelled for _, kind in placed)
+        notes.append(f"{count:,} images in {join_names(names[kind] for kind in sorted(unlabelled))} have no label")
+    if merged := _describe_merged(names):
+        notes.append(merged)
+    return classes, labels, [*notes, *describe_near_twins(classes, count_labels(labels))]
+
+
+def _missing_class_error(path: str, name: str, classes: tuple[str, ...]) -> UserError:
+    near = [known for known in classes if fold_name(known) == fold_name(name)]
+    advice = f"; {near[0]!r} is one: dataset.label_case=lower reads both alike" if near else ""
+    return UserError(f"dataset.root: {path}: the training split has no class {name!r}{advice}")
+
+
+def _describe_strays(paths: list[bytes], placed: list[tuple[str | None, bytes]], split: str) -> list[str]:
+    """Returns a note if images lie beside the folders of the classes, so that a split has no labels."""
+    stray = [path for path, (own, kind) in zip(paths, placed, strict=True) if own == split and not kind]
+    folders = sorted({decode_path(kind) for own, kind in placed if own == split and kind})
+    if not folders:
+        return []
+    return [
+        f"the {SPLIT_TITLES[split]} split has no labels, as {len(stray):,} images lie beside the folders "
+        f"{join_names(folders)}: {join_names(map(decode_path, stray), 2)}"
+    ]
+
+
+def _describe_merged(names: Mapping[bytes, str]) -> str:
+    """Returns a note about folders that became one class."""
+    groups: dict[str, list[str]] = {}
+    for kind, name in names.items():
+        groups.setdefault(name, []).append(decode_path(kind))
+    merged = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    return f"folders read as one class: {join_names(merged)}" if merged else ""
+
+
+def _describe_empty_folders(scan: FolderScan, plan: FolderPlan, paths: list[bytes]) -> list[str]:
+    """Returns a note about folders without an image among those of the classes."""
+    full = {path[:end] for path in paths for end in range(len(path)) if path[end : end + 1] == b"/"}
+    parents = set()
+    for pattern in (pattern for patterns in plan.patterns.values() for pattern in patterns):
+        literal = [part for part in pattern if b"*" not in part]
+        parents.add(b"/".join(literal if len(literal) == len(pattern) else pattern[: pattern.index(b"*")]))
+    empty = sorted(folder for folder in scan.folders - full - {b""} if folder.rpartition(b"/")[0] in parents)
+    return [f"folders without an image: {join_names(map(decode_path, empty))}"] if empty else []

@@ -8,12 +8,18 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from firstlight.pipeline.data.annotations import Annotation
+from firstlight.pipeline.data.sources.conventions.reading import (
+    describe_absent_classes,
+    describe_classes,
+    describe_read_files,
+)
 from firstlight.pipeline.data.sources.files import (
     Files,
     LocalFiles,
@@ -24,18 +30,25 @@ from firstlight.pipeline.data.sources.files import (
 )
 from firstlight.pipeline.data.sources.labels import (
     CLASSES_FILE,
-    ClassLabels,
-    number_labels,
-    parse_integers,
+    LabelReading,
     read_class_names,
+    read_labels,
+    simplify_labels,
 )
 from firstlight.pipeline.data.sources.list_columns import LIST_DELIMITERS, parse_list_columns
+from firstlight.pipeline.data.sources.list_rows import (
+    RepeatedImages,
+    find_repeated_images,
+    merge_labels,
+    resolve_paths,
+    split_rows,
+    spread_label_lists,
+)
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
-from firstlight.pipeline.data.sources.source import Record, Source, SourceOptions, add_test_split, open_root
+from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
+from firstlight.pipeline.data.sources.source_splits import settle_splits
 from firstlight.pipeline.errors import UserError
 
-# Value in the column of splits -> split; val becomes the test split if no row is marked test
-SPLIT_OF_VALUE = {"train": "train", "test": "test", "val": "val", "validation": "val"}
 NO_PATH_REASON, DUPLICATE_REASON = "the row has no path", "is listed twice"
 
 
@@ -45,10 +58,19 @@ class ImageList(Source):
 
     kind = "list"
     files: Files
-    # (n,) as the list has them
+    # (n,) as they are read
     paths: pa.BinaryArray
     # Row -> the reason why it is not read
     refused: dict[int, str]
+    # (n, C) int8 of `Annotation.present`, where an image has several labels
+    present: np.ndarray | None = field(default=None, kw_only=True)
+    # SHA-256 of the list and of the keys by which it is read
+    list_hash: str = field(default="", kw_only=True)
+
+    def list_files(self) -> SourceFiles:
+        # Absolute paths leave the root
+        files = LocalFiles(self.files.root, follow_links=True) if isinstance(self.files, LocalFiles) else self.files
+        return SourceFiles(files, [path for path in self.paths.to_pylist() if b"://" not in path], self.list_hash)
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         yield from read_concurrently(self._read_record, indices.tolist())
@@ -58,8 +80,9 @@ class ImageList(Source):
         known_as = decode_path(path) or f"row {index}"
         if index in self.refused:
             return Record(known_as, None, label, self.refused[index])
+        annotation = None if self.present is None else Annotation(present=self.present[index])
         try:
-            return Record(known_as, _load_image(self.files, path), label)
+            return Record(known_as, _load_image(self.files, path), label, None, annotation)
         # ValueError: the text is no path, for example as it holds a zero byte
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -70,23 +93,64 @@ def open_list(dataset: SourceOptions) -> ImageList:
     """Reads the list.
 
     Raises:
-        UserError: the list cannot be read or has no rows, lacks a column, or holds a label or a split that is not
-            valid.
+        UserError: the list cannot be read or has no rows, lacks a column, holds a label or a split that is not valid,
+            none of its images exists, or an image has two labels.
     """
     below, folder, name = _locate_list(dataset)
     where = folder.get_location(name)
     data = _read_list(folder, name)
-    table = parse_list_columns(dataset, data, where)
-    paths = table["path"].cast(pa.binary()).fill_null(b"").combine_chunks()
-    if not len(paths):
+    found = parse_list_columns(dataset, data, where)
+    if not len(found.table):
         raise UserError(f"dataset.list: no rows in {where}")
-    classes, labels = _number_list_labels(table, below, where)
-    marked = _split_rows(dataset, table, where)
-    rows = add_test_split(marked, paths.to_pylist(), labels, dataset)
-    unread = len(paths) - sum(map(len, marked.values()))
-    note = f"not read, as others are marked test: {unread:,} rows that are marked val" if unread else ""
-    fingerprint, refused = _hash_list(dataset, data, below, paths), _refuse_rows(paths, below)
-    return ImageList(classes, fingerprint, labels, rows, below, paths, refused, unread_note=note)
+    has_several = "present" in (dataset.annotations or ())
+    table = spread_label_lists(found.table) if has_several else found.table
+    read = _number_list_labels(dataset, table, below, where)
+    marked = split_rows(dataset, table, where)
+    paths, path_notes = resolve_paths(table["path"], below, found.encoding, where)
+    repeated = find_repeated_images(paths, below)
+    labels = merge_labels(read, repeated, paths, where, has_several)
+    rows = marked.rows
+    if has_several:
+        rows = {split: np.intersect1d(indices, repeated.kept) for split, indices in rows.items()}
+    settled = settle_splits({k: v for k, v in rows.items() if len(v)}, paths.to_pylist(), labels.single, dataset)
+    refused = _refuse_rows(paths, repeated, has_several)
+    num_read = sum(map(len, settled.rows.values())) - len(refused)
+    reading = (
+        *found.reading,
+        describe_read_files(num_read, {**marked.left_out, **_count_reasons(refused)}, "rows"),
+        *marked.reading,
+        *settled.reading,
+        *describe_classes(read.classes, labels.counted, settled.rows),
+    )
+    notes = (
+        *found.notes,
+        *path_notes,
+        *read.notes,
+        *marked.notes,
+        *settled.notes,
+        *repeated.describe_splits(marked.rows, paths),
+        *describe_absent_classes(read.classes, labels.counted, settled.rows),
+    )
+    return ImageList(
+        read.classes,
+        _hash_list(dataset, data, below, table["path"]),
+        labels.single,
+        settled.rows,
+        below,
+        paths,
+        refused,
+        present=labels.present,
+        list_hash=_hash_options(dataset, data),
+        annotations=("present",) if has_several else (),
+        reading=reading,
+        notes=notes,
+        draws_test=settled.draws_test,
+    )
+
+
+def _count_reasons(refused: dict[int, str]) -> dict[str, int]:
+    reasons = list(refused.values())
+    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
 
 def _locate_list(dataset: SourceOptions) -> tuple[Files, Files, str]:
@@ -119,69 +183,34 @@ def _read_list(folder: Files, name: str) -> bytes:
         raise UserError(f"dataset.list: {folder.get_location(name)}: cannot be read: {error.strerror}") from None
 
 
-def _number_list_labels(table: pa.Table, below: Files, where: str) -> ClassLabels:
+def _number_list_labels(dataset: SourceOptions, table: pa.Table, below: Files, where: str) -> LabelReading:
     if "label" not in table.column_names:
-        return (), np.full(len(table), -1, np.int64)
-    values = table["label"]
-    values = values.cast(pa.int64()) if pa.types.is_integer(values.type) else parse_integers(values.cast(pa.string()))
+        return LabelReading((), np.full(len(table), -1, np.int64))
+    try:
+        values = simplify_labels(table["label"])
+    except ValueError as error:
+        several = "; valid: one label a row, or dataset.annotations=[present]" if "several" in str(error) else ""
+        raise UserError(f"dataset.label_column: {dataset.label_column!r} in {where} {error}{several}") from None
     listed = below.get_location(CLASSES_FILE) if below.exists(CLASSES_FILE) else ""
-    return number_labels(values, read_class_names(below), lambda index: f"{where}: row {index}", listed)
+    return read_labels(values, read_class_names(below), lambda index: f"{where}: row {index}", dataset, listed)
 
 
-def _split_rows(dataset: SourceOptions, table: pa.Table, where: str) -> dict[str, np.ndarray]:
-    """Returns the rows of each split. If rows are marked test, those marked val are not read.
-
-    Raises:
-        UserError: a row has no valid split, or no row is marked train.
-    """
-    if "split" not in table.column_names:
-        return {"train": np.arange(len(table))}
-    encoded = table["split"].cast(pa.string()).combine_chunks().dictionary_encode()
-    kinds = np.array([*(SPLIT_OF_VALUE.get(value, "") for value in encoded.dictionary.to_pylist()), ""])
-    found = kinds[encoded.indices.fill_null(len(kinds) - 1).to_numpy(zero_copy_only=False)]
-    if (wrong := np.flatnonzero(found == "")).size:
-        value = table["split"][int(wrong[0])].as_py()
-        raise UserError(
-            f"{where}: row {wrong[0]}: {dataset.split_column} {value!r} is no split; valid: {', '.join(SPLIT_OF_VALUE)}"
-        )
-    rows = {
-        "train": np.flatnonzero(found == "train"),
-        "test": np.flatnonzero(found == ("test" if (found == "test").any() else "val")),
-    }
-    if not len(rows["train"]):
-        raise UserError(f"dataset.split_column: no row of {where} is marked train in {dataset.split_column!r}")
-    return {split: indices for split, indices in rows.items() if len(indices)}
-
-
-def _refuse_rows(paths: pa.BinaryArray, below: Files) -> dict[int, str]:
+def _refuse_rows(paths: pa.BinaryArray, repeated: RepeatedImages, has_several: bool) -> dict[int, str]:
     """Returns the rows that are not read, with the reason: rows without a path, and repetitions of a path.
 
     An image in two splits would be tested on after it was trained on.
     """
-    codes = _normalise_paths(paths, below).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    firsts = np.unique(codes, return_index=True)[1]
-    twice = dict.fromkeys(np.setdiff1d(np.arange(len(paths)), firsts, assume_unique=True).tolist(), DUPLICATE_REASON)
+    twice = {} if has_several else dict.fromkeys(repeated.repetitions.tolist(), DUPLICATE_REASON)
     empty = np.flatnonzero(pc.equal(pc.binary_length(paths), 0).to_numpy(zero_copy_only=False))
     return {**twice, **dict.fromkeys(empty.tolist(), NO_PATH_REASON)}
 
 
-def _normalise_paths(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:
-    """Returns the paths, written alike as far as that is possible without asking the disk.
-
-    ./a.png, b/../a.png and <root>/a.png become a.png.
-    """
-    root = posixpath.join(os.fsencode(below.get_location()), b"")
-    odd = np.flatnonzero(pc.match_substring_regex(paths, rb"^/|//|\./").to_numpy(zero_copy_only=False))
-    found = {k: path for k in odd.tolist() if b"://" not in (path := paths[k].as_py())}
-    if not found:
-        return paths
-    plain = paths.to_pylist()
-    for k, path in found.items():
-        plain[k] = posixpath.normpath(path).removeprefix(root)
-    return pa.array(plain, pa.binary())
+def _hash_options(dataset: SourceOptions, data: bytes) -> str:
+    options = (dataset.path_column, dataset.label_column, dataset.split_column, dataset.encoding, dataset.delimiter)
+    return hashlib.sha256(repr(options).encode("utf-8", "surrogateescape") + data).hexdigest()
 
 
-def _hash_list(dataset: SourceOptions, data: bytes, below: Files, paths: pa.BinaryArray) -> str:
+def _hash_list(dataset: SourceOptions, data: bytes, below: Files, paths: pa.ChunkedArray) -> str:
     """Returns the fingerprint of the list and of the images.
 
     On disk, each image is asked for its size and time; for a bucket, its listing counts. For web servers, and images at
@@ -195,8 +224,8 @@ def _hash_list(dataset: SourceOptions, data: bytes, below: Files, paths: pa.Bina
         for fact in sorted(below.list_all()) if not below.root.startswith("http") else ():
             found.update(b"%s\0%d\0%d\0" % fact)
     else:
-        for path in paths:
-            found.update(b"%d\0%d\0" % _stat_file(os.path.join(os.fsencode(below.get_location()), path.as_py())))
+        for path in paths.cast(pa.binary()).fill_null(b"").to_pylist():
+            found.update(b"%d\0%d\0" % _stat_file(os.path.join(os.fsencode(below.get_location()), path)))
     return found.hexdigest()
 
 

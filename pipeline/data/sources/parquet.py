@@ -1,6 +1,5 @@
 """Parquet files of images, for example of a Hugging Face data set: train-*.parquet, test-*.parquet."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,21 +9,45 @@ import pyarrow.parquet as pq
 
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS
 from firstlight.pipeline.data.parquet import open_parquet_file
+from firstlight.pipeline.data.sources.conventions.image_signatures import SIGNATURE_BYTES, is_image_start
+from firstlight.pipeline.data.sources.conventions.parquet_columns import (
+    ImageColumn,
+    find_image_column,
+    find_label_column,
+    read_hugging_face_classes,
+    require_one_column,
+    take_image,
+    unwrap_type,
+    wrong_label_column_error,
+)
+from firstlight.pipeline.data.sources.conventions.reading import (
+    count_things,
+    describe_absent_classes,
+    describe_classes,
+    describe_read_files,
+)
 from firstlight.pipeline.data.sources.files import MAX_IMAGE_BYTES, Files, describe_too_large, hash_facts
-from firstlight.pipeline.data.sources.labels import CLASSES_FILE, number_labels, read_class_names
-from firstlight.pipeline.data.sources.source import (
-    Record,
-    Source,
-    SourceOptions,
-    add_test_split,
+from firstlight.pipeline.data.sources.labels import (
+    CLASSES_FILE,
+    LabelReading,
+    is_text_type,
+    read_class_names,
+    read_labels,
+    simplify_labels,
+)
+from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
+from firstlight.pipeline.data.sources.source_splits import (
     describe_unread,
-    open_root,
-    split_by_prefix,
+    lay_end_to_end,
+    settle_splits,
+    split_files,
 )
 from firstlight.pipeline.errors import UserError, one_line
 
 # The most of a row group that is in memory at a time; bytes are estimated by the mean of its rows
 MAX_READ_ROWS, MAX_READ_BYTES = 128, 1 << 26
+# Rows by which it is known that a column of text holds images
+NUM_CHECKED_ROWS = 8
 # The image of a row, " path" if the row states one, and the reason if there is no image
 ParquetImage = tuple[bytes | None, str, str | None]
 
@@ -38,7 +61,11 @@ class ParquetSource(Source):
     # (name, number of rows) of each file
     files: tuple[tuple[str, int], ...]
     # The column of the encoded images: (column,) or (column, field)
-    column: tuple[str, ...]
+    column: ImageColumn
+
+    def list_files(self) -> SourceFiles:
+        names = [name for name, _ in self.files] + [CLASSES_FILE] * self.root.exists(CLASSES_FILE)
+        return SourceFiles(self.root, [name.encode("utf-8", "surrogateescape") for name in names])
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         start = 0
@@ -70,16 +97,13 @@ class ParquetSource(Source):
         start = 0
         for batch in file.iter_batches(count, row_groups=[group], columns=[self.column[0]], use_threads=False):
             wanted = rows[(rows >= start) & (rows < start + len(batch))] - start
-            for value in batch.column(0).take(pa.array(wanted)).to_pylist():
-                data, path = value, None
-                if isinstance(value, dict):
-                    data, path = value.get(self.column[-1]), value.get("path")
-                reason = None
-                if data is None:
-                    reason = "the row has no image (null)"
-                elif len(data) > MAX_IMAGE_BYTES:
+            values = batch.column(0)
+            # pyarrow takes no rows of views
+            for value in (values[row].as_py() for row in wanted.tolist()):
+                data, path, reason = take_image(value, self.column[-1])
+                if data is not None and len(data) > MAX_IMAGE_BYTES:
                     reason = describe_too_large(len(data))
-                yield data if reason is None else None, f" {path}" if isinstance(path, str) else "", reason
+                yield data if reason is None else None, "" if path is None else f" {path}", reason
             start += len(batch)
 
 
@@ -117,42 +141,62 @@ def open_parquet(dataset: SourceOptions) -> ParquetSource:
             other files, or a label is no class.
     """
     below = open_root(dataset.root, dataset.source)
-    splits = _list_parquet_files(below)
-    names = [name for split in splits.values() for name in split]
-    schemas, counts = zip(*(_read_schema(below, name) for name in names), strict=True)
-    files = tuple(zip(names, counts, strict=True))
-    column = _find_common_column(dataset.image_column, names, schemas, below)
-    classes, labels = _number_parquet_labels(dataset, below, files, schemas)
-    first = sum(rows for name, rows in files if name in splits["train"])
-    if first == 0:
-        raise UserError(f"dataset.root: no rows in {', '.join(splits['train'])} of {below.get_location()!r}")
-    rows = {"train": np.arange(first), "test": np.arange(first, len(labels))}
+    found = split_files(_list_parquet_files(below), dataset, repr(below.get_location()))
+    schemas, counts = zip(*(_read_schema(below, name) for name in found.names), strict=True)
+    files = tuple(zip(found.names, counts, strict=True))
+    column, told = require_one_column(
+        [
+            find_image_column(dataset.image_column, schema, below.get_location(name))
+            for name, schema in zip(found.names, schemas, strict=True)
+        ],
+        dataset.image_column,
+        below.get_location(),
+    )
+    _check_image_text(below, files, schemas, column)
+    read, label_note = _number_parquet_labels(dataset, below, files, schemas)
+    rows = lay_end_to_end(found.splits, counts)
+    if "train" not in rows:
+        raise UserError(f"dataset.root: no rows in {', '.join(found.splits['train'])} of {below.get_location()!r}")
     keys = [f"{name}#{row}".encode() for name, count in files for row in range(count)]
-    rows = add_test_split({split: indices for split, indices in rows.items() if len(indices)}, keys, labels, dataset)
-    facts = [below.get_facts(name) for name in names + [CLASSES_FILE] * below.exists(CLASSES_FILE)]
-    others = {name for name in below.list_names() if name.endswith(".parquet")} - {*names}
-    note = describe_unread(others, "as others are named for the splits")
-    return ParquetSource(classes, hash_facts(sorted(facts)), labels, rows, below, files, column, unread_note=note)
+    settled = settle_splits(rows, keys, read.labels, dataset)
+    facts = [below.get_facts(name) for name in found.names + [CLASSES_FILE] * below.exists(CLASSES_FILE)]
+    return ParquetSource(
+        read.classes,
+        hash_facts(sorted(facts)),
+        read.labels,
+        settled.rows,
+        below,
+        files,
+        column,
+        reading=(
+            f"{describe_read_files(sum(map(len, settled.rows.values())), {}, 'rows')} of "
+            f"{count_things(len(files), 'file')}",
+            *found.reading,
+            *settled.reading,
+            *describe_classes(read.classes, read.labels, settled.rows),
+        ),
+        notes=(
+            *describe_unread(found.others, "as others are named for the splits"),
+            *filter(None, (told, label_note)),
+            *settled.notes,
+            *read.notes,
+            *describe_absent_classes(read.classes, read.labels, settled.rows),
+        ),
+        draws_test=settled.draws_test,
+    )
 
 
-def _find_common_column(
-    column: str, names: Sequence[str], schemas: Sequence[pa.Schema], below: Files
-) -> tuple[str, ...]:
-    found = {
-        _find_image_column(column, schema, below.get_location(name))
-        for name, schema in zip(names, schemas, strict=True)
-    }
-    if len(found) > 1:
-        where = below.get_location()
-        raise UserError(f"dataset.image_column: {column!r} is not of one type in all files of {where!r}")
-    return found.pop()
+def _list_parquet_files(below: Files) -> list[str]:
+    """Returns the files directly below the root; all at any depth if there are none.
 
-
-def _list_parquet_files(below: Files) -> dict[str, list[str]]:
-    names = [name for name in below.list_names() if name.endswith(".parquet")]
+    Raises:
+        UserError: there are none at all.
+    """
+    names = [name for name in below.list_names() if name.lower().endswith(".parquet")]
+    names = names or [name for name in below.list_tree() if name.lower().endswith(".parquet")]
     if not names:
         raise UserError(f"dataset.root: no *.parquet files in {below.get_location()!r}")
-    return split_by_prefix(names)
+    return names
 
 
 def _read_schema(below: Files, name: str) -> tuple[pa.Schema, int]:
@@ -165,63 +209,61 @@ def _read_schema(below: Files, name: str) -> tuple[pa.Schema, int]:
         ) from None
 
 
-def _find_image_column(column: str, schema: pa.Schema, file: str) -> tuple[str, ...]:
-    """Returns the column of the encoded images: a column of bytes, or a field of a column of structs.
-
-    The field is the one after the dot of `column`, or `bytes`.
+def _check_image_text(
+    below: Files, files: Sequence[tuple[str, int]], schemas: Sequence[pa.Schema], column: ImageColumn
+) -> None:
+    """Checks that a column of text holds images as Base64, by its first rows.
 
     Raises:
-        UserError: there is no such column in `file`.
+        UserError: it does not.
     """
-    top, _, field = (column, "", "") if column in schema.names else column.partition(".")
-    kind = schema.field(top).type if top in schema.names else None
-    if kind is not None and pa.types.is_struct(kind):
-        field = field or "bytes"
-        kind = kind.field(field).type if kind.get_field_index(field) >= 0 else None
-    elif field:
-        kind = None
-    if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    kind = unwrap_type(schemas[0].field(column[0]).type)
+    kind = kind.field(column[1]).type if pa.types.is_struct(kind) else kind
+    name = next((name for name, count in files if count), None)
+    if not is_text_type(kind) or name is None:
+        return
+    with below.open_arrow(name) as source, open_parquet_file(source) as opened:
+        batch = next(opened.iter_batches(NUM_CHECKED_ROWS, columns=[column[0]], use_threads=False))
+    for value in batch.column(0).to_pylist():
+        data, _, reason = take_image(value, column[-1])
+        if value is None or (data is not None and is_image_start(data[:SIGNATURE_BYTES])):
+            continue
         raise UserError(
-            f"dataset.image_column: {column!r} is no column of bytes, or of structs with a field 'bytes', in {file}; "
-            f"columns: {_describe_columns(schema)}"
+            f"dataset.image_column: {'.'.join(column)!r} of {below.get_location(name)} is text, but no image in Base64 "
+            f"({reason or 'its bytes are no image'}); valid: a column of bytes, or source: list for a column of paths"
         )
-    return (top, field) if field else (top,)
-
-
-def _describe_columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _number_parquet_labels(
     dataset: SourceOptions, below: Files, files: Sequence[tuple[str, int]], schemas: Sequence[pa.Schema]
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns the names of the classes, and (n,) int64 labels with -1 for null.
+) -> tuple[LabelReading, str]:
+    """Returns the classes and labels, and a line if their column is called otherwise than `dataset.label_column`.
 
     Raises:
         UserError: the column is missing, has other types in other files, or holds a label that is no class.
     """
     column = dataset.label_column
     if column is None:
-        return (), np.full(sum(rows for _, rows in files), -1, np.int64)
+        return LabelReading((), np.full(sum(rows for _, rows in files), -1, np.int64)), ""
+    parts, told = [], ""
     # Labels are text -> a file in which they are
     kinds: dict[bool, str] = {}
     for (name, _), schema in zip(files, schemas, strict=True):
-        kinds.setdefault(_is_text_column(column, schema, below.get_location(name)), below.get_location(name))
+        where = below.get_location(name)
+        found = find_label_column(column, schema, where)
+        told = told or found.told
+        parts.append(_read_label_column(below, name, found.name, schema))
+        if parts[-1].null_count < len(parts[-1]):
+            kinds.setdefault(is_text_type(parts[-1].type), where)
     if len(kinds) > 1:
         raise UserError(
             f"dataset.label_column: {column!r} has mixed types: text in {kinds[True]}, integers in {kinds[False]}"
         )
     kind = pa.string() if True in kinds else pa.int64()
-    values = pa.chunked_array(
-        [chunk for name, _ in files for chunk in _read_label_column(below, name, column, kind).chunks], kind
-    )
-    known = read_class_names(below) or _read_hugging_face_classes(schemas[0], column)
-    return number_labels(
-        values,
-        known,
-        lambda index: _describe_row(files, index, below),
-        below.get_location(CLASSES_FILE) if below.exists(CLASSES_FILE) else "",
-    )
+    values = pa.chunked_array([chunk for part in parts for chunk in part.cast(kind).chunks], kind)
+    listed = below.get_location(CLASSES_FILE) if below.exists(CLASSES_FILE) else ""
+    known = read_class_names(below) or read_hugging_face_classes(schemas[0], column)
+    return read_labels(values, known, lambda index: _describe_row(files, index, below), dataset, listed), told
 
 
 def _describe_row(files: Sequence[tuple[str, int]], index: int, below: Files) -> str:
@@ -230,31 +272,14 @@ def _describe_row(files: Sequence[tuple[str, int]], index: int, below: Files) ->
     return f"{below.get_location(name)}: row {index - ends[k] + rows}"
 
 
-def _is_text_column(column: str, schema: pa.Schema, file: str) -> bool:
-    kind = schema.field(column).type if column in schema.names else None
-    kind = kind.value_type if kind is not None and pa.types.is_dictionary(kind) else kind
-    text = kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    if kind is None or not (text or pa.types.is_integer(kind)):
-        raise UserError(
-            f"dataset.label_column: {column!r} is no column of integers or text in {file}; "
-            f"columns: {_describe_columns(schema)}; null: no labels"
-        )
-    return text
-
-
-def _read_label_column(below: Files, name: str, column: str, kind: pa.DataType) -> pa.ChunkedArray:
+def _read_label_column(below: Files, name: str, column: str, schema: pa.Schema) -> pa.ChunkedArray:
+    where = below.get_location(name)
     try:
         with below.open_arrow(name) as source, open_parquet_file(source) as opened:
-            return opened.read(columns=[column], use_threads=False).column(column).cast(kind)
+            values = opened.read(columns=[column], use_threads=False).column(column)
     except DAMAGE_ERRORS as error:
-        where = below.get_location(name)
         raise UserError(f"{where}: the column {column!r} cannot be read: {one_line(error, limit=1000)}") from None
-
-
-def _read_hugging_face_classes(schema: pa.Schema, column: str) -> tuple[str, ...]:
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return tuple(map(str, feature["names"]))
-    # The file was not written by `datasets`, or the column is no class label
-    except (KeyError, TypeError, ValueError):
-        return ()
+        return simplify_labels(values)
+    except ValueError as error:
+        raise wrong_label_column_error(column, schema, where, f" (it {error})") from None

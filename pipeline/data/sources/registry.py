@@ -12,6 +12,7 @@ from firstlight.pipeline.data.sources.digits import open_digits
 from firstlight.pipeline.data.sources.download import download_dataset
 from firstlight.pipeline.data.sources.files import decode_path
 from firstlight.pipeline.data.sources.folder import open_folder
+from firstlight.pipeline.data.sources.identity import identify_source
 from firstlight.pipeline.data.sources.list import open_list
 from firstlight.pipeline.data.sources.parquet import open_parquet
 from firstlight.pipeline.data.sources.published.cifar import open_cifar10, open_cifar100
@@ -56,7 +57,7 @@ def open_source(dataset: SourceOptions) -> Source:
     try:
         if dataset.download:
             download_dataset(dataset)
-        return SOURCES[dataset.source](dataset)
+        return identify_source(SOURCES[dataset.source](dataset), dataset)
     except OSError as error:
         where = decode_path(os.fsencode(error.filename or str(dataset.root)))
         raise UserError(f"dataset.root: {where}: cannot be read: {error.strerror or one_line(error)}") from None

@@ -85,6 +85,18 @@ class RemoteFiles(Files):
             raise OSError(describe_too_large(size))
         return data
 
+    def read_part(self, name: bytes, offset: int, size: int) -> bytes:
+        uri = self.get_location(os.fsdecode(name))
+        fs, path = _find_client(uri)
+        with _raise_os_error(uri):
+            data = cast(bytes, _read_with_retries(lambda: fs.cat_file(path, start=offset, end=offset + size)))
+        # Some clients and servers ignore the range
+        return data if len(data) <= size else data[offset : offset + size]
+
+    def list_tree(self) -> list[str]:
+        names = [os.fsdecode(path) for path, _, _ in self.list_all()]
+        return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
     def exists(self, name: str) -> bool:
         fs, path = _find_client(self.get_location(name))
         with _raise_os_error(self.get_location(name)):

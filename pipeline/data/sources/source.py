@@ -1,29 +1,18 @@
-"""The contract of a source, and what all sources share: the root, parts, and a test split where a source has none."""
+"""The contract of a source, and what all sources share: the root and parts."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from firstlight.pipeline.data.annotations import Annotation
-from firstlight.pipeline.data.sources.files import (
-    FileFacts,
-    LocalFiles,
-    parse_local_path,
-)
+from firstlight.pipeline.data.images.orientation import AnnotatedFrame
+from firstlight.pipeline.data.sources.files import FileFacts, Files, LocalFiles, parse_local_path
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.errors import UserError
-
-# Images of the last five formats are not decoded but quarantined, so that a folder of photos from a phone does not lose
-# half of them silently.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
-)
 
 
 class SourceOptions(Protocol):
@@ -60,7 +49,34 @@ class SourceOptions(Protocol):
     def annotations(self) -> tuple[str, ...] | None: ...
 
     @property
-    def test_fraction(self) -> float: ...
+    def mask_values(self) -> Mapping[str, tuple[int | str, ...]]: ...
+
+    @property
+    def annotated_orientation(self) -> AnnotatedFrame | None: ...
+
+    @property
+    def splits(self) -> Mapping[str, tuple[str, ...]] | None: ...
+
+    @property
+    def follow_links(self) -> bool: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def label_case(self) -> str: ...
+
+    @property
+    def missing_labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def encoding(self) -> str | None: ...
+
+    @property
+    def delimiter(self) -> str | None: ...
+
+    @property
+    def test_fraction(self) -> float | None: ...
 
     @property
     def split_seed(self) -> int: ...
@@ -92,6 +108,14 @@ class Record:
     annotation_file: str = ""
 
 
+class SourceFiles(NamedTuple):
+    """Files that a source reads. `besides`: a hash of what decides the images in addition to their bytes."""
+
+    files: Files
+    names: Sequence[bytes]
+    besides: str = ""
+
+
 @dataclass(frozen=True)
 class Source(ABC):
     """A listing of n images. Pickled, it is little larger than its paths and labels."""
@@ -99,7 +123,7 @@ class Source(ABC):
     kind: ClassVar[str]
     # () = unlabelled
     classes: tuple[str, ...]
-    # Changes when the files do
+    # Changes when the files do, see identity.py
     fingerprint: str
     # (n,) int64, -1 = unknown
     labels: np.ndarray
@@ -107,8 +131,14 @@ class Source(ABC):
     rows: dict[str, np.ndarray]
     # Sorted names of columns of `annotations.COLUMNS` that every record has
     annotations: tuple[str, ...] = field(default=(), kw_only=True)
-    # Files that are present but belong to no split, as a note for the user
-    unread_note: str = field(default="", kw_only=True)
+    # What was read as what, and what to look at: each a line for the user, without the location of the source
+    reading: tuple[str, ...] = field(default=(), kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    # True if the test split is, or would be, drawn from the training split: the source has none of its own
+    draws_test: bool = field(default=False, kw_only=True)
+    # What `fingerprint` is made of, and the fingerprint of earlier versions; "" for a source without files
+    identity: str = field(default="", kw_only=True)
+    earlier_fingerprint: str = field(default="", kw_only=True)
     # Name -> indices in the listing; only those of the training split count
     subsets: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)
 
@@ -128,11 +158,15 @@ class Source(ABC):
         """
         return self._read_records(self.rows[part.split][part.start : part.start + part.count])
 
+    def list_files(self) -> SourceFiles | None:
+        """Returns the files that decide the images, whose bytes become part of the fingerprint; None without files."""
+        return None
+
     @abstractmethod
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]: ...
 
 
-def open_root(root: str | None, source: str) -> LocalFiles | RemoteFiles:
+def open_root(root: str | None, source: str, follow_links: bool = False) -> LocalFiles | RemoteFiles:
     """Returns the files below `root`, the value of `dataset.root`.
 
     Raises:
@@ -150,7 +184,7 @@ def open_root(root: str | None, source: str) -> LocalFiles | RemoteFiles:
         raise UserError(f"dataset.root: {str(folder)!r} does not exist")
     if not folder.is_dir():
         raise UserError(f"dataset.root: {str(folder)!r} is a file; valid: the folder that holds the images")
-    return LocalFiles(folder)
+    return LocalFiles(folder, follow_links)
 
 
 def open_local_root(dataset: SourceOptions) -> Path:
@@ -171,50 +205,3 @@ def open_local_root(dataset: SourceOptions) -> Path:
 def get_local_facts(root: Path, name: str) -> FileFacts:
     """Returns the facts of a file below a folder on disk."""
     return LocalFiles(root).get_facts(name)
-
-
-def split_by_prefix(names: list[str]) -> dict[str, list[str]]:
-    """Returns the files of the training and the test split, by the start of their names.
-
-    The test split is `test`, or `val` (`validation`) if no name starts with `test`. If no name starts with `train`, all
-    files are training files.
-    """
-    train, test, val = ([name for name in names if name.startswith(prefix)] for prefix in ("train", "test", "val"))
-    return {"train": train, "test": test or val} if train else {"train": names, "test": []}
-
-
-def describe_unread(names: Iterable[str], why: str) -> str:
-    """Returns the text of `Source.unread_note` for files that are not read; "" if there are no names."""
-    listed = sorted(" ".join(name.split()) for name in names)
-    return f"not read, {why}: {', '.join(listed[:5])}{' ...' if len(listed) > 5 else ''}" if listed else ""
-
-
-def add_test_split(
-    rows: dict[str, np.ndarray], keys: list[bytes], labels: np.ndarray, dataset: SourceOptions
-) -> dict[str, np.ndarray]:
-    """Returns `rows` with a test split: if it has none, the images of each class with the lowest `hash_rank` become it.
-
-    A hash of each image is used instead of one draw over all images, so that images that are added later move few
-    others. Each class keeps at least one image for training.
-    """
-    if "test" in rows:
-        return rows
-    indices = rows["train"]
-    ranks = np.array([hash_rank(dataset.split_seed, keys[index]) for index in indices.tolist()], np.uint64)
-    test = select_lowest(ranks, labels[indices], dataset.test_fraction)
-    return {"train": indices[~test], "test": indices[test]} if test.any() else rows
-
-
-def select_lowest(ranks: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns (n,) bool: the images with the lowest ranks of each class, `fraction` of it but never all of it."""
-    _, kinds, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.lexsort((ranks, kinds))
-    position = np.empty(len(ranks), np.int64)
-    position[order] = np.arange(len(ranks)) - np.repeat(np.cumsum(counts) - counts, counts)
-    quota = np.minimum(np.floor(counts * fraction + 0.5).astype(np.int64), counts - 1)
-    return np.asarray(position < quota[kinds])
-
-
-def hash_rank(seed: int, key: bytes) -> int:
-    """Returns 64 bits of the SHA-256 of a split seed and the key of an image."""
-    return int.from_bytes(hashlib.sha256(b"%d\0%s" % (seed, key)).digest()[:8], "big")

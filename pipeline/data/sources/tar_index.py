@@ -1,7 +1,7 @@
-"""The index of a tar archive of samples, made in one pass that keeps no pixels.
+"""The index of a tar archive: its images and labels, listed in one pass that keeps no pixels.
 
-Nothing is written to disk, so the name of a member is no path that could lead anywhere. `a/b/0001.jpg`, `a/b/0001.cls`
-and `a/b/0001.json` are one sample with the key `a/b/0001`: the name up to the first dot of its last part.
+Nothing is written to disk, so the name of a member is no path that could lead anywhere. conventions/tar_samples.py says
+which members are one sample.
 """
 
 import contextlib
@@ -10,17 +10,28 @@ import json
 import posixpath
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, Literal, NamedTuple, cast
 
+from firstlight.pipeline.data.sources.conventions.column_names import LABEL_COLUMNS, find_column
+from firstlight.pipeline.data.sources.conventions.folder_layout import SYSTEM_FOLDERS
+from firstlight.pipeline.data.sources.conventions.image_signatures import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    SIGNATURE_BYTES,
+    find_ending,
+    is_image_start,
+)
 from firstlight.pipeline.data.sources.files import MAX_IMAGE_BYTES, Files, describe_too_large
-from firstlight.pipeline.data.sources.source import IMAGE_SUFFIXES
 from firstlight.pipeline.errors import one_line
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # The largest .cls or .json
 MAX_LABEL_BYTES = 1 << 20
+# Fields of a .json that are told where the label is not among them
+MAX_JSON_FIELDS = 20
 # The exceptions that tarfile raises for a damaged archive. RecursionError: a thousand headers in a row, each of which
 # extends the next one
 ARCHIVE_ERRORS = (
@@ -43,34 +54,32 @@ EXTENDED_HEADERS = (
 )
 # The largest long name or pax header: tarfile reads them as a whole, and they state their own size
 MAX_HEADER_BYTES = 1 << 20
-NO_IMAGE_REASON, SECOND_IMAGE_REASON, TWO_LABELS_REASON = (
-    "the sample has no image",
-    "is a second image of its sample",
-    "the sample has two labels",
-)
+# Fields of a label besides the one that the config names, as the library `webdataset` has them, the first counts
+LABEL_FIELDS = ("cls", "class", "target", "json")
+MemberKind = Literal["image", "label", "refused"]
 
 
-class TarEntry(NamedTuple):
-    """An image of an archive, or a member that is none, for `reason`."""
+class TarMember(NamedTuple):
+    """A member of an archive: an image, a label, or one that is refused for `reason`."""
 
-    member: str
+    kind: MemberKind
+    name: str
     # Offset of the content in the archive, decompressed if it is compressed, and its size, in bytes
-    offset: int
-    size: int
+    offset: int = 0
+    size: int = 0
     label: str | None = None
+    # Of a label: it cannot be read
     reason: str | None = None
 
 
 @dataclass
-class TarSample:
-    """The members of an archive with one key."""
+class ArchiveListing:
+    """The members of an archive, and how many were left out, by reason."""
 
-    images: list[TarEntry] = field(default_factory=list)
-    # Extension -> label
-    labels: dict[str, str | None] = field(default_factory=dict)
-    reason: str | None = None
-    # The name of one of its members, by which messages name the sample
-    member: str = ""
+    members: list[TarMember] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    # Fields of .json files that lack the field of the label
+    json_fields: Counter[str] = field(default_factory=Counter)
 
 
 @contextlib.contextmanager
@@ -84,20 +93,16 @@ def open_archive(files: Files, name: str) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, plain)
 
 
-def index_archive(files: Files, name: str, label_column: str | None) -> list[TarEntry]:
-    """Returns the samples in the order of their first member, then the members that are refused.
-
-    If the archive is damaged, the last entry says so.
-    """
-    samples: dict[str, TarSample] = {}
-    refused: list[TarEntry] = []
+def index_archive(files: Files, name: str, label_column: str | None) -> ArchiveListing:
+    """Lists the members in their order. If the archive is damaged, the last one says so."""
+    listing = ArchiveListing()
     try:
         with open_archive(files, name) as stream:
-            _read_members(_TarReader(fileobj=stream, mode="r"), samples, refused, label_column)
+            _read_members(_TarReader(fileobj=stream, mode="r"), listing, label_column)
     except ARCHIVE_ERRORS as error:
         reason = f"the archive is damaged, what follows is lost: {one_line(error) or type(error).__name__}"
-        refused.append(TarEntry("", 0, 0, None, reason))
-    return [entry for sample in samples.values() for entry in _resolve_sample(sample, label_column)] + refused
+        listing.members.append(TarMember("refused", "", reason=reason))
+    return listing
 
 
 class _TarHeader(tarfile.TarInfo):
@@ -122,10 +127,8 @@ class _TarReader(tarfile.TarFile):
     has_end_mark = False
 
 
-def _read_members(
-    tar: _TarReader, samples: dict[str, TarSample], refused: list[TarEntry], label_column: str | None
-) -> None:
-    """Collects the samples and the refused members of an archive.
+def _read_members(tar: _TarReader, listing: ArchiveListing, label_column: str | None) -> None:
+    """Lists the members of an archive.
 
     Raises:
         One of ARCHIVE_ERRORS: the archive is damaged.
@@ -134,21 +137,44 @@ def _read_members(
         # Otherwise, tarfile keeps all members in memory
         tar.members = []  # type: ignore[attr-defined]
         name = member.name.encode("utf-8", "backslashreplace").decode()
-        key, extension = _split_name(name)
-        if member.isdir() or not key or not extension:
+        if member.isdir():
             continue
-        if not member.isreg() or member.issparse():
-            refused.append(TarEntry(name, 0, 0, None, f"is no plain file but {_describe_member(member)}"))
-        elif extension.endswith(IMAGE_SUFFIXES) and member.size > MAX_IMAGE_BYTES:
-            refused.append(TarEntry(name, 0, 0, None, describe_too_large(member.size)))
-        elif extension.endswith(IMAGE_SUFFIXES):
-            # The last byte can be read, so the archive is not cut within the image
-            _read_at(tar, member.offset_data + member.size - 1, min(member.size, 1))
-            samples.setdefault(key, TarSample()).images.append(TarEntry(name, member.offset_data, member.size))
-        elif label_column is not None and extension in (".cls", ".json", f".{label_column}"):
-            _read_member_label(tar, member, extension, samples.setdefault(key, TarSample(member=name)), label_column)
+        *folders, file = name.split("/")
+        if file.startswith(".") or any(folder.lower() in SYSTEM_FOLDERS for folder in folders):
+            listing.left_out["hidden or of the system"] += 1
+        elif "." not in file:
+            listing.left_out["no ending"] += 1
+        elif not member.isreg() or member.issparse():
+            reason = f"is no plain file but {_describe_member(member)}"
+            listing.members.append(TarMember("refused", name, reason=reason))
+        else:
+            _list_member(tar, member, name, listing, label_column)
     if not tar.has_end_mark:
         raise tarfile.ReadError(f"no end mark, but damage at byte {tar.offset}")
+
+
+def _list_member(
+    tar: _TarReader, member: tarfile.TarInfo, name: str, listing: ArchiveListing, label_column: str | None
+) -> None:
+    """Adds a plain file: an image by its ending or its first bytes, a label by its field, or counts it."""
+    ending = find_ending(name)
+    is_label = label_column is not None and ending[1:] in (label_column.lower(), *LABEL_FIELDS)
+    is_image = ending in IMAGE_SUFFIXES and not is_label
+    if is_label and label_column is not None:
+        listing.members.append(_read_member_label(tar, member, name, listing, label_column))
+    elif is_image or (ending not in OTHER_SUFFIXES and is_image_start(_read_member_start(tar, member))):
+        if member.size > MAX_IMAGE_BYTES:
+            listing.members.append(TarMember("refused", name, reason=describe_too_large(member.size)))
+            return
+        # The last byte can be read, so the archive is not cut within the image
+        _read_at(tar, member.offset_data + member.size - 1, min(member.size, 1))
+        listing.members.append(TarMember("image", name, member.offset_data, member.size))
+    else:
+        listing.left_out[ending] += 1
+
+
+def _read_member_start(tar: _TarReader, member: tarfile.TarInfo) -> bytes:
+    return _read_at(tar, member.offset_data, min(member.size, SIGNATURE_BYTES))
 
 
 def _read_at(tar: _TarReader, offset: int, size: int) -> bytes:
@@ -164,13 +190,6 @@ def _read_at(tar: _TarReader, offset: int, size: int) -> bytes:
     return data
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Returns the key and the extension of a member, from the first dot on; ("", "") for hidden files."""
-    folder, _, file = name.rpartition("/")
-    stem, dot, rest = file.partition(".")
-    return (posixpath.join(folder, stem), f".{rest.lower()}" if dot else "") if stem else ("", "")
-
-
 def _describe_member(member: tarfile.TarInfo) -> str:
     if member.issym() or member.islnk():
         return f"a link to {member.linkname.encode('utf-8', 'backslashreplace').decode()[:100]}"
@@ -180,43 +199,39 @@ def _describe_member(member: tarfile.TarInfo) -> str:
 
 
 def _read_member_label(
-    tar: _TarReader, member: tarfile.TarInfo, extension: str, sample: TarSample, label_column: str
-) -> None:
-    label: str | None = None
+    tar: _TarReader, member: tarfile.TarInfo, name: str, listing: ArchiveListing, label_column: str
+) -> TarMember:
+    base = posixpath.basename(member.name)
     if member.size > MAX_LABEL_BYTES:
-        sample.reason = f"the label of {posixpath.basename(member.name)!a} is larger than {MAX_LABEL_BYTES} bytes"
-        return
+        return TarMember("label", name, reason=f"the label of {base!a} is larger than {MAX_LABEL_BYTES} bytes")
     data = _read_at(tar, member.offset_data, member.size)
     try:
-        label = _parse_json_label(data, label_column) if extension == ".json" else _clean_label(data.decode().strip())
+        if find_ending(name) == ".json" and label_column != "json":
+            return TarMember("label", name, label=_parse_json_label(data, label_column, listing.json_fields))
+        return TarMember("label", name, label=_clean_label(data.decode().strip()))
     except (ValueError, RecursionError):
-        sample.reason = f"the label of {posixpath.basename(member.name)!a} cannot be read"
-    if sample.labels.setdefault(extension, label) != label:
-        sample.reason = TWO_LABELS_REASON
+        return TarMember("label", name, reason=f"the label of {base!a} cannot be read")
 
 
-def _parse_json_label(data: bytes, field: str) -> str | None:
-    """Returns the value of `field`; None if it is missing.
+def _parse_json_label(data: bytes, field: str, other_fields: Counter[str]) -> str | None:
+    """Returns the value of `field`, or of the only usual field of a label if `field` is one; None without such a field.
 
     Raises:
-        ValueError: the data is no JSON, or the label is neither text nor an integer.
+        ValueError: the data is no JSON, or the label is neither text nor a number or a truth value.
     """
     record = json.loads(data)
-    value = record.get(field) if isinstance(record, dict) else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
+    if not isinstance(record, dict):
+        return None
+    found = find_column(field, list(record), "dataset.label_column", LABEL_COLUMNS)
+    value = record.get(found.name) if found else None
+    if found is None or found.told:
+        other_fields.update([found.told] if found else list(record)[:MAX_JSON_FIELDS])
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(value)
+    if value is not None and not isinstance(value, bool | int | float | str):
         raise ValueError(value)
     return None if value is None else _clean_label(str(value))
 
 
 def _clean_label(label: str) -> str | None:
     return label.encode("utf-8", "backslashreplace").decode() or None
-
-
-def _resolve_sample(sample: TarSample, label_column: str | None) -> Iterator[TarEntry]:
-    """Yields the images of a sample with its label. The second image, and a sample without an image, get a reason."""
-    order = (f".{label_column}", ".cls", ".json")
-    label = next((sample.labels[extension] for extension in order if sample.labels.get(extension) is not None), None)
-    if not sample.images and label is not None:
-        yield TarEntry(sample.member, 0, 0, label, NO_IMAGE_REASON)
-    for k, image in enumerate(sample.images):
-        yield image._replace(label=label, reason=SECOND_IMAGE_REASON if k else sample.reason)

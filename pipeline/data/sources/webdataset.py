@@ -1,53 +1,45 @@
 """Tar archives in the layout of WebDataset.
 
-`dataset.root` is the folder of train-000.tar, train-001.tar.gz ..., or names archives itself: .../train-{000..009}.tar.
+`dataset.root` is the folder of train-000.tar, train-001.tar.gz ..., at any depth, or names archives itself:
+.../train-{000..009}.tar.
 """
 
-import fnmatch
 import functools
-import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from firstlight.pipeline.data.sources.files import FileFacts, Files, hash_facts, read_concurrently
-from firstlight.pipeline.data.sources.labels import CLASSES_FILE, number_labels, parse_integers, read_class_names
-from firstlight.pipeline.data.sources.source import (
-    Record,
-    Source,
-    SourceOptions,
-    add_test_split,
+from firstlight.pipeline.data.sources.conventions.archive_names import find_archives
+from firstlight.pipeline.data.sources.conventions.folder_layout import build_folder_tree, find_layout
+from firstlight.pipeline.data.sources.conventions.reading import (
+    count_things,
+    describe_absent_classes,
+    describe_classes,
+    describe_read_files,
+)
+from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
+from firstlight.pipeline.data.sources.conventions.tar_entries import (
+    ArchiveEntries,
+    PackedListing,
+    ResolvedSamples,
+    pack_listing,
+    resolve_samples,
+)
+from firstlight.pipeline.data.sources.files import FileFacts, Files, decode_path, hash_facts, read_concurrently
+from firstlight.pipeline.data.sources.labels import CLASSES_FILE, LabelReading, read_class_names, read_labels
+from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions
+from firstlight.pipeline.data.sources.source_splits import (
+    FileSplits,
     describe_unread,
-    open_root,
-    split_by_prefix,
+    lay_end_to_end,
+    settle_splits,
+    split_files,
 )
-from firstlight.pipeline.data.sources.tar_index import (
-    ARCHIVE_ERRORS,
-    ARCHIVE_SUFFIXES,
-    TarEntry,
-    index_archive,
-    open_archive,
-)
+from firstlight.pipeline.data.sources.tar_index import ARCHIVE_ERRORS, index_archive, open_archive
 from firstlight.pipeline.errors import UserError, one_line
-
-ARCHIVE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MAX_ARCHIVES = 1_000_000
-
-
-@dataclass(frozen=True)
-class ArchiveEntries:
-    """n entries of archives, laid end to end."""
-
-    # (n,)
-    names: pa.BinaryArray
-    # (n, 2) int64: offset and size of the bytes in the archive
-    spans: np.ndarray
-    # (n,)
-    labels: pa.StringArray
-    # Entry -> the reason why it is no image
-    reasons: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,10 @@ class WebDataset(Source):
     # (archives,) number of entries up to the end of each archive
     ends: np.ndarray
     entries: ArchiveEntries
+
+    def list_files(self) -> SourceFiles:
+        names = [*self.archives, *[CLASSES_FILE] * self.files.exists(CLASSES_FILE)]
+        return SourceFiles(self.files, [name.encode("utf-8", "surrogateescape") for name in names])
 
     def _read_records(self, indices: np.ndarray) -> Iterator[Record]:
         within = np.searchsorted(self.ends, indices, side="right")
@@ -98,111 +94,115 @@ def open_webdataset(dataset: SourceOptions) -> WebDataset:
     """Lists the samples of the archives.
 
     Raises:
-        UserError: there are no archives, no images for training, or a label is no class.
+        UserError: there are no archives, no images for training, or a label is no class; or it cannot be told which
+            member of a sample is its image.
     """
-    files, names = _find_archives(dataset)
-    splits = split_by_prefix(names)
-    archives = tuple(name for split in splits.values() for name in split)
+    files, names = find_archives(dataset)
+    found = split_files(names, dataset, repr(files.get_location()))
+    archives = tuple(found.names)
     facts = tuple(files.get_facts(name) for name in archives)
-    members, ends = _list_entries(files, archives, facts, dataset.label_column)
-    num_train = int(ends[len(splits["train"]) - 1])
-    if len(members.reasons) == len(members.names) or num_train == 0:
-        raise UserError(
-            f"dataset.root: {_describe_no_images(members)} in {', '.join(archives[:3])} of {files.get_location()!r}"
-        )
-    listed = files.get_location(CLASSES_FILE) if files.exists(CLASSES_FILE) else ""
-    values = parse_integers(pa.chunked_array([members.labels]))
-    known = read_class_names(files) if dataset.label_column is not None else ()
-    classes, labels = number_labels(
-        values, known, lambda index: _describe_entry(archives, ends, members, index), listed
-    )
-    rows = {"train": np.arange(num_train), "test": np.arange(num_train, len(labels))}
+    listings = _list_archives(files, archives, facts, dataset.label_column)
+    resolved = resolve_samples(listings, dataset)
+    _require_training_images(found, resolved, archives, files)
+    members, ends = resolved.entries, resolved.ends
+    read, rows, folder_reading = _label_entries(dataset, files, archives, found, resolved)
     keys = [
         b"%s/%s" % (name.encode("utf-8", "surrogateescape"), path)
         for name, path in _iterate_names(archives, ends, members)
     ]
-    rows = add_test_split({split: indices for split, indices in rows.items() if len(indices)}, keys, labels, dataset)
-    facts += tuple(files.get_facts(name) for name in [CLASSES_FILE] * bool(listed))
-    note = describe_unread({*names} - {*archives}, "as others are named for the splits")
-    return WebDataset(classes, hash_facts(facts), labels, rows, files, archives, ends, members, unread_note=note)
+    settled = settle_splits(rows, keys, read.labels, dataset)
+    facts += tuple(files.get_facts(name) for name in [CLASSES_FILE] * files.exists(CLASSES_FILE))
+    num_read = sum(map(len, settled.rows.values())) - len(members.reasons)
+    left_out: Counter[str] = sum((listing.left_out for listing in listings), Counter())
+    return WebDataset(
+        read.classes,
+        hash_facts(facts),
+        read.labels,
+        settled.rows,
+        files,
+        archives,
+        ends,
+        members,
+        reading=(
+            f"{describe_read_files(num_read, left_out, 'images')}, of {count_things(len(archives), 'archive')}",
+            *found.reading,
+            *folder_reading,
+            *settled.reading,
+            *describe_classes(read.classes, read.labels, settled.rows),
+        ),
+        notes=(
+            *describe_unread(found.others, "as others are named for the splits"),
+            *resolved.notes,
+            *settled.notes,
+            *read.notes,
+            *describe_absent_classes(read.classes, read.labels, settled.rows),
+        ),
+        draws_test=settled.draws_test,
+    )
 
 
-def _find_archives(dataset: SourceOptions) -> tuple[Files, list[str]]:
-    """Returns the folder of the archives and their names: all in the folder, or those that the end of the root names.
-
-    Raises:
-        UserError: no archive is found.
-    """
-    top, _, last = str(dataset.root).rstrip("/").rpartition("/")
-    if not (last.lower().endswith(ARCHIVE_SUFFIXES) or "*" in last or ARCHIVE_RANGE.search(last)):
-        files = open_root(dataset.root, dataset.source)
-        names = [name for name in files.list_names() if name.lower().endswith(ARCHIVE_SUFFIXES)]
-        return files, _require_names(names, f"*{', *'.join(ARCHIVE_SUFFIXES)}", files)
-    files = open_root(top or ("/" if str(dataset.root).startswith("/") else "."), dataset.source)
-    patterns = _expand_ranges(last)
-    if not any(sign in last for sign in "*?["):
-        return files, patterns
-    names = [name for name in files.list_names() if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return files, _require_names(names, last, files)
-
-
-def _require_names(names: list[str], what: str, files: Files) -> list[str]:
-    if not names:
-        raise UserError(f"dataset.root: no {what} files in {files.get_location()!r}")
-    return names
-
-
-def _expand_ranges(pattern: str) -> list[str]:
-    """Returns the names that the ranges of a pattern stand for.
-
-    `a-{08..10}.tar` becomes a-08.tar, a-09.tar, a-10.tar.
-
-    Raises:
-        UserError: a range is empty or has more than `MAX_ARCHIVES` numbers.
-    """
-    found = ARCHIVE_RANGE.search(pattern)
-    if found is None:
-        return [pattern]
-    low, high = int(found[1]), int(found[2])
-    if not 0 <= high - low < MAX_ARCHIVES:
+def _require_training_images(
+    found: FileSplits, resolved: ResolvedSamples, archives: tuple[str, ...], files: Files
+) -> None:
+    members, num_train = resolved.entries, len(found.splits["train"])
+    if len(members.reasons) == len(members.names) or num_train == 0 or int(resolved.ends[num_train - 1]) == 0:
         raise UserError(
-            f"dataset.root: {found[0]!r} is no range of 1 to {MAX_ARCHIVES} archives; valid: e.g. {{000..009}}"
+            f"dataset.root: {_describe_no_images(members)} in {', '.join(archives[:3])} of {files.get_location()!r}"
         )
-    rests = _expand_ranges(pattern[found.end() :])
-    return [f"{pattern[: found.start()]}{k:0{len(found[1])}d}{rest}" for k in range(low, high + 1) for rest in rests]
+
+
+def _label_entries(
+    dataset: SourceOptions, files: Files, archives: tuple[str, ...], found: FileSplits, resolved: ResolvedSamples
+) -> tuple[LabelReading, dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns the labels of the entries, the rows of the splits, and what is told of the folders of the keys.
+
+    Labels are those of the samples; where no sample has one, the folders of the keys are read like folders on disk.
+    """
+    members, ends = resolved.entries, resolved.ends
+    counts = np.diff(ends, prepend=0).tolist()
+    rows = lay_end_to_end(found.splits, counts)
+    values = pa.chunked_array([members.labels])
+    reading: tuple[str, ...] = ()
+    if dataset.label_column is not None and values.null_count == len(values):
+        placed, reading = _read_key_folders(members)
+        if placed:
+            values = pa.chunked_array([pa.array([kind or None for _, kind in placed], pa.string())])
+        if placed and len(rows) == 1 and dataset.splits is None:
+            splits = {split: [k for k, (own, _) in enumerate(placed) if own == split] for split in SPLITS}
+            rows = {split: np.array(indices, np.int64) for split, indices in splits.items() if indices}
+    listed = files.get_location(CLASSES_FILE) if files.exists(CLASSES_FILE) else ""
+    known = read_class_names(files) if dataset.label_column is not None else ()
+    read = read_labels(values, known, lambda index: _describe_entry(archives, ends, members, index), dataset, listed)
+    return read, rows, reading
+
+
+def _read_key_folders(members: ArchiveEntries) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """Returns the split and the class of each entry by the folders of its key, and what is told; [] without folders."""
+    folders = [name.rpartition(b"/")[0].strip(b"/") for name in members.names.to_pylist()]
+    good = [k for k in range(len(folders)) if k not in members.reasons]
+    try:
+        plan = find_layout(build_folder_tree(Counter(folders[k] for k in good)), decode_path)
+    except UserError as error:
+        return [], (f"no sample has a label, and the folders of the keys are not read: {error}",)
+    known = {folder: plan.place_folder(folder) for folder in set(folders)}
+    classes = {kind for folder in {folders[k] for k in good} for _, kind in [known[folder]]}
+    if classes == {b""} or (b"" in classes and len(classes) > 1):
+        return [], ()
+    told = "no sample has a label: the folder of a key is its class; dataset.label_column=null reads no labels"
+    placed = [(known[folder][0] or "train", decode_path(known[folder][1])) for folder in folders]
+    return placed, (*plan.reading, *plan.notes, told)
 
 
 # Cached, as a run lists its source twice: for its checks, and to prepare it
 @functools.lru_cache(maxsize=1)
-def _list_entries(
+def _list_archives(
     files: Files, archives: tuple[str, ...], facts: tuple[FileFacts, ...], label_column: str | None
-) -> tuple[ArchiveEntries, np.ndarray]:
-    """Returns the entries of all archives, and (archives,) the number of entries up to the end of each.
+) -> tuple[PackedListing, ...]:
+    """Returns the members of all archives.
 
     `facts` are those of the archives when they were listed: the cache is not used if they changed.
     """
-    parts = list(read_concurrently(lambda name: _pack_entries(index_archive(files, name, label_column)), archives))
-    ends = np.cumsum([len(part.names) for part in parts])
-    firsts = [0, *ends.tolist()]
-    reasons = {
-        first + index: reason
-        for first, part in zip(firsts, parts, strict=False)
-        for index, reason in part.reasons.items()
-    }
-    names, labels = (pa.concat_arrays([getattr(part, key) for part in parts]) for key in ("names", "labels"))
-    return ArchiveEntries(names, np.concatenate([part.spans for part in parts]), labels, reasons), ends
-
-
-def _pack_entries(found: list[TarEntry]) -> ArchiveEntries:
-    spans = np.array([(entry.offset, entry.size) for entry in found], np.int64).reshape(-1, 2)
-    reasons = {index: entry.reason for index, entry in enumerate(found) if entry.reason is not None}
-    return ArchiveEntries(
-        pa.array([entry.member.encode() for entry in found], pa.binary()),
-        spans,
-        pa.array([e.label for e in found], pa.string()),
-        reasons,
-    )
+    return tuple(read_concurrently(lambda name: pack_listing(index_archive(files, name, label_column)), archives))
 
 
 def _describe_no_images(members: ArchiveEntries) -> str:

@@ -52,11 +52,27 @@ def test_boxes_are_cut_at_image_edges() -> None:
     assert found.boxes.tolist() == [[0, 2, 5, 10], [0, 0, 20, 10], [19.5, 9, 20, 10]]
     assert found.boxes.dtype == np.float32
 
+    # By one pixel at most, as of sets that count from 0, is not counted.
+    assert found.readings == {"box_cut": 1}
+    assert not fit_to_image(boxes((-1, -1, 21, 11)), (20, 10), 3, "a.xml").readings
+
 
 @pytest.mark.parametrize("box", [(20, 0, 30, 5), (-5, 0, 0, 5), (3, 4, 3, 8), (5, 2, 4, 8), (0, 10, 5, 12)])
-def test_box_without_pixel_is_refused(box: tuple[int, int, int, int]) -> None:
-    with pytest.raises(BadImage, match=r"^a\.xml: object 2: its box, .* has no pixel of the image of 20 x 10$"):
-        fit_to_image(boxes((0, 0, 1, 1), box), (20, 10), 3, "a.xml")
+def test_box_without_pixel_is_left_out_and_counted(box: tuple[int, int, int, int]) -> None:
+    found = fit_to_image(boxes((0, 0, 1, 1), box, (2, 2, 5, 5), difficult=(2,)), (20, 10), 3, "a.xml")
+    assert found.boxes is not None
+    assert found.box_classes is not None
+    assert found.difficult is not None
+    assert found.boxes.tolist() == [[0, 0, 1, 1], [2, 2, 5, 5]]
+    assert (found.box_classes.tolist(), found.difficult.tolist()) == ([0, 2], [False, True])
+    assert found.readings == {"box_outside": 1}
+
+
+def test_mask_that_is_void_everywhere_is_counted() -> None:
+    void = np.full((6, 4), 255, np.uint8)
+    assert fit_to_image(Annotation(mask=png(void)), (4, 6), 3, "m.png").readings == {"mask_void": 1}
+    void[5, 3] = 0
+    assert not fit_to_image(Annotation(mask=png(void)), (4, 6), 3, "m.png").readings
 
 
 def values(height: int = 6, width: int = 4) -> np.ndarray:
@@ -121,6 +137,8 @@ def test_invalid_masks_are_refused(file: bytes, why: str) -> None:
         fit_to_image(Annotation(mask=file), (4, 6), 3, "SegmentationClass/m.png")
     assert str(error.value).startswith("SegmentationClass/m.png: ")
     assert why in str(error.value)
+    assert error.value.kind == "annotation"
+    assert ("dataset.mask_values" in str(error.value)) == ("is not a class" in why)
 
 
 @st.composite

@@ -53,6 +53,15 @@ def test_task_reads_few_row_groups_while_batch_mixes_many() -> None:
     assert len(np.unique(rows[0] // 128)) >= 2 * p.lanes - 4
 
 
+@given(sizes, st.booleans(), st.integers(0, 40))
+def test_part_of_an_epoch_leaves_out_the_images_of_its_other_steps(
+    size: tuple[int, int], windowed: bool, steps: int
+) -> None:
+    p = plan(*size, windowed=windowed)
+    assert sorted([*p.epoch(1)[:steps].ravel(), *p.tail(1, steps)]) == p.ids.tolist()
+    assert p.tail(1, p.steps).tolist() == p.tail(1).tolist()
+
+
 def test_tail_differs_between_epochs() -> None:
     p = plan(n=1000, batch=64)
     assert len({tuple(p.tail(e)) for e in range(5)}) > 1

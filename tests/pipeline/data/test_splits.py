@@ -11,6 +11,7 @@ from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from tests.support import recipes
+from tests.support.grey_images import dataset, local, png
 
 WHOLE: dict[str, Any] = {"dataset__max_train": None, "dataset__max_test": None}
 
@@ -177,3 +178,43 @@ def test_data_set_without_subsets_refuses_a_subset() -> None:
         Splits(train, train[:0], train[:0], np.zeros(4, np.int64)).labelled_subset(
             LabelBudget(labels_subset="fold0"), 0
         )
+
+
+def store_of(root: Path, *parts: str, **fields: Any) -> tuple[Store, Any]:
+    for part in parts:
+        for k in range(12):
+            file = root / "in" / part / "ab"[k % 2] / f"{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(k))
+    data = dataset(root=root / "in", **{"test_fraction": None, **fields})
+    return local(data, root / "out"), data
+
+
+def test_own_held_out_split_takes_the_place_of_a_drawn_one(tmp_path: Path) -> None:
+    store, data = store_of(tmp_path, "train", "valid", "test", val_fraction=0.5)
+    found = draw_splits(store, data)
+    assert [ids.tolist() for ids in (found.train, found.val, found.test)] == [
+        store.ids(split).tolist() for split in ("train", "val", "test")
+    ]
+    assert len(found.val) == 12
+    # Held-out and test images of the source are never trained on
+    assert draw_splits(store, data, ()).train.tolist() == found.train.tolist()
+
+
+@pytest.mark.parametrize(
+    ("measured", "counts"),
+    [(("val", "test"), (9, 1, 2)), (("val",), (11, 1, 0)), (("test",), (10, 0, 2)), ((), (12, 0, 0))],
+)
+def test_images_are_kept_apart_only_for_what_is_measured(
+    tmp_path: Path, measured: tuple[str, ...], counts: tuple[int, ...]
+) -> None:
+    store, data = store_of(tmp_path, "")
+    assert store.splits == {"train": 10, "test": 2}
+    found = draw_splits(store, data, measured)
+    got = (len(found.train), len(found.val), len(found.test))
+    # Of 10 or 12 images in two classes, 0.1 of each rounds to 0 or 1
+    assert (sum(got), got[2], got[1] > 0) == (12, counts[2], "val" in measured and counts[1] > 0 and got[1] > 0)
+    assert got[0] == 12 - got[1] - got[2]
+    assert found.stored_in == (("train",) if "test" in measured else ("train", "test"))
+    given = dataset(root=tmp_path / "in", test_fraction=0.2, val_fraction=0.2)
+    assert len(draw_splits(store, given, measured).train) == 8, "what is given counts, whatever is measured"

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from firstlight.pipeline.data.sources.conventions.folder_scan import IMAGE_ENDINGS, get_entry_facts
 from firstlight.pipeline.data.sources.files import FileFacts, decode_path, hash_facts, is_below
-from firstlight.pipeline.data.sources.folder import IMAGE_ENDINGS, FolderSource, get_entry_facts
-from firstlight.pipeline.data.sources.source import SourceOptions, add_test_split, get_local_facts
+from firstlight.pipeline.data.sources.folder import FolderSource
+from firstlight.pipeline.data.sources.source import SourceOptions, get_local_facts
+from firstlight.pipeline.data.sources.source_splits import add_test_split
 from firstlight.pipeline.errors import UserError
 
 FolderSourceT = TypeVar("FolderSourceT", bound=FolderSource)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data.sources.source import Record, Source
+from firstlight.pipeline.data.sources.files import LocalFiles
+from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles
 from firstlight.pipeline.errors import UserError, one_line
 
 # Raised for a file that was removed, or whose compressed bytes are damaged
@@ -43,6 +44,9 @@ class PixelSource(Source):
 
     root: Path
     files: tuple[PixelFile, ...]
+
+    def list_files(self) -> SourceFiles:
+        return SourceFiles(LocalFiles(self.root), [file.name.encode() for file in self.files], self.fingerprint)
 
     @abstractmethod
     def _read_pixels(self, file: PixelFile, rows: list[int]) -> Iterator[np.ndarray | None]:

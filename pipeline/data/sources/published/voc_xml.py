@@ -3,23 +3,40 @@
 The XML comes from outside: its size is limited, and a DTD is refused, as it could declare entities. VOC counts pixels
 from 1 and its boxes include both ends, so left = xmin - 1 and right = xmax, likewise downwards; all sets in its layout
 are read so.
+
+What one object lacks costs that object, not its image, and is counted.
 """
 
 import math
+from collections import Counter
 from typing import NamedTuple, NoReturn
 from xml.etree import ElementTree
 
 from firstlight.pipeline.errors import one_line
 
 MAX_XML_BYTES = 1_000_000
+BOX_SIDES = ("xmin", "ymin", "xmax", "ymax")
+# Words that stand for 1 in `difficult`; numbers above 0 do so, too. All others stand for 0.
+YES_WORDS = ("true", "yes", "y", "t", "on")
+Box = tuple[float, float, float, float]
 
 
 class VocObject(NamedTuple):
-    """One object. `box` is left, top, right, bottom in pixels, as in `annotations.Annotation`."""
+    """One object. `box` is left, top, right, bottom in pixels, as in `annotations.Annotation`; None if it has none."""
 
     name: str
-    box: tuple[float, float, float, float]
+    box: Box | None
     difficult: bool
+
+
+class VocAnnotation(NamedTuple):
+    """The content of a file."""
+
+    objects: list[VocObject]
+    # Width and height of the image, None if the file does not state them.
+    size: tuple[int, int] | None
+    # What was taken as what (`readings.READING_SENTENCES`), with the number of objects.
+    readings: Counter[str]
 
 
 class InvalidObjects(ValueError):
@@ -31,19 +48,23 @@ class _DtdRefuser(ElementTree.TreeBuilder):
         raise InvalidObjects("has a document type (<!DOCTYPE ...>), which is not read; valid: plain XML")
 
 
-def parse_objects(data: bytes) -> list[VocObject]:
+def parse_objects(data: bytes) -> VocAnnotation:
     """Returns the objects in the order of the file. The parts of an object (heads, hands) are no objects.
 
+    An object without a name is left out.
+
     Raises:
-        InvalidObjects: the file is too large or no plain XML, or an object lacks its name or a number of its box.
+        InvalidObjects: the file is too large or no plain XML.
     """
-    return [_parse_object(number, found) for number, found in enumerate(_parse_root(data).findall("object"), 1)]
+    root, readings = _parse_root(data), Counter[str]()
+    parsed = [_parse_object(found, readings) for found in root.findall("object")]
+    return VocAnnotation([found for found in parsed if found is not None], _parse_size(root), readings)
 
 
 def parse_class_names(data: bytes) -> set[str]:
     """Returns the names of the objects in a file; an empty set if the file cannot be used."""
     try:
-        return {found.name for found in parse_objects(data)}
+        return {found.name for found in parse_objects(data).objects}
     except InvalidObjects:
         return set()
 
@@ -61,26 +82,46 @@ def _parse_root(data: bytes) -> ElementTree.Element:
         raise InvalidObjects(f"is not well-formed XML: {one_line(error, 100)}") from None
 
 
-def _parse_object(number: int, found: ElementTree.Element) -> VocObject:
-    name, difficult = (found.findtext("name") or "").strip(), (found.findtext("difficult") or "0").strip()
+def _parse_object(found: ElementTree.Element, readings: Counter[str]) -> VocObject | None:
+    name = (found.findtext("name") or "").strip()
     if not name:
-        raise InvalidObjects(f"object {number}: has no name")
-    if difficult not in ("0", "1"):
-        raise InvalidObjects(f"object {number}: difficult {difficult[:20]!r} is not valid; valid: 0, 1")
-    box = found.find("bndbox")
-    if box is None:
-        raise InvalidObjects(f"object {number}: has no bndbox")
-    xmin, ymin, xmax, ymax = (
-        _parse_number(number, side, box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")
-    )
-    return VocObject(name, (xmin - 1, ymin - 1, xmax, ymax), difficult == "1")
+        readings["object_unnamed"] += 1
+        return None
+    return VocObject(name, _parse_box(found.find("bndbox"), readings), _parse_difficult(found, readings))
 
 
-def _parse_number(number: int, side: str, value: str | None) -> float:
+def _parse_difficult(found: ElementTree.Element, readings: Counter[str]) -> bool:
+    text = (found.findtext("difficult") or "0").strip().lower()
+    if text in ("0", "1"):
+        return text == "1"
+    number = _parse_number(text)
+    is_difficult = text in YES_WORDS if number is None else number > 0
+    readings["difficult_as_yes" if is_difficult else "difficult_as_no"] += 1
+    return is_difficult
+
+
+def _parse_box(found: ElementTree.Element | None, readings: Counter[str]) -> Box | None:
+    sides = [None if found is None else _parse_number(found.findtext(side)) for side in BOX_SIDES]
+    xmin, ymin, xmax, ymax = sides
+    if xmin is None or ymin is None or xmax is None or ymax is None:
+        readings["object_without_box"] += 1
+        return None
+    if xmin > xmax or ymin > ymax:
+        readings["box_swapped"] += 1
+        (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))
+    return xmin - 1, ymin - 1, xmax, ymax
+
+
+def _parse_number(value: str | None) -> float | None:
+    """Returns a finite number, None if the text is none."""
     try:
-        found = float(value or "")
+        number = float(value or "")
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise InvalidObjects(f"object {number}: {side} {(value or 'is missing').strip()[:20]!r} is no number")
-    return found
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Returns the width and height that a file states. Some tools write 0 where they did not look."""
+    width, height = (_parse_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+    return (int(width), int(height)) if width and height and min(width, height) >= 1 else None

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from firstlight.pipeline.data.annotations import VOID_VALUE
+from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
-from firstlight.pipeline.data.augment.targets import move_boxes, move_mask
+from firstlight.pipeline.data.augment.op_params import CropBox
+from firstlight.pipeline.data.augment.targets import Targets, locate_image, move_boxes, move_mask
+from tests.support.png_maps import png
 
 SIZE = 48
 OPS: dict[str, list[dict[str, Any]]] = {
     "center": [{"op": "center_crop"}],
     "corner": [{"op": "corner_crop", "corner": "bottom_right", "scale": 0.7}, {"op": "horizontal_flip", "p": 1.0}],
+    "pixels": [{"op": "random_crop", "size": 25}, {"op": "horizontal_flip"}],
+    "copied": [{"op": "center_crop", "size": SIZE}],
+    "window": [{"op": "window_crop", "index": 2, "scale": 0.7}],
     "resized": [{"op": "random_resized_crop", "scale": [0.3, 1.0]}, {"op": "horizontal_flip"}],
     "shift": [{"op": "random_shift", "padding": 9}, {"op": "horizontal_flip"}],
     "affine": [{"op": "center_crop"}, {"op": "random_affine", "degrees": 30.0, "scale": 0.3}],
@@ -122,3 +127,65 @@ def test_cut_off_boxes_are_not_visible() -> None:
     assert cut[0] == pytest.approx([0, 0, 38.4, 38.4])
     assert cut[3] == pytest.approx([0, 28.8, 48, 48])
     assert move_boxes(np.empty((0, 4), np.float32), rows, SIZE)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("size", [(60, 60), (80, 50), (33, 71)])
+def test_region_is_where_the_image_is_shown(name: str, size: tuple[int, int]) -> None:
+    """All pixels of a white image that are not black, in the view; a turned image has the box around them."""
+    for rows in rows_of([op for op in OPS[name] if "color" not in op["op"]], size, 12):
+        white = Image.new("RGB", size, (255, 255, 255))
+        ys, xs = np.nonzero(augment.apply_params(white, rows, SIZE)[..., 0])
+        left, top, right, bottom = locate_image(rows, SIZE)
+        tolerance = 1.5 if name == "affine" else 0.0
+        assert (left, top) == pytest.approx((xs.min(), ys.min()), abs=tolerance)
+        assert (right, bottom) == pytest.approx((xs.max() + 1, ys.max() + 1), abs=tolerance)
+
+
+def test_masks_and_boxes_come_with_the_region_of_their_image() -> None:
+    drawn = augment.sample_params([{"op": "fit"}], np.zeros(1, np.uint64), np.array([[80, 60]]), SIZE)
+    boxes = Annotation(
+        boxes=np.array([[8.0, 6.0, 40.0, 30.0]], np.float32), box_classes=np.array([0]), difficult=np.array([False])
+    )
+    found = Targets("boxes", 1).build_arrays([boxes], drawn, SIZE)
+    assert found["region"].tolist() == [[0.0, 6.0, 48.0, 42.0]]
+    assert found["region"].dtype == np.float32
+    mask = Annotation(mask=png(np.zeros((60, 80), np.uint8)))
+    assert Targets("mask").build_arrays([mask], drawn, SIZE)["region"].tolist() == [[0.0, 6.0, 48.0, 42.0]]
+    present = Annotation(present=np.array([1], np.int8))
+    assert set(Targets("present").build_arrays([present], drawn, SIZE)) == {"present"}
+
+
+@pytest.mark.parametrize("op", ["center_crop", "random_crop", "corner_crop"])
+def test_crop_of_the_size_of_the_view_copies_masks_and_shifts_boxes(op: str) -> None:
+    corner = {"corner": "top_right"} if op == "corner_crop" else {}
+    for seed, rows in enumerate(rows_of([{"op": op, "size": SIZE, **corner}], (60, 53), 20)):
+        mask, crop = patches(60, 53, seed), rows[0]
+        assert isinstance(crop, CropBox)
+        left, top = int(crop.left), int(crop.top)
+        assert np.array_equal(move_mask(mask, rows, SIZE), mask[top : top + SIZE, left : left + SIZE])
+        boxes, seen = move_boxes(np.array([[20, 20, 31, 30]], np.float32), rows, SIZE)
+        assert seen[0]
+        assert boxes[0].tolist() == [20 - left, 20 - top, 31 - left, 30 - top]
+
+
+def test_whole_masks_are_kept_with_the_places_of_their_windows() -> None:
+    masks = [patches(60, 40, 0), patches(30, 50, 1)]
+    sizes = np.array([mask.shape[::-1] for mask in masks])
+    windows = augment.list_windows(sizes, scale=0.9)
+    keys = random_numbers.derive_view_keys(0, np.zeros(2, np.int64), np.arange(2), 0)
+    views = [augment.sample_params(ops, keys, sizes, SIZE) for ops in windows]
+    annotations = [Annotation(mask=png(mask)) for mask in masks]
+    found = Targets("mask", canvas=(70, 55)).build_whole_masks(annotations, views)
+    assert found["whole_mask"].shape == (2, 55, 70)
+    assert found["whole_size"].tolist() == [[60, 40], [30, 50]]
+    assert found["windows"].shape == (2, len(windows), 4)
+    for k, mask in enumerate(masks):
+        height, width = mask.shape
+        assert np.array_equal(found["whole_mask"][k, :height, :width], mask)
+        outside = found["whole_mask"][k].copy()
+        outside[:height, :width] = VOID_VALUE
+        assert (outside == VOID_VALUE).all()
+        assert found["windows"][k, -1].tolist() == pytest.approx(
+            [*(sizes[k] - 0.9 * sizes[k].min()), *[0.9 * sizes[k].min()] * 2]
+        )

@@ -195,7 +195,7 @@ def test_list_may_be_reordered_and_name_an_image_twice(tmp_path: Path) -> None:
     data = dataset(source="list", list=file, split_column="split", max_bad_fraction=0.5)
     old = local(data, tmp_path / "out")
     lines = file.read_text().splitlines()[1:]
-    listed(["new.png,2,train", *lines[::-1], "03.png,1,train", "03.png,0,test"])
+    listed(["new.png,2,train", *lines[::-1], "03.png,1,train", "03.png,1,test"])
     new = local(grown(data, old), tmp_path / "out")
     assert_extends(new, old)
     assert by_path(new)["new.png"] == (8, "train", "2")
@@ -524,3 +524,43 @@ def test_ray_extends_to_the_same_bytes(tmp_path: Path, ray_local: None, monkeypa
     )
     assert_extends(second, old)
     assert contents(first) == contents(second)
+
+
+def test_held_out_folder_stays_held_out_in_an_extension(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    put(root, *(f"{part}/{kind}/{k}.png" for part, n in (("train", 12), ("val", 4)) for kind in "ab" for k in range(n)))
+    data = dataset(root=root, test_fraction=0.25)
+    old = local(data, tmp_path / "out")
+    assert old.splits == {"train": 18, "val": 8, "test": 6}
+    put(root, *(f"{part}/a/new{k}.png" for part, n in (("train", 8), ("val", 3)) for k in range(n)))
+    new = local(grown(data, old), tmp_path / "out")
+    assert_extends(new, old)
+    assert new.splits == {"train": 24, "val": 11, "test": 8}
+    assert {part for path, (_, part, _) in by_path(new).items() if path.startswith("val/")} == {"val"}
+    (root / "val" / "a" / "0.png").rename(root / "train" / "a" / "0b.png")
+    with pytest.raises(
+        UserError, match=r"1 of the 32 images of .* are no longer in the source as they were, e\.g\. val/a/0\.p"
+    ):
+        local(grown(data, old), tmp_path / "out")
+
+
+def test_image_that_left_the_held_out_folder_is_refused(tmp_path: Path) -> None:
+    root, file = tmp_path / "in", tmp_path / "in" / "list.csv"
+    put(root, *(f"{k}.png" for k in range(8)))
+    data = dataset(source="list", list=file, split_column="part")
+
+    def listed(*splits: str) -> None:
+        file.write_text("path,label,part\n" + "".join(f"{k}.png,{k % 2},{part}\n" for k, part in enumerate(splits)))
+
+    listed(*["train"] * 4, "val", "val", "test", "test")
+    old = local(data, tmp_path / "out")
+    listed(*["train"] * 5, "val", "test", "test")
+    with pytest.raises(
+        UserError, match=r"1 of the 8 images .* another split in the source, e\.g\. 4\.png \(was val, is train\)"
+    ):
+        local(grown(data, old), tmp_path / "out")
+    listed(*["train"] * 8)
+    with pytest.raises(
+        UserError, match=r"2 of the 8 images .* another split in the source, e\.g\. 4\.png \(was val, is train\)"
+    ):
+        local(grown(data, old), tmp_path / "out")

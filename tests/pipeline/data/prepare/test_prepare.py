@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data import shards
+from firstlight.pipeline.data.images.colours import ColourSums
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -64,6 +65,9 @@ def test_manifest_has_the_statistics_of_the_images(tmp_path: Path) -> None:
     raw = json.loads((store.path / MANIFEST_FILE).read_text())
     sizes = [[6, 8, 4], [8, 8, 4], [9, 8, 3], [22, 23, 1]]  # quarters of an octave: 3, 4, 5 x 4 pixels, and 50 x 60
     files = sum(file.stat().st_size for file in root.rglob("*.png"))
+    colours = ColourSums()
+    for file in (root / "train").rglob("*.png"):
+        colours.add_image(Image.open(file).convert("RGB"))
     assert raw["images"] == {
         "width": [3, 50],
         "height": [4, 60],
@@ -71,11 +75,13 @@ def test_manifest_has_the_statistics_of_the_images(tmp_path: Path) -> None:
         "sizes": sizes,
         "modes": {"L": 1, "RGB": 11},
         "formats": {"PNG": 12},
+        "colours": colours.dump_sums(),
         "labels": {
             "train": {"unknown": 0, "classes": 2, "fewest": 2, "most": 4},
             "test": {"unknown": 0, "classes": 2, "fewest": 3, "most": 3},
         },
         "duplicates": {"copies": 0, "of_train_in_test": 0},
+        "readings": {"one_colour": 12},
     }
     assert store.images == raw["images"]
     assert raw["source"]["root"] == str(root)
@@ -100,7 +106,7 @@ def test_too_many_bad_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_pixel_limit_is_that_of_the_data_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"16 of 16 images .* 4 pixels"):
+    with pytest.raises(UserError, match=r"16 of 16 images .* is larger than 4 pixels \(dataset\.max_pixels\);"):
         local(dataset(root=images(tmp_path / "in", 10), max_pixels=4), tmp_path / "out")
 
 

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -59,7 +60,7 @@ def test_all_formats_give_same_rows(tmp_path: Path, suffix: str, labels: list[An
         )
     source = open_list_set(tmp_path / f"list{suffix}", path_column="file", label_column="kind")
     assert (source.classes, source.labels.tolist()) == (
-        (("0", "1", "2"), [2, 0, -1]) if labels[0] == 2 else (("a", "b"), [1, 0, -1])
+        (("0", "2"), [1, 0, -1]) if labels[0] == 2 else (("a", "b"), [1, 0, -1])
     )
     assert [record.data for record in read_split(source)] == [b"1.jpg", b"2.jpg", b"3.jpg"]
 
@@ -72,40 +73,32 @@ def test_paths_are_relative_to_root_or_list_folder(tmp_path: Path) -> None:
     assert read_split(open_list_set(file, label_column=None))[0].data == b"beside the list"
 
 
-@pytest.mark.parametrize(
-    ("others", "test"), [(["test", "val"], "test"), (["val"], "val"), (["validation"], "validation"), ([], None)]
-)
-def test_split_column_defines_splits(tmp_path: Path, others: list[str], test: str | None) -> None:
+@pytest.mark.parametrize("others", [["test", "val"], ["val"], ["validation"], ["Dev Set"], []])
+def test_split_column_defines_splits(tmp_path: Path, others: list[str]) -> None:
     rows = [f"{split}/{k}.jpg,{split},{k}" for split in ["train", *others] for k in range(2)]
+    write_named_files(tmp_path, *(row.split(",")[0] for row in rows))
     source = open_list_set(
         write_csv(tmp_path, "\n".join(["path,part,label", *rows])), split_column="part", test_fraction=0.0
     )
     assert list_labels(source) == [("train/0.jpg", 0), ("train/1.jpg", 1)]
-    assert source.splits == ({"train": 2, "test": 2} if test else {"train": 2})
-    if test:
-        assert list_labels(source, "test") == [(f"{test}/0.jpg", 0), (f"{test}/1.jpg", 1)]
-
-
-def test_unused_val_rows_are_noted(tmp_path: Path) -> None:
-    write_named_files(tmp_path, "1.jpg", "2.jpg", "3.jpg")
-    file = write_csv(tmp_path, "path,split\n1.jpg,train\n2.jpg,test\n3.jpg,val\n")
-    source = open_list_set(file, label_column=None, split_column="split")
-    assert (source.splits, source.unread_note) == (
-        {"train": 1, "test": 1},
-        "not read, as others are marked test: 1 rows that are marked val",
-    )
+    assert source.splits == {"train": 2, **{"test" if name == "test" else "val": 2 for name in others}}
+    for name in others:
+        found = list_labels(source, "test" if name == "test" else "val")
+        assert found == [(f"{name}/0.jpg", 0), (f"{name}/1.jpg", 1)]
 
 
 def test_invalid_split_names_row_and_valid_splits(tmp_path: Path) -> None:
-    file = write_csv(tmp_path, "path,part,label\na.jpg,train,0\nb.jpg,dev,0\n")
+    file = write_csv(tmp_path, "path,part,label\na.jpg,train,0\nb.jpg,fold 2,0\n")
     with pytest.raises(
-        UserError, match=r"list\.csv: row 1: part 'dev' is no split; valid: train, test, val, validation$"
+        UserError, match=r"list\.csv: row 1: 'part' 'fold 2' is no name of a split; values: train, fold 2;"
     ):
         open_list_set(file, split_column="part")
-    with pytest.raises(UserError, match=r"dataset\.split_column: no row of .*list\.csv is marked train in 'part'$"):
+    with pytest.raises(
+        UserError, match=r"dataset\.split_column: no row of .*list\.csv is of the training split; values: t"
+    ):
         open_list_set(write_csv(tmp_path, "path,part,label\na.jpg,test,0\n"), split_column="part")
-    with pytest.raises(UserError, match=r"row 0: part None is no split"):
-        open_list_set(write_csv(tmp_path, "path,part,label\na.jpg,,0\n"), split_column="part")
+    with pytest.raises(UserError, match=r"list\.csv: 2 rows without a split in 'part', the first is row 0; valid: "):
+        open_list_set(write_csv(tmp_path, "path,part,label\na.jpg,,0\nb.jpg,train,0\nc.jpg,,0\n"), split_column="part")
 
 
 @pytest.mark.fault(34, "labels that are no class")
@@ -245,7 +238,7 @@ def test_fingerprint_changes_with_list_and_images(tmp_path: Path) -> None:
     assert open_list_set(file).fingerprint in seen  # the same list, copied anew
     os.utime(tmp_path / "a.jpg", (1, 1))
     seen.add(open_list_set(file).fingerprint)
-    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "a.jpg").write_bytes(b"other")
     seen.add(open_list_set(file).fingerprint)
     seen.add(open_list_set(write_csv(tmp_path, "path,label,more\na.jpg,1,b.jpg\n")).fingerprint)
     assert len(seen) == 5
@@ -266,3 +259,151 @@ def test_list_is_prepared_as_store(tmp_path: Path) -> None:
     assert pq.read_table(store.path / QUARANTINE_FILE).to_pylist() == [
         {"path": "none.png", "split": "train", "reason": "No such file or directory"}
     ]
+
+
+def write_images(folder: Path) -> Path:
+    return write_named_files(folder, *(f"im/{k}.jpg" for k in range(4)))
+
+
+TABLES = {
+    "semicolon": b"path;label\nim/0.jpg;cat\nim/1.jpg;dog\nim/2.jpg;cat\nim/3.jpg;dog\n",
+    "tabs": b"path\tlabel\nim/0.jpg\tcat\nim/1.jpg\tdog\nim/2.jpg\tcat\nim/3.jpg\tdog\n",
+    "space after comma": b"path, label\nim/0.jpg, cat\nim/1.jpg, dog\nim/2.jpg, cat\nim/3.jpg, dog\n",
+    "UTF-16": "path,label\nim/0.jpg,cat\nim/1.jpg,dog\nim/2.jpg,cat\nim/3.jpg,dog\n".encode("utf-16"),
+    "capitals": b"Path,LABEL\nim/0.jpg,cat\nim/1.jpg,dog\nim/2.jpg,cat\nim/3.jpg,dog\n",
+    "no header": b"im/0.jpg,cat\nim/1.jpg,dog\nim/2.jpg,cat\nim/3.jpg,dog\n",
+    "no header, labels first": b"cat;im/0.jpg\ndog;im/1.jpg\ncat;im/2.jpg\ndog;im/3.jpg\n",
+    "no header, index": b"0,im/0.jpg,cat\n1,im/1.jpg,dog\n2,im/2.jpg,cat\n3,im/3.jpg,dog\n",
+    "index with a name": b",path,label\n0,im/0.jpg,cat\n1,im/1.jpg,dog\n2,im/2.jpg,cat\n3,im/3.jpg,dog\n",
+    "index without a name": b"path,label\n0,im/0.jpg,cat\n1,im/1.jpg,dog\n2,im/2.jpg,cat\n3,im/3.jpg,dog\n",
+    "usual names": b"filename,class\nim/0.jpg,cat\nim/1.jpg,dog\nim/2.jpg,cat\nim/3.jpg,dog\n",
+    "comment mark": b"#image_path,category\nim/0.jpg,cat\nim/1.jpg,dog\nim/2.jpg,cat\nim/3.jpg,dog\n",
+    "Windows": b"path,label\r\nim\\0.jpg,cat\r\nim\\1.jpg,dog\r\nim\\2.jpg,cat\r\nim\\3.jpg,dog\r\n",
+    "Excel": b"sep=;\r\npath;label\r\nim/0.jpg;cat\r\nim/1.jpg;dog\r\nim/2.jpg;cat\r\nim/3.jpg;dog\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_tables_that_people_write_are_read_and_told(tmp_path: Path, kind: str, suffix: str) -> None:
+    (write_images(tmp_path) / f"list{suffix}").write_bytes(TABLES[kind])
+    source = open_list_set(tmp_path / f"list{suffix}")
+    assert list_labels(source) == [("im/0.jpg", 0), ("im/1.jpg", 1), ("im/2.jpg", 0), ("im/3.jpg", 1)]
+    assert source.classes == ("cat", "dog")
+    assert [record.data for record in read_split(source)] == [f"im/{k}.jpg".encode() for k in range(4)]
+    is_plain = kind == "index with a name" or (kind, suffix) == ("tabs", ".tsv")
+    assert is_plain or source.notes or source.reading[0].startswith("columns are separated by ")
+
+
+def test_latin_1_labels_are_read_and_told(tmp_path: Path) -> None:
+    text = "path;label\nim/0.jpg;Käse\nim/1.jpg;Brötchen\nim/2.jpg;Käse\nim/3.jpg;Müsli\n"
+    (write_images(tmp_path) / "list.csv").write_bytes(text.encode("latin-1"))
+    source = open_list_set(tmp_path / "list.csv")
+    assert source.classes == ("Brötchen", "Käse", "Müsli")
+    assert source.reading[0] == "columns are separated by semicolon, encoding cp1252"
+    assert source.notes[0].startswith("encoding cp1252, guessed, as the text is not UTF-8: Käse, Brötchen, Müsli; dat")
+    assert open_list_set(tmp_path / "list.csv", encoding="mac_roman").classes != source.classes
+    with pytest.raises(ValueError, match="'nonsense' is no encoding that Python knows"):
+        open_list_set(tmp_path / "list.csv", encoding="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "im/0.jpg,cat,old\nim/1.jpg,dog,new\n",
+            r"dataset\.label_column: 'label' is no column of .*; columns: 0 .*1 .*2 ",
+        ),
+        (
+            "id,breed\nim/0.jpg,cat\n",
+            r"dataset\.path_column: 'path' is no column of text .*; columns: id \(text\), breed",
+        ),
+        (
+            "file,image,label\nim/0.jpg,im/0.jpg,cat\n",
+            r"dataset\.path_column: 'path' is no column of text .*; columns: file",
+        ),
+    ],
+)
+def test_unclear_columns_are_listed_with_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_list_set(write_csv(write_images(tmp_path), text))
+
+
+def test_columns_without_header_are_chosen_by_number(tmp_path: Path) -> None:
+    file = write_csv(write_images(tmp_path), "im/0.jpg,cat,old\nim/1.jpg,dog,new\n")
+    assert open_list_set(file, path_column="0", label_column="2").classes == ("new", "old")
+
+
+def test_missing_and_twin_labels_are_told(tmp_path: Path) -> None:
+    file = write_csv(write_images(tmp_path), "path,label\nim/0.jpg,cat \nim/1.jpg,NaN\nim/2.jpg,Cat\nim/3.jpg,\n")
+    source = open_list_set(file)
+    assert (source.classes, source.labels.tolist()) == (("Cat", "cat"), [1, -1, 0, -1])
+    assert any(note.startswith("no label: 1 image ('NaN' 1)") for note in source.notes)
+    assert any(note.startswith("classes that look alike") for note in source.notes)
+    assert open_list_set(file, label_case="lower").labels.tolist() == [0, -1, 0, -1]
+
+
+def test_whole_floats_are_numbers_of_listed_classes(tmp_path: Path) -> None:
+    (write_images(tmp_path) / "classes.txt").write_text("ant\nbee\n")
+    source = open_list_set(write_csv(tmp_path, "path,label\nim/0.jpg,0.0\nim/1.jpg,1.0\n"))
+    assert (source.classes, source.labels.tolist()) == (("ant", "bee"), [0, 1])
+
+
+def test_split_column_is_found_by_its_name_and_values(tmp_path: Path) -> None:
+    file = write_csv(
+        write_images(tmp_path),
+        "path,label,Subset\nim/0.jpg,a,Train\nim/1.jpg,b,train\nim/2.jpg,a,Test\nim/3.jpg,b,valid\n",
+    )
+    source = open_list_set(file)
+    assert source.splits == {"train": 2, "val": 1, "test": 1}
+    assert "the column 'Subset' is read as the splits; dataset.splits={} ignores it" in source.notes
+    assert open_list_set(file, splits={}).splits == {"train": 4}
+    other = write_csv(tmp_path, "path,label,fold\nim/0.jpg,a,1\nim/1.jpg,b,2\n")
+    assert open_list_set(other).splits == {"train": 2}
+    given = open_list_set(other, split_column="fold", splits={"train": 1, "test": 2})
+    assert given.splits == {"train": 1, "test": 1}
+
+
+def test_image_with_two_labels_is_a_conflict_or_has_both(tmp_path: Path) -> None:
+    file = write_csv(write_images(tmp_path), "path,label\nim/0.jpg,cat\nim/1.jpg,dog\nim/0.jpg,dog\n")
+    with pytest.raises(
+        UserError, match=r"row 0 and row 2: im/0\.jpg is 'cat' and 'dog' .*dataset\.annotations=\[present\]"
+    ):
+        open_list_set(file)
+    source = open_list_set(file, annotations=["present"])
+    assert (source.classes, source.annotations, source.splits) == (("cat", "dog"), ("present",), {"train": 2})
+    found = [(record.path, record.annotation.present.tolist()) for record in read_split(source) if record.annotation]
+    assert found == [("im/0.jpg", [1, 1]), ("im/1.jpg", [0, 1])]
+
+
+def test_lists_of_labels_are_labels_of_one_image(tmp_path: Path) -> None:
+    rows = [
+        {"path": "im/0.jpg", "label": ["cat", "dog"]},
+        {"path": "im/1.jpg", "label": []},
+        {"path": "im/2.jpg", "label": ["dog"]},
+    ]
+    file = write_csv(write_images(tmp_path), "".join(json.dumps(row) + "\n" for row in rows), "list.jsonl")
+    with pytest.raises(UserError, match=r"holds several labels in row 0: .*dataset\.annotations=\[present\]"):
+        open_list_set(file)
+    source = open_list_set(file, annotations=["present"])
+    assert [record.annotation.present.tolist() for record in read_split(source) if record.annotation] == [
+        [1, 1],
+        [-1, -1],
+        [0, 1],
+    ]
+
+
+def test_list_with_several_labels_is_prepared_as_store(tmp_path: Path) -> None:
+    for k in range(8):
+        (tmp_path / f"{k}.png").write_bytes(make_png(k))
+    rows = [f"{k}.png,{'odd' if k % 2 else 'even'}" for k in range(8)] + [f"{k}.png,small" for k in range(3)]
+    file = write_csv(tmp_path, "\n".join(["path,label", *rows]))
+    data = dataset_options(source="list", list=file, annotations=["present"], test_fraction=0.25)
+    store = prepare_store(data, tmp_path / "stores")
+    assert (store.classes, store.annotations, store.splits) == (
+        ("even", "odd", "small"),
+        ("present",),
+        {"train": 6, "test": 2},
+    )
+    together = np.concatenate([store.read_presence("train"), store.read_presence("test")])
+    assert together.sum(0).tolist() == [4, 4, 3]

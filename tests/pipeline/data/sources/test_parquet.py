@@ -1,8 +1,11 @@
 """Parquet files of images: columns, labels, splits, damage."""
 
+import base64
 import json
 import os
 import pickle
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from firstlight.pipeline.data.images import decode_rgb
 from firstlight.pipeline.data.sources import Record, SourcePart
 from firstlight.pipeline.errors import UserError
-from tests.support.image_sources import open_parquet_set, read_split, write_image_table
+from tests.support.image_sources import make_png, open_parquet_set, read_split, write_image_table
 
 
 def structs(*names: str) -> list[dict[str, Any]]:
@@ -62,20 +65,20 @@ def test_too_large_image_has_reason_and_reads_are_small(tmp_path: Path, monkeypa
     assert set(asked) <= {1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("others", "test"),
-    [(("test", "validation"), "test"), (("validation",), "validation"), (("val",), "val"), ((), None)],
-)
-def test_prefixes_of_files_define_splits(tmp_path: Path, others: tuple[str, ...], test: str | None) -> None:
+@pytest.mark.parametrize("others", [("test", "validation"), ("validation",), ("val",), ("test",), ()])
+@pytest.mark.parametrize("form", ["{}-00000-of-00001.parquet", "cifar_{}.parquet", "default/{}/0000.parquet"])
+def test_names_of_files_define_splits(tmp_path: Path, others: tuple[str, ...], form: str) -> None:
     for name in ("train", *others):
-        write_image_table(tmp_path / f"{name}-00000-of-00001.parquet", [name.encode()] * 3, [0, 1, 1])
+        write_image_table(tmp_path / form.format(name), [name.encode()] * 3, [0, 1, 1])
     source = open_parquet_set(tmp_path)
-    assert {record.data for record in read_split(source)} == {b"train"}
-    assert (
-        {record.data for record in read_split(source, "test")} == ({test.encode()} if test else set())
-        if "test" in source.splits
-        else test is None
-    )
+    assert source.splits == {
+        split: 3
+        for split in ("train", "val", "test")
+        if split in {"train", *(n[:4] if n == "test" else "val" for n in others)}
+    }
+    for name in ("train", *others):
+        split = name if name in ("train", "test") else "val"
+        assert {record.data for record in read_split(source, split)} == {name.encode()}
 
 
 def test_parts_cross_row_groups_and_files(tmp_path: Path) -> None:
@@ -222,3 +225,85 @@ def test_real_cifar10_is_read(cifar10: Path) -> None:
     across = list(source.read(SourcePart("train", 12_498, 4)))  # over the seam of two files
     assert [record.path.split("#")[0][:11] for record in across] == ["train-00000"] * 2 + ["train-00001"] * 2
     assert {decode_rgb(record.data or b"").shape for record in across} == {(32, 32, 3)}
+
+
+def encode(values: list[Any], kind: str) -> pa.Array:
+    texts = [base64.b64encode(value).decode() for value in values]
+    made: dict[str, Callable[[], pa.Array]] = {
+        "binary_view": lambda: pa.array(values, pa.binary_view()),
+        "large_binary": lambda: pa.array(values, pa.large_binary()),
+        "dictionary": lambda: pa.array(values, pa.binary()).dictionary_encode(),
+        "base64": lambda: pa.array(texts),
+        "base64 view": lambda: pa.array(texts, pa.string_view()),
+        "data URI": lambda: pa.array([f"data:image/png;base64,{text}" for text in texts]),
+        "list of one": lambda: pa.array([[value] for value in values], pa.list_(pa.binary())),
+        "list of one struct": lambda: pa.array([[{"bytes": value, "path": None}] for value in values]),
+    }
+    return made[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "binary_view",
+        "large_binary",
+        "dictionary",
+        "base64",
+        "base64 view",
+        "data URI",
+        "list of one",
+        "list of one struct",
+    ],
+)
+def test_images_of_every_type_are_read(tmp_path: Path, kind: str) -> None:
+    images = [make_png(k) for k in range(5)]
+    write_image_table(tmp_path / "x.parquet", encode(images, kind), [0, 1, 0, 1, 0])
+    assert [record.data for record in read_split(open_parquet_set(tmp_path))] == images
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (pa.array([True, False, True]), ("False", "True"), [1, 0, 1]),
+        (pa.array([Decimal("1.0"), Decimal("0.0"), None]), ("0", "1"), [1, 0, -1]),
+        (pa.array([1.0, 0.0, float("nan")]), ("0", "1"), [1, 0, -1]),
+        (pa.array(["b", "a", "NaN"], pa.string_view()), ("a", "b"), [1, 0, -1]),
+        (pa.array([[1], [0], []]), ("0", "1"), [1, 0, -1]),
+        (pa.array([2, 1, 3]), ("1", "2", "3"), [1, 0, 2]),
+        (pa.array([None, None, None]), (), [-1, -1, -1]),
+    ],
+)
+def test_labels_of_every_type_are_read(
+    tmp_path: Path, labels: pa.Array, classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    write_image_table(tmp_path / "x.parquet", [b"a", b"b", b"c"], labels)
+    source = open_parquet_set(tmp_path)
+    assert (source.classes, source.labels.tolist()) == (classes, numbers)
+
+
+def test_text_that_is_no_image_is_refused_at_once(tmp_path: Path) -> None:
+    write_image_table(tmp_path / "x.parquet", ["im/0.jpg", "im/1.jpg"], [0, 1])
+    with pytest.raises(
+        UserError, match=r"dataset\.image_column: 'image' of .* is text, but no image in Base64 .*source: list"
+    ):
+        open_parquet_set(tmp_path)
+
+
+def test_other_names_of_columns_are_taken_and_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"img": [b"a", b"b"], "fine": [1, 2], "Label": ["x", "y"]}), tmp_path / "x.parquet")
+    source = open_parquet_set(tmp_path)
+    assert source.classes == ("x", "y")
+    assert source.notes[:2] == (
+        "dataset.image_column: there is no 'image', 'img' is taken",
+        "dataset.label_column: there is no 'label', 'Label' is taken",
+    )
+
+
+def test_test_file_without_labels_leaves_validation_to_test_on(tmp_path: Path) -> None:
+    for name, labels in (("train", [0, 1, 1]), ("validation", [1, 0, 1]), ("test", [-1, -1, -1])):
+        write_image_table(tmp_path / f"{name}-0.parquet", [name.encode()] * 3, labels)
+    source = open_parquet_set(tmp_path)
+    assert source.splits == {"train": 3, "test": 3}
+    assert {record.data for record in read_split(source, "test")} == {b"validation"}
+    assert source.notes[1] == "the held-out split is tested on, as the test split has no labels: 3 images"
+    assert source.reading[0] == "read 6 rows, left out 0 of 3 files"

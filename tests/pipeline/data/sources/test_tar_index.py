@@ -12,9 +12,7 @@ from tests.support.image_sources import list_reasons, open_archives, read_split
 from tests.support.webdataset_shards import make_samples, make_special_member, write_shard
 
 
-@pytest.mark.parametrize(
-    "record", [b"{", b"[" * 100_000, b'{"label": 0.5}', b'{"label": true}', b'{"label": [1]}', b"\xff"]
-)
+@pytest.mark.parametrize("record", [b"{", b"[" * 100_000, b'{"label": 0.5}', b'{"label": [1]}', b"\xff"])
 def test_unreadable_label_is_reason(tmp_path: Path, record: bytes) -> None:
     write_shard(tmp_path / "x.tar", ("a.png", b"a"), ("a.json", record), *make_samples("b0"))
     assert list_reasons(open_archives(tmp_path)) == [("x.tar/a.png", "the label of 'a.json' cannot be read")]

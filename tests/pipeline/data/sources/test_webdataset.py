@@ -72,15 +72,16 @@ def test_labels_come_from_cls_or_json(tmp_path: Path) -> None:
         open_archives(tmp_path, label_column="kind")
 
 
-@pytest.mark.parametrize(
-    ("others", "test"), [(["test", "val"], "test"), (["val"], "val"), (["validation"], "validation")]
-)
-def test_prefixes_of_archives_define_splits(tmp_path: Path, others: list[str], test: str) -> None:
+@pytest.mark.parametrize("others", [["test", "val"], ["val"], ["validation"], ["test"]])
+@pytest.mark.parametrize("form", ["{}-000.tar", "cc3m-{}-0000.tar", "{}/00000.tar"])
+def test_names_of_archives_define_splits(tmp_path: Path, others: list[str], form: str) -> None:
     for name in ("train", *others):
-        write_shard(tmp_path / f"{name}-000.tar", *make_samples(f"{name}0", f"{name}1"))
-    source = open_archives(tmp_path, test_fraction=0.5)
-    assert [record.data for record in read_split(source)] == [b"train0", b"train1"]
-    assert [record.data for record in read_split(source, "test")] == [f"{test}0".encode(), f"{test}1".encode()]
+        write_shard(tmp_path / form.format(name), *make_samples(f"{name}0", f"{name}1"))
+    source = open_archives(tmp_path, test_fraction=0.0)
+    for name in ("train", *others):
+        split = name if name in ("train", "test") else "val"
+        assert [record.data for record in read_split(source, split)] == [f"{name}0".encode(), f"{name}1".encode()]
+    assert len(source.splits) == 1 + len(others)
 
 
 def test_root_may_name_archives(tmp_path: Path) -> None:
@@ -124,11 +125,10 @@ def test_damaged_compression_is_reason(tmp_path: Path) -> None:
     assert [record.path for record in listed_again if record.reason] == ["b.tar.gz"]
 
 
-@pytest.mark.parametrize("name", ["extra", "val"])
-def test_archives_of_no_split_are_noted(tmp_path: Path, name: str) -> None:
-    for part in ("train", "test", name):
+def test_archives_of_no_split_are_noted(tmp_path: Path) -> None:
+    for part in ("train", "test", "extra"):
         write_shard(tmp_path / f"{part}-0.tar", *make_samples("0000"))
-    assert open_archives(tmp_path).unread_note == f"not read, as others are named for the splits: {name}-0.tar"
+    assert open_archives(tmp_path).notes == ("not read, as others are named for the splits: extra-0.tar",)
 
 
 def test_archives_without_images_raise(tmp_path: Path) -> None:
@@ -198,3 +198,106 @@ def test_archives_are_prepared_as_store(tmp_path: Path) -> None:
         ("test-0.tar/016.png", 0),
         ("test-0.tar/017.png", 1),
     ]
+
+
+def write_samples(folder: Path, *forms: str, count: int = 6) -> Path:
+    """Writes samples of forms such as {:03d}.jpg. Images hold their form and number, labels the number modulo 2."""
+    members: list[Member] = []
+    for k in range(count):
+        for form in forms:
+            is_label = form.endswith((".cls", ".txt", ".json"))
+            text = b"%d" % (k % 2) if is_label else make_png(k) + form.encode()
+            members.append((form.format(k), text))
+    write_shard(folder / "x.tar", *members)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("forms", "field", "note"),
+    [
+        (
+            ("{:05d}.depth.png", "{:05d}.jpg", "{:05d}.cls"),
+            ".jpg",
+            "the image of a sample is jpg; left out beside it: depth.png 6",
+        ),
+        (("{:05d}.image.jpg", "{:05d}.cls"), ".image.jpg", ""),
+        (("{:05d}.img", "{:05d}.cls"), ".img", ""),
+        (("{:05d}.IMG.PNG", "{:05d}.label.cls"), ".IMG.PNG", ""),
+        (("v1.0/{:05d}.jpg", "v1.0/{:05d}.cls"), ".jpg", ""),
+        (("img.{:05d}.jpg", "img.{:05d}.cls"), ".jpg", "keys have dots: names are split at the last one"),
+        (
+            ("{:05d}.seg.png", "{:05d}.jpg", "{:05d}.thumb.jpg", "{:05d}.cls"),
+            ".jpg",
+            "the image of a sample is jpg; left out",
+        ),
+    ],
+)
+def test_samples_are_read_as_the_library_does(tmp_path: Path, forms: tuple[str, ...], field: str, note: str) -> None:
+    source = open_archives(write_samples(tmp_path, *forms))
+    found = read_split(source)
+    assert [record.label for record in found] == [0, 1] * 3
+    assert all(record.path.endswith(field) and record.reason is None for record in found)
+    assert not note or source.notes[0].startswith(note)
+    assert source.classes == ("0", "1")
+
+
+def test_image_field_may_be_named(tmp_path: Path) -> None:
+    write_samples(tmp_path, "{:05d}.depth.png", "{:05d}.jpg")
+    assert read_split(open_archives(tmp_path, image_column="depth.png"))[0].path == "x.tar/00000.depth.png"
+    with pytest.raises(
+        UserError, match=r"dataset\.image_column: 'tif' is no field of a sample; fields with images: depth\.png 6"
+    ):
+        open_archives(tmp_path, image_column="tif")
+    write_samples(tmp_path, "{:05d}.left.png", "{:05d}.right.png")
+    with pytest.raises(
+        UserError, match=r"samples have several images: left\.png 6, right\.png 6; valid: dataset\.image_col"
+    ):
+        open_archives(tmp_path)
+    assert len(read_split(open_archives(tmp_path, image_column="left.png"))) == 6
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "./", "mydata/images/"])
+def test_folder_of_the_key_is_the_class(tmp_path: Path, prefix: str) -> None:
+    write_shard(tmp_path / "x.tar", *((f"{prefix}{kind}/{k}.jpg", b"x") for kind in ("cat", "dog") for k in range(3)))
+    source = open_archives(tmp_path)
+    assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0] * 3 + [1] * 3)
+    assert any(line.startswith("no sample has a label: the folder of a key is its class") for line in source.reading)
+    assert open_archives(tmp_path, label_column=None).classes == ()
+
+
+def test_folders_of_splits_in_keys_are_no_classes(tmp_path: Path) -> None:
+    names = [f"set/{part}/{kind}/{k}.jpg" for part in ("Train", "Test") for kind in ("cat", "dog") for k in range(3)]
+    write_shard(tmp_path / "x.tar", *((name, b"x") for name in names))
+    source = open_archives(tmp_path)
+    assert (source.classes, source.splits) == (("cat", "dog"), {"train": 6, "test": 6})
+    assert {record.path.split("/")[2] for record in read_split(source, "test")} == {"Test"}
+
+
+def test_archives_in_subfolders_and_lists_of_archives_are_found(tmp_path: Path) -> None:
+    for name in ("train/00.tar", "train/01.tar", "val/00.tar", "test/00.tar"):
+        write_shard(tmp_path / name, *make_samples(f"{name[:-4]}1"))
+    assert open_archives(tmp_path).splits == {"train": 2, "val": 1, "test": 1}
+    assert open_archives(f"{tmp_path}/{{train,test}}/00.tar").splits == {"train": 1, "test": 1}
+    assert open_archives(f"{tmp_path}/train/{{00,01}}.tar::{tmp_path}/val/00.tar").splits == {"train": 2, "val": 1}
+
+
+def test_left_out_members_and_fields_of_json_are_told(tmp_path: Path) -> None:
+    record = json.dumps({"id": 3, "kind": "x"}).encode()
+    write_shard(
+        tmp_path / "x.tar", ("a.jpg", b"a"), ("a.json", record), ("a.txt", b"t"), ("._a.jpg", b""), ("README", b"")
+    )
+    source = open_archives(tmp_path)
+    assert (
+        source.reading[0] == "read 1 images, left out 3: .txt 1, hidden or of the system 1, no ending 1, of 1 archive"
+    )
+    assert source.notes == ("no .json file has the field 'label' (dataset.label_column); fields: id 1, kind 1",)
+    write_shard(
+        tmp_path / "x.tar",
+        ("a.jpg", b"a"),
+        ("a.json", b'{"class": true}'),
+        ("b.jpg", b"b"),
+        ("b.json", b'{"class": false}'),
+    )
+    source = open_archives(tmp_path)
+    assert source.classes == ("False", "True")
+    assert source.notes == ("dataset.label_column: there is no 'label', 'class' is taken in 2 .json files",)

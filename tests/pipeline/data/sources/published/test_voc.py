@@ -12,9 +12,10 @@ from PIL import Image
 
 from firstlight.pipeline.data.manifest import QUARANTINE_FILE
 from firstlight.pipeline.data.sources import Source
-from firstlight.pipeline.data.sources.published.voc import VOC_CLASS_NAMES
+from firstlight.pipeline.data.sources.published.voc_classes import VOC_CLASS_NAMES
 from firstlight.pipeline.data.store import Store
 from tests.support.image_sources import dataset_options, prepare_store, read_split
+from tests.support.odd_images import encode_image, make_exif
 from tests.support.paths import SHARED_DATA
 from tests.support.published_sets import get_refusal, open_set, write_texts
 from tests.support.voc_folders import CAT, DOG, HARD_DOG, prepare_voc_store, write_mask, write_objects, write_voc
@@ -122,7 +123,6 @@ def test_image_with_unusable_objects_is_quarantined(other: Path) -> None:
     (other / "Annotations/000000.xml").write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>')
     (other / "Annotations/000001.xml").unlink()
     write_objects(other, 2, CAT, ("cow", (1, 1, 2, 2), 0))
-    write_objects(other, 4, ("cat", (7, 1, 9, 4), 0))
     (other / "Annotations/000005.xml").write_bytes(b"<a>" + b" " * 1_000_000)
     found = prepare_voc_store(other)
     assert found.classes == ("dog", "cat")
@@ -130,8 +130,6 @@ def test_image_with_unusable_objects_is_quarantined(other: Path) -> None:
         "000000": "Annotations/000000.xml: has a document type (<!DOCTYPE ...>), which is not read; valid: plain XML",
         "000001": "Annotations/000001.xml: No such file or directory",
         "000002": "Annotations/000002.xml: object 2: 'cow' is no class of the set",
-        "000004": "Annotations/000004.xml: object 1: its box, 6 to 9 across and 0 to 4 down, "
-        "has no pixel of the image of 6 x 4",
         "000005": "Annotations/000005.xml: is larger than 1,000,000 bytes",
     }
     assert found.subsets["lost"] == {"train": 2, "val": 1}
@@ -147,15 +145,60 @@ def test_annotation_link_out_of_root_is_refused(other: Path, tmp_path_factory: p
     assert read_quarantine(prepare_voc_store(other)) == {"000000": "Annotations/000000.xml: link leaves the root"}
 
 
-def test_boxes_of_rotated_image_are_quarantined(other: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (6, 4)).save(other / "JPEGImages/000002.jpg", exif=exif)
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_boxes_of_turned_image_follow_it_or_are_refused(other: Path, kind: str) -> None:
+    (other / "JPEGImages/000002.jpg").unlink()
+    file = other / f"JPEGImages/000002.{kind.lower()}"
+    file.write_bytes(encode_image(Image.new("RGB", (6, 4)), kind, exif=make_exif(6)))
     assert read_quarantine(prepare_voc_store(other)) == {
-        "000002": "Annotations/000002.xml: the image has EXIF orientation 6, "
-        "and the annotation does not say whether its positions apply before or after turning it"
+        "000002": "Annotations/000002.xml: the image has EXIF orientation 6, and the annotation, which states no size, "
+        "may apply before or after turning it; valid: dataset.annotated_orientation=stored or upright"
     }
     assert prepare_voc_store(other, annotations=["present"]).quarantined == 0
+    stated = prepare_voc_store(other, annotated_orientation="upright")
+    assert stated.quarantined == 0
+    write_objects(other, 2, CAT, extra="<size><width>6</width><height>4</height></size>")
+    found = prepare_voc_store(other)
+    assert (found.quarantined, found.images["readings"]) == (0, {"one_colour": 6, "oriented": 1, "oriented_stored": 1})
+    (turned,) = found.read_annotations(np.array([2]))
+    assert turned.boxes is not None
+    assert turned.boxes.tolist() == [[0, 0, 4, 6]]
+    write_objects(other, 2, ("cat", (1, 1, 4, 3), 0), extra="<size><width>4</width><height>6</height></size>")
+    (kept,) = prepare_voc_store(other).read_annotations(np.array([2]))
+    assert kept.boxes is not None
+    assert kept.boxes.tolist() == [[0, 0, 4, 3]]
+
+
+def test_what_one_object_lacks_costs_that_object(other: Path) -> None:
+    nameless, boxless = "<object><bndbox/></object>", "<object><name>dog</name></object>"
+    write_objects(other, 0, ("cat", (6, 4, 1, 1), 0), ("cat", (3, 1, 60, 40), 0), extra=nameless + boxless)
+    write_objects(other, 4, ("cat", (7, 1, 9, 4), 0))
+    text = (other / "Annotations/000001.xml").read_text().replace("<difficult>1<", "<difficult>2<")
+    (other / "Annotations/000001.xml").write_text(text)
+    found = prepare_voc_store(other)
+    assert found.quarantined == 0
+    first, outside = found.read_annotations(np.array([0, 4]))
+    assert first.boxes is not None
+    assert outside.boxes is not None
+    assert (first.boxes.tolist(), outside.boxes.tolist()) == ([[0, 0, 6, 4], [2, 0, 6, 4]], [])
+    assert found.read_presence("train").tolist()[0] == [1, 1], "an object without a box occurs all the same"
+    readings = {"box_cut": 1, "box_outside": 1, "box_swapped": 1, "difficult_as_yes": 1, "object_unnamed": 1}
+    assert found.images["readings"] == {**readings, "object_without_box": 1, "one_colour": 6}
+
+
+@pytest.mark.parametrize(("name", "classes"), [("red", ("cat", "dog", "red")), ("bird", VOC_CLASS_NAMES)])
+def test_folder_called_like_voc_has_the_classes_of_its_objects(
+    tmp_path: Path, name: str, classes: tuple[str, ...]
+) -> None:
+    root = write_voc(tmp_path / "VOC2007", trainval="000000\n000001\n", test="000002\n")
+    for image, objects in enumerate(((CAT, DOG), ((name, (1, 1, 2, 2), 0),), (CAT,))):
+        write_objects(root, image, *objects)
+    found = prepare_voc_store(root)
+    assert (found.classes, found.quarantined) == (classes, 0)
+    told = (
+        "the folder is called VOC2007, but has other classes than VOC, e.g. 'red': its classes are those of its objects"
+    )
+    assert open_set("voc", root).notes == ((told,) if name == "red" else ())
 
 
 def test_empty_annotations_read_none(other: Path) -> None:
@@ -179,15 +222,17 @@ def test_masks_choose_images_and_start_with_background(tmp_path: Path) -> None:
     """They choose the images of ImageSets/Segmentation, and VOC's classes begin with the background."""
     root = write_voc(tmp_path / "VOC2007", trainval="000000\n", test="000001\n")
     write_voc(root, "ImageSets/Segmentation", train="000002\n", val="000003\n", test="000005\n")
-    files = {k: write_mask(root, k, [[0, 1, 20, 255, 0, 0]] * 4) for k in (2, 3, 5)}
+    values = [[0, 1, 20, 255, 0, 0], *[[0, 1, 20, 20, 0, 0]] * 3]
+    files = {k: write_mask(root, k, values) for k in (2, 3, 5)}
     write_mask(root, 3, [[21] * 6] * 4)
     found = prepare_voc_store(root, annotations=["mask"])
     assert found.classes == ("background", *VOC_CLASS_NAMES)
     assert read_quarantine(found) == {
-        "000003": "SegmentationClass/000003.png: the value 21 is not a class; valid: 0 to 20, and 255 (void)"
+        "000003": "SegmentationClass/000003.png: the value 21 is not a class; valid: 0 to 20, and 255 (void), "
+        "or dataset.mask_values={name: 21, ...}, the values of each class, and of void"
     }
     assert [known.mask for known in found.read_annotations(np.arange(2))] == [files[2], files[5]]
-    assert found.images["annotated"]["test"] == {"pixels": {"0": 12, "1": 4, "20": 4, "255": 4}}
+    assert found.images["annotated"]["test"] == {"pixels": {"0": 12, "1": 4, "20": 7, "255": 1}}
     (root / "SegmentationClass/000005.png").unlink()
     assert "No such file" in read_quarantine(prepare_voc_store(root, annotations=["mask"]))["000005"]
 
@@ -207,7 +252,7 @@ def test_masks_without_classes_raise(tmp_path: Path) -> None:
 def test_set_without_class_raises(tmp_path: Path) -> None:
     root = write_voc(tmp_path, train="000002\n", test="000003\n")
     write_objects(root, 2)
-    assert "names a class; valid: files with objects, or dataset.annotations=[]" in get_refusal("voc", root)
+    assert "has a class; valid: files with objects, or dataset.annotations=[]" in get_refusal("voc", root)
 
 
 def get_real_set(name: str) -> Path:
