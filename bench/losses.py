@@ -14,11 +14,11 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from firstlight.tasks.assignment import best_assignment
 from firstlight.tasks.corruption import add_patch_noise
 from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.pretrain.clustering_locality import locality_penalty
-from firstlight.tasks.pretrain.nat import best_assignment
 from firstlight.tasks.pretrain.spatial_contrasting import contrast_loss
 from firstlight.tasks.relation_losses import relation_cosines
 

@@ -5,10 +5,56 @@ way whichever batch it is in. Images are (B, C, S, S) in 0..1. Noise is not clip
 neither Gaussian nor of zero mean near black and white, and the input of the network is normalised in any case.
 """
 
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from firstlight.tasks.counter_rng import draw_normal, draw_uniform
+from firstlight.tasks.counter_rng import derive_keys, draw_normal, draw_uniform
+
+CorruptionKind = Literal["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
+Sigma = Annotated[float, Ge(0.0)]
+# The streams of random numbers: of the noise levels, and of the noise or the blocks.
+LEVEL_STREAM, NOISE_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corruption with its parameters; the random numbers of an image are those of (seed, pass, id)."""
+
+    kind: CorruptionKind
+    # The bounds of the noise level of an image, in 0..255.
+    sigma: tuple[float, float]
+    # The side in pixels of the squares of `patch_gaussian`.
+    patch: int
+    # The number of `small_blocks`.
+    blocks: int
+    seed: int
+
+    def apply_to(self, images: Tensor, ids: Tensor, passes: Tensor, mean: Tensor) -> Tensor:
+        """Corrupts (B, C, S, S) images in 0..1, whose (B,) ids and passes decide how (section 3.4).
+
+        `mean`: (1, C, 1, 1), the value of blocks.
+        """
+        key = derive_keys(self.seed, passes, ids, NOISE_STREAM)
+        if self.kind in ("pixel_gaussian", "patch_gaussian"):
+            low, high = self.sigma
+            levels = draw_noise_levels(derive_keys(self.seed, passes, ids, LEVEL_STREAM), low / 255, high / 255)
+            if self.kind == "pixel_gaussian":
+                return add_pixel_noise(images, levels, key)
+            return add_patch_noise(images, levels, key, self.patch)
+        return torch.where(self._draw_blocks(key, images.shape[-1]), mean.to(images), images)
+
+    def _draw_blocks(self, key: Tensor, size: int) -> Tensor:
+        """Returns (B, 1, size, size) bool for (B,) keys, true where an image is blocked out."""
+        if self.kind == "big_block":
+            squares = draw_squares(key, 1, big_block_sides(size), size)
+        else:
+            side = small_block_side(size)
+            squares = draw_squares(key, self.blocks, (side, side), size)
+        return mask_squares(*squares, size)
 
 
 def draw_noise_levels(key: Tensor, low: float, high: float) -> Tensor:

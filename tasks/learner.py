@@ -27,7 +27,10 @@ class Batch:
     passes: Tensor
     # Targets of a downstream task besides labels, for the first view: `present` (B, C) int8, `mask` (B, H, W) uint8,
     # `boxes` (B, K, 4) float with `box_classes` (B, K) int64 and `difficult` (B, K) bool. K is the largest number of
-    # boxes of an image; unused rows have class -1.
+    # boxes of an image; unused rows have class -1. If whole masks are scored, `whole_mask` (B, H, W) uint8 with
+    # `whole_size` (B, 2) int64 (width, height), and `windows` (B, V, 4) float64: left, top, width and height of the
+    # part of the image that is in each view. With masks and boxes, `region` (B, 4) float: left, top, right and bottom
+    # of the part of the first view that shows the image; the rest is padding.
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def select_range(self, start: int, stop: int) -> "Batch":
@@ -54,8 +57,6 @@ class Learner(nn.Module, ABC):
 
     # State per image, by name; empty if the learner keeps none.
     tables: dict[str, SampleTable]
-    # True if `fill_tables` must see all batches of the first epoch before the first step.
-    fills_tables_first: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,8 +92,15 @@ class Learner(nn.Module, ABC):
         for table in self.tables.values():
             table.to(device)
 
+    def reads_images_before(self, epoch: int) -> bool:
+        """Returns True if `fill_tables` must see all batches of an epoch before its first step.
+
+        The answer depends on the epoch alone.
+        """
+        return False
+
     def fill_tables(self, batch: Batch) -> None:
-        """Writes a batch into the tables before the first step, if `fills_tables_first`.
+        """Writes a batch into the tables before an epoch, if `reads_images_before` it.
 
         The loop calls it without gradients, in evaluation mode. Table writes become visible after each batch.
         """

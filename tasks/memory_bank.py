@@ -48,6 +48,12 @@ class Moments(NamedTuple):
         return Moments(like.new_full((len(like), 1), HIDDEN_LOGIT), zero, zero)
 
     @staticmethod
+    def from_row(logit: Tensor, row: Tensor) -> "Moments":
+        """Returns the moments over one row for each query: (b, 1) logits of (b, e) rows."""
+        zeroth = torch.cat((torch.ones_like(logit), row), 1)
+        return Moments(logit, zeroth, torch.zeros_like(zeroth))
+
+    @staticmethod
     def from_logits(logits: Tensor, rows: Tensor) -> "Moments":
         """Returns the moments over (k, e) rows with (b, k) logits. The logits are overwritten."""
         peak = logits.amax(1, keepdim=True)
@@ -128,28 +134,34 @@ class MemoryBank(SampleTable):
 
     @time_part(TABLES)
     def contrast_others(
-        self, queries: Tensor, own: Tensor, temperature: float, own_logit: float | None = None
+        self, queries: Tensor, own: Tensor, temperature: float, own_class: float | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Contrasts (b, dim) queries v of this worker with all rows of the bank but their own. Collective.
 
         Args:
             own: (b,) rows of the queries' own images.
-            own_logit: a constant that replaces the own row's logit in the entropy; None leaves the own row out.
+            own_class: the own row's part in the entropy. None leaves it out, a number replaces its logit, and its
+                (b, dim) embeddings in the bank include it as they do all other rows.
 
         Returns:
             (b,) log sum over j != own of exp(m_j.v / temperature), and the (b,) entropy of the softmax over j.
         """
-        return _ContrastOthers.apply(queries, self, own, temperature, own_logit)  # type: ignore[no-untyped-call,no-any-return]
+        return _ContrastOthers.apply(queries, self, own, temperature, own_class)  # type: ignore[no-untyped-call,no-any-return]
 
     @torch.no_grad()
     @time_part(TABLES)
-    def find_neighbours(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Finds for every row of the bank the nearest other row, and the entropy of its softmax. Exact; collective.
+    def find_neighbours(self, temperature: float, features: SampleTable | None = None) -> tuple[Tensor, Tensor]:
+        """Finds the nearest other image of every image, and the entropy of its softmax. Exact; collective.
+
+        Args:
+            features: a table of (size, dim) embeddings f(x) of the images. None: the rows of the bank stand for them.
 
         Returns:
-            On every worker: (size,) nearest other rows (Super-AND, eq. 7; the lowest of equally near ones), and (size,)
-            entropies of the softmax over all rows, the row itself included (eqs. 1 and 9).
+            On every worker: (size,) other images with the nearest f(x) (Super-AND, eq. 7; the lowest of equally near
+            ones), and (size,) entropies of the softmax of f(x) over all rows of the bank, the own one included (eqs. 1
+            and 9).
         """
+        embeddings = (self if features is None else features).values
         nearest = torch.empty(self.size, dtype=torch.int64, device=self.values.device)
         entropy = self.values.new_empty(self.size)
         for holder in range(world_size()):
@@ -157,14 +169,14 @@ class MemoryBank(SampleTable):
             for start in range(0, len(held), NEIGHBOUR_QUERY_BLOCK):
                 rows = held[start : start + NEIGHBOUR_QUERY_BLOCK]
                 queries = (
-                    self.values[start : start + NEIGHBOUR_QUERY_BLOCK].clone()
+                    embeddings[start : start + NEIGHBOUR_QUERY_BLOCK].clone()
                     if rank() == holder
-                    else self.values.new_empty(len(rows), *self.values.shape[1:])
+                    else embeddings.new_empty(len(rows), *embeddings.shape[1:])
                 )
                 if world_size() > 1:
                     with time_part(COMMUNICATION):
                         dist.broadcast(queries, src=holder)
-                nearest[rows], entropy[rows] = self._find_nearest(queries, rows, temperature)
+                nearest[rows], entropy[rows] = self._find_nearest(queries, rows, temperature, embeddings)
         return nearest, entropy
 
     @torch.no_grad()
@@ -201,12 +213,15 @@ class MemoryBank(SampleTable):
             total = total.add_moments(Moments.from_logits(logits, rows))
         return total.sum_over_workers().select_own_queries()
 
-    def _find_nearest(self, queries: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Returns the (q,) nearest other rows and the (q,) entropies of rows of the bank. Collective.
+    def _find_nearest(
+        self, queries: Tensor, own: Tensor, temperature: float, embeddings: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the (q,) nearest other images and the (q,) entropies of images. Collective.
 
         Args:
-            queries: (q, dim) embeddings of the bank, equal on all workers.
-            own: (q,) rows of these embeddings.
+            queries: (q, dim) embeddings of the images, equal on all workers.
+            own: (q,) rows of these images.
+            embeddings: (k, dim) embeddings of the images of this worker's shard.
         """
         positions, total = self._local_positions(own), Moments.without_rows(queries, 0)
         best, found = queries.new_full((len(queries),), 2 * HIDDEN_LOGIT), torch.full_like(own, self.size)
@@ -214,6 +229,8 @@ class MemoryBank(SampleTable):
             similarity = queries @ rows.T
             # The moments are those of rows of size 0: only the entropy is needed.
             total = total.add_moments(Moments.from_logits(similarity / temperature, rows[:, :0]))
+            if embeddings is not self.values:
+                similarity = queries @ embeddings[start : start + self.chunk].T
             _hide_columns(similarity, positions - start)
             # `max` takes the first of equal values, and only a strictly nearer row replaces it later.
             value, column = similarity.max(1)
@@ -257,16 +274,18 @@ class _ContrastOthers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, bank: MemoryBank, own: Tensor, temperature: float, own_logit: float | None
+        ctx: Any, queries: Tensor, bank: MemoryBank, own: Tensor, temperature: float, own_class: float | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         others = bank.compute_moments(queries, own, temperature)
         among = others
-        # The own row carries weight and no direction.
-        if own_logit is not None:
-            constant = Moments.without_rows(queries, queries.shape[1])
-            weight = torch.zeros_like(constant.zeroth)
-            weight[:, 0] = 1.0
-            among = others.add_moments(Moments(torch.full_like(constant.peak, own_logit), weight, constant.first))
+        if isinstance(own_class, Tensor):
+            logit = (queries * own_class).sum(1, keepdim=True) / temperature
+            among = others.add_moments(Moments.from_row(logit, own_class.to(logit.dtype)))
+        # A constant logit carries weight and no direction.
+        elif own_class is not None:
+            among = others.add_moments(
+                Moments.from_row(torch.full_like(others.peak, own_class), torch.zeros_like(queries))
+            )
         ctx.save_for_backward(others.mean_row() / temperature, among.logit_covariance() / temperature)
         return others.log_partition(), among.entropy()
 

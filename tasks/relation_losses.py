@@ -1,8 +1,31 @@
-"""Losses on the relations of embeddings to a memory bank (Super-AND, eqs. 2, 13 and 14)."""
+"""Losses on the relations of embeddings to a memory bank (Super-AND, eqs. 2, 10, 13 and 14)."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from firstlight.tasks.collective import gather_over_workers, rank
+
+SuperAndVariant = Literal["paper", "reference"]
+# The logit of the image itself in eq. 11 in the authors' code, which does not leave it out.
+REFERENCE_OWN_LOGIT = -10.0
+
+
+def neighbourhood_loss(others: Tensor, own: Tensor, near: Tensor, selected: Tensor, variant: SuperAndVariant) -> Tensor:
+    """Returns the mean of eq. 10.
+
+    Args:
+        others: (R,) log sum_j exp(logit_j) over j != i.
+        own: (R,) logits of i.
+        near: (R,) logits of i's neighbour.
+        selected: (R,) bool, true if the neighbour counts.
+        variant: in the paper a selected image is of its neighbour's class, which eq. 7 says is not its own; in the
+            reference it is of its own or its neighbour's class.
+    """
+    together = near if variant == "paper" else torch.logaddexp(own, near)
+    return (torch.logaddexp(others, own) - torch.where(selected, together, own)).mean()
 
 
 def relation_cosines(left: Tensor, right: Tensor, gram: Tensor) -> Tensor:
@@ -50,3 +73,27 @@ def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, 
     log_p = (cosines / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
     mistaken = log_complement(log_p.masked_fill(itself, -1.0)).masked_fill(itself | other, 0.0)
     return -(log_p.gather(1, positive[:, None])[:, 0] + mistaken.sum(1)).mean()
+
+
+def augmentation_loss(
+    first: Tensor, second: Tensor, gram: Tensor, temperature: float, variant: SuperAndVariant
+) -> Tensor:
+    """Returns the augmentation loss of this worker's images over the images of all workers. Collective.
+
+    Args:
+        first: (b, d) embeddings of the first view.
+        second: (b, d) embeddings of the second view.
+        gram: (d, d) Gram matrix of the bank. The loss has its type.
+    """
+    first, second = first.to(gram.dtype), second.to(gram.dtype)
+    column = torch.arange(len(first), device=first.device) + rank() * len(first)
+    if variant == "paper":
+        everyone = gather_over_workers(first)
+        across, among = (relation_cosines(view, everyone, gram) for view in (second, first))
+        return paper_augmentation_loss(across, among, column, temperature)
+    everyone = torch.cat((gather_over_workers(first.detach()), gather_over_workers(second.detach())))
+    other_column = column + len(everyone) // 2
+    cosines = relation_cosines(torch.cat((first, second)), everyone, gram)
+    return reference_augmentation_loss(
+        cosines, torch.cat((column, other_column)), torch.cat((other_column, column)), temperature
+    )

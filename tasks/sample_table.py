@@ -55,6 +55,17 @@ class SampleTable:
             dist.all_reduce(values)
         return select_own_rows(values)
 
+    @torch.no_grad()
+    def gather_values(self) -> Tensor:
+        """Returns the (size, *shape) values of all workers, in the order of the rows, on every worker. Collective."""
+        if world_size() == 1:
+            return self.values.clone()
+        longest = -(-self.size // world_size())
+        padded = self.values.new_zeros(longest, *self.values.shape[1:])
+        padded[: len(self.values)] = self.values
+        shards: Tensor = gather_over_workers(padded).unflatten(0, (world_size(), longest))
+        return shards.transpose(0, 1).flatten(0, 1)[: self.size]
+
     @time_part(TABLES)
     def write(self, rows: Tensor, values: Tensor) -> None:
         """Keeps (B, *shape) values of (B,) rows for `commit`. Collective.

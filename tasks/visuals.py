@@ -1,4 +1,4 @@
-"""Figures that a pretraining method asks for: grids of held-out images, and plots of logged metrics."""
+"""Figures that a pretraining method asks for: grids of images, and plots of logged metrics."""
 
 from dataclasses import dataclass
 

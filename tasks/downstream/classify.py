@@ -8,14 +8,13 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
-from torch import Tensor
+from torch import Tensor, nn
 
 from firstlight.tasks.downstream.task import LayerDecay, Scores, TargetKind, Task, TrainedPart, at_least_float32
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
-from firstlight.tasks.nn.heads import build_mlp
-from firstlight.tasks.nn.norms import Norm
-from firstlight.tasks.nn.weight_init import Init, initialize_weights
+from firstlight.tasks.nn.heads import DropoutLayers, HeadNorm, build_mlp
+from firstlight.tasks.nn.weight_init import Init, initialize_weights, set_biases
 
 Hidden = tuple[Annotated[int, Ge(1)], ...]
 Share = Annotated[float, Ge(0.0), Lt(1.0)]
@@ -26,7 +25,14 @@ class Classification(Task):
 
     `layer`: the index of the feature map that is classified; -1 is the deepest.
     `hidden`: the widths of the head's hidden layers; `()` is a linear head.
+    `dropout`: the probability of dropout after the hidden layers that `dropout_layers` names.
+    `dropout_layers`: the hidden layers that dropout follows: `first` as in NAT's code, or `all` as in AlexNet
+    (Krizhevsky et al. 2012) and VGG.
+    `norm`: the normalisation after each hidden layer: `batch` over each worker's images, as in NAT's code, `sync` over
+    the images of all workers, `group`, or `none`, as in AlexNet and VGG.
     `init`: the initialisation of the head's weights.
+    `bias`: the first biases of the head (0.1 in voc-classification, train_cls.py); None leaves them as `init` draws
+    them.
     """
 
     target: ClassVar[TargetKind] = "label"
@@ -42,16 +48,29 @@ class Classification(Task):
         layer_decay: LayerDecay = 1.0,
         hidden: Hidden = (),
         dropout: Share = 0.0,
+        dropout_layers: DropoutLayers = "first",
         pool: Literal["avg", "flatten"] = "avg",
-        norm: Norm = "batch",
+        norm: HeadNorm = "batch",
         label_smoothing: Share = 0.0,
         init: Init = "default",
+        bias: float | None = None,
     ) -> None:
         super().__init__(encoder, classes, train=train, layer=layer, layer_decay=layer_decay)
         self.pool, self.label_smoothing = pool, label_smoothing
         c, h, w = encoder.shapes[self.layer]
-        self.head = build_mlp(c if pool == "avg" else c * h * w, hidden, classes, dropout=dropout, norm=norm)
+        self.head = build_mlp(
+            c if pool == "avg" else c * h * w,
+            hidden,
+            classes,
+            dropout=dropout,
+            norm=norm,
+            dropout_layers=dropout_layers,
+        )
         initialize_weights(self.head, init)
+        set_biases(self.head, bias)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        return (self.head[-1],)
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """Returns the (B, classes) logits of (B, 3, H, W) images."""

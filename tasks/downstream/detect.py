@@ -5,19 +5,22 @@ Fast R-CNN takes windows that slide over the image as proposals. Self-supervised
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
+from firstlight.tasks.downstream.classify import Share
 from firstlight.tasks.downstream.multilabel import eleven_point_precision, mean_without_nan
+from firstlight.tasks.downstream.roi_head import BoxHead, build_roi_pooling, draw_head_weights
 from firstlight.tasks.downstream.segment import voc_palette
 from firstlight.tasks.downstream.task import LayerDecay, Scores, Task, TrainedPart
 from firstlight.tasks.downstream.windows import WINDOW_RATIOS, SlidingWindows
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.weight_init import Init
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -30,7 +33,10 @@ Positive = Annotated[int, Ge(1)]
 
 
 class DetectionBackbone(nn.Module):
-    """The encoder as a backbone of torchvision: its deepest map, or a pyramid over its maps (Lin et al. 2017)."""
+    """The encoder as a backbone of torchvision: its deepest map, or a pyramid over its maps (Lin et al. 2017).
+
+    It takes images that the encoder has normalised.
+    """
 
     def __init__(self, encoder: Encoder, levels: list[int], pyramid: int) -> None:
         super().__init__()
@@ -42,7 +48,7 @@ class DetectionBackbone(nn.Module):
         self.out_channels = pyramid or widths[-1]
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.encoder(x)
+        maps = self.encoder.forward_normalized(x)
         chosen = OrderedDict((str(level), maps[level]) for level in self.levels)
         return chosen if self.pyramid is None else self.pyramid(chosen)
 
@@ -59,6 +65,13 @@ class Detection(Task):
     objects (64 in Girshick 2015, 512 in torchvision). With a small network they take most of the time.
     `proposals`: the source of possible boxes: a `network` that is trained with the rest (Faster R-CNN), or all
     windows with the anchors' sides, `windows` (Fast R-CNN on dense boxes, Girshick 2015, section 5.5).
+    `last_pool`: the pooling that ends the encoder: `keep`, or `drop` for the map before it, whose positions are half as
+    far apart, since pooling by box replaces it (Girshick 2015, section 2.2).
+    `roi_pooling`: the pooling of the map in a box: `align` (He et al. 2017) or `max` (Girshick 2015, section 2.1).
+    `roi_size`: its positions along each side of a box.
+    `dropout`: the probability of dropout after both layers of the box head.
+    `init`: the first weights of all layers but the encoder's; with `gaussian`, those that give the boxes are
+    N(0, 0.001^2) (Girshick 2015, section 2.3).
     """
 
     target = "boxes"
@@ -78,7 +91,14 @@ class Detection(Task):
         overlap: Annotated[float, Ge(0.0)] = 0.5,
         sampled: Positive = 512,
         proposals: Literal["network", "windows"] = "network",
+        last_pool: Literal["keep", "drop"] = "keep",
+        roi_pooling: Literal["align", "max"] = "align",
+        roi_size: Positive = 7,
+        dropout: Share = 0.0,
+        init: Init = "default",
     ) -> None:
+        if last_pool == "drop":
+            encoder.drop_last_pool()
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
         levels = _pyramid_levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
@@ -86,15 +106,42 @@ class Detection(Task):
                 f"anchors: {list(anchors)} are {len(anchors)} for the {len(levels)} levels of the pyramid; "
                 "valid: one for each level"
             )
+        if pyramid and roi_pooling == "max":
+            raise ValueError("roi_pooling: 'max' takes boxes from one map, not from a pyramid; valid: align")
+        self.anchors = anchors
+        backbone = DetectionBackbone(encoder, levels, pyramid)
         self.detector = _build_detector(
-            DetectionBackbone(encoder, levels, pyramid), encoder.image_size, classes, anchors, hidden, overlap, sampled
+            backbone,
+            anchors,
+            box_head=BoxHead(backbone.out_channels * roi_size**2, hidden, dropout),
+            hidden=hidden,
+            classes=classes,
+            box_nms_thresh=overlap,
+            box_batch_size_per_image=sampled,
         )
+        # The constructor takes no pooling but its own.
+        self.detector.roi_heads.box_roi_pool = build_roi_pooling([str(k) for k in levels], roi_pooling, roi_size)
         if proposals == "windows":
             self.detector.rpn = SlidingWindows(anchors)  # type: ignore[assignment]
+        others = (backbone.pyramid, self.detector.rpn, self.detector.roi_heads)
+        draw_head_weights([part for part in others if part is not None], self.detector.roi_heads.box_predictor, init)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        predictor = self.detector.roi_heads.box_predictor
+        return (predictor.cls_score, predictor.bbox_pred)
+
+    def probe_outputs(self, batch: Batch) -> None:
+        """Takes windows as proposals: those of a network would change with the layers that it shares."""
+        network, self.detector.rpn = self.detector.rpn, SlidingWindows(self.anchors)  # type: ignore[assignment]
+        try:
+            self.embed(batch)
+        finally:
+            self.detector.rpn = network
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns the losses of torchvision's network, each the mean over this worker's images as (B,) equal rows."""
-        losses = self.detector(list(batch.views[0]), [_without_difficult(*truth) for truth in _split_targets(batch)])
+        truth = [_without_difficult(*found) for found in _split_targets(batch)]
+        losses = self.detector(self._list_inputs(batch.views[0], batch.targets.get("region")), truth)
         return tuple(losses[name].expand(len(batch.ids)) for name in sorted(losses))
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
@@ -109,7 +156,7 @@ class Detection(Task):
         Unused rows have class -1.
         """
         found = torch.full((len(batch.ids), MAX_DETECTIONS, 6), -1.0, device=batch.ids.device)
-        for row, seen in enumerate(self._detect_objects(batch.views[0])):
+        for row, seen in enumerate(self.detect_objects(batch.views[0], batch.targets.get("region"))):
             n = len(seen["scores"])
             found[row, :n] = torch.cat((seen["boxes"], seen["scores"][:, None], seen["labels"][:, None] - 1), 1)
         columns = [
@@ -119,12 +166,19 @@ class Detection(Task):
         ]
         return found, torch.cat([column.float() for column in columns], 2)
 
-    def _detect_objects(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Returns the detections of torchvision's network in each image.
+    def _list_inputs(self, images: Tensor, region: Tensor | None) -> list[Tensor]:
+        """Returns the images as torchvision's network takes them, normalised by the encoder."""
+        return list(self.encoder.normalize_images(images, region))
 
-        It takes a block of images at a time, since it evaluates all proposals of an image.
+    def detect_objects(self, images: Tensor, region: Tensor | None = None) -> list[dict[str, Tensor]]:
+        """Returns the detections of torchvision's network in each image: `boxes`, `scores`, `labels` (0: background).
+
+        It takes a block of images at a time, since it evaluates all proposals of an image. `region`: (B, 4), the part
+        of each view that shows the image (`InputNormalization.forward`); None is all of it.
         """
-        return [seen for block in images.split(DETECTION_BLOCK) for seen in self.detector(list(block))]
+        inputs = self._list_inputs(images, region)
+        blocks = (inputs[start : start + DETECTION_BLOCK] for start in range(0, len(inputs), DETECTION_BLOCK))
+        return [seen for block in blocks for seen in self.detector(block)]
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         """Returns mean average precision by VOC's two definitions and by COCO's, and that of each class (2007)."""
@@ -143,7 +197,8 @@ class Detection(Task):
         images = batch.views[0]
         truth = [(boxes, classes) for boxes, classes, _ in _split_targets(batch)]
         seen = [
-            (d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1) for d in self._detect_objects(images)
+            (d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1)
+            for d in self.detect_objects(images, batch.targets.get("region"))
         ]
         return {"truth": _draw_boxes(images, truth), "predicted": _draw_boxes(images, seen)}
 
@@ -155,36 +210,28 @@ def _pyramid_levels(encoder: Encoder) -> list[int]:
 
 
 def _build_detector(
-    backbone: DetectionBackbone,
-    size: int,
-    classes: int,
-    anchors: tuple[int, ...],
-    hidden: int,
-    overlap: float,
-    sampled: int,
+    backbone: DetectionBackbone, anchors: tuple[int, ...], *, hidden: int, classes: int, **options: Any
 ) -> "FasterRCNN":
+    """Returns torchvision's network; `options` are its own."""
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-    from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
     sizes = tuple((side,) for side in anchors) if backbone.pyramid else (anchors,)
+    size, channels = backbone.encoder.image_size, backbone.encoder.input_channels
     return FasterRCNN(
         backbone,
         min_size=size,
         max_size=size,
-        # Images have the size of the network, and the encoder normalises them.
+        # Images have the size of the network, and the encoder has normalised them.
         fixed_size=(size, size),
         size_divisible=1,
-        image_mean=[0.0, 0.0, 0.0],
-        image_std=[1.0, 1.0, 1.0],
+        image_mean=[0.0] * channels,
+        image_std=[1.0] * channels,
         rpn_anchor_generator=AnchorGenerator(sizes, (WINDOW_RATIOS,) * len(sizes)),
-        box_roi_pool=MultiScaleRoIAlign([str(level) for level in backbone.levels], output_size=7, sampling_ratio=2),
-        box_head=TwoMLPHead(backbone.out_channels * 49, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),
-        box_nms_thresh=overlap,
-        box_batch_size_per_image=sampled,
         box_detections_per_img=MAX_DETECTIONS,
+        **options,
     )
 
 
@@ -248,7 +295,7 @@ def _match_detections(found: Tensor, truth: Tensor, kind: int) -> tuple[np.ndarr
 def coco_average_precision(found: Tensor, truth: Tensor) -> float:
     """Returns mean average precision over overlaps 0.5 .. 0.95 and classes, by pycocotools.
 
-    Difficult objects are not counted.
+    Difficult objects are not counted. It is NaN if there are no others.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
@@ -258,7 +305,8 @@ def coco_average_precision(found: Tensor, truth: Tensor) -> float:
         objects = {"boxes": real[:, :4], "labels": real[:, 4].long(), "iscrowd": real[:, 5].long()}
         metric.update([{"boxes": seen[:, :4], "scores": seen[:, 4], "labels": seen[:, 5].long()}], [objects])
     # The metric is -1 if there are no objects.
-    return max(float(metric.compute()["map"]), 0.0)
+    score = float(metric.compute()["map"])
+    return score if score >= 0.0 else math.nan
 
 
 def _draw_boxes(images: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:

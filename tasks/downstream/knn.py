@@ -1,27 +1,34 @@
 """Weighted k nearest neighbours (Wu et al. 2018, section 3.4; Super-AND, section 4.1)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # The numbers of queries and of images of the bank whose similarities are in memory at a time.
 KNN_QUERY_BLOCK, KNN_BANK_BLOCK = 512, 65_536
+# How images are compared: by their cosine, or by their product, which a memory bank's rows of other lengths need.
+KnnSimilarity = Literal["cosine", "product"]
 
 
-def nearest_neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    queries: Tensor, bank: Tensor, k: int, similarity: KnnSimilarity = "cosine"
+) -> tuple[Tensor, Tensor]:
     """Finds the k images of an (n, d) bank that are nearest to each of (m, d) queries, on the tensors' device.
 
     Returns:
-        (m, k) cosine similarities, falling, and (m, k) int64 positions in the bank; of equal similarities the lowest
-        positions come first. k is reduced to n if it is larger.
+        (m, k) similarities, falling, and (m, k) int64 positions in the bank; of equal similarities the lowest positions
+        come first. k is reduced to n if it is larger.
     """
-    queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
+    if similarity == "cosine":
+        queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     found = [_search_bank(block, bank, min(k, len(bank))) for block in queries.split(KNN_QUERY_BLOCK)]
-    return torch.cat([similarity for similarity, _ in found]), torch.cat([positions for _, positions in found])
+    return torch.cat([values for values, _ in found]), torch.cat([positions for _, positions in found])
 
 
 def _search_bank(block: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Does the search of `nearest_neighbours` for (b, d) and (n, d) unit vectors.
+    """Does the search of `nearest_neighbours` for (b, d) and (n, d) vectors, by their products.
 
     It takes the bank in parts and keeps the best so far.
     """
@@ -52,15 +59,24 @@ def _largest_values(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top, columns.gather(1, order)
 
 
-def class_scores(queries: Tensor, bank: Tensor, labels: Tensor, *, k: int, temperature: float, classes: int) -> Tensor:
+def class_scores(
+    queries: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    classes: int,
+    similarity: KnnSimilarity = "cosine",
+) -> Tensor:
     """Returns (m, classes) scores of (m, d) queries from an (n, d) bank with (n,) labels.
 
-    The score of class c is the sum of exp(similarity / temperature) over those of the k nearest (cosine) images that
-    are of that class, relative to the nearest image. It is minus infinity if none of them is of that class.
+    The score of class c is the sum of exp(similarity / temperature) over those of the k nearest images that are of that
+    class, relative to the nearest image. It is minus infinity if none of them is of that class.
     """
-    similarity, nearest = nearest_neighbours(queries, bank, k)
+    values, nearest = nearest_neighbours(queries, bank, k, similarity)
     # Weights relative to the nearest image do not overflow, and are never all zero.
-    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    weights = ((values - values[:, :1]) / temperature).exp()
     scores = torch.zeros(len(queries), classes, device=bank.device, dtype=weights.dtype)
     scores.scatter_add_(1, labels[nearest], weights)
     return scores.masked_fill(scores == 0, -torch.inf)

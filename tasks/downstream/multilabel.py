@@ -4,36 +4,80 @@ The papers use it for PASCAL VOC 2007 (NAT, table 4; the denoising auto-encoder,
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.tasks.collective import mean_count_per_worker
-from firstlight.tasks.downstream.classify import Classification
-from firstlight.tasks.downstream.task import Scores
+from firstlight.tasks.downstream.classify import Classification, Hidden, Share
+from firstlight.tasks.downstream.task import LayerDecay, Scores, TrainedPart
 from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.heads import DropoutLayers, HeadNorm
+from firstlight.tasks.nn.weight_init import Init
 
 
 class MultilabelClassification(Classification):
     """Classification of images into any number of classes, with a sigmoid for each class.
 
     Unknown labels (in VOC: all objects of the class are difficult) are neither learned nor counted.
+
+    `reduction`: how the binary cross-entropies of the known labels become one loss: `mean` over the labels of the
+    batch, or `sum` over the classes, divided by the number of images, as in voc-classification (train_cls.py) and
+    eval_voc_classif.py of DeepCluster. With 20 classes `sum` and its gradient are about 20 times as large.
     """
 
     target = "present"
     measure = "map"
     by_class = "ap"
 
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: int,
+        *,
+        train: TrainedPart = "all",
+        layer: int = -1,
+        layer_decay: LayerDecay = 1.0,
+        hidden: Hidden = (),
+        dropout: Share = 0.0,
+        dropout_layers: DropoutLayers = "first",
+        pool: Literal["avg", "flatten"] = "avg",
+        norm: HeadNorm = "batch",
+        label_smoothing: Share = 0.0,
+        init: Init = "default",
+        bias: float | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        super().__init__(
+            encoder,
+            classes,
+            train=train,
+            layer=layer,
+            layer_decay=layer_decay,
+            hidden=hidden,
+            dropout=dropout,
+            dropout_layers=dropout_layers,
+            pool=pool,
+            norm=norm,
+            label_smoothing=label_smoothing,
+            init=init,
+            bias=bias,
+        )
+        self.reduction = reduction
+
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        """Returns the mean binary cross-entropy over the known labels of the global batch."""
+        """Returns the binary cross-entropy of the known labels of the global batch, reduced as `reduction` says."""
         (logits,) = outputs
         present = batch.targets["present"]
-        wanted = present * (1 - self.label_smoothing) + self.label_smoothing / 2
+        wanted = present.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
         known = present >= 0
-        each = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none")
-        return {"loss": (each * known).sum() / mean_count_per_worker(known, each.dtype)}
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        # Every worker has equally many images, but not equally many known labels.
+        count = len(present) if self.reduction == "sum" else mean_count_per_worker(known, each.dtype)
+        return {"loss": (each * known).sum() / count}
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns the (B, C) logits, and the (B, C) classes that are present."""
@@ -53,7 +97,9 @@ class MultilabelClassification(Classification):
 
 
 def label_average_precisions(scores: Tensor, present: Tensor) -> tuple[float, float]:
-    """Returns two average precisions of one class; NaN if the class is nowhere present.
+    """Returns two average precisions of one class; NaN if the class is nowhere present, or everywhere.
+
+    In the second case any order of the images would have a precision of 1.
 
     They are the area under precision over recall (scikit-learn's), and the mean of the best precision at recalls of at
     least 0, 0.1 .. 1 (VOC 2007, Everingham et al. 2010, section 4.2).
@@ -66,7 +112,7 @@ def label_average_precisions(scores: Tensor, present: Tensor) -> tuple[float, fl
 
     known = present >= 0
     truth, known_scores = present[known].numpy(), scores[known].double().numpy()
-    if not truth.any():
+    if not truth.any() or truth.all():
         return math.nan, math.nan
     precision, recall, _ = precision_recall_curve(truth, known_scores)
     # The last element is a precision of 1 at recall 0.
@@ -83,6 +129,6 @@ def eleven_point_precision(precision: Any, recall: Any) -> float:
 
 
 def mean_without_nan(values: list[float]) -> float:
-    """Returns the mean of the values that are not NaN; 0 if there are none."""
+    """Returns the mean of the values that are not NaN; NaN if there are none."""
     known = torch.tensor([value for value in values if not math.isnan(value)], dtype=torch.float64)
-    return float(known.mean()) if len(known) else 0.0
+    return float(known.mean()) if len(known) else math.nan

@@ -1,6 +1,7 @@
 """Semantic segmentation: a class for every pixel, by the denoising auto-encoder's decoder or a head of torchvision."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,10 +20,16 @@ from firstlight.tasks.nn.weight_init import Init, initialize_weights
 
 # The value of a mask for pixels that are neither learned nor counted.
 VOID_CLASS = 255
+# The fewest classes that the mean over classes says something about.
+MIN_SCORED_CLASSES = 2
 
 
 class MirrorHead(nn.Module):
-    """The decoder of the denoising auto-encoder with a last layer that gives classes (Dong et al., section 4.2.4)."""
+    """The decoder of the denoising auto-encoder with a last layer that gives classes (Dong et al., section 4.2.4).
+
+    The paper replaces the last deconvolution by a convolution. Where the first layer of the encoder keeps the size of
+    the image, as in its Network-2, the deconvolution here is a convolution whose kernel is mirrored.
+    """
 
     def __init__(self, encoder: Encoder, classes: int, *, shortcuts: Shortcuts, norm: Norm, init: Init) -> None:
         super().__init__()
@@ -66,7 +73,7 @@ class Segmentation(Task):
     `head`: the layers on the encoder: `mirror` is the decoder that mirrors the encoder; torchvision's `fcn` (Long et
     al. 2015) and `deeplab` (Chen et al. 2017) take the deepest map.
     `shortcuts`: the shortcuts from the encoder to the `mirror` decoder.
-    `init`: the initialisation of the `mirror` decoder.
+    `init`: the initialisation of the head's weights.
     """
 
     target = "mask"
@@ -90,13 +97,21 @@ class Segmentation(Task):
             self.head: nn.Module = MirrorHead(encoder, classes, shortcuts=shortcuts, norm=norm, init=init)
         else:
             self.head = UpsampledHead(replace_batch_norm(_torchvision_head(head, encoder.shapes[-1][0], classes), norm))
+            initialize_weights(self.head, init)
 
-    def compute_logits(self, images: Tensor) -> Tensor:
-        """Returns the (B, classes, S, S) logits of (B, 3, S, S) images."""
-        return at_least_float32(self.head(self.encoder(images), images.shape[-1]))
+    def compute_logits(self, images: Tensor, region: Tensor | None = None) -> Tensor:
+        """Returns the (B, classes, S, S) logits of (B, 3, S, S) images.
+
+        `region`: (B, 4), the part of each view that shows the image (`InputNormalization.forward`); None is all of it.
+        """
+        return at_least_float32(self.head(self.encoder(images, region=region), images.shape[-1]))
+
+    def _first_logits(self, batch: Batch) -> Tensor:
+        """Returns the logits of the first view, the one that the masks belong to."""
+        return self.compute_logits(batch.views[0], batch.targets.get("region"))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
-        return (self.compute_logits(batch.views[0]),)
+        return (self._first_logits(batch),)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         """Returns the mean cross-entropy over the pixels of the global batch that are not void."""
@@ -116,22 +131,40 @@ class Segmentation(Task):
         self.head.start_from(decoder)
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Returns (B, C, C) int32: the number of pixels of each image by true and predicted class."""
-        predicted = torch.stack([self.compute_logits(view) for view in batch.views]).mean(0).argmax(1)
+        """Returns (B, C, C) int32: the number of pixels of each image by true and predicted class.
+
+        If the batch has whole masks, these are all pixels of the image that have a class.
+        """
+        if "whole_mask" in batch.targets:
+            return (torch.cat([self._count_whole_image(batch, k) for k in range(len(batch.ids))]),)
+        logits = [self._first_logits(batch), *(self.compute_logits(view) for view in batch.views[1:])]
+        predicted = torch.stack(logits).mean(0).argmax(1)
         return (confusion_counts(predicted, batch.targets["mask"].long(), self.classes),)
+
+    def _count_whole_image(self, batch: Batch, row: int) -> Tensor:
+        """Returns (1, C, C): the counts of one image at its own size, whose windows cover it."""
+        width, height = batch.targets["whole_size"][row].tolist()
+        windows = batch.targets["windows"][row].tolist()
+        # An image that needs fewer windows than others has the last one several times.
+        first = [k for k, window in enumerate(windows) if window not in windows[:k]]
+        logits = self.compute_logits(torch.stack([batch.views[k][row] for k in first]))
+        merged = merge_windows(logits, [windows[k] for k in first], (width, height))
+        mask = batch.targets["whole_mask"][row, :height, :width].long()
+        return confusion_counts(merged.argmax(0)[None], mask[None], self.classes)
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         """Returns intersection over union over all pixels of the set, as VOC does.
 
-        It is true positives / (true positives + false positives + false negatives).
+        It is true positives / (true positives + false positives + false negatives). A class that no mask shows has
+        none, NaN, whether it is predicted or not. The mean is NaN for fewer than two classes: a network that has
+        learned nothing would reach 1.
         """
         counts = rows[0].double().sum(0)
-        hits = counts.diagonal()
-        # 0 / 0 is NaN: the class neither occurs nor is predicted.
-        ious = (hits / (counts.sum(0) + counts.sum(1) - hits)).tolist()
+        hits, occurs = counts.diagonal(), counts.sum(1) > 0
+        ious = torch.where(occurs, hits / (counts.sum(0) + counts.sum(1) - hits), math.nan).tolist()
         return {
-            "mean_iou": mean_without_nan(ious),
-            "pixel_accuracy": float(hits.sum() / counts.sum().clamp_min(1)),
+            "mean_iou": mean_without_nan(ious) if int(occurs.sum()) >= MIN_SCORED_CLASSES else math.nan,
+            "pixel_accuracy": float(hits.sum() / counts.sum()),
             "iou": ious,
         }
 
@@ -140,8 +173,47 @@ class Segmentation(Task):
         return {
             "image": image,
             "truth": overlay_classes(image, batch.targets["mask"].long()),
-            "predicted": overlay_classes(image, self.compute_logits(image).argmax(1)),
+            "predicted": overlay_classes(image, self._first_logits(batch).argmax(1)),
         }
+
+
+def merge_windows(
+    logits: Tensor, windows: Sequence[tuple[float, float, float, float]], size: tuple[int, int]
+) -> Tensor:
+    """Scales the (V, C, S, S) logits of windows of an image to its pixels, and averages them where windows overlap.
+
+    Args:
+        logits: those of each window.
+        windows: left, top, width and height of each, in pixels of the image. Together they cover it.
+        size: width and height of the image.
+
+    Returns:
+        (C, height, width): between the centres of two logits it is linear, towards the edge of a window constant.
+    """
+    width, height = size
+    total, count = logits.new_zeros(logits.shape[1], height, width), logits.new_zeros(height, width)
+    for one, (left, top, across, down) in zip(logits, windows, strict=True):
+        x, y = _find_pixels_inside(left, across, width), _find_pixels_inside(top, down, height)
+        if not (len(x) and len(y)):
+            continue
+        # -1 and 1 are the edges of the window.
+        to_x, to_y = (
+            ((pixels.double() + 0.5 - start) / extent * 2 - 1).to(logits)
+            for pixels, start, extent in ((x, left, across), (y, top, down))
+        )
+        grid = torch.stack(torch.meshgrid(to_x, to_y, indexing="xy"), -1)
+        scaled = F.grid_sample(one[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+        rows, columns = slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+        total[:, rows, columns] += scaled
+        count[rows, columns] += 1
+    assert bool((count > 0).all()), "windows cover the image"
+    return total / count
+
+
+def _find_pixels_inside(start: float, extent: float, pixels: int) -> Tensor:
+    """Returns the numbers of the pixels whose centres lie in an interval; rounding excludes none."""
+    first, last = math.ceil(start - 0.5 - 1e-6), math.floor(start + extent - 0.5 + 1e-6)
+    return torch.arange(max(first, 0), min(last, pixels - 1) + 1)
 
 
 def confusion_counts(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:

@@ -62,6 +62,14 @@ class Task(Learner):
         """Returns (B, 3, H, W) images in 0..1 by caption that show predictions; {} if there is nothing to show."""
         return {}
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Returns the layers whose outputs are the task's predictions; () if the first weights are never rescaled."""
+        return ()
+
+    def probe_outputs(self, batch: Batch) -> None:
+        """Computes `output_layers` of a batch, in training mode, as a function of the layers before them alone."""
+        self.embed(batch)
+
     def start_from(self, networks: Mapping[str, nn.Module]) -> None:
         """Copies the networks that a pretraining has exported besides the encoder.
 

@@ -57,9 +57,15 @@ class Tower(nn.Module):
         self.input = input
         self.stages = nn.ModuleList(body) if isinstance(body, list) else body
 
-    def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
-        """Returns the feature maps, shallow to deep; only the first `depth` of them if it is given."""
-        x = self.input(x)
+    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> list[Tensor]:
+        """Returns the feature maps, shallow to deep; only the first `depth` of them if it is given.
+
+        `region`: the part of each view that shows the image, as `InputNormalization.forward` takes it.
+        """
+        return self.run_stages(self.input(x, region), depth)
+
+    def run_stages(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
+        """Returns the feature maps of what `input` has made of the images."""
         if not isinstance(self.stages, nn.ModuleList):
             return self.stages(x)[:depth]  # type: ignore[no-any-return]
         maps = []
@@ -103,11 +109,29 @@ class Encoder(Tower):
         self.shapes = [tuple(map_.shape[1:]) for map_ in maps]
         self.freeze_unused(maps[-1:])
 
-    def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
-        maps = super().forward(x, depth)
+    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> list[Tensor]:
+        maps = super().forward(x, depth, region)
         if self.twin is None:
             return maps
-        return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth), strict=True)]
+        return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth, region), strict=True)]
+
+    @property
+    def input_channels(self) -> int:
+        """The number of channels that `normalize_images` gives."""
+        return self.input.channels + (self.twin.input.channels if self.twin is not None else 0)
+
+    def normalize_images(self, x: Tensor, region: Tensor | None = None) -> Tensor:
+        """Returns what the inputs of all towers make of (B, 3, H, W) images: (B, channels, H, W)."""
+        inputs = [self.input] if self.twin is None else [self.input, self.twin.input]
+        return torch.cat([input(x, region) for input in inputs], 1)
+
+    def forward_normalized(self, x: Tensor) -> list[Tensor]:
+        """Returns the feature maps of what `normalize_images` returns."""
+        if self.twin is None:
+            return self.run_stages(x)
+        first, second = x.split([self.input.channels, self.twin.input.channels], 1)
+        pairs = zip(self.run_stages(first), self.twin.run_stages(second), strict=True)
+        return [torch.cat(pair, 1) for pair in pairs]
 
     def compose_first_filters(self) -> list[Tensor]:
         """Returns `compose_filters` of each tower that has such filters."""
@@ -121,6 +145,23 @@ class Encoder(Tower):
             found.append({parameter for parameter in self.parameters() if parameter in _find_parameters(map_) - known})
             known |= found[-1]
         return found
+
+    def drop_last_pool(self) -> None:
+        """Leaves out the max-pooling in the last stage, so that the deepest map is the one before it.
+
+        Raises:
+            ValueError: the last stage has none, or several.
+        """
+        for tower in [self] if self.twin is None else [self, self.twin]:
+            stage = tower.stages[-1] if isinstance(tower.stages, nn.ModuleList) else nn.Identity()
+            pools = [name for name, module in stage.named_modules() if isinstance(module, nn.MaxPool2d)]
+            if len(pools) != 1:
+                name = self.spec["name"]
+                raise ValueError(
+                    f"last_pool: 'drop' is not valid: {name} does not end with one max-pooling; valid: keep"
+                )
+            stage.set_submodule(pools[0], nn.Identity())
+        self.shapes = [tuple(map_.shape[1:]) for map_ in self._compute_maps()]
 
     def freeze_unused(self, maps: Sequence[Tensor]) -> None:
         """Freezes the parameters that none of `maps` was computed from; this encoder made them with gradients."""

@@ -1,7 +1,7 @@
 """Fully connected heads."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +10,32 @@ from torch import Tensor, nn
 from firstlight.tasks.nn.encoders import pool_maps
 from firstlight.tasks.nn.norms import Norm, norm_layer
 
+HeadNorm = Norm | Literal["none"]
+# The hidden layers that dropout follows: `first` in NAT's code (alexnet.lua), `all` in AlexNet (Krizhevsky et al. 2012,
+# section 4.2) and VGG (Simonyan and Zisserman 2015, section 3.1).
+DropoutLayers = Literal["first", "all"]
 
-def build_mlp(size: int, hidden: tuple[int, ...], out: int, *, dropout: float, norm: Norm) -> nn.Sequential:
+
+def build_mlp(
+    size: int,
+    hidden: tuple[int, ...],
+    out: int,
+    *,
+    dropout: float,
+    norm: HeadNorm,
+    dropout_layers: DropoutLayers = "first",
+) -> nn.Sequential:
     """Returns a perceptron (B, size) -> (B, out).
 
-    Each hidden layer is Linear, norm, ReLU, and dropout after the first (NAT's code). Without hidden layers it is
-    linear.
+    Each hidden layer is Linear, norm, ReLU, and dropout where `dropout_layers` has it. Without hidden layers it is
+    linear. A hidden layer that is normalised has no bias: the normalisation would take it away.
     """
     layers: list[nn.Module] = []
     for depth, width in enumerate(hidden):
-        layers += [nn.Linear(size, width, bias=False), norm_layer(norm, width), nn.ReLU()]
-        layers += [nn.Dropout(dropout)] if depth == 0 and dropout else []
+        layers += [nn.Linear(size, width, bias=norm == "none")]
+        layers += [norm_layer(norm, width)] if norm != "none" else []
+        layers += [nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout and (depth == 0 or dropout_layers == "all") else []
         size = width
     return nn.Sequential(*layers, nn.Linear(size, out))
 

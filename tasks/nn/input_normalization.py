@@ -28,8 +28,8 @@ class InputNormalization(nn.Module):
 
     `normalize`: `dataset` uses `mean` and `std`; `image` subtracts each image's mean and divides by its standard
     deviation (NAT's code).
-    `mean`: the mean of each channel, for `normalize: dataset`.
-    `std`: the standard deviation of each channel, for `normalize: dataset`.
+    `mean`: the mean of each channel, for `normalize: dataset`. null: that of the training images.
+    `std`: the standard deviation of each channel, for `normalize: dataset`. null: that of the training images.
     `input`: the channels that the first convolution gets: `rgb` the image, `gray` one channel, `sobel` the two
     gradients of the gray image (NAT, section 3.3), `high_pass` the image minus its 5x5 Gaussian blur (NAT, table 2; the
     paper does not give the filter).
@@ -50,8 +50,8 @@ class InputNormalization(nn.Module):
         *,
         input: Literal["rgb", "gray", "sobel", "high_pass"] = "rgb",
         normalize: Normalize = "dataset",
-        mean: Colour = DEFAULT_MEAN,
-        std: Deviations = DEFAULT_STD,
+        mean: Colour | None = DEFAULT_MEAN,
+        std: Deviations | None = DEFAULT_STD,
         gray: GrayWeighting = "luma",
         padding: Padding = "replicate",
     ) -> None:
@@ -62,14 +62,24 @@ class InputNormalization(nn.Module):
         dx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
         blur = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
         # Constants of the spec, not state: kept out of the checkpoint.
+        # A pipeline fills in what is null once it knows the images; before that, only shapes are asked for.
+        mean, std = mean or DEFAULT_MEAN, std or DEFAULT_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("weights", torch.tensor(GRAY_WEIGHTS[gray]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("gradients", torch.stack((dx, dx.T))[:, None], persistent=False)
         self.register_buffer("blur", torch.outer(blur, blur).expand(3, 1, 5, 5).contiguous(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.normalize == "image":
+    def forward(self, x: Tensor, region: Tensor | None = None) -> Tensor:
+        """Returns the (B, `channels`, H, W) input of the first convolution.
+
+        `region`: (B, 4) left, top, right and bottom of the part of each view that shows the image, in pixels. With
+        `normalize: image` the rest, which is padding, has no part in the statistics and becomes 0, their mean: so Fast
+        R-CNN pads images after it has normalised them.
+        """
+        if self.normalize == "image" and region is not None:
+            x = _standardize_regions(x, region)
+        elif self.normalize == "image":
             x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True).clamp_min(1e-5)
         else:
             x = (x - self.mean) / self.std
@@ -97,6 +107,17 @@ class InputNormalization(nn.Module):
         return filters
 
 
+def _standardize_regions(x: Tensor, region: Tensor) -> Tensor:
+    """Subtracts the mean of each image's region and divides by its standard deviation; outside of it all is 0."""
+    left, top, right, bottom = region.to(x.dtype)[:, :, None].unbind(1)
+    rows, columns = (torch.arange(side, device=x.device, dtype=x.dtype) + 0.5 for side in x.shape[2:])
+    inside = ((rows > top) & (rows < bottom))[:, None, :, None] & ((columns > left) & (columns < right))[:, None, None]
+    count = inside.sum((1, 2, 3), keepdim=True) * x.shape[1]
+    centred = torch.where(inside, x - (x * inside).sum((1, 2, 3), keepdim=True) / count.clamp_min(1), 0.0)
+    variance = centred.square().sum((1, 2, 3), keepdim=True) / (count - 1).clamp_min(1)
+    return centred / variance.sqrt().clamp_min(1e-5)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharedEncoderOptions:
     """The parameters that every encoder has besides its own: those of `InputNormalization`, and `init`.
@@ -109,8 +130,8 @@ class SharedEncoderOptions:
 
     input: Literal["rgb", "gray", "sobel", "high_pass", "rgb_sobel"] = "rgb"
     normalize: Normalize = "dataset"
-    mean: Colour = DEFAULT_MEAN
-    std: Deviations = DEFAULT_STD
+    mean: Colour | None = DEFAULT_MEAN
+    std: Deviations | None = DEFAULT_STD
     gray: GrayWeighting = "luma"
     padding: Padding = "replicate"
     init: Init = "default"

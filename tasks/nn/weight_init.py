@@ -40,6 +40,14 @@ def initialize_weights(module: nn.Module, init: Init) -> None:
 
 
 @torch.no_grad()
+def set_biases(module: nn.Module, value: float | None) -> None:
+    """Sets the biases of all convolutions and linear layers; None leaves them."""
+    for layer in module.modules():
+        if value is not None and isinstance(layer, WeightedLayer) and layer.bias is not None:
+            layer.bias.fill_(value)
+
+
+@torch.no_grad()
 def initialize_lsuv(network: nn.Module, images: Tensor) -> None:
     """Draws orthonormal weights (biases 0), then scales each layer until its outputs on `images` have variance 1.
 

@@ -36,6 +36,22 @@ def batch_requirements(name: str, parameters: Mapping[str, Any]) -> BatchRequire
     return method.requirements(method.complete_parameters(parameters))
 
 
+def check_method_length(name: str, epochs: int, ends_partial: bool, parameters: Mapping[str, Any]) -> None:
+    """Checks the length of a training by the method `name`, as `Method.check_length` does.
+
+    Raises:
+        ValueError: the message starts with the parameter's name.
+    """
+    method = METHODS[name]
+    method.check_length(epochs, ends_partial, method.complete_parameters(parameters))
+
+
+def list_method_warnings(name: str, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns sentences about hyper-parameters of the method `name` that are known to fail."""
+    method = METHODS[name]
+    return method.list_warnings(method.complete_parameters(parameters))
+
+
 def metric_plots(name: str, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
     """Returns the plots that the method `name` with these hyper-parameters wants of a training of `epochs` epochs."""
     method = METHODS[name]

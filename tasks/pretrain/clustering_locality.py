@@ -13,16 +13,22 @@ class should lie in a small region of the image. Over a batch of T images, R of 
 
 The batch is that of all workers. J_B needs a large one: the paper gained nothing from it, and gives its small batches
 as the reason (section 3.3).
+
+Without labels (section 3.5) nothing but J_B keeps the clusters apart. A bias that makes one class likelier for all
+images lowers both entropies alike, and the loss by (alpha - beta) times that: with alpha > beta all images become one
+cluster. With alpha = beta the two terms are the mutual information of image and cluster, times -alpha, which neither
+one cluster nor even predictions of all clusters can raise.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from firstlight.tasks.collective import gather_over_workers
+from firstlight.tasks.collective import all_sum, gather_over_workers
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pool_maps, pooled_size
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
@@ -37,7 +43,7 @@ def mean_entropy(logits: Tensor) -> Tensor:
 
 
 def batch_entropy(logits: Tensor) -> Tensor:
-    """Returns -J_B (eq. 2): the entropy, in nats, of the mean of q over the images of all workers.
+    """Returns -J_B (eq. 2): the entropy, in nats, of the mean prediction, the mean of q over the images of all workers.
 
     The mean is computed from logarithms: if a class has probability 0 to all digits, log 0 would make the gradient NaN.
 
@@ -48,6 +54,19 @@ def batch_entropy(logits: Tensor) -> Tensor:
     # The sums add up to T.
     log_mean = log_sums.log_softmax(0)
     return -(log_mean.exp() * log_mean).sum()
+
+
+@torch.no_grad()
+def count_used_clusters(logits: Tensor) -> Tensor:
+    """Returns the number of classes that are the most probable one of an image or more, over the images of all workers.
+
+    It says what an entropy cannot: the mean of even predictions has the largest entropy without any cluster.
+
+    Args:
+        logits: (B, C) of this worker.
+    """
+    images = all_sum(F.one_hot(logits.argmax(1), logits.shape[1]).sum(0))
+    return (images > 0).sum().to(logits.dtype)
 
 
 def locality_penalty(maps: Tensor) -> Tensor:
@@ -113,8 +132,11 @@ class ClusteringLocality(Method):
     Class activation maps are then the weighted channels of the last map. The locality loss takes the map of the class
     with the highest probability (section 3.4).
 
+    Logged with the loss are its terms (`batch_entropy` is the entropy of the mean prediction), the accuracy on the
+    labelled images, and `clusters_used`, the number of classes that the batch's images are assigned to.
+
     `alpha`: the weight of the mean entropy J_M.
-    `beta`: the weight of the batch entropy J_B.
+    `beta`: the weight of the batch entropy J_B; without labels at least `alpha`.
     `gamma`: the weight of the locality J_L.
     `clusters`: the number of classes of the classifier; null: as many as the data set has.
     `cam`: the class activation map: `relu` keeps only the evidence for the class, `raw` keeps all (the paper does not
@@ -128,7 +150,10 @@ class ClusteringLocality(Method):
         "The locality loss is the mean over the images of the batch; the paper's eq. 7 lacks the sum over them.",
         "The class activation map is that of the most probable class, not rectified unless `cam: relu`; the paper does "
         "not say.",
-        "The paper gives no value for beta and gamma, no optimiser, and not its variant of DenseNet.",
+        "The paper gives no value for beta and gamma, no optimiser, no length of a training, and not its variant of "
+        "DenseNet.",
+        "Without labels (section 3.5) beta is to be at least alpha; the paper gives no values, and a smaller beta "
+        "makes all images one cluster.",
         "Batch entropy is taken over the images of all workers; the paper has small batches, and gained nothing from "
         "it.",
     )
@@ -161,6 +186,16 @@ class ClusteringLocality(Method):
     def requirements(cls, parameters: Mapping[str, Any]) -> BatchRequirements:
         return BatchRequirements(labels=parameters["supervised"])
 
+    @classmethod
+    def list_warnings(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        alpha, beta = parameters["alpha"], parameters["beta"]
+        if parameters["supervised"] or alpha <= beta:
+            return ()
+        return (
+            f"beta: {beta:g} is less than alpha: {alpha:g}, and no label is learned from: all images are likely to "
+            "become one cluster; advised: a beta of at least alpha",
+        )
+
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns the (B, C) logits, and the (B, h, w) activation maps of the classes with the highest probability."""
         maps = self.encoder(batch.views[0])
@@ -170,7 +205,7 @@ class ClusteringLocality(Method):
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
 
     @torch.no_grad()
-    def image_grids(self, batch: Batch) -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
         """Returns the class activation maps of each image's most probable class, before and after the training."""
         images = batch.views[0]
         maps = ImageRow(
@@ -179,11 +214,7 @@ class ClusteringLocality(Method):
             stretch_contrast(self.embed(batch)[1].float()),
             untrained=True,
         )
-        return (
-            ImageGrid(
-                "class_activation", "class activation maps of held-out images", (ImageRow("image", images), maps)
-            ),
-        )
+        return (ImageGrid("class_activation", f"class activation maps of {shown}", (ImageRow("image", images), maps)),)
 
     def predict(self, images: Tensor) -> Tensor | None:
         if not self.supervised:
@@ -191,7 +222,7 @@ class ClusteringLocality(Method):
         return self.classifier(pool_maps(self.encoder(images), "avg")).argmax(1)  # type: ignore[no-any-return]
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss of eq. 8, its terms, and the accuracy on the labelled images."""
+        """Returns the loss of eq. 8, its terms, the accuracy on the labelled images, and the number of clusters."""
         logits, cam = outputs
         terms = {
             "mean_entropy": mean_entropy(logits),
@@ -202,4 +233,4 @@ class ClusteringLocality(Method):
         if self.supervised:
             terms["cross_entropy"], terms["accuracy"] = labelled_cross_entropy(logits, batch.labels)
             loss = loss + terms["cross_entropy"]
-        return {"loss": loss, **terms}
+        return {"loss": loss, **terms, "clusters_used": count_used_clusters(logits)}

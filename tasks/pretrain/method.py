@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.sample_table import SampleTable
 from firstlight.tasks.visuals import ImageGrid, Plot
 
 
@@ -18,6 +19,7 @@ class TrainingInfo:
 
     # The number of images trained on: the rows of the method's tables are 0..size-1.
     size: int
+    # The number of epochs that begin. The last may be partial, where the length of the training is in steps.
     epochs: int
     # The seed of everything that the method draws.
     seed: int
@@ -83,17 +85,46 @@ class Method(Learner):
         return BatchRequirements()
 
     @classmethod
+    def check_length(cls, epochs: int, ends_partial: bool, parameters: Mapping[str, Any]) -> None:
+        """Checks the length of a training.
+
+        Args:
+            epochs: the epochs that begin; with `ends_partial` the last is cut off before its last step.
+            ends_partial: see `epochs`.
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+
+        Raises:
+            ValueError: the method cannot be trained for so long; the message starts with the parameter's name.
+        """
+
+    @classmethod
+    def list_warnings(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns sentences about hyper-parameters that are allowed and known to fail, for users before a training.
+
+        Args:
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+        """
+        return ()
+
+    @classmethod
     def plots(cls, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
         """Returns the plots of those logged metrics that need more than a line over the steps.
 
         Args:
-            epochs: the epochs of the training.
+            epochs: the epochs of the training that begin.
             parameters: all hyper-parameters, as `complete_parameters` returns them.
         """
         return ()
 
     def exported_networks(self) -> dict[str, nn.Module]:
         """Returns the networks besides the encoder that later stages may start from, by name."""
+        return {}
+
+    def exported_tables(self) -> dict[str, SampleTable]:
+        """Returns the tables that later stages may read, by name; the names differ from those of the networks.
+
+        `bank` is a memory bank: a table of (size, dim) outputs of the network `head`.
+        """
         return {}
 
     def predict(self, images: Tensor) -> Tensor | None:
@@ -107,8 +138,10 @@ class Method(Learner):
         """Returns (B,) metrics by name: how well the method solves its task for each image of a held-out batch."""
         return {}
 
-    def image_grids(self, batch: Batch) -> tuple[ImageGrid, ...]:
-        """Returns grids that show on held-out images what was learned; () if there is nothing to show.
+    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+        """Returns grids that show on images that were not trained on what was learned; () if there is nothing to show.
+
+        `shown`: what these images are, for the titles.
 
         It is also called before the first step, for the rows of the untrained network. It runs in evaluation mode,
         without gradients, on rank 0 alone: an implementation uses no collectives and draws no random numbers.

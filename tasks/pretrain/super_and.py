@@ -21,34 +21,16 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from firstlight.tasks.collective import gather_over_workers, rank
+from firstlight.tasks import relation_losses
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.neighbourhoods import measure_consistency, select_neighbours
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.heads import Projection
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
-from firstlight.tasks.relation_losses import paper_augmentation_loss, reference_augmentation_loss, relation_cosines
+from firstlight.tasks.relation_losses import SuperAndVariant, augmentation_loss, neighbourhood_loss
 from firstlight.tasks.sample_table import SampleTable
 from firstlight.tasks.visuals import Plot
-
-Variant = Literal["paper", "reference"]
-# The logit of the image itself in eq. 11 in the authors' code, which does not leave it out.
-REFERENCE_OWN_LOGIT = -10.0
-
-
-def neighbourhood_loss(others: Tensor, own: Tensor, near: Tensor, selected: Tensor, variant: Variant) -> Tensor:
-    """Returns the mean of eq. 10.
-
-    Args:
-        others: (R,) log sum_j exp(logit_j) over j != i.
-        own: (R,) logits of i.
-        near: (R,) logits of i's neighbour.
-        selected: (R,) bool, true if the neighbour counts.
-        variant: in the paper a selected image is of its neighbour's class, which eq. 7 says is not its own; in the
-            reference it is of its own or its neighbour's class.
-    """
-    together = near if variant == "paper" else torch.logaddexp(own, near)
-    return (torch.logaddexp(others, own) - torch.where(selected, together, own)).mean()
 
 
 class SuperAnd(Method):
@@ -58,43 +40,51 @@ class SuperAnd(Method):
 
                             variant: paper                             variant: reference
         L_and, L_ue over    the first view                             both views
+        neighbour           of the nearest f(x) (eq. 7), which is      of the nearest row of the bank
+                            computed anew before each round
+        entropy (eq. 9)     of p_i of f(x) (eq. 1)                     of p_i of the bank's row of i
         selected image      -log p_i^neighbour (eqs. 7 and 10)         -log(p_i^i + p_i^neighbour)
         own class in L_ue   left out (eq. 11)                          its logit is -10
         L_aug               eqs. 13 and 14: k = i in the sums,         no k = i in the sums; all pairs of both views;
                             views against first views, all r learn     the second factor is a constant
 
         ue_sign             attract: +H is minimised (section 3.2, and the code)      eq12: -H, as eq. 12 is printed
+        ue_classes          others: the own class as above             all: it is a class like all others in L_ue, as in
+                            the authors' first commit, which has the published log
         initial             random: (r + 1) / rounds of the images are selected in round r = 0, 1 .. (section 3.1),
-                            those of the first round by the embeddings of the untrained network (Algorithm 1,
-                            line 3; all images but the tail of the first epoch)
+                            first by f(x) of the untrained network, with which the bank begins (Algorithm 1, line 3)
                             instance, multiple: r / (rounds - 1), as in the code: the first round has no neighbours;
                             with `instance` it has neither L_ue nor L_aug (table 5)
+
+    Table 1 has two readings: table 5 gives its 89.2 % to `random` and 89.1 % to `multiple`, but the authors' code knows
+    `multiple` only, and its log ends with 89.2 % as well.
 
     The printed losses are sums over the batch; both variants take means, as the code does. The weight of L_ue is the
     number of whole `ue_period` epochs since the round began, times `ue_step`. The views pass the network as one batch
     (code); the training's `first_view` decides if the first is augmented too (code) or not (Algorithm 1). The bank
     takes the first view's embeddings, m <- norm(momentum m + (1 - momentum) v); the code writes both views to one row,
-    and it is chance which one stays. Without `aug` batches have one view, and all losses are over it.
+    and it is chance which one stays. f(x) is of the first view; images that fill no batch have their row of the bank.
 
     A round that selects images logs of its discovery `consistency`, the share of the selected images whose neighbour is
     of their class (figure 4), and `entropy`, the mean of eq. 9 over all images.
 
-    Instance has `neighbours`, `ue` and `aug` off, AND has `ue` and `aug` off.
+    Instance has `neighbours`, `ue` and `aug` off, AND has `ue` and `aug` off; both have one view.
 
     `dim`: the dimension of the embeddings.
     `temperature`: the temperature tau of the softmax over the bank (eqs. 1, 9 and 11).
     `aug_temperature`: the temperature of L_aug (eq. 13).
     `momentum`: the momentum of the memory bank.
-    `rounds`: the number of rounds, which must divide the epochs.
+    `rounds`: the number of rounds, which must divide the epochs; all of them are whole.
     `variant`: `paper` follows the paper's text, `reference` the authors' code, where they differ.
     `initial`: the selection of neighbours in the rounds: `random`, `instance` or `multiple`.
     `neighbours`: false makes every image its own class at all times.
     `ue`: true adds L_ue.
-    `aug`: true adds L_aug; batches then have two views.
+    `aug`: true adds L_aug, which needs two views.
+    `views`: the number of views of an image. The second is made if a loss is over it: L_aug, or `variant: reference`.
     `ue_step`: the amount by which the weight of L_ue grows after every `ue_period`.
     `ue_period`: the number of epochs after which the weight of L_ue grows.
-    `ue_sign`: the sign of L_ue: `attract` minimises the entropy (section 3.2, and the code), `eq12` maximises it, as
-    eq. 12 is printed.
+    `ue_sign`: `attract` minimises the entropy of L_ue (section 3.2, and the code), `eq12` maximises it (eq. 12).
+    `ue_classes`: the classes of L_ue: `others` treats the image's own as `variant` says, `all` includes it.
     `chunk`: the number of rows of the bank that are processed at a time; it changes memory, not results.
     """
 
@@ -105,9 +95,13 @@ class SuperAnd(Method):
     reported_metrics: ClassVar[tuple[str, ...]] = ("consistency",)
     deviations: ClassVar[tuple[str, ...]] = (
         "Losses are means over the batch; in the paper they are sums.",
-        "The paper's text and its authors' code differ; `variant`, `ue_sign` and `initial` say which was followed.",
+        "The paper's text and its authors' code differ; `variant`, `ue_sign`, `ue_classes` and `initial` say which was "
+        "followed.",
         "Instance is learned with the softmax over all images, without noise-contrastive estimation.",
+        "For kNN, an evaluation embeds the training images anew; with `knn_bank: true` also over the bank (paper).",
+        "The recipes drop the learning rate at epochs 120 and 160 of a round (authors' code), not from 80 on (paper).",
         "The memory bank takes the embeddings of the first view; in the authors' code, which view stays is chance.",
+        "With `variant: paper`, an image that fills no batch of an epoch is searched for by its row of the bank.",
         "The authors report the best epoch on test images; here the last epoch counts, and settings are chosen on "
         "held-out images.",
     )
@@ -127,31 +121,37 @@ class SuperAnd(Method):
         aug_temperature: Annotated[float, Gt(0.0)] = 0.1,
         momentum: Annotated[float, Ge(0.0), Lt(1.0)] = 0.5,
         rounds: Annotated[int, Ge(1)] = 5,
-        variant: Variant = "paper",
+        variant: SuperAndVariant = "paper",
         initial: Literal["random", "instance", "multiple"] = "random",
         neighbours: bool = True,
         ue: bool = True,
         aug: bool = True,
+        views: Literal[1, 2] = 2,
         ue_step: Annotated[float, Ge(0.0)] = 0.2,
         ue_period: Annotated[int, Ge(1)] = 80,
         ue_sign: Literal["attract", "eq12"] = "attract",
+        ue_classes: Literal["others", "all"] = "others",
         chunk: Annotated[int, Ge(1)] = 8192,
         pool: Literal["avg", "flatten"] = "avg",
     ) -> None:
         super().__init__(encoder, info)
-        if info.epochs % rounds:
-            raise ValueError(f"rounds: {info.epochs} epochs are not {rounds} rounds of equal length")
+        if aug and views == 1:
+            raise ValueError("views: 1 is not valid with aug: true, which compares two views; valid: 2")
         self.temperature, self.aug_temperature, self.momentum = temperature, aug_temperature, momentum
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
-        self.ue_step, self.ue_period, self.ue_sign = ue_step, ue_period, ue_sign
+        self.ue_step, self.ue_period, self.ue_sign, self.ue_classes = ue_step, ue_period, ue_sign, ue_classes
+        self.num_views = _count_views(aug, views, variant)
         self.head = Projection(pooled_size(encoder, pool), (), dim, dropout=0.0, norm="batch", pool=pool)
         self.bank = MemoryBank(info.size, dim, info.seed, chunk)
         self.tables["bank"] = self.bank
         if neighbours:
             self.tables["neighbour"] = SampleTable(info.size, (), torch.int64, lambda rows: torch.full_like(rows, -1))
-        # Neighbours in a bank without embeddings of the network would be chance.
-        self.fills_tables_first = neighbours and initial == "random"
+        # f(x) of all images. It is no state: it is filled and used between two rounds.
+        self.features: SampleTable | None = None
+        if neighbours and variant == "paper" and rounds > 1:
+            self.features = SampleTable(info.size, (dim,), torch.float32, lambda rows: torch.zeros(len(rows), dim))
+        self.has_features = False
         self.round, self.ue_weight, self.aug_weight = 0, 0.0, 1.0
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
         # The round whose neighbours the table holds.
@@ -161,7 +161,13 @@ class SuperAnd(Method):
 
     @classmethod
     def requirements(cls, parameters: Mapping[str, Any]) -> BatchRequirements:
-        return BatchRequirements(views=2 if parameters["aug"] else 1)
+        return BatchRequirements(views=_count_views(parameters["aug"], parameters["views"], parameters["variant"]))
+
+    @classmethod
+    def check_length(cls, epochs: int, ends_partial: bool, parameters: Mapping[str, Any]) -> None:
+        if ends_partial or epochs % parameters["rounds"]:
+            cut = ", the last one partial," if ends_partial else ""
+            raise ValueError(f"rounds: {epochs} epochs{cut} are not {parameters['rounds']} rounds of equal length")
 
     @classmethod
     def plots(cls, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:
@@ -174,6 +180,20 @@ class SuperAnd(Method):
     def exported_networks(self) -> dict[str, nn.Module]:
         return {"head": self.head}
 
+    def exported_tables(self) -> dict[str, SampleTable]:
+        return {"bank": self.bank}
+
+    def move_to_device(self, device: torch.device) -> None:
+        super().move_to_device(device)
+        if self.features is not None:
+            self.features.to(device)
+
+    def reads_images_before(self, epoch: int) -> bool:
+        round_, age = divmod(epoch, self.info.epochs // self.rounds)
+        searches = self.neighbours and age == 0 and self._count_selected(round_) > 0
+        # In both variants before the first round: neighbours in a bank without embeddings would be chance.
+        return searches and (round_ == 0 or self.variant == "paper")
+
     def begin_epoch(self, epoch: int) -> None:
         """Sets the weights of the losses, and selects neighbours at the start of a round."""
         self.round, age = divmod(epoch, self.info.epochs // self.rounds)
@@ -184,16 +204,25 @@ class SuperAnd(Method):
         if int(self.begun) != self.round:
             if self.aug:
                 self.gram.copy_(self.bank.gram_matrix())
-            if self.neighbours and self._count_selected():
-                self._select_neighbours()
+            if self.neighbours and self._count_selected(self.round):
+                self._search_neighbours()
             self.begun.fill_(self.round)
 
     def fill_tables(self, batch: Batch) -> None:
-        self.bank.write(batch.rows, self.embed(batch)[0])
+        """Writes f(x) of a batch: into the bank before the first round, and later where neighbours are searched."""
+        found = self.embed(batch)[0]
+        if self.features is None or int(self.begun) < 0:
+            self.bank.write(batch.rows, found)
+            return
+        if not self.has_features:
+            self.features.values.copy_(self.bank.values)
+            self.has_features = True
+        self.features.write(batch.rows, found)
+        self.features.commit()
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns (B, dim) embeddings on the unit sphere for each view."""
-        views = batch.views[: 2 if self.aug else 1]
+        views = batch.views[: self.num_views]
         embedded: Tensor = self.head(self.encoder(torch.cat(views)))
         return embedded.chunk(len(views))
 
@@ -215,8 +244,10 @@ class SuperAnd(Method):
         views = outputs if self.variant == "reference" else outputs[:1]
         count, queries = len(views), torch.cat(views)
         near, selected = self._read_neighbours(rows, memory)
-        own_logit = REFERENCE_OWN_LOGIT if self.variant == "reference" else None
-        others, entropy = self.bank.contrast_others(queries, rows.repeat(count), self.temperature, own_logit)
+        own_class: float | Tensor | None = relation_losses.REFERENCE_OWN_LOGIT if self.variant == "reference" else None
+        if self.ue_classes == "all":
+            own_class = memory.repeat(count, 1)
+        others, entropy = self.bank.contrast_others(queries, rows.repeat(count), self.temperature, own_class)
         own, neighbour = ((queries * m.repeat(count, 1)).sum(1) / self.temperature for m in (memory, near))
         losses = {"and_loss": neighbourhood_loss(others, own, neighbour, selected.repeat(count), self.variant)}
         total = losses["and_loss"]
@@ -224,7 +255,8 @@ class SuperAnd(Method):
             losses["ue_loss"] = entropy.mean() if self.ue_sign == "attract" else -entropy.mean()
             total = total + self.ue_weight * losses["ue_loss"]
         if self.aug:
-            losses["aug_loss"] = self._augmentation_loss(*(v.to(self.gram.dtype) for v in outputs)).to(total.dtype)
+            found = augmentation_loss(outputs[0], outputs[1], self.gram, self.aug_temperature, self.variant)
+            losses["aug_loss"] = found.to(total.dtype)
             total = total + self.aug_weight * losses["aug_loss"]
         return {"loss": total, **losses}
 
@@ -235,48 +267,34 @@ class SuperAnd(Method):
         neighbour = self.tables["neighbour"].read(rows)
         return self.bank.read(neighbour.clamp_min(0)).to(memory.dtype), neighbour >= 0
 
-    def _augmentation_loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns the loss of this worker's images, given the (B, dim) embeddings of both views."""
-        column = torch.arange(len(first), device=first.device) + rank() * len(first)
-        if self.variant == "paper":
-            everyone = gather_over_workers(first)
-            across, among = (relation_cosines(view, everyone, self.gram) for view in (second, first))
-            return paper_augmentation_loss(across, among, column, self.aug_temperature)
-        everyone = torch.cat((gather_over_workers(first.detach()), gather_over_workers(second.detach())))
-        other_column = column + len(everyone) // 2
-        cosines = relation_cosines(torch.cat((first, second)), everyone, self.gram)
-        return reference_augmentation_loss(
-            cosines, torch.cat((column, other_column)), torch.cat((other_column, column)), self.aug_temperature
-        )
-
     def _logged_values(self, like: Tensor) -> dict[str, Tensor]:
-        """Returns the values that are logged with the losses."""
         values = {"ue_weight": like.new_tensor(self.ue_weight)} if self.ue else {}
         if self.neighbours:
-            values["selected"] = like.new_tensor(self._count_selected() / self.info.size)
-        if self.neighbours and self._count_selected():
+            values["selected"] = like.new_tensor(self._count_selected(self.round) / self.info.size)
+        if self.neighbours and self._count_selected(self.round):
             values["entropy"] = self.entropy.clone()
             if self.info.labels is not None:
                 values["consistency"] = self.consistency.clone()
         return values
 
-    def _count_selected(self) -> int:
-        """Returns the number of images whose neighbours are selected in this round."""
+    def _count_selected(self, round_: int) -> int:
+        """Returns the number of images whose neighbours are selected in a round."""
         if self.initial == "random":
-            return self.info.size * (self.round + 1) // self.rounds
-        return self.info.size * self.round // max(self.rounds - 1, 1)
+            return self.info.size * (round_ + 1) // self.rounds
+        return self.info.size * round_ // max(self.rounds - 1, 1)
 
-    def _select_neighbours(self) -> None:
-        """Fills the table of neighbours for the images of lowest entropy (eq. 9), of equal ones those of lowest row."""
-        nearest, entropy = self.bank.find_neighbours(self.temperature)
+    def _search_neighbours(self) -> None:
+        """Fills the table of neighbours for the images of lowest entropy."""
+        nearest, entropy = self.bank.find_neighbours(self.temperature, self.features if self.has_features else None)
+        self.has_features = False
         self.entropy.fill_(float(entropy.mean()))
-        chosen = entropy.argsort(stable=True)[: self._count_selected()]
-        neighbour = torch.full_like(nearest, -1)
-        neighbour[chosen] = nearest[chosen]
+        neighbour = select_neighbours(nearest, entropy, self._count_selected(self.round))
         table = self.tables["neighbour"]
         table.values.copy_(neighbour[table.own_rows])
         if self.info.labels is not None:
-            labels = self.info.labels.to(neighbour.device)
-            own, found = labels[chosen], labels[nearest[chosen]]
-            known = (own >= 0) & (found >= 0)
-            self.consistency.fill_(float(((own == found) & known).sum()) / max(int(known.sum()), 1))
+            self.consistency.fill_(measure_consistency(neighbour, self.info.labels.to(neighbour.device)))
+
+
+def _count_views(aug: bool, views: int, variant: SuperAndVariant) -> int:
+    """Returns the number of views that a loss is over."""
+    return views if aug or variant == "reference" else 1

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from firstlight.tasks.corruption import (
+    LEVEL_STREAM,
+    NOISE_STREAM,
+    Corruption,
     add_patch_noise,
     add_pixel_noise,
     big_block_sides,
@@ -134,3 +137,21 @@ def test_other_epoch_draws_other_numbers() -> None:
     first, second = (draw_squares(some_keys(200, turn), 1, (8, 14), 29) for turn in (0, 1))
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert float((first[1] == second[1]).float().mean()) < 0.2
+
+
+def test_corruption_is_the_function_of_its_kind_on_streams_of_their_own() -> None:
+    clean, ids, passes, mean = images(4, 16), torch.arange(4) + 9, torch.full((4,), 3), torch.full((1, 3, 1, 1), 0.25)
+    levels, noise = (derive_keys(5, passes, ids, stream) for stream in (LEVEL_STREAM, NOISE_STREAM))
+    sigma = draw_noise_levels(levels, 10 / 255, 50 / 255)
+    squares = {
+        "big_block": draw_squares(noise, 1, big_block_sides(16), 16),
+        "small_blocks": draw_squares(noise, 6, (small_block_side(16),) * 2, 16),
+    }
+    expected = {
+        "pixel_gaussian": add_pixel_noise(clean, sigma, noise),
+        "patch_gaussian": add_patch_noise(clean, sigma, noise, 3),
+        **{kind: torch.where(mask_squares(*its, 16), mean, clean) for kind, its in squares.items()},
+    }
+    for kind, wanted in expected.items():
+        found = Corruption(kind, (10.0, 50.0), 3, 6, 5).apply_to(clean, ids, passes, mean)  # type: ignore[arg-type]
+        assert torch.equal(found, wanted), kind

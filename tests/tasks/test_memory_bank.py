@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor
 import firstlight.tasks.memory_bank
 from firstlight.tasks.collective import gather_over_workers, rank, world_size
 from firstlight.tasks.memory_bank import MemoryBank, draw_initial_rows
+from firstlight.tasks.sample_table import SampleTable
 from tests.support import references
 from tests.support.gloo import Pool
+
+# The own row's part in the entropy: none, a constant logit, or that of all other rows.
+OwnClass = float | Literal["all"] | None
+OWN_CLASSES = pytest.mark.parametrize("own_class", [None, -10.0, "all"])
 
 
 def rows(n: int, d: int, seed: int) -> Tensor:
@@ -28,44 +34,55 @@ def bank(size: int = 13, dim: int = 4, chunk: int = 5, seed: int = 0, unit: bool
 
 
 def naive(
-    queries: Tensor, everything: Tensor, own: Tensor, temperature: float, own_logit: float | None
+    queries: Tensor, everything: Tensor, own: Tensor, temperature: float, own_class: OwnClass
 ) -> tuple[Tensor, Tensor]:
     """Computes `MemoryBank.contrast_others` with a (b, n) tensor, for autograd."""
     logits = queries @ everything.T / temperature
     itself = F.one_hot(own, len(everything)).bool()
     lse = logits.masked_fill(itself, -torch.inf).logsumexp(1)
-    log_p = logits.masked_fill(itself, -1e9 if own_logit is None else own_logit).log_softmax(1)
+    if own_class != "all":
+        logits = logits.masked_fill(itself, -1e9 if own_class is None else own_class)
+    log_p = logits.log_softmax(1)
     return lse, -(log_p.exp() * log_p).sum(1)
 
 
+def contrast(
+    memory: MemoryBank, queries: Tensor, own: Tensor, temperature: float, own_class: OwnClass
+) -> tuple[Tensor, Tensor]:
+    """Calls `MemoryBank.contrast_others`, for "all" with the own rows."""
+    given = memory.values[own] if isinstance(own_class, str) else own_class
+    return memory.contrast_others(queries, own, temperature, given)
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 13, 100])
-@pytest.mark.parametrize("own_logit", [None, -10.0])
+@OWN_CLASSES
 @pytest.mark.parametrize("unit", [True, False])
-def test_the_pass_is_the_softmax_over_the_other_rows(chunk: int, own_logit: float | None, unit: bool) -> None:
+def test_the_pass_is_the_softmax_over_the_other_rows(chunk: int, own_class: OwnClass, unit: bool) -> None:
     memory, own = bank(chunk=chunk, unit=unit), torch.tensor([0, 12, 4, 7])
     queries = F.normalize(rows(4, 4, 1), dim=1).requires_grad_()
-    found = memory.contrast_others(queries, own, 0.3, own_logit)
-    wanted = naive(queries, memory.values, own, 0.3, own_logit)
+    found = contrast(memory, queries, own, 0.3, own_class)
+    wanted = naive(queries, memory.values, own, 0.3, own_class)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
         mine, its = (torch.autograd.grad(x.square().sum(), queries, retain_graph=True)[0] for x in (ours, theirs))
         torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
 
 
-def test_the_entropy_is_that_of_the_paper() -> None:
+@OWN_CLASSES
+def test_entropy_equals_its_formula(own_class: OwnClass) -> None:
+    """None is eq. 11 of the paper, -10 the authors' code, and "all" their first commit."""
     memory, queries = bank(), F.normalize(rows(3, 4, 1), dim=1)
-    for own_logit in (None, -10.0):
-        entropy = memory.contrast_others(queries, torch.tensor([2, 5, 3]), 0.2, own_logit)[1].mean()
-        assert float(entropy) == pytest.approx(
-            references.super_and_entropy([queries], [2, 5, 3], memory.values, 0.2, own_logit), rel=1e-10
-        )
+    entropy = contrast(memory, queries, torch.tensor([2, 5, 3]), 0.2, own_class)[1].mean()
+    assert float(entropy) == pytest.approx(
+        references.super_and_entropy([queries], [2, 5, 3], memory.values, 0.2, own_class), rel=1e-10
+    )
 
 
-@pytest.mark.parametrize("own_logit", [None, -10.0])
-def test_gradcheck(own_logit: float | None) -> None:
+@OWN_CLASSES
+def test_gradcheck(own_class: OwnClass) -> None:
     memory, own = bank(), torch.tensor([3, 9])
     assert torch.autograd.gradcheck(
-        lambda x: memory.contrast_others(F.normalize(x, dim=1), own, 0.5, own_logit), (rows(2, 4, 1).requires_grad_(),)
+        lambda x: contrast(memory, F.normalize(x, dim=1), own, 0.5, own_class), (rows(2, 4, 1).requires_grad_(),)
     )
 
 
@@ -102,6 +119,24 @@ def test_discovery_is_exact(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert entropy.tolist() == pytest.approx(entropies, rel=1e-10)
 
 
+def features_of_images(size: int) -> SampleTable:
+    """A table of f(x), other than the bank, with this worker's shard of the same rows on any number of workers."""
+    everything = F.normalize(rows(size, 4, 5), dim=1)
+    return SampleTable(size, (4,), torch.float64, lambda ids: everything[ids])
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 50])
+def test_discovery_by_features_compares_them_and_takes_the_entropy_over_the_bank(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firstlight.tasks.memory_bank, "NEIGHBOUR_QUERY_BLOCK", 3)
+    memory, features = bank(size=17, chunk=chunk), features_of_images(17)
+    nearest, entropy = memory.find_neighbours(0.2, features)
+    wanted, entropies = references.super_and_neighbours(memory.values, 0.2, features.values)
+    assert nearest.tolist() == wanted != references.super_and_neighbours(memory.values, 0.2)[0]
+    assert entropy.tolist() == pytest.approx(entropies, rel=1e-10)
+
+
 @given(st.integers(2, 20), st.integers(1, 7), st.integers(0, 1000))
 def test_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk: int, seed: int) -> None:
     memory = bank(size=size, dim=2, chunk=chunk, seed=seed)
@@ -114,7 +149,8 @@ def test_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk:
 def on_workers() -> list[Tensor]:
     """Returns this worker's results for its part of six queries.
 
-    They are the queries' gradients, the neighbours, the entropies, and the Gram matrix before and after a write.
+    They are the queries' gradients, the entropy over all rows, the neighbours, the entropies, both by features other
+    than the bank's, and the Gram matrix before and after a write.
     """
     memory, part = bank(chunk=2), slice(rank() * 6 // world_size(), (rank() + 1) * 6 // world_size())
     own = torch.tensor([12, 1, 5, 6, 2, 10])[part]
@@ -124,14 +160,17 @@ def on_workers() -> list[Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(firstlight.tasks.memory_bank, "NEIGHBOUR_QUERY_BLOCK", 2)
         nearest, entropy = memory.find_neighbours(0.3)
+        by_features = memory.find_neighbours(0.3, features_of_images(13))
+    whole = memory.contrast_others(queries.detach(), own, 0.3, memory.read(own))
     before = memory.gram_matrix()
     memory.write(own, queries)
     after = before + memory.commit_gram_change()
     assert queries.grad is not None
     return [
-        *(gather_over_workers(x.detach()) for x in (*found, queries.grad)),
+        *(gather_over_workers(x.detach()) for x in (*found, queries.grad, whole[1])),
         nearest,
         entropy,
+        *by_features,
         before,
         after,
         memory.gram_matrix(),

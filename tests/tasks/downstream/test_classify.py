@@ -99,6 +99,18 @@ def test_the_hidden_layers() -> None:
     assert task(pool="flatten").head[0].in_features == 8 * 2 * 2
 
 
+def test_head_as_in_alexnet_has_its_dropout_and_biases() -> None:
+    encoder = Encoder({"name": "convnet", "width": 4, "depth": 2}, 8)
+    head = Classification(
+        encoder, 5, hidden=(7, 6), dropout=0.5, dropout_layers="all", norm="none", init="gaussian", bias=0.1
+    ).head
+    assert [type(m) for m in head] == [*[nn.Linear, nn.ReLU, nn.Dropout] * 2, nn.Linear]
+    assert all(bool((m.bias == torch.tensor(0.1)).all()) for m in head if isinstance(m, nn.Linear))
+    assert not task(init="gaussian").head[-1].bias.any()
+    learner = task(hidden=(7,))
+    assert learner.output_layers() == (learner.head[-1],)
+
+
 def test_half_precision_features_give_float_logits() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert task(norm="group").compute_logits(labelled_batch().views[0]).dtype == torch.float32

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import roi_pool
 
 from firstlight.tasks.downstream.detect import Detection, coco_average_precision, detection_average_precisions
+from firstlight.tasks.downstream.windows import sliding_windows
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.batches import batch_of_images
@@ -65,6 +67,92 @@ def test_detections_of_an_image_do_not_depend_on_the_batch(proposals: str) -> No
         alone = torch.cat([learner.observe(b.select_range(k, k + 1))[0] for k in range(11)])
     assert torch.allclose(together, alone, atol=1e-4)
     assert bool((together[..., 5] >= 0).any(1).all())
+
+
+FAST: dict[str, object] = {
+    "proposals": "windows",
+    "last_pool": "drop",
+    "roi_pooling": "max",
+    "roi_size": 6,
+    "dropout": 0.5,
+    "init": "gaussian",
+}
+
+
+def test_boxes_of_fast_rcnn_are_taken_from_the_map_before_the_last_pooling() -> None:
+    """The map of AlexNet before pool5 has one position in 16 pixels; 6 x 6 of them go to fc6."""
+    encoder = Encoder({"name": "alexnet", "input": "sobel", "normalize": "image"}, 160)
+    learner = Detection(encoder, 2, anchors=(32, 64), hidden=8, **FAST).eval()  # type: ignore[arg-type]
+    assert encoder.shapes[-1] == (256, 9, 9), "160 / 16, less what the first convolution loses at the edges"
+    assert learner.detector.roi_heads.box_head.fc6.in_features == 256 * 36
+    seen: list[Tensor] = []
+    learner.detector.roi_heads.box_roi_pool.register_forward_hook(
+        lambda _, given, out: seen.extend((given[0]["4"], out))
+    )
+    learner.detect_objects(torch.rand(1, 3, 160, 160))
+    map_, pooled = seen
+    windows = sliding_windows(160, (32, 64))
+    assert pooled.shape == (len(windows), 256, 6, 6)
+    torch.testing.assert_close(pooled, roi_pool(map_, [windows], 6, 1 / 16))
+
+
+def test_layers_of_the_box_head_are_drawn_as_in_fast_rcnn() -> None:
+    heads = task(**FAST).detector.roi_heads
+    for layer, std in (
+        (heads.box_head.fc6, 0.01),
+        (heads.box_head.fc7, 0.01),
+        (heads.box_predictor.cls_score, 0.01),
+        (heads.box_predictor.bbox_pred, 0.001),
+    ):
+        assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.2)
+        assert not layer.bias.any()
+    (dropout,) = [module for module in heads.box_head.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropout.p == 0.5
+
+
+def test_fast_rcnn_without_pool5_learns_squares() -> None:
+    learner, b = task(**{**FAST, "sampled": 64, "dropout": 0.1, "init": "he"}), squares(4)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
+    losses = []
+    for step in range(20):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss = learner.train()(b)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("kind", ["sobel", "rgb_sobel"])
+def test_black_bars_of_an_image_change_no_detection(kind: str) -> None:
+    """They are 0 after the normalisation, whatever is there before it: Fast R-CNN pads normalised images."""
+    torch.manual_seed(0)
+    spec = {"name": "convnet", "norm": "group", "width": 8, "depth": 3, "input": kind, "normalize": "image"}
+    learner = Detection(Encoder(spec, SIZE), 2, anchors=(16, 32), hidden=32)
+    b = squares(4)
+    region = torch.tensor([0.0, 6.0, SIZE, SIZE - 6.0]).expand(4, 4)
+    views = [b.views[0].clone() for _ in range(2)]
+    for view, value in zip(views, (0.0, 1.0), strict=True):
+        view[:, :, :6], view[:, :, -6:] = value, value
+    black, white = (batch_of_images(view, {**b.targets, "region": region}) for view in views)
+    losses = []
+    for batch in (black, white):
+        torch.manual_seed(0)
+        losses.append(float(learner.train()(batch)["loss"].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    learner.eval()
+    with torch.no_grad():
+        assert torch.equal(learner.observe(black)[0], learner.observe(white)[0])
+        without = [learner.observe(batch_of_images(view, b.targets))[0] for view in views]
+    assert not torch.allclose(*without), "as part of the image they change everything"
+
+
+def test_settings_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^roi_pooling: 'max' takes boxes from one map, not from a pyramid"):
+        task(pyramid=16, anchors=(8, 16, 32), roi_pooling="max")
+    with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: network1 does not end with one max-pool"):
+        Detection(Encoder({"name": "network1", "m": [1, 1, 0, 0], "width": 2}, SIZE), 2, last_pool="drop")
 
 
 def test_images_without_objects_can_be_learned_from() -> None:
@@ -218,3 +306,5 @@ def test_coco_of_perfect_and_of_no_detections() -> None:
     assert coco_average_precision(found, truth) == pytest.approx(1.0)
     found, truth = rows([], [[0, 0, 40, 40, 0, 0]])
     assert coco_average_precision(found, truth) == 0.0
+    found, truth = rows([[0, 0, 40, 40, 0.9, 0]], [[0, 0, 40, 40, 0, 1]])
+    assert math.isnan(coco_average_precision(found, truth)), "all objects are difficult, so there is nothing to score"

@@ -28,6 +28,17 @@ def test_prediction_is_the_papers_formula(n: int, d: int, k: int, temperature: f
     assert weighted_knn(queries, bank, labels, k, temperature).tolist() == expected
 
 
+def test_scores_by_products_are_the_papers_formula_over_a_bank() -> None:
+    """Rows of a memory bank that were never written have other lengths than 1, and are not normalised."""
+    queries, bank, labels = random(30, 25, 4, 3)
+    scores = class_scores(queries, bank, labels, k=7, temperature=0.5, classes=3, similarity="product")
+    found, by_cosine = (
+        [references.weighted_knn(q, bank.tolist(), labels.tolist(), 7, 0.5, cosine) for q in queries.tolist()]
+        for cosine in (False, True)
+    )
+    assert scores.argmax(1).tolist() == found != by_cosine
+
+
 def test_one_neighbour_is_the_nearest() -> None:
     queries, bank, labels = random(20, 30, 4, 5)
     nearest = torch.nn.functional.cosine_similarity(queries[:, None], bank[None], dim=2).argmax(1)

@@ -311,3 +311,42 @@ def test_the_first_filters_are_those_of_each_tower_as_they_act_on_the_image() ->
     ).compose_first_filters()
     assert rgb.shape[1] == 3
     assert sobel.shape[1:] == (1, *(side + 2 for side in rgb.shape[2:]))
+
+
+@pytest.mark.parametrize("kind", ["sobel", "rgb_sobel"])
+def test_maps_of_normalised_images_are_those_of_the_images(kind: str) -> None:
+    encoder = Encoder({"name": "convnet", "width": 4, "depth": 2, "input": kind, "normalize": "image"}, 16).eval()
+    images, region = torch.rand(3, 3, 16, 16), torch.tensor([[0.0, 2.0, 16.0, 13.0]]).expand(3, 4)
+    inputs = encoder.normalize_images(images, region)
+    assert inputs.shape[1] == encoder.input_channels == {"sobel": 2, "rgb_sobel": 5}[kind]
+    for found, map_ in zip(encoder.forward_normalized(inputs), encoder(images, region=region), strict=True):
+        torch.testing.assert_close(found, map_)
+    assert not torch.equal(encoder(images)[-1], encoder(images, region=region)[-1])
+
+
+@pytest.mark.parametrize("spec", [{"name": "alexnet"}, {"name": "alexnet", "input": "rgb_sobel"}, {"name": "vgg16"}])
+def test_encoder_without_its_last_pooling_has_half_the_stride(spec: dict[str, Any]) -> None:
+    encoder = Encoder(spec, 96).eval()
+    stages = encoder.stages
+    assert isinstance(stages, nn.ModuleList)
+    before = encoder.state_dict()
+    deep = encoder(torch.rand(1, 3, 96, 96))[-1]
+    encoder.drop_last_pool()
+    maps = encoder.eval()(torch.rand(1, 3, 96, 96))
+    assert maps[-1].shape[-1] == encoder.shapes[-1][1] > 1.5 * deep.shape[-1]
+    assert maps[-1].shape[1] == deep.shape[1]
+    assert list(encoder.state_dict()) == list(before)
+
+
+def test_the_map_before_the_last_pooling_gives_the_deepest_map_when_it_is_pooled() -> None:
+    encoder, images = Encoder({"name": "alexnet"}, 96).eval(), torch.rand(2, 3, 96, 96)
+    deepest = encoder(images)[-1]
+    encoder.drop_last_pool()
+    # ReLU and max-pooling can be exchanged.
+    torch.testing.assert_close(nn.functional.max_pool2d(encoder.eval()(images)[-1], 3, 2), deepest)
+
+
+@pytest.mark.parametrize("spec", [{"name": "resnet18"}, {"name": "network1", "m": [1, 1, 0, 0]}, LIBRARIES[0]], ids=ids)
+def test_encoder_that_ends_without_pooling_keeps_its_stride(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: \w+ does not end with one max-pooling"):
+        Encoder(spec, 64).drop_last_pool()

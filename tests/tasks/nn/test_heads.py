@@ -19,6 +19,14 @@ def test_dropout_follows_the_first_hidden_layer_only() -> None:
     assert nn.Dropout not in [type(layer) for layer in build_mlp(6, (5, 4), 3, dropout=0.0, norm="batch")]
 
 
+def test_head_of_alexnet_has_dropout_after_both_hidden_layers_and_no_normalisation() -> None:
+    head = build_mlp(6, (5, 4), 3, dropout=0.5, norm="none", dropout_layers="all")
+    hidden = [nn.Linear, nn.ReLU, nn.Dropout]
+    assert [type(layer) for layer in head] == [*hidden, *hidden, nn.Linear]
+    assert all(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
+    assert all(layer.bias is None for layer in build_mlp(6, (5,), 3, dropout=0.0, norm="batch")[:1])  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("pool", "size"), [("avg", 8), ("flatten", 8 * 9)])
 def test_projection_gives_unit_vectors_of_the_deepest_map(pool: str, size: int) -> None:
     head = Projection(size, (), 4, dropout=0.0, norm="batch", pool=pool)

@@ -157,3 +157,44 @@ def test_composed_filters_equal_filters_after_the_input(kind: Any) -> None:
     found = F.conv2d(seen, whole, padding=whole.shape[-1] // 2)
     assert whole.shape[-1] == {"rgb": 3, "gray": 3, "sobel": 5, "high_pass": 7}[kind]
     torch.testing.assert_close(found[:, :, 4:-4, 4:-4], wanted[:, :, 4:-4, 4:-4])
+
+
+def on_black(images: Tensor, size: int, left: int, top: int) -> tuple[Tensor, Tensor]:
+    """Images on black squares, and the (B, 4) regions that show them."""
+    n, _, height, width = images.shape
+    views = torch.zeros(n, 3, size, size, dtype=images.dtype)
+    views[:, :, top : top + height, left : left + width] = images
+    return views, torch.tensor([[left, top, left + width, top + height]], dtype=torch.float32).expand(n, 4)
+
+
+@pytest.mark.parametrize(("width", "height", "left", "top"), [(16, 12, 0, 2), (12, 16, 2, 0), (16, 16, 0, 0)])
+def test_black_bars_have_no_part_in_the_statistics_of_an_image_and_become_its_mean(
+    width: int, height: int, left: int, top: int
+) -> None:
+    images = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views, region = on_black(images, 16, left, top)
+    made = InputNormalization(normalize="image").double()
+    found, alone = made(views, region), made(images)
+    inside = found[:, :, top : top + height, left : left + width]
+    torch.testing.assert_close(inside, alone, rtol=1e-12, atol=1e-12)
+    assert float(found.abs().sum()) == pytest.approx(float(inside.abs().sum()), rel=1e-12), "0 outside"
+    if width != height:
+        assert abs(float(made(views).std() / alone.std()) - 1) < 0.01, "of the whole square, as it was"
+        assert float((made(views)[:, :, top : top + height, left : left + width] - alone).abs().max()) > 0.3
+
+
+def test_gradients_of_an_image_on_black_are_those_of_the_image_with_zero_padding() -> None:
+    """Fast R-CNN pads images with zeros after it has subtracted their mean."""
+    images = torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views, region = on_black(images, 16, 0, 2)
+    made = InputNormalization(input="sobel", gray="mean", padding="zeros", normalize="image").double()
+    torch.testing.assert_close(made(views, region)[:, :, 2:14], made(images), rtol=1e-9, atol=1e-9)
+    # Without the region the bars' edges are the strongest gradients.
+    assert float(made(views)[:, :, 1:3].square().mean()) > 4 * float(made(views)[:, :, 4:12].square().mean())
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "image"])
+def test_region_of_the_whole_view_changes_nothing_and_an_empty_one_stays_finite(normalize: Any) -> None:
+    x, made = torch.rand(2, 3, 6, 8), InputNormalization(normalize=normalize)
+    torch.testing.assert_close(made(x, torch.tensor([[0.0, 0.0, 8.0, 6.0]]).expand(2, 4)), made(x))
+    assert bool(torch.isfinite(made(x, torch.zeros(2, 4))).all())

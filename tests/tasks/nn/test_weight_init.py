@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import norm_layer
-from firstlight.tasks.nn.weight_init import LSUV_TOLERANCE, Init, initialize_lsuv, initialize_weights
+from firstlight.tasks.nn.weight_init import LSUV_TOLERANCE, Init, initialize_lsuv, initialize_weights, set_biases
 
 FANS = {"convolution": (64 * 9, 96 * 9), "linear": (512, 256)}  # in, out
 
@@ -49,6 +49,17 @@ def test_all_weights_are_redrawn_and_biases_are_zero(init: Init) -> None:
         assert not torch.equal(weights(net, name), weights(before, name))
         assert not net.get_parameter(f"{name}.bias").any()
     assert all(bool((p == 3).all()) for p in net["norm"].parameters()), "norms keep theirs"
+
+
+def test_biases_are_set_where_a_layer_has_them_and_none_leaves_them() -> None:
+    net, before = drawn("default"), drawn("default")
+    set_biases(net, None)
+    assert all(same(net, before))
+    set_biases(net, 0.25)
+    for name in ("convolution", "linear", "nested.0"):
+        assert bool((net.get_parameter(f"{name}.bias") == 0.25).all())
+        assert torch.equal(weights(net, name), weights(before, name))
+    assert all(bool((p == 3).all()) for p in net["norm"].parameters())
 
 
 @pytest.mark.parametrize("init", ["gaussian", "he", "xavier"])

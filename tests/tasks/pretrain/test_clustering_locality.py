@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.pretrain import batch_requirements
+from firstlight.tasks.pretrain import batch_requirements, list_method_warnings
 from firstlight.tasks.pretrain.clustering_locality import (
     ClusteringLocality,
     batch_entropy,
+    count_used_clusters,
     locality_penalty,
     mean_entropy,
 )
@@ -72,6 +73,34 @@ def test_entropies_are_finite_where_a_class_has_probability_0(dtype: torch.dtype
         assert float(loss.detach()) == 0.0
         (gradient,) = torch.autograd.grad(loss, logits)
         assert torch.equal(gradient, torch.zeros_like(logits))
+
+
+def test_used_clusters_are_counted_by_the_most_probable_class() -> None:
+    logits = torch.tensor([[5.0, 0.0, 4.9, 0.0], [0.0, 0.1, 0.0, 0.0], [1.0, 0.0, 0.0, -9.0]])
+    assert float(count_used_clusters(logits)) == 2.0
+    even = torch.zeros(6, 4, dtype=torch.float64)
+    assert float(batch_entropy(even)) == pytest.approx(math.log(4)), "the largest entropy"
+    assert float(count_used_clusters(even)) == 1.0, "and no clusters"
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"supervised": False, "alpha": 0.8, "beta": 0.1}, True),
+        ({"supervised": False, "clusters": 9}, True),  # the defaults
+        ({"supervised": False, "alpha": 0.8, "beta": 0.8}, False),
+        ({"supervised": False, "alpha": 0.8, "beta": 1.0}, False),
+        ({"supervised": False, "alpha": 0.0, "beta": 0.0}, False),
+        ({"alpha": 0.8, "beta": 0.1}, False),
+        ({}, False),
+    ],
+)
+def test_smaller_beta_than_alpha_without_labels_is_warned_of(options: dict[str, Any], warns: bool) -> None:
+    lines = list_method_warnings("clustering_locality", options)
+    assert len(lines) == warns
+    for line in lines:
+        assert line.startswith("beta: 0.1 is less than alpha: 0.8, and no label is learned from")
+        assert "\n" not in line
 
 
 @pytest.mark.parametrize(("h", "w"), [(4, 4), (3, 5), (1, 6), (1, 1)])
@@ -205,7 +234,7 @@ def test_without_supervision_labels_do_not_matter() -> None:
     second.labels.zero_()
     losses = learner(first)
     assert torch.equal(losses["loss"], learner(second)["loss"])
-    assert losses.keys() == {"loss", "mean_entropy", "batch_entropy", "locality"}
+    assert losses.keys() == {"loss", "mean_entropy", "batch_entropy", "locality", "clusters_used"}
     assert learner.classifier.out_features == 9
     assert not batch_requirements("clustering_locality", VARIANTS["unsupervised"]).labels
     assert batch_requirements("clustering_locality", {}).labels

@@ -5,23 +5,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchmetrics
 from scipy import stats
 from torch import Tensor
 
-from firstlight.tasks.corruption import draw_squares
+from firstlight.tasks.corruption import LEVEL_STREAM, NOISE_STREAM, draw_squares
 from firstlight.tasks.counter_rng import derive_keys
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain.dae import (
-    LEVEL_STREAM,
-    NOISE_STREAM,
-    DenoisingAutoEncoder,
-    euclidean_loss,
-    most_varied_channels,
-    psnr,
-    undo_normalisation,
-)
+from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder, euclidean_loss
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import references
 from tests.support.batches import batch_of_images, image_batch
@@ -63,17 +54,6 @@ def test_the_loss_is_the_euclidean_loss() -> None:
     assert float(euclidean_loss(reconstructed, clean)) == pytest.approx(
         references.dae_loss(clean, reconstructed), rel=1e-12
     )
-
-
-def test_psnr_equals_torchmetrics() -> None:
-    clean, reconstructed = two()
-    found = psnr(reconstructed, clean)
-    assert float(found.mean()) == pytest.approx(references.dae_psnr(clean, reconstructed), rel=1e-12)
-    for k in range(len(clean)):
-        theirs = torchmetrics.functional.image.peak_signal_noise_ratio(reconstructed[k], clean[k], data_range=1.0)
-        assert float(found[k]) == pytest.approx(float(theirs), rel=1e-5)
-    assert psnr(clean + 0.1, clean).tolist() == pytest.approx([20.0] * len(clean))
-    assert psnr(clean, clean).tolist() == pytest.approx([120.0] * len(clean))
 
 
 def test_gradcheck() -> None:
@@ -216,15 +196,6 @@ def test_sigma_bounds_in_wrong_order_raise() -> None:
         method(sigma=(50.0, 10.0))
 
 
-def test_pixels_undo_the_normalisation() -> None:
-    images = torch.rand(2, 3, SIZE, SIZE)
-    rgb = encoder().input
-    torch.testing.assert_close(undo_normalisation(rgb, rgb(images)), images)
-    gray = encoder(input="gray").input
-    levels = images[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(undo_normalisation(gray, gray(levels)), levels[:, :1], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("input", ["rgb", "gray"])
 def test_image_grids_show_reconstructions_and_features(input: str) -> None:
     learner = DenoisingAutoEncoder(
@@ -232,6 +203,9 @@ def test_image_grids_show_reconstructions_and_features(input: str) -> None:
     )
     pictures = {picture.name: picture for picture in learner.eval().image_grids(batch(torch.arange(4)))}
     assert set(pictures) == {"reconstructions", "feature_maps"}
+    assert pictures["reconstructions"].title == "held-out images, corrupted and reconstructed"
+    tested = learner.image_grids(batch(torch.arange(4)), "test images")
+    assert all("test images" in picture.title for picture in tested)
     assert [row.caption for row in pictures["reconstructions"].rows] == ["clean", "corrupted", "reconstruction"]
     shown = {row.caption: row.images for row in pictures["reconstructions"].rows}
     for picture in shown.values():
@@ -256,18 +230,6 @@ def test_image_grids_show_reconstructions_and_features(input: str) -> None:
         )
         assert min(float(row.maps.min()), float(other.maps.min())) >= 0
         assert not torch.equal(row.maps, other.maps)
-
-
-def test_features_are_those_that_vary_most_in_the_deepest_large_map() -> None:
-    deep, small = torch.zeros(2, 5, 8, 8), torch.rand(2, 5, 4, 4)
-    deep[:, 3, 0, 0], deep[0, 1, 0, 0] = 6.0, 2.0
-    found = most_varied_channels([torch.rand(2, 5, 16, 16), deep, small], [torch.rand(2, 5, 16, 16), 2 * deep, small])
-    assert list(found)[:2] == [3, 1]
-    clean, corrupted = found[3]
-    assert clean.shape == (2, 8, 8)
-    assert (float(clean[0, 0, 0]), float(corrupted[0, 0, 0])) == (0.5, 1.0)
-    assert float(found[list(found)[2]][0].max()) == 0.0, "a feature that is nowhere active is no division by zero"
-    assert next(iter(most_varied_channels([small], [small]).values()))[0].shape == (2, 4, 4)
 
 
 def test_shown_map_selects_the_map() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from firstlight.tasks.collective import rank, world_size
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import batch_requirements, metric_plots
 from firstlight.tasks.pretrain.method import BatchRequirements, TrainingInfo
@@ -19,8 +20,10 @@ from tests.support.two_workers import assert_workers_equal_one
 
 SIZE = 96
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "reference"])
-INSTANCE: dict[str, Any] = {"neighbours": False, "ue": False, "aug": False}
-AND: dict[str, Any] = {"ue": False, "aug": False, "initial": "instance"}
+INSTANCE: dict[str, Any] = {"neighbours": False, "ue": False, "aug": False, "views": 1}
+AND: dict[str, Any] = {"ue": False, "aug": False, "views": 1, "initial": "instance"}
+# The ablation of table 4: the losses are over both views, and L_aug is left out.
+WITHOUT_AUG: dict[str, Any] = {"variant": "reference", "aug": False}
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -116,16 +119,61 @@ def test_and_equals_instance_in_the_first_round_only() -> None:
     assert losses[1][0] < losses[1][1]
 
 
-def test_augmentation_loss_requires_two_views() -> None:
-    assert batch_requirements("super_and", {}) == BatchRequirements(views=2)
-    one_view = batch_requirements("super_and", {"aug": False, "ue": True, "variant": "reference"})
-    assert one_view == BatchRequirements(views=1)
-    assert len(method().embed(batch(torch.arange(4)))) == 2
-    assert len(method(aug=False).embed(batch(torch.arange(4)))) == 1
+@pytest.mark.parametrize(
+    ("options", "views"),
+    [
+        ({}, 2),
+        ({"variant": "reference"}, 2),
+        (WITHOUT_AUG, 2),
+        ({**WITHOUT_AUG, "views": 1}, 1),
+        ({"variant": "paper", "aug": False}, 1),
+        (AND, 1),
+        ({**AND, "variant": "reference"}, 1),
+        (INSTANCE, 1),
+    ],
+)
+def test_batches_have_as_many_views_as_the_losses_are_over(options: dict[str, Any], views: int) -> None:
+    """Without L_aug, no loss of the paper reads the second view."""
+    assert batch_requirements("super_and", options) == BatchRequirements(views=views)
+    assert len(method(**options).embed(batch(torch.arange(4)))) == views
 
 
-def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, code: bool) -> Tensor:
-    """The loss from (b, n) tensors and n-dimensional relations, for autograd in float64."""
+def test_augmentation_loss_of_one_view_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^views: 1 is not valid with aug: true, .*; valid: 2$"):
+        method(views=1)
+
+
+def test_ablation_without_augmentation_loss_keeps_both_views() -> None:
+    """L_and and L_ue are those of the full method: only L_aug is missing."""
+    rows, logged = torch.arange(0, 72, 6), []
+    for options in ({"variant": "reference"}, WITHOUT_AUG, {**WITHOUT_AUG, "views": 1}):
+        learner = method(ue_period=1, **options)
+        learner.begin_epoch(5)
+        outputs = embedded(rows)[: learner.num_views]
+        logged.append({name: float(value) for name, value in learner.loss(outputs, batch(rows)).items()})
+    full, ablated, one_view = logged
+    assert full.keys() - ablated.keys() == {"aug_loss"}
+    assert [ablated[name] for name in ("and_loss", "ue_loss")] == [full[name] for name in ("and_loss", "ue_loss")]
+    assert ablated["loss"] == pytest.approx(full["loss"] - full["aug_loss"], rel=1e-12)
+    assert abs(one_view["and_loss"] - ablated["and_loss"]) > 1e-3
+
+
+@VARIANTS
+def test_entropy_over_all_classes_includes_the_own_one(variant: str) -> None:
+    learner, rows = method(variant=variant, ue_classes="all", ue_period=1, temperature=0.3), torch.arange(0, 72, 6)
+    learner.begin_epoch(5)
+    views = embedded(rows)
+    logged = learner.loss(views, batch(rows))
+    used = list(views) if variant == "reference" else [views[0]]
+    wanted = references.super_and_entropy(used, rows.tolist(), learner.bank.values, 0.3, "all")
+    assert float(logged["ue_loss"]) == pytest.approx(wanted, rel=1e-10)
+
+
+def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, code: bool, over_all: bool) -> Tensor:
+    """The loss from (b, n) tensors and n-dimensional relations, for autograd in float64.
+
+    `over_all` makes the own class one of L_ue.
+    """
     bank = learner.bank.values.double()
     views = torch.cat((first, second)) if code else first
     own = rows.repeat(len(views) // len(rows))
@@ -134,7 +182,8 @@ def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, c
     p = logits.softmax(1)
     own_p, near_p = (p.gather(1, column[:, None])[:, 0] for column in (own, near.clamp_min(0)))
     loss = -torch.where(near >= 0, near_p + own_p * code, own_p).log().mean()
-    log_q = logits.masked_fill(itself, -10.0 if code else -1e9).log_softmax(1)
+    hidden = -10.0 if code else -1e9
+    log_q = (logits if over_all else logits.masked_fill(itself, hidden)).log_softmax(1)
     loss = loss - learner.ue_weight * (log_q.exp() * log_q).sum(1).mean()
     r, hat = (F.normalize(view @ bank.T, dim=1) for view in (first, second))
     if not code:
@@ -148,14 +197,18 @@ def naive_loss(learner: SuperAnd, first: Tensor, second: Tensor, rows: Tensor, c
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("ue_classes", ["others", "all"])
 @VARIANTS
-def test_loss_and_gradient_are_those_of_the_naive_form(variant: str, dtype: torch.dtype, tolerance: float) -> None:
-    learner, rows = method(dtype=dtype, variant=variant, ue_period=1), torch.arange(0, 72, 3)
+def test_loss_and_gradient_are_those_of_the_naive_form(
+    variant: str, ue_classes: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    learner = method(dtype=dtype, variant=variant, ue_period=1, ue_classes=ue_classes)
+    rows = torch.arange(0, 72, 3)
     learner.begin_epoch(5)
     wide = [x.to(dtype).double().requires_grad_() for x in embedded(rows)]
     narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
     wanted, found = (
-        naive_loss(learner, *wide, rows, variant == "reference"),
+        naive_loss(learner, *wide, rows, variant == "reference", ue_classes == "all"),
         learner.loss(tuple(narrow), batch(rows))["loss"],
     )
     (wanted_gradient, gradient) = (
@@ -165,8 +218,10 @@ def test_loss_and_gradient_are_those_of_the_naive_form(variant: str, dtype: torc
     assert (gradient - wanted_gradient).norm() <= tolerance * wanted_gradient.norm()
 
 
-def test_gradcheck_of_the_paper_loss() -> None:
-    learner, rows = method(ue_period=1, temperature=0.5, aug_temperature=0.5), torch.arange(0, 20, 5)
+@pytest.mark.parametrize("ue_classes", ["others", "all"])
+def test_gradcheck_of_the_paper_loss(ue_classes: str) -> None:
+    learner = method(ue_period=1, temperature=0.5, aug_temperature=0.5, ue_classes=ue_classes)
+    rows = torch.arange(0, 20, 5)
     learner.begin_epoch(5)
 
     def loss(first: Tensor, second: Tensor) -> Tensor:
@@ -243,6 +298,50 @@ def test_each_round_selects_more_images_by_lowest_entropy(initial: str, wanted: 
         assert float(logged["consistency"]) == pytest.approx(wanted_consistency)
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"initial": "random"}, [0, 2, 4, 6, 8]),
+        ({"initial": "multiple"}, [2, 4, 6, 8]),
+        ({"initial": "random", "variant": "reference"}, [0]),
+        ({"initial": "multiple", "variant": "reference"}, []),
+        (INSTANCE, []),
+    ],
+)
+def test_all_images_are_read_before_rounds_that_search_by_features(options: dict[str, Any], wanted: list[int]) -> None:
+    learner = method(**options)
+    assert [epoch for epoch in range(10) if learner.reads_images_before(epoch)] == wanted
+
+
+def test_paper_searches_neighbours_by_features_of_the_present_network() -> None:
+    """Eqs. 7 and 9. Images that were not read are searched for by their row of the bank."""
+    learner, rows = method(temperature=0.3).eval(), torch.arange(8, SIZE)
+    learner.begin_epoch(1)
+    assert learner.features is not None
+    learner.features.values = learner.features.values.double()
+    with torch.no_grad():
+        for part in rows.split(40):
+            learner.fill_tables(batch(part))
+            learner.end_step()
+        wanted = torch.cat((learner.bank.values[:8], learner.embed(batch(rows))[0]))
+    before = learner.bank.values.clone()
+    assert torch.equal(learner.bank.values, before)
+    learner.begin_epoch(2)
+    nearest, entropy = references.super_and_neighbours(before, 0.3, wanted)
+    chosen = sorted(range(SIZE), key=lambda i: entropy[i])[: 2 * SIZE // 5]
+    assert learner.tables["neighbour"].values.tolist() == [nearest[i] if i in chosen else -1 for i in range(SIZE)]
+    assert float(learner.entropy) == pytest.approx(sum(entropy) / SIZE, rel=1e-6)
+    of_bank = references.super_and_neighbours(before, 0.3)[0]
+    assert [nearest[i] for i in chosen] != [of_bank[i] for i in chosen]
+
+
+@VARIANTS
+def test_bank_is_exported_and_features_are_not_saved(variant: str) -> None:
+    learner = method(variant=variant)
+    assert learner.exported_tables() == {"bank": learner.bank}
+    assert learner.tables.keys() == {"bank", "neighbour"}
+
+
 def test_rounds_have_a_plot_only_with_neighbours() -> None:
     (plot,) = metric_plots("super_and", 20, {"rounds": 4})
     assert (plot.numbers, plot.every, plot.unit) == (("consistency", "entropy", "selected"), 5, "round")
@@ -263,9 +362,16 @@ def test_training_of_one_round_works(initial: str) -> None:
     assert int((learner.tables["neighbour"].values >= 0).sum()) == (SIZE if initial == "random" else 0)
 
 
-def test_rounds_that_do_not_fit_the_epochs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^rounds: 10 epochs"):
-        method(rounds=3)
+@pytest.mark.parametrize(
+    ("epochs", "ends_partial", "problem"),
+    [(9, False, ""), (3, False, ""), (10, False, "10 epochs are"), (9, True, "9 epochs, the last one partial, are")],
+)
+def test_rounds_that_do_not_fit_the_epochs_are_refused(epochs: int, ends_partial: bool, problem: str) -> None:
+    if not problem:
+        SuperAnd.check_length(epochs, ends_partial, {"rounds": 3})
+        return
+    with pytest.raises(ValueError, match=f"^rounds: {problem} not 3 rounds of equal length$"):
+        SuperAnd.check_length(epochs, ends_partial, {"rounds": 3})
 
 
 def test_the_weight_of_the_entropy_grows_within_a_round() -> None:
@@ -356,7 +462,15 @@ def test_batch_embedded_in_parts_has_loss_and_gradient_of_whole(variant: str, si
 
 
 CONFIGURATIONS = pytest.mark.parametrize(
-    "options", [{}, {"variant": "reference", "initial": "multiple"}, AND], ids=["paper", "reference", "and"]
+    "options",
+    [
+        {},
+        {"variant": "reference", "initial": "multiple"},
+        {"variant": "reference", "initial": "multiple", "ue_classes": "all"},
+        WITHOUT_AUG,
+        AND,
+    ],
+    ids=["paper", "reference", "first commit", "without aug", "and"],
 )
 
 
@@ -368,10 +482,35 @@ def test_two_steps_of_a_round_on_workers_equal_those_on_one(
 ) -> None:
     """The losses, gradients, tables and the Gram matrix are equal after two steps of the second round."""
     pool: Pool = request.getfixturevalue(workers)
-    views = 2 if options.get("aug", True) else 1
+    views = options.get("views", 2)
     steps = [batch((torch.arange(images) + 5 * step) * 7 % SIZE, views=views) for step in range(2)]
     one = assert_workers_equal_one(
         pool, partial(method, norm=norm, ue_period=1, **options), *steps, epoch=3, loss_rtol=1e-8, atol=1e-11
     )
     assert {"bank", "neighbour"} == one.tables.keys()
     assert "gram" in one.buffers
+
+
+def search_on_this_worker() -> list[Tensor]:
+    """The neighbours and their mean entropy after all images were read, this worker its part of each batch."""
+    learner = method(temperature=0.3).eval()
+    learner.begin_epoch(1)
+    assert learner.features is not None
+    learner.features.values = learner.features.values.double()
+    with torch.no_grad():
+        for part in torch.arange(SIZE).split(48):
+            size = len(part) // world_size()
+            learner.fill_tables(batch(part[rank() * size : (rank() + 1) * size]))
+            learner.end_step()
+    learner.begin_epoch(2)
+    return [learner.tables["neighbour"].gather_values(), learner.entropy]
+
+
+@pytest.mark.parametrize("workers", ["pool", "pool3"])
+def test_neighbours_by_features_do_not_depend_on_the_number_of_workers(
+    workers: str, request: pytest.FixtureRequest
+) -> None:
+    neighbour, entropy = search_on_this_worker()
+    for found in request.getfixturevalue(workers).run(search_on_this_worker):
+        assert torch.equal(found[0], neighbour)
+        torch.testing.assert_close(found[1], entropy)
