@@ -24,12 +24,20 @@ from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.data.splits import draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
+from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState, Trial
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, load_head, save_encoder
-from firstlight.pipeline.stages.retrieve import IDS_FILE, VECTORS_FILE, FeatureIndex, open_index, save_index
+from firstlight.pipeline.stages.features.feature_index import (
+    IDS_FILE,
+    VECTORS_FILE,
+    FeatureIndex,
+    open_index,
+    save_index,
+)
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints, write_file, write_manifest
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 
@@ -97,7 +105,7 @@ def resealed(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     if name != FOLDER_MANIFEST:
         manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / FOLDER_MANIFEST).write_text(json.dumps(manifest))
+        write_sealed_json(folder / FOLDER_MANIFEST, manifest)
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> None:
@@ -169,7 +177,7 @@ def replaced(store: Store, folder: Path, data: bytes) -> Path:
     shard = raw["shards"][0]
     (folder / shard["file"]).write_bytes(data)
     shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    (folder / FOLDER_MANIFEST).write_text(json.dumps({**raw, "hash": manifest_hash(raw)}))
+    write_sealed_json(folder / FOLDER_MANIFEST, {**raw, "hash": manifest_hash(raw)})
     return folder
 
 
@@ -263,7 +271,9 @@ def test_pickles_in_a_search_folder_are_ignored_or_refused(tmp_path: Path, canar
     for name in ("tuner.pkl", "trainable.pkl", "searcher-state-x.pkl", f"trials/000/{OUTCOME_FILE}"):
         (tmp_path / name).write_bytes(canary)
     again = SearchState(tmp_path, "store")
-    assert not again.load_outcome(again.trials[0])
+    with pytest.raises(UserError) as told:
+        again.load_outcome(again.trials[0])
+    one_line(told)
     (tmp_path / LEDGER_FILE).write_bytes(canary)
     with pytest.raises(UserError) as told:
         SearchState(tmp_path, "store")

@@ -143,7 +143,7 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
     its = pretrain.build_job(
         StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
     ).plan
-    assert_planned(read_steps(tmp_path / "job"), its, EPOCHS)
+    assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)
     seen = worlds(tmp_path)
     assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]][:3] == [2, 1, 2]
 

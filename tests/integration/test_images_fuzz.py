@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data.images import BadImage, decode_rgb, open_rgb
+from tests.support.odd_images import encode_png_16, encode_tiff_16, make_large_texts
 
 COUNT = int(os.environ.get("FUZZ", "10000"))
 CAP = 1_000_000  # pixels
@@ -57,7 +58,17 @@ def samples() -> list[bytes]:
     webp = [save(photo, "WEBP"), save(alpha, "WEBP", lossless=True), save(photo, "WEBP", **frames)]
     gif = [save(photo, "GIF"), save(photo, "GIF", **frames), save(photo.convert("P"), "GIF", transparency=3)]
     bmp = [save(image, "BMP") for image in (photo, photo.convert("P"), photo.convert("1"))]
+    avif = [save(photo, "AVIF", exif=exif), save(alpha, "AVIF"), save(photo, "AVIF", **frames)]
+    jpeg2000 = [save(image, "JPEG2000") for image in (photo, alpha, photo.convert("L"), deep)]
+    jpeg2000.append(save(photo, "JPEG2000", no_jp2=True, tile_size=(16, 16)))
+    wide = pixels.astype(np.uint16) * 16
+    colours = [encode_png_16(wide), encode_png_16(wide[:, :, :2]), encode_png_16(np.dstack([wide, wide[:, :, :1]]))]
+    colours += [encode_tiff_16(wide, order, deflate=deflate) for order in "<>" for deflate in (False, True)]
     return [
+        *avif,
+        *jpeg2000,
+        *colours,
+        save(photo, "PNG", **make_large_texts("text")),
         *jpeg,
         save(photo, "JPEG"),
         *png,

@@ -9,7 +9,7 @@ import torch
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.stages.evaluate import Evaluate
+from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.stages.finetune import Finetune
 from firstlight.pipeline.stages.pretrain import Pretrain
 from tests.scripts import smoke
@@ -22,7 +22,7 @@ PRINTED: dict[str, list[float]] = {
     "nat/table1": [59.2, 58.4],
     "nat/table2": [59.7, 58.5, 57.4],
     "nat/table3": [36.0, 12.0],
-    "nat/table4": [56.7, 65.3, 49.4],
+    "nat/table4": [56.7, 65.3, 49.4, 78.9, 79.9, 56.8],
     "spatial_contrasting/table1": [81.34, 72.6],
     "spatial_contrasting/table2": [79.2, 72.4],
     "dae/table2": [93.95, 93.67, 93.60, 94.93, 73.89, 72.15, 72.9, 75.41, 67.11, 66.71, 67.27, 69.87],
@@ -92,13 +92,14 @@ def test_encoders_a_recipe_takes_are_registered_by_recipes_it_needs(name: str) -
     recipe = opened(name)
     assert recipe.needs is not None
     taken = {
-        stage.encoder
-        for stage in recipe.stages.values()
-        if isinstance(stage, Evaluate | Finetune) and stage.takes_encoder
+        stage.encoder for stage in recipe.stages.values() if isinstance(stage, DownstreamStage) and stage.takes_encoder
     } - {"previous"}
     sources = [opened(before) for before in recipe.needs.after]
     given = {
-        s.register_as for source in sources for s in source.stages.values() if isinstance(s, Pretrain) and s.register_as
+        s.register_as
+        for source in sources
+        for s in source.stages.values()
+        if isinstance(s, Pretrain | Finetune) and s.register_as
     }
     assert {re.sub(r"^models:/(.*)@current$", r"\1", reference) for reference in taken} <= given
     assert all(source.encoder == recipe.encoder for source in sources)

@@ -60,3 +60,28 @@ def trial_method(name: str) -> Any:
     plan = open_search(name)
     stages: Any = plan.trial_recipe(plan.corner_values()[0]).stages
     return stages[str(plan.encoder_stage(plan.budget_recipe()))].method
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loss_is_compared_across_temperatures(name: str) -> None:
+    """The scale of a loss changes with its temperature: the same embeddings have another value."""
+    search = open_search(name).search
+    if not any("temperature" in key for key in search.space):
+        return
+    losses = [objective.measure for objective in search.objectives if "loss" in objective.measure]
+    assert not losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reconstructions_are_compared_for_one_corruption_and_on_held_out_images(name: str) -> None:
+    """The ratio of a trial's own corruption says how hard that corruption is, not what the network has learned."""
+    plan = open_search(name)
+    trials = [plan.trial_recipe(values) for values in plan.corner_values()]
+    for objective in plan.search.objectives:
+        stage, _, what = objective.measure.partition(".")
+        if what == "psnr":
+            sections: list[Any] = [trial.stages[stage] for trial in trials]
+            assert {section.kind for section in sections} == {"reconstruct"}
+            assert all(section == sections[0] for section in sections)
+            assert sections[0].images == "val"
+    assert name != "dae" or "dae_reconstruct.psnr" in {one.measure for one in plan.search.objectives}

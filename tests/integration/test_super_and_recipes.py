@@ -1,0 +1,99 @@
+"""The recipes of Super-AND: galleries, constants, starts and ablations, against the paper and its authors' code."""
+
+from typing import Any
+
+import pytest
+
+from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
+from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.stages.evaluate import Evaluate
+from firstlight.pipeline.stages.pretrain import Pretrain, batch_requirements_of
+from firstlight.pipeline.stages.retrieve import Retrieve
+
+NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("super_and/")]
+RESNET18 = "super_and/table1_cifar10_resnet18"
+# The constants of the authors' code (main.py), of CIFAR-10 and CIFAR-100.
+CONSTANTS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
+}
+
+
+def opened(name: str) -> Recipe:
+    return load_recipe(RECIPES_FOLDER / f"{name}.yaml", ("dataset.root=/data",))
+
+
+def pretrainings(name: str) -> dict[str, Any]:
+    return {stage: kept for stage, kept in opened(name).stages.items() if isinstance(kept, Pretrain)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_number_stands_beside_knn_over_the_bank(name: str) -> None:
+    """Section 4.1, and the authors' code. The row of the embedded training images is in the table too."""
+    recipe = opened(name)
+    evaluated = {stage: kept for stage, kept in recipe.stages.items() if isinstance(kept, Evaluate)}
+    assert evaluated
+    for stage in evaluated.values():
+        assert (stage.features, stage.knn_k, stage.knn_temperature, stage.knn_bank) == ("head", 200, 0.1, True)
+        assert [m.label for m in stage.measures][:2] == ["kNN (k=200, memory bank)", "kNN (k=200, head)"]
+    rows = [row for row in recipe.expected if row.stage in evaluated]
+    assert all(row.measure == "knn_bank" for row in rows)
+    assert len(rows) == (0 if "figure5" in name else len(evaluated))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "cifar" in name or "table3" in name])
+def test_inputs_have_the_constants_of_the_authors_code(name: str) -> None:
+    encoder = opened(name).encoder.model_dump()
+    assert (encoder["mean"], encoder["std"]) == CONSTANTS["cifar100" if "cifar100" in name else "cifar10"]
+
+
+@pytest.mark.parametrize("name", ["super_and/figure5", "super_and/figure5_baselines"])
+def test_gallery_of_figure_5_is_labelled(name: str) -> None:
+    """An image without a label has no frame, red or not."""
+    (stage,) = (stage for stage in opened(name).stages.values() if isinstance(stage, Retrieve))
+    assert (stage.gallery, stage.labelled_gallery, stage.precision_at) == ("train", True, (1, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "initial", "classes", "first_view", "milestones"),
+    [
+        (RESNET18, "reference", "multiple", "others", "augmented", [120, 160]),
+        (f"{RESNET18}_random", "reference", "random", "others", "augmented", [120, 160]),
+        (f"{RESNET18}_first_commit", "reference", "multiple", "all", "augmented", [120, 160]),
+        (f"{RESNET18}_paper", "paper", "random", "others", "plain", [80, 120, 160]),
+    ],
+)
+def test_readings_of_table_1_differ_in_what_they_say(
+    name: str, variant: str, initial: str, classes: str, first_view: str, milestones: list[int]
+) -> None:
+    recipe, base = opened(name), opened(RESNET18)
+    stage: Any = recipe.stages["pretrain"]
+    method = stage.method
+    assert (method.variant, method.initial, method.ue_classes) == (variant, initial, classes)
+    assert (stage.first_view, method.ue_sign, method.views) == (first_view, "attract", 2)
+    assert list(stage.schedule.model_dump()["milestones"]) == milestones
+    other: Any = base.stages["pretrain"]
+    assert stage.optimizer == other.optimizer
+    assert (stage.augment, stage.epochs, stage.batch_size) == (other.augment, other.epochs, other.batch_size)
+    assert (recipe.encoder, recipe.dataset, recipe.stages["evaluate"]) == (
+        base.encoder,
+        base.dataset,
+        base.stages["evaluate"],
+    )
+    assert "table 1" in recipe.description.lower() or "log" in recipe.description
+
+
+def test_ablations_of_table_4_leave_out_one_thing_each() -> None:
+    stages = pretrainings("super_and/table4")
+    full = stages["full"].method.model_dump()
+    for name, loss in (("without_ue", "ue"), ("without_aug", "aug")):
+        ablated = stages[name].method.model_dump()
+        assert {key for key in full if ablated[key] != full[key]} == {loss}
+        assert batch_requirements_of(stages[name]).views == 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "baselines" in name])
+def test_baselines_have_one_view_as_in_their_code(name: str) -> None:
+    for stage in pretrainings(name).values():
+        assert (stage.method.aug, stage.method.ue, batch_requirements_of(stage).views) == (False, False, 1)
