@@ -23,6 +23,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.augment import ops
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.data.images import BadImage, convert_to_rgb, open_rgb
+from firstlight.pipeline.data.images.levels import LevelRanges, check_depth, check_not_dark, list_depth_ranges
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
@@ -30,9 +31,11 @@ from firstlight.pipeline.report.page_parts import REPORT_FILE
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.search import SearchResult, run_search
-from firstlight.pipeline.stages import artifacts, embed, retrieve
+from firstlight.pipeline.stages import artifacts, embed
+from firstlight.pipeline.stages.features import feature_index
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.lineage import Run, read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
@@ -73,6 +76,7 @@ class ImageEncoder(Encoder):
         images: Iterable[ImageLike],
         augment: Sequence[Mapping[str, Any]] = ({"op": "center_crop"},),
         batch_size: int = 64,
+        depth: int | None = None,
     ) -> np.ndarray:
         """Returns the (n, d) float32 means of the deepest map over its positions, as the stage `embed` computes them.
 
@@ -81,13 +85,15 @@ class ImageEncoder(Encoder):
                 floats in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size.
             augment: what brings an image to `image_size`, as `dataset.eval_augment` of a recipe.
             batch_size: the number of images that the network gets at a time.
+            depth: the bits of the data in images of more than 8 bits a sample, as `dataset.depth` of a recipe. None:
+                16; then an image of fewer, which would be nearly black, is refused.
 
         Raises:
-            UserError: one of `images` is no image; names it.
+            UserError: one of `images` is no image, or has levels beyond `depth`; names it.
         """
         opened, rows = list(images), [np.empty((0, self.shapes[-1][0]), np.float32)]
         for start in range(0, len(opened), batch_size):
-            batch = [_open_image(image, start + k) for k, image in enumerate(opened[start : start + batch_size])]
+            batch = [_open_image(image, start + k, depth) for k, image in enumerate(opened[start : start + batch_size])]
             rows.append(pool_maps(self(self._to_tensor(batch, augment)), "avg").float().cpu().numpy())
         return np.concatenate(rows)
 
@@ -101,18 +107,26 @@ class ImageEncoder(Encoder):
         return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255.0).contiguous()
 
 
-def _open_image(image: ImageLike, position: int) -> Image.Image:
+def _open_image(image: ImageLike, position: int, depth: int | None) -> Image.Image:
     """Returns an RGB image. Errors call an image without a path by its position."""
     where = str(image) if isinstance(image, str | Path) else f"images[{position}]"
     try:
-        if isinstance(image, str | Path):
-            return open_rgb(Path(image).read_bytes())
-        if isinstance(image, Tensor):
-            image = _to_pixels(image)
-        return convert_to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        rgb = _convert_image(image, list_depth_ranges(depth))
+        if (levels := rgb.info.get("levels")) is not None:
+            kind, low, high = levels
+            check_not_dark(kind, low, high) if depth is None else check_depth(kind, low, high, depth)
+        return rgb
     except (BadImage, OSError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{where}: is not an image: {reason}") from None
+
+
+def _convert_image(image: ImageLike, levels: LevelRanges) -> Image.Image:
+    if isinstance(image, str | Path):
+        return open_rgb(Path(image).read_bytes(), levels=levels)
+    if isinstance(image, Tensor):
+        image = _to_pixels(image)
+    return convert_to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image), levels)
 
 
 def _to_pixels(image: Tensor) -> np.ndarray:
@@ -149,7 +163,7 @@ def run(recipe: Recipe, *, only: str | None = None, console: Console | None = No
         StopTraining, StageFailed: a stage failed.
         Unpublished: all was done, but MLflow is unreachable; the next run publishes what is missing.
     """
-    ran = run_recipe(recipe, console or Console(quiet=True), only)
+    ran = run_recipe(recipe, console or SafeConsole(quiet=True), only)
     encoders = _list_encoders(recipe, ran.instances)
     return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders)
 
@@ -173,7 +187,7 @@ def search(file: str | Path, *overrides: str, console: Console | None = None, **
         StageFailed, StopTraining: all trials have failed, or the run of the recipe with the best setting has.
     """
     own = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
-    return run_search(load_checked_plan(Path(file), (*overrides, *own)), console or Console(quiet=True))
+    return run_search(load_checked_plan(Path(file), (*overrides, *own)), console or SafeConsole(quiet=True))
 
 
 def load_encoder(
@@ -206,10 +220,10 @@ def load_encoder(
 
 
 def _open_encoder(folder: Path, image_size: int | None) -> ImageEncoder:
-    spec = artifacts.read_encoder_spec(folder)
-    if image_size is None:
-        image_size = int(json.loads((folder / "encoder.json").read_text("utf-8"))["image_size"])
+    description = artifacts.read_encoder_description(folder)
+    spec, image_size = description["spec"], image_size or description["image_size"]
     try:
+        artifacts.check_untrusted_encoder(folder, image_size)
         encoder = ImageEncoder(spec, image_size)
         encoder.load_state_dict(artifacts.load_encoder(folder, image_size).state_dict())
     except ValueError as error:
@@ -238,7 +252,7 @@ def open_embeddings(folder: str | Path, split: str | None = None) -> tuple[np.nd
     return embed.open_embeddings(_find_artifact(Path(folder), embed.EMBEDDINGS_FOLDER), split)
 
 
-def open_index(folder: str | Path) -> retrieve.FeatureIndex:
+def open_index(folder: str | Path) -> feature_index.FeatureIndex:
     """Opens the index that a stage `retrieve` has written. `search(queries, k)` returns (m, k) ids and cosines.
 
     `folder`: the folder of the stage's seed, or `index` in it. faiss's reader is not hardened: open only what your own
@@ -247,7 +261,7 @@ def open_index(folder: str | Path) -> retrieve.FeatureIndex:
     Raises:
         UserError: a file is missing or damaged.
     """
-    return retrieve.open_index(_find_artifact(Path(folder), retrieve.INDEX_FOLDER))
+    return feature_index.open_index(_find_artifact(Path(folder), feature_index.INDEX_FOLDER))
 
 
 def _find_artifact(folder: Path, name: str) -> Path:

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from firstlight.pipeline.cli.options import (
     LOCATION_ARGUMENT,
@@ -20,8 +19,9 @@ from firstlight.pipeline.cli.options import (
     SMOKE_OPTION,
     VERBOSE_OPTION,
 )
-from firstlight.pipeline.cli.output import print_table_or_tsv, print_view
+from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, print_view
 from firstlight.pipeline.errors import Terminated, UserError
+from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.location import parse_location
 
 
@@ -80,7 +80,7 @@ def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> N
     found = lineage.find_run(run)
     reference = promote_encoder(lineage, client, found, name, alias)
     pretraining = find_pretraining(lineage, found)
-    click.echo(f"{reference} is now the encoder of {pretraining.name} ({pretraining.short_id})")
+    echo_text(f"{reference} is now the encoder of {pretraining.name} ({pretraining.short_id})")
 
 
 @click.command("delete", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
@@ -103,13 +103,13 @@ def delete_run(run: str, location: tuple[str, ...], yes: bool, force: bool) -> N
     if dependants and not force:
         refusal = "run: other runs depend on it; delete those first, or give --force"
         raise UserError("\n".join([*(f"run: {line}" for line in dependants), refusal]))
-    click.echo("\n".join(plan.summary_lines()))
+    echo_text("\n".join(plan.summary_lines()))
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("--yes: is needed if stdin is not a terminal")
         click.confirm("Delete?", abort=True)
     delete_runs(lineage, client, plan)
-    click.echo("deleted")
+    echo_text("deleted")
 
 
 @click.command("repeat", epilog=RUN_HELP)
@@ -142,7 +142,7 @@ def repeat_run(run: str, overrides: tuple[str, ...], origin: tuple[str, ...], ex
 
     original = find_original(parse_location(origin), run)
     recipe = recipe_to_repeat(original, overrides)
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     check_code(original, console, exact)
     run_recipe(recipe, console, repeats=original.repeats)
     comparison = compare_numbers(original, recipe)
@@ -170,16 +170,16 @@ def open_ui(location: tuple[str, ...], port: int) -> None:
     records = parse_location(location)
     lineage, _ = read_lineage(records)
     if not records.is_local:
-        click.echo(runs_address(records.uri.rstrip("/"), lineage.experiment_id))
+        echo_text(runs_address(records.uri.rstrip("/"), lineage.experiment_id))
         return
     free = free_port(port)
     if free != port:
-        click.echo(f"port {port} is taken; using {free}")
-    click.echo(f"MLflow starts on {records.uri} ...")
+        echo_text(f"port {port} is taken; using {free}")
+    echo_text(f"MLflow starts on {records.uri} ...")
     try:
-        serve_ui(records, lineage.experiment_id, free, click.echo)
+        serve_ui(records, lineage.experiment_id, free, echo_text)
     except KeyboardInterrupt:
-        click.echo("ended")
+        echo_text("ended")
 
 
 @click.command("doctor")
@@ -238,17 +238,17 @@ def submit_recipe(
     address = address.rstrip("/")
     resolved = resolve_recipe(recipe, overrides, smoke)
     for warning in (*check_address(address), *check_paths(resolved)):
-        click.echo(f"note {warning}", err=True)
+        echo_text(f"note {warning}", err=True)
     client = connect_to_cluster(address)
     job = send_job(client, address, recipe, resolved, not installed, verbose)
-    click.echo(f"sent: {job.id}", err=True)
+    echo_text(f"sent: {job.id}", err=True)
     if detach:
-        click.echo(job.instructions(), err=True)
+        echo_text(job.instructions(), err=True)
         return 0
     try:
-        return follow_job(client, job, lambda text: click.echo(text, nl=False))
+        return follow_job(client, job, lambda text: echo_text(text, nl=False))
     except KeyboardInterrupt as stopped:
-        click.echo(f"\n{job.instructions()}", err=True)
+        echo_text(f"\n{job.instructions()}", err=True)
         return 143 if isinstance(stopped, Terminated) else 130
 
 

@@ -1,6 +1,5 @@
 """`firstlight delete`: deletes a run and everything below it, in MLflow and on disk."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import find_lock_owner
-from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS_PREFIX
+from firstlight.pipeline.records import DamagedRecord
+from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS_PREFIX, read_run_file
 from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
 from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run, collect_ids
 
@@ -54,8 +54,9 @@ def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> Deletio
     runs = list(_walk_descendants(lineage, run))
     run_ids = collect_ids(runs)
     versions = tuple(version for version in lineage.versions if version.run in run_ids)
-    pretrainings = [one for one in runs if one.kind == "pretrain"]
-    models = [model_id for one in pretrainings for model_id in find_logged_models(lineage, client, one)]
+    # The kinds of stages that log models
+    makers = [one for one in runs if one.kind in ("pretrain", "finetune")]
+    models = [model_id for one in makers for model_id in find_logged_models(lineage, client, one)]
     paths = tuple(sorted(_find_paths(lineage.location.storage, run_ids)))
     return DeletionPlan(tuple(runs), versions, tuple(models), paths, sum(map(_measure_size, paths)))
 
@@ -84,8 +85,8 @@ def _find_paths(storage: Path, run_ids: set[str]) -> Iterator[Path]:
 def _refers_to_any(file: Path, run_ids: set[str]) -> bool:
     """Returns True if the file holds one of the ids; False also if it cannot be read."""
     try:
-        return json.loads(file.read_text("utf-8"))["run_id"] in run_ids
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_run_file(file).get("run_id") in run_ids
+    except DamagedRecord:
         return False
 
 

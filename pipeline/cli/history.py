@@ -12,6 +12,7 @@ from firstlight.pipeline.cli.scores import format_image_counts, format_scores
 from firstlight.pipeline.files import LOCK_FILE, find_lock_owner
 from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration, format_tsv
 from firstlight.pipeline.tracking.lineage import Lineage, Run
+from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
 
 # MLflow's statuses, as they are displayed.
 RUN_STATES = {
@@ -159,13 +160,13 @@ def _format_start(line: RunLine) -> str:
 
 
 def elapsed_seconds(run: Run) -> float | None:
-    """Returns the duration of a run, None if it has not ended."""
-    return None if run.end is None else run.end - run.start
+    """Returns the seconds of work of a run, or else from its start to its end; None if it has not ended."""
+    return None if run.end is None else run.metrics.get(SECONDS_METRIC, run.end - run.start)
 
 
 def _format_elapsed(line: RunLine) -> str:
     known = [seconds for run in line.runs if (seconds := elapsed_seconds(run)) is not None]
-    return format_duration(max(known)) if known else ""
+    return format_duration(sum(known)) if known else ""
 
 
 def runs_tsv(lineage: Lineage, lines: Sequence[RunLine]) -> str:

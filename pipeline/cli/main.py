@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from firstlight.pipeline.cli.commands import COMMANDS
 from firstlight.pipeline.cli.options import OVERRIDES_ARGUMENT, RECIPE_ARGUMENT, SMOKE_OPTION, VERBOSE_OPTION
-from firstlight.pipeline.cli.output import print_table_or_tsv, results_console
+from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, results_console
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError, one_line
+from firstlight.pipeline.files import explain_denied_access
+from firstlight.pipeline.terminal import SafeConsole
+from firstlight.pipeline.tracking.retry import describe_failure, is_tracking_error
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
-# Errors of a disk that is full or does not accept writes any more.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# Errors of a disk that is full or does not accept writes any more, and of a storage that was deleted or unmounted.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE, errno.ENODEV),
+)
 # The command for all stages, and the commands for the stages of one kind, with their help.
 RECIPE_COMMANDS = {
     "run": "Run every stage that is not done yet, and print the scores.",
@@ -32,6 +37,7 @@ RECIPE_COMMANDS = {
     "pretrain": "Prepare the images, and run the pretraining stages.",
     "evaluate": "Run the evaluation stages: weighted kNN and linear probe.",
     "retrieve": "Run the retrieval stages: an index and the nearest images.",
+    "reconstruct": "Run the reconstruction stages: corrupted images and their PSNR.",
     "embed": "Run the embedding stages: write embeddings as Parquet.",
     "export": "Run the export stages: the encoder in standard formats.\n\n"
     "The formats are torchvision, timm, ONNX and torch.export; a model card is written too.",
@@ -60,7 +66,7 @@ def print_config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
     from firstlight.pipeline.config.load import load_recipe
     from firstlight.pipeline.config.yaml_reader import dump_yaml
 
-    click.echo(dump_yaml(load_recipe(recipe, overrides, smoke).dump()), nl=False)
+    echo_text(dump_yaml(load_recipe(recipe, overrides, smoke).dump()), nl=False)
 
 
 @cli.command("recipes")
@@ -96,7 +102,7 @@ def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, sm
     recipe = load_recipe(path, overrides, smoke)
     out = results_console()
     try:
-        rows = run_recipe(recipe, Console(stderr=True), only).rows
+        rows = run_recipe(recipe, SafeConsole(stderr=True), only).rows
     except Unpublished as error:
         if error.rows:
             out.print(make_score_table(recipe, error.rows))
@@ -125,7 +131,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     from firstlight.pipeline.search.search import run_search
 
     plan = load_checked_plan(file, overrides)
-    found = run_search(plan, Console(stderr=True))
+    found = run_search(plan, SafeConsole(stderr=True))
     out = results_console()
     out.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
     if found.retrained:
@@ -135,47 +141,58 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     _print_ui_command(out, plan.budget_recipe())
 
 
-def _print_report_path(out: Console, file: Path) -> None:
-    out.print(f"Report:  {file}", soft_wrap=True, highlight=False)
+def _print_report_path(out: SafeConsole, file: Path) -> None:
+    out.print(f"Report:  {file}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _print_ui_command(out: Console, recipe: "Recipe") -> None:
+def _print_ui_command(out: SafeConsole, recipe: "Recipe") -> None:
     from firstlight.pipeline.cli.ui import ui_command
     from firstlight.pipeline.tracking.location import TrackingLocation
 
-    out.print(
-        f"Results, curves and pictures:  {ui_command(TrackingLocation.of(recipe))}", soft_wrap=True, highlight=False
-    )
+    command = ui_command(TrackingLocation.of(recipe))
+    out.print(f"Results, curves and pictures:  {command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run_guarded(function: Callable[[], int | None]) -> int:
     """Runs `function`, and turns failures into lines on stderr. Returns the exit code, which `function` may give.
 
-    FIRSTLIGHT_VERBOSE lets failures of stages and of the disk pass, for their traceback.
+    FIRSTLIGHT_VERBOSE lets failures of stages, of the disk and of MLflow pass, for their traceback.
     """
     try:
         return function() or 0
     except UserError as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        return 2
+        return _print_error(str(error), 2)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (StopTraining, StageFailed) as error:
         if os.environ.get("FIRSTLIGHT_VERBOSE"):
             raise
-        sys.stderr.write(f"error: {one_line(error, limit=10_000)}\n")
-        return 1
+        return _print_error(one_line(error, limit=10_000), 1)
     except OSError as error:
-        if error.errno not in DISK_ERRORS or os.environ.get("FIRSTLIGHT_VERBOSE"):
+        if os.environ.get("FIRSTLIGHT_VERBOSE"):
+            raise
+        if isinstance(error, PermissionError) and error.filename:
+            return _print_error(explain_denied_access(Path(os.fsdecode(error.filename))), 2)
+        if error.errno not in DISK_ERRORS:
             raise
         cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        sys.stderr.write(f"error: {cause}; what was finished is kept: run the same command again to continue\n")
-        return 1
+        return _print_error(f"{cause}; what was finished is kept: run the same command again to continue", 1)
     except (KeyboardInterrupt, click.Abort) as error:
         sys.stderr.write("stopped; run the same command again to continue\n")
         # click raises Abort from the KeyboardInterrupt.
         return 143 if isinstance(error.__cause__ or error, Terminated) else 130
+    except Exception as error:
+        if os.environ.get("FIRSTLIGHT_VERBOSE") or not is_tracking_error(error):
+            raise
+        return _print_error(f"tracking.uri: MLflow cannot be used: {describe_failure(error)}; run it again", 1)
+
+
+def _print_error(text: str, code: int) -> int:
+    """Prints a line for each mistake. Returns the exit code."""
+    for line in text.split("\n"):
+        echo_text(f"error: {line}", err=True)
+    return code
 
 
 def _raise_terminated(number: int, frame: Any) -> None:

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Callable
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+
+from firstlight.pipeline.terminal import SafeConsole, escape_text
 
 # Characters that fit every line of a view in a pipe.
 PIPE_WIDTH = 1000
@@ -12,26 +14,31 @@ PIPE_WIDTH = 1000
 RESULTS_WIDTH = 140
 
 
-def print_table_or_tsv(table: Callable[[Console], RenderableType], tsv: Callable[[], str]) -> None:
+def echo_text(text: str, err: bool = False, nl: bool = True) -> None:
+    """Prints a text as it is, but with escapes for the characters that a terminal would obey."""
+    click.echo(escape_text(text), err=err, nl=nl)
+
+
+def print_table_or_tsv(table: Callable[[SafeConsole], RenderableType], tsv: Callable[[], str]) -> None:
     """Prints the table on a terminal, and tab-separated lines in a pipe."""
     if sys.stdout.isatty():
-        console = Console()
+        console = SafeConsole()
         console.print(table(console))
     else:
-        click.echo(tsv())
+        echo_text(tsv())
 
 
 def print_view(view: RenderableType) -> None:
     """Prints a view at the width of the terminal; in a pipe, no line is wrapped."""
     if sys.stdout.isatty():
-        Console().print(view)
+        SafeConsole().print(view)
         return
-    console = Console(width=PIPE_WIDTH, highlight=False)
+    console = SafeConsole(width=PIPE_WIDTH, highlight=False)
     with console.capture() as capture:
         console.print(view)
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    echo_text("\n".join(line.rstrip() for line in capture.get().split("\n")).rstrip("\n"))
 
 
-def results_console() -> Console:
+def results_console() -> SafeConsole:
     """Returns the console for results, which go to stdout; progress and notes go to stderr."""
-    return Console(width=None if sys.stdout.isatty() else RESULTS_WIDTH)
+    return SafeConsole(width=None if sys.stdout.isatty() else RESULTS_WIDTH)

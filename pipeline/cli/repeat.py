@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +28,7 @@ CHANGEABLE_KEYS = (
     *("dataset.root", "dataset.list", "dataset.download", "dataset.extends"),
 )
 # Metrics of the machine, not of the recipe.
-SPEED_METRIC = re.compile(r"(^|/)(images_per_s|data_wait|time_)")
+SPEED_METRIC = re.compile(r"(^|/)(images_per_s|data_wait|time_|seconds\Z)")
 MAX_DIFFERENCES_LISTED = 20
 COMPARISON_COLUMNS = (
     Column("stage"),
@@ -124,7 +125,7 @@ def check_code(original: OriginalRun, console: Console, exact: bool) -> None:
     message = f"the code differs: this is {now[:12]}, the run was made by {made_by}"
     if exact:
         raise UserError(f"--exact: {message}")
-    console.print(f"[yellow]note[/] {message}; the numbers may differ", highlight=False, soft_wrap=True)
+    console.print(f"[yellow]note[/] {escape(message)}; the numbers may differ", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

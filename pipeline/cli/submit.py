@@ -7,7 +7,6 @@ else: no data, no results, and no files with secrets from the same folder.
 import asyncio
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -21,13 +20,15 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from firstlight.pipeline import ROOT
-from firstlight.pipeline.config.load import CONF_GROUPS, STAGE_CONF_GROUPS, find_conf_folder, load_recipe
+from firstlight.pipeline.config.conf_files import find_conf_file, find_conf_folder
+from firstlight.pipeline.config.load import CONF_GROUPS, STAGE_CONF_GROUPS, load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.yaml_reader import dump_yaml
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run.preflight import check_without_images
 from firstlight.pipeline.run.ray_session import close_token_file
 from firstlight.pipeline.tracking.connection import check_uri
+from firstlight.pipeline.tracking.location import SQLITE_URI
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -107,14 +108,15 @@ def _tracking_mistakes(uri: str | None) -> list[str]:
     if uri is None:
         return []
     check_uri(uri)
-    if not re.match(r"sqlite:///[^/]", uri):
+    found = SQLITE_URI.match(uri)
+    if found is None or found["path"].startswith("/"):
         return []
     problem = f"{uri!r} would be in the job's own folder, which is removed with it"
     return [f"tracking.uri: {problem}; valid: http://..., or sqlite:////..."]
 
 
 def _tracking_warnings(uri: str | None) -> list[str]:
-    if uri is None or uri.startswith("sqlite:"):
+    if uri is None or SQLITE_URI.match(uri):
         database = "null means SQLite in storage, and" if uri is None else "SQLite"
         problem = f"{database} on a network folder can lose its locks"
         return [f"tracking.uri: {problem}; better: a server, tracking.uri=http://host:5000"]
@@ -145,7 +147,7 @@ def pack_files(path: Path, recipe: Recipe, folder: Path, code: bool) -> list[str
     With `code`, the source of the package is sent too; Python then prefers it to what the cluster has installed,
     because a job starts in this folder.
     """
-    conf = find_conf_folder(path)
+    conf = find_conf_folder(find_conf_file(path, "recipe"))
     if code:
         # In a checkout, `pipeline`, `tasks` and `conf` are links: copytree follows them and copies the files.
         shutil.copytree(ROOT, folder / ROOT.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))

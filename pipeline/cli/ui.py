@@ -55,7 +55,7 @@ def serve_ui(records: TrackingLocation, experiment: str, port: int, write: Calla
         StageFailed: the server ended by itself; the message has the last line that it printed.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", UI_HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", records.uri, "--default-artifact-root", str(records.storage / "mlartifacts")]
+    command += ["--backend-store-uri", records.uri, "--default-artifact-root", records.artifacts]
     environment = {**os.environ, **QUIET_SERVER}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.messages import explain_errors
+from firstlight.pipeline.config.conf_files import find_conf_file, find_conf_folder
+from firstlight.pipeline.config.messages import explain_errors, explain_invalid_values
 from firstlight.pipeline.config.recipe import Recipe, recipe_model
 from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.errors import UserError, suggest_valid
@@ -32,8 +32,8 @@ SMOKE_DEFAULTS: dict[str, Any] = {
 def load_recipe(path: Path, overrides: tuple[str, ...] = (), smoke: bool = False) -> Recipe:
     """Reads, composes and checks a recipe.
 
-    `overrides`: texts `key=value` with dotted keys. `smoke`: the recipe's trial run is loaded, which has a name of its
-    own.
+    `path`: the file of a recipe, or the name of a shipped one, for example `nat/table3`. `overrides`: texts `key=value`
+    with dotted keys. `smoke`: the recipe's trial run is loaded, which has a name of its own.
 
     Raises:
         UserError: one line for each mistake, which names the dotted key, the value and the valid values.
@@ -48,10 +48,12 @@ class RecipeFiles:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.conf = path, find_conf_folder(path)
+        self.path = find_conf_file(path, "recipe")
+        self.conf = find_conf_folder(self.path)
         self._contents: dict[Path, dict[str, Any]] = {}
         self._groups: dict[str, dict[str, Path]] = {}
-        self.read_file(path)
+        if {"recipe", "space"} <= self.read_file(self.path).keys():
+            raise UserError(f"{path}: is a search of settings, not a recipe: firstlight search {path}")
 
     def read_file(self, file: Path) -> dict[str, Any]:
         """Returns a copy of the content of a file, as the file was when it was read first.
@@ -102,6 +104,8 @@ def parse_recipe(raw: dict[str, Any]) -> Recipe:
         UserError: as `load_recipe`.
     """
     model = recipe_model()
+    if mistakes := list(explain_invalid_values(raw)):
+        raise UserError("\n".join(mistakes))
     try:
         # A copy: the mappings of a frozen recipe can still be changed.
         return _validate_recipe(json.dumps(raw), model).model_copy(deep=True)
@@ -158,7 +162,7 @@ def split_override(override: str) -> tuple[list[str], Any]:
 def _set_key(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     stages = raw.get("stages")
     if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
-        raise UserError(f"stages.{keys[1]}: no such stage in this recipe; {suggest_valid(keys[1], stages)}")
+        _check_new_stage(stages, keys, value)
     for depth, key in enumerate(keys[:-1], 1):
         if raw.get(key) is None:
             raw[key] = {}
@@ -172,12 +176,15 @@ def _set_key(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     raw[keys[-1]] = value
 
 
-def find_conf_folder(recipe: Path) -> Path:
-    """Returns the folder `conf` that contains the recipe, or the one of Firstlight if none does."""
-    for parent in recipe.resolve().parents:
-        if parent.name == "conf":
-            return parent
-    return ROOT / "conf"
+def _check_new_stage(stages: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Checks an override of a stage that the recipe does not have: a whole section, such as `evaluate={}`, adds it."""
+    name = keys[1]
+    kind = value.get("kind", name) if isinstance(value, dict) else name
+    if len(keys) == 2 and isinstance(value, dict) and kind in STAGE_SECTIONS:
+        return
+    known = ", ".join(STAGE_SECTIONS)
+    added = f"stages.{name}={{}} adds it" if name in STAGE_SECTIONS else f"stages.{name}={{kind: ...}} adds it: {known}"
+    raise UserError(f"stages.{name}: no such stage in this recipe; {suggest_valid(name, stages)}; {added}")
 
 
 def _compose_recipe(raw: dict[str, Any], files: RecipeFiles) -> dict[str, Any]:

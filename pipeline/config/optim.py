@@ -77,11 +77,16 @@ class ScheduleSpec(_TorchSpec):
     """A learning rate schedule of `torch.optim.lr_scheduler`, or `hyperbolic`; the other keys are its parameters.
 
     `hyperbolic` multiplies the rate by 1 / (1 + gamma * max(0, t - t0)) (NAT, section 3.3). A length (`T_max`,
-    `total_steps`) that is left out is the whole training, or the whole `period`. `ReduceLROnPlateau` follows the mean
-    training loss of an interval.
+    `total_steps`) that is left out is the whole training, or the whole `period`; a partial last epoch counts as one.
+    `ReduceLROnPlateau` follows the mean training loss of an interval.
     """
 
-    interval: Literal["step", "epoch"] = Field("step", description="The unit of t, the time of the schedule.")
+    interval: Literal["step", "epoch"] = Field(
+        "step",
+        description="The unit of t, the time of the schedule, and of its lengths and milestones: a `step` of the "
+        "optimiser, or an `epoch`, a whole pass over the training images, also where the training's length is in "
+        "`steps`.",
+    )
     period: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="The schedule starts again after this number of steps or epochs (the rounds of Super-AND). "

@@ -19,6 +19,8 @@ from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
 from firstlight.pipeline.config.schema import EncoderSpec, StrictModel, check_distinct
 from firstlight.pipeline.config.stages import PREVIOUS, STAGE_SECTIONS, DownstreamStage, StageConfig
+from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
+from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.errors import suggest_valid
 
 
@@ -61,11 +63,11 @@ class Recipe(StrictModel):
     """Stages in order, on one data set, with one encoder, at one scale."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z",
         description="The name of the recipe and of its folder in `storage`. It must not contain `..`.",
     )
     description: str = Field("", description="A text about the recipe, for people.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST_INTEGER)], ...] = Field(
         (0,), min_length=1, description="The seeds that every stage is run with. No seed may occur twice."
     )
     storage: Path = Field(
@@ -171,6 +173,16 @@ class Recipe(StrictModel):
         names = list(self.stages)
         before = [other for other in names[: names.index(name)] if self.stages[other].makes_encoder]
         return EncoderSource(stage=before[-1] if before else None)
+
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        """The splits that a stage measures anything on: `val` (held-out images), `test`, both or none.
+
+        Both where the test split is left alone, as in a search: its trials train on the images of the whole recipe.
+        """
+        if not self.score_test:
+            return MEASURED_SPLITS
+        return frozenset(split for stage in self.stages.values() for split in stage.measured_splits)
 
     def dump(self) -> dict[str, Any]:
         """Returns the resolved recipe as plain JSON types: `parse_recipe(recipe.dump()) == recipe`."""

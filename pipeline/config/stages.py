@@ -4,13 +4,16 @@ Each kind of stage adds its own section, in its file in `pipeline/stages`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
 from firstlight.pipeline.config.schema import Augment, StrictModel, check_augment
+from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.tasks.nn.feature_extractor import Pool
 
 # The value of `encoder` that means the last stage before this one that makes an encoder.
@@ -37,14 +40,22 @@ class StageConfig(StrictModel):
         return False
 
     @property
-    def companion(self) -> str | None:
-        """The network that the stage needs besides the encoder, `head` or `decoder`; None if it needs none."""
-        return None
+    def companions(self) -> tuple[str, ...]:
+        """The artifacts of the pretraining that the stage needs besides the encoder: `head`, `decoder` or `bank`."""
+        return ()
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         """The scores of the stage, in the order of the tables."""
         return ()
+
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        """The splits that the stage measures anything on: of `val`, which are held-out images, and `test`.
+
+        Images are kept apart for them. By default those of a stage with scores.
+        """
+        return MEASURED_SPLITS if self.measures else frozenset()
 
 
 def register_section(section: type[StageConfig]) -> str:
@@ -54,10 +65,40 @@ def register_section(section: type[StageConfig]) -> str:
     return str(kind)
 
 
+LengthUnit = Literal["epochs", "steps"]
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """The length of a training, or of a part of it: a number of epochs or of steps."""
+
+    count: int
+    unit: LengthUnit
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.unit}"
+
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Returns the number of optimiser steps."""
+        return self.count * steps_per_epoch if self.unit == "epochs" else self.count
+
+    def count_epochs(self, steps_per_epoch: int) -> int:
+        """Returns the number of epochs that begin; the last may be partial."""
+        return -(-self.count_steps(steps_per_epoch) // steps_per_epoch)
+
+
 class TrainingOptions(StrictModel):
     """The options of one run of the training loop."""
 
-    epochs: int = Field(ge=1, description="The number of passes over the training images.")
+    epochs: int | None = Field(
+        None, ge=1, description="The number of passes over the training images. null: the length is in `steps`."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="The number of optimiser steps, however many images there are; the last pass over them may be "
+        "partial. null: the length is in `epochs`. One of the two is given.",
+    )
     batch_size: int = Field(ge=2, description="The number of images in a global batch, the sum over all workers.")
     optimizer: OptimizerSpec = Field(description="The [optimiser](#optimisers).")
     schedule: ScheduleSpec | None = Field(
@@ -93,6 +134,25 @@ class TrainingOptions(StrictModel):
     @classmethod
     def _check_augment(cls, ops: Augment | None) -> Augment | None:
         return ops if ops is None else check_augment(ops)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "TrainingOptions":
+        if self.epochs is None and self.steps is None:
+            raise ValueError("neither epochs nor steps is given; valid: one of them")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"epochs: {self.epochs} and steps: {self.steps} are both given; valid: one of them, and null for the "
+                f"other ({SECTION_KEY}.steps=null or {SECTION_KEY}.epochs=null)"
+            )
+        return self
+
+    @property
+    def length(self) -> TrainingLength:
+        """The length of the training, in the unit in which it is given."""
+        if self.steps is not None:
+            return TrainingLength(self.steps, "steps")
+        assert self.epochs is not None
+        return TrainingLength(self.epochs, "epochs")
 
 
 class FeatureMonitorOptions(StrictModel):
@@ -152,7 +212,7 @@ class DownstreamStage(StageConfig):
 
     encoder: str = Field(
         PREVIOUS,
-        pattern=rf"^({PREVIOUS}|runs:/[^/]+/.+|models:/.+)$",
+        pattern=rf"^({PREVIOUS}|runs:/[^/]+/.+|models:/.+)\z",
         description="The encoder to start from: `previous` is that of the last pretraining stage before this one; "
         "`runs:/<run>/encoder`, `models:/<name>@<alias>` and `models:/<name>/<version>` are in MLflow.",
     )
@@ -185,5 +245,5 @@ class FeatureStage(DownstreamStage):
         raise NotImplementedError
 
     @property
-    def companion(self) -> str | None:
-        return "head" if self.features == "head" else None
+    def companions(self) -> tuple[str, ...]:
+        return ("head",) if self.features == "head" else ()

@@ -6,15 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from firstlight.pipeline.report.figures import BLUE, GRAY, style_axes
-from firstlight.pipeline.train.metrics import TIME_PREFIX
+from firstlight.pipeline.report.figures import BLUE, GRAY, RED, style_axes
+from firstlight.pipeline.train.metrics import STEPS_PER_EPOCH_KEY, TIME_PREFIX
 from firstlight.tasks.visuals import Plot
 
 MetricRows = Sequence[Mapping[str, float]]
-COUNTING_KEYS, MONITOR_PREFIX = ("step", "of", "epoch", "time"), "watch_"
+COUNTING_KEYS, MONITOR_PREFIX = ("step", "of", "epoch", STEPS_PER_EPOCH_KEY, "time"), "watch_"
 SPEED_KEYS = ("lr", "images_per_s", "data_wait")
 STEP_PARTS = ("data", "forward", "backward", "tables", "assignment", "communication", "optimizer", "checkpoint")
 STEP_COLOURS = ("#d08c1c", "#2458a6", "#6d9bd8", "#2f8a57", "#8cc49f", "#b3372e", "#7a5aa6", "#5f6b7a", "#cbd2d9")
+ARM_COLOURS = (BLUE, "#d08c1c", "#2f8a57", RED, "#7a5aa6", "#5f6b7a", "#6d9bd8")
 FEATURE_METRIC_TITLES = {
     "knn": "kNN accuracy",
     "rankme": "effective rank",
@@ -42,6 +43,26 @@ def plot_loss(rows: MetricRows) -> Figure:
             name,
             "epoch" if k % lines == lines - 1 or k == len(names) - 1 else "",
         )
+    return figure
+
+
+def plot_arm_losses(trainings: Mapping[str, Mapping[str, MetricRows]]) -> Figure:
+    """Draws the training losses of several arms over each other: a panel for each setting, a line for each arm.
+
+    `trainings`: by setting, for example a learning rate, the logged rows of each arm.
+    """
+    figure = Figure(figsize=(5.2 * len(trainings), 3.2), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, len(trainings), squeeze=False, sharey=True)[0]
+    for axis, (setting, arms) in zip(panels, trainings.items(), strict=True):
+        for k, (arm, rows) in enumerate(arms.items()):
+            here = [row for row in rows if "loss" in row]
+            losses = np.array([row["loss"] for row in here])
+            style = {"color": ARM_COLOURS[k % len(ARM_COLOURS)], "linewidth": 1.5, "label": arm}
+            axis.plot(_smooth_values(_count_epochs(here)), _smooth_values(losses), **style)
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.legend(frameon=False, fontsize=8)
+        style_axes(axis, f"training loss, {setting}")
     return figure
 
 
@@ -126,12 +147,8 @@ def _is_loss_term(name: str) -> bool:
 
 
 def _count_epochs(rows: MetricRows) -> np.ndarray:
-    """(rows,) numbers of epochs that are done at each row."""
-    if not rows:
-        return np.zeros(0)
-    epochs = max(row["epoch"] for row in rows) + 1 if rows[-1]["step"] == rows[-1]["of"] else None
-    per_epoch = rows[-1]["of"] / epochs if epochs else max(rows[-1]["step"] / (rows[-1]["epoch"] + 1), 1)
-    return np.array([row["step"] / per_epoch for row in rows])
+    """(rows,) numbers of epochs that are done at each row; a part of an epoch is a fraction."""
+    return np.array([row["step"] / row[STEPS_PER_EPOCH_KEY] for row in rows])
 
 
 def _smooth_values(values: np.ndarray) -> np.ndarray:

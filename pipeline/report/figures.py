@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from firstlight.pipeline.data.image_statistics import BINS_PER_OCTAVE
 from firstlight.pipeline.report.grid import display_names
@@ -123,12 +124,16 @@ def _draw_size_map(axis: Axes, images: Mapping[str, Any]) -> None:
             np.ceil(np.log2(side[0])), np.log2(side[-1]) + 1e-9, max(1, len(side) // (8 * BINS_PER_OCTAVE) + 1)
         )
         set_ticks(2**octaves, [f"{2**k:g}" for k in octaves], fontsize=8)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_minor_formatter(NullFormatter())
     axis.axline((1, 1), (2, 2), color=GRAY, linewidth=0.8, linestyle=":")
     axis.set_xlim(edges[0][0], edges[0][-1])
     axis.set_ylim(edges[1][0], edges[1][-1])
     axis.set_xlabel("width (pixels)", fontsize=8)
     axis.set_ylabel("height (pixels)", fontsize=8)
     bar = axis.figure.colorbar(mesh, ax=axis, fraction=0.05, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(lambda count, position: f"{count:,.0f}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.ax.tick_params(labelsize=7)
     bar.ax.set_title("images", fontsize=7)
     count = int(grid.sum())

@@ -1,7 +1,8 @@
 """A self-contained page: titled sections of text, tables and pictures as one HTML file, for screens, phones and paper.
 
-All text is untrusted (names of classes, descriptions, errors) and escaped by Jinja. A page runs no script. Pictures are
-embedded in it, and scaled down together if they have more than MAX_EMBEDDED_BYTES.
+All text is untrusted (names of classes, descriptions, errors). It is escaped by Jinja, and marks that change the
+direction of text are shown as escapes. A page runs no script. Pictures are embedded in it, and scaled down together if
+they have more than MAX_EMBEDDED_BYTES.
 """
 
 import base64
@@ -12,10 +13,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+
+from firstlight.pipeline.terminal import escape_text
 
 # Of all pictures together, before they are encoded as text, which adds a third.
 MAX_EMBEDDED_BYTES = 12_000_000
@@ -180,11 +183,17 @@ def render_page(page: Page, largest: int = MAX_EMBEDDED_BYTES) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_escape_value,
     )
     environment.globals["embed"] = lambda picture, inside: (
         _embed_picture(picture.file, scale) if folded or not inside else None
     )
     return environment.get_template(PAGE_TEMPLATE).render(page=page, sections=page_sections, remark=remark)
+
+
+def _escape_value(value: Any) -> Any:
+    """Returns a value of the template with escapes for characters that a browser would obey and not show."""
+    return escape_text(value) if type(value) is str else value
 
 
 def _list_picture_files(blocks: Iterable[Block], inside: bool = False) -> Iterator[tuple[Path, bool]]:

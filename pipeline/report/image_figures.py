@@ -13,6 +13,9 @@ from firstlight.pipeline.stages.features.nearest import Neighbours
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
+# The filters that are drawn of a convolution: all of AlexNet's.
+MAX_FILTERS = 96
+
 
 def draw_captioned_images(
     pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8
@@ -49,26 +52,25 @@ def draw_image_rows(images: Mapping[str, Tensor], title: str) -> Figure:
     return draw_image_grid(ImageGrid("", title, rows))
 
 
-def draw_filters(towers: Sequence[np.ndarray], composed: bool) -> Figure:
-    """Draws the (n, c, k, k) weights of a network's first convolution, for each of its towers.
+def draw_filters(networks: Mapping[str, Sequence[np.ndarray]], composed: bool) -> Figure:
+    """Draws the (n, c, k, k) weights of the first convolutions of networks by name, for each of their towers.
 
     Three channels are drawn as colours, other numbers of channels by their mean. `composed` says that the weights are
-    combined with the fixed filter before them, so that they act on the image.
+    combined with the fixed filter before them, so that they act on the image. A network without a name has no label.
     """
-    lines = [-(-min(len(weights), 64) // 16) for weights in towers]
-    drawing = GridFigure(
-        sum(lines),
-        16,
-        0.5,
-        "filters of the first convolution" + (", as they act on the image" if composed else ""),
-        above=0.0,
-    )
-    for k, weights in enumerate(towers):
+    towers = [(name if k == 0 else "", tower) for name, found in networks.items() for k, tower in enumerate(found)]
+    lines = [-(-min(len(weights), MAX_FILTERS) // 16) for _, weights in towers]
+    left = 0.065 * max(map(len, networks)) + (0.1 if any(networks) else 0.0)
+    title = "filters of the first convolution" + (", as they act on the image" if composed else "")
+    drawing = GridFigure(sum(lines), 16, 0.5, title, above=0.0, left=left)
+    for k, (name, weights) in enumerate(towers):
+        first = sum(lines[:k])
+        drawing.draw_row_label(first, name)
         drawn = weights.transpose(0, 2, 3, 1) if weights.shape[1] == 3 else weights.mean(1)
-        for number, filter_ in enumerate(drawn[:64]):
+        for number, filter_ in enumerate(drawn[:MAX_FILTERS]):
             low, high = filter_.min(), filter_.max()
             drawing.draw_image(
-                sum(lines[:k]) + number // 16,
+                first + number // 16,
                 number % 16,
                 (filter_ - low) / max(high - low, 1e-9),
                 cmap=None if filter_.ndim == 3 else "gray",

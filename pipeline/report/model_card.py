@@ -9,17 +9,20 @@ from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.report.loading_code import loading_code, normalisation_code
-from firstlight.pipeline.report.score_table import score_cells
+from firstlight.pipeline.report.score_table import format_spread, score_cells
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.terminal import escape_text
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.pretrain import METHODS
 
 CARD_FILE = "card.md"
+# The keys of the length of a training, one of which is given.
+LENGTH_KEYS = ("epochs", "steps")
 # The keys of a pretraining that say how long it trained, and on how many labels.
 BUDGET_KEYS = (
-    "epochs",
+    *LENGTH_KEYS,
     "batch_size",
     "optimizer",
     "schedule",
@@ -49,7 +52,7 @@ def write_card(
     runs and references, by role.
     """
     file = instance.folder / EXPORT_FOLDER / CARD_FILE
-    text = render_card(worker, instance, siblings, rows, lineage)
+    text = escape_text(render_card(worker, instance, siblings, rows, lineage))
     if file.exists() and file.read_text("utf-8") == text:
         return None
     write_atomically(file, text.encode())
@@ -87,7 +90,8 @@ def render_card(
 
 def _format_front_matter(recipe: Recipe, made: Mapping[str, Any]) -> str:
     """Returns the front matter. Its values are written as JSON, which is YAML with every text quoted."""
-    tags = ["image-feature-extraction", "self-supervised", *([made["method"]["name"]] if "method" in made else [])]
+    learned = [] if "task" in made else ["self-supervised"]
+    tags = ["image-feature-extraction", *learned, *([made["method"]["name"]] if "method" in made else [])]
     fields = {
         "license": "unknown",
         "library_name": "firstlight",
@@ -134,6 +138,10 @@ def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> 
 
 def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[str, Any]) -> str:
     """Returns the method, its deviations from the paper, and the budget if it is known."""
+    if "task" in made:
+        start, seed = made.get("arm", "unknown"), made.get("seed", "unknown")
+        line = f"## How it was learned\n\nWith labels, by a fine-tuning from `{start}`, with seed {seed}. The task:"
+        return f"{line}\n\n{_settings_table(made['task'])}\n\nIts budget is in the MLflow run that made it."
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not name its method."
     spec = made["method"]
@@ -158,6 +166,7 @@ def _describe_budget(stage: StageConfig | None) -> str:
     if stage is None:
         return "Its budget is in the MLflow run that made it."
     values = stage.model_dump(mode="json", include=set(BUDGET_KEYS))
+    values = {key: value for key, value in values.items() if key not in LENGTH_KEYS or value is not None}
     labels = (
         "Labels were seen: see labelled_per_batch and labels_per_class."
         if values.get("labelled_per_batch")
@@ -205,10 +214,10 @@ def _describe_scores(
     for row in found:
         position = seeds[row.stage].index(instance.seed)
         cells = score_cells(recipe, row)
-        baseline = f"{row.scale * row.baseline[position]:.2f} ({row.against})" if row.baseline else ""
+        own = slice(position, position + 1)
+        baseline = f"{format_spread(row.baseline[own], row.scale)} ({row.against})" if row.baseline else ""
         gain = f"{cells['gain']} over {len(row.gain)}: {cells['pretraining']}" if row.baseline else ""
-        score = f"{row.scale * row.pretrained[position]:.2f}"
-        lines.append((row.stage, row.measure, score, baseline, gain))
+        lines.append((row.stage, row.measure, format_spread(row.pretrained[own], row.scale), baseline, gain))
     heads = ("stage", "measure", "this encoder", "without pretraining", "mean gain, seeds")
     caption = (
         "Test scores of one seed (%), and the mean gain over all seeds of the recipe with its confidence interval. "
@@ -224,7 +233,7 @@ def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
     parts = [
         "## How to load it",
         f"Images are RGB, floats in 0..1, cropped to {size} x {size} by `dataset.eval_augment` of the recipe: "
-        f"`{json.dumps([op.model_dump(mode='json') for op in recipe.dataset.eval_augment])}`. "
+        f"`{json.dumps([op.model_dump(mode='json', exclude_none=True) for op in recipe.dataset.eval_augment])}`. "
         "Run the code in the folder of this card.",
     ]
     for format, facts in result["formats"].items():

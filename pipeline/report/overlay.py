@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
+from firstlight.pipeline.data.annotations import Annotation
 from firstlight.pipeline.data.images import decode_class_map, decode_rgb
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.grid import display_names
 
@@ -40,7 +41,7 @@ def draw_annotated_images(store: Store, ids: np.ndarray, title: str) -> Figure:
         axis.set_axis_off()
     seen: set[int] = set()
     for axis, file, known in zip(axes.flat, files, found, strict=False):
-        seen |= draw_annotation(axis, decode_rgb(file, NO_PIXEL_LIMIT), known, colours)
+        seen |= draw_annotation(axis, decode_rgb(file, NO_PIXEL_LIMIT, store.levels), known, colours)
         if known.present is not None and known.boxes is None:
             axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
     handles = [

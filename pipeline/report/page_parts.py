@@ -87,7 +87,11 @@ def data_blocks(data: DatasetOptions, store: Store, splits: Splits, prepared: Pa
     train, val, test = (f"{len(ids):,}" for ids in (splits.train, splits.val, splits.test))
     facts = [
         ("data set", f"{data.name} ({store.source.get('kind', data.source)})"),
-        ("images", f"{train} to train on, {val} held out of these, {test} to test on"),
+        *(("read as" if not k else "", line) for k, line in enumerate(store.source.get("reading", ()))),
+        (
+            "images",
+            f"{train} to train on, {val} held out{'' if store.splits.get('val') else ' of these'}, {test} to test on",
+        ),
         ("size", f"{data.image_size} x {data.image_size} pixels, as the networks see them"),
         ("classes", f"{len(store.classes):,}" if store.classes else "none: no labels"),
         ("cannot be decoded", f"{store.quarantined:,} images"),

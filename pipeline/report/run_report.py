@@ -41,6 +41,7 @@ from firstlight.pipeline.report.page_parts import (
     score_block,
     warning_blocks,
 )
+from firstlight.pipeline.report.stage_outputs import list_outputs
 from firstlight.pipeline.report.timings import TIME_PARTS, collect_notes, read_timings, time_shares
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
@@ -77,6 +78,8 @@ class RunReport:
     # The address of MLflow.
     uri: str
     error: str | None = None
+    # Further notes about the images.
+    notes: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -149,8 +152,11 @@ def _note_blocks(report: RunReport) -> list[Block]:
         for name in report.recipe.stages
         for line in data_notes.describe_left_out(report.recipe, name, report.worker.splits)
     ]
+    stages = report.recipe.stages.items()
     lines = [
+        *(line for name, stage in stages for line in stage_kind(stage).list_warnings(name, stage)),
         *data_notes.describe_problems(report.recipe, report.worker.store),
+        *report.notes,
         *left_out,
         *collect_notes(report.instances),
     ]
@@ -169,6 +175,11 @@ def _stage_group(report: RunReport, name: str) -> Group:
     if waiting:
         blocks.append(
             Text(f"Not finished: seed{'s' if len(waiting) > 1 else ''} {', '.join(map(str, waiting))}.", "quiet")
+        )
+    if outputs := [output for instance in instances if instance.result for output in list_outputs(stage, instance)]:
+        table = [[output.name, str(output.path), output.usage] for output in outputs]
+        blocks.append(
+            Fold("Outputs", [Table("`import firstlight as fl`", ("output", "folder", "how to open it"), table)])
         )
     if drawn:
         blocks += [Text(f"Pictures of seed {drawn[0].seed}", "quiet"), *figure_blocks(drawn[0].folder)]
@@ -191,7 +202,7 @@ def _describe_stage(report: RunReport, name: str) -> Iterator[tuple[str, str]]:
         trained_on = f"{images:,} images, " if images else ""
         yield (
             "training",
-            f"{trained_on}{stage.epochs} epochs of batches of {stage.batch_size}, "
+            f"{trained_on}{stage.length} of batches of {stage.batch_size}, "
             f"{stage.optimizer.name} at {stage.optimizer.lr:g}",
         )
     source = report.recipe.encoder_source(name)

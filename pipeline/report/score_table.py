@@ -11,6 +11,9 @@ from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.verdicts import MIN_SEEDS, TABLE_LEVEL, Verdict
 
+# The cell of scores that do not exist, as the test images show fewer classes than a score needs.
+NO_SCORE = "no score"
+
 
 def find_paper_result(recipe: Recipe, row: ScoreRow) -> ExpectedResult | None:
     """Returns the result of the paper that `row` measures, None if the recipe has none."""
@@ -27,12 +30,12 @@ def score_facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "stage": row.stage,
         "measure": row.measure,
-        "pretrained": row.pretrained,
-        "baseline": row.baseline,
+        "pretrained": _without_nan(row.pretrained),
+        "baseline": _without_nan(row.baseline),
         "against": row.against,
     }
     if row.verdict is not None:
-        plain |= {"gain": float(row.gain.mean()), "verdict": row.verdict.text}
+        plain |= {"gain": float(row.gain.mean()) if row.is_scored else None, "verdict": row.verdict.text}
         plain |= {"interval": row.verdict.interval, "p_value": row.verdict.p_value}
     published = find_paper_result(recipe, row)
     if published is None:
@@ -40,13 +43,22 @@ def score_facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
     return plain | {
         "paper": published.paper,
         "paper_baseline": published.against,
-        "above_paper": row.mean - published.paper,
+        "above_paper": row.mean - published.paper if row.is_scored else None,
         "source": published.source,
     }
 
 
+def _without_nan(scores: Sequence[float]) -> list[float | None]:
+    return [score if np.isfinite(score) else None for score in scores]
+
+
 def gain_metrics(row: ScoreRow) -> dict[str, float]:
-    """Returns the mean gain of a row with a baseline, in percent, and if it was tested, its interval and p value."""
+    """Returns the mean gain of a row with a baseline, in percent, and if it was tested, its interval and p value.
+
+    There are none of a row without scores.
+    """
+    if not row.is_scored:
+        return {}
     found = {"mean_gain_percent": float(row.gain.mean())}
     if row.verdict is not None and row.verdict.interval is not None and row.verdict.p_value is not None:
         low, high = row.verdict.interval
@@ -54,12 +66,23 @@ def gain_metrics(row: ScoreRow) -> dict[str, float]:
     return found
 
 
-def _format_spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
+def format_spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:
+    """Returns the mean of scores over seeds, and their standard deviation if there are several."""
     scaled = scale * np.asarray(values)
+    if not np.isfinite(scaled).all():
+        return NO_SCORE
     return f"{scaled.mean():.2f} ± {scaled.std(ddof=1):.2f}" if len(scaled) > 1 else f"{scaled.mean():.2f}"
 
 
+def describe_scores(row: ScoreRow) -> str:
+    """Returns the scores of a row in a line, without a verdict, which depends on the other rows of the table."""
+    scores = f"{row.measure}: {format_spread(row.pretrained, row.scale)}"
+    return f"{scores}, {row.against} {format_spread(row.baseline, row.scale)}" if row.baseline else scores
+
+
 def _format_gain(mean: float, verdict: Verdict) -> str:
+    if not np.isfinite(mean):
+        return ""
     if verdict.interval is None:
         return f"{mean:+.2f}"
     low, high = verdict.interval
@@ -76,18 +99,18 @@ def score_cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
     `paper` has the paper's number, and in brackets that of its baseline; `difference` is the mean minus the paper's
     number.
     """
-    found = {"stage": row.stage, "measure": row.measure, "pretrained": _format_spread(row.pretrained, row.scale)}
+    found = {"stage": row.stage, "measure": row.measure, "pretrained": format_spread(row.pretrained, row.scale)}
     found |= dict.fromkeys(("without", "baseline", "gain", "pretraining", "paper", "difference"), "")
     if row.verdict is not None:
         found |= {
             "without": row.against,
-            "baseline": _format_spread(row.baseline, row.scale),
+            "baseline": format_spread(row.baseline, row.scale),
             "gain": _format_gain(float(row.gain.mean()), row.verdict),
             "pretraining": row.verdict.text,
         }
     if (published := find_paper_result(recipe, row)) is not None:
         found["paper"] = f"{published.paper:g}" + ("" if published.against is None else f" ({published.against:g})")
-        found["difference"] = f"{row.mean - published.paper:+.2f}"
+        found["difference"] = f"{row.mean - published.paper:+.2f}" if row.is_scored else ""
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import read_attempts
-from firstlight.pipeline.train.metrics import METRICS_FILE, SPENT_KEY, TIME_PREFIX, read_rows
+from firstlight.pipeline.train.metrics import METRICS_FILE, SPENT_KEY, TIME_PREFIX, read_metrics_rows
 
 # The parts in the order in which the report shows them. looks: feature metrics of held-out images during a training;
 # evaluation: stages that train nothing; other: the rest, such as starting, reading images for the first time, and
@@ -59,7 +59,7 @@ def read_timings(instances: Sequence[StageInstance], batch_sizes: dict[str, int]
 def sum_part_seconds(file: Path, batch_size: int) -> dict[str, float]:
     """Returns the seconds of a training by part, from its metrics file."""
     seconds, before = Counter[str](), 0
-    for row in read_rows(file):
+    for row in read_metrics_rows(file):
         if "loss" in row:
             elapsed = (row["step"] - before) * batch_size / max(row["images_per_s"], 1e-9)
             before = row["step"]
@@ -93,7 +93,7 @@ def collect_notes(instances: Sequence[StageInstance]) -> list[str]:
     found: dict[str, None] = {}
     for instance in instances:
         for file in sorted(instance.folder.rglob(METRICS_FILE)):
-            rows: list[dict[str, Any]] = read_rows(file)
+            rows: list[dict[str, Any]] = read_metrics_rows(file)
             label = instance.label if file.parent == instance.folder else f"{instance.label} {file.parent.name}"
             found |= {f"{label}: {row['note']}": None for row in rows if "note" in row}
     return list(found)

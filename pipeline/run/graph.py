@@ -12,9 +12,9 @@ from typing import Any
 
 from firstlight.pipeline.config.load import hash_json
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
-from firstlight.pipeline.config.stages import PREVIOUS
+from firstlight.pipeline.config.stages import PREVIOUS, StageConfig
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_encoder_spec, load_companion, read_encoder_spec
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, load_companion
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
@@ -22,7 +22,7 @@ from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference, find_companion, pin_reference
 
 # The key of a stage that asks for a network besides the encoder.
-COMPANION_KEYS = {"head": "features", "decoder": "arms"}
+COMPANION_KEYS = {"head": "features", "decoder": "arms", "bank": "knn_bank"}
 
 
 @dataclass
@@ -31,8 +31,8 @@ class ResolvedReferences:
 
     # The pinned reference of the encoder, and the folder that it was downloaded to.
     encoders: dict[str, tuple[str, Path]] = field(default_factory=dict)
-    # The folder of the head or decoder that belongs to that encoder.
-    companions: dict[str, Path] = field(default_factory=dict)
+    # The folders of what belongs to that encoder and the stage needs: a head, a decoder, a memory bank.
+    companions: dict[str, dict[str, Path]] = field(default_factory=dict)
 
 
 def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, only: str | None) -> ResolvedReferences:
@@ -53,20 +53,26 @@ def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, o
         folder = fetch_reference(tracking, reference, inputs / hash_json(reference)[:12], where)
         check_encoder_spec(folder, recipe.encoder.model_dump(mode="json"), where)
         found.encoders[name] = (reference, folder)
-        if stage.companion:
-            found.companions[name] = _fetch_companion(recipe, name, reference, tracking, inputs)
+        found.companions[name] = {
+            wanted: _fetch_companion(
+                f"stages.{name}.{_find_companion_key(stage, wanted)}", reference, wanted, tracking, inputs
+            )
+            for wanted in stage.companions
+        }
+        stage_kind(stage).check_companions(name, stage, recipe, found.companions[name])
     return found
 
 
-def _fetch_companion(recipe: Recipe, name: str, reference: str, tracking: TrackingClient, inputs: Path) -> Path:
-    """Downloads the network that a stage needs besides the referenced encoder, and checks it. Returns its folder."""
-    stage = recipe.stages[name]
-    assert stage.companion is not None
-    key = f"stages.{name}.{COMPANION_KEYS[stage.companion]}"
-    other = find_companion(tracking, reference, stage.companion, key)
-    folder = fetch_reference(tracking, other, inputs / hash_json(other)[:12], key)
-    stage_kind(stage).check_companion(name, stage, recipe, folder)
-    return folder
+def _find_companion_key(stage: StageConfig, wanted: str) -> str:
+    """Returns the key of a stage that asks for `wanted`; `encoder` if a stage of its kind always needs it."""
+    key = COMPANION_KEYS[wanted]
+    return key if key in type(stage).model_fields else "encoder"
+
+
+def _fetch_companion(key: str, reference: str, wanted: str, tracking: TrackingClient, inputs: Path) -> Path:
+    """Downloads what a stage needs besides the referenced encoder, because of its key `key`. Returns its folder."""
+    other = find_companion(tracking, reference, wanted, key)
+    return fetch_reference(tracking, other, inputs / hash_json(other)[:12], key)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class StageGraph:
         Its folder is named by a hash of all that decides the result; the number of workers does not.
 
         Raises:
-            UserError: the encoder that it starts from is missing or damaged.
+            UserError: the encoder that it starts from is missing or damaged, or its result is.
         """
         recipe, stage = self.recipe, self.recipe.stages[name]
         settings = stage.model_dump(mode="json")
@@ -98,21 +104,24 @@ class StageGraph:
             "store": self.store,
             "code": code_version(type(stage_kind(stage))),
             "score_test": recipe.score_test,
+            **_list_measured_splits(recipe),
         }
         source = recipe.encoder_source(name)
-        encoder = companion = None
+        encoder, companions = None, {}
         if source is not None:
             encoder = self._find_encoder(name, source, seed)
             decides["from"] = _hash_manifest(encoder)
-        if source is not None and stage.companion:
-            companion = self._find_companion(name, source, stage.companion, seed)
-            decides[stage.companion] = _hash_manifest(companion)
+            for wanted in stage.companions:
+                companions[wanted] = self._find_companion(name, source, wanted, seed)
+                decides[wanted] = _hash_manifest(companions[wanted])
         segment = self.segment if self.segment and self.segment.stage == name else TrainingSegment(name)
         if segment.before:
             decides["before"] = segment.before
         fingerprint = hash_json(decides)[:12]
         folder = self.folder / f"{name}-seed{seed}-{fingerprint}"
-        return StageInstance(name, seed, fingerprint, folder, encoder, companion, segment.begin, segment.until)
+        instance = StageInstance(name, seed, fingerprint, folder, encoder, companions, segment.begin, segment.until)
+        stage_kind(stage).check_result(stage, instance)
+        return instance
 
     def _find_encoder(self, name: str, source: EncoderSource, seed: int) -> Path:
         """Returns the folder of the encoder that a stage starts from, its files checked."""
@@ -120,7 +129,8 @@ class StageGraph:
             return self.references.encoders[name][1]
         upstream = self.find_upstream(name, seed)
         try:
-            read_encoder_spec(upstream.folder / "encoder")
+            spec = self.recipe.encoder.model_dump(mode="json")
+            check_encoder_spec(upstream.folder / "encoder", spec, f"stages.{name}.encoder")
         except UserError as error:
             raise UserError(
                 f"{error}; delete {upstream.folder} and run again: {upstream.label} is trained again from its seed"
@@ -128,9 +138,9 @@ class StageGraph:
         return upstream.folder / "encoder"
 
     def _find_companion(self, name: str, source: EncoderSource, wanted: str, seed: int) -> Path:
-        """Returns the folder of the network that a stage needs besides its encoder, its files checked."""
+        """Returns the folder of what a stage needs besides its encoder, its files checked."""
         if source.stage is None:
-            folder = self.references.companions[name]
+            folder = self.references.companions[name][wanted]
         else:
             folder = self.find_upstream(name, seed).folder / wanted
         load_companion(folder, wanted)
@@ -173,6 +183,13 @@ class StageGraph:
             with contextlib.suppress(UserError, KeyError):
                 found.append(self.find_instance(name, seed))
         return [instance for instance in found if instance.folder.exists()]
+
+
+def _list_measured_splits(recipe: Recipe) -> dict[str, list[str]]:
+    """Returns what decides the training images besides the section `dataset`, where a fraction is null there."""
+    if None not in (recipe.dataset.test_fraction, recipe.dataset.val_fraction):
+        return {}
+    return {"measured": sorted(recipe.measured_splits)}
 
 
 def _hash_manifest(folder: Path) -> str:

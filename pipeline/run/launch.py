@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining
+from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
 from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
@@ -26,7 +26,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import world_size
 
-STOP_TYPES: dict[str, type[StopTraining]] = {cls.__name__: cls for cls in (Stopped, Paused)}
+STOP_TYPES: dict[str, type[StopTraining | UserError]] = {cls.__name__: cls for cls in (Stopped, Paused, UserError)}
 # The time that a function has to end after it was asked to stop.
 STOP_GRACE_S = 10.0
 
@@ -36,6 +36,7 @@ def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInst
 
     Raises:
         StopTraining: the training cannot continue: a loss is not finite, the disk is full, or an error occurred twice.
+        UserError: a file that a worker reads is damaged.
         Stopped: the user asked it to stop.
         Paused: it has reached the step at which it was to pause.
         StageFailed: workers died or raised more often than `scale.max_failures`.
@@ -46,9 +47,7 @@ def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInst
     payload = {
         "recipe": recipe.dump(),
         "store": str(store.path),
-        "instances": [
-            {k: str(v) if isinstance(v, Path) else v for k, v in asdict(instance).items()} for instance in instances
-        ],
+        "instances": [_name_paths(asdict(instance)) for instance in instances],
     }
     answer = (
         _launch_in_process(payload)
@@ -59,6 +58,13 @@ def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInst
         raise STOP_TYPES.get(answer["kind"], StopTraining)(answer["stop"])
 
 
+def _name_paths(value: Any) -> Any:
+    """Returns the fields of an instance with the names of its paths instead of the paths."""
+    if isinstance(value, Mapping):
+        return {key: _name_paths(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
 def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cuda" if payload["recipe"]["scale"]["gpus_per_worker"] else "cpu")
     return _run_instances(payload, on_ray=False, device=device)
@@ -66,18 +72,18 @@ def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
 
 @failures.fault_from_environment()
 def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
-    """Runs the instances on a worker. Returns the message and type of a StopTraining, `{"stop": None}` if all finish.
+    """Runs the instances on a worker. Returns the message and type of what ended them early, `{"stop": None}` if
+    nothing did.
 
-    All ranks raise the same StopTraining. It is returned, because Ray would repeat a training that raises.
+    All ranks raise the same StopTraining or UserError. It is returned, because Ray would repeat a training that raises.
     """
     recipe = parse_recipe(payload["recipe"])
     worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
     try:
         for fields in payload["instances"]:
-            paths = {
-                key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "companion", "begin")
-            }
-            instance = StageInstance(**{**fields, **paths})
+            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "begin")}
+            companions = {name: Path(folder) for name, folder in fields["companions"].items()}
+            instance = StageInstance(**{**fields, **paths, "companions": companions})
             with (
                 failures.record_failures(instance.folder),
                 record_attempt(instance.folder, device),
@@ -85,8 +91,9 @@ def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) 
             ):
                 stage = recipe.stages[instance.stage]
                 stage_kind(stage).run(worker, stage, instance)
-    except StopTraining as stop:
-        return {"stop": str(stop), "kind": type(stop).__name__}
+    except (StopTraining, UserError) as stop:
+        kind = UserError if isinstance(stop, UserError) else type(stop)
+        return {"stop": str(stop), "kind": kind.__name__}
     return {"stop": None}
 
 

@@ -5,6 +5,7 @@ on disk.
 """
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +20,10 @@ from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QU
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Stopped
 from firstlight.pipeline.files import write_json
+from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.report import figures, model_card
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
+from firstlight.pipeline.report.publish.filters import add_filter_comparison
 from firstlight.pipeline.report.publish.registry import find_publisher
 from firstlight.pipeline.report.score_table import gain_metrics, score_facts
 from firstlight.pipeline.report.store_figures import add_store_figures
@@ -33,11 +36,12 @@ from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_file, read_run_id
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
-from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
+from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC, sanitize_metric_key
 from firstlight.pipeline.tracking.outbox import Outbox, Unpublished
 from firstlight.pipeline.tracking.progress import ProgressListener
 from firstlight.pipeline.tracking.references import find_source_run
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
+from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import read_metrics
 
@@ -89,6 +93,8 @@ class RunPublisher:
     def set_images(self, worker: StageContext, graph: StageGraph) -> None:
         """Sets the images and the stage graph, which exist once the images are prepared."""
         self.worker, self.graph, self.store = worker, graph, worker.store
+        # The recipe has the colours of the images now.
+        self.recipe = self.tracking.recipe = worker.recipe
 
     # The parent run
 
@@ -120,7 +126,7 @@ class RunPublisher:
 
     def _mark_closed(self, store: Store, closed: bool) -> None:
         file = self._parent_file(store)
-        write_json(file, {**read_run_file(file), "closed": closed})
+        write_sealed_json(file, {**read_run_file(file), "closed": closed})
 
     def known_parent(self, store: Store) -> str | None:
         """Returns the id of the parent run of this or an earlier command with the same recipe, None if none exists."""
@@ -154,7 +160,9 @@ class RunPublisher:
     def start_instance(self, instance: StageInstance) -> str:
         """Returns the id of the run of an instance of this command, started when it is asked for first."""
         if instance.label not in self.stage_runs:
-            run_id = self.tracking.start_stage_run(instance, self.start_parent(self.store), self.store)
+            attempts = read_attempts(instance.folder)
+            began = attempts.began if attempts else None
+            run_id = self.tracking.start_stage_run(instance, self.start_parent(self.store), self.store, began)
             self._log_encoder_source(run_id, instance)
             self.open_runs.append(run_id)
             self.stage_runs[instance.label] = run_id
@@ -168,19 +176,24 @@ class RunPublisher:
         stage, run_id = self.recipe.stages[instance.stage], self.start_instance(instance)
         # The rows that MLflow does not have come first. A part of the last row may be there, so it is logged again.
         for file in stage_kind(stage).metrics_files(stage, instance):
-            last = self.tracking.find_last_step(run_id, f"{file.prefix}loss")
-            rows = [row for row in read_metrics(file.path) if row["step"] >= last]
-            self.tracking.log_metrics(run_id, rows, file.prefix)
+            self.tracking.log_missing_metrics(run_id, read_metrics(file.path), file.prefix)
         find_publisher(stage.kind).publish(self.tracking, run_id, self.worker, stage, instance)
-        self.tracking.finish_run(run_id)
+        attempts = read_attempts(instance.folder)
+        if attempts is not None:
+            # A run that was resumed also spans the time in between, which is not its work.
+            self.tracking.log_results(run_id, {SECONDS_METRIC: attempts.seconds})
+        self.tracking.finish_run(run_id, ended=attempts.ended if attempts else None)
         self.open_runs.remove(run_id)
         write_json(instance.folder / PUBLISHED_FILE, {"run_id": run_id})
 
     def find_last_step(self, instance: StageInstance, prefix: str) -> int:
         """Returns the last step that MLflow has of a training, -1 if it has none or is unreachable.
 
-        Rows that MLflow has already may be logged again: they count once.
+        Rows that MLflow has already may be logged again: they count once. The run of an instance that has not begun is
+        started later, so that its time is its own.
         """
+        if read_run_id(instance.folder) is None:
+            return -1
         try:
             return self.tracking.find_last_step(self.start_instance(instance), f"{prefix}loss")
         except TrackingUnavailable as error:
@@ -238,7 +251,7 @@ class RunPublisher:
     def put_summary(self, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         """Publishes the table into the parent run, if this command or an earlier one left something to publish."""
         if self.parent_run is None and not instances:
-            self.console.print(f"the store is complete: {self.store.path}", soft_wrap=True)
+            self.console.print(f"the store is complete: {self.store.path}", soft_wrap=True, markup=False)
             return
         left_open = not read_run_file(self._parent_file(self.store)).get("closed", True)
         if self.parent_run is None and not self.outbox.waiting and not left_open:
@@ -251,12 +264,17 @@ class RunPublisher:
         for row in paired:
             key = sanitize_metric_key(f"{row.stage}/{row.measure}")
             for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
-                self.tracking.log_results(run_id, {"pretrained": a, "baseline": b}, f"{key}/seed{seed}/")
+                scores = {"pretrained": a, "baseline": b}
+                finite = {name: score for name, score in scores.items() if math.isfinite(score)}
+                self.tracking.log_results(run_id, finite, f"{key}/seed{seed}/")
             self.tracking.log_results(run_id, gain_metrics(row), f"{key}/")
-        if paired:
-            album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
+        album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
+        if compared := [row for row in paired if row.is_scored]:
             caption = "test scores of the pretrained network and of the same network without pretraining"
-            album.add("comparison", figures.draw_comparison([score_facts(self.recipe, row) for row in paired]), caption)
+            album.add(
+                "comparison", figures.draw_comparison([score_facts(self.recipe, row) for row in compared]), caption
+            )
+        add_filter_comparison(album, self.recipe, instances)
         if rows:
             self.tracking.client.log_dict(
                 run_id, {"rows": [score_facts(self.recipe, row) for row in rows]}, "table.json"

@@ -13,21 +13,28 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data import image_statistics
 from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.prepare.target import describe_other_stores
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import Paused, UserError, one_line
+from firstlight.pipeline.errors import Paused, UserError, one_line, suggest_valid
 from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.report import data_notes, run_report
+from firstlight.pipeline.report.earlier_report import keep_earlier_report
 from firstlight.pipeline.report.page_parts import describe_error
+from firstlight.pipeline.report.score_table import describe_scores
+from firstlight.pipeline.report.stage_outputs import describe_outputs
 from firstlight.pipeline.run import memory
-from firstlight.pipeline.run.data_checks import check_images
+from firstlight.pipeline.run.data_checks import check_companion_images, check_images
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, resolve_references
+from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.publishing import PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
 from firstlight.pipeline.run.ray_session import RaySession, is_verbose
+from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, was_trained_on_all
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
@@ -68,6 +75,7 @@ def run_recipe(
         StopTraining, StageFailed: see `launch`.
         Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
+    _check_kind(recipe, only)
     if parent is None or parent.store is None:
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
@@ -80,6 +88,15 @@ def run_recipe(
         except BaseException as error:
             runner.abandon(error)
             raise
+
+
+def _check_kind(recipe: Recipe, only: str | None) -> None:
+    kinds = [stage.kind for stage in recipe.stages.values()]
+    if only not in (None, "prepare", *kinds):
+        raise UserError(
+            f"stages: the recipe {recipe.name} has no stage of the kind {only}; "
+            f"{suggest_valid(str(only), dict.fromkeys(kinds))}; stages.{only}={{}} adds one"
+        )
 
 
 def prepare_store(recipe: Recipe, session: RaySession, console: Console, parent: ParentRun) -> Store:
@@ -119,7 +136,11 @@ class RecipeRunner:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
         origin = self.publisher.origin or self.publisher.tracking
         self.references = resolve_references(self.recipe, origin, self.folder / "inputs", only)
+        for name, stage in self.recipe.stages.items():
+            if only in (None, stage.kind):
+                self._print_notes(stage_kind(stage).list_warnings(name, stage))
         self.prepare()
+        self._print_notes(keep_earlier_report(self.folder, self.recipe))
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self.run_stage(name)
@@ -138,10 +159,15 @@ class RecipeRunner:
         if self.parent and self.parent.store:
             self._use_store(Store.open(self.parent.store))
             return
-        progress = ProgressCounter(self.console, "prepare")
+        progress, told = ProgressCounter(self.console, "prepare"), list[str]()
+
+        def tell(lines: Sequence[str]) -> None:
+            told.extend(lines)
+            self._print_lines(lines)
+
         with progress:
             folder = self.recipe.storage.resolve() / "stores"
-            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count)
+            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count, tell)
             if store.extends:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
         if self.repeats and store.hash != self.repeats.store:
@@ -151,31 +177,60 @@ class RecipeRunner:
             )
         instance = self._prepare_instance(store)
         is_new = not (instance.folder / PUBLISHED_FILE).exists()
-        for line in image_statistics.describe_statistics(store.images, store.splits) if is_new else ():
-            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        if is_new:
+            self._print_lines([] if told else store.source.get("reading", []))
+            self._print_lines(image_statistics.describe_statistics(store.images, store.splits))
+            self._print_notes(describe_other_stores(self.recipe.dataset, store))
         self._print_notes(data_notes.describe_problems(self.recipe, store))
         self._use_store(store)
+        self._print_notes(self._describe_seen_images(store))
         if is_new:
             publish = partial(self.publisher.publish_store, store, self.worker, instance)
             self.publisher.outbox.put("prepare", publish)
 
+    def _print_lines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _describe_seen_images(self, store: Store) -> list[str]:
+        """Returns notes about encoders that were trained on all images of the store."""
+        seen = {
+            name: reference
+            for name, (reference, folder) in self.references.encoders.items()
+            if was_trained_on_all(folder, store.hash)
+        }
+        return data_notes.describe_seen_images(self.recipe, seen)
+
     def _use_store(self, store: Store) -> None:
         """Checks the recipe against its images, and builds the stage graph."""
+        self._fill_colours(store)
         segment = self.parent.segment if self.parent else None
         self.graph = StageGraph(self.recipe, self.folder, store.hash, self.references, segment)
         self.worker = StageContext.create(self.recipe, store, on_ray=False)
         self.publisher.set_images(self.worker, self.graph)
         check_images(self.recipe, self.worker.splits)
+        check_companion_images(self.recipe, self.references.companions, store.hash, self.worker.splits)
         estimate = memory.check_memory(self.recipe, store, len(self.worker.splits.train))
         if is_verbose():
             self.console.print(f"memory, estimated: {estimate}", highlight=False, soft_wrap=True)
+
+    def _fill_colours(self, store: Store) -> None:
+        """Puts the colours of the images, or of the encoders that the stages start from, in place of nulls."""
+        folders = {name: folder for name, (_, folder) in self.references.encoders.items()}
+        filled = fill_input_colours(self.recipe, store, [read_encoder_spec(folder) for folder in folders.values()])
+        if filled is self.recipe:
+            return
+        self.recipe, spec = filled, filled.encoder.model_dump(mode="json")
+        for name, folder in folders.items():
+            check_encoder_spec(folder, spec, f"stages.{name}.encoder")
+        self._print_lines([f"encoder.mean: {spec['mean']}, encoder.std: {spec['std']}"])
 
     def _prepare_instance(self, store: Store) -> StageInstance:
         return StageInstance("prepare", 0, store.hash[:12], self.folder / f"prepare-{store.hash[:12]}")
 
     def _print_notes(self, lines: Sequence[str]) -> None:
         for line in lines:
-            self.console.print(f"[yellow]note[/] {escape(line)}", highlight=False, soft_wrap=True)
+            self.console.print(f"[yellow]note[/] {escape(escape_line(line))}", highlight=False, soft_wrap=True)
 
     def run_stage(self, name: str) -> None:
         """Runs one stage for all seeds. Finished instances are kept, begun ones continue."""
@@ -183,15 +238,23 @@ class RecipeRunner:
         self.instances += instances
         unfinished = [instance for instance in instances if instance.result is None]
         unpublished = [instance for instance in instances if not (instance.folder / PUBLISHED_FILE).exists()]
-        self.publisher.open_instances(unpublished)
+        self.publisher.open_instances(unpublished[:1])
         if unfinished:
             self._run_instances(name, unfinished)
+            self._print_results(name, instances)
         for instance in unpublished:
             self.publisher.put_instance(instance)
         for instance in instances:
             if instance not in unpublished:
                 run_id = read_run_id(instance.folder)
                 self.console.print(f"{instance.label}: finished before, unchanged ({run_id})", highlight=False)
+
+    def _print_results(self, name: str, instances: Sequence[StageInstance]) -> None:
+        """Prints the scores of a stage that has just finished, and where its outputs are."""
+        rows = [row for row in score_rows(self.recipe, self._known_instances()) if row.stage == name]
+        lines = [*map(describe_scores, rows), *describe_outputs(self.recipe.stages[name], instances)]
+        for line in lines:
+            self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _run_instances(self, name: str, instances: Sequence[StageInstance]) -> None:
         """Runs the instances of a stage where its kind runs: on the training workers, or in this process."""
@@ -236,6 +299,7 @@ class RecipeRunner:
             self._prepare_instance(self.worker.store).folder,
             self.publisher.tracking.uri,
             None if error is None else describe_error(error),
+            tuple(self._describe_seen_images(self.worker.store)),
         )
         return run_report.write_run_report(ran)
 
@@ -255,5 +319,5 @@ class RecipeRunner:
         with contextlib.suppress(Exception):
             if self.instances and not isinstance(error, Unpublished):
                 report = self.write_report(error)
-                self.console.print(f"what is known so far: {report}", soft_wrap=True, highlight=False)
+                self.console.print(f"what is known so far: {report}", soft_wrap=True, highlight=False, markup=False)
         self.publisher.close_failed(error, report)

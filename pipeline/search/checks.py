@@ -6,7 +6,7 @@ import torch
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.sources import Source, open_source
-from firstlight.pipeline.data.splits import draw_splits
+from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import data_checks, preflight
@@ -17,7 +17,7 @@ from firstlight.pipeline.search.capacity import max_concurrent_trials
 from firstlight.pipeline.search.objectives import check_measure, is_logged
 from firstlight.pipeline.search.plan import SearchPlan, load_plan
 from firstlight.pipeline.search.space import Pbt
-from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.pretrain import Pretrain, count_steps_per_epoch
 
 # Sections of a recipe whose settings can be searched.
 SEARCHABLE_SECTIONS = ("stages", "encoder", "stream", "dataset")
@@ -45,6 +45,7 @@ def load_checked_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan
             plan.trial_recipe(values)
         except UserError as error:
             raise UserError(plan.explain_error(str(error), values)) from None
+    plan.max_length()
     return plan
 
 
@@ -113,9 +114,9 @@ def _check_population(plan: SearchPlan, scheduler: Pbt, recipe: Recipe) -> None:
             "overrides"
         )
     where = f"scheduler.interval: {scheduler.interval} is not valid"
-    if scheduler.interval >= stage.epochs:
-        raise UserError(f"{where}: stages.{name} trains {stage.epochs} epochs; valid: fewer than that")
-    if number.startswith("watch_") and scheduler.interval % stage.watch.every:
+    if scheduler.interval >= stage.length.count:
+        raise UserError(f"{where}: stages.{name} trains {stage.length}; valid: fewer than that")
+    if number.startswith("watch_") and stage.length.unit == "epochs" and scheduler.interval % stage.watch.every:
         raise UserError(
             f"{where}: {measure} is known every {stage.watch.every} epochs (stages.{name}.watch.every); valid: a "
             "multiple of that"
@@ -161,7 +162,27 @@ def check_search_images(plan: SearchPlan, store: Store) -> None:
     """
     for values in plan.corner_values():
         recipe = plan.trial_recipe(values)
+        splits = draw_splits(store, recipe.dataset, recipe.measured_splits)
         try:
-            data_checks.check_images(recipe, draw_splits(store, recipe.dataset))
+            data_checks.check_images(recipe, splits)
         except UserError as error:
             raise UserError(plan.explain_error(str(error), values)) from None
+        if isinstance(plan.search.scheduler, Pbt):
+            _check_watched_steps(plan, plan.search.scheduler, recipe, splits)
+
+
+def _check_watched_steps(plan: SearchPlan, scheduler: Pbt, recipe: Recipe, splits: Splits) -> None:
+    """Checks that a feature metric, which is known at ends of epochs, is known where a training in steps pauses."""
+    assert plan.search.scheduler_objective is not None
+    measure = plan.search.scheduler_objective[0]
+    name, _, number = measure.partition(".")
+    stage = recipe.stages[name]
+    assert isinstance(stage, Pretrain)
+    if not number.startswith("watch_") or stage.length.unit == "epochs":
+        return
+    every = stage.watch.every * count_steps_per_epoch(stage, splits, recipe.seeds[0])
+    if scheduler.interval % every:
+        raise UserError(
+            f"scheduler.interval: {scheduler.interval} is not valid: {measure} is known every {every} steps, "
+            f"{stage.watch.every} epochs (stages.{name}.watch.every); valid: a multiple of that"
+        )

@@ -189,7 +189,7 @@ def draw_parallel(search: Search, done: Sequence[Trial]) -> Figure:
 
 
 def draw_population(search: Search, trials: Sequence[Trial]) -> Figure:
-    """Draws what the trials of a population reached over epochs, and their numeric settings over epochs.
+    """Draws what the trials of a population reached over epochs or steps, and their numeric settings over them.
 
     A ring marks where a trial copied the networks of another one. The best trial is on top.
     """
@@ -208,18 +208,18 @@ def draw_population(search: Search, trials: Sequence[Trial]) -> Figure:
         if trial.seen:
             axes[0].plot(*zip(*trial.seen, strict=True), **style)
         segments = [*trial.parts, _next_segment(trial)]
-        copied = [before.epochs for before, after in itertools.pairwise(segments) if after.origin is not None]
-        values = [dict(trial.seen).get(float(epochs), np.nan) for epochs in copied]
+        copied = [before.end for before, after in itertools.pairwise(segments) if after.origin is not None]
+        values = [dict(trial.seen).get(float(end), np.nan) for end in copied]
         axes[0].plot(copied, values, "o", color=RED, fillstyle="none", markersize=6)
-        edges = [0, *(segment.epochs for segment in segments)]
+        edges = [0, *(segment.end for segment in segments)]
         for axis, key in zip(axes[1:], numeric, strict=True):
             settings = [segment.values[key] for segment in segments]
             axis.step(edges, [settings[0], *settings], where="pre", **style)
             if search.space[key].loguniform:
                 axis.set_yscale("log")
-    _set_titles(axes[0], f"{measure}; ring: copied from another trial", "epochs", measure)
+    _set_titles(axes[0], f"{measure}; ring: copied from another trial", trials[0].unit, measure)
     for axis, key in zip(axes[1:], numeric, strict=True):
-        _set_titles(axis, names[key], "epochs")
+        _set_titles(axis, names[key], trials[0].unit)
     return figure
 
 

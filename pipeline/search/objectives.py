@@ -4,10 +4,12 @@ evaluate.knn, evaluate.probe, evaluate.knn_layer2    accuracies of the frozen fe
 evaluate.rankme, uniformity, feature_std             numbers of the same features that need no labels
 finetune, finetune.scratch                           the measure of the task, for the first arm or for another one
 retrieve.precision@5, .mean_average_precision
+reconstruct.psnr                                     of images with the stage's corruption, the same for all trials
 pretrain.watch_knn, .watch_rankme, .loss, ...        the last value of a number that the pretraining logs
 pretrain.accuracy                                    that of the classifier which a method learns from labels
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import StrictModel
-from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 
@@ -24,7 +26,7 @@ class Objective(StrictModel):
     """A number on held-out data that trials are compared by."""
 
     measure: str = Field(
-        pattern=r"^[\w-]+(\.[\w@-]+)?$",
+        pattern=r"^[\w-]+(\.[\w@-]+)?\z",
         description="<stage> or <stage>.<name>: the name of a stage, and of a number that it measures or logs.",
     )
     mode: Literal["max", "min"] = Field("max", description="Whether larger or smaller values are better.")
@@ -56,6 +58,17 @@ def check_measure(measure: str, where: str, recipe: Recipe) -> None:
         kind.check_objective(where, stage, name, measure)
 
 
+# The lowest and the highest value of a score.
+ScoreRange = tuple[float, float]
+
+
+def score_range(measure: str, recipe: Recipe) -> ScoreRange:
+    """Returns the range of a measure's values: that of a share, or of all finite numbers."""
+    name, _, what = measure.partition(".")
+    stage = recipe.stages[name]
+    return (0.0, 1.0) if stage_kind(stage).is_share_objective(stage, what) else (-math.inf, math.inf)
+
+
 def is_logged(measure: str, recipe: Recipe) -> bool:
     """Returns True if the measure is logged during a pretraining, and not only at its end."""
     name, _, what = measure.partition(".")
@@ -67,9 +80,13 @@ def read_scores(measure: str, recipe: Recipe, instances: Sequence[StageInstance]
     """Returns the scores of the finished instances of a measure's stage, in the order of the recipe's seeds.
 
     Raises:
-        StopTraining: a pretraining has not logged the measure. The message names what it has logged.
+        StopTraining: a pretraining has not logged the measure, and the message names what it has logged; or a score is
+            not a finite number, by which no trial can be compared.
     """
     name, _, what = measure.partition(".")
     stage = recipe.stages[name]
     kind = stage_kind(stage)
-    return [kind.read_objective(stage, what, instance) for instance in instances if instance.stage == name]
+    scores = [kind.read_objective(stage, what, instance) for instance in instances if instance.stage == name]
+    if not all(map(math.isfinite, scores)):
+        raise StopTraining(f"{measure}: {', '.join(f'{score:g}' for score in scores)} is no score to compare trials by")
+    return scores

@@ -21,7 +21,8 @@ from firstlight.pipeline.search.sampler import draw_random_values
 from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
 from firstlight.pipeline.stages.pretrain import Pretrain, build_small_method
 from firstlight.pipeline.stages.stage import TrainingSegment
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, DamagedFileError, read_verified
+from firstlight.pipeline.train.checkpoint import list_checkpoint_folders
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, DamagedFileError, read_verified
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
@@ -91,15 +92,18 @@ def perturb_value(dimension: Dimension, value: Any, factor: float, up: bool) -> 
     return int(perturbed) if dimension.randint else float(perturbed)
 
 
-def copy_checkpoint(training: Path, folder: Path, epochs: int) -> Path | None:
+def copy_checkpoint(training: Path, folder: Path, end: int) -> Path | None:
     """Copies the newest checkpoint of a training, and what the training has logged, into the folder of another trial.
 
-    The copy is complete or does not exist. Returns its folder, None if the checkpoint is damaged.
+    The copy is complete or does not exist. Returns its folder, None if there is no checkpoint or it is damaged.
     """
-    target = folder / COPIED_FOLDER / str(epochs)
+    target = folder / COPIED_FOLDER / str(end)
     if target.exists():
         return target
-    checkpoint = max(path.parent for path in training.glob(f"checkpoints/step-*/{FOLDER_MANIFEST}"))
+    whole = [path for path in list_checkpoint_folders(training / "checkpoints") if (path / FOLDER_MANIFEST).exists()]
+    if not whole:
+        return None
+    checkpoint = whole[-1]
     target.parent.mkdir(parents=True, exist_ok=True)
     copied = temporary_path(target.parent)
     try:
@@ -128,7 +132,7 @@ def apply_exchanges(
     copied = []
     for exchange in select_exchanges(search, resting):
         trial, origin = by_number[exchange.trial], by_number[exchange.origin]
-        if copy_checkpoint(Path(origin.training), find_folder(trial), trial.parts[-1].epochs):
+        if copy_checkpoint(Path(origin.training), find_folder(trial), trial.parts[-1].end):
             copied.append(exchange)
     for trial in resting:
         trial.origin = None
@@ -139,32 +143,32 @@ def apply_exchanges(
         last = origin.parts[-1]
         exchanged.append((trial, trial.training))
         trial.values, trial.origin = exchange.values, exchange.origin
-        trial.before = origin.before + ([(last.epochs, last.values)] if last.values != exchange.values else [])
+        trial.before = origin.before + ([(last.end, last.values)] if last.values != exchange.values else [])
     return exchanged
 
 
-def schedule_next_segment(scheduler: Pbt, trial: Trial, epochs: int) -> None:
-    """Sets where the next segment of a trial ends. `epochs`: those of its whole training."""
+def schedule_next_segment(scheduler: Pbt, trial: Trial, length: int) -> None:
+    """Sets where the next segment of a trial ends. `length`: that of its whole training, in its unit."""
     until = len(trial.parts) * scheduler.interval + scheduler.interval
-    trial.until, trial.resting = until if until < epochs else None, False
+    trial.until, trial.resting = until if until < length else None, False
 
 
-def count_segments(scheduler: Pbt, epochs: int) -> int:
-    """Returns the number of segments of a training of `epochs` epochs."""
-    return -(-epochs // scheduler.interval)
+def count_segments(scheduler: Pbt, length: int) -> int:
+    """Returns the number of segments of a training of so many epochs or steps, the unit of `interval`."""
+    return -(-length // scheduler.interval)
 
 
 def max_segments(plan: SearchPlan) -> int:
     """Returns the maximum number of segments of a trial, which is 1 if the trials are no population."""
     scheduler = plan.search.scheduler
-    return count_segments(scheduler, plan.max_epochs()) if isinstance(scheduler, Pbt) else 1
+    return count_segments(scheduler, plan.max_length().count) if isinstance(scheduler, Pbt) else 1
 
 
 def next_training_segment(plan: SearchPlan, trial: Trial, folder: Path) -> TrainingSegment | None:
     """Returns the segment that a trial trains next, None if the trials are no population."""
     if not isinstance(plan.search.scheduler, Pbt) or plan.search.scheduler_objective is None:
         return None
-    begin = folder / COPIED_FOLDER / str(trial.parts[-1].epochs) if trial.origin is not None else None
+    begin = folder / COPIED_FOLDER / str(trial.parts[-1].end) if trial.origin is not None else None
     stage = plan.search.scheduler_objective[0].partition(".")[0]
     return TrainingSegment(stage, tuple(trial.before), begin, trial.until)
 

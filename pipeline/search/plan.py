@@ -10,9 +10,11 @@ from pydantic import ValidationError
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.conf_files import find_conf_file
 from firstlight.pipeline.config.load import RecipeFiles, hash_json, parse_recipe, split_override
 from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.search.space import Pbt, Search, Values
 from firstlight.pipeline.stages.pretrain import Pretrain
@@ -46,10 +48,22 @@ class SearchPlan:
     def budget_recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
         """Returns the recipe with the budget of a trial (`overrides` of the search), and with these values.
 
+        Without values, it has those of the first corner if it is no recipe without them: if the search replaces
+        `epochs` by null, for example, and searches `steps`.
+
         Raises:
             UserError: as `load_recipe`.
         """
-        return self.files.build_recipe(self.overrides, values={**self.search.overrides, **(values or {})})
+        budget = self.search.overrides
+        try:
+            return self.files.build_recipe(self.overrides, values={**budget, **(values or {})})
+        except UserError as error:
+            if values is not None:
+                raise
+            try:
+                return self.files.build_recipe(self.overrides, values={**budget, **self.corner_values()[0]})
+            except UserError:
+                raise error from None
 
     def trial_recipe(self, values: Mapping[str, Any], references: Mapping[str, str] | None = None) -> Recipe:
         """Returns the recipe of a trial: only the stages that decide its objectives, scored on held-out images only.
@@ -64,9 +78,9 @@ class SearchPlan:
         for name, reference in (references or {}).items():
             raw["stages"][name]["encoder"] = reference
         stages = {name: raw["stages"][name] for name in self.trial_stages(recipe)}
-        for name, stage in stages.items():
+        for stage in stages.values():
             # A trial must not replace a model that a run of the recipe has registered.
-            if isinstance(recipe.stages[name], Pretrain):
+            if "register_as" in stage:
                 stage["register_as"] = None
         return parse_recipe({**raw, "stages": stages, "score_test": False, "expected": [], "needs": None})
 
@@ -100,16 +114,25 @@ class SearchPlan:
         ends = [{**start, key: end} for key, dimension in self.search.space.items() for end in dimension.end_values]
         return list({json.dumps(values, sort_keys=True): values for values in [start, *ends]}.values())
 
-    def max_epochs(self) -> int:
-        """Returns the maximum number of epochs, over the corners, of the training that the scheduler monitors.
+    def max_length(self) -> TrainingLength:
+        """Returns the maximum length, over the corners, of the training that the scheduler monitors.
 
-        Returns 1 without a scheduler.
+        Returns one epoch without a scheduler.
+
+        Raises:
+            UserError: the length is in epochs at some corners and in steps at others.
         """
         if self.search.scheduler_objective is None:
-            return 1
-        stage = self.search.scheduler_objective[0].partition(".")[0]
-        corners = [self.trial_recipe(values) for values in self.corner_values()]
-        return max(int(recipe.stages[stage].epochs) for recipe in corners)  # type: ignore[attr-defined]
+            return TrainingLength(1, "epochs")
+        name = self.search.scheduler_objective[0].partition(".")[0]
+        stages = [self.trial_recipe(values).stages[name] for values in self.corner_values()]
+        lengths = [stage.length for stage in stages if isinstance(stage, Pretrain)]
+        if len({length.unit for length in lengths}) > 1:
+            raise UserError(
+                f"space: some trials have stages.{name}.epochs and others stages.{name}.steps, which "
+                f"scheduler: {self.search.scheduler.name} cannot compare; valid: one of the two for all trials"
+            )
+        return max(lengths, key=lambda length: length.count)
 
     def explain_error(self, message: str, values: Mapping[str, Any]) -> str:
         """Rewrites the error of a recipe with these values so that it names the key of the space."""
@@ -139,13 +162,16 @@ class SearchPlan:
 def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan:
     """Reads a search file and its recipe. `checks.load_checked_plan` also checks one against the other.
 
-    `overrides`: texts `key=value`. Those whose key begins with a field of the search set the search, the others the
-    recipe.
+    `path`: the file of a search, or the name of a shipped one, for example `nat`. `overrides`: texts `key=value`. Those
+    whose key begins with a field of the search set the search, the others the recipe.
 
     Raises:
         UserError: one line for each mistake, which names the dotted key, the value and the valid values.
     """
+    path = find_conf_file(path, "search")
     raw = yaml_reader.read_yaml(path)
+    if "stages" in raw:
+        raise UserError(f"{path}: is a recipe, not a search of settings: firstlight run {path}")
     own = [override for override in overrides if override.partition("=")[0].split(".")[0] in Search.model_fields]
     for keys, value in map(split_override, own):
         raw = _apply_override(raw, keys, value)

@@ -17,7 +17,7 @@ from rich.text import Text
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.objectives import Objective
 from firstlight.pipeline.search.space import Search
-from firstlight.pipeline.terminal import format_duration
+from firstlight.pipeline.terminal import escape_line, format_duration
 
 # Seconds between two lines about the whole search, without a terminal.
 SUMMARY_INTERVAL_S = 30.0
@@ -50,7 +50,7 @@ def format_mean_std(scores: Sequence[float]) -> str:
 def rank_trials(trials: Sequence[Trial], objective: Objective) -> list[Trial]:
     """Returns the finished trials, best first, then the running, the stopped and the failed ones.
 
-    Trials without a score are ordered by the epochs that they have reached.
+    Trials without a score are ordered by how far they have trained.
     """
     order = ("done", "running", "stopped", "failed")
 
@@ -102,8 +102,8 @@ def summarise_search(search: Search, trials: Sequence[Trial], best: Trial, promo
     lines: list[Any] = [build_trials_table(search, trials)]
     lines.append(Text(f"best: trial {best.name}: {_format_settings(search, best.values)}"))
     lines += [
-        Text(f"  its networks were trained up to {epochs} epochs with: {_format_settings(search, values)}")
-        for epochs, values in best.before
+        Text(f"  its networks were trained up to {end:,} {best.unit} with: {_format_settings(search, values)}")
+        for end, values in best.before
     ]
     if len(search.objectives) > 1:
         front = pareto_front(search, [trial for trial in trials if trial.state == "done"])
@@ -147,7 +147,7 @@ class TrialTable:
 
     def print_note(self, text: str, style: str = "yellow") -> None:
         word = "note" if style == "yellow" else self.search.name
-        self.console.print(f"[{style}]{word}[/] {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[{style}]{word}[/] {escape(escape_line(text))}", highlight=False, soft_wrap=True)
 
     def add_trial(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
@@ -163,9 +163,8 @@ class TrialTable:
 
     def print_exchange(self, trial: Trial) -> None:
         """Prints that a trial of a population continues from the networks of another one."""
-        epochs = trial.parts[-1].epochs
         self.print_note(
-            f"trial {trial.name} continues from trial {trial.origin:03d} at {epochs} epochs, "
+            f"trial {trial.name} continues from trial {trial.origin:03d} at {trial.parts[-1].end:,} {trial.unit}, "
             f"with {self._format_short_settings(trial)}"
         )
 

@@ -65,8 +65,8 @@ FIGURE_CAPTIONS = {
         "The first objective against each of the others; the Pareto set is marked",
     ),
     "population": (
-        "The trials over epochs, and their settings",
-        "A line for each trial over epochs, with a ring where it copied the networks of another one",
+        "The trials while they train, and their settings",
+        "A line for each trial while it trains, with a ring where it copied the networks of another one",
     ),
     "curve": (
         "The objective over the grid",
@@ -109,7 +109,10 @@ def build_search_page(report: SearchReport) -> Page:
         PageSection("Trials", trials_blocks(report)),
         PageSection("Pictures", figure_blocks(report.state.folder)),
         PageSection("What was searched", search_blocks(report, recipe)),
-        PageSection("Data", data_blocks(recipe.dataset, store, draw_splits(store, recipe.dataset), prepared)),
+        PageSection(
+            "Data",
+            data_blocks(recipe.dataset, store, draw_splits(store, recipe.dataset, recipe.measured_splits), prepared),
+        ),
         PageSection("Lineage", [_search_lineage(report, prepared)]),
         PageSection("Run it again", _repeat_search_blocks(report)),
     ]

@@ -114,8 +114,8 @@ def _earlier_settings(report: SearchReport, best: Trial) -> list[Block]:
     if not best.before:
         return []
     keys = report.plan.search.space
-    rows = [[f"up to {epochs}", *(format_value(values[key]) for key in keys)] for epochs, values in best.before]
-    heads = ("epochs", *report.names.values())
+    rows = [[f"up to {end:,}", *(format_value(values[key]) for key in keys)] for end, values in best.before]
+    heads = (best.unit, *report.names.values())
     return [Table("What its networks were trained with before", heads, rows, range(1, len(heads)))]
 
 

@@ -76,7 +76,7 @@ class SearchRuns:
         segment, objective = trial.parts[-1], self.plan.search.scheduler_objective
         assert objective is not None
         numbers = {f"space.{key}": float(v) for key, v in segment.values.items() if isinstance(v, int | float)}
-        row = {"step": segment.epochs, "time": trial.ended, sanitize_metric_key(objective[0]): segment.value, **numbers}
+        row = {"step": segment.end, "time": trial.ended, sanitize_metric_key(objective[0]): segment.value, **numbers}
         self.tracking.log_metrics(_get_run_id(folder), [row])
 
     def close_replaced_training(self, folder: Path) -> None:

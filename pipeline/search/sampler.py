@@ -73,7 +73,7 @@ def build_study(search: Search, trials: Sequence[Trial], sampler: BaseSampler | 
                     for key, value in trial.values.items()
                 },
                 distributions=space,
-                intermediate_values={round(epochs * 1000): sign * value for epochs, value in reported},
+                intermediate_values={round(trained * 1000): sign * value for trained, value in reported},
             )
         )
     return study

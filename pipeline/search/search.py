@@ -33,6 +33,7 @@ from firstlight.pipeline.search import pbt
 from firstlight.pipeline.search.capacity import driver_resources, max_concurrent_trials
 from firstlight.pipeline.search.checks import check_search, check_search_images
 from firstlight.pipeline.search.ledger import OTHER_CODE_NOTE, SearchState, Trial, find_best_trial
+from firstlight.pipeline.search.objectives import score_range
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.progress import TrialTable
 from firstlight.pipeline.search.report import write_search_report
@@ -75,7 +76,8 @@ def run_search(plan: SearchPlan, console: Console) -> SearchResult:
             with RaySession(recipe.scale, recipe.stream, console.print) as session:
                 store = prepare_store(recipe, session, console, ParentRun(folder, runs.tags))
                 check_search_images(plan, store)
-                runner = SearchRunner(plan, SearchState(folder, store.hash), runs, (source, store), console)
+                ranges = [score_range(objective.measure, recipe) for objective in plan.search.objectives]
+                runner = SearchRunner(plan, SearchState(folder, store.hash, ranges), runs, (source, store), console)
                 runner.run_remaining(session)
                 return runner.finish_search()
         except BaseException as error:
@@ -143,7 +145,7 @@ class SearchRunner:
         concurrent = max_concurrent_trials(
             recipe.scale, recipe.stream, nodes.list_live_nodes(), self.plan.search.concurrency
         )
-        scheduler = tune.make_scheduler(self.plan.search, ended, self.plan.max_epochs())
+        scheduler = tune.make_scheduler(self.plan.search, ended, self.plan.max_length())
         limits = tune.TrialLimits(concurrent, driver_resources(recipe.scale), recipe.scale.max_failures)
         with self.table:
             self.table.print_start(left, concurrent)
@@ -182,9 +184,10 @@ class SearchRunner:
         if number >= self.plan.search.num_trials:
             self._exchange_networks()
             return self.waiting.pop(0) if self.waiting else None
-        trial = Trial(number, propose_values(self.plan.search, self.state.trials, number))
+        length = self.plan.max_length()
+        trial = Trial(number, propose_values(self.plan.search, self.state.trials, number), unit=length.unit)
         if isinstance(self.plan.search.scheduler, Pbt):
-            pbt.schedule_next_segment(self.plan.search.scheduler, trial, self.plan.max_epochs())
+            pbt.schedule_next_segment(self.plan.search.scheduler, trial, length.count)
         self.state.trials.append(trial)
         self.state.save()
         return trial
@@ -196,7 +199,7 @@ class SearchRunner:
             return
         exchanged = pbt.apply_exchanges(self.plan.search, resting, self.state.trial_folder)
         for trial in resting:
-            pbt.schedule_next_segment(scheduler, trial, self.plan.max_epochs())
+            pbt.schedule_next_segment(scheduler, trial, self.plan.max_length().count)
         self.state.save()
         for trial, replaced in exchanged:
             self.runs.try_publish(partial(self.runs.close_replaced_training, self.state.trial_folder(trial)))
@@ -294,7 +297,7 @@ class SearchRunner:
         with contextlib.suppress(Exception):
             best = find_best_trial(self.state.trials, self.plan.search.objectives[0])
             file = write_search_report(self._make_report(best, error=describe_error(error)))
-            self.console.print(f"what is known so far: {file}", soft_wrap=True, highlight=False)
+            self.console.print(f"what is known so far: {file}", soft_wrap=True, highlight=False, markup=False)
             self.runs.client.log_artifact(self.runs.run_id, str(file))
 
     def _make_report(self, best: Trial | None, **fields: Any) -> SearchReport:

@@ -85,7 +85,10 @@ class NoScheduler(StrictModel):
 
 
 class Asha(StrictModel):
-    """Asynchronous successive halving (Li et al. 2018): after some epochs only the best trials continue to train."""
+    """Asynchronous successive halving (Li et al. 2018): after some epochs only the best trials continue to train.
+
+    It counts steps where the length of the training is in steps.
+    """
 
     name: Literal["asha"] = Field(description="The name of the scheduler.")
     measure: str | None = Field(
@@ -94,12 +97,12 @@ class Asha(StrictModel):
         "null: the first objective, which must be such a number.",
     )
     mode: Literal["max", "min"] = Field("max", description="Whether larger or smaller values of `measure` are better.")
-    grace: int = Field(1, ge=1, description="The number of epochs that every trial trains.")
+    grace: int = Field(1, ge=1, description="The number of epochs (or steps) that every trial trains.")
     reduction: float = Field(
         3.0,
         gt=1.0,
-        description="One of this number of trials continues after each decision. The epochs between two decisions "
-        "grow by the same factor.",
+        description="One of this number of trials continues after each decision. The epochs (or steps) between two "
+        "decisions grow by the same factor.",
     )
 
 
@@ -107,7 +110,7 @@ class Pbt(StrictModel):
     """Population-based training (Jaderberg et al. 2017).
 
     All trials train at the same time. After every `interval` epochs the worst trials continue from the networks of the
-    best, with the settings of the best, changed a little.
+    best, with the settings of the best, changed a little. It counts steps where the length of the training is in steps.
     """
 
     name: Literal["pbt"] = Field(description="The name of the scheduler.")
@@ -117,7 +120,7 @@ class Pbt(StrictModel):
         "null: the first objective, which must be such a number.",
     )
     mode: Literal["max", "min"] = Field("max", description="Whether larger or smaller values of `measure` are better.")
-    interval: int = Field(ge=1, description="The number of epochs between two comparisons of the trials.")
+    interval: int = Field(ge=1, description="The number of epochs (or steps) between two comparisons of the trials.")
     quantile: float = Field(
         0.25,
         gt=0.0,
@@ -148,15 +151,15 @@ class Pbt(StrictModel):
 class Promote(StrictModel):
     """The name and alias that the encoder of the best trial gets in MLflow's registry: models:/<name>@<alias>."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="The name of the registered model.")
-    alias: str = Field("best", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="The alias of the new version.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\z", description="The name of the registered model.")
+    alias: str = Field("best", pattern=r"^[A-Za-z][A-Za-z0-9_-]*\z", description="The alias of the new version.")
 
 
 class Search(StrictModel):
     """The settings of a recipe that are searched, and the objectives that trials are compared by."""
 
     # Shorter than a recipe's name: the name of a trial is longer by a hyphen and its number.
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}$", description="The name of the search.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}\z", description="The name of the search.")
     description: str = Field("", description="A text about the search, for people.")
     recipe: str = Field(
         min_length=1, description="The recipe's file: a path below conf/recipe, or relative to the search file."

@@ -5,31 +5,33 @@ The folder of a trial:
     log.txt        what `firstlight run` would print
     outcome.json   the scores, or why there are none; written once, at the end. A trial without it has not ended, and
                    resumes when it is run again
-    pause-6.json   the same, in a population, at the end of a segment: the training pauses after 6 epochs
+    pause-6.json   the same, in a population, at the end of a segment: the training pauses after 6 epochs (or steps)
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import TrainingOptions
+from firstlight.pipeline.config.stages import StageConfig, TrainingOptions
+from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError, one_line
-from firstlight.pipeline.files import write_json
+from firstlight.pipeline.records import Count, RecordShape, read_json_record, write_sealed_json
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import objectives
 from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
-from firstlight.pipeline.stages.finetune import Finetune
+from firstlight.pipeline.stages.finetune import Finetune, list_candidates
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
+from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import JsonRows
@@ -73,7 +75,38 @@ def write_trial_file(
         "wanted": vars(request),
         "passage": {**vars(segment), "begin": str(segment.begin) if segment.begin else None} if segment else None,
     }
-    write_json(folder / TRIAL_FILE, fields)
+    write_sealed_json(folder / TRIAL_FILE, fields)
+
+
+class _RequestShape(RecordShape):
+    """A `TrialRequest` as JSON."""
+
+    measures: list[str]
+    deciding: str | None
+    maker: str | None
+
+
+class _PassageShape(RecordShape):
+    """A `TrainingSegment` as JSON."""
+
+    stage: str
+    before: list[Annotated[list[Any], Field(min_length=2, max_length=2)]]
+    begin: str | None
+    until: Count | None
+
+
+class _TrialFileShape(RecordShape):
+    """The file that `write_trial_file` writes."""
+
+    recipe: dict[str, Any]
+    store: str
+    tags: dict[str, str]
+    cwd: str
+    wanted: _RequestShape
+    passage: _PassageShape | None
+
+
+TRIAL_SHAPE = TypeAdapter(_TrialFileShape)
 
 
 def _parse_request(fields: dict[str, Any]) -> TrialRequest:
@@ -83,7 +116,7 @@ def _parse_request(fields: dict[str, Any]) -> TrialRequest:
 def _parse_segment(fields: dict[str, Any] | None) -> TrainingSegment | None:
     if fields is None:
         return None
-    before = tuple((int(epochs), dict(values)) for epochs, values in fields["before"])
+    before = tuple((int(end), dict(values)) for end, values in fields["before"])
     begin = Path(fields["begin"]) if fields["begin"] else None
     return TrainingSegment(fields["stage"], before, begin, fields["until"])
 
@@ -93,16 +126,18 @@ def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
 
     How the trial ended is written to its folder. `report` is called with its progress on the way.
     """
-    fields = json.loads((folder / TRIAL_FILE).read_text("utf-8"))
+    fields = read_json_record(folder / TRIAL_FILE, TRIAL_SHAPE)
+    assert fields is not None, "the search writes the file before it starts the trial"
     # A machine without this working directory cannot have files below it either.
     with contextlib.suppress(OSError):
         os.chdir(fields["cwd"])
     request, segment = _parse_request(fields["wanted"]), _parse_segment(fields["passage"])
     recipe = parse_recipe(fields["recipe"])
-    reporter = TrialReporter(recipe, request, report)
+    images = Store.open(Path(fields["store"])).splits["train"]
+    reporter = TrialReporter(recipe, request, images, report)
     with open(folder / TRIAL_LOG_FILE, "a", encoding="utf-8") as log:
         parent = ParentRun(folder, fields["tags"], store=Path(fields["store"]), listener=reporter, segment=segment)
-        outcome = run_stages(recipe, request, parent, Console(file=log, width=140))
+        outcome = run_stages(recipe, request, parent, SafeConsole(file=log, width=140))
     outcome |= {"seen": reporter.seen, "training": reporter.training, "seconds": reporter.seconds()}
     name = OUTCOME_FILE
     # Only a segment of a population pauses.
@@ -112,7 +147,7 @@ def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
             name = pause_file_name(segment.until)
         else:
             outcome |= {"state": "failed", "reason": f"{request.deciding} is not logged where the training pauses"}
-    write_json(folder / name, {**outcome, "ended": time.time()})
+    write_sealed_json(folder / name, {**outcome, "ended": time.time()})
     return {"progress": 1.0, "stage": outcome["state"]}
 
 
@@ -160,14 +195,14 @@ def _find_encoder_run(stage: str | None, instances: Sequence[StageInstance]) -> 
 class TrialReporter:
     """Reports the progress of a trial, and every value of the first seed that the scheduler decides by.
 
-    It is a `Listener` of the run's metrics.
+    It is a `Listener` of the run's metrics. `images`: the number of training images.
     """
 
-    def __init__(self, recipe: Recipe, request: TrialRequest, report: Callable[[Report], None]) -> None:
+    def __init__(self, recipe: Recipe, request: TrialRequest, images: int, report: Callable[[Report], None]) -> None:
         self.recipe, self.report = recipe, report
-        self.weights = {name: stage_weight(stage) for name, stage in recipe.stages.items()}
+        self.weights = {name: weigh_stage(stage, images) for name, stage in recipe.stages.items()}
         self.stage, _, self.key = (request.deciding or "").partition(".")
-        # [epochs, value] of each report to the scheduler.
+        # [length, value] of each report to the scheduler, in the unit of the training's length.
         self.seen: list[tuple[float, float]] = []
         # The folder of the training that the scheduler decides about.
         self.training = ""
@@ -193,22 +228,26 @@ class TrialReporter:
     def _report_value(self, report: Report, instance: StageInstance, row: dict[str, Any]) -> None:
         stage = self.recipe.stages[self.stage]
         assert isinstance(stage, TrainingOptions)
-        epochs, value = stage.epochs * row["step"] / row["of"], float(row[self.key])
+        length, value = stage.length, float(row[self.key])
+        trained = length.count * row["step"] / row["of"]
         self.training = str(instance.folder)
         # A resumed worker repeats the steps since its checkpoint.
-        if self.seen and epochs <= self.seen[-1][0]:
+        if self.seen and trained <= self.seen[-1][0]:
             return
-        self.seen.append((epochs, value))
-        fields = {"epochs": epochs, "value": value, "training": self.training, "last": row["step"] == row["of"]}
-        self._send_report({**report, "so_far": f"{self.key} {value:.4g}", **fields})
+        self.seen.append((trained, value))
+        fields = {"trained": trained, "unit": length.unit, "value": value, "training": self.training}
+        is_last = row["step"] == row["of"]
+        self._send_report({**report, "so_far": f"{self.key} {value:.4g}", **fields, "last": is_last})
 
     def _send_report(self, report: Report) -> None:
         self.last_report = time.monotonic()
         self.report(report)
 
 
-def stage_weight(stage: Any) -> float:
-    """Returns the rough duration of a stage, in passes over the images: a pass of a training counts three."""
-    if isinstance(stage, Finetune):
-        return 3.0 * stage.epochs * len(stage.arms) * max(len(stage.learning_rates), 1)
-    return 3.0 * stage.epochs if isinstance(stage, TrainingOptions) else 2.0
+def weigh_stage(stage: StageConfig, images: int) -> float:
+    """Returns the rough duration of a stage, in passes over so many images: a pass of a training counts three."""
+    if not isinstance(stage, TrainingOptions):
+        return 2.0
+    passes = stage.epochs if stage.epochs is not None else stage.length.count * stage.batch_size / images
+    trainings = len(list_candidates(stage)) if isinstance(stage, Finetune) else 1
+    return 3.0 * passes * trainings

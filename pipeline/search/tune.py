@@ -19,6 +19,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.run.launch import run_interruptibly
 from firstlight.pipeline.run.ray_session import is_verbose
@@ -193,7 +194,7 @@ class CooperativeAsha(_WithoutState, AsyncHyperBandScheduler):  # type: ignore[m
             return str(TrialScheduler.CONTINUE)
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP and not result["last"]:
-            reason = f"behind others at {result['epochs']:.3g} epochs: {result['so_far']}"
+            reason = f"behind others at {_format_length(result['trained'])} {result['unit']}: {result['so_far']}"
             write_atomically(Path(result["training"]) / STOP_FILE, reason.encode())
         return str(TrialScheduler.CONTINUE)
 
@@ -202,24 +203,29 @@ class CooperativeAsha(_WithoutState, AsyncHyperBandScheduler):  # type: ignore[m
         for trial in trials:
             stub: Any = SimpleNamespace(trial_id=f"before-{trial.number}")
             self.on_trial_add(None, stub)  # type: ignore[arg-type]
-            for epochs, value in trial.seen:
-                super().on_trial_result(None, stub, {"epochs": epochs, "value": value})  # type: ignore[arg-type]
+            for trained, value in trial.seen:
+                super().on_trial_result(None, stub, {"trained": trained, "value": value})  # type: ignore[arg-type]
 
 
-def make_scheduler(search: Search, ended: Sequence[Trial], max_epochs: int) -> TrialScheduler:
+def _format_length(count: float) -> str:
+    """Returns a number of epochs, which may be a fraction, or of steps."""
+    return f"{count:.3g}" if count < 1000 else f"{count:,.0f}"
+
+
+def make_scheduler(search: Search, ended: Sequence[Trial], longest: TrainingLength) -> TrialScheduler:
     """Builds the scheduler of a search.
 
-    `ended`: the trials that have ended before. `max_epochs`: the maximum number of epochs of the training that the
-    scheduler monitors.
+    `ended`: the trials that have ended before. `longest`: the maximum length of the training that the scheduler
+    monitors; it counts in its unit.
     """
     if not isinstance(search.scheduler, Asha) or search.scheduler_objective is None:
         return FIFOScheduler()
     asha = CooperativeAsha(
-        time_attr="epochs",
+        time_attr="trained",
         metric="value",
         mode=search.scheduler_objective[1],
-        grace_period=min(search.scheduler.grace, max_epochs),
-        max_t=max_epochs,
+        grace_period=min(search.scheduler.grace, longest.count),
+        max_t=longest.count,
         reduction_factor=search.scheduler.reduction,
         stop_last_trials=False,
     )

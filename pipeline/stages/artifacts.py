@@ -1,23 +1,47 @@
-"""Saved networks: a folder of safetensors and JSON files with a manifest, the same on disk and as an MLflow artifact or
-logged model.
+"""Saved networks and tables: a folder of safetensors and JSON files with a manifest, the same on disk and as an MLflow
+artifact or logged model.
 """
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
-from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.train.checkpoint import DamagedFileError, read_verified, write_file, write_manifest
+from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.records import Count, RecordShape, parse_record
+from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.heads import Projection
 
+# Of the facts of an encoder: no image of the store was kept apart from its training.
+TRAINED_ON_ALL_KEY = "trained_on_all"
+ENCODER_WEIGHTS_FILE = "encoder.safetensors"
+# Exceptions of a constructor that gets a spec from a file.
+BUILD_ERRORS = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
+# Numbers of a spec up to this one are not compared with the number of weights.
+SMALLEST_LIMIT = 1024
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class _EncoderShape(RecordShape):
+    """The content of `encoder.json`."""
+
+    spec: dict[str, Any]
+    image_size: Annotated[int, Field(ge=1, le=2**16)]
+    shapes: list[list[Count]]
+
+
+ENCODER_SHAPE = TypeAdapter(_EncoderShape)
 
 
 def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
@@ -48,6 +72,46 @@ def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> Non
     write_manifest(folder, files)
 
 
+@dataclass(frozen=True)
+class SavedTable:
+    """A value for each image that a method was trained on."""
+
+    ids: np.ndarray  # (n,) int64, ascending
+    values: Tensor  # (n, ...)
+    store: str  # the hash of the store of these images
+
+
+def save_table(table: SavedTable, folder: Path, facts: dict[str, Any]) -> None:
+    """Writes the values that a method has kept of its images. `facts` are kept with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"ids": torch.from_numpy(table.ids.copy()), "values": table.values.detach().cpu().contiguous()}
+    shape = list(table.values.shape)
+    description = {"format": 1, "shape": shape, **facts, "store": table.store}
+    files = write_file(folder, "table.safetensors", save_tensors(tensors))
+    files |= write_file(folder, "table.json", json.dumps(description, indent=1).encode())
+    write_manifest(folder, files)
+
+
+def load_table(folder: Path) -> SavedTable:
+    """Loads the values that a method has kept of its images.
+
+    Raises:
+        UserError: a file is missing, damaged, or not a table's; the message names it.
+    """
+    try:
+        _, files = read_verified(folder)
+        description, tensors = json.loads(files["table.json"]), load_tensors(files["table.safetensors"])
+        ids, values = tensors["ids"], tensors["values"]
+        _check_weights(tensors)
+        if description["shape"] != list(values.shape):
+            raise ValueError(f"table.json has the shape {description['shape']}, its values {list(values.shape)}")
+        if ids.dtype != torch.int64 or ids.shape != values.shape[:1] or not bool((ids.diff() > 0).all()):
+            raise ValueError("table.safetensors has no ascending ids, one for each value")
+        return SavedTable(ids.numpy(), values, str(description["store"]))
+    except (DamagedFileError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole table: {str(error).splitlines()[0]}") from None
+
+
 def load_decoder(folder: Path) -> Decoder:
     """Loads the decoder that a denoising auto-encoder was trained with.
 
@@ -66,13 +130,18 @@ def load_head(folder: Path) -> Projection:
     return _load_network(folder, Projection, "head")
 
 
-def load_companion(folder: Path, what: str) -> nn.Module:
-    """Loads the `head` or the `decoder` that was saved with an encoder.
+def load_companion(folder: Path, what: str) -> nn.Module | SavedTable:
+    """Loads the `head`, the `decoder` or the memory `bank` that was saved with an encoder.
 
     Raises:
-        UserError: as `load_head`.
+        UserError: as `load_head` and `load_table`.
     """
-    return load_head(folder) if what == "head" else load_decoder(folder)
+    loaders: dict[str, Callable[[Path], nn.Module | SavedTable]] = {
+        "head": load_head,
+        "decoder": load_decoder,
+        "bank": load_table,
+    }
+    return loaders[what](folder)
 
 
 def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
@@ -81,11 +150,33 @@ def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
         description = json.loads(files["network.json"])
         if description["class"] != cls.__name__:
             raise ValueError(f"network.json describes a {description['class']}")
+        weights = load_tensors(files["network.safetensors"])
+        _check_weights(weights)
+        _check_spec_numbers(description["spec"], weights)
         network = cls(**description["spec"])
-        network.load_state_dict(load_tensors(files["network.safetensors"]))
-    except (DamagedFileError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole {what}: {str(error).splitlines()[0]}") from None
+        network.load_state_dict(weights)
+    except (DamagedFileError, *BUILD_ERRORS) as error:
+        raise UserError(f"{folder}: is not a whole {what}: {one_line(error)}") from None
     return network
+
+
+def _check_weights(weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if a number among the weights is not finite; the message names its tensor."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} has numbers that are not finite")
+
+
+def _check_spec_numbers(spec: Any, weights: Mapping[str, Tensor], key: str = "spec") -> None:
+    """Raises ValueError if a number of a spec describes more channels or layers than there are weights.
+
+    A network of that size would be built before its weights are found not to fit.
+    """
+    for name, value in spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ():
+        _check_spec_numbers(value, weights, f"{key}.{name}")
+    count = sum(tensor.numel() for tensor in weights.values())
+    if isinstance(spec, int) and abs(spec) > max(count, SMALLEST_LIMIT):
+        raise ValueError(f"{key} is {spec}, and there are {count:,} weights")
 
 
 def read_encoder_spec(folder: Path) -> dict[str, Any]:
@@ -94,21 +185,42 @@ def read_encoder_spec(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing, damaged, or not an encoder's; the message names it.
     """
+    spec: dict[str, Any] = read_encoder_description(folder)["spec"]
+    return spec
+
+
+def read_encoder_description(folder: Path) -> dict[str, Any]:
+    """Returns what was saved of an encoder besides its weights: `spec`, `image_size`, and how it was made.
+
+    Raises:
+        UserError: as `read_encoder_spec`.
+    """
     try:
         _, files = read_verified(folder)
-        return dict(json.loads(files["encoder.json"])["spec"])
-    except (DamagedFileError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole encoder: {error}") from None
+        return parse_record(files["encoder.json"], ENCODER_SHAPE, "encoder.json")
+    except (DamagedFileError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}: is not a whole encoder: {one_line(error)}") from None
+
+
+def was_trained_on_all(folder: Path, store: str) -> bool:
+    """Returns True if a saved encoder was trained on every image of the store with the hash `store`.
+
+    Raises:
+        UserError: as `read_encoder_spec`.
+    """
+    description = read_encoder_description(folder)
+    return bool(description.get(TRAINED_ON_ALL_KEY)) and description.get("store") == store
 
 
 def check_encoder_spec(folder: Path, spec: dict[str, Any], where: str) -> None:
-    """Checks that a saved encoder has the spec of the recipe's encoder.
+    """Checks that a saved encoder has the spec of the recipe's encoder. Where that one has null, any value fits.
 
     Raises:
         UserError: the message names the first key that differs, with both values.
     """
     saved = json.loads(json.dumps(read_encoder_spec(folder)))
     wanted = json.loads(json.dumps(spec))
+    wanted |= {key: saved[key] for key in ("mean", "std") if key in saved and wanted.get(key, 0) is None}
     for key in sorted(
         saved.keys() | wanted.keys(), key=lambda key: (key != "name", key)
     ):  # of another network all else differs too
@@ -123,17 +235,59 @@ def load_encoder(folder: Path, image_size: int) -> Encoder:
     """Loads a saved encoder, for images of `image_size` pixels.
 
     Raises:
-        UserError: as `read_encoder_spec`, or the weights do not fit the spec.
+        UserError: as `read_encoder_spec`, or the weights do not fit the spec, or are not those of a network that works.
+        ValueError: images of `image_size` are too small for the encoder.
     """
-    spec = read_encoder_spec(folder)
+    spec, file = read_encoder_spec(folder), folder / ENCODER_WEIGHTS_FILE
+    try:
+        weights = load_tensors(file.read_bytes())
+        _check_weights(weights)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{file}: is damaged: {one_line(error)}") from None
+    try:
+        _check_spec_numbers(spec, weights)
+    except ValueError as error:
+        raise UserError(f"{folder / 'encoder.json'}: does not fit its weights: {error}") from None
     try:
         encoder = Encoder(spec, image_size)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'encoder.json'}: its spec is not one of an encoder here: {error}") from None
+    except (KeyError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        problem = f"its spec is not one of an encoder here: {one_line(error)}"
+        raise UserError(f"{folder / 'encoder.json'}: {problem}") from None
     try:
-        encoder.load_state_dict(load_tensors((folder / "encoder.safetensors").read_bytes()))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"{folder / 'encoder.safetensors'}: does not fit its spec: {str(error).splitlines()[0]}"
-        ) from None
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit its spec: {one_line(error)}") from None
+    _check_maps(encoder, file)
     return encoder
+
+
+@torch.no_grad()
+def _check_maps(encoder: Encoder, file: Path) -> None:
+    """Checks that the maps of two images of noise are finite: weights may be so large that their sums are not.
+
+    Raises:
+        UserError: names the file of the weights.
+    """
+    generator, size, was_training = torch.Generator().manual_seed(0), encoder.image_size, encoder.training
+    maps = encoder.eval()(torch.rand(2, 3, size, size, generator=generator))
+    encoder.train(was_training)
+    if not all(bool(torch.isfinite(map_).all()) for map_ in maps):
+        raise UserError(f"{file}: is damaged: the feature maps of an image of noise are not finite")
+
+
+def check_untrusted_encoder(folder: Path, image_size: int) -> None:
+    """Checks that the spec of an encoder is that of the network of its weights, without the memory of that network.
+
+    For encoders that no recipe has the spec of.
+
+    Raises:
+        UserError: as `load_encoder`.
+    """
+    spec, weights = read_encoder_spec(folder), load_tensors((folder / ENCODER_WEIGHTS_FILE).read_bytes())
+    try:
+        with torch.device("meta"):
+            skeleton = Encoder(spec, image_size).state_dict()
+        if {name: tensor.shape for name, tensor in skeleton.items()} != {n: t.shape for n, t in weights.items()}:
+            raise ValueError("its tensors have other names or shapes")
+    except BUILD_ERRORS as error:
+        raise UserError(f"{folder / 'encoder.json'}: does not fit its weights: {one_line(error)}") from None

@@ -80,6 +80,15 @@ def check_made_network(where: str, wanted: str, recipe: Recipe, stage: str, netw
     )
 
 
+def check_made_table(where: str, wanted: str, context: RecipeContext, stage: str) -> None:
+    """Checks that the pretraining `stage` keeps a table `wanted` of its images."""
+    if wanted in context.tables[stage]:
+        return
+    method = context.recipe.stages[stage].model_dump()["method"]["name"]
+    what = {"bank": "memory bank"}.get(wanted, wanted)
+    raise UserError(f"{where}: true is not valid: {method} of stages.{stage} keeps no {what}; valid: false")
+
+
 def check_feature_layers(where: str, key: str, stage: FeatureStage, maps: int) -> None:
     """Checks the layers of a stage against the number of the encoder's maps. `key`: the stage's key for its layers."""
     for layer in stage.feature_layers:

@@ -8,7 +8,6 @@ An embedding is the mean of the encoder's last map.
 A file is whole or absent, so a stage that was killed continues after its last whole file.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,22 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file_sha256
 from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
 from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, TaskPool
-from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.files import atomic_path, write_json
+from firstlight.pipeline.errors import StageFailed, UserError, one_line
+from firstlight.pipeline.files import atomic_path
+from firstlight.pipeline.records import Count, HexDigest, RecordShape, parse_record, write_sealed_json
 from firstlight.pipeline.stages.artifacts import load_encoder
 from firstlight.pipeline.stages.checks import check_class_names
 from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
 from firstlight.pipeline.stages.features.projection import MapProjection
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.folder_manifest import read_verified
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.encoders import pool_maps
@@ -210,10 +211,7 @@ def _build_manifest(
     context: StageContext, stage: Embed, instance: StageInstance, files: list[EmbeddingFile]
 ) -> dict[str, Any]:
     assert instance.encoder is not None
-    folder, encoder = (
-        instance.folder / EMBEDDINGS_FOLDER,
-        json.loads((instance.encoder / MANIFEST_FILE).read_text("utf-8")),
-    )
+    folder, (encoder, _) = instance.folder / EMBEDDINGS_FOLDER, read_verified(instance.encoder)
     rows = []
     for file in files:
         path = folder / file.name
@@ -236,6 +234,29 @@ def _build_manifest(
         "counts": {split: len(getattr(context.splits, split)) for split in stage.splits},
         "files": rows,
     }
+
+
+class _FileShape(RecordShape):
+    """The entry of a file in a manifest of embeddings."""
+
+    file: str
+    split: str
+    count: Count
+    bytes: Count
+    sha256: HexDigest
+
+
+class _EmbeddingsShape(RecordShape):
+    """A manifest of embeddings."""
+
+    format: Literal[1]
+    dtype: Literal["float32", "float16"]
+    size: Count
+    counts: dict[str, Count]
+    files: list[_FileShape]
+
+
+EMBEDDINGS_SHAPE = TypeAdapter(_EmbeddingsShape)
 
 
 @dataclass(frozen=True)
@@ -268,21 +289,14 @@ def open_embeddings(folder: Path, split: str | None = None) -> tuple[np.ndarray,
 
 
 def read_embeddings_manifest(folder: Path) -> tuple[dict[str, Any], list[_ManifestEntry]]:
+    file = folder / MANIFEST_FILE
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
-        if (manifest["format"], manifest["dtype"] in ("float32", "float16"), isinstance(manifest["size"], int)) != (
-            1,
-            True,
-            True,
-        ):
-            raise ValueError("another format")
+        manifest = parse_record(file.read_bytes(), EMBEDDINGS_SHAPE, "manifest")
         entries = [_ManifestEntry(**entry) for entry in manifest["files"]]
-        if any(Path(entry.file).name != entry.file for entry in entries) or not isinstance(manifest["counts"], dict):
+        if any(Path(entry.file).name != entry.file for entry in entries):
             raise ValueError("a file outside of its folder")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{folder / MANIFEST_FILE}: is not a whole manifest of embeddings ({type(error).__name__}: {error})"
-        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: is not a whole manifest of embeddings ({one_line(error)})") from None
     return manifest, entries
 
 
@@ -324,6 +338,10 @@ class EmbedStage(StageKind[Embed]):
     section = Embed
     runs_on = "driver+ray"
 
+    def outputs(self, stage: Embed, instance: StageInstance) -> list[StageOutput]:
+        folder = instance.folder / EMBEDDINGS_FOLDER
+        return [StageOutput("embeddings", folder, f'fl.open_embeddings("{folder}")')]
+
     def run(self, context: StageContext, stage: Embed, instance: StageInstance) -> None:
         """Writes `embeddings/` and `result.json` into the instance's folder.
 
@@ -340,8 +358,11 @@ class EmbedStage(StageKind[Embed]):
         while not _attempt_files(writer, wanted, instance, last=failures == 0):
             failures -= 1
         result = _build_manifest(context, stage, instance, wanted)
-        write_json(folder / MANIFEST_FILE, result)
-        write_json(instance.folder / RESULT_FILE, result)
+        write_sealed_json(folder / MANIFEST_FILE, result)
+        instance.write_result(result)
+
+    def result_shape(self, stage: Embed) -> TypeAdapter[Any]:
+        return EMBEDDINGS_SHAPE
 
     def check_source(self, name: str, stage: Embed, context: RecipeContext) -> None:
         check_class_names(f"stages.{name}.map_classes", stage.map_classes, context.source.classes)

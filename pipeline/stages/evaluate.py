@@ -2,13 +2,14 @@
 weights.
 """
 
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, create_model, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -17,14 +18,23 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import FeatureStage
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
-from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.stages.artifacts import load_head
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.records import Count, RecordShape, Share
+from firstlight.pipeline.stages.artifacts import SavedTable, load_head, load_table
 from firstlight.pipeline.stages.checks import (
     check_feature_layers,
     check_head_source,
+    check_made_table,
     check_scored_images,
     check_target,
     check_test_split,
+)
+from firstlight.pipeline.stages.features.feature_scores import (
+    LabelledFeatures,
+    ScoringOptions,
+    score_bank,
+    score_features,
 )
 from firstlight.pipeline.stages.features.frozen_features import (
     FEATURE_ARMS,
@@ -35,19 +45,16 @@ from firstlight.pipeline.stages.features.frozen_features import (
     label_features,
 )
 from firstlight.pipeline.stages.features.projection import project_principal
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
+from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
-from firstlight.tasks.downstream.knn import class_scores, is_label_in_top
-from firstlight.tasks.downstream.probe import choose_probe
-from firstlight.tasks.feature_metrics import FEATURE_METRICS, compute_feature_metrics
+from firstlight.tasks.feature_metrics import FEATURE_METRICS
 from firstlight.tasks.nn.encoders import Encoder
 
-LabelledFeatures = tuple[Tensor, Tensor]  # (n, d) features, (n,) labels
 EVALUATION_MAP_FILE, MAX_EVALUATION_MAP_IMAGES = "map.safetensors", 1000
-# The top-k accuracy that is reported as well, where there are more classes.
-TOP_K = 5
+# The measure of kNN over the memory bank.
+BANK_MEASURE = "knn_bank"
 
 
 class Evaluate(FeatureStage):
@@ -61,6 +68,12 @@ class Evaluate(FeatureStage):
     )
     knn_k: int = Field(200, ge=1, description="The number of neighbours of weighted kNN.")
     knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
+    knn_bank: bool = Field(
+        False,
+        description="true: kNN is also scored over the memory bank that the method has kept of the training images, as "
+        "the measure `knn_bank`; needs `features: head`. Its baseline are random weights, which have no bank: their "
+        "training images are embedded.",
+    )
     probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field(
         (1e-4, 1e-3, 1e-2, 1e-1),
         min_length=1,
@@ -82,13 +95,21 @@ class Evaluate(FeatureStage):
         return self.layers
 
     @property
+    def companions(self) -> tuple[str, ...]:
+        return (*super().companions, *(("bank",) if self.knn_bank else ()))
+
+    @property
     def measures(self) -> tuple[Measure, ...]:
         labels = (("knn", "kNN", f"k={self.knn_k}"), ("probe", "linear probe", ""))
-        return tuple(
+        found = tuple(
             Measure(name + ending, label_features(label, detail, features), FEATURE_ARMS, "random weights")
             for ending, features in zip(self.layer_suffixes, describe_features(self), strict=True)
             for name, label, detail in labels
         )
+        if not self.knn_bank:
+            return found
+        label = label_features("kNN", f"k={self.knn_k}", "memory bank")
+        return (Measure(BANK_MEASURE, label, FEATURE_ARMS, "random weights"), *found)
 
 
 def _split_ids(context: StageContext) -> list[np.ndarray]:
@@ -100,26 +121,9 @@ def _split_ids(context: StageContext) -> list[np.ndarray]:
     return [splits.with_target(ids, "label") for ids in wanted]
 
 
-def _score_layer(stage: Evaluate, sets: list[LabelledFeatures], classes: int) -> dict[str, Any]:
-    """Computes the accuracies of one layer from (training, held-out, test) features, with metrics and confusion matrix
-    of the last set.
-    """
-    train, *held_out_sets = sets
-    scored_sets = dict(zip(("val", "test"), held_out_sets, strict=False))
-    val, (last, (shown, known)) = scored_sets["val"], list(scored_sets.items())[-1]
-    vote = partial(class_scores, k=stage.knn_k, temperature=stage.knn_temperature, classes=classes)
-    votes = {part: (vote(x, *train), y) for part, (x, y) in scored_sets.items()}
-    probe, decay = choose_probe(train, val, classes, stage.probe_weight_decays)
-    logits = {part: (probe.compute_scores(x), y) for part, (x, y) in scored_sets.items()}
-    predicted = logits[last][0].argmax(1)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    confusion.index_put_((known.cpu(), predicted.cpu()), torch.ones(len(predicted), dtype=torch.int64), accumulate=True)
-    return {
-        "knn": _compute_accuracies(votes),
-        "probe": {**_compute_accuracies(logits), "weight_decay": decay},
-        "confusion": confusion.tolist(),
-        "signals": {"dimensions": shown.shape[1], **compute_feature_metrics(shown)},
-    }
+def _scoring_options(stage: Evaluate, context: StageContext) -> ScoringOptions:
+    classes = len(context.store.classes)
+    return ScoringOptions(stage.knn_k, stage.knn_temperature, stage.probe_weight_decays, classes)
 
 
 def _save_evaluation_map(
@@ -138,17 +142,20 @@ def _save_evaluation_map(
     write_atomically(instance.folder / EVALUATION_MAP_FILE, save_tensors(found))
 
 
-def _compute_accuracies(scored: dict[str, LabelledFeatures]) -> dict[str, float]:
-    """Returns the shares of images whose label has the highest score, or one of the five highest, by split."""
-    found = {
-        part: float(is_label_in_top(scores, labels, 1).double().mean()) for part, (scores, labels) in scored.items()
-    }
-    if scored["val"][0].shape[1] > TOP_K:
-        found |= {
-            f"{part}_top{TOP_K}": float(is_label_in_top(scores, labels, TOP_K).double().mean())
-            for part, (scores, labels) in scored.items()
-        }
-    return found
+def _score_memory_bank(
+    context: StageContext, stage: Evaluate, folder: Path, train: np.ndarray, sets: Sequence[LabelledFeatures]
+) -> dict[str, float]:
+    """Computes the accuracies of kNN over a saved memory bank.
+
+    Args:
+        train: the labelled ids whose rows are searched.
+        sets: (held-out, test) features.
+    """
+    bank = load_table(folder)
+    _check_bank_images("the memory bank", bank, context.store.hash, context.splits)
+    rows = bank.values[torch.from_numpy(np.searchsorted(bank.ids, train))].to(context.device)
+    labels = torch.from_numpy(context.splits.labels[train]).to(context.device)
+    return score_bank((rows, labels), sets, _scoring_options(stage, context))
 
 
 class EvaluateStage(StageKind[Evaluate]):
@@ -168,35 +175,81 @@ class EvaluateStage(StageKind[Evaluate]):
         if rank() == 0:
             sizes = [len(part) for part in parts]
             labels = torch.from_numpy(context.splits.labels[ids]).to(context.device).split(sizes)
+            options = _scoring_options(stage, context)
             result: dict[str, dict[str, Any]] = {arm: {} for arm in FEATURE_ARMS}
             for arm, layers in features.items():
                 for ending, layer in zip(stage.layer_suffixes, layers, strict=True):
-                    found = _score_layer(
-                        stage, list(zip(layer.split(sizes), labels, strict=True)), len(context.store.classes)
-                    )
+                    found = score_features(list(zip(layer.split(sizes), labels, strict=True)), options)
                     result[arm] |= {f"{name}{ending}": value for name, value in found.items()}
+            if stage.knn_bank:
+                (head,) = features["pretrained"]
+                sets = list(zip(head.split(sizes), labels, strict=True))[1:]
+                found = _score_memory_bank(context, stage, instance.companions["bank"], parts[0], sets)
+                result["pretrained"][BANK_MEASURE] = found
             _save_evaluation_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
-            write_json(instance.folder / RESULT_FILE, result)
+            instance.write_result(result)
         barrier()
+
+    def result_shape(self, stage: Evaluate) -> TypeAdapter[Any]:
+        parts = {"knn": dict[str, Share], "probe": dict[str, float], "confusion": list[list[Count]]}
+        parts |= {"signals": dict[str, float]}
+        keys: dict[str, Any] = {
+            f"{name}{ending}": (shape, ...) for name, shape in parts.items() for ending in stage.layer_suffixes
+        }
+        arm = create_model("FeatureScores", __base__=RecordShape, **keys)
+        arms: dict[str, Any] = dict.fromkeys(FEATURE_ARMS, (arm, ...))
+        if stage.knn_bank:
+            keys = {BANK_MEASURE: (dict[str, Share], ...)}
+            arms["pretrained"] = (create_model("BankScores", __base__=arm, **keys), ...)
+        return TypeAdapter(create_model("EvaluationResult", __base__=RecordShape, **arms))
 
     def check_encoder(self, name: str, stage: Evaluate, recipe: Recipe, encoder: Encoder) -> None:
         check_feature_layers(f"stages.{name}", "layers", stage, len(encoder.shapes))
+        if stage.knn_bank and stage.features != "head":
+            raise UserError(
+                f"stages.{name}.knn_bank: true is not valid with features: {stage.features}: a memory bank holds the "
+                "outputs of a head; valid: features: head"
+            )
 
     def check_source(self, name: str, stage: Evaluate, context: RecipeContext) -> None:
         check_target(f"stages.{name}", "label", context)
         check_test_split(f"stages.{name}", context)
         check_head_source(name, stage, context)
+        source = context.recipe.encoder_source(name)
+        if stage.knn_bank and source is not None and source.stage is not None:
+            check_made_table(f"stages.{name}.knn_bank", "bank", context, source.stage)
 
-    def check_companion(self, name: str, stage: Evaluate, recipe: Recipe, folder: Path) -> None:
-        check_head(load_head(folder), recipe, f"stages.{name}")
+    def check_companions(self, name: str, stage: Evaluate, recipe: Recipe, companions: Mapping[str, Path]) -> None:
+        if "head" in companions:
+            check_head(load_head(companions["head"]), recipe, f"stages.{name}")
+        if "bank" in companions:
+            size, dim = load_head(companions["head"]).spec["out"], load_table(companions["bank"]).values.shape[1:]
+            if dim != (size,):
+                raise UserError(
+                    f"stages.{name}.knn_bank: the memory bank holds values of shape {tuple(dim)}, the head of "
+                    f"{stage.encoder!r} gives {size} features; valid: false"
+                )
+
+    def check_companion_images(
+        self, name: str, stage: Evaluate, companions: Mapping[str, Path], store: str, splits: Splits
+    ) -> None:
+        if "bank" in companions:
+            where = f"stages.{name}.knn_bank: true is not valid: the memory bank of {stage.encoder!r}"
+            _check_bank_images(where, load_table(companions["bank"]), store, splits)
 
     def check_images(self, name: str, stage: Evaluate, recipe: Recipe, splits: Splits) -> None:
         check_scored_images(recipe, splits, "label")
 
+    def read_score(
+        self, stage: Evaluate, measure: Measure, arm: str, split: str, instance: StageInstance
+    ) -> float | None:
+        """Returns a score. That of random weights beside a memory bank is the one of their embedded images."""
+        is_baseline = measure.name == BANK_MEASURE and arm != "pretrained"
+        return super().read_score(stage, replace(measure, name="knn") if is_baseline else measure, arm, split, instance)
+
     def objectives(self, stage: Evaluate) -> tuple[str, ...]:
-        return tuple(
-            f"{name}{ending}" for ending in stage.layer_suffixes for name in ("knn", "probe", *FEATURE_METRICS)
-        )
+        found = (f"{name}{ending}" for ending in stage.layer_suffixes for name in ("knn", "probe", *FEATURE_METRICS))
+        return (*found, *((BANK_MEASURE,) if stage.knn_bank else ()))
 
     def read_objective(self, stage: Evaluate, name: str, instance: StageInstance) -> float:
         ending = next((ending for ending in stage.layer_suffixes if ending and name.endswith(ending)), "")
@@ -209,3 +262,21 @@ class EvaluateStage(StageKind[Evaluate]):
 
     def streamed_batches(self, stage: Evaluate, workers: int) -> list[tuple[int, int]]:
         return [(stage.batch_size, 1)]
+
+
+def _check_bank_images(where: str, bank: SavedTable, store: str, splits: Splits) -> None:
+    """Checks that a memory bank is of the training images, no more and no fewer. `where`: the words before the error.
+
+    Raises:
+        UserError: it is of other images: those of another store, or with held-out images among them.
+    """
+    if bank.store != store:
+        raise UserError(
+            f"{where} is of the images of another store ({bank.store[:12]}, here {store[:12]}); valid: false"
+        )
+    if not np.array_equal(bank.ids, splits.train):
+        missing, more = len(np.setdiff1d(splits.train, bank.ids)), len(np.setdiff1d(bank.ids, splits.train))
+        raise UserError(
+            f"{where} lacks {missing} of the {len(splits.train)} training images and has {more} others; valid: false, "
+            "or the dataset keys (val_fraction, max_train) of its pretraining"
+        )

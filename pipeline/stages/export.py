@@ -5,7 +5,6 @@ it counts.
 import contextlib
 import importlib.metadata
 import io
-import json
 import logging
 import shutil
 import warnings
@@ -13,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -25,10 +24,11 @@ from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.files import write_flushed, write_json
-from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
-from firstlight.pipeline.stages.stage_kind import StageKind
+from firstlight.pipeline.files import write_flushed
+from firstlight.pipeline.records import Count, FiniteNumber, HexDigest, RecordShape
+from firstlight.pipeline.stages.artifacts import load_encoder, read_encoder_description, save_encoder
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
@@ -197,9 +197,9 @@ class _Exporter:
 
 
 def read_encoder_origin(folder: Path) -> dict[str, Any]:
-    """Returns how a saved encoder was made: its method, the store and the seed."""
-    description = json.loads((folder / "encoder.json").read_text("utf-8"))
-    return {key: description[key] for key in ("method", "store", "seed") if key in description}
+    """Returns how a saved encoder was made: its method, or the task and the start of a fine-tuning; store and seed."""
+    description = read_encoder_description(folder)
+    return {key: description[key] for key in ("method", "task", "arm", "store", "seed") if key in description}
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
@@ -227,11 +227,50 @@ def _error_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+class _ExportedFile(RecordShape):
+    """A file of a format."""
+
+    bytes: Count
+    sha256: HexDigest
+
+
+class _DifferenceShape(RecordShape):
+    """The largest difference from the encoder on a set of images."""
+
+    images: Count
+    absolute: FiniteNumber
+    relative: FiniteNumber
+
+
+class _FormatShape(RecordShape):
+    """The facts of a format."""
+
+    files: dict[str, _ExportedFile]
+    difference: Annotated[dict[str, _DifferenceShape], Field(min_length=1)]
+
+
+class _ExportShape(RecordShape):
+    """The result of an export."""
+
+    image_size: Count
+    map: list[Count]
+    formats: dict[str, _FormatShape]
+    left_out: dict[str, str]
+    tolerance: FiniteNumber
+
+
+EXPORT_SHAPE = TypeAdapter(_ExportShape)
+
+
 class ExportStage(StageKind[Export]):
     """The encoder in the formats of other libraries, each compared with it."""
 
     section = Export
     runs_on = "driver"
+
+    def outputs(self, stage: Export, instance: StageInstance) -> list[StageOutput]:
+        folder = instance.folder / EXPORT_FOLDER
+        return [StageOutput("exported encoder", folder, "card.md has the code that loads each format")]
 
     def run(self, context: StageContext, stage: Export, instance: StageInstance) -> None:
         """Writes `export/<format>/` and `result.json` into the instance's folder.
@@ -257,10 +296,12 @@ class ExportStage(StageKind[Export]):
             progress.add_images(compared)
         left_out = {format: reason for format, reason in reasons.items() if reason}
         size, shape = encoder.image_size, encoder.shapes[-1]
-        write_json(
-            instance.folder / RESULT_FILE,
-            {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE},
+        instance.write_result(
+            {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE}
         )
+
+    def result_shape(self, stage: Export) -> TypeAdapter[Any]:
+        return EXPORT_SHAPE
 
     def check_encoder(self, name: str, stage: Export, recipe: Recipe, encoder: Encoder) -> None:
         _check_formats(f"stages.{name}", stage, encoder)

@@ -14,18 +14,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, create_model, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.schema import Augment, TaskSpec, build_ten_crops, check_distinct, constructor_arguments
+from firstlight.pipeline.config.schema import Augment, TaskSpec, check_distinct, constructor_arguments
+from firstlight.pipeline.config.scoring_views import ScoringViews
 from firstlight.pipeline.config.stages import DownstreamStage, LabelBudget, TrainingOptions
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.records import Count, RecordShape
+from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, save_encoder
 from firstlight.pipeline.stages.checks import (
     check_batch_images,
     check_class_names,
@@ -35,8 +37,9 @@ from firstlight.pipeline.stages.checks import (
     check_test_split,
     count_labelled,
 )
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
-from firstlight.pipeline.stages.stage_kind import MetricsFile, RecipeContext, StageKind
+from firstlight.pipeline.stages.pictures import FILTERS_FILE, save_filters
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import MetricsFile, RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE
@@ -44,6 +47,12 @@ from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.multilabel import mean_without_nan
+from firstlight.tasks.downstream.starting_weights import (
+    check_rescaling,
+    count_response_images,
+    fold_encoder,
+    rescale_task,
+)
 from firstlight.tasks.downstream.task import Scores, Task
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.decoder import Decoder
@@ -55,9 +64,13 @@ NUM_PREDICTED_IMAGES, NUM_LSUV_IMAGES = 4, 64  # test images in a picture; train
 
 # The weights that a fine-tuning starts from; the description of `arms` says what each name means.
 Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "xavier", "lsuv"]
+# The learning rates that are tried by default, as multiples of the optimiser's.
+DEFAULT_RATE_FACTORS = (1 / 3, 1.0, 3.0)
+# The arms that are a way to draw all weights, those of the task's layers too.
+DRAWN_ARMS = ("gaussian", "he", "xavier")
 
 
-class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
+class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
     """Trains a downstream task from the pretrained encoder, and from scratch with the same budget and choice of
     settings.
     """
@@ -69,29 +82,39 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
         min_length=1,
         description="The weights that trainings start from; the last arm is the baseline of the others. `pretrained`: "
         "the encoder. `pretrained_decoder`: the encoder, and the decoder that was pretrained with it. `scratch`: fresh "
-        "weights, drawn as `encoder.init` says. `gaussian`, `he`, `xavier`: fresh weights of these distributions. "
-        "`lsuv`: fresh weights scaled by the activations of the first training images.",
+        "weights, drawn as `encoder.init` says. `gaussian`, `he`, `xavier`: fresh weights of these distributions, in "
+        "the task's layers too. `lsuv`: an encoder of fresh weights scaled by the activations of the first training "
+        "images. The task's layers are otherwise drawn as `task.init` says.",
     )
-    test_crops: Literal[1, 10] = Field(
-        1, description="The number of crops of a test image whose predictions are averaged. 1: `dataset.eval_augment`."
+    batch_norm: Literal["keep", "fold"] = Field(
+        "keep",
+        description="The batch normalisations of the encoder. `fold`: they are computed into the convolutions before "
+        "them, as they are in evaluation mode, so that the network has none (NAT, section 4.2); in every arm.",
     )
-    test_crop: Literal["corners", "random"] = Field(
-        "corners",
-        description="The ten crops: `corners` are the four corners, the centre and their mirror images; `random` crops "
-        "are drawn by the augmentations of the training.",
-    )
-    test_scale: float = Field(
-        0.875, gt=0.0, le=1.0, description="The side of a `corners` crop as a fraction of the image's shorter side."
+    rescale: Literal["none", "new_layers", "all_layers"] = Field(
+        "none",
+        description="Rescaling of the first weights of every arm by the responses to the first training images "
+        "(Krähenbühl et al. 2016), for networks without normalisations. `all_layers`: every channel of every layer is "
+        "given a unit variance (their algorithm 1), then the layers are balanced so that all change at the same rate "
+        "(algorithm 2). `new_layers`: a pretrained encoder is only balanced, as in their code. The layer that gives "
+        "the predictions stays as it was drawn.",
     )
     class_groups: dict[str, tuple[str, ...]] = Field(
         {},
         description="Groups of classes by name, for example animals: the task's measure is also reported as the mean "
         "over the classes of each group, as <measure>_<name>.",
     )
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
-        (),
-        description="The learning rates that every arm is trained with; the best on held-out images is scored. "
-        "[]: `optimizer.lr` only.",
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(
+        None,
+        description="The learning rates that every arm is trained with; the best on held-out images is scored. null: "
+        "`optimizer.lr`, a third of it and three times it. []: `optimizer.lr` only.",
+    )
+
+    register_as: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="The name under which the fine-tuned encoder of the first arm is registered in MLflow's model "
+        "registry, with the alias `current`, for stages of other recipes. null: it is not kept.",
     )
 
     @property
@@ -100,14 +123,14 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
 
     @field_validator("learning_rates")
     @classmethod
-    def _check_rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len({f"{rate:g}" for rate in rates}) != len(rates):
+    def _check_rates(cls, rates: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if rates is not None and len({f"{rate:g}" for rate in rates}) != len(rates):
             raise ValueError("must differ in their first six digits: the trainings are named by them")
         return rates
 
     @property
-    def companion(self) -> str | None:
-        return "decoder" if "pretrained_decoder" in self.arms else None
+    def companions(self) -> tuple[str, ...]:
+        return ("decoder",) if "pretrained_decoder" in self.arms else ()
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -120,12 +143,6 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
         task = self.task.name
         labels = {name: task if name == "accuracy" else f"{task} {name}" for name in self.score_names}
         return tuple(Measure(name, label, self.arms) for name, label in labels.items())
-
-    @model_validator(mode="after")
-    def _check_crops(self) -> "Finetune":
-        if self.test_crop == "random" and self.test_crops == 1:
-            raise ValueError("test_crop: 'random' is not valid with test_crops: 1; valid: corners, or test_crops: 10")
-        return self
 
     @field_validator("class_groups")
     @classmethod
@@ -147,6 +164,12 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget):
 
 
 def learning_rates_of(stage: Finetune) -> tuple[float, ...]:
+    """Returns the learning rates that every arm is trained with.
+
+    The default grid is the same for all arms: with one rate, the arm that it suits better would seem to be better.
+    """
+    if stage.learning_rates is None:
+        return tuple(float(f"{factor * stage.optimizer.lr:.3g}") for factor in DEFAULT_RATE_FACTORS)
     return stage.learning_rates or (stage.optimizer.lr,)
 
 
@@ -172,21 +195,27 @@ def _build_job(
 
 def _build_task(context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
     """Builds the task on the pretrained encoder or on a fresh one. All fresh weights are drawn from the seed, so the
-    arms share those of the head.
+    arms share those of the head, unless an arm is a way to draw them.
     """
     size, spec = context.recipe.dataset.image_size, context.recipe.encoder.model_dump()
     torch.manual_seed(instance.seed)
-    encoder = Encoder({**spec, "init": arm} if arm in ("gaussian", "he", "xavier") else spec, size)
+    encoder = Encoder({**spec, "init": arm} if arm in DRAWN_ARMS else spec, size)
     if arm == "lsuv":
         initialize_lsuv(encoder, _first_images(context, stage, instance))
     if arm.startswith("pretrained"):
         assert instance.encoder is not None
         encoder.load_state_dict(load_encoder(instance.encoder, size).state_dict())
+    if stage.batch_norm == "fold":
+        fold_encoder(encoder)
     torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
-    task = TASKS[stage.task.name](encoder, len(context.store.classes), **constructor_arguments(stage.task))
+    drawn = {"init": arm} if arm in DRAWN_ARMS else {}
+    task = TASKS[stage.task.name](encoder, len(context.store.classes), **constructor_arguments(stage.task) | drawn)
     if arm == "pretrained_decoder":
-        assert instance.companion is not None
-        task.start_from({"decoder": load_decoder(instance.companion)})
+        task.start_from({"decoder": load_decoder(instance.companions["decoder"])})
+    if stage.rescale != "none":
+        ids = finetune_ids(context, stage, instance)[: count_response_images(size)]
+        kept = stage.rescale == "new_layers" and arm.startswith("pretrained")
+        rescale_task(task, _load_batch(context, stage, ids, torch.device("cpu")), new_layers_only=kept)
     return task
 
 
@@ -208,17 +237,19 @@ def _first_images(context: StageContext, stage: Finetune, instance: StageInstanc
     return _load_batch(context, stage, finetune_ids(context, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()
 
 
-def _load_batch(context: StageContext, stage: Finetune, ids: np.ndarray) -> Batch:
+def _load_batch(context: StageContext, stage: Finetune, ids: np.ndarray, device: torch.device | None = None) -> Batch:
     loader = context.build_loader([context.recipe.dataset.eval_augment], 0, TASKS[stage.task.name].target)
-    return to_batch(loader.load_once(ids), context.device)
+    return to_batch(loader.load_once(ids), device or context.device)
 
 
 def test_views(context: StageContext, stage: Finetune) -> list[Augment]:
     """Returns the augmentations of the views of a held-out or test image; its answers are averaged over them."""
+    if stage.scored_pixels == "image":
+        return stage.build_covering_windows(context.read_mask_sizes())
     if stage.test_crops == 1:
         return [context.recipe.dataset.eval_augment]
     return (
-        build_ten_crops(stage.test_scale)
+        stage.build_corner_crops()
         if stage.test_crop == "corners"
         else context.list_view_augments(stage, stage.test_crops)
     )
@@ -230,9 +261,9 @@ def _score_tasks(context: StageContext, stage: Finetune, tasks: dict[str, Task],
     target = TASKS[stage.task.name].target
     ids = context.splits.with_target(ids, target)
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
-    for batch in context.iterate_batches(
-        ids, max(stage.batch_size, 256) // stage.test_crops, test_views(context, stage), target
-    ):
+    views = test_views(context, stage)
+    size, whole = max(max(stage.batch_size, 256) // len(views), 1), stage.scored_pixels == "image"
+    for batch in context.iterate_batches(ids, size, views, target, whole):
         for name, task in tasks.items():
             seen[name].append(task.eval().observe(batch))
     gathered = {
@@ -257,11 +288,30 @@ def add_group_scores(stage: Finetune, scores: Scores, classes: tuple[str, ...]) 
 
 
 def _replace_nan(scores: Scores) -> dict[str, Any]:
-    """Replaces NaN, the score of a class that does not occur, by None, which JSON has."""
-    lists = {
-        name: [None if math.isnan(v) else v for v in value] for name, value in scores.items() if isinstance(value, list)
-    }
-    return {**scores, **lists}
+    """Replaces NaN, the score of a class that does not occur or of images that give none, by None, which JSON has."""
+    found: dict[str, Any] = {}
+    for name, value in scores.items():
+        values = [None if math.isnan(v) else v for v in (value if isinstance(value, list) else [value])]
+        found[name] = values if isinstance(value, list) else values[0]
+    return found
+
+
+def _read_number(value: float | None) -> float:
+    """Returns a score of a result; NaN where the images gave none."""
+    return math.nan if value is None else float(value)
+
+
+def _rank_score(value: Any) -> float:
+    """Returns a score for comparisons; none is the lowest, so that the first rate is chosen where there is no score."""
+    return -math.inf if value is None else float(value)
+
+
+def count_scored_classes(stage: Finetune, result: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns how many classes the measure is a mean over, and of how many; None if it is no mean over classes."""
+    of = TASKS[stage.task.name].by_class
+    scores = result[stage.arms[0]]["scores"]
+    values = scores.get("test", scores["val"]).get(of) if of is not None else None
+    return None if values is None else (sum(value is not None for value in values), len(values))
 
 
 @torch.no_grad()
@@ -276,10 +326,37 @@ def _save_predictions(context: StageContext, stage: Finetune, task: Task, file: 
         write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))
 
 
+def _save_encoders(
+    context: StageContext, stage: Finetune, instance: StageInstance, encoders: Mapping[str, Encoder]
+) -> None:
+    """Saves what later stages and figures need of the fine-tuned encoders, which are given by arm."""
+    if stage.task.train == "all":
+        filters = {arm: encoder.compose_first_filters() for arm, encoder in encoders.items()}
+        save_filters(filters, instance.folder / FILTERS_FILE)
+    if stage.register_as:
+        arm = stage.arms[0]
+        facts = {"task": stage.task.model_dump(mode="json"), "arm": arm}
+        facts |= {"store": context.store.hash, "seed": instance.seed}
+        save_encoder(encoders[arm], instance.folder / "encoder", facts)
+
+
+class _ArmResultShape(RecordShape):
+    """The scores of an arm, by split, with the learning rate that was chosen on held-out images."""
+
+    lr: float
+    val: float | None
+    scores: dict[str, dict[str, float | list[float | None] | None]]
+
+
 class FinetuneStage(StageKind[Finetune]):
     """A downstream task from the pretrained encoder, and from scratch."""
 
     section = Finetune
+
+    def outputs(self, stage: Finetune, instance: StageInstance) -> list[StageOutput]:
+        folder = instance.folder / "encoder"
+        opened = StageOutput("fine-tuned encoder", folder, f'fl.load_encoder("{folder}")')
+        return [opened] if stage.register_as else []
 
     def run(self, context: StageContext, stage: Finetune, instance: StageInstance) -> None:
         """Writes `result.json` and pictures into the instance's folder. Called on every worker."""
@@ -291,7 +368,8 @@ class FinetuneStage(StageKind[Finetune]):
         held_out = _score_tasks(context, stage, tasks, context.splits.val)
         best = {
             arm: max(
-                (n for n, (its, _) in list_candidates(stage).items() if its == arm), key=lambda n: held_out[n][measure]
+                (n for n, (its, _) in list_candidates(stage).items() if its == arm),
+                key=lambda n: _rank_score(held_out[n][measure]),
             )
             for arm in stage.arms
         }
@@ -316,7 +394,8 @@ class FinetuneStage(StageKind[Finetune]):
         if rank() == 0:
             for arm, name in best.items():
                 _save_predictions(context, stage, tasks[name], instance.folder / f"{arm}.safetensors")
-            write_json(instance.folder / RESULT_FILE, result)
+            _save_encoders(context, stage, instance, {arm: tasks[name].encoder for arm, name in best.items()})
+            instance.write_result(result)
         barrier()
 
     def metrics_files(self, stage: Finetune, instance: StageInstance) -> list[MetricsFile]:
@@ -325,6 +404,11 @@ class FinetuneStage(StageKind[Finetune]):
             MetricsFile(instance.folder / name / METRICS_FILE, f"{instance.label} {name}", f"{name}/") for name in names
         ]
 
+    def result_shape(self, stage: Finetune) -> TypeAdapter[Any]:
+        arms: dict[str, Any] = dict.fromkeys(stage.arms, (_ArmResultShape, ...))
+        keys: dict[str, Any] = {"labels": (Count, ...), "tried": (dict[str, float | None], ...)}
+        return TypeAdapter(create_model("FinetuneResult", __base__=RecordShape, **keys, **arms))
+
     def check_source(self, name: str, stage: Finetune, context: RecipeContext) -> None:
         where = f"stages.{name}"
         check_target(where, TASKS[stage.task.name].target, context, stage.task.name)
@@ -332,8 +416,9 @@ class FinetuneStage(StageKind[Finetune]):
         _check_task(name, stage, context)
         _check_groups(where, stage, context.source.classes)
 
-    def check_companion(self, name: str, stage: Finetune, recipe: Recipe, folder: Path) -> None:
-        check_decoder(load_decoder(folder), stage, recipe, f"stages.{name}")
+    def check_companions(self, name: str, stage: Finetune, recipe: Recipe, companions: Mapping[str, Path]) -> None:
+        if "decoder" in companions:
+            check_decoder(load_decoder(companions["decoder"]), stage, recipe, f"stages.{name}")
 
     def check_images(self, name: str, stage: Finetune, recipe: Recipe, splits: Splits) -> None:
         target = TASKS[stage.task.name].target
@@ -345,17 +430,24 @@ class FinetuneStage(StageKind[Finetune]):
     def read_score(
         self, stage: Finetune, measure: Measure, arm: str, split: str, instance: StageInstance
     ) -> float | None:
-        result = instance.result or {}
-        value = result[arm]["scores"].get(split, {}).get(measure.name)
-        return None if value is None else float(value)
+        found = (instance.result or {})[arm]["scores"].get(split, {})
+        return _read_number(found[measure.name]) if measure.name in found else None
 
     def label_measure(self, stage: Finetune, measure: Measure, result: Mapping[str, Any]) -> str:
         what = "labels" if TASKS[stage.task.name].target == "label" else "images"
-        return f"{measure.label}, {result['labels']} {what}"
+        scored = count_scored_classes(stage, result)
+        some = f", {scored[0]} of {scored[1]} classes" if scored is not None and scored[0] < scored[1] else ""
+        return f"{measure.label}, {result['labels']} {what}{some}"
 
     def describe(self, stage: Finetune, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         task = TASKS[stage.task.name]
         yield "task", f"{stage.task.name}, scored by {task.measure.replace('_', ' ')}"
+        scored = count_scored_classes(stage, results[0]) if results else None
+        if scored is not None and scored[0] < scored[1]:
+            yield (
+                "classes",
+                f"{scored[0]} of {scored[1]} are scored; one that no test image shows, or that all show, is not",
+            )
         for arm in stage.arms if results else ():
             chosen = ", ".join(f"{result[arm]['lr']:g}" for result in results)
             yield arm, f"learning rate {chosen}, chosen on held-out images" + (", by seed" if len(results) > 1 else "")
@@ -364,6 +456,9 @@ class FinetuneStage(StageKind[Finetune]):
         """Returns the arms: the task's measure of each. "" is the first arm."""
         return stage.arms
 
+    def is_share_objective(self, stage: Finetune, name: str) -> bool:
+        return True
+
     def check_objective(self, where: str, stage: Finetune, name: str, objective: str) -> None:
         if objective != name:
             super().check_objective(where, stage, name, objective)
@@ -371,7 +466,7 @@ class FinetuneStage(StageKind[Finetune]):
     def read_objective(self, stage: Finetune, name: str, instance: StageInstance) -> float:
         result = instance.result
         assert result is not None
-        return float(result[name or stage.arms[0]]["val"])
+        return _read_number(result[name or stage.arms[0]]["val"])
 
     def streamed_batches(self, stage: Finetune, workers: int) -> list[tuple[int, int]]:
         return [(max(stage.batch_size, 256), 1), (stage.batch_size // workers, 1)]
@@ -385,10 +480,28 @@ def _check_task(name: str, stage: Finetune, context: RecipeContext) -> None:
     """Checks the task, built once on the encoder, and the decoder that the pretraining before it makes."""
     where, recipe, cls = f"stages.{name}", context.recipe, TASKS[stage.task.name]
     _check_annotated(where, stage, recipe)
+    encoder = copy.deepcopy(context.encoder)
+    if stage.batch_norm == "fold":
+        try:
+            fold_encoder(encoder)
+        except ValueError as error:
+            raise UserError(f"{where}.batch_norm: 'fold' is not valid: {error}; valid: keep") from None
     try:
-        task = cls(copy.deepcopy(context.encoder), len(context.source.classes), **constructor_arguments(stage.task))
+        task = cls(encoder, len(context.source.classes), **constructor_arguments(stage.task))
     except ValueError as error:
         raise UserError(f"{where}.task.{error}") from None
+    if stage.register_as and (
+        encoder.state_dict().keys() != context.encoder.state_dict().keys() or encoder.shapes != context.encoder.shapes
+    ):
+        raise UserError(
+            f"{where}.register_as: {stage.register_as!r} is not valid: the fine-tuned encoder has not all layers of "
+            "encoder.name any more (batch_norm: fold, or task.last_pool: drop); valid: null"
+        )
+    if stage.rescale != "none":
+        try:
+            check_rescaling(task)
+        except ValueError as error:
+            raise UserError(f"{where}.rescale: '{stage.rescale}' is not valid: {error}; valid: none") from None
     source = recipe.encoder_source(name)
     if "pretrained_decoder" in stage.arms and source is not None and source.stage is not None:
         networks = context.networks[source.stage]
@@ -402,6 +515,12 @@ def _check_task(name: str, stage: Finetune, context: RecipeContext) -> None:
 def _check_annotated(where: str, stage: Finetune, recipe: Recipe) -> None:
     """Checks settings that a task on annotations (classes, masks, boxes) cannot have."""
     target = TASKS[stage.task.name].target
+    if target != "mask" and stage.scored_pixels == "image":
+        names = ", ".join(name for name, cls in TASKS.items() if cls.target == "mask")
+        raise UserError(
+            f"{where}.scored_pixels: 'image' is not valid: {stage.task.name} has no masks; valid: view, or "
+            f"task.name: {names}"
+        )
     if target == "label":
         return
     if stage.labels_per_class:

@@ -1,7 +1,7 @@
 """Pictures that a method draws on the workers, in one safetensors file with their titles in its header."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,14 @@ from torch import Tensor
 
 from firstlight.pipeline.files import write_atomically
 from firstlight.tasks.visuals import ImageGrid, ImageRow
+
+PICTURES_FILE, NUM_VIEWED_IMAGES = "pictures.safetensors", 8
+# The first filters of the networks that a stage has trained.
+FILTERS_FILE = "filters.safetensors"
+# The name of those of a pretraining, which trains one network.
+PRETRAINED_FILTERS = "encoder"
+# What titles call the images of a split.
+SHOWN_IMAGES = {"val": "held-out images", "test": "test images"}
 
 
 def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:
@@ -72,3 +80,27 @@ def load_pictures(file: Path) -> list[ImageGrid]:
             ]
             out.append(ImageGrid(entry["name"], entry["title"], tuple(rows)))
     return out
+
+
+def save_filters(networks: Mapping[str, Sequence[Tensor]], file: Path) -> None:
+    """Writes the (n, c, k, k) first filters of networks by name, a tensor for each tower; no file if there are none."""
+    tensors = {
+        f"{number}.{name}.{tower}": _copy_tensor(filters)
+        for number, (name, towers) in enumerate(networks.items())
+        for tower, filters in enumerate(towers)
+    }
+    if tensors:
+        write_atomically(file, save(tensors))
+
+
+def load_filters(file: Path) -> dict[str, list[Tensor]]:
+    """Returns the saved filters by network, in the order of `save_filters`; {} if there is no file."""
+    if not file.exists():
+        return {}
+    found: dict[str, list[Tensor]] = {}
+    with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
+        # The tensors of a file have no order.
+        parts = [key.split(".") for key in list(opened.keys())]
+        for number, name, tower in sorted((int(number), name, int(tower)) for number, name, tower in parts):
+            found.setdefault(name, []).append(opened.get_tensor(f"{number}.{name}.{tower}"))
+    return found

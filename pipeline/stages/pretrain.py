@@ -3,13 +3,13 @@ withheld from the method.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
@@ -17,25 +17,47 @@ from firstlight.pipeline.config.schema import MethodSpec, constructor_arguments
 from firstlight.pipeline.config.stages import FeatureMonitorOptions, LabelBudget, StageConfig, TrainingOptions
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import SemiSupervisedPlan, TrainingPlan
-from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
+from firstlight.pipeline.data.splits import MEASURED_SPLITS, Splits, select_evenly_spaced
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
-from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.stages.artifacts import save_encoder, save_network
-from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, count_labelled
+from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.records import Count, RecordShape, Share
+from firstlight.pipeline.stages.artifacts import (
+    TRAINED_ON_ALL_KEY,
+    SavedTable,
+    save_encoder,
+    save_network,
+    save_table,
+)
+from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, check_test_split, count_labelled
 from firstlight.pipeline.stages.features.nearest import find_nearest
 from firstlight.pipeline.stages.features.projection import project_principal
-from firstlight.pipeline.stages.pictures import pair_with_untrained, save_pictures
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.stages.pictures import (
+    FILTERS_FILE,
+    NUM_VIEWED_IMAGES,
+    PICTURES_FILE,
+    PRETRAINED_FILTERS,
+    SHOWN_IMAGES,
+    pair_with_untrained,
+    save_filters,
+    save_pictures,
+)
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
-from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
+from firstlight.pipeline.train.metrics import METRICS_FILE, STEPS_PER_EPOCH_KEY, read_metrics
 from firstlight.pipeline.train.monitor import FeatureMonitor as Monitor
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import barrier, rank, world_size
 from firstlight.tasks.feature_metrics import FEATURE_METRICS
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
-from firstlight.tasks.pretrain import METHODS, batch_requirements, build_method
+from firstlight.tasks.pretrain import (
+    METHODS,
+    batch_requirements,
+    build_method,
+    check_method_length,
+    list_method_warnings,
+)
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.sample_table import SampleTable
 from firstlight.tasks.visuals import ImageGrid
@@ -43,14 +65,12 @@ from firstlight.tasks.visuals import ImageGrid
 # The feature metrics that a training logs on the way, where `watch.every` asks for it.
 MONITOR_OBJECTIVES = (*(f"watch_{name}" for name in FEATURE_METRICS), "watch_knn", "watch_alignment")
 # What every training logs, and no trial can be judged by.
-COUNTERS = {"step", "of", "epoch", "time", "images_per_s", "data_wait", "lr"}
+COUNTERS = {"step", "of", "epoch", STEPS_PER_EPOCH_KEY, "time", "images_per_s", "data_wait", "lr"}
 # Rows of the tables that are built to be measured or checked.
 TABLE_ROWS = 1024
-PICTURES_FILE, PRETRAIN_MAP_FILE = "pictures.safetensors", "map.safetensors"
-NUM_VIEWED_IMAGES, MAX_COMPARED_IMAGES = (
-    8,
-    1000,
-)  # images in a picture; held-out images that are compared with each other, at most
+PRETRAIN_MAP_FILE = "map.safetensors"
+# The most held-out images that are compared with each other.
+MAX_COMPARED_IMAGES = 1000
 
 
 class Pretrain(StageConfig, TrainingOptions, LabelBudget):
@@ -71,14 +91,20 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
         ge=0,
         description="The number of labelled images in every batch of `batch_size` images. 0: the method sees no label.",
     )
+    pictures: Literal["val", "test"] = Field(
+        "val",
+        description="The images that the method's figures show: held-out or test images. They change nothing of the "
+        "training.",
+    )
     register_as: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\z",
         description="The name under which the encoder is registered in MLflow's model registry, with the alias "
         "`current`. null: it is not registered.",
     )
 
     makes_encoder: ClassVar[bool] = True
+    values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}
     keys_without_effect: ClassVar[frozenset[str]] = StageConfig.keys_without_effect | {"register_as", "watch"}
 
     @property
@@ -93,6 +119,14 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
             label = f"{'PSNR (dB)' if decibels else name}, held-out images"
             found.append(Measure(name, label, scale=1.0 if decibels else 100.0, only_if_expected=True))
         return (*found, *(Measure(name, name, only_if_expected=True) for name in method.reported_metrics))
+
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        """Both where the method learns a classifier; `val` for what is watched, or measured of each image."""
+        if self.labelled_per_batch:
+            return MEASURED_SPLITS
+        held_out = self.watch.every > 0 or bool(METHODS[self.method.name].image_metrics)
+        return frozenset(["val"] * held_out + ["test"] * (self.pictures == "test"))
 
 
 def batch_requirements_of(stage: Pretrain) -> BatchRequirements:
@@ -138,7 +172,7 @@ def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob
     torch.manual_seed(job.seed)
     encoder = Encoder(context.recipe.encoder.model_dump(), context.recipe.dataset.image_size)
     labels = torch.from_numpy(context.splits.labels[job.plan.ids])
-    info = TrainingInfo(len(job.plan.ids), stage.epochs, job.seed, len(context.store.classes), labels)
+    info = TrainingInfo(len(job.plan.ids), job.num_epochs, job.seed, len(context.store.classes), labels)
     return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
 
 
@@ -164,25 +198,30 @@ def _score_classifier(context: StageContext, stage: Pretrain, method: Method) ->
 
 @torch.no_grad()
 def _draw_pictures(
-    context: StageContext, method: Method, instance: StageInstance, device: torch.device
+    context: StageContext, stage: Pretrain, method: Method, instance: StageInstance, device: torch.device
 ) -> tuple[ImageGrid, ...]:
-    """Returns what the method, on `device`, draws of held-out images; nothing on ranks other than 0."""
-    ids = context.splits.val[:NUM_VIEWED_IMAGES]
+    """Returns what the method, on `device`, draws of held-out or test images; nothing on ranks other than 0."""
+    # Test images may be sorted by class.
+    test = select_evenly_spaced(context.splits.test, NUM_VIEWED_IMAGES)
+    ids = test if stage.pictures == "test" else context.splits.shown[:NUM_VIEWED_IMAGES]
+    shown = (
+        "training images" if stage.pictures == "val" and not len(context.splits.val) else SHOWN_IMAGES[stage.pictures]
+    )
     if rank() != 0 or len(ids) == 0:
         return ()
     batch = to_batch(context.build_loader([context.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
-    return method.eval().image_grids(batch)
+    return method.eval().image_grids(batch, shown)
 
 
 @torch.no_grad()
 def _compute_held_out_features(
     context: StageContext, stage: Pretrain, method: Method
 ) -> tuple[np.ndarray, Tensor] | None:
-    """Returns the ids of held-out images and their (n, C) features.
+    """Returns the ids of held-out images, or training images where none is held out, and their (n, C) features.
 
     Returns None if there are too few to compare, or a feature is not finite. Collective.
     """
-    ids = select_evenly_spaced(context.splits.val, MAX_COMPARED_IMAGES)
+    ids = select_evenly_spaced(context.splits.shown, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
         return None
     method.eval()
@@ -219,54 +258,85 @@ def _measure_held_out(context: StageContext, stage: Pretrain, method: Method) ->
     }
 
 
+class _PretrainShape(RecordShape):
+    """The result of a pretraining. The names in `handed_on` are those of folders."""
+
+    images: Count
+    handed_on: list[Annotated[str, Field(pattern=r"^[a-z][a-z_]*\z")]]
+    accuracy: dict[str, Share]
+    held_out: dict[str, float]
+    neighbours: list[Any] = Field([])
+
+
+PRETRAIN_SHAPE = TypeAdapter(_PretrainShape)
+
+
 class PretrainStage(StageKind[Pretrain]):
     """An encoder from images without labels, or with some."""
 
     section = Pretrain
 
+    def outputs(self, stage: Pretrain, instance: StageInstance) -> list[StageOutput]:
+        folder = instance.folder / "encoder"
+        return [StageOutput("encoder", folder, f'fl.load_encoder("{folder}")')]
+
     def run(self, context: StageContext, stage: Pretrain, instance: StageInstance) -> None:
-        """Trains, and writes `encoder/`, the method's other networks, pictures and `result.json` into the instance's
-        folder.
+        """Trains, and writes `encoder/`, the method's other networks and tables, pictures and `result.json` into the
+        instance's folder.
 
         Called on every worker.
         """
         training = build_job(context, stage, instance)
         method = build_seeded_method(context, stage, training)
-        untrained = _draw_pictures(context, method, instance, torch.device("cpu"))  # where it is until `fit` places it
+        # The method is on the CPU until `fit` places it.
+        untrained = _draw_pictures(context, stage, method, instance, torch.device("cpu"))
         fit(training, method, Monitor(context, stage, stage.watch, training, method))
         accuracy, image_metrics = _score_classifier(context, stage, method), _measure_held_out(context, stage, method)
         held_out = _compute_held_out_features(context, stage, method)
+        values = {name: table.gather_values() for name, table in method.exported_tables().items()}
         if rank() == 0:
             facts = {"method": stage.method.model_dump(mode="json"), "store": context.store.hash, "seed": instance.seed}
+            # Later recipes draw test and held-out images of the same store, which were trained on here
+            facts |= {TRAINED_ON_ALL_KEY: True} if not len(context.splits.val) and not len(context.splits.test) else {}
             save_encoder(method.encoder, instance.folder / "encoder", facts)
             for name, network in method.exported_networks().items():
                 save_network(network, instance.folder / name, facts)
+            for name, rows in values.items():
+                save_table(SavedTable(training.plan.ids, rows, context.store.hash), instance.folder / name, facts)
             save_pictures(
-                pair_with_untrained(untrained, _draw_pictures(context, method, instance, context.device)),
+                pair_with_untrained(untrained, _draw_pictures(context, stage, method, instance, context.device)),
                 instance.folder / PICTURES_FILE,
             )
+            save_filters({PRETRAINED_FILTERS: method.encoder.compose_first_filters()}, instance.folder / FILTERS_FILE)
             result = {
                 "images": len(training.plan.ids),
-                "handed_on": sorted(method.exported_networks()),
+                "handed_on": sorted([*method.exported_networks(), *values]),
                 "accuracy": accuracy,
                 "held_out": image_metrics,
             }
             if held_out is not None:
                 result["neighbours"] = find_nearest(*held_out, context.splits.labels)
                 _save_pretrain_map(instance, *held_out)
-            write_json(instance.folder / RESULT_FILE, result)
+            instance.write_result(result)
         barrier()
 
+    def result_shape(self, stage: Pretrain) -> TypeAdapter[Any]:
+        return PRETRAIN_SHAPE
+
     def check_source(self, name: str, stage: Pretrain, context: RecipeContext) -> None:
+        if stage.pictures == "test":
+            check_test_split(f"stages.{name}.pictures", context)
         classes = 0 if context.source.annotations else len(context.source.classes)
-        networks = _check_method(f"stages.{name}", stage, context.recipe, context.encoder, classes)
-        context.networks[name] = networks
+        method = _check_method(f"stages.{name}", stage, context.recipe, context.encoder, classes)
+        networks = context.networks[name] = method.exported_networks()
+        context.tables[name] = frozenset(method.exported_tables())
         if stage.watch.every and stage.watch.features == "head":
             check_made_network(f"stages.{name}.watch.features", "head", context.recipe, name, networks)
 
     def check_images(self, name: str, stage: Pretrain, recipe: Recipe, splits: Splits) -> None:
         for seed in recipe.seeds:
             check_batch_images(f"stages.{name}", stage, _count_images(f"stages.{name}", stage, splits, seed))
+            _check_steps(f"stages.{name}", stage, splits, seed)
         if stage.watch.every and len(splits.val) < max(recipe.scale.max_workers, 2):
             raise UserError(
                 f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for "
@@ -291,12 +361,19 @@ class PretrainStage(StageKind[Pretrain]):
         yield "method", method.title
         yield "paper", method.paper
 
+    def list_warnings(self, name: str, stage: Pretrain) -> tuple[str, ...]:
+        found = list_method_warnings(stage.method.name, constructor_arguments(stage.method))
+        return tuple(f"stages.{name}.method.{line}" for line in found)
+
     def deviations(self, stage: Pretrain) -> tuple[str, ...]:
         return tuple(METHODS[stage.method.name].deviations)
 
     def objectives(self, stage: Pretrain) -> tuple[str, ...]:
         accuracy = ("accuracy",) if batch_requirements_of(stage).labels else ()
         return ("loss", *accuracy, *(MONITOR_OBJECTIVES if stage.watch.every else ()))
+
+    def is_share_objective(self, stage: Pretrain, name: str) -> bool:
+        return name in ("accuracy", "watch_knn")
 
     def logs_objective(self, stage: Pretrain, name: str) -> bool:
         return not (name == "accuracy" and batch_requirements_of(stage).labels)
@@ -345,6 +422,11 @@ class PretrainStage(StageKind[Pretrain]):
             return images - len(splits.labelled_subset(stage, seed)), batch - labelled
         return images, batch
 
+    def count_labelled_images(self, stage: Pretrain, splits: Splits, seed: int) -> tuple[int, int] | None:
+        labelled = stage.labelled_per_batch
+        is_mixed = 0 < labelled < stage.batch_size
+        return (len(splits.labelled_subset(stage, seed)), labelled) if is_mixed else None
+
 
 def read_last_logged(instance: StageInstance, name: str) -> float | None:
     """Returns the last value that a training logged of a number, None if it logged none."""
@@ -379,10 +461,8 @@ def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int
     return labelled + rest if wanted else labelled
 
 
-def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> dict[str, nn.Module]:
-    """Checks what batches hold against what the method needs. Returns the networks that the method makes besides the
-    encoder.
-    """
+def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder, classes: int) -> Method:
+    """Checks what batches hold against what the method needs. Returns the method, over a small table."""
     required, labelled = batch_requirements_of(stage), stage.labelled_per_batch
     if labelled > stage.batch_size:
         raise UserError(
@@ -411,7 +491,9 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
             f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented"
         )
     try:
-        return build_small_method(stage, encoder, classes).exported_networks()
+        if stage.epochs is not None:
+            check_method_length(stage.method.name, stage.epochs, False, constructor_arguments(stage.method))
+        return build_small_method(stage, encoder, classes)
     except ValueError as error:
         raise UserError(str(error) if str(error).startswith("encoder.") else f"{where}.method.{error}") from None
 
@@ -422,5 +504,24 @@ def build_small_method(stage: Pretrain, encoder: Encoder, classes: int) -> Metho
     Raises:
         ValueError: its settings do not fit the encoder.
     """
-    info = TrainingInfo(TABLE_ROWS, stage.epochs, 0, classes, torch.full((TABLE_ROWS,), -1))
+    # The number of epochs decides no shape; with a length in steps it is not known before the images are.
+    info = TrainingInfo(TABLE_ROWS, stage.epochs or 1, 0, classes, torch.full((TABLE_ROWS,), -1))
     return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
+
+
+def count_steps_per_epoch(stage: Pretrain, splits: Splits, seed: int) -> int:
+    """Returns the number of steps in a whole epoch of the training of a seed."""
+    images, batch = PretrainStage().count_epoch_images(stage, splits, seed)
+    return images // batch
+
+
+def _check_steps(where: str, stage: Pretrain, splits: Splits, seed: int) -> None:
+    """Checks a length in steps against the method, which may need a number of whole epochs."""
+    if stage.steps is None:
+        return
+    per_epoch = count_steps_per_epoch(stage, splits, seed)
+    epochs, name = stage.length.count_epochs(per_epoch), stage.method.name
+    try:
+        check_method_length(name, epochs, stage.steps % per_epoch > 0, constructor_arguments(stage.method))
+    except ValueError as error:
+        raise UserError(f"{where}.method.{error}; {where}.steps: {stage.steps}, {per_epoch} in an epoch") from None

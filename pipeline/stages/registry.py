@@ -8,6 +8,7 @@ from firstlight.pipeline.stages.evaluate import EvaluateStage
 from firstlight.pipeline.stages.export import ExportStage
 from firstlight.pipeline.stages.finetune import FinetuneStage
 from firstlight.pipeline.stages.pretrain import PretrainStage
+from firstlight.pipeline.stages.reconstruct import ReconstructStage
 from firstlight.pipeline.stages.retrieve import RetrieveStage
 from firstlight.pipeline.stages.stage_kind import StageKind
 
@@ -28,5 +29,6 @@ register_stage(PretrainStage())
 register_stage(EvaluateStage())
 register_stage(FinetuneStage())
 register_stage(RetrieveStage())
+register_stage(ReconstructStage())
 register_stage(EmbedStage())
 register_stage(ExportStage())

@@ -1,34 +1,26 @@
 """The stage `retrieve`: an index of a gallery's features, and how many of the images nearest to a query are of its
 class.
-
-index/index.faiss    unit vectors, searched by inner product, that is by cosine (faiss, IndexFlatIP: exact)
-index/ids.parquet    id, path and label (-1: unknown) of each vector, in their order
-index/manifest.json  sizes and sha256 of both, and what the vectors are of; written last
 """
 
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import FeatureStage
-from firstlight.pipeline.data.parquet import read_parquet_table
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.files import write_json
+from firstlight.pipeline.records import Count, RecordShape, Share
 from firstlight.pipeline.stages.artifacts import load_head
 from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
+from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER, FeatureIndex, save_index
 from firstlight.pipeline.stages.features.frozen_features import (
     FEATURE_ARMS,
     build_extractors,
@@ -38,15 +30,12 @@ from firstlight.pipeline.stages.features.frozen_features import (
     label_features,
 )
 from firstlight.pipeline.stages.features.nearest import NUM_NEIGHBOURS, choose_queries
-from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
-from firstlight.pipeline.train.checkpoint import DamagedFileError, read_verified, write_file, write_manifest
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
 from firstlight.tasks.nn.encoders import Encoder
-
-INDEX_FOLDER, VECTORS_FILE, IDS_FILE = "index", "index.faiss", "ids.parquet"
 
 
 class Retrieve(FeatureStage):
@@ -57,6 +46,11 @@ class Retrieve(FeatureStage):
     gallery: Literal["train", "test", "all"] = Field(
         "train",
         description="The images that are searched. `all`: training, held-out and test images.",
+    )
+    labelled_gallery: bool = Field(
+        False,
+        description="true: images without a label are left out of the gallery. Every image found is then known "
+        "to be of the query's class or of another; unlabelled ones are found without being scored.",
     )
     queries: Literal["val", "test"] = Field(
         "test", description="The images that are searched for. A query that is in the gallery does not find itself."
@@ -77,95 +71,19 @@ class Retrieve(FeatureStage):
         names = [f"precision@{k}" for k in self.precision_at]
         return tuple(Measure(name, label_features(name, features), FEATURE_ARMS, "random weights") for name in names)
 
-
-@dataclass(frozen=True)
-class FeatureIndex:
-    """Feature vectors of images, ready to be searched."""
-
-    ids: np.ndarray  # (n,) int64
-    vectors: Any  # a faiss index of n unit vectors
-
-    @staticmethod
-    def from_features(ids: np.ndarray, features: Tensor) -> "FeatureIndex":
-        """Builds an index of (n,) ids and their (n, d) features, which need not be unit vectors."""
-        vectors = _import_faiss().IndexFlatIP(features.shape[1])
-        vectors.add(_to_unit_vectors(features))
-        return FeatureIndex(ids, vectors)
-
-    def search(self, features: Tensor | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (m, k) ids of the images nearest to (m, d) features, and their (m, k) cosines in descending order.
-
-        Equal cosines are in the order of the ids. The id is -1 where k exceeds the number of images.
-        """
-        _import_faiss()
-        cosines, places = self.vectors.search(_to_unit_vectors(features), k)
-        ids = np.where(places < 0, -1, self.ids[places])
-        order = np.lexsort((ids, -cosines))
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)
-
-
-def _to_unit_vectors(features: Tensor | np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(F.normalize(torch.as_tensor(features).float(), dim=1).cpu().numpy())
-
-
-def _import_faiss() -> Any:
-    """Imports faiss and gives it as many threads as torch has; it takes all cores otherwise."""
-    import faiss
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    return faiss
-
-
-def save_index(folder: Path, index: FeatureIndex, rows: pa.Table, facts: dict[str, Any]) -> None:
-    """Writes an index with the (n) rows of its images. `facts` are kept in the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    pq.write_table(rows, file, write_page_checksum=True)
-    files = write_file(folder, IDS_FILE, file.getvalue())
-    files |= write_file(folder, VECTORS_FILE, _import_faiss().serialize_index(index.vectors).tobytes())
-    write_manifest(folder, files, format=1, count=len(index.ids), dimensions=int(index.vectors.d), **facts)
-
-
-def open_index(folder: Path) -> FeatureIndex:
-    """Opens the index of a finished stage.
-
-    No pickle is read, but faiss's reader is not hardened. Checksums show damage, not intent, so open only what your own
-    runs have written.
-
-    Raises:
-        UserError: a file is missing, damaged, or not an index's; the message names it.
-    """
-    try:
-        manifest, files = read_verified(folder)
-        ids = read_parquet_table(io.BytesIO(files[IDS_FILE]), ["id"]).column("id").to_numpy()
-        vectors = _import_faiss().deserialize_index(np.frombuffer(files[VECTORS_FILE], np.uint8))
-        if not len(ids) == vectors.ntotal == manifest["count"]:
-            raise ValueError(f"{len(ids)} ids, {vectors.ntotal} vectors, the manifest says {manifest['count']}")
-    except (DamagedFileError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: is not a whole index: {' '.join(str(error).split())[:200]}") from None
-    return FeatureIndex(ids, vectors)
-
-
-def search_index(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (m, k) ids of the images of a saved index nearest to (m, d) features, and their cosines, as
-    `FeatureIndex.search`.
-
-    Raises:
-        UserError: as `open_index`, or the features have another size than those of the index.
-    """
-    index = open_index(folder)
-    if features.shape[1] != index.vectors.d:
-        raise UserError(f"{folder}: holds vectors of {index.vectors.d} dimensions, asked was for {features.shape[1]}")
-    return index.search(features, k)
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        return frozenset((self.queries, *(["test"] if self.gallery != "train" else [])))
 
 
 def gallery_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
     """Returns the sorted ids that are searched."""
-    return {
+    ids = {
         "train": splits.train,
         "test": splits.test,
         "all": np.sort(np.concatenate((splits.train, splits.val, splits.test))),
     }[stage.gallery]
+    return splits.with_target(ids, "label") if stage.labelled_gallery else ids
 
 
 def query_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
@@ -177,7 +95,7 @@ def _save_gallery(context: StageContext, stage: Retrieve, instance: StageInstanc
     looked = {
         key: value
         for key, value in stage.model_dump(mode="json").items()
-        if key in ("features", "layer", "pool", "gallery")
+        if key in ("features", "layer", "pool", "gallery", "labelled_gallery")
     }
     save_index(
         instance.folder / INDEX_FOLDER,
@@ -222,10 +140,34 @@ def _search_others(index: FeatureIndex, asked: tuple[np.ndarray, Tensor], k: int
     return remove_query(torch.from_numpy(index.search(features, k + 1)[0]), torch.from_numpy(ids)).numpy()
 
 
+class _ArmShape(RecordShape):
+    """The images that the queries of an arm find, as ids for pictures, and the scores where there are labels."""
+
+    shown: list[Annotated[list[Count | list[int]], Field(min_length=2, max_length=2)]]
+    precision: dict[str, Share] = Field({})
+    mean_average_precision: Share = 0.0
+
+
+class _RetrievalShape(RecordShape):
+    """The result of a retrieval."""
+
+    gallery: Count
+    queries: Count
+    pretrained: _ArmShape
+    random: _ArmShape
+
+
+RETRIEVAL_SHAPE = TypeAdapter(_RetrievalShape)
+
+
 class RetrieveStage(StageKind[Retrieve]):
     """An index of features, and how many of the images found are right."""
 
     section = Retrieve
+
+    def outputs(self, stage: Retrieve, instance: StageInstance) -> list[StageOutput]:
+        folder = instance.folder / INDEX_FOLDER
+        return [StageOutput("index", folder, f'fl.open_index("{folder}")')]
 
     def run(self, context: StageContext, stage: Retrieve, instance: StageInstance) -> None:
         """Writes `index/` of the pretrained features and `result.json` into the instance's folder.
@@ -244,8 +186,11 @@ class RetrieveStage(StageKind[Retrieve]):
                 result[arm] = _measure_retrieval(
                     stage, index, (asked, features[np.searchsorted(ids, asked)]), context.splits.labels
                 )
-            write_json(instance.folder / RESULT_FILE, result)
+            instance.write_result(result)
         barrier()
+
+    def result_shape(self, stage: Retrieve) -> TypeAdapter[Any]:
+        return RETRIEVAL_SHAPE
 
     def check_encoder(self, name: str, stage: Retrieve, recipe: Recipe, encoder: Encoder) -> None:
         check_feature_layers(f"stages.{name}", "layer", stage, len(encoder.shapes))
@@ -255,8 +200,9 @@ class RetrieveStage(StageKind[Retrieve]):
             check_test_split(f"stages.{name}", context)
         check_head_source(name, stage, context)
 
-    def check_companion(self, name: str, stage: Retrieve, recipe: Recipe, folder: Path) -> None:
-        check_head(load_head(folder), recipe, f"stages.{name}")
+    def check_companions(self, name: str, stage: Retrieve, recipe: Recipe, companions: Mapping[str, Path]) -> None:
+        if "head" in companions:
+            check_head(load_head(companions["head"]), recipe, f"stages.{name}")
 
     def check_images(self, name: str, stage: Retrieve, recipe: Recipe, splits: Splits) -> None:
         _check_gallery(f"stages.{name}", stage, splits, max(recipe.scale.max_workers, 1))
@@ -271,6 +217,9 @@ class RetrieveStage(StageKind[Retrieve]):
 
     def objectives(self, stage: Retrieve) -> tuple[str, ...]:
         return (*super().objectives(stage), "mean_average_precision")
+
+    def is_share_objective(self, stage: Retrieve, name: str) -> bool:
+        return True
 
     def read_objective(self, stage: Retrieve, name: str, instance: StageInstance) -> float:
         if name != "mean_average_precision":
@@ -289,6 +238,10 @@ def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) ->
     if len(asked) < workers:
         raise UserError(f"{where}.queries: {stage.queries!r} has {len(asked)} images for {workers} workers: too few")
     known = searched[splits.labels[searched] >= 0]
+    if stage.labelled_gallery and not len(known):
+        raise UserError(
+            f"{where}.labelled_gallery: true leaves no image: none of {stage.gallery!r} has a label; valid: false"
+        )
     searched = known if len(known) else searched
     others = len(searched) - bool(np.isin(asked, searched).any())
     if max(stage.precision_at) > others:

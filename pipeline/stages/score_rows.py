@@ -18,7 +18,7 @@ ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scrat
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Test scores (0..1) of one measure, by seed.
+    """Test scores (0..1) of one measure, by seed; NaN where the test images gave none.
 
     `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a
     recipe's `expected` calls the row.
@@ -34,6 +34,11 @@ class ScoreRow:
     arm: str = "pretrained"
     scale: float = 100.0
     verdict: Verdict | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """False if the test images gave no score, for some seed: then there is no number to compare."""
+        return bool(np.isfinite([*self.pretrained, *self.baseline]).all())
 
     @property
     def mean(self) -> float:

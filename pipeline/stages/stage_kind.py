@@ -5,12 +5,15 @@ What the base class gives is enough to run it, to resume it, to show its measure
 each method below adds one thing to that.
 """
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from pydantic import TypeAdapter
 from torch import nn
 
 from firstlight.pipeline.config.measures import Measure
@@ -18,13 +21,16 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.splits import Splits
-from firstlight.pipeline.errors import UserError, suggest_valid
-from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.errors import UserError, one_line, suggest_valid
+from firstlight.pipeline.records import DamagedRecord, check_shape
+from firstlight.pipeline.stages.stage import ANY_RESULT, RESULT_ADVICE, StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
 StageSection = TypeVar("StageSection", bound=StageConfig)
+# The scale of the measures that are shares of 0..1, shown in percent.
+SHARE_SCALE = 100.0
 RunsOn = Literal["workers", "driver", "driver+ray"]
 
 
@@ -38,6 +44,8 @@ class RecipeContext:
     encoder: Encoder
     # The networks besides the encoder that each stage makes, by stage; the checks of earlier stages fill it.
     networks: dict[str, dict[str, nn.Module]] = field(default_factory=dict)
+    # The names of the tables of its images that each stage hands on, likewise.
+    tables: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,15 @@ class MetricsFile:
     label: str
     # The beginning of its numbers' keys in MLflow.
     prefix: str = ""
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """Something that a user takes from a finished stage. `usage` is a line of Python that opens it."""
+
+    name: str
+    path: Path
+    usage: str
 
 
 class StageKind(ABC, Generic[StageSection]):
@@ -89,13 +106,44 @@ class StageKind(ABC, Generic[StageSection]):
     def check_source(self, name: str, stage: StageSection, context: RecipeContext) -> None:
         """Checks the stage against the source of images and against the stages before it."""
 
-    def check_companion(self, name: str, stage: StageSection, recipe: Recipe, folder: Path) -> None:
-        """Checks the saved network in `folder`, which the stage needs besides its encoder, against the recipe."""
+    def check_companions(self, name: str, stage: StageSection, recipe: Recipe, companions: Mapping[str, Path]) -> None:
+        """Checks what the stage needs besides an encoder from MLflow, in the folders `companions`."""
 
     def check_images(self, name: str, stage: StageSection, recipe: Recipe, splits: Splits) -> None:
         """Checks the stage against the images of a prepared store, for every seed of the recipe."""
 
+    def check_companion_images(
+        self, name: str, stage: StageSection, companions: Mapping[str, Path], store: str, splits: Splits
+    ) -> None:
+        """Checks that what the stage needs besides an encoder from MLflow is of its images. `store`: their hash."""
+
     # Results: where a value stands in `result.json` is known here and nowhere else
+
+    def result_shape(self, stage: StageSection) -> TypeAdapter[Any]:
+        """Returns the shape of `result.json` that the readers of a result rely on."""
+        return ANY_RESULT
+
+    def check_result(self, stage: StageSection, instance: StageInstance) -> None:
+        """Checks the result of an instance, if it has finished: its shape, and that its measures can be read from it.
+
+        Raises:
+            DamagedRecord: names the file and what is wrong.
+        """
+        if instance.result is None:
+            return
+        file = str(instance.result_file)
+        check_shape(instance.result, self.result_shape(stage), file, RESULT_ADVICE)
+        for measure in stage.measures:
+            for arm, split in itertools.product(measure.arms, ("val", "test")):
+                try:
+                    value = self.read_score(stage, measure, arm, split, instance)
+                except (KeyError, TypeError, AttributeError, ValueError) as error:
+                    problem = f"{measure.name} of {arm}: {type(error).__name__} {one_line(error)}"
+                    raise DamagedRecord(f"{file}: is damaged: {problem}; {RESULT_ADVICE}") from None
+                is_share = measure.scale == SHARE_SCALE and not measure.only_if_expected
+                if is_share and value is not None and not (0.0 <= value <= 1.0 or math.isnan(value)):
+                    problem = f"{measure.name} of {arm} is {value:g}; valid: 0 to 1"
+                    raise DamagedRecord(f"{file}: is damaged: {problem}; {RESULT_ADVICE}")
 
     def read_score(
         self, stage: StageSection, measure: Measure, arm: str, split: str, instance: StageInstance
@@ -116,6 +164,17 @@ class StageKind(ABC, Generic[StageSection]):
         """Yields names and values that a reader of the report wants to know of the stage before its pictures."""
         yield from ()
 
+    def list_warnings(self, name: str, stage: StageSection) -> tuple[str, ...]:
+        """Returns sentences about settings that are valid and known to fail, each with its dotted key.
+
+        They are shown before the stage runs, and in the report.
+        """
+        return ()
+
+    def outputs(self, stage: StageSection, instance: StageInstance) -> list[StageOutput]:
+        """Returns what a user takes from a finished instance, with the code that opens it."""
+        return []
+
     def deviations(self, stage: StageSection) -> tuple[str, ...]:
         """Returns sentences about the known differences from the paper that the stage follows."""
         return ()
@@ -125,6 +184,11 @@ class StageKind(ABC, Generic[StageSection]):
     def objectives(self, stage: StageSection) -> tuple[str, ...]:
         """Returns the names by which a search can judge trials; "" stands for the stage itself."""
         return tuple(measure.name for measure in stage.measures)
+
+    def is_share_objective(self, stage: StageSection, name: str) -> bool:
+        """Returns True if the values of an objective are shares of 0..1."""
+        shown = [measure for measure in stage.measures if not measure.only_if_expected]
+        return any((measure.name, measure.scale) == (name, SHARE_SCALE) for measure in shown)
 
     def logs_objective(self, stage: StageSection, name: str) -> bool:
         """Returns True if the values of an objective are logged during the training, not only at its end."""
@@ -160,5 +224,11 @@ class StageKind(ABC, Generic[StageSection]):
     def count_epoch_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
         """Returns how many images an epoch is drawn from, and how many of them a batch takes; None if the stage does
         not train.
+        """
+        return None
+
+    def count_labelled_images(self, stage: StageSection, splits: Splits, seed: int) -> tuple[int, int] | None:
+        """Returns how many labelled images go through passes of their own beside the epochs, and how many of them a
+        batch takes; None if there are none.
         """
         return None

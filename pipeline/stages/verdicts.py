@@ -23,7 +23,7 @@ MIN_RELATIVE_SPREAD = 1e-9
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds say about the gain of one row."""
+    """The result of the test of one row: the effect, the interval of the mean gain, and the p value."""
 
     effect: Literal["helps", "hurts", "none"]
     # The lowest and highest mean gain that the seeds allow, in percent; None without a test.

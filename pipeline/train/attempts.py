@@ -8,16 +8,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, model_validator
 
 from firstlight.pipeline.files import append_json_line
-from firstlight.pipeline.train.metrics import read_rows
+from firstlight.pipeline.records import Count, FiniteNumber, RecordShape, read_json_rows
 from firstlight.tasks.collective import rank, world_size
 
 ATTEMPTS_FILE = "attempts.jsonl"
 REPORTED_PACKAGES = ("firstlight", "torch", "ray", "mlflow")
+
+
+class _MachineShape(RecordShape):
+    """The facts about a machine that reports show."""
+
+    host: str
+    system: str
+    device: str
+    cpus: int | None
+    versions: dict[str, str]
+    workers: Count
+    threads: Count
+
+
+class _AttemptShape(RecordShape):
+    """The begin or the end of an attempt."""
+
+    began: FiniteNumber = 0.0
+    machine: _MachineShape | None = None
+    ended: FiniteNumber = 0.0
+    seconds: Annotated[FiniteNumber, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _check_begin(self) -> "_AttemptShape":
+        if "began" in self.model_fields_set and self.machine is None:
+            raise ValueError("machine is missing")
+        return self
+
+
+ATTEMPT_SHAPE = TypeAdapter(_AttemptShape)
+ATTEMPTS_ADVICE = "delete this file: the times of the attempts so far are lost then"
 
 
 @dataclass(frozen=True)
@@ -61,8 +93,12 @@ def record_attempt(folder: Path, device: torch.device) -> Iterator[None]:
 
 
 def read_attempts(folder: Path) -> AttemptSummary | None:
-    """Returns the attempts recorded in `folder`, None if there are none."""
-    rows = read_rows(folder / ATTEMPTS_FILE)
+    """Returns the attempts recorded in `folder`, None if there are none.
+
+    Raises:
+        DamagedRecord: a row is none that was written; names the file and the line.
+    """
+    rows = read_json_rows(folder / ATTEMPTS_FILE, ATTEMPT_SHAPE, ATTEMPTS_ADVICE)
     began = [row for row in rows if "began" in row]
     if not began:
         return None

@@ -1,7 +1,7 @@
 """The context of a stage: recipe, images and device of this worker, under Ray Train or in this process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.augment.targets import Targets
+from firstlight.pipeline.data.images import read_header_frame
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
@@ -46,7 +47,7 @@ class StageContext:
             UserError: `stream.resident: on` or `stream.augment: device` is not possible with these images.
         """
         torch.set_num_threads(recipe.scale.threads)
-        stream, splits = recipe.stream, draw_splits(store, recipe.dataset)
+        stream, splits = recipe.stream, draw_splits(store, recipe.dataset, recipe.measured_splits)
         held = splits.train if device_cache.should_cache(stream, store, len(splits.train)) else None
         options = LoadingOptions(
             on_ray,
@@ -58,15 +59,27 @@ class StageContext:
         )
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)
 
-    def build_loader(self, views: Sequence[Augment], seed: int, target: TargetKind = "label") -> Loader:
-        """Returns a loader of one view for each augmentation in `views`, with the targets of the first view."""
+    def build_loader(
+        self, views: Sequence[Augment], seed: int, target: TargetKind = "label", whole_masks: bool = False
+    ) -> Loader:
+        """Returns a loader of one view for each augmentation in `views`, with the targets of the first view.
+
+        `whole_masks`: the targets are the masks of whole images, and where each view lies in its image.
+        """
         data, ops = self.recipe.dataset, tuple(tuple(op.model_dump() for op in ops) for ops in views)
         targets = None if target == "label" else Targets(target, _max_boxes(self.store) if target == "boxes" else 0)
+        if targets is not None and whole_masks:
+            width, height = self.read_mask_sizes().max(0).tolist()
+            targets = replace(targets, canvas=(width, height))
         return Loader(self.store, ops, data.image_size, seed, data.max_pixels, targets)
 
     def list_view_augments(self, training: TrainingOptions, count: int = 1) -> list[Augment]:
         """Returns the augmentations of the `count` views of a training."""
         return [training.augment or self.recipe.dataset.train_augment] * count
+
+    def read_mask_sizes(self) -> np.ndarray:
+        """Returns the (n, 2) widths and heights of the masks of all images."""
+        return _read_mask_sizes(str(self.store.path), self.store.hash)
 
     def build_plan(self, ids: np.ndarray, batch_size: int, seed: int) -> BatchPlan:
         """Returns the order of the batches of a training.
@@ -78,7 +91,7 @@ class StageContext:
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > IMAGE_CACHE_BYTES)
         return BatchPlan(
             ids,
-            self.store.list_row_groups("train")[:, 2],
+            np.sort(np.concatenate([self.store.list_row_groups(split)[:, 2] for split in self.splits.stored_in])),
             batch_size,
             seed,
             min(stream.window, IMAGE_CACHE_BYTES // per_image),
@@ -86,13 +99,18 @@ class StageContext:
         )
 
     def iterate_batches(
-        self, ids: np.ndarray, batch_size: int, views: Sequence[Augment] | None = None, target: TargetKind = "label"
+        self,
+        ids: np.ndarray,
+        batch_size: int,
+        views: Sequence[Augment] | None = None,
+        target: TargetKind = "label",
+        whole_masks: bool = False,
     ) -> Iterator[Batch]:
         """Yields this worker's part of `ids` once, in order. The default of `views` is the evaluation augmentation.
 
         The images are streamed, also if trainings keep them on the device.
         """
-        loader = self.build_loader(views or [self.recipe.dataset.eval_augment], 0, target)
+        loader = self.build_loader(views or [self.recipe.dataset.eval_augment], 0, target, whole_masks)
         for arrays in stream_batches(
             loader, EvalOrder(ids, batch_size, rank(), world_size()), batch_size, self.options
         ):
@@ -107,6 +125,15 @@ def _count_most_boxes(path: str, manifest: str) -> int:
     parts = np.array_split(ids, -(-len(ids) // 4096))
     boxes = (found.box_classes for part in parts for found in store.read_annotations(part))
     return max((len(classes) for classes in boxes if classes is not None), default=0)
+
+
+@lru_cache(maxsize=4)
+def _read_mask_sizes(path: str, manifest: str) -> np.ndarray:
+    store = Store.open(Path(path))
+    ids = np.arange(sum(store.splits.values()))
+    parts = np.array_split(ids, -(-len(ids) // 4096))
+    masks = (found.mask for part in parts for found in store.read_annotations(part))
+    return np.array([read_header_frame(mask).stored for mask in masks if mask is not None])
 
 
 def _max_boxes(store: Store) -> int:

@@ -5,7 +5,9 @@ numbers from (seed, step, rank), and a checkpoint holds the rest. A training tha
 workers ends bit-identical to one that never stopped.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -61,15 +63,15 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
 def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Monitor | None) -> None:
     step, notes = trainer.resume_training()
     stop = job.pause_step or job.total_steps
-    if step == 0 and learner.fills_tables_first:
-        _fill_tables(job, learner, trainer.num_rows)
-    order = TrainOrder(job.plan, rank(), world_size(), step, stop)
-    stream, stream_notes = open_batches(job, order, trainer.num_rows)
+    stretch, *later = _list_stretches(job, learner, step, stop)
+    if step < stop and step % job.plan.steps == 0 and learner.reads_images_before(step // job.plan.steps):
+        _read_images(job, learner, step, trainer.num_rows)
+    stream, stream_notes = open_batches(job, stretch, trainer.num_rows)
     logger = MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device)
-    dropped, first = DroppedIds(job.folder, job.plan, step), step
+    dropped, first = DroppedIds(job.folder, job.plan, step, job.total_steps), step
     for line in notes + stream_notes:
         append_row(job.folder, {"note": line})
-    for arrays in logger.time_waits(stream):
+    for arrays in _iterate_stretches(job, learner, logger, stream, later, trainer.num_rows):
         if step % job.plan.steps == 0 or step == first:
             watchdog.suspend_timer()
             learner.begin_epoch(step // job.plan.steps)
@@ -94,15 +96,46 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
             trainer.save_checkpoint(step)
     logger.close()
     if job.pause_step:
-        raise Paused(f"{job.folder.name}: pauses after {job.pause_after_epochs} of {job.training.epochs} epochs")
+        raise Paused(f"{job.folder.name}: pauses after {job.pause_after:,} of {job.training.length}")
+
+
+def _list_stretches(job: TrainingJob, learner: Learner, first: int, stop: int) -> list[TrainOrder]:
+    """Returns this worker's order of the steps `first` .. `stop` - 1, cut where the learner reads all images."""
+    epochs = range(first // job.plan.steps + 1, -(-stop // job.plan.steps))
+    cuts = [epoch * job.plan.steps for epoch in epochs if learner.reads_images_before(epoch)]
+    ends = pairwise([first, *cuts, stop])
+    return [TrainOrder(job.plan, rank(), world_size(), start, end) for start, end in ends]
+
+
+def _iterate_stretches(
+    job: TrainingJob,
+    learner: Learner,
+    logger: MetricsLogger,
+    stream: Iterator[dict[str, Any]],
+    later: Sequence[TrainOrder],
+    rows: int,
+) -> Iterator[dict[str, Any]]:
+    """Yields the batches of `stream`, then those of the stretches `later`, before each of which the learner reads all
+    images. One stream is open at a time.
+    """
+    yield from logger.time_waits(stream)
+    for stretch in later:
+        started = time.monotonic()
+        watchdog.suspend_timer()
+        _read_images(job, learner, stretch.start, rows)
+        stream, _ = open_batches(job, stretch, rows)
+        logger.skip_time(time.monotonic() - started)
+        yield from logger.time_waits(stream)
 
 
 @torch.no_grad()
-def _fill_tables(job: TrainingJob, learner: Learner, rows: int) -> None:
-    """Passes all batches of the first epoch to the learner's tables, before its first step."""
-    append_row(job.folder, {"note": "all images are read once before the first step"})
+def _read_images(job: TrainingJob, learner: Learner, step: int, rows: int) -> None:
+    """Passes all batches of the epoch that begins at `step` to the learner's tables. Collective."""
+    append_row(job.folder, {"note": f"all images are read once before epoch {step // job.plan.steps + 1}"})
+    # With `norm: batch`, workers have different running statistics. A checkpoint has rank 0's.
+    broadcast_buffers(learner)
     learner.eval()
-    order = TrainOrder(job.plan, rank(), world_size(), 0, job.plan.steps)
+    order = TrainOrder(job.plan, rank(), world_size(), step, step + job.plan.steps)
     stream, notes = open_batches(job, order, rows)
     for line in notes:
         append_row(job.folder, {"note": line})

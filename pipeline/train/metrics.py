@@ -4,18 +4,20 @@ A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": 
 steps do not include.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, model_validator
 
 from firstlight.pipeline.data.plan import TrainingPlan
+from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import append_json_line, write_atomically
-from firstlight.tasks.collective import all_sum, barrier, rank, world_size
+from firstlight.pipeline.records import Count, DamagedRecord, FiniteNumber, RecordShape, read_json_rows
+from firstlight.tasks.collective import all_sum, barrier, broadcast_object, rank, world_size
 from firstlight.tasks.timer import STEP_TIMER
 
 METRICS_FILE = "metrics.jsonl"
@@ -25,10 +27,42 @@ DATA_PART = "data"
 TIME_PREFIX = "time_"
 # The key of seconds that the rows of steps do not include.
 SPENT_KEY = "spent"
+# The key of the number of steps in a whole epoch: the last one of a training may be partial.
+STEPS_PER_EPOCH_KEY = "steps_per_epoch"
 DROPPED_IDS_FILE = "tails.jsonl"
 # A note is written if a worker waits for images for more than this share of the time: at the end of a training of at
 # least WAIT_NOTE_MIN_S seconds, and during it after WAIT_NOTE_EARLY_S seconds.
 MAX_WAIT_SHARE, WAIT_NOTE_MIN_S, WAIT_NOTE_EARLY_S = 0.1, 20.0, 300.0
+
+
+class _MetricsShape(RecordShape):
+    """A row of metrics. All keys but these are numbers."""
+
+    __pydantic_extra__: dict[str, float]
+    step: Count = 0
+    of: Annotated[int, Field(ge=1, le=2**53)] = 1
+    time: FiniteNumber = 0.0
+    images_per_s: float = 0.0
+    note: str = ""
+    spent: dict[str, float] = Field({})
+
+    @model_validator(mode="after")
+    def _check_step(self) -> "_MetricsShape":
+        missing = {"step", "of", "time", "images_per_s"} - self.model_fields_set
+        if missing and not self.model_fields_set & {"note", "spent"}:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        return self
+
+
+class _DroppedShape(RecordShape):
+    """A row of `DROPPED_IDS_FILE`."""
+
+    epoch: Count
+    ids: list[Count]
+
+
+METRICS_SHAPE, DROPPED_SHAPE = TypeAdapter(_MetricsShape), TypeAdapter(_DroppedShape)
+METRICS_ADVICE = "delete this file: curves and numbers of the steps so far are lost then"
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
@@ -56,18 +90,22 @@ class PassProgress:
             append_row(self.folder, {"step": self.done, "of": self.total, "time": time.time(), "images_per_s": rate})
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a JSON-lines file, without a last line that a killed worker left incomplete."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+def read_metrics_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns all rows of a metrics file, [] if there is none.
+
+    Raises:
+        DamagedRecord: a row is none that was written; names the file and the line.
+    """
+    return read_json_rows(path, METRICS_SHAPE, METRICS_ADVICE)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the logged rows of a training, in the order of their steps."""
-    return [row for row in read_rows(path) if "loss" in row]
+    """Returns the logged rows of a training, in the order of their steps.
+
+    Raises:
+        DamagedRecord: as `read_metrics_rows`.
+    """
+    return [row for row in read_metrics_rows(path) if "loss" in row]
 
 
 class MetricsLogger:
@@ -84,8 +122,7 @@ class MetricsLogger:
         self.noted = False
         # Over all steps but the first, as no step runs while its batch is decoded.
         self.idle, self.second_step_at = 0.0, 0.0
-        if rank() == 0:
-            _keep_rows(folder / METRICS_FILE, lambda row: row.get("step", 0) <= first)
+        _keep_rows(folder / METRICS_FILE, METRICS_SHAPE, lambda row: row.get("step", 0) <= first)
         barrier()
 
     def time_waits(self, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -108,11 +145,15 @@ class MetricsLogger:
         """Writes the time since the last row, which the last checkpoint took."""
         append_row(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
 
+    def skip_time(self, seconds: float) -> None:
+        """Excludes seconds in which no step ran from the training's time."""
+        self.since += seconds
+        self.second_step_at += seconds
+
     def exclude_time(self, evaluated: tuple[dict[str, float], float]) -> dict[str, float]:
         """Excludes the seconds of an evaluation from the training's time. Returns the values of the evaluation."""
         values, seconds = evaluated
-        self.since += seconds
-        self.second_step_at += seconds
+        self.skip_time(seconds)
         append_row(self.folder, {SPENT_KEY: {"looks": seconds}})
         return values
 
@@ -140,7 +181,16 @@ class MetricsLogger:
         epoch = (step - 1) // self.plan.steps
         append_row(
             self.folder,
-            {"step": step, "of": self.total_steps, "epoch": epoch, "time": time.time(), **values, **speed, **shares},
+            {
+                "step": step,
+                "of": self.total_steps,
+                "epoch": epoch,
+                STEPS_PER_EPOCH_KEY: self.plan.steps,
+                "time": time.time(),
+                **values,
+                **speed,
+                **shares,
+            },
         )
         self.steps, self.waited, self.since = 0, 0.0, now
         if not self.noted and now - self.second_step_at > (
@@ -165,33 +215,42 @@ class MetricsLogger:
 
 
 class DroppedIds:
-    """The ids that an epoch leaves out because they do not fill a batch: a row {"epoch", "ids"} for each such epoch.
+    """The ids that an epoch leaves out: a row {"epoch", "ids"} for each such epoch.
 
-    Rank 0 writes. `first` is the number of steps that were done before.
+    They do not fill a batch, or the training ends before them. Rank 0 writes. `first` is the number of steps that were
+    done before, of `total_steps`.
     """
 
-    def __init__(self, folder: Path, plan: TrainingPlan, first: int) -> None:
-        self.file, self.plan = folder / DROPPED_IDS_FILE, plan
-        if rank() == 0:
-            _keep_rows(self.file, lambda row: row["epoch"] < first // plan.steps)
+    def __init__(self, folder: Path, plan: TrainingPlan, first: int, total_steps: int) -> None:
+        self.file, self.plan, self.total_steps = folder / DROPPED_IDS_FILE, plan, total_steps
+        _keep_rows(self.file, DROPPED_SHAPE, lambda row: self._last_step(row["epoch"]) <= first)
 
     def write_epoch(self, epoch: int) -> None:
         """Writes the row of an epoch. It is called before the epoch's first step, and again if the epoch is resumed."""
-        if rank() == 0 and len(ids := self.plan.tail(epoch)):
-            append_json_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
+        if rank() == 0:
+            steps = self._last_step(epoch) - epoch * self.plan.steps
+            if len(ids := self.plan.tail(epoch, steps)):
+                append_json_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
+
+    def _last_step(self, epoch: int) -> int:
+        """Returns the number of steps that are done at the end of an epoch."""
+        return min((epoch + 1) * self.plan.steps, self.total_steps)
 
 
-def _keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drops the rows after the checkpoint that a training continues from: it repeats those steps identically."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
+def _keep_rows(path: Path, shape: TypeAdapter[Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the rows after the checkpoint that a training continues from: it repeats those steps identically.
+
+    Collective; rank 0 reads and writes.
+
+    Raises:
+        StopTraining: on all ranks: the file has a row that no training has written; names it.
+    """
+    problem = None
+    if rank() == 0 and path.exists():
         try:
-            row = json.loads(line)
-        # A killed worker may have left its last line incomplete.
-        except ValueError:
-            continue
-        if wanted(row):
-            kept.append(json.dumps(row) + "\n")
-    write_atomically(path, "".join(kept).encode())
+            rows = read_json_rows(path, shape, METRICS_ADVICE)
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if wanted(row)).encode())
+        except DamagedRecord as error:
+            problem = str(error)
+    if problem := broadcast_object(problem):
+        raise StopTraining(problem)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
-from firstlight.pipeline.train.checkpoint import Checkpoint, Checkpoints
+from firstlight.pipeline.train.checkpoint import OTHER_STATE_ADVICE, Checkpoint, Checkpoints, refuse_other_state
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
@@ -43,9 +43,7 @@ class Trainer:
         self.optimizer = build_optimizer(job.training.optimizer, learner.parameter_groups())
         schedule = job.training.schedule
         self.per_epoch = schedule is not None and schedule.interval == "epoch"
-        self.schedule = build_schedule(
-            schedule, self.optimizer, job.training.epochs if self.per_epoch else job.total_steps
-        )
+        self.schedule = build_schedule(schedule, self.optimizer, job.num_epochs if self.per_epoch else job.total_steps)
         # Summed over the steps of the epoch so far.
         self.epoch_loss = 0.0
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
@@ -209,8 +207,8 @@ class Trainer:
         self._load_state(found)
         self.num_done = found.step
         if (
-            found.meta["threads"] != torch.get_num_threads()
-            or found.meta["torch"] != torch.__version__
+            found.meta.get("threads") != torch.get_num_threads()
+            or found.meta.get("torch") != torch.__version__
             or found.meta["world"] != world_size()
         ):
             change = "continued with another number of workers, threads or version of torch"
@@ -220,11 +218,13 @@ class Trainer:
         return found.step, notes
 
     def _check_plan(self, found: Checkpoint, folder: Path) -> None:
-        if found.meta["plan"] != self.job.plan.key:
+        if found.meta.get("plan") != self.job.plan.key:
             raise StopTraining(
                 f"{folder}: its checkpoint was made with other images or another order; "
                 "delete the folder to train from the beginning"
             )
+        if found.step > self.job.total_steps:
+            raise StopTraining(f"{found.folder}: the training has {self.job.total_steps} steps; {OTHER_STATE_ADVICE}")
 
     def _warm_start(self, other: Path) -> tuple[int, list[str]]:
         """Continues another training with the settings of this one. Returns the same as `resume_training`.
@@ -256,12 +256,13 @@ class Trainer:
         return found.step, [*(f"skipped a damaged checkpoint: {line}" for line in complaints), note]
 
     def _load_state(self, found: Checkpoint) -> None:
-        self.learner.load_state_dict(found.shared["model"])
-        self.optimizer.load_state_dict(found.shared["optimizer"])
-        self.schedule.load_state_dict(found.shared["schedule"])
-        self.epoch_loss = found.shared["epoch_loss"]
-        for name, table in self.learner.tables.items():
-            table.load_state_dicts([shard[name] for shard in found.shards])
+        with refuse_other_state(found):
+            self.learner.load_state_dict(found.shared["model"])
+            self.optimizer.load_state_dict(found.shared["optimizer"])
+            self.schedule.load_state_dict(found.shared["schedule"])
+            self.epoch_loss = float(found.shared["epoch_loss"])
+            for name, table in self.learner.tables.items():
+                table.load_state_dicts([shard[name] for shard in found.shards])
 
 
 class _StepModule(nn.Module):

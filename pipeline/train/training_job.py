@@ -1,6 +1,6 @@
 """A training with its options, as the training loop takes it, and batches of the stream as tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class TrainingJob:
     """One training: its images, its options, and the folder of its files, which all workers see.
 
     `withheld` are the sorted ids whose labels the learner must not see. `warm_start` is the folder of another training
-    that this one continues if it has no checkpoint yet. After `pause_after_epochs` epochs it pauses.
+    that this one continues if it has no checkpoint yet. `pause_after` is the length after which it pauses, in the unit
+    of its own length.
     """
 
     folder: Path
@@ -32,17 +33,24 @@ class TrainingJob:
     device: torch.device
     withheld: np.ndarray
     warm_start: Path | None = None
-    pause_after_epochs: int | None = None
+    pause_after: int | None = None
 
     @property
     def total_steps(self) -> int:
-        return self.training.epochs * self.plan.steps
+        return self.training.length.count_steps(self.plan.steps)
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs that begin. The last may be partial."""
+        return self.training.length.count_epochs(self.plan.steps)
 
     @property
     def pause_step(self) -> int | None:
         """Number of steps after which the training pauses, None if it runs to its end."""
-        epochs = self.pause_after_epochs
-        return epochs * self.plan.steps if epochs is not None and epochs < self.training.epochs else None
+        length, pause = self.training.length, self.pause_after
+        if pause is None or pause >= length.count:
+            return None
+        return replace(length, count=pause).count_steps(self.plan.steps)
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:

@@ -1,8 +1,12 @@
-"""Pipelines of augmentations that use every operation."""
+"""Pipelines of augmentations that use every operation, and their application to one image."""
 
 from typing import Any
 
-from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS
+import numpy as np
+from PIL import Image
+
+from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, apply_batch, sample_params
+from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 
 CHOSEN = {"corner_crop": {"corner": "top_right"}}  # parameters without a default
 
@@ -16,6 +20,10 @@ CROP: dict[str, Any] = {"op": "center_crop"}
 PIPELINES: dict[str, Ops] = {
     **{name: [{"op": name, **CHOSEN.get(name, {})}] if name in CROP_OPS else [CROP, {"op": name}] for name in OPS},
     "a corner at full size": [{"op": "random_crop", "scale": 0.90625}],
+    "a random crop in pixels": [{"op": "random_crop", "size": 29}],
+    "a central crop in pixels": [{"op": "center_crop", "size": 29}],
+    "a corner in pixels": [{"op": "corner_crop", "corner": "bottom_left", "size": 29}],
+    "the second window": [{"op": "window_crop", "index": 1, "scale": 0.7}],
     "boxes over the edge": [{"op": "random_resized_crop", "scale": (1.0, 1.0), "ratio": (3.0, 4.0)}],
     "no shift": [{"op": "random_shift", "padding": 0}],
     "shift out of the picture": [{"op": "random_shift", "padding": 40}],
@@ -34,3 +42,17 @@ PIPELINES: dict[str, Ops] = {
         {"op": "horizontal_flip"},
     ],
 }
+
+
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Returns an RGB image of noise."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def run_ops(source: Image.Image, ops: Ops, size: int = 16, key: tuple[int, int, int, int] = (0, 0, 0, 0)) -> np.ndarray:
+    """Returns the (size, size, 3) view of an image. `key`: seed, pass, id and view."""
+    seed, epoch, image_id, view = key
+    drawn = sample_params(
+        ops, derive_view_keys(seed, np.array([epoch]), np.array([image_id]), view), np.array([source.size]), size
+    )
+    return next(apply_batch([source], drawn, size))

@@ -50,12 +50,13 @@ class Past:
         self.tracking.finish_run(run_id)
         return run_id
 
-    def evaluate(self, recipe: str, parent: str, encoder: str, seed: int = 0) -> str:
+    def evaluate(self, recipe: str, parent: str, encoder: str, seed: int = 0, seconds: float | None = None) -> str:
         run_id = self._start(recipe, parent, "evaluate", f"evaluate seed {seed}", seed, {"seed": seed})
         self.tracking.log_encoder_source(run_id, encoder, find_source_run(self.tracking, encoder))
         self.tracking.log_results(
             run_id, {"pretrained/knn_test": 0.95 + seed / 100, "random/knn_test": 0.9, "pretrained/knn_val": 0.97}
         )
+        self.tracking.log_results(run_id, {} if seconds is None else {"seconds": seconds})
         self.tracking.finish_run(run_id)
         return run_id
 

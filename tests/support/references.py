@@ -26,16 +26,22 @@ def nat_best_cost(features: Tensor, targets: Tensor) -> float:
     return min(sum(cost[i][p[i]] for i in range(n)) for p in itertools.permutations(range(n)))
 
 
-def weighted_knn(query: list[float], bank: list[list[float]], labels: list[int], k: int, temperature: float) -> int:
-    """Super-AND, section 4.1: argmax over c of the sum, over the k nearest of class c, of exp(cos / temperature)."""
+def weighted_knn(
+    query: list[float], bank: list[list[float]], labels: list[int], k: int, temperature: float, cosine: bool = True
+) -> int:
+    """Super-AND, section 4.1: argmax over c of the sum, over the k nearest m of class c, of exp(v.m / temperature).
 
-    def cosine(a: list[float], b: list[float]) -> float:
-        return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    With `cosine`, v and m are unit vectors first.
+    """
 
-    nearest = sorted(range(len(bank)), key=lambda i: -cosine(query, bank[i]))[:k]
+    def similarity(a: list[float], b: list[float]) -> float:
+        product = sum(x * y for x, y in zip(a, b, strict=True))
+        return product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)) if cosine else product
+
+    nearest = sorted(range(len(bank)), key=lambda i: -similarity(query, bank[i]))[:k]
     scores: dict[int, float] = {}
     for i in nearest:
-        scores[labels[i]] = scores.get(labels[i], 0.0) + math.exp(cosine(query, bank[i]) / temperature)
+        scores[labels[i]] = scores.get(labels[i], 0.0) + math.exp(similarity(query, bank[i]) / temperature)
     return max(scores, key=lambda c: scores[c])
 
 
@@ -94,6 +100,22 @@ def labelled_cross_entropy(q: Tensor, labels: list[int]) -> float:
     return sum(known) / len(known)
 
 
+def multilabel_loss(logits: Tensor, present: Tensor, smoothing: float, reduction: str) -> float:
+    """The binary cross-entropies of the known labels: their mean, or their sum over the classes an image.
+
+    The sum is that of voc-classification: SigmoidCrossEntropyLoss of python_layers.py divides by the number of images.
+    """
+    total, known = 0.0, 0
+    for i in range(len(logits)):
+        for c in range(logits.shape[1]):
+            if (y := int(present[i, c])) >= 0:
+                p = 1 / (1 + math.exp(-float(logits[i, c])))
+                wanted = (1 - smoothing) * y + smoothing / 2
+                total -= wanted * math.log(p) + (1 - wanted) * math.log(1 - p)
+                known += 1
+    return total / (known if reduction == "mean" else len(logits))
+
+
 def _dot(a: Tensor, b: Tensor) -> float:
     return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
 
@@ -120,18 +142,19 @@ def super_and_neighbourhood(
 
 
 def super_and_entropy(
-    views: list[Tensor], own: list[int], bank: Tensor, temperature: float, own_logit: float | None
+    views: list[Tensor], own: list[int], bank: Tensor, temperature: float, own_class: float | str | None
 ) -> float:
     """Super-AND, eq. 11, the mean over the images of all views.
 
-    With `own_logit` None the own class is left out; a number is its logit, as in the authors' code.
+    With `own_class` None the own class is left out; a number is its logit, as in the authors' code; with "all" it is a
+    class like the others, as in their first commit.
     """
     entropies = []
     for view in views:
         for v, i in zip(view, own, strict=True):
-            logits = {j: _dot(m, v) / temperature for j, m in enumerate(bank) if j != i}
-            if own_logit is not None:
-                logits[i] = own_logit
+            logits = {j: _dot(m, v) / temperature for j, m in enumerate(bank) if j != i or own_class == "all"}
+            if isinstance(own_class, float):
+                logits[i] = own_class
             total = sum(math.exp(x) for x in logits.values())
             entropies.append(-sum(math.exp(x) / total * math.log(math.exp(x) / total) for x in logits.values()))
     return sum(entropies) / len(entropies)
@@ -176,14 +199,18 @@ def super_and_augmentation_of_the_code(first: Tensor, second: Tensor, bank: Tens
     return loss / (2 * n)
 
 
-def super_and_neighbours(bank: Tensor, temperature: float) -> tuple[list[int], list[float]]:
-    """Super-AND, eqs. 7 and 9 for every row of the bank.
+def super_and_neighbours(
+    bank: Tensor, temperature: float, features: Tensor | None = None
+) -> tuple[list[int], list[float]]:
+    """Super-AND, eqs. 7 and 9 for every image, whose f(x) is its row of `features`, or of the bank.
 
-    They are the nearest other row (of equal ones the lowest), and the entropy of its softmax over all rows.
+    They are the nearest other image (of equal ones the lowest), and the entropy of its softmax over all rows of the
+    bank.
     """
     nearest, entropies = [], []
-    for i, row in enumerate(bank):
-        nearest.append(max((j for j in range(len(bank)) if j != i), key=lambda j: (_dot(row, bank[j]), -j)))
+    embeddings = bank if features is None else features
+    for i, row in enumerate(embeddings):
+        nearest.append(max((j for j in range(len(bank)) if j != i), key=lambda j: (_dot(row, embeddings[j]), -j)))
         p = super_and_probabilities(row, bank, temperature)
         entropies.append(-sum(x * math.log(x) for x in p))
     return nearest, entropies

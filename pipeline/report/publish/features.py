@@ -8,10 +8,11 @@ from safetensors.torch import load as load_tensors
 
 from firstlight.pipeline.report import figures, image_figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.evaluate import EVALUATION_MAP_FILE, Evaluate
+from firstlight.pipeline.stages.evaluate import BANK_MEASURE, EVALUATION_MAP_FILE, Evaluate
+from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
 from firstlight.pipeline.stages.features.frozen_features import FEATURE_ARMS
 from firstlight.pipeline.stages.features.projection import name_principal_axes
-from firstlight.pipeline.stages.retrieve import INDEX_FOLDER, Retrieve
+from firstlight.pipeline.stages.retrieve import Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
@@ -19,8 +20,8 @@ from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
 # The keys of the scores on test images: the measure, and the layer if it is not the deepest.
-SCORE_KEY = re.compile(r"^(?:pretrained|random)/(knn|probe)(?:_layer(-?\d+))?_test$")
-SCORER_NAMES = {"knn": "kNN", "probe": "probe"}
+SCORE_KEY = re.compile(r"^(?:pretrained|random)/(knn_bank|knn|probe)(?:_layer(-?\d+))?_test\Z")
+SCORER_NAMES = {BANK_MEASURE: "kNN of the bank", "knn": "kNN", "probe": "probe"}
 RANDOM_ARM = "random"
 # An index of more bytes is not copied into MLflow, only its manifest is.
 MAX_LOGGED_INDEX_BYTES = 100_000_000
@@ -51,7 +52,8 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
             match = SCORE_KEY.match(key)
             if match and key.startswith("pretrained/"):
                 label = SCORER_NAMES[match[1]] + (f" layer {match[2]}" if match[2] else "")
-                scores[label] = _compare_with_random(run, key.partition("/")[2])
+                baseline = key.partition("/")[2].replace(BANK_MEASURE, "knn")
+                scores[label] = Score(run.metrics[key], run.metrics.get(f"{RANDOM_ARM}/{baseline}"), RANDOM_ARM)
         return scores
 
 
@@ -92,8 +94,8 @@ def _compare_with_random(run: Run, key: str) -> Score:
 def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
     """Returns the feature metrics and scores of an arm on one layer, by key. `ending`: that of the layer's keys."""
     numbers = {f"{key}{ending}": value for key, value in result[f"signals{ending}"].items()}
-    for measure in ("knn", "probe"):
-        for part, value in result[measure + ending].items():
+    for measure in ("knn", "probe", BANK_MEASURE):
+        for part, value in result.get(measure + ending, {}).items():
             if part != "weight_decay":
                 numbers[f"{measure}{ending}_{part}"] = value
     return numbers

@@ -7,6 +7,7 @@ from safetensors.torch import load as load_tensors
 
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
+from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.finetune import Finetune, finetune_ids, list_candidates
 from firstlight.pipeline.stages.stage import StageInstance
@@ -29,7 +30,7 @@ class FinetunePublisher(StagePublisher[Finetune]):
         album = FigureLog(tracking, run_id, instance.folder)
         split = "test" if worker.recipe.score_test else "held-out"
         for arm in stage.arms:
-            facts = {key: value for key, value in result[arm].items() if key != "scores"}
+            facts = {key: value for key, value in result[arm].items() if key != "scores" and value is not None}
             tracking.log_results(run_id, facts, f"{arm}/")
             for part, scores in result[arm]["scores"].items():
                 tracking.log_results(run_id, _flatten_scores(scores, worker.store.classes), f"{arm}/{part}_")
@@ -40,6 +41,14 @@ class FinetunePublisher(StagePublisher[Finetune]):
                 caption = f"{split} images, {arm}"
                 figure = image_figures.draw_image_rows(load_tensors(pictures.read_bytes()), caption)
                 album.add(f"predicted_{arm}", figure, caption)
+        if len(stage.arms) > 1:
+            caption = "training losses of all arms, in a panel for each learning rate"
+            album.add("curves_arms", curves.plot_arm_losses(_read_trainings(stage, instance)), caption)
+        add_filters(album, worker.recipe, instance)
+        if stage.register_as:
+            # One encoder of a stage is registered: that of the first seed.
+            name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
+            tracking.log_encoder(run_id, instance.folder / "encoder", instance, name)
         labelled = write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder)
         tracking.client.log_artifact(run_id, str(labelled))
         # All candidates have one plan, so the first one's file is that of all.
@@ -65,9 +74,17 @@ class FinetunePublisher(StagePublisher[Finetune]):
         }
 
 
+def _read_trainings(stage: Finetune, instance: StageInstance) -> dict[str, dict[str, curves.MetricRows]]:
+    """Returns the logged rows of all trainings of an instance: by learning rate, then by arm."""
+    found: dict[str, dict[str, curves.MetricRows]] = {}
+    for name, (arm, rate) in list_candidates(stage).items():
+        found.setdefault(f"learning rate {rate:g}", {})[arm] = read_metrics(instance.folder / name / METRICS_FILE)
+    return found
+
+
 def _flatten_scores(scores: dict[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
-    """Returns scores by key, with a key for each class that has a value instead of a list over classes."""
-    single = {name: value for name, value in scores.items() if not isinstance(value, list)}
+    """Returns the scores that exist by key, with a key for each class that has a value instead of a list of them."""
+    single = {name: value for name, value in scores.items() if not isinstance(value, list) and value is not None}
     lists = {name: value for name, value in scores.items() if isinstance(value, list)}
     keys = unique_key_parts(classes)
     by_class = {

@@ -7,16 +7,15 @@ from safetensors.torch import load as load_tensors
 from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures, image_figures
+from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.artifacts import load_encoder
 from firstlight.pipeline.stages.features.projection import name_principal_axes
-from firstlight.pipeline.stages.pictures import load_pictures
+from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures
 from firstlight.pipeline.stages.pretrain import (
-    NUM_VIEWED_IMAGES,
-    PICTURES_FILE,
     PRETRAIN_MAP_FILE,
     Pretrain,
     build_view_loader,
+    count_steps_per_epoch,
     pretrain_label_ids,
 )
 from firstlight.pipeline.stages.stage import StageInstance
@@ -27,9 +26,6 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
 from firstlight.tasks.pretrain import metric_plots
 from firstlight.tasks.visuals import ImageGrid, ImageRow
-
-# The inputs of an encoder that end with a fixed filter.
-FIXED_FILTER_INPUTS = ("sobel", "high_pass", "rgb_sobel")
 
 
 class PretrainPublisher(StagePublisher[Pretrain]):
@@ -53,11 +49,11 @@ class PretrainPublisher(StagePublisher[Pretrain]):
         if (instance.folder / DROPPED_IDS_FILE).exists():
             client.log_artifact(run_id, str(instance.folder / DROPPED_IDS_FILE))
         album = FigureLog(tracking, run_id, instance.folder)
-        _add_curves(album, stage, instance)
+        _add_curves(album, worker, stage, instance)
         _add_held_out_images(album, worker, instance)
         views = _load_views(worker, stage, instance)
         album.add(views.name, image_figures.draw_image_grid(views), views.title)
-        _add_filters(album, worker, instance)
+        add_filters(album, worker.recipe, instance)
 
     def summarise(self, run: Run) -> dict[str, Score]:
         scores = {"loss": Score(run.metrics["loss"], scale=1.0, unit="")} if "loss" in run.metrics else {}
@@ -67,11 +63,12 @@ class PretrainPublisher(StagePublisher[Pretrain]):
         return scores
 
 
-def _add_curves(album: FigureLog, stage: Pretrain, instance: StageInstance) -> None:
+def _add_curves(album: FigureLog, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
     rows = read_metrics(instance.folder / METRICS_FILE)
+    epochs = stage.length.count_epochs(count_steps_per_epoch(stage, worker.splits, instance.seed))
     album.add("curves", curves.plot_loss(rows), "the loss, and the other numbers that the method logs")
     plots = [("watch", curves.plot_feature_metrics(rows), "metrics of the features of held-out images, over epochs")]
-    for plot in metric_plots(stage.method.name, stage.epochs, constructor_arguments(stage.method)):
+    for plot in metric_plots(stage.method.name, epochs, constructor_arguments(stage.method)):
         plots.append((plot.name, curves.plot_periods(rows, plot), f"{plot.title}, a point for every {plot.unit}"))
     for name, figure, caption in plots:
         if figure is not None:
@@ -91,8 +88,9 @@ def _add_held_out_images(album: FigureLog, worker: StageContext, instance: Stage
         name: tensor.numpy()
         for name, tensor in load_tensors((instance.folder / PRETRAIN_MAP_FILE).read_bytes()).items()
     }
-    count = f"{len(found['ids']):,} held-out images"
-    caption = f"held-out images on the left, and the nearest of {count}; red: of another class"
+    shown = "held-out images" if len(worker.splits.val) else "training images"
+    count = f"{len(found['ids']):,} {shown}"
+    caption = f"{shown} on the left, and the nearest of {count}; red: of another class"
     album.add("neighbours", image_figures.draw_neighbours(worker, result["neighbours"], caption), caption)
     figure = figures.draw_embedding_map(
         {count: (found["points"], name_principal_axes(found["share"]))},
@@ -100,17 +98,6 @@ def _add_held_out_images(album: FigureLog, worker: StageContext, instance: Stage
         worker.store.classes,
     )
     album.add("map", figure, f"{count} at the first two principal components of their features")
-
-
-def _add_filters(album: FigureLog, worker: StageContext, instance: StageInstance) -> None:
-    """Adds the filters of the first convolution, if the encoder starts with one."""
-    filters = load_encoder(instance.folder / "encoder", worker.recipe.dataset.image_size).compose_first_filters()
-    if not filters:
-        return
-    composed = worker.recipe.encoder.model_dump().get("input") in FIXED_FILTER_INPUTS
-    effect = ", combined with the fixed filter before them: as they act on the image" if composed else ""
-    figure = image_figures.draw_filters([weights.numpy() for weights in filters], composed)
-    album.add("filters", figure, f"filters of the first convolution{effect}")
 
 
 def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) -> ImageGrid:

@@ -7,12 +7,14 @@ from firstlight.pipeline.report.publish.features import EvaluatePublisher, Retri
 from firstlight.pipeline.report.publish.finetune import FinetunePublisher
 from firstlight.pipeline.report.publish.pretrain import PretrainPublisher
 from firstlight.pipeline.report.publish.publisher import StagePublisher
+from firstlight.pipeline.report.publish.reconstruct import ReconstructPublisher
 
 PUBLISHERS: dict[str, StagePublisher[Any]] = {
     "pretrain": PretrainPublisher(),
     "evaluate": EvaluatePublisher(),
     "finetune": FinetunePublisher(),
     "retrieve": RetrievePublisher(),
+    "reconstruct": ReconstructPublisher(),
     "embed": EmbedPublisher(),
     "export": ExportPublisher(),
 }

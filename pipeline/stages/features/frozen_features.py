@@ -26,7 +26,8 @@ def build_extractors(
     """Builds both networks in evaluation mode. The random weights, of encoder and head, are drawn from the seed."""
     size = context.recipe.dataset.image_size
     assert instance.encoder is not None
-    encoder, head = load_encoder(instance.encoder, size), load_head(instance.companion) if instance.companion else None
+    encoder = load_encoder(instance.encoder, size)
+    head = load_head(instance.companions["head"]) if "head" in instance.companions else None
     torch.manual_seed(instance.seed)
     fresh = Encoder(context.recipe.encoder.model_dump(), size)
     fresh_head = Projection(**head.spec) if head else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from firstlight.pipeline.cli.history import (
     MAX_TRIALS_LISTED,
+    elapsed_seconds,
     group_by_stage,
     run_lines,
     run_state,
@@ -88,3 +89,15 @@ def test_runs_of_a_stage_are_ordered_by_seed(lineage: Lineage, run_ids: dict[str
         ["pretrain seed 0", "pretrain seed 1"],
         ["evaluate seed 0", "evaluate seed 1"],
     ]
+
+
+def test_duration_of_seeds_that_ran_one_after_the_other_is_the_sum_of_their_work(tmp_path: Path) -> None:
+    """MLflow's start and end of a run that was resumed also span the time between its attempts."""
+    past = Past(tmp_path)
+    parent = past.recipe("timed")
+    for seed in (0, 1):
+        past.evaluate("timed", parent, "runs:/abc/encoder", seed, seconds=60.0)
+    lineage, _ = read_lineage(parse_location([f"storage={tmp_path}"]))
+    (line,) = (line for line in run_lines(lineage) if line.name == "evaluate, 2 seeds")
+    assert [elapsed_seconds(run) for run in line.runs] == [60.0, 60.0]
+    assert "2 min 00 s" in render_text(runs_table(lineage, [line], 120))

@@ -35,6 +35,12 @@ WRONG = {
     "stages.pretrain.epochs=2.5": ["stages.pretrain.epochs: 2.5", "valid integer"],
     "stages.pretrain.epochs=true": ["stages.pretrain.epochs: true", "valid integer"],
     "stages.pretrain.epochs=0": ["stages.pretrain.epochs: 0", "greater than or equal to 1"],
+    "stages.pretrain.steps=0": ["stages.pretrain.steps: 0", "greater than or equal to 1"],
+    "stages.pretrain.steps=9000": [
+        "stages.pretrain: epochs: 30 and steps: 9000 are both given; valid: one of them, and null for the other "
+        "(stages.pretrain.steps=null or stages.pretrain.epochs=null)",
+    ],
+    "stages.finetune.epochs=null": ["stages.finetune: neither epochs nor steps is given; valid: one of them"],
     "stages.pretrain.optimizer.lr=-1": ["stages.pretrain.optimizer.lr: -1", "greater than 0"],
     "stages.pretrain.optimizer.lr=.inf": ["stages.pretrain.optimizer.lr", "valid number"],
     "stages.pretrain.optimizer.name=SDG": ["'SDG' is unknown", "did you mean 'SGD'?"],
@@ -54,7 +60,7 @@ WRONG = {
     "stages.pretrain.precision=fp8": ['stages.pretrain.precision: "fp8"', "'fp32' or 'bf16'"],
     "stages.evaluate.kind=score": [
         "stages.evaluate.kind: 'score' is unknown",
-        "embed, evaluate, export, finetune, pretrain, retrieve",
+        "embed, evaluate, export, finetune, pretrain, reconstruct, retrieve",
     ],
     "stages.finetune.encoder=best": ['stages.finetune.encoder: "best"', "runs:/"],
     "dataset.name=cifr10": ["dataset.name: 'cifr10' is unknown", "did you mean 'cifar10'?"],

@@ -1,5 +1,6 @@
 """The recipe: names, the order of stages, expected results, the test split."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,25 @@ def test_contradiction_between_sections_is_named(tmp_path: Path, changes: dict[s
     with pytest.raises(UserError) as caught:
         recipes.recipe(tmp_path, **changes)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "measured"),
+    [
+        (["pretrain"], {}, set()),
+        (["pretrain"], {"stages__pretrain__watch": {"every": 1}}, {"val"}),
+        (["pretrain"], {"stages__pretrain__pictures": "test"}, {"test"}),
+        (["pretrain", "evaluate"], {}, {"val", "test"}),
+        (["pretrain", "finetune"], {}, {"val", "test"}),
+        (["pretrain"], {"stages__retrieve": {"kind": "retrieve", "queries": "val"}}, {"val"}),
+        (["pretrain"], {"stages__retrieve": {"kind": "retrieve", "queries": "val", "gallery": "all"}}, {"val", "test"}),
+        (["pretrain"], {"stages__embed": {"kind": "embed"}, "stages__export": {"kind": "export"}}, set()),
+        (["pretrain"], {"score_test": False}, {"val", "test"}),
+    ],
+)
+def test_measured_splits_are_those_of_the_stages(
+    tmp_path: Path, stages: list[str], changes: dict[str, Any], measured: set[str]
+) -> None:
+    kept = {name: copy.deepcopy(recipes.RECIPE["stages"][name]) for name in stages}
+    recipe = recipes.recipe(tmp_path, stages=kept, **changes)
+    assert recipe.measured_splits == measured

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
@@ -12,10 +13,12 @@ from firstlight.pipeline.config.schema import (
     MethodSpec,
     _tagged_union,
     build_ten_crops,
+    build_windows,
     check_augment,
     check_distinct,
     constructor_arguments,
 )
+from firstlight.pipeline.errors import UserError
 from tests.support.paths import ROOT
 
 QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
@@ -73,10 +76,39 @@ def test_augmentations_start_with_exactly_one_crop(ops: list[dict[str, str]], fo
         check_augment(parsed)
 
 
-def test_ten_crops_are_valid_augmentations() -> None:
-    crops = build_ten_crops(0.5)
+@pytest.mark.parametrize("op", ["center_crop", "random_crop", "corner_crop", "window_crop"])
+def test_side_of_a_crop_is_given_in_one_way(op: str) -> None:
+    corner = {"corner": "center"} if op == "corner_crop" else {}
+    for side in ({}, {"scale": 0.5}, {"size": 89}):
+        parsed: Any = TypeAdapter(Augment).validate_python(({"op": op, **corner, **side},))
+        assert check_augment(parsed) == parsed
+        again: Any = TypeAdapter(Augment).validate_json(TypeAdapter(Augment).dump_json(parsed))
+        assert check_augment(again) == parsed, "also after a round trip through JSON"
+    both: Any = TypeAdapter(Augment).validate_python(({"op": op, **corner, "scale": 0.5, "size": 89},))
+    with pytest.raises(ValueError, match=rf"^{op} has scale: 0.5 and size: 89; valid: one of them$"):
+        check_augment(both)
+
+
+def test_two_sides_of_a_crop_are_refused_by_their_key() -> None:
+    crop = "dataset.eval_augment=[{op: center_crop, scale: 0.5, size: 8}]"
+    with pytest.raises(
+        UserError, match=r"^dataset\.eval_augment: .*center_crop has scale: 0.5 and size: 8; valid: one"
+    ):
+        load_recipe(QUICKSTART, (crop,))
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, None), (None, 89), (None, None)])
+def test_ten_crops_are_valid_augmentations(scale: float | None, size: int | None) -> None:
+    crops = build_ten_crops(scale, size)
     assert len(crops) == 10
-    assert all(check_augment(crop) == crop and crop[0].scale == 0.5 for crop in crops)
+    assert all(check_augment(crop) == crop for crop in crops)
+    assert {(crop[0].scale, crop[0].size) for crop in crops} == {(scale, size)}
+
+
+def test_windows_are_valid_augmentations() -> None:
+    windows = build_windows(np.array([[100, 50]]), 1.0, None)
+    assert len(windows) == 2
+    assert all(check_augment(window) == window for window in windows)
 
 
 def test_repeated_value_is_named_by_what_it_is() -> None:

@@ -39,8 +39,8 @@ def test_other_encoder_is_rejected(encoder: str) -> None:
 
 
 def test_head_features_need_the_head() -> None:
-    assert FeatureStage(kind="x", features="head").companion == "head"
-    assert FeatureStage(kind="x").companion is None
+    assert FeatureStage(kind="x", features="head").companions == ("head",)
+    assert FeatureStage(kind="x").companions == ()
 
 
 def test_section_is_registered_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:

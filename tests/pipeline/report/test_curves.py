@@ -17,6 +17,7 @@ def rows(count: int = 20, per_epoch: int = 5, **more: Any) -> list[dict[str, Any
             "step": step,
             "of": count,
             "epoch": (step - 1) // per_epoch,
+            "steps_per_epoch": per_epoch,
             "time": 0.0,
             "loss": 1 / step,
             "images_per_s": 9.0,
@@ -45,6 +46,12 @@ def test_the_loss_has_a_panel_and_every_term_one_of_its_own() -> None:
     np.testing.assert_allclose(loss.lines[0].get_xdata(), np.arange(1, 21) / 5, err_msg="epochs")
     assert term.lines[0].get_ydata().tolist() == list(range(1, 21))
     assert (rare.lines[0].get_xdata().tolist(), rare.lines[0].get_ydata().tolist()) == ([2.0], [5.0])
+
+
+@pytest.mark.parametrize(("count", "per_epoch"), [(7, 3), (8, 3), (2, 5), (9, 3)])
+def test_values_of_a_partial_epoch_are_drawn_at_a_fraction(count: int, per_epoch: int) -> None:
+    line = curves.plot_loss(rows(count, per_epoch)).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), np.arange(1, count + 1) / per_epoch)
 
 
 def test_many_values_have_their_running_mean() -> None:
@@ -98,3 +105,22 @@ def test_a_training_of_a_step_or_two_has_figures(count: int) -> None:
     for figure in (curves.plot_loss(rows(count)), curves.plot_speed(rows(count))):
         figure.canvas.draw()
         assert figure.axes[0].lines
+
+
+def test_losses_of_all_arms_are_lines_of_one_panel_for_each_setting() -> None:
+    """As in figure 3 of arXiv 1611.09119: every arm at the same learning rate."""
+    slow, fast = rows(10), rows(20)
+    trainings = {"learning rate 0.1": {"pretrained": fast, "he": slow}, "learning rate 1": {"pretrained": slow}}
+    left, right = curves.plot_arm_losses(trainings).axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == tuple(
+        f"training loss, {one}" for one in trainings
+    )
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["pretrained", "he"]
+    first, second = left.lines
+    assert (first.get_xdata().tolist(), second.get_xdata().tolist()) == (
+        [k / 5 for k in range(1, 21)],
+        [k / 5 for k in range(1, 11)],
+    )
+    assert first.get_ydata().tolist() == [1 / k for k in range(1, 21)]
+    assert first.get_color() != second.get_color()
+    assert len(right.lines) == 1

@@ -27,3 +27,23 @@ def test_a_dollar_in_a_class_name_is_no_formula() -> None:
     figure = figures.draw_class_counts({r"$\bad{$": [1, 2], "_x": [3, 4]}, ["train", "test"])
     figure.canvas.draw()
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [r"$\bad{$", " _x"]
+
+
+def test_numbers_of_the_size_map_are_plain() -> None:
+    images = {
+        "sizes": [[20, 20, 1], [21, 20, 4000], [24, 26, 12]],
+        "width": [32, 64],
+        "height": [32, 90],
+        "modes": {"RGB": 4013},
+        "formats": {"JPEG": 4013},
+    }
+    figure = figures.draw_store_statistics(images, 0)
+    figure.canvas.draw()
+    texts = [
+        label.get_text()
+        for axis in figure.axes
+        for side in (axis.xaxis, axis.yaxis)
+        for label in (*side.get_ticklabels(which="major"), *side.get_ticklabels(which="minor"))
+    ]
+    assert "1,000" in texts
+    assert not [text for text in texts if "$" in text]

@@ -13,10 +13,24 @@ from tests.support import recipes
 
 def test_every_tower_has_its_filters() -> None:
     rng = np.random.default_rng(0)
-    figure = image_figures.draw_filters([rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))], composed=True)
+    towers = [rng.normal(size=(20, 3, 3, 3)), rng.normal(size=(5, 1, 5, 5))]
+    figure = image_figures.draw_filters({"": towers}, composed=True)
     drawn = [image.get_array() for image in figure.axes[0].get_images()]
     assert [image.shape for image in drawn] == [(3, 3, 3)] * 20 + [(5, 5)] * 5
     assert all(image.min() >= 0 and image.max() <= 1 for image in drawn)
+
+
+def test_networks_have_their_names_beside_their_first_filters_and_all_filters_of_alexnet_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    networks = {"supervised, scratch": [rng.normal(size=(96, 1, 13, 13))], "pretrain": [rng.normal(size=(8, 1, 5, 5))]}
+    (axis,) = image_figures.draw_filters(networks, composed=True).axes
+    drawn = axis.get_images()
+    assert [image.get_array().shape for image in drawn] == [(13, 13)] * 96 + [(5, 5)] * 8
+    below = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    tops = {name: drawn[k].get_extent()[3] for name, k in (("supervised, scratch", 0), ("pretrain", 96))}
+    for name, top in tops.items():
+        assert top < below[name] < top + 0.5
+    assert axis.texts[1].get_position()[0] < drawn[0].get_extent()[0], "on the left"
 
 
 def test_only_wrong_predictions_are_framed() -> None:

@@ -55,6 +55,25 @@ def test_card_has_method_budget_data_and_reasons_but_no_path(tmp_path: Path, dig
     assert str(tmp_path) not in text
 
 
+def test_encoder_of_a_fine_tuning_names_its_task_and_start(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits)
+    facts = {"task": {"name": "classify", "train": "all"}, "arm": "scratch", "store": digits.hash, "seed": 3}
+    assert instance.encoder is not None
+    save_encoder(Encoder(worker.recipe.encoder.model_dump(), 8), instance.encoder, facts)
+    text = model_card.render_card(worker, instance, [], [], {})
+    for part in ("With labels, by a fine-tuning from `scratch`, with seed 3", '| `name` | `"classify"` |'):
+        assert part in text
+    assert "No label was seen" not in text
+    assert "self-supervised" not in text
+
+
+def test_length_in_steps_is_shown_in_steps_alone(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits, stages__pretrain__epochs=None, stages__pretrain__steps=1234)
+    text = model_card.render_card(worker, instance, [], [], {})
+    assert "| `steps` | `1234` |" in text
+    assert "| `epochs` |" not in text
+
+
 def test_labels_of_a_semi_supervised_training_are_mentioned(tmp_path: Path, digits: Store) -> None:
     labels = {"stages__pretrain__labelled_per_batch": 8, "stages__pretrain__labels_per_class": 4}
     method = {"stages__pretrain__method": {"name": "clustering_locality"}}

@@ -1,5 +1,6 @@
 """Parts of reports: errors, scores with their verdicts, data, and no password."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_data_has_the_counts_of_the_splits_and_the_hash_of_the_store(tmp_path: P
     assert values["images"] == f"{train} to train on, {val} held out of these, {test} to test on"
     assert values["sha256"] == digits.hash
     assert rest == [], "no image is damaged, and there is no figure"
+    told = replace(
+        digits, source={**digits.source, "reading": ["read 3 files", "no labels"]}, splits={"train": 9, "val": 9}
+    )
+    facts, *_ = page_parts.data_blocks(worker.recipe.dataset, told, worker.splits, tmp_path)
+    assert isinstance(facts, Facts)
+    assert ("read as", "read 3 files") in facts.rows
+    assert ("", "no labels") in facts.rows
+    assert dict(facts.rows)["images"] == f"{train} to train on, {val} held out, {test} to test on"
 
 
 def test_passwords_in_addresses_are_left_out_of_configs_and_commands() -> None:

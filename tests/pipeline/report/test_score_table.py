@@ -1,5 +1,6 @@
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from firstlight.pipeline.stages.score_rows import ScoreRow, judge_rows, score_ro
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes
 from tests.support.stage_results import finished, with_own
+
+# What every row of a training has besides its step.
+LOGGED = {"of": 2, "time": 1000.0, "images_per_s": 10.0, "loss": 1.0}
 
 
 def row(pretrained: list[float], baseline: list[float]) -> ScoreRow:
@@ -117,7 +121,7 @@ def test_numbers_of_a_pretraining_are_rows_where_the_paper_has_them(
     """Its own classifier's accuracy, decibels of held-out images as they are, and the last value of what it logs."""
     instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {"test": 0.5}, "held_out": {"psnr": 22.5}})
     (instance.folder / METRICS_FILE).write_text(
-        "".join(json.dumps({"step": k, "loss": 1.0, "consistency": 0.1 * k}) + "\n" for k in range(3))
+        "".join(json.dumps({**LOGGED, "step": k, "consistency": 0.1 * k}) + "\n" for k in range(3))
     )
     recipe = with_own(tmp_path, measure, paper)
     (row,) = score_rows(recipe, [instance])
@@ -144,3 +148,18 @@ def test_expected_number_that_is_not_measured_is_refused(tmp_path: Path) -> None
         UserError, match=r"'knn' is not measured by stages\.evaluate; valid: knn_layer-1, knn_layer0, probe"
     ):
         recipes.recipe(tmp_path, expected=[SAYS | {"stage": "evaluate", "measure": "knn"}], **layers)
+
+
+@pytest.mark.parametrize("baseline", [(), (math.nan, math.nan, math.nan), (0.5, 0.4, 0.6)])
+def test_images_that_give_no_score_have_no_number(tmp_path: Path, baseline: tuple[float, ...]) -> None:
+    """Neither 0 nor 100, no verdict, nothing that JSON lacks, and no metric."""
+    its = ScoreRow("segment", "mean iou, 0 of 2 classes", "scratch" if baseline else "", (math.nan,) * 3, baseline)
+    (judged,) = judge_rows([its])
+    assert not judged.is_scored
+    text = "\n".join(shown([judged], tmp_path, [0, 1, 2]))
+    assert "no score" in text
+    assert "nan" not in text
+    assert ("no verdict" in text) == bool(baseline)
+    facts = score_facts(recipes.recipe(tmp_path), judged)
+    assert json.loads(json.dumps(facts, allow_nan=False))["pretrained"] == [None, None, None]
+    assert gain_metrics(judged) == {}

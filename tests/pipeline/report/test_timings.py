@@ -11,10 +11,14 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
 from firstlight.pipeline.train.metrics import METRICS_FILE
 
+# The facts of an attempt that reports show.
+MACHINE = '{"host": "h", "system": "s", "device": "cpu", "cpus": 2, "workers": 1, "threads": 1, "versions": {}}'
+
 
 def row(step: int, seconds: float, before: int, **shares: float) -> dict[str, Any]:
     """Of a training with batches of 10."""
-    return {"step": step, "of": 8, "loss": 1.0, "images_per_s": (step - before) * 10 / seconds, **shares}
+    speed = {"images_per_s": (step - before) * 10 / seconds}
+    return {"step": step, "of": 8, "time": 1000.0 + step, "loss": 1.0, **speed, **shares}
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -41,10 +45,10 @@ def test_shares_of_rows_become_seconds_and_separately_logged_seconds_are_added(t
 def test_unaccounted_time_is_other_and_a_stage_without_training_is_evaluation(tmp_path: Path) -> None:
     trained, looked, unborn = (StageInstance(name, 0, "f", tmp_path / name) for name in ("train", "look", "unborn"))
     write(trained.folder / "arm", *LINES)
-    write(looked.folder, {"step": 1, "of": 1})
+    write(looked.folder, {"step": 1, "of": 1, "time": 1.0, "images_per_s": 5.0})
     for instance, seconds in ((trained, 20.0), (looked, 3.0)):
         (instance.folder / ATTEMPTS_FILE).write_text(
-            f'{{"began": 1.0, "machine": {{}}}}\n{{"ended": 9.0, "seconds": {seconds}}}\n'
+            f'{{"began": 1.0, "machine": {MACHINE}}}\n{{"ended": 9.0, "seconds": {seconds}}}\n'
         )
     first, second = read_timings([trained, looked, unborn], {"train": 10})
     assert (first.label, first.seconds) == ("train seed 0", 20.0)
@@ -56,7 +60,7 @@ def test_unaccounted_time_is_other_and_a_stage_without_training_is_evaluation(tm
 def test_a_killed_attempt_is_counted_by_what_it_logged(tmp_path: Path) -> None:
     instance = StageInstance("train", 0, "f", tmp_path)
     write(tmp_path, *LINES)
-    (tmp_path / ATTEMPTS_FILE).write_text('{"began": 1.0, "machine": {}}\n{"beg')
+    (tmp_path / ATTEMPTS_FILE).write_text(f'{{"began": 1.0, "machine": {MACHINE}}}\n{{"beg')
     (found,) = read_timings([instance], {"train": 10})
     assert found.seconds == pytest.approx(13.5)
     assert found.parts["other"] == 0.0

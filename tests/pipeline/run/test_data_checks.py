@@ -63,6 +63,30 @@ def test_batches_that_the_images_cannot_fill_are_refused(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        (6, ""),
+        (12, ""),
+        (5, "2 epochs, the last one partial, are not 2 rounds of equal length"),
+        (9, "3 epochs are not 2 rounds of equal length"),
+    ],
+)
+def test_steps_that_are_no_whole_rounds_are_refused(tmp_path: Path, digits: Store, steps: int, problem: str) -> None:
+    method = {"name": "super_and", "dim": 8, "rounds": 2}
+    length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": steps}
+    recipe = recipes.recipe(tmp_path, stages__pretrain__method=method, **length)
+    preflight.check_recipe(recipe)
+    splits = draw_splits(digits, recipe.dataset)
+    if not problem:
+        data_checks.check_images(recipe, splits)
+        return
+    with pytest.raises(UserError) as caught:
+        data_checks.check_images(recipe, splits)
+    told = f"stages.pretrain.method.rounds: {problem}; stages.pretrain.steps: {steps}, 3 in an epoch"
+    assert str(caught.value) == told
+
+
 @pytest.mark.fault(33, "fewer images than a batch, for one of the seeds")
 def test_every_seed_is_checked_not_only_the_first(tmp_path: Path, digits: Store) -> None:
     changes = {

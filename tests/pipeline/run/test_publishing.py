@@ -1,13 +1,17 @@
 """One parent run for one recipe, and how the open runs end."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run.publishing import ParentRun, RunPublisher
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
+from tests.support.recipe_runs import runs_of
 
 QUIET = Console(quiet=True)
 
@@ -51,3 +55,36 @@ def test_a_nested_run_has_the_tags_and_parameters_of_its_parent(tmp_path: Path, 
     assert run.data.params["trial.lr"] == "0.5"
     assert run.data.params["store"] == digits.hash
     assert publisher.known_parent(digits) == run.info.run_id
+
+
+@pytest.mark.fault(8, "killed while publishing")
+@pytest.mark.usefixtures("blank_figures")
+def test_recipe_that_is_killed_while_it_publishes_logs_every_number_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command dies after the numbers of each run were logged, before its folder says so."""
+    recipe = recipes.recipe(tmp_path)
+    recipe.stages["embed"] = recipes.recipe(tmp_path, stages__embed={"kind": "embed"}).stages["embed"]
+    finish, killed = TrackingClient.finish_run, set[str]()
+
+    def finish_or_die(tracking: TrackingClient, run_id: str, status: str = "FINISHED", **named: Any) -> None:
+        if status == "FINISHED" and run_id not in killed:
+            killed.add(run_id)
+            raise KeyboardInterrupt
+        finish(tracking, run_id, status, **named)
+
+    monkeypatch.setattr(TrackingClient, "finish_run", finish_or_die)
+    for _ in range(20):
+        try:
+            run_recipe(recipe, QUIET)
+            break
+        except KeyboardInterrupt:
+            continue
+    found = runs_of(recipe)
+    assert len(killed) == len(found) == 6, "every run was interrupted once"
+    client = TrackingClient(recipe).client
+    for name, run in found.items():
+        assert run.info.status == "FINISHED"
+        for key in run.data.metrics:
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+            assert len(steps) == len(set(steps)), f"{name}: {key}"

@@ -23,6 +23,7 @@ from firstlight.pipeline.data.labelled import LABELLED_FILE
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
+from firstlight.pipeline.report.score_table import describe_scores
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
@@ -52,8 +53,14 @@ def files_of(storage: Path, recipe: Recipe, pattern: str) -> list[Path]:
 @pytest.mark.fault(21, "the run that is then run again")
 def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
     recipe = recipes.recipe(storage, seeds=[0, 1], stages__pretrain__register_as="small-nat")
-    console = QUIET
-    rows = run_recipe(recipe, console).rows
+    console = Console(file=io.StringIO())
+    ran = run_recipe(recipe, console)
+    rows = ran.rows
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    for row in rows:
+        assert describe_scores(row) in lines, "the scores of a stage are printed when it ends"
+    assert any(line.startswith("encoder (seed 0; 1 more): ") and "runs:/" in line for line in lines)
     assert [row.measure for row in rows] == ["kNN (k=5)", "linear probe", "classify, 40 labels"]
     assert all(len(row.pretrained) == len(row.baseline) == 2 for row in rows)
     assert all(0.05 < value <= 1 for row in rows for value in (*row.pretrained, *row.baseline))
@@ -513,3 +520,9 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(
         f"no step was made: {process.communicate(timeout=5)[1] if process.poll() is not None else 'timeout'}"
     )
+
+
+def test_command_of_a_kind_that_the_recipe_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no stage of the kind retrieve; .*stages\.retrieve=\{\} adds one"):
+        run_recipe(recipes.recipe(tmp_path), QUIET, only="retrieve")
+    assert not (tmp_path / "stores").exists()

@@ -8,10 +8,12 @@ import pytest
 
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.search.checks import check_search, load_checked_plan
+from tests.support import recipes
 from tests.support.searches import LR, PERIOD, make_plan, write_files
 
 PBT: dict[str, Any] = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 1}
 EPOCHS = {"stages.finetune.epochs": {"choice": [1, 2]}}
+IN_STEPS = {"stages.pretrain.epochs": None, "stages.pretrain.steps": 8}
 
 
 def assert_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -89,6 +91,10 @@ def test_promotion_needs_a_trial_that_makes_the_encoder(tmp_path: Path) -> None:
             "scheduler.interval: 2 is not valid: stages.pretrain trains 2 epochs",
         ),
         (
+            {"scheduler": {**PBT, "interval": 8}, "overrides": IN_STEPS},
+            "scheduler.interval: 8 is not valid: stages.pretrain trains 8 steps",
+        ),
+        (
             {"space": {"stages.pretrain.batch_size": {"choice": [10, 20]}}},
             "space.stages.pretrain.batch_size: cannot change in the middle of a training",
         ),
@@ -118,6 +124,22 @@ def test_population_that_cannot_exchange_networks_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     assert_refused(tmp_path, {"algorithm": "random", "scheduler": PBT, **changes}, message)
+
+
+def test_lengths_in_epochs_and_in_steps_cannot_be_compared(tmp_path: Path) -> None:
+    section = json.loads(json.dumps(recipes.RECIPE["stages"]["pretrain"]))
+    in_steps = {**section, "epochs": None, "steps": 8}
+    space = {"stages.pretrain": {"choice": [section, in_steps]}}
+    scheduler = {"name": "asha", "measure": "pretrain.loss", "mode": "min"}
+    message = "space: some trials have stages.pretrain.epochs and others stages.pretrain.steps, which scheduler: asha"
+    assert_refused(tmp_path, {"space": space, "scheduler": scheduler}, message)
+    assert make_plan(tmp_path, space=space)
+
+
+def test_override_of_epochs_of_a_recipe_in_steps_says_what_to_do(tmp_path: Path) -> None:
+    changes = {"stages": {"pretrain": {"epochs": None, "steps": 8}}, "overrides": {"stages.pretrain.epochs": 5}}
+    message = "stages.pretrain: epochs: 5 and steps: 8 are both given; valid: one of them, and null for the other "
+    assert_refused(tmp_path, changes, f"{message}(stages.pretrain.steps=null or stages.pretrain.epochs=null)")
 
 
 def test_retrieval_of_test_images_is_no_objective(tmp_path: Path) -> None:

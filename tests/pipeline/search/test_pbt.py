@@ -24,8 +24,9 @@ from firstlight.pipeline.search.pbt import (
 from firstlight.pipeline.search.space import Dimension, Pbt, Search
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.checkpoint import FOLDER_MANIFEST, Checkpoints
+from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import recipes
@@ -127,14 +128,18 @@ def test_explored_settings_stay_in_the_space() -> None:
 def hash_of_training(
     folder: Path, store: Store, begin: Path | None = None, until: int | None = None, **changes: Any
 ) -> str:
-    """Returns a hash of all state at the end of a segment of the small recipe's pretraining of four epochs."""
+    """Returns a hash of all state at the end of a segment of the small recipe's pretraining, by default of four
+    epochs.
+    """
     worker = StageContext.create(
         recipes.recipe(folder, **{"stages__pretrain__epochs": 4, **changes}), store, on_ray=False
     )
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder, begin=begin, until=until))
     with (
-        contextlib.nullcontext() if until is None else pytest.raises(Paused, match=f"pauses after {until} of 4 epochs")
+        contextlib.nullcontext()
+        if until is None
+        else pytest.raises(Paused, match=f"pauses after {until} of {stage.length}")
     ):
         fit(job, pretrain.build_seeded_method(worker, stage, job))
     found, _ = Checkpoints(folder / "checkpoints").read_newest()
@@ -166,6 +171,19 @@ def test_training_in_segments_and_its_copy_end_bit_identical(tmp_path: Path, dig
         for folder in ("whole", "parts", "copied")
     ]
     assert steps[0] == steps[1] == steps[2]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_training_in_steps_is_cut_into_segments_inside_epochs(tmp_path: Path, digits: Store, name: str) -> None:
+    """Of 11 steps, three in an epoch; with the same settings the copy ends as the whole training."""
+    length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 11}
+    changes = {"stages__pretrain__schedule": SCHEDULES[name], **length}
+    whole = hash_of_training(tmp_path / "whole", digits, **changes)
+    for until in (4, 8):
+        hash_of_training(tmp_path / "parts", digits, until=until, **changes)
+    begin = copy_checkpoint(tmp_path / "parts", tmp_path / "other", 8)
+    assert hash_of_training(tmp_path / "parts", digits, **changes) == whole
+    assert hash_of_training(tmp_path / "copied", digits, begin=begin, **changes) == whole
 
 
 def test_copy_with_another_setting_changes_only_that(tmp_path: Path, digits: Store) -> None:

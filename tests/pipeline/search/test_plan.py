@@ -8,6 +8,7 @@ import pytest
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import load
+from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.search.plan import load_plan
 from tests.support.searches import LR, PERIOD, make_plan, write_files
@@ -21,6 +22,14 @@ def test_trial_runs_stages_of_its_objectives_without_test_split(tmp_path: Path) 
     assert not trial.score_test
     assert trial.stages["pretrain"].register_as is None, "a trial must not replace a model that a run has registered"
     assert plan.encoder_stage(trial) == "pretrain"
+
+
+def test_trial_registers_no_fine_tuned_encoder(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, objectives=[{"measure": "finetune"}], stages={"finetune": {"register_as": "tuned"}})
+    trial: Any = plan.trial_recipe({LR: 0.25, PERIOD: 3})
+    assert trial.stages["finetune"].register_as is None
+    recipe: Any = plan.full_recipe({LR: 0.25, PERIOD: 3})
+    assert recipe.stages["finetune"].register_as == "tuned"
 
 
 def test_full_recipe_has_all_stages_and_the_test_split(tmp_path: Path) -> None:
@@ -115,11 +124,14 @@ def test_corners_contain_every_end_of_the_space(tmp_path: Path) -> None:
     assert corners == [{LR: 0.01, PERIOD: 1}, {LR: 1.0, PERIOD: 1}, {LR: 0.01, PERIOD: 2}, {LR: 0.01, PERIOD: 3}]
 
 
-def test_max_epochs_is_that_of_the_longest_corner(tmp_path: Path) -> None:
+def test_max_length_is_that_of_the_longest_corner(tmp_path: Path) -> None:
     space = {"stages.pretrain.epochs": {"choice": [3, 7, 5]}}
     scheduler = {"name": "asha", "measure": "pretrain.loss", "mode": "min"}
-    assert make_plan(tmp_path, space=space, scheduler=scheduler).max_epochs() == 7
-    assert make_plan(tmp_path, space=space).max_epochs() == 1
+    assert make_plan(tmp_path, space=space, scheduler=scheduler).max_length() == TrainingLength(7, "epochs")
+    assert make_plan(tmp_path, space=space).max_length() == TrainingLength(1, "epochs")
+    in_steps = {"stages.pretrain.steps": {"choice": [30, 70]}}
+    plan = make_plan(tmp_path, space=in_steps, scheduler=scheduler, overrides={"stages.pretrain.epochs": None})
+    assert plan.max_length() == TrainingLength(70, "steps")
 
 
 def test_error_of_a_recipe_names_the_searched_key(tmp_path: Path) -> None:

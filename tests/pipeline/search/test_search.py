@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def search_quietly(plan: SearchPlan) -> tuple[SearchResult, str]:
 
 def comparable_fields(trial: Any) -> tuple[Any, ...]:
     """Returns all that does not depend on when and how fast a trial was run."""
-    parts = [(part.epochs, part.values, part.value, part.origin) for part in trial.parts]
+    parts = [(part.end, part.values, part.value, part.origin) for part in trial.parts]
     return trial.number, trial.state, trial.values, trial.scores, parts, trial.before, trial.seen
 
 
@@ -374,11 +375,41 @@ def test_invalid_search_is_refused_before_its_first_trial(
     assert len(str(caught.value).splitlines()) == 1
 
 
+IN_STEPS = {"stages.pretrain.epochs": None, "stages.pretrain.steps": 10}
+
+
+def test_population_of_trainings_in_steps_pauses_inside_epochs(tmp_path: Path, without_ray: None) -> None:
+    """Epochs have three steps. The trials that keep their networks end as a training that never pauses."""
+    scheduler = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 4, "quantile": 0.5}
+    changes = {**POPULATION, "overrides": IN_STEPS, "scheduler": scheduler}
+    plan = make_plan(tmp_path, **changes)
+    result, lines = search_quietly(plan)
+    assert [trial.state for trial in result.trials] == ["done"] * 4
+    assert [([part.end for part in trial.parts], trial.unit) for trial in result.trials] == [([4, 8], "steps")] * 4
+    assert all([step for step, _ in trial.seen] == list(range(1, 11)) for trial in result.trials)
+    assert len(re.findall(r"trial \d+ continues from trial \d+ at 4 steps, with", lines)) == 2
+    assert len(re.findall(r"trial \d+ continues from trial \d+ at 8 steps, with", lines)) == 2
+
+
+def test_interval_of_steps_that_misses_the_ends_of_epochs_is_refused(
+    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "run_trials", lambda *arguments: pytest.fail("a trial was run"))
+    scheduler = {**POPULATION["scheduler"], "interval": 4}
+    overrides = {**IN_STEPS, "stages.pretrain.watch.every": 2, "stages.pretrain.watch.images": 20}
+    with pytest.raises(UserError) as caught:
+        search_quietly(make_plan(tmp_path, **{**POPULATION, "scheduler": scheduler, "overrides": overrides}))
+    assert str(caught.value) == (
+        "scheduler.interval: 4 is not valid: pretrain.watch_knn is known every 6 steps, 2 epochs "
+        "(stages.pretrain.watch.every); valid: a multiple of that"
+    )
+
+
 def test_population_exchanges_networks_twice(tmp_path: Path, without_ray: None) -> None:
     plan = make_plan(tmp_path, promote={"name": "digits"}, **POPULATION)
     result, lines = search_quietly(plan)
     assert [trial.state for trial in result.trials] == ["done"] * 4
-    assert [[part.epochs for part in trial.parts] for trial in result.trials] == [[2, 4]] * 4
+    assert [[part.end for part in trial.parts] for trial in result.trials] == [[2, 4]] * 4
     assert lines.count("continues from trial") == 4
     assert sum(trial.parts[1].origin is not None for trial in result.trials) == 2
     runs = named_runs(plan)

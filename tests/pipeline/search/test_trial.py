@@ -24,7 +24,7 @@ from firstlight.pipeline.search.trial import (
     explain_death,
     run_stages,
     run_trial,
-    stage_weight,
+    weigh_stage,
     write_trial_file,
 )
 from firstlight.pipeline.stages.stage import StageInstance
@@ -34,6 +34,7 @@ from tests.support import recipes
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
+LENGTH = {"epochs": None, "steps": 15}
 REQUEST = TrialRequest(("evaluate.knn", "pretrain.loss"), "pretrain.loss", "pretrain")
 
 
@@ -133,10 +134,10 @@ def test_nonfinite_loss_fails_the_trial(tmp_path: Path, digits: Store) -> None:
 
 def test_progress_is_weighted_by_the_length_of_stages(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path)
-    weights = [stage_weight(stage) for stage in recipe.stages.values()]
+    weights = [weigh_stage(stage, 120) for stage in recipe.stages.values()]
     assert weights == [3.0 * 2, 2.0, 3.0 * 1 * 2 * 2]
     reports: list[Report] = []
-    reporter = TrialReporter(recipe, TrialRequest(("finetune",), None, "pretrain"), reports.append)
+    reporter = TrialReporter(recipe, TrialRequest(("finetune",), None, "pretrain"), 120, reports.append)
     for stage, share in (("pretrain", 0.5), ("evaluate", 1.0), ("finetune", 1.0)):
         reporter.last_report = -10.0
         reporter(make_instance(tmp_path, stage), share, [{"step": 1, "of": 2, "loss": 0.25}])
@@ -144,9 +145,26 @@ def test_progress_is_weighted_by_the_length_of_stages(tmp_path: Path) -> None:
     assert reports[0]["so_far"] == "loss 0.25"
 
 
+def test_trial_of_a_training_in_steps_reports_its_steps(tmp_path: Path, digits: Store) -> None:
+    folder = write_trial(tmp_path, digits, stages__pretrain__epochs=None, stages__pretrain__steps=4)
+    reports: list[Report] = []
+    run_trial(folder, reports.append)
+    assert [step for step, _ in read_outcome(folder)["seen"]] == [1, 2, 3, 4]
+    values = [report for report in reports if "value" in report]
+    assert {report["unit"] for report in values} == {"steps"}
+    assert [report["last"] for report in values] == [False, False, False, True]
+
+
+def test_stage_in_steps_weighs_its_passes_over_the_images(tmp_path: Path) -> None:
+    changes = {f"stages__{name}__{key}": value for name in ("pretrain", "finetune") for key, value in LENGTH.items()}
+    stages = recipes.recipe(tmp_path, **changes).stages
+    assert weigh_stage(stages["pretrain"], 120) == pytest.approx(3 * 15 * 32 / 120)
+    assert weigh_stage(stages["finetune"], 120) == pytest.approx(3 * 15 * 20 / 120 * 2 * 2), "two arms, two rates"
+
+
 def test_only_new_values_of_the_first_seed_are_reported(tmp_path: Path) -> None:
     reports: list[Report] = []
-    reporter = TrialReporter(recipes.recipe(tmp_path, seeds=[3, 4]), REQUEST, reports.append)
+    reporter = TrialReporter(recipes.recipe(tmp_path, seeds=[3, 4]), REQUEST, 120, reports.append)
     row = {"step": 3, "of": 6, "loss": 0.5}
     for seed, rows in ((3, [row]), (4, [row]), (3, [row, {**row, "step": 6, "loss": 0.25}])):
         reporter(make_instance(tmp_path, "pretrain", seed), 0.5, rows)

@@ -10,6 +10,7 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.tune import (
     CooperativeAsha,
@@ -88,8 +89,8 @@ def test_nothing_ends_after_a_stop(tmp_path: Path) -> None:
 
 
 def test_scheduler_is_asha_only_if_asked_for() -> None:
-    assert isinstance(make_scheduler(make_search(**ASHA), [], 9), CooperativeAsha)
-    assert isinstance(make_scheduler(make_search(), [], 9), FIFOScheduler)
+    assert isinstance(make_scheduler(make_search(**ASHA), [], TrainingLength(9, "epochs")), CooperativeAsha)
+    assert isinstance(make_scheduler(make_search(), [], TrainingLength(9, "epochs")), FIFOScheduler)
 
 
 def new_trial(scheduler: Any) -> Any:
@@ -100,8 +101,8 @@ def new_trial(scheduler: Any) -> Any:
 
 def make_report(training: Path, **changes: Any) -> dict[str, Any]:
     training.mkdir(exist_ok=True)
-    report = {"epochs": 1.0, "value": 0.1, "so_far": "watch_rankme 0.1", "training": str(training), "last": False}
-    return {**report, **changes}
+    report = {"trained": 1.0, "unit": "epochs", "value": 0.1, "so_far": "watch_rankme 0.1"}
+    return {**report, "training": str(training), "last": False, **changes}
 
 
 EARLIER = [done_trial(k, {}, 0.5, seen=[(1.0, value), (3.0, value)]) for k, value in enumerate((0.9, 0.8, 0.7))]
@@ -110,7 +111,7 @@ EARLIER = [done_trial(k, {}, 0.5, seen=[(1.0, value), (3.0, value)]) for k, valu
 @pytest.mark.parametrize(("earlier", "stops"), [(EARLIER, True), ([], False)])
 def test_asha_asks_the_worst_trial_to_stop(tmp_path: Path, earlier: Sequence[Trial], stops: bool) -> None:
     """The trial is the worst of those that reached the first rung, also if the others did in an earlier command."""
-    scheduler = make_scheduler(make_search(**ASHA), earlier, max_epochs=9)
+    scheduler = make_scheduler(make_search(**ASHA), earlier, TrainingLength(9, "epochs"))
     trial: Any = new_trial(scheduler)
     report = make_report(tmp_path / "training")
     assert scheduler.on_trial_result(None, trial, report) == "CONTINUE", "Tune ends no process"  # type: ignore[arg-type]
@@ -118,15 +119,27 @@ def test_asha_asks_the_worst_trial_to_stop(tmp_path: Path, earlier: Sequence[Tri
 
 
 def test_asha_keeps_the_first_reason(tmp_path: Path) -> None:
-    scheduler: Any = make_scheduler(make_search(**ASHA), EARLIER, max_epochs=9)
+    scheduler: Any = make_scheduler(make_search(**ASHA), EARLIER, TrainingLength(9, "epochs"))
     trial = new_trial(scheduler)
     scheduler.on_trial_result(None, trial, make_report(tmp_path / "training"))
-    later = make_report(tmp_path / "training", epochs=3.0, so_far="until it stops")
+    later = make_report(tmp_path / "training", trained=3.0, so_far="until it stops")
     assert scheduler.on_trial_result(None, trial, later) == "CONTINUE"
     assert (tmp_path / "training" / STOP_FILE).read_text() == "behind others at 1 epochs: watch_rankme 0.1"
 
 
+def test_asha_counts_the_steps_of_a_training_in_steps(tmp_path: Path) -> None:
+    """The rungs are at 500 and 1,500 steps; nobody is judged before."""
+    earlier = [done_trial(k, {}, 0.5, seen=[(1500, value)]) for k, value in enumerate((0.9, 0.8, 0.7))]
+    search = make_search(**{**ASHA, "scheduler": {"name": "asha", "grace": 500}})
+    scheduler: Any = make_scheduler(search, earlier, TrainingLength(4000, "steps"))
+    trial, folder = new_trial(scheduler), tmp_path / "training"
+    scheduler.on_trial_result(None, trial, make_report(folder, trained=490, unit="steps"))
+    assert not (folder / STOP_FILE).exists()
+    scheduler.on_trial_result(None, trial, make_report(folder, trained=1510, unit="steps"))
+    assert (folder / STOP_FILE).read_text() == "behind others at 1,510 steps: watch_rankme 0.1"
+
+
 def test_asha_does_not_stop_a_training_at_its_end(tmp_path: Path) -> None:
-    scheduler: Any = make_scheduler(make_search(**ASHA), EARLIER, max_epochs=9)
+    scheduler: Any = make_scheduler(make_search(**ASHA), EARLIER, TrainingLength(9, "epochs"))
     scheduler.on_trial_result(None, new_trial(scheduler), make_report(tmp_path / "training", last=True))
     assert not (tmp_path / "training" / STOP_FILE).exists()

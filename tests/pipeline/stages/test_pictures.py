@@ -5,7 +5,13 @@ from pathlib import Path
 import torch
 
 from firstlight.pipeline.report import image_figures
-from firstlight.pipeline.stages.pictures import load_pictures, pair_with_untrained, save_pictures
+from firstlight.pipeline.stages.pictures import (
+    load_filters,
+    load_pictures,
+    pair_with_untrained,
+    save_filters,
+    save_pictures,
+)
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 
@@ -56,3 +62,19 @@ def test_maps_are_drawn_over_their_images() -> None:
         "evidence, before",
         "evidence, after",
     ]
+
+
+def test_filters_of_networks_are_loaded_in_their_order(tmp_path: Path) -> None:
+    networks = {f"arm{k}": [torch.full((2, 3, 3, 3), float(k))] for k in (10, 9, 2)}
+    networks["towers"] = [torch.zeros(4, 3, 3, 3), torch.ones(4, 1, 5, 5)]
+    save_filters(networks, tmp_path / "f")
+    found = load_filters(tmp_path / "f")
+    assert list(found) == ["arm10", "arm9", "arm2", "towers"]
+    assert [float(found[name][0].mean()) for name in found] == [10.0, 9.0, 2.0, 0.0]
+    assert [tower.shape for tower in found["towers"]] == [(4, 3, 3, 3), (4, 1, 5, 5)]
+
+
+def test_networks_without_filters_write_no_file(tmp_path: Path) -> None:
+    save_filters({"encoder": []}, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+    assert load_filters(tmp_path / "f") == {}

@@ -1,8 +1,6 @@
 """The index on disk, what it finds, and stages that evaluate layers and heads."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +21,12 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report import image_figures
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import retrieve
+from firstlight.pipeline.stages.features.feature_index import IDS_FILE, VECTORS_FILE, FeatureIndex, open_index
 from firstlight.pipeline.stages.features.frozen_features import build_extractors, compute_features
 from firstlight.pipeline.stages.registry import stage_kind
-from firstlight.pipeline.stages.retrieve import (
-    IDS_FILE,
-    VECTORS_FILE,
-    FeatureIndex,
-    open_index,
-    save_index,
-    search_index,
-)
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.folder_manifest import write_manifest
-from firstlight.tasks.downstream.knn import nearest_neighbours
 from tests.support import recipes
 from tests.support.gloo import Pool
 
@@ -47,70 +36,6 @@ QUIET = Console(quiet=True)
 
 def features(n: int, d: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def saved(folder: Path, n: int = 40) -> tuple[np.ndarray, Tensor]:
-    ids, x = np.arange(n) * 3, features(n)
-    rows = pa.table({"id": ids, "path": [f"{i}.png" for i in ids.tolist()], "label": np.zeros(n, np.int64)})
-    save_index(folder, FeatureIndex.from_features(ids, x), rows, {"layer": -1})
-    return ids, x
-
-
-def test_what_a_saved_index_finds_are_the_nearest_by_cosine(tmp_path: Path) -> None:
-    ids, x = saved(tmp_path)
-    asked = features(9, seed=1) * 100
-    found, cosines = search_index(tmp_path, asked, 7)
-    expected, places = nearest_neighbours(asked, x, 7)
-    assert found.tolist() == ids[places.numpy()].tolist()
-    np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-6)
-    assert pq.read_table(tmp_path / IDS_FILE).column_names == ["id", "path", "label"]
-
-
-def test_equal_images_are_found_in_order_of_ids_and_missing_ones_are_minus_one() -> None:
-    index = FeatureIndex.from_features(np.array([5, 7, 9]), torch.ones(3, 2))
-    ids, cosines = index.search(torch.ones(1, 2), 5)
-    assert ids.tolist() == [[5, 7, 9, -1, -1]]
-    assert cosines[0, :3].tolist() == pytest.approx([1, 1, 1])
-
-
-@pytest.mark.parametrize("file", [IDS_FILE, VECTORS_FILE, "manifest.json"])
-def test_a_damaged_index_is_named(tmp_path: Path, file: str) -> None:
-    saved(tmp_path)
-    data = (tmp_path / file).read_bytes()
-    (tmp_path / file).write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"is not a whole index: .*" + file) as told:
-        open_index(tmp_path)
-    assert "\n" not in str(told.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"IxF2", b"nothing of the kind", b"IxMp" + bytes(100)])
-def test_files_that_are_no_index_are_refused(tmp_path: Path, content: bytes) -> None:
-    saved(tmp_path)
-    files = retrieve.write_file(tmp_path, IDS_FILE, (tmp_path / IDS_FILE).read_bytes()) | retrieve.write_file(
-        tmp_path, VECTORS_FILE, content
-    )
-    write_manifest(tmp_path, files, count=40)
-    with pytest.raises(UserError, match="is not a whole index"):
-        open_index(tmp_path)
-
-
-def test_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path)
-    with pytest.raises(UserError, match="holds vectors of 6 dimensions, asked was for 5"):
-        search_index(tmp_path, features(2, 5), 3)
-
-
-def test_faiss_uses_no_more_threads_than_torch() -> None:
-    program = (
-        "import torch, numpy as np; torch.set_num_threads(1)\n"
-        "from firstlight.pipeline.stages.retrieve import FeatureIndex, _import_faiss\n"
-        "x = torch.randn(500, 16); index = FeatureIndex.from_features(np.arange(500), x)\n"
-        "found, _ = index.search(x, 1)\n"
-        "assert (found[:, 0] == np.arange(500)).all(); y = x @ x.T; assert torch.isfinite(y).all()\n"
-        "print(_import_faiss().omp_get_max_threads(), torch.get_num_threads())"
-    )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert answer.stdout.split() == ["1", "1"], answer.stderr
 
 
 LOOKS: dict[str, Any] = {
@@ -182,7 +107,9 @@ def worker_of(storage: Path) -> StageContext:
 def test_precision_is_that_of_all_cosines_and_a_query_never_finds_itself(looked: Path) -> None:
     worker, told = worker_of(looked), result(looked, "everything")
     pretrained = folder_of(looked, "pretrain")
-    instance = StageInstance("everything", 0, "f", looked / "again", pretrained / "encoder", pretrained / "head")
+    instance = StageInstance(
+        "everything", 0, "f", looked / "again", pretrained / "encoder", {"head": pretrained / "head"}
+    )
     stage: Any = worker.recipe.stages["everything"]
     splits = worker.splits
     ids = np.sort(np.concatenate((splits.train, splits.val, splits.test)))
@@ -240,7 +167,9 @@ def test_two_workers_find_what_one_finds(looked: Path, pool: Pool, tmp_path: Pat
 def test_accuracies_of_the_head_are_scikit_learns(looked: Path) -> None:
     worker = worker_of(looked)
     pretrained, splits = folder_of(looked, "pretrain"), worker.splits
-    instance = StageInstance("through_head", 0, "f", looked / "again2", pretrained / "encoder", pretrained / "head")
+    instance = StageInstance(
+        "through_head", 0, "f", looked / "again2", pretrained / "encoder", {"head": pretrained / "head"}
+    )
     stage: Any = worker.recipe.stages["through_head"]
     ids = np.concatenate((splits.train, splits.test))
     ((found,),) = compute_features(
@@ -371,3 +300,35 @@ def test_images_without_a_label_are_neither_right_nor_wrong(tmp_path: Path, digi
     known = retrieve._measure_retrieval(args[0], FeatureIndex.from_features(some, x[some]), *args[1:])
     assert mixed["precision"] == known["precision"]
     assert mixed["mean_average_precision"] == known["mean_average_precision"]
+
+
+def half_labelled(storage: Path, store: Store, **keys: Any) -> tuple[StageContext, Any]:
+    """A worker whose training images have every second label, and the stage `retrieve` with `keys`."""
+    worker = StageContext.create(looking(storage), store, on_ray=False)
+    worker.splits.labels[worker.splits.train[::2]] = -1
+    return worker, worker.recipe.stages["retrieve"].model_copy(update=keys)
+
+
+@pytest.mark.parametrize("gallery", ["train", "all"])
+def test_labelled_gallery_is_searched_alone(tmp_path: Path, digits: Store, gallery: str) -> None:
+    """Every image that is found is right or wrong, so that a wrong one has a red frame."""
+    worker, stage = half_labelled(tmp_path, digits, gallery=gallery, labelled_gallery=True)
+    everything = half_labelled(tmp_path, digits, gallery=gallery)
+    ids, more = (retrieve.gallery_ids(each, worker.splits) for each in (stage, everything[1]))
+    assert ids.tolist() == [i for i in more.tolist() if worker.splits.labels[i] >= 0]
+    assert 0 < len(ids) < len(more)
+    x = features(int(more.max()) + int(worker.splits.test.max()))
+    asked = worker.splits.test, x[worker.splits.test]
+    shown = [
+        retrieve._measure_retrieval(stage, FeatureIndex.from_features(found, x[found]), asked, worker.splits.labels)
+        for found in (ids, more)
+    ]
+    known = [(worker.splits.labels[[i for _, row in out["shown"] for i in row]] >= 0).mean() for out in shown]
+    assert known[0] == 1.0 > known[1]
+
+
+def test_gallery_without_any_label_is_refused(tmp_path: Path, digits: Store) -> None:
+    worker, stage = half_labelled(tmp_path, digits, labelled_gallery=True)
+    worker.splits.labels[worker.splits.train] = -1
+    with pytest.raises(UserError, match=r"^stages\.retrieve\.labelled_gallery: true leaves no image: .*valid: false$"):
+        stage_kind(stage).check_images("retrieve", stage, worker.recipe, worker.splits)

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from firstlight.pipeline.train.attempts import read_attempts, record_attempt
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.train.attempts import ATTEMPTS_FILE, read_attempts, record_attempt
 
 
 def test_attempts_are_summed_over_failures(tmp_path: Path) -> None:
@@ -22,3 +23,17 @@ def test_attempts_are_summed_over_failures(tmp_path: Path) -> None:
     assert done.seconds >= 0
     assert {"host", "cpus", "workers", "versions"} <= done.machine.keys()
     assert done.machine["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["[]", "3", '{"began": "now", "machine": {}}', '{"began": 1.0}', '{"began": 1.0, "machine": {"host": 3}}',
+     '{"ended": NaN, "seconds": 1.0}', '{"ended": 1.0, "seconds": -1.0}'],
+)  # fmt: skip
+def test_row_that_is_no_attempt_is_named(tmp_path: Path, row: str) -> None:
+    with record_attempt(tmp_path, torch.device("cpu")):
+        pass
+    with (tmp_path / ATTEMPTS_FILE).open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/attempts\.jsonl: line 3: is damaged: .*; delete this file"):
+        read_attempts(tmp_path)

@@ -18,6 +18,10 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.failures import fault_from_environment
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.pretrain.super_and import SuperAnd
+from firstlight.tasks.sample_table import SampleTable
 from tests.support import recipes
 from tests.support.clean_process import run_in_clean_process
 from tests.support.gloo import Pool
@@ -58,7 +62,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"name": "super_and", "dim": 8, "rounds": 2, "variant": "reference", "initial": "multiple"},
         "schedule": {"name": "MultiStepLR", "milestones": [2], "gamma": 0.1, "period": 3},
     },
-    "and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "aug": False, "ue": False}},
+    "nat sparse": {"method": {"name": "nat", "dim": 8, "hidden": [], "pool": "avg", "solver": "sparse"}},
+    "and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "aug": False, "ue": False, "views": 1}},
 }
 
 
@@ -76,22 +81,37 @@ def test_every_method_stopped_at_any_step_resumes_bit_identical(tmp_path: Path, 
         assert train(folder, digits, **changes)[0] == clean, f"stopped at step {stop}"
 
 
-def train_method_on_this_rank(folder: str, store: str, name: str, stop: int | None) -> str | None:
+def train_method_on_this_rank(folder: str, store: str, name: str, stop: int | None, norm: str) -> str | None:
     changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
     try:
-        return train(Path(folder), Store.open(Path(store)), stop, **changes)[0]
+        return train(Path(folder), Store.open(Path(store)), stop, **changes, encoder__norm=norm)[0]
     except Stopped:
         return None
 
 
-@pytest.mark.parametrize("name", ["super_and", "clustering_locality", "dae"])
-def test_methods_on_two_workers_resume_bit_identical(pool: Pool, tmp_path: Path, digits: Store, name: str) -> None:
-    clean = pool.run(train_method_on_this_rank, str(tmp_path / "clean"), str(digits.path), name, None)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("super_and", "sync"),
+        ("super_and", "batch"),
+        ("clustering_locality", "sync"),
+        ("dae", "sync"),
+        ("nat sparse", "sync"),
+    ],
+)
+def test_methods_on_two_workers_resume_bit_identical(
+    pool: Pool, tmp_path: Path, digits: Store, name: str, norm: str
+) -> None:
+    """The second stop is after the first step of an epoch, so that the training continues where it begins.
+
+    With `norm: batch`, workers have different running statistics when Super-AND reads all images there.
+    """
+    clean = pool.run(train_method_on_this_rank, str(tmp_path / "clean"), str(digits.path), name, None, norm)
     assert clean[0] == clean[1]
-    for stop in (2, 3, 5):
+    for stop in (2, 4, 5):
         folder = str(tmp_path / f"stop{stop}")
-        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, stop) == [None, None]
-        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, None) == clean
+        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, stop, norm) == [None, None]
+        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, None, norm) == clean
 
 
 def test_steps_after_the_last_checkpoint_are_repeated_bit_identical(tmp_path: Path, digits: Store) -> None:
@@ -206,6 +226,59 @@ def test_super_and_finds_first_neighbours_by_features_of_the_network(tmp_path: P
     assert rows[0]["selected"] == 1.0
     assert rows[0]["consistency"] > 0.3, "ten classes"
     assert "read once" in (tmp_path / "job" / METRICS_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "read", "by_features"),
+    [
+        ({"variant": "paper"}, [1, 3], [False, True]),
+        ({"variant": "paper", "initial": "multiple"}, [3], [True]),
+        ({"variant": "reference"}, [1], [False, False]),
+    ],
+)
+def test_super_and_reads_all_images_before_rounds_that_search_by_features(
+    tmp_path: Path,
+    digits: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    method: dict[str, Any],
+    read: list[int],
+    by_features: list[bool],
+) -> None:
+    """Two rounds of two epochs. Before the first, the bank takes the features."""
+    search, found = MemoryBank.find_neighbours, []
+
+    def find(bank: MemoryBank, temperature: float, features: SampleTable | None = None) -> tuple[Tensor, Tensor]:
+        found.append(features is not None)
+        return search(bank, temperature, features)
+
+    monkeypatch.setattr(MemoryBank, "find_neighbours", find)
+    changes = {"stages__pretrain__method": {"name": "super_and", "dim": 8, "rounds": 2, **method}}
+    train(tmp_path, digits, **changes, stages__pretrain__epochs=4)
+    lines = (tmp_path / "job" / METRICS_FILE).read_text().splitlines()
+    notes = [json.loads(line).get("note", "") for line in lines]
+    assert [note for note in notes if "read once" in note] == [
+        f"all images are read once before epoch {epoch}" for epoch in read
+    ]
+    assert found == by_features
+    assert [row["step"] for row in read_metrics(tmp_path / "job" / METRICS_FILE)] == list(range(1, 2 * STEPS + 1))
+
+
+def test_reading_all_images_is_no_waiting_for_data(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = SuperAnd.fill_tables
+
+    def fill_slowly(method: SuperAnd, batch: Batch) -> None:
+        time.sleep(1.0)
+        fill(method, batch)
+
+    monkeypatch.setattr(SuperAnd, "fill_tables", fill_slowly)
+    changes = {"stages__pretrain__method": {"name": "super_and", "dim": 8, "rounds": 2, "initial": "multiple"}}
+    train(tmp_path, digits, **changes)
+    rows = read_metrics(tmp_path / "job" / METRICS_FILE)
+    assert rows[3]["epoch"] == 1
+    assert rows[3]["images_per_s"] > 32.0, "three batches of 32 took three seconds to read"
+    assert rows[3]["data_wait"] <= 1.0
 
 
 def train_buffers_on_this_rank(folder: str, store: str, accumulate: int) -> list[Tensor]:

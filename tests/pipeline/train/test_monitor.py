@@ -172,3 +172,12 @@ def test_monitor_is_due_every_n_epochs_and_at_the_end(
         tmp_path, digits, stages__pretrain__epochs=4, stages__pretrain__watch={**WATCHED, "every": every}
     )
     assert [step for step in range(1, watch.job.total_steps + 1) if watch.is_due(step)] == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(2, [2]), (3, [3]), (7, [3, 6, 7])])
+def test_monitor_is_due_at_the_end_of_a_partial_epoch(
+    tmp_path: Path, digits: Store, steps: int, expected: list[int]
+) -> None:
+    length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": steps}
+    watch, _ = build_monitor(tmp_path, digits, **length, stages__pretrain__watch=WATCHED)
+    assert [step for step in range(1, watch.job.total_steps + 1) if watch.is_due(step)] == expected

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
@@ -75,9 +76,7 @@ def test_resume_with_other_threads_or_torch_writes_note(tmp_path: Path, digits: 
     with pytest.raises(Stopped):
         train(tmp_path, digits, 3)
     manifest = max((tmp_path / "job" / "checkpoints").iterdir()) / "manifest.json"
-    manifest.write_text(
-        json.dumps({**json.loads(manifest.read_text()), other: {"threads": 2, "torch": "2.0.0"}[other]})
-    )
+    write_sealed_json(manifest, {**json.loads(manifest.read_text()), other: {"threads": 2, "torch": "2.0.0"}[other]})
     train(tmp_path, digits)
     text = (tmp_path / "job" / METRICS_FILE).read_text()
     assert "another number of workers, threads or version of torch" in text

@@ -15,7 +15,7 @@ from firstlight.pipeline.run import launch
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import watchdog
 from firstlight.pipeline.train.attempts import ATTEMPTS_FILE
-from firstlight.pipeline.train.metrics import METRICS_FILE, read_rows
+from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics_rows
 from tests.support import recipes
 from tests.support.clean_process import run_in_clean_process
 from tests.support.lone_worker import run_attempt
@@ -32,6 +32,9 @@ def hold_interpreter():
 def sleep_long():
     time.sleep(60)
 """
+
+# The facts of an attempt that reports show.
+MACHINE = {"host": "h", "system": "s", "device": "cpu", "cpus": 2, "workers": 1, "threads": 1, "versions": {}}
 
 
 def run_watched(folder: Path, body: str) -> tuple[int, float, str]:
@@ -89,7 +92,7 @@ def test_hanging_lone_worker_is_ended_and_next_attempt_resumes_with_note(tmp_pat
     assert "inject_fault" in (tmp_path / "job" / watchdog.HANG_FILE).read_text(), "the function that slept"
     assert launch._last_attempt_hung(tmp_path / "job")
     assert attempt_training(tmp_path, digits, fault) == 0
-    rows = read_rows(tmp_path / "job" / METRICS_FILE)
+    rows = read_metrics_rows(tmp_path / "job" / METRICS_FILE)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     notes = [row["note"] for row in rows if "note" in row]
     assert any(note.startswith("it hung and was restarted; its stack is in ") for note in notes)
@@ -107,7 +110,7 @@ def test_message_of_a_hang_names_key_and_file(tmp_path: Path) -> None:
 
 def test_attempt_that_fails_after_a_hang_does_not_count_as_hung(tmp_path: Path) -> None:
     (tmp_path / watchdog.HANG_FILE).write_text("Timeout")
-    append_json_line(tmp_path / ATTEMPTS_FILE, {"began": 1.0, "machine": {}})
+    append_json_line(tmp_path / ATTEMPTS_FILE, {"began": 1.0, "machine": MACHINE})
     assert launch._last_attempt_hung(tmp_path)
     append_json_line(tmp_path / ATTEMPTS_FILE, {"ended": 2.0, "seconds": 1.0})
     assert not launch._last_attempt_hung(tmp_path)

@@ -9,7 +9,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.publish import features
 from firstlight.pipeline.report.publish.features import EvaluatePublisher, RetrievePublisher
 from firstlight.pipeline.report.publish.publisher import Score
-from firstlight.pipeline.stages.retrieve import INDEX_FOLDER
+from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
@@ -41,6 +41,14 @@ def test_numbers_of_a_layer_have_its_ending_and_no_weight_decay() -> None:
         "knn_layer0_test": 0.2,
         "probe_layer0_val": 0.3,
         "probe_layer0_test": 0.4,
+    }
+
+
+def test_scores_over_the_bank_have_random_weights_without_a_bank_as_baseline() -> None:
+    metrics = {"pretrained/knn_bank_test": 0.6, "pretrained/knn_test": 0.5, "random/knn_test": 0.2}
+    assert EvaluatePublisher().summarise(run_with("evaluate", metrics)) == {
+        "kNN of the bank": Score(0.6, 0.2, "random"),
+        "kNN": Score(0.5, 0.2, "random"),
     }
 
 

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.report.publish.pretrain import PretrainPublisher, _load_views
+from firstlight.pipeline.report.publish import pretrain as module
+from firstlight.pipeline.report.publish.pretrain import PretrainPublisher, _add_curves, _load_views
 from firstlight.pipeline.report.publish.publisher import Score
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.visuals import Plot
 from tests.support import recipes
 
 
@@ -22,6 +26,21 @@ def test_loss_has_no_unit_and_accuracies_are_shares() -> None:
         "own classifier": Score(0.5),
         "held-out kNN": Score(0.25),
     }
+
+
+def test_rounds_of_a_length_in_steps_are_drawn_as_periods_of_epochs(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "super_and", "dim": 8, "rounds": 2}
+    length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 12}
+    worker = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__method=method, **length), digits, False)
+    drawn: list[Plot] = []
+    monkeypatch.setattr(module.curves, "plot_loss", lambda rows: None)
+    monkeypatch.setattr(module.curves, "plot_speed", lambda rows: None)
+    monkeypatch.setattr(module.curves, "plot_periods", lambda rows, plot: drawn.append(plot))
+    stage: Any = worker.recipe.stages["pretrain"]
+    _add_curves(mock.Mock(), worker, stage, StageInstance("pretrain", 0, "f", tmp_path))
+    assert [(plot.unit, plot.every) for plot in drawn] == [("round", 2)], "4 epochs of 3 steps"
 
 
 def test_views_differ_between_epochs_and_are_in_the_range_of_the_network(tmp_path: Path, digits: Store) -> None:

@@ -1,0 +1,35 @@
+"""Publisher of reconstructions."""
+
+from firstlight.pipeline.report import image_figures
+from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
+from firstlight.pipeline.stages.pictures import PICTURES_FILE, load_pictures
+from firstlight.pipeline.stages.reconstruct import Reconstruct
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.figures import FigureLog
+from firstlight.pipeline.tracking.lineage import Run
+from firstlight.pipeline.train.context import StageContext
+
+
+class ReconstructPublisher(StagePublisher[Reconstruct]):
+    """Publishes the ratio, and figures of reconstructed images and of features."""
+
+    def publish(
+        self,
+        tracking: TrackingClient,
+        run_id: str,
+        worker: StageContext,
+        stage: Reconstruct,
+        instance: StageInstance,
+    ) -> None:
+        result = instance.result
+        assert result is not None
+        tracking.log_results(run_id, {f"psnr_{split}": value for split, value in result["psnr"].items()})
+        tracking.client.log_dict(run_id, result, "result.json")
+        album = FigureLog(tracking, run_id, instance.folder)
+        for grid in load_pictures(instance.folder / PICTURES_FILE):
+            album.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
+
+    def summarise(self, run: Run) -> dict[str, Score]:
+        found = [run.metrics[key] for key in ("psnr_test", "psnr_val") if key in run.metrics]
+        return {"PSNR": Score(found[0], scale=1.0, unit=" dB")} if found else {}

@@ -1,0 +1,199 @@
+"""The stage `reconstruct`: held-out or test images that are corrupted, and reconstructed by a pretrained encoder with
+its decoder.
+
+The images need not be those of the pretraining, nor the corruption that of the pretraining: one corruption for all
+makes reconstructions comparable.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter, field_validator
+from torch import Tensor
+
+from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import DownstreamStage
+from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.records import Count, RecordShape
+from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.checks import check_test_split
+from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, SHOWN_IMAGES, save_pictures
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.train.context import StageContext, gather_rows
+from firstlight.pipeline.train.training_job import to_batch
+from firstlight.tasks.collective import barrier, rank
+from firstlight.tasks.corruption import Corruption, CorruptionKind, Sigma
+from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn.decoder import Decoder
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.reconstruction import check_shown_map, draw_reconstructions, measure_psnr, reconstruct_images
+
+
+class Reconstruct(DownstreamStage):
+    """Corrupts images and reconstructs them with a pretrained encoder and its decoder: figures, and the peak
+    signal-to-noise ratio.
+    """
+
+    kind: Literal["reconstruct"] = Field(description="The kind of the stage; by default the name of the stage.")
+    images: Literal["val", "test"] = Field("test", description="The images: held-out or test images.")
+    corruption: CorruptionKind = Field(
+        "pixel_gaussian", description="The corruption of the images, one of those of the method `dae`."
+    )
+    sigma: tuple[Sigma, Sigma] = Field(
+        (10.0, 50.0),
+        description="The bounds of the noise level of an image, in 0..255, for `pixel_gaussian` and `patch_gaussian`.",
+    )
+    patch: int = Field(4, ge=1, description="The side in pixels of the squares of `patch_gaussian`.")
+    blocks: int = Field(21, ge=1, description="The number of `small_blocks`.")
+    shown_map: int | None = Field(
+        None,
+        ge=1,
+        description="The number, from 1, of the encoder's map whose channels are shown in figures. null: the deepest "
+        "map with a side of at least 8.",
+    )
+    batch_size: int = Field(64, ge=1, description="The number of images that are reconstructed at a time.")
+
+    values_without_test: ClassVar[Mapping[str, str]] = {"images": "val"}
+
+    @field_validator("sigma")
+    @classmethod
+    def _check_sigma(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if sigma[0] > sigma[1]:
+            raise ValueError("the lower bound comes first")
+        return sigma
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        return ("decoder",)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return (Measure("psnr", f"PSNR (dB), {SHOWN_IMAGES[self.images]}", scale=1.0),)
+
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        return frozenset((self.images,))
+
+
+def reconstructed_ids(stage: Reconstruct, splits: Splits) -> np.ndarray:
+    return splits.val if stage.images == "val" else splits.test
+
+
+def _build_corruption(stage: Reconstruct, seed: int) -> Corruption:
+    return Corruption(stage.corruption, stage.sigma, stage.patch, stage.blocks, seed)
+
+
+def _corrupt_batch(stage: Reconstruct, encoder: Encoder, batch: Batch, seed: int) -> Tensor:
+    return _build_corruption(stage, seed).apply_to(batch.views[0], batch.ids, batch.passes, encoder.input.mean)
+
+
+class _ReconstructionShape(RecordShape):
+    """The result of a reconstruction: the number of images, and their mean ratio by split."""
+
+    images: Count
+    psnr: dict[str, float]
+
+
+RECONSTRUCTION_SHAPE = TypeAdapter(_ReconstructionShape)
+
+
+class ReconstructStage(StageKind[Reconstruct]):
+    """Reconstructions of corrupted images, and how close they are."""
+
+    section = Reconstruct
+
+    @torch.no_grad()
+    def run(self, context: StageContext, stage: Reconstruct, instance: StageInstance) -> None:
+        """Writes pictures and `result.json` into the instance's folder. Called on every worker."""
+        assert instance.encoder is not None
+        encoder = load_encoder(instance.encoder, context.recipe.dataset.image_size).to(context.device).eval()
+        decoder = load_decoder(instance.companions["decoder"]).to(context.device).eval()
+        ids = reconstructed_ids(stage, context.splits)
+        ratios = []
+        for batch in context.iterate_batches(ids, stage.batch_size):
+            corrupted = _corrupt_batch(stage, encoder, batch, instance.seed)
+            found = measure_psnr(encoder.input, reconstruct_images(encoder, decoder, corrupted), batch.views[0])
+            ratios.append(found.double())
+        mean = float(gather_rows(ratios, len(ids)).mean())
+        if rank() == 0:
+            loader = context.build_loader([context.recipe.dataset.eval_augment], instance.seed)
+            batch = to_batch(loader.load_once(select_evenly_spaced(ids, NUM_VIEWED_IMAGES)), context.device)
+            corrupted = _corrupt_batch(stage, encoder, batch, instance.seed)
+            shown = SHOWN_IMAGES[stage.images]
+            grids = draw_reconstructions(encoder, decoder, batch.views[0], corrupted, shown, stage.shown_map)
+            save_pictures(grids, instance.folder / PICTURES_FILE)
+            instance.write_result({"images": len(ids), "psnr": {stage.images: mean}})
+        barrier()
+
+    def result_shape(self, stage: Reconstruct) -> TypeAdapter[Any]:
+        return RECONSTRUCTION_SHAPE
+
+    def check_encoder(self, name: str, stage: Reconstruct, recipe: Recipe, encoder: Encoder) -> None:
+        try:
+            check_shown_map(encoder, stage.shown_map)
+        except ValueError as error:
+            raise UserError(f"stages.{name}.{error}") from None
+
+    def check_source(self, name: str, stage: Reconstruct, context: RecipeContext) -> None:
+        if stage.images == "test":
+            check_test_split(f"stages.{name}", context)
+        source = context.recipe.encoder_source(name)
+        if source is not None and source.stage is not None and "decoder" not in context.networks[source.stage]:
+            method = context.recipe.stages[source.stage].model_dump()["method"]["name"]
+            raise UserError(
+                f"stages.{name}.encoder: {method} of stages.{source.stage} makes no decoder; valid: an encoder whose "
+                "method makes one"
+            )
+
+    def check_companions(self, name: str, stage: Reconstruct, recipe: Recipe, companions: Mapping[str, Path]) -> None:
+        check_decoder_mirrors(load_decoder(companions["decoder"]), recipe, f"stages.{name}")
+
+    def check_images(self, name: str, stage: Reconstruct, recipe: Recipe, splits: Splits) -> None:
+        count, workers = len(reconstructed_ids(stage, splits)), max(recipe.scale.max_workers, 1)
+        if count < workers:
+            raise UserError(f"stages.{name}.images: {stage.images!r} has {count} images for {workers} workers: too few")
+
+    def read_score(
+        self, stage: Reconstruct, measure: Measure, arm: str, split: str, instance: StageInstance
+    ) -> float | None:
+        """Returns the ratio of the stage's images, whichever split they are from."""
+        result = instance.result or {}
+        return float(result["psnr"][stage.images])
+
+    def describe(self, stage: Reconstruct, results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        details = {
+            "pixel_gaussian": f"sigma {stage.sigma[0]:g} to {stage.sigma[1]:g}",
+            "patch_gaussian": f"sigma {stage.sigma[0]:g} to {stage.sigma[1]:g}, squares of {stage.patch} pixels",
+            "big_block": "one square",
+            "small_blocks": f"{stage.blocks} squares",
+        }
+        yield "corruption", f"{stage.corruption.replace('_', ' ')}, {details[stage.corruption]}"
+
+    def streamed_batches(self, stage: Reconstruct, workers: int) -> list[tuple[int, int]]:
+        return [(stage.batch_size, 1)]
+
+
+def check_decoder_mirrors(decoder: Decoder, recipe: Recipe, where: str) -> None:
+    """Checks that a saved decoder mirrors the recipe's encoder.
+
+    Raises:
+        UserError: names the first property that differs.
+    """
+    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    wanted = {
+        "shapes": [list(shape) for shape in encoder.shapes],
+        "channels": encoder.input.channels,
+        "image_size": encoder.image_size,
+    }
+    for key, value in wanted.items():
+        if decoder.spec[key] != value:
+            raise UserError(
+                f"{where}.encoder: its decoder does not mirror the recipe's encoder: {key} {decoder.spec[key]}; "
+                f"valid: {value}"
+            )
