@@ -31,7 +31,7 @@ class SampleTable:
     def __init__(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, init: InitialValues) -> None:
         self.size = size
         # Not a slice of all rows, which would keep all of them in memory.
-        self.own_rows = torch.arange(rank(), size, world_size())
+        self.own_rows = torch.arange(min(rank(), size), size, world_size())
         self.values = init(self.own_rows).to(dtype)
         assert self.values.shape == (len(self.own_rows), *shape)
         self._pending: list[tuple[Tensor, Tensor]] = []

@@ -198,6 +198,28 @@ def test_parquet_is_opened_where_its_columns_are_looked_at() -> None:
     assert found == {"parquet.py"}
 
 
+def patterns_in(source: str) -> list[str]:
+    """The regular expressions of a source: first arguments of functions of `re`, and `pattern=` of fields."""
+    found = [call.args[0] for call in calls_in(source) if ast.unparse(call.func).startswith("re.") and call.args]
+    found += [word.value for call in calls_in(source) for word in call.keywords if word.arg == "pattern"]
+    return [ast.unparse(node) for node in found]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_patterns_end_where_the_text_ends(file: Path) -> None:
+    r"""In Python, `$` also matches before a newline at the end; `\Z` does not, nor does `\z` of pydantic."""
+    for pattern in patterns_in(file.read_text("utf-8")):
+        assert "$" not in pattern, f"{file.name}: {pattern}"
+
+
+def test_commands_print_through_the_console_that_escapes() -> None:
+    for file in SOURCES:
+        calls = {ast.unparse(call.func) for call in calls_in(file.read_text("utf-8"))}
+        plain = {"Console", "print", "sys.stdout.write", "sys.stderr.write"}
+        assert not calls & (plain - ({"sys.stderr.write"} if file.name == "main.py" else set())), file
+        assert "click.echo" not in calls or file.name == "output.py", file
+
+
 def tree_of_the_readme() -> dict[str, str]:
     """Path -> the line about it, of the README's block `tree`; nesting is by indentation."""
     block = re.search(r"```tree\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)

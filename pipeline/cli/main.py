@@ -71,7 +71,7 @@ def print_config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
 
 @cli.command("recipes")
 def print_recipes() -> None:
-    """List the shipped recipes: data, GPUs, hours, the paper's number."""
+    """List the shipped recipes: data, GPUs, hours, paper."""
     from firstlight.pipeline.config.catalog import build_catalog_table, format_catalog_tsv, list_recipes
 
     entries = list_recipes()

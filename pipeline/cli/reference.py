@@ -16,7 +16,7 @@ from firstlight.pipeline.config.docstrings import summarize
 from firstlight.pipeline.config.optim import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
 from firstlight.pipeline.config.recipe import ExpectedResult, Recipe, ResourceEstimate
 from firstlight.pipeline.config.reference import (
-    escape_text,
+    escape_markdown,
     format_parameters,
     list_missing_meanings,
     own_keys,
@@ -122,7 +122,7 @@ def _section(title: str, model: type[BaseModel], level: int = 2, skip: Iterable[
 def _summary(documented: Any) -> Iterator[str]:
     """Yields the paragraphs of a docstring that do not describe parameters."""
     paragraphs = summarize(documented.__doc__).split("\n\n")
-    yield from (escape_text(paragraph) for paragraph in paragraphs if paragraph and not paragraph.startswith("`"))
+    yield from (escape_markdown(paragraph) for paragraph in paragraphs if paragraph and not paragraph.startswith("`"))
 
 
 def _render_recipe() -> Iterator[str]:

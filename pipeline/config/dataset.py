@@ -15,6 +15,16 @@ from firstlight.pipeline.data.sources.labels import MISSING_LABELS
 # A colour in masks.
 MASK_COLOUR = re.compile(r"#[0-9a-f]{6}", re.ASCII)
 
+# Keys of how files are read -> the sources that read them so. Published sets have one layout.
+READING_KEYS = {
+    "splits": ("folder", "list", "parquet", "webdataset"),
+    "label_case": ("folder", "list", "parquet", "webdataset"),
+    "missing_labels": ("list", "parquet", "webdataset"),
+    "encoding": ("list",),
+    "delimiter": ("list",),
+    "follow_links": ("folder",),
+}
+
 
 class DatasetOptions(StrictModel):
     """The images: their location, their splits, and how each becomes `image_size` x `image_size` pixels."""
@@ -229,7 +239,9 @@ class DatasetOptions(StrictModel):
         """Writes a single value as a list."""
         if not isinstance(found, dict):
             return found
-        return {name: values if isinstance(values, list | tuple) else [values] for name, values in found.items()}
+        return {
+            name: tuple(values) if isinstance(values, list | tuple) else (values,) for name, values in found.items()
+        }
 
     @field_validator("mask_values")
     @classmethod
@@ -254,6 +266,14 @@ class DatasetOptions(StrictModel):
                 continue
             if getattr(self, key) and self.source != "voc":
                 raise ValueError(f"source {self.source!r} takes no dataset.{key}; valid: {default}, or source: voc")
+        return self
+
+    @model_validator(mode="after")
+    def _check_reading_keys(self) -> "DatasetOptions":
+        for key, sources in READING_KEYS.items():
+            if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
+                valid = f"leave it out, or source: {', '.join(sources)}"
+                raise ValueError(f"source {self.source!r} takes no dataset.{key}; valid: {valid}")
         return self
 
     @model_validator(mode="after")

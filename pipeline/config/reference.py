@@ -46,11 +46,11 @@ def render_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table."""
     lines = [tuple(headings), ("---",) * len(headings), *rows]
     return "\n".join(
-        f"| {' | '.join(escape_text(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+        f"| {' | '.join(escape_markdown(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
     )
 
 
-def escape_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Returns Markdown in which < is a character and begins no HTML tag; code between backticks stays as it is."""
     parts = text.split("`")
     return "`".join(part if k % 2 else part.replace("<", "&lt;") for k, part in enumerate(parts))

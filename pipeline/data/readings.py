@@ -7,6 +7,8 @@ as these sentences.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from firstlight.pipeline.data.images.class_maps import VOID_VALUE
+
 # Each is followed by a number of images, files or objects.
 READING_SENTENCES = {
     "png_text_dropped": "PNG files read without their texts and colour profiles, which are too large or damaged",
@@ -77,7 +79,9 @@ def _describe_absent_classes(images: Mapping[str, Any], classes: Sequence[str]) 
         kind = next((kind for kind in OCCURRENCE_KINDS if kind in kinds), None)
         absent = [name for k, name in enumerate(classes) if kind is not None and not kinds[kind].get(str(k))]
         if absent:
-            lines.append(describe_absent(split, absent, len(classes)))
+            is_void = kind == "pixels" and kinds[kind].get(str(VOID_VALUE))
+            why = f"; {VOID_VALUE} is read as void, unless dataset.mask_values names its class" if is_void else ""
+            lines.append(describe_absent(split, absent, len(classes)) + why)
     return lines
 
 

@@ -184,7 +184,8 @@ def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) 
         ),
         (
             "images",
-            f"{len(splits.train):,} to train on, {len(splits.val):,} held out of these, "
+            f"{len(splits.train):,} to train on, {len(splits.val):,} held out"
+            f"{'' if store.splits.get('val') else ' of these'}, "
             f"{len(splits.test):,} to test on",
         ),
         ("classes", len(store.classes) or "none: no labels"),

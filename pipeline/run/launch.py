@@ -78,8 +78,8 @@ def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) 
     All ranks raise the same StopTraining or UserError. It is returned, because Ray would repeat a training that raises.
     """
     recipe = parse_recipe(payload["recipe"])
-    worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
     try:
+        worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
         for fields in payload["instances"]:
             paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "begin")}
             companions = {name: Path(folder) for name, folder in fields["companions"].items()}

@@ -71,6 +71,9 @@ class RaySession:
         if ray.is_initialized():
             return True
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if not is_verbose():
+            # Besides the output of workers, Ray prints a line to stdout for every process that died.
+            ray._private.worker._worker_logs_enabled = False
         folder = self._cleanup.enter_context(make_ray_folder()) if self.scale.address == "local" else None
         _init_ray(self.scale, folder)
         self.started = True

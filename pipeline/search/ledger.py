@@ -97,7 +97,7 @@ class Trial:
 
 # [length, value] or [length, settings].
 Pair = Annotated[list[Any], Field(min_length=2, max_length=2)]
-Scores = list[Annotated[list[FiniteNumber], Field(min_length=1)]]
+TrialScores = list[Annotated[list[FiniteNumber], Field(min_length=1)]]
 
 
 class _SegmentShape(RecordShape):
@@ -113,7 +113,7 @@ class _OutcomeShape(RecordShape):
     """The outcome that a trial writes when it, or its segment, ended. A ledger has the same keys for each trial."""
 
     state: State
-    scores: Scores = Field([])
+    scores: TrialScores = Field([])
     seen: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
     seconds: Annotated[FiniteNumber, Field(ge=0.0)]
     ended: FiniteNumber

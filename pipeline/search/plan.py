@@ -18,6 +18,7 @@ from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.search.space import Pbt, Search, Values
 from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.registry import stage_kind
 
 RECIPE_FOLDER = ROOT / "conf" / "recipe"
 # Keys of a search that do not change its trials. A larger number of trials only adds some, except in a population.
@@ -133,6 +134,15 @@ class SearchPlan:
                 f"scheduler: {self.search.scheduler.name} cannot compare; valid: one of the two for all trials"
             )
         return max(lengths, key=lambda length: length.count)
+
+    def list_warnings(self) -> list[str]:
+        """Returns the sentences about settings that are known to fail which hold for every corner of the space."""
+        recipes = [self.trial_recipe(values) for values in self.corner_values()]
+        found = [
+            [line for name, stage in recipe.stages.items() for line in stage_kind(stage).list_warnings(name, stage)]
+            for recipe in recipes
+        ]
+        return [line for line in found[0] if all(line in lines for lines in found)]
 
     def explain_error(self, message: str, values: Mapping[str, Any]) -> str:
         """Rewrites the error of a recipe with these values so that it names the key of the space."""

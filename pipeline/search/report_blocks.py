@@ -121,7 +121,8 @@ def _earlier_settings(report: SearchReport, best: Trial) -> list[Block]:
 
 def warnings_blocks(report: SearchReport, recipe: Recipe) -> list[Block]:
     images = data_notes.describe_problems(recipe, report.store)
-    return warning_blocks([*images, *_trial_warnings(report), *warn_at_range_ends(report)])
+    lines = [*report.plan.list_warnings(), *images, *_trial_warnings(report), *warn_at_range_ends(report)]
+    return warning_blocks(lines)
 
 
 def _trial_warnings(report: SearchReport) -> Iterator[str]:

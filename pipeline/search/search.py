@@ -120,6 +120,8 @@ class SearchRunner:
         self._print_earlier_trials()
 
     def _print_earlier_trials(self) -> None:
+        for line in self.plan.list_warnings():
+            self.table.print_note(line)
         running = len(self.state.trials_in("running"))
         ended = len(self.state.trials) - running
         if ended or running:

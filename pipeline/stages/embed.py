@@ -68,6 +68,11 @@ class Embed(DownstreamStage):
     )
     map_classes: tuple[str, ...] = Field((), description="The classes that the figure shows. []: all classes.")
 
+    @property
+    def measured_splits(self) -> frozenset[str]:
+        """The named splits, which are to have images; with `train` among them all images are embedded anyway."""
+        return frozenset() if "train" in self.splits else frozenset(self.splits)
+
     @field_validator("splits", "map_classes")
     @classmethod
     def _check_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
 
     register_as: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\z",
         description="The name under which the fine-tuned encoder of the first arm is registered in MLflow's model "
         "registry, with the alias `current`, for stages of other recipes. null: it is not kept.",
     )

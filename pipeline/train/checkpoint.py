@@ -105,6 +105,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
+        self.has_saved = False
 
     def save(
         self, step: int, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]], meta: dict[str, Any]
@@ -117,8 +118,10 @@ class Checkpoints:
         target = self.folder / broadcast_object(f"step-{step:09d}-{uuid.uuid4().hex[:8]}")
         files, problem = {}, None
         try:
-            target.mkdir(parents=True, exist_ok=True)
+            # A folder that has disappeared since is not made again: what was in it is lost, and the user should know.
+            target.mkdir(parents=not self.has_saved, exist_ok=True)
             files = self._write_files(target, shared, shard)
+            self.has_saved = True
         except OSError as error:
             problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
         answers = gather_objects((files, problem))

@@ -17,7 +17,7 @@ from firstlight.tasks.nn.heads import DropoutLayers, HeadNorm, build_mlp
 from firstlight.tasks.nn.weight_init import Init, initialize_weights, set_biases
 
 Hidden = tuple[Annotated[int, Ge(1)], ...]
-Share = Annotated[float, Ge(0.0), Lt(1.0)]
+ShareBelowOne = Annotated[float, Ge(0.0), Lt(1.0)]
 
 
 class Classification(Task):
@@ -47,11 +47,11 @@ class Classification(Task):
         layer: int = -1,
         layer_decay: LayerDecay = 1.0,
         hidden: Hidden = (),
-        dropout: Share = 0.0,
+        dropout: ShareBelowOne = 0.0,
         dropout_layers: DropoutLayers = "first",
         pool: Literal["avg", "flatten"] = "avg",
         norm: HeadNorm = "batch",
-        label_smoothing: Share = 0.0,
+        label_smoothing: ShareBelowOne = 0.0,
         init: Init = "default",
         bias: float | None = None,
     ) -> None:

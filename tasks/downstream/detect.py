@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from firstlight.tasks.downstream.classify import Share
+from firstlight.tasks.downstream.classify import ShareBelowOne
 from firstlight.tasks.downstream.multilabel import eleven_point_precision, mean_without_nan
 from firstlight.tasks.downstream.roi_head import BoxHead, build_roi_pooling, draw_head_weights
 from firstlight.tasks.downstream.segment import voc_palette
@@ -94,7 +94,7 @@ class Detection(Task):
         last_pool: Literal["keep", "drop"] = "keep",
         roi_pooling: Literal["align", "max"] = "align",
         roi_size: Positive = 7,
-        dropout: Share = 0.0,
+        dropout: ShareBelowOne = 0.0,
         init: Init = "default",
     ) -> None:
         if last_pool == "drop":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.tasks.collective import mean_count_per_worker
-from firstlight.tasks.downstream.classify import Classification, Hidden, Share
+from firstlight.tasks.downstream.classify import Classification, Hidden, ShareBelowOne
 from firstlight.tasks.downstream.task import LayerDecay, Scores, TrainedPart
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
@@ -42,11 +42,11 @@ class MultilabelClassification(Classification):
         layer: int = -1,
         layer_decay: LayerDecay = 1.0,
         hidden: Hidden = (),
-        dropout: Share = 0.0,
+        dropout: ShareBelowOne = 0.0,
         dropout_layers: DropoutLayers = "first",
         pool: Literal["avg", "flatten"] = "avg",
         norm: HeadNorm = "batch",
-        label_smoothing: Share = 0.0,
+        label_smoothing: ShareBelowOne = 0.0,
         init: Init = "default",
         bias: float | None = None,
         reduction: Literal["mean", "sum"] = "mean",

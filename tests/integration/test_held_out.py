@@ -13,8 +13,9 @@ from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder, undo_normalisation
+from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder
 from firstlight.tasks.pretrain.method import TrainingInfo
+from firstlight.tasks.reconstruction import undo_normalisation
 from tests.support import recipes, references
 
 DAE = {"name": "dae", "corruption": "small_blocks", "norm": "batch"}

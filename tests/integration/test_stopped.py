@@ -20,6 +20,7 @@ from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import command, recipes
 from tests.support.state_hash import hash_state
@@ -48,7 +49,7 @@ def state_of(recipe: Recipe) -> tuple[str, list[int], list[float]]:
     client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
     run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert sorted({m.step for m in client.get_metric_history(run_id, "loss")}) == [row["step"] for row in rows]
+    assert sorted(m.step for m in client.get_metric_history(run_id, "loss")) == [row["step"] for row in rows]
     return hash_state([found.shared, found.shards]), [row["step"] for row in rows], [row["loss"] for row in rows]
 
 
@@ -130,6 +131,27 @@ def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path, clean: 
     assert str(tmp_path) in line
     run_recipe(recipe, Console(quiet=True))
     assert state_of(recipe) == clean
+
+
+@pytest.mark.fault(24, "a storage that is deleted in the middle of a training")
+@pytest.mark.parametrize("deleted", ["runs", "runs/small"])
+def test_deleted_storage_is_one_line(tmp_path: Path, deleted: str) -> None:
+    recipe = recipes.recipe(tmp_path / "runs", stages__pretrain__epochs=3000)
+    del recipe.stages["evaluate"], recipe.stages["finetune"]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    running = command.start(tmp_path / "out.txt", "run", str(tmp_path / "recipe.yaml"))
+    end, written_file = time.monotonic() + 120, f"small/pretrain-*/checkpoints/*/{FOLDER_MANIFEST}"
+    while not list(recipe.storage.glob(written_file)) and time.monotonic() < end and running.process.is_alive():
+        time.sleep(0.05)
+    # In one step: to delete the files one by one races with those that are written.
+    os.rename(tmp_path / deleted, tmp_path / "gone")
+    code, output = running.wait()
+    assert code in (1, 2), output
+    assert "Traceback" not in output
+    (line,) = (line for line in output.splitlines() if line.startswith("error:"))
+    assert line == output.splitlines()[-1]
+    assert str(tmp_path / "runs") in line
+    assert len(output.splitlines()) < 20, output
 
 
 @pytest.mark.fault(16, "full disk: the file is named, whoever writes it")

@@ -160,6 +160,7 @@ def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root
         for path in mlflow.MlflowClient(TrackingLocation.of(built).uri).list_artifacts(tuned.info.run_id, "figures")
     }
     shown = set() if task is MULTILABEL else {f"figures/predicted_{arm}.png" for arm in arms}
+    shown |= {"figures/curves_arms.png", "figures/filters.png"}
     assert names == {f"figures/curves_{arm}.png" for arm in arms} | shown
     if task is SEGMENT:
         assert {f"pretrained/test_iou/{name}" for name in ("ground", "bright", "dark")} <= set(tuned.data.metrics)

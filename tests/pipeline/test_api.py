@@ -177,6 +177,22 @@ def test_embed_names_what_is_no_image(encoder: api.ImageEncoder, image: Any, rea
         encoder.embed([np.zeros((8, 8, 3), np.uint8), image])
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_embed_reads_few_bits_by_their_depth_and_never_as_black(
+    encoder: api.ImageEncoder, tmp_path: Path, as_file: bool
+) -> None:
+    ramp = np.linspace(0, 1, 144).reshape(12, 12)
+    deep, plain = (ramp * 1023).astype(np.uint16), np.rint((ramp * 1023).astype(np.uint16) / 1023 * 255).astype(np.uint8)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    image: Any = tmp_path / "deep.png" if as_file else deep
+    np.testing.assert_array_equal(encoder.embed([image], depth=10), encoder.embed([plain]))
+    assert encoder.embed([(deep * 64).astype(np.uint16)]).shape == (1, encoder.shapes[-1][0])
+    with pytest.raises(UserError, match=r"up to 1023, and would be nearly black; valid: depth=10"):
+        encoder.embed([image])
+    with pytest.raises(UserError, match=r"has the level 1023; .*9 bits hold 0 to 511"):
+        encoder.embed([image], depth=9)
+
+
 def test_index_finds_the_images_that_were_embedded(
     recipe: Recipe, encoder: api.ImageEncoder, opened: list[Image.Image]
 ) -> None:

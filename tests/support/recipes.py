@@ -19,6 +19,8 @@ RECIPE: dict[str, Any] = {
         "image_size": 8,
         "max_train": 120,
         "max_test": 60,
+        "test_fraction": 0.2,
+        "val_fraction": 0.1,
         "train_augment": [{"op": "random_shift", "padding": 1}],
         "eval_augment": [{"op": "center_crop"}],
     },

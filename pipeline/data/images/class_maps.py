@@ -211,6 +211,6 @@ def _check_palette(image: Image.Image, num_classes: int) -> None:
 
 
 def advise_mask_values(value: int | str) -> str:
-    """Returns what to do about a mask with a value or colour that is not known to be a class, as the end of a reason."""
+    """Returns the end of a reason: what to do about a mask with a value or colour that is not known to be a class."""
     shown = f'"{value}"' if isinstance(value, str) else value
     return f"valid: dataset.mask_values={{name: {shown}, ...}}, the values of each class, and of void"

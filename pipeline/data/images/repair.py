@@ -49,14 +49,17 @@ def repair_image(data: bytes, decode: Callable[[bytes], np.ndarray]) -> Repaired
 def _drop_png_texts(data: bytes) -> bytes | None:
     """Returns a PNG file without texts and colour profiles, None if it has none.
 
-    A small text that may hold the orientation stays.
+    A small text that may hold the orientation stays, the first of its kind.
     """
-    view, kept, dropped = memoryview(data), [memoryview(data)[: len(PNG_SIGNATURE)]], False
+    view, seen, dropped = memoryview(data), set[bytes](), False
+    kept = [view[: len(PNG_SIGNATURE)]]
     for start, stop, name in _list_png_chunks(data):
         chunk = view[start:stop]
-        if name in PNG_TEXT_CHUNKS and not _is_kept_text(name, chunk):
+        keyword = _find_kept_keyword(name, chunk) if name in PNG_TEXT_CHUNKS else name
+        if keyword is None or (name in PNG_TEXT_CHUNKS and keyword in seen):
             dropped = True
         else:
+            seen.add(keyword)
             kept.append(chunk)
     return b"".join(kept) if dropped else None
 
@@ -74,17 +77,20 @@ def _list_png_chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         place = stop
 
 
-def _is_kept_text(name: bytes, chunk: memoryview) -> bool:
+def _find_kept_keyword(name: bytes, chunk: memoryview) -> bytes | None:
+    """Returns the keyword of a text that stays, None for others."""
     content = bytes(chunk[8 : 8 + MAX_KEPT_TEXT])
     keyword, _, rest = content.partition(b"\0")
     if keyword not in ORIENTATION_KEYWORDS or len(chunk) - 12 > MAX_KEPT_TEXT:
-        return False
+        return None
     if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-        return False
+        return None
     # An international text says whether it is compressed; its language and its translated keyword come before it.
     if name == b"iTXt":
-        return rest[:1] == b"\0" or _is_small_inflated(rest[2:].split(b"\0", 2)[-1])
-    return name == b"tEXt" or _is_small_inflated(rest[1:])
+        is_small = rest[:1] == b"\0" or _is_small_inflated(rest[2:].split(b"\0", 2)[-1])
+    else:
+        is_small = name == b"tEXt" or _is_small_inflated(rest[1:])
+    return keyword if is_small else None
 
 
 def _is_small_inflated(data: bytes) -> bool:

@@ -4,7 +4,8 @@ What stands for a split or a class, and what is left out, is decided in `convent
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,6 +41,9 @@ from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles, SourceOptions, open_root
 from firstlight.pipeline.data.sources.source_splits import describe_unread, settle_splits
 from firstlight.pipeline.errors import UserError
+
+# Ending of files -> the source that reads them
+OTHER_SOURCES = {".tar": "webdataset", ".tgz": "webdataset", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def open_folder(dataset: SourceOptions) -> Source:
     _require_images(scan, below)
     facts = sorted(scan.images)
     paths = [path for path, _, _ in facts]
-    tree = build_folder_tree(_count_by_folder(paths))
+    counts = Counter(path.rpartition(b"/")[0] for path in paths)
+    tree = build_folder_tree(counts)
     plan = (
         find_layout(tree, decode_path)
         if dataset.splits is None
@@ -140,7 +145,7 @@ def open_folder(dataset: SourceOptions) -> Source:
             *settled.notes,
             *describe_unread(outside, "outside of the splits"),
             *scan.describe_findings(dataset.follow_links),
-            *(_describe_empty_folders(scan, plan, paths) if classes else ()),
+            *(_describe_empty_folders(scan, plan, counts) if classes else ()),
             *notes,
             *describe_absent_classes(classes, labels, settled.rows),
         ),
@@ -160,6 +165,8 @@ def _require_images(scan: FolderScan, below: Files) -> None:
         links = join_names(map(decode_path, sorted(scan.folder_links)))
         seen = f" (links to folders are not followed: {links}; dataset.follow_links=true does)" if links else ""
         seen += f" ({describe_read_files(0, scan.left_out)})" if scan.left_out else ""
+        other = next((source for ending, source in OTHER_SOURCES.items() if ending in scan.left_out), None)
+        seen += f"; valid besides: dataset.source={other}" if other else ""
         raise UserError(f"dataset.root: no images ({' '.join(IMAGE_SUFFIXES)}) in {where!r}{seen}")
 
 
@@ -172,14 +179,6 @@ def _check_split_links(scan: FolderScan, below: Files) -> None:
                 f"dataset.root: {below.get_location(os.fsdecode(link))!r} is a link; valid: dataset.follow_links=true, "
                 "or a folder in its place"
             )
-
-
-def _count_by_folder(paths: list[bytes]) -> dict[bytes, int]:
-    counts: dict[bytes, int] = {}
-    for path in paths:
-        folder = path.rpartition(b"/")[0]
-        counts[folder] = counts.get(folder, 0) + 1
-    return counts
 
 
 def _place_images(paths: list[bytes], plan: FolderPlan) -> list[tuple[str | None, bytes]]:
@@ -257,12 +256,13 @@ def _describe_merged(names: Mapping[bytes, str]) -> str:
     return f"folders read as one class: {join_names(merged)}" if merged else ""
 
 
-def _describe_empty_folders(scan: FolderScan, plan: FolderPlan, paths: list[bytes]) -> list[str]:
-    """Returns a note about folders without an image among those of the classes."""
-    full = {path[:end] for path in paths for end in range(len(path)) if path[end : end + 1] == b"/"}
+def _describe_empty_folders(scan: FolderScan, plan: FolderPlan, folders: Iterable[bytes]) -> list[str]:
+    """Returns a note about folders without an image among those of the classes. `folders`: those with images."""
+    full = {folder[:end] for folder in folders for end in range(len(folder)) if folder[end : end + 1] == b"/"}
     parents = set()
     for pattern in (pattern for patterns in plan.patterns.values() for pattern in patterns):
-        literal = [part for part in pattern if b"*" not in part]
-        parents.add(b"/".join(literal if len(literal) == len(pattern) else pattern[: pattern.index(b"*")]))
-    empty = sorted(folder for folder in scan.folders - full - {b""} if folder.rpartition(b"/")[0] in parents)
+        start = next((depth for depth, part in enumerate(pattern) if b"*" in part), len(pattern))
+        parents.add(b"/".join(pattern[:start]))
+    without = scan.folders - full - set(folders) - {b""}
+    empty = sorted(folder for folder in without if folder.rpartition(b"/")[0] in parents)
     return [f"folders without an image: {join_names(map(decode_path, empty))}"] if empty else []

@@ -43,9 +43,13 @@ def is_text_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_list_type(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def is_label_type(kind: pa.DataType) -> bool:
     """Returns True if a column of this type can hold labels: text, whole numbers, truth values, or lists of one."""
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_dictionary(kind) or _is_list_type(kind):
         return is_label_type(kind.value_type)
     return bool(
         is_text_type(kind)
@@ -66,7 +70,7 @@ def simplify_labels(values: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = values.type
     if pa.types.is_dictionary(kind):
         return simplify_labels(values.cast(kind.value_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list_type(kind):
         return simplify_labels(_take_only_values(values))
     if pa.types.is_boolean(kind):
         return pc.if_else(values, FALSE_TRUE[1], FALSE_TRUE[0]).cast(pa.string())
@@ -81,7 +85,7 @@ def simplify_labels(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _take_only_values(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    lists = values.combine_chunks()
+    lists = values.cast(pa.large_list(values.type.value_type)).combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     if (lengths > 1).any():
         row = int(np.flatnonzero(lengths > 1)[0])

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES
 from firstlight.pipeline.data.sources.conventions.reading import count_things, join_names, show_name
 from firstlight.pipeline.data.sources.conventions.split_names import (
     SPLIT_TITLES,
@@ -40,6 +41,10 @@ def split_rows(dataset: SourceOptions, table: pa.Table, where: str) -> MarkedRow
     Raises:
         UserError: a row has no split, or none that can be told; or no row is for training.
     """
+    if "split" not in table.column_names and dataset.splits:
+        raise UserError(
+            f"dataset.splits: names values of a column of {where}; valid: dataset.split_column = that column"
+        )
     if "split" not in table.column_names or dataset.splits == {}:
         return MarkedRows({"train": np.arange(len(table))})
     texts = pc.fill_null(pc.utf8_trim_whitespace(table["split"].cast(pa.string())), "").combine_chunks()
@@ -108,7 +113,7 @@ def resolve_paths(column: pa.ChunkedArray, below: Files, encoding: str, where: s
     """Returns the paths of the files, and notes about those that are written otherwise than the files are called.
 
     On disk, a path of no file is tried without spaces around it, with / for \\, with each way in which Unicode composes
-    a character, and as the bytes that the list has. At URIs, \\ is / if no path has a /.
+    a character, as the bytes that the list has, and with the ending of an image. At URIs, \\ is / if no path has a /.
 
     Raises:
         UserError: no path is one of a file.
@@ -123,7 +128,7 @@ def resolve_paths(column: pa.ChunkedArray, below: Files, encoding: str, where: s
         if not path or b"://" in path or _is_there(root, path):
             found += bool(path)
             continue
-        for how, other in _list_other_spellings(path, encoding):
+        for how, other in (*_list_other_spellings(path, encoding), *_find_endings(root, path)):
             if _is_there(root, other):
                 texts[k], counts[how], found = other, counts.get(how, 0) + 1, found + 1
                 break
@@ -168,6 +173,15 @@ def _list_other_spellings(path: bytes, encoding: str) -> Iterator[tuple[str, byt
             continue
         if other != path:
             yield how.strip(), other
+
+
+def _find_endings(root: bytes, path: bytes) -> list[tuple[str, bytes]]:
+    """Returns the only image file that is called like a path without an ending."""
+    if b"." in path.rpartition(b"/")[2]:
+        return []
+    endings = [suffix for suffix in IMAGE_SUFFIXES for suffix in (suffix, suffix.upper())]
+    found = [ending for ending in endings if _is_there(root, path + ending.encode())]
+    return [(f"with the ending {found[0]}", path + found[0].encode())] if len(found) == 1 else []
 
 
 def normalise_paths(paths: pa.BinaryArray, below: Files) -> pa.BinaryArray:

@@ -28,7 +28,10 @@ def options(**keys: Any) -> DatasetOptions:
         ({"source": "voc", "root": "/data", "annotations": ("mask", "boxes")}, "mask only alone"),
         ({"source": "voc", "root": "/data", "annotations": ("boxes", "boxes")}, "each may occur once"),
         ({"source": "voc", "root": "/data", "annotations": ("points",)}, "annotations"),
-        ({"source": "folder", "root": "/data", "mask_values": {"a": 0, "b": 1}}, "takes no dataset.mask_values; valid: {}"),
+        (
+            {"source": "folder", "root": "/data", "mask_values": {"a": 0, "b": 1}},
+            "takes no dataset.mask_values; valid: \\{\\}",
+        ),
         ({"source": "folder", "root": "/data", "annotated_orientation": "stored"}, "takes no dataset.annotated_or"),
         ({"source": "voc", "root": "/data", "mask_values": {"a": 0, "b": 65536}}, "65536 is no value of a mask"),
         ({"source": "voc", "root": "/data", "mask_values": {"a": 0, "b": -1}}, "-1 is no value of a mask"),
@@ -90,11 +93,14 @@ def test_splits_are_lists_of_names(given: Any, found: Any) -> None:
         ({"delimiter": ";;"}, "at most 1 character"),
         ({"fingerprint": "none"}, "'sample' or 'content'"),
         ({"label_case": "upper"}, "'keep' or 'lower'"),
+        ({"encoding": "cp1252"}, "'folder' takes no dataset.encoding; valid: leave it out, or source: list"),
+        ({"source": "cifar10", "splits": {}}, "'cifar10' takes no dataset.splits"),
+        ({"source": "parquet", "follow_links": True}, "'parquet' takes no dataset.follow_links"),
     ],
 )
 def test_invalid_ways_of_reading_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        options(source="folder", root="/data", **keys)
+        options(**{"source": "folder", "root": "/data", **keys})
 
 
 def test_list_takes_several_labels() -> None:

@@ -110,6 +110,7 @@ def test_contradiction_between_sections_is_named(tmp_path: Path, changes: dict[s
         (["pretrain"], {"stages__retrieve": {"kind": "retrieve", "queries": "val"}}, {"val"}),
         (["pretrain"], {"stages__retrieve": {"kind": "retrieve", "queries": "val", "gallery": "all"}}, {"val", "test"}),
         (["pretrain"], {"stages__embed": {"kind": "embed"}, "stages__export": {"kind": "export"}}, set()),
+        (["pretrain"], {"stages__embed": {"kind": "embed", "splits": ["test"]}}, {"test"}),
         (["pretrain"], {"score_test": False}, {"val", "test"}),
     ],
 )

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, Field
 
 from firstlight.pipeline.config.reference import (
-    escape_text,
+    escape_markdown,
     format_parameters,
     format_type,
     list_missing_meanings,
@@ -77,7 +77,7 @@ def test_type_in_words(annotation: Any, text: str) -> None:
 
 
 def test_less_than_is_escaped_outside_code() -> None:
-    assert escape_text("<a> `<b>` < 1") == "&lt;a> `<b>` &lt; 1"
+    assert escape_markdown("<a> `<b>` < 1") == "&lt;a> `<b>` &lt; 1"
 
 
 def test_parameters_of_a_torch_class() -> None:

@@ -66,7 +66,7 @@ def test_absent_classes_are_named_by_split() -> None:
     }
     assert describe_readings({"annotated": found}, classes) == [
         "train: 7 of the 8 classes do not occur: b, c, d, e, f, g and 1 more",
-        "test: 1 of the 8 classes do not occur: b",
+        "test: 1 of the 8 classes do not occur: b; 255 is read as void, unless dataset.mask_values names its class",
     ]
     assert readings.MAX_NAMED_CLASSES == 6
 

@@ -146,9 +146,10 @@ def test_notes_of_the_source_are_told_with_its_place(tmp_path: Path, digits: Sto
 
 
 def test_images_that_are_not_kept_apart_are_told(tmp_path: Path, digits: Store) -> None:
-    alone = {"stages": {"pretrain": copy.deepcopy(recipes.RECIPE["stages"]["pretrain"])}}
+    fractions: dict[str, Any] = {"dataset__test_fraction": None, "dataset__val_fraction": None}
+    alone = {"stages": {"pretrain": copy.deepcopy(recipes.RECIPE["stages"]["pretrain"])}, **fractions}
     drawn = with_source(digits, draws_test=True)
-    assert describe_kept_apart(recipes.recipe(tmp_path), drawn) == []
+    assert describe_kept_apart(recipes.recipe(tmp_path, **fractions), drawn) == []
     assert describe_kept_apart(recipes.recipe(tmp_path, **alone), drawn) == [
         "no stage measures anything on test images or held-out images: such are trained on, too; "
         "dataset.test_fraction=0.2 and dataset.val_fraction=0.1 keeps them apart for later recipes"

@@ -45,7 +45,7 @@ def test_sample_images_show_their_annotations(tmp_path: Path) -> None:
         write_objects(root, image, *objects)
     write_voc(root, "ImageSets/Segmentation", train="000000\n", test="000001\n")
     for image in range(2):
-        write_mask(root, image, [[image, 255, 0, 0, 0, 0]] * 4)
+        write_mask(root, image, [[image, 255, 1, 0, 0, 0]] * 4)
     found = overlay.draw_annotated_images(prepare_voc_store(root), np.arange(5), "five")
     assert [text.get_text() for text in found.legends[0].get_texts()] == ["cat", "dog"]
     assert [len(axis.patches) for axis in found.axes] == [2, 1, 0, 0, 1, 0, 0, 0]

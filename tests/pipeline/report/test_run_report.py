@@ -99,7 +99,7 @@ def test_report_contains_all_figures_of_all_seeds(ran: Recipe) -> None:
         for stage in (*folder.glob("*-seed*"), *folder.glob("prepare-*"), folder / SUMMARY_FOLDER)
         for picture in list_figures(stage)
     ]
-    assert len(found) == 30
+    assert len(found) == 35
     assert page.count("data:image/png;base64,") == len(found)
     assert page.count("Pictures of seed 1") == 3, "folded, for each stage"
     assert len(page) < 8_000_000
@@ -136,7 +136,7 @@ def test_report_is_whole_and_readable_in_a_browser(ran: Recipe, width: int, sche
     assert seen.requests == []
     found = seen.measured
     assert found["texts"] > 200
-    assert found["images"] == 30
+    assert found["images"] == 35
     assert found["faint"] == []
     assert (
         found["overflow"],

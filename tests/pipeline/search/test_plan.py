@@ -124,6 +124,19 @@ def test_corners_contain_every_end_of_the_space(tmp_path: Path) -> None:
     assert corners == [{LR: 0.01, PERIOD: 1}, {LR: 1.0, PERIOD: 1}, {LR: 0.01, PERIOD: 2}, {LR: 0.01, PERIOD: 3}]
 
 
+def test_warnings_are_those_that_hold_for_every_corner(tmp_path: Path) -> None:
+    method = {"name": "clustering_locality", "supervised": False, "beta": 0.1}
+    beta = "stages.pretrain.method.beta"
+    for space, count in (
+        ({LR: {"choice": [0.1, 0.2]}}, 1),
+        ({beta: {"uniform": [0.0, 1.0]}}, 0),
+        ({"stages.pretrain.method.alpha": {"uniform": [0.0, 1.0]}}, 0),
+    ):
+        found = make_plan(tmp_path, space=space, stages={"pretrain": {"method": method}}).list_warnings()
+        assert len(found) == count
+        assert all(line.startswith(f"{beta}: 0.1 is less than alpha: 0.8") for line in found)
+
+
 def test_max_length_is_that_of_the_longest_corner(tmp_path: Path) -> None:
     space = {"stages.pretrain.epochs": {"choice": [3, 7, 5]}}
     scheduler = {"name": "asha", "measure": "pretrain.loss", "mode": "min"}

@@ -135,7 +135,7 @@ def test_a_manifest_must_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     write_manifest(
         tmp_path / "in", {f"../{name}": entry for name, entry in write_file(tmp_path, "encoder.json", b"{}").items()}
     )
-    with pytest.raises(UserError, match="is missing"):
+    with pytest.raises(UserError, match=r"it names '\.\./encoder\.json', which is no file of its folder"):
         read_encoder_spec(tmp_path / "in")
 
 
@@ -156,7 +156,8 @@ def rewritten(folder: Path, weights: bytes | None, **spec: Any) -> None:
 )
 def test_weights_that_do_not_fit_are_refused(folder: Path, weights: bytes) -> None:
     rewritten(folder, weights)
-    with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: does not fit its spec"):
+    reason = "is damaged: Error while deserializing" if weights == b"no tensors" else "does not fit its spec"
+    with pytest.raises(UserError, match=rf"{folder / 'encoder.safetensors'}: {reason}"):
         load_encoder(folder, 8)
 
 

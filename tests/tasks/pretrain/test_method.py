@@ -1,6 +1,6 @@
 """The contract of methods: hyper-parameters and their defaults stand in the signature of `__init__` only."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -51,9 +51,16 @@ def test_changed_default_reaches_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class FewRounds(SuperAnd):
         def __init__(
-            self, encoder: Encoder, info: TrainingInfo, *, rounds: int = 2, neighbours: bool = True, aug: bool = False
+            self,
+            encoder: Encoder,
+            info: TrainingInfo,
+            *,
+            rounds: int = 2,
+            neighbours: bool = True,
+            aug: bool = False,
+            views: Literal[1, 2] = 1,
         ) -> None:
-            super().__init__(encoder, info, rounds=rounds, neighbours=neighbours, aug=aug)
+            super().__init__(encoder, info, rounds=rounds, neighbours=neighbours, aug=aug, views=views)
 
     monkeypatch.setitem(METHODS, "nat", Slower)
     monkeypatch.setitem(METHODS, "super_and", FewRounds)

@@ -10,6 +10,7 @@ from firstlight.pipeline.data.sources.conventions.split_names import (
     describe_split_names,
     find_split_names,
     list_words,
+    parse_split_name,
     require_distinct_splits,
 )
 from firstlight.pipeline.errors import UserError
@@ -158,6 +159,7 @@ def find_layout(tree: FolderNode, show: ShowFolder) -> FolderPlan:
     plan = FolderPlan({})
     prefix = _look_through(tree, (), plan, show)
     level = _FolderLevel(_find_nodes(tree, prefix)[0], prefix, show)
+    _check_numbered_splits(level)
     if level.splits and _are_split_folders(level, plan):
         require_distinct_splits(level.splits, _show_path(prefix, show) or "the root")
         told = {_show_path(level.path_of(name), show): split for name, split in level.splits.items()}
@@ -283,6 +285,17 @@ def _are_only_evaluated(level: _FolderLevel, plan: FolderPlan) -> bool:
         f"dataset.root: the folder {first!r} stands beside {join_names(others)}: a split, or a class? valid: "
         f"{SETTLING_KEY}={{train: '*', {splits[first]}: {first}}} (a split), or {SETTLING_KEY}={{}} (a class)"
     )
+
+
+def _check_numbered_splits(level: _FolderLevel) -> None:
+    """Raises UserError if all folders are numbered parts of splits, as train_1 and train_2, or trainA and testB."""
+    parts = {name: parse_split_name(name) for name in level.others}
+    numbered = [name for name, found in parts.items() if found and all(len(w) == 1 or w.isdigit() for w in found.rest)]
+    if len(numbered) > 1 and len(numbered) == len(level.others):
+        raise UserError(
+            f"dataset.root: {join_names(level.names)}: parts of splits, or classes? valid: {SETTLING_KEY}={{train: "
+            f"[{numbered[0]}, ...]}} (splits), or {SETTLING_KEY}={{}} (classes)"
+        )
 
 
 def _find_splits_below_classes(level: _FolderLevel, plan: FolderPlan) -> dict[str, list[FolderPattern]]:

@@ -92,7 +92,7 @@ def scan_folder(files: LocalFiles) -> FolderScan:
                 else:
                     folders.append(path + b"/")
             # entry.is_dir() raises if a link points to itself
-            elif os.path.isdir(entry.path):
+            elif entry.is_symlink() and os.path.isdir(entry.path):
                 (links if files.follow_links else scan.folder_links).append(path + b"/" if files.follow_links else path)
             elif path.lower().endswith(IMAGE_ENDINGS):
                 # Broken links and pipes are listed too: their records get the reason when they are read

@@ -36,7 +36,8 @@ def is_bytes_type(kind: pa.DataType) -> bool:
 
 def unwrap_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type of the values of lists and dictionaries."""
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
+    while any(is_of_kind(kind) for is_of_kind in lists):
         kind = kind.value_type
     return kind
 

@@ -65,9 +65,11 @@ def test_orientation_in_a_text_stays(zipped: bool) -> None:
     np.testing.assert_array_equal(np.asarray(image), np.rot90(np.asarray(PHOTO), -1))
 
 
-def test_large_text_with_that_name_is_dropped() -> None:
+@pytest.mark.parametrize(("size", "count"), [(5_000_000, 1), (900_000, 90)])
+def test_large_texts_with_that_name_are_dropped(size: int, count: int) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", "a" * 5_000_000, zip=True)
+    for _ in range(count):
+        info.add_itxt("XML:com.adobe.xmp", "a" * size, zip=True)
     assert open_rgb(encode_image(PHOTO, pnginfo=info)).info["readings"] == ("png_text_dropped",)
 
 

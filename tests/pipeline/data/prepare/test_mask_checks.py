@@ -20,13 +20,14 @@ def make_store(classes: tuple[str, ...], **pixels: int) -> Store:
     [
         (
             make_store(("background", "cell"), v0=90, v255=10),
-            "10% of the pixels of the training masks are 255, which is void, and class 1 ('cell') never occurs; "
+            "10.0% of the pixels of the training masks are 255, which is void, and class 1 ('cell') never occurs; "
             "valid, if 255 is a class: {background: 0, cell: 255}, and if it is void: "
             "{background: 0, cell: 1, void: 255}",
         ),
         (make_store(("a", "b", "c"), v0=50, v2=30, v255=20), "{a: 0, c: 2, b: 255}"),
         (make_store(("cell",), v0=50, v255=50), "'cell' is the only class"),
-        (make_store(("a", "b"), v255=50), "100% of the pixels"),
+        (make_store(("background", "crack"), v0=997, v255=3), "0.3% of the pixels"),
+        (make_store(("a", "b"), v255=50), "100.0% of the pixels"),
     ],
 )
 def test_void_beside_a_class_that_never_occurs_is_asked_about(store: Store, said: str) -> None:
@@ -41,7 +42,7 @@ def test_void_beside_a_class_that_never_occurs_is_asked_about(store: Store, said
     "store",
     [
         make_store(("background", "cell"), v0=50, v1=10, v255=40),
-        make_store(("background", "cell"), v0=95, v255=5),
+        make_store(("background", "cell", "other"), v0=90, v1=5, v255=5),
         make_store(("background", "cell"), v0=100),
         cast(Store, SimpleNamespace(classes=("a",), images={})),
         cast(Store, SimpleNamespace(classes=("a",), images={"annotated": {"train": {"boxes": {"0": 3}}}})),

@@ -281,6 +281,11 @@ def test_class_folders_that_look_alike_are_told_or_merged(tmp_path: Path) -> Non
     assert open_folder_set(root).notes[0].startswith("classes that look alike are kept apart: 'Cat' (1) and 'cat' (1)")
 
 
+def test_folder_of_other_files_names_their_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no images .*read 0 files, left out 2: \.tar 2\); valid besides: dataset\.source=webd"):
+        open_folder_set(write_named_files(tmp_path, "a.tar", "b.tar"))
+
+
 def test_unlabelled_folder_beside_classes_has_no_label(tmp_path: Path) -> None:
     source = open_folder_set(write_named_files(tmp_path, "cat/1.jpg", "dog/2.jpg", "unlabeled/3.jpg"))
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 1, -1])

@@ -43,6 +43,8 @@ def test_given_values_count_and_others_are_left_out() -> None:
     )
     assert split(["train", "", None], splits={"train": ["train", ""]})[0] == {"train": [0, 1, 2]}
     assert split(["a", "b"], splits={})[0] == {"train": [0, 1]}
+    with pytest.raises(UserError, match=r"dataset\.splits: names values of a column of x\.csv; valid: dataset\.split_column"):
+        split_rows(dataset_options(source="list", list="x.csv", splits={"train": "a"}), pa.table({"path": ["x"]}), "x.csv")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,7 @@ def test_other_spellings_of_paths_are_tried_and_told(tmp_path: Path) -> None:
         "1 path read as the bytes of cp1252",
     ]
     assert resolve(tmp_path, ["im/0.jpg", "none.jpg"]) == (["im/0.jpg", "none.jpg"], [])
+    assert resolve(tmp_path, ["im/0", "im/x"]) == (["im/0.jpg", "im/x"], ["1 path read with the ending .jpg"])
 
 
 def test_file_with_a_backslash_in_its_name_is_itself(tmp_path: Path) -> None:

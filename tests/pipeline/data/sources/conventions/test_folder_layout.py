@@ -92,6 +92,8 @@ def test_splits_are_found_by_name(train: str, val: str, test: str, kind: str) ->
             {"airplane/1": ("train", "airplane"), "bus/2": ("train", "bus"), "train/3": ("train", "train")},
         ),
         (("crash_test/1", "crash_site/2"), {"crash_test/1": ("train", "crash_test")}),
+        (("crash_test/1", "stress_test/2"), {"crash_test/1": ("train", "crash_test")}),
+        (("freight_train/1", "tram/2"), {"freight_train/1": ("train", "freight_train")}),
     ],
 )
 def test_layouts_whose_meaning_is_certain(paths: tuple[str, ...], expected: dict[str, tuple[str | None, str]]) -> None:
@@ -115,6 +117,14 @@ def test_layouts_whose_meaning_is_certain(paths: tuple[str, ...], expected: dict
         (
             ("train2014/1", "train2017/2", "val2017/3"),
             r"'train2014', 'train2017' in the root all name the training split",
+        ),
+        (
+            ("train_1/1", "train_2/2"),
+            r"train_1, train_2: parts of splits, or classes\? valid: dataset\.splits={train: \[train_1",
+        ),
+        (
+            ("trainA/1", "trainB/2", "testA/3", "testB/4"),
+            r"'trainA', 'trainB' in the root all name the training split",
         ),
         (
             ("cat/train/1", "cat/test/2", "dog/3"),
