@@ -102,7 +102,8 @@ def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
 
 
 def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
-    recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"})
+    adam = {"name": "Adam", "lr": 1e-3}
+    recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"}, stages__pretrain__optimizer=adam)
     assert len(run_recipe(recipe, QUIET).rows) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
     client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
@@ -259,7 +260,8 @@ def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_pa
         told.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     (store,) = (tmp_path / "st" / "stores").iterdir()
     notes = [
-        f"note 1 images cannot be decoded, listed in {store / QUARANTINE_FILE}",
+        f"note 1 images cannot be decoded (1 truncated), listed in {store / QUARANTINE_FILE}",
+        "note images of one colour: 155",
         "note 1 images are copies of others, 1 of them test images that are also in train, "
         f"listed in {store / DUPLICATES_FILE}",
     ]

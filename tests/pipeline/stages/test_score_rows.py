@@ -45,5 +45,6 @@ def test_no_finished_stage_has_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("measure", OWN)
 def test_missing_numbers_are_no_rows(tmp_path: Path, measure: str) -> None:
     instance = finished(tmp_path, "pretrain", 0, {"images": 100, "accuracy": {}, "held_out": {}})
-    (instance.folder / METRICS_FILE).write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+    row = {"step": 1, "of": 3, "time": 1.0, "images_per_s": 1.0, "loss": 1.0}
+    (instance.folder / METRICS_FILE).write_text(json.dumps(row) + "\n")
     assert score_rows(with_own(tmp_path, measure, 1.0), [instance]) == []
