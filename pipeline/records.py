@@ -4,19 +4,23 @@ A sealed record holds the sha256 of its other keys, so that a changed bit is det
 written by an earlier version, and only its shape is checked.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.files import write_json
 
 RECORD_SUM_KEY = "sum"
 RECORD_SUM_PREFIX = "sha256:"
+# Exceptions of readers of files whose content is not what they expect.
+READ_ERRORS = (SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 # Characters of a wrong value that an error shows.
 MAX_SHOWN_VALUE = 60
 
@@ -35,6 +39,22 @@ class RecordShape(BaseModel):
 
 class DamagedRecord(UserError):
     """A file does not have the content that it was written with. The text names the file."""
+
+
+@contextlib.contextmanager
+def refuse_damage(file: Path, advice: str = "") -> Iterator[None]:
+    """Names a file in the errors of the block, which reads it.
+
+    Raises:
+        DamagedRecord: the file cannot be read, or its content is not what the block expects.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        problem = f"is damaged: {type(error).__name__}: {one_line(error)}"
+        raise DamagedRecord(f"{file}: {problem}{advice and f'; {advice}'}") from None
 
 
 def seal_record(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,9 @@ from firstlight.pipeline.tracking.retry import describe_failure, is_tracking_err
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
-# Errors of a disk that is full or does not accept writes any more, and of a storage that was deleted or unmounted.
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE, errno.ENODEV),
-)
+# Errors of a disk that is full or does not accept writes any more, and of files that have disappeared.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV)
 # The command for all stages, and the commands for the stages of one kind, with their help.
 RECIPE_COMMANDS = {
     "run": "Run every stage that is not done yet, and print the scores.",
@@ -174,10 +172,15 @@ def run_guarded(function: Callable[[], int | None]) -> int:
             raise
         if isinstance(error, PermissionError) and error.filename:
             return _print_error(explain_denied_access(Path(os.fsdecode(error.filename))), 2)
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS and not (error.errno in GONE_ERRORS and error.filename):
             raise
         cause = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        return _print_error(f"{cause}; what was finished is kept: run the same command again to continue", 1)
+        advice = (
+            "what was finished is kept: run the same command again to continue"
+            if error.errno in DISK_ERRORS
+            else "was the storage deleted, moved or unmounted during the run?"
+        )
+        return _print_error(f"{cause}; {advice}", 1)
     except (KeyboardInterrupt, click.Abort) as error:
         sys.stderr.write("stopped; run the same command again to continue\n")
         # click raises Abort from the KeyboardInterrupt.

@@ -70,6 +70,7 @@ def find_original(records: TrackingLocation, text: str) -> OriginalRun:
         raise UserError(f"run: {found}; only a run of a recipe can be repeated{valid}")
     try:
         raw = read_json_artifact(run, "recipe.json")
+        parse_recipe(raw)
     except Exception as error:
         found = f"{run.name} ({run.short_id}) has no readable recipe.json"
         raise UserError(f"run: {found}: {one_line(error)}") from None
@@ -193,8 +194,9 @@ def _pair_numbers(then: Run, now: Run | None) -> Iterator[ComparedNumber]:
 
 
 def _encoder_checksums(run: Run) -> Any:
-    """Returns the sha256 sums of the files of an encoder."""
-    return read_json_artifact(run, "encoder/manifest.json")["files"]
+    """Returns the sha256 sums of the files of an encoder; what stands in its manifest if that is another thing."""
+    manifest = read_json_artifact(run, "encoder/manifest.json")
+    return manifest.get("files") if isinstance(manifest, dict) else manifest
 
 
 def comparison_table(comparison: Comparison) -> Group:

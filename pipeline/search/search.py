@@ -24,6 +24,7 @@ from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.files import exclusive_lock
+from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.report.page_parts import describe_error
 from firstlight.pipeline.run import nodes, preflight
 from firstlight.pipeline.run.publishing import ParentRun
@@ -32,7 +33,13 @@ from firstlight.pipeline.run.runner import prepare_store, run_recipe
 from firstlight.pipeline.search import pbt
 from firstlight.pipeline.search.capacity import driver_resources, max_concurrent_trials
 from firstlight.pipeline.search.checks import check_search, check_search_images
-from firstlight.pipeline.search.ledger import OTHER_CODE_NOTE, SearchState, Trial, find_best_trial
+from firstlight.pipeline.search.ledger import (
+    LEDGER_ADVICE,
+    OTHER_CODE_NOTE,
+    SearchState,
+    Trial,
+    find_best_trial,
+)
 from firstlight.pipeline.search.objectives import score_range
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.progress import TrialTable
@@ -104,6 +111,10 @@ class SearchRunner:
     def _restore_trials(self) -> None:
         """Takes over the trials of earlier commands, also those that ended after the command was killed."""
         state = self.state
+        for trial in state.trials:
+            if trial.values.keys() != self.plan.search.space.keys():
+                keys = f"has the settings {', '.join(trial.values)}"
+                raise DamagedRecord(f"{state.file}: is damaged: trial {trial.number} {keys}; {LEDGER_ADVICE}")
         if not state.trials:
             state.references = self.runs.pin_references(self.plan.budget_recipe())
             state.save()

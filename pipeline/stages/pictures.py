@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.records import refuse_damage
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 PICTURES_FILE, NUM_VIEWED_IMAGES = "pictures.safetensors", 8
@@ -42,6 +43,17 @@ def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid])
     return tuple(out)
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file.
+
+    Raises:
+        UserError: it is missing or damaged; names the file.
+    """
+    with refuse_damage(file):
+        found: dict[str, Tensor] = load(file.read_bytes())
+    return found
+
+
 def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
     """Writes pictures to a file; no file is written if there are none."""
     tensors: dict[str, Tensor] = {}
@@ -62,10 +74,14 @@ def _copy_tensor(tensor: Tensor) -> Tensor:
 
 
 def load_pictures(file: Path) -> list[ImageGrid]:
-    """Returns the saved pictures; none if there is no file."""
+    """Returns the saved pictures; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged; names it.
+    """
     if not file.exists():
         return []
-    with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
+    with refuse_damage(file), safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
         keys = set(opened.keys())
         out = []
         for entry in json.loads(opened.metadata()["pictures"]):
@@ -94,11 +110,15 @@ def save_filters(networks: Mapping[str, Sequence[Tensor]], file: Path) -> None:
 
 
 def load_filters(file: Path) -> dict[str, list[Tensor]]:
-    """Returns the saved filters by network, in the order of `save_filters`; {} if there is no file."""
+    """Returns the saved filters by network, in the order of `save_filters`; {} if there is no file.
+
+    Raises:
+        UserError: as `load_pictures`.
+    """
     if not file.exists():
         return {}
     found: dict[str, list[Tensor]] = {}
-    with safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
+    with refuse_damage(file), safe_open(str(file), "pt") as opened:  # type: ignore[no-untyped-call]
         # The tensors of a file have no order.
         parts = [key.split(".") for key in list(opened.keys())]
         for number, name, tower in sorted((int(number), name, int(tower)) for number, name, tower in parts):

@@ -1,6 +1,7 @@
 """Figures of a stage and seed: PNG files in its folder, the same files in MLflow, and an index of what they show."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -13,6 +14,8 @@ from firstlight.pipeline.records import DamagedRecord, RecordShape, check_shape
 from firstlight.pipeline.tracking.client import TrackingClient
 
 FIGURES_FOLDER, FIGURES_INDEX = "figures", "index.json"
+# Names of figures are names of files, and may come from a file that a worker has written.
+FIGURE_NAME = re.compile(r"[\w.-]+\Z")
 FIGURES_ADVICE = "delete this file: the report has no figures of this stage then"
 FIGURE_DPI = 120
 
@@ -53,6 +56,8 @@ class FigureLog:
 
     def add(self, name: str, figure: SavableFigure, title: str, alt: str = "") -> None:
         """Saves a figure as `<name>.png`, logs it, and adds it to the index. The default of `alt` is the title."""
+        if not FIGURE_NAME.match(name):
+            raise DamagedRecord(f"{self.folder}: {name!r} is no name of a figure")
         file = self.folder / f"{name}.png"
         figure.savefig(file, dpi=FIGURE_DPI)
         self.tracking.client.log_artifact(self.run_id, str(file), FIGURES_FOLDER)

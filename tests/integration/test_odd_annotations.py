@@ -146,7 +146,9 @@ VOID = np.full_like(HALF, 255)
 def test_void_that_may_be_a_class_is_asked_about(tmp_path: Path, masks: tuple[np.ndarray, ...]) -> None:
     root = write_grey_masks(tmp_path / "in", *masks)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^dataset\.mask_values: \d+\.0% of the pixels of the training masks are 255"):
+        with pytest.raises(
+            UserError, match=r"^dataset\.mask_values: \d+\.0% of the pixels of the training masks are 255"
+        ):
             prepare_set(root)
 
 

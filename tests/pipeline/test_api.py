@@ -182,7 +182,10 @@ def test_embed_reads_few_bits_by_their_depth_and_never_as_black(
     encoder: api.ImageEncoder, tmp_path: Path, as_file: bool
 ) -> None:
     ramp = np.linspace(0, 1, 144).reshape(12, 12)
-    deep, plain = (ramp * 1023).astype(np.uint16), np.rint((ramp * 1023).astype(np.uint16) / 1023 * 255).astype(np.uint8)
+    deep, plain = (
+        (ramp * 1023).astype(np.uint16),
+        np.rint((ramp * 1023).astype(np.uint16) / 1023 * 255).astype(np.uint8),
+    )
     Image.fromarray(deep).save(tmp_path / "deep.png")
     image: Any = tmp_path / "deep.png" if as_file else deep
     np.testing.assert_array_equal(encoder.embed([image], depth=10), encoder.embed([plain]))

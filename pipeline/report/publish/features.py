@@ -4,14 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-
 from firstlight.pipeline.report import figures, image_figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.evaluate import BANK_MEASURE, EVALUATION_MAP_FILE, Evaluate
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
 from firstlight.pipeline.stages.features.frozen_features import FEATURE_ARMS
 from firstlight.pipeline.stages.features.projection import name_principal_axes
+from firstlight.pipeline.stages.pictures import read_tensors
 from firstlight.pipeline.stages.retrieve import Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
@@ -104,10 +103,7 @@ def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
 def _add_feature_map(album: FigureLog, worker: StageContext, instance: StageInstance) -> None:
     if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
-    found = {
-        name: tensor.numpy()
-        for name, tensor in load_tensors((instance.folder / EVALUATION_MAP_FILE).read_bytes()).items()
-    }
+    found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / EVALUATION_MAP_FILE).items()}
     titles = {"pretrained": "pretrained", "random": "random weights"}
     maps = {titles[arm]: (found[f"{arm}_points"], name_principal_axes(found[f"{arm}_share"])) for arm in FEATURE_ARMS}
     caption = f"{len(found['ids']):,} held-out images at the first two principal components of their features"

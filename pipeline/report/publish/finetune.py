@@ -3,13 +3,12 @@
 import re
 from typing import Any
 
-from safetensors.torch import load as load_tensors
-
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
 from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.finetune import Finetune, finetune_ids, list_candidates
+from firstlight.pipeline.stages.pictures import read_tensors
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
@@ -39,7 +38,7 @@ class FinetunePublisher(StagePublisher[Finetune]):
             pictures = instance.folder / f"{arm}.safetensors"
             if pictures.exists():
                 caption = f"{split} images, {arm}"
-                figure = image_figures.draw_image_rows(load_tensors(pictures.read_bytes()), caption)
+                figure = image_figures.draw_image_rows(read_tensors(pictures), caption)
                 album.add(f"predicted_{arm}", figure, caption)
         if len(stage.arms) > 1:
             caption = "training losses of all arms, in a panel for each learning rate"

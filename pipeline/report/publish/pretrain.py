@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 
 from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.labelled import write_labelled
@@ -10,7 +9,7 @@ from firstlight.pipeline.report import curves, figures, image_figures
 from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.features.projection import name_principal_axes
-from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures
+from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures, read_tensors
 from firstlight.pipeline.stages.pretrain import (
     PRETRAIN_MAP_FILE,
     Pretrain,
@@ -84,10 +83,7 @@ def _add_held_out_images(album: FigureLog, worker: StageContext, instance: Stage
     assert result is not None
     if "neighbours" not in result:
         return
-    found = {
-        name: tensor.numpy()
-        for name, tensor in load_tensors((instance.folder / PRETRAIN_MAP_FILE).read_bytes()).items()
-    }
+    found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / PRETRAIN_MAP_FILE).items()}
     shown = "held-out images" if len(worker.splits.val) else "training images"
     count = f"{len(found['ids']):,} {shown}"
     caption = f"{shown} on the left, and the nearest of {count}; red: of another class"

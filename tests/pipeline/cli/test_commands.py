@@ -83,3 +83,19 @@ def test_doctor_prints_lines_in_a_pipe_and_fails_with_a_problem(monkeypatch: pyt
 def test_repeat_refuses_an_override_that_decides_the_numbers(location: str) -> None:
     with pytest.raises(UserError, match=r"^stages\.pretrain\.epochs: cannot differ in a repetition"):
         run_command("repeat", "first", "stages.pretrain.epochs=3", "--from", location)
+
+
+@pytest.mark.fault(55, "names in MLflow that a terminal would obey")
+def test_names_of_mlflow_are_shown_with_escapes(tmp_path: Path) -> None:
+    name = "evil\x1b[2J\u202egpj"
+    past = Past(tmp_path)
+    recipe = past.recipe("plain")
+    stage = past.pretrain("plain", recipe, register_as="model")
+    for run_id in (recipe, stage):
+        past.client.update_run(run_id, name=name)
+        past.client.set_tag(run_id, "firstlight.stage", name)
+        past.client.set_tag(run_id, "firstlight.repeats", name)
+    for arguments in (["runs"], ["show", recipe], ["show", stage], ["delete", stage, "--force"]):
+        output = CliRunner().invoke(cli, [*arguments, f"storage={tmp_path}"]).output
+        assert r"evil\x1b[2J\u202egpj" in output, arguments
+        assert not set(output) & set("\x1b\u202e"), arguments

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
 
 from firstlight.pipeline.cli.main import RECIPE_COMMANDS, cli, main, run_guarded
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError
+from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from tests.support.paths import ROOT
 
+LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it again"
 COMMANDS = {"config", "recipes", "search", "runs", "show", "promote", "delete", "repeat", "ui", "doctor", "submit"}
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
@@ -124,6 +128,15 @@ def test_mistake_in_a_recipe_is_code_2_and_one_line(
             1,
             ["error: Read-only file system; what was finished is kept: run the same command again to continue"],
         ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"),
+            1,
+            ["error: /x/y: No such file or directory; was the storage deleted, moved or unmounted during the run?"],
+        ),
+        (TrackingUnavailable("database is locked"), 1, [LOCKED]),
+        (MlflowException("(sqlite3.OperationalError) database is locked"), 1, [LOCKED]),
+        (UserError("/x/a\x1b[2Jb\u202ec: is damaged"), 2, [r"error: /x/a\x1b[2Jb\u202ec: is damaged"]),
+        (UserError("/x/a\u2028b\x0bc: is damaged"), 2, [r"error: /x/a\u2028b\x0bc: is damaged"]),
         (KeyboardInterrupt(), 130, ["stopped; run the same command again to continue"]),
         (Terminated(), 143, ["stopped; run the same command again to continue"]),
         (caused(click.Abort(), KeyboardInterrupt()), 130, ["stopped; run the same command again to continue"]),
@@ -141,6 +154,13 @@ def test_failures_are_lines_and_an_exit_code(
 def test_result_of_a_command_is_the_exit_code() -> None:
     assert run_guarded(lambda: None) == 0
     assert run_guarded(lambda: 7) == 7
+
+
+def test_denied_file_is_one_line_with_its_owner(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    assert run_guarded(raising(PermissionError(errno.EACCES, "Permission denied", str(tmp_path)))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}: cannot be written: it belongs to {owner}; valid: ")
 
 
 def test_unknown_errors_keep_their_traceback() -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from firstlight.pipeline.cli.output import print_table_or_tsv, print_view, results_console
+from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, print_view, results_console
 
 
 def print_both(width_of: list[int]) -> None:
@@ -47,3 +47,19 @@ def test_view_on_a_terminal_is_wrapped(capsys: pytest.CaptureFixture[str], monke
 
 def test_results_in_a_pipe_have_space_for_the_table_of_scores() -> None:
     assert results_console().width == 140
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_cannot_act_on_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    name = "a\x1b[2J\u202eb\u2028c"
+    print_table_or_tsv(lambda console: Text(name), lambda: name)
+    print_view(Text(name))
+    results_console().print(name, markup=False)
+    echo_text(name)
+    out = capsys.readouterr().out
+    assert out.count(r"a\x1b[2J\u202eb\u2028c") == 4
+    assert not set(out) & set("\u202e\u2028")
+    assert "\x1b[2J" not in out

@@ -121,3 +121,48 @@ def test_wrong_list_elements_are_not_also_reported_as_an_empty_list(tmp_path: Pa
         )
     (line,) = str(error.value).splitlines()
     assert line.startswith('stages.export.formats.0: "caffe" is not valid')
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, 10**40, -(2**63)])
+def test_seed_of_more_than_64_bits_is_one_line(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UserError, match=rf"^seeds\.1: .* is not valid: integers are at most {2**63 - 1}$"):
+        recipes.recipe(tmp_path, seeds=[0, seed])
+    assert recipes.recipe(tmp_path, seeds=[2**63 - 1]).seeds == (2**63 - 1,)
+
+
+def test_number_of_more_than_64_bits_is_refused_in_any_section(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        recipes.recipe(tmp_path, stages__pretrain__epochs=2**64, dataset__image_size=10**50, stages__pretrain__lr=1)
+    assert str(told.value).splitlines() == [
+        f"dataset.image_size: an integer of more than 30 digits is not valid: integers are at most {2**63 - 1}",
+        f"stages.pretrain.epochs: {2**64} is not valid: integers are at most {2**63 - 1}",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"description": "a\ud800"}, {"dataset__root": "/x/\udcff"}])
+def test_text_that_is_not_unicode_is_named(tmp_path: Path, changes: dict[str, str]) -> None:
+    (key,) = (key.replace("__", ".") for key in changes)
+    with pytest.raises(UserError, match=rf"^{key}: '.*\\u[d8cf0]+' is not valid: it has half of a surrogate pair"):
+        recipes.recipe(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        r'name="a\n"',
+        r'dataset.name="digits\n"',
+        r'stages.pretrain.register_as="a\n"',
+        r'stages.finetune.encoder="models:/a\n"',
+    ],
+)
+def test_text_with_a_newline_at_its_end_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"^[\w.]+: .*"):
+        load_recipe(ROOT / "conf/recipe/quickstart.yaml", (override,))
+
+
+def test_many_mistakes_are_summed_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        recipes.recipe(tmp_path, seeds=["x"] * 500)
+    lines = str(told.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "and 480 more mistakes"

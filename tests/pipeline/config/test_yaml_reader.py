@@ -1,11 +1,13 @@
 """YAML files: the scalars of YAML 1.2, and one line for each wrong file."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.terminal import escape_text
 
 
 @pytest.mark.fault(45, "a key that stands twice")
@@ -20,6 +22,13 @@ from firstlight.pipeline.errors import UserError
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("1: a\n", "the key '1' must be a text"),
         ("", "must be a mapping"),
+        ("a: " + "[" * 300 + "]" * 300, "line 1 more than 64 levels are not allowed"),
+        ("\n".join("  " * k + "a:" for k in range(240)), "line 64 more than 64 levels are not allowed"),
+        ('b: 1\na: "x\\ud800"', "line 2 'x\\ud800' has half of a surrogate pair"),
+        ('"\\udfff": 1', "line 1 '\\udfff' has half of a surrogate pair"),
+        ("a: 18446744073709551616", f"line 1 18446744073709551616 is not valid: integers are at most {2**63 - 1}"),
+        ("a: " + "9" * 5000, f"line 1 {'9' * 30} is not valid: integers are at most {2**63 - 1}"),
+        ("a: \x1b[2J", "unacceptable character #x001b"),
     ],
 )
 def test_wrong_file_is_one_line_with_file_and_reason(tmp_path: Path, text: str, message: str) -> None:
@@ -71,3 +80,22 @@ def test_file_larger_than_the_limit_is_rejected(tmp_path: Path) -> None:
     file.write_text("a: " + "x" * yaml_reader.MAX_YAML_BYTES)
     with pytest.raises(UserError, match=r"large\.yaml: is larger than 1000000 bytes"):
         yaml_reader.read_yaml(file)
+
+
+@pytest.mark.fault(46, "a list of a million bytes")
+@pytest.mark.parametrize(
+    "text", ["a: [" + "0, " * 300_000 + "0]", "a:\n" + "- x\n" * 240_000, "a: {" + "b: 0, " * 150_000 + "}"]
+)
+def test_many_values_are_one_line_in_time(text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"^f\.yaml: line \d+ more than 20,000 values and keys are not allowed$"):
+        yaml_reader.parse_yaml(text, "f.yaml")
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("text", ["a\u202eb", "\x1b[2J", "\u200b", "\u2028", "ü"])
+def test_dumped_yaml_shows_no_character_that_a_terminal_obeys(text: str) -> None:
+    dumped = yaml_reader.dump_yaml({"a": text, "ü": [text]})
+    assert escape_text(dumped) == dumped
+    assert yaml_reader.parse_yaml(dumped, "x") == {"a": text, "ü": [text]}
+    assert ("ü" in dumped) == (text == "ü")

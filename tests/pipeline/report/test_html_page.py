@@ -146,3 +146,10 @@ def test_browser_finds_the_faults_of_a_bad_page(tmp_path: Path) -> None:
     assert found["overflow"] > 1000
     assert len(seen.complaints) >= 3
     assert any(url.endswith("missing.png") for url in seen.requests)
+
+
+def test_marks_that_change_the_direction_of_text_are_shown_as_escapes(tmp_path: Path) -> None:
+    html = render_page(example(tmp_path, "invoice\u202egpj.exe \x1b[2J \u2066x\ud800"))
+    assert not set(html) & set("\u202e\u2066\x1b\ud800")
+    assert html.count(r"invoice\u202egpj.exe \x1b[2J \u2066x\ud800") > 20
+    html.encode()

@@ -69,7 +69,11 @@ def test_segment_of_a_training_is_of_its_stage_only(tmp_path: Path) -> None:
 
 def test_what_is_measured_decides_where_a_fraction_is_null(tmp_path: Path) -> None:
     kept = {"pretrain": copy.deepcopy(recipes.RECIPE["stages"]["pretrain"])}
-    for given, same in (({}, True), ({"dataset__val_fraction": None}, False), ({"dataset__test_fraction": None}, False)):
+    for given, same in (
+        ({}, True),
+        ({"dataset__val_fraction": None}, False),
+        ({"dataset__test_fraction": None}, False),
+    ):
         whole = graph_of(recipes.recipe(tmp_path, **given)).find_instance("pretrain", 0)
         alone = graph_of(recipes.recipe(tmp_path, stages=kept, **given)).find_instance("pretrain", 0)
         assert (whole.folder == alone.folder) == same

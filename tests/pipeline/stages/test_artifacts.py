@@ -12,6 +12,7 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import (
     SavedTable,
     check_encoder_spec,
+    check_untrusted_encoder,
     load_encoder,
     load_table,
     read_encoder_spec,
@@ -243,3 +244,57 @@ def test_table_with_numbers_that_are_not_finite_is_refused(tmp_path: Path) -> No
 def test_folder_of_a_network_is_no_table(folder: Path) -> None:
     with pytest.raises(UserError, match="is not a whole table"):
         load_table(folder)
+
+
+def rewrite(folder: Path, weights: Any = None, **description: Any) -> None:
+    """Replaces weights, or keys of the description, with sums that are right."""
+    told = {**json.loads((folder / "encoder.json").read_text()), **description}
+    data = save(weights) if weights is not None else (folder / "encoder.safetensors").read_bytes()
+    files = write_file(folder, "encoder.safetensors", data)
+    write_manifest(folder, files | write_file(folder, "encoder.json", json.dumps(told).encode()))
+
+
+@pytest.mark.fault(47, "an encoder of NaN or of huge numbers, with right sums")
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "is damaged: stages.0.0.weight has numbers that are not finite"),
+        (float("inf"), "is damaged: stages.0.0.weight has numbers that are not finite"),
+        (3e38, "is damaged: the feature maps of an image of noise are not finite"),
+    ],
+)
+def test_encoder_whose_features_are_not_finite_is_named(folder: Path, value: float, told: str) -> None:
+    weights = encoder().state_dict()
+    weights["stages.0.0.weight"] = torch.full_like(weights["stages.0.0.weight"], value)
+    if value == 3e38:
+        weights = {name: torch.full_like(t, value) if t.is_floating_point() else t for name, t in weights.items()}
+    rewrite(folder, weights)
+    with pytest.raises(UserError) as raised:
+        load_encoder(folder, 8)
+    assert str(raised.value) == f"{folder / 'encoder.safetensors'}: {told}"
+
+
+@pytest.mark.fault(47, "a spec of a network that is too large for any machine")
+@pytest.mark.parametrize("change", [{"width": 10**9}, {"width": 10**30}, {"depth": 10**9}, {"width": 5}, {"depth": 40}])
+def test_spec_of_another_size_than_the_weights_is_named(folder: Path, change: dict[str, int]) -> None:
+    rewrite(folder, spec={**SPEC, **change})
+    checks: list[Callable[[Path, int], object]] = [check_untrusted_encoder]
+    checks += [] if change == {"depth": 40} else [load_encoder]
+    for check in checks:
+        with pytest.raises(UserError, match=rf"^{folder}/encoder\.(json|safetensors): does not fit its") as raised:
+            check(folder, 8)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_encoder_that_fits_its_spec_passes_the_check(folder: Path) -> None:
+    check_untrusted_encoder(folder, 8)
+
+
+@pytest.mark.parametrize(
+    "description", [{"image_size": 10**9}, {"image_size": 0}, {"image_size": "8"}, {"spec": []}, {"shapes": 3}]
+)
+def test_description_of_another_shape_is_named(folder: Path, description: dict[str, Any]) -> None:
+    rewrite(folder, **description)
+    (key,) = description
+    with pytest.raises(UserError, match=rf"^{folder}: is not a whole encoder: encoder\.json: is damaged: {key}"):
+        load_encoder(folder, 8)

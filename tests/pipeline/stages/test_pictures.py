@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save
 
+from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report import image_figures
 from firstlight.pipeline.stages.pictures import (
     load_filters,
     load_pictures,
     pair_with_untrained,
+    read_tensors,
     save_filters,
     save_pictures,
 )
@@ -78,3 +82,15 @@ def test_networks_without_filters_write_no_file(tmp_path: Path) -> None:
     save_filters({"encoder": []}, tmp_path / "f")
     assert not (tmp_path / "f").exists()
     assert load_filters(tmp_path / "f") == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 100, save({"a": torch.ones(2)}), save({}, {"pictures": "[{}]"}), save({}, {"pictures": "{"})],
+)
+def test_damaged_pictures_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pictures.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/pictures\.safetensors: is damaged: "):
+        load_pictures(tmp_path / "pictures.safetensors")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/none: is damaged: FileNotFoundError"):
+        read_tensors(tmp_path / "none")

@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, manifest_hash
 from firstlight.pipeline.data.prepare import prepare as prepare_module
-from firstlight.pipeline.data.prepare.target import describe_other_stores
+from firstlight.pipeline.data.prepare.target import _name_folder, describe_other_stores
 from firstlight.pipeline.data.sources import identity, open_source
 from firstlight.pipeline.data.store import Store
 from tests.support.grey_images import dataset, greys, images, local
+from tests.support.image_sources import dataset_options
 
 
 def test_folder_is_a_function_of_decisive_options(tmp_path: Path) -> None:
@@ -28,6 +30,23 @@ def test_folder_is_a_function_of_decisive_options(tmp_path: Path) -> None:
     os.utime(root / "train" / "a" / "000.png", (1, 1))
     others.append(local(dataset(root=root), tmp_path / "out").path)
     assert len({first, *others}) == 5
+
+
+def test_stated_options_decide_and_their_defaults_do_not(tmp_path: Path) -> None:
+    def name_folder(**fields: Any) -> str:
+        return _name_folder(dataset_options(source="voc", root="/data", **fields), tmp_path, {}).name
+
+    plain = name_folder()
+    assert plain == name_folder(depth=None, mask_values={}, annotated_orientation=None)
+    stated: list[dict[str, Any]] = [
+        {"depth": 12},
+        {"depth": 16},
+        {"annotated_orientation": "stored"},
+        {"mask_values": {"a": 0, "b": 1}},
+        # The classes are numbered in this order.
+        {"mask_values": {"b": 1, "a": 0}},
+    ]
+    assert len({plain, *(name_folder(**fields) for fields in stated)}) == 6
 
 
 def test_two_places_with_the_same_names_sizes_and_times_have_two_stores(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ def test_class_folders_that_look_alike_are_told_or_merged(tmp_path: Path) -> Non
 
 
 def test_folder_of_other_files_names_their_source(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no images .*read 0 files, left out 2: \.tar 2\); valid besides: dataset\.source=webd"):
+    with pytest.raises(
+        UserError, match=r"no images .*read 0 files, left out 2: \.tar 2\); valid besides: dataset\.source=webd"
+    ):
         open_folder_set(write_named_files(tmp_path, "a.tar", "b.tar"))
 
 

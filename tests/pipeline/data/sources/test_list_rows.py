@@ -43,8 +43,12 @@ def test_given_values_count_and_others_are_left_out() -> None:
     )
     assert split(["train", "", None], splits={"train": ["train", ""]})[0] == {"train": [0, 1, 2]}
     assert split(["a", "b"], splits={})[0] == {"train": [0, 1]}
-    with pytest.raises(UserError, match=r"dataset\.splits: names values of a column of x\.csv; valid: dataset\.split_column"):
-        split_rows(dataset_options(source="list", list="x.csv", splits={"train": "a"}), pa.table({"path": ["x"]}), "x.csv")
+    with pytest.raises(
+        UserError, match=r"dataset\.splits: names values of a column of x\.csv; valid: dataset\.split_column"
+    ):
+        split_rows(
+            dataset_options(source="list", list="x.csv", splits={"train": "a"}), pa.table({"path": ["x"]}), "x.csv"
+        )
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def test_binary_masks_are_asked_about_and_read_as_stated(root: Path, kind: str) 
     """Masks of 0 and 255 with two classes: 255 is void by default, and the score would be perfect."""
     write_texts(root, classes="background\ncell\n")
     write_masks(root, [HALF * 255] * 3, kind)
-    with pytest.raises(UserError, match=r"50\.0% of the pixels .* class 1 \('cell'\) never occurs; valid, if 255 is a cl"):
+    with pytest.raises(
+        UserError, match=r"50\.0% of the pixels .* class 1 \('cell'\) never occurs; valid, if 255 is a cl"
+    ):
         prepare_voc_store(root)
     for values, pixels in (
         ({"background": 0, "cell": 255}, {"0": 24, "1": 24}),
