@@ -89,7 +89,8 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
     labelled_per_batch: int = Field(
         0,
         ge=0,
-        description="The number of labelled images in every batch of `batch_size` images. 0: the method sees no label.",
+        description="The number of labelled images in every batch of `batch_size` images. An epoch is a pass over the "
+        "others, if there are any. 0: the method sees no label.",
     )
     pictures: Literal["val", "test"] = Field(
         "val",
