@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ settings.load_profile("ci")
 CIFAR10 = SHARED / "data" / "cifar10"
 TESTS = Path(__file__).parent
 RAY_CPUS = 4
+# Seconds. A test on Ray takes 10 to 60 on an idle machine, and many times that beside other work.
+RAY_TIMEOUT = 1200
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +60,12 @@ def _ray_ends_with_session() -> Iterator[None]:
 def ray_local(_ray_ends_with_session: None) -> None:
     """Connects to the local Ray cluster that tests share. It has four logical CPUs.
 
-    The first test that needs the cluster starts it, and so does the next one after a test with `ray_free`.
+    The first test that needs the cluster starts it, and so does the next one after a test with `ray_free`, or after
+    one that failed and left something behind that holds CPUs.
     """
     import ray
 
-    if ray.is_initialized() and ray.cluster_resources().get("CPU") == RAY_CPUS:
+    if ray.is_initialized() and ray.cluster_resources().get("CPU") == RAY_CPUS and _are_cpus_free():
         return
     ray.shutdown()
     ray.init(
@@ -72,6 +76,18 @@ def ray_local(_ray_ends_with_session: None) -> None:
         logging_level="ERROR",
         log_to_driver=False,
     )
+
+
+def _are_cpus_free() -> bool:
+    """Waits a little for all CPUs of the cluster: actors of the test before may still be ending."""
+    import ray
+
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if ray.available_resources().get("CPU") == RAY_CPUS:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 @pytest.fixture
@@ -120,6 +136,7 @@ LONG_FIRST = ("integration", "pipeline/search", "pipeline/run", "pipeline/stages
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.get_closest_marker("ray"):
         item.add_marker(pytest.mark.xdist_group("ray"))
+        item.add_marker(pytest.mark.timeout(RAY_TIMEOUT), append=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ TRAINED_ON_ALL_KEY = "trained_on_all"
 ENCODER_WEIGHTS_FILE = "encoder.safetensors"
 # Exceptions of a constructor that gets a spec from a file.
 BUILD_ERRORS = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
-# Numbers of a spec up to this one are not compared with the number of weights.
+# Numbers of a spec up to this one are not compared with the weights.
 SMALLEST_LIMIT = 1024
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -168,15 +168,15 @@ def _check_weights(weights: Mapping[str, Tensor]) -> None:
 
 
 def _check_spec_numbers(spec: Any, weights: Mapping[str, Tensor], key: str = "spec") -> None:
-    """Raises ValueError if a number of a spec describes more channels or layers than there are weights.
+    """Raises ValueError if a number of a spec is larger than any size of the weights, and than their number of tensors.
 
-    A network of that size would be built before its weights are found not to fit.
+    A network of so many channels or layers would be built before its weights are found not to fit.
     """
     for name, value in spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ():
         _check_spec_numbers(value, weights, f"{key}.{name}")
-    count = sum(tensor.numel() for tensor in weights.values())
-    if isinstance(spec, int) and abs(spec) > max(count, SMALLEST_LIMIT):
-        raise ValueError(f"{key} is {spec}, and there are {count:,} weights")
+    largest = max([len(weights), SMALLEST_LIMIT, *(size for tensor in weights.values() for size in tensor.shape)])
+    if isinstance(spec, int) and abs(spec) > largest:
+        raise ValueError(f"{key} is {spec}, and no size of the weights is larger than {largest}")
 
 
 def read_encoder_spec(folder: Path) -> dict[str, Any]:
@@ -285,6 +285,7 @@ def check_untrusted_encoder(folder: Path, image_size: int) -> None:
     """
     spec, weights = read_encoder_spec(folder), load_tensors((folder / ENCODER_WEIGHTS_FILE).read_bytes())
     try:
+        _check_spec_numbers(spec, weights)
         with torch.device("meta"):
             skeleton = Encoder(spec, image_size).state_dict()
         if {name: tensor.shape for name, tensor in skeleton.items()} != {n: t.shape for n, t in weights.items()}:

@@ -1,5 +1,6 @@
 """The location of runs: a storage folder and an experiment in MLflow, from a recipe or from the command line."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,16 @@ class TrackingLocation:
             "tracking.uri": _make_location(self.storage, None, "").uri,
             "tracking.experiment": default.experiment,
         }
-        return tuple(f"{key}={value}" for key, value in values.items() if value != usual[key])
+        return tuple(f"{key}={_quote_value(value)}" for key, value in values.items() if value != usual[key])
+
+
+def _quote_value(text: str) -> str:
+    """Returns a text as the value of an override, which is YAML: quoted only if YAML would read another value."""
+    try:
+        is_plain = yaml_reader.parse_yaml(text, where="value") == text
+    except UserError:
+        is_plain = False
+    return text if is_plain else json.dumps(text)
 
 
 def _make_location(storage: Path, uri: str | None, experiment: str) -> TrackingLocation:

@@ -96,7 +96,6 @@ def losses(storage: Path) -> list[float]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_two_machines_give_the_numbers_of_one_process(shared_cluster: Any, tmp_path: Path) -> None:
     """Runs the whole recipe on two machines with a worker each, and again in this process without Ray."""
     console = Console(file=io.StringIO(), width=200)
@@ -113,7 +112,6 @@ def test_two_machines_give_the_numbers_of_one_process(shared_cluster: Any, tmp_p
 @pytest.mark.fault(7, "one of two machines")
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_path: Path, digits: Store) -> None:
     """Trains on two machines, then one, then two again; every global batch has the same images as without a loss."""
     changes = {
@@ -151,7 +149,6 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
 @pytest.mark.fault(7, "a machine that trials of a search are on")
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_search_that_loses_a_machine_ends_with_the_same_scores(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +192,6 @@ def test_search_that_loses_a_machine_ends_with_the_same_scores(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 def test_growing_cluster_is_waited_for_and_too_small_one_is_refused(shared_cluster: Any, tmp_path: Path) -> None:
     told: list[str] = []
     recipe = recipes.recipe(tmp_path, **scale(shared_cluster.address, 3, wait_s=60))
@@ -225,7 +221,6 @@ def test_growing_cluster_is_waited_for_and_too_small_one_is_refused(shared_clust
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_machines_started_by_an_autoscaler_give_the_losses_of_one_process(ray_free: None, tmp_path: Path) -> None:
     """The cluster is a head alone, whose autoscaler starts two machines for the recipe."""
     console = Console(file=io.StringIO(), width=300)

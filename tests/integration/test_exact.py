@@ -173,7 +173,6 @@ def test_training_continued_on_other_numbers_of_workers_gets_the_same_batches(
 
 @pytest.mark.fault(1, "a worker is killed, under Ray: ids and passes")
 @pytest.mark.ray
-@pytest.mark.timeout(280)
 def test_worker_killed_on_ray_gets_the_same_batches(
     tmp_path: Path, digits: Store, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,6 @@ def test_rays_own_record_of_a_run_is_never_read_again() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 @pytest.mark.fault(8, "the command is killed, under Ray: no process is left")
 def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     import subprocess
@@ -201,7 +200,7 @@ def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     environment = {**os.environ, "FIRSTLIGHT_FAULT": f"rank=1,step=4,kind=hang,once={once}"}
     program = [sys.executable, "-m", "firstlight.pipeline", "run", str(tmp_path / "recipe.yaml")]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    end = time.monotonic() + 250
+    end = time.monotonic() + 900
     while not once.exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.2)
     assert once.exists()
@@ -210,7 +209,7 @@ def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(
-        below, timeout=150
+        below, timeout=300
     )  # Ray's agents have a last word for their cluster, and wait a minute for it to answer
     assert not [other.cmdline() for other in alive]
     (tmp_path / "recipe.yaml").write_text(

@@ -35,7 +35,6 @@ def test_node_without_the_storage_or_without_an_answer_is_a_problem() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(280)
 def test_ray_starts_and_its_node_answers(tmp_path: Path, ray_free: None) -> None:
     findings = list(check_nodes(recipes.recipe(tmp_path, scale__cpus=2), tmp_path / "st"))
     assert [finding.verdict for finding in findings] == [OK, OK], findings

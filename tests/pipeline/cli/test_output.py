@@ -57,7 +57,7 @@ def test_names_cannot_act_on_the_terminal(
     name = "a\x1b[2J\u202eb\u2028c"
     print_table_or_tsv(lambda console: Text(name), lambda: name)
     print_view(Text(name))
-    results_console().print(name, markup=False)
+    results_console().print(name, markup=False, highlight=False)
     echo_text(name)
     out = capsys.readouterr().out
     assert out.count(r"a\x1b[2J\u202eb\u2028c") == 4

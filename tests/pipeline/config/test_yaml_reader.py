@@ -98,4 +98,4 @@ def test_dumped_yaml_shows_no_character_that_a_terminal_obeys(text: str) -> None
     dumped = yaml_reader.dump_yaml({"a": text, "ü": [text]})
     assert escape_text(dumped) == dumped
     assert yaml_reader.parse_yaml(dumped, "x") == {"a": text, "ü": [text]}
-    assert ("ü" in dumped) == (text == "ü")
+    assert "ü" in dumped or text != "ü"

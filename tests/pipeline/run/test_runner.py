@@ -463,7 +463,6 @@ def end_state(folder: Path) -> str:
 
 @pytest.mark.fault(1, "a worker is killed, under Ray")
 @pytest.mark.ray
-@pytest.mark.timeout(280)
 def test_killed_worker_is_replaced_and_training_ends_bit_identical(
     tmp_path: Path, pool: Pool, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,7 +479,6 @@ def test_killed_worker_is_replaced_and_training_ends_bit_identical(
 
 @pytest.mark.fault(2, "a worker raises, under Ray")
 @pytest.mark.ray
-@pytest.mark.timeout(280)
 def test_worker_that_always_fails_ends_in_one_line(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,7 +492,6 @@ def test_worker_that_always_fails_ends_in_one_line(
 
 @pytest.mark.fault(9, "SIGTERM, under Ray")
 @pytest.mark.ray
-@pytest.mark.timeout(280)
 def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
     conf = tmp_path / "recipe.yaml"
     recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
@@ -507,7 +504,7 @@ def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
     )
     wait_for_steps(tmp_path / "runs" / "small", process)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 143, stderr
     assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"
     assert "Traceback" not in stderr
@@ -516,7 +513,7 @@ def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
     """Until the training has logged something."""
-    end = time.monotonic() + 200
+    end = time.monotonic() + 900
     while time.monotonic() < end and process.poll() is None:
         found = list(folder.glob("pretrain-seed0-*/metrics.jsonl"))
         if found and "loss" in found[0].read_text():

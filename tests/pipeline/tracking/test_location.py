@@ -25,11 +25,14 @@ def test_location_comes_from_recipe_and_overrides(tmp_path: Path, monkeypatch: p
             parse_location(word)
 
 
-@pytest.mark.parametrize("name", ["a b", "50%", "50%20", "a?b=c", "a#b", "ünï", "a+b", "a;b", "a&b", "a@b:c", "it's"])
+@pytest.mark.parametrize(
+    "name", ["a b", "50%", "50%20", "a?b=c", "a#b", "ünï", "a+b", "a;b", "a&b", "a@b:c", "it's", "a #b", "- a"]
+)
 def test_uri_of_a_storage_leads_to_its_database(tmp_path: Path, name: str) -> None:
     location = parse_location([f"storage={json.dumps(str(tmp_path / name))}"])
     assert location.database == tmp_path / name / "mlflow.db"
     assert set(location.uri) <= set(string.ascii_letters + string.digits + "/:+._-%")
+    assert parse_location(location.as_overrides) == location
     assert make_url(location.uri).database == str(tmp_path / name / "mlflow.db"), "as MLflow reads it"
 
 

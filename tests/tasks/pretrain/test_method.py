@@ -59,8 +59,9 @@ def test_changed_default_reaches_plots(monkeypatch: pytest.MonkeyPatch) -> None:
             neighbours: bool = True,
             aug: bool = False,
             views: Literal[1, 2] = 1,
+            variant: Literal["paper", "reference"] = "paper",
         ) -> None:
-            super().__init__(encoder, info, rounds=rounds, neighbours=neighbours, aug=aug, views=views)
+            super().__init__(encoder, info, rounds=rounds, neighbours=neighbours, aug=aug, views=views, variant=variant)
 
     monkeypatch.setitem(METHODS, "nat", Slower)
     monkeypatch.setitem(METHODS, "super_and", FewRounds)
