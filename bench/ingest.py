@@ -104,7 +104,7 @@ class IngestTraining:
         self.job: TrainingJob = pretrain.build_job(
             worker, stage, StageInstance("pretrain", 0, "bench", storage / "job")
         )
-        self.net = Encoder(chosen.encoder.model_dump(), INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)
+        self.net = Encoder(chosen.network_spec, INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
 
     def read_batches(self, count: int) -> Iterator[dict[str, Any]]:

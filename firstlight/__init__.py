@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from firstlight.pipeline.api import RunResult as RunResult
     from firstlight.pipeline.api import list_runs as list_runs
     from firstlight.pipeline.api import load_encoder as load_encoder
+    from firstlight.pipeline.api import load_model as load_model
     from firstlight.pipeline.api import load_recipe as load_recipe
     from firstlight.pipeline.api import open_embeddings as open_embeddings
     from firstlight.pipeline.api import open_index as open_index
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from firstlight.pipeline.api import run as run
     from firstlight.pipeline.api import search as search
     from firstlight.pipeline.errors import UserError as UserError
+    from firstlight.pipeline.stages.prediction.predictor import FineTunedModel as FineTunedModel
     from firstlight.tasks.downstream import TASKS as TASKS
     from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
     from firstlight.tasks.pretrain import METHODS as METHODS
@@ -33,11 +35,12 @@ _MODULES = {
     **dict.fromkeys(
         (
             *("load_recipe", "run", "search", "RunResult"),
-            *("load_encoder", "ImageEncoder", "list_runs"),
+            *("load_encoder", "ImageEncoder", "load_model", "list_runs"),
             *("open_store", "open_embeddings", "open_index"),
         ),
         "firstlight.pipeline.api",
     ),
+    "FineTunedModel": "firstlight.pipeline.stages.prediction.predictor",
     "UserError": "firstlight.pipeline.errors",
     "METHODS": "firstlight.tasks.pretrain",
     "TASKS": "firstlight.tasks.downstream",

@@ -22,8 +22,8 @@ from firstlight.pipeline.config import load
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.augment import ops
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
-from firstlight.pipeline.data.images import BadImage, convert_to_rgb, open_rgb
-from firstlight.pipeline.data.images.levels import LevelRanges, check_depth, check_not_dark, list_depth_ranges
+from firstlight.pipeline.data.images import BadImage, open_rgb
+from firstlight.pipeline.data.images.levels import check_depth, check_not_dark, list_depth_ranges
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
@@ -33,6 +33,9 @@ from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.search import SearchResult, run_search
 from firstlight.pipeline.stages import artifacts, embed
 from firstlight.pipeline.stages.features import feature_index
+from firstlight.pipeline.stages.prediction.image_items import ImageLike, convert_given_image
+from firstlight.pipeline.stages.prediction.predictor import FineTunedModel
+from firstlight.pipeline.stages.prediction.saved_model import read_model
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import SafeConsole
@@ -44,8 +47,6 @@ from firstlight.tasks.nn.encoders import Encoder, pool_maps
 
 # How a reference to an encoder in MLflow begins; anything else is a folder.
 REFERENCE_PREFIXES = ("runs:/", "models:/")
-# What `ImageEncoder.embed` takes for one image.
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -110,35 +111,19 @@ class ImageEncoder(Encoder):
 def _open_image(image: ImageLike, position: int, depth: int | None) -> Image.Image:
     """Returns an RGB image. Errors call an image without a path by its position."""
     where = str(image) if isinstance(image, str | Path) else f"images[{position}]"
+    levels = list_depth_ranges(depth)
     try:
-        rgb = _convert_image(image, list_depth_ranges(depth))
-        if (levels := rgb.info.get("levels")) is not None:
-            kind, low, high = levels
+        if isinstance(image, str | Path):
+            rgb = open_rgb(Path(image).read_bytes(), levels=levels)
+        else:
+            rgb = convert_given_image(image, levels)
+        if (found := rgb.info.get("levels")) is not None:
+            kind, low, high = found
             check_not_dark(kind, low, high) if depth is None else check_depth(kind, low, high, depth)
         return rgb
     except (BadImage, OSError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{where}: is not an image: {reason}") from None
-
-
-def _convert_image(image: ImageLike, levels: LevelRanges) -> Image.Image:
-    if isinstance(image, str | Path):
-        return open_rgb(Path(image).read_bytes(), levels=levels)
-    if isinstance(image, Tensor):
-        image = _to_pixels(image)
-    return convert_to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image), levels)
-
-
-def _to_pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W), uint8 or floats in 0..1 -> (H, W, 3) or (H, W) uint8."""
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"a tensor of shape {tuple(image.shape)}; valid: (3, H, W), (1, H, W)")
-    if image.is_floating_point():
-        if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("a tensor with values outside of 0..1")
-        image = (255 * image).round()
-    pixels: np.ndarray = image.detach().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
-    return pixels if pixels.shape[2] == 3 else pixels[:, :, 0]
 
 
 def load_recipe(path: str | Path, *overrides: str, smoke: bool = False) -> Recipe:
@@ -230,6 +215,32 @@ def _open_encoder(folder: Path, image_size: int | None) -> ImageEncoder:
         raise UserError(f"image_size: {image_size} is not valid: {error}") from None
     encoder.eval()
     return encoder
+
+
+def load_model(
+    reference: str | Path,
+    *,
+    storage: str | Path = "runs",
+    tracking_uri: str | None = None,
+    experiment: str = "firstlight",
+) -> FineTunedModel:
+    """Returns a fine-tuned model in evaluation mode, on the CPU.
+
+    `model.classes` are the names of its classes; `model.predict(images)` takes paths and images of any size.
+
+    Args:
+        reference: `models:/name@alias`, `models:/name/version` or `runs:/<run>/model` of MLflow, or a folder.
+        storage, tracking_uri, experiment: where MLflow's runs are; as in `list_runs`.
+
+    Raises:
+        UserError: there is no such model, or it is damaged.
+    """
+    if not str(reference).startswith(REFERENCE_PREFIXES):
+        return FineTunedModel(read_model(Path(reference)))
+    tracking = OpenedExperiment.open(_locate_runs(storage, tracking_uri, experiment))
+    pinned = pin_reference(tracking, str(reference), "load_model")
+    with TemporaryDirectory(prefix="firstlight-") as folder:
+        return FineTunedModel(read_model(fetch_reference(tracking, pinned, Path(folder), "load_model")))
 
 
 def open_store(folder: str | Path) -> Store:

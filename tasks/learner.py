@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class Learner(nn.Module, ABC):
 
     # State per image, by name; empty if the learner keeps none.
     tables: dict[str, SampleTable]
+    # The factor of the learning rate from a feature map's layers to those of the map before it.
+    layer_decay: float = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,12 +82,37 @@ class Learner(nn.Module, ABC):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.loss(self.embed(batch), batch)
 
+    def list_encoder_blocks(self) -> list[set[nn.Parameter]]:
+        """Returns the encoder's parameters by feature map, shallow to deep; [] if there is no encoder."""
+        return []
+
     def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         """Returns the trained parameters in groups, each with its factor of the learning rate.
 
-        The learning rate of the first group is the one that is logged.
+        With `layer_decay`, the learner's own layers come first, then the encoder's by feature map, deep to shallow. The
+        learning rate of the first group is the one that is logged.
         """
-        return [(1.0, [parameter for parameter in self.parameters() if parameter.requires_grad])]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        blocks = [] if self.layer_decay == 1.0 else self.list_encoder_blocks()
+        if not blocks:
+            return [(1.0, trained)]
+        of_encoder = set[nn.Parameter]().union(*blocks)
+        groups = [(1.0, [parameter for parameter in trained if parameter not in of_encoder])]
+        for depth, block in enumerate(reversed(blocks)):
+            groups.append((self.layer_decay**depth, [parameter for parameter in trained if parameter in block]))
+        return [(factor, group) for factor, group in groups if group]
+
+    def list_undecayed_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that its networks exempt from weight decay, besides biases and normalisations.
+
+        A network of timm names its position embeddings and class tokens in `no_weight_decay`.
+        """
+        found = []
+        for module in self.modules():
+            exempt: Any = getattr(module, "no_weight_decay", set)
+            names = exempt()
+            found += [parameter for name, parameter in module.named_parameters() if name in names]
+        return found
 
     def move_to_device(self, device: torch.device) -> None:
         """Moves parameters, buffers and tables to the training device."""

@@ -6,6 +6,7 @@ Each command imports its logic when it is called: `firstlight --help` needs neit
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -182,6 +183,50 @@ def open_ui(location: tuple[str, ...], port: int) -> None:
         echo_text("ended")
 
 
+@click.command("predict")
+@click.argument("model", metavar="MODEL")
+@click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
+@click.option("--out", metavar="PATH", help="Where predictions are written: predictions.parquet, .json or a folder.")
+@click.option("--force", is_flag=True, help="Replace earlier predictions at --out.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Images that are computed at a time.",
+)
+@click.option(
+    "--top", type=click.IntRange(1, 20), default=3, show_default=True, help="The number of classes in the table."
+)
+@click.option("--split", metavar="NAME", help="The only split of a store that is predicted.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Predict on Ray with so many copies of the model; 0 is this process.",
+)
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0.0), default=0.0, help="GPUs of each copy on Ray.")
+@click.option(
+    "--from",
+    "origin",
+    multiple=True,
+    metavar="LOCATION",
+    help="Where the model's run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
+)
+@VERBOSE_OPTION
+def predict_images(model: str, paths: tuple[str, ...], origin: tuple[str, ...], **options: Any) -> int:
+    """Predict with a fine-tuned model: classes, masks or boxes.
+
+    MODEL is the folder `model` of a finetune stage, models:/name@alias or runs:/RUN/model. PATHS are images, folders,
+    patterns such as 'photos/*.jpg', or the folder of one store. Images that cannot be read are listed, and the exit
+    code is then 1.
+    """
+    from firstlight.pipeline.cli.predict import PredictionOptions, run_predictions
+
+    return run_predictions(model, paths, parse_location(origin), PredictionOptions(**options))
+
+
 @click.command("doctor")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @OVERRIDES_ARGUMENT
@@ -252,4 +297,14 @@ def submit_recipe(
         return 143 if isinstance(stopped, Terminated) else 130
 
 
-COMMANDS = (print_runs, show_run, promote_run, delete_run, repeat_run, open_ui, check_machine, submit_recipe)
+COMMANDS = (
+    print_runs,
+    show_run,
+    promote_run,
+    delete_run,
+    repeat_run,
+    open_ui,
+    predict_images,
+    check_machine,
+    submit_recipe,
+)

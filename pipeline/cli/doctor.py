@@ -198,7 +198,7 @@ def _check_torch(recipe: "Recipe | None") -> Iterator[Finding]:
 
 def _check_missing_gpus(recipe: "Recipe | None") -> Finding:
     """Returns a problem if the recipe needs GPUs on this machine, which has none."""
-    wanted = recipe.scale.gpus_per_worker if recipe else 0
+    wanted = recipe.scale.worker_gpus if recipe else 0
     observation = "none" + (f"; the recipe needs {wanted:g} per worker" if wanted > 0 else "")
     if wanted > 0 and recipe is not None and recipe.scale.address == "local":
         return Finding("torch", "GPUs", observation, PROBLEM, "scale.gpus_per_worker=0")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from firstlight.pipeline.cli.scores import format_image_counts, format_scores
 from firstlight.pipeline.files import LOCK_FILE, find_lock_owner
+from firstlight.pipeline.report.run_scores import format_image_counts, format_scores
 from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration, format_tsv
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC

@@ -1,4 +1,4 @@
-"""`firstlight promote`: gives the encoder of a pretraining a name and an alias in MLflow's model registry."""
+"""`firstlight promote`: gives the encoder of a pretraining, or a fine-tuned model, a name and an alias in MLflow."""
 
 import re
 from typing import TYPE_CHECKING
@@ -35,12 +35,13 @@ def find_pretraining(lineage: Lineage, run: Run) -> Run:
     """Returns the run itself, or the first seed of the only pretraining stage of a recipe or trial.
 
     Raises:
-        UserError: the run is no pretraining, or the recipe has no pretraining stage or several.
+        UserError: the run is neither a pretraining nor a fine-tuning; or the recipe has no pretraining stage, or
+            several.
     """
     if not run.is_composite:
-        if run.kind != "pretrain":
+        if run.kind not in ("pretrain", "finetune"):
             found = f"{run.name} ({run.short_id}) is a run of kind {run.kind}"
-            raise UserError(f"run: {found}, which makes no encoder; valid: a pretraining")
+            raise UserError(f"run: {found}, which makes no encoder; valid: a pretraining or a fine-tuning")
         return run
     pretrainings = [stage for stage in lineage.list_stages(run) if stage.kind == "pretrain"]
     if len({stage.stage for stage in pretrainings}) != 1:

@@ -19,6 +19,7 @@ from firstlight.pipeline.errors import StageFailed, UserError, one_line, suggest
 from firstlight.pipeline.run.publishing import RepeatOf
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.terminal import Column, build_table
+from firstlight.pipeline.tracking.client import WEIGHTS_TAG
 from firstlight.pipeline.tracking.lineage import Lineage, Run, read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.references import read_json_artifact
@@ -101,8 +102,15 @@ def recipe_to_repeat(original: OriginalRun, overrides: Sequence[str]) -> Recipe:
         source = recipe.encoder_source(name)
         if source and source.reference:
             raw["stages"][name]["encoder"] = _pinned_encoder(original, name) or source.reference
+    if recipe.takes_given and (weights := _pinned_weights(original)):
+        raw["encoder"]["weights"] = weights
     apply_overrides(raw, tuple(overrides))
     return parse_recipe(raw)
+
+
+def _pinned_weights(original: OriginalRun) -> str | None:
+    """Returns the given weights as the stages of a run recorded them, so that an alias means the same version."""
+    return next((run.tags[WEIGHTS_TAG] for run in original.stages if WEIGHTS_TAG in run.tags), None)
 
 
 def _pinned_encoder(original: OriginalRun, stage: str) -> str | None:

@@ -8,7 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from firstlight.pipeline.cli.history import RUN_STATE_STYLES, elapsed_seconds, run_state, trial_results
-from firstlight.pipeline.cli.scores import format_image_counts, format_scores
+from firstlight.pipeline.report.run_scores import format_image_counts, format_scores
 from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration
 from firstlight.pipeline.tracking.lineage import SHORT_ID_LENGTH, Lineage, Run, collect_ids
 

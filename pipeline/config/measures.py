@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+# The arm of the weights that `encoder.weights` names, as they came.
+GIVEN_ARM = "given"
+# What tables and figures call weights that are no training; other arms are called by their names.
+WEIGHTS_TITLES = {GIVEN_ARM: "given weights", "random": "random weights"}
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -11,7 +16,7 @@ class Measure:
     name: str
     # What tables call it, for example `kNN (k=20)`.
     label: str
-    # What is scored. Where there are several, the last one is the baseline of the others.
+    # What is scored. Where there are several, the last one is the baseline of the others, and `given` of pretrained ones.
     arms: tuple[str, ...] = ("pretrained",)
     # What tables call the baseline; its name where this is empty.
     baseline_label: str = ""
@@ -19,3 +24,21 @@ class Measure:
     scale: float = 100.0
     # Whether the table shows it only where the recipe says what the paper reports.
     only_if_expected: bool = False
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The arms that are compared, each with its baseline: pretrained ones with the given weights, all with the
+        last. Of `pretrained`, `given` and `random` these are all pairs.
+        """
+        *arms, last = self.arms
+        given = GIVEN_ARM in arms
+        return tuple(
+            (arm, against)
+            for arm in arms
+            for against in ((GIVEN_ARM, last) if given and is_pretrained_arm(arm) else (last,))
+        )
+
+
+def is_pretrained_arm(arm: str) -> bool:
+    """Returns True if an arm starts from the stage's `encoder`, perhaps with more that was pretrained with it."""
+    return arm.startswith("pretrained")

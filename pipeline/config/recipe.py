@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
-from firstlight.pipeline.config.schema import EncoderSpec, StrictModel, check_distinct
-from firstlight.pipeline.config.stages import PREVIOUS, STAGE_SECTIONS, DownstreamStage, StageConfig
+from firstlight.pipeline.config.schema import WEIGHT_KEYS, EncoderSection, StrictModel, check_distinct
+from firstlight.pipeline.config.stages import GIVEN, PREVIOUS, RANDOM, STAGE_SECTIONS, StageConfig
 from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.errors import suggest_valid
@@ -53,10 +53,19 @@ class ResourceEstimate(StrictModel):
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """The origin of a stage's encoder: a stage of the same recipe, or a reference to a model or a run in MLflow."""
+    """The origin of a stage's encoder: a stage of the same recipe, a model or run in MLflow, or the given weights."""
 
     stage: str | None = None
     reference: str | None = None
+    # What the stage of the same recipe has made: an encoder, or a fine-tuned model, which contains one.
+    artifact: Literal["encoder", "model"] = "encoder"
+    # The weights that the recipe's key `encoder.weights` names.
+    is_given: bool = False
+
+    def __str__(self) -> str:
+        if self.is_given:
+            return "the given weights"
+        return self.reference or f"of the stage {self.stage}"
 
 
 class Recipe(StrictModel):
@@ -75,7 +84,11 @@ class Recipe(StrictModel):
     )
     tracking: TrackingOptions = Field(TrackingOptions(), description="[Where MLflow keeps the runs](#mlflow-tracking).")
     dataset: DatasetOptions = Field(description="[The images](#data-set-dataset).")
-    encoder: EncoderSpec = Field(description="[The network](#encoders) that is pretrained.")
+    encoder: EncoderSection = Field(
+        None,
+        description="[The network](#encoders) that is pretrained. Where every stage names its encoder in MLflow, the "
+        "section, or any of its keys, can be left out: they are then those of the first of these encoders.",
+    )
     stream: StreamOptions = Field(StreamOptions(), description="[How images reach the workers](#image-stream-stream).")
     scale: ScaleOptions = Field(description="[The machines](#machines-scale).")
     stages: dict[str, StageConfig] = Field(
@@ -116,15 +129,52 @@ class Recipe(StrictModel):
     def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         return check_distinct(seeds, "a seed")
 
+    @field_validator("stages", mode="after")
+    @classmethod
+    def _complete_arms(cls, stages: dict[str, StageConfig], info: ValidationInfo) -> dict[str, StageConfig]:
+        """Fills in the arms that a stage leaves to the recipe: by what there is before it, and the given weights."""
+        has_given = getattr(info.data.get("encoder"), "weights", None) is not None
+        completed, is_made = dict[str, StageConfig](), False
+        for name, stage in stages.items():
+            has_pretrained = is_made or stage.start not in (PREVIOUS, GIVEN, RANDOM, None)
+            try:
+                completed[name] = stage.complete_arms(has_pretrained, has_given)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}.{error}") from None
+            is_made = is_made or stage.makes_encoder
+        return completed
+
     @model_validator(mode="after")
     def _check_encoder_order(self) -> "Recipe":
         for name in self.stages:
             source = self.encoder_source(name)
-            if source is not None and source == EncoderSource():
+            if source is not None and source.is_given and (self.encoder is None or self.encoder.weights is None):
                 raise ValueError(
-                    f"stages.{name}.encoder: {PREVIOUS!r} needs a pretrain stage before it; "
+                    f"stages.{name}.encoder: {GIVEN!r} needs encoder.weights, the weights that it stands for; "
+                    f"also valid: {PREVIOUS}, runs:/... or models:/..."
+                )
+            if source is not None and source.is_given and self.stages[name].companions:
+                wanted = " and ".join(self.stages[name].companions)
+                raise ValueError(
+                    f"stages.{name}.encoder: the stage needs the {wanted} of a pretraining, and given weights have "
+                    "none; valid: the encoder of a pretrain stage"
+                )
+            if source == EncoderSource(artifact=source.artifact if source else "encoder"):
+                assert source is not None
+                kind = "finetune" if source.artifact == "model" else "pretrain"
+                raise ValueError(
+                    f"stages.{name}.encoder: {PREVIOUS!r} needs a {kind} stage before it, or encoder.weights; "
                     "also valid: runs:/... or models:/..."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_encoder_section(self) -> "Recipe":
+        if self.encoder is None and not self.takes_all_encoders:
+            raise ValueError(
+                "encoder: is missing and has no default; it can be left out only where every stage names its encoder "
+                "in MLflow (stages.<name>.encoder)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -161,18 +211,47 @@ class Recipe(StrictModel):
         return self
 
     def encoder_source(self, name: str) -> EncoderSource | None:
-        """Returns where the stage `name` takes its encoder from, None if it takes none.
+        """Returns where the stage `name` takes its encoder from, None if it takes none, or one with fresh weights.
 
-        `encoder: previous` is the last stage before it that makes an encoder. No other code reads this word.
+        `previous` is the last stage before it that makes an encoder, or a fine-tuned model if the stage takes one;
+        where there is none, `given`. `given` are the weights that `encoder.weights` names; of a pretraining, fresh
+        weights where it names none. No other code reads these words.
         """
-        stage = self.stages[name]
-        if not isinstance(stage, DownstreamStage) or not stage.takes_encoder:
+        stage, has_given = self.stages[name], self.encoder is not None and self.encoder.weights is not None
+        artifact: Literal["encoder", "model"] = "model" if getattr(stage, "takes_model", False) else "encoder"
+        if stage.start in (None, RANDOM):
             return None
-        if stage.encoder != PREVIOUS:
-            return EncoderSource(reference=stage.encoder)
-        names = list(self.stages)
-        before = [other for other in names[: names.index(name)] if self.stages[other].makes_encoder]
-        return EncoderSource(stage=before[-1] if before else None)
+        if stage.start == PREVIOUS:
+            names = list(self.stages)
+            earlier = [(other, self.stages[other]) for other in names[: names.index(name)]]
+            before = [
+                other for other, its in earlier if (its.makes_model if artifact == "model" else its.makes_encoder)
+            ]
+            if before or artifact == "model" or not has_given:
+                return EncoderSource(stage=before[-1] if before else None, artifact=artifact)
+        if stage.start in (PREVIOUS, GIVEN):
+            return EncoderSource(is_given=True)
+        return EncoderSource(reference=stage.start, artifact=artifact)
+
+    @property
+    def network_spec(self) -> dict[str, Any]:
+        """The spec of the encoder's network as JSON values: its section without the origin of its weights."""
+        assert self.encoder is not None
+        spec: dict[str, Any] = self.encoder.model_dump(mode="json", exclude=set(WEIGHT_KEYS))
+        return spec
+
+    @property
+    def takes_given(self) -> bool:
+        """True if a stage starts from the weights that `encoder.weights` names, or compares others with them."""
+        sources = [self.encoder_source(name) for name in self.stages]
+        starts = any(source is not None and source.is_given for source in sources)
+        return starts or any(stage.takes_given for stage in self.stages.values())
+
+    @property
+    def takes_all_encoders(self) -> bool:
+        """True if every stage starts from an encoder in MLflow, so that none builds one by the section `encoder`."""
+        sources = [self.encoder_source(name) for name in self.stages]
+        return all(source is not None and source.reference is not None for source in sources)
 
     @property
     def measured_splits(self) -> frozenset[str]:

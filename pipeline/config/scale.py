@@ -1,10 +1,14 @@
 """The sections `stream`, `scale` and `tracking` of a recipe: the image stream, the machines, and MLflow."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator
 
 from firstlight.pipeline.config.schema import StrictModel
+
+# The value of a key that the machines decide when a recipe runs.
+AUTO = "auto"
 
 
 class StreamOptions(StrictModel):
@@ -56,10 +60,11 @@ class ScaleOptions(StrictModel):
         description="The number of logical CPUs that Ray is started with, for `address: local` only. "
         "null: all CPUs of the machine.",
     )
-    workers: int | tuple[int, int] = Field(
-        1,
+    workers: int | tuple[int, int] | Literal["auto"] = Field(
+        "auto",
         description="The number of training processes. 0: the training runs in this process, without Ray. "
-        "[min, max]: the number follows the free resources between these bounds while machines join and leave.",
+        "[min, max]: the number follows the free resources between these bounds while machines join and leave. "
+        "`auto`: one for each GPU, or one on the CPUs where there is none.",
     )
     resize_s: float = Field(
         60.0, gt=0.0, description="The seconds between two checks of the free resources, for `workers: [min, max]`."
@@ -68,7 +73,12 @@ class ScaleOptions(StrictModel):
         0, ge=0, description="The seconds that an autoscaling cluster has to provide the resources for the workers."
     )
     cpus_per_worker: float = Field(0.5, gt=0.0, description="The number of CPUs that Ray reserves for one worker.")
-    gpus_per_worker: float = Field(0.0, ge=0.0, description="The number of GPUs that Ray reserves for one worker.")
+    gpus_per_worker: float | Literal["auto"] = Field(
+        "auto",
+        ge=0.0,
+        description="The number of GPUs that Ray reserves for one worker. `auto`: 1 where there are GPUs for all "
+        "workers, 0 otherwise.",
+    )
     threads: int = Field(
         1,
         ge=1,
@@ -87,29 +97,52 @@ class ScaleOptions(StrictModel):
 
     @field_validator("workers", mode="plain")
     @classmethod
-    def _check_workers(cls, workers: Any) -> int | tuple[int, int]:
+    def _check_workers(cls, workers: Any) -> int | tuple[int, int] | str:
+        if workers == AUTO:
+            return AUTO
         numbers = workers if isinstance(workers, list | tuple) else [workers]
         if any(type(number) is not int for number in numbers):
-            raise ValueError("must be a whole number, or two of them: [min, max]")
+            raise ValueError("must be a whole number, two of them: [min, max], or auto")
         if len(numbers) == 2 and 1 <= numbers[0] < numbers[1]:
             return numbers[0], numbers[1]
         if numbers is workers or workers < 0:
-            raise ValueError("must be greater than or equal to 0, or [min, max] with 1 <= min < max")
+            raise ValueError("must be greater than or equal to 0, [min, max] with 1 <= min < max, or auto")
         return int(workers)
 
+    @field_validator("gpus_per_worker", mode="plain")
+    @classmethod
+    def _check_gpus(cls, gpus: Any) -> float | str:
+        if gpus == AUTO:
+            return AUTO
+        if isinstance(gpus, bool) or not isinstance(gpus, int | float) or not math.isfinite(gpus) or gpus < 0:
+            raise ValueError("must be a number greater than or equal to 0, or auto")
+        return float(gpus)
+
     @field_serializer("workers")
-    def _serialize_workers(self, workers: int | tuple[int, int]) -> int | list[int]:
-        return workers if isinstance(workers, int) else list(workers)
+    def _serialize_workers(self, workers: int | tuple[int, int] | str) -> int | list[int] | str:
+        return list(workers) if isinstance(workers, tuple) else workers
+
+    @property
+    def is_resolved(self) -> bool:
+        """True if neither the workers nor their GPUs are still to be chosen by the machines."""
+        return AUTO not in (self.workers, self.gpus_per_worker)
 
     @property
     def min_workers(self) -> int:
-        """The smallest number of workers that a training runs with."""
-        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+        """The smallest number of workers that a training runs with; 1 while it is still to be chosen."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.max_workers
 
     @property
     def max_workers(self) -> int:
-        """The largest number of workers that a training runs with."""
-        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+        """The largest number of workers that a training runs with; 1 while it is still to be chosen."""
+        if isinstance(self.workers, tuple):
+            return self.workers[1]
+        return 1 if self.workers == AUTO else int(self.workers)
+
+    @property
+    def worker_gpus(self) -> float:
+        """The GPUs of one worker; 0 while they are still to be chosen."""
+        return 0.0 if self.gpus_per_worker == AUTO else float(self.gpus_per_worker)
 
 
 class TrackingOptions(StrictModel):

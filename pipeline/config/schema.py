@@ -73,12 +73,38 @@ def _tagged_union(registry: Mapping[str, Callable[..., Any]], tag: str, **shared
     return Annotated[reduce(or_, models), Field(discriminator=tag)] if len(models) > 1 else models[0]
 
 
+# The keys of the section `encoder` that say where its weights come from; the others are the spec of the network.
+WEIGHT_FIELDS: dict[str, Any] = {
+    "weights": (
+        str | None,
+        Field(
+            None,
+            min_length=1,
+            description="Existing weights: a file (.safetensors, or .pth, .pt, .bin, .ckpt, of which only tensors are "
+            "read), a folder of an export, `timm` or `timm:<tag>`, `torchvision` or `torchvision:<weights>`, "
+            "`hf-hub:<owner>/<name>`, `local-dir:<folder>`, `runs:/<run>/encoder` or `models:/<name>@<alias>`. A "
+            "pretraining continues from them, and they are the arm `given` of the other stages "
+            "([weights](weights.md)). null: there are none.",
+        ),
+    ),
+    "licence": (
+        str | None,
+        Field(
+            None,
+            min_length=1,
+            description="The licence of the weights, for the model card. null: as the source states it, if it does.",
+        ),
+    ),
+}
+WEIGHT_KEYS = tuple(WEIGHT_FIELDS)
+
 # The unions are built from the registries, which a type checker cannot follow.
 if TYPE_CHECKING:
     AugmentOp: TypeAlias = Any
     MethodSpec: TypeAlias = Any
     TaskSpec: TypeAlias = Any
     EncoderSpec: TypeAlias = Any
+    EncoderSection: TypeAlias = Any
     SourceName: TypeAlias = str
 else:
     AugmentOp = _tagged_union(OPS, "op")
@@ -90,7 +116,9 @@ else:
         **_signature_fields(
             SharedEncoderOptions.__init__, *SharedEncoderOptions.__mro__[:-1], *InputNormalization.__mro__[:-1]
         ),
+        **WEIGHT_FIELDS,
     )
+    EncoderSection = EncoderSpec | None
     SourceName = Literal[tuple(SOURCES)]
 Augment = tuple[AugmentOp, ...]
 

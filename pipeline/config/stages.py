@@ -9,15 +9,17 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import GIVEN_ARM, Measure, is_pretrained_arm
 from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
-from firstlight.pipeline.config.schema import Augment, StrictModel, check_augment
+from firstlight.pipeline.config.schema import Augment, StrictModel, check_augment, check_distinct
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.tasks.nn.feature_extractor import Pool
 
 # The value of `encoder` that means the last stage before this one that makes an encoder.
 PREVIOUS = "previous"
+# That which means the weights that `encoder.weights` names, and that which means fresh weights.
+GIVEN, RANDOM = "given", "random"
 # The section of each registered kind of stage, by its kind. `pipeline/stages/registry.py` fills it.
 STAGE_SECTIONS: dict[str, type["StageConfig"]] = {}
 
@@ -29,15 +31,37 @@ class StageConfig(StrictModel):
 
     # Whether later stages can start from an encoder that this stage makes.
     makes_encoder: ClassVar[bool] = False
-    # Keys that leave the result of the stage as it is: a finished stage stays finished when one of them changes.
-    keys_without_effect: ClassVar[frozenset[str]] = frozenset({"log_every", "checkpoint_every"})
+    # Whether later stages can take a fine-tuned model that this stage makes.
+    makes_model: ClassVar[bool] = False
     # For a stage whose keys name splits: the values that leave the test split alone, by key.
     values_without_test: ClassVar[Mapping[str, str]] = {}
 
     @property
-    def takes_encoder(self) -> bool:
-        """True if the stage starts from a pretrained encoder, which its key `encoder` names."""
+    def start(self) -> str | None:
+        """The encoder that the stage starts from, as its key `encoder` names it; None if it starts from none.
+
+        `Recipe.encoder_source` says what the name means in a recipe.
+        """
+        return None
+
+    @property
+    def takes_given(self) -> bool:
+        """True if the stage compares others with the weights that `encoder.weights` names."""
         return False
+
+    def complete_arms(self, has_pretrained: bool, has_given: bool) -> "StageConfig":
+        """Returns the stage with the arms that it leaves to the recipe: by whether there is a pretrained encoder for
+        it, and whether the recipe names weights.
+
+        Raises:
+            ValueError: it names an arm that the recipe cannot have; the message starts with the key.
+        """
+        return self
+
+    @property
+    def keys_without_effect(self) -> frozenset[str]:
+        """Keys that leave the result of the stage as it is: a finished stage stays finished when one changes."""
+        return frozenset({"log_every", "checkpoint_every"})
 
     @property
     def companions(self) -> tuple[str, ...]:
@@ -104,8 +128,17 @@ class TrainingOptions(StrictModel):
     schedule: ScheduleSpec | None = Field(
         None, description="The [learning rate schedule](#schedules). null: the rate is constant."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="The number format of the forward pass: `bf16` is automatic mixed precision."
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="The number format of the forward pass: `bf16` and `fp16` are automatic mixed precision, `fp16` "
+        "with a scaled loss. `auto`: `bf16` on GPUs that have it, `fp16` on older ones, `fp32` on CPUs.",
+    )
+    ema: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="The momentum of an exponential moving average of the weights, for example 0.999. The averaged "
+        "weights are those that are watched, scored and handed on. null: no average is kept.",
     )
     channels_last: bool = Field(
         False, description="true: images and convolutions use the memory format `channels_last`, which is often faster."
@@ -154,12 +187,25 @@ class TrainingOptions(StrictModel):
         assert self.epochs is not None
         return TrainingLength(self.epochs, "epochs")
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate at the start, before the schedule changes it."""
+        return self.optimizer.compute_rate(self.batch_size)
+
 
 class FeatureMonitorOptions(StrictModel):
-    """Feature metrics on held-out images, logged during a pretraining. They change nothing of the training."""
+    """Feature metrics on held-out images, logged during a pretraining.
+
+    They change nothing of the training, but for `keep: best` and `early_stopping`.
+    """
 
     every: int = Field(
         0, ge=0, description="The number of epochs between measurements; the last is at the end. 0: never."
+    )
+    measure: Literal["knn", "rankme"] = Field(
+        "knn",
+        description="The measure that `keep: best` and `early_stopping` follow: the accuracy of kNN on held-out "
+        "images, or, where there are no labels, the effective rank of their features. Larger is better.",
     )
     features: Literal["encoder", "head"] = Field(
         "encoder", description="The features that are measured: of the encoder's deepest map, or of the method's head."
@@ -212,20 +258,112 @@ class DownstreamStage(StageConfig):
 
     encoder: str = Field(
         PREVIOUS,
-        pattern=rf"^({PREVIOUS}|runs:/[^/]+/.+|models:/.+)\z",
-        description="The encoder to start from: `previous` is that of the last pretraining stage before this one; "
-        "`runs:/<run>/encoder`, `models:/<name>@<alias>` and `models:/<name>/<version>` are in MLflow.",
+        pattern=rf"^({PREVIOUS}|{GIVEN}|runs:/[^/]+/.+|models:/.+)\z",
+        description="The encoder to start from: `previous` is that of the last pretraining stage before this one, or "
+        "`given` where there is none; `given` is that of `encoder.weights`; `runs:/<run>/encoder`, "
+        "`models:/<name>@<alias>` and `models:/<name>/<version>` are in MLflow. A fine-tuned model, such as "
+        "`runs:/<run>/model`, gives its encoder.",
     )
 
     @property
     def takes_encoder(self) -> bool:
-        """True if the stage starts from the encoder; False if all its arms start from fresh weights."""
+        """True if the stage starts from the encoder; False if all its arms start from other weights."""
         return True
 
+    @property
+    def start(self) -> str | None:
+        return self.encoder if self.takes_encoder else None
 
-class FeatureStage(DownstreamStage):
-    """A stage that evaluates frozen features, and for comparison those of the same network with random weights."""
+    @property
+    def takes_model(self) -> bool:
+        """True if `encoder` names a fine-tuned model, which the stage takes as a whole."""
+        return False
 
+
+class ComparisonStage(DownstreamStage):
+    """A stage that does the same with several networks, the arms, and compares their scores."""
+
+    arms: tuple[str, ...] | None = Field(
+        None, min_length=1, description="The networks that are compared. null: those that the recipe has."
+    )
+
+    # The names of all arms, and that of fresh weights, which are the baseline of the others.
+    arm_names: ClassVar[tuple[str, ...]]
+    fresh_arm: ClassVar[str]
+
+    @field_validator("arms")
+    @classmethod
+    def _check_distinct_arms(cls, arms: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return arms if arms is None else check_distinct(arms, "an arm")
+
+    @property
+    def compared_arms(self) -> tuple[str, ...]:
+        """The arms in order. Those that a recipe has not completed yet are the encoder and fresh weights."""
+        return self.arms if self.arms is not None else ("pretrained", self.fresh_arm)
+
+    @property
+    def takes_encoder(self) -> bool:
+        return any(is_pretrained_arm(arm) for arm in self.compared_arms)
+
+    @property
+    def takes_given(self) -> bool:
+        return GIVEN_ARM in self.compared_arms
+
+    def complete_arms(self, has_pretrained: bool, has_given: bool) -> "StageConfig":
+        # An encoder that is the given one is no arm of its own.
+        has_pretrained = has_pretrained and self.encoder != GIVEN
+        if self.arms is not None:
+            self._check_named_arms(has_pretrained, has_given)
+            return self
+        # Without both, the arms stay: the check of the key `encoder` then says what is missing.
+        has_pretrained = has_pretrained or not has_given
+        given = (GIVEN_ARM,) if has_given and self.can_take_given else ()
+        arms = (*(("pretrained",) if has_pretrained else ()), *given, self.fresh_arm)
+        return self.model_copy(update={"arms": arms})
+
+    @property
+    def can_take_given(self) -> bool:
+        """True if the given weights, which are those of an encoder alone, can do what the stage does with an arm."""
+        return True
+
+    def _check_named_arms(self, has_pretrained: bool, has_given: bool) -> None:
+        """Checks that the recipe has the arms that the stage names.
+
+        Raises:
+            ValueError: it lacks one; the message starts with the key.
+        """
+        valid = [
+            arm
+            for arm in self.arm_names
+            if (has_pretrained or not is_pretrained_arm(arm)) and (has_given or arm != GIVEN_ARM)
+        ]
+        if self.takes_given and not has_given:
+            raise ValueError(
+                f"arms: {GIVEN_ARM!r} is not valid: the recipe names no weights (encoder.weights); valid: "
+                f"{', '.join(valid)}"
+            )
+        if self.takes_encoder and has_given and not has_pretrained:
+            arm = next(arm for arm in self.compared_arms if is_pretrained_arm(arm))
+            raise ValueError(
+                f"arms: {arm!r} is not valid: no stage before this one pretrains, and `encoder` names no other "
+                f"encoder; valid: {', '.join(valid)}"
+            )
+
+
+FeatureArm = Literal["pretrained", "given", "random"]
+
+
+class FeatureStage(ComparisonStage):
+    """A stage that evaluates frozen features, and for comparison those of other weights of the same network."""
+
+    arms: tuple[FeatureArm, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The weights whose features are compared, each pair with a verdict; the order is that of this "
+        "list. `pretrained`: the encoder. `given`: the weights that `encoder.weights` names, as they came; not with "
+        "`features: head`, as they come without a head. `random`: fresh weights, drawn from the seed. null: all that "
+        "the recipe has.",
+    )
     features: Literal["encoder", "head"] = Field(
         "encoder",
         description="The features: the encoder's maps, or the output of the method's head on the deepest map.",
@@ -239,6 +377,14 @@ class FeatureStage(DownstreamStage):
         256, ge=1, description="The number of images that are embedded at a time, over all workers."
     )
 
+    arm_names: ClassVar[tuple[str, ...]] = get_args(FeatureArm)
+    fresh_arm: ClassVar[str] = RANDOM
+
+    @field_validator("arms")
+    @classmethod
+    def _sort_arms(cls, arms: tuple[FeatureArm, ...] | None) -> tuple[FeatureArm, ...] | None:
+        return arms if arms is None else tuple(sorted(arms, key=cls.arm_names.index))
+
     @property
     def feature_layers(self) -> tuple[int, ...]:
         """The indices of the encoder's maps whose features are taken."""
@@ -247,3 +393,22 @@ class FeatureStage(DownstreamStage):
     @property
     def companions(self) -> tuple[str, ...]:
         return ("head",) if self.features == "head" else ()
+
+    @property
+    def can_take_given(self) -> bool:
+        return self.features == "encoder"
+
+    def complete_arms(self, has_pretrained: bool, has_given: bool) -> "StageConfig":
+        completed = super().complete_arms(has_pretrained, has_given)
+        assert isinstance(completed, FeatureStage)
+        if completed.features == "head" and not completed.takes_encoder:
+            raise ValueError(
+                "features: 'head' is not valid without the arm pretrained, whose pretraining makes the head; "
+                "valid: encoder"
+            )
+        if completed.features == "head" and completed.takes_given:
+            raise ValueError(
+                f"arms: {GIVEN_ARM!r} is not valid with features: head: the weights come without a head, and a fresh "
+                f"one would be measured; valid: pretrained, {RANDOM}, or features: encoder"
+            )
+        return completed

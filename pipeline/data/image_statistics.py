@@ -199,4 +199,4 @@ def _format_shares(counts: Mapping[str, int], total: int) -> str:
 
 
 def _format_percent(share: float) -> str:
-    return "<0.1%" if share < 0.001 else f"{share:.1%}"
+    return "<0.1%" if 0.0 < share < 0.001 else f"{share:.1%}"

@@ -26,6 +26,8 @@ QUARANTINE_FILE = "quarantine.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 # Columns subset, id: named parts of the training split. The file exists only if the source defines some.
 SUBSETS_FILE = "subsets.parquet"
+# Of the entry `source`: lines for people.
+SOURCE_TEXTS = ("reading", "notes")
 # Columns of every shard; columns of annotations follow. digest: the first 8 bytes of the sha256 of `image`, big-endian.
 SHARD_SCHEMA = pa.schema(
     [("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())]
@@ -151,6 +153,7 @@ class _ImagesShape(RecordShape):
     readings: dict[str, Count] = Field({})
     refused: dict[str, Count] = Field({})
     levels: dict[str, _LevelShape] = Field({})
+    lost_classes: dict[str, list[Count]] = Field({})
     colours: _ColoursShape | None = None
 
 
@@ -228,8 +231,20 @@ def canonical_json(value: Any) -> bytes:
 
 
 def manifest_hash(raw: dict[str, Any]) -> str:
-    """Returns the sha256 of a manifest, excluding its own hash and sum and the location of the source."""
-    source = {key: value for key, value in raw["source"].items() if key != "root"}
+    """Returns the sha256 of a manifest, excluding its own hash and sum, the location of the source, and its texts.
+
+    The same images have the same hash wherever they are, and in whatever words a version tells how they were read.
+    """
+    return _hash_without(raw, "root", *SOURCE_TEXTS)
+
+
+def is_hash_of(raw: dict[str, Any]) -> bool:
+    """Returns True if a manifest has its own hash; earlier versions included the texts."""
+    return str(raw["hash"]) in (manifest_hash(raw), _hash_without(raw, "root"))
+
+
+def _hash_without(raw: dict[str, Any], *left_out: str) -> str:
+    source = {key: value for key, value in raw["source"].items() if key not in left_out}
     facts = {key: value for key, value in raw.items() if key not in ("hash", RECORD_SUM_KEY)}
     return hashlib.sha256(canonical_json({**facts, "source": source})).hexdigest()
 

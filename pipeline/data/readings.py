@@ -56,6 +56,7 @@ def describe_readings(images: Mapping[str, Any], classes: Sequence[str]) -> list
     lines = [_describe_levels(kind, found) for kind, found in images.get("levels", {}).items()]
     found = images.get("readings", {})
     lines += [f"{sentence}: {found[name]:,}" for name, sentence in READING_SENTENCES.items() if found.get(name)]
+    lines += _describe_lost_classes(images, classes)
     return [line for line in lines if line] + _describe_absent_classes(images, classes)
 
 
@@ -73,6 +74,22 @@ def _describe_levels(kind: str, found: Mapping[str, Any]) -> str:
     return "" if is_plain else text
 
 
+def _describe_lost_classes(images: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Returns a line for each split with classes of which no image can be decoded."""
+    found = {
+        split: [classes[k] for k in numbers if k < len(classes)]
+        for split, numbers in images.get("lost_classes", {}).items()
+    }
+    return [
+        f"{split}: no image can be decoded of {_join_class_names(names)}" for split, names in found.items() if names
+    ]
+
+
+def _join_class_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED_CLASSES:,} more" if len(names) > MAX_NAMED_CLASSES else ""
+    return ", ".join(names[:MAX_NAMED_CLASSES]) + more
+
+
 def _describe_absent_classes(images: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     lines = []
     for split, kinds in images.get("annotated", {}).items():
@@ -87,9 +104,7 @@ def _describe_absent_classes(images: Mapping[str, Any], classes: Sequence[str]) 
 
 def describe_absent(split: str, absent: Sequence[str], num_classes: int) -> str:
     """Returns a line about the classes that do not occur in a split."""
-    more = f" and {len(absent) - MAX_NAMED_CLASSES:,} more" if len(absent) > MAX_NAMED_CLASSES else ""
-    names = ", ".join(absent[:MAX_NAMED_CLASSES])
-    return f"{split}: {len(absent):,} of the {num_classes:,} classes do not occur: {names}{more}"
+    return f"{split}: {len(absent):,} of the {num_classes:,} classes do not occur: {_join_class_names(absent)}"
 
 
 def describe_refused(images: Mapping[str, Any]) -> str:

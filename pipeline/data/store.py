@@ -24,7 +24,7 @@ from firstlight.pipeline.data.manifest import (
     Manifest,
     advise_repair,
     file_sha256,
-    manifest_hash,
+    is_hash_of,
     parse_manifest,
 )
 from firstlight.pipeline.data.parquet import read_parquet_table
@@ -67,7 +67,7 @@ class Store(Manifest):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"is not a manifest of format {STORE_FORMAT} ({describe_damage(error)})"
             raise UserError(f"{file}: {problem}; {advise_repair(path)}") from None
-        if manifest_hash(raw) != store.hash or has_wrong_sum(raw):
+        if not is_hash_of(raw) or has_wrong_sum(raw):
             problem = "is damaged: its contents do not have the hash it states"
             raise UserError(f"{file}: {problem}; {advise_repair(path)}")
         for shard in store.shards:

@@ -203,11 +203,11 @@ def _describe_stage(report: RunReport, name: str) -> Iterator[tuple[str, str]]:
         yield (
             "training",
             f"{trained_on}{stage.length} of batches of {stage.batch_size}, "
-            f"{stage.optimizer.name} at {stage.optimizer.lr:g}",
+            f"{stage.optimizer.name} at {stage.learning_rate:g}",
         )
     source = report.recipe.encoder_source(name)
     if source is not None:
-        yield "encoder", source.reference or f"of the stage {source.stage}"
+        yield "encoder", str(source)
 
 
 def _time_blocks(report: RunReport) -> list[Block]:
@@ -270,7 +270,7 @@ def _run_blocks(report: RunReport) -> list[Block]:
         ("recipe", recipe.name),
         ("seeds", ", ".join(map(str, recipe.seeds))),
         ("stages", ", ".join(recipe.stages)),
-        ("encoder", ", ".join(f"{key}: {value}" for key, value in recipe.encoder.model_dump(mode="json").items())),
+        ("encoder", ", ".join(f"{key}: {value}" for key, value in recipe.network_spec.items())),
     ]
     if works:
         again = sum(work.num_attempts - 1 for work in works)

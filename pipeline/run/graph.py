@@ -5,20 +5,28 @@ A folder is named by a hash of all that decides the result of the stage.
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.config.load import hash_json
+from firstlight.pipeline.config.load import hash_json, parse_recipe
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.config.stages import PREVIOUS, StageConfig
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import check_encoder_spec, load_companion
+from firstlight.pipeline.run.given_weights import GivenWeights
+from firstlight.pipeline.stages.artifacts import (
+    check_encoder_spec,
+    check_whole_encoder,
+    load_companion,
+    read_encoder_spec,
+)
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.references import fetch_reference, find_companion, pin_reference
 
 # The key of a stage that asks for a network besides the encoder.
@@ -33,6 +41,43 @@ class ResolvedReferences:
     encoders: dict[str, tuple[str, Path]] = field(default_factory=dict)
     # The folders of what belongs to that encoder and the stage needs: a head, a decoder, a memory bank.
     companions: dict[str, dict[str, Path]] = field(default_factory=dict)
+    # The encoder with the weights that `encoder.weights` names, if a stage uses them.
+    given: GivenWeights | None = None
+
+
+def adopt_encoder(recipe: Recipe, origin: TrackingLocation | None, only: str | None) -> tuple[Recipe, str]:
+    """Returns the recipe with the keys of `encoder` that it leaves out filled in, and a line about them, or "".
+
+    They are those of the first encoder that a stage takes from MLflow, if every stage takes one from there: otherwise
+    the section is that of a network that is trained. `resolve_references` checks what the recipe states itself.
+
+    Args:
+        origin: where the encoders are kept; None: where the recipe keeps its runs.
+        only: the kind of the stages that will run; None for all.
+
+    Raises:
+        UserError: the encoder does not exist or is damaged.
+    """
+    stated, section = set[str](), {}
+    if recipe.encoder is not None:
+        stated, section = recipe.encoder.model_fields_set, recipe.network_spec
+    names = [name for name, stage in recipe.stages.items() if recipe.encoder is None or only in (None, stage.kind)]
+    if not recipe.takes_all_encoders or not names or (section and stated >= section.keys()):
+        return recipe, ""
+    tracking, where = TrackingClient(recipe, origin), f"stages.{names[0]}.encoder"
+    source = recipe.encoder_source(names[0])
+    assert source is not None
+    assert source.reference is not None
+    reference = pin_reference(tracking, source.reference, where)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = read_encoder_spec(fetch_reference(tracking, reference, Path(folder), where))
+    taken = {key: value for key, value in spec.items() if key not in stated and (key, value) not in section.items()}
+    if not taken or ("name" in stated and section["name"] != spec["name"]):
+        return recipe, ""
+    told = ", ".join(f"{key} {json.dumps(value)}" for key, value in taken.items())
+    raw = recipe.dump()
+    filled = parse_recipe({**raw, "encoder": {**(raw["encoder"] or {}), **taken}})
+    return filled, f"encoder, as {reference} has it, which {where} names: {told}"
 
 
 def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, only: str | None) -> ResolvedReferences:
@@ -51,7 +96,10 @@ def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, o
         where = f"stages.{name}.encoder"
         reference = pin_reference(tracking, source.reference, where)
         folder = fetch_reference(tracking, reference, inputs / hash_json(reference)[:12], where)
-        check_encoder_spec(folder, recipe.encoder.model_dump(mode="json"), where)
+        check_encoder_spec(folder, recipe.network_spec, where)
+        if source.artifact == "encoder":
+            check_whole_encoder(folder, f"{where}: {source.reference!r}")
+        stage_kind(stage).check_reference(name, stage, recipe, folder)
         found.encoders[name] = (reference, folder)
         found.companions[name] = {
             wanted: _fetch_companion(
@@ -98,7 +146,7 @@ class StageGraph:
         decides: dict[str, Any] = {
             "stage": {key: value for key, value in settings.items() if key not in stage.keys_without_effect},
             "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
-            "encoder": recipe.encoder.model_dump(mode="json"),
+            "encoder": recipe.network_spec,
             "order": recipe.stream.model_dump(include={"window", "shuffle"}),
             "seed": seed,
             "store": self.store,
@@ -114,28 +162,36 @@ class StageGraph:
             for wanted in stage.companions:
                 companions[wanted] = self._find_companion(name, source, wanted, seed)
                 decides[wanted] = _hash_manifest(companions[wanted])
+        given = self.references.given.folder if stage.takes_given and self.references.given else None
+        if given is not None:
+            decides["given"] = _hash_manifest(given)
         segment = self.segment if self.segment and self.segment.stage == name else TrainingSegment(name)
         if segment.before:
             decides["before"] = segment.before
         fingerprint = hash_json(decides)[:12]
         folder = self.folder / f"{name}-seed{seed}-{fingerprint}"
-        instance = StageInstance(name, seed, fingerprint, folder, encoder, companions, segment.begin, segment.until)
+        place = name, seed, fingerprint, folder, encoder, companions
+        instance = StageInstance(*place, segment.begin, segment.until, given)
         stage_kind(stage).check_result(stage, instance)
         return instance
 
     def _find_encoder(self, name: str, source: EncoderSource, seed: int) -> Path:
         """Returns the folder of the encoder that a stage starts from, its files checked."""
+        if source.is_given:
+            assert self.references.given is not None
+            return self.references.given.folder
         if source.stage is None:
             return self.references.encoders[name][1]
         upstream = self.find_upstream(name, seed)
+        folder = upstream.folder / source.artifact
         try:
-            spec = self.recipe.encoder.model_dump(mode="json")
-            check_encoder_spec(upstream.folder / "encoder", spec, f"stages.{name}.encoder")
+            spec = self.recipe.network_spec
+            check_encoder_spec(folder, spec, f"stages.{name}.encoder")
         except UserError as error:
             raise UserError(
                 f"{error}; delete {upstream.folder} and run again: {upstream.label} is trained again from its seed"
             ) from None
-        return upstream.folder / "encoder"
+        return folder
 
     def _find_companion(self, name: str, source: EncoderSource, wanted: str, seed: int) -> Path:
         """Returns the folder of what a stage needs besides its encoder, its files checked."""
@@ -159,7 +215,7 @@ class StageGraph:
         if instance.result is None:
             raise UserError(
                 f"stages.{name}.encoder: {PREVIOUS!r} is {instance.label}, which has not finished; run it first: "
-                "firstlight pretrain ..."
+                f"firstlight {self.recipe.stages[source.stage].kind} ..."
             )
         return instance
 

@@ -19,13 +19,13 @@ MAX_MEASURED_IMAGES = 256
 
 def fill_input_colours(recipe: Recipe, store: Store, saved: Sequence[Mapping[str, Any]]) -> Recipe:
     """Returns the recipe with numbers in place of nulls. `saved`: the specs of encoders that its stages start from."""
-    encoder = recipe.encoder.model_dump(mode="json")
+    encoder = recipe.network_spec
     missing = [key for key in COLOUR_KEYS if encoder[key] is None]
     if not missing or encoder["normalize"] == "image":
         return recipe
     colours: Mapping[str, Any] = saved[0] if saved else measure_colours(store, recipe.dataset.max_pixels)._asdict()
     raw = recipe.dump()
-    return parse_recipe({**raw, "encoder": {**encoder, **{key: list(colours[key]) for key in missing}}})
+    return parse_recipe({**raw, "encoder": {**raw["encoder"], **{key: list(colours[key]) for key in missing}}})
 
 
 def measure_colours(store: Store, max_pixels: int) -> Colours:

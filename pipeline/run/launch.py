@@ -66,7 +66,7 @@ def _name_paths(value: Any) -> Any:
 
 
 def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
-    device = torch.device("cuda" if payload["recipe"]["scale"]["gpus_per_worker"] else "cpu")
+    device = torch.device("cuda" if parse_recipe(payload["recipe"]).scale.worker_gpus else "cpu")
     return _run_instances(payload, on_ray=False, device=device)
 
 
@@ -81,7 +81,7 @@ def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) 
     try:
         worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
         for fields in payload["instances"]:
-            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "begin")}
+            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "begin", "given")}
             companions = {name: Path(folder) for name, folder in fields["companions"].items()}
             instance = StageInstance(**{**fields, **paths, "companions": companions})
             with (
@@ -148,7 +148,7 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
     scale = recipe.scale
     if not is_verbose():
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
+    resources = {"CPU": scale.cpus_per_worker, **({"GPU": scale.worker_gpus} if scale.worker_gpus else {})}
     environment = {key: os.environ[key] for key in (failures.FAULT_VARIABLE,) if key in os.environ}
     trainer = TorchTrainer(
         _train_function,  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
         torch_config=TorchConfig(timeout_s=scale.collective_timeout_s),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
             num_workers=scale.workers,  # type: ignore[arg-type]
-            use_gpu=scale.gpus_per_worker > 0,
+            use_gpu=scale.worker_gpus > 0,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=scale.resize_s,
         ),

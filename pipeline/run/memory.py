@@ -106,7 +106,7 @@ def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate
     task = (
         TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * max(t.block for t in traffic)
     )
-    held = device_cache.should_cache(stream, store, images) and not recipe.scale.gpus_per_worker
+    held = device_cache.should_cache(stream, store, images) and not recipe.scale.worker_gpus
     return MemoryEstimate(
         in_flight=workers * max(_bytes_in_flight(t, recipe) for t in traffic),
         object_store=recipe.scale.object_store_mb * 2**20,
@@ -194,7 +194,7 @@ def _table_row_bytes(recipe: Recipe, classes: int) -> int:
     """Returns the bytes that a method keeps for an image, the maximum over all stages."""
 
     def build_encoder() -> Encoder:
-        return Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+        return Encoder(recipe.network_spec, recipe.dataset.image_size)
 
     stages = recipe.stages.values()
     return int(max(stage_kind(stage).table_bytes(stage, build_encoder, classes) for stage in stages))

@@ -41,9 +41,9 @@ def check_worker_fit(scale: ScaleOptions, nodes: Sequence[Node], where: str) -> 
     Raises:
         UserError: names the key and the resources of the machines.
     """
-    fit = sum(count_fits(Node(scale.cpus_per_worker, scale.gpus_per_worker), node) for node in nodes)
+    fit = sum(count_fits(Node(scale.cpus_per_worker, scale.worker_gpus), node) for node in nodes)
     if fit < scale.min_workers:
-        gpus = f" and {scale.gpus_per_worker:g} GPUs" if scale.gpus_per_worker else ""
+        gpus = f" and {scale.worker_gpus:g} GPUs" if scale.worker_gpus else ""
         raise UserError(
             f"scale.workers: {scale.min_workers} workers x {scale.cpus_per_worker:g} CPUs{gpus} do not fit on the "
             f"machines one by one: "
@@ -85,7 +85,7 @@ def wait_for_nodes(
             if not asked:
                 worker = {
                     "CPU": scale.cpus_per_worker,
-                    **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {}),
+                    **({"GPU": scale.worker_gpus} if scale.worker_gpus else {}),
                 }
                 request_resources(bundles=[worker] * scale.max_workers + [{"CPU": 1.0}] * max(round(data), 1))
                 notify(f"waiting for machines, at most {scale.wait_s:g} s (scale.wait_s): {error}")

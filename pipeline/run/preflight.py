@@ -41,6 +41,11 @@ def check_without_images(recipe: Recipe) -> Encoder:
     for name, stage in recipe.stages.items():
         if isinstance(stage, TrainingOptions):
             _check_batch(f"stages.{name}", stage, recipe.scale)
+    if recipe.encoder is None:
+        raise UserError(
+            "encoder: is missing; it is read from the encoders of the stages by `firstlight run` and not for searches "
+            "and submitted jobs; valid here: the whole section, which the page of the encoder's run in MLflow shows"
+        )
     encoder = _build_encoder(recipe)
     for name, stage in recipe.stages.items():
         stage_kind(stage).check_encoder(name, stage, recipe, encoder)
@@ -49,7 +54,7 @@ def check_without_images(recipe: Recipe) -> Encoder:
 
 def _build_encoder(recipe: Recipe) -> Encoder:
     try:
-        return Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+        return Encoder(recipe.network_spec, recipe.dataset.image_size)
     except ValueError as error:
         keys = tuple(f"{key}: " for key in type(recipe.encoder).model_fields)
         if str(error).startswith(keys):

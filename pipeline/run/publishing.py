@@ -5,7 +5,6 @@ on disk.
 """
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,14 +20,15 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Stopped
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.records import write_sealed_json
-from firstlight.pipeline.report import figures, model_card
+from firstlight.pipeline.report import figures
+from firstlight.pipeline.report.cards.card_parts import CARD_FILE
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.filters import add_filter_comparison
 from firstlight.pipeline.report.publish.registry import find_publisher
-from firstlight.pipeline.report.score_table import gain_metrics, score_facts
+from firstlight.pipeline.report.score_table import score_facts
 from firstlight.pipeline.report.store_figures import add_store_figures
+from firstlight.pipeline.report.summary_metrics import list_summary_metrics
 from firstlight.pipeline.run.graph import StageGraph
-from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.code_version import code_version, git_commit
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
@@ -36,9 +36,10 @@ from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_file, read_run_id
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
-from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC, sanitize_metric_key
+from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
 from firstlight.pipeline.tracking.outbox import Outbox, Unpublished
 from firstlight.pipeline.tracking.progress import ProgressListener
+from firstlight.pipeline.tracking.recipe_parts import link_models
 from firstlight.pipeline.tracking.references import find_source_run
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from firstlight.pipeline.train.attempts import read_attempts
@@ -112,6 +113,7 @@ class RunPublisher:
                 tags, params = {**tags, **self.parent.tags}, {**self.parent.params, **params}
             run_id = self.tracking.start_run(self.recipe.name, self._parent_file(store), params, tags)
             self._mark_closed(store, closed=False)
+            self.tracking.log_store(run_id, store, "recipe")
             self.tracking.client.log_dict(run_id, self.recipe.dump(), "recipe.json")
             self.open_runs.append(run_id)
             self.parent_run = run_id
@@ -205,13 +207,19 @@ class RunPublisher:
         self.tracking.log_metrics_once(self.start_instance(instance), rows, prefix)
 
     def _log_encoder_source(self, run_id: str, instance: StageInstance) -> None:
-        source = self.recipe.encoder_source(instance.stage)
+        source, given = self.recipe.encoder_source(instance.stage), self.graph.references.given
+        if given is not None and (instance.given is not None or (source is not None and source.is_given)):
+            self.tracking.log_weights(run_id, given.reference, given.facts)
         if source is None:
             return
-        if source.stage is not None:
+        if source.is_given:
+            assert given is not None
+            if given.run_id is not None:
+                self.tracking.log_encoder_source(run_id, given.reference, given.run_id)
+        elif source.stage is not None:
             upstream = self.graph.find_upstream(instance.stage, instance.seed)
             made_by = read_run_id(upstream.folder) or self.start_instance(upstream)
-            self.tracking.log_encoder_source(run_id, f"runs:/{made_by}/encoder", made_by)
+            self.tracking.log_encoder_source(run_id, f"runs:/{made_by}/{source.artifact}", made_by)
         else:
             reference = self.graph.references.encoders[instance.stage][0]
             self.tracking.log_encoder_source(
@@ -221,29 +229,53 @@ class RunPublisher:
     # The end of a run
 
     def put_cards(self, instances: Sequence[StageInstance], rows: Sequence[ScoreRow]) -> None:
-        """Writes and publishes the model card of every exported encoder. `rows`: the table of what has finished."""
-        exported = [one for one in instances if find_publisher(self.recipe.stages[one.stage].kind).has_model_card]
-        if exported:
-            self.outbox.put("the model cards", lambda: self._publish_cards(exported, rows))
+        """Writes and publishes the model cards of exports and fine-tuned models.
 
-    def _publish_cards(self, exported: Sequence[StageInstance], rows: Sequence[ScoreRow]) -> None:
-        for instance in exported:
-            lineage = {"encoder": self._describe_origin(instance), "export": f"runs:/{read_run_id(instance.folder)}"}
-            text = model_card.write_card(self.worker, instance, self.graph.find_siblings(instance), rows, lineage)
+        `rows`: the table of what has finished.
+        """
+        described = [one for one in instances if find_publisher(self.recipe.stages[one.stage].kind).card_folder]
+        if described:
+            self.outbox.put("the model cards", lambda: self._publish_cards(described, rows))
+
+    def _publish_cards(self, described: Sequence[StageInstance], rows: Sequence[ScoreRow]) -> None:
+        for instance in described:
+            stage = self.recipe.stages[instance.stage]
+            publisher, siblings = find_publisher(stage.kind), self._find_scored(instance)
+            text = publisher.write_card(self.worker, instance, siblings, rows, self._describe_lineage(instance))
             if text is None:
                 continue
-            file = instance.folder / export.EXPORT_FOLDER / model_card.CARD_FILE
+            file = instance.folder / publisher.card_folder / CARD_FILE
             run_id = read_run_id(instance.folder) or self.start_instance(instance)
             try:
-                self.tracking.log_model_card(run_id, file, text, export.EXPORT_FOLDER)
+                self.tracking.log_model_card(run_id, file, text, publisher.card_folder)
             except TrackingUnavailable:
                 # A card on disk counts as published.
                 file.unlink()
                 raise
 
+    def _find_scored(self, instance: StageInstance) -> list[StageInstance]:
+        """Returns the finished instances whose scores tell of the network of `instance`, for all seeds."""
+        source = self.recipe.encoder_source(instance.stage)
+        if self.recipe.stages[instance.stage].makes_model:
+            scored = instance.stage
+        elif source is not None and source.artifact == "model" and source.stage is not None:
+            scored = source.stage
+        else:
+            return self.graph.find_siblings(instance)
+        return [one for one in self.graph.find_begun(scored) if one.result is not None]
+
+    def _describe_lineage(self, instance: StageInstance) -> dict[str, str]:
+        """Returns the MLflow runs and references that a card names, by role."""
+        source, own = self.recipe.encoder_source(instance.stage), f"runs:/{read_run_id(instance.folder)}"
+        kind = str(self.recipe.stages[instance.stage].kind)
+        return {kind: own} if source is None else {str(source.artifact): self._describe_origin(instance), kind: own}
+
     def _describe_origin(self, instance: StageInstance) -> str:
         source = self.recipe.encoder_source(instance.stage)
         assert source is not None
+        if source.is_given:
+            assert self.graph.references.given is not None
+            return self.graph.references.given.reference
         if source.stage is None:
             return self.graph.references.encoders[instance.stage][0]
         return f"runs:/{read_run_id(self.graph.find_upstream(instance.stage, instance.seed).folder)}"
@@ -260,16 +292,9 @@ class RunPublisher:
         self.outbox.put("the summary", lambda: self._publish_summary(self.start_parent(self.store), rows, instances))
 
     def _publish_summary(self, run_id: str, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
-        paired = [row for row in rows if row.baseline]
-        for row in paired:
-            key = sanitize_metric_key(f"{row.stage}/{row.measure}")
-            for seed, a, b in zip(self.recipe.seeds, row.pretrained, row.baseline, strict=True):
-                scores = {"pretrained": a, "baseline": b}
-                finite = {name: score for name, score in scores.items() if math.isfinite(score)}
-                self.tracking.log_results(run_id, finite, f"{key}/seed{seed}/")
-            self.tracking.log_results(run_id, gain_metrics(row), f"{key}/")
+        self.tracking.log_results(run_id, list_summary_metrics(self.recipe, rows))
         album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
-        if compared := [row for row in paired if row.is_scored]:
+        if compared := [row for row in rows if row.baseline and row.is_scored]:
             caption = "test scores of the pretrained network and of the same network without pretraining"
             album.add(
                 "comparison", figures.draw_comparison([score_facts(self.recipe, row) for row in compared]), caption
@@ -281,7 +306,9 @@ class RunPublisher:
             )
         for name in dict.fromkeys(instance.stage for instance in instances):
             folders = [instance.folder for instance in instances if instance.stage == name]
-            self.tracking.log_stage_runs(run_id, name, [run for folder in folders if (run := read_run_id(folder))])
+            stage_runs = [run for folder in folders if (run := read_run_id(folder))]
+            self.tracking.log_stage_runs(run_id, name, stage_runs)
+            link_models(self.tracking, run_id, stage_runs)
         self.tracking.finish_run(run_id)
         self.open_runs.remove(run_id)
         self._mark_closed(self.store, closed=True)

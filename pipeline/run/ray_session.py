@@ -151,10 +151,10 @@ def check_cluster_resources(scale: ScaleOptions, stream: StreamOptions, cpus: fl
             f"scale.workers: {workers} workers x {scale.cpus_per_worker:g} CPUs + {data:g} CPU for data need {need:g} "
             f"CPUs, {where} has {cpus:g}; valid: fewer workers or a smaller {smaller}"
         )
-    if workers * scale.gpus_per_worker > gpus:
+    if workers * scale.worker_gpus > gpus:
         raise UserError(
-            f"scale.gpus_per_worker: {workers} workers x {scale.gpus_per_worker:g} need "
-            f"{workers * scale.gpus_per_worker:g} GPUs, {where} has {gpus:g}; valid: 0 to {gpus / workers:g}"
+            f"scale.gpus_per_worker: {workers} workers x {scale.worker_gpus:g} need "
+            f"{workers * scale.worker_gpus:g} GPUs, {where} has {gpus:g}; valid: 0 to {gpus / workers:g}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from firstlight.pipeline.report.page_parts import describe_error
 from firstlight.pipeline.report.score_table import describe_scores
 from firstlight.pipeline.report.stage_outputs import describe_outputs
 from firstlight.pipeline.run import memory
+from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.data_checks import check_companion_images, check_images
-from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, resolve_references
+from firstlight.pipeline.run.given_weights import resolve_given
+from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, adopt_encoder, resolve_references
 from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.preflight import check_recipe
@@ -35,7 +37,7 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
-from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.client import TrackingClient, read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
 from firstlight.pipeline.train import device_cache
@@ -76,6 +78,10 @@ def run_recipe(
         Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
     _check_kind(recipe, only)
+    recipe, chosen = resolve_scale(recipe)
+    recipe, told = adopt_encoder(recipe, repeats.origin if repeats else None, only)
+    for line in filter(None, (chosen, told)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if parent is None or parent.store is None:
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
@@ -135,7 +141,10 @@ class RecipeRunner:
     def run(self, only: str | None) -> list[ScoreRow]:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
         origin = self.publisher.origin or self.publisher.tracking
-        self.references = resolve_references(self.recipe, origin, self.folder / "inputs", only)
+        self._resolve_given(origin)
+        self.references = replace(
+            resolve_references(self.recipe, origin, self.folder / "inputs", only), given=self.references.given
+        )
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self._print_notes(stage_kind(stage).list_warnings(name, stage))
@@ -153,6 +162,12 @@ class RecipeRunner:
         self._publish_report()
         self.publisher.flush(rows)
         return rows
+
+    def _resolve_given(self, origin: TrackingClient) -> None:
+        """Loads the weights that the recipe names, and says what was taken as what."""
+        self.recipe, given, told = resolve_given(self.recipe, origin)
+        self.references.given = given
+        self._print_lines(told)
 
     def prepare(self) -> None:
         """Writes or opens the store. The first time, prints and draws statistics of its images."""
@@ -220,7 +235,7 @@ class RecipeRunner:
         filled = fill_input_colours(self.recipe, store, [read_encoder_spec(folder) for folder in folders.values()])
         if filled is self.recipe:
             return
-        self.recipe, spec = filled, filled.encoder.model_dump(mode="json")
+        self.recipe, spec = filled, filled.network_spec
         for name, folder in folders.items():
             check_encoder_spec(folder, spec, f"stages.{name}.encoder")
         self._print_lines([f"encoder.mean: {spec['mean']}, encoder.std: {spec['std']}"])

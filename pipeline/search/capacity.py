@@ -15,7 +15,7 @@ def driver_resources(scale: ScaleOptions) -> dict[str, float]:
     """Returns what Ray Tune reserves for the process of a trial, which does all the work if there are no workers."""
     if scale.max_workers:
         return {"CPU": DRIVER_CPUS}
-    return {"CPU": float(scale.threads), **({"GPU": scale.gpus_per_worker} if scale.gpus_per_worker else {})}
+    return {"CPU": float(scale.threads), **({"GPU": scale.worker_gpus} if scale.worker_gpus else {})}
 
 
 def trial_resources(scale: ScaleOptions, stream: StreamOptions) -> Node:
@@ -24,7 +24,7 @@ def trial_resources(scale: ScaleOptions, stream: StreamOptions) -> Node:
     data = count_data_cpus(scale, stream) if scale.max_workers else 0.0
     return Node(
         driver["CPU"] + scale.max_workers * scale.cpus_per_worker + data,
-        driver.get("GPU", 0.0) + scale.max_workers * scale.gpus_per_worker,
+        driver.get("GPU", 0.0) + scale.max_workers * scale.worker_gpus,
     )
 
 
@@ -40,7 +40,7 @@ def max_concurrent_trials(
     """
     need = trial_resources(scale, stream)
     have = Node(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
-    cpus, gpus = (scale.cpus_per_worker, scale.gpus_per_worker) if scale.max_workers else (need.cpus, need.gpus)
+    cpus, gpus = (scale.cpus_per_worker, scale.worker_gpus) if scale.max_workers else (need.cpus, need.gpus)
     workers = sum(count_fits(Node(cpus, gpus), node) for node in nodes)
     fit = min(count_fits(need, have), workers // max(scale.max_workers, 1))
     if fit < 1:
@@ -62,7 +62,7 @@ def _describe_trial(scale: ScaleOptions, stream: StreamOptions) -> str:
 
 def _suggest_scale(scale: ScaleOptions, need: Node, have: Node) -> str:
     if need.gpus > have.gpus:
-        return "a smaller scale.gpus_per_worker or scale.workers"
+        return "a smaller scale.worker_gpus or scale.workers"
     if scale.max_workers:
         return "scale.workers=0, fewer workers or a smaller scale.cpus_per_worker"
     return "a smaller scale.threads"

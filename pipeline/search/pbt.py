@@ -201,7 +201,7 @@ def _checkpoint_shapes(plan: SearchPlan, values: Values, classes: int) -> dict[s
     recipe = plan.trial_recipe(values)
     stage = recipe.stages[plan.search.scheduler_objective[0].partition(".")[0]]
     assert isinstance(stage, Pretrain)
-    method = build_small_method(stage, Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), classes)
+    method = build_small_method(stage, Encoder(recipe.network_spec, recipe.dataset.image_size), classes)
     shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
     for table, state in method.tables.items():
         shapes |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from firstlight.pipeline.config.conf_files import find_conf_file
 from firstlight.pipeline.config.load import RecipeFiles, hash_json, parse_recipe, split_override
 from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.search.space import Pbt, Search, Values
@@ -37,6 +38,12 @@ class SearchPlan:
     files: RecipeFiles
     # Overrides `key=value` of the recipe, from the command line.
     overrides: tuple[str, ...]
+
+    def at_scale(self, scale: ScaleOptions) -> "SearchPlan":
+        """Returns the plan for the workers and GPUs of `scale`, where the recipe leaves them to the machines."""
+        workers = list(scale.workers) if isinstance(scale.workers, tuple) else scale.workers
+        chosen = (f"scale.workers={json.dumps(workers)}", f"scale.gpus_per_worker={scale.gpus_per_worker}")
+        return replace(self, overrides=(*self.overrides, *chosen))
 
     def full_recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Returns the recipe with these values and without the budget of a trial.
@@ -94,8 +101,10 @@ class SearchPlan:
         if self.search.scheduler_objective:
             measures.append(self.search.scheduler_objective[0])
         used = {measure.partition(".")[0] for measure in measures}
-        sources = [recipe.encoder_source(name) for name in used]
-        used |= {source.stage for source in sources if source and source.stage}
+        # Stages start from earlier ones.
+        for name in reversed(recipe.stages):
+            source = recipe.encoder_source(name) if name in used else None
+            used |= {source.stage} if source and source.stage else set()
         return [name for name in recipe.stages if name in used]
 
     def encoder_stage(self, recipe: Recipe) -> str | None:

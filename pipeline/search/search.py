@@ -27,6 +27,7 @@ from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.report.page_parts import describe_error
 from firstlight.pipeline.run import nodes, preflight
+from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.run.runner import prepare_store, run_recipe
@@ -74,6 +75,10 @@ def run_search(plan: SearchPlan, console: Console) -> SearchResult:
         UserError: a mistake that the user can correct; found before Ray starts where possible.
         StageFailed, StopTraining: all trials have failed, or the run of the recipe with the best setting has.
     """
+    resolved, chosen = resolve_scale(plan.trial_recipe(plan.corner_values()[0]))
+    if chosen:
+        console.print(chosen, highlight=False, markup=False, soft_wrap=True)
+        plan = plan.at_scale(resolved.scale)
     recipe = plan.trial_recipe(plan.corner_values()[0])
     source = check_search(plan, recipe)
     folder = recipe.storage.resolve() / plan.search.name / plan.fingerprint()

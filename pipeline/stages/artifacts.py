@@ -25,6 +25,8 @@ from firstlight.tasks.nn.heads import Projection
 
 # Of the facts of an encoder: no image of the store was kept apart from its training.
 TRAINED_ON_ALL_KEY = "trained_on_all"
+# Of the facts of an encoder: the settings by which a fine-tuning has taken layers out of it.
+LOST_LAYERS_KEY = "lost_layers"
 ENCODER_WEIGHTS_FILE = "encoder.safetensors"
 # Exceptions of a constructor that gets a spec from a file.
 BUILD_ERRORS = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
@@ -37,8 +39,9 @@ class _EncoderShape(RecordShape):
     """The content of `encoder.json`."""
 
     spec: dict[str, Any]
-    image_size: Annotated[int, Field(ge=1, le=2**16)]
+    image_size: Annotated[int, Field(ge=1, le=2**11)]
     shapes: list[list[Count]]
+    lost_layers: list[str] = Field([])
 
 
 ENCODER_SHAPE = TypeAdapter(_EncoderShape)
@@ -47,6 +50,11 @@ ENCODER_SHAPE = TypeAdapter(_EncoderShape)
 def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
     """Writes the spec and the weights of an encoder. `facts` (its method, its store, its seed) are kept with them."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, write_encoder_files(encoder, folder, facts))
+
+
+def write_encoder_files(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Writes the files of an encoder into a folder that gets a manifest later. Returns their entries of it."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     description = {
         "format": 1,
@@ -55,9 +63,8 @@ def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
         "shapes": encoder.shapes,
         **facts,
     }
-    files = write_file(folder, "encoder.safetensors", save_tensors(weights))
-    files |= write_file(folder, "encoder.json", json.dumps(description, indent=1).encode())
-    write_manifest(folder, files)
+    files = write_file(folder, ENCODER_WEIGHTS_FILE, save_tensors(weights))
+    return files | write_file(folder, "encoder.json", json.dumps(description, indent=1).encode())
 
 
 def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> None:
@@ -102,7 +109,7 @@ def load_table(folder: Path) -> SavedTable:
         _, files = read_verified(folder)
         description, tensors = json.loads(files["table.json"]), load_tensors(files["table.safetensors"])
         ids, values = tensors["ids"], tensors["values"]
-        _check_weights(tensors)
+        check_finite_weights(tensors)
         if description["shape"] != list(values.shape):
             raise ValueError(f"table.json has the shape {description['shape']}, its values {list(values.shape)}")
         if ids.dtype != torch.int64 or ids.shape != values.shape[:1] or not bool((ids.diff() > 0).all()):
@@ -151,8 +158,8 @@ def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
         if description["class"] != cls.__name__:
             raise ValueError(f"network.json describes a {description['class']}")
         weights = load_tensors(files["network.safetensors"])
-        _check_weights(weights)
-        _check_spec_numbers(description["spec"], weights)
+        check_finite_weights(weights)
+        check_spec_numbers(description["spec"], weights)
         network = cls(**description["spec"])
         network.load_state_dict(weights)
     except (DamagedFileError, *BUILD_ERRORS) as error:
@@ -160,20 +167,20 @@ def _load_network(folder: Path, cls: type[Network], what: str) -> Network:
     return network
 
 
-def _check_weights(weights: Mapping[str, Tensor]) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor]) -> None:
     """Raises ValueError if a number among the weights is not finite; the message names its tensor."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} has numbers that are not finite")
 
 
-def _check_spec_numbers(spec: Any, weights: Mapping[str, Tensor], key: str = "spec") -> None:
+def check_spec_numbers(spec: Any, weights: Mapping[str, Tensor], key: str = "spec") -> None:
     """Raises ValueError if a number of a spec is larger than any size of the weights, and than their number of tensors.
 
     A network of so many channels or layers would be built before its weights are found not to fit.
     """
     for name, value in spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ():
-        _check_spec_numbers(value, weights, f"{key}.{name}")
+        check_spec_numbers(value, weights, f"{key}.{name}")
     largest = max([len(weights), SMALLEST_LIMIT, *(size for tensor in weights.values() for size in tensor.shape)])
     if isinstance(spec, int) and abs(spec) > largest:
         raise ValueError(f"{key} is {spec}, and no size of the weights is larger than {largest}")
@@ -200,6 +207,20 @@ def read_encoder_description(folder: Path) -> dict[str, Any]:
         return parse_record(files["encoder.json"], ENCODER_SHAPE, "encoder.json")
     except (DamagedFileError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: is not a whole encoder: {one_line(error)}") from None
+
+
+def check_whole_encoder(folder: Path, where: str | None = None) -> None:
+    """Checks that a saved encoder has all layers of its spec: a fine-tuning may have taken some out of it.
+
+    Raises:
+        UserError: as `read_encoder_spec`; or it has not: the message begins with `where`, by default the folder.
+    """
+    lost = read_encoder_description(folder).get(LOST_LAYERS_KEY)
+    if lost:
+        raise UserError(
+            f"{where or folder}: this encoder has lost layers in its fine-tuning ({', '.join(lost)}), and nothing else "
+            "can start from it; valid: predictions of the whole model, or another encoder"
+        )
 
 
 def was_trained_on_all(folder: Path, store: str) -> bool:
@@ -239,13 +260,14 @@ def load_encoder(folder: Path, image_size: int) -> Encoder:
         ValueError: images of `image_size` are too small for the encoder.
     """
     spec, file = read_encoder_spec(folder), folder / ENCODER_WEIGHTS_FILE
+    check_whole_encoder(folder)
     try:
         weights = load_tensors(file.read_bytes())
-        _check_weights(weights)
+        check_finite_weights(weights)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{file}: is damaged: {one_line(error)}") from None
     try:
-        _check_spec_numbers(spec, weights)
+        check_spec_numbers(spec, weights)
     except ValueError as error:
         raise UserError(f"{folder / 'encoder.json'}: does not fit its weights: {error}") from None
     try:
@@ -285,7 +307,7 @@ def check_untrusted_encoder(folder: Path, image_size: int) -> None:
     """
     spec, weights = read_encoder_spec(folder), load_tensors((folder / ENCODER_WEIGHTS_FILE).read_bytes())
     try:
-        _check_spec_numbers(spec, weights)
+        check_spec_numbers(spec, weights)
         with torch.device("meta"):
             skeleton = Encoder(spec, image_size).state_dict()
         if {name: tensor.shape for name, tensor in skeleton.items()} != {n: t.shape for n, t in weights.items()}:

@@ -147,7 +147,7 @@ class _EmbeddingWriter:
         assert instance.encoder is not None
         self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = context.recipe.dataset, context.recipe.scale
-        self.make = partial(build_network, instance.encoder, data.image_size, scale.threads, scale.gpus_per_worker > 0)
+        self.make = partial(build_network, instance.encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
         size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(
@@ -183,7 +183,7 @@ class _EmbeddingWriter:
         if not options.on_ray:
             return None
         decoding = TaskPool(options.tasks * scale.max_workers, options.task_cpus)
-        return ActorPool(scale.max_workers, scale.cpus_per_worker, scale.gpus_per_worker, decoding)
+        return ActorPool(scale.max_workers, scale.cpus_per_worker, scale.worker_gpus, decoding)
 
     def _write_file(self, file: EmbeddingFile, embeddings: np.ndarray) -> None:
         # An overflow is reported below, with the image.

@@ -1,5 +1,5 @@
-"""The stage `evaluate`: weighted kNN and a linear probe on frozen features, for the pretrained network and for random
-weights.
+"""The stage `evaluate`: weighted kNN and a linear probe on frozen features, for the pretrained network, for the weights
+that the recipe names, and for random weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,9 @@ from firstlight.pipeline.stages.features.feature_scores import (
     score_features,
 )
 from firstlight.pipeline.stages.features.frozen_features import (
-    FEATURE_ARMS,
     build_extractors,
     check_head,
+    compare_features,
     compute_features,
     describe_features,
     label_features,
@@ -102,14 +102,14 @@ class Evaluate(FeatureStage):
     def measures(self) -> tuple[Measure, ...]:
         labels = (("knn", "kNN", f"k={self.knn_k}"), ("probe", "linear probe", ""))
         found = tuple(
-            Measure(name + ending, label_features(label, detail, features), FEATURE_ARMS, "random weights")
+            compare_features(self, name + ending, label_features(label, detail, features))
             for ending, features in zip(self.layer_suffixes, describe_features(self), strict=True)
             for name, label, detail in labels
         )
         if not self.knn_bank:
             return found
         label = label_features("kNN", f"k={self.knn_k}", "memory bank")
-        return (Measure(BANK_MEASURE, label, FEATURE_ARMS, "random weights"), *found)
+        return (compare_features(self, BANK_MEASURE, label), *found)
 
 
 def _split_ids(context: StageContext) -> list[np.ndarray]:
@@ -159,8 +159,7 @@ def _score_memory_bank(
 
 
 class EvaluateStage(StageKind[Evaluate]):
-    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with random
-    weights.
+    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with other weights.
     """
 
     section = Evaluate
@@ -176,7 +175,7 @@ class EvaluateStage(StageKind[Evaluate]):
             sizes = [len(part) for part in parts]
             labels = torch.from_numpy(context.splits.labels[ids]).to(context.device).split(sizes)
             options = _scoring_options(stage, context)
-            result: dict[str, dict[str, Any]] = {arm: {} for arm in FEATURE_ARMS}
+            result: dict[str, dict[str, Any]] = {arm: {} for arm in features}
             for arm, layers in features.items():
                 for ending, layer in zip(stage.layer_suffixes, layers, strict=True):
                     found = score_features(list(zip(layer.split(sizes), labels, strict=True)), options)
@@ -197,7 +196,7 @@ class EvaluateStage(StageKind[Evaluate]):
             f"{name}{ending}": (shape, ...) for name, shape in parts.items() for ending in stage.layer_suffixes
         }
         arm = create_model("FeatureScores", __base__=RecordShape, **keys)
-        arms: dict[str, Any] = dict.fromkeys(FEATURE_ARMS, (arm, ...))
+        arms: dict[str, Any] = dict.fromkeys(stage.compared_arms, (arm, ...))
         if stage.knn_bank:
             keys = {BANK_MEASURE: (dict[str, Share], ...)}
             arms["pretrained"] = (create_model("BankScores", __base__=arm, **keys), ...)
@@ -258,7 +257,7 @@ class EvaluateStage(StageKind[Evaluate]):
             return super().read_objective(stage, name, instance)
         result = instance.result
         assert result is not None
-        return float(result["pretrained"][f"signals{ending}"][metric])
+        return float(result[stage.compared_arms[0]][f"signals{ending}"][metric])
 
     def streamed_batches(self, stage: Evaluate, workers: int) -> list[tuple[int, int]]:
         return [(stage.batch_size, 1)]

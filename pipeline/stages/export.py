@@ -1,16 +1,19 @@
-"""The stage `export`: the encoder in the formats of other libraries. Each is compared with the encoder on images before
-it counts.
+"""The stage `export`: an encoder or a whole fine-tuned model in the formats of other libraries.
+
+Each is compared with the network on images before it counts.
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import io
+import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,18 +23,31 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.schema import check_distinct
+from firstlight.pipeline.config.schema import check_distinct, constructor_arguments
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import write_flushed
 from firstlight.pipeline.records import Count, FiniteNumber, HexDigest, RecordShape
 from firstlight.pipeline.stages.artifacts import load_encoder, read_encoder_description, save_encoder
+from firstlight.pipeline.stages.prediction.saved_model import MODEL_FILES, SavedModel, read_model
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import StageKind, StageOutput
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
+from firstlight.tasks.downstream import TASKS
+from firstlight.tasks.downstream.model_formats import (
+    ClassifierCounterpart,
+    ModelGraph,
+    explain_missing_model_format,
+    export_model_program,
+    find_classifier,
+)
+from firstlight.tasks.downstream.starting_weights import fold_encoder
+from firstlight.tasks.downstream.task import Task
+from firstlight.tasks.downstream.whole_images import ImageViews
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.export_formats import (
     EXPORT_FORMATS,
@@ -50,20 +66,31 @@ NUM_REAL_IMAGES, RANDOM_BATCH_SIZES = (
     8,
     (1, 5),
 )  # images that are compared: of the store, and in random batches of two sizes
-NetworkAnswer = Callable[
-    [Tensor], tuple[Tensor, Tensor]
-]  # (B, 3, S, S) in 0..1 -> (B, C) features, (B, C, h, w) last map
+# (B, 3, S, S) in 0..1 -> the outputs: (B, C) features and (B, C, h, w) last map of an encoder, logits of a model
+NetworkAnswer = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Export(DownstreamStage):
-    """Writes the encoder for other software: state dicts of torchvision and timm, safetensors, ONNX, torch.export."""
+    """Writes the encoder, or a whole fine-tuned model, for other software: state dicts of torchvision and timm,
+    safetensors, ONNX, torch.export.
+    """
 
     kind: Literal["export"] = Field(description="The kind of the stage; by default the name of the stage.")
+    what: Literal["encoder", "model"] = Field(
+        "encoder",
+        description="What is written. `model`: a whole fine-tuned model, which gives logits; `encoder: previous` is "
+        "then the model of the last finetune stage before this one, and `runs:/<run>/model` or a registered one can be "
+        "named. Not all formats exist of every task.",
+    )
     formats: tuple[Literal["torchvision", "timm", "safetensors", "onnx", "torch_export"], ...] | None = Field(
         None,
         min_length=1,
         description="The formats that are written, with a model card. null: all formats that the encoder has.",
     )
+
+    @property
+    def takes_model(self) -> bool:
+        return self.what == "model"
 
     @field_validator("formats")
     @classmethod
@@ -71,7 +98,9 @@ class Export(DownstreamStage):
         return formats and check_distinct(formats, "a name")
 
 
-def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[str, Tensor]) -> dict[str, Any]:
+def _export_format(
+    maker: "_Exporter | _ModelExporter", format: str, folder: Path, tests: dict[str, Tensor]
+) -> dict[str, Any]:
     """Writes a format, compares it with the encoder, and only then moves it to its final folder. Returns its facts for
     the result.
     """
@@ -80,7 +109,7 @@ def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[st
     try:
         with _silence_exporters():
             answer, facts = getattr(maker, format)(part)
-            differences = compare_answers(maker.graph, answer, tests)
+            differences = compare_answers(maker.answer_images, answer, tests)
     except Exception as error:  # the exporters of others fail in ways of their own
         shutil.rmtree(folder)
         raise StageFailed(f"{maker.instance.label}: {format} cannot be exported: {_error_line(error)}") from error
@@ -88,8 +117,8 @@ def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[st
     if not worst <= MAP_TOLERANCE:
         shutil.rmtree(folder)
         raise StageFailed(
-            f"{maker.instance.label}: {format} differs from the encoder by {worst:.2g} of its largest value; at most "
-            f"{MAP_TOLERANCE:g} is rounding"
+            f"{maker.instance.label}: {format} differs from the {maker.what} by {worst:.2g} of its largest value; at "
+            f"most {MAP_TOLERANCE:g} is rounding"
         )
     files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())}
     part.rename(folder / format)
@@ -97,11 +126,14 @@ def _export_format(maker: "_Exporter", format: str, folder: Path, tests: dict[st
 
 
 @torch.no_grad()
-def compare_answers(graph: ExportGraph, answer: NetworkAnswer, tests: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Returns the largest absolute and relative differences of features and map, by set of images."""
+def compare_answers(
+    own_answer: NetworkAnswer, answer: NetworkAnswer, tests: dict[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Returns the largest absolute and relative differences of the outputs of two networks, by set of images."""
     out = {}
     for name, images in tests.items():
-        pairs = [measure_difference(own, other) for own, other in zip(graph(images), answer(images), strict=True)]
+        outputs = zip(own_answer(images), answer(images), strict=True)
+        pairs = [measure_difference(own, other) for own, other in outputs]
         out[name] = {"images": len(images), "absolute": max(a for a, _ in pairs), "relative": max(r for _, r in pairs)}
     return out
 
@@ -130,10 +162,11 @@ class _Exporter:
 
     encoder: Encoder
     instance: StageInstance
+    what = "encoder"
 
-    @cached_property
-    def graph(self) -> ExportGraph:
-        return ExportGraph(self.encoder).eval()
+    def answer_images(self, images: Tensor) -> tuple[Tensor, ...]:
+        features, map_ = ExportGraph(self.encoder).eval()(images)
+        return features, map_
 
     @cached_property
     def program(self) -> Any:
@@ -179,21 +212,102 @@ class _Exporter:
         return self.program.module(), {"version": torch.__version__}
 
     def onnx(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
-        import onnxruntime
+        return _write_onnx(self.program, folder / "encoder.onnx", ["features", "map"], {})
 
-        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features", "map"]}
-        program = torch.onnx.export(self.program, (), opset_version=ONNX_OPSET, verbose=False, **names)
-        assert program is not None
-        program.save(folder / "encoder.onnx")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
-        session = onnxruntime.InferenceSession(folder / "encoder.onnx", options, providers=["CPUExecutionProvider"])
 
-        def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-            features, map_ = session.run(["features", "map"], {"images": images.numpy()})
-            return torch.from_numpy(features), torch.from_numpy(map_)
+def _write_onnx(
+    program: Any, file: Path, outputs: list[str], facts: Mapping[str, str]
+) -> tuple[NetworkAnswer, dict[str, Any]]:
+    """Writes an exported program as ONNX, with `facts` as the file's metadata. Returns it as onnxruntime runs it."""
+    import onnxruntime
 
-        return answer, {"opset": ONNX_OPSET, "version": onnxruntime.__version__}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": outputs}
+    written = torch.onnx.export(program, (), opset_version=ONNX_OPSET, verbose=False, **names)
+    assert written is not None
+    written.model.metadata_props.update(facts)
+    written.save(file)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def answer(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(found) for found in session.run(outputs, {"images": images.numpy()}))
+
+    return answer, {"opset": ONNX_OPSET, "version": onnxruntime.__version__}
+
+
+@dataclass(frozen=True)
+class _ModelExporter:
+    """Writes a fine-tuned model in each format, as `_Exporter` does with an encoder."""
+
+    model: SavedModel
+    instance: StageInstance
+    what = "model"
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.model.task.encoder
+
+    def answer_images(self, images: Tensor) -> tuple[Tensor, ...]:
+        return _answer_with_model(self.model.task, images)
+
+    @cached_property
+    def program(self) -> Any:
+        return export_model_program(self.model.task)
+
+    def torchvision(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
+        return self._state_dict(folder, find_classifier(self.model.task, "torchvision"))
+
+    def timm(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
+        return self._state_dict(folder, find_classifier(self.model.task, "timm"))
+
+    def _state_dict(self, folder: Path, found: ClassifierCounterpart) -> tuple[NetworkAnswer, dict[str, Any]]:
+        library, network = found.encoder.library, found.encoder.model
+        facts = {"format": "pt", "model": network, "library": library, "classes": json.dumps(self.model.classes)}
+        write_flushed(folder / "model.safetensors", save_tensors(found.library_state(self.model.task), facts))
+        net = found.build_network(_load_tensors(folder / "model.safetensors"))
+        version = importlib.metadata.version(library)
+        facts_of_result = {"model": network, "classes": found.classes, "head": found.head[0].rpartition(".")[0]}
+        return lambda images: (net(self.encoder.input(images)),), {**facts_of_result, "version": version}
+
+    def safetensors(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
+        assert self.instance.encoder is not None
+        for name in (*MODEL_FILES, FOLDER_MANIFEST):
+            write_flushed(folder / name, (self.instance.encoder / name).read_bytes())
+        task = read_model(folder).task
+        return lambda images: _answer_with_model(task, images), {}
+
+    def torch_export(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
+        """Writes a torch.export program. It is compared before it is written, because reading it back unpickles."""
+        written = io.BytesIO()
+        torch.export.save(self.program, written)
+        write_flushed(folder / "model.pt2", written.getvalue())
+        network = self.program.module()
+        return lambda images: (network(images),), {"version": torch.__version__}
+
+    def onnx(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
+        return _write_onnx(self.program, folder / "model.onnx", ["logits"], describe_graph(self.model))
+
+
+def describe_graph(model: SavedModel) -> dict[str, str]:
+    """Returns the metadata of an exported graph: all that someone needs besides the graph to predict with it."""
+    return {
+        "task": str(model.spec["name"]),
+        "classes": json.dumps(model.classes),
+        "image_size": str(model.preprocessing.image_size),
+        "views": json.dumps(model.preprocessing.views),
+        "input": "images: float32 (B, 3, image_size, image_size), RGB in 0..1; the graph normalises them",
+    }
+
+
+def _answer_with_model(task: Task, images: Tensor) -> tuple[Tensor, ...]:
+    """Returns the outputs of a model for images: logits, or the boxes and scores of all objects."""
+    if task.target != "boxes":
+        return (ModelGraph(task.eval())(images),)
+    size = images.shape[-1]
+    whole, plain = torch.tensor([[0.0, 0.0, size, size]]), torch.eye(2, 3, dtype=torch.float64)
+    found = task.eval().predict_images([ImageViews(one[None], whole, plain[None], (size, size)) for one in images])
+    return torch.cat([seen["boxes"] for seen in found]), torch.cat([seen["scores"] for seen in found])
 
 
 def read_encoder_origin(folder: Path) -> dict[str, Any]:
@@ -252,6 +366,7 @@ class _FormatShape(RecordShape):
 class _ExportShape(RecordShape):
     """The result of an export."""
 
+    what: Literal["encoder", "model"] = "encoder"
     image_size: Count
     map: list[Count]
     formats: dict[str, _FormatShape]
@@ -270,19 +385,17 @@ class ExportStage(StageKind[Export]):
 
     def outputs(self, stage: Export, instance: StageInstance) -> list[StageOutput]:
         folder = instance.folder / EXPORT_FOLDER
-        return [StageOutput("exported encoder", folder, "card.md has the code that loads each format")]
+        return [StageOutput(f"exported {stage.what}", folder, "card.md has the code that loads each format")]
 
     def run(self, context: StageContext, stage: Export, instance: StageInstance) -> None:
         """Writes `export/<format>/` and `result.json` into the instance's folder.
 
         Raises:
-            StageFailed: a format gives other values than the encoder, or cannot be written. No file of it is left.
+            StageFailed: a format gives other values than the network, or cannot be written. No file of it is left.
         """
-        assert instance.encoder is not None
-        encoder = load_encoder(instance.encoder, context.recipe.dataset.image_size).eval()
-        maker, folder = _Exporter(encoder, instance), instance.folder / EXPORT_FOLDER
+        maker, folder = _open_exporter(context, stage, instance), instance.folder / EXPORT_FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
-        reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or EXPORT_FORMATS}
+        reasons = {format: explain_format(maker, format) for format in stage.formats or EXPORT_FORMATS}
         for format, reason in reasons.items():
             if reason:
                 append_row(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
@@ -295,26 +408,64 @@ class ExportStage(StageKind[Export]):
             formats[format] = _export_format(maker, format, folder, tests)
             progress.add_images(compared)
         left_out = {format: reason for format, reason in reasons.items() if reason}
-        size, shape = encoder.image_size, encoder.shapes[-1]
-        instance.write_result(
-            {"image_size": size, "map": shape, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE}
-        )
+        size, shape = maker.encoder.image_size, maker.encoder.shapes[-1]
+        about = {"what": stage.what, "image_size": size, "map": shape}
+        instance.write_result({**about, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE})
 
     def result_shape(self, stage: Export) -> TypeAdapter[Any]:
         return EXPORT_SHAPE
 
     def check_encoder(self, name: str, stage: Export, recipe: Recipe, encoder: Encoder) -> None:
-        _check_formats(f"stages.{name}", stage, encoder)
+        if stage.what == "encoder":
+            _check_formats(f"stages.{name}", stage, lambda format: explain_missing_format(encoder, format))
+
+    def check_source(self, name: str, stage: Export, context: RecipeContext) -> None:
+        source = context.recipe.encoder_source(name)
+        if stage.what == "model" and source is not None and source.stage is not None and stage.formats:
+            task, is_padded = _build_made_task(context, context.recipe.stages[source.stage])
+            _check_formats(
+                f"stages.{name}", stage, lambda format: explain_missing_model_format(task, format, is_padded)
+            )
+
+    def check_reference(self, name: str, stage: Export, recipe: Recipe, folder: Path) -> None:
+        if stage.what == "model":
+            model = read_model(folder)
+            is_padded = _has_padding(model.preprocessing.views)
+            explain = partial(explain_missing_model_format, model.task, is_padded=is_padded)
+            _check_formats(f"stages.{name}", stage, explain)
 
 
-def _check_formats(where: str, stage: Export, encoder: Encoder) -> None:
-    """Checks that the formats that a recipe names exist for this encoder."""
-    reasons = {format: explain_missing_format(encoder, format) for format in stage.formats or ()}
+def _open_exporter(context: StageContext, stage: Export, instance: StageInstance) -> "_Exporter | _ModelExporter":
+    assert instance.encoder is not None
+    if stage.what == "model":
+        return _ModelExporter(read_model(instance.encoder), instance)
+    return _Exporter(load_encoder(instance.encoder, context.recipe.dataset.image_size).eval(), instance)
+
+
+def explain_format(maker: "_Exporter | _ModelExporter", format: str) -> str | None:
+    """Returns the reason why an encoder or a model cannot be exported in a format; None if it can."""
+    if isinstance(maker, _Exporter):
+        return explain_missing_format(maker.encoder, format)
+    return explain_missing_model_format(maker.model.task, format, _has_padding(maker.model.preprocessing.views))
+
+
+def _has_padding(views: Iterable[Iterable[Mapping[str, Any]]]) -> bool:
+    return any(op["op"] == "fit" for ops in views for op in ops)
+
+
+def _build_made_task(context: RecipeContext, made: Any) -> tuple[Task, bool]:
+    """Returns the task that a stage `made` of the recipe will train, and True if its views have padding."""
+    encoder = copy.deepcopy(context.encoder)
+    if made.batch_norm == "fold":
+        fold_encoder(encoder)
+    task = TASKS[made.task.name](encoder, len(context.source.classes), **constructor_arguments(made.task))
+    return task, any(op.op == "fit" for op in context.recipe.dataset.eval_augment)
+
+
+def _check_formats(where: str, stage: Export, explain: Callable[[str], str | None]) -> None:
+    """Checks that the formats that a recipe names exist. `explain`: gives the reason why one does not."""
+    reasons = {format: explain(format) for format in stage.formats or ()}
     for format, reason in reasons.items():
         if reason:
-            valid = [
-                name
-                for name in EXPORT_FORMATS
-                if not (reasons[name] if name in reasons else explain_missing_format(encoder, name))
-            ]
+            valid = [name for name in EXPORT_FORMATS if not (reasons[name] if name in reasons else explain(name))]
             raise UserError(f"{where}.formats: {format!r} is not valid: {reason}; valid: {', '.join(valid)}")

@@ -1,5 +1,5 @@
-"""The stage `finetune`: a downstream task from the pretrained encoder, and from scratch, with the same images, epochs
-and choice of settings.
+"""The stage `finetune`: a downstream task from the pretrained encoder, from the weights that the recipe names, and from
+scratch, with the same images, epochs and choice of settings.
 
 All arms try the same learning rates. Each arm's rate is chosen on held-out images; then the test split is read once,
 with the chosen rate.
@@ -8,9 +8,10 @@ with the chosen rate.
 import copy
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,16 +19,16 @@ from pydantic import Field, TypeAdapter, create_model, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import GIVEN_ARM, Measure, is_pretrained_arm
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment, TaskSpec, check_distinct, constructor_arguments
 from firstlight.pipeline.config.scoring_views import ScoringViews
-from firstlight.pipeline.config.stages import DownstreamStage, LabelBudget, TrainingOptions
+from firstlight.pipeline.config.stages import ComparisonStage, LabelBudget, TrainingOptions
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.records import Count, RecordShape
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, save_encoder
+from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.checks import (
     check_batch_images,
     check_class_names,
@@ -38,6 +39,7 @@ from firstlight.pipeline.stages.checks import (
     count_labelled,
 )
 from firstlight.pipeline.stages.pictures import FILTERS_FILE, save_filters
+from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER, Preprocessing, save_model
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import MetricsFile, RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext, gather_rows
@@ -63,28 +65,30 @@ NUM_PREDICTED_IMAGES, NUM_LSUV_IMAGES = 4, 64  # test images in a picture; train
 
 
 # The weights that a fine-tuning starts from; the description of `arms` says what each name means.
-Arm = Literal["pretrained", "pretrained_decoder", "scratch", "gaussian", "he", "xavier", "lsuv"]
+Arm = Literal["pretrained", "pretrained_decoder", "given", "scratch", "gaussian", "he", "xavier", "lsuv"]
 # The learning rates that are tried by default, as multiples of the optimiser's.
 DEFAULT_RATE_FACTORS = (1 / 3, 1.0, 3.0)
 # The arms that are a way to draw all weights, those of the task's layers too.
 DRAWN_ARMS = ("gaussian", "he", "xavier")
 
 
-class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
+class Finetune(ComparisonStage, TrainingOptions, LabelBudget, ScoringViews):
     """Trains a downstream task from the pretrained encoder, and from scratch with the same budget and choice of
     settings.
     """
 
     kind: Literal["finetune"] = Field(description="The kind of the stage; by default the name of the stage.")
     task: TaskSpec = Field(description="The [task](#tasks).")
-    arms: tuple[Arm, ...] = Field(
-        ("pretrained", "scratch"),
+    arms: tuple[Arm, ...] | None = Field(
+        None,
         min_length=1,
-        description="The weights that trainings start from; the last arm is the baseline of the others. `pretrained`: "
-        "the encoder. `pretrained_decoder`: the encoder, and the decoder that was pretrained with it. `scratch`: fresh "
+        description="The weights that trainings start from; the last arm is the baseline of the others, and `given` of "
+        "the pretrained ones. `pretrained`: the encoder. `pretrained_decoder`: the encoder, and the decoder that was "
+        "pretrained with it. `given`: the weights that `encoder.weights` names, as they came. `scratch`: fresh "
         "weights, drawn as `encoder.init` says. `gaussian`, `he`, `xavier`: fresh weights of these distributions, in "
         "the task's layers too. `lsuv`: an encoder of fresh weights scaled by the activations of the first training "
-        "images. The task's layers are otherwise drawn as `task.init` says.",
+        "images. The task's layers are otherwise drawn as `task.init` says. null: `pretrained`, `given` and `scratch`, "
+        "as far as the recipe has them.",
     )
     batch_norm: Literal["keep", "fold"] = Field(
         "keep",
@@ -113,13 +117,14 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
     register_as: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\z",
-        description="The name under which the fine-tuned encoder of the first arm is registered in MLflow's model "
-        "registry, with the alias `current`, for stages of other recipes. null: it is not kept.",
+        description="The name under which the fine-tuned model of the first arm is registered in MLflow's model "
+        "registry, with the alias `current`: `firstlight predict models:/<name>@current` takes it, and as `encoder` a "
+        "stage of another recipe starts from its encoder. null: it has no name.",
     )
 
-    @property
-    def takes_encoder(self) -> bool:
-        return any(arm.startswith("pretrained") for arm in self.arms)
+    makes_model: ClassVar[bool] = True
+    arm_names: ClassVar[tuple[str, ...]] = get_args(Arm)
+    fresh_arm: ClassVar[str] = "scratch"
 
     @field_validator("learning_rates")
     @classmethod
@@ -130,7 +135,7 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
 
     @property
     def companions(self) -> tuple[str, ...]:
-        return ("decoder",) if "pretrained_decoder" in self.arms else ()
+        return ("decoder",) if "pretrained_decoder" in self.compared_arms else ()
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -142,7 +147,7 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
     def measures(self) -> tuple[Measure, ...]:
         task = self.task.name
         labels = {name: task if name == "accuracy" else f"{task} {name}" for name in self.score_names}
-        return tuple(Measure(name, label, self.arms) for name, label in labels.items())
+        return tuple(Measure(name, label, self.compared_arms) for name, label in labels.items())
 
     @field_validator("class_groups")
     @classmethod
@@ -155,13 +160,6 @@ class Finetune(DownstreamStage, TrainingOptions, LabelBudget, ScoringViews):
             check_distinct(members, "a class")
         return groups
 
-    @field_validator("arms")
-    @classmethod
-    def _check_arms(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
-        if len(set(arms)) != len(arms):
-            raise ValueError("must not name an arm twice")
-        return arms
-
 
 def learning_rates_of(stage: Finetune) -> tuple[float, ...]:
     """Returns the learning rates that every arm is trained with.
@@ -169,13 +167,13 @@ def learning_rates_of(stage: Finetune) -> tuple[float, ...]:
     The default grid is the same for all arms: with one rate, the arm that it suits better would seem to be better.
     """
     if stage.learning_rates is None:
-        return tuple(float(f"{factor * stage.optimizer.lr:.3g}") for factor in DEFAULT_RATE_FACTORS)
-    return stage.learning_rates or (stage.optimizer.lr,)
+        return tuple(float(f"{factor * stage.learning_rate:.3g}") for factor in DEFAULT_RATE_FACTORS)
+    return stage.learning_rates or (stage.learning_rate,)
 
 
 def list_candidates(stage: Finetune) -> dict[str, tuple[str, float]]:
     """Returns the arm and the learning rate of each training, by its name."""
-    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.arms for rate in learning_rates_of(stage)}
+    return {f"{arm}-lr{rate:g}": (arm, rate) for arm in stage.compared_arms for rate in learning_rates_of(stage)}
 
 
 def finetune_ids(context: StageContext, stage: Finetune, instance: StageInstance) -> np.ndarray:
@@ -185,7 +183,7 @@ def finetune_ids(context: StageContext, stage: Finetune, instance: StageInstance
 def _build_job(
     context: StageContext, stage: Finetune, instance: StageInstance, folder: Path, rate: float
 ) -> TrainingJob:
-    training = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"lr": rate})})
+    training = stage.model_copy(update={"optimizer": stage.optimizer.with_rate(rate)})
     plan = context.build_plan(finetune_ids(context, stage, instance), stage.batch_size, instance.seed)
     loader = context.build_loader(context.list_view_augments(stage), instance.seed, TASKS[stage.task.name].target)
     return TrainingJob(
@@ -194,17 +192,19 @@ def _build_job(
 
 
 def _build_task(context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
-    """Builds the task on the pretrained encoder or on a fresh one. All fresh weights are drawn from the seed, so the
+    """Builds the task on the encoder of an arm, a loaded or a fresh one. All fresh weights are drawn from the seed, so the
     arms share those of the head, unless an arm is a way to draw them.
     """
-    size, spec = context.recipe.dataset.image_size, context.recipe.encoder.model_dump()
+    size, spec = context.recipe.dataset.image_size, context.recipe.network_spec
     torch.manual_seed(instance.seed)
     encoder = Encoder({**spec, "init": arm} if arm in DRAWN_ARMS else spec, size)
     if arm == "lsuv":
         initialize_lsuv(encoder, _first_images(context, stage, instance))
-    if arm.startswith("pretrained"):
-        assert instance.encoder is not None
-        encoder.load_state_dict(load_encoder(instance.encoder, size).state_dict())
+    is_loaded = is_pretrained_arm(arm) or arm == GIVEN_ARM
+    if is_loaded:
+        folder = instance.given if arm == GIVEN_ARM else instance.encoder
+        assert folder is not None
+        encoder.load_state_dict(load_encoder(folder, size).state_dict())
     if stage.batch_norm == "fold":
         fold_encoder(encoder)
     torch.manual_seed(instance.seed + 1)  # not where the encoder's weights ended: lsuv has drawn more
@@ -214,7 +214,7 @@ def _build_task(context: StageContext, stage: Finetune, instance: StageInstance,
         task.start_from({"decoder": load_decoder(instance.companions["decoder"])})
     if stage.rescale != "none":
         ids = finetune_ids(context, stage, instance)[: count_response_images(size)]
-        kept = stage.rescale == "new_layers" and arm.startswith("pretrained")
+        kept = stage.rescale == "new_layers" and is_loaded
         rescale_task(task, _load_batch(context, stage, ids, torch.device("cpu")), new_layers_only=kept)
     return task
 
@@ -225,7 +225,7 @@ def check_decoder(decoder: Decoder, stage: Finetune, recipe: Recipe, where: str)
     Raises:
         UserError: it has none, or one of another shape.
     """
-    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     try:
         TASKS[stage.task.name](encoder, 2, **constructor_arguments(stage.task)).start_from({"decoder": decoder})
     except ValueError as error:
@@ -309,7 +309,7 @@ def _rank_score(value: Any) -> float:
 def count_scored_classes(stage: Finetune, result: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns how many classes the measure is a mean over, and of how many; None if it is no mean over classes."""
     of = TASKS[stage.task.name].by_class
-    scores = result[stage.arms[0]]["scores"]
+    scores = result[stage.compared_arms[0]]["scores"]
     values = scores.get("test", scores["val"]).get(of) if of is not None else None
     return None if values is None else (sum(value is not None for value in values), len(values))
 
@@ -326,18 +326,42 @@ def _save_predictions(context: StageContext, stage: Finetune, task: Task, file: 
         write_atomically(file, save_tensors({caption: image.cpu().contiguous() for caption, image in shown.items()}))
 
 
-def _save_encoders(
-    context: StageContext, stage: Finetune, instance: StageInstance, encoders: Mapping[str, Encoder]
+def _save_models(
+    context: StageContext, stage: Finetune, instance: StageInstance, tasks: Mapping[str, Task], result: dict[str, Any]
 ) -> None:
-    """Saves what later stages and figures need of the fine-tuned encoders, which are given by arm."""
+    """Saves the model of the first arm, and what figures need of the fine-tuned networks, which are given by arm."""
     if stage.task.train == "all":
-        filters = {arm: encoder.compose_first_filters() for arm, encoder in encoders.items()}
+        filters = {arm: task.encoder.compose_first_filters() for arm, task in tasks.items()}
         save_filters(filters, instance.folder / FILTERS_FILE)
-    if stage.register_as:
-        arm = stage.arms[0]
-        facts = {"task": stage.task.model_dump(mode="json"), "arm": arm}
-        facts |= {"store": context.store.hash, "seed": instance.seed}
-        save_encoder(encoders[arm], instance.folder / "encoder", facts)
+    arm = stage.compared_arms[0]
+    save_model(
+        tasks[arm],
+        stage.task,
+        instance.folder / MODEL_FOLDER,
+        classes=context.store.classes,
+        preprocessing=describe_preprocessing(context, stage),
+        batch_norm=stage.batch_norm,
+        facts={
+            "arm": arm,
+            "lr": result[arm]["lr"],
+            "labels": result["labels"],
+            "store": context.store.hash,
+            "seed": instance.seed,
+        },
+    )
+
+
+def describe_preprocessing(context: StageContext, stage: Finetune) -> Preprocessing:
+    """Returns how the fine-tuned model sees an image: in the views that test images are scored by."""
+    data, is_whole = context.recipe.dataset, stage.scored_pixels == "image"
+    views = [data.eval_augment] if is_whole else test_views(context, stage)
+    return Preprocessing(
+        data.image_size,
+        tuple(tuple(op.model_dump(mode="json") for op in ops) for ops in views),
+        {"scale": stage.test_scale, "size": stage.test_size} if is_whole else None,
+        data.max_pixels,
+        context.store.levels,
+    )
 
 
 class _ArmResultShape(RecordShape):
@@ -354,9 +378,8 @@ class FinetuneStage(StageKind[Finetune]):
     section = Finetune
 
     def outputs(self, stage: Finetune, instance: StageInstance) -> list[StageOutput]:
-        folder = instance.folder / "encoder"
-        opened = StageOutput("fine-tuned encoder", folder, f'fl.load_encoder("{folder}")')
-        return [opened] if stage.register_as else []
+        folder = instance.folder / MODEL_FOLDER
+        return [StageOutput("fine-tuned model", folder, f"firstlight predict {shlex.quote(str(folder))} <images>")]
 
     def run(self, context: StageContext, stage: Finetune, instance: StageInstance) -> None:
         """Writes `result.json` and pictures into the instance's folder. Called on every worker."""
@@ -371,7 +394,7 @@ class FinetuneStage(StageKind[Finetune]):
                 (n for n, (its, _) in list_candidates(stage).items() if its == arm),
                 key=lambda n: _rank_score(held_out[n][measure]),
             )
-            for arm in stage.arms
+            for arm in stage.compared_arms
         }
         chosen = {name: tasks[name] for name in best.values()}
         scored = {
@@ -394,7 +417,7 @@ class FinetuneStage(StageKind[Finetune]):
         if rank() == 0:
             for arm, name in best.items():
                 _save_predictions(context, stage, tasks[name], instance.folder / f"{arm}.safetensors")
-            _save_encoders(context, stage, instance, {arm: tasks[name].encoder for arm, name in best.items()})
+            _save_models(context, stage, instance, {arm: tasks[name] for arm, name in best.items()}, result)
             instance.write_result(result)
         barrier()
 
@@ -405,7 +428,7 @@ class FinetuneStage(StageKind[Finetune]):
         ]
 
     def result_shape(self, stage: Finetune) -> TypeAdapter[Any]:
-        arms: dict[str, Any] = dict.fromkeys(stage.arms, (_ArmResultShape, ...))
+        arms: dict[str, Any] = dict.fromkeys(stage.compared_arms, (_ArmResultShape, ...))
         keys: dict[str, Any] = {"labels": (Count, ...), "tried": (dict[str, float | None], ...)}
         return TypeAdapter(create_model("FinetuneResult", __base__=RecordShape, **keys, **arms))
 
@@ -448,13 +471,13 @@ class FinetuneStage(StageKind[Finetune]):
                 "classes",
                 f"{scored[0]} of {scored[1]} are scored; one that no test image shows, or that all show, is not",
             )
-        for arm in stage.arms if results else ():
+        for arm in stage.compared_arms if results else ():
             chosen = ", ".join(f"{result[arm]['lr']:g}" for result in results)
             yield arm, f"learning rate {chosen}, chosen on held-out images" + (", by seed" if len(results) > 1 else "")
 
     def objectives(self, stage: Finetune) -> tuple[str, ...]:
         """Returns the arms: the task's measure of each. "" is the first arm."""
-        return stage.arms
+        return stage.compared_arms
 
     def is_share_objective(self, stage: Finetune, name: str) -> bool:
         return True
@@ -466,7 +489,7 @@ class FinetuneStage(StageKind[Finetune]):
     def read_objective(self, stage: Finetune, name: str, instance: StageInstance) -> float:
         result = instance.result
         assert result is not None
-        return _read_number(result[name or stage.arms[0]]["val"])
+        return _read_number(result[name or stage.compared_arms[0]]["val"])
 
     def streamed_batches(self, stage: Finetune, workers: int) -> list[tuple[int, int]]:
         return [(max(stage.batch_size, 256), 1), (stage.batch_size // workers, 1)]
@@ -490,20 +513,13 @@ def _check_task(name: str, stage: Finetune, context: RecipeContext) -> None:
         task = cls(encoder, len(context.source.classes), **constructor_arguments(stage.task))
     except ValueError as error:
         raise UserError(f"{where}.task.{error}") from None
-    if stage.register_as and (
-        encoder.state_dict().keys() != context.encoder.state_dict().keys() or encoder.shapes != context.encoder.shapes
-    ):
-        raise UserError(
-            f"{where}.register_as: {stage.register_as!r} is not valid: the fine-tuned encoder has not all layers of "
-            "encoder.name any more (batch_norm: fold, or task.last_pool: drop); valid: null"
-        )
     if stage.rescale != "none":
         try:
             check_rescaling(task)
         except ValueError as error:
             raise UserError(f"{where}.rescale: '{stage.rescale}' is not valid: {error}; valid: none") from None
     source = recipe.encoder_source(name)
-    if "pretrained_decoder" in stage.arms and source is not None and source.stage is not None:
+    if "pretrained_decoder" in stage.compared_arms and source is not None and source.stage is not None:
         networks = context.networks[source.stage]
         check_made_network(f"{where}.arms", "decoder", recipe, source.stage, networks)
         try:

@@ -3,18 +3,28 @@ withheld from the method.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import MethodSpec, constructor_arguments
-from firstlight.pipeline.config.stages import FeatureMonitorOptions, LabelBudget, StageConfig, TrainingOptions
+from firstlight.pipeline.config.stages import (
+    GIVEN,
+    PREVIOUS,
+    RANDOM,
+    FeatureMonitorOptions,
+    LabelBudget,
+    StageConfig,
+    TrainingOptions,
+)
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import SemiSupervisedPlan, TrainingPlan
 from firstlight.pipeline.data.splits import MEASURED_SPLITS, Splits, select_evenly_spaced
@@ -24,6 +34,7 @@ from firstlight.pipeline.records import Count, RecordShape, Share
 from firstlight.pipeline.stages.artifacts import (
     TRAINED_ON_ALL_KEY,
     SavedTable,
+    load_encoder,
     save_encoder,
     save_network,
     save_table,
@@ -47,6 +58,7 @@ from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, STEPS_PER_EPOCH_KEY, read_metrics
 from firstlight.pipeline.train.monitor import FeatureMonitor as Monitor
+from firstlight.pipeline.train.selection import SelectionOptions
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import barrier, rank, world_size
 from firstlight.tasks.feature_metrics import FEATURE_METRICS
@@ -78,8 +90,34 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     kind: Literal["pretrain"] = Field(description="The kind of the stage; by default the name of the stage.")
     method: MethodSpec = Field(description="The [method](#methods).")
+    encoder: str | None = Field(
+        None,
+        pattern=rf"^({PREVIOUS}|{GIVEN}|{RANDOM}|runs:/[^/]+/.+|models:/.+)\z",
+        description="The encoder that the training continues; the method's head and tables start fresh. `given`: the "
+        "weights that `encoder.weights` names. `previous`: that of the pretraining stage before this one. "
+        "`runs:/<run>/encoder`, `models:/<name>@<alias>`, `models:/<name>/<version>`: one in MLflow. `random`: fresh "
+        "weights. null: `given` where the recipe names weights, otherwise `random`.",
+    )
     watch: FeatureMonitorOptions = Field(
         FeatureMonitorOptions(), description="[Feature metrics](#feature-metrics-watch) during the training."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="The weights that are handed on: the last ones, or the best by `watch.measure` on held-out images "
+        "among all that were measured. The weights that the training started from are one of them.",
+    )
+    early_stopping: int | None = Field(
+        None,
+        ge=1,
+        description="The number of measurements of `watch.measure` in a row without a better one after which the "
+        "training ends. null: it runs to its end.",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="The factor of the learning rate from a feature map's layers to those of the map before it. The "
+        "method's own layers, and those of the deepest map, have the rate itself.",
     )
     first_view: Literal["augmented", "plain"] = Field(
         "augmented",
@@ -106,7 +144,34 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     makes_encoder: ClassVar[bool] = True
     values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}
-    keys_without_effect: ClassVar[frozenset[str]] = StageConfig.keys_without_effect | {"register_as", "watch"}
+
+    @property
+    def start(self) -> str | None:
+        return self.encoder
+
+    def complete_arms(self, has_pretrained: bool, has_given: bool) -> "Pretrain":
+        """Returns the stage with its start: the given weights, or fresh ones."""
+        return self if self.encoder else self.model_copy(update={"encoder": GIVEN if has_given else RANDOM})
+
+    @property
+    def keys_without_effect(self) -> frozenset[str]:
+        return super().keys_without_effect | {"register_as"} | (set() if self.selection else {"watch"})
+
+    @property
+    def selection(self) -> SelectionOptions | None:
+        """How the weights are judged during the training; None if they are not."""
+        if self.keep == "last" and self.early_stopping is None:
+            return None
+        return SelectionOptions(f"watch_{self.watch.measure}", self.keep == "best", self.early_stopping)
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> "Pretrain":
+        if self.selection is not None and not self.watch.every:
+            key = "keep: best" if self.keep == "best" else f"early_stopping: {self.early_stopping}"
+            raise ValueError(
+                f"{key} needs {SECTION_KEY}.watch.every: it is 0, so nothing is measured; valid: 1 or more"
+            )
+        return self
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -141,7 +206,7 @@ def build_job(context: StageContext, stage: Pretrain, instance: StageInstance) -
     plan = _build_plan(context, stage, labelled, instance.seed)
     loader = build_view_loader(context, stage, instance.seed)
     place = instance.folder, stage, plan, loader, instance.seed, context.options, context.device
-    return TrainingJob(*place, withheld, instance.begin, instance.until)
+    return TrainingJob(*place, withheld, instance.begin, instance.until, stage.selection)
 
 
 def pretrain_label_ids(context: StageContext, stage: Pretrain, seed: int) -> np.ndarray:
@@ -168,13 +233,19 @@ def build_view_loader(context: StageContext, stage: Pretrain, seed: int) -> Load
     return context.build_loader(views, seed)
 
 
-def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob) -> Method:
-    """Builds the method with a fresh encoder; its weights are drawn from the seed."""
+def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob, start: Path | None = None) -> Method:
+    """Builds the method on the encoder in the folder `start`, or on a fresh one. Fresh weights are drawn from the seed,
+    those of the method's own layers too.
+    """
     torch.manual_seed(job.seed)
-    encoder = Encoder(context.recipe.encoder.model_dump(), context.recipe.dataset.image_size)
+    encoder = Encoder(context.recipe.network_spec, context.recipe.dataset.image_size)
+    if start is not None:
+        encoder.load_state_dict(load_encoder(start, encoder.image_size).state_dict())
     labels = torch.from_numpy(context.splits.labels[job.plan.ids])
     info = TrainingInfo(len(job.plan.ids), job.num_epochs, job.seed, len(context.store.classes), labels)
-    return build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
+    method = build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
+    method.layer_decay = stage.layer_decay
+    return method
 
 
 @torch.no_grad()
@@ -288,7 +359,7 @@ class PretrainStage(StageKind[Pretrain]):
         Called on every worker.
         """
         training = build_job(context, stage, instance)
-        method = build_seeded_method(context, stage, training)
+        method = build_seeded_method(context, stage, training, instance.encoder)
         # The method is on the CPU until `fit` places it.
         untrained = _draw_pictures(context, stage, method, instance, torch.device("cpu"))
         fit(training, method, Monitor(context, stage, stage.watch, training, method))
@@ -343,6 +414,10 @@ class PretrainStage(StageKind[Pretrain]):
                 f"dataset.val_fraction: leaves {len(splits.val)} held-out images, too few for "
                 f"stages.{name}.watch.every: "
                 f"{stage.watch.every}"
+            )
+        if stage.selection and stage.watch.measure == "knn" and not (splits.labels[splits.val] >= 0).any():
+            raise UserError(
+                f"stages.{name}.watch.measure: 'knn' is not valid: no held-out image has a label; valid: rankme"
             )
 
     def read_score(

@@ -185,7 +185,7 @@ def check_decoder_mirrors(decoder: Decoder, recipe: Recipe, where: str) -> None:
     Raises:
         UserError: names the first property that differs.
     """
-    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     wanted = {
         "shapes": [list(shape) for shape in encoder.shapes],
         "channels": encoder.input.channels,

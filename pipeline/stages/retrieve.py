@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, create_model
 from torch import Tensor
 
 from firstlight.pipeline.config.measures import Measure
@@ -22,9 +22,9 @@ from firstlight.pipeline.stages.artifacts import load_head
 from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER, FeatureIndex, save_index
 from firstlight.pipeline.stages.features.frozen_features import (
-    FEATURE_ARMS,
     build_extractors,
     check_head,
+    compare_features,
     compute_features,
     describe_features,
     label_features,
@@ -69,7 +69,7 @@ class Retrieve(FeatureStage):
     def measures(self) -> tuple[Measure, ...]:
         (features,) = describe_features(self)
         names = [f"precision@{k}" for k in self.precision_at]
-        return tuple(Measure(name, label_features(name, features), FEATURE_ARMS, "random weights") for name in names)
+        return tuple(compare_features(self, name, label_features(name, features)) for name in names)
 
     @property
     def measured_splits(self) -> frozenset[str]:
@@ -90,7 +90,9 @@ def query_ids(stage: Retrieve, splits: Splits) -> np.ndarray:
     return splits.val if stage.queries == "val" else splits.test
 
 
-def _save_gallery(context: StageContext, stage: Retrieve, instance: StageInstance, index: FeatureIndex) -> None:
+def _save_gallery(
+    context: StageContext, stage: Retrieve, instance: StageInstance, index: FeatureIndex, arm: str
+) -> None:
     columns = {"id": index.ids, "path": context.store.read_paths(index.ids), "label": context.splits.labels[index.ids]}
     looked = {
         key: value
@@ -101,7 +103,7 @@ def _save_gallery(context: StageContext, stage: Retrieve, instance: StageInstanc
         instance.folder / INDEX_FOLDER,
         index,
         pa.table(columns),
-        {**looked, "store": context.store.hash, "seed": instance.seed},
+        {**looked, "arm": arm, "store": context.store.hash, "seed": instance.seed},
     )
 
 
@@ -148,18 +150,6 @@ class _ArmShape(RecordShape):
     mean_average_precision: Share = 0.0
 
 
-class _RetrievalShape(RecordShape):
-    """The result of a retrieval."""
-
-    gallery: Count
-    queries: Count
-    pretrained: _ArmShape
-    random: _ArmShape
-
-
-RETRIEVAL_SHAPE = TypeAdapter(_RetrievalShape)
-
-
 class RetrieveStage(StageKind[Retrieve]):
     """An index of features, and how many of the images found are right."""
 
@@ -170,7 +160,7 @@ class RetrieveStage(StageKind[Retrieve]):
         return [StageOutput("index", folder, f'fl.open_index("{folder}")')]
 
     def run(self, context: StageContext, stage: Retrieve, instance: StageInstance) -> None:
-        """Writes `index/` of the pretrained features and `result.json` into the instance's folder.
+        """Writes `index/` of the features of the first arm and `result.json` into the instance's folder.
 
         All workers compute features; rank 0 searches.
         """
@@ -181,8 +171,8 @@ class RetrieveStage(StageKind[Retrieve]):
             result: dict[str, Any] = {"gallery": len(searched), "queries": len(asked)}
             for arm, (features,) in swept.items():
                 index = FeatureIndex.from_features(searched, features[np.searchsorted(ids, searched)])
-                if arm == "pretrained":
-                    _save_gallery(context, stage, instance, index)
+                if arm == stage.compared_arms[0]:
+                    _save_gallery(context, stage, instance, index, arm)
                 result[arm] = _measure_retrieval(
                     stage, index, (asked, features[np.searchsorted(ids, asked)]), context.splits.labels
                 )
@@ -190,7 +180,9 @@ class RetrieveStage(StageKind[Retrieve]):
         barrier()
 
     def result_shape(self, stage: Retrieve) -> TypeAdapter[Any]:
-        return RETRIEVAL_SHAPE
+        arms: dict[str, Any] = dict.fromkeys(stage.compared_arms, (_ArmShape, ...))
+        keys: dict[str, Any] = {"gallery": (Count, ...), "queries": (Count, ...)}
+        return TypeAdapter(create_model("RetrievalResult", __base__=RecordShape, **keys, **arms))
 
     def check_encoder(self, name: str, stage: Retrieve, recipe: Recipe, encoder: Encoder) -> None:
         check_feature_layers(f"stages.{name}", "layer", stage, len(encoder.shapes))
@@ -226,7 +218,7 @@ class RetrieveStage(StageKind[Retrieve]):
             return super().read_objective(stage, name, instance)
         result = instance.result
         assert result is not None
-        return float(result["pretrained"][name])
+        return float(result[stage.compared_arms[0]][name])
 
     def streamed_batches(self, stage: Retrieve, workers: int) -> list[tuple[int, int]]:
         return [(stage.batch_size, 1)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES, Measure
 from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
@@ -20,6 +20,7 @@ ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scrat
 class ScoreRow:
     """Test scores (0..1) of one measure, by seed; NaN where the test images gave none.
 
+    `measure` names the row, and is another for each row of a stage. `pretrained` are the scores of `arm`, and
     `against` names the baseline; it is "", and `baseline` is (), where there is none. `key` and `arm` are what a
     recipe's `expected` calls the row.
     `scale` is the factor between a score and its displayed value. `verdict` is None where there is no baseline.
@@ -34,6 +35,10 @@ class ScoreRow:
     arm: str = "pretrained"
     scale: float = 100.0
     verdict: Verdict | None = None
+    # The arm that is the baseline; "" where there is none.
+    baseline_arm: str = ""
+    # What tables call the measure, whatever is compared.
+    label: str = ""
 
     @property
     def is_scored(self) -> bool:
@@ -48,6 +53,11 @@ class ScoreRow:
     def gain(self) -> np.ndarray:
         """The (seeds,) differences from the baseline, in percent."""
         return np.asarray(100 * (np.asarray(self.pretrained) - np.asarray(self.baseline)))
+
+    @property
+    def is_beside_given(self) -> bool:
+        """True for a row that compares a pretrained arm with the given weights it has gone on from."""
+        return self.baseline_arm == GIVEN_ARM and self.arm != GIVEN_ARM
 
 
 def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[ScoreRow]:
@@ -86,11 +96,8 @@ def _measure_rows(
     finished: Sequence[StageInstance],
     expected: Sequence[ExpectedResult],
 ) -> list[ScoreRow]:
-    """Returns a row for every arm but the last, its baseline; for the last one too, if it is alone or the recipe
-    expects its number.
-    """
-    kind = stage_kind(stage)
-    *arms, last = measure.arms
+    """Returns a row for every pair of arms; for the last arm too, if it is alone or the recipe expects its number."""
+    kind, last = stage_kind(stage), measure.arms[-1]
     values = {
         arm: [kind.read_score(stage, measure, arm, "test", instance) for instance in finished] for arm in measure.arms
     }
@@ -98,15 +105,21 @@ def _measure_rows(
     result = finished[0].result
     assert result is not None
     label = kind.label_measure(stage, measure, result)
-    against = measure.baseline_label or last
-    rows = [
-        ScoreRow(name, _with_arm(label, arm), against, scores[arm], scores[last], measure.name, arm, measure.scale)
-        for arm in arms
-    ]
-    if not arms or any((row.arm, row.measure) == (last, measure.name) for row in expected):
-        if not measure.only_if_expected:
-            label = f"{label}, {ARM_LABELS.get(last) or last}"
-        rows.append(ScoreRow(name, label, "", scores[last], (), measure.name, last, measure.scale))
+    rows = []
+    for arm, baseline in measure.pairs:
+        title = WEIGHTS_TITLES.get(baseline, baseline)
+        row = ScoreRow(
+            name,
+            _with_arm(label, arm) if baseline == last else f"{_with_arm(label, arm)}, against {baseline}",
+            (measure.baseline_label or title) if baseline == last else title,
+            *(scores[arm], scores[baseline], measure.name, arm, measure.scale),
+            baseline_arm=baseline,
+            label=label,
+        )
+        rows.append(row)
+    if len(measure.arms) == 1 or any((row.arm, row.measure) == (last, measure.name) for row in expected):
+        own = label if measure.only_if_expected else f"{label}, {ARM_LABELS.get(last) or last}"
+        rows.append(ScoreRow(name, own, "", scores[last], (), measure.name, last, measure.scale, label=label))
     return [row for row in rows if row.pretrained]
 
 

@@ -37,7 +37,8 @@ class TrainingSegment:
 class StageInstance:
     """One stage with one seed.
 
-    `encoder` is the folder of the encoder it starts from, None if it starts from none. `companions` are the folders of
+    `encoder` is the folder of the encoder it starts from, None if it starts from none. `given` is that of the weights
+    that the recipe names, if the stage compares others with them. `companions` are the folders of
     what it needs besides, by name: a head, a decoder, a memory bank. `begin` and `until` are those of its
     `TrainingSegment`.
     """
@@ -50,6 +51,7 @@ class StageInstance:
     companions: Mapping[str, Path] = field(default_factory=dict)
     begin: Path | None = None
     until: int | None = None
+    given: Path | None = None
 
     @property
     def label(self) -> str:

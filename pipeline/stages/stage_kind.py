@@ -106,6 +106,9 @@ class StageKind(ABC, Generic[StageSection]):
     def check_source(self, name: str, stage: StageSection, context: RecipeContext) -> None:
         """Checks the stage against the source of images and against the stages before it."""
 
+    def check_reference(self, name: str, stage: StageSection, recipe: Recipe, folder: Path) -> None:
+        """Checks the encoder or model from MLflow that the stage starts from, in its folder."""
+
     def check_companions(self, name: str, stage: StageSection, recipe: Recipe, companions: Mapping[str, Path]) -> None:
         """Checks what the stage needs besides an encoder from MLflow, in the folders `companions`."""
 

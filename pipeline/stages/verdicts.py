@@ -1,6 +1,6 @@
 """Verdicts on pretraining: a paired t test over the seeds for each row of a table, corrected for the number of rows.
 
-The null hypothesis of a row is that pretraining changes the mean score by nothing over seeds. Where it holds in every
+A row compares two arms. Its null hypothesis is that their mean scores over seeds are the same. Where it holds in every
 row, a table has a wrong verdict with a probability of at most `TABLE_LEVEL` (Bonferroni, so for any dependence between
 the rows). The intervals hold for all rows of a table together with a probability of 1 - `TABLE_LEVEL`; a verdict is
 given exactly where the interval leaves out 0. Both speak of new seeds on the same images.
@@ -47,7 +47,7 @@ class Verdict:
 def judge_gains(gains: Sequence[np.ndarray]) -> list[Verdict]:
     """Returns the verdict on each row of a table.
 
-    `gains`: for each row, the (seeds,) differences between the scores with and without pretraining, in percent.
+    `gains`: for each row, the (seeds,) differences between the scores of its two arms, in percent.
     """
     tested = sum(_explain_no_test(gain) == "" for gain in gains)
     return [_judge_row(gain, tested) for gain in gains]
@@ -56,14 +56,22 @@ def judge_gains(gains: Sequence[np.ndarray]) -> list[Verdict]:
 def _judge_row(gain: np.ndarray, rows: int) -> Verdict:
     if reason := _explain_no_test(gain):
         return Verdict("none", reason=reason)
-    freedom = len(gain) - 1
-    mean, error = float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))
-    width = error * float(stdtrit(freedom, 1.0 - TABLE_LEVEL / (2 * rows)))
-    p_value = min(1.0, rows * 2 * float(stdtr(freedom, -abs(mean) / error)))
-    interval = (mean - width, mean + width)
-    if interval[0] > 0.0:
-        return Verdict("helps", interval, p_value)
-    return Verdict("hurts" if interval[1] < 0.0 else "none", interval, p_value)
+    low, high, p_value = (float(number) for number in compute_intervals(gain, rows))
+    if low > 0.0:
+        return Verdict("helps", (low, high), p_value)
+    return Verdict("hurts" if high < 0.0 else "none", (low, high), p_value)
+
+
+def compute_intervals(gains: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the lower and upper bounds of the mean gains of (..., seeds) `gains`, and their p values, each (...).
+
+    They are those of a row of a table with `rows` tested rows.
+    """
+    freedom = gains.shape[-1] - 1
+    mean, error = gains.mean(-1), gains.std(-1, ddof=1) / np.sqrt(gains.shape[-1])
+    width = error * stdtrit(freedom, 1.0 - TABLE_LEVEL / (2 * rows))
+    p_value = np.minimum(1.0, rows * 2 * stdtr(freedom, -np.abs(mean) / error))
+    return mean - width, mean + width, p_value
 
 
 def _explain_no_test(gain: np.ndarray) -> str:

@@ -21,7 +21,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import remove_refused_characters
-from firstlight.pipeline.tracking.models import register_model
+from firstlight.pipeline.tracking.models import describe_versions, register_model
 from firstlight.pipeline.tracking.retry import RetryingClient, short_timeouts
 
 if TYPE_CHECKING:
@@ -33,10 +33,13 @@ RUN_FILE = "mlflow.json"
 RUN_FILE_ADVICE = "delete this file and run again: the run begins anew in MLflow"
 # Tags of a stage's run: the reference of the encoder that it started from, and the run that made it.
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
+WEIGHTS_TAG = "firstlight.weights"
 # With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
 STAGE_RUNS_PREFIX = "firstlight.runs."
 RUN_KEY_TAG = "firstlight.key"
 MAX_NOTE_LENGTH = 8000
+# Of the description of a registered version.
+MAX_DESCRIPTION_LENGTH = 5000
 MAX_PARAM_LENGTH = 6000
 # Of one request to MLflow.
 MAX_PARAMS, MAX_METRICS = 100, 1000
@@ -129,7 +132,7 @@ class TrackingClient:
         tags = {"mlflow.parentRunId": parent, "firstlight.stage": instance.stage, "firstlight.kind": stage.kind}
         run_id = self.start_run(instance.label, instance.folder / RUN_FILE, params, tags, began)
         # MLflow keeps one entry, however often the store is logged.
-        self._log_store(run_id, store, stage.kind)
+        self.log_store(run_id, store, stage.kind)
         return run_id
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -144,7 +147,8 @@ class TrackingClient:
         for k in range(0, len(rows), MAX_PARAMS):
             self.client.log_batch(run_id, params=rows[k : k + MAX_PARAMS])
 
-    def _log_store(self, run_id: str, store: Store, context: str) -> None:
+    def log_store(self, run_id: str, store: Store, context: str) -> None:
+        """Logs a store as the data set of a run; `context` says what for. A repetition adds nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         profile = json.dumps(store.splits)
@@ -207,21 +211,24 @@ class TrackingClient:
         """Returns the last step that is logged under `key`, -1 if there is none."""
         return max((m.step for m in self.client.get_metric_history(run_id, key)), default=-1)
 
-    def log_encoder(self, run_id: str, folder: Path, instance: StageInstance, register_as: str | None) -> str:
+    def log_encoder(
+        self, run_id: str, folder: Path, instance: StageInstance, register_as: str | None, name: str = "encoder"
+    ) -> str:
         """Logs an encoder as the artifact `encoder` and as the logged model of the run, and registers it under a name.
 
-        Returns its reference, `models:/<id>`.
+        `name`: what MLflow calls it: `model` for a fine-tuned model, which contains an encoder. Returns its reference,
+        `models:/<id>`.
         """
         from mlflow.entities import LoggedModelOutput
 
-        self.client.log_artifacts(run_id, str(folder), "encoder")
+        self.client.log_artifacts(run_id, str(folder), name)
         model_id = self.find_model(run_id)
         if model_id is None:
             tags = {"seed": str(instance.seed), "fingerprint": instance.fingerprint}
             # A process that was killed may have left an unfinished one.
             condition = f"source_run_id = '{run_id}'"
             unfinished = self.client.search_logged_models([self.experiment_id], condition, max_results=1)
-            model = unfinished[0] if unfinished else self._create_model(run_id, tags)
+            model = unfinished[0] if unfinished else self._create_model(run_id, name, tags)
             model_id = str(model.model_id)
             self.client.log_model_artifacts(model_id, str(folder))
             self.client.finalize_logged_model(model_id, "READY")
@@ -230,9 +237,9 @@ class TrackingClient:
             register_model(self.client, register_as, model_id, run_id)
         return f"models:/{model_id}"
 
-    def _create_model(self, run_id: str, tags: dict[str, str]) -> Any:
+    def _create_model(self, run_id: str, name: str, tags: dict[str, str]) -> Any:
         return self.client.create_logged_model(
-            self.experiment_id, name="encoder", source_run_id=run_id, tags=tags, model_type="encoder"
+            self.experiment_id, name=name, source_run_id=run_id, tags=tags, model_type=name
         )
 
     def promote_encoder(self, run_id: str, name: str, alias: str) -> str:
@@ -256,12 +263,23 @@ class TrackingClient:
         self.client.set_tag(run_id, key, " ".join(runs))
 
     def log_model_card(self, run_id: str, file: Path, text: str, folder: str) -> None:
-        """Logs a model card as an artifact and as the run's description, up to the last section that fits a tag."""
+        """Logs a model card as an artifact and as the run's description, up to the last section that fits a tag.
+
+        The logged model of the run has the card too, and so have the descriptions of its registered versions.
+        """
         self.client.log_artifact(run_id, str(file), folder)
-        if len(text) > MAX_NOTE_LENGTH:
-            end = text.rfind("\n#", 0, MAX_NOTE_LENGTH - 100)
-            text = f"{text[:end]}\n\nThe rest is in the artifact {folder}/{file.name}.\n"
-        self.client.set_tag(run_id, "mlflow.note.content", text)
+        rest = f"The rest is in the artifact {folder}/{file.name}."
+        self.client.set_tag(run_id, "mlflow.note.content", _cut_sections(text, MAX_NOTE_LENGTH, rest))
+        model_id = self.find_model(run_id)
+        if model_id is not None:
+            self.client.log_model_artifact(model_id, str(file))
+            describe_versions(self.client, run_id, _cut_sections(text, MAX_DESCRIPTION_LENGTH, rest))
+
+    def log_weights(self, run_id: str, reference: str, facts: Mapping[str, str]) -> None:
+        """Logs the existing weights that a run uses: where they are from, and what is known of them, as tags."""
+        self.client.set_tag(run_id, WEIGHTS_TAG, reference)
+        for key, value in facts.items():
+            self.client.set_tag(run_id, f"{WEIGHTS_TAG}.{key}", value)
 
     def log_encoder_source(self, run_id: str, reference: str, made_by: str) -> None:
         """Logs the encoder that a run starts from: its pinned reference, its run, and its model as an input."""
@@ -279,6 +297,14 @@ class TrackingClient:
     def finish_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
         """Ends a run. `ended`: when its work ended, in seconds since 1970; None is now."""
         self.client.set_terminated(run_id, status, None if ended is None else int(1000 * ended))
+
+
+def _cut_sections(text: str, limit: int, rest: str) -> str:
+    """Returns a Markdown text up to the last section that fits `limit` characters; if it is cut, `rest` follows."""
+    if len(text) <= limit:
+        return text
+    end = text.rfind("\n#", 0, limit - 100)
+    return f"{text[:end]}\n\n{rest}\n"
 
 
 def read_run_id(folder: Path) -> str | None:

@@ -161,7 +161,9 @@ class Lineage:
         if run.model is None:
             return ""
         with_alias = sorted(self.list_models(run), key=lambda version: not version.aliases)
-        return with_alias[0].reference if with_alias else f"runs:/{run.short_id if short else run.id}/encoder"
+        # A fine-tuned model contains its encoder.
+        artifact = "model" if run.kind == "finetune" else "encoder"
+        return with_alias[0].reference if with_alias else f"runs:/{run.short_id if short else run.id}/{artifact}"
 
     def find_run(self, text: str) -> Run:
         """Returns the run that `text` identifies.
@@ -245,7 +247,8 @@ def _iterate_pages(search: Any, *arguments: Any) -> Iterator[Any]:
 def _to_run(found: Any) -> Run:
     info, data = found.info, found.data
     kind = data.tags.get("firstlight.kind", "recipe" if "firstlight.recipe" in data.tags else "other")
-    outputs = (found.outputs.model_outputs if found.outputs else None) or ()
+    # A recipe's run shows the models of its stages.
+    outputs = (found.outputs.model_outputs if found.outputs and kind not in COMPOSITE_KINDS else None) or ()
     model = next((output.model_id for output in outputs), None)
     end = None if info.end_time is None else info.end_time / 1000
     return Run(

@@ -1,4 +1,4 @@
-"""MLflow's model registry: versions of encoders under a name, and the aliases that refer to them."""
+"""MLflow's model registry: versions of encoders and fine-tuned models under a name, and aliases that refer to them."""
 
 import contextlib
 from typing import TYPE_CHECKING
@@ -30,6 +30,12 @@ def register_model(client: "MlflowClient", name: str, model_id: str, run_id: str
     )
     client.set_registered_model_alias(name, alias, str(version))
     return f"models:/{name}/{version}"
+
+
+def describe_versions(client: "MlflowClient", run_id: str, text: str) -> None:
+    """Makes `text` the description of every registered version of the model of a run."""
+    for version in client.search_model_versions(f"run_id='{run_id}'"):
+        client.update_model_version(version.name, version.version, text)
 
 
 def promote_model(client: "MlflowClient", name: str, model_id: str, run_id: str, alias: str) -> str:

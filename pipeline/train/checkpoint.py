@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -66,7 +67,7 @@ class Checkpoint:
 
 
 def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Converts nested dicts, lists, numbers and tensors to a JSON value, and adds the tensors to `tensors` by path.
+    """Converts nested dicts, lists, numbers, dtypes and tensors to a JSON value, and adds the tensors to `tensors` by path.
 
     Raises:
         TypeError: a value has another type; the text names its path.
@@ -81,6 +82,8 @@ def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return [pack_state(item, tensors, f"{path}/{k}") for k, item in enumerate(value)]
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
     raise TypeError(f"{path}: a {type(value).__name__} cannot be kept in a checkpoint")
 
 
@@ -88,9 +91,19 @@ def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Inverts `pack_state`."""
     if isinstance(value, dict) and "$tensor" in value:
         return tensors[value["$tensor"]]
+    if isinstance(value, dict) and "$dtype" in value:
+        return _read_dtype(value["$dtype"])
     if isinstance(value, dict):
         return {key: unpack_state(item, tensors) for key, item in value["$dict"]}
     return [unpack_state(item, tensors) for item in value] if isinstance(value, list) else value
+
+
+def _read_dtype(name: str) -> torch.dtype:
+    """Returns the dtype of torch with this name. Raises ValueError if there is none."""
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
 
 
 def list_checkpoint_folders(folder: Path) -> list[Path]:

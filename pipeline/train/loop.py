@@ -5,8 +5,9 @@ numbers from (seed, step, rank), and a checkpoint holds the rest. A training tha
 workers ends bit-identical to one that never stopped.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -55,6 +56,7 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
     except Exception as error:
         error.add_note(f"{STEP_NOTE_PREFIX}{trainer.num_done}")
         raise
+    trainer.load_final_weights()
     # With `norm: batch`, workers have different running statistics. Checkpoints and exported networks have rank 0's.
     broadcast_buffers(learner)
     learner.eval()
@@ -62,7 +64,8 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
 
 def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Monitor | None) -> None:
     step, notes = trainer.resume_training()
-    stop = job.pause_step or job.total_steps
+    selection = trainer.selection
+    stop = step if selection is not None and selection.is_over else job.pause_step or job.total_steps
     stretch, *later = _list_stretches(job, learner, step, stop)
     if step < stop and step % job.plan.steps == 0 and learner.reads_images_before(step // job.plan.steps):
         _read_images(job, learner, step, trainer.num_rows)
@@ -71,32 +74,66 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
     dropped, first = DroppedIds(job.folder, job.plan, step, job.total_steps), step
     for line in notes + stream_notes:
         append_row(job.folder, {"note": line})
-    for arrays in _iterate_stretches(job, learner, logger, stream, later, trainer.num_rows):
-        if step % job.plan.steps == 0 or step == first:
-            watchdog.suspend_timer()
-            learner.begin_epoch(step // job.plan.steps)
-            dropped.write_epoch(step // job.plan.steps)
-        with time_part(DATA_PART):
-            batch = to_batch(arrays, job.device, job)
-        losses = trainer.step(batch, step)
-        step += 1
-        watchdog.send_heartbeat()
-        last = step == stop
-        is_evaluated = monitor is not None and monitor.is_due(step)
-        if step % job.training.log_every == 0 or last or is_evaluated:
-            metrics = {}
-            if monitor is not None and is_evaluated:
+    if monitor is not None and selection is not None and selection.options.evaluates_start and step == 0 < stop:
+        found = _evaluate_weights(trainer, monitor, logger, step)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        append_row(job.folder, {"note": f"before the first step: {shown}"})
+    batches = _iterate_stretches(job, learner, logger, stream, later, trainer.num_rows)
+    # Closed, because a training may end before its stream does.
+    with contextlib.closing(batches):
+        for arrays in batches:
+            if step % job.plan.steps == 0 or step == first:
                 watchdog.suspend_timer()
-                metrics = logger.exclude_time(monitor.evaluate())
-            logger.log_step(step, {**_average_losses(losses), "lr": trainer.optimizer.param_groups[0]["lr"], **metrics})
-            _stop_if_asked(job)
-        if failures.fault_hook is not None:
-            failures.fault_hook(rank(), step)
-        if last or trainer.is_checkpoint_due(step):
-            trainer.save_checkpoint(step)
+                learner.begin_epoch(step // job.plan.steps)
+                dropped.write_epoch(step // job.plan.steps)
+            with time_part(DATA_PART):
+                batch = to_batch(arrays, job.device, job)
+            losses = trainer.step(batch, step)
+            step += 1
+            watchdog.send_heartbeat()
+            last = step == stop
+            is_evaluated = monitor is not None and monitor.is_due(step)
+            if step % job.training.log_every == 0 or last or is_evaluated:
+                metrics = {}
+                if monitor is not None and is_evaluated:
+                    watchdog.suspend_timer()
+                    metrics = _evaluate_weights(trainer, monitor, logger, step)
+                    last = last or (selection is not None and selection.is_over)
+                rate = trainer.optimizer.param_groups[0]["lr"]
+                logger.log_step(step, {**_average_losses(losses), "lr": rate, **metrics})
+                _stop_if_asked(job)
+            if failures.fault_hook is not None:
+                failures.fault_hook(rank(), step)
+            if last or trainer.is_checkpoint_due(step):
+                trainer.save_checkpoint(step)
+            if last and step < stop:
+                append_row(job.folder, {"note": _describe_early_end(trainer, step)})
+                break
     logger.close()
-    if job.pause_step:
+    if job.pause_step and step == job.pause_step:
         raise Paused(f"{job.folder.name}: pauses after {job.pause_after:,} of {job.training.length}")
+
+
+def _evaluate_weights(trainer: Trainer, monitor: Monitor, logger: MetricsLogger, step: int) -> dict[str, float]:
+    """Evaluates the weights after `step` steps, and keeps them if they are the best so far. Collective.
+
+    Returns the metrics to log.
+    """
+    with trainer.averaged_weights():
+        metrics = logger.exclude_time(monitor.evaluate())
+    selection = trainer.selection
+    if selection is not None and selection.record_evaluation(step, metrics) and selection.options.keeps_best:
+        trainer.save_best(step)
+    return metrics
+
+
+def _describe_early_end(trainer: Trainer, step: int) -> str:
+    selection, total = trainer.selection, trainer.job.total_steps
+    assert selection is not None
+    return (
+        f"ends after step {step} of {total}: {selection.options.measure} was not better than {selection.best:.4g} of "
+        f"step {selection.best_step} in {selection.num_since} evaluations"
+    )
 
 
 def _list_stretches(job: TrainingJob, learner: Learner, first: int, stop: int) -> list[TrainOrder]:
@@ -114,7 +151,7 @@ def _iterate_stretches(
     stream: Iterator[dict[str, Any]],
     later: Sequence[TrainOrder],
     rows: int,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yields the batches of `stream`, then those of the stretches `later`, before each of which the learner reads all
     images. One stream is open at a time.
     """

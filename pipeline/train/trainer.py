@@ -1,6 +1,7 @@
 """One training step of a learner, and its state in checkpoints."""
 
 import contextlib
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,15 @@ from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.train.checkpoint import OTHER_STATE_ADVICE, Checkpoint, Checkpoints, refuse_other_state
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
+from firstlight.pipeline.train.selection import WeightSelection, best_folder
 from firstlight.pipeline.train.training_job import TrainingJob
+from firstlight.pipeline.train.weight_average import WeightAverage
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.timer import time_part
 
 MIN_CHECKPOINT_AGE_S = 20.0
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The images of a step whose loss is not finite.
 NONFINITE_FILE = "nonfinite.json"
 MAX_IDS_LISTED = 8
@@ -40,10 +44,19 @@ class Trainer:
         learner.train()
         if job.training.compile:
             learner.encoder.compile()  # type: ignore[union-attr, operator]
-        self.optimizer = build_optimizer(job.training.optimizer, learner.parameter_groups())
-        schedule = job.training.schedule
-        self.per_epoch = schedule is not None and schedule.interval == "epoch"
-        self.schedule = build_schedule(schedule, self.optimizer, job.num_epochs if self.per_epoch else job.total_steps)
+        training, groups, exempt = job.training, learner.parameter_groups(), learner.list_undecayed_parameters()
+        self.optimizer = build_optimizer(training.optimizer, groups, training.learning_rate, exempt)
+        self.per_epoch = training.schedule is not None and training.schedule.interval == "epoch"
+        length, epoch_length = (job.num_epochs, 1) if self.per_epoch else (job.total_steps, job.plan.steps)
+        self.schedule = build_schedule(training.schedule, self.optimizer, length, epoch_length)
+        self.autocast_dtype = AUTOCAST_DTYPES.get(resolve_precision(training.precision, job.device))
+        # Without fp16 it does nothing.
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
+        if self.scaler.is_enabled():
+            # The first steps may be skipped, until the scale fits; the schedule counts them.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        self.average = WeightAverage(learner, training.ema) if training.ema is not None else None
+        self.selection = WeightSelection(job.selection) if job.selection is not None else None
         # Summed over the steps of the epoch so far.
         self.epoch_loss = 0.0
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
@@ -72,9 +85,13 @@ class Trainer:
         )
         with time_part("optimizer"):
             if self.job.training.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self._advance_schedule(step + 1)
+            if self.average is not None:
+                self.average.update(step)
         self.learner.end_step()
         self.num_done = step + 1
         return losses
@@ -85,7 +102,7 @@ class Trainer:
             losses: dict[str, Tensor] = self.model(batch)
         self._stop_unless_finite(losses["loss"], batch, step)
         with time_part("backward"):
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         return losses
 
     def _backward_in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -104,13 +121,10 @@ class Trainer:
             with torch.no_grad(), self._seed_and_autocast(step, k), time_part("forward"):
                 embedded.append(self.learner.embed(images))
         outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
-        with (
-            torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"),
-            time_part("forward"),
-        ):
+        with self._autocast(), time_part("forward"):
             losses = self.learner.loss(outputs, batch)
         self._stop_unless_finite(losses["loss"], batch, step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         # Kept, so that the parts count once in the running statistics.
         buffers = [buffer.clone() for buffer in self.learner.buffers()]
         for k, images in enumerate(parts):
@@ -129,8 +143,13 @@ class Trainer:
     def _seed_and_autocast(self, step: int, part: int) -> Iterator[None]:
         """Seeds the random numbers of the block from (seed, step, rank, part), and sets the training's precision."""
         torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
-        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+        with self._autocast():
             yield
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a block with the training's precision."""
+        dtype = self.autocast_dtype
+        return torch.autocast(self.job.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _advance_schedule(self, done: int) -> None:
         ends_epoch = done % self.job.plan.steps == 0
@@ -182,20 +201,52 @@ class Trainer:
     @time_part("checkpoint")
     def save_checkpoint(self, step: int) -> None:
         """Writes a checkpoint. Collective."""
+        self._write_checkpoint(self.checkpoints, step)
+        self.saved_at = time.monotonic()
+
+    @time_part("checkpoint")
+    def save_best(self, step: int) -> None:
+        """Writes the checkpoint of the best weights so far, and deletes that of the best before. Collective."""
+        self._write_checkpoint(self.best_checkpoints, step)
+
+    def _write_checkpoint(self, checkpoints: Checkpoints, step: int) -> None:
         shared = {
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "epoch_loss": self.epoch_loss,
         }
+        parts = {"scaler": self.scaler, "average": self.average, "selection": self.selection}
+        shared |= {name: state for name, part in parts.items() if part is not None and (state := part.state_dict())}
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
-        self.checkpoints.save(
-            step,
-            shared,
-            shard,
-            {"plan": self.job.plan.key, "threads": torch.get_num_threads(), "torch": torch.__version__},
-        )
-        self.saved_at = time.monotonic()
+        versions = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, **versions})
+
+    @property
+    def best_checkpoints(self) -> Checkpoints:
+        """The checkpoint of the best weights so far."""
+        return Checkpoints(best_folder(self.job.folder), keep=1)
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a block in which the learner has the averaged weights, if the training keeps an average."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def load_final_weights(self) -> None:
+        """Gives the learner the weights that the training hands on: the best or the last, averaged or not. Collective.
+
+        Raises:
+            StopTraining: the checkpoint of the best weights is lost.
+        """
+        if self.selection is not None and self.selection.options.keeps_best:
+            found, _ = self.best_checkpoints.read_newest()
+            if found is None or found.step != self.selection.best_step:
+                raise StopTraining(
+                    f"{best_folder(self.job.folder)}: the best weights, of step {self.selection.best_step}, are not "
+                    f"there; delete {self.job.folder} to train from the beginning"
+                )
+            self._load_state(found)
+        if self.average is not None:
+            self.average.exchange_weights()
 
     def resume_training(self) -> tuple[int, list[str]]:
         """Loads the newest checkpoint. Returns the number of steps done, and notes for the user. Collective."""
@@ -252,6 +303,8 @@ class Trainer:
             for name in (METRICS_FILE, DROPPED_IDS_FILE):
                 if (other / name).exists():
                     write_atomically(self.job.folder / name, (other / name).read_bytes())
+            if best_folder(other).exists():
+                shutil.copytree(best_folder(other), best_folder(self.job.folder), dirs_exist_ok=True)
         note = f"continues another training at step {found.step} of {self.job.total_steps}, with other settings"
         return found.step, [*(f"skipped a damaged checkpoint: {line}" for line in complaints), note]
 
@@ -261,6 +314,9 @@ class Trainer:
             self.optimizer.load_state_dict(found.shared["optimizer"])
             self.schedule.load_state_dict(found.shared["schedule"])
             self.epoch_loss = float(found.shared["epoch_loss"])
+            for name, part in {"scaler": self.scaler, "average": self.average, "selection": self.selection}.items():
+                if part is not None and part.state_dict():
+                    part.load_state_dict(found.shared[name])
             for name, table in self.learner.tables.items():
                 table.load_state_dicts([shard[name] for shard in found.shards])
 
@@ -282,6 +338,15 @@ class _StepModule(nn.Module):
             return self.learner(batch)
         pairs = zip(self.learner.embed(batch), gradients, strict=True)
         return torch.stack([(output * gradient).sum() for output, gradient in pairs if gradient is not None]).sum()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Returns the number format of a training's forward pass on `device`: `auto` becomes the best that it has."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:

@@ -12,6 +12,7 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.stream import LoadingOptions
+from firstlight.pipeline.train.selection import SelectionOptions
 from firstlight.tasks.learner import Batch
 
 
@@ -21,7 +22,7 @@ class TrainingJob:
 
     `withheld` are the sorted ids whose labels the learner must not see. `warm_start` is the folder of another training
     that this one continues if it has no checkpoint yet. `pause_after` is the length after which it pauses, in the unit
-    of its own length.
+    of its own length. `selection` says how its weights are judged on held-out images; None: they are not.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class TrainingJob:
     withheld: np.ndarray
     warm_start: Path | None = None
     pause_after: int | None = None
+    selection: SelectionOptions | None = None
 
     @property
     def total_steps(self) -> int:

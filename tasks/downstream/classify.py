@@ -3,7 +3,8 @@
 NAT (section 4) trains an MLP on the last convolution.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from firstlight.tasks.downstream.task import LayerDecay, Scores, TargetKind, Task, TrainedPart, at_least_float32
+from firstlight.tasks.downstream.whole_images import ImageViews
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder, pool_maps
+from firstlight.tasks.nn.encoders import Encoder, MapPooling, pool_maps, pooled_size
 from firstlight.tasks.nn.heads import DropoutLayers, HeadNorm, build_mlp
 from firstlight.tasks.nn.weight_init import Init, initialize_weights, set_biases
 
@@ -25,6 +27,8 @@ class Classification(Task):
 
     `layer`: the index of the feature map that is classified; -1 is the deepest.
     `hidden`: the widths of the head's hidden layers; `()` is a linear head.
+    `pool`: the vector of a map: `avg` its mean over positions, `flatten` all its values, `cls` the class token of a
+    ViT, `cls_avg` the class token and the mean.
     `dropout`: the probability of dropout after the hidden layers that `dropout_layers` names.
     `dropout_layers`: the hidden layers that dropout follows: `first` as in NAT's code, or `all` as in AlexNet
     (Krizhevsky et al. 2012) and VGG.
@@ -49,7 +53,7 @@ class Classification(Task):
         hidden: Hidden = (),
         dropout: ShareBelowOne = 0.0,
         dropout_layers: DropoutLayers = "first",
-        pool: Literal["avg", "flatten"] = "avg",
+        pool: MapPooling = "avg",
         norm: HeadNorm = "batch",
         label_smoothing: ShareBelowOne = 0.0,
         init: Init = "default",
@@ -57,9 +61,8 @@ class Classification(Task):
     ) -> None:
         super().__init__(encoder, classes, train=train, layer=layer, layer_decay=layer_decay)
         self.pool, self.label_smoothing = pool, label_smoothing
-        c, h, w = encoder.shapes[self.layer]
         self.head = build_mlp(
-            c if pool == "avg" else c * h * w,
+            pooled_size(encoder, pool, self.layer),
             hidden,
             classes,
             dropout=dropout,
@@ -85,11 +88,25 @@ class Classification(Task):
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 
     def mean_logits(self, batch: Batch) -> Tensor:
-        """Returns the (B, classes) logits, averaged over the views.
+        """Returns the (B, classes) logits of a batch, averaged over its views."""
+        return self.average_logits(batch.views)
+
+    def average_logits(self, views: Sequence[Tensor]) -> Tensor:
+        """Returns the (B, classes) logits, averaged over the views, each (B, 3, H, W).
 
         Ten crops of an image have one answer (Krizhevsky et al. 2012); NAT's code sums them.
         """
-        return torch.stack([self.compute_logits(view) for view in batch.views]).mean(0)
+        return torch.stack([self.compute_logits(view) for view in views]).mean(0)
+
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the (B, classes) probabilities of the classes, of which an image has one."""
+        return logits.softmax(1)
+
+    def predict_images(self, images: Sequence[ImageViews]) -> list[dict[str, Tensor]]:
+        """Returns the (classes,) `probabilities` of each image."""
+        views = torch.stack([image.views for image in images], 1)
+        probabilities = self.compute_probabilities(self.average_logits(views.unbind()))
+        return [{"probabilities": row} for row in probabilities]
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns the predicted classes, the true ones, and the numbers of classes with a logit above the true one."""

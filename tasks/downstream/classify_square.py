@@ -3,6 +3,7 @@
 NAT uses it in table 1, after Tygert et al. 2017.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,6 +32,17 @@ class SquareLossClassification(Classification):
     def compute_logits(self, images: Tensor) -> Tensor:
         """Returns the (B, classes) outputs of (B, 3, H, W) images, on the unit sphere."""
         return F.normalize(super().compute_logits(images), dim=1)
+
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the (B, classes) outputs above 0, divided by their sum.
+
+        The outputs that minimise the square loss are the probabilities of the classes. Where none is above 0, the class
+        of the largest output has all.
+        """
+        positive = logits.clamp_min(0)
+        largest = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+        chosen = torch.where((positive > 0).any(1, keepdim=True), positive, largest)
+        return chosen / chosen.sum(1, keepdim=True)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         (cosines,) = outputs

@@ -5,6 +5,7 @@ Fast R-CNN takes windows that slide over the image as proposals. Self-supervised
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -17,9 +18,11 @@ from firstlight.tasks.downstream.multilabel import eleven_point_precision, mean_
 from firstlight.tasks.downstream.roi_head import BoxHead, build_roi_pooling, draw_head_weights
 from firstlight.tasks.downstream.segment import voc_palette
 from firstlight.tasks.downstream.task import LayerDecay, Scores, Task, TrainedPart
+from firstlight.tasks.downstream.whole_images import ImageViews, move_boxes_back
 from firstlight.tasks.downstream.windows import WINDOW_RATIOS, SlidingWindows
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.timm_backbones import TokenMaps
 from firstlight.tasks.nn.weight_init import Init
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class Detection(Task):
         if last_pool == "drop":
             encoder.drop_last_pool()
         super().__init__(encoder, classes, train=train, layer_decay=layer_decay)
+        _check_spacing(encoder)
         levels = _pyramid_levels(encoder) if pyramid else [len(encoder.shapes) - 1]
         if pyramid and len(anchors) != len(levels):
             raise ValueError(
@@ -180,6 +184,19 @@ class Detection(Task):
         blocks = (inputs[start : start + DETECTION_BLOCK] for start in range(0, len(inputs), DETECTION_BLOCK))
         return [seen for block in blocks for seen in self.detector(block)]
 
+    def predict_images(self, images: Sequence[ImageViews]) -> list[dict[str, Tensor]]:
+        """Returns the detected objects of each image, the surest first.
+
+        They are `boxes` (k, 4) float64 in pixels of the image, cut at its edges, `scores` (k,) and `labels` (k,), the
+        indices of their classes. Every image has one view.
+        """
+        views, regions = (torch.cat(parts) for parts in zip(*((i.views, i.regions) for i in images), strict=True))
+        found = self.detect_objects(views, regions)
+        return [
+            {"boxes": move_boxes_back(seen["boxes"], image), "scores": seen["scores"], "labels": seen["labels"] - 1}
+            for seen, image in zip(found, images, strict=True)
+        ]
+
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         """Returns mean average precision by VOC's two definitions and by COCO's, and that of each class (2007)."""
         found, truth = (row.cpu() for row in rows)
@@ -201,6 +218,21 @@ class Detection(Task):
             for d in self.detect_objects(images, batch.targets.get("region"))
         ]
         return {"truth": _draw_boxes(images, truth), "predicted": _draw_boxes(images, seen)}
+
+
+def _check_spacing(encoder: Encoder) -> None:
+    """Checks that the tokens of a ViT are a power of two pixels apart, as torchvision's pooling of boxes takes them.
+
+    The maps of other networks are, up to the rounding of their sizes.
+
+    Raises:
+        ValueError: they are not.
+    """
+    spacing = encoder.image_size / encoder.shapes[-1][1]
+    if isinstance(encoder.stages, TokenMaps) and not math.log2(spacing).is_integer():
+        raise ValueError(
+            f"encoder.patch_size: maps {spacing:g} pixels apart cannot be pooled by boxes; valid: 1, 2, 4, 8, 16 or 32"
+        )
 
 
 def _pyramid_levels(encoder: Encoder) -> list[int]:

@@ -14,7 +14,7 @@ from firstlight.tasks.collective import mean_count_per_worker
 from firstlight.tasks.downstream.classify import Classification, Hidden, ShareBelowOne
 from firstlight.tasks.downstream.task import LayerDecay, Scores, TrainedPart
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.encoders import Encoder, MapPooling
 from firstlight.tasks.nn.heads import DropoutLayers, HeadNorm
 from firstlight.tasks.nn.weight_init import Init
 
@@ -44,7 +44,7 @@ class MultilabelClassification(Classification):
         hidden: Hidden = (),
         dropout: ShareBelowOne = 0.0,
         dropout_layers: DropoutLayers = "first",
-        pool: Literal["avg", "flatten"] = "avg",
+        pool: MapPooling = "avg",
         norm: HeadNorm = "batch",
         label_smoothing: ShareBelowOne = 0.0,
         init: Init = "default",
@@ -78,6 +78,10 @@ class MultilabelClassification(Classification):
         # Every worker has equally many images, but not equally many known labels.
         count = len(present) if self.reduction == "sum" else mean_count_per_worker(known, each.dtype)
         return {"loss": (each * known).sum() / count}
+
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the (B, classes) probability of each class to be present."""
+        return logits.sigmoid()
 
     def observe(self, batch: Batch) -> tuple[Tensor, ...]:
         """Returns the (B, C) logits, and the (B, C) classes that are present."""

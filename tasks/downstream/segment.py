@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from firstlight.tasks.collective import mean_count_per_worker
 from firstlight.tasks.downstream.multilabel import mean_without_nan
 from firstlight.tasks.downstream.task import LayerDecay, Scores, Task, TrainedPart, at_least_float32
+from firstlight.tasks.downstream.whole_images import VOID_CLASS, ImageViews, classify_pixels
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.backbones import replace_batch_norm
 from firstlight.tasks.nn.decoder import Decoder, Shortcuts, make_deconvolution
@@ -18,8 +19,6 @@ from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm
 from firstlight.tasks.nn.weight_init import Init, initialize_weights
 
-# The value of a mask for pixels that are neither learned nor counted.
-VOID_CLASS = 255
 # The fewest classes that the mean over classes says something about.
 MIN_SCORED_CLASSES = 2
 
@@ -151,6 +150,23 @@ class Segmentation(Task):
         merged = merge_windows(logits, [windows[k] for k in first], (width, height))
         mask = batch.targets["whole_mask"][row, :height, :width].long()
         return confusion_counts(merged.argmax(0)[None], mask[None], self.classes)
+
+    def predict_images(self, images: Sequence[ImageViews]) -> list[dict[str, Tensor]]:
+        """Returns the `mask` of each image, (height, width) uint8 at its own size; VOID_CLASS where no view shows it.
+
+        Logits are averaged where views overlap.
+        """
+        if all(len(image.views) == 1 for image in images):
+            views, regions = (torch.cat(parts) for parts in zip(*((i.views, i.regions) for i in images), strict=True))
+            logits = list(self.compute_logits(views, regions).split(1))
+        else:
+            logits = [self._compute_in_blocks(image, len(images)) for image in images]
+        return [{"mask": classify_pixels(one, image)} for one, image in zip(logits, images, strict=True)]
+
+    def _compute_in_blocks(self, image: ImageViews, size: int) -> Tensor:
+        """Returns the logits of all views of an image, computed for `size` views at a time."""
+        blocks = zip(image.views.split(size), image.regions.split(size), strict=True)
+        return torch.cat([self.compute_logits(views, regions) for views, regions in blocks])
 
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         """Returns intersection over union over all pixels of the set, as VOC does.

@@ -8,6 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from firstlight.tasks.downstream.whole_images import ImageViews
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.nn.encoders import Encoder
 
@@ -58,6 +59,14 @@ class Task(Learner):
     def score(self, rows: tuple[Tensor, ...]) -> Scores:
         """Returns the scores of a set from the observed rows of all its images; `measure` is among them."""
 
+    @abstractmethod
+    def predict_images(self, images: Sequence[ImageViews]) -> list[dict[str, Tensor]]:
+        """Returns the predictions of each of at least one image, by name, in the pixels of the image.
+
+        Is called in evaluation mode, without gradients. All tasks of one kind of target have the same predictions:
+        `probabilities` for labels, `mask` for masks, `boxes`, `scores` and `labels` for boxes.
+        """
+
     def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
         """Returns (B, 3, H, W) images in 0..1 by caption that show predictions; {} if there is nothing to show."""
         return {}
@@ -85,16 +94,9 @@ class Task(Learner):
             module.eval()
         return self
 
-    def parameter_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Returns the task's own layers, then the encoder's layers by feature map, deep to shallow (`layer_decay`)."""
-        blocks = self.encoder.parameter_blocks()[: self.layer + 1]
-        of_encoder = set[nn.Parameter]().union(*blocks)
-        own = [p for p in self.parameters() if p.requires_grad and p not in of_encoder]
-        if self.layer_decay == 1.0:
-            return super().parameter_groups()
-        groups = [(1.0, own), *((self.layer_decay**depth, list(block)) for depth, block in enumerate(reversed(blocks)))]
-        in_order = {parameter: position for position, parameter in enumerate(self.parameters())}
-        return [(factor, sorted(group, key=in_order.__getitem__)) for factor, group in groups if group]
+    def list_encoder_blocks(self) -> list[set[nn.Parameter]]:
+        """Returns the encoder's trained parameters by feature map, up to the map that the task takes."""
+        return self.encoder.parameter_blocks()[: self.layer + 1]
 
 
 def at_least_float32(x: Tensor) -> Tensor:

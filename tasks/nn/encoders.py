@@ -1,7 +1,7 @@
 """Encoders by name: an image in 0..1 -> its feature maps, shallow to deep. Stages pass encoders to later stages."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import fields
 from typing import Any
@@ -20,11 +20,21 @@ from firstlight.tasks.nn.backbones import (
     sc_convnet,
     vgg16,
 )
+from firstlight.tasks.nn.feature_maps import MapList, MapPooling, join_channels, pool_maps
 from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
-from firstlight.tasks.nn.library_backbones import FeatureMaps, first_line, from_timm, from_torchvision
+from firstlight.tasks.nn.library_backbones import FeatureMaps, first_line, from_torchvision
+from firstlight.tasks.nn.timm_backbones import TokenMaps, find_timm_traits, from_timm
 from firstlight.tasks.nn.weight_init import initialize_weights
 
-__all__ = ["ENCODERS", "Encoder", "InputNormalization", "SharedEncoderOptions", "pool_maps", "pooled_size"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "InputNormalization",
+    "MapPooling",
+    "SharedEncoderOptions",
+    "pool_maps",
+    "pooled_size",
+]
 
 ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
     "convnet": convnet,
@@ -57,22 +67,24 @@ class Tower(nn.Module):
         self.input = input
         self.stages = nn.ModuleList(body) if isinstance(body, list) else body
 
-    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> MapList:
         """Returns the feature maps, shallow to deep; only the first `depth` of them if it is given.
 
         `region`: the part of each view that shows the image, as `InputNormalization.forward` takes it.
         """
         return self.run_stages(self.input(x, region), depth)
 
-    def run_stages(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
+    def run_stages(self, x: Tensor, depth: int | None = None) -> MapList:
         """Returns the feature maps of what `input` has made of the images."""
+        if isinstance(self.stages, TokenMaps):
+            return self.stages(x, depth)  # type: ignore[no-any-return]
         if not isinstance(self.stages, nn.ModuleList):
-            return self.stages(x)[:depth]  # type: ignore[no-any-return]
+            return MapList(self.stages(x)[:depth])
         maps = []
         for stage in self.stages[:depth]:
             x = stage(x)
             maps.append(x)
-        return maps
+        return MapList(maps)
 
     def compose_filters(self) -> Tensor | None:
         """Returns the (n, c, k, k) filters of the first convolution as they act on the image.
@@ -105,15 +117,16 @@ class Encoder(Tower):
         self.twin = Tower(*others[0]) if others else None
         self.spec, self.image_size = dict(spec), image_size
         initialize_weights(self, shared.init)
-        maps = self._compute_maps()
-        self.shapes = [tuple(map_.shape[1:]) for map_ in maps]
-        self.freeze_unused(maps[-1:])
+        self._measure_maps()
 
-    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, depth: int | None = None, region: Tensor | None = None) -> MapList:
         maps = super().forward(x, depth, region)
-        if self.twin is None:
-            return maps
-        return [torch.cat(pair, 1) for pair in zip(maps, self.twin(x, depth, region), strict=True)]
+        return maps if self.twin is None else join_channels(maps, self.twin(x, depth, region))
+
+    @property
+    def has_class_token(self) -> bool:
+        """True if the network gives a class token beside each map, which can be pooled (`pool: cls`)."""
+        return isinstance(self.stages, TokenMaps) and self.stages.has_class_token
 
     @property
     def input_channels(self) -> int:
@@ -125,13 +138,12 @@ class Encoder(Tower):
         inputs = [self.input] if self.twin is None else [self.input, self.twin.input]
         return torch.cat([input(x, region) for input in inputs], 1)
 
-    def forward_normalized(self, x: Tensor) -> list[Tensor]:
+    def forward_normalized(self, x: Tensor) -> MapList:
         """Returns the feature maps of what `normalize_images` returns."""
         if self.twin is None:
             return self.run_stages(x)
         first, second = x.split([self.input.channels, self.twin.input.channels], 1)
-        pairs = zip(self.run_stages(first), self.twin.run_stages(second), strict=True)
-        return [torch.cat(pair, 1) for pair in pairs]
+        return join_channels(self.run_stages(first), self.twin.run_stages(second))
 
     def compose_first_filters(self) -> list[Tensor]:
         """Returns `compose_filters` of each tower that has such filters."""
@@ -139,11 +151,18 @@ class Encoder(Tower):
         return [filters for tower in towers if (filters := tower.compose_filters()) is not None]
 
     def parameter_blocks(self) -> list[set[nn.Parameter]]:
-        """Returns the trained parameters by the first feature map that is computed from them, shallow to deep."""
-        known, found = set[Tensor](), []
+        """Returns the trained parameters by the first feature map that is computed from them, shallow to deep.
+
+        The final normalisation of a network of one resolution follows every map, and belongs to the deepest.
+        """
+        towers = [self] if self.twin is None else [self, self.twin]
+        norms = [tower.stages.final_norm for tower in towers if isinstance(tower.stages, TokenMaps)]
+        last = {parameter for norm in norms if norm is not None for parameter in norm.parameters()}
+        known, found = set[Tensor](last), []
         for map_ in self._compute_maps():
             found.append({parameter for parameter in self.parameters() if parameter in _find_parameters(map_) - known})
             known |= found[-1]
+        found[-1] |= {parameter for parameter in last if parameter.requires_grad}
         return found
 
     def drop_last_pool(self) -> None:
@@ -163,22 +182,44 @@ class Encoder(Tower):
             stage.set_submodule(pools[0], nn.Identity())
         self.shapes = [tuple(map_.shape[1:]) for map_ in self._compute_maps()]
 
-    def freeze_unused(self, maps: Sequence[Tensor]) -> None:
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Loads weights as torch does; those of an earlier version may turn a ViT into what it was (`TokenMaps`)."""
+        loaded = super().load_state_dict(*args, **options)
+        if isinstance(self.stages, TokenMaps) and len(self.stages.indices) != len(self.shapes):
+            self._measure_maps()
+        return loaded
+
+    def freeze_unused(self, maps: Iterable[Tensor]) -> None:
         """Freezes the parameters that none of `maps` was computed from; this encoder made them with gradients."""
         used = set[Tensor]().union(*map(_find_parameters, maps))
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in used)
 
-    def _compute_maps(self) -> list[Tensor]:
+    def _advise_image_size(self, error: Exception) -> str:
+        """Returns what helps a network that was built for another size of image; "" if that is not the problem."""
+        takes_size = self.spec["name"] == "timm" and "img_size" in find_timm_traits(self.spec["model"]).parameters
+        if not takes_size or "match model" not in str(error):
+            return ""
+        return f"; advised: img_size: {self.image_size}"
+
+    def _measure_maps(self) -> None:
+        maps = self._compute_maps()
+        self.shapes = [tuple(map_.shape[1:]) for map_ in maps]
+        self.freeze_unused(maps[-1:])
+
+    def _compute_maps(self) -> MapList:
         """Computes the maps of one black image, without a change of the network."""
         name, size = self.spec.get("model", self.spec["name"]), self.image_size
         try:
             # A traced network prints its source when it fails.
             with torch.enable_grad(), redirect_stderr(io.StringIO()):
-                maps: list[Tensor] = self.eval()(torch.zeros(1, 3, size, size))
+                maps: MapList = self.eval()(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(self.stages, FeatureMaps):
-                raise ValueError(f"model: {name!r} cannot take images of {size} pixels: {first_line(error)}") from None
+                advice = self._advise_image_size(error)
+                raise ValueError(
+                    f"model: {name!r} cannot take images of {size} pixels: {first_line(error)}{advice}"
+                ) from None
             raise ValueError(f"images of {size} pixels are too small for {name}") from None
         if any(map_.ndim != 4 for map_ in maps):
             raise ValueError(f"model: {name!r} gives no feature maps, but {[tuple(map_.shape) for map_ in maps]}")
@@ -202,11 +243,14 @@ def _find_parameters(result: Tensor) -> set[Tensor]:
     return found
 
 
-def pool_maps(maps: Sequence[Tensor], pool: str) -> Tensor:
-    """Returns the deepest map as vectors: (B, C) averaged over positions, or (B, C * h * w) flattened."""
-    return maps[-1].mean((2, 3)) if pool == "avg" else maps[-1].flatten(1)
+def pooled_size(encoder: Encoder, pool: str, layer: int = -1) -> int:
+    """Returns the number of features that `pool_maps` gives of a map; by default of the deepest.
 
-
-def pooled_size(encoder: Encoder, pool: str) -> int:
-    c, h, w = encoder.shapes[-1]
-    return int(c if pool == "avg" else c * h * w)
+    Raises:
+        ValueError: the encoder has no class token, and `pool` needs one.
+    """
+    if pool in ("cls", "cls_avg") and not encoder.has_class_token:
+        name = encoder.spec.get("model", encoder.spec["name"])
+        raise ValueError(f"pool: {pool!r} needs a class token, and {name} has none; valid: avg, flatten")
+    c, h, w = encoder.shapes[layer]
+    return int({"avg": c, "cls": c, "cls_avg": 2 * c, "flatten": c * h * w}[pool])

@@ -249,12 +249,16 @@ class ExportGraph(nn.Module):
 
 
 def export_program(encoder: Encoder) -> Any:
-    """Returns the graph as a torch.export.ExportedProgram, for any number of images."""
+    """Returns the graph of an encoder as a torch.export.ExportedProgram, for any number of images."""
+    return export_graph(ExportGraph(encoder), encoder.image_size)
+
+
+def export_graph(graph: nn.Module, size: int) -> Any:
+    """Returns a graph that takes (B, 3, `size`, `size`) `images` as a torch.export.ExportedProgram, for any B."""
     from torch.export import Dim, export
 
-    size = encoder.image_size
     return export(
-        ExportGraph(encoder).eval(),
+        graph.eval(),
         (torch.zeros(2, 3, size, size),),
         dynamic_shapes={"images": {0: Dim("batch", min=1)}},
     )

@@ -6,10 +6,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.feature_maps import MapList, pool_maps
 from firstlight.tasks.nn.heads import Projection
 
-Pool = Literal["avg", "grid"]
+Pool = Literal["avg", "grid", "cls", "cls_avg"]
 # The largest number of features of a map that is averaged to a grid.
 MAX_GRID_FEATURES = 10_000
 
@@ -21,7 +22,9 @@ def grid_side(channels: int, side: int, pool: Pool) -> int:
     convolutional layers (Zhang et al. 2016, arXiv 1603.08511, section 3.2: about 9,000).
     """
     return (
-        1 if pool == "avg" else max([g for g in range(1, side + 1) if channels * g * g <= MAX_GRID_FEATURES], default=1)
+        max([g for g in range(1, side + 1) if channels * g * g <= MAX_GRID_FEATURES], default=1)
+        if pool == "grid"
+        else 1
     )
 
 
@@ -36,10 +39,17 @@ class FeatureExtractor(nn.Module):
     Args:
         head: gives one tensor of unit vectors instead; `layers` is ignored then.
         layers: indices of the encoder's maps, -1 is the deepest.
+        pool: `avg` or `grid`, the map averaged as a whole or to a grid (`grid_side`); `cls` or `cls_avg`, the class
+            token of the map's layer, alone or before the average.
+
+    Raises:
+        ValueError: the encoder has no class token, and `pool` needs one.
     """
 
     def __init__(self, encoder: Encoder, head: Projection | None, layers: Sequence[int], pool: Pool) -> None:
         super().__init__()
+        if pool in ("cls", "cls_avg"):
+            pooled_size(encoder, pool)
         self.encoder, self.head, self.pool = encoder, head, pool
         self.layers = [layer % len(encoder.shapes) for layer in layers]
 
@@ -47,4 +57,9 @@ class FeatureExtractor(nn.Module):
         if self.head is not None:
             return (self.head(self.encoder(images)).float(),)
         maps = self.encoder(images, max(self.layers) + 1)
-        return tuple(flatten_map(maps[layer], self.pool).float() for layer in self.layers)
+        return tuple(self._pool_layer(maps, layer).float() for layer in self.layers)
+
+    def _pool_layer(self, maps: MapList, layer: int) -> Tensor:
+        if self.pool in ("cls", "cls_avg"):
+            return pool_maps(maps, self.pool, layer)
+        return flatten_map(maps[layer], self.pool)

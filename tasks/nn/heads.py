@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.encoders import pool_maps
+from firstlight.tasks.nn.feature_maps import pool_maps
 from firstlight.tasks.nn.norms import Norm, norm_layer
 
 HeadNorm = Norm | Literal["none"]

@@ -1,6 +1,6 @@
-"""Networks of torchvision and timm by their names there, always with new weights. Each gives all its feature maps.
+"""Networks of torchvision by their names there, always with new weights. Each gives all its feature maps.
 
-Both libraries are imported inside functions: they take seconds, and only their users should wait.
+torchvision is imported inside functions: it takes seconds, and only its users should wait.
 """
 
 import difflib
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 # The names in torchvision of the parts after the last feature map.
 HEAD_PREFIXES = ("classifier", "fc", "head", "aux", "AuxLogits")
+# Networks of torchvision that have no feature maps there, and their twins in timm, which have.
+TIMM_TWINS = {
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+    "inception_v3": "inception_v3",
+}
 # The sides in pixels of two images that show which dimensions of an activation grow with the image.
 PROBE_IMAGE_SIZES = (224, 256)
 # The dimensions of a feature map that grow with the image, by the order of its dimensions.
@@ -58,7 +67,7 @@ def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Modul
     import torchvision
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    _check_known(model, torchvision.models.list_models(module=torchvision.models), "torchvision")
+    check_known_model(model, torchvision.models.list_models(module=torchvision.models), "torchvision")
     turned = find_feature_maps(model)
     net = build_untrained(model)
     if c_in != 3:
@@ -67,32 +76,17 @@ def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Modul
     return FeatureMaps(replace_batch_norm(trunk, norm), list(turned.values()))
 
 
-def from_timm(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
-    """A network of timm, with the feature maps that timm gives of it (`features_only`).
-
-    `model`: the name of the network in timm.
-
-    Raises:
-        ValueError: timm has no such network, or it has no feature maps. Starts with "model: ".
-    """
-    import timm
-
-    _check_known(model, timm.list_models(), "timm")
-    try:
-        net: Any = timm.create_model(model, pretrained=False, features_only=True, in_chans=c_in)
-    # Each of timm's hundreds of networks fails in its own way.
-    except Exception as error:
-        raise ValueError(f"model: {model!r} of timm gives no feature maps: {first_line(error)}") from error
-    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-    return FeatureMaps(replace_batch_norm(net, norm), [channels_last] * len(net.feature_info.channels()))
-
-
 def first_line(error: Exception) -> str:
     """Returns the message of an error without the source that traced networks add."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _check_known(model: str, known: Collection[str], library: str) -> None:
+def check_known_model(model: str, known: Collection[str], library: str) -> None:
+    """Checks that a library has the network `model`.
+
+    Raises:
+        ValueError: it has not; the message names similar ones.
+    """
     if model not in known:
         near = difflib.get_close_matches(model, known, n=5)
         advice = (
@@ -147,7 +141,8 @@ def find_feature_maps(model: str) -> dict[str, bool]:
             small, large = (everything(torch.zeros(1, 3, size, size, device="meta")) for size in PROBE_IMAGE_SIZES)
     # The network cannot be traced, or takes images of one size only.
     except Exception as error:
-        raise ValueError(f"model: {model!r} of torchvision gives no feature maps: {first_line(error)}") from error
+        twin = f"; valid: name: timm, model: {TIMM_TWINS[model]}" if model in TIMM_TWINS else ""
+        raise ValueError(f"model: {model!r} of torchvision gives no feature maps: {first_line(error)}{twin}") from error
     deepest: dict[tuple[int, ...], tuple[str, bool]] = {}
     for name in _find_bottlenecks(everything.graph, small):
         grows = _growing_dimensions(small[name], large[name])

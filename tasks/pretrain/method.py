@@ -62,6 +62,10 @@ class Method(Learner):
         super().__init__()
         self.encoder, self.info = encoder, info
 
+    def list_encoder_blocks(self) -> list[set[nn.Parameter]]:
+        """Returns the encoder's trained parameters by feature map, shallow to deep."""
+        return self.encoder.parameter_blocks()
+
     @classmethod
     def complete_parameters(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Returns all hyper-parameters: those of `parameters`, and the defaults of `__init__` for the others.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from firstlight.tasks.assignment import best_assignment, sparse_assignment
 from firstlight.tasks.collective import all_sum, compute_on_rank_zero, gather_over_workers, select_own_rows, world_size
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.encoders import Encoder, MapPooling, pooled_size
 from firstlight.tasks.nn.heads import Projection
 from firstlight.tasks.nn.norms import Norm
 from firstlight.tasks.pretrain.method import Method, TrainingInfo
@@ -121,7 +121,7 @@ class NoiseAsTargets(Method):
         solver: Literal["exact", "sparse"] = "exact",
         hidden: tuple[Annotated[int, Ge(1)], ...] = (4096, 4096),
         dropout: Annotated[float, Ge(0.0), Lt(1.0)] = 0.5,
-        pool: Literal["avg", "flatten"] = "flatten",
+        pool: MapPooling = "flatten",
         norm: Norm = "batch",
     ) -> None:
         super().__init__(encoder, info)

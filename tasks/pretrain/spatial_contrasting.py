@@ -110,7 +110,9 @@ class SpatialContrasting(Method):
         "Whether a patch's map is flattened or averaged is not given by the paper; it is a setting.",
         "The paper's eqs. 1 and 2 differ in what an anchor is contrasted with; the setting `contrast` says which one "
         "was used.",
-        "The paper does not describe its networks in full: the encoder is another, or that of a third party's port.",
+        "The paper does not describe its networks in full: the encoder is another, or that of a third party's port. "
+        "The classes come from a linear layer on the averaged last map; in the port from a 1x1 convolution with "
+        "normalisation and leaky ReLU, whose maps are averaged.",
         "The loss contrasts with the images of all workers.",
     )
 
@@ -229,9 +231,11 @@ class SpatialContrasting(Method):
         mode = encoder.training
         try:
             maps = encoder.eval()(image, depth=self.depth)
-        # No position is left after pooling, or there is a single value to normalise.
-        except (RuntimeError, ValueError, AssertionError):
-            raise ValueError(f"patch_size: {side} pixels are too small for the encoder") from None
+        # No position is left after pooling, there is a single value to normalise, or a ViT cannot divide the image.
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = f": {error}" if "divisible" in str(error) else ""
+            problem = f"cannot be taken by the encoder{reason}" if reason else "are too small for the encoder"
+            raise ValueError(f"patch_size: {side} pixels {problem}") from None
         finally:
             encoder.train(mode)
         return [maps[k] for k in self.layers]

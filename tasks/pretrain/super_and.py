@@ -25,7 +25,7 @@ from firstlight.tasks import relation_losses
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.neighbourhoods import measure_consistency, select_neighbours
-from firstlight.tasks.nn.encoders import Encoder, pooled_size
+from firstlight.tasks.nn.encoders import Encoder, MapPooling, pooled_size
 from firstlight.tasks.nn.heads import Projection
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 from firstlight.tasks.relation_losses import SuperAndVariant, augmentation_loss, neighbourhood_loss
@@ -132,7 +132,7 @@ class SuperAnd(Method):
         ue_sign: Literal["attract", "eq12"] = "attract",
         ue_classes: Literal["others", "all"] = "others",
         chunk: Annotated[int, Ge(1)] = 8192,
-        pool: Literal["avg", "flatten"] = "avg",
+        pool: MapPooling = "avg",
     ) -> None:
         super().__init__(encoder, info)
         if aug and views == 1:

@@ -15,7 +15,8 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import finetune
 from firstlight.pipeline.train.context import StageContext
-from firstlight.tasks.downstream.segment import VOID_CLASS, Segmentation
+from firstlight.tasks.downstream.segment import Segmentation
+from firstlight.tasks.downstream.whole_images import VOID_CLASS
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 from tests.support.blank_figures import save_blank

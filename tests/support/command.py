@@ -56,7 +56,7 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, timeout: float = 120) -> tuple[int, str]:
+    def wait(self, timeout: float = 600) -> tuple[int, str]:
         """Returns its exit code (negative for a signal) and what it has printed."""
         self.process.join(timeout)
         if self.process.exitcode is None:

@@ -104,6 +104,24 @@ def locate_image(params: Sequence[OpParams], size: int) -> np.ndarray:
     return region
 
 
+def find_view_map(params: Sequence[OpParams], image_size: tuple[int, int], size: int) -> np.ndarray:
+    """Returns how the ops move the points of an image, (2, 3) float64: (x, y) is at `map @ (x, y, 1)` of the view.
+
+    Args:
+        params: those of the ops that make the view, in their order.
+        image_size: width and height of the image.
+        size: the side of the view in pixels.
+    """
+    width, height = image_size
+    # A point is a box without an extent.
+    points = np.array([(0, 0) * 2, (width, 0) * 2, (0, height) * 2], np.float64)
+    for op in params:
+        for move in _list_box_moves(op):
+            points = BOX_MOVERS[type(move)](points, move, size)
+    origin, right, down = points[:, :2]
+    return np.stack(((right - origin) / width, (down - origin) / height, origin), 1)
+
+
 def move_mask(mask: np.ndarray, params: Sequence[OpParams], size: int) -> np.ndarray:
     """Moves an image's (H, W) uint8 classes. Returns (size, size) uint8; VOID_VALUE fills what comes from outside."""
     moved = Image.fromarray(mask)

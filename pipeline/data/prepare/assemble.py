@@ -67,8 +67,10 @@ def assemble_store(
         problem = describe_bad_images(folder, num_bad, sum(source.splits.values()))
         raise UserError(f"{problem}; no image is left for training")
     levels = decide_levels(statistics.whole.levels, depth, old)
+    lost = _find_lost_classes(source, statistics) if num_bad else {}
     images = {
         **statistics.dump(),
+        **({"lost_classes": lost} if lost else {}),
         **({"levels": levels} if levels else {}),
         "duplicates": write_duplicates(folder, shards),
     }
@@ -79,6 +81,17 @@ def assemble_store(
     annotations = list(source.annotations)
     facts = {"quarantined": num_bad, "annotations": annotations, "images": images, "subsets": subsets}
     write_sealed_json(folder / MANIFEST_FILE, _build_store_manifest(source, old, shards, facts, root))
+
+
+def _find_lost_classes(source: Source, statistics: SourceStatistics) -> dict[str, list[int]]:
+    """Returns the classes that a split has in the source and not in the store, as no image of them can be decoded."""
+    lost = {}
+    for split, rows in source.rows.items():
+        kept = statistics.splits[split].labels if split in statistics.splits else Counter[int]()
+        listed = np.unique(source.labels[rows]).tolist()
+        if gone := [label for label in listed if label >= 0 and not kept[label]]:
+            lost[split] = gone
+    return lost
 
 
 def _number_shards(

@@ -231,7 +231,9 @@ def _label_by_folder(
 
 def _missing_class_error(path: str, name: str, classes: tuple[str, ...]) -> UserError:
     near = [known for known in classes if fold_name(known) == fold_name(name)]
-    advice = f"; {near[0]!r} is one: dataset.label_case=lower reads both alike" if near else ""
+    advice = f"; its classes: {join_names(classes, 20)}; valid: the same classes, or dataset.splits without that folder"
+    if near:
+        advice = f"; {near[0]!r} is one: dataset.label_case=lower reads both alike"
     return UserError(f"dataset.root: {path}: the training split has no class {name!r}{advice}")
 
 

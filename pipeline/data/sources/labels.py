@@ -120,16 +120,20 @@ def read_labels(
     indices = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
     counts = np.bincount(indices, minlength=len(found) + 1)[: len(found)].tolist()
     notes: list[str] = []
+    absent = Counter({"empty": values.null_count})
     if not pa.types.is_integer(values.type):
-        found = _clean_texts(found, counts, known, dataset, notes)
+        found = _clean_texts(found, counts, known, dataset, notes, absent)
         found = _parse_whole_numbers(found, known)
+    absent["-1"] += sum(count for value, count in zip(found, counts, strict=True) if value == -1)
     classes, numbers = _number_values(found, counts, known, listed, notes)
     labels = np.array([*numbers, -1], np.int64)[indices]
     wrong = np.flatnonzero((labels < -1) | (labels >= max(len(classes), 1)))
     if len(wrong):
         index = int(wrong[0])
         value = found[int(indices[index])]
-        raise UserError(f"{row(index)}: label {_describe_wrong_label(value, classes, listed)}")
+        raise UserError(f"{row(index)}: label {_describe_wrong_label(value, known, listed)}")
+    if (labels >= 0).any():
+        notes += _describe_missing_labels(absent)
     if not known:
         notes += describe_near_twins(classes, _sum_counts(numbers, counts))
     return LabelReading(classes, labels, tuple(notes))
@@ -148,22 +152,30 @@ def clean_label(text: str, dataset: SourceOptions) -> str:
     return plain.lower() if dataset.label_case == "lower" else plain
 
 
+def _describe_missing_labels(absent: Counter[str]) -> list[str]:
+    """Returns a note about images without a label. `absent`: what stands in its place -> number of images."""
+    found = +absent
+    if not found:
+        return []
+    texts = found.keys() - {"empty", "-1"}
+    advice = "; dataset.missing_labels=[] reads such texts as classes" if texts else ""
+    return [f"no label: {count_things(found.total(), 'image')} ({join_counts(found)}){advice}"]
+
+
 def _clean_texts(
-    found: Sequence[str], counts: Sequence[int], known: tuple[str, ...], dataset: SourceOptions, notes: list[str]
+    found: Sequence[str],
+    counts: Sequence[int],
+    known: tuple[str, ...],
+    dataset: SourceOptions,
+    notes: list[str],
+    absent: Counter[str],
 ) -> list[str | None]:
-    """Returns the label of each text, None if it stands for no label."""
+    """Returns the label of each text, None if it stands for no label, which is counted in `absent`."""
     missing = {"", *(text.strip().lower() for text in dataset.missing_labels)} - {fold_name(name) for name in known}
     cleaned = [None if text.strip().lower() in missing else clean_label(text, dataset) for text in found]
-    absent = {
-        repr(text.strip()) if text.strip() else "empty": count
-        for text, label, count in zip(found, cleaned, counts, strict=True)
-        if label is None
-    }
-    if absent:
-        notes.append(
-            f"no label: {count_things(sum(absent.values()), 'image')} ({join_counts(absent)}); "
-            "dataset.missing_labels=[] reads such texts as classes"
-        )
+    for text, label, count in zip(found, cleaned, counts, strict=True):
+        if label is None:
+            absent[repr(text.strip()) if text.strip() else "empty"] += count
     padded = sum(c for text, label, c in zip(found, cleaned, counts, strict=True) if label and text != text.strip())
     if padded:
         notes.append(f"{count_things(padded, 'label')} with spaces around: read without them")
@@ -257,9 +269,8 @@ def read_class_names(files: Files) -> tuple[str, ...]:
     return names
 
 
-def _describe_wrong_label(value: object, classes: tuple[str, ...], listed: str) -> str:
-    valid = f"0 to {len(classes) - 1}" if isinstance(value, int) else join_names(classes, 20)
-    if isinstance(value, int) and not listed:
-        valid = f"0 to {MAX_CLASSES - 1}"
-    where = f"{listed} has {len(classes)} classes" if listed else f"there are {len(classes)} classes"
-    return f"{value!r} is out of range: {where}; valid: {valid}, or -1 (unknown)"
+def _describe_wrong_label(value: object, known: tuple[str, ...], listed: str) -> str:
+    if not known:
+        return f"{value!r} is out of range; valid: 0 to {MAX_CLASSES - 1}, or -1 (unknown)"
+    valid = f"0 to {len(known) - 1}" if isinstance(value, int) else join_names(known, 20)
+    return f"{value!r} is out of range: {listed or 'the set'} has {len(known)} classes; valid: {valid}, or -1 (unknown)"

@@ -7,7 +7,7 @@ absolute path or a URI is read as it is.
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from firstlight.pipeline.data.sources.conventions.reading import (
     describe_absent_classes,
     describe_classes,
     describe_read_files,
+    drop_refused,
 )
 from firstlight.pipeline.data.sources.files import (
     Files,
@@ -37,7 +38,6 @@ from firstlight.pipeline.data.sources.labels import (
 )
 from firstlight.pipeline.data.sources.list_columns import LIST_DELIMITERS, parse_list_columns
 from firstlight.pipeline.data.sources.list_rows import (
-    RepeatedImages,
     find_repeated_images,
     merge_labels,
     resolve_paths,
@@ -49,7 +49,7 @@ from firstlight.pipeline.data.sources.source import Record, Source, SourceFiles,
 from firstlight.pipeline.data.sources.source_splits import settle_splits
 from firstlight.pipeline.errors import UserError
 
-NO_PATH_REASON, DUPLICATE_REASON = "the row has no path", "is listed twice"
+NO_PATH_REASON, REPEATED_REASON = "the row has no path", "of an image that stands in an earlier row"
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,18 @@ def open_list(dataset: SourceOptions) -> ImageList:
     paths, path_notes = resolve_paths(table["path"], below, found.encoding, where)
     repeated = find_repeated_images(paths, below)
     labels = merge_labels(read, repeated, paths, where, has_several)
-    rows = marked.rows
-    if has_several:
-        rows = {split: np.intersect1d(indices, repeated.kept) for split, indices in rows.items()}
+    # An image in two splits would be tested on after it was trained on
+    rows = {split: np.intersect1d(indices, repeated.kept) for split, indices in marked.rows.items()}
     settled = settle_splits({k: v for k, v in rows.items() if len(v)}, paths.to_pylist(), labels.single, dataset)
-    refused = _refuse_rows(paths, repeated, has_several)
-    num_read = sum(map(len, settled.rows.values())) - len(refused)
+    refused = _refuse_rows(paths)
+    read_rows = drop_refused(settled.rows, refused)
+    repeats = {} if has_several else {REPEATED_REASON: _count_rows(marked.rows) - _count_rows(rows)}
     reading = (
         *found.reading,
-        describe_read_files(num_read, {**marked.left_out, **_count_reasons(refused)}, "rows"),
+        describe_read_files(_count_rows(read_rows), {**marked.left_out, **repeats, **_count_reasons(refused)}, "rows"),
         *marked.reading,
         *settled.reading,
-        *describe_classes(read.classes, labels.counted, settled.rows),
+        *describe_classes(read.classes, labels.counted, read_rows),
     )
     notes = (
         *found.notes,
@@ -129,7 +129,7 @@ def open_list(dataset: SourceOptions) -> ImageList:
         *marked.notes,
         *settled.notes,
         *repeated.describe_splits(marked.rows, paths),
-        *describe_absent_classes(read.classes, labels.counted, settled.rows),
+        *describe_absent_classes(read.classes, labels.counted, read_rows),
     )
     return ImageList(
         read.classes,
@@ -146,6 +146,10 @@ def open_list(dataset: SourceOptions) -> ImageList:
         notes=notes,
         draws_test=settled.draws_test,
     )
+
+
+def _count_rows(rows: Mapping[str, np.ndarray]) -> int:
+    return sum(map(len, rows.values()))
 
 
 def _count_reasons(refused: dict[int, str]) -> dict[str, int]:
@@ -195,14 +199,10 @@ def _number_list_labels(dataset: SourceOptions, table: pa.Table, below: Files, w
     return read_labels(values, read_class_names(below), lambda index: f"{where}: row {index}", dataset, listed)
 
 
-def _refuse_rows(paths: pa.BinaryArray, repeated: RepeatedImages, has_several: bool) -> dict[int, str]:
-    """Returns the rows that are not read, with the reason: rows without a path, and repetitions of a path.
-
-    An image in two splits would be tested on after it was trained on.
-    """
-    twice = {} if has_several else dict.fromkeys(repeated.repetitions.tolist(), DUPLICATE_REASON)
+def _refuse_rows(paths: pa.BinaryArray) -> dict[int, str]:
+    """Returns the rows that cannot be read, with the reason: those without a path."""
     empty = np.flatnonzero(pc.equal(pc.binary_length(paths), 0).to_numpy(zero_copy_only=False))
-    return {**twice, **dict.fromkeys(empty.tolist(), NO_PATH_REASON)}
+    return dict.fromkeys(empty.tolist(), NO_PATH_REASON)
 
 
 def _hash_options(dataset: SourceOptions, data: bytes) -> str:

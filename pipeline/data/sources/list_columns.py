@@ -21,7 +21,7 @@ from firstlight.pipeline.data.sources.conventions.column_names import (
     plain_name,
 )
 from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES, find_ending
-from firstlight.pipeline.data.sources.conventions.reading import show_name
+from firstlight.pipeline.data.sources.conventions.reading import join_names, show_name
 from firstlight.pipeline.data.sources.conventions.split_names import find_value_splits
 from firstlight.pipeline.data.sources.conventions.text_tables import read_text_table
 from firstlight.pipeline.data.sources.labels import is_label_type, is_text_type
@@ -63,6 +63,9 @@ def parse_list_columns(dataset: SourceOptions, data: bytes, where: str) -> ListC
     for column in _find_columns(dataset, table, has_header, where).items():
         chosen[column[0]] = column[1].name
         found.notes += [column[1].told] if column[1].told else []
+    if others := [name or "one without a name" for name in names if name not in chosen.values()]:
+        read = ", ".join(show_name(name) for name in chosen.values())
+        found.reading.append(f"columns read: {read}; left out: {join_names(others)}")
     found.table = table.select(list(chosen.values())).rename_columns(list(chosen))
     return found
 

@@ -7,6 +7,7 @@ task. To add one, write a module with a subclass of `Source` and a function that
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from firstlight.pipeline.data.sources.digits import open_digits
 from firstlight.pipeline.data.sources.download import download_dataset
@@ -23,7 +24,7 @@ from firstlight.pipeline.data.sources.published.mnist import open_idx
 from firstlight.pipeline.data.sources.published.stl10 import open_stl10
 from firstlight.pipeline.data.sources.published.svhn import open_svhn
 from firstlight.pipeline.data.sources.published.voc import open_voc
-from firstlight.pipeline.data.sources.source import Source, SourceOptions
+from firstlight.pipeline.data.sources.source import Source, SourceOptions, describe_listing
 from firstlight.pipeline.data.sources.webdataset import open_webdataset
 from firstlight.pipeline.errors import UserError, one_line
 
@@ -57,7 +58,8 @@ def open_source(dataset: SourceOptions) -> Source:
     try:
         if dataset.download:
             download_dataset(dataset)
-        return identify_source(SOURCES[dataset.source](dataset), dataset)
+        source = identify_source(SOURCES[dataset.source](dataset), dataset)
+        return source if source.reading else replace(source, reading=describe_listing(source))
     except OSError as error:
         where = decode_path(os.fsencode(error.filename or str(dataset.root)))
         raise UserError(f"dataset.root: {where}: cannot be read: {error.strerror or one_line(error)}") from None

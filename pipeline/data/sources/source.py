@@ -10,6 +10,8 @@ import numpy as np
 
 from firstlight.pipeline.data.annotations import Annotation
 from firstlight.pipeline.data.images.orientation import AnnotatedFrame
+from firstlight.pipeline.data.sources.conventions.reading import MAX_LISTED_CLASSES, describe_classes, join_names
+from firstlight.pipeline.data.sources.conventions.split_names import SPLIT_TITLES
 from firstlight.pipeline.data.sources.files import FileFacts, Files, LocalFiles, parse_local_path
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.errors import UserError
@@ -205,3 +207,13 @@ def open_local_root(dataset: SourceOptions) -> Path:
 def get_local_facts(root: Path, name: str) -> FileFacts:
     """Returns the facts of a file below a folder on disk."""
     return LocalFiles(root).get_facts(name)
+
+
+def describe_listing(source: Source) -> tuple[str, ...]:
+    """Returns lines about a source that tells nothing itself, as published sets, whose layout is known."""
+    splits = [f"{SPLIT_TITLES.get(split, split)} {count:,}" for split, count in source.splits.items()]
+    lines = [f"read {sum(source.splits.values()):,} images: {', '.join(splits)}"]
+    if source.annotations:
+        names = join_names(source.classes, MAX_LISTED_CLASSES)
+        return (*lines, f"annotations {', '.join(source.annotations)}, of {len(source.classes):,} classes: {names}")
+    return (*lines, *describe_classes(source.classes, source.labels, source.rows))

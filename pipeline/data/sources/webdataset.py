@@ -19,6 +19,7 @@ from firstlight.pipeline.data.sources.conventions.reading import (
     describe_absent_classes,
     describe_classes,
     describe_read_files,
+    drop_refused,
 )
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.sources.conventions.tar_entries import (
@@ -112,7 +113,7 @@ def open_webdataset(dataset: SourceOptions) -> WebDataset:
     ]
     settled = settle_splits(rows, keys, read.labels, dataset)
     facts += tuple(files.get_facts(name) for name in [CLASSES_FILE] * files.exists(CLASSES_FILE))
-    num_read = sum(map(len, settled.rows.values())) - len(members.reasons)
+    read_rows = drop_refused(settled.rows, members.reasons)
     left_out: Counter[str] = sum((listing.left_out for listing in listings), Counter())
     return WebDataset(
         read.classes,
@@ -124,18 +125,19 @@ def open_webdataset(dataset: SourceOptions) -> WebDataset:
         ends,
         members,
         reading=(
-            f"{describe_read_files(num_read, left_out, 'images')}, of {count_things(len(archives), 'archive')}",
+            f"{describe_read_files(sum(map(len, read_rows.values())), left_out, 'images')}, of "
+            f"{count_things(len(archives), 'archive')}",
             *found.reading,
             *folder_reading,
             *settled.reading,
-            *describe_classes(read.classes, read.labels, settled.rows),
+            *describe_classes(read.classes, read.labels, read_rows),
         ),
         notes=(
             *describe_unread(found.others, "as others are named for the splits"),
             *resolved.notes,
             *settled.notes,
             *read.notes,
-            *describe_absent_classes(read.classes, read.labels, settled.rows),
+            *describe_absent_classes(read.classes, read.labels, read_rows),
         ),
         draws_test=settled.draws_test,
     )

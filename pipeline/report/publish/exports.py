@@ -1,5 +1,6 @@
-"""Publishers of embeddings, and of encoders in the formats of other libraries."""
+"""Publishers of embeddings, and of encoders and models in the formats of other libraries."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import numpy as np
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.report import figures
+from firstlight.pipeline.report.cards.fine_tuned_card import write_exported_card
+from firstlight.pipeline.report.cards.model_card import write_card
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, Embed, open_embeddings, read_embeddings_manifest
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, Export
 from firstlight.pipeline.stages.features.projection import PlaneMap, project_to_plane
+from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
@@ -46,9 +50,22 @@ class EmbedPublisher(StagePublisher[Embed]):
 
 
 class ExportPublisher(StagePublisher[Export]):
-    """Publishes the exported files, their sizes and their differences from the encoder."""
+    """Publishes the exported files, their sizes and their differences from the network."""
 
-    has_model_card = True
+    card_folder = EXPORT_FOLDER
+
+    def write_card(
+        self,
+        worker: StageContext,
+        instance: StageInstance,
+        siblings: Sequence[StageInstance],
+        rows: Sequence[ScoreRow],
+        lineage: Mapping[str, str],
+    ) -> str | None:
+        write = write_card
+        if (instance.result or {}).get("what") == "model":
+            write = write_exported_card
+        return write(worker, instance, siblings, rows, lineage)
 
     def publish(
         self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Export, instance: StageInstance

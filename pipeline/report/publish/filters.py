@@ -37,7 +37,7 @@ def add_filter_comparison(album: FigureLog, recipe: Recipe, instances: Iterable[
 
 
 def _add_filter_figure(album: FigureLog, recipe: Recipe, networks: dict[str, list[Tensor]], whose: str) -> None:
-    composed = recipe.encoder.model_dump().get("input") in FIXED_FILTER_INPUTS
+    composed = recipe.network_spec.get("input") in FIXED_FILTER_INPUTS
     effect = ", combined with the fixed filter before them: as they act on the image" if composed else ""
     figure = draw_filters({name: [tower.numpy() for tower in found] for name, found in networks.items()}, composed)
     album.add("filters", figure, f"filters of the first convolution{whose}{effect}")

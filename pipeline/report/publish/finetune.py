@@ -1,14 +1,18 @@
 """Publisher of fine-tunings."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
+from firstlight.pipeline.report.cards.fine_tuned_card import write_model_card
 from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.finetune import Finetune, finetune_ids, list_candidates
 from firstlight.pipeline.stages.pictures import read_tensors
+from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER
+from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
@@ -19,7 +23,11 @@ from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, re
 
 
 class FinetunePublisher(StagePublisher[Finetune]):
-    """Publishes the scores, learning curves and predictions of every arm, and the images that were learned from."""
+    """Publishes the scores, learning curves and predictions of every arm, and the images that were learned from; and
+    the model of the first arm, with its card.
+    """
+
+    card_folder = MODEL_FOLDER
 
     def publish(
         self, tracking: TrackingClient, run_id: str, worker: StageContext, stage: Finetune, instance: StageInstance
@@ -28,7 +36,7 @@ class FinetunePublisher(StagePublisher[Finetune]):
         assert result is not None
         album = FigureLog(tracking, run_id, instance.folder)
         split = "test" if worker.recipe.score_test else "held-out"
-        for arm in stage.arms:
+        for arm in stage.compared_arms:
             facts = {key: value for key, value in result[arm].items() if key != "scores" and value is not None}
             tracking.log_results(run_id, facts, f"{arm}/")
             for part, scores in result[arm]["scores"].items():
@@ -40,14 +48,13 @@ class FinetunePublisher(StagePublisher[Finetune]):
                 caption = f"{split} images, {arm}"
                 figure = image_figures.draw_image_rows(read_tensors(pictures), caption)
                 album.add(f"predicted_{arm}", figure, caption)
-        if len(stage.arms) > 1:
+        if len(stage.compared_arms) > 1:
             caption = "training losses of all arms, in a panel for each learning rate"
             album.add("curves_arms", curves.plot_arm_losses(_read_trainings(stage, instance)), caption)
         add_filters(album, worker.recipe, instance)
-        if stage.register_as:
-            # One encoder of a stage is registered: that of the first seed.
-            name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
-            tracking.log_encoder(run_id, instance.folder / "encoder", instance, name)
+        # One model of a stage is registered: that of the first seed.
+        name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
+        tracking.log_encoder(run_id, instance.folder / MODEL_FOLDER, instance, name, MODEL_FOLDER)
         labelled = write_labelled(worker.store, finetune_ids(worker, stage, instance), instance.folder)
         tracking.client.log_artifact(run_id, str(labelled))
         # All candidates have one plan, so the first one's file is that of all.
@@ -55,6 +62,16 @@ class FinetunePublisher(StagePublisher[Finetune]):
         if dropped.exists():
             tracking.client.log_artifact(run_id, str(dropped))
         tracking.client.log_dict(run_id, result, "finetune.json")
+
+    def write_card(
+        self,
+        worker: StageContext,
+        instance: StageInstance,
+        siblings: Sequence[StageInstance],
+        rows: Sequence[ScoreRow],
+        lineage: Mapping[str, str],
+    ) -> str | None:
+        return write_model_card(worker, instance, siblings, rows, lineage)
 
     def summarise(self, run: Run) -> dict[str, Score]:
         """Returns the score of every arm but the last, with the last as the baseline; a single arm has no baseline."""

@@ -1,11 +1,13 @@
 """The contract of a publisher: it logs a finished stage, and reads the scores that lists of runs show."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.lineage import Run
@@ -31,8 +33,8 @@ class StagePublisher(Generic[PublishedSection]):
     This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage.
     """
 
-    # True if the runner writes a model card for the stage, after all stages have finished.
-    has_model_card: ClassVar[bool] = False
+    # The folder of the model card that is written for an instance after all stages have finished; "" if there is none.
+    card_folder: ClassVar[str] = ""
 
     def publish(
         self,
@@ -52,6 +54,21 @@ class StagePublisher(Generic[PublishedSection]):
                         numbers[f"{arm}/{measure.name}_{split}"] = value
         tracking.log_results(run_id, numbers)
         tracking.client.log_dict(run_id, instance.result or {}, "result.json")
+
+    def write_card(
+        self,
+        worker: StageContext,
+        instance: StageInstance,
+        siblings: Sequence[StageInstance],
+        rows: Sequence[ScoreRow],
+        lineage: Mapping[str, str],
+    ) -> str | None:
+        """Writes the model card into `card_folder`. Returns its text, None if the file has this text already.
+
+        `siblings`: the instances of which the table `rows` of the recipe tells the scores. `lineage`: MLflow runs and
+        references, by role.
+        """
+        return None
 
     def summarise(self, run: Run) -> dict[str, Score]:
         """Returns the scores that lists of runs show, by the name of their measure; of test images if there are any."""

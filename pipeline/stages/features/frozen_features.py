@@ -1,4 +1,4 @@
-"""Frozen features of the pretrained network, and of the same network with random weights."""
+"""Frozen features of a network with the weights that a stage compares: pretrained, given and random."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstlight.pipeline.config.measures import WEIGHTS_TITLES, Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import FeatureStage
+from firstlight.pipeline.config.stages import GIVEN, RANDOM, FeatureStage
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import load_encoder, load_head
 from firstlight.pipeline.stages.stage import StageInstance
@@ -17,25 +18,30 @@ from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from firstlight.tasks.nn.heads import Projection
 
-FEATURE_ARMS = ("pretrained", "random")
-
 
 def build_extractors(
     context: StageContext, stage: FeatureStage, instance: StageInstance
 ) -> dict[str, FeatureExtractor]:
-    """Builds both networks in evaluation mode. The random weights, of encoder and head, are drawn from the seed."""
+    """Builds the network of each arm of a stage in evaluation mode. Random weights are drawn from the seed."""
+    made = {}
+    for arm in stage.compared_arms:
+        encoder, head = _load_network(context, instance, arm)
+        network = FeatureExtractor(encoder, head, stage.feature_layers, stage.pool)
+        made[arm] = network.to(context.device).eval()
+    return made
+
+
+def _load_network(context: StageContext, instance: StageInstance, arm: str) -> tuple[Encoder, Projection | None]:
+    """Returns the encoder of an arm, and its head if the features are those of a head."""
     size = context.recipe.dataset.image_size
-    assert instance.encoder is not None
-    encoder = load_encoder(instance.encoder, size)
     head = load_head(instance.companions["head"]) if "head" in instance.companions else None
-    torch.manual_seed(instance.seed)
-    fresh = Encoder(context.recipe.encoder.model_dump(), size)
-    fresh_head = Projection(**head.spec) if head else None
-    made = (
-        FeatureExtractor(encoder, head, stage.feature_layers, stage.pool),
-        FeatureExtractor(fresh, fresh_head, stage.feature_layers, stage.pool),
-    )
-    return {arm: features.to(context.device).eval() for arm, features in zip(FEATURE_ARMS, made, strict=True)}
+    if arm == RANDOM:
+        torch.manual_seed(instance.seed)
+        fresh = Encoder(context.recipe.network_spec, size)
+        return fresh, Projection(**head.spec) if head else None
+    folder = instance.given if arm == GIVEN else instance.encoder
+    assert folder is not None
+    return load_encoder(folder, size), head
 
 
 @torch.no_grad()
@@ -67,7 +73,7 @@ def check_head(head: Projection, recipe: Recipe, where: str) -> None:
     Raises:
         UserError: it takes features of another size; the message names both sizes.
     """
-    size = pooled_size(Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size), head.pool)
+    size = pooled_size(Encoder(recipe.network_spec, recipe.dataset.image_size), head.pool)
     if size != head.spec["size"]:
         raise UserError(
             f"{where}.features: the head takes {head.spec['size']} features, the encoder gives {size} for images of "
@@ -80,6 +86,11 @@ def describe_features(stage: FeatureStage) -> list[str]:
     if stage.features == "head":
         return ["head"]
     return ["" if stage.feature_layers == (-1,) else f"layer {layer}" for layer in stage.feature_layers]
+
+
+def compare_features(stage: FeatureStage, name: str, label: str) -> Measure:
+    """Returns a measure of the features of all arms of a stage."""
+    return Measure(name, label, stage.compared_arms, WEIGHTS_TITLES.get(stage.compared_arms[-1], ""))
 
 
 def label_features(measure: str, *details: str) -> str:

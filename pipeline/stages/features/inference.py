@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -10,12 +11,32 @@ from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, predic
 from firstlight.pipeline.data.stream import prefetch_items
 
 
+class PixelBatches(Protocol):
+    """Batches of pixels by their number. Tasks load them, so an object of this kind pickles small."""
+
+    @property
+    def num_batches(self) -> int: ...
+
+    @property
+    def max_batch_bytes(self) -> int:
+        """Number of bytes of the pixels of the largest batch."""
+        ...
+
+    def load_pixels(self, index: int) -> np.ndarray:
+        """Returns a batch as the network takes it, uint8."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageBatches:
     """Batches of ids, (B,) each, and the loader of their pixels."""
 
     loader: Loader
     ids: Sequence[np.ndarray]
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.ids)
 
     def load_pixels(self, index: int) -> np.ndarray:
         """Returns the first view of a batch, (B, S, S, 3) uint8."""
@@ -29,19 +50,19 @@ class ImageBatches:
 
 
 def predict_batches(
-    batches: ImageBatches, build_network: Callable[[], NetworkFunction], pool: ActorPool | None, prefetch: int
+    batches: PixelBatches, build_network: Callable[[], NetworkFunction], pool: ActorPool | None, prefetch: int
 ) -> Iterator[np.ndarray]:
     """Yields the (B, ...) answers of the network that `build_network` builds, batch by batch, in order.
 
     If `pool` is None, the network is built and runs in this process. `prefetch` batches are decoded ahead of the
     network; on Ray, ahead of each actor.
     """
-    if not batches.ids:
+    if not batches.num_batches:
         return
     if pool is not None:
         yield from predict_on_actors(
             batches.load_pixels,
-            len(batches.ids),
+            batches.num_batches,
             build_network,
             pool,
             batch_bytes=batches.max_batch_bytes,
@@ -49,5 +70,5 @@ def predict_batches(
         )
         return
     network = build_network()
-    for pixels in prefetch_items(map(batches.load_pixels, range(len(batches.ids))), prefetch):
+    for pixels in prefetch_items(map(batches.load_pixels, range(batches.num_batches)), prefetch):
         yield network(pixels)

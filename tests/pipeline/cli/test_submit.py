@@ -125,10 +125,10 @@ def test_command_runs_the_sent_source_and_not_the_installed_one(tmp_path: Path) 
     main = tmp_path / "firstlight/pipeline/cli/main.py"
     main.write_text(main.read_text().replace("A recipe is one YAML file", "This is the sent source"))
     command = [sys.executable, *words[1:3], "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert "This is the sent source" in answer.stdout, answer.stderr
     script = "import firstlight.tasks as t, firstlight.pipeline as p; print(t.__file__, p.ROOT)"
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert answer.stdout.split() == [str(tmp_path / "firstlight/tasks/__init__.py"), str(tmp_path / "firstlight")]
 
 

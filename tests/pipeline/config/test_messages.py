@@ -57,7 +57,7 @@ WRONG = {
     "stages.pretrain.method.dim=1": ["stages.pretrain.method.dim: 1", "greater than or equal to 2"],
     "stages.pretrain.method.targets=cube": ['stages.pretrain.method.targets: "cube"', "'sphere' or 'one_hot'"],
     "stages.pretrain.method.name=natt": ["stages.pretrain.method.name: 'natt' is unknown", "did you mean 'nat'?"],
-    "stages.pretrain.precision=fp8": ['stages.pretrain.precision: "fp8"', "'fp32' or 'bf16'"],
+    "stages.pretrain.precision=fp8": ['stages.pretrain.precision: "fp8"', "'fp32', 'bf16', 'fp16' or 'auto'"],
     "stages.evaluate.kind=score": [
         "stages.evaluate.kind: 'score' is unknown",
         "embed, evaluate, export, finetune, pretrain, reconstruct, retrieve",

@@ -175,7 +175,7 @@ def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"TMPDIR": str(long) if length else "/tmp", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LOOK_AT_RAY], capture_output=True, text=True, env=environment, timeout=200
+        [sys.executable, "-c", LOOK_AT_RAY], capture_output=True, text=True, env=environment, timeout=600
     )
     lines = done.stdout.splitlines()
     assert "answer 42" in lines, done.stderr

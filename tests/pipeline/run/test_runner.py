@@ -24,9 +24,10 @@ from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QU
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.report.score_table import describe_scores
+from firstlight.pipeline.run.graph import adopt_encoder
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, read_encoder_spec
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
@@ -179,6 +180,63 @@ def test_encoder_by_reference_equals_that_of_the_previous_stage(storage: Path, r
         rows[0].pretrained[0] == p["pretrained"]["test"] and rows[0].baseline[0] == p["scratch"]["test"]
         for p in previous
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        (None, 'name "convnet", input "gray", norm "sync", width 4, depth 2'),
+        ({"name": "convnet"}, 'input "gray", norm "sync", width 4, depth 2'),
+        ({"name": "convnet", "width": 4, "input": "gray"}, 'norm "sync", depth 2'),
+        ({"name": "resnet18"}, ""),
+    ],
+)
+def test_keys_of_the_encoder_that_are_left_out_are_those_of_the_artifact(
+    storage: Path, section: dict[str, Any] | None, told: str
+) -> None:
+    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole")
+    raw = {**whole.dump(), "encoder": section, "stages": {"finetune": whole.dump()["stages"]["finetune"]}}
+    recipe = parse_recipe(raw)
+    found, line = adopt_encoder(recipe, None, None)
+    if not told:
+        assert (found, line) == (recipe, ""), "all else differs, too: it is refused by its name"
+        return
+    saved = read_encoder_spec(files_of(storage, recipes.recipe(storage), "pretrain-seed0-*")[0] / "encoder")
+    assert found.encoder.model_dump(mode="json") == json.loads(json.dumps(saved))
+    assert found.dump() | {"encoder": None} == raw | {"encoder": None}
+    start = "encoder, as models:/small-nat/1 has it, which stages.finetune.encoder names: "
+    assert set(told.split(", ")) <= set(line.removeprefix(start).split(", "))
+    assert line.startswith(start)
+    assert not section or "name" not in line.removeprefix(start)
+
+
+def test_stage_runs_without_a_section_of_the_encoder(storage: Path) -> None:
+    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole")
+    stages = {"finetune": whole.dump()["stages"]["finetune"]}
+    console = Console(record=True, width=300, file=io.StringIO())
+    absent = parse_recipe({**whole.dump(), "name": "absent", "encoder": None, "stages": stages})
+    (row,) = run_recipe(absent, console).rows
+    assert "encoder, as models:/small-nat/1 has it" in console.export_text()
+    (stated,) = run_recipe(parse_recipe({**whole.dump(), "name": "stated", "stages": stages}), QUIET).rows
+    assert (row.pretrained, row.baseline) == (stated.pretrained, stated.baseline)
+
+
+def test_encoder_is_read_from_no_artifact_where_a_stage_trains_it(storage: Path) -> None:
+    recipe = recipes.recipe(storage, stages__finetune__encoder="models:/none@current")
+    raw = recipe.dump()
+    del raw["encoder"]["width"]
+    partial = parse_recipe(raw)
+    assert adopt_encoder(partial, None, None) == (partial, "")
+    with pytest.raises(UserError, match=r"^encoder: is missing and has no default; it can be left out only where "):
+        parse_recipe({**raw, "encoder": None})
+
+
+def test_key_of_the_encoder_that_contradicts_the_artifact_is_refused(storage: Path) -> None:
+    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="contradicting")
+    raw = {**whole.dump(), "encoder": {"name": "convnet", "width": 5}}
+    raw["stages"] = {"finetune": raw["stages"]["finetune"]}
+    with pytest.raises(UserError, match=r"^encoder\.width: 5 differs from 4 of the encoder that stages\.finetune"):
+        run_recipe(parse_recipe(raw), QUIET)
 
 
 @pytest.mark.fault(13, "64 workers")

@@ -21,7 +21,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
-from firstlight.pipeline.report import model_card
+from firstlight.pipeline.report.cards import model_card
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
+from firstlight.pipeline.train.trainer import Trainer, resolve_precision
+from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.learner import Batch, Learner
 from tests.support import recipes
 from tests.support.gloo import Pool
@@ -165,6 +168,78 @@ def test_bf16_training_has_float32_weights_and_similar_loss(tmp_path: Path, digi
     assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
     assert read_first_loss(tmp_path / "bf16") == pytest.approx(read_first_loss(tmp_path / "plain"), rel=0.02)
     assert read_first_loss(tmp_path / "bf16") != read_first_loss(tmp_path / "plain")
+
+
+def test_fp16_training_has_float32_weights_and_a_scaled_loss(tmp_path: Path, digits: Store) -> None:
+    train(tmp_path / "plain", digits, stages__pretrain__epochs=1)
+    clipped = {"stages__pretrain__precision": "fp16", "stages__pretrain__clip_norm": 0.5}
+    clean, weights = train(tmp_path / "fp16", digits, **clipped)
+    assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
+    assert read_first_loss(tmp_path / "fp16") == pytest.approx(read_first_loss(tmp_path / "plain"), rel=0.02)
+    assert read_first_loss(tmp_path / "fp16") != read_first_loss(tmp_path / "plain")
+    found, _ = Checkpoints(tmp_path / "fp16" / "job" / "checkpoints").read_newest()
+    assert found is not None
+    assert found.shared["scaler"]["scale"] > 1.0
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", digits, 4, **clipped)
+    assert train(tmp_path / "stopped", digits, **clipped)[0] == clean
+
+
+def test_step_that_overflows_in_fp16_is_skipped(tmp_path: Path, digits: Store) -> None:
+    """The first scale is lowered until the gradient is finite: no weight becomes infinite on the way."""
+    changes = {"stages__pretrain__precision": "fp16", "stages__pretrain__optimizer__lr": 1e-4}
+    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
+    trainer = Trainer(job, pretrain.build_seeded_method(worker, stage, job))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: weight.clone() for name, weight in trainer.learner.named_parameters()}
+    stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), trainer.num_rows)
+    batch = to_batch(next(iter(stream)), job.device, job)
+    trainer.step(batch, 0)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.learner.named_parameters())
+    assert trainer.scaler.get_scale() == 2.0**39
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_averaged_weights_are_resumed_bit_identical_and_handed_on(
+    tmp_path: Path, digits: Store, accumulate: int
+) -> None:
+    changes = {"stages__pretrain__ema": 0.9, "encoder__norm": "batch", "stages__pretrain__accumulate": accumulate}
+    clean, weights = train(tmp_path / "clean", digits, **changes)
+    _, plain = train(tmp_path / "plain", digits, **{**changes, "stages__pretrain__ema": None})
+    found, _ = Checkpoints(tmp_path / "clean" / "job" / "checkpoints").read_newest()
+    assert found is not None
+    for name, value in found.shared["average"].items():
+        assert torch.equal(weights[name], value)
+    for name, value in plain.items():
+        assert torch.equal(found.shared["model"][name], value), "the average changes no step"
+    assert not torch.equal(weights["encoder.stages.0.0.weight"], plain["encoder.stages.0.0.weight"])
+    for stop in (1, 4):
+        with pytest.raises(Stopped):
+            train(tmp_path / str(stop), digits, stop, **changes)
+        again, handed_on = train(tmp_path / str(stop), digits, **changes)
+        assert again == clean
+        assert all(torch.equal(handed_on[name], weight) for name, weight in weights.items())
+
+
+def test_layer_decay_slows_shallow_layers_of_a_pretraining(tmp_path: Path, digits: Store) -> None:
+    changes = {"stages__pretrain__layer_decay": 0.5, "stages__pretrain__epochs": 1, "encoder__depth": 3}
+    train(tmp_path, digits, **changes)
+    found, _ = Checkpoints(tmp_path / "job" / "checkpoints").read_newest()
+    assert found is not None
+    rates = [group["initial_lr"] for group in found.shared["optimizer"]["param_groups"]]
+    assert [rate / rates[0] for rate in rates] == [1.0, 1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("device", "resolved"), [("cpu", "fp32"), ("cuda", "bf16"), ("old", "fp16")])
+def test_automatic_precision_is_the_best_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, resolved: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: device == "cuda")
+    place = torch.device("cpu" if device == "cpu" else "cuda")
+    assert resolve_precision("auto", place) == resolved
+    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 CONTRAST = {  # couples all images of a batch, smoothly: rounding cannot be blown up by an assignment that flips

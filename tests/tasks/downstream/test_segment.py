@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firstlight.tasks.downstream.segment import (
-    VOID_CLASS,
     MirrorHead,
     Segmentation,
     confusion_counts,
@@ -16,6 +15,7 @@ from firstlight.tasks.downstream.segment import (
     overlay_classes,
     voc_palette,
 )
+from firstlight.tasks.downstream.whole_images import VOID_CLASS
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.batches import batch_of_images, mask_batch

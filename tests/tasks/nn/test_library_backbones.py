@@ -121,7 +121,6 @@ def test_unknown_model_raises_with_similar_names(library: str, model: str, advic
     ("library", "model", "size"),
     [
         ("torchvision", "vit_b_32", 224),
-        ("timm", "vit_tiny_patch16_224", 64),
         ("torchvision", "squeezenet1_1", 8),
         ("timm", "inception_v3", 32),
     ],

@@ -281,9 +281,12 @@ def _are_only_evaluated(level: _FolderLevel, plan: FolderPlan) -> bool:
             f"dataset.root: folders {join_names(splits)}, and none to train on; "
             f"valid: a folder train, or {SETTLING_KEY}={{train: a, test: b}} with the names of folders"
         )
+    # train_clean and train_noisy beside test
+    parts = [name for name in others if (found := parse_split_name(name)) and found.split == "train"]
+    train = f"[{', '.join(parts)}]" if parts else "'*'"
     raise UserError(
         f"dataset.root: the folder {first!r} stands beside {join_names(others)}: a split, or a class? valid: "
-        f"{SETTLING_KEY}={{train: '*', {splits[first]}: {first}}} (a split), or {SETTLING_KEY}={{}} (a class)"
+        f"{SETTLING_KEY}={{train: {train}, {splits[first]}: {first}}} (a split), or {SETTLING_KEY}={{}} (a class)"
     )
 
 

@@ -40,7 +40,7 @@ def join_counts(counts: Mapping[str, int], most: int = MAX_TOLD_NAMES) -> str:
 def describe_read_files(read: int, left_out: Mapping[str, int], what: str = "files") -> str:
     """Returns how many files were read, and how many were left out, by reason."""
     total = sum(left_out.values())
-    reasons = f": {join_counts(left_out, 8)}" if total else ""
+    reasons = f": {join_counts({why: count for why, count in left_out.items() if count}, 8)}" if total else ""
     return f"read {read:,} {what}, left out {total:,}{reasons}"
 
 
@@ -99,6 +99,12 @@ def describe_absent_classes(classes: Sequence[str], labels: np.ndarray, rows: Ma
         if missing:
             notes.append(f"classes without an image {what}: {join_names(missing)}")
     return notes
+
+
+def drop_refused(rows: Mapping[str, np.ndarray], refused: Iterable[int]) -> dict[str, np.ndarray]:
+    """Returns the rows of each split without those that are known to hold no image, for counts."""
+    wrong = np.array(sorted(refused), np.int64)
+    return {split: np.setdiff1d(indices, wrong, assume_unique=True) for split, indices in rows.items()}
 
 
 def count_labels(labels: np.ndarray, indices: np.ndarray | None = None) -> Counter[int]:

@@ -52,6 +52,9 @@ def _find_word(word: str) -> str | None:
 def parse_split_name(name: str) -> SplitName | None:
     """Returns the split that a name has the word of; None if it has none, or words of two splits."""
     words = list_words(name)
+    # tRaIn, where changes of case are no ends of words
+    if not any(map(_find_word, words)):
+        words = list_words(name.lower())
     # hold_out, held-out
     if words[:2] in (["hold", "out"], ["held", "out"]):
         words = ["holdout", *words[2:]]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES, find_ending
-from firstlight.pipeline.data.sources.conventions.reading import show_name
+from firstlight.pipeline.data.sources.conventions.reading import count_things, show_name
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -25,6 +25,9 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Never guessed, as their marks and zero bytes are looked at first
+WIDE_ENCODINGS = ("utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7")
+CONTROL_CHARACTER = re.compile("[\x80-\x9f]")
 # Tried before all others, as most text that is not Unicode has it
 COMMON_ENCODING = "cp1252"
 DELIMITERS = ",;\t|"
@@ -35,6 +38,7 @@ SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 # Returns True for a row that has the names of the columns that are looked for
 HeaderTest = Callable[[Sequence[str]], bool]
 FOREIGN_WORD = re.compile(rb"[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
+FOREIGN_TEXT = re.compile(r"[^\W\d_]*[^\x00-\x7f][^\W_]*")
 
 
 class DecodedText(NamedTuple):
@@ -103,13 +107,17 @@ def decode_text(data: bytes, encoding: str | None) -> DecodedText:
 def _decode_guessed(data: bytes) -> DecodedText:
     words = b"\n".join(dict.fromkeys(FOREIGN_WORD.findall(data)))[:SAMPLED_CHARACTERS]
     common = charset_normalizer.from_bytes(words, cp_isolation=[COMMON_ENCODING]).best()
-    best = common or charset_normalizer.from_bytes(words).best()
+    lines = b"\n".join(line for line in data.splitlines() if not line.isascii())[:SAMPLED_CHARACTERS]
+    best = common or charset_normalizer.from_bytes(lines, cp_exclusion=list(WIDE_ENCODINGS)).best()
     for name in dict.fromkeys((best.encoding if best else COMMON_ENCODING, COMMON_ENCODING, "latin-1")):
         try:
             text = data.decode(name)
         except (UnicodeDecodeError, LookupError):
             continue
-        examples = [show_name(word) for word in words[:200].decode(name, "replace").split("\n")[:3]]
+        # Every text can be read as latin-1, one of another encoding with control characters
+        if CONTROL_CHARACTER.search(text):
+            continue
+        examples = map(show_name, list(dict.fromkeys(FOREIGN_TEXT.findall(text[:SAMPLED_CHARACTERS])))[:3])
         seen = f"encoding {name}, guessed, as the text is not UTF-8: {', '.join(examples)}"
         return DecodedText(text, name, f"{seen}; dataset.encoding settles it")
     raise ValueError("is in no encoding that can be found; valid: dataset.encoding, e.g. cp1252")
@@ -155,6 +163,9 @@ def read_text_table(
     text, notes = decoded.text, [decoded.note] if decoded.note else []
     if separator := SEPARATOR_LINE.match(text):
         delimiter, text = delimiter or separator[1], text[separator.end() :]
+    text, num_comments = _skip_comments(text, lambda part: find_dialect(part, default, delimiter, is_header), is_header)
+    if num_comments:
+        notes.append(f"{count_things(num_comments, 'line')} before the header left out, beginning with #")
     dialect = find_dialect(text, default, delimiter, is_header)
     rows = dialect.read_rows(text, SAMPLED_ROWS)
     widths = {len(row) for row in rows[1:]}
@@ -177,6 +188,18 @@ def read_text_table(
     skip = int(names is not None and has_header)
     table = _parse_plain(text.encode("utf-8", "surrogatepass"), dialect.delimiter, names, skip)
     return TextTable(table, has_header, decoded.encoding, reading, notes)
+
+
+def _skip_comments(text: str, find: Callable[[str], TextDialect], is_header: HeaderTest) -> tuple[str, int]:
+    """Returns the text from its header on, if only lines with # stand before it, and the number of these."""
+    rest, count = text, 0
+    while rest.startswith("#") and "\n" in rest:
+        rest, count = rest.partition("\n")[2], count + 1
+
+    def has_header(part: str) -> bool:
+        return is_header((find(part).read_rows(part[:SAMPLED_CHARACTERS], 1) or [[]])[0])
+
+    return (rest, count) if count and not has_header(text) and has_header(rest) else (text, 0)
 
 
 def _is_image_path(cell: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from firstlight.pipeline.data.sources.conventions.folder_scan import IMAGE_ENDINGS, get_entry_facts
+from firstlight.pipeline.data.sources.conventions.reading import count_things
 from firstlight.pipeline.data.sources.files import FileFacts, decode_path, hash_facts, is_below
 from firstlight.pipeline.data.sources.folder import FolderSource
 from firstlight.pipeline.data.sources.source import SourceOptions, get_local_facts
@@ -61,6 +62,10 @@ def make_listed_source(
     facts = [get_local_facts(listing.root, name) for name in listing.lists] + find_facts(listing.root, paths)
     rows = {"train": np.arange(len(listing.train)), "test": np.arange(len(listing.train), len(paths))}
     rows = add_test_split({split: indices for split, indices in rows.items() if len(indices)}, paths, labels, dataset)
+    if not listing.test and "test" in rows:
+        count = count_things(len(rows["test"]), "image")
+        drawn = f"no list of test images: {count} are drawn from those to train on (dataset.test_fraction)"
+        fields["notes"] = (*fields.get("notes", ()), drawn)
     return kind(listing.classes, hash_facts(facts), labels, rows, listing.root, pa.array(paths, pa.binary()), **fields)
 
 

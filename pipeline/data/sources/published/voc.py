@@ -17,6 +17,7 @@ from firstlight.pipeline.data.annotations import Annotation, find_present_classe
 from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.data.images.class_maps import ClassMapRule, interpret_class_map
 from firstlight.pipeline.data.images.orientation import AnnotatedFrame
+from firstlight.pipeline.data.sources.conventions.split_names import describe_split_names
 from firstlight.pipeline.data.sources.files import FileFacts, LocalFiles, decode_path, hash_facts
 from firstlight.pipeline.data.sources.folder import FolderSource
 from firstlight.pipeline.data.sources.published.image_lists import ImageListing, find_facts, make_listed_source
@@ -48,7 +49,13 @@ from firstlight.pipeline.data.sources.published.voc_xml import (
     InvalidObjects,
     parse_objects,
 )
-from firstlight.pipeline.data.sources.source import Record, SourceOptions, get_local_facts, open_local_root
+from firstlight.pipeline.data.sources.source import (
+    Record,
+    SourceOptions,
+    describe_listing,
+    get_local_facts,
+    open_local_root,
+)
 from firstlight.pipeline.errors import UserError
 
 # No real limit: the size of each mask is compared with that of its image before it is stored
@@ -177,9 +184,26 @@ def open_voc(dataset: SourceOptions) -> Voc:
         masks=masks,
         mask_rule=make_mask_rule(classes, dataset.mask_values, label_map),
         annotated_frame=dataset.annotated_orientation,
-        notes=(*class_notes, *names.describe_names()),
+        notes=(*class_notes, *names.describe_names(), *_describe_unread_masks(root, annotations, dataset)),
     )
+    told = describe_split_names({split: _name_part(split, lists) for split in lists}, f" of {folder}")
+    source = replace(source, reading=(*describe_listing(source), told))
     return replace(source, fingerprint=_hash_annotations(source, class_lists, paths)) if annotations else source
+
+
+def _name_part(split: str, lists: Mapping[str, object]) -> str:
+    """Returns what a list of images is for: without a list `test`, `val` is tested on."""
+    return "test" if split == "test" or (split == "val" and "test" not in lists) else "train"
+
+
+def _describe_unread_masks(root: Path, annotations: Sequence[str], dataset: SourceOptions) -> list[str]:
+    """Returns a note about masks that are not read, as nothing says which classes they are of."""
+    if annotations or dataset.annotations is not None or not (root / VOC_MASKS).is_dir():
+        return []
+    return [
+        f"the masks in {VOC_MASKS} are not read, as nothing names their classes; valid: {VOC_CLASSES}, "
+        f"{VOC_LABEL_MAP}, or dataset.mask_values"
+    ]
 
 
 def _hash_annotations(source: Voc, lists: Sequence[str], paths: Sequence[bytes]) -> str:

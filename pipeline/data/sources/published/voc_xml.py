@@ -54,19 +54,21 @@ def parse_objects(data: bytes) -> VocAnnotation:
     An object without a name is left out.
 
     Raises:
-        InvalidObjects: the file is too large or no plain XML.
+        InvalidObjects: the file is too large or no plain XML, or its boxes are fractions of the image.
     """
     root, readings = _parse_root(data), Counter[str]()
+    _refuse_fractions(root)
     parsed = [_parse_object(found, readings) for found in root.findall("object")]
     return VocAnnotation([found for found in parsed if found is not None], _parse_size(root), readings)
 
 
 def parse_class_names(data: bytes) -> set[str]:
-    """Returns the names of the objects in a file; an empty set if the file cannot be used."""
+    """Returns the names of the objects in a file; an empty set if the file is too large or no plain XML."""
     try:
-        return {found.name for found in parse_objects(data).objects}
+        names = {(found.findtext("name") or "").strip() for found in _parse_root(data).findall("object")}
     except InvalidObjects:
         return set()
+    return names - {""}
 
 
 def _parse_root(data: bytes) -> ElementTree.Element:
@@ -80,6 +82,16 @@ def _parse_root(data: bytes) -> ElementTree.Element:
     # ValueError and LookupError concern the encoding
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InvalidObjects(f"is not well-formed XML: {one_line(error, 100)}") from None
+
+
+def _refuse_fractions(root: ElementTree.Element) -> None:
+    """Raises InvalidObjects if all positions of the boxes are in 0..1 and some are fractions: they are no pixels."""
+    texts = [box.findtext(side) for box in root.findall("object/bndbox") for side in BOX_SIDES]
+    numbers = [number for text in texts if (number := _parse_number(text)) is not None]
+    if numbers and all(0.0 <= number <= 1.0 for number in numbers) and not all(map(float.is_integer, numbers)):
+        raise InvalidObjects(
+            f"has boxes in fractions of the image, e.g. {texts[0]}; valid: pixels, as in <xmin>48</xmin>"
+        )
 
 
 def _parse_object(found: ElementTree.Element, readings: Counter[str]) -> VocObject | None:

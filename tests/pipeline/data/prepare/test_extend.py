@@ -425,7 +425,7 @@ def test_extension_stopped_at_any_file_ends_in_the_same_bytes(
 def test_killed_extension_is_resumed(tmp_path: Path, killable: tuple[DatasetOptions, Store], k: int) -> None:
     data, clean = killable
     command = [sys.executable, "-c", KILLED, data.model_dump_json(), str(tmp_path / "killed"), str(k)]
-    assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT, check=False, timeout=600).returncode == -signal.SIGKILL
     store = local(data, tmp_path / "killed")
     assert store.hash == clean.hash
     assert contents(store) == contents(clean)

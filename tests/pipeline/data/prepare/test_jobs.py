@@ -66,7 +66,7 @@ def kill_at(data: DatasetOptions, out: Path, k: int, when: str) -> int:
         [sys.executable, "-c", KILLED, data.model_dump_json(), str(out), str(k), when],
         cwd=ROOT,
         check=False,
-        timeout=60,
+        timeout=600,
     )
     return done.returncode
 

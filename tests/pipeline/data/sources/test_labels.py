@@ -35,7 +35,8 @@ def number(values: list[Any], known: tuple[str, ...] = (), **options: Any) -> tu
 
 def test_numbers_from_zero_on_are_classes() -> None:
     assert number([2, None, 0, 1, -1]) == (("0", "1", "2"), [2, -1, 0, 1, -1])
-    assert read([2, None, 0, 1, -1]).notes == ()
+    assert read([2, None, 0, 1, -1]).notes == ("no label: 2 images (-1 1, empty 1)",)
+    assert read([2, 0, 1]).notes == read([None, -1]).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,9 @@ def test_texts_for_no_label_are_no_class_and_told(text: str) -> None:
     found = read(["cat", text, "dog", None])
     assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [0, -1, 1, -1])
     (note,) = found.notes
-    assert note.startswith("no label: 1 image (")
-    assert repr(text.strip()) in note or "empty 1" in note
+    seen = f"({text.strip()!r} 1, empty 1)" if text.strip() else "(empty 2)"
+    assert note.startswith(f"no label: 2 images {seen}")
+    assert ("dataset.missing_labels=[]" in note) == bool(text.strip())
 
 
 def test_texts_for_no_label_are_classes_if_they_are_listed_or_asked_for() -> None:

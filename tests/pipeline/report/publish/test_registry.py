@@ -9,6 +9,6 @@ def test_kind_without_its_own_publisher_gets_the_general_one() -> None:
     assert type(find_publisher("toy")) is StagePublisher
 
 
-def test_every_publisher_is_of_a_registered_kind_and_only_exports_have_model_cards() -> None:
+def test_every_publisher_is_of_a_registered_kind_and_exports_and_fine_tunings_have_model_cards() -> None:
     assert set(PUBLISHERS) <= set(STAGES)
-    assert {kind for kind in PUBLISHERS if find_publisher(kind).has_model_card} == {"export"}
+    assert {kind for kind in PUBLISHERS if find_publisher(kind).card_folder} == {"export", "finetune"}

@@ -6,18 +6,25 @@ from typing import Any
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
-from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.files import write_atomically
-from firstlight.pipeline.report.loading_code import loading_code, normalisation_code
-from firstlight.pipeline.report.score_table import format_spread, score_cells
+from firstlight.pipeline.report.cards.card_parts import (
+    LICENCE_SECTION,
+    describe_data,
+    describe_lineage,
+    describe_scores,
+    format_front_matter,
+    format_settings,
+    format_table,
+    join_sections,
+    name_network,
+    write_card_file,
+)
+from firstlight.pipeline.report.cards.loading_code import loading_code, normalisation_code
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.terminal import escape_text
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.pretrain import METHODS
 
-CARD_FILE = "card.md"
 # The keys of the length of a training, one of which is given.
 LENGTH_KEYS = ("epochs", "steps")
 # The keys of a pretraining that say how long it trained, and on how many labels.
@@ -51,12 +58,7 @@ def write_card(
     `siblings`: the instances that score encoders of the same stage. `rows`: the table of the recipe. `lineage`: MLflow
     runs and references, by role.
     """
-    file = instance.folder / EXPORT_FOLDER / CARD_FILE
-    text = escape_text(render_card(worker, instance, siblings, rows, lineage))
-    if file.exists() and file.read_text("utf-8") == text:
-        return None
-    write_atomically(file, text.encode())
-    return text
+    return write_card_file(instance.folder / EXPORT_FOLDER, render_card(worker, instance, siblings, rows, lineage))
 
 
 def render_card(
@@ -70,70 +72,33 @@ def render_card(
     assert instance.encoder is not None
     recipe, result, made = worker.recipe, instance.result, read_encoder_origin(instance.encoder)
     assert result is not None
-    sections = [
-        _format_front_matter(recipe, made),
-        f"# {recipe.name}: {_name_network(recipe)}, seed {made.get('seed', 'unknown')}",
-        recipe.description,
-        _describe_encoder(recipe, result),
-        _describe_training(recipe, instance, made),
-        _describe_data(worker.store, worker, made),
-        _describe_scores(recipe, instance, siblings, rows),
-        _describe_loading(recipe, result),
-        "## Lineage\n\n"
-        + _markdown_table(("part", "MLflow"), [(part, f"`{reference}`") for part, reference in lineage.items()]),
-        "## Licence and limits\n\nThe code of Firstlight is licensed under Apache-2.0. The licence of these weights is "
-        "unknown: it depends on the licence of the images that they were learned from, which the run does not know. "
-        "The images were not examined for biases. The numbers above hold for the data set above only.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _format_front_matter(recipe: Recipe, made: Mapping[str, Any]) -> str:
-    """Returns the front matter. Its values are written as JSON, which is YAML with every text quoted."""
     learned = [] if "task" in made else ["self-supervised"]
     tags = ["image-feature-extraction", *learned, *([made["method"]["name"]] if "method" in made else [])]
-    fields = {
-        "license": "unknown",
-        "library_name": "firstlight",
-        "pipeline_tag": "image-feature-extraction",
-        "tags": tags,
-    }
-    return "\n".join(
+    return join_sections(
         [
-            "---",
-            *(f"{key}: {json.dumps(value)}" for key, value in {**fields, "datasets": [recipe.dataset.name]}.items()),
-            "---",
+            format_front_matter(recipe, "image-feature-extraction", tags),
+            f"# {recipe.name}: {name_network(recipe.network_spec)}, seed {made.get('seed', 'unknown')}",
+            recipe.description,
+            _describe_encoder(recipe, result),
+            _describe_training(recipe, instance, made),
+            describe_data(worker.store, worker, made),
+            describe_scores(recipe, instance, siblings, rows),
+            _describe_loading(recipe, result),
+            describe_lineage(lineage),
+            LICENCE_SECTION,
         ]
     )
-
-
-def _name_network(recipe: Recipe) -> str:
-    spec = recipe.encoder.model_dump()
-    return f"{spec['model']} of {spec['name']}" if "model" in spec else str(spec["name"])
 
 
 def _describe_encoder(recipe: Recipe, result: Mapping[str, Any]) -> str:
     channels, height, width = result["map"]
     size = result["image_size"]
     return (
-        f"## What it is\n\nAn image encoder, without a classifier: {_name_network(recipe)}. It maps an image of "
+        f"## What it is\n\nAn image encoder, without a classifier: {name_network(recipe.network_spec)}. "
+        f"It maps an image of "
         f"{size} x {size} pixels to a feature map of {channels} x {height} x {width}; the mean of the map over its "
-        f"positions is the image's {channels} features.\n\n{_settings_table(recipe.encoder.model_dump(mode='json'))}"
+        f"positions is the image's {channels} features.\n\n{format_settings(recipe.network_spec)}"
     )
-
-
-def _settings_table(values: Mapping[str, Any]) -> str:
-    return _markdown_table(
-        ("setting", "value"), [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()]
-    )
-
-
-def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    body = [
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
-        for line in (heads, ["---"] * len(heads), *lines)
-    ]
-    return "\n".join(body)
 
 
 def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[str, Any]) -> str:
@@ -141,7 +106,7 @@ def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[st
     if "task" in made:
         start, seed = made.get("arm", "unknown"), made.get("seed", "unknown")
         line = f"## How it was learned\n\nWith labels, by a fine-tuning from `{start}`, with seed {seed}. The task:"
-        return f"{line}\n\n{_settings_table(made['task'])}\n\nIts budget is in the MLflow run that made it."
+        return f"{line}\n\n{format_settings(made['task'])}\n\nIts budget is in the MLflow run that made it."
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not name its method."
     spec = made["method"]
@@ -149,7 +114,7 @@ def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[st
     deviations = "\n".join(f"- {line}" for line in method.deviations)
     parts = [
         f"## How it was learned\n\n{method.title} ({method.paper}), with seed {made.get('seed', 'unknown')}.",
-        _settings_table({key: value for key, value in spec.items() if key != "name"}),
+        format_settings({key: value for key, value in spec.items() if key != "name"}),
         f"Known differences from the paper, and values that it does not give:\n\n{deviations}",
         _describe_budget(_find_pretraining(recipe, instance)),
     ]
@@ -172,64 +137,12 @@ def _describe_budget(stage: StageConfig | None) -> str:
         if values.get("labelled_per_batch")
         else "No label was seen."
     )
-    return f"The budget. {labels}\n\n{_settings_table(values)}"
-
-
-def _describe_data(store: Store, worker: StageContext, made: Mapping[str, Any]) -> str:
-    splits = worker.splits
-    lines = [
-        (
-            "data set",
-            f"`{worker.recipe.dataset.name}` (source: {store.source.get('kind', worker.recipe.dataset.source)})",
-        ),
-        (
-            "images",
-            f"{len(splits.train):,} to train on, {len(splits.val):,} held out"
-            f"{'' if store.splits.get('val') else ' of these'}, "
-            f"{len(splits.test):,} to test on",
-        ),
-        ("classes", len(store.classes) or "none: no labels"),
-        ("quarantined", f"{store.quarantined:,} images that cannot be decoded"),
-        ("sha256 of the store", f"`{store.hash}`"),
-    ]
-    other = made.get("store") not in (None, store.hash)
-    note = (
-        f"\n\nThe encoder was learned from another store, `{made['store']}`; the scores below are of the store above."
-        if other
-        else ""
-    )
-    return f"## Data\n\n{_markdown_table(('property', 'value'), lines)}{note}"
-
-
-def _describe_scores(
-    recipe: Recipe, instance: StageInstance, siblings: Sequence[StageInstance], rows: Sequence[ScoreRow]
-) -> str:
-    """Returns the test scores of this encoder and of its baselines, and the mean gain over all seeds."""
-    seeds: dict[str, list[int]] = {}
-    for sibling in siblings:
-        seeds.setdefault(sibling.stage, []).append(sibling.seed)
-    found = [row for row in rows if row.stage in seeds]
-    if not found:
-        return "## Scores\n\nNot measured in this recipe."
-    lines = []
-    for row in found:
-        position = seeds[row.stage].index(instance.seed)
-        cells = score_cells(recipe, row)
-        own = slice(position, position + 1)
-        baseline = f"{format_spread(row.baseline[own], row.scale)} ({row.against})" if row.baseline else ""
-        gain = f"{cells['gain']} over {len(row.gain)}: {cells['pretraining']}" if row.baseline else ""
-        lines.append((row.stage, row.measure, format_spread(row.pretrained[own], row.scale), baseline, gain))
-    heads = ("stage", "measure", "this encoder", "without pretraining", "mean gain, seeds")
-    caption = (
-        "Test scores of one seed (%), and the mean gain over all seeds of the recipe with its confidence interval. "
-        "The intervals hold for all rows of the recipe's table together."
-    )
-    return f"## Scores\n\n{caption}\n\n{_markdown_table(heads, lines)}"
+    return f"The budget. {labels}\n\n{format_settings(values)}"
 
 
 def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
     """Returns the code that loads each format, its difference from the encoder, and its files."""
-    normalisation = normalisation_code(recipe.encoder.model_dump(mode="json"))
+    normalisation = normalisation_code(recipe.network_spec)
     size = result["image_size"]
     parts = [
         "## How to load it",
@@ -242,22 +155,24 @@ def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
         absolute, relative = (f"{worst[key]:.2g}" for key in ("absolute", "relative"))
         difference = f"Largest difference from the encoder: {absolute}, {relative} of its largest value."
         parts.append(
-            f"### {FORMAT_NAMES[format]}\n\n{difference}{_describe_format(format, facts)}\n\n"
+            f"### {FORMAT_NAMES[format]}\n\n{difference}{describe_format(format, facts)}\n\n"
             f"```python\n{loading_code(format, facts, size, normalisation)}\n```"
         )
-        parts.append(
-            _markdown_table(
-                ("file", "bytes", "sha256"),
-                [(f"`{format}/{n}`", f["bytes"], f"`{f['sha256']}`") for n, f in facts["files"].items()],
-            )
-        )
+        parts.append(list_format_files(format, facts))
     parts += [f"Not as {FORMAT_NAMES[format]}: {reason}." for format, reason in result["left_out"].items()]
     return "\n\n".join(parts)
 
 
-def _describe_format(format: str, facts: Mapping[str, Any]) -> str:
+def list_format_files(format: str, facts: Mapping[str, Any]) -> str:
+    """Returns a table of the files of an exported format."""
+    lines = [(f"`{format}/{name}`", its["bytes"], f"`{its['sha256']}`") for name, its in facts["files"].items()]
+    return format_table(("file", "bytes", "sha256"), lines)
+
+
+def describe_format(format: str, facts: Mapping[str, Any]) -> str:
+    """Returns sentences about an exported format, with a space before them."""
     if format in ("torchvision", "timm"):
-        missing = facts["missing"]
+        missing = facts.get("missing", [])
         named = ", ".join(f"`{name}`" for name in missing[:4]) + (
             f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         )
@@ -276,4 +191,4 @@ def _describe_format(format: str, facts: Mapping[str, Any]) -> str:
             f" Written by torch {facts['version']}, and compared before it was written. The normalisation is in the "
             "graph; the batch size is free. torch.export.load may unpickle parts of a file: check its sha256."
         )
-    return " Spec and weights, with a manifest of sha256 sums; the normalisation is part of the encoder."
+    return " Spec and weights, with a manifest of sha256 sums; the normalisation is part of the network."

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from firstlight.pipeline.cli.scores import format_image_counts, format_scores
+from firstlight.pipeline.report.run_scores import format_image_counts, format_scores
 from firstlight.pipeline.tracking.lineage import Run
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from firstlight.pipeline.report.loading_code import loading_code, normalisation_code
+from firstlight.pipeline.report.cards.loading_code import loading_code, normalisation_code
 
 
 @pytest.mark.parametrize(

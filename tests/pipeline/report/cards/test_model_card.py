@@ -7,7 +7,8 @@ import torch
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_json
-from firstlight.pipeline.report import model_card
+from firstlight.pipeline.report.cards import model_card
+from firstlight.pipeline.report.cards.card_parts import CARD_FILE, format_table
 from firstlight.pipeline.stages.artifacts import save_encoder
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.score_rows import score_rows
@@ -36,7 +37,7 @@ def test_card_is_written_only_if_its_text_changes(tmp_path: Path, digits: Store)
     worker, instance = exported(tmp_path, digits)
     text = model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"})
     assert text is not None
-    assert (instance.folder / EXPORT_FOLDER / model_card.CARD_FILE).read_text("utf-8") == text
+    assert (instance.folder / EXPORT_FOLDER / CARD_FILE).read_text("utf-8") == text
     assert model_card.write_card(worker, instance, [], [], {"encoder": "runs:/1"}) is None
     assert "runs:/2" in (model_card.write_card(worker, instance, [], [], {"encoder": "runs:/2"}) or "")
 
@@ -94,4 +95,4 @@ def test_scores_are_those_of_the_same_seed_with_the_gain_over_all_seeds(tmp_path
 
 
 def test_bars_in_cells_are_escaped() -> None:
-    assert model_card._markdown_table(("a", "b"), [("x|y", 1)]).splitlines()[-1] == r"| x\|y | 1 |"
+    assert format_table(("a", "b"), [("x|y", 1)]).splitlines()[-1] == r"| x\|y | 1 |"

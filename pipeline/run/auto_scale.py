@@ -1,0 +1,83 @@
+"""What `auto` means on the machines at hand: the number of workers, their GPUs, and the number format of trainings."""
+
+from dataclasses import dataclass
+
+import torch
+
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import AUTO, ScaleOptions
+from firstlight.pipeline.run.nodes import list_live_nodes
+from firstlight.pipeline.run.ray_session import RaySession
+from firstlight.pipeline.train.trainer import resolve_precision
+
+
+@dataclass(frozen=True)
+class FoundGpus:
+    """The GPUs of this machine, or of a cluster, whose GPUs have no `name` here."""
+
+    count: int
+    name: str | None = None
+
+
+def resolve_scale(recipe: Recipe) -> tuple[Recipe, str | None]:
+    """Replaces `auto` in `scale.workers`, `scale.gpus_per_worker` and the precision of trainings.
+
+    Returns the recipe, and a line that says what was chosen; None if there was nothing to choose. A cluster is asked
+    for its nodes; the precision of its GPUs is chosen on its workers.
+
+    Raises:
+        UserError: the cluster cannot be joined.
+    """
+    asks_precision = any(getattr(stage, "precision", None) == AUTO for stage in recipe.stages.values())
+    if recipe.scale.is_resolved and not asks_precision:
+        return recipe, None
+    is_local = recipe.scale.address == "local"
+    gpus = find_local_gpus() if is_local else _find_cluster_gpus(recipe.scale)
+    scale = choose_scale(recipe.scale, gpus.count)
+    on_gpu = scale.worker_gpus > 0
+    who = _count(scale.max_workers, "worker") if scale.max_workers else "this process"
+    words = f"{who} on {_describe_place(scale, gpus)}"
+    stages = dict(recipe.stages)
+    if asks_precision and (is_local or not on_gpu):
+        precision = resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
+        for name, stage in recipe.stages.items():
+            if getattr(stage, "precision", None) == AUTO:
+                stages[name] = stage.model_copy(update={"precision": precision})
+        words += f", precision {precision}"
+    return recipe.model_copy(update={"scale": scale, "stages": stages}), f"chosen: {words}"
+
+
+def choose_scale(scale: ScaleOptions, gpus: int) -> ScaleOptions:
+    """Returns a scale without `auto`, where there are `gpus` GPUs."""
+    workers = scale.workers
+    if workers == AUTO:
+        share = scale.worker_gpus if scale.gpus_per_worker != AUTO else 1.0
+        workers = max(int(gpus / share), 1) if share else 1
+    chosen = scale.model_copy(update={"workers": workers})
+    if scale.gpus_per_worker == AUTO:
+        chosen = chosen.model_copy(update={"gpus_per_worker": 1.0 if gpus >= max(chosen.min_workers, 1) else 0.0})
+    return chosen
+
+
+def find_local_gpus() -> FoundGpus:
+    """Returns the GPUs of this machine that torch can use."""
+    count = torch.cuda.device_count()
+    return FoundGpus(count, torch.cuda.get_device_name(0) if count else None)
+
+
+def _find_cluster_gpus(scale: ScaleOptions) -> FoundGpus:
+    """Joins the cluster for as long as its nodes are counted."""
+    with RaySession(scale.model_copy(update={"workers": 0, "gpus_per_worker": 0.0, "wait_s": 0})) as session:
+        session.start(always=True)
+        return FoundGpus(int(sum(node.gpus for node in list_live_nodes())))
+
+
+def _describe_place(scale: ScaleOptions, gpus: FoundGpus) -> str:
+    if scale.worker_gpus:
+        name = f" ({gpus.name})" if gpus.name else ""
+        return f"{_count(scale.worker_gpus * max(scale.max_workers, 1), 'GPU')}{name}"
+    return "the CPUs" + ("" if not gpus.count else f", though there are {_count(gpus.count, 'GPU')}")
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,163 @@
+"""The weights that `encoder.weights` names -> a saved encoder, with what is known of their origin."""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firstlight.pipeline.config.load import hash_json, parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.records import DamagedRecord
+from firstlight.pipeline.stages.artifacts import (
+    check_encoder_spec,
+    check_whole_encoder,
+    read_encoder_description,
+    read_encoder_spec,
+    save_encoder,
+)
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.references import fetch_reference, find_source_run, pin_reference
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.weights.load_weights import LoadedWeights, load_weights
+from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_default_colours, find_weights
+
+WEIGHTS_KEY = "encoder.weights"
+# The folder in the storage that holds them in this project's format, for all recipes.
+WEIGHTS_FOLDER = "weights"
+TRACKED_PREFIXES = ("runs:/", "models:/")
+COLOUR_KEYS = ("mean", "std")
+# What an error suggests where the input of weights is not known.
+IMAGENET_COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """A saved encoder with the weights that a recipe names."""
+
+    folder: Path
+    # The source as it is recorded: a pinned reference to MLflow, or the text of the recipe.
+    reference: str
+    # The MLflow run that made them, None if they are from elsewhere.
+    run_id: str | None
+    # The facts for MLflow and the model card, as texts.
+    facts: dict[str, str]
+
+
+def resolve_given(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, GivenWeights | None, list[str]]:
+    """Saves the given weights as an encoder of the recipe's network, in its storage.
+
+    Returns the recipe with the colours that the weights were trained with, where it states none, the saved encoder, and
+    lines about both; None and no lines if no stage uses given weights.
+
+    Raises:
+        UserError: there are no such weights, they are refused, or they do not fit the network; names `encoder.weights`.
+    """
+    if not recipe.takes_given:
+        return recipe, None, []
+    assert recipe.encoder is not None
+    if recipe.encoder.weights.startswith(TRACKED_PREFIXES):
+        return _fetch_tracked(recipe, tracking)
+    try:
+        source = find_weights(recipe.encoder.weights, recipe.network_spec)
+    except ValueError as error:
+        raise UserError(f"{WEIGHTS_KEY}: {error}") from None
+    recipe, told = _adopt_colours(recipe, *_known_colours(recipe, source))
+    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
+    try:
+        loaded = load_weights(encoder, source)
+    except ValueError as error:
+        raise UserError(f"{WEIGHTS_KEY}: {error}") from None
+    facts = describe_origin(recipe, loaded)
+    return (
+        recipe,
+        GivenWeights(_save_once(recipe, encoder, facts), source.source, None, facts),
+        [f"{WEIGHTS_KEY}: {loaded.describe()}", *told],
+    )
+
+
+def describe_origin(recipe: Recipe, loaded: LoadedWeights) -> dict[str, str]:
+    """Returns what is known of weights: the sha256 of their file, its layout and part, and their licence.
+
+    The path of a file is no part of it: the same weights elsewhere are the same.
+    """
+    assert recipe.encoder is not None
+    licence = recipe.encoder.licence or loaded.source.licence
+    found = {"sha256": loaded.sha256, "layout": loaded.layout, "part": loaded.part, "licence": licence}
+    return {key: value for key, value in found.items() if value}
+
+
+def _fetch_tracked(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, GivenWeights, list[str]]:
+    """Downloads an encoder from MLflow."""
+    assert recipe.encoder is not None
+    reference = pin_reference(tracking, recipe.encoder.weights, WEIGHTS_KEY)
+    folder = fetch_reference(tracking, reference, _weights_folder(recipe) / hash_json(reference)[:12], WEIGHTS_KEY)
+    check_whole_encoder(folder, f"{WEIGHTS_KEY}: {recipe.encoder.weights!r}")
+    spec = read_encoder_spec(folder)
+    recipe, told = _adopt_colours(recipe, {key: spec.get(key) for key in COLOUR_KEYS}, "as the encoder has them")
+    check_encoder_spec(folder, recipe.network_spec, WEIGHTS_KEY)
+    made_by = find_source_run(tracking, reference)
+    given = GivenWeights(
+        folder, reference, made_by, {"licence": recipe.encoder.licence} if recipe.encoder.licence else {}
+    )
+    return recipe, given, [f"{WEIGHTS_KEY}: {reference}, of run {made_by[:8]}", *told]
+
+
+def _known_colours(recipe: Recipe, source: WeightSource) -> tuple[dict[str, Any], str]:
+    """Returns the mean and standard deviation of the input of weights, and words for who says so."""
+    if source.mean is not None and source.std is not None:
+        return {"mean": list(source.mean), "std": list(source.std)}, "as the source of the weights has them"
+    default = find_default_colours(recipe.network_spec)
+    if default is not None:
+        return {"mean": list(default[0]), "std": list(default[1])}, f"usual for {default[2]}"
+    return {}, ""
+
+
+def _adopt_colours(recipe: Recipe, colours: Mapping[str, Any], words: str) -> tuple[Recipe, list[str]]:
+    """Fills in `encoder.mean` and `encoder.std` where the recipe does not state them.
+
+    Raises:
+        UserError: they are not known.
+    """
+    encoder = recipe.encoder
+    assert encoder is not None
+    if encoder.normalize == "image":
+        return recipe, []
+    missing = [key for key in COLOUR_KEYS if key not in encoder.model_fields_set or getattr(encoder, key) is None]
+    for key in missing:
+        if colours.get(key) is None:
+            raise UserError(
+                f"encoder.{key}: is needed, since {WEIGHTS_KEY} does not say what its images were normalised by; "
+                f"valid: three numbers, of ImageNet {IMAGENET_COLOURS[key]}"
+            )
+    if not missing:
+        return recipe, []
+    filled = {key: colours[key] for key in missing}
+    raw = recipe.dump()
+    told = ", ".join(f"encoder.{key}: {[round(v, 4) for v in value]}" for key, value in filled.items())
+    return parse_recipe({**raw, "encoder": {**raw["encoder"], **filled}}), [f"{told}, {words}"]
+
+
+def _weights_folder(recipe: Recipe) -> Path:
+    return recipe.storage.resolve() / WEIGHTS_FOLDER
+
+
+def _save_once(recipe: Recipe, encoder: Encoder, facts: dict[str, str]) -> Path:
+    """Saves the encoder, unless it was saved before. Another process may do the same at the same time."""
+    decides = [recipe.network_spec, recipe.dataset.image_size, facts]
+    folder = _weights_folder(recipe) / hash_json(decides)[:12]
+    try:
+        read_encoder_description(folder)
+        return folder
+    except (UserError, DamagedRecord):
+        shutil.rmtree(folder, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    save_encoder(encoder, part, {"weights": facts})
+    try:
+        part.rename(folder)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        read_encoder_description(folder)
+    return folder

@@ -1,0 +1,1 @@
+"""Fine-tuned models: how they are saved and read, and their predictions for images and for whole stores."""

@@ -1,0 +1,161 @@
+"""Export formats of a fine-tuned model: a library's network with its classifier, and a graph from images to logits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from firstlight.tasks.downstream.classify import Classification
+from firstlight.tasks.downstream.classify_square import SquareLossClassification
+from firstlight.tasks.downstream.task import Task
+from firstlight.tasks.nn.export_formats import (
+    LIBRARIES,
+    MAP_TOLERANCE,
+    Counterpart,
+    export_graph,
+    find_counterpart,
+    measure_difference,
+)
+
+GRAPH_FORMATS = ("onnx", "torch_export")
+
+
+class ModelGraph(nn.Module):
+    """A graph from (B, 3, S, S) images in 0..1 to logits: (B, classes), or (B, classes, S, S) of a segmentation.
+
+    The graph contains the normalisation.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.task.compute_logits(images)  # type: ignore[operator]
+        return logits
+
+
+def export_model_program(task: Task) -> Any:
+    """Returns the graph as a torch.export.ExportedProgram, for any number of images."""
+    return export_graph(ModelGraph(task), task.encoder.image_size)
+
+
+@dataclass(frozen=True)
+class ClassifierCounterpart:
+    """A library's network with a classifier that the weights of a fine-tuned model fit."""
+
+    encoder: Counterpart
+    # The names of the classifier's weight and bias in the library.
+    head: tuple[str, str]
+    classes: int
+
+    def library_state(self, task: Task) -> dict[str, Tensor]:
+        """Returns the tensors of the encoder and of the classifier under the library's names."""
+        layer = _find_linear_head(task)
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in layer.state_dict().items()}
+        return {**self.encoder.library_state(task.encoder), self.head[0]: own["weight"], self.head[1]: own["bias"]}
+
+    def build_network(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Returns the library's network with these weights, in evaluation mode.
+
+        Raises:
+            ValueError: the network has no tensor of that name or shape, or another one.
+        """
+        net = _build_classifier(self.encoder.library, self.encoder.model, self.classes)
+        try:
+            net.load_state_dict(dict(state))
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"the weights do not fit {self.encoder.model} of {self.encoder.library}: {problem}"
+            ) from None
+        return net.eval()
+
+
+def find_classifier(task: Task, library: str) -> ClassifierCounterpart:
+    """Returns the network of `library` that gives the logits of this model.
+
+    Raises:
+        ValueError: the library has none; the message gives the reason.
+    """
+    head = _find_linear_head(task)
+    found = find_counterpart(task.encoder, library)
+    _, missing = found.build_network(found.library_state(task.encoder))
+    names = [next((name for name in missing if name.endswith(ending)), "") for ending in (".weight", ".bias")]
+    if len(missing) != 2 or not all(names):
+        raise ValueError(f"the head of {found.model} of {library} is not one linear layer: it has {', '.join(missing)}")
+    classifier = ClassifierCounterpart(found, (names[0], names[1]), head.out_features)
+    if not _has_same_logits(task, classifier):
+        raise ValueError(f"{found.model} of {library}, with the same weights, gives other logits")
+    return classifier
+
+
+def _find_linear_head(task: Task) -> nn.Linear:
+    """Returns the only layer of the head. Raises ValueError if there are others, or it takes something else."""
+    if not isinstance(task, Classification) or isinstance(task, SquareLossClassification):
+        raise ValueError("the libraries' networks are classifiers that give logits")
+    layers = list(task.head)
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
+        raise ValueError(f"the libraries' heads are one linear layer, this one has {len(layers)} layers (task.hidden)")
+    if task.pool != "avg":
+        raise ValueError(f"the libraries' heads take the mean of the last map, this one has task.pool: {task.pool}")
+    if task.layer != len(task.encoder.shapes) - 1:
+        raise ValueError(f"the libraries' heads take the last map, this one has task.layer: {task.layer}")
+    return layers[0]
+
+
+def _build_classifier(library: str, model: str, classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        if library == "torchvision":
+            from firstlight.tasks.nn.library_backbones import build_untrained
+
+            net = build_untrained(model)
+            name, last = [found for found in net.named_modules() if isinstance(found[1], nn.Linear)][-1]
+            # The constructor's `num_classes` is not taken by all.
+            net.set_submodule(name, nn.Linear(last.in_features, classes))
+            return net
+        import timm
+
+        return timm.create_model(model, pretrained=False, num_classes=classes)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _has_same_logits(task: Task, classifier: ClassifierCounterpart) -> bool:
+    """Returns True if model and counterpart give the same logits of an image."""
+    size, training = task.encoder.image_size, task.training
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    device = next(task.parameters()).device
+    task.eval()
+    try:
+        own = ModelGraph(task)(x.to(device)).cpu()
+        there = classifier.build_network(classifier.library_state(task))(task.encoder.input(x.to(device)).cpu())
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        return False
+    finally:
+        task.train(training)
+    is_same: bool = there.shape == own.shape and measure_difference(own, there)[1] <= MAP_TOLERANCE
+    return is_same
+
+
+def explain_missing_model_format(task: Task, format: str, is_padded: bool) -> str | None:
+    """Returns the reason why a model cannot be exported in a format; None if it can.
+
+    `is_padded`: True if views of images have padding (`fit`).
+    """
+    if task.target == "boxes" and format != "safetensors":
+        return "the detectors of torchvision choose boxes by their values, and give as many as they find"
+    if (
+        format in GRAPH_FORMATS
+        and task.target == "mask"
+        and is_padded
+        and task.encoder.spec.get("normalize") == "image"
+    ):
+        return "encoder.normalize: image leaves the padding of views out, which a graph of pixels alone cannot know"
+    try:
+        if format in LIBRARIES:
+            find_classifier(task, format)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,0 +1,37 @@
+"""Exports of small fine-tuned models, and code of their cards in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.stages import export
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
+from tests.support import recipes
+
+# What a process without torch and Firstlight begins with.
+WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'firstlight', 'timm'):\n    sys.modules[name] = None\n"
+
+
+def export_model(storage: Path, store: Store, model: Path, size: int, **stage: Any) -> tuple[StageContext, StageInstance]:
+    """Exports the model in a folder, by a recipe with this stage alone."""
+    raw = recipes.recipe(storage, dataset__image_size=size).dump()
+    section = {"kind": "export", "what": "model", "encoder": "models:/none/1", **stage}
+    recipe = parse_recipe({**raw, "stages": {"export": section}})
+    instance = StageInstance("export", 0, "f", storage / "export-seed0-f", model)
+    instance.folder.mkdir(parents=True, exist_ok=True)
+    worker = StageContext.create(recipe, store, on_ray=False)
+    export.ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    return worker, instance
+
+
+def run_card_code(code: str, folder: Path, before: str = "") -> str:
+    """Returns what the code prints when it runs in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
