@@ -122,6 +122,13 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _browser_ends_with_session() -> Iterator[None]:
+    yield
+    if "tests.support.browser" in sys.modules:
+        sys.modules["tests.support.browser"].close_browser()
+
+
 @pytest.fixture(scope="module")
 def blank_figures() -> Iterator[None]:
     """Saves figures as blank files. For modules whose tests need the files and not what the figures show."""

@@ -335,9 +335,7 @@ def test_every_fault_has_a_test_or_a_reason_why_not() -> None:
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 # Source files that only tests of other files cover. Only ever removed from: a new file comes with its test.
 UNTESTED_DIRECTLY = {
-    "pipeline/config/measures.py",
     "pipeline/stages/checks.py",
-    "pipeline/stages/features/frozen_features.py",
     "pipeline/stages/pretrain.py",
     "pipeline/stages/registry.py",
     "pipeline/stages/stage.py",

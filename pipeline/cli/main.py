@@ -37,8 +37,8 @@ RECIPE_COMMANDS = {
     "retrieve": "Run the retrieval stages: an index and the nearest images.",
     "reconstruct": "Run the reconstruction stages: corrupted images and their PSNR.",
     "embed": "Run the embedding stages: write embeddings as Parquet.",
-    "export": "Run the export stages: the encoder in standard formats.\n\n"
-    "The formats are torchvision, timm, ONNX and torch.export; a model card is written too.",
+    "export": "Run the export stages: an encoder or a fine-tuned model.\n\n"
+    "The formats are torchvision, timm, safetensors, ONNX and torch.export; a model card is written too.",
     "finetune": "Run the fine-tuning stages, next to training from scratch.",
 }
 
@@ -93,7 +93,7 @@ for _name, _help_text in RECIPE_COMMANDS.items():
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     from firstlight.pipeline.config.load import load_recipe
     from firstlight.pipeline.report.page_parts import REPORT_FILE
-    from firstlight.pipeline.report.score_table import make_score_table
+    from firstlight.pipeline.report.score_table import make_score_tables
     from firstlight.pipeline.run.runner import run_recipe
     from firstlight.pipeline.tracking.outbox import Unpublished
 
@@ -103,10 +103,10 @@ def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, sm
         rows = run_recipe(recipe, SafeConsole(stderr=True), only).rows
     except Unpublished as error:
         if error.rows:
-            out.print(make_score_table(recipe, error.rows))
+            out.print(make_score_tables(recipe, error.rows))
         raise
     if rows:
-        out.print(make_score_table(recipe, rows))
+        out.print(make_score_tables(recipe, rows))
     report = recipe.storage.resolve() / recipe.name / REPORT_FILE
     if report.exists():
         _print_report_path(out, report)
@@ -123,7 +123,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     FILE is a search (see conf/search). Its keys (trials=20) and those of its recipe (dataset.root=/data) can be
     overridden. A search that was stopped continues when it is run again.
     """
-    from firstlight.pipeline.report.score_table import make_score_table
+    from firstlight.pipeline.report.score_table import make_score_tables
     from firstlight.pipeline.search.checks import load_checked_plan
     from firstlight.pipeline.search.progress import summarise_search
     from firstlight.pipeline.search.search import run_search
@@ -133,7 +133,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     out = results_console()
     out.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
     if found.retrained:
-        out.print(make_score_table(found.retrained, found.rows))
+        out.print(make_score_tables(found.retrained, found.rows))
     if found.report:
         _print_report_path(out, found.report)
     _print_ui_command(out, plan.budget_recipe())

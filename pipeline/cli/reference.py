@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.docstrings import summarize
 from firstlight.pipeline.config.optim import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
@@ -29,7 +30,6 @@ from firstlight.pipeline.config.schema import AugmentOp, EncoderSpec, MethodSpec
 from firstlight.pipeline.config.stages import (
     DownstreamStage,
     FeatureMonitorOptions,
-    FeatureStage,
     LabelBudget,
     TrainingOptions,
 )

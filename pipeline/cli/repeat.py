@@ -117,7 +117,8 @@ def _pinned_encoder(original: OriginalRun, stage: str) -> str | None:
     """Returns the reference of the encoder that a stage started from, None if MLflow does not know its run."""
     run = next((run for run in original.stages if run.stage == stage and run.encoder), None)
     source_id = original.lineage.find_source_id(run) if run else None
-    return f"runs:/{source_id}/encoder" if source_id else None
+    source = original.lineage.runs.get(source_id or "")
+    return f"runs:/{source_id}/{source.artifact if source else 'encoder'}" if source_id else None
 
 
 def check_code(original: OriginalRun, console: Console, exact: bool) -> None:
@@ -197,13 +198,13 @@ def _pair_numbers(then: Run, now: Run | None) -> Iterator[ComparedNumber]:
     for key in sorted(key for key in keys if not SPEED_METRIC.search(key)):
         yield ComparedNumber(then.name, key, then.metrics.get(key), now.metrics.get(key) if now else None)
     if then.model is not None and now is not None and now.model is not None:
-        identical = _encoder_checksums(then) == _encoder_checksums(now)
-        yield ComparedNumber(then.name, "the encoder's bits", 1.0, float(identical))
+        identical = _network_checksums(then) == _network_checksums(now)
+        yield ComparedNumber(then.name, f"the {then.artifact}'s bits", 1.0, float(identical))
 
 
-def _encoder_checksums(run: Run) -> Any:
-    """Returns the sha256 sums of the files of an encoder; what stands in its manifest if that is another thing."""
-    manifest = read_json_artifact(run, "encoder/manifest.json")
+def _network_checksums(run: Run) -> Any:
+    """Returns the sha256 sums of the files of an encoder or model; what its manifest has if that is another thing."""
+    manifest = read_json_artifact(run, f"{run.artifact}/manifest.json")
     return manifest.get("files") if isinstance(manifest, dict) else manifest
 
 

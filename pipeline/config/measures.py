@@ -16,7 +16,8 @@ class Measure:
     name: str
     # What tables call it, for example `kNN (k=20)`.
     label: str
-    # What is scored. Where there are several, the last one is the baseline of the others, and `given` of pretrained ones.
+    # What is scored. Where there are several, the last one is the baseline of the others, and `given` is one of those
+    # that are pretrained.
     arms: tuple[str, ...] = ("pretrained",)
     # What tables call the baseline; its name where this is empty.
     baseline_label: str = ""

@@ -65,9 +65,9 @@ def _explain_error(error: Any, raw: Any, model: type[BaseModel]) -> str:
         if kind == "value_error"
         else error["msg"].replace("Input should", "must").replace("Tuple should", "must")
     )
-    # A check of a whole section names the wrong key in its message.
+    # A check of a whole section names the wrong key in its message, or writes the whole dotted key itself.
     if kind == "value_error" and isinstance(error["input"], dict):
-        return f"{key}: {message}" if key else message
+        return f"{key}: {message}" if key and not message.startswith(f"{key}.") else message
     value = json.dumps(error["input"], default=str)
     return f"{key}: {value if len(value) < 80 else value[:77] + '...'} is not valid: {message}"
 

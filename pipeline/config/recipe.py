@@ -23,6 +23,8 @@ from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.errors import suggest_valid
 
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class ExpectedResult(StrictModel):
     """A number that the paper reports. The table of results shows it next to the measured number."""
@@ -111,6 +113,14 @@ class Recipe(StrictModel):
         if ".." in name:
             raise ValueError("must not contain '..'")
         return name
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, storage: Path) -> Path:
+        """A path with a line break would break every message and table that names it."""
+        if CONTROL_CHARACTER.search(str(storage)):
+            raise ValueError("must not contain line breaks and other control characters")
+        return storage
 
     @field_validator("stages")
     @classmethod

@@ -87,6 +87,15 @@ WEIGHT_FIELDS: dict[str, Any] = {
             "([weights](weights.md)). null: there are none.",
         ),
     ),
+    "part": (
+        str | None,
+        Field(
+            None,
+            min_length=1,
+            description="The part of a checkpoint that holds the network, such as `student`, where it holds several. "
+            "null: the first of the usual ones ([weights](weights.md)).",
+        ),
+    ),
     "licence": (
         str | None,
         Field(

@@ -78,6 +78,11 @@ class Splits:
         """The images that figures show: held-out ones, or training images where none is held out."""
         return self.val if len(self.val) else self.train
 
+    def describe_counts(self, is_own_val: bool) -> str:
+        """Returns the numbers of images as text. `is_own_val`: the source itself has a held-out split."""
+        drawn = "" if is_own_val else " of these"
+        return f"{len(self.train):,} to train on, {len(self.val):,} held out{drawn}, {len(self.test):,} to test on"
+
     def with_target(self, ids: np.ndarray, target: Target) -> np.ndarray:
         """Returns those of `ids` whose target is known. A store with annotations has them for every image."""
         return ids[self.labels[ids] >= 0] if target == "label" else ids

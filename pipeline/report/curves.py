@@ -58,6 +58,8 @@ def plot_arm_losses(trainings: Mapping[str, Mapping[str, MetricRows]]) -> Figure
             here = [row for row in rows if "loss" in row]
             losses = np.array([row["loss"] for row in here])
             style = {"color": ARM_COLOURS[k % len(ARM_COLOURS)], "linewidth": 1.5, "label": arm}
+            # A line through one value is invisible.
+            style |= {"marker": "o"} if len(losses) == 1 else {}
             axis.plot(_smooth_values(_count_epochs(here)), _smooth_values(losses), **style)
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=8)
@@ -163,6 +165,8 @@ def _plot_line(axis: Axes, rows: MetricRows, name: str, below: str, marker: str 
     here = np.array([name in row for row in rows], dtype=bool)
     x, y = epochs[here], np.array([row[name] for row in rows if name in row], dtype=float)
     many = len(y) >= MIN_SMOOTHED_VALUES
+    # A line through one value is invisible.
+    marker = "o" if len(y) == 1 else marker
     axis.plot(x, y, color=GRAY if many else BLUE, linewidth=0.8 if many else 1.5, marker=marker, markersize=4)
     if many:
         axis.plot(_smooth_values(x), _smooth_values(y), color=BLUE, linewidth=1.6)

@@ -7,6 +7,7 @@ from firstlight.pipeline.config.scoring_views import ScoringViews
 from firstlight.pipeline.config.stages import LabelBudget, TrainingOptions
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.readings import describe_readings, describe_refused
+from firstlight.pipeline.data.sources.conventions.reading import count_things
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.subsets import describe_lost_images
@@ -27,7 +28,8 @@ def describe_problems(recipe: Recipe, store: Store) -> list[str]:
     notes += describe_kept_apart(recipe, store)
     if store.quarantined:
         why = describe_refused(store.images)
-        notes.append(f"{store.quarantined:,} images cannot be decoded{why}, listed in {store.path / QUARANTINE_FILE}")
+        count = count_things(store.quarantined, "image")
+        notes.append(f"{count} cannot be decoded{why}, listed in {store.path / QUARANTINE_FILE}")
     if recipe.dataset.depth is not None and not store.levels:
         notes.append(f"dataset.depth: {recipe.dataset.depth} has no effect: no image has more than 8 bits a sample")
     notes += describe_readings(store.images, store.classes)
@@ -35,9 +37,7 @@ def describe_problems(recipe: Recipe, store: Store) -> list[str]:
         notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
     if copies["copies"]:
         both = f"{copies['of_train_in_test']:,} of them test images that are also in train, "
-        notes.append(
-            f"{copies['copies']:,} images are copies of others, {both}listed in {store.path / DUPLICATES_FILE}"
-        )
+        notes.append(f"copies of other images: {copies['copies']:,}, {both}listed in {store.path / DUPLICATES_FILE}")
     return notes + describe_crops(recipe, store)
 
 

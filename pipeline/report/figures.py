@@ -14,11 +14,14 @@ from matplotlib.ticker import NullFormatter
 
 from firstlight.pipeline.data.image_statistics import BINS_PER_OCTAVE
 from firstlight.pipeline.report.grid import display_names
+from firstlight.pipeline.report.scores.arm_scores import ArmScores
 from firstlight.pipeline.stages.features.projection import PlaneMap
 
 # With more classes, their counts are drawn as sorted lines instead of bars.
 MAX_CLASS_BARS = 40
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
+# The colours of the bars of arms; fresh weights are gray.
+BAR_COLOURS = {"pretrained": BLUE, "pretrained_decoder": "#7a5aa6", "given": "#d08c1c"}
 
 
 def style_axes(axis: Axes, title: str) -> None:
@@ -195,6 +198,32 @@ def draw_comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.grid(axis="x", alpha=0.25)
     caption = "test scores (%): pretrained (blue), the same network without (gray); dots are seeds"
     figure.suptitle(caption, fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def draw_arm_comparison(measures: Sequence[ArmScores]) -> Figure:
+    """Draws the scores of measures with a bar for each arm: bars are means, dots are seeds."""
+    bars = [(k, arm, scores) for k, measure in enumerate(measures) for arm, scores in measure.arms.items()]
+    # The bars of a measure touch each other, and half a bar is free between measures.
+    places = [bar + 0.5 * k for bar, (k, _, _) in enumerate(bars)]
+    figure = Figure(figsize=(8.0, 0.31 * (len(bars) + 0.5 * len(measures)) + 1.1), layout="constrained")
+    figure.set_facecolor("white")
+    axis = figure.subplots()
+    for place, (k, arm, scores) in zip(places, bars, strict=True):
+        values = measures[k].scale * np.asarray(scores)
+        axis.barh(place, values.mean(), 0.95, color=BAR_COLOURS.get(arm, GRAY), alpha=0.85)
+        axis.plot(values, np.full(len(values), place), "o", color="black", markersize=3)
+        axis.text(values.max() + 1.2, place, f"{values.mean():.1f}  {arm.replace('_', ' ')}", va="center", fontsize=8)
+    middles = [
+        np.mean([place for place, (k, _, _) in zip(places, bars, strict=True) if k == number])
+        for number in range(len(measures))
+    ]
+    axis.set_yticks(middles, [f"{measure.label}\n{measure.stage}" for measure in measures], fontsize=8)
+    axis.set(xlim=(0, 125), ylim=(places[-1] + 0.8, -0.8), xticks=range(0, 101, 20))
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    figure.suptitle("test scores (%) by the weights; dots are seeds", fontsize=10, x=0.01, ha="left")
     return figure
 
 

@@ -26,7 +26,20 @@ from firstlight.pipeline.report.html_page import (
     format_date,
     strip_credentials,
 )
-from firstlight.pipeline.report.score_table import score_cells, score_headings, score_title
+from firstlight.pipeline.report.score_table import (
+    arm_cells,
+    arm_titles,
+    score_cells,
+    score_title,
+    table_cells,
+    table_headings,
+)
+from firstlight.pipeline.report.scores.arm_scores import (
+    arm_columns,
+    describe_comparison,
+    group_by_measure,
+    has_arm_columns,
+)
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.figures import list_figures
@@ -68,12 +81,37 @@ def describe_run(folder: Path, missing: str = "") -> str:
     return f"run {run_id}" if run_id else missing
 
 
-def score_block(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
-    """Returns the table that is printed at the end of a run, as a table of a page."""
-    heads = [heading for heading in score_headings(recipe) if heading not in ("stage", "without")]
-    lines = [[_score_cell(heading, score_cells(recipe, row)) for heading in heads] for row in rows]
+def score_blocks(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[Block]:
+    """Returns the tables that are printed at the end of a run, as tables of a page."""
+    if has_arm_columns(rows):
+        return [_arm_score_table(recipe, rows), _comparison_table(recipe, rows)]
+    titles = table_headings(recipe, rows)
+    heads = [heading for heading in titles if heading not in ("stage", "without")]
+    lines = [[_score_cell(heading, cells) for heading in heads] for cells in table_cells(recipe, rows)]
     numbers = [k for k, heading in enumerate(heads) if heading not in ("measure", "pretraining")]
-    return Table(score_title(recipe).capitalize(), [SCORE_HEADINGS.get(head, head) for head in heads], lines, numbers)
+    shown = [SCORE_HEADINGS.get(titles[heading], titles[heading]) for heading in heads]
+    return [Table(score_title(recipe).capitalize(), shown, lines, numbers)]
+
+
+def _arm_score_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    columns = arm_columns(rows)
+    lines: list[list[str | Cell]] = [
+        [Cell(scores.label, remark=scores.stage), *arm_cells(columns, scores)] for scores in group_by_measure(rows)
+    ]
+    heads = ["measure", *(heading for heading, _ in columns)]
+    return Table(arm_titles(recipe)[0].capitalize(), heads, lines, range(1, len(heads)))
+
+
+def _comparison_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    paper = ["paper", "difference"] if recipe.expected else []
+    lines: list[list[str | Cell]] = []
+    for row in rows:
+        cells = score_cells(recipe, row)
+        values = [Cell(cells[heading]) for heading in ("gain", *paper)]
+        named = Cell(row.label or row.measure, remark=row.stage)
+        lines.append([named, describe_comparison(row), *values, _score_cell("pretraining", cells)])
+    heads = ["measure", "comparison", "gain", *(SCORE_HEADINGS.get(head, head) for head in paper), "verdict"]
+    return Table(arm_titles(recipe)[1].capitalize(), heads, lines, range(2, len(heads) - 1))
 
 
 def _score_cell(heading: str, row: Mapping[str, str]) -> Cell:
@@ -84,14 +122,10 @@ def _score_cell(heading: str, row: Mapping[str, str]) -> Cell:
 def data_blocks(data: DatasetOptions, store: Store, splits: Splits, prepared: Path) -> list[Block]:
     """Returns facts and figures about the images. `prepared`: the folder of the prepare stage, which has figures."""
     copies, test_copies = (f"{store.images['duplicates'][key]:,}" for key in ("copies", "of_train_in_test"))
-    train, val, test = (f"{len(ids):,}" for ids in (splits.train, splits.val, splits.test))
     facts = [
         ("data set", f"{data.name} ({store.source.get('kind', data.source)})"),
         *(("read as" if not k else "", line) for k, line in enumerate(store.source.get("reading", ()))),
-        (
-            "images",
-            f"{train} to train on, {val} held out{'' if store.splits.get('val') else ' of these'}, {test} to test on",
-        ),
+        ("images", splits.describe_counts(bool(store.splits.get("val")))),
         ("size", f"{data.image_size} x {data.image_size} pixels, as the networks see them"),
         ("classes", f"{len(store.classes):,}" if store.classes else "none: no labels"),
         ("cannot be decoded", f"{store.quarantined:,} images"),

@@ -1,6 +1,5 @@
 """The report of a recipe's run: scores, warnings, stages with figures, data, times, lineage, and how to repeat it."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,25 +37,26 @@ from firstlight.pipeline.report.page_parts import (
     footer_text,
     mlflow_blocks,
     resolved_block,
-    score_block,
+    score_blocks,
     warning_blocks,
 )
+from firstlight.pipeline.report.scores.arm_scores import has_arm_columns
+from firstlight.pipeline.report.scores.verdict_sentences import summarise_verdicts
 from firstlight.pipeline.report.stage_outputs import list_outputs
 from firstlight.pipeline.report.timings import TIME_PARTS, collect_notes, read_timings, time_shares
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.verdicts import MIN_SEEDS, TABLE_LEVEL, Verdict
+from firstlight.pipeline.stages.verdicts import TABLE_LEVEL
 from firstlight.pipeline.terminal import format_duration
 from firstlight.pipeline.tracking.figures import list_figures
 from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 
-VERDICT_PHRASES = {"helps": "helps", "hurts": "hurts", "none": "makes no clear difference"}
 VERDICT_EXPLANATION = (
     f"In brackets: the {100 * (1 - TABLE_LEVEL):g} % confidence interval of the mean gain over seeds (paired t test, "
-    "corrected for the number of rows). Pretraining helps or hurts where the interval leaves out 0."
+    "corrected for the number of rows). "
 )
 
 
@@ -127,23 +127,18 @@ def _result_blocks(report: RunReport) -> list[Block]:
     out = error_blocks(report.error)
     if not report.rows:
         return [*out, Text("Nothing is measured yet.", "quiet")]
-    if verdict := _summarise_verdicts([row.verdict for row in report.rows if row.verdict is not None]):
-        out.append(Text(verdict))
-    out.append(score_block(report.recipe, report.rows))
+    out += [Text(sentence) for sentence in summarise_verdicts(report.rows, _continues_given(report.recipe))]
+    out += score_blocks(report.recipe, report.rows)
     if any(row.verdict is not None and row.verdict.interval for row in report.rows):
-        out.append(Text(VERDICT_EXPLANATION, "quiet"))
+        what = "The first of two arms" if has_arm_columns(report.rows) else "Pretraining"
+        out.append(Text(f"{VERDICT_EXPLANATION}{what} helps or hurts where the interval leaves out 0.", "quiet"))
     return [*out, *figure_blocks(report.folder / SUMMARY_FOLDER)]
 
 
-def _summarise_verdicts(verdicts: Sequence[Verdict]) -> str:
-    """Returns the verdicts of the table in a sentence, "" if no measure has a baseline."""
-    counts = Counter[str](verdict.effect for verdict in verdicts if not verdict.reason)
-    parts = [f"{does} in {counts[effect]}" for effect, does in VERDICT_PHRASES.items() if counts[effect]]
-    if not parts:
-        return (
-            f"There is no verdict: {verdicts[0].reason}; a verdict needs {MIN_SEEDS} seeds or more." if verdicts else ""
-        )
-    return f"Compared with the same network without it, pretraining {', '.join(parts)} of {counts.total()} measures."
+def _continues_given(recipe: Recipe) -> bool:
+    """Returns True if a pretraining starts from the weights that the recipe names."""
+    made = [recipe.encoder_source(name) for name, stage in recipe.stages.items() if stage.makes_encoder]
+    return any(source is not None and source.is_given for source in made)
 
 
 def _note_blocks(report: RunReport) -> list[Block]:
@@ -234,16 +229,6 @@ def _time_blocks(report: RunReport) -> list[Block]:
 
 def _lineage_tree(report: RunReport) -> Tree:
     """Returns the tree from the store to the last stages, with the MLflow run of each."""
-    origins = [
-        _pretraining_branch(report, instance)
-        for instance in report.instances
-        if report.recipe.stages[instance.stage].makes_encoder
-    ]
-    fresh = [
-        Tree(i.label, describe_run(i.folder))
-        for i in report.instances
-        if i.encoder is None and not report.recipe.stages[i.stage].makes_encoder
-    ]
     elsewhere = [
         Tree(
             "encoder from MLflow",
@@ -252,8 +237,31 @@ def _lineage_tree(report: RunReport) -> Tree:
         )
         for stage, reference in report.references.items()
     ]
-    store = Tree(f"store {report.worker.store.path.name}", describe_run(report.prepared), [*origins, *fresh])
-    return Tree(report.recipe.name, f"run {report.parent}" if report.parent else "", [store, *elsewhere])
+    given = [instance for instance in report.instances if _starts_from_given(report.recipe, instance)]
+    fresh = [i for i in report.instances if i not in given and (i.encoder is None or _makes_encoder(report, i))]
+    store = Tree(f"store {report.worker.store.path.name}", describe_run(report.prepared), _list_branches(report, fresh))
+    begun = [store]
+    if given:
+        weights = strip_credentials(str(getattr(report.recipe.encoder, "weights", "")))
+        begun.append(Tree("given weights", weights, _list_branches(report, given)))
+    return Tree(report.recipe.name, f"run {report.parent}" if report.parent else "", [*begun, *elsewhere])
+
+
+def _makes_encoder(report: RunReport, instance: StageInstance) -> bool:
+    return report.recipe.stages[instance.stage].makes_encoder
+
+
+def _list_branches(report: RunReport, begun: Sequence[StageInstance]) -> list[Tree]:
+    """Returns the branches of instances that start from no other instance: those of pretrainings come first."""
+    pretrained = [_pretraining_branch(report, instance) for instance in begun if _makes_encoder(report, instance)]
+    others = [Tree(i.label, describe_run(i.folder)) for i in begun if not _makes_encoder(report, i)]
+    return pretrained + others
+
+
+def _starts_from_given(recipe: Recipe, instance: StageInstance) -> bool:
+    """Returns True if an instance starts from the weights that the recipe names, and from no other encoder."""
+    source = recipe.encoder_source(instance.stage)
+    return instance.given is not None if source is None else source.is_given
 
 
 def _pretraining_branch(report: RunReport, pretrained: StageInstance) -> Tree:

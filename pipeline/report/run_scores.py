@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.report.publish.publisher import Score
 from firstlight.pipeline.report.publish.registry import find_publisher
 from firstlight.pipeline.tracking.lineage import Run
@@ -27,10 +28,14 @@ def _format_mean(scores: Sequence[Score]) -> str:
     first = scores[0]
     digits = 1 if first.unit else 3
     values = [score.value for score in scores]
-    baselines = [score.baseline_value for score in scores if score.baseline_value is not None]
+    others = {
+        GIVEN_ARM: [score.given_value for score in scores if score.given_value is not None],
+        first.baseline_name: [score.baseline_value for score in scores if score.baseline_value is not None],
+    }
     deviation = f" ± {first.scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    baseline = f" ({first.baseline_name} {first.scale * np.mean(baselines):.{digits}f})" if baselines else ""
-    return f"{first.scale * np.mean(values):.{digits}f}{deviation}{first.unit}{baseline}"
+    means = [f"{name} {first.scale * np.mean(found):.{digits}f}" for name, found in others.items() if found]
+    compared = f" ({', '.join(means)})" if means else ""
+    return f"{first.scale * np.mean(values):.{digits}f}{deviation}{first.unit}{compared}"
 
 
 def format_image_counts(metrics: Mapping[str, float]) -> str:

@@ -1,24 +1,56 @@
-"""The table at the end of a run: scores with and without pretraining over seeds, verdicts, and the paper's numbers."""
+"""The table at the end of a run: scores with and without pretraining over seeds, verdicts, and the paper's numbers.
+
+Where given weights stand beside pretrained ones there are two tables: the scores, with a column for each arm, and the
+comparisons of two arms each.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES
 from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
+from firstlight.pipeline.report.scores.arm_scores import (
+    ARM_WORDS,
+    ArmScores,
+    arm_columns,
+    describe_comparison,
+    group_by_measure,
+    has_arm_columns,
+)
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.verdicts import MIN_SEEDS, TABLE_LEVEL, Verdict
 
 # The cell of scores that do not exist, as the test images show fewer classes than a score needs.
 NO_SCORE = "no score"
+# The headings of a table that compares the given weights alone, without any pretraining.
+GIVEN_HEADINGS = {"pretrained": "given", "pretraining": "verdict"}
+
+
+def _is_given_alone(rows: Sequence[ScoreRow]) -> bool:
+    return {row.arm for row in rows if row.baseline} == {GIVEN_ARM}
 
 
 def find_paper_result(recipe: Recipe, row: ScoreRow) -> ExpectedResult | None:
     """Returns the result of the paper that `row` measures, None if the recipe has none."""
     same = (e for e in recipe.expected if (e.stage, e.measure, e.arm) == (row.stage, row.key, row.arm))
-    return next(same, None)
+    return None if row.is_beside else next(same, None)
+
+
+def table_facts(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[dict[str, Any]]:
+    """Returns the rows of a table as plain JSON types, as `score_facts`.
+
+    Where given weights are compared, each row also has its two arms, and the label that its measure has in all rows.
+    """
+    facts = [score_facts(recipe, row) for row in rows]
+    if not any(GIVEN_ARM in (row.arm, row.baseline_arm) for row in rows):
+        return facts
+    arms = [{"arm": row.arm, "baseline_arm": row.baseline_arm, "label": row.label} for row in rows]
+    return [one | its for one, its in zip(facts, arms, strict=True)]
 
 
 def score_facts(recipe: Recipe, row: ScoreRow) -> dict[str, Any]:
@@ -74,6 +106,24 @@ def format_spread(values: Sequence[float] | np.ndarray, scale: float = 100.0) ->
     return f"{scaled.mean():.2f} ± {scaled.std(ddof=1):.2f}" if len(scaled) > 1 else f"{scaled.mean():.2f}"
 
 
+def list_score_lines(rows: Sequence[ScoreRow]) -> list[str]:
+    """Returns the scores of the rows in lines, without verdicts, which depend on the other rows of the table.
+
+    There is one line for each row, or for each measure where given weights stand beside pretrained ones.
+    """
+    if not has_arm_columns(rows):
+        return [describe_scores(row) for row in rows]
+    return [_describe_arm_scores(scores) for scores in group_by_measure(rows)]
+
+
+def _describe_arm_scores(scores: ArmScores) -> str:
+    first, *others = scores.arms
+    spreads = {arm: format_spread(values, scores.scale) for arm, values in scores.arms.items()}
+    start = spreads[first] if first == "pretrained" else f"{ARM_WORDS.get(first, first)} {spreads[first]}"
+    rest = (f"{WEIGHTS_TITLES.get(arm) or ARM_WORDS.get(arm, arm)} {spreads[arm]}" for arm in others)
+    return f"{scores.label}: {', '.join((start, *rest))}"
+
+
 def describe_scores(row: ScoreRow) -> str:
     """Returns the scores of a row in a line, without a verdict, which depends on the other rows of the table."""
     scores = f"{row.measure}: {format_spread(row.pretrained, row.scale)}"
@@ -114,6 +164,12 @@ def score_cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
     return found
 
 
+def arm_cells(columns: Sequence[tuple[str, tuple[str, ...]]], scores: ArmScores) -> list[str]:
+    """Returns the cells of a measure in `arm_columns`, "" for those that it does not have."""
+    found = (next((arm for arm in arms if arm in scores.arms), None) for _, arms in columns)
+    return ["" if arm is None else format_spread(scores.arms[arm], scores.scale) for arm in found]
+
+
 def score_headings(recipe: Recipe) -> tuple[str, ...]:
     """Returns the headings of the columns of the table."""
     paper = ("paper", "difference") if recipe.expected else ()
@@ -121,21 +177,89 @@ def score_headings(recipe: Recipe) -> tuple[str, ...]:
 
 
 def score_title(recipe: Recipe) -> str:
-    interval = f"; [{100 * (1 - TABLE_LEVEL):g} % interval of the gain]" if len(recipe.seeds) >= MIN_SEEDS else ""
-    return f"test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}{interval}"
+    return _title_scores(recipe) + _title_interval(recipe)
+
+
+def _title_scores(recipe: Recipe) -> str:
+    return f"test scores (%), {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
+
+
+def _title_interval(recipe: Recipe) -> str:
+    return f"; [{100 * (1 - TABLE_LEVEL):g} % interval of the gain]" if len(recipe.seeds) >= MIN_SEEDS else ""
+
+
+def arm_titles(recipe: Recipe) -> tuple[str, str]:
+    """Returns the titles of the table of scores with a column for each arm, and of that of the comparisons."""
+    return _title_scores(recipe), f"comparisons{_title_interval(recipe)}"
+
+
+def table_headings(recipe: Recipe, rows: Sequence[ScoreRow]) -> dict[str, str]:
+    """Returns the headings of the columns of the one table, as they are shown."""
+    shown = GIVEN_HEADINGS if _is_given_alone(rows) else {}
+    return {heading: shown.get(heading, heading) for heading in score_headings(recipe)}
+
+
+def table_cells(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[dict[str, str]]:
+    """Returns the cells of each row of the one table by heading, as `score_cells`."""
+    labels = [row.label if _is_given_alone(rows) and row.label else row.measure for row in rows]
+    return [score_cells(recipe, row) | {"measure": label} for row, label in zip(rows, labels, strict=True)]
+
+
+def make_score_tables(recipe: Recipe, rows: Sequence[ScoreRow]) -> Group:
+    """Returns what the terminal shows: the one table, or those of the scores and of the comparisons."""
+    if not has_arm_columns(rows):
+        return Group(make_score_table(recipe, rows))
+    return Group(_make_arm_table(recipe, rows), _make_comparison_table(recipe, rows))
 
 
 def make_score_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
-    """Returns the table of the terminal, with a line for each row."""
+    """Returns the one table of the terminal, with a line for each row."""
     table = Table(title=escape(f"{recipe.name}: {score_title(recipe)}"), title_justify="left")
-    for heading in score_headings(recipe):
+    headings = table_headings(recipe, rows)
+    for heading, title in headings.items():
         left = heading in ("stage", "measure", "without", "pretraining")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    for row, row_cells in zip(rows, table_cells(recipe, rows), strict=True):
+        texts = {heading: escape(text) for heading, text in row_cells.items()} | {"pretraining": _style_verdict(row)}
+        table.add_row(*(texts[heading] for heading in headings))
+    return table
+
+
+def _style_verdict(row: ScoreRow) -> str:
+    """Returns the verdict of a row with the markup of its colour, "" if there is none."""
+    if row.verdict is None:
+        return ""
+    return f"[{GAIN_STYLES.get(row.verdict.effect, 'yellow')}]{row.verdict.text}[/]"
+
+
+def _make_arm_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    """Returns the table of the scores. A heading of two words has two lines, so that the table fits 80 columns."""
+    columns = arm_columns(rows)
+    table = Table(title=escape(f"{recipe.name}: {arm_titles(recipe)[0]}"), title_justify="left")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("measure")
+    for heading, _ in columns:
+        table.add_column(heading.replace(" or ", " or\n"), justify="right", no_wrap=True)
+    for scores in group_by_measure(rows):
+        table.add_row(escape(scores.stage), escape(scores.label), *arm_cells(columns, scores))
+    return table
+
+
+def _make_comparison_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
+    """Returns the table of the comparisons. Stage and measure have lines of their own, so that it fits 80 columns."""
+    table = Table(title=escape(arm_titles(recipe)[1]), title_justify="left")
+    paper = ("paper", "difference") if recipe.expected else ()
+    table.add_column("comparison")
+    for heading in ("gain", *paper):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    above = ""
     for row in rows:
-        row_cells = score_cells(recipe, row)
-        texts = {heading: escape(text) for heading, text in row_cells.items()}
-        if row.verdict is not None:
-            style = GAIN_STYLES.get(row.verdict.effect, "yellow")
-            texts["pretraining"] = f"[{style}]{row.verdict.text}[/]"
-        table.add_row(*(texts[heading] for heading in score_headings(recipe)))
+        if (measure := f"{row.stage}: {row.label or row.measure}") != above:
+            table.add_section()
+            table.add_row(f"[bold]{escape(measure)}[/]")
+            above = measure
+        cells = score_cells(recipe, row)
+        texts = [escape(cells[heading]) for heading in ("gain", *paper)]
+        table.add_row(f"  {describe_comparison(row)}", *texts, _style_verdict(row))
     return table

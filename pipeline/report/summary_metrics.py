@@ -13,6 +13,7 @@ def list_summary_metrics(recipe: Recipe, rows: Sequence[ScoreRow]) -> dict[str, 
     """Returns the numbers of a table by key: `<stage>/<measure>/<arm>/seed<seed>`, and gains beside the seeds.
 
     Stages, measures and arms are called as in the recipe, not as in the table. Scores that do not exist are left out.
+    Gains over given weights, where there is another baseline too, are below `against_given`.
     """
     found: dict[str, float] = {}
     for row in rows:
@@ -21,7 +22,8 @@ def list_summary_metrics(recipe: Recipe, rows: Sequence[ScoreRow]) -> dict[str, 
             by_seed = zip(recipe.seeds, scores, strict=True) if scores else ()
             found |= {f"{prefix}/seed{seed}": score for seed, score in by_seed if math.isfinite(score)}
         if row.baseline:
-            found |= {f"{own}/{name}": value for name, value in gain_metrics(row).items()}
+            gained = f"{own}/against_{row.baseline_arm}" if row.is_beside else own
+            found |= {f"{gained}/{name}": value for name, value in gain_metrics(row).items()}
     return found
 
 
@@ -30,5 +32,7 @@ def _make_prefix(row: ScoreRow, arm: str) -> str:
 
 
 def _find_baseline_arm(recipe: Recipe, row: ScoreRow) -> str:
-    """Returns the arm that the measure of a row is compared with: its last one."""
-    return next(measure.arms[-1] for measure in recipe.stages[row.stage].measures if measure.name == row.key)
+    """Returns the arm that a row is compared with: the last one of its measure, if it does not say so itself."""
+    return row.baseline_arm or next(
+        measure.arms[-1] for measure in recipe.stages[row.stage].measures if measure.name == row.key
+    )

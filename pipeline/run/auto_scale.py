@@ -1,4 +1,4 @@
-"""What `auto` means on the machines at hand: the number of workers, their GPUs, and the number format of trainings."""
+"""The meaning of `auto` on the machines at hand: the number of workers, their GPUs, the precision of trainings."""
 
 from dataclasses import dataclass
 

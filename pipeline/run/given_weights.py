@@ -11,6 +11,7 @@ from firstlight.pipeline.config.load import hash_json, parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import DamagedRecord
+from firstlight.pipeline.run.input_colours import COLOUR_KEYS
 from firstlight.pipeline.stages.artifacts import (
     check_encoder_spec,
     check_whole_encoder,
@@ -28,7 +29,6 @@ WEIGHTS_KEY = "encoder.weights"
 # The folder in the storage that holds them in this project's format, for all recipes.
 WEIGHTS_FOLDER = "weights"
 TRACKED_PREFIXES = ("runs:/", "models:/")
-COLOUR_KEYS = ("mean", "std")
 # What an error suggests where the input of weights is not known.
 IMAGENET_COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -67,7 +67,7 @@ def resolve_given(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Giv
     recipe, told = _adopt_colours(recipe, *_known_colours(recipe, source))
     encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     try:
-        loaded = load_weights(encoder, source)
+        loaded = load_weights(encoder, source, recipe.encoder.part)
     except ValueError as error:
         raise UserError(f"{WEIGHTS_KEY}: {error}") from None
     facts = describe_origin(recipe, loaded)

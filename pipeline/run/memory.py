@@ -103,15 +103,14 @@ def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate
     """Returns the estimate for a recipe, a store, and a training split of `images` images."""
     workers, stream = recipe.scale.max_workers, recipe.stream
     traffic = list(_list_streams(recipe))
-    task = (
-        TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * max(t.block for t in traffic)
-    )
+    block = max((t.block for t in traffic), default=0)
+    task = TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * block
     held = device_cache.should_cache(stream, store, images) and not recipe.scale.worker_gpus
     return MemoryEstimate(
-        in_flight=workers * max(_bytes_in_flight(t, recipe) for t in traffic),
+        in_flight=workers * max((_bytes_in_flight(t, recipe) for t in traffic), default=0),
         object_store=recipe.scale.object_store_mb * 2**20,
         tasks=workers * stream.tasks * task,
-        workers=workers * (WORKER_BYTES + 2 * 4 * max(t.batch for t in traffic)),
+        workers=workers * (WORKER_BYTES + 2 * 4 * max((t.batch for t in traffic), default=0)),
         held=workers * images * _largest_image_bytes(store) if held else 0,
         tables=images * _table_row_bytes(recipe, len(store.classes)),
         ray=RAY_BYTES,

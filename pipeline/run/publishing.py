@@ -25,7 +25,8 @@ from firstlight.pipeline.report.cards.card_parts import CARD_FILE
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.filters import add_filter_comparison
 from firstlight.pipeline.report.publish.registry import find_publisher
-from firstlight.pipeline.report.score_table import score_facts
+from firstlight.pipeline.report.score_table import table_facts
+from firstlight.pipeline.report.scores.arm_scores import group_by_measure, has_arm_columns
 from firstlight.pipeline.report.store_figures import add_store_figures
 from firstlight.pipeline.report.summary_metrics import list_summary_metrics
 from firstlight.pipeline.run.graph import StageGraph
@@ -295,15 +296,15 @@ class RunPublisher:
         self.tracking.log_results(run_id, list_summary_metrics(self.recipe, rows))
         album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
         if compared := [row for row in rows if row.baseline and row.is_scored]:
-            caption = "test scores of the pretrained network and of the same network without pretraining"
-            album.add(
-                "comparison", figures.draw_comparison([score_facts(self.recipe, row) for row in compared]), caption
-            )
+            if has_arm_columns(compared):
+                caption = "test scores of the network with pretrained, given and fresh weights"
+                album.add("comparison", figures.draw_arm_comparison(group_by_measure(compared)), caption)
+            else:
+                caption = "test scores of the pretrained network and of the same network without pretraining"
+                album.add("comparison", figures.draw_comparison(table_facts(self.recipe, compared)), caption)
         add_filter_comparison(album, self.recipe, instances)
         if rows:
-            self.tracking.client.log_dict(
-                run_id, {"rows": [score_facts(self.recipe, row) for row in rows]}, "table.json"
-            )
+            self.tracking.client.log_dict(run_id, {"rows": table_facts(self.recipe, rows)}, "table.json")
         for name in dict.fromkeys(instance.stage for instance in instances):
             folders = [instance.folder for instance in instances if instance.stage == name]
             stage_runs = [run for folder in folders if (run := read_run_id(folder))]

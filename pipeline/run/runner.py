@@ -20,7 +20,7 @@ from firstlight.pipeline.files import exclusive_lock
 from firstlight.pipeline.report import data_notes, run_report
 from firstlight.pipeline.report.earlier_report import keep_earlier_report
 from firstlight.pipeline.report.page_parts import describe_error
-from firstlight.pipeline.report.score_table import describe_scores
+from firstlight.pipeline.report.score_table import list_score_lines
 from firstlight.pipeline.report.stage_outputs import describe_outputs
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.auto_scale import resolve_scale
@@ -200,6 +200,7 @@ class RecipeRunner:
         self._use_store(store)
         self._print_notes(self._describe_seen_images(store))
         if is_new:
+            self._print_lines([f"images: {self.worker.splits.describe_counts(bool(store.splits.get('val')))}"])
             publish = partial(self.publisher.publish_store, store, self.worker, instance)
             self.publisher.outbox.put("prepare", publish)
 
@@ -267,7 +268,7 @@ class RecipeRunner:
     def _print_results(self, name: str, instances: Sequence[StageInstance]) -> None:
         """Prints the scores of a stage that has just finished, and where its outputs are."""
         rows = [row for row in score_rows(self.recipe, self._known_instances()) if row.stage == name]
-        lines = [*map(describe_scores, rows), *describe_outputs(self.recipe.stages[name], instances)]
+        lines = [*list_score_lines(rows), *describe_outputs(self.recipe.stages[name], instances)]
         for line in lines:
             self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 

@@ -17,6 +17,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
 from firstlight.pipeline.search.space import Pbt, Search, Values
 from firstlight.pipeline.stages.pretrain import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
@@ -76,7 +77,7 @@ class SearchPlan:
     def trial_recipe(self, values: Mapping[str, Any], references: Mapping[str, str] | None = None) -> Recipe:
         """Returns the recipe of a trial: only the stages that decide its objectives, scored on held-out images only.
 
-        `references`: references to encoders that replace those of the recipe, by stage.
+        `references`: references to encoders that replace those of the recipe, by stage, or `encoder.weights`.
 
         Raises:
             UserError: as `load_recipe`.
@@ -84,7 +85,10 @@ class SearchPlan:
         recipe = self.budget_recipe(values)
         raw = recipe.dump()
         for name, reference in (references or {}).items():
-            raw["stages"][name]["encoder"] = reference
+            if name == WEIGHTS_KEY:
+                raw["encoder"]["weights"] = reference
+            else:
+                raw["stages"][name]["encoder"] = reference
         stages = {name: raw["stages"][name] for name in self.trial_stages(recipe)}
         for stage in stages.values():
             # A trial must not replace a model that a run of the recipe has registered.

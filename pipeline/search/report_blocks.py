@@ -25,7 +25,7 @@ from firstlight.pipeline.report.page_parts import (
     SUMMARY_FOLDER,
     error_blocks,
     figure_blocks,
-    score_block,
+    score_blocks,
     warning_blocks,
 )
 from firstlight.pipeline.search.ledger import OTHER_CODE_NOTE, SearchState, Trial
@@ -104,8 +104,8 @@ def best_blocks(report: SearchReport) -> list[Block]:
     if report.retrained is not None:
         folder, seeds = report.state.folder / BEST_FOLDER, len(report.retrained.seeds)
         text = f"The full recipe was run with this setting and {seeds} seeds; its own report: {folder / REPORT_FILE}"
-        scores_table = score_block(report.retrained, report.rows)
-        blocks += [Text(text), scores_table, *figure_blocks(folder / SUMMARY_FOLDER)]
+        score_tables = score_blocks(report.retrained, report.rows)
+        blocks += [Text(text), *score_tables, *figure_blocks(folder / SUMMARY_FOLDER)]
     return blocks
 
 

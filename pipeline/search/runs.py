@@ -8,6 +8,7 @@ from typing import Any
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import one_line
+from firstlight.pipeline.run.given_weights import TRACKED_PREFIXES, WEIGHTS_KEY
 from firstlight.pipeline.search.ledger import SearchState, Trial
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.stages.code_version import code_version
@@ -151,7 +152,7 @@ class SearchRuns:
             self.tracking.finish_run(self.run_id, status)
 
     def pin_references(self, recipe: Recipe) -> dict[str, str]:
-        """Returns, by stage, the versions of the encoders that the recipe names by alias.
+        """Returns, by stage or `encoder.weights`, the versions of the encoders that the recipe names by alias.
 
         An alias that moves must not change a search that has begun.
 
@@ -159,11 +160,14 @@ class SearchRuns:
             UserError: no such model exists.
         """
         sources = {name: recipe.encoder_source(name) for name in recipe.stages}
-        return {
+        pinned = {
             name: pin_reference(self.tracking, source.reference, f"stages.{name}.encoder")
             for name, source in sources.items()
             if source and source.reference
         }
+        if recipe.takes_given and recipe.encoder.weights.startswith(TRACKED_PREFIXES):
+            pinned[WEIGHTS_KEY] = pin_reference(self.tracking, recipe.encoder.weights, WEIGHTS_KEY)
+        return pinned
 
 
 def _get_run_id(folder: Path) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import FeatureStage, LabelBudget, TrainingOptions
+from firstlight.pipeline.config.stages import LabelBudget, TrainingOptions
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.stages.stage_kind import RecipeContext

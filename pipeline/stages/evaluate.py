@@ -13,10 +13,10 @@ from pydantic import Field, TypeAdapter, create_model, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import check_distinct
-from firstlight.pipeline.config.stages import FeatureStage
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
@@ -159,8 +159,7 @@ def _score_memory_bank(
 
 
 class EvaluateStage(StageKind[Evaluate]):
-    """Weighted kNN and a linear probe on frozen features, of the pretrained network and of the same with other weights.
-    """
+    """Weighted kNN and a linear probe on frozen features, of a network with pretrained and with other weights."""
 
     section = Evaluate
 

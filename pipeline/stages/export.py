@@ -267,7 +267,7 @@ class _ModelExporter:
         write_flushed(folder / "model.safetensors", save_tensors(found.library_state(self.model.task), facts))
         net = found.build_network(_load_tensors(folder / "model.safetensors"))
         version = importlib.metadata.version(library)
-        facts_of_result = {"model": network, "classes": found.classes, "head": found.head[0].rpartition(".")[0]}
+        facts_of_result = {"model": network, "classes": found.classes, "head": found.head_name}
         return lambda images: (net(self.encoder.input(images)),), {**facts_of_result, "version": version}
 
     def safetensors(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
@@ -398,7 +398,7 @@ class ExportStage(StageKind[Export]):
         reasons = {format: explain_format(maker, format) for format in stage.formats or EXPORT_FORMATS}
         for format, reason in reasons.items():
             if reason:
-                append_row(instance.folder, {"note": f"{instance.label}: {format} is left out: {reason}"})
+                append_row(instance.folder, {"note": f"{format} is left out: {reason}"})
         wanted = [format for format, reason in reasons.items() if not reason]
         tests = _comparison_images(context)
         compared = sum(map(len, tests.values()))

@@ -19,11 +19,12 @@ from pydantic import Field, TypeAdapter, create_model, field_validator
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from firstlight.pipeline.config.comparison import ComparisonStage
 from firstlight.pipeline.config.measures import GIVEN_ARM, Measure, is_pretrained_arm
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment, TaskSpec, check_distinct, constructor_arguments
 from firstlight.pipeline.config.scoring_views import ScoringViews
-from firstlight.pipeline.config.stages import ComparisonStage, LabelBudget, TrainingOptions
+from firstlight.pipeline.config.stages import LabelBudget, TrainingOptions
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
@@ -192,8 +193,9 @@ def _build_job(
 
 
 def _build_task(context: StageContext, stage: Finetune, instance: StageInstance, arm: str) -> Task:
-    """Builds the task on the encoder of an arm, a loaded or a fresh one. All fresh weights are drawn from the seed, so the
-    arms share those of the head, unless an arm is a way to draw them.
+    """Builds the task on the encoder of an arm, a loaded or a fresh one.
+
+    All fresh weights are drawn from the seed, so the arms share those of the head, unless an arm is a way to draw them.
     """
     size, spec = context.recipe.dataset.image_size, context.recipe.network_spec
     torch.manual_seed(instance.seed)

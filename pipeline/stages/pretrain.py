@@ -83,6 +83,8 @@ TABLE_ROWS = 1024
 PRETRAIN_MAP_FILE = "map.safetensors"
 # The most held-out images that are compared with each other.
 MAX_COMPARED_IMAGES = 1000
+# Separates the draw of unlabelled images from all others of the seed.
+UNLABELLED_STREAM = 0x756E6C62
 
 
 class Pretrain(StageConfig, TrainingOptions, LabelBudget):
@@ -130,6 +132,12 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
         description="The number of labelled images in every batch of `batch_size` images. An epoch is a pass over the "
         "others, if there are any. 0: the method sees no label.",
     )
+    max_unlabelled: int | None = Field(
+        None,
+        ge=1,
+        description="The number of images beside the labelled ones, where a batch has both; drawn by the seed. A "
+        "larger number adds to the images of a smaller one, and the labelled ones stay the same. null: all others.",
+    )
     pictures: Literal["val", "test"] = Field(
         "val",
         description="The images that the method's figures show: held-out or test images. They change nothing of the "
@@ -159,7 +167,7 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     @property
     def selection(self) -> SelectionOptions | None:
-        """How the weights are judged during the training; None if they are not."""
+        """The measure that the weights are judged by during the training; None if they are not."""
         if self.keep == "last" and self.early_stopping is None:
             return None
         return SelectionOptions(f"watch_{self.watch.measure}", self.keep == "best", self.early_stopping)
@@ -214,12 +222,20 @@ def pretrain_label_ids(context: StageContext, stage: Pretrain, seed: int) -> np.
     return context.splits.labelled_subset(stage, seed) if stage.labelled_per_batch else context.splits.train[:0]
 
 
+def draw_unlabelled_ids(splits: Splits, stage: Pretrain, labelled: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the sorted training ids that are seen beside the labelled ones."""
+    rest = np.setdiff1d(splits.train, labelled, assume_unique=True)
+    if stage.max_unlabelled is None:
+        return rest
+    return np.sort(np.random.default_rng((seed, UNLABELLED_STREAM)).permutation(rest)[: stage.max_unlabelled])
+
+
 def _build_plan(context: StageContext, stage: Pretrain, labelled: np.ndarray, seed: int) -> TrainingPlan:
     if stage.labelled_per_batch == 0:
         return context.build_plan(context.splits.train, stage.batch_size, seed)
     if stage.labelled_per_batch == stage.batch_size:
         return context.build_plan(labelled, stage.batch_size, seed)
-    rest = np.setdiff1d(context.splits.train, labelled, assume_unique=True)
+    rest = draw_unlabelled_ids(context.splits, stage, labelled, seed)
     return SemiSupervisedPlan(
         context.build_plan(labelled, stage.labelled_per_batch, seed),
         context.build_plan(rest, stage.batch_size - stage.labelled_per_batch, seed),
@@ -495,7 +511,7 @@ class PretrainStage(StageKind[Pretrain]):
         if labelled == batch:
             return len(splits.labelled_subset(stage, seed)), batch
         if labelled:
-            return images - len(splits.labelled_subset(stage, seed)), batch - labelled
+            return _count_unlabelled(stage, images - len(splits.labelled_subset(stage, seed))), batch - labelled
         return images, batch
 
     def count_labelled_images(self, stage: Pretrain, splits: Splits, seed: int) -> tuple[int, int] | None:
@@ -515,7 +531,18 @@ def _count_images(where: str, stage: Pretrain, splits: Splits, seed: int) -> int
     if not stage.labelled_per_batch:
         return len(splits.train)
     labelled = count_labelled(where, stage, splits, seed, "label")
-    return _check_mixture(where, stage, labelled, len(splits.train) - labelled)
+    rest = len(splits.train) - labelled
+    if stage.max_unlabelled is not None and stage.max_unlabelled > rest:
+        raise UserError(
+            f"{where}.max_unlabelled: {stage.max_unlabelled} is more than the {rest} training images beside the "
+            f"{labelled} labelled ones; valid: 1 to {rest}, or null"
+        )
+    return _check_mixture(where, stage, labelled, _count_unlabelled(stage, rest))
+
+
+def _count_unlabelled(stage: Pretrain, rest: int) -> int:
+    """Returns how many of the `rest`, the training images beside the labelled ones, the stage trains on."""
+    return rest if stage.max_unlabelled is None else min(stage.max_unlabelled, rest)
 
 
 def _check_mixture(where: str, stage: Pretrain, labelled: int, rest: int) -> int:
@@ -562,6 +589,11 @@ def _check_method(where: str, stage: Pretrain, recipe: Recipe, encoder: Encoder,
         )
     for key, value in stage.labels_given.items() if not labelled else ():
         raise UserError(f"{where}.{key}: {value!r} is not valid without labelled_per_batch; valid: null")
+    if stage.max_unlabelled is not None and not 0 < labelled < stage.batch_size:
+        raise UserError(
+            f"{where}.max_unlabelled: {stage.max_unlabelled} is not valid with labelled_per_batch: {labelled}: a batch "
+            "does not have both kinds of images; valid: null"
+        )
     if stage.first_view == "plain" and required.views == 1:
         raise UserError(
             f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented"

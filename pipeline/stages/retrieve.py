@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, TypeAdapter, create_model
 from torch import Tensor
 
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import FeatureStage
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import Count, RecordShape, Share

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES, Measure
+from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES, Measure, is_pretrained_arm
 from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
@@ -37,6 +37,8 @@ class ScoreRow:
     verdict: Verdict | None = None
     # The arm that is the baseline; "" where there is none.
     baseline_arm: str = ""
+    # Whether the baseline are the given weights where the measure has another baseline besides, its last arm.
+    is_beside: bool = False
     # What tables call the measure, whatever is compared.
     label: str = ""
 
@@ -55,9 +57,9 @@ class ScoreRow:
         return np.asarray(100 * (np.asarray(self.pretrained) - np.asarray(self.baseline)))
 
     @property
-    def is_beside_given(self) -> bool:
-        """True for a row that compares a pretrained arm with the given weights it has gone on from."""
-        return self.baseline_arm == GIVEN_ARM and self.arm != GIVEN_ARM
+    def continues_given(self) -> bool:
+        """True for a row that compares a pretrained arm with the given weights that it may have started from."""
+        return self.baseline_arm == GIVEN_ARM and is_pretrained_arm(self.arm)
 
 
 def score_rows(recipe: Recipe, instances: Sequence[StageInstance]) -> list[ScoreRow]:
@@ -114,6 +116,7 @@ def _measure_rows(
             (measure.baseline_label or title) if baseline == last else title,
             *(scores[arm], scores[baseline], measure.name, arm, measure.scale),
             baseline_arm=baseline,
+            is_beside=baseline != last,
             label=label,
         )
         rows.append(row)

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run
 
@@ -32,14 +35,25 @@ def delete_records(
         client.delete_model_version(version.name, version.version)
         if not client.search_model_versions(f"name={_quote_text(version.name)}"):
             client.delete_registered_model(version.name)
+    folders = [_find_local_folder(run.artifact_uri, run.id) for run in runs]
     for model_id in model_ids:
+        folders.append(_find_local_folder(client.get_logged_model(model_id).artifact_location, model_id))
         client.delete_logged_model(model_id)
     for run in reversed(runs):
         client.delete_run(run.id)
     if lineage.location.database:
         _collect_garbage(lineage.location.uri, [run.id for run in runs], model_ids)
+        # MLflow decodes %20 in a path twice, and leaves the artifacts of a storage that is called so.
+        for folder in filter(None, folders):
+            shutil.rmtree(folder, ignore_errors=True)
     else:
         _delete_artifacts(runs)
+
+
+def _find_local_folder(uri: str, owner: str) -> Path | None:
+    """Returns the folder on this machine that a URI stands for; None if there is none, or it is not that of `owner`."""
+    path = Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else Path(uri)
+    return path if owner in path.parts and path.is_dir() else None
 
 
 def _quote_text(text: str) -> str:

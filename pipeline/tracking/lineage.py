@@ -61,6 +61,11 @@ class Run:
         return self.tags.get(ENCODER_TAG)
 
     @property
+    def artifact(self) -> str:
+        """Returns the folder of the network that the run made: a fine-tuned model, which contains its encoder."""
+        return "model" if self.kind == "finetune" else "encoder"
+
+    @property
     def is_composite(self) -> bool:
         """Returns True for a run that consists of other runs, such as a recipe or a search."""
         return self.kind in COMPOSITE_KINDS
@@ -161,9 +166,7 @@ class Lineage:
         if run.model is None:
             return ""
         with_alias = sorted(self.list_models(run), key=lambda version: not version.aliases)
-        # A fine-tuned model contains its encoder.
-        artifact = "model" if run.kind == "finetune" else "encoder"
-        return with_alias[0].reference if with_alias else f"runs:/{run.short_id if short else run.id}/{artifact}"
+        return with_alias[0].reference if with_alias else f"runs:/{run.short_id if short else run.id}/{run.artifact}"
 
     def find_run(self, text: str) -> Run:
         """Returns the run that `text` identifies.

@@ -1,4 +1,4 @@
-"""What the stages of a recipe have read and made, shown on the recipe's own run in MLflow, too."""
+"""Links from the run of a recipe in MLflow to the models that its stages have made."""
 
 from collections.abc import Sequence
 

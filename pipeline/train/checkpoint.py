@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Converts nested dicts, lists, numbers, dtypes and tensors to a JSON value, and adds the tensors to `tensors` by path.
+    """Converts nested dicts, lists, numbers, dtypes and tensors to JSON, and adds the tensors to `tensors` by path.
 
     Raises:
         TypeError: a value has another type; the text names its path.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # The folder of the checkpoint with the best weights, beside that of the newest ones.
-BEST_FOLDER = "best"
+BEST_WEIGHTS_FOLDER = "best"
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class WeightSelection:
 
 def best_folder(job_folder: Path) -> Path:
     """Returns the folder of the checkpoint with the best weights of the training in `job_folder`."""
-    return job_folder / BEST_FOLDER
+    return job_folder / BEST_WEIGHTS_FOLDER

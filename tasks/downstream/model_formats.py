@@ -14,6 +14,7 @@ from firstlight.tasks.nn.export_formats import (
     LIBRARIES,
     MAP_TOLERANCE,
     Counterpart,
+    build_library_network,
     export_graph,
     find_counterpart,
     measure_difference,
@@ -51,6 +52,11 @@ class ClassifierCounterpart:
     head: tuple[str, str]
     classes: int
 
+    @property
+    def head_name(self) -> str:
+        """The name of the classifier in the library."""
+        return self.head[0].rpartition(".")[0]
+
     def library_state(self, task: Task) -> dict[str, Tensor]:
         """Returns the tensors of the encoder and of the classifier under the library's names."""
         layer = _find_linear_head(task)
@@ -63,7 +69,7 @@ class ClassifierCounterpart:
         Raises:
             ValueError: the network has no tensor of that name or shape, or another one.
         """
-        net = _build_classifier(self.encoder.library, self.encoder.model, self.classes)
+        net = _build_classifier(self.encoder.library, self.encoder.model, self.head_name, self.classes)
         try:
             net.load_state_dict(dict(state))
         except RuntimeError as error:
@@ -87,6 +93,7 @@ def find_classifier(task: Task, library: str) -> ClassifierCounterpart:
     if len(missing) != 2 or not all(names):
         raise ValueError(f"the head of {found.model} of {library} is not one linear layer: it has {', '.join(missing)}")
     classifier = ClassifierCounterpart(found, (names[0], names[1]), head.out_features)
+    _build_classifier(library, found.model, classifier.head_name, classifier.classes)
     if not _has_same_logits(task, classifier):
         raise ValueError(f"{found.model} of {library}, with the same weights, gives other logits")
     return classifier
@@ -106,19 +113,20 @@ def _find_linear_head(task: Task) -> nn.Linear:
     return layers[0]
 
 
-def _build_classifier(library: str, model: str, classes: int) -> nn.Module:
+def _build_classifier(library: str, model: str, head: str, classes: int) -> nn.Module:
+    """Returns a library's network with a new classifier of so many classes. `head`: the name of its classifier.
+
+    Raises:
+        ValueError: the classifier is no linear layer.
+    """
+    net = build_library_network(library, model)
+    layer = net.get_submodule(head)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"the head of {model} of {library} is not one linear layer, but a {type(layer).__name__}")
     with torch.random.fork_rng(devices=[]):
-        if library == "torchvision":
-            from firstlight.tasks.nn.library_backbones import build_untrained
-
-            net = build_untrained(model)
-            name, last = [found for found in net.named_modules() if isinstance(found[1], nn.Linear)][-1]
-            # The constructor's `num_classes` is not taken by all.
-            net.set_submodule(name, nn.Linear(last.in_features, classes))
-            return net
-        import timm
-
-        return timm.create_model(model, pretrained=False, num_classes=classes)  # type: ignore[no-any-return]
+        # The constructors of torchvision do not all take a number of classes.
+        net.set_submodule(head, nn.Linear(layer.in_features, classes))
+    return net
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 # The value of a mask for pixels that are neither learned nor counted, and for pixels that no view shows.
 VOID_CLASS = 255
 # The pixels of an image whose class is decided at a time.
-BLOCK_PIXELS = 2**17
+MASK_BLOCK_PIXELS = 2**17
 # A pixel whose centre misses a view by rounding alone lies in it.
 EDGE_TOLERANCE = 1e-6
 
@@ -39,7 +39,7 @@ def classify_pixels(logits: Tensor, image: ImageViews) -> Tensor:
     they are linear, towards the edge of a view constant.
     """
     width, height = image.size
-    step = max(1, BLOCK_PIXELS // width)
+    step = max(1, MASK_BLOCK_PIXELS // width)
     blocks = [_classify_rows(logits, image, top, min(top + step, height)) for top in range(0, height, step)]
     return torch.cat(blocks)
 

@@ -75,7 +75,7 @@ class Counterpart:
         Raises:
             ValueError: the network has no tensor of that name or shape.
         """
-        net = _library_network(self.library, self.model)
+        net = build_library_network(self.library, self.model)
         try:
             missing, unexpected = net.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
@@ -172,7 +172,7 @@ def _library_tensor_names(keys: list[str], model: str, library: str) -> list[str
     keys = [key.removeprefix("stages.net.") for key in keys]
     if library == "torchvision":
         return keys
-    known = _library_network(library, model).state_dict().keys()
+    known = build_library_network(library, model).state_dict().keys()
     named = []
     for key in keys:
         first, _, rest = key.partition(".")
@@ -184,7 +184,8 @@ def _library_tensor_names(keys: list[str], model: str, library: str) -> list[str
     return named
 
 
-def _library_network(library: str, model: str) -> nn.Module:
+def build_library_network(library: str, model: str) -> nn.Module:
+    """Returns a network of torchvision or timm with new weights. The caller's random numbers stay as they are."""
     with torch.random.fork_rng(devices=[]):
         if library == "torchvision":
             from firstlight.tasks.nn.library_backbones import build_untrained

@@ -24,7 +24,7 @@ from firstlight.tasks.nn.feature_maps import MapList
 from firstlight.tasks.nn.library_backbones import FeatureMaps, check_known_model, first_line
 from firstlight.tasks.nn.norms import Norm
 
-Side = Annotated[int, Ge(1)]
+PixelSide = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def from_timm(
     *,
     model: str,
     norm: Norm = "batch",
-    img_size: Side | None = None,
-    patch_size: Side | None = None,
+    img_size: PixelSide | None = None,
+    patch_size: PixelSide | None = None,
     dynamic_img_size: bool | None = None,
-    grad_checkpointing: bool = False,
+    grad_checkpointing: bool | None = None,
 ) -> nn.Module:
     """A network of timm, with the feature maps that timm gives of it.
 
@@ -116,7 +116,7 @@ def from_timm(
     `dynamic_img_size`: true takes images of another side than `img_size`; a ViT resamples its position embeddings for
     them. null: true for a ViT, and timm's own for others.
     `grad_checkpointing`: true keeps the activations of block boundaries only and computes the others again for the
-    gradient, which is the same: less memory, more time.
+    gradient, which is the same: less memory, more time. null: false.
 
     Raises:
         ValueError: timm has no such network, it has no feature maps, or it does not take an option. Starts with the

@@ -3,6 +3,7 @@
 import io
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,44 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
+from firstlight.pipeline.data.plan import SemiSupervisedPlan
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report.page_parts import REPORT_FILE
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.plan import SearchPlan
-from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.pretrain import Pretrain, build_job, draw_unlabelled_ids
 from firstlight.pipeline.stages.registry import stage_kind
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import recipes
 from tests.support.batches import batch_of_images
 from tests.support.paths import ROOT
+from tests.support.recipe_runs import QUIET
 
 PAPER = RECIPES_FOLDER / "clustering_locality"
 SEARCHES = ROOT / "conf" / "search"
 # Stages of figure 1, left, in the order of R/T.
 RATIOS = ("ratio0_3", "ratio0_5", "ratio0_7", "ratio0_9")
-# Images of the training split of ImageNet and of CIFAR-10, and their classes.
-IMAGES = {"imagenet_devkit": (1_281_167, 1000), "cifar10": (50_000, 10)}
+# The sizes of the classes in the training split: 895 of ImageNet's have 1,300 images, the others at least 732.
+CLASS_SIZES = {
+    "imagenet_devkit": np.concatenate((np.full(895, 1300), np.linspace(732, 1299, 105).astype(int))),
+    "cifar10": np.full(10, 5000),
+}
 
 
 @cache
-def splits_of(name: str, max_train: int, val_fraction: float) -> Splits:
-    """Draws the splits of a data set of so many images, whose classes have equal sizes."""
-    images, classes = IMAGES[name]
-    labels = np.arange(images) % classes
-    ids = np.sort(np.random.default_rng(0).choice(images, max_train, replace=False))
+def splits_of(name: str, max_train: int | None, val_fraction: float) -> Splits:
+    """Draws the splits of a data set whose classes have the sizes of `CLASS_SIZES`."""
+    classes = len(CLASS_SIZES[name])
+    labels = np.repeat(np.arange(classes), CLASS_SIZES[name])
+    images = len(labels)
+    ids = np.sort(np.random.default_rng(0).choice(images, max_train or images, replace=False))
     order = ids[np.argsort(labels[ids], kind="stable")]
     counts = np.bincount(labels[ids], minlength=classes)
     place = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -55,7 +65,6 @@ def count_passes(recipe: Recipe, name: str) -> tuple[int, float, float]:
     """Returns the steps of a stage, and its passes over labelled and over other images."""
     stage, kind, data = recipe.stages[name], stage_kind(recipe.stages[name]), recipe.dataset
     assert isinstance(stage, Pretrain)
-    assert data.max_train is not None
     assert data.val_fraction is not None
     splits = splits_of(data.name, data.max_train, data.val_fraction)
     images, batch = kind.count_epoch_images(stage, splits, 0) or (0, 1)
@@ -109,9 +118,70 @@ def test_steps_and_labelled_passes_of_figure_1_right_are_equal() -> None:
     description = open_plan("clustering_locality_figure1_right").search.description
     stated = stated_numbers(description.partition("Every trial has")[2])
     assert stated == [15600, 220, *(round(others) for _, _, others in points)]
+    sizes = open_plan("clustering_locality_figure1_right").search.space["stages.pretrain.max_unlabelled"].grid
+    assert sizes == (50_000, 100_000, 150_000, 200_000, 250_000)
     assert count_passes(open_recipe("figure1_right"), "pretrain") == points[1], "the recipe has 100,000 images"
     stated = stated_numbers(open_recipe("figure1_right").description.partition("with them the")[2])
     assert stated[:6] == [220, *(round(others) for _, _, others in points)]
+
+
+def test_unlabelled_images_of_a_point_are_among_those_of_the_next_and_the_labelled_ones_are_fixed() -> None:
+    """Section 3: 64,000 labelled images are fixed. Classes of few images have as many labelled ones as all others."""
+    plan = open_plan("clustering_locality_figure1_right")
+    trials: list[Any] = [plan.trial_recipe(values) for values in plan.search.grid_points()]
+    assert all(trial.dataset == trials[0].dataset for trial in trials), "as are the held-out images"
+    splits = splits_of(trials[0].dataset.name, trials[0].dataset.max_train, trials[0].dataset.val_fraction)
+    stages = [trial.stages["pretrain"] for trial in trials]
+    labelled = [splits.labelled_subset(stage, 0) for stage in stages]
+    assert all(np.array_equal(ids, labelled[0]) for ids in labelled)
+    assert (np.bincount(splits.labels[labelled[0]]) == 64).all()
+    drawn = [draw_unlabelled_ids(splits, stage, labelled[0], 0) for stage in stages]
+    assert [len(ids) for ids in drawn] == [50_000, 100_000, 150_000, 200_000, 250_000]
+    assert all(np.isin(fewer, more).all() for fewer, more in pairwise(drawn))
+    assert not np.isin(drawn[-1], labelled[0]).any()
+    assert not np.array_equal(drawn[0], draw_unlabelled_ids(splits, stages[0], labelled[0], 1)), "the seed draws them"
+
+
+def test_plan_has_the_labelled_and_the_chosen_other_images(tmp_path: Path, digits: Store) -> None:
+    def plan_of(count: int | None) -> SemiSupervisedPlan:
+        changes = {"labelled_per_batch": 20, "labels_per_class": 2, "max_unlabelled": count}
+        stages = {f"stages__pretrain__{key}": value for key, value in changes.items()}
+        recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "clustering_locality"}, **stages)
+        context = StageContext.create(recipe, digits, on_ray=False)
+        stage: Any = recipe.stages["pretrain"]
+        plan = build_job(context, stage, StageInstance("pretrain", 3, "f", tmp_path)).plan
+        assert isinstance(plan, SemiSupervisedPlan)
+        images, batch = stage_kind(stage).count_epoch_images(stage, context.splits, 3) or (0, 0)
+        assert (len(plan.rest.ids), plan.steps) == (images, images // batch)
+        return plan
+
+    everything, some = plan_of(None), plan_of(25)
+    assert np.array_equal(everything.labelled.ids, some.labelled.ids)
+    assert (len(some.rest.ids), some.steps) == (25, 2)
+    assert np.isin(some.rest.ids, everything.rest.ids).all()
+    assert np.isin(some.epoch(0), np.concatenate((some.labelled.ids, some.rest.ids))).all()
+
+
+@pytest.mark.parametrize(
+    ("labelled", "wanted", "message"),
+    [
+        (
+            20,
+            1000,
+            r"stages\.pretrain\.max_unlabelled: 1000 is more than the \d+ training images beside the 20 labelled",
+        ),
+        (32, 10, r"stages\.pretrain\.max_unlabelled: 10 is not valid with labelled_per_batch: 32: .*; valid: null$"),
+        (20, 5, r"stages\.pretrain\.labelled_per_batch: 20 leaves 12 images of a batch to the 5 without a label"),
+    ],
+)
+def test_impossible_number_of_unlabelled_images_is_refused(
+    tmp_path: Path, labelled: int, wanted: int, message: str
+) -> None:
+    changes = {"labelled_per_batch": labelled, "labels_per_class": 2, "max_unlabelled": wanted}
+    stages = {f"stages__pretrain__{key}": value for key, value in changes.items()}
+    method = {"name": "clustering_locality"}
+    with pytest.raises(UserError, match=message):
+        run_recipe(recipes.recipe(tmp_path, stages__pretrain__method=method, **stages), QUIET, only="pretrain")
 
 
 @pytest.mark.parametrize("name", ["figure1_left", "figure1_right", "section3_3", "section3_4", "section3_5"])
@@ -236,8 +306,8 @@ def test_run_with_alpha_above_beta_and_no_labels_warns_before_the_training(tmp_p
     run_recipe(recipe, console, only="pretrain")
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     warning = "stages.pretrain.method.beta: 0.1 is less than alpha: 0.8, and no label is learned from"
-    assert lines[0].startswith(f"note {warning}")
-    assert lines.index("pretrain: started") > 0
+    (told,) = (number for number, line in enumerate(lines) if line.startswith(f"note {warning}"))
+    assert told < lines.index("pretrain: started")
     page = (tmp_path / recipe.name / REPORT_FILE).read_text()
     assert warning in page
     assert "4 steps of batches of 32" in page

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from firstlight.pipeline.cli.main import cli
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.measures import Measure
-from firstlight.pipeline.config.stages import STAGE_SECTIONS, FeatureStage
+from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.objectives import check_measure, read_scores
-from firstlight.pipeline.stages.features.frozen_features import FEATURE_ARMS, build_extractors, compute_features
+from firstlight.pipeline.stages.features.frozen_features import build_extractors, compare_features, compute_features
 from firstlight.pipeline.stages.registry import STAGES, register_stage
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import StageKind
@@ -41,7 +42,7 @@ class ClassMeans(FeatureStage):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        return (Measure("nearest_mean", "nearest class mean", FEATURE_ARMS, "random weights"),)
+        return (compare_features(self, "nearest_mean", "nearest class mean"),)
 
 
 class ClassMeansStage(StageKind[ClassMeans]):

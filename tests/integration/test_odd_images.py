@@ -107,7 +107,7 @@ def test_depth_is_stated_and_images_beyond_it_are_told(tmp_path: Path) -> None:
     assert store.path != plain.path
     (row,) = pq.read_table(store.path / QUARANTINE_FILE).to_pylist()
     assert row["reason"] == "has the level 65535; dataset.depth: 12 bits hold 0 to 4095"
-    assert any(line.startswith("1 images cannot be decoded (1 levels), listed in ") for line in notes)
+    assert any(line.startswith("1 image cannot be decoded (1 levels), listed in ") for line in notes)
     _, notes = prepare_images(write_folder(tmp_path / "plain"), test_fraction=0.0, depth=12)
     assert "dataset.depth: 12 has no effect: no image has more than 8 bits a sample" in notes
 
@@ -134,7 +134,7 @@ def test_format_of_an_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store, notes = prepare_images(write_folder(tmp_path / "in", heic, ending="heic"), test_fraction=0.0)
     (row,) = pq.read_table(store.path / QUARANTINE_FILE).to_pylist()
     assert row["reason"] == "is HEIC, which needs an extra: pip install 'firstlight[heic]'"
-    assert any("1 images cannot be decoded (1 needs an extra)" in line for line in notes)
+    assert any("1 image cannot be decoded (1 needs an extra)" in line for line in notes)
     with pytest.raises(UserError, match=r"max_bad_fraction.*firstlight\[heic\]"):
         prepare_store(
             dataset_options(source="folder", root=tmp_path / "in", max_bad_fraction=0.1), tmp_path / "in-stores"
@@ -198,7 +198,7 @@ def test_what_was_taken_as_what_is_told(tmp_path: Path, data: bytes, told: str) 
 def test_quarantined_images_are_counted_by_kind(tmp_path: Path, data: bytes, kind: str) -> None:
     store, notes = prepare_images(write_folder(tmp_path / "in", data), test_fraction=0.0, max_pixels=50_000)
     assert store.images["refused"] == {kind: 1}
-    assert any(line.startswith(f"1 images cannot be decoded (1 {kind}), listed in ") for line in notes)
+    assert any(line.startswith(f"1 image cannot be decoded (1 {kind}), listed in ") for line in notes)
 
 
 def test_ordinary_images_have_no_note_and_no_new_entry_in_the_manifest(tmp_path: Path) -> None:

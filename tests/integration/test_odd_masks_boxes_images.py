@@ -87,7 +87,7 @@ MASKS: dict[str, Row] = {
     "another size": (
         masks_case(lambda k: HALVES[: 9 if k == 0 else 18]),
         (3, 1),
-        ("1 images cannot be decoded (1 annotation)",),
+        ("1 image cannot be decoded (1 annotation)",),
     ),
     "no names of classes": (
         masks_case(lambda k: HALVES, None),
@@ -226,7 +226,7 @@ FILES: dict[str, Row] = {
     "beyond the stated bits": (
         files_case({"a.png": encode_image(np.full((8, 8), 300, np.uint16))}, depth=8),
         (12, 1),
-        ("1 images cannot be decoded (1 levels)",),
+        ("1 image cannot be decoded (1 levels)",),
     ),
     "nearly black": (
         files_case({"a.png": encode_image(np.eye(8, dtype=np.uint8))}),

@@ -276,7 +276,7 @@ TABLES: dict[str, tuple[WriteCase, dict[str, dict[str, int]] | None, tuple[str, 
     "null images and labels": (
         table_case(lambda images: {"image": [None, *images[1:]], "label": ["ant", None, "bee", "bee"] * 2}),
         {"train": {"ant": 1, "bee": 3}},
-        ("no label: 2 images (empty 2)", "1 images cannot be decoded (1 not read)"),
+        ("no label: 2 images (empty 2)", "1 image cannot be decoded (1 not read)"),
     ),
     "two columns of images": (
         table_case(lambda images: {"photo": images, "mask": images, "label": LABELS}),
@@ -332,7 +332,7 @@ ARCHIVES: dict[str, tuple[WriteCase, dict[str, dict[str, int]] | None, tuple[str
     "sample without an image": (
         archive_case(make_sample, ("99.cls", b"1")),
         {"train": {"0": 2, "1": 2}},
-        ("1 images cannot be decoded (1 not read)",),
+        ("1 image cannot be decoded (1 not read)",),
     ),
     "captions": (
         archive_case(lambda k, image: [(f"{k}.png", image), (f"{k}.txt", b"an ant")]),

@@ -7,11 +7,11 @@ import mlflow
 import pytest
 import torch
 
+from firstlight.pipeline import api
 from firstlight.pipeline.cli.delete import plan_deletion
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run import preflight
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.artifacts import load_encoder
 from firstlight.pipeline.stages.pictures import FILTERS_FILE, load_filters
@@ -58,7 +58,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def test_filters_are_those_after_the_training_beside_those_of_the_pretraining(ran: Recipe) -> None:
     folder = folder_of(ran, "supervised")
     (towers,) = load_filters(folder / FILTERS_FILE).values()
-    trained = load_encoder(folder / "encoder", 8)
+    trained = load_encoder(folder / "model", 8)
     assert torch.equal(towers[0], trained.compose_first_filters()[0])
     assert towers[0].shape[1] == 1, "combined with the gradients: they act on the gray image"
     for run in ("supervised seed 0", "pretrain seed 0", "small"):
@@ -77,7 +77,7 @@ def test_registered_encoder_is_the_trained_one_of_the_chosen_learning_rate(ran: 
     runs = {path.name: path for path in folder.iterdir() if path.name.startswith("scratch-lr")}
     assert len(runs) == 2
     chosen = f"scratch-lr{runs_of(ran)['supervised seed 0'].data.metrics['scratch/lr']:g}"
-    saved = load_encoder(folder / "encoder", 8).state_dict()
+    saved = load_encoder(folder / "model", 8).state_dict()
     equal = []
     for name, path in runs.items():
         found, _ = Checkpoints(path / "checkpoints").read_newest()
@@ -109,11 +109,27 @@ def test_frozen_filters_are_not_drawn_again(tmp_path: Path) -> None:
     assert not (folder_of(recipe, "finetune") / FILTERS_FILE).exists()
     assert "filters.png" not in figures_of(recipe, "finetune seed 0")
     assert "filters.png" not in figures_of(recipe, "small"), "one stage alone has some"
-    assert not (folder_of(recipe, "finetune") / "encoder").exists(), "nothing was registered"
 
 
-def test_encoder_that_has_lost_layers_cannot_be_registered(tmp_path: Path) -> None:
-    recipe = labelled_recipe(tmp_path, batch_norm="fold")
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A registered model without batch normalisations."""
+    recipe = labelled_recipe(tmp_path_factory.mktemp("folded"), batch_norm="fold")
     raw = {**recipe.dump(), "encoder": {**recipe.encoder.model_dump(mode="json"), "norm": "batch"}}
-    with pytest.raises(UserError, match=r"^stages.supervised.register_as: 'small-labels' is not valid: .*valid: null$"):
-        preflight.check_recipe(parse_recipe(raw))
+    raw["stages"].pop("pretrain")
+    recipe = parse_recipe(raw)
+    run_recipe(recipe, QUIET)
+    return recipe
+
+
+def test_model_that_has_lost_layers_is_registered_and_read(folded: Recipe) -> None:
+    model = api.load_model("models:/small-labels@current", storage=folded.storage)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.network.encoder.modules())
+
+
+def test_no_stage_starts_from_an_encoder_that_has_lost_layers(folded: Recipe) -> None:
+    raw = folded.dump()
+    stage = {"kind": "evaluate", "encoder": "models:/small-labels@current"}
+    recipe = parse_recipe({**raw, "name": "transfer", "stages": {"evaluate": stage}})
+    with pytest.raises(UserError, match=r"^stages.evaluate.encoder: 'models:/small-labels@current': .* lost layers"):
+        run_recipe(recipe, QUIET)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -104,27 +105,50 @@ class _Tab:
             self.events.append(await asyncio.wait_for(self.socket.receive_json(), PATIENCE_S))
 
 
-@contextlib.asynccontextmanager
-async def _browser() -> AsyncIterator[str]:
-    """The address of a new browser's tab."""
-    path = chromium()
-    assert path is not None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            [path, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+class _Browser:
+    """A browser of this process. Pages are opened in tabs of their own: to start one takes seconds."""
+
+    def __init__(self) -> None:
+        path = chromium()
+        assert path is not None
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.process = subprocess.Popen(
+            [path, *FLAGS, f"--user-data-dir={self.folder.name}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        try:
-            port = await _port(Path(folder) / "DevToolsActivePort", process)
-            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                tabs = json.loads(await answer.text())
-            yield next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+
+    @contextlib.asynccontextmanager
+    async def open_tab(self) -> AsyncIterator[str]:
+        """The address of a new tab, which is closed afterwards."""
+        port = await _port(Path(self.folder.name) / "DevToolsActivePort", self.process)
+        async with aiohttp.ClientSession() as session:
+            async with session.put(f"http://127.0.0.1:{port}/json/new?about:blank") as answer:
+                tab = json.loads(await answer.text())
+            try:
+                yield tab["webSocketDebuggerUrl"]
+            finally:
+                async with session.get(f"http://127.0.0.1:{port}/json/close/{tab['id']}"):
+                    pass
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
+
+
+@functools.cache
+def _shared_browser() -> _Browser:
+    return _Browser()
+
+
+def close_browser() -> None:
+    """Ends the browser of this process, if one was started."""
+    if _shared_browser.cache_info().currsize:
+        _shared_browser().close()
+        _shared_browser.cache_clear()
 
 
 async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
@@ -138,7 +162,7 @@ async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
 
 async def _look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None) -> Seen:
     async with (
-        _browser() as address,
+        _shared_browser().open_tab() as address,
         aiohttp.ClientSession() as session,
         session.ws_connect(address, max_msg_size=0) as socket,
     ):
@@ -187,7 +211,7 @@ def _requests(events: list[dict[str, Any]], file: Path) -> list[str]:
 
 
 def look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None = None) -> Seen:
-    """Opens the page in a new browser, `width` pixels wide, and measures it with everything unfolded.
+    """Opens the page in a new tab, `width` pixels wide, and measures it with everything unfolded.
 
     `picture`: the file of a screenshot with everything folded.
     """

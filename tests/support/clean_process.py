@@ -12,7 +12,7 @@ PRELOADED = ["torch", "firstlight.pipeline.run.launch", "firstlight.pipeline.sta
 
 
 def run_in_clean_process(
-    function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None, timeout_s: float = 6000
+    function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None, timeout_s: float = 600
 ) -> int:
     """Calls an importable function in a process of its own. Returns the exit code, -n if signal n ended it."""
     context = multiprocessing.get_context("forkserver")

@@ -13,10 +13,14 @@ from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 
 # What a process without torch and Firstlight begins with.
-WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'firstlight', 'timm'):\n    sys.modules[name] = None\n"
+WITHOUT_TORCH = (
+    "import sys\nfor name in ('torch', 'torchvision', 'firstlight', 'timm'):\n    sys.modules[name] = None\n"
+)
 
 
-def export_model(storage: Path, store: Store, model: Path, size: int, **stage: Any) -> tuple[StageContext, StageInstance]:
+def export_model(
+    storage: Path, store: Store, model: Path, size: int, **stage: Any
+) -> tuple[StageContext, StageInstance]:
     """Exports the model in a folder, by a recipe with this stage alone."""
     raw = recipes.recipe(storage, dataset__image_size=size).dump()
     section = {"kind": "export", "what": "model", "encoder": "models:/none/1", **stage}

@@ -50,6 +50,15 @@ class Past:
         self.tracking.finish_run(run_id)
         return run_id
 
+    def finetune(self, recipe: str, parent: str, seed: int = 0) -> str:
+        run_id = self._start(recipe, parent, "finetune", f"finetune seed {seed}", seed, {"seed": seed})
+        folder = self._folder(recipe, "finetune", seed) / "model"
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+        self.tracking.log_encoder(run_id, folder, StageInstance("finetune", seed, "f", folder), None, "model")
+        self.tracking.finish_run(run_id)
+        return run_id
+
     def evaluate(self, recipe: str, parent: str, encoder: str, seed: int = 0, seconds: float | None = None) -> str:
         run_id = self._start(recipe, parent, "evaluate", f"evaluate seed {seed}", seed, {"seed": seed})
         self.tracking.log_encoder_source(run_id, encoder, find_source_run(self.tracking, encoder))

@@ -47,7 +47,5 @@ def save_small_model(folder: Path, name: str, *, batch_norm: Any = "keep", seen:
     task, spec = build_model(name, batch_norm=batch_norm, **arguments)
     preprocessing = Preprocessing(task.encoder.image_size, **{"views": (MODELS[name][2],), **(seen or {})})
     facts = {"arm": "scratch", "lr": 0.1, "labels": 3, "store": "s", "seed": 0}
-    save_model(
-        task, spec, folder, classes=CLASSES, preprocessing=preprocessing, batch_norm=batch_norm, facts=facts
-    )
+    save_model(task, spec, folder, classes=CLASSES, preprocessing=preprocessing, batch_norm=batch_norm, facts=facts)
     return task

@@ -37,7 +37,7 @@ def join_sections(sections: Sequence[str]) -> str:
 
 
 def format_front_matter(recipe: Recipe, pipeline_tag: str, tags: Sequence[str]) -> str:
-    """Returns the front matter of Hugging Face. Its values are written as JSON, which is YAML with every text quoted."""
+    """Returns the front matter of Hugging Face. Its values are JSON, which is YAML with every text quoted."""
     fields = {"license": "unknown", "library_name": "firstlight", "pipeline_tag": pipeline_tag, "tags": list(tags)}
     values = {**fields, "datasets": [recipe.dataset.name]}
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
@@ -93,7 +93,7 @@ def describe_data(store: Store, worker: StageContext, made: Mapping[str, Any], w
     return f"## Data\n\n{format_table(('property', 'value'), lines)}{note}"
 
 
-def describe_scores(
+def describe_seed_scores(
     recipe: Recipe,
     instance: StageInstance,
     siblings: Sequence[StageInstance],

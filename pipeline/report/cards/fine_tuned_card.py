@@ -10,7 +10,7 @@ from firstlight.pipeline.report.cards.card_parts import (
     LICENCE_SECTION,
     describe_data,
     describe_lineage,
-    describe_scores,
+    describe_seed_scores,
     format_front_matter,
     format_settings,
     format_table,
@@ -38,7 +38,7 @@ ANSWERS = {
 }
 CLASSES_ANSWER = "probabilities of {count} classes, of which an image has one"
 # Classes that a card lists; the file lists all.
-MAX_LISTED_CLASSES = 1000
+MAX_CARD_CLASSES = 1000
 
 
 def write_model_card(
@@ -96,7 +96,7 @@ def render_model_card(
             _describe_preprocessing(preprocessing),
             _describe_fine_tuning(recipe, told),
             describe_data(worker.store, worker, told, "model"),
-            describe_scores(recipe, instance, siblings, own, "model"),
+            describe_seed_scores(recipe, instance, siblings, own, "model"),
             _describe_use() if exported is None else _describe_formats(exported, task, preprocessing, spec),
             describe_lineage(lineage),
             LICENCE_SECTION,
@@ -107,8 +107,8 @@ def render_model_card(
 def _describe_model(told: Mapping[str, Any], spec: Mapping[str, Any], seen: Preprocessing) -> str:
     classes, task = told["classes"], told["task"]["name"]
     answer = ANSWERS.get(task, CLASSES_ANSWER).format(count=len(classes))
-    listed = ", ".join(f"`{name}`" for name in classes[:MAX_LISTED_CLASSES])
-    more = f" and {len(classes) - MAX_LISTED_CLASSES:,} more" if len(classes) > MAX_LISTED_CLASSES else ""
+    listed = ", ".join(f"`{name}`" for name in classes[:MAX_CARD_CLASSES])
+    more = f" and {len(classes) - MAX_CARD_CLASSES:,} more" if len(classes) > MAX_CARD_CLASSES else ""
     return (
         f"## What it is\n\nA fine-tuned network, {name_network(spec)} with the layers of the task `{task}`. "
         f"For an image of any size, seen as {seen.image_size} x {seen.image_size} pixels, it gives {answer}.\n\n"

@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.report.cards.card_parts import (
     LICENCE_SECTION,
     describe_data,
     describe_lineage,
-    describe_scores,
+    describe_seed_scores,
     format_front_matter,
     format_settings,
     format_table,
@@ -82,12 +83,19 @@ def render_card(
             _describe_encoder(recipe, result),
             _describe_training(recipe, instance, made),
             describe_data(worker.store, worker, made),
-            describe_scores(recipe, instance, siblings, rows),
+            describe_seed_scores(recipe, instance, siblings, _select_rows(recipe, instance, rows)),
             _describe_loading(recipe, result),
             describe_lineage(lineage),
             LICENCE_SECTION,
         ]
     )
+
+
+def _select_rows(recipe: Recipe, instance: StageInstance, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Returns the rows of this encoder: without those of the given weights, or those alone if it is the given one."""
+    source = recipe.encoder_source(instance.stage)
+    is_given = source is not None and source.is_given
+    return [row for row in rows if (row.arm == GIVEN_ARM) == is_given]
 
 
 def _describe_encoder(recipe: Recipe, result: Mapping[str, Any]) -> str:

@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES
 from firstlight.pipeline.report import figures, image_figures
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.evaluate import BANK_MEASURE, EVALUATION_MAP_FILE, Evaluate
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
-from firstlight.pipeline.stages.features.frozen_features import FEATURE_ARMS
 from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.pictures import read_tensors
 from firstlight.pipeline.stages.retrieve import Retrieve
@@ -19,7 +19,7 @@ from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
 # The keys of the scores on test images: the measure, and the layer if it is not the deepest.
-SCORE_KEY = re.compile(r"^(?:pretrained|random)/(knn_bank|knn|probe)(?:_layer(-?\d+))?_test\Z")
+SCORE_KEY = re.compile(r"^(pretrained|given)/((knn_bank|knn|probe)(?:_layer(-?\d+))?_test)\Z")
 SCORER_NAMES = {BANK_MEASURE: "kNN of the bank", "knn": "kNN", "probe": "probe"}
 RANDOM_ARM = "random"
 # An index of more bytes is not copied into MLflow, only its manifest is.
@@ -35,8 +35,8 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
         result = instance.result
         assert result is not None
         album = FigureLog(tracking, run_id, instance.folder)
-        _add_feature_map(album, worker, instance)
-        for arm in FEATURE_ARMS:
+        _add_feature_map(album, worker, stage, instance)
+        for arm in stage.compared_arms:
             for layer, ending in zip(stage.layers, stage.layer_suffixes, strict=True):
                 tracking.log_results(run_id, _list_numbers(result[arm], ending), f"{arm}/")
                 split = "test" if worker.recipe.score_test else "held-out"
@@ -46,13 +46,13 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
                 album.add(f"confusion_{arm}{ending}", figure, caption)
 
     def summarise(self, run: Run) -> dict[str, Score]:
-        scores = {}
-        for key in run.metrics:
-            match = SCORE_KEY.match(key)
-            if match and key.startswith("pretrained/"):
-                label = SCORER_NAMES[match[1]] + (f" layer {match[2]}" if match[2] else "")
-                baseline = key.partition("/")[2].replace(BANK_MEASURE, "knn")
-                scores[label] = Score(run.metrics[key], run.metrics.get(f"{RANDOM_ARM}/{baseline}"), RANDOM_ARM)
+        found = [match for key in run.metrics if (match := SCORE_KEY.match(key))]
+        first = "pretrained" if any(match[1] == "pretrained" for match in found) else GIVEN_ARM
+        scores: dict[str, Score] = {}
+        for match in found:
+            if match[1] == first:
+                label = SCORER_NAMES[match[3]] + (f" layer {match[4]}" if match[4] else "")
+                scores |= _compare_arms(run, match[1], label, match[2])
         return scores
 
 
@@ -65,7 +65,7 @@ class RetrievePublisher(StagePublisher[Retrieve]):
         result, folder, client = instance.result, instance.folder / INDEX_FOLDER, tracking.client
         assert result is not None
         album = FigureLog(tracking, run_id, instance.folder)
-        for arm in FEATURE_ARMS:
+        for arm in stage.compared_arms:
             if "precision" in result[arm]:
                 scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
                 tracking.log_results(
@@ -82,12 +82,16 @@ class RetrievePublisher(StagePublisher[Retrieve]):
 
     def summarise(self, run: Run) -> dict[str, Score]:
         key = "mean_average_precision"
-        return {"mAP": _compare_with_random(run, key)} if f"pretrained/{key}" in run.metrics else {}
+        arms = [arm for arm in ("pretrained", GIVEN_ARM) if f"{arm}/{key}" in run.metrics]
+        return _compare_arms(run, arms[0], "mAP", key) if arms else {}
 
 
-def _compare_with_random(run: Run, key: str) -> Score:
-    """Returns a score of the pretrained encoder, with that of random weights as its baseline."""
-    return Score(run.metrics[f"pretrained/{key}"], run.metrics.get(f"{RANDOM_ARM}/{key}"), RANDOM_ARM)
+def _compare_arms(run: Run, arm: str, label: str, key: str) -> dict[str, Score]:
+    """Returns the score of an arm, with that of random weights as its baseline, which have no memory bank."""
+    given = run.metrics.get(f"{GIVEN_ARM}/{key}") if arm != GIVEN_ARM else None
+    baseline = run.metrics.get(f"{RANDOM_ARM}/{key.replace(BANK_MEASURE, 'knn')}")
+    name = f"{label}, {GIVEN_ARM}" if arm == GIVEN_ARM else label
+    return {name: Score(run.metrics[f"{arm}/{key}"], baseline, RANDOM_ARM, given_value=given)}
 
 
 def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
@@ -100,12 +104,14 @@ def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
     return numbers
 
 
-def _add_feature_map(album: FigureLog, worker: StageContext, instance: StageInstance) -> None:
+def _add_feature_map(album: FigureLog, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
     if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
     found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / EVALUATION_MAP_FILE).items()}
-    titles = {"pretrained": "pretrained", "random": "random weights"}
-    maps = {titles[arm]: (found[f"{arm}_points"], name_principal_axes(found[f"{arm}_share"])) for arm in FEATURE_ARMS}
+    maps = {
+        WEIGHTS_TITLES.get(arm, arm): (found[f"{arm}_points"], name_principal_axes(found[f"{arm}_share"]))
+        for arm in stage.compared_arms
+    }
     caption = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
     album.add(
         "map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), caption

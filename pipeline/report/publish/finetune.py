@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
 from firstlight.pipeline.report.cards.fine_tuned_card import write_model_card
@@ -74,7 +75,10 @@ class FinetunePublisher(StagePublisher[Finetune]):
         return write_model_card(worker, instance, siblings, rows, lineage)
 
     def summarise(self, run: Run) -> dict[str, Score]:
-        """Returns the score of every arm but the last, with the last as the baseline; a single arm has no baseline."""
+        """Returns the score of every arm but the last, with the last as the baseline; a single arm has no baseline.
+
+        Given weights are a baseline too where there is a pretrained arm.
+        """
         arms = [arm for arm in re.findall(r"\w+", run.params.get("stage.arms", "")) if f"{arm}/test" in run.metrics]
         task = run.params.get("stage.task.name", "test")
         if not arms:
@@ -82,11 +86,16 @@ class FinetunePublisher(StagePublisher[Finetune]):
         *compared, last = arms
         if not compared:
             return {f"{task}, {last}": Score(run.metrics[f"{last}/test"])}
+        continued = [arm for arm in compared if is_pretrained_arm(arm)] if GIVEN_ARM in compared else []
         return {
             task if arm == "pretrained" else f"{task}, {arm}": Score(
-                run.metrics[f"{arm}/test"], run.metrics[f"{last}/test"], last
+                run.metrics[f"{arm}/test"],
+                run.metrics[f"{last}/test"],
+                last,
+                given_value=run.metrics[f"{GIVEN_ARM}/test"] if arm in continued else None,
             )
             for arm in compared
+            if arm != GIVEN_ARM or not continued
         }
 
 

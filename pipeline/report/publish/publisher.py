@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
@@ -18,13 +19,17 @@ PublishedSection = TypeVar("PublishedSection", bound=StageConfig)
 
 @dataclass(frozen=True)
 class Score:
-    """A value of a run and that of its baseline, if it has one; both are multiplied by `scale` for display."""
+    """A value of a run and that of its baseline, if it has one; both are multiplied by `scale` for display.
+
+    `given_value` is that of given weights, which stand between the two.
+    """
 
     value: float
     baseline_value: float | None = None
     baseline_name: str = ""
     scale: float = 100.0
     unit: str = " %"
+    given_value: float | None = None
 
 
 class StagePublisher(Generic[PublishedSection]):
@@ -79,6 +84,7 @@ class StagePublisher(Generic[PublishedSection]):
         scores = {}
         for measure, values in arms.items():
             value = values.pop("pretrained") if "pretrained" in values else values.popitem()[1]
+            given = values.pop(GIVEN_ARM) if len(values) > 1 and GIVEN_ARM in values else None
             baseline = next(iter(values), "")
-            scores[measure] = Score(value, values.get(baseline), baseline)
+            scores[measure] = Score(value, values.get(baseline), baseline, given_value=given)
         return scores

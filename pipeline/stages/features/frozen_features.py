@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.measures import WEIGHTS_TITLES, Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import GIVEN, RANDOM, FeatureStage
+from firstlight.pipeline.config.stages import GIVEN, RANDOM
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts import load_encoder, load_head
 from firstlight.pipeline.stages.stage import StageInstance
@@ -25,13 +26,13 @@ def build_extractors(
     """Builds the network of each arm of a stage in evaluation mode. Random weights are drawn from the seed."""
     made = {}
     for arm in stage.compared_arms:
-        encoder, head = _load_network(context, instance, arm)
+        encoder, head = _load_arm(context, instance, arm)
         network = FeatureExtractor(encoder, head, stage.feature_layers, stage.pool)
         made[arm] = network.to(context.device).eval()
     return made
 
 
-def _load_network(context: StageContext, instance: StageInstance, arm: str) -> tuple[Encoder, Projection | None]:
+def _load_arm(context: StageContext, instance: StageInstance, arm: str) -> tuple[Encoder, Projection | None]:
     """Returns the encoder of an arm, and its head if the features are those of a head."""
     size = context.recipe.dataset.image_size
     head = load_head(instance.companions["head"]) if "head" in instance.companions else None

@@ -133,7 +133,9 @@ class ClassWriter(AnswerWriter):
         answer = item.answer
         assert isinstance(answer, ImageClasses)
         row = {"path": name, "class": answer.class_name, "probability": answer.probability}
-        self.table.write_row(row | {"probabilities": answer.probabilities} | _find_place(self.items, item.position))
+        self.table.write_row(
+            row | {"probabilities": answer.probabilities} | _locate_in_store(self.items, item.position)
+        )
 
     def close_output(self, keep: bool) -> None:
         self.table.close_file(keep)
@@ -164,7 +166,7 @@ class MaskWriter(AnswerWriter):
         assert isinstance(answer, ImageMask)
         image = Image.fromarray(answer.mask, "L")
         image.putpalette(self.palette)
-        place = _find_place(self.items, item.position)
+        place = _locate_in_store(self.items, item.position)
         file = f"{MASKS_FOLDER}/{self._choose_name(name, place)}"
         image.save(self.folder / file)
         height, width = answer.mask.shape
@@ -177,12 +179,9 @@ class MaskWriter(AnswerWriter):
         Where two images would have one, the second has its own ending too, and a number if that is taken as well.
         """
         path = PurePosixPath(name)
-        stem = f"{place['id']:08d}" if place else path.stem
-        candidates = [
-            f"{stem}.png",
-            f"{path.name}.png",
-            *(f"{path.name}-{k}.png" for k in range(2, len(self.taken) + 3)),
-        ]
+        stem = f"{place['id']:08d}" if place else path.stem.strip(".") or "image"
+        whole = path.name.strip(".") or "image"
+        candidates = [f"{stem}.png", f"{whole}.png", *(f"{whole}-{k}.png" for k in range(2, len(self.taken) + 3))]
         chosen = next(one for one in candidates if one.lower() not in self.taken)
         self.taken.add(chosen.lower())
         return chosen
@@ -218,7 +217,7 @@ class ObjectWriter(AnswerWriter):
         assert isinstance(answer, ImageObjects)
         assert item.size is not None
         image = {"id": item.position, "file_name": name, "width": item.size[0], "height": item.size[1]}
-        place = _find_place(self.items, item.position)
+        place = _locate_in_store(self.items, item.position)
         self._append(self.images, 0, {**image, **place, "id": place.get("id", item.position)})
         for box, score, label in zip(
             answer.boxes.tolist(), answer.scores.tolist(), answer.labels.tolist(), strict=True
@@ -262,7 +261,7 @@ def describe_answers(model: SavedModel, reference: str) -> dict[str, str]:
     return {"task": str(model.spec["name"]), "classes": json.dumps(model.classes), "model": reference}
 
 
-def _find_place(items: ImageItems, position: int) -> dict[str, Any]:
+def _locate_in_store(items: ImageItems, position: int) -> dict[str, Any]:
     """Returns the id and the split of an image of a store; {} of other images."""
     if not isinstance(items, StoreImages):
         return {}

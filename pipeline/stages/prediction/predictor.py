@@ -33,7 +33,7 @@ DEFAULT_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class ItemAnswer:
-    """What came out for one item: an answer, or the reason why the image cannot be used."""
+    """The outcome for one item: an answer, or the reason why the image cannot be used."""
 
     position: int
     # Width and height of the image; None if it cannot be used.

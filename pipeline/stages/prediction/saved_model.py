@@ -55,7 +55,7 @@ AugmentOps = tuple[dict[str, Any], ...]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the views that a fine-tuned model sees: as the stage that made it scored test images."""
+    """The way from an image to the views that a fine-tuned model sees: as its stage scored test images."""
 
     image_size: int
     # The augmentations of each view.

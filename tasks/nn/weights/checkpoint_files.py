@@ -106,9 +106,10 @@ def _read_checkpoint(path: Path, size: int) -> Any:
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
         if refused:
+            what = refused[1] or refused[2]
             raise ValueError(
-                f"{name!r} holds {(refused[1] or refused[2])!r}, which is not a weight, and was not run; valid: a state dict of "
-                "tensors, best as .safetensors"
+                f"{name!r} holds {what!r}, which is not a weight, and was not run; valid: a state dict, best as "
+                "safetensors"
             ) from None
         raise ValueError(f"{name!r} is not a whole checkpoint of torch: {_shorten_error(error)}") from None
 

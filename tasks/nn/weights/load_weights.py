@@ -1,37 +1,27 @@
 """Loads weights of any known layout into an encoder, or says in one line why they do not fit."""
 
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.nn.export_formats import LIBRARIES, TENSOR_PREFIXES, _map_tensor_names
-from firstlight.tasks.nn.timm_backbones import TokenMaps
 from firstlight.tasks.nn.weights.checkpoint_files import StateDictFile, read_state_dict
-from firstlight.tasks.nn.weights.key_matching import (
-    KeyPrefix,
-    convert_transformers,
-    drop_compiler_names,
-    find_prefix,
-    strip_prefix,
-)
+from firstlight.tasks.nn.weights.key_matching import drop_compiler_names
+from firstlight.tasks.nn.weights.tensor_layouts import FittedTensors, fit_layouts
 from firstlight.tasks.nn.weights.weight_sources import WeightSource
 
-OWN_LAYOUT = "firstlight"
 # Tensors that follow from the network's sizes, or count batches: they may be missing or left over.
 DERIVED_NAMES = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
-# How torchvision's files of densely connected networks name layers, and how its networks do.
-DENSE_LAYER_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What was loaded into an encoder, and from where. Names of tensors are those of the file, without their prefix."""
+    """Facts about loaded weights: their source, and what became of each tensor.
+
+    Names of tensors are those of the file, without their prefix.
+    """
 
     source: WeightSource
     sha256: str
@@ -63,29 +53,6 @@ class LoadedWeights:
         return "; ".join(words)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The names that a library has for the tensors of an encoder."""
-
-    library: str
-    # The encoder's names -> the library's.
-    names: Mapping[str, str]
-    # timm's network of the same sizes, whose filter knows older layouts and resamples; None without such a filter.
-    network: nn.Module | None = None
-    # The names of the library's whole network, heads included.
-    known: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A state dict in the names of a layout."""
-
-    layout: _Layout
-    prefix: KeyPrefix
-    tensors: Mapping[str, Tensor]
-    resampled: tuple[str, ...]
-
-
 @torch.no_grad()
 def load_weights(encoder: Encoder, source: WeightSource, part: str | None = None) -> LoadedWeights:
     """Loads the weights of a file into an encoder. The encoder is left as it was if they do not fit.
@@ -100,7 +67,7 @@ def load_weights(encoder: Encoder, source: WeightSource, part: str | None = None
     """
     file = read_state_dict(source.path, part)
     name = repr(source.source)
-    fit = _fit_layouts(encoder, drop_compiler_names(file.tensors), name)
+    fit = fit_layouts(encoder, drop_compiler_names(file.tensors), name)
     fresh, adapted = _place_tensors(encoder, fit, name)
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     encoder.load_state_dict({**before, **fresh})
@@ -111,7 +78,7 @@ def load_weights(encoder: Encoder, source: WeightSource, part: str | None = None
 
 
 def _describe_loaded(
-    source: WeightSource, file: StateDictFile, fit: _Fit, fresh: Mapping[str, Tensor], adapted: tuple[str, ...]
+    source: WeightSource, file: StateDictFile, fit: FittedTensors, fresh: Mapping[str, Tensor], adapted: tuple[str, ...]
 ) -> LoadedWeights:
     used = {fit.layout.names[own] for own in fresh}
     behind = {fit.prefix.text + name for name in used}
@@ -130,81 +97,12 @@ def _describe_loaded(
     )
 
 
-def _names_elsewhere(file: StateDictFile, fit: _Fit, behind: set[str]) -> set[str]:
+def _names_elsewhere(file: StateDictFile, fit: FittedTensors, behind: set[str]) -> set[str]:
     """Returns the names in the file that do not have the prefix of the network."""
     return {name for name in drop_compiler_names(file.tensors) if not name.startswith(fit.prefix.text)} - behind
 
 
-def _fit_layouts(encoder: Encoder, tensors: Mapping[str, Tensor], name: str) -> _Fit:
-    """Returns the state dict in the names of the layout that knows most of the encoder's tensors.
-
-    Raises:
-        ValueError: none knows one.
-    """
-    fits = []
-    for layout in _list_layouts(encoder):
-        given = convert_transformers(tensors) if layout.library == "timm" else dict(tensors)
-        given = {DENSE_LAYER_NAME.sub(r"\1\2", key): tensor for key, tensor in given.items()}
-        prefix = find_prefix(given, layout.names.values())
-        fits.append((prefix.count / len(layout.names), layout, prefix, given))
-    share, layout, prefix, given = max(fits, key=lambda fit: fit[0])
-    stripped = strip_prefix(given, prefix.text)
-    converted = _convert_older_names(layout, stripped, name)
-    if not share and not converted.keys() & set(layout.names.values()):
-        held, wanted = (", ".join(map(repr, list(names)[:3])) for names in (tensors, layout.names.values()))
-        model = encoder.spec.get("model", encoder.spec["name"])
-        raise ValueError(f"{name} has no tensor of {model}: the file has {held}, the network {wanted}")
-    changed = [key for key, tensor in converted.items() if key in stripped and stripped[key].shape != tensor.shape]
-    return _Fit(layout, prefix, converted, tuple(sorted(changed)))
-
-
-def _list_layouts(encoder: Encoder) -> list[_Layout]:
-    """Returns the layouts that the encoder's tensors have: its own, and those of libraries with the same network."""
-    own = {key: key for key in encoder.state_dict()}
-    layouts = [_Layout(OWN_LAYOUT, own)]
-    if encoder.twin is not None or encoder.spec.get("norm", "batch") == "group":
-        return layouts
-    if isinstance(encoder.stages, TokenMaps):
-        names = {key: key.removeprefix("stages.net.model.") for key in own}
-        return [*layouts, _Layout("timm", names, encoder.stages.model)]
-    for library in LIBRARIES:
-        if encoder.spec["name"] == library or encoder.spec["name"] in TENSOR_PREFIXES:
-            network = _build_timm_network(encoder) if encoder.spec["name"] == library == "timm" else None
-            known = frozenset(network.state_dict()) if network is not None else frozenset[str]()
-            layouts.append(_Layout(library, _map_tensor_names(encoder, library)[1], network, known))
-    return layouts
-
-
-def _build_timm_network(encoder: Encoder) -> nn.Module:
-    import timm
-
-    options = {key: value for key in ("img_size", "patch_size") if (value := encoder.spec.get(key)) is not None}
-    with torch.random.fork_rng(devices=[]):
-        return timm.create_model(  # type: ignore[no-any-return]
-            encoder.spec["model"], pretrained=False, in_chans=encoder.input.channels, **options
-        )
-
-
-def _convert_older_names(layout: _Layout, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Returns what timm's filter of checkpoints makes of a state dict: today's names, embeddings of other sizes.
-
-    Raises:
-        ValueError: it fails on these tensors.
-    """
-    filter_checkpoint: Any = None
-    if layout.network is not None:
-        filter_checkpoint = getattr(sys.modules[type(layout.network).__module__], "checkpoint_filter_fn", None)
-    if filter_checkpoint is None:
-        return tensors
-    try:
-        return dict(filter_checkpoint(dict(tensors), layout.network))
-    # It is written for the files of one network, and fails on others in its own way.
-    except Exception as error:
-        line = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{name}: timm cannot convert these weights: {line}") from None
-
-
-def _place_tensors(encoder: Encoder, fit: _Fit, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _place_tensors(encoder: Encoder, fit: FittedTensors, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Returns the tensors by the encoder's names, and the library's names of those adapted to other channels.
 
     Raises:
@@ -256,7 +154,7 @@ def _check_fit(
         raise ValueError(f"{name} does not fit {model}: of its {total} tensors {'; '.join(words)}")
 
 
-def _list_foreign_layers(fit: _Fit) -> list[str]:
+def _list_foreign_layers(fit: FittedTensors) -> list[str]:
     """Returns the names in the file that stand beside the encoder's, as further layers of one of its stages.
 
     Heads stand alone, or are known to the library's network.

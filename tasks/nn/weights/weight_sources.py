@@ -1,4 +1,4 @@
-"""Where weights come from: files, folders, and tags of timm, torchvision and the Hugging Face hub -> one local file.
+"""Sources of weights: files, folders, and tags of timm, torchvision and the Hugging Face hub -> one local file.
 
 Libraries download and cache as they always do. Their own readers are not used: every file passes `checkpoint_files`.
 """
@@ -103,8 +103,8 @@ def _find_torchvision_weights(source: str, tag: str, spec: Mapping[str, Any]) ->
         )
     transforms = weights.transforms()
     facts = {
-        "mean": _parse_colour(getattr(transforms, "mean", None)),
-        "std": _parse_colour(getattr(transforms, "std", None), positive=True),
+        "mean": _parse_statistics(getattr(transforms, "mean", None)),
+        "std": _parse_statistics(getattr(transforms, "std", None), positive=True),
         "interpolation": getattr(getattr(transforms, "interpolation", None), "value", None),
         "image_size": next(iter(getattr(transforms, "crop_size", ())), None),
         "licence": weights.meta.get("license"),
@@ -213,8 +213,8 @@ def _read_encoder_description(content: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     size = content.get("image_size")
     return {
-        "mean": _parse_colour(spec.get("mean")),
-        "std": _parse_colour(spec.get("std"), positive=True),
+        "mean": _parse_statistics(spec.get("mean")),
+        "std": _parse_statistics(spec.get("std"), positive=True),
         "image_size": size if isinstance(size, int) else None,
     }
 
@@ -228,8 +228,8 @@ def _read_pretrained_config(config: Any) -> dict[str, Any]:
     return {
         "licence": text.get("license"),
         "interpolation": text.get("interpolation"),
-        "mean": _parse_colour(config.get("mean")),
-        "std": _parse_colour(config.get("std"), positive=True),
+        "mean": _parse_statistics(config.get("mean")),
+        "std": _parse_statistics(config.get("std"), positive=True),
         "image_size": size[-1] if isinstance(size, list | tuple) and size and isinstance(size[-1], int) else None,
     }
 
@@ -237,12 +237,12 @@ def _read_pretrained_config(config: Any) -> dict[str, Any]:
 def _read_preprocessor_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the facts of a `preprocessor_config.json` of the library transformers."""
     return {
-        "mean": _parse_colour(config.get("image_mean")),
-        "std": _parse_colour(config.get("image_std"), positive=True),
+        "mean": _parse_statistics(config.get("image_mean")),
+        "std": _parse_statistics(config.get("image_std"), positive=True),
     }
 
 
-def _parse_colour(value: Any, positive: bool = False) -> tuple[float, float, float] | None:
+def _parse_statistics(value: Any, positive: bool = False) -> tuple[float, float, float] | None:
     """Returns three finite numbers as a colour; None for anything else."""
     if not isinstance(value, list | tuple) or len(value) != 3:
         return None

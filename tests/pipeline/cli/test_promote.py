@@ -35,6 +35,16 @@ def test_trial_is_promoted_by_its_pretraining(tmp_path: Path) -> None:
     assert read_lineage(parse_location([f"storage={tmp_path}"]))[0].find_run("models:/best@chosen").id == pretrained
 
 
+def test_fine_tuned_model_has_a_reference_and_is_promoted(tmp_path: Path) -> None:
+    past = Past(tmp_path)
+    run_id = past.finetune("first", past.recipe("first"))
+    lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
+    assert lineage.encoder_reference(lineage.runs[run_id]) == f"runs:/{run_id[:8]}/model"
+    assert promote_encoder(lineage, client, lineage.runs[run_id], "tuned", "best") == "models:/tuned@best"
+    again = read_lineage(parse_location([f"storage={tmp_path}"]))[0]
+    assert again.encoder_reference(again.runs[run_id]) == "models:/tuned@best"
+
+
 def test_recipe_is_promoted_by_its_first_seed(lineage: Lineage, run_ids: dict[str, str]) -> None:
     assert find_pretraining(lineage, lineage.runs[run_ids["first"]]).id == run_ids["pretrain0"]
 

@@ -34,9 +34,7 @@ QUIET = Console(quiet=True)
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a recipe, and of another that takes its encoder by an alias."""
     storage = tmp_path_factory.mktemp("original")
-    first = recipes.recipe(storage, stages__pretrain__register_as="small-nat")
-    del first.stages["finetune"]
-    run_recipe(first, QUIET)
+    run_recipe(recipes.recipe(storage, stages__pretrain__register_as="small-nat"), QUIET)
     second = recipes.recipe(storage, name="second", stages__evaluate__encoder="models:/small-nat@current")
     del second.stages["finetune"], second.stages["pretrain"]
     run_recipe(second, QUIET)
@@ -57,6 +55,7 @@ def test_repetition_in_another_storage_has_equal_numbers(storage: Path, tmp_path
     assert ("evaluate seed 0", "pretrained/knn_test") in numbers
     assert (("pretrain seed 0", "loss") in numbers) == (name == "small")
     assert (("pretrain seed 0", "the encoder's bits") in numbers) == (name == "small")
+    assert (("finetune seed 0", "the model's bits") in numbers) == (name == "small")
     assert not [key for _, key in numbers if "images_per_s" in key]
     lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))
     assert lineage.find_run(f"{name}-repeat").tags["firstlight.repeats"] == found.run.id

@@ -120,3 +120,19 @@ def test_measured_splits_are_those_of_the_stages(
     kept = {name: copy.deepcopy(recipes.RECIPE["stages"][name]) for name in stages}
     recipe = recipes.recipe(tmp_path, stages=kept, **changes)
     assert recipe.measured_splits == measured
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\x00", "\x85"])
+def test_storage_with_control_characters_is_refused(name: str) -> None:
+    found, told = parsed(recipes.recipe(Path("runs")).dump() | {"storage": f"/data/{name}"})
+    assert found is None
+    assert told.startswith("storage: ")
+    assert "control characters" in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "#1", "?x", "ü", "'q'", '"d"', "&", "+", "$HOME", "[x]", "{y}", "*"])
+def test_storage_may_have_any_other_name(name: str) -> None:
+    found, told = parsed(recipes.recipe(Path("runs")).dump() | {"storage": f"/data/{name}"})
+    assert found is not None, told
+    assert found.storage == Path(f"/data/{name}")

@@ -10,7 +10,6 @@ from firstlight.pipeline.config import stages
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.stages import (
     DownstreamStage,
-    FeatureStage,
     LabelBudget,
     StageConfig,
     TrainingLength,
@@ -71,11 +70,6 @@ def test_encoder_is_previous_or_in_mlflow(encoder: str) -> None:
 def test_other_encoder_is_rejected(encoder: str) -> None:
     with pytest.raises(ValidationError):
         DownstreamStage(kind="x", encoder=encoder)
-
-
-def test_head_features_need_the_head() -> None:
-    assert FeatureStage(kind="x", features="head").companions == ("head",)
-    assert FeatureStage(kind="x").companions == ()
 
 
 def test_section_is_registered_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """A manifest is read back, hashed without its location, and refused in any other shape."""
 
+import hashlib
+
 import pytest
 
-from firstlight.pipeline.data.manifest import MANIFEST_FILE, canonical_json, manifest_hash
+from firstlight.pipeline.data.manifest import MANIFEST_FILE, canonical_json, is_hash_of, manifest_hash
 from firstlight.pipeline.data.store import Store
 from tests.support.text_store import assert_store_refused, load_manifest, save_manifest
 
@@ -64,3 +66,17 @@ def test_canonical_json_ignores_the_order_of_keys() -> None:
     assert (
         canonical_json({"b": [1, 2], "a": None}) == canonical_json({"a": None, "b": [1, 2]}) == b'{"a":null,"b":[1,2]}'
     )
+
+
+def test_texts_about_the_source_change_no_hash_and_old_hashes_count(store_copy: Store) -> None:
+    raw = load_manifest(store_copy)
+    other = {**raw, "source": {**raw["source"], "reading": ["other words"], "notes": ["more of them"]}}
+    assert manifest_hash(other) == manifest_hash(raw)
+    assert is_hash_of(raw)
+    # As earlier versions made it.
+    source = {key: value for key, value in other["source"].items() if key != "root"}
+    facts = {key: value for key, value in other.items() if key not in ("hash", "sum")}
+    earlier = hashlib.sha256(canonical_json({**facts, "source": source})).hexdigest()
+    assert earlier != manifest_hash(other)
+    assert is_hash_of({**other, "hash": earlier})
+    assert not is_hash_of({**other, "hash": earlier, "classes": ["x"]})

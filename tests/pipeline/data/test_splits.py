@@ -218,3 +218,9 @@ def test_images_are_kept_apart_only_for_what_is_measured(
     assert found.stored_in == (("train",) if "test" in measured else ("train", "test"))
     given = dataset(root=tmp_path / "in", test_fraction=0.2, val_fraction=0.2)
     assert len(draw_splits(store, given, measured).train) == 8, "what is given counts, whatever is measured"
+
+
+def test_numbers_of_images_say_what_is_held_out_of_which() -> None:
+    found = Splits(np.arange(1200), np.arange(1200, 1300), np.arange(0), np.zeros(1300, np.int64))
+    assert found.describe_counts(False) == "1,200 to train on, 100 held out of these, 0 to test on"
+    assert found.describe_counts(True) == "1,200 to train on, 100 held out, 0 to test on"

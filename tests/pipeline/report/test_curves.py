@@ -54,6 +54,14 @@ def test_values_of_a_partial_epoch_are_drawn_at_a_fraction(count: int, per_epoch
     np.testing.assert_allclose(line.get_xdata(), np.arange(1, count + 1) / per_epoch)
 
 
+@pytest.mark.parametrize(("count", "marker"), [(1, "o"), (2, "None")])
+def test_single_value_is_drawn_as_a_point(count: int, marker: str) -> None:
+    """A training of one logged step, as trials are; a line needs two values."""
+    assert curves.plot_loss(rows(count)).axes[0].lines[0].get_marker() == (marker if count == 1 else "")
+    arms = curves.plot_arm_losses({"rate 1": {"pretrained": rows(count), "scratch": rows(count)}}).axes[0].lines
+    assert [line.get_marker() for line in arms] == [marker, marker]
+
+
 def test_many_values_have_their_running_mean() -> None:
     figure = curves.plot_loss(rows(120, 30, term=lambda k: float(k % 2)))
     faint, mean = figure.axes[1].lines

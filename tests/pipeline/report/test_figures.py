@@ -1,8 +1,10 @@
 """The charts of the stages show the numbers that they are given."""
 
 import numpy as np
+import pytest
 
 from firstlight.pipeline.report import figures
+from firstlight.pipeline.report.scores.arm_scores import ArmScores
 
 
 def test_maps_side_by_side_have_the_points_of_each_class() -> None:
@@ -47,3 +49,17 @@ def test_numbers_of_the_size_map_are_plain() -> None:
     ]
     assert "1,000" in texts
     assert not [text for text in texts if "$" in text]
+
+
+def test_comparison_has_a_bar_for_each_arm_and_a_dot_for_each_seed() -> None:
+    scores = {"pretrained": (0.8, 0.82), "given": (0.9, 0.92), "random": (0.4, 0.41)}
+    measures = [ArmScores("evaluate", name, 100.0, scores) for name in ("kNN", "probe")]
+    figure = figures.draw_arm_comparison(measures)
+    (axis,) = figure.axes
+    widths = [bar.get_width() for bar in axis.patches]  # type: ignore[attr-defined]
+    assert widths == pytest.approx([81.0, 91.0, 40.5] * 2)
+    assert [len(line.get_xdata()) for line in axis.lines] == [2] * 6
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kNN\nevaluate", "probe\nevaluate"]
+    colours = [bar.get_facecolor() for bar in axis.patches]
+    assert len(set(colours[:3])) == 3
+    assert colours[:3] == colours[3:]

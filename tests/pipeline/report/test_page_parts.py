@@ -7,11 +7,12 @@ import pytest
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report import page_parts
-from firstlight.pipeline.report.html_page import Cell, Facts, Notes, Text
+from firstlight.pipeline.report.html_page import Cell, Facts, Notes, Page, PageSection, Table, Text, render_page
 from firstlight.pipeline.stages.score_rows import score_rows
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
-from tests.support.stage_results import evaluated, finished
+from tests.support.browser import chromium, look
+from tests.support.stage_results import evaluated, finish_arms, finished, with_given
 
 
 @pytest.mark.parametrize(
@@ -41,13 +42,50 @@ def test_scores_have_a_coloured_verdict_and_name_their_baseline(tmp_path: Path) 
     results = [evaluated(seed / 10) for seed in (0, 1, 2)]
     results[2]["pretrained"]["knn"]["test"] += 0.01
     rows = score_rows(recipe, [finished(tmp_path, "evaluate", seed, results[seed]) for seed in (0, 1, 2)])
-    table = page_parts.score_block(recipe, rows)
+    (table,) = page_parts.score_blocks(recipe, rows)
+    assert isinstance(table, Table)
     cells = dict(zip(table.heads, table.rows[0], strict=True))
     assert cells["verdict"] == Cell("helps", "good")
     baseline = cells["baseline"]
     assert isinstance(baseline, Cell)
     assert baseline.remark == "random weights"
     assert table.heads[0] not in [table.heads[k] for k in table.numbers]
+
+
+def test_three_arms_have_two_tables_with_a_coloured_verdict_for_each_pair(tmp_path: Path) -> None:
+    recipe = with_given(tmp_path)
+    rows = score_rows(recipe, finish_arms(tmp_path, "evaluate") + finish_arms(tmp_path, "finetune"))
+    scores, compared = page_parts.score_blocks(recipe, rows)
+    assert isinstance(scores, Table)
+    assert isinstance(compared, Table)
+    assert scores.heads == ["measure", "pretrained", "given", "random or scratch"]
+    assert scores.rows[2] == [
+        Cell("classify, 40 labels", remark="finetune"),
+        *("83.00 ± 1.00", "81.00 ± 1.00", "41.00 ± 1.00"),
+    ]
+    assert compared.heads == ["measure", "comparison", "gain", "verdict"]
+    words = ["pretrained against given", "pretrained against random", "given against random"]
+    assert [line[1] for line in compared.rows[:3]] == words
+    tones = {"helps": "good", "no clear difference": "unsure"}
+    for row, line in zip(rows, compared.rows, strict=True):
+        assert line[0] == Cell(row.label, remark=row.stage)
+        assert row.verdict is not None
+        assert line[-1] == Cell(row.verdict.text, tones[row.verdict.text])  # type: ignore[arg-type]
+    assert {line[-1] for line in compared.rows} == {Cell("helps", "good"), Cell("no clear difference", "unsure")}
+
+
+@pytest.mark.skipif(chromium() is None, reason="there is no chromium to open pages with")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_tables_of_three_arms_are_readable_in_a_browser(tmp_path: Path, width: int) -> None:
+    recipe = with_given(tmp_path)
+    rows = score_rows(recipe, finish_arms(tmp_path, "evaluate") + finish_arms(tmp_path, "finetune"))
+    sections = [PageSection("Results", page_parts.score_blocks(recipe, rows))]
+    (tmp_path / "page.html").write_text(render_page(Page("photos", "a run", "", sections)), "utf-8")
+    seen = look(tmp_path / "page.html", width, "light")
+    assert seen.complaints == []
+    found = {key: seen.measured[key] for key in ("faint", "overflow", "small", "headless")}
+    assert found == {"faint": [], "overflow": 0, "small": 0, "headless": 0}
+    assert seen.measured["texts"] > 60
 
 
 def test_data_has_the_counts_of_the_splits_and_the_hash_of_the_store(tmp_path: Path, digits: Store) -> None:

@@ -6,18 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from firstlight.pipeline.config.load import load_recipe, parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.report import run_report
 from firstlight.pipeline.report.html_page import strip_credentials
 from firstlight.pipeline.report.page_parts import RECIPE_FILE, REPORT_FILE, SUMMARY_FOLDER
 from firstlight.pipeline.report.score_table import score_cells
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages.verdicts import judge_gains
 from firstlight.pipeline.tracking.figures import list_figures
 from tests.support import recipes
 from tests.support.browser import chromium, look
@@ -57,13 +54,6 @@ def test_report_has_the_table_of_the_terminal(ran: Recipe, tmp_path: Path) -> No
             assert shown[heading] in text, heading
     assert "61.5 (50)" in text
     assert "There is no verdict: 2 seeds; a verdict needs 3 seeds or more." in text
-
-
-def test_sentence_counts_the_verdicts_of_the_table() -> None:
-    rows = [[2.0, 2.5, 3.0], [-1.0, 1.0, 0.5], [0.3, -1.0, 1.0], [7.0, 7.0, 7.0]]
-    text = run_report._summarise_verdicts(judge_gains([np.array(row) for row in rows]))
-    assert text.endswith("pretraining helps in 1, makes no clear difference in 2 of 3 measures.")
-    assert run_report._summarise_verdicts([]) == ""
 
 
 def test_report_has_recipe_data_timings_and_lineage(ran: Recipe) -> None:

@@ -28,6 +28,11 @@ FINETUNE = {"stage.arms": "('pretrained', 'scratch', 'frozen')", "stage.task.nam
             "probe layer -2 50.0 % (random 12.5)",
         ),
         (run_of("evaluate", {"pretrained/knn_test": 0.5, "pretrained/knn_val": 0.6}), "kNN 50.0 %"),
+        (
+            run_of("evaluate", {"pretrained/knn_test": 0.5, "given/knn_test": 0.375, "random/knn_test": 0.125}),
+            "kNN 50.0 % (given 37.5, random 12.5)",
+        ),
+        (run_of("evaluate", {"given/knn_test": 0.5, "random/knn_test": 0.125}), "kNN, given 50.0 % (random 12.5)"),
         (run_of("retrieve", {"pretrained/mean_average_precision": 0.5}), "mAP 50.0 %"),
         (run_of("retrieve", {"random/mean_average_precision": 0.5}), ""),
         (run_of("embed", {"loss": 1.0}), ""),

@@ -8,12 +8,20 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.report.score_table import gain_metrics, make_score_table, score_facts
+from firstlight.pipeline.report.score_table import (
+    gain_metrics,
+    list_score_lines,
+    make_score_table,
+    make_score_tables,
+    score_facts,
+    table_facts,
+)
 from firstlight.pipeline.stages.score_rows import ScoreRow, judge_rows, score_rows
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes
-from tests.support.stage_results import finished, with_own
+from tests.support.stage_results import evaluated, finish_arms, finished, with_given, with_own
 
 # What every row of a training has besides its step.
 LOGGED = {"of": 2, "time": 1000.0, "images_per_s": 10.0, "loss": 1.0}
@@ -163,3 +171,111 @@ def test_images_that_give_no_score_have_no_number(tmp_path: Path, baseline: tupl
     facts = score_facts(recipes.recipe(tmp_path), judged)
     assert json.loads(json.dumps(facts, allow_nan=False))["pretrained"] == [None, None, None]
     assert gain_metrics(judged) == {}
+
+
+def print_tables(recipe: Recipe, rows: list[ScoreRow], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(make_score_tables(recipe, rows))
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def read_cells(lines: list[str]) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def three_arm_rows(tmp_path: Path) -> list[ScoreRow]:
+    instances = [*finish_arms(tmp_path, "evaluate"), *finish_arms(tmp_path, "finetune")]
+    return score_rows(with_given(tmp_path), instances)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_three_arms_have_a_table_of_scores_and_one_of_comparisons(tmp_path: Path, width: int) -> None:
+    rows = three_arm_rows(tmp_path)
+    lines = print_tables(with_given(tmp_path), rows, width)
+    assert max(map(len, lines)) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    title = lines.index("comparisons; [95 % interval of the gain]")
+    assert lines[0] == "small: test scores (%), 3 seeds"
+    scores, compared = read_cells(lines[:title]), read_cells(lines[title:])
+    heads = " ".join(line for line in lines[:title] if line.startswith("┃")).replace("┃", " ").split()
+    assert heads == ["random", "or", "stage", "measure", "pretrained", "given", "scratch"]
+    spreads = ["83.00 ± 1.00", "81.00 ± 1.00", "41.00 ± 1.00"]
+    assert scores == [
+        ["evaluate", "kNN (k=5)", *spreads],
+        ["evaluate", "linear probe", *spreads],
+        ["finetune", "classify, 40 labels", *spreads],
+    ]
+    assert [line[0] for line in compared[:5]] == [
+        "evaluate: kNN (k=5)",
+        "pretrained against given",
+        "pretrained against random",
+        "given against random",
+        "evaluate: linear probe",
+    ]
+    own = [line for line in compared if line[1]]
+    assert [line[2] for line in own] == [str(row.verdict) for row in rows]
+    for line, row in zip(own, rows, strict=True):
+        assert row.verdict is not None
+        assert row.verdict.interval is not None
+        low, high = row.verdict.interval
+        assert line[1] == f"{row.gain.mean():+.2f} [{low:+.1f}, {high:+.1f}]"
+
+
+def test_weights_without_a_pretraining_have_one_table(tmp_path: Path) -> None:
+    recipe = with_given(tmp_path, stages={"finetune": recipes.RECIPE["stages"]["finetune"]})
+    rows = score_rows(recipe, finish_arms(tmp_path, "finetune"))
+    lines = print_tables(recipe, rows, 140)
+    heads = next(line for line in lines if line.startswith("┃"))
+    assert heads.replace("┃", " ").split() == ["stage", "measure", "given", "without", "baseline", "gain", "verdict"]
+    ((stage, measure, given, against, fresh, _, verdict),) = read_cells(lines)
+    assert (stage, measure, given) == ("finetune", "classify, 40 labels", "81.00 ± 1.00")
+    assert (against, fresh, verdict) == ("scratch", "41.00 ± 1.00", "helps")
+
+
+def test_two_arms_print_as_one_table(tmp_path: Path) -> None:
+    rows, recipe = [gains(7.0, 8.0, 6.5)], recipes.recipe(tmp_path, seeds=[0, 1, 2])
+    assert print_tables(recipe, rows, 200) == [line.rstrip() for line in shown(rows, tmp_path, [0, 1, 2])]
+
+
+def test_paper_numbers_stand_once_in_a_table_of_comparisons(tmp_path: Path) -> None:
+    """With the row against the baseline of the paper, fresh weights."""
+    expected = [SAYS, SAYS | {"arm": "given", "paper": 75.5, "against": None}]
+    recipe = with_given(tmp_path, expected=expected)
+    rows = score_rows(recipe, finish_arms(tmp_path, "finetune"))
+    lines = print_tables(recipe, rows, 140)
+    cells = {
+        line[0]: line[2:4] for line in read_cells(lines[lines.index("comparisons; [95 % interval of the gain]") :])
+    }
+    assert cells["pretrained against given"] == ["", ""]
+    assert cells["pretrained against scratch"] == ["79.2 (72.4)", "+3.80"]
+    assert cells["given against scratch"] == ["75.5", "+5.50"]
+
+
+def test_scores_of_three_arms_are_one_line(tmp_path: Path) -> None:
+    spreads = "83.00 ± 1.00, given weights 81.00 ± 1.00"
+    assert list_score_lines(three_arm_rows(tmp_path)) == [
+        f"kNN (k=5): {spreads}, random weights 41.00 ± 1.00",
+        f"linear probe: {spreads}, random weights 41.00 ± 1.00",
+        f"classify, 40 labels: {spreads}, scratch 41.00 ± 1.00",
+    ]
+    two = score_rows(recipes.recipe(tmp_path), [finished(tmp_path, "evaluate", 9, evaluated(0.0))])
+    assert list_score_lines(two) == [
+        "kNN (k=5): 50.00, random weights 10.00",
+        "linear probe: 60.00, random weights 20.00",
+    ]
+
+
+def test_rows_with_given_weights_name_their_arms_in_json(tmp_path: Path) -> None:
+    rows = three_arm_rows(tmp_path)
+    facts = table_facts(with_given(tmp_path), rows)
+    assert [(one["arm"], one["baseline_arm"], one["label"]) for one in facts[:3]] == [
+        ("pretrained", "given", "kNN (k=5)"),
+        ("pretrained", "random", "kNN (k=5)"),
+        ("given", "random", "kNN (k=5)"),
+    ]
+    assert len({one["measure"] for one in facts}) == len(facts)
+    two = score_rows(recipes.recipe(tmp_path), [finished(tmp_path, "evaluate", 9, evaluated(0.0))])
+    recipe = recipes.recipe(tmp_path)
+    assert table_facts(recipe, two) == [score_facts(recipe, row) for row in two]
+    assert not any("arm" in one for one in table_facts(recipe, two)), "as it always was"

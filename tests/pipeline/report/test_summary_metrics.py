@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline.report.summary_metrics import list_summary_metrics
-from firstlight.pipeline.stages.score_rows import ScoreRow, judge_rows
+from firstlight.pipeline.stages.score_rows import ScoreRow, judge_rows, score_rows
 from tests.support import recipes
+from tests.support.stage_results import ARM_SCORES, finish_arms, with_given
 
 
 def make_row(*pretrained: float, baseline: tuple[float, ...] = (0.2, 0.3), key: str = "knn") -> ScoreRow:
@@ -37,3 +38,18 @@ def test_row_without_a_baseline_has_scores_and_no_gain(tmp_path: Path) -> None:
         "evaluate/knn/pretrained/seed3": 0.5,
         "evaluate/knn/pretrained/seed7": 0.25,
     }
+
+
+def test_gains_over_given_and_over_fresh_weights_are_apart(tmp_path: Path) -> None:
+    recipe = with_given(tmp_path, stages__evaluate__arms=["pretrained", "given", "random"])
+    rows = score_rows(recipe, finish_arms(tmp_path, "evaluate"))
+    found = list_summary_metrics(recipe, rows)
+    for arm in ("pretrained", "given", "random"):
+        assert [found[f"evaluate/knn/{arm}/seed{seed}"] for seed in range(3)] == list(ARM_SCORES[arm])
+    gains = {key.removesuffix("/mean_gain_percent"): value for key, value in found.items() if "mean_gain" in key}
+    assert {key: gain for key, gain in gains.items() if "/knn/" in key} == {
+        "evaluate/knn/pretrained/against_given": pytest.approx(2.0),
+        "evaluate/knn/pretrained": pytest.approx(42.0),
+        "evaluate/knn/given": pytest.approx(40.0),
+    }
+    assert "evaluate/knn/pretrained/against_given/gain_p_value" in found

@@ -1,4 +1,4 @@
-"""Weights that a recipe names: loaded once, continued by a pretraining, handed to stages, and known by their content."""
+"""Weights that a recipe names: loaded, continued by a pretraining, handed to stages, and known by their content."""
 
 import io
 import json
@@ -33,11 +33,15 @@ def write_weights(file: Path, seed: int = 7) -> dict[str, torch.Tensor]:
     return state
 
 
-def make_recipe(folder: Path, weights: Path | str | None, stages: dict[str, Any] | None = None, **encoder: Any) -> Recipe:
+def make_recipe(
+    folder: Path, weights: Path | str | None, stages: dict[str, Any] | None = None, **encoder: Any
+) -> Recipe:
     raw: dict[str, Any] = json.loads(json.dumps({**recipes.RECIPE, "storage": str(folder / "runs")}))
     raw["encoder"] |= {"weights": None if weights is None else str(weights), **COLOURS, **encoder}
     raw["encoder"] = {key: value for key, value in raw["encoder"].items() if value != "leave out"}
-    return parse_recipe({**raw, "stages": stages or raw["stages"]})
+    return parse_recipe(
+        {**raw, "stages": {name: {"kind": name, **stage} for name, stage in (stages or raw["stages"]).items()}}
+    )
 
 
 def run_shown(recipe: Recipe, only: str | None = None) -> tuple[RecipeRun, str]:
@@ -59,7 +63,7 @@ def test_pretraining_continues_from_the_given_weights(tmp_path: Path) -> None:
     for name, tensor in state.items():
         if "running" not in name and "batches" not in name:
             torch.testing.assert_close(made[name], tensor, rtol=0, atol=1e-20)
-    recipe = make_recipe(tmp_path, tmp_path / "w.safetensors", {"pretrain": {**still, "encoder": "random"}})
+    recipe = make_recipe(tmp_path / "b", tmp_path / "w.safetensors", {"pretrain": {**still, "encoder": "random"}})
     other, _ = run_shown(recipe)
     fresh = load_encoder(other.instances[0].folder / "encoder", 8).state_dict()
     assert not torch.equal(fresh["stages.0.0.weight"], state["stages.0.0.weight"])
@@ -87,7 +91,7 @@ def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
 
 def test_an_encoder_in_mlflow_is_continued_with_another_method(tmp_path: Path) -> None:
     pretrain = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1}
-    first, _ = run_shown(make_recipe(tmp_path, None, {"pretrain": pretrain}))
+    run_shown(make_recipe(tmp_path, None, {"pretrain": pretrain}))
     reference = f"runs:/{runs_of(make_recipe(tmp_path, 'x'))['pretrain seed 0'].info.run_id}/encoder"
     method = {"name": "spatial_contrasting", "patch_size": 1}
     stages = {"pretrain": {**pretrain, "method": method}, "evaluate": EVALUATE}
@@ -128,13 +132,20 @@ def test_source_of_each_stage_follows_the_recipe(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, "w.safetensors", stages)
     given = EncoderSource(is_given=True)
     assert {name: recipe.encoder_source(name) for name in stages} == {
-        "before": given,
+        "before": None,
         "scratch": None,
         "of_scratch": EncoderSource(stage="scratch"),
         "continued": given,
         "of_continued": EncoderSource(stage="continued"),
-        "off_the_shelf": given,
+        "off_the_shelf": None,
         "longer": EncoderSource(stage="continued"),
+    }
+    arms = {name: stage.arms for name, stage in recipe.stages.items() if stage.kind == "evaluate"}
+    assert arms == {
+        "before": ("given", "random"),
+        "of_scratch": ("pretrained", "given", "random"),
+        "of_continued": ("pretrained", "given", "random"),
+        "off_the_shelf": ("given", "random"),
     }
     assert parse_recipe(recipe.dump()) == recipe
 

@@ -202,7 +202,7 @@ def test_keys_of_the_encoder_that_are_left_out_are_those_of_the_artifact(
         assert (found, line) == (recipe, ""), "all else differs, too: it is refused by its name"
         return
     saved = read_encoder_spec(files_of(storage, recipes.recipe(storage), "pretrain-seed0-*")[0] / "encoder")
-    assert found.encoder.model_dump(mode="json") == json.loads(json.dumps(saved))
+    assert json.loads(json.dumps(found.network_spec)) == json.loads(json.dumps(saved))
     assert found.dump() | {"encoder": None} == raw | {"encoder": None}
     start = "encoder, as models:/small-nat/1 has it, which stages.finetune.encoder names: "
     assert set(told.split(", ")) <= set(line.removeprefix(start).split(", "))
@@ -318,9 +318,9 @@ def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_pa
         told.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     (store,) = (tmp_path / "st" / "stores").iterdir()
     notes = [
-        f"note 1 images cannot be decoded (1 truncated), listed in {store / QUARANTINE_FILE}",
+        f"note 1 image cannot be decoded (1 truncated), listed in {store / QUARANTINE_FILE}",
         "note images of one colour: 155",
-        "note 1 images are copies of others, 1 of them test images that are also in train, "
+        "note copies of other images: 1, 1 of them test images that are also in train, "
         f"listed in {store / DUPLICATES_FILE}",
     ]
     assert [line for line in told[0] if line.startswith("  ")] == [
@@ -331,9 +331,13 @@ def test_statistics_are_printed_once_and_warnings_about_images_every_time(tmp_pa
         "  format PNG; mode RGB",
         "  train: 2 classes of 74 to 75 images",
         "  test: 2 classes of 3 images",
+        "  images: 134 to train on, 15 held out of these, 6 to test on",
     ]
     assert [line for line in told[0] if line.startswith("note")] == notes
-    assert [line for line in told[1] if not line.startswith("prepare:")] == [*notes, f"the store is complete: {store}"]
+    assert [line for line in told[1] if not line.startswith(("prepare:", "chosen:"))] == [
+        *notes,
+        f"the store is complete: {store}",
+    ]
     client, prepared = mlflow.MlflowClient(TrackingLocation.of(recipe).uri), runs_of(recipe)["prepare"]
     assert {a.path for a in client.list_artifacts(prepared.info.run_id)} == {
         "figures",

@@ -328,6 +328,15 @@ def test_dead_process_fails_its_trial(tmp_path: Path, without_ray: None, monkeyp
     assert result.trials[0].reason.startswith("its process was killed because memory ran out: ")
 
 
+def test_given_weights_are_pinned_when_the_search_begins(copy_of_finished: SearchPlan, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"trials": 1, "overrides": {**ONE_EPOCH, "encoder.weights": "models:/digits@best"}}
+    plan = make_plan(tmp_path, name="continued", **changes)
+    search_quietly(plan)
+    assert read_ledger(plan)["references"] == {"encoder.weights": "models:/digits/1"}
+    fields = json.loads((find_folder(plan) / "trials" / "000" / TRIAL_FILE).read_text())
+    assert fields["recipe"]["encoder"]["weights"] == "models:/digits/1"
+
+
 def test_alias_is_resolved_when_the_search_begins(copy_of_finished: SearchPlan, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "space": {"stages.finetune.epochs": {"choice": [1, 2]}},

@@ -22,9 +22,11 @@ from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.report.cards import model_card
+from firstlight.pipeline.report.cards.fine_tuned_card import write_exported_card
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.prediction.saved_model import read_model
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.location import TrackingLocation
@@ -32,7 +34,9 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 from tests.support.blank_figures import save_blank
+from tests.support.exported_models import export_model, run_card_code
 from tests.support.paths import ROOT
+from tests.support.saved_models import CLASSES, MODELS, save_small_model
 
 QUIET = Console(quiet=True)
 
@@ -49,7 +53,7 @@ def exported(
     """An encoder whose running statistics have moved, exported below `run`."""
     recipe = recipe_with(storage, encoder, size, **stage)
     torch.manual_seed(1)
-    made = Encoder(recipe.encoder.model_dump(), size).train()
+    made = Encoder(recipe.network_spec, size).train()
     made(torch.rand(4, 3, size, size))
     save_encoder(made, storage / "encoder", {"method": {"name": "nat", "dim": 8}, "store": digits.hash, "seed": 0})
     instance = StageInstance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
@@ -262,3 +266,158 @@ def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
     (folder / "export/card.md").unlink()
     run_recipe(recipe, QUIET, only="export")
     assert (folder / "export/card.md").read_text() == cards["export-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "formats"),
+    [
+        (
+            "classify",
+            64,
+            {"encoder": {"name": "resnet18"}, "hidden": []},
+            {"torchvision", "timm", "safetensors", "onnx", "torch_export"},
+        ),
+        ("multilabel", 8, {}, {"safetensors", "onnx", "torch_export"}),
+        ("segment", 16, {}, {"safetensors", "onnx", "torch_export"}),
+        ("detect", 32, {}, {"safetensors"}),
+    ],
+)
+def test_whole_model_is_exported_in_the_formats_that_it_has(
+    tmp_path: Path,
+    digits: Store,
+    name: str,
+    size: int,
+    options: dict[str, Any],
+    formats: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MODELS, name, (MODELS[name][0], size, MODELS[name][2]))
+    task = save_small_model(tmp_path / "model", name, **options)
+    worker, instance = export_model(tmp_path, digits, tmp_path / "model", size)
+    result, folder = instance.result, instance.folder / "export"
+    assert result is not None
+    assert result["what"] == "model"
+    assert set(result["formats"]) == {path.name for path in folder.iterdir()} == formats
+    for facts in result["formats"].values():
+        assert all(found["relative"] <= 1e-4 for found in facts["difference"].values())
+        assert set(facts["difference"]) == {"store", "random 1", "random 5"}
+    text = write_exported_card(worker, instance, [], [], {})
+    assert text is not None
+    assert len(re.findall(r"```python", text)) == len(formats)
+    if name != "detect":
+        session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
+        told = session.get_modelmeta().custom_metadata_map
+        assert json.loads(told["classes"]) == list(CLASSES)
+        assert (
+            json.loads(told["views"]) == [[{"op": op["op"], **op} for op in MODELS[name][2]]]
+            or "scale" in told["views"]
+        )
+        images = torch.rand(3, 3, size, size)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            own = task.compute_logits(images)  # type: ignore[operator]
+        assert logits.shape == own.shape
+        assert np.allclose(logits, own.numpy(), atol=1e-4 * float(own.abs().max()))
+    assert read_model(folder / "safetensors").classes == CLASSES
+
+
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+def test_code_of_a_library_gives_the_logits_of_the_model(
+    tmp_path: Path, digits: Store, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "classify", ({}, 64, MODELS["classify"][2]))
+    task = save_small_model(tmp_path / "model", "classify", encoder={"name": "resnet18"})
+    worker, instance = export_model(tmp_path, digits, tmp_path / "model", 64, formats=[format])
+    text = write_exported_card(worker, instance, [], [], {})
+    assert text is not None
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    np.save(tmp_path / "x.npy", images.numpy())
+    given = re.sub(
+        r"^images = .*$",
+        f"images = torch.from_numpy(__import__('numpy').load({str(tmp_path / 'x.npy')!r}))",
+        code,
+        flags=re.M,
+    )
+    save = f"\n__import__('numpy').save({str(tmp_path / 'found.npy')!r}, logits.numpy())\n"
+    run_card_code(given + save, instance.folder / "export")
+    with torch.no_grad():
+        own = task.compute_logits(images).numpy()  # type: ignore[operator]
+    assert np.abs(np.load(tmp_path / "found.npy") - own).max() <= 1e-4 * np.abs(own).max()
+
+
+@pytest.mark.parametrize(
+    ("task", "format", "message"),
+    [
+        ({"name": "classify", "hidden": [4]}, "timm", "'timm' is not valid: the libraries' heads are one linear layer"),
+        (
+            {"name": "classify_square"},
+            "torchvision",
+            "classifiers that give logits; valid: safetensors, onnx, torch_export",
+        ),
+    ],
+)
+def test_format_that_a_model_will_not_have_is_one_line_before_any_work(
+    tmp_path: Path, task: dict[str, Any], format: str, message: str
+) -> None:
+    raw = recipes.recipe(tmp_path, stages__finetune__task=task, stages__finetune__arms=["scratch"]).dump()
+    stages = {"finetune": raw["stages"]["finetune"], "export": {"kind": "export", "what": "model", "formats": [format]}}
+    with pytest.raises(UserError) as caught:
+        run_recipe(parse_recipe({**raw, "stages": stages}), QUIET)
+    assert str(caught.value).startswith(f"stages.export.formats: '{format}' is not valid: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "stores").exists()
+
+
+def test_model_needs_a_fine_tuning_before_it(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path).dump()
+    stages = {"pretrain": raw["stages"]["pretrain"], "export": {"kind": "export", "what": "model"}}
+    with pytest.raises(UserError, match=r"stages.export.encoder: 'previous' needs a finetune stage before it"):
+        parse_recipe({**raw, "stages": stages})
+
+
+def test_export_of_a_registered_encoder_as_a_model_is_one_line(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path, stages__pretrain__register_as="only-encoder").dump()
+    run_recipe(parse_recipe({**raw, "stages": {"pretrain": raw["stages"]["pretrain"]}}), QUIET)
+    stages = {"export": {"kind": "export", "what": "model", "encoder": "models:/only-encoder@current"}}
+    with pytest.raises(
+        UserError, match=r"an encoder without a task; valid: the folder `model` of a stage finetune"
+    ) as told:
+        run_recipe(parse_recipe({**raw, "name": "other", "stages": stages}), QUIET)
+    assert "\n" not in str(told.value)
+
+
+@save_blank()
+def test_recipe_with_a_fine_tuning_and_its_export_ends_with_cards_of_both(tmp_path: Path) -> None:
+    raw = recipes.recipe(tmp_path, seeds=[0, 1], stages__finetune__register_as="digits").dump()
+    raw["stages"] = {name: raw["stages"][name] for name in ("pretrain", "finetune")}
+    raw["stages"] |= {"export": {"kind": "export", "what": "model", "formats": ["onnx"]}}
+    recipe = parse_recipe(raw)
+    (row,) = run_recipe(recipe, QUIET).rows
+    client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
+    runs = {r.info.run_name: r for r in client.search_runs([client.get_experiment_by_name("firstlight").experiment_id])}
+    for kind, folder in (("finetune", "model"), ("export", "export")):
+        for seed in (0, 1):
+            (file,) = (tmp_path / "small").glob(f"{kind}-seed{seed}-*/{folder}/card.md")
+            text = file.read_text("utf-8")
+            assert f"| {100 * row.pretrained[seed]:.2f} | {100 * row.baseline[seed]:.2f} (scratch)" in text
+            assert str(tmp_path) not in text
+            told = runs[f"{kind} seed {seed}"]
+            assert f"{folder}/card.md" in {a.path for a in client.list_artifacts(told.info.run_id, folder)}
+            assert told.data.tags["mlflow.note.content"] == text
+    assert f"runs:/{runs['finetune seed 0'].info.run_id}" in runs["export seed 0"].data.tags["mlflow.note.content"]
+    version = client.get_model_version_by_alias("digits", "current")
+    assert version.run_id == runs["finetune seed 0"].info.run_id
+    assert version.description.startswith("---\nlicense: ")
+    (output,) = client.get_run(version.run_id).outputs.model_outputs
+    logged = {a.path for a in client.list_logged_model_artifacts(output.model_id)}
+    assert logged == {
+        "card.md",
+        "encoder.json",
+        "encoder.safetensors",
+        "manifest.json",
+        "task.json",
+        "task.safetensors",
+    }
+    assert runs["export seed 0"].data.tags["firstlight.encoder"] == f"runs:/{version.run_id}/model"

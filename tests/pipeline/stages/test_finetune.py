@@ -60,8 +60,9 @@ def started(folder: Path, store: Store, arm: str, **changes: Any) -> tuple[Stage
     worker = StageContext.create(recipe, store, on_ray=False)
     encoder = folder / "encoder"
     if not encoder.exists():
-        pretrained(folder, recipe.encoder.model_dump())
-    instance = StageInstance("finetune", 3, "f", folder / "job", encoder=encoder)
+        pretrained(folder, recipe.network_spec)
+    start = {"given" if arm == "given" else "encoder": encoder}
+    instance = StageInstance("finetune", 3, "f", folder / "job", **start)
     return worker, stage, instance, finetune._build_task(worker, stage, instance, arm)
 
 
@@ -100,7 +101,7 @@ def test_arm_that_is_a_way_to_draw_weights_draws_those_of_the_task_too(tmp_path:
 
 
 def test_other_arms_share_the_weights_of_the_head(tmp_path: Path, digits: Store) -> None:
-    tasks = [started(tmp_path, digits, arm)[-1] for arm in ("pretrained", "scratch", "lsuv")]
+    tasks = [started(tmp_path, digits, arm)[-1] for arm in ("pretrained", "given", "scratch", "lsuv")]
     heads = [{name: t for name, t in task.state_dict().items() if name.startswith("head")} for task in tasks]
     assert heads[0]
     assert all(torch.equal(heads[0][name], head[name]) for head in heads[1:] for name in heads[0])
@@ -119,16 +120,17 @@ def test_folded_encoder_gives_the_maps_of_the_pretrained_one(tmp_path: Path, dig
     assert any(isinstance(module, _BatchNorm) for module in kept.modules())
 
 
+@pytest.mark.parametrize("arm", ["pretrained", "given"])
 @pytest.mark.parametrize("rescale", ["new_layers", "all_layers"])
-def test_only_rescaling_all_layers_changes_what_a_pretrained_encoder_computes(
-    tmp_path: Path, digits: Store, rescale: str
+def test_only_rescaling_all_layers_changes_what_a_loaded_encoder_computes(
+    tmp_path: Path, digits: Store, rescale: str, arm: str
 ) -> None:
     """Up to a factor. From scratch, all layers are new: both do the same."""
     changes = {**RESCALED, "stages__finetune__rescale": rescale}
     images = torch.rand(5, 3, 8, 8)
-    plain = started(tmp_path, digits, "pretrained", **{**changes, "stages__finetune__rescale": "none"})[-1]
+    plain = started(tmp_path, digits, arm, **{**changes, "stages__finetune__rescale": "none"})[-1]
     before, after = (
-        task.encoder(images)[-1].detach() for task in (plain, started(tmp_path, digits, "pretrained", **changes)[-1])
+        task.encoder(images)[-1].detach() for task in (plain, started(tmp_path, digits, arm, **changes)[-1])
     )
     shares = (after / before)[before > 1e-3]
     assert bool((shares - shares.mean()).abs().max() < 1e-3 * shares.mean()) == (rescale == "new_layers")
@@ -151,7 +153,7 @@ def test_two_workers_train_a_rescaled_network_as_one(tmp_path: Path, digits: Sto
     """Without dropout, which draws numbers of its own on each worker."""
     changes = {**RESCALED, "stages__finetune__task": {**HEAD, "dropout": 0.0}}
     _, one = train(str(tmp_path / "one"), str(digits.path), None, **changes)
-    pretrained(tmp_path / "two", recipes.recipe(tmp_path, **changes).encoder.model_dump())
+    pretrained(tmp_path / "two", recipes.recipe(tmp_path, **changes).network_spec)
     two = pool.run(partial(train, str(tmp_path / "two"), str(digits.path), None, **changes))
     for _, found in two:
         torch.testing.assert_close(found, one, rtol=1e-3, atol=1e-5)

@@ -68,3 +68,9 @@ def test_the_heads_weights_can_be_gaussian() -> None:
     weights = [m.weight for m in task(init="gaussian", hidden=(400,)).head if isinstance(m, torch.nn.Linear)]
     assert len(weights) == 2
     assert all(float(w.detach().std()) == pytest.approx(0.01, rel=0.15) for w in weights)
+
+
+def test_probabilities_are_the_outputs_above_zero_or_the_largest() -> None:
+    found = task().compute_probabilities(torch.tensor([[0.6, -0.8, 0.2], [-0.5, -0.1, -0.9], [0.0, -0.6, -0.8]]))
+    expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(found, expected)

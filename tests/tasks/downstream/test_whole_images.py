@@ -12,6 +12,7 @@ from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.data.augment.targets import find_view_map, locate_image, move_boxes
 from firstlight.tasks.downstream.segment import merge_windows
 from firstlight.tasks.downstream.whole_images import VOID_CLASS, ImageViews, classify_pixels, move_boxes_back
+from tests.support.saved_models import build_model
 
 SIDE = 12
 ONE = np.zeros(1, np.int64)
@@ -58,7 +59,10 @@ def classify_one_by_one(logits: Tensor, image: ImageViews) -> np.ndarray:
         ((31, 17), [({"op": "fit"},)]),
         ((9, 30), [({"op": "fit"},)]),
         ((31, 17), [({"op": "center_crop", "scale": 0.8},)]),
-        ((20, 14), [({"op": "corner_crop", "corner": "top_left"},), ({"op": "corner_crop", "corner": "bottom_right"},)]),
+        (
+            (20, 14),
+            [({"op": "corner_crop", "corner": "top_left"},), ({"op": "corner_crop", "corner": "bottom_right"},)],
+        ),
         ((20, 14), [({"op": "fit"}, {"op": "horizontal_flip", "p": 1.0})]),
         ((20, 14), [({"op": "fit"}, {"op": "random_affine", "degrees": 30.0})]),
     ],
@@ -99,7 +103,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     image, _ = view_of((31, 17), ({"op": "fit"},))
     logits = torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     whole = classify_pixels(logits, image)
-    monkeypatch.setattr("firstlight.tasks.downstream.whole_images.BLOCK_PIXELS", 70)
+    monkeypatch.setattr("firstlight.tasks.downstream.whole_images.MASK_BLOCK_PIXELS", 70)
     assert torch.equal(classify_pixels(logits, image), whole)
 
 
@@ -126,3 +130,21 @@ def test_boxes_end_at_the_edges_of_the_image() -> None:
     image, _ = view_of((31, 17), ({"op": "fit"},))
     back = move_boxes_back(torch.tensor([[-3.0, -3.0, 40.0, 40.0]]), image)
     assert back.tolist() == [[0.0, 0.0, 31.0, 17.0]]
+
+
+@pytest.mark.parametrize("name", ["segment", "detect"])
+def test_padding_has_no_part_in_the_normalisation_of_a_prediction(name: str) -> None:
+    task, _ = build_model(name, encoder={"normalize": "image"})
+    side = task.encoder.image_size
+    view = torch.zeros(1, 3, side, side)
+    shown = slice(side // 4, 3 * side // 4)
+    view[:, :, shown] = torch.rand(1, 3, side // 2, side, generator=torch.Generator().manual_seed(3))
+    region = torch.tensor([[0.0, side // 4, side, 3 * side // 4]])
+    plain = torch.eye(2, 3, dtype=torch.float64)[None]
+    seen: list[Tensor] = []
+    hook = task.encoder.input.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.inference_mode():
+        task.predict_images([ImageViews(view, region, plain, (side, side))])
+    hook.remove()
+    assert float(seen[0][:, :, shown].mean()) == pytest.approx(0.0, abs=1e-5)
+    assert not seen[0][:, :, : side // 4].any(), "the padding is the mean"

@@ -9,7 +9,9 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def with_tokens(seed: int = 0) -> MapList:
-    return MapList([drawn(2, 3, 4, 4, seed=seed + k) for k in range(3)], [drawn(2, 3, seed=9 + seed + k) for k in range(3)])
+    return MapList(
+        [drawn(2, 3, 4, 4, seed=seed + k) for k in range(3)], [drawn(2, 3, seed=9 + seed + k) for k in range(3)]
+    )
 
 
 def test_every_pooling_is_what_it_says() -> None:
@@ -26,7 +28,9 @@ def test_every_pooling_is_what_it_says() -> None:
 @pytest.mark.parametrize("plain", [True, False])
 def test_missing_class_token_is_one_line(pool: str, plain: bool) -> None:
     maps = [drawn(1, 2, 2, 2)] if plain else MapList([drawn(1, 2, 2, 2)])
-    with pytest.raises(ValueError, match=f"^pool: '{pool}' needs a class token, and the encoder has none; valid: avg, flatten$"):
+    with pytest.raises(
+        ValueError, match=f"^pool: '{pool}' needs a class token, and the encoder has none; valid: avg, flatten$"
+    ):
         pool_maps(maps, pool)
 
 

@@ -1,5 +1,6 @@
 """Networks of timm as encoders: their maps and class tokens are timm's own, and options are taken or refused."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def test_a_network_of_stages_gives_what_features_only_gives() -> None:
     torch.manual_seed(5)
     net = timm.create_model("convnext_atto", features_only=True)
     assert list(body.net.state_dict()) == list(net.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(body.net.state_dict().values(), net.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(body.net.state_dict().values(), net.state_dict().values(), strict=True)
+    )
     for found, expected in zip(body.eval()(images(1, 64)), net.eval()(images(1, 64)), strict=True):
         assert torch.equal(found, expected)
 
@@ -88,9 +91,15 @@ def test_images_of_another_size_have_their_own_grid() -> None:
     assert Encoder(VIT, 48).shapes[-1] == (192, 12, 12)
     with pytest.raises(ValueError, match=r"cannot take images of 48 pixels: Input height .*; advised: img_size: 48$"):
         Encoder({**VIT, "dynamic_img_size": False}, 48)
-    with pytest.raises(ValueError, match=r"^model: .* cannot take images of 30 pixels: .* divisible by patch size \(4\)"):
+    with pytest.raises(
+        ValueError, match=r"^model: .* cannot take images of 30 pixels: .* divisible by patch size \(4\)"
+    ):
         Encoder(VIT, 30)
-    assert Encoder({"name": "timm", "model": "swin_tiny_patch4_window7_224", "img_size": 64}, 64).shapes[-1] == (768, 2, 2)
+    assert Encoder({"name": "timm", "model": "swin_tiny_patch4_window7_224", "img_size": 64}, 64).shapes[-1] == (
+        768,
+        2,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,9 @@ def test_blocks_of_parameters_are_those_of_a_vit() -> None:
     names = {parameter: name.removeprefix("stages.net.model.") for name, parameter in encoder.named_parameters()}
     blocks = [{names[parameter] for parameter in block} for block in encoder.parameter_blocks()]
     assert {"pos_embed", "cls_token", "patch_embed.proj.weight"} < blocks[0]
-    assert {name for name in blocks[0] if name.startswith("blocks")} == {n for n in names.values() if n.startswith("blocks.0.")}
+    assert {name for name in blocks[0] if name.startswith("blocks")} == {
+        n for n in names.values() if n.startswith("blocks.0.")
+    }
     assert all(name.startswith("blocks.5.") for name in blocks[5])
     assert {"norm.weight", "norm.bias"} < blocks[-1]
     assert sum(map(len, blocks)) == len(names)
@@ -152,7 +163,9 @@ def test_filters_of_the_patch_embedding_are_shown() -> None:
 
 
 def test_missing_class_token_is_named_with_the_network() -> None:
-    with pytest.raises(ValueError, match="^pool: 'cls' needs a class token, and resnet10t has none; valid: avg, flatten$"):
+    with pytest.raises(
+        ValueError, match=r"^pool: 'cls' needs a class token, and resnet10t has none; valid: avg, flatten$"
+    ):
         pooled_size(Encoder({"name": "timm", "model": "resnet10t"}, 32), "cls")
 
 
@@ -173,11 +186,22 @@ def test_checkpointed_gradient_is_bit_equal(spec: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "reason"),
-    [("resnet10t", "the 14 batch normalisations of 'resnet10t' would count every batch twice"), ("volo_d1_224", "batch")],
+    [
+        ("resnet10t", "the 14 batch normalisations of 'resnet10t' would count every batch twice"),
+        ("volo_d1_224", "batch"),
+    ],
 )
 def test_checkpointing_that_would_change_statistics_is_refused(model: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^grad_checkpointing: true is not valid, since .*{reason}"):
+    with pytest.raises(ValueError, match=rf"^grad_checkpointing: true is not valid, since .*{reason}"):
         from_timm(3, model=model, grad_checkpointing=True)
+
+
+def test_spec_of_an_earlier_version_is_that_of_today() -> None:
+    """It has none of the newer keys, and null is what a missing key is compared with."""
+    parameters = inspect.signature(from_timm).parameters.values()
+    newer = {p.name: p.default for p in parameters if p.name not in ("c_in", "model", "norm")}
+    assert newer
+    assert set(newer.values()) == {None}
 
 
 def test_facts_about_a_network_draw_no_random_numbers() -> None:

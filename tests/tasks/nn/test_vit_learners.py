@@ -21,7 +21,7 @@ from firstlight.tasks.pretrain import METHODS
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support.batches import image_batch
 from tests.support.gloo import Pool
-from tests.support.learners import build_encoder, build_method, build_task
+from tests.support.learners import build_encoder, build_task
 from tests.support.local_training import Stopped, train
 from tests.support.two_workers import assert_workers_equal_one
 
@@ -47,7 +47,13 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 
 
 def named(settings: object) -> str:
-    return settings if isinstance(settings, str) else "-".join(map(str, settings.values())) if isinstance(settings, dict) else ""
+    return (
+        settings
+        if isinstance(settings, str)
+        else "-".join(map(str, settings.values()))
+        if isinstance(settings, dict)
+        else ""
+    )
 
 
 def build_small_learner(name: str, options: dict[str, Any]) -> Learner:
@@ -86,11 +92,15 @@ def test_every_method_trains_the_network_of_the_recipes() -> None:
 
 
 def test_methods_refuse_what_a_vit_cannot_in_one_line() -> None:
-    with pytest.raises(ValueError, match="^patch_size: 6 pixels .* divisible by patch size"):
+    with pytest.raises(ValueError, match=r"^patch_size: 6 pixels .* divisible by patch size"):
         METHODS["spatial_contrasting"](Encoder(SMALL, SIZE), INFO, level="pixel", patch_size=6)
-    with pytest.raises(ValueError, match="^patch_size: 5 is larger than map 5 of the encoder, which has 4x4 positions"):
+    with pytest.raises(
+        ValueError, match=r"^patch_size: 5 is larger than map 5 of the encoder, which has 4x4 positions"
+    ):
         METHODS["spatial_contrasting"](Encoder(SMALL, SIZE), INFO, patch_size=5)
-    with pytest.raises(ValueError, match="^pool: 'cls' needs a class token, and convnet has none; valid: avg, flatten"):
+    with pytest.raises(
+        ValueError, match=r"^pool: 'cls' needs a class token, and convnet has none; valid: avg, flatten"
+    ):
         METHODS["nat"](build_encoder({}, 8), INFO, pool="cls")
 
 
@@ -156,7 +166,9 @@ def boxes_batch(count: int = 4) -> Batch:
     "options", [{}, {"proposals": "windows"}, {"pyramid": 16, "anchors": (16,)}, {"roi_pooling": "max"}], ids=named
 )
 def test_objects_are_detected_on_the_tokens_of_a_vit(options: dict[str, Any]) -> None:
-    task = build_task(Detection, Encoder(SMALL, SIZE), 2, **{"anchors": (8, 16), "hidden": 16, "sampled": 16, **options})
+    task = build_task(
+        Detection, Encoder(SMALL, SIZE), 2, **{"anchors": (8, 16), "hidden": 16, "sampled": 16, **options}
+    )
     task.train()(boxes_batch())["loss"].backward()
     assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     assert len(task.eval().detect_objects(boxes_batch().views[0])) == 4
@@ -165,11 +177,11 @@ def test_objects_are_detected_on_the_tokens_of_a_vit(options: dict[str, Any]) ->
 def test_tasks_refuse_what_a_vit_cannot_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^anchors: \[32, 64\] are 2 for the 1 levels of the pyramid"):
         Detection(Encoder(SMALL, SIZE), 2, anchors=(32, 64), pyramid=16)
-    with pytest.raises(ValueError, match="^last_pool: 'drop' is not valid: timm does not end with one max-pooling"):
+    with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: timm does not end with one max-pooling"):
         Detection(Encoder(SMALL, SIZE), 2, last_pool="drop")
-    with pytest.raises(ValueError, match="^encoder.patch_size: maps 12 pixels apart"):
+    with pytest.raises(ValueError, match=r"^encoder.patch_size: maps 12 pixels apart"):
         Detection(Encoder({**SMALL, "img_size": 48, "patch_size": 12}, 48), 2)
-    with pytest.raises(ValueError, match="^the network has no batch normalisation$"):
+    with pytest.raises(ValueError, match=r"^the network has no batch normalisation$"):
         fold_encoder(Encoder(SMALL, SIZE))
 
 
@@ -181,7 +193,7 @@ def test_features_of_every_layer_and_pooling(pool: Any, size: int) -> None:
     assert [tuple(features.shape) for features in found] == [(3, size)] * 2
     if pool == "cls":
         assert torch.equal(found[1], encoder(images).class_tokens[2])
-    with pytest.raises(ValueError, match="^pool: 'cls' needs a class token"):
+    with pytest.raises(ValueError, match=r"^pool: 'cls' needs a class token"):
         FeatureExtractor(build_encoder({}, 8), None, (-1,), "cls")
 
 
@@ -213,9 +225,7 @@ def train_on_this_rank(folder: str, store: str, name: str, stop: int | None) -> 
 
 
 @pytest.mark.parametrize("name", METHOD_SECTIONS)
-def test_stopped_training_of_a_vit_resumes_bit_identical(
-    pool: Pool, tmp_path: Path, digits: Store, name: str
-) -> None:
+def test_stopped_training_of_a_vit_resumes_bit_identical(pool: Pool, tmp_path: Path, digits: Store, name: str) -> None:
     """Stopped in the middle of an epoch and after the first step of the next, on one worker and on two."""
     store = str(digits.path)
     clean = train_on_this_rank(str(tmp_path / "clean"), store, name, None)

@@ -27,7 +27,7 @@ BYTE_ORDER_MARKS = (
 )
 # Never guessed, as their marks and zero bytes are looked at first
 WIDE_ENCODINGS = ("utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7")
-CONTROL_CHARACTER = re.compile("[\x80-\x9f]")
+FOREIGN_CONTROL_CHARACTER = re.compile("[\x80-\x9f]")
 # Tried before all others, as most text that is not Unicode has it
 COMMON_ENCODING = "cp1252"
 DELIMITERS = ",;\t|"
@@ -115,7 +115,7 @@ def _decode_guessed(data: bytes) -> DecodedText:
         except (UnicodeDecodeError, LookupError):
             continue
         # Every text can be read as latin-1, one of another encoding with control characters
-        if CONTROL_CHARACTER.search(text):
+        if FOREIGN_CONTROL_CHARACTER.search(text):
             continue
         examples = map(show_name, list(dict.fromkeys(FOREIGN_TEXT.findall(text[:SAMPLED_CHARACTERS])))[:3])
         seen = f"encoding {name}, guessed, as the text is not UTF-8: {', '.join(examples)}"

@@ -10,7 +10,7 @@ from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
 from firstlight.pipeline.data.augment.op_params import CropBox
-from firstlight.pipeline.data.augment.targets import Targets, locate_image, move_boxes, move_mask
+from firstlight.pipeline.data.augment.targets import Targets, find_view_map, locate_image, move_boxes, move_mask
 from tests.support.png_maps import png
 
 SIZE = 48
@@ -167,6 +167,24 @@ def test_crop_of_the_size_of_the_view_copies_masks_and_shifts_boxes(op: str) -> 
         boxes, seen = move_boxes(np.array([[20, 20, 31, 30]], np.float32), rows, SIZE)
         assert seen[0]
         assert boxes[0].tolist() == [20 - left, 20 - top, 31 - left, 30 - top]
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [{"op": "fit"}],
+        [{"op": "center_crop"}, {"op": "horizontal_flip", "p": 1.0}],
+        [{"op": "random_shift", "padding": 4}],
+        [{"op": "fit"}, {"op": "random_affine", "degrees": 40.0}],
+    ],
+)
+def test_map_of_a_view_moves_points_as_boxes_without_an_extent(ops: list[dict[str, Any]]) -> None:
+    params = rows_of(ops, (60, 40), 1)[0]
+    found = find_view_map(params, (60, 40), SIZE)
+    for x, y in ((25.0, 20.0), (31.5, 17.25)):
+        moved, _ = move_boxes(np.array([[x, y, x, y]]), params, SIZE)
+        assert found @ np.array([x, y, 1.0]) == pytest.approx(moved[0, :2], abs=1e-4)
+        assert moved[0, :2] == pytest.approx(moved[0, 2:])
 
 
 def test_whole_masks_are_kept_with_the_places_of_their_windows() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline.data.sources import SourcePart, open_source
-from firstlight.pipeline.data.sources.source import open_local_root
+from firstlight.pipeline.data.sources.source import describe_listing, open_local_root
 from firstlight.pipeline.errors import UserError
 from tests.support.image_sources import dataset_options, open_folder_set, write_named_files
 
@@ -49,3 +49,11 @@ def test_local_source_refuses_bucket() -> None:
         match=r"^dataset\.root: 's3://b/x' is not on this machine; dataset\.source 'svhn' takes a folder on disk",
     ):
         open_local_root(dataset_options(source="svhn", root="s3://b/x"))
+
+
+def test_listing_names_splits_classes_and_annotations() -> None:
+    digits = open_source(dataset_options(source="digits", test_fraction=0.2))
+    assert digits.reading[0] == "read 1,797 images: training 1,438, test 359"
+    assert digits.reading[1].startswith("classes, 10 with their training images: 0 142, 1 146")
+    annotated = dataclasses.replace(digits, annotations=("boxes", "present"), classes=("ant", "bee"))
+    assert describe_listing(annotated)[1] == "annotations boxes, present, of 2 classes: ant, bee"

@@ -16,7 +16,7 @@ from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
-from tests.support.stage_results import evaluated, finished
+from tests.support.stage_results import evaluated, finish_arms, finished
 
 RESULT = {"image_size": 8, "map": [8, 2, 2], "formats": {}, "left_out": {"timm": "no such network"}}
 
@@ -26,7 +26,7 @@ def exported(tmp_path: Path, store: Store, **changes: Any) -> tuple[StageContext
     recipe = recipes.recipe(tmp_path, stages__export={"kind": "export"}, **changes)
     torch.manual_seed(0)
     facts = {"method": recipe.stages["pretrain"].model_dump(mode="json")["method"], "store": store.hash, "seed": 0}
-    save_encoder(Encoder(recipe.encoder.model_dump(), 8), tmp_path / "encoder", facts)
+    save_encoder(Encoder(recipe.network_spec, 8), tmp_path / "encoder", facts)
     instance = StageInstance("export", 0, "f", tmp_path / "export", tmp_path / "encoder")
     (instance.folder / EXPORT_FOLDER).mkdir(parents=True)
     write_json(instance.folder / RESULT_FILE, RESULT)
@@ -60,7 +60,7 @@ def test_encoder_of_a_fine_tuning_names_its_task_and_start(tmp_path: Path, digit
     worker, instance = exported(tmp_path, digits)
     facts = {"task": {"name": "classify", "train": "all"}, "arm": "scratch", "store": digits.hash, "seed": 3}
     assert instance.encoder is not None
-    save_encoder(Encoder(worker.recipe.encoder.model_dump(), 8), instance.encoder, facts)
+    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, facts)
     text = model_card.render_card(worker, instance, [], [], {})
     for part in ("With labels, by a fine-tuning from `scratch`, with seed 3", '| `name` | `"classify"` |'):
         assert part in text
@@ -92,6 +92,17 @@ def test_scores_are_those_of_the_same_seed_with_the_gain_over_all_seeds(tmp_path
     row = next(line for line in text.splitlines() if line.startswith("| evaluate |"))
     assert "| 50.00 | 10.00 (random" in row
     assert "+40.00 over 2" in row
+
+
+def test_scores_of_given_weights_are_not_called_those_of_this_encoder(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits, seeds=[0, 1, 2], encoder__weights="/weights.safetensors")
+    siblings = finish_arms(tmp_path, "evaluate")
+    text = model_card.render_card(worker, instance, siblings, score_rows(worker.recipe, siblings), {})
+    cells = [line.split(" | ")[1:4] for line in text.splitlines() if line.startswith("| evaluate | kNN")]
+    assert cells == [
+        ["kNN (k=5), against given", "82.00", "81.00 (given weights)"],
+        ["kNN (k=5)", "82.00", "41.00 (random weights)"],
+    ]
 
 
 def test_bars_in_cells_are_escaped() -> None:

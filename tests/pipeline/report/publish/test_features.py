@@ -52,6 +52,20 @@ def test_scores_over_the_bank_have_random_weights_without_a_bank_as_baseline() -
     }
 
 
+def test_given_weights_stand_between_pretrained_and_random_ones() -> None:
+    metrics = {"pretrained/knn_test": 0.5, "given/knn_test": 0.4, "random/knn_test": 0.2}
+    assert EvaluatePublisher().summarise(run_with("evaluate", metrics)) == {
+        "kNN": Score(0.5, 0.2, "random", given_value=0.4)
+    }
+    del metrics["pretrained/knn_test"]
+    assert EvaluatePublisher().summarise(run_with("evaluate", metrics)) == {"kNN, given": Score(0.4, 0.2, "random")}
+    found = {f"{arm}/mean_average_precision": score for arm, score in (("given", 0.4), ("random", 0.2))}
+    assert RetrievePublisher().summarise(run_with("retrieve", found)) == {"mAP, given": Score(0.4, 0.2, "random")}
+    assert RetrievePublisher().summarise(run_with("retrieve", found | {"pretrained/mean_average_precision": 0.5})) == {
+        "mAP": Score(0.5, 0.2, "random", given_value=0.4)
+    }
+
+
 @pytest.mark.parametrize(("limit", "logged"), [(100, ["index.faiss", "manifest.json"]), (5, ["manifest.json"])])
 def test_a_large_index_is_logged_by_its_manifest_only(
     tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch, limit: int, logged: list[str]

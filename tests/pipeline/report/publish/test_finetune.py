@@ -14,13 +14,19 @@ from firstlight.pipeline.tracking.lineage import Run
     [
         ("('pretrained', 'scratch')", {"classify": Score(0.5, 0.25, "scratch")}),
         ("('pretrained',)", {"classify, pretrained": Score(0.5)}),
+        (
+            "('pretrained', 'given', 'scratch')",
+            {"classify": Score(0.5, 0.25, "scratch", given_value=0.375)},
+        ),
+        ("('given', 'scratch')", {"classify, given": Score(0.375, 0.25, "scratch")}),
+        ("('pretrained', 'given')", {"classify": Score(0.5, 0.375, "given")}),
         ("('absent',)", {}),
         ("", {}),
     ],
 )
 def test_last_arm_is_the_baseline_of_the_others(arms: str, scores: dict[str, Score]) -> None:
     params: dict[str, Any] = {"stage.arms": arms, "stage.task.name": "classify"}
-    metrics = {"pretrained/test": 0.5, "scratch/test": 0.25}
+    metrics = {"pretrained/test": 0.5, "given/test": 0.375, "scratch/test": 0.25}
     run = Run("id", "finetune", "finetune", "FINISHED", 0.0, 1.0, None, "", None, {}, params, metrics)
     assert FinetunePublisher().summarise(run) == scores
 

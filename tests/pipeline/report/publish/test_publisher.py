@@ -35,6 +35,10 @@ def test_measures_of_all_arms_and_splits_are_logged_with_the_result(tmp_path: Pa
     [
         ({"own/score_test": 0.5, "own/score_val": 0.4, "loss": 1.0}, {"score": Score(0.5)}),
         ({"random/score_test": 0.25, "pretrained/score_test": 0.5}, {"score": Score(0.5, 0.25, "random")}),
+        (
+            {"given/score_test": 0.375, "pretrained/score_test": 0.5, "random/score_test": 0.25},
+            {"score": Score(0.5, 0.25, "random", given_value=0.375)},
+        ),
         ({"loss": 1.0}, {}),
     ],
 )

@@ -69,7 +69,7 @@ def test_store_is_asked_about_by_split_and_alone(tmp_path: Path, digits: Store) 
     assert len(whole) == sum(digits.splits.values())
     assert np.array_equal(test.ids, digits.ids("test"))
     assert test.name_images([0, 2]) == digits.read_paths(digits.ids("test")[[0, 2]])
-    with pytest.raises(UserError, match="--split: 'day' is not in .*; valid: train, test"):
+    with pytest.raises(UserError, match=r"--split: 'day' is not in .*; valid: train, test"):
         find_images([str(digits.path)], "day")
     with pytest.raises(UserError, match="is a store; valid: one store"):
         find_images([str(digits.path), str(digits.path)])

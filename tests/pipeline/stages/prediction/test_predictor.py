@@ -19,7 +19,10 @@ from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.downstream.classify import Classification
 from tests.support.saved_models import CLASSES, MODELS, save_small_model
 
-TWO_VIEWS = (({"op": "corner_crop", "corner": "top_left"},), ({"op": "center_crop"}, {"op": "horizontal_flip", "p": 1.0}))
+TWO_VIEWS = (
+    ({"op": "corner_crop", "corner": "top_left"},),
+    ({"op": "center_crop"}, {"op": "horizontal_flip", "p": 1.0}),
+)
 
 
 def test_probabilities_are_those_of_the_mean_logits_of_all_views(tmp_path: Path, digits: Store) -> None:

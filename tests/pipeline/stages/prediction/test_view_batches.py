@@ -64,5 +64,7 @@ def test_windows_are_as_many_as_each_image_takes(tmp_path: Path) -> None:
 def test_arrays_survive_the_way_to_the_network() -> None:
     arrays = {"a": np.arange(6.0).reshape(2, 3).T, "b/0": np.empty((0, 4), np.float32), "c": np.array([-1])}
     found = unpack_arrays(pack_arrays(arrays))
-    assert all(np.array_equal(found[name], array) and found[name].dtype == array.dtype for name, array in arrays.items())
+    assert all(
+        np.array_equal(found[name], array) and found[name].dtype == array.dtype for name, array in arrays.items()
+    )
     assert torch.from_numpy(pack_arrays(arrays).copy()).dtype == torch.uint8

@@ -55,7 +55,11 @@ OTHER = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2)}
 @pytest.mark.parametrize(
     ("content", "part", "others"),
     [
-        ({"state_dict": WEIGHTS, "epoch": 3, "best_acc1": torch.tensor(0.5), "optimizer": {"state": {}}}, "state_dict", ()),
+        (
+            {"state_dict": WEIGHTS, "epoch": 3, "best_acc1": torch.tensor(0.5), "optimizer": {"state": {}}},
+            "state_dict",
+            (),
+        ),
         ({"model": WEIGHTS, "args": argparse.Namespace(lr=0.1, arch="vit")}, "model", ()),
         ({"student": OTHER, "teacher": WEIGHTS, "epoch": 1}, "teacher", ("student",)),
         ({"state_dict": OTHER, "state_dict_ema": WEIGHTS}, "state_dict_ema", ("state_dict",)),
@@ -64,7 +68,9 @@ OTHER = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2)}
         ({"encoder": OTHER, "target_encoder": WEIGHTS}, "target_encoder", ("encoder",)),
     ],
 )
-def test_part_is_chosen_by_the_documented_order(tmp_path: Path, content: Any, part: str, others: tuple[str, ...]) -> None:
+def test_part_is_chosen_by_the_documented_order(
+    tmp_path: Path, content: Any, part: str, others: tuple[str, ...]
+) -> None:
     found = read_state_dict(saved(tmp_path, content))
     assert is_equal(found.tensors, WEIGHTS)
     assert (found.part, found.other_parts) == (part, others)
@@ -210,7 +216,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "another suffix": (lambda f: write_bytes(f, "w.npz", b"1"), "not a file of weights, by its name"),
     "no file": (lambda f: f / "absent.pth", "cannot be read: No such file"),
     "a folder": (lambda f: f.joinpath("d.pth").mkdir() or f / "d.pth", "cannot be read|bytes; valid"),
-    "safetensors with a huge header": (lambda f: write_bytes(f, "h.safetensors", b"\xff" * 64), "not a whole safetensors"),
+    "safetensors with a huge header": (
+        lambda f: write_bytes(f, "h.safetensors", b"\xff" * 64),
+        "not a whole safetensors",
+    ),
     "safetensors beyond the end": (
         lambda f: write_safetensors(f, b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', b"1234"),
         "not a whole safetensors",

@@ -26,6 +26,7 @@ def behind(*prefixes: str) -> list[str]:
         (("backbone_momentum.", "backbone."), "backbone.", ("backbone_momentum.",)),
         (("target_net.", "online_net."), "online_net.", ("target_net.",)),
         (("net_b.", "net_a."), "net_a.", ("net_b.",)),
+        (("encoder_momentum.", "net."), "net.", ("encoder_momentum.",)),
     ],
 )
 def test_prefix_of_the_network_is_found(prefixes: tuple[str, ...], chosen: str, others: tuple[str, ...]) -> None:
@@ -63,7 +64,8 @@ def test_names_of_transformers_become_those_of_timm() -> None:
     }
     tensors = {name: torch.rand(shape) for name, shape in names.items()}
     parts = {
-        f"{root}encoder.layer.0.attention.attention.{part}.weight": torch.rand(4, 4) for part in ("query", "key", "value")
+        f"{root}encoder.layer.0.attention.attention.{part}.weight": torch.rand(4, 4)
+        for part in ("query", "key", "value")
     }
     found = convert_transformers(tensors | parts)
     assert found.keys() == {

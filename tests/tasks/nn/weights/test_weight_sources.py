@@ -12,10 +12,11 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 
-from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_weights
+from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_default_colours, find_weights
 
 RESNET = {"name": "timm", "model": "resnet18"}
 OWN = {"name": "resnet18"}
+LITE0 = {"name": "timm", "model": "tf_efficientnet_lite0"}
 
 
 @pytest.fixture(autouse=True)
@@ -108,14 +109,24 @@ def test_senseless_facts_are_left_out(tmp_path: Path, config: dict[str, Any]) ->
 
 
 def test_folder_without_or_with_several_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has 0 files of weights, and none of encoder.safetensors, .*; valid: the file"):
+    with pytest.raises(
+        ValueError, match=r"has 0 files of weights, and none of encoder.safetensors, .*; valid: the file"
+    ):
         find_weights(str(tmp_path), OWN)
     write_model(write_model(tmp_path, "a.pth"), "b.pth")
-    with pytest.raises(ValueError, match="has 2 files of weights"):
+    with pytest.raises(ValueError, match=r"has 2 files of weights"):
         find_weights(str(tmp_path), OWN)
     for source in (str(tmp_path / "absent.pth"), "resnet18", f"local-dir:{tmp_path}/absent"):
         with pytest.raises(ValueError, match=r"does not exist; valid: a file or folder, timm, timm:TAG, torchvision, "):
             find_weights(source, OWN)
+
+
+def test_colours_that_weights_of_a_network_usually_expect() -> None:
+    mean, std, words = find_default_colours(LITE0) or ((), (), "")
+    assert (mean, std, words) == ((0.5,) * 3, (0.5,) * 3, "timm's tf_efficientnet_lite0")
+    for spec in (OWN, {"name": "torchvision", "model": "swin_t"}, RESNET):
+        assert (find_default_colours(spec) or ((), ()))[0] == (0.485, 0.456, 0.406)
+    assert find_default_colours({"name": "convnet"}) is None
 
 
 @pytest.mark.parametrize("spec", [RESNET, OWN])
@@ -127,7 +138,9 @@ def test_folder_without_or_with_several_weights_is_named(tmp_path: Path) -> None
         ("timm", "timm/resnet18.a1_in1k"),
     ],
 )
-def test_tag_of_timm_is_downloaded_from_the_hub(hub: FakeHub, spec: dict[str, Any], source: str, repository: str) -> None:
+def test_tag_of_timm_is_downloaded_from_the_hub(
+    hub: FakeHub, spec: dict[str, Any], source: str, repository: str
+) -> None:
     folder = write_model(hub.root / repository, "pytorch_model.bin")
     found = find_weights(source, spec)
     assert found.path == folder / "pytorch_model.bin"
@@ -143,11 +156,13 @@ def test_repository_of_the_hub_has_its_description(hub: FakeHub) -> None:
     assert found.licence == "mit"
     assert {revision for _, _, revision in hub.asked} == {"v2"}
     (hub.root / "me/net/model.safetensors").unlink()
-    with pytest.raises(ValueError, match="^'hf-hub:me/net': me/net has none of model.safetensors, pytorch_model.bin"):
+    with pytest.raises(ValueError, match=r"^'hf-hub:me/net': me/net has none of model.safetensors, pytorch_model.bin"):
         find_weights("hf-hub:me/net", OWN)
 
 
-def test_torchvision_s_weights_are_downloaded_from_their_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_s_weights_are_downloaded_from_their_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     urls: list[str] = []
 
     def download(url: str, file: str, *_: object, **__: object) -> None:
@@ -195,7 +210,9 @@ def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exc
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     for source in ("timm:a1_in1k", "hf-hub:me/net"):
-        with pytest.raises(ValueError, match=r"^'.*' cannot be downloaded: .*; valid offline: a file or folder$") as caught:
+        with pytest.raises(
+            ValueError, match=r"^'.*' cannot be downloaded: .*; valid offline: a file or folder$"
+        ) as caught:
             find_weights(source, RESNET)
         assert "\n" not in str(caught.value)
 
@@ -204,18 +221,20 @@ def test_hub_that_is_turned_off_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
     """The hub's own client, with an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"^'hf-hub:me/net' cannot be downloaded: .+; valid offline: a file or folder$"):
+    with pytest.raises(
+        ValueError, match=r"^'hf-hub:me/net' cannot be downloaded: .+; valid offline: a file or folder$"
+    ):
         find_weights("hf-hub:me/net", OWN)
 
 
 def test_address_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="^'torchvision' cannot be downloaded: "):
+    with pytest.raises(ValueError, match=r"^'torchvision' cannot be downloaded: "):
         find_weights("torchvision", OWN)
 
 
 def test_weights_that_only_their_own_reader_knows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(has_weights=True, custom_load=True, to_dict=dict)
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: config)
-    with pytest.raises(ValueError, match="these weights are not stored as a state dict"):
+    with pytest.raises(ValueError, match=r"these weights are not stored as a state dict"):
         find_weights("timm:a1_in1k", RESNET)

@@ -10,6 +10,7 @@ from firstlight.pipeline.data.sources.conventions.reading import (
     describe_classes,
     describe_near_twins,
     describe_read_files,
+    drop_refused,
     find_near_twins,
     fold_name,
     join_counts,
@@ -59,3 +60,10 @@ def test_absent_classes_are_told() -> None:
     ]
     rows = {"train": np.array([0, 2]), "test": np.array([1])}
     assert describe_absent_classes(("cat", "dog"), labels, rows) == ["classes without an image to test on: dog"]
+
+
+def test_rows_that_hold_no_image_are_dropped_for_counts() -> None:
+    rows = {"train": np.array([0, 1, 2, 5]), "test": np.array([3, 4])}
+    kept = drop_refused(rows, {5: "a reason", 3: "another"})
+    assert {split: indices.tolist() for split, indices in kept.items()} == {"train": [0, 1, 2], "test": [4]}
+    assert drop_refused(rows, {})["train"].tolist() == [0, 1, 2, 5]

@@ -1,0 +1,1 @@
+"""Scores of a table by arm, and its verdicts in sentences."""
