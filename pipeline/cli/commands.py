@@ -70,7 +70,7 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
 @click.option("--name", required=True, help="The name of the encoder in MLflow's model registry.")
 @click.option("--alias", default="current", show_default=True, help="The alias that leads to this version from now on.")
 def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> None:
-    """Give the encoder of a pretraining, or a fine-tuned model, a name and an alias.
+    """Give an encoder or a fine-tuned model a name and an alias.
 
     RUN may also be a trial, or a recipe with one pretraining stage: the encoder is that of its first seed.
     """

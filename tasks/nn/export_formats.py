@@ -6,19 +6,22 @@ then gives the same map.
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
+from firstlight.tasks.nn.timm_backbones import NETWORK_OPTIONS, TokenMaps, find_timm_traits
 
 LIBRARIES = ("torchvision", "timm")
 EXPORT_FORMATS = (*LIBRARIES, "safetensors", "onnx", "torch_export")
 # The largest difference of two maps, relative to the largest absolute value. Sums in another order differ by less in
 # single precision.
 MAP_TOLERANCE = 1e-4
+# The source of the last map of a ViT: the method `forward_intermediates` of timm with the final normalisation.
+NORMED_SOURCE = "forward_intermediates(norm=True)"
 # The positions of the stages of firstlight.tasks.nn.backbones.vgg16 among the layers of torchvision's and timm's.
 VGG16_STAGE_ENDS = (0, 7, 14, 24, 34, 44)
 # The name of an encoder -> its name in both libraries, and the prefixes of its tensors there.
@@ -61,6 +64,8 @@ class Counterpart:
     source: str
     # True if the last map is (B, h, w, C).
     channels_last: bool
+    # The sizes that the library's network is built with, besides its name: timm's `img_size` and the like.
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def library_state(self, encoder: Encoder) -> dict[str, Tensor]:
         """Returns the encoder's tensors under the library's names."""
@@ -75,7 +80,7 @@ class Counterpart:
         Raises:
             ValueError: the network has no tensor of that name or shape.
         """
-        net = build_library_network(self.library, self.model)
+        net = build_library_network(self.library, self.model, self.options)
         try:
             missing, unexpected = net.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
@@ -98,7 +103,9 @@ class Counterpart:
             return lambda x: trunk(x)["map"].permute(0, 3, 1, 2) if self.channels_last else trunk(x)["map"]
         if self.source == "forward_features":
             return lambda x: network.forward_features(x)  # type: ignore[operator,no-any-return]
-        return lambda x: network.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)[-1]  # type: ignore[operator,no-any-return]
+        normed = {"norm": True} if self.source == NORMED_SOURCE else {}
+        options: dict[str, Any] = {"output_fmt": "NCHW", "intermediates_only": True, **normed}
+        return lambda x: network.forward_intermediates(x, **options)[-1]  # type: ignore[operator,no-any-return]
 
 
 def find_counterpart(encoder: Encoder, library: str) -> Counterpart:
@@ -114,9 +121,10 @@ def find_counterpart(encoder: Encoder, library: str) -> Counterpart:
         raise ValueError(f"{library}'s networks have batch normalisation, this one has encoder.norm: group")
     if spec.get("stem", "imagenet") != "imagenet":
         raise ValueError(f"{library}'s networks begin with stride 4, this one has encoder.stem: {spec['stem']}")
-    model, names = _map_tensor_names(encoder, library)
+    model, names = map_tensor_names(encoder, library)
+    options = network_options(encoder) if spec["name"] == library == "timm" else {}
     for source, channels_last in _candidate_sources(model, library):
-        found = Counterpart(library, model, names, source, channels_last)
+        found = Counterpart(library, model, names, source, channels_last, options)
         if _has_same_map(encoder, found):
             return found
     raise ValueError(f"{model} of {library}, with the same weights, gives no map that is this encoder's last")
@@ -132,7 +140,19 @@ def explain_missing_format(encoder: Encoder, format: str) -> str | None:
     return None
 
 
-def _map_tensor_names(encoder: Encoder, library: str) -> tuple[str, dict[str, str]]:
+def network_options(encoder: Encoder) -> dict[str, Any]:
+    """Returns the options that timm's constructor takes for the network of an encoder of timm, besides its name.
+
+    A network of one resolution takes images of other sizes only with `dynamic_img_size`.
+    """
+    options = {key: encoder.spec[key] for key in NETWORK_OPTIONS if encoder.spec.get(key) is not None}
+    is_columnar = isinstance(encoder.stages, TokenMaps)
+    if is_columnar and "dynamic_img_size" in find_timm_traits(encoder.spec["model"]).parameters:
+        options.setdefault("dynamic_img_size", True)
+    return options
+
+
+def map_tensor_names(encoder: Encoder, library: str) -> tuple[str, dict[str, str]]:
     """Returns the name of the counterpart, and the names of its tensors."""
     name, keys, own = encoder.spec["name"], _batch_norm_names(encoder), list(encoder.state_dict())
     if name == library:
@@ -184,8 +204,11 @@ def _library_tensor_names(keys: list[str], model: str, library: str) -> list[str
     return named
 
 
-def build_library_network(library: str, model: str) -> nn.Module:
-    """Returns a network of torchvision or timm with new weights. The caller's random numbers stay as they are."""
+def build_library_network(library: str, model: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Returns a network of torchvision or timm with new weights. The caller's random numbers stay as they are.
+
+    `options`: the sizes that a network of timm is built with, as `network_options` gives them.
+    """
     with torch.random.fork_rng(devices=[]):
         if library == "torchvision":
             from firstlight.tasks.nn.library_backbones import build_untrained
@@ -193,7 +216,7 @@ def build_library_network(library: str, model: str) -> nn.Module:
             return build_untrained(model)
         import timm
 
-        return timm.create_model(model, pretrained=False)  # type: ignore[no-any-return]
+        return timm.create_model(model, pretrained=False, **(options or {}))  # type: ignore[no-any-return]
 
 
 def _candidate_sources(model: str, library: str) -> list[tuple[str, bool]]:
@@ -202,7 +225,7 @@ def _candidate_sources(model: str, library: str) -> list[tuple[str, bool]]:
         from firstlight.tasks.nn.library_backbones import find_feature_maps
 
         return list(find_feature_maps(model).items())[-1:]
-    return [("forward_features", False), ("forward_intermediates", False)]
+    return [("forward_features", False), ("forward_intermediates", False), (NORMED_SOURCE, False)]
 
 
 @torch.no_grad()

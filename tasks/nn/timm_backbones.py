@@ -24,6 +24,8 @@ from firstlight.tasks.nn.feature_maps import MapList
 from firstlight.tasks.nn.library_backbones import FeatureMaps, check_known_model, first_line
 from firstlight.tasks.nn.norms import Norm
 
+# The options that go to the constructor of a network.
+NETWORK_OPTIONS = ("img_size", "patch_size", "dynamic_img_size")
 PixelSide = Annotated[int, Ge(1)]
 
 

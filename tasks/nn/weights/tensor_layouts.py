@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.nn.export_formats import LIBRARIES, TENSOR_PREFIXES, _map_tensor_names
+from firstlight.tasks.nn.export_formats import LIBRARIES, TENSOR_PREFIXES, map_tensor_names, network_options
 from firstlight.tasks.nn.timm_backbones import TokenMaps
 from firstlight.tasks.nn.weights.key_matching import (
     KeyPrefix,
@@ -87,14 +87,14 @@ def list_layouts(encoder: Encoder) -> list[TensorLayout]:
         if encoder.spec["name"] == library or encoder.spec["name"] in TENSOR_PREFIXES:
             network = _build_timm_network(encoder) if encoder.spec["name"] == library == "timm" else None
             known = frozenset(network.state_dict()) if network is not None else frozenset[str]()
-            layouts.append(TensorLayout(library, _map_tensor_names(encoder, library)[1], network, known))
+            layouts.append(TensorLayout(library, map_tensor_names(encoder, library)[1], network, known))
     return layouts
 
 
 def _build_timm_network(encoder: Encoder) -> nn.Module:
     import timm
 
-    options = {key: value for key in ("img_size", "patch_size") if (value := encoder.spec.get(key)) is not None}
+    options = network_options(encoder)
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(  # type: ignore[no-any-return]
             encoder.spec["model"], pretrained=False, in_chans=encoder.input.channels, **options

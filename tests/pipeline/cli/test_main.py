@@ -20,7 +20,20 @@ from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from tests.support.paths import ROOT
 
 LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it again"
-COMMANDS = {"config", "recipes", "search", "runs", "show", "promote", "delete", "repeat", "ui", "doctor", "submit"}
+COMMANDS = {
+    "config",
+    "recipes",
+    "search",
+    "runs",
+    "show",
+    "promote",
+    "delete",
+    "repeat",
+    "ui",
+    "doctor",
+    "submit",
+    "predict",
+}
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
     **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
@@ -33,6 +46,10 @@ OPTIONS = {
     "delete": {"-y", "--yes", "--force"},
     "repeat": {"--from", "--exact", "-v", "--verbose"},
     "ui": {"--port"},
+    "predict": {
+        *("--out", "--force", "--batch-size", "--top", "--split"),
+        *("--workers", "--gpus-per-worker", "--from", "-v", "--verbose"),
+    },
     "doctor": {"--ray"},
     "submit": {"--address", "--installed", "--detach", "--smoke", "-v", "--verbose"},
 }

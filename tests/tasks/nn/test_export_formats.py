@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
 from firstlight.tasks.nn.export_formats import (
     MAP_TOLERANCE,
     ExportGraph,
@@ -83,6 +83,36 @@ def test_timm_s_own_network_gives_the_same_features(spec: dict[str, Any]) -> Non
         assert measure_difference(features(encoder, x), net.eval()(normalised))[1] < MAP_TOLERANCE
     map_ = found.last_map(net.eval())(normalised)
     assert measure_difference(encoder(x)[-1], map_)[1] < MAP_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("test_vit", {"img_size": SIZE, "patch_size": 8}),
+        # Position embeddings for 64 pixels, resampled for 32.
+        ("test_vit", {"img_size": 64, "patch_size": 8}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": SIZE, "patch_size": 8}),
+        ("swin_tiny_patch4_window7_224", {"img_size": SIZE}),
+    ],
+)
+@torch.no_grad()
+def test_a_transformer_in_timm_has_its_sizes_and_gives_the_same_map(model: str, options: dict[str, int]) -> None:
+    encoder = trained(name="timm", model=model, **options)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("model.norm.weight"):
+            parameter.uniform_(0.5, 2.0)
+    found = find_counterpart(encoder, "timm")
+    assert options.items() <= found.options.items()
+    net: Any = timm.create_model(model, **found.options).eval()
+    missing, unexpected = net.load_state_dict(found.library_state(encoder), strict=False)
+    assert unexpected == []
+    assert {name.split(".")[0] for name in missing} == ({"head", "norm"} if "swin" in model else {"head"})
+    normalised = (images(2) - 0.5) / 0.25
+    maps = encoder(images(2))
+    assert measure_difference(maps[-1], found.last_map(net)(normalised))[1] < MAP_TOLERANCE
+    if encoder.has_class_token:
+        token = net.forward_features(normalised)[:, 0]
+        assert measure_difference(pool_maps(maps, "cls"), token)[1] < MAP_TOLERANCE
 
 
 @torch.no_grad()
