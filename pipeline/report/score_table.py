@@ -205,6 +205,11 @@ def table_cells(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[dict[str, str]
     return [score_cells(recipe, row) | {"measure": label} for row, label in zip(rows, labels, strict=True)]
 
 
+def list_comparisons(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Returns the rows that the table of comparisons has: those with a baseline, or with a number of the paper."""
+    return [row for row in rows if row.baseline or find_paper_result(recipe, row) is not None]
+
+
 def make_score_tables(recipe: Recipe, rows: Sequence[ScoreRow]) -> Group:
     """Returns what the terminal shows: the one table, or those of the scores and of the comparisons."""
     if not has_arm_columns(rows):
@@ -254,7 +259,7 @@ def _make_comparison_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     above = ""
-    for row in rows:
+    for row in list_comparisons(recipe, rows):
         if (measure := f"{row.stage}: {row.label or row.measure}") != above:
             table.add_section()
             table.add_row(f"[bold]{escape(measure)}[/]")

@@ -223,12 +223,12 @@ class StageGraph:
         """Returns the finished instances of all stages that use the encoder of `instance`, for all seeds."""
         found = []
         for name in self.recipe.stages:
-            if self.recipe.encoder_source(name) is None:
+            if self.recipe.encoder_source(name) is None and not self.recipe.stages[name].takes_given:
                 continue
             # A stage may lack its encoder, or the command may not have downloaded it.
             with contextlib.suppress(UserError, KeyError):
                 instances = [self.find_instance(name, seed) for seed in self.recipe.seeds]
-                if any((one.seed, one.encoder) == (instance.seed, instance.encoder) for one in instances):
+                if any(one.seed == instance.seed and instance.encoder in (one.encoder, one.given) for one in instances):
                     found += [one for one in instances if one.result is not None]
         return found
 

@@ -14,6 +14,7 @@ from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.stages.stage_kind import RecipeContext
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.task import TargetKind
+from firstlight.tasks.nn.encoders import Encoder
 
 TARGET_NAMES = {
     "label": "labels, one for an image",
@@ -90,13 +91,17 @@ def check_made_table(where: str, wanted: str, context: RecipeContext, stage: str
     raise UserError(f"{where}: true is not valid: {method} of stages.{stage} keeps no {what}; valid: false")
 
 
-def check_feature_layers(where: str, key: str, stage: FeatureStage, maps: int) -> None:
-    """Checks the layers of a stage against the number of the encoder's maps. `key`: the stage's key for its layers."""
+def check_feature_layers(where: str, key: str, stage: FeatureStage, encoder: Encoder) -> None:
+    """Checks the layers of a stage and their pooling against an encoder. `key`: the stage's key for its layers."""
+    maps = len(encoder.shapes)
     for layer in stage.feature_layers:
         if not -maps <= layer < maps:
             raise UserError(
                 f"{where}.{key}: {layer} is not one of the encoder's {maps} feature maps; valid: {-maps} to {maps - 1}"
             )
+    if stage.pool in ("cls", "cls_avg") and not encoder.has_class_token:
+        name = encoder.spec.get("model", encoder.spec["name"])
+        raise UserError(f"{where}.pool: {stage.pool!r} needs a class token, and {name} has none; valid: avg, grid")
     if stage.features == "encoder":
         return
     wrong: dict[str, object] = {key: list(stage.feature_layers)} if stage.feature_layers != (-1,) else {}

@@ -202,7 +202,7 @@ class EvaluateStage(StageKind[Evaluate]):
         return TypeAdapter(create_model("EvaluationResult", __base__=RecordShape, **arms))
 
     def check_encoder(self, name: str, stage: Evaluate, recipe: Recipe, encoder: Encoder) -> None:
-        check_feature_layers(f"stages.{name}", "layers", stage, len(encoder.shapes))
+        check_feature_layers(f"stages.{name}", "layers", stage, encoder)
         if stage.knn_bank and stage.features != "head":
             raise UserError(
                 f"stages.{name}.knn_bank: true is not valid with features: {stage.features}: a memory bank holds the "

@@ -59,6 +59,7 @@ from firstlight.tasks.nn.export_formats import (
     find_counterpart,
     measure_difference,
 )
+from firstlight.tasks.nn.timm_folder import describe_for_timm, write_timm_config
 
 EXPORT_FOLDER = "export"
 ONNX_OPSET = 18  # that torch's exporter writes; others are converted from it
@@ -184,6 +185,9 @@ class _Exporter:
         )
         write_flushed(folder / "model.safetensors", data)
         net, missing = found.build_network(_load_tensors(folder / "model.safetensors"))
+        if found.library == "timm" and self.encoder.input.normalize == "dataset":
+            # The network as others load it is the one that is compared.
+            net = write_timm_config(folder, describe_for_timm(self.encoder, found.model, found.options)) or net
         last_map = found.last_map(net)
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,6 +270,9 @@ class _ModelExporter:
         facts = {"format": "pt", "model": network, "library": library, "classes": json.dumps(self.model.classes)}
         write_flushed(folder / "model.safetensors", save_tensors(found.library_state(self.model.task), facts))
         net = found.build_network(_load_tensors(folder / "model.safetensors"))
+        if library == "timm" and self.encoder.input.normalize == "dataset":
+            content = describe_for_timm(self.encoder, network, found.encoder.options, self.model.classes)
+            net = write_timm_config(folder, content) or net
         version = importlib.metadata.version(library)
         facts_of_result = {"model": network, "classes": found.classes, "head": found.head_name}
         return lambda images: (net(self.encoder.input(images)),), {**facts_of_result, "version": version}

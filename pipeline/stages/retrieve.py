@@ -185,7 +185,7 @@ class RetrieveStage(StageKind[Retrieve]):
         return TypeAdapter(create_model("RetrievalResult", __base__=RecordShape, **keys, **arms))
 
     def check_encoder(self, name: str, stage: Retrieve, recipe: Recipe, encoder: Encoder) -> None:
-        check_feature_layers(f"stages.{name}", "layer", stage, len(encoder.shapes))
+        check_feature_layers(f"stages.{name}", "layer", stage, encoder)
 
     def check_source(self, name: str, stage: Retrieve, context: RecipeContext) -> None:
         if "test" in (stage.queries, stage.gallery):

@@ -25,7 +25,7 @@ SOBEL_RECIPES = [
     entry.name
     for entry in list_recipes()
     if (entry.name.startswith("nat/") or is_nat(opened(entry.name)))
-    and opened(entry.name).encoder.model_dump()["input"] == "sobel"
+    and opened(entry.name).network_spec["input"] == "sobel"
 ]
 
 
@@ -60,7 +60,7 @@ def test_all_recipes_of_the_paper_with_gradients_are_compared() -> None:
 @pytest.mark.parametrize("name", SOBEL_RECIPES)
 def test_input_is_that_of_the_authors_code(name: str) -> None:
     recipe = opened(name)
-    spec = recipe.encoder.model_dump()
+    spec = recipe.network_spec
     image = torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     made = Encoder(spec, recipe.dataset.image_size).input.double()
     one = image.numpy()[0]

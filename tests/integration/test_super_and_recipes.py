@@ -47,7 +47,7 @@ def test_the_papers_number_stands_beside_knn_over_the_bank(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if opened(name).dataset.name in CONSTANTS])
 def test_inputs_have_the_constants_of_the_authors_code(name: str) -> None:
     recipe = opened(name)
-    encoder = recipe.encoder.model_dump()
+    encoder = recipe.network_spec
     assert (encoder["mean"], encoder["std"]) == CONSTANTS[recipe.dataset.name]
 
 

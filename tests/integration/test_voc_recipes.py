@@ -38,7 +38,7 @@ def stages_of(recipe: Recipe, task: str) -> dict[str, Finetune]:
 def build(recipe: Recipe, stage: Finetune, classes: int = 20) -> Task:
     """The task of a stage on a fresh encoder, as the recipe's trial has it."""
     torch.manual_seed(0)
-    encoder = Encoder(recipe.encoder.model_dump(), recipe.dataset.image_size)
+    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     if stage.batch_norm == "fold":
         fold_encoder(encoder)
     return TASKS[stage.task.name](encoder, classes, **constructor_arguments(stage.task))

@@ -100,7 +100,7 @@ def test_every_labelled_pixel_of_an_image_counts_once(
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
     worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
     views = finetune.test_views(worker, stage)  # type: ignore[arg-type]
-    task = Segmentation(Encoder(built.encoder.model_dump(), 225), 3, norm="group").eval()
+    task = Segmentation(Encoder(built.network_spec, 225), 3, norm="group").eval()
     monkeypatch.setattr(task, "compute_logits", tell_by_level)
     counts = [task.observe(batch)[0] for batch in worker.iterate_batches(worker.splits.test, 3, views, "mask", True)]
     found = torch.cat(counts)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
+from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
 
 
 def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation: str) -> str:
@@ -57,6 +58,8 @@ def normalisation_code(spec: Mapping[str, Any]) -> str:
 
 
 def _library_code(format: str, facts: Mapping[str, Any]) -> list[str]:
+    if format == "timm" and TIMM_CONFIG_FILE in facts["files"]:
+        return ["import timm", "import torch", "", 'net = timm.create_model("local-dir:timm", pretrained=True).eval()']
     build = (
         f'torchvision.models.get_model("{facts["model"]}")'
         if format == "torchvision"

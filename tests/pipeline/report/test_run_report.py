@@ -14,6 +14,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.report.html_page import strip_credentials
 from firstlight.pipeline.report.page_parts import RECIPE_FILE, REPORT_FILE, SUMMARY_FOLDER
 from firstlight.pipeline.report.score_table import score_cells
+from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.figures import list_figures
 from tests.support import recipes
@@ -96,7 +97,7 @@ def test_report_contains_all_figures_of_all_seeds(ran: Recipe) -> None:
 
 
 def test_saved_recipe_equals_the_one_that_was_run(ran: Recipe) -> None:
-    assert load_recipe(ran.storage / ran.name / RECIPE_FILE) == ran
+    assert load_recipe(ran.storage / ran.name / RECIPE_FILE) == resolve_scale(ran)[0]
 
 
 def test_report_of_an_unfinished_recipe_says_so(ran: Recipe, tmp_path: Path) -> None:

@@ -252,6 +252,14 @@ def test_paper_numbers_stand_once_in_a_table_of_comparisons(tmp_path: Path) -> N
     assert cells["given against scratch"] == ["75.5", "+5.50"]
 
 
+def test_number_without_a_baseline_is_a_score_and_no_comparison(tmp_path: Path) -> None:
+    own = ScoreRow("pretrain", "own classifier", "", (0.5, 0.6, 0.7), (), "accuracy", label="own classifier")
+    lines = print_tables(with_given(tmp_path), [own, *three_arm_rows(tmp_path)], 140)
+    title = lines.index("comparisons; [95 % interval of the gain]")
+    assert read_cells(lines[:title])[0] == ["pretrain", "own classifier", "60.00 ± 10.00", "", ""]
+    assert not any("own classifier" in line for line in lines[title:])
+
+
 def test_scores_of_three_arms_are_one_line(tmp_path: Path) -> None:
     spreads = "83.00 ± 1.00, given weights 81.00 ± 1.00"
     assert list_score_lines(three_arm_rows(tmp_path)) == [

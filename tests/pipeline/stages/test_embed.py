@@ -38,7 +38,7 @@ def setting(
     )
     if not (tmp_path / "encoder").exists():
         torch.manual_seed(0)
-        save_encoder(Encoder(recipe.encoder.model_dump(), 8), tmp_path / "encoder", {})
+        save_encoder(Encoder(recipe.network_spec, 8), tmp_path / "encoder", {})
     instance = StageInstance("embed", 0, name, tmp_path / f"embed-seed0-{name}", tmp_path / "encoder")
     instance.folder.mkdir(exist_ok=True)
     return StageContext.create(recipe, digits, on_ray), recipe.stages["embed"], instance  # type: ignore[return-value]
