@@ -1,5 +1,6 @@
 """Fixtures (gloo pools, a local Ray cluster, stores, MLflow's tables) and the order of tests that run in parallel."""
 
+import gc
 import os
 import secrets
 import sys
@@ -146,8 +147,23 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(RAY_TIMEOUT), append=False)
 
 
+def pytest_collection() -> None:
+    """Collects no garbage while pytest collects tests: what it makes stays."""
+    gc.disable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_sort_key)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the modules and the tests out of all later searches for garbage: these would take a tenth of the time."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def _sort_key(item: pytest.Item) -> tuple[bool, bool, int]:

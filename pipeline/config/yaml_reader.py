@@ -3,7 +3,9 @@
 Keys that occur twice and aliases are errors.
 """
 
+import copy
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +121,8 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: the text is not valid. The message begins with `where` and names the line.
     """
-    loader = None
     try:
-        loader = _YamlLoader(text)
-        return loader.get_single_data()
+        return copy.deepcopy(_load_text(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -130,9 +130,16 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}:{line} {problem}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {one_line(error)}") from None
+
+
+# Of texts: the files of a recipe are read again for each trial of a search.
+@lru_cache(maxsize=1024)
+def _load_text(text: str) -> Any:
+    loader = _YamlLoader(text)
+    try:
+        return loader.get_single_data()
     finally:
-        if loader is not None:
-            loader.dispose()
+        loader.dispose()
 
 
 def dump_yaml(value: Any) -> str:

@@ -29,7 +29,7 @@ from firstlight.pipeline.report.html_page import (
 from firstlight.pipeline.report.score_table import (
     arm_cells,
     arm_titles,
-    list_comparisons,
+    list_compared_rows,
     score_cells,
     score_title,
     table_cells,
@@ -106,7 +106,7 @@ def _arm_score_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
 def _comparison_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
     paper = ["paper", "difference"] if recipe.expected else []
     lines: list[list[str | Cell]] = []
-    for row in list_comparisons(recipe, rows):
+    for row in list_compared_rows(recipe, rows):
         cells = score_cells(recipe, row)
         values = [Cell(cells[heading]) for heading in ("gain", *paper)]
         named = Cell(row.label or row.measure, remark=row.stage)

@@ -205,7 +205,7 @@ def table_cells(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[dict[str, str]
     return [score_cells(recipe, row) | {"measure": label} for row, label in zip(rows, labels, strict=True)]
 
 
-def list_comparisons(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+def list_compared_rows(recipe: Recipe, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """Returns the rows that the table of comparisons has: those with a baseline, or with a number of the paper."""
     return [row for row in rows if row.baseline or find_paper_result(recipe, row) is not None]
 
@@ -259,7 +259,7 @@ def _make_comparison_table(recipe: Recipe, rows: Sequence[ScoreRow]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     above = ""
-    for row in list_comparisons(recipe, rows):
+    for row in list_compared_rows(recipe, rows):
         if (measure := f"{row.stage}: {row.label or row.measure}") != above:
             table.add_section()
             table.add_row(f"[bold]{escape(measure)}[/]")

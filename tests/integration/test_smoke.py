@@ -45,7 +45,7 @@ def test_overrides_win_over_smoke_and_smoke_over_the_recipe(mine: Path) -> None:
     whole, trial = load_recipe(mine), load_recipe(mine, ("dataset.max_train=60",), smoke=True)
     assert (whole.name, whole.seeds, whole.scale.workers, whole.dataset.max_train) == ("mine", (3, 4), 8, 500)
     assert (trial.name, trial.seeds, trial.storage, trial.dataset.max_train) == ("mine-smoke", (0,), Path("runs"), 60)
-    assert (trial.scale.name, trial.scale.workers, trial.scale.gpus_per_worker) == ("local", 0, 0.0)
+    assert (trial.scale.name, trial.scale.workers, trial.scale.gpus_per_worker) == ("local", 0, "auto")
     first: Any = trial.stages["first"]
     assert (first.epochs, first.batch_size, first.optimizer.lr, first.method.rounds) == (1, 16, 1.0, 1)
 

@@ -48,7 +48,7 @@ def test_the_papers_number_stands_beside_knn_over_the_bank(name: str) -> None:
 def test_inputs_have_the_constants_of_the_authors_code(name: str) -> None:
     recipe = opened(name)
     encoder = recipe.network_spec
-    assert (encoder["mean"], encoder["std"]) == CONSTANTS[recipe.dataset.name]
+    assert (tuple(encoder["mean"]), tuple(encoder["std"])) == CONSTANTS[recipe.dataset.name]
 
 
 @pytest.mark.parametrize("name", ["super_and/figure5", "super_and/figure5_baselines"])

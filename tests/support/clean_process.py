@@ -3,21 +3,18 @@
 A fork of the test's own process would inherit its threads, and a new interpreter takes seconds for its imports.
 """
 
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-PRELOADED = ["torch", "firstlight.pipeline.run.launch", "firstlight.pipeline.stages.pretrain", "tests.support.recipes"]
+from tests.support.fork_server import get_fork_context
 
 
 def run_in_clean_process(
     function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None, timeout_s: float = 600
 ) -> int:
     """Calls an importable function in a process of its own. Returns the exit code, -n if signal n ended it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_call, args=(function, arguments, dict(environment or {})))
+    process = get_fork_context().Process(target=_call, args=(function, arguments, dict(environment or {})))
     process.start()
     process.join(timeout_s)
     if process.exitcode is None:

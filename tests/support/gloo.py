@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-# The server imports these modules once, and every worker is a copy of it. torch takes seconds to import, and so does
-# torch._dynamo, which DistributedDataParallel imports when it is first used.
-PRELOADED_MODULES = ["torch._dynamo", "tests.support.learners", "tests.support.two_workers"]
+from tests.support.fork_server import get_fork_context
 
 
 class Pool:
@@ -22,8 +19,7 @@ class Pool:
     """
 
     def __init__(self, world: int) -> None:
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED_MODULES)
+        context = get_fork_context()
         store = tempfile.mktemp(prefix="gloo-")
         self.pipes: list[Connection] = []
         self.processes = []

@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
         "eval_augment": [{"op": "center_crop"}],
     },
     "encoder": {"name": "convnet", "input": "gray", "norm": "sync", "width": 4, "depth": 2},
-    "scale": {"name": "local", "workers": 0},
+    "scale": {"name": "local", "workers": 0, "gpus_per_worker": 0.0},
     "stages": {
         "pretrain": {
             "kind": "pretrain",

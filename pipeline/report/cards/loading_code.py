@@ -58,7 +58,7 @@ def normalisation_code(spec: Mapping[str, Any]) -> str:
 
 
 def _library_code(format: str, facts: Mapping[str, Any]) -> list[str]:
-    if format == "timm" and TIMM_CONFIG_FILE in facts["files"]:
+    if format == "timm" and TIMM_CONFIG_FILE in facts.get("files", {}):
         return ["import timm", "import torch", "", 'net = timm.create_model("local-dir:timm", pretrained=True).eval()']
     build = (
         f'torchvision.models.get_model("{facts["model"]}")'

@@ -141,8 +141,8 @@ def test_recipe_whose_server_is_killed_loses_nothing(
     with pytest.raises(Unpublished) as caught:
         run_recipe(gone, console)
     assert list(caught.value.rows) == rows, "the error carries the table"
-    waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the summary, the report"
-    assert f"5 of its results are on disk and not published ({waiting})" in str(caught.value)
+    waiting = "pretrain seed 0, evaluate seed 0, finetune seed 0, the model cards, the summary, the report"
+    assert f"6 of its results are on disk and not published ({waiting})" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.setattr(retry, "SHORT_TIMEOUT_RETRIES", 1)
     started = time.monotonic()

@@ -199,7 +199,7 @@ def test_list_may_be_reordered_and_name_an_image_twice(tmp_path: Path) -> None:
     new = local(grown(data, old), tmp_path / "out")
     assert_extends(new, old)
     assert by_path(new)["new.png"] == (8, "train", "2")
-    assert (len(rows(new)), new.quarantined, new.classes) == (9, 2, ("0", "1", "2"))
+    assert (len(rows(new)), new.quarantined, new.classes) == (9, 0, ("0", "1", "2"))
 
 
 def test_numbered_classes_keep_their_order(tmp_path: Path) -> None:
