@@ -228,7 +228,7 @@ class Recipe(StrictModel):
         weights where it names none. No other code reads these words.
         """
         stage, has_given = self.stages[name], self.encoder is not None and self.encoder.weights is not None
-        artifact: Literal["encoder", "model"] = "model" if getattr(stage, "takes_model", False) else "encoder"
+        artifact: Literal["encoder", "model"] = "model" if stage.takes_model else "encoder"
         if stage.start in (None, RANDOM):
             return None
         if stage.start == PREVIOUS:

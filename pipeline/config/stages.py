@@ -44,6 +44,11 @@ class StageConfig(StrictModel):
         return None
 
     @property
+    def takes_model(self) -> bool:
+        """True if `encoder` names a fine-tuned model, which the stage takes as a whole."""
+        return False
+
+    @property
     def takes_given(self) -> bool:
         """True if the stage compares others with the weights that `encoder.weights` names."""
         return False
@@ -272,8 +277,3 @@ class DownstreamStage(StageConfig):
     @property
     def start(self) -> str | None:
         return self.encoder if self.takes_encoder else None
-
-    @property
-    def takes_model(self) -> bool:
-        """True if `encoder` names a fine-tuned model, which the stage takes as a whole."""
-        return False

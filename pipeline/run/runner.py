@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
-from firstlight.pipeline.tracking.client import TrackingClient, read_run_id
+from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
 from firstlight.pipeline.train import device_cache
@@ -141,10 +141,10 @@ class RecipeRunner:
     def run(self, only: str | None) -> list[ScoreRow]:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
         origin = self.publisher.origin or self.publisher.tracking
-        self._resolve_given(origin)
-        self.references = replace(
-            resolve_references(self.recipe, origin, self.folder / "inputs", only), given=self.references.given
-        )
+        self.recipe, given, told = resolve_given(self.recipe, origin)
+        self._print_lines(told)
+        self.references = resolve_references(self.recipe, origin, self.folder / "inputs", only)
+        self.references.given = given
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self._print_notes(stage_kind(stage).list_warnings(name, stage))
@@ -162,12 +162,6 @@ class RecipeRunner:
         self._publish_report()
         self.publisher.flush(rows)
         return rows
-
-    def _resolve_given(self, origin: TrackingClient) -> None:
-        """Loads the weights that the recipe names, and says what was taken as what."""
-        self.recipe, given, told = resolve_given(self.recipe, origin)
-        self.references.given = given
-        self._print_lines(told)
 
     def prepare(self) -> None:
         """Writes or opens the store. The first time, prints and draws statistics of its images."""

@@ -216,11 +216,15 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "epoch_loss": self.epoch_loss,
         }
-        parts = {"scaler": self.scaler, "average": self.average, "selection": self.selection}
-        shared |= {name: state for name, part in parts.items() if part is not None and (state := part.state_dict())}
+        shared |= {name: part.state_dict() for name, part in self._list_parts().items()}
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
         versions = {"threads": torch.get_num_threads(), "torch": torch.__version__}
         checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, **versions})
+
+    def _list_parts(self) -> dict[str, Any]:
+        """Returns what only some trainings have, and keep in their checkpoints, by its name there."""
+        parts: dict[str, Any] = {"scaler": self.scaler, "average": self.average, "selection": self.selection}
+        return {name: part for name, part in parts.items() if part is not None and part.state_dict()}
 
     @property
     def best_checkpoints(self) -> Checkpoints:
@@ -314,9 +318,8 @@ class Trainer:
             self.optimizer.load_state_dict(found.shared["optimizer"])
             self.schedule.load_state_dict(found.shared["schedule"])
             self.epoch_loss = float(found.shared["epoch_loss"])
-            for name, part in {"scaler": self.scaler, "average": self.average, "selection": self.selection}.items():
-                if part is not None and part.state_dict():
-                    part.load_state_dict(found.shared[name])
+            for name, part in self._list_parts().items():
+                part.load_state_dict(found.shared[name])
             for name, table in self.learner.tables.items():
                 table.load_state_dicts([shard[name] for shard in found.shards])
 
