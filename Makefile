@@ -50,8 +50,8 @@ reference: install
 	$(BIN)/python -m firstlight.pipeline.cli.reference docs/reference.md
 
 check: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy -p firstlight -p bench
 
 clean:

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from firstlight.tasks.nn.weights.tensor_layouts import fit_layouts, list_layouts
 
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.weights.tensor_layouts import fit_layouts, list_layouts
 
 VIT: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": 32, "patch_size": 8}
 
