@@ -31,6 +31,7 @@ from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.stages import pretrain, registry  # noqa: F401 - registers the kinds of stages
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import open_batches
@@ -101,7 +102,7 @@ class IngestTraining:
         store = prepare(chosen.dataset, storage / "stores", lambda: on_ray, lambda done, total: None)
         worker = StageContext.create(chosen, store, on_ray, torch.device("cpu"))
         stage = chosen.stages["pretrain"]
-        self.job: TrainingJob = pretrain.build_job(
+        self.job: TrainingJob = pretrain_job.build_job(
             worker, stage, StageInstance("pretrain", 0, "bench", storage / "job")
         )
         self.net = Encoder(chosen.network_spec, INGEST_IMAGE_SIZE).to(memory_format=torch.channels_last)

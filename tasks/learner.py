@@ -21,7 +21,7 @@ class Batch:
     rows: Tensor
     # (B,) int64 labels that may be learned from; -1 = unknown or withheld.
     labels: Tensor
-    # Each view is (B, 3, H, W) float in 0..1.
+    # Each view is (B, 3, S, S) float in 0..1; S may differ from view to view.
     views: tuple[Tensor, ...]
     # (B,) int64 number of the pass over its images that each image is in: the epoch, except that labelled images may
     # return within one epoch.
@@ -136,6 +136,14 @@ class Learner(nn.Module, ABC):
 
     def begin_epoch(self, epoch: int) -> None:
         """Is called on every worker before the first step of an epoch, and when an epoch is resumed in its middle."""
+        return
+
+    def begin_step(self, step: int) -> None:
+        """Is called on every worker before each step; `step` counts from 0 over the whole training.
+
+        What follows a schedule, such as a momentum or a temperature, is set here from `step` alone, so that a resumed
+        training has it too.
+        """
         return
 
     def end_step(self) -> None:

@@ -37,6 +37,7 @@ from firstlight.pipeline.data.sources import SOURCES
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.search.objectives import Objective
 from firstlight.pipeline.search.space import Asha, Dimension, NoScheduler, Pbt, Promote, Search
+from firstlight.pipeline.stages.pretraining.section import ViewOptions
 from firstlight.pipeline.stages.registry import STAGES
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
@@ -70,6 +71,7 @@ SHARED_STAGE_SECTIONS: dict[str, type[BaseModel]] = {
     "Label budget": LabelBudget,
     "Frozen features": FeatureStage,
     "Feature metrics: `watch`": FeatureMonitorOptions,
+    "Views of an image: `views`": ViewOptions,
 }
 SEARCH_SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "Values of a setting: `space`": (Dimension,),

@@ -183,6 +183,10 @@ class TrainingOptions(StrictModel):
             )
         return self
 
+    def list_augments(self) -> dict[str, Augment]:
+        """Returns the augmentations that the section gives, by their key in it."""
+        return {} if self.augment is None else {"augment": self.augment}
+
     @property
     def length(self) -> TrainingLength:
         """The length of the training, in the unit in which it is given."""

@@ -1,7 +1,8 @@
 """Ids -> pixels: reads, decodes and augments the images of a batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +15,22 @@ from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.targets import Targets
 from firstlight.pipeline.data.store import Store
 
-# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8, and the arrays of `Targets`.
+# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8 by `view_column`, and those of `Targets`.
 Arrays = dict[str, np.ndarray]
 # Encoded image and label by id.
 Encoded = dict[int, tuple[bytes, int]]
 # Pixels of decoded images that are held until their augmentations are sampled together.
 MAX_OPEN_PIXELS = 2**20
+
+
+def view_column(group: int) -> str:
+    """Returns the name of the array of a group of views: `views`, `views_1`, `views_2` ..."""
+    return f"views_{group}" if group else "views"
+
+
+def list_view_columns(arrays: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the views in the arrays of a batch, in the order of the groups."""
+    return [view_column(group) for group in range(sum(name.split("_")[0] == "views" for name in arrays))]
 
 
 class PixelLoader(Protocol):
@@ -54,21 +65,40 @@ class Loader:
     max_pixels: int
     # Targets besides labels; unless they are whole masks, they are moved with the first view.
     targets: Targets | None = None
+    # Side of each view in pixels; () if all have `size`.
+    view_sizes: tuple[int, ...] = ()
 
     @property
     def row_bytes(self) -> int:
-        return len(self.ops) * self.size**2 * 3
+        return sum(size**2 * 3 for size in self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.view_sizes or (self.size,) * len(self.ops)
+
+    @property
+    def groups(self) -> list[range]:
+        """The views, by number, that have one size and follow each other: each group is one array of a batch."""
+        edges = [k for k in range(1, len(self.ops)) if self._sizes[k] != self._sizes[k - 1]]
+        return [range(start, stop) for start, stop in pairwise([0, *edges, len(self.ops)])]
+
+    def size_of(self, view: int) -> int:
+        """Returns the side of a view in pixels."""
+        return self._sizes[view]
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
-        views = np.empty((len(ids), len(self.ops), self.size, self.size, 3), np.uint8)
+        groups = self.groups
+        views = [np.empty((len(ids), len(g), *(self.size_of(g[0]),) * 2, 3), np.uint8) for g in groups]
+        places = {view: (k, view - group[0]) for k, group in enumerate(groups) for view in group}
         parts: list[Arrays] = []
         for start, opened in self._open_in_chunks(ids, encoded):
             rows = slice(start, start + len(opened))
             sizes = np.array([image.size for image in opened])
             sampled = [self.sample_params(ids[rows], passes[rows], view, sizes) for view in range(len(self.ops))]
             for view, params in enumerate(sampled):
-                for row, pixels in enumerate(augment.apply_batch(opened, params, self.size), start):
-                    views[row, view] = pixels
+                group, place = places[view]
+                for row, pixels in enumerate(augment.apply_batch(opened, params, self.size_of(view)), start):
+                    views[group][row, place] = pixels
             if self.targets is not None:
                 known = self.store.read_annotations(ids[rows])
                 parts.append(
@@ -77,12 +107,13 @@ class Loader:
                     else self.targets.build_arrays(known, sampled[0], self.size)
                 )
         targets = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        return {**_build_arrays(ids, passes, encoded, views), **targets}
+        columns = {view_column(group): pixels for group, pixels in enumerate(views)}
+        return {**_build_arrays(ids, passes, encoded, columns), **targets}
 
     def sample_params(self, ids: np.ndarray, passes: np.ndarray, view: int, sizes: np.ndarray) -> list[OpBatch]:
         """Samples the parameters of every op of a view, for each image. `sizes`: (B, 2) widths and heights."""
         keys = random_numbers.derive_view_keys(self.seed, passes, ids, view)
-        return augment.sample_params(self.ops[view], keys, sizes, self.size)
+        return augment.sample_params(self.ops[view], keys, sizes, self.size_of(view))
 
     def _open_in_chunks(self, ids: np.ndarray, encoded: Encoded) -> Iterator[tuple[int, list[Image.Image]]]:
         """Yields the decoded images in chunks of bounded memory, with the row of the first image of each chunk."""
@@ -120,12 +151,12 @@ class StoredImages:
         views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
             views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels, self.store.levels)
-        return _build_arrays(ids, passes, encoded, views)
+        return _build_arrays(ids, passes, encoded, {view_column(0): views})
 
 
-def _build_arrays(ids: np.ndarray, passes: np.ndarray, encoded: Encoded, views: np.ndarray) -> Arrays:
+def _build_arrays(ids: np.ndarray, passes: np.ndarray, encoded: Encoded, views: Arrays) -> Arrays:
     labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
-    return {"id": ids, "label": labels, "pass": passes, "views": views}
+    return {"id": ids, "label": labels, "pass": passes, **views}
 
 
 def read_encoded_images(store: Store, ids: np.ndarray) -> Encoded:

@@ -74,8 +74,8 @@ def describe_crops(recipe: Recipe, store: Store) -> list[str]:
     shortest = min(min(store.images[side]) for side in ("width", "height"))
     crops = {"dataset.train_augment": recipe.dataset.train_augment, "dataset.eval_augment": recipe.dataset.eval_augment}
     for name, stage in recipe.stages.items():
-        if isinstance(stage, TrainingOptions) and stage.augment:
-            crops[f"stages.{name}.augment"] = stage.augment
+        if isinstance(stage, TrainingOptions):
+            crops |= {f"stages.{name}.{key}": ops for key, ops in stage.list_augments().items()}
         if isinstance(stage, ScoringViews) and (stage.test_scale or stage.test_size):
             crops[f"stages.{name}.{'test_size' if stage.test_size else 'test_scale'}"] = stage.build_corner_crops()[0]
     notes = []

@@ -161,10 +161,10 @@ def free_memory() -> int:
 
 def _list_streams(recipe: Recipe) -> Iterator[StreamMemory]:
     """Yields the streams of all stages, for trainings and for scoring."""
-    workers, image = max(recipe.scale.max_workers, 1), recipe.dataset.image_size**2 * 3
+    workers = max(recipe.scale.max_workers, 1)
     for stage in recipe.stages.values():
-        for images, views in stage_kind(stage).streamed_batches(stage, workers):
-            yield _measure_stream(images, views * image)
+        for images, sizes in stage_kind(stage).streamed_batches(stage, recipe.dataset, workers):
+            yield _measure_stream(images, sum(size**2 * 3 for size in sizes))
 
 
 def _measure_stream(rows: int, row_bytes: int) -> StreamMemory:

@@ -17,7 +17,8 @@ from firstlight.pipeline.search.capacity import max_concurrent_trials
 from firstlight.pipeline.search.objectives import check_measure, is_logged
 from firstlight.pipeline.search.plan import SearchPlan, load_plan
 from firstlight.pipeline.search.space import Pbt
-from firstlight.pipeline.stages.pretrain import Pretrain, count_steps_per_epoch
+from firstlight.pipeline.stages.pretraining.job import count_steps_per_epoch
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 
 # Sections of a recipe whose settings can be searched.
 SEARCHABLE_SECTIONS = ("stages", "encoder", "stream", "dataset")

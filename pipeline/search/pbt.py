@@ -19,7 +19,8 @@ from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.sampler import draw_random_values
 from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
-from firstlight.pipeline.stages.pretrain import Pretrain, build_small_method
+from firstlight.pipeline.stages.pretraining.job import build_small_method
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.stage import TrainingSegment
 from firstlight.pipeline.train.checkpoint import list_checkpoint_folders
 from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, DamagedFileError, read_verified

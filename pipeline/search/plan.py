@@ -19,7 +19,7 @@ from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
 from firstlight.pipeline.search.space import Pbt, Search, Values
-from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
 
 RECIPE_FOLDER = ROOT / "conf" / "recipe"

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field, TypeAdapter, field_validator
 
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file_sha256
@@ -33,7 +34,7 @@ from firstlight.pipeline.stages.checks import check_class_names
 from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
 from firstlight.pipeline.stages.features.projection import MapProjection
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.folder_manifest import read_verified
 from firstlight.pipeline.train.metrics import PassProgress, append_row
@@ -372,5 +373,5 @@ class EmbedStage(StageKind[Embed]):
     def check_source(self, name: str, stage: Embed, context: RecipeContext) -> None:
         check_class_names(f"stages.{name}.map_classes", stage.map_classes, context.source.classes)
 
-    def streamed_batches(self, stage: Embed, workers: int) -> list[tuple[int, int]]:
-        return [(stage.batch_size, 1)]
+    def streamed_batches(self, stage: Embed, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        return [(stage.batch_size, [dataset.image_size])]

@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.comparison import FeatureStage
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import check_distinct
@@ -46,7 +47,7 @@ from firstlight.pipeline.stages.features.frozen_features import (
 )
 from firstlight.pipeline.stages.features.projection import project_principal
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.feature_metrics import FEATURE_METRICS
@@ -258,8 +259,8 @@ class EvaluateStage(StageKind[Evaluate]):
         assert result is not None
         return float(result[stage.compared_arms[0]][f"signals{ending}"][metric])
 
-    def streamed_batches(self, stage: Evaluate, workers: int) -> list[tuple[int, int]]:
-        return [(stage.batch_size, 1)]
+    def streamed_batches(self, stage: Evaluate, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        return [(stage.batch_size, [dataset.image_size])]
 
 
 def _check_bank_images(where: str, bank: SavedTable, store: str, splits: Splits) -> None:

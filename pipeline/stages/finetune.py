@@ -20,6 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.comparison import ComparisonStage
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import GIVEN_ARM, Measure, is_pretrained_arm
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment, TaskSpec, check_distinct, constructor_arguments
@@ -29,7 +30,7 @@ from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.records import Count, RecordShape
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.artifacts import WEIGHTS_ORIGIN_KEY, load_decoder, load_encoder, trace_weights
 from firstlight.pipeline.stages.checks import (
     check_batch_images,
     check_class_names,
@@ -42,7 +43,7 @@ from firstlight.pipeline.stages.checks import (
 from firstlight.pipeline.stages.pictures import FILTERS_FILE, save_filters
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER, Preprocessing, save_model
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import MetricsFile, RecipeContext, StageKind, StageOutput
+from firstlight.pipeline.stages.stage_kind import MetricsFile, RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE
@@ -349,8 +350,16 @@ def _save_models(
             "labels": result["labels"],
             "store": context.store.hash,
             "seed": instance.seed,
+            **_trace_arm(context, instance, arm),
         },
     )
+
+
+def _trace_arm(context: StageContext, instance: StageInstance, arm: str) -> dict[str, Any]:
+    """Returns what is known of the existing weights that an arm comes from, as a fact of its model; {} if of none."""
+    folder = instance.given if arm == GIVEN_ARM else instance.encoder if is_pretrained_arm(arm) else None
+    origin = trace_weights(context.recipe, instance.stage, folder, arm) if folder else {}
+    return {WEIGHTS_ORIGIN_KEY: origin} if origin else {}
 
 
 def describe_preprocessing(context: StageContext, stage: Finetune) -> Preprocessing:
@@ -493,8 +502,8 @@ class FinetuneStage(StageKind[Finetune]):
         assert result is not None
         return _read_number(result[name or stage.compared_arms[0]]["val"])
 
-    def streamed_batches(self, stage: Finetune, workers: int) -> list[tuple[int, int]]:
-        return [(max(stage.batch_size, 256), 1), (stage.batch_size // workers, 1)]
+    def streamed_batches(self, stage: Finetune, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        return [(images, [dataset.image_size]) for images in (max(stage.batch_size, 256), stage.batch_size // workers)]
 
     def count_epoch_images(self, stage: Finetune, splits: Splits, seed: int) -> tuple[int, int]:
         target = TASKS[stage.task.name].target

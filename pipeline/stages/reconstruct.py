@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, TypeAdapter, field_validator
 from torch import Tensor
 
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import DownstreamStage
@@ -24,7 +25,7 @@ from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
 from firstlight.pipeline.stages.checks import check_test_split
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, SHOWN_IMAGES, save_pictures
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StreamedBatch
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.collective import barrier, rank
@@ -175,8 +176,8 @@ class ReconstructStage(StageKind[Reconstruct]):
         }
         yield "corruption", f"{stage.corruption.replace('_', ' ')}, {details[stage.corruption]}"
 
-    def streamed_batches(self, stage: Reconstruct, workers: int) -> list[tuple[int, int]]:
-        return [(stage.batch_size, 1)]
+    def streamed_batches(self, stage: Reconstruct, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        return [(stage.batch_size, [dataset.image_size])]
 
 
 def check_decoder_mirrors(decoder: Decoder, recipe: Recipe, where: str) -> None:

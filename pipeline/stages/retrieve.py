@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, create_model
 from torch import Tensor
 
 from firstlight.pipeline.config.comparison import FeatureStage
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.splits import Splits
@@ -31,7 +32,7 @@ from firstlight.pipeline.stages.features.frozen_features import (
 )
 from firstlight.pipeline.stages.features.nearest import NUM_NEIGHBOURS, choose_queries
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
+from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
@@ -220,8 +221,8 @@ class RetrieveStage(StageKind[Retrieve]):
         assert result is not None
         return float(result[stage.compared_arms[0]][name])
 
-    def streamed_batches(self, stage: Retrieve, workers: int) -> list[tuple[int, int]]:
-        return [(stage.batch_size, 1)]
+    def streamed_batches(self, stage: Retrieve, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        return [(stage.batch_size, [dataset.image_size])]
 
 
 def _check_gallery(where: str, stage: Retrieve, splits: Splits, workers: int) -> None:

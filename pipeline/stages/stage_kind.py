@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import TypeAdapter
 from torch import nn
 
+from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
@@ -32,6 +33,8 @@ StageSection = TypeVar("StageSection", bound=StageConfig)
 # The scale of the measures that are shares of 0..1, shown in percent.
 SHARE_SCALE = 100.0
 RunsOn = Literal["workers", "driver", "driver+ray"]
+# A batch that a worker holds: the number of its images, and the side of each view of an image in pixels.
+StreamedBatch = tuple[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class StageKind(ABC, Generic[StageSection]):
     def metrics_files(self, stage: StageSection, instance: StageInstance) -> list[MetricsFile]:
         """Returns the files of logged numbers that `run` writes."""
         return [MetricsFile(instance.folder / METRICS_FILE, instance.label)]
+
+    def list_deciding_facts(self, stage: StageSection, recipe: Recipe) -> dict[str, Any]:
+        """Returns what decides the result besides the section of the stage, its encoder, the images and the code."""
+        return {}
 
     # Checks, in the order in which they are made
 
@@ -214,8 +221,8 @@ class StageKind(ABC, Generic[StageSection]):
 
     # Resources
 
-    def streamed_batches(self, stage: StageSection, workers: int) -> list[tuple[int, int]]:
-        """Returns the batches that a worker holds at a time, each as (images, views of each image)."""
+    def streamed_batches(self, stage: StageSection, dataset: DatasetOptions, workers: int) -> list[StreamedBatch]:
+        """Returns the batches that a worker holds at a time."""
         return []
 
     def table_bytes(self, stage: StageSection, encoder: Callable[[], Encoder], classes: int) -> int:

@@ -60,18 +60,25 @@ class StageContext:
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)
 
     def build_loader(
-        self, views: Sequence[Augment], seed: int, target: TargetKind = "label", whole_masks: bool = False
+        self,
+        views: Sequence[Augment],
+        seed: int,
+        target: TargetKind = "label",
+        whole_masks: bool = False,
+        sizes: tuple[int, ...] = (),
     ) -> Loader:
         """Returns a loader of one view for each augmentation in `views`, with the targets of the first view.
 
-        `whole_masks`: the targets are the masks of whole images, and where each view lies in its image.
+        `whole_masks`: the targets are the masks of whole images, and where each view lies in its image. `sizes`: the
+        side of each view in pixels; (): all have `dataset.image_size`.
         """
         data, ops = self.recipe.dataset, tuple(tuple(op.model_dump() for op in ops) for ops in views)
         targets = None if target == "label" else Targets(target, _max_boxes(self.store) if target == "boxes" else 0)
         if targets is not None and whole_masks:
             width, height = self.read_mask_sizes().max(0).tolist()
             targets = replace(targets, canvas=(width, height))
-        return Loader(self.store, ops, data.image_size, seed, data.max_pixels, targets)
+        sizes = () if set(sizes) <= {data.image_size} else sizes
+        return Loader(self.store, ops, data.image_size, seed, data.max_pixels, targets, sizes)
 
     def list_view_augments(self, training: TrainingOptions, count: int = 1) -> list[Augment]:
         """Returns the augmentations of the `count` views of a training."""

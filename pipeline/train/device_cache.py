@@ -17,7 +17,7 @@ from torch import Tensor
 
 from firstlight.pipeline.config.scale import StreamOptions
 from firstlight.pipeline.data import stream
-from firstlight.pipeline.data.loader import Loader, StoredImages
+from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
 from firstlight.pipeline.errors import UserError
@@ -86,24 +86,26 @@ class CachedImages:
     pixels: Tensor
 
     def build_batch(self, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Any]:
-        """Returns what `Loader.load` returns, with the views (B, V, S, S, 3) on the device."""
+        """Returns what `Loader.load` returns, with the views on the device."""
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
         images = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
         views = augment_views(images, ids, passes, loader)
-        return {"id": ids, "label": self.labels[rows], "pass": passes, "views": views}
+        return {"id": ids, "label": self.labels[rows], "pass": passes, **views}
 
 
-def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, V, S, S, 3) uint8: all views, computed on the device of `images`.
+def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Tensor]:
+    """(B, 3, H, W) uint8 -> (B, V, S, S, 3) uint8 for each group of views, computed on the device of `images`.
 
     The parameters are drawn on the CPU, from the same random numbers as in the stream.
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
-    drawn = [loader.sample_params(ids, passes, view, sizes) for view in range(len(loader.ops))]
-    return torch.stack([device_augment.augment_batch(images, view, loader.size) for view in drawn], 1).permute(
-        0, 1, 3, 4, 2
-    )
+    found = {}
+    for number, group in enumerate(loader.groups):
+        drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
+        views = [device_augment.augment_batch(images, params, loader.size_of(group[0])) for params in drawn]
+        found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
+    return found
 
 
 def iterate_cached_batches(
@@ -127,8 +129,8 @@ def iterate_streamed_batches(
         yield from stream.stream_batches(loader, order, batch_size, options)
         return
     for arrays in stream.stream_batches(_build_decoder(loader), order, batch_size, options):
-        images = _move_to_device(device, arrays["views"])
-        yield {**arrays, "views": augment_views(images, arrays["id"], arrays["pass"], loader)}
+        images = _move_to_device(device, arrays[view_column(0)])
+        yield {**arrays, **augment_views(images, arrays["id"], arrays["pass"], loader)}
 
 
 def _build_decoder(loader: Loader) -> StoredImages:
@@ -169,7 +171,7 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
     edges = np.cumsum([0, *(len(part) for part in np.array_split(ids, world_size()))]).tolist()
     done = edges[rank()]
     for arrays in stream.stream_batches(decoder, EvalOrder(ids, size, rank(), world_size()), size, options):
-        pixels[done : done + len(arrays["id"])] = _move_to_device(device, arrays["views"])
+        pixels[done : done + len(arrays["id"])] = _move_to_device(device, arrays[view_column(0)])
         done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world_size() > 1 and stop > start:

@@ -70,7 +70,7 @@ class FeatureMonitor:
     def _compute_features(self, ids: np.ndarray, views: list[Augment]) -> list[Tensor]:
         """Returns the (n, d) features of each view of `ids`, on every worker. Collective."""
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
-        features = FeatureExtractor(self.method.encoder, head, (-1,), "avg")  # type: ignore[arg-type]
+        features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg")  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)
         options = LoadingOptions(False, self.context.options.prefetch, 1, self.context.options.task_cpus)
         parts = []

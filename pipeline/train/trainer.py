@@ -78,6 +78,7 @@ class Trainer:
             StopTraining: on all ranks, before the update: the loss of one rank is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self.learner.begin_step(step)
         losses = (
             self._backward_whole(batch, step)
             if self.job.training.accumulate == 1

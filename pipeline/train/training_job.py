@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from firstlight.pipeline.config.stages import TrainingOptions
-from firstlight.pipeline.data.loader import Loader
+from firstlight.pipeline.data.loader import Loader, list_view_columns
 from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.stream import LoadingOptions
 from firstlight.pipeline.train.selection import SelectionOptions
@@ -56,16 +56,18 @@ class TrainingJob:
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:
-    """uint8 (B, V, S, S, 3), from the wire or on the device -> float views (B, 3, S, S) in 0..1 on the device.
+    """uint8 (B, V, S, S, 3) for each group of views, from the wire or on the device -> float views (B, 3, S, S) in 0..1
+    on the device, in the order of the groups.
 
     `job` is None outside of a training.
     """
-    views = arrays["views"]
-    pixels = (views if isinstance(views, Tensor) else torch.from_numpy(np.require(views, requirements="W"))).to(
-        device, non_blocking=True
-    )
+    names = list_view_columns(arrays)
     layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
-    floats = tuple(v.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout) for v in pixels.unbind(1))
+    floats = tuple(
+        view.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout)
+        for name in names
+        for view in _to_tensor(arrays[name]).to(device, non_blocking=True).unbind(1)
+    )
     ids, labels, passes = (np.array(arrays[name]) for name in ("id", "label", "pass"))
     rows = np.full_like(ids, -1)
     if job is not None:
@@ -74,9 +76,12 @@ def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | No
             "tables do not look at their keys: on a GPU that would wait for it"
         )
         labels[np.isin(ids, job.withheld)] = -1
-    columns = [
-        torch.from_numpy(np.require(column, requirements="W")).to(device) for column in (ids, rows, labels, passes)
-    ]
-    others = {name: value for name, value in arrays.items() if name not in ("id", "label", "pass", "views")}
-    targets = {name: torch.from_numpy(np.require(value, requirements="W")).to(device) for name, value in others.items()}
+    columns = [_to_tensor(column).to(device) for column in (ids, rows, labels, passes)]
+    others = {name: value for name, value in arrays.items() if name not in ("id", "label", "pass", *names)}
+    targets = {name: _to_tensor(value).to(device) for name, value in others.items()}
     return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)
+
+
+def _to_tensor(values: Any) -> Tensor:
+    """Returns an array as a tensor that may be written to; a tensor as it is."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements="W"))

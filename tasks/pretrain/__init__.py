@@ -6,7 +6,9 @@ from typing import Any
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality
 from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder
-from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
+from firstlight.tasks.pretrain.fixmatch import FixMatch
+from firstlight.tasks.pretrain.dino import Dino
+from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo, ViewGroup
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
 from firstlight.tasks.pretrain.spatial_contrasting import SpatialContrasting
 from firstlight.tasks.pretrain.super_and import SuperAnd
@@ -18,6 +20,8 @@ METHODS: dict[str, type[Method]] = {
     "clustering_locality": ClusteringLocality,
     "dae": DenoisingAutoEncoder,
     "super_and": SuperAnd,
+    "dino": Dino,
+    "fixmatch": FixMatch,
 }
 
 
@@ -34,6 +38,14 @@ def batch_requirements(name: str, parameters: Mapping[str, Any]) -> BatchRequire
     """Returns what every batch must hold for the method `name` with these hyper-parameters."""
     method = METHODS[name]
     return method.requirements(method.complete_parameters(parameters))
+
+
+def default_views(
+    name: str, augment: tuple[Mapping[str, Any], ...], image_size: int, parameters: Mapping[str, Any]
+) -> tuple[ViewGroup, ...]:
+    """Returns the views of an image that the method `name` makes of the augmentations `augment`."""
+    method = METHODS[name]
+    return method.default_views(augment, image_size, method.complete_parameters(parameters))
 
 
 def check_method_length(name: str, epochs: int, ends_partial: bool, parameters: Mapping[str, Any]) -> None:

@@ -27,6 +27,10 @@ class TrainingInfo:
     classes: int = 0
     # (size,) int64, -1 = unknown. They are for logged metrics only, and must not reach a loss.
     labels: Tensor | None = None
+    # The number of optimiser steps of the whole training, which schedules run over.
+    steps: int = 1
+    # The side of each view in pixels; () if all are as large as the encoder's `image_size`.
+    view_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class BatchRequirements:
     views: int = 1
     # True if labelled images must be among the others.
     labels: bool = False
+
+
+@dataclass(frozen=True)
+class ViewGroup:
+    """Views of an image that are made in the same way, each with random numbers of its own."""
+
+    # The number of views.
+    count: int
+    # The side of a view in pixels.
+    size: int
+    # The augmentations, in order, as in a recipe: `{"op": name, **parameters}`.
+    augment: tuple[Mapping[str, Any], ...]
 
 
 class Method(Learner):
@@ -89,6 +105,21 @@ class Method(Learner):
         return BatchRequirements()
 
     @classmethod
+    def default_views(
+        cls, augment: tuple[Mapping[str, Any], ...], image_size: int, parameters: Mapping[str, Any]
+    ) -> tuple[ViewGroup, ...]:
+        """Returns the views of an image where a recipe does not say what they are: as many as `requirements` says.
+
+        A method whose views differ from each other changes `augment` here, so that they suit the data set as it does.
+
+        Args:
+            augment: the augmentations of training images.
+            image_size: the side of the encoder's images in pixels.
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+        """
+        return (ViewGroup(cls.requirements(parameters).views, image_size, augment),)
+
+    @classmethod
     def check_length(cls, epochs: int, ends_partial: bool, parameters: Mapping[str, Any]) -> None:
         """Checks the length of a training.
 
@@ -119,6 +150,13 @@ class Method(Learner):
             parameters: all hyper-parameters, as `complete_parameters` returns them.
         """
         return ()
+
+    def exported_encoder(self) -> Encoder:
+        """Returns the encoder that is watched during the training, and that later stages receive.
+
+        A method with a teacher may return the teacher's.
+        """
+        return self.encoder
 
     def exported_networks(self) -> dict[str, nn.Module]:
         """Returns the networks besides the encoder that later stages may start from, by name."""

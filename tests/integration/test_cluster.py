@@ -24,7 +24,7 @@ from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import tune
 from firstlight.pipeline.search.search import run_search
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -60,7 +60,7 @@ def start_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[Any]:
+def shared_cluster(forked_ray_workers: None) -> Iterator[Any]:
     """For tests that lose no machine."""
     with start_cluster() as cluster:
         yield cluster
@@ -138,7 +138,7 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
         launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"), slowly=True)
     assert not thread.is_alive(), "both have happened"
     stage: Any = recipe.stages["pretrain"]
-    its = pretrain.build_job(
+    its = pretrain_job.build_job(
         StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
     ).plan
     assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)

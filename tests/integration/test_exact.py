@@ -13,7 +13,7 @@ from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan, Trainin
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
 from firstlight.pipeline.run.ray_session import RaySession
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.context import StageContext
@@ -129,7 +129,7 @@ def the_plan(folder: Path, store: Store, name: str) -> tuple[TrainingPlan, int]:
     """Returns the plan of the training of a recipe, and the number of its steps."""
     worker = StageContext.create(recipes.recipe(folder, **RECIPES[name]), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job"))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", folder / "job"))
     return job.plan, job.total_steps
 
 

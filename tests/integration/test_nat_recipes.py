@@ -8,7 +8,7 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.finetune import Finetune
-from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 
 

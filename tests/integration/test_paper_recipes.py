@@ -11,7 +11,7 @@ from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.stages.finetune import Finetune
-from firstlight.pipeline.stages.pretrain import Pretrain
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from tests.scripts import smoke
 
 NAMES = [recipe.name for recipe in list_recipes()]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.pretrain import count_steps_per_epoch
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
+from firstlight.pipeline.stages.pretraining.job import count_steps_per_epoch
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
@@ -48,7 +48,7 @@ def changes_of(name: str, steps: int | None = None, epochs: int | None = None) -
 def make_job(folder: Path, store: Store, **changes: Any) -> TrainingJob:
     context = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = context.recipe.stages["pretrain"]
-    return pretrain.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    return pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", folder / "job"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7])
@@ -186,5 +186,5 @@ def test_length_is_counted_in_its_unit(
     context = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = context.recipe.stages["pretrain"]
     instance = StageInstance("pretrain", 3, "f", tmp_path / "job", until=pause_after)
-    job = pretrain.build_job(context, stage, instance)
+    job = pretrain_job.build_job(context, stage, instance)
     assert (job.total_steps, job.num_epochs, job.pause_step) == (total, epochs, pause)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
@@ -34,8 +34,8 @@ def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -
     try:
         worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain.build_seeded_method(worker, stage, job)
+        job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain_job.build_seeded_method(worker, stage, job)
         fit(job, learner)
     finally:
         failures.fault_hook = None

@@ -16,6 +16,7 @@ from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run import launch
 from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
@@ -65,7 +66,7 @@ class SlowTracedLearner(TracedLearner):
 
 def run_traced(worker: StageContext, stage: Any, instance: StageInstance, learner: type[TracedLearner]) -> None:
     """Runs a pretrain stage with `learner` in the place of its method."""
-    job = pretrain.build_job(worker, stage, instance)
+    job = pretrain_job.build_job(worker, stage, instance)
     fit(job, learner(job))
 
 

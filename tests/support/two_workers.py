@@ -39,8 +39,9 @@ def take_steps(build: Callable[[], Learner], batches: Sequence[Batch], epoch: in
     learner.begin_epoch(epoch)
     model = DistributedDataParallel(learner) if world_size() > 1 else learner
     losses: dict[str, Tensor] = {}
-    for batch in batches:
+    for step, batch in enumerate(batches):
         learner.zero_grad()
+        learner.begin_step(step)
         losses = model(split_batch(batch, world_size())[rank()])
         losses["loss"].backward()
         learner.end_step()

@@ -10,19 +10,16 @@ from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
 from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures, read_tensors
-from firstlight.pipeline.stages.pretrain import (
-    PRETRAIN_MAP_FILE,
-    Pretrain,
-    build_view_loader,
-    count_steps_per_epoch,
-    pretrain_label_ids,
-)
+from firstlight.pipeline.stages.pretraining.job import build_view_loader, count_steps_per_epoch, pretrain_label_ids
+from firstlight.pipeline.stages.pretraining.measuring import PRETRAIN_MAP_FILE
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
+from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.pretrain import metric_plots
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
@@ -101,9 +98,9 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
     loader, ids = build_view_loader(worker, stage, instance.seed), worker.splits.train[:NUM_VIEWED_IMAGES]
     encoded, rows = loader.read_encoded(ids), []
     for epoch in range(2):
-        # (images, views, H, W, 3) uint8
-        loaded = np.asarray(loader.load(ids, np.full_like(ids, epoch), encoded)["views"])
-        views = torch.from_numpy(loaded).permute(1, 0, 4, 2, 3) / 255
+        loaded = loader.load(ids, np.full_like(ids, epoch), encoded)
+        # (images, 3, H, W) of each view
+        views = to_batch(loaded, torch.device("cpu")).views
         rows += [
             ImageRow(f"epoch {epoch + 1}" + (f", view {k + 1}" if len(views) > 1 else ""), images)
             for k, images in enumerate(views)

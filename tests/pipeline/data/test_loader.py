@@ -7,7 +7,7 @@ import pytest
 
 from firstlight.pipeline.data import loader as loader_module
 from firstlight.pipeline.data.images import decode_rgb
-from firstlight.pipeline.data.loader import Loader, StoredImages
+from firstlight.pipeline.data.loader import Loader, StoredImages, list_view_columns
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import EvalOrder, stream_batches
 from tests.support.digit_batches import DIGIT_OPS as OPS
@@ -66,3 +66,20 @@ def test_stored_images_are_returned_unchanged(digits: Store) -> None:
         np.concatenate([batch["views"][:, 0] for batch in found]), [decode_rgb(data) for data in encoded]
     )
     assert np.array_equal(np.concatenate([batch["label"] for batch in found]), labels)
+
+
+def test_groups_of_views_have_the_pixels_of_loaders_of_their_size(digits: Store) -> None:
+    """A view's pixels depend on its number and size, not on the sizes of the views beside it."""
+    its = replace(loader(digits), ops=(OPS,) * 4, view_sizes=(8, 8, 5, 8))
+    ids, passes = np.array([9, 4, 77]), np.array([2, 0, 1])
+    encoded = its.read_encoded(ids)
+    found = its.load(ids, passes, encoded)
+    assert list_view_columns(found) == ["views", "views_1", "views_2"]
+    assert [found[name].shape for name in list_view_columns(found)] == [
+        (3, n, s, s, 3) for n, s in ((2, 8), (1, 5), (1, 8))
+    ]
+    of_size = {size: replace(its, size=size, view_sizes=()).load(ids, passes, encoded)["views"] for size in (5, 8)}
+    assert np.array_equal(found["views"], of_size[8][:, :2])
+    assert np.array_equal(found["views_1"], of_size[5][:, 2:3])
+    assert np.array_equal(found["views_2"], of_size[8][:, 3:])
+    assert its.row_bytes == (3 * 64 + 25) * 3

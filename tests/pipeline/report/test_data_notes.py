@@ -16,7 +16,7 @@ from firstlight.pipeline.report.data_notes import (
     describe_problems,
     describe_seen_images,
 )
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
@@ -79,7 +79,7 @@ def test_noted_tail_equals_that_of_the_plan(tmp_path: Path, digits: Store, label
     worker = StageContext.create(recipe, digits, on_ray=False)
     stage: Any = recipe.stages["pretrain"]
     (line,) = describe_left_out(recipe, "pretrain", worker.splits)
-    tail = len(pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
+    tail = len(pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path)).plan.tail(0))
     assert f"leaves out {tail} of " in line
     assert told in line
 

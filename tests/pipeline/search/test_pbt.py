@@ -22,7 +22,7 @@ from firstlight.pipeline.search.pbt import (
     select_exchanges,
 )
 from firstlight.pipeline.search.space import Dimension, Pbt, Search
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
@@ -135,13 +135,13 @@ def hash_of_training(
         recipes.recipe(folder, **{"stages__pretrain__epochs": 4, **changes}), store, on_ray=False
     )
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder, begin=begin, until=until))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder, begin=begin, until=until))
     with (
         contextlib.nullcontext()
         if until is None
         else pytest.raises(Paused, match=f"pauses after {until} of {stage.length}")
     ):
-        fit(job, pretrain.build_seeded_method(worker, stage, job))
+        fit(job, pretrain_job.build_seeded_method(worker, stage, job))
     found, _ = Checkpoints(folder / "checkpoints").read_newest()
     assert found is not None
     return hash_state([found.shared, found.shards])

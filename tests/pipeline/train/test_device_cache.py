@@ -12,7 +12,7 @@ import torch
 
 from firstlight.pipeline.config.scale import StreamOptions
 from firstlight.pipeline.data import stream
-from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages
+from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, list_view_columns
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder
@@ -62,8 +62,10 @@ def assert_same_batches(loader: Loader, order: TrainOrder, options: LoadingOptio
 
 def assert_equal_batches(found: list[dict[str, Any]], expected: list[Arrays]) -> None:
     for a, b in zip(found, expected, strict=True):
-        assert a["views"].dtype == torch.uint8
-        assert a["views"].shape == b["views"].shape
+        assert list_view_columns(a) == list_view_columns(b)
+        for name in list_view_columns(b):
+            assert a[name].dtype == torch.uint8
+            assert a[name].shape == b[name].shape
         ours, theirs = to_batch(a, CPU), to_batch(b, CPU)
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.labels, theirs.labels)
@@ -78,6 +80,12 @@ def test_cached_and_streamed_batches_are_those_of_the_stream(digits: Store, name
         assert_same_batches(
             Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16)
         )
+
+
+def test_views_of_several_sizes_are_those_of_the_stream(digits: Store) -> None:
+    ops = (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"]), tuple(PIPELINES["cifar"]))
+    loader = Loader(digits, ops, 8, 0, 1_000_000, view_sizes=(12, 12, 5))
+    assert_same_batches(loader, TrainOrder(plan(digits), 0, 1, 0, 16))
 
 
 @pytest.mark.parametrize("world", [2, 3])

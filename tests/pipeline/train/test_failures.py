@@ -15,7 +15,7 @@ import torch.distributed as dist
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.run import launch
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
@@ -137,8 +137,8 @@ def leave_within_step(folder: str, store: str, group: str) -> list[Any]:
     reconnect_ranks(group)
     worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
-    learner, real = pretrain.build_seeded_method(worker, stage, job), Trainer._stop_unless_finite
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    learner, real = pretrain_job.build_seeded_method(worker, stage, job), Trainer._stop_unless_finite
 
     def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
         real(self, loss, batch, step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
@@ -136,9 +136,9 @@ def train_with_fault(folder: str, store: str) -> None:
     """Trains the small recipe with the fault of FIRSTLIGHT_FAULT."""
     context = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = context.recipe.stages["pretrain"]
-    job = pretrain.build_job(context, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
     with fault_from_environment():
-        fit(job, pretrain.build_seeded_method(context, stage, job))
+        fit(job, pretrain_job.build_seeded_method(context, stage, job))
 
 
 @pytest.mark.fault(1, "SIGKILL in the middle of an epoch")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
@@ -46,8 +46,8 @@ def train(
     try:
         worker = StageContext.create(recipes.recipe(folder, encoder__norm="batch", **changes), store, on_ray=False)
         stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain.build_seeded_method(worker, stage, job)
+        job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+        learner = pretrain_job.build_seeded_method(worker, stage, job)
         fit(job, learner, FeatureMonitor(worker, stage, stage.watch, job, learner))
     except Stopped:
         return "stopped"
@@ -97,9 +97,9 @@ def test_monitored_training_on_two_workers_is_bit_identical(pool: Pool, tmp_path
 def build_monitor(folder: Path, store: Store, **changes: Any) -> tuple[FeatureMonitor, Any]:
     worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
     job.folder.mkdir(parents=True)
-    method = pretrain.build_seeded_method(worker, stage, job).train()
+    method = pretrain_job.build_seeded_method(worker, stage, job).train()
     return FeatureMonitor(worker, stage, stage.watch, job, method), method
 
 

@@ -10,7 +10,7 @@ import torch
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.context import StageContext
@@ -71,8 +71,8 @@ def train_selected(folder: Path, store: Store, values: list[float], stop: int | 
     changes = {f"stages__pretrain__{key}": value for key, value in keys.items()}
     worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-    learner = pretrain.build_seeded_method(worker, stage, job)
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    learner = pretrain_job.build_seeded_method(worker, stage, job)
     monitor = ScriptedMonitor(values)
     monitor.learner = learner
     failures.fault_hook = stop_training

@@ -13,7 +13,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.records import write_sealed_json
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
@@ -106,7 +106,7 @@ class ExplodingLearner(Learner):
 def test_nonfinite_loss_raises_before_update(tmp_path: Path, digits: Store) -> None:
     worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = ExplodingLearner()
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
         fit(job, learner)
@@ -133,7 +133,7 @@ class LearnerExplodingOnImage(ExplodingLearner):
 def train_exploding_on_this_rank(folder: str, store: str) -> str:
     worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
     bad = int(job.plan.slice(0, 1, 1, 2)[0][0])
     try:
         fit(job, LearnerExplodingOnImage(bad))
@@ -190,8 +190,8 @@ def test_step_that_overflows_in_fp16_is_skipped(tmp_path: Path, digits: Store) -
     changes = {"stages__pretrain__precision": "fp16", "stages__pretrain__optimizer__lr": 1e-4}
     worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
-    trainer = Trainer(job, pretrain.build_seeded_method(worker, stage, job))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
+    trainer = Trainer(job, pretrain_job.build_seeded_method(worker, stage, job))
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: weight.clone() for name, weight in trainer.learner.named_parameters()}
     stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), trainer.num_rows)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import pretrain
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.learner import Batch, Learner
 from tests.support import recipes
 
@@ -23,6 +24,10 @@ class RecordingLearner(Learner):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.seen: list[Batch] = []
+        self.steps: list[int] = []
+
+    def begin_step(self, step: int) -> None:
+        self.steps.append(step)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         return (self.weight.expand(len(batch.ids)),)
@@ -39,7 +44,7 @@ def test_learner_gets_only_labels_of_the_labelled_subset(
     changes = {"stages__pretrain__labelled_per_batch": labelled, "stages__pretrain__labels_per_class": per_class}
     worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
-    job = pretrain.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = RecordingLearner()
     fit(job, learner)
     few = set(worker.splits.labelled_subset(stage, 0).tolist()) if labelled else set()
@@ -48,3 +53,18 @@ def test_learner_gets_only_labels_of_the_labelled_subset(
         assert torch.equal(torch.from_numpy(job.plan.ids)[batch.rows], batch.ids)
         for image_id, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
             assert label == (worker.splits.labels[image_id] if image_id in few else -1)
+
+
+def test_learner_gets_views_of_their_own_sizes_in_order(tmp_path: Path, digits: Store) -> None:
+    views = [{"count": 2}, {"size": 5, "augment": [{"op": "random_crop"}]}, {"augment": [{"op": "center_crop"}]}]
+    worker = StageContext.create(recipes.recipe(tmp_path, stages__pretrain__views=views), digits, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
+    learner = RecordingLearner()
+    fit(job, learner)
+    plain = worker.build_loader([worker.recipe.dataset.eval_augment], 0)
+    for batch in learner.seen:
+        assert [tuple(view.shape[1:]) for view in batch.views] == [(3, 8, 8), (3, 8, 8), (3, 5, 5), (3, 8, 8)]
+        whole = to_batch(plain.load_once(batch.ids.numpy()), torch.device("cpu"))
+        assert torch.equal(batch.views[3], whole.views[0])
+    assert learner.steps == list(range(job.total_steps))

@@ -1,0 +1,102 @@
+"""The views of an image in a pretraining: their sizes and augmentations, from the recipe or from the method."""
+
+import json
+from typing import NamedTuple
+
+import torch
+from pydantic import TypeAdapter
+
+from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.config.schema import Augment, check_augment, constructor_arguments
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain import batch_requirements, default_views
+
+
+class View(NamedTuple):
+    """One view of an image."""
+
+    augment: Augment
+    # The side in pixels.
+    size: int
+
+
+def list_views(stage: Pretrain, dataset: DatasetOptions) -> list[View]:
+    """Returns the views of an image in the order in which the method gets them.
+
+    They are those of `stage.views`. Where it is null, the method makes its own of the stage's augmentations, or of the
+    data set's.
+    """
+    base = stage.augment or dataset.train_augment
+    if stage.views is not None:
+        views = [
+            View(group.augment or base, group.size or dataset.image_size)
+            for group in stage.views
+            for _ in range(group.count)
+        ]
+    else:
+        plain, parameters = tuple(op.model_dump() for op in base), constructor_arguments(stage.method)
+        views = [
+            View(parse_augment(group.augment), group.size)
+            for group in default_views(stage.method.name, plain, dataset.image_size, parameters)
+            for _ in range(group.count)
+        ]
+    if stage.first_view == "plain":
+        views[0] = views[0]._replace(augment=dataset.eval_augment)
+    return views
+
+
+def check_views(where: str, stage: Pretrain, dataset: DatasetOptions, encoder: Encoder) -> list[View]:
+    """Checks the views of a pretraining against its method and encoder, and returns them.
+
+    Raises:
+        UserError: they are more or fewer than the method takes, or the encoder cannot take their size; names the key.
+    """
+    required = batch_requirements(stage.method.name, constructor_arguments(stage.method)).views
+    if stage.first_view == "plain" and required == 1:
+        raise UserError(
+            f"{where}.first_view: 'plain' is not valid: the method, as it is set, takes one view; valid: augmented"
+        )
+    if stage.first_view == "plain" and stage.views is not None:
+        raise UserError(
+            f"{where}.first_view: 'plain' is not valid with {where}.views; valid: augmented, and the augmentations of "
+            "the first view in views"
+        )
+    views = list_views(stage, dataset)
+    if len(views) != required:
+        raise UserError(
+            f"{where}.views: {len(views)} views of an image are not valid: the method, as it is set, takes {required}; "
+            f"valid: counts that add up to {required}"
+        )
+    for size in sorted({view.size for view in views} - {encoder.image_size}):
+        if not _takes_size(encoder, size):
+            name = encoder.spec.get("model", encoder.spec["name"])
+            advice = ", or encoder.dynamic_img_size: true" if encoder.spec["name"] == "timm" else ""
+            raise UserError(
+                f"{where}.views: a size of {size} pixels is not valid: {name} with images of {encoder.image_size} "
+                f"pixels cannot take it; valid: {encoder.image_size}{advice}"
+            )
+    return views
+
+
+def parse_augment(ops: object) -> Augment:
+    """Returns augmentations from plain values, with all defaults.
+
+    Raises:
+        ValueError: they are not valid.
+    """
+    return check_augment(TypeAdapter(Augment).validate_json(json.dumps(ops)))
+
+
+@torch.no_grad()
+def _takes_size(encoder: Encoder, size: int) -> bool:
+    """Returns True if the encoder gives maps of images of another size than its own."""
+    mode = encoder.training
+    try:
+        maps = encoder.eval()(torch.zeros(1, 3, size, size))
+        return all(map_.numel() > 0 for map_ in maps)
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    finally:
+        encoder.train(mode)
