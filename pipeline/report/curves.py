@@ -1,6 +1,7 @@
 """Figures of the numbers that a training logs: losses, feature metrics, speed, and the parts of the time of a step."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,6 +84,64 @@ def plot_feature_metrics(rows: MetricRows) -> Figure | None:
         style_axes(
             axis, FEATURE_METRIC_TITLES.get(name.removeprefix(MONITOR_PREFIX), name.removeprefix(MONITOR_PREFIX))
         )
+    return figure
+
+
+@dataclass(frozen=True)
+class LoggedTraining:
+    """The logged rows of a training, and what a step of it costs."""
+
+    rows: MetricRows
+    # The number of images in a batch.
+    batch_size: int
+    # The number of passes of an image through the network in a step; a view of half the side counts as a quarter.
+    passes_per_image: float
+
+    def read_progress(self, name: str) -> tuple[list[float], list[float], list[float]]:
+        """Returns passes through the network, seconds of training, and values, where the number `name` was logged.
+
+        The seconds are those of the steps, without evaluations and without the time between a kill and a resume.
+        """
+        passes, seconds, values = list[float](), list[float](), list[float]()
+        done, spent = 0.0, 0.0
+        for row in self.rows:
+            images = (row["step"] - done) * self.batch_size
+            spent += images / max(row["images_per_s"], 1e-9)
+            done = row["step"]
+            if name in row:
+                passes.append(done * self.batch_size * self.passes_per_image)
+                seconds.append(spent)
+                values.append(row[name])
+        return passes, seconds, values
+
+
+def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure | None:
+    """Draws kNN accuracy on held-out images against passes through the network and against seconds of training.
+
+    `trainings`: by stage, the trainings of its seeds. A line is the mean over the seeds that have logged all of it.
+    Returns None if fewer than two stages have logged it.
+    """
+    name, lines = f"{MONITOR_PREFIX}knn", {}
+    for stage, seeds in trainings.items():
+        found = [np.array(training.read_progress(name)) for training in seeds]
+        longest = max((points.shape[1] for points in found), default=0)
+        if longest:
+            lines[stage] = np.mean([points for points in found if points.shape[1] == longest], 0)
+    if len(lines) < 2:
+        return None
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axis, row, label in zip(panels, (0, 1), ("passes of an image through the network", "seconds"), strict=True):
+        for k, (stage, points) in enumerate(lines.items()):
+            colour, dash = ARM_COLOURS[k % len(ARM_COLOURS)], ("-", "--", ":", "-.")[k // len(ARM_COLOURS) % 4]
+            axis.plot(points[row], 100 * points[2], dash, color=colour, marker="o", markersize=3, label=stage)
+        axis.set_xlabel(label, fontsize=8)
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.tick_params(labelsize=8)
+        style_axes(axis, f"held-out kNN (%) against {label.split()[0]}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
     return figure
 
 

@@ -1,8 +1,11 @@
 """Publisher of pretrainings."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures, image_figures
@@ -13,6 +16,7 @@ from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE
 from firstlight.pipeline.stages.pretraining.job import build_view_loader, count_steps_per_epoch, pretrain_label_ids
 from firstlight.pipeline.stages.pretraining.measuring import PRETRAIN_MAP_FILE
 from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.pretraining.views import list_views
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
@@ -106,3 +110,17 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
             for k, images in enumerate(views)
         ]
     return ImageGrid("views", "augmented views of training images, as the network sees them", tuple(rows))
+
+
+def add_progress(album: FigureLog, recipe: Recipe, instances: Sequence[StageInstance]) -> None:
+    """Adds the progress of all pretrainings of a recipe in one figure, if several have logged kNN accuracies."""
+    trainings = dict[str, list[curves.LoggedTraining]]()
+    for instance in instances:
+        stage = recipe.stages[instance.stage]
+        if isinstance(stage, Pretrain):
+            sizes = [view.size for view in list_views(stage, recipe.dataset)]
+            passes = sum((size / recipe.dataset.image_size) ** 2 for size in sizes)
+            rows = read_metrics(instance.folder / METRICS_FILE)
+            trainings.setdefault(instance.stage, []).append(curves.LoggedTraining(rows, stage.batch_size, passes))
+    if (figure := curves.plot_progress(trainings)) is not None:
+        album.add("progress", figure, "kNN accuracy on held-out images against passes through the network, and seconds")

@@ -132,3 +132,36 @@ def test_losses_of_all_arms_are_lines_of_one_panel_for_each_setting() -> None:
     assert first.get_ydata().tolist() == [1 / k for k in range(1, 21)]
     assert first.get_color() != second.get_color()
     assert len(right.lines) == 1
+
+
+def test_progress_is_the_mean_over_seeds_against_passes_and_seconds() -> None:
+    two, small = (rows(20, 5, watch_knn=lambda k, s=s: (k / 100 + s) if k % 5 == 0 else None) for s in (0.0, 0.2))
+    trainings = {
+        "simclr": [curves.LoggedTraining(two, 9, 2.0), curves.LoggedTraining(small, 9, 2.0)],
+        "nat": [curves.LoggedTraining(two, 18, 1.0)],
+        "dae": [curves.LoggedTraining(rows(4), 9, 1.0)],
+    }
+    figure = curves.plot_progress(trainings)
+    assert figure is not None
+    by_passes, by_seconds = figure.axes
+    assert [line.get_label() for line in by_passes.lines] == ["simclr", "nat"], "dae has logged no kNN accuracy"
+    simclr, nat = by_passes.lines
+    np.testing.assert_allclose(simclr.get_xdata(), np.array([5, 10, 15, 20]) * 9 * 2)
+    np.testing.assert_allclose(simclr.get_ydata(), np.array([5, 10, 15, 20]) + 10)
+    np.testing.assert_allclose(nat.get_xdata(), np.array([5, 10, 15, 20]) * 18)
+    # 9 images a second.
+    np.testing.assert_allclose(by_seconds.lines[0].get_xdata(), [5, 10, 15, 20])
+    np.testing.assert_allclose(by_seconds.lines[1].get_xdata(), [10, 20, 30, 40])
+
+
+def test_progress_of_one_stage_is_not_drawn() -> None:
+    alone = [curves.LoggedTraining(rows(20, 5, watch_knn=lambda k: 0.5), 9, 1.0)]
+    assert curves.plot_progress({"nat": alone, "dae": [curves.LoggedTraining(rows(4), 9, 1.0)]}) is None
+
+
+def test_seed_that_has_not_ended_is_left_out_of_the_mean() -> None:
+    whole, part = (rows(n, 5, watch_knn=lambda k: k / 100 if k % 5 == 0 else None) for n in (20, 10))
+    seeds = [curves.LoggedTraining(whole, 9, 1.0), curves.LoggedTraining(part, 9, 1.0)]
+    figure = curves.plot_progress({"nat": seeds, "dae": seeds[:1]})
+    assert figure is not None
+    assert len(np.asarray(figure.axes[0].lines[0].get_xdata())) == 4
