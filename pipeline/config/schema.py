@@ -18,7 +18,7 @@ from firstlight.pipeline.config.docstrings import parse_parameter_meanings
 from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops, list_windows
 from firstlight.pipeline.data.sources import SOURCES
 from firstlight.tasks.downstream import TASKS
-from firstlight.tasks.nn.encoders import ENCODERS
+from firstlight.tasks.nn.encoders import ENCODERS, NetworkSection
 from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
 from firstlight.tasks.pretrain import METHODS
 
@@ -34,6 +34,8 @@ class StrictModel(BaseModel):
 def _signature_fields(function: Callable[..., Any], *documented: Any) -> dict[str, Any]:
     """Returns the keyword-only parameters of `function` as fields of a model, with meanings from the docstrings."""
     hints = get_type_hints(function, include_extras=True)
+    # A hyper-parameter that is a network has the keys of the section `encoder`.
+    hints = {name: EncoderSpec if hint is NetworkSection else hint for name, hint in hints.items()}
     keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     docstrings = [inspect.unwrap(source).__doc__ for source in documented]
     meanings = parse_parameter_meanings(docstrings, [p.name for p in keyword_only])
@@ -117,8 +119,6 @@ if TYPE_CHECKING:
     SourceName: TypeAlias = str
 else:
     AugmentOp = _tagged_union(OPS, "op")
-    MethodSpec = _tagged_union(METHODS, "name")
-    TaskSpec = _tagged_union(TASKS, "name")
     EncoderSpec = _tagged_union(
         ENCODERS,
         "name",
@@ -128,6 +128,8 @@ else:
         **WEIGHT_FIELDS,
     )
     EncoderSection = EncoderSpec | None
+    MethodSpec = _tagged_union(METHODS, "name")
+    TaskSpec = _tagged_union(TASKS, "name")
     SourceName = Literal[tuple(SOURCES)]
 Augment = tuple[AugmentOp, ...]
 
@@ -137,10 +139,21 @@ def check_augment(ops: Augment) -> Augment:
     crops = [op.op for op in ops if op.op in CROP_OPS]
     if len(crops) != 1 or ops[0].op not in CROP_OPS:
         raise ValueError(f"must start with exactly one of {', '.join(sorted(CROP_OPS))} (found {crops or 'none'})")
-    scale, size = (getattr(ops[0], key, None) for key in ("scale", "size"))
-    if scale is not None and size is not None:
-        raise ValueError(f"{ops[0].op} has scale: {scale} and size: {size}; valid: one of them")
+    for op in ops:
+        _check_parameters(op)
     return ops
+
+
+def _check_parameters(op: AugmentOp) -> None:
+    """Raises ValueError for parameters of an op that are valid alone, but not together."""
+    scale, size = (getattr(op, key, None) for key in ("scale", "size"))
+    if scale is not None and size is not None:
+        raise ValueError(f"{op.op} has scale: {scale} and size: {size}; valid: one of them")
+    bins, magnitude = (getattr(op, key, 0) for key in ("num_magnitude_bins", "magnitude"))
+    if magnitude and magnitude >= bins and op.magnitudes == "fixed":
+        raise ValueError(
+            f"{op.op} has magnitude: {magnitude} and num_magnitude_bins: {bins}; valid: a magnitude of 0 to {bins - 1}"
+        )
 
 
 def build_ten_crops(scale: float | None, size: int | None) -> list[Augment]:

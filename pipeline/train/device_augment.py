@@ -19,6 +19,8 @@ from torch import Tensor
 
 from firstlight.pipeline.data.augment.op_params import (
     BILINEAR,
+    POLICY_KINDS,
+    POLICY_STEP_WIDTH,
     Affine,
     CropBox,
     Fit,
@@ -27,9 +29,27 @@ from firstlight.pipeline.data.augment.op_params import (
     Jitter,
     OpBatch,
     OpParams,
+    Policy,
     Shift,
+    VerticalFlip,
 )
-from firstlight.pipeline.train.device_colors import expand_per_image, gray_batch, jitter_batch
+from firstlight.pipeline.data.augment.pixel_params import (
+    AutoContrast,
+    Blur,
+    Equalize,
+    Erase,
+    Posterize,
+    Sharpness,
+    Solarize,
+)
+from firstlight.pipeline.train.device_ops.colors import expand_per_image, gray_batch, jitter_batch
+from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
+from firstlight.pipeline.train.device_ops.levels import (
+    equalize_batch,
+    posterize_batch,
+    solarize_batch,
+    stretch_batch,
+)
 
 # Number of pixels that are augmented at a time, of the images or of the views, whichever are larger. Intermediate
 # values take 24 bytes for each. On a CPU they must be few enough for the allocator to reuse their memory: fresh pages,
@@ -190,6 +210,11 @@ def flip_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     return images.index_copy(0, rows, images[rows].flip(3))
 
 
+def flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    rows = torch.from_numpy(np.flatnonzero(drawn[:, 0])).to(images.device)
+    return images.index_copy(0, rows, images[rows].flip(2))
+
+
 def warp_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     """Applies affine maps, bilinear between the centres of pixels.
 
@@ -213,12 +238,34 @@ def warp_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     return torch.where(inside, upper + (interpolate_row(top + 1) - upper) * low_share, 0.0).to(torch.uint8)
 
 
+def apply_policies(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """Applies the ops that were chosen for each image: those of one kind in one place of their lists together."""
+    images = images.clone()
+    for start in range(0, drawn.shape[1], POLICY_STEP_WIDTH):
+        step = drawn[:, start : start + POLICY_STEP_WIDTH]
+        for place, kind in enumerate(POLICY_KINDS):
+            rows = np.flatnonzero(step[:, 0] == place)
+            if len(rows):
+                index = torch.from_numpy(rows).to(images.device)
+                images[index] = BATCH_OPS[kind](images[index], step[rows, 1 : 1 + len(kind._fields)], size)
+    return images
+
+
 BATCH_OPS: dict[type[OpParams], Callable[[Tensor, np.ndarray, int], Tensor]] = {
     CropBox: crop_batch,
     Shift: shift_batch,
     Fit: fit_batch,
     Flip: flip_batch,
+    VerticalFlip: flip_batch_vertically,
     Affine: warp_batch,
     Jitter: jitter_batch,
     Grayscale: gray_batch,
+    Blur: blur_batch,
+    Solarize: solarize_batch,
+    Posterize: posterize_batch,
+    Equalize: equalize_batch,
+    AutoContrast: stretch_batch,
+    Sharpness: sharpen_batch,
+    Erase: erase_batch,
+    Policy: apply_policies,
 }

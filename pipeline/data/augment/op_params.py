@@ -3,11 +3,22 @@
 `train.device_augment` applies the same parameters to many images at a time on a device, with the same pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+from firstlight.pipeline.data.augment.pixel_params import (
+    AutoContrast,
+    Blur,
+    Equalize,
+    Erase,
+    Posterize,
+    Sharpness,
+    Solarize,
+)
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -65,6 +76,15 @@ class Flip(NamedTuple):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
 
 
+class VerticalFlip(NamedTuple):
+    """A mirror image, top to bottom, if `flipped` is 1."""
+
+    flipped: float
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if self.flipped else image
+
+
 class Affine(NamedTuple):
     """An affine map: output pixel (x, y) is the input at (a x + b y + c, d x + e y + f); black outside."""
 
@@ -96,9 +116,9 @@ class Jitter(NamedTuple):
 
     def apply_to(self, image: Image.Image, size: int) -> Image.Image:
         for k in map(int, self[4:]):
-            if k < 3:
+            if k < 3 and self[k] != 1.0:
                 image = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[k](image).enhance(self[k])
-            elif self.turns:
+            elif k == 3 and self.turns:
                 image = _rotate_hue(image, self.turns)
         return image
 
@@ -112,7 +132,42 @@ class Grayscale(NamedTuple):
         return image.convert("L").convert("RGB") if self.grayed else image
 
 
-OpParams = CropBox | Shift | Fit | Flip | Affine | Jitter | Grayscale
+class Policy:
+    """Ops that were chosen for one image, applied one after the other.
+
+    Its numbers are POLICY_STEP_WIDTH for each op: the place of its kind in POLICY_KINDS, or NO_OP, and its parameters.
+    """
+
+    def __init__(self, *numbers: float) -> None:
+        starts = range(0, len(numbers), POLICY_STEP_WIDTH)
+        self.steps = tuple(_build_step(numbers[k : k + POLICY_STEP_WIDTH]) for k in starts if numbers[k] != NO_OP)
+
+    def apply_to(self, image: Image.Image, size: int) -> Image.Image:
+        for step in self.steps:
+            image = step.apply_to(image, size)
+        return image
+
+
+PolicyStep = Affine | Jitter | Sharpness | Posterize | Solarize | Equalize | AutoContrast
+POLICY_KINDS: tuple[type[PolicyStep], ...] = (
+    Affine,
+    Jitter,
+    Sharpness,
+    Posterize,
+    Solarize,
+    Equalize,
+    AutoContrast,
+)
+NO_OP = -1
+POLICY_STEP_WIDTH = 1 + max(len(kind._fields) for kind in POLICY_KINDS)
+OpParams = (CropBox | Shift | Fit | Flip | VerticalFlip | Affine | Jitter | Grayscale | Blur | Solarize | Posterize) | (
+    Equalize | AutoContrast | Sharpness | Erase | Policy
+)
+
+
+def _build_step(numbers: Sequence[float]) -> PolicyStep:
+    kind = POLICY_KINDS[int(numbers[0])]
+    return kind(*numbers[1 : 1 + len(kind._fields)])
 
 
 @dataclass(frozen=True)

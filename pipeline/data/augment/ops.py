@@ -29,7 +29,27 @@ from firstlight.pipeline.data.augment.crops import (
     stack_params,
     window_crop,
 )
-from firstlight.pipeline.data.augment.op_params import Affine, Flip, Grayscale, Jitter, OpBatch, OpParams
+from firstlight.pipeline.data.augment.op_params import (
+    Affine,
+    Flip,
+    Grayscale,
+    Jitter,
+    OpBatch,
+    OpParams,
+    VerticalFlip,
+)
+from firstlight.pipeline.data.augment.pixel_ops import (
+    Probability,
+    autocontrast,
+    cutout,
+    equalize,
+    gaussian_blur,
+    posterize,
+    random_erasing,
+    sharpness,
+    solarize,
+)
+from firstlight.pipeline.data.augment.policies import rand_augment, trivial_augment
 from firstlight.pipeline.data.augment.random_numbers import CounterRng
 
 Strength = Annotated[float, Ge(0.0), Le(1.0)]
@@ -41,11 +61,14 @@ JITTER_ORDERS = np.array(list(permutations(range(4))), np.float64)
 # keyword-only parameters are its parameters in a recipe.
 
 
-def horizontal_flip(
-    rng: CounterRng, sources: np.ndarray, output_side: int, *, p: Annotated[float, Ge(0.0), Le(1.0)] = 0.5
-) -> OpBatch:
+def horizontal_flip(rng: CounterRng, sources: np.ndarray, output_side: int, *, p: Probability = 0.5) -> OpBatch:
     """Mirrors the image left to right with probability `p`."""
     return stack_params(Flip, rng.uniform(1)[:, 0] < p)
+
+
+def vertical_flip(rng: CounterRng, sources: np.ndarray, output_side: int, *, p: Probability = 0.5) -> OpBatch:
+    """Mirrors the image top to bottom with probability `p`."""
+    return stack_params(VerticalFlip, rng.uniform(1)[:, 0] < p)
 
 
 def random_affine(
@@ -72,6 +95,7 @@ def color_jitter(
     contrast: Strength = 0.4,
     saturation: Strength = 0.4,
     hue: Annotated[float, Ge(0.0), Le(0.5)] = 0.1,
+    p: Probability = 1.0,
 ) -> OpBatch:
     """Changes brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
 
@@ -79,16 +103,15 @@ def color_jitter(
     `contrast`: its factor is uniform in 1 +- this strength.
     `saturation`: its factor is uniform in 1 +- this strength.
     `hue`: the hue is shifted by up to this many turns.
+    `p`: the probability that a view is changed at all (SimCLR: 0.8).
     """
-    drawn = rng.uniform(5)
-    strength = np.array((brightness, contrast, saturation, hue))
-    changes = np.array((1.0, 1.0, 1.0, 0.0)) + scale_uniform(drawn[:, :4], -strength, strength)
+    drawn = rng.uniform(6)
+    strength, neutral = np.array((brightness, contrast, saturation, hue)), np.array((1.0, 1.0, 1.0, 0.0))
+    changes = np.where(drawn[:, 5:] < p, neutral + scale_uniform(drawn[:, :4], -strength, strength), neutral)
     return OpBatch(Jitter, np.hstack((changes, JITTER_ORDERS[(drawn[:, 4] * len(JITTER_ORDERS)).astype(np.int64)])))
 
 
-def random_grayscale(
-    rng: CounterRng, sources: np.ndarray, output_side: int, *, p: Annotated[float, Ge(0.0), Le(1.0)] = 0.2
-) -> OpBatch:
+def random_grayscale(rng: CounterRng, sources: np.ndarray, output_side: int, *, p: Probability = 0.2) -> OpBatch:
     """Makes the image grey with probability `p`."""
     return stack_params(Grayscale, rng.uniform(1)[:, 0] < p)
 
@@ -105,9 +128,20 @@ CROP_OPS: dict[str, Callable[..., OpBatch]] = {
 OPS: dict[str, Callable[..., OpBatch]] = {
     **CROP_OPS,
     "horizontal_flip": horizontal_flip,
+    "vertical_flip": vertical_flip,
     "random_affine": random_affine,
     "color_jitter": color_jitter,
     "random_grayscale": random_grayscale,
+    "gaussian_blur": gaussian_blur,
+    "solarize": solarize,
+    "posterize": posterize,
+    "equalize": equalize,
+    "autocontrast": autocontrast,
+    "sharpness": sharpness,
+    "random_erasing": random_erasing,
+    "cutout": cutout,
+    "rand_augment": rand_augment,
+    "trivial_augment": trivial_augment,
 }
 
 

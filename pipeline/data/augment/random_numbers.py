@@ -12,7 +12,7 @@ import numpy as np
 GOLDEN_GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER = (
     np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT, MANTISSA_SHIFT = (np.uint64(bits) for bits in (30, 27, 31, 11))
+FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT, MANTISSA_SHIFT, LEVEL_SHIFT = (np.uint64(bits) for bits in (30, 27, 31, 11, 56))
 # View v uses stream FIRST_VIEW_STREAM + v; lower streams are those of methods.
 FIRST_VIEW_STREAM = 1 << 32
 # Numbers that are reserved for an op.
@@ -37,6 +37,12 @@ def derive_view_keys(seed: int, passes: np.ndarray, ids: np.ndarray, view: int) 
         key += GOLDEN_GAMMA
         key = _mix_bits(key)
     return key
+
+
+def draw_levels(keys: np.ndarray, count: int) -> np.ndarray:
+    """(B,) uint64 -> (B, count) uint8: levels of noise, 256 times the numbers of `tasks.counter_rng.draw_uniform`."""
+    counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_GAMMA
+    return (_mix_bits(keys[:, None] + counters) >> LEVEL_SHIFT).astype(np.uint8)
 
 
 @dataclass(frozen=True)

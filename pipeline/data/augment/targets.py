@@ -8,7 +8,17 @@ import numpy as np
 from PIL import Image
 
 from firstlight.pipeline.data.annotations import Annotation
-from firstlight.pipeline.data.augment.op_params import Affine, CropBox, Fit, Flip, OpBatch, OpParams, Shift
+from firstlight.pipeline.data.augment.op_params import (
+    Affine,
+    CropBox,
+    Fit,
+    Flip,
+    OpBatch,
+    OpParams,
+    Policy,
+    Shift,
+    VerticalFlip,
+)
 from firstlight.pipeline.data.images import decode_class_map
 from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 
@@ -126,8 +136,9 @@ def move_mask(mask: np.ndarray, params: Sequence[OpParams], size: int) -> np.nda
     """Moves an image's (H, W) uint8 classes. Returns (size, size) uint8; VOID_VALUE fills what comes from outside."""
     moved = Image.fromarray(mask)
     for op in params:
-        if type(op) in MASK_MOVERS:
-            moved = MASK_MOVERS[type(op)](moved, op, size)
+        for step in op.steps if isinstance(op, Policy) else (op,):
+            if type(step) in MASK_MOVERS:
+                moved = MASK_MOVERS[type(step)](moved, step, size)
     return np.asarray(moved, np.uint8)
 
 
@@ -153,6 +164,8 @@ def _list_box_moves(op: OpParams) -> list[Any]:
     """
     if isinstance(op, Shift):
         return [CropBox(op.left, op.top, op.side, op.side), (op.right, op.down)]
+    if isinstance(op, Policy):
+        return [step for step in op.steps if type(step) in BOX_MOVERS]
     return [op] if type(op) in BOX_MOVERS else []
 
 
@@ -190,6 +203,10 @@ def _flip_mask(mask: Image.Image, op: Flip, size: int) -> Image.Image:
     return mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if op.flipped else mask
 
 
+def _flip_mask_vertically(mask: Image.Image, op: VerticalFlip, size: int) -> Image.Image:
+    return mask.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if op.flipped else mask
+
+
 def _crop_boxes(boxes: np.ndarray, op: CropBox, size: int) -> np.ndarray:
     return _scale_boxes(boxes, (op.left, op.top), (size / op.width, size / op.height), (0.0, 0.0))
 
@@ -214,6 +231,11 @@ def _flip_boxes(boxes: np.ndarray, op: Flip, size: int) -> np.ndarray:
     return np.stack((size - right, top, size - left, bottom), 1) if op.flipped else boxes
 
 
+def _flip_boxes_vertically(boxes: np.ndarray, op: VerticalFlip, size: int) -> np.ndarray:
+    left, top, right, bottom = boxes.T
+    return np.stack((left, size - bottom, right, size - top), 1) if op.flipped else boxes
+
+
 def _affine_boxes(boxes: np.ndarray, op: Affine, size: int) -> np.ndarray:
     """Returns the boxes around the moved corners. `op` maps output to input pixels, so the corners are solved for."""
     corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
@@ -228,6 +250,7 @@ MASK_MOVERS: dict[type[Any], Callable[[Image.Image, Any, int], Image.Image]] = {
     Fit: _fit_mask,
     Affine: _affine_mask,
     Flip: _flip_mask,
+    VerticalFlip: _flip_mask_vertically,
 }
 # The offset of a shift is a plain tuple.
 BOX_MOVERS: dict[type[Any], Callable[[np.ndarray, Any, int], np.ndarray]] = {
@@ -236,4 +259,5 @@ BOX_MOVERS: dict[type[Any], Callable[[np.ndarray, Any, int], np.ndarray]] = {
     Fit: _fit_boxes,
     Affine: _affine_boxes,
     Flip: _flip_boxes,
+    VerticalFlip: _flip_boxes_vertically,
 }

@@ -13,11 +13,11 @@ def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
 
 
 def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    """Applies the four changes of colour, in the order that was drawn for each image."""
+    """Applies the four changes of colour, in the order that was drawn for each image, unless they are neutral."""
     images = images.clone()
     for turn in range(4, 8):
         for k, change in enumerate((_change_brightness, _change_contrast, _change_saturation, _change_hue)):
-            rows = np.flatnonzero((drawn[:, turn] == k) & ((k < 3) | (drawn[:, k] != 0.0)))
+            rows = np.flatnonzero((drawn[:, turn] == k) & (drawn[:, k] != float(k < 3)))
             if len(rows):
                 index = torch.from_numpy(rows).to(images.device)
                 images[index] = change(images[index], drawn[rows, k])
@@ -25,20 +25,20 @@ def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 
 
 def _change_brightness(images: Tensor, factors: np.ndarray) -> Tensor:
-    return _blend_images(torch.zeros((), dtype=torch.float32, device=images.device), images, factors)
+    return blend_images(torch.zeros((), dtype=torch.float32, device=images.device), images, factors)
 
 
 def _change_contrast(images: Tensor, factors: np.ndarray) -> Tensor:
     gray = _to_luma(images)
     mean = (gray.sum((1, 2, 3), keepdim=True).double() / gray[0].numel() + 0.5).floor()
-    return _blend_images(mean.float(), images, factors)
+    return blend_images(mean.float(), images, factors)
 
 
 def _change_saturation(images: Tensor, factors: np.ndarray) -> Tensor:
-    return _blend_images(_to_luma(images).float(), images, factors)
+    return blend_images(_to_luma(images).float(), images, factors)
 
 
-def _blend_images(base: Tensor, images: Tensor, factors: np.ndarray) -> Tensor:
+def blend_images(base: Tensor, images: Tensor, factors: np.ndarray) -> Tensor:
     """Interpolates from `base` to the images by `factors`, above 1 beyond the images, and truncates, as Pillow does."""
     return (
         (base + expand_per_image(factors.astype(np.float32), images) * (images.float() - base))

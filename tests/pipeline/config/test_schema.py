@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.schema import (
+    WEIGHT_KEYS,
     Augment,
     MethodSpec,
     _tagged_union,
@@ -19,6 +20,7 @@ from firstlight.pipeline.config.schema import (
     constructor_arguments,
 )
 from firstlight.pipeline.errors import UserError
+from firstlight.tasks.nn.encoders import WEIGHT_SECTION_KEYS
 from tests.support.paths import ROOT
 
 QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
@@ -62,6 +64,16 @@ def test_name_picks_the_parameters() -> None:
         TypeAdapter(MethodSpec).validate_python({"name": "nat", "level": "pixel"})
 
 
+def test_network_of_a_method_has_the_keys_of_the_section_encoder() -> None:
+    section = {"name": "convnet", "width": 5, "weights": "teacher.safetensors"}
+    spec: Any = TypeAdapter(MethodSpec).validate_python({"name": "distill", "teacher": section})
+    taken = constructor_arguments(spec)["teacher"]
+    assert (taken["width"], taken["weights"], taken["input"]) == (5, "teacher.safetensors", "rgb")
+    assert WEIGHT_KEYS == WEIGHT_SECTION_KEYS
+    with pytest.raises(ValidationError, match=r"teacher\.convnet\.wide"):
+        TypeAdapter(MethodSpec).validate_python({"name": "distill", "teacher": {**section, "wide": 5}})
+
+
 @pytest.mark.parametrize(
     ("ops", "found"),
     [
@@ -87,6 +99,53 @@ def test_side_of_a_crop_is_given_in_one_way(op: str) -> None:
     both: Any = TypeAdapter(Augment).validate_python(({"op": op, **corner, "scale": 0.5, "size": 89},))
     with pytest.raises(ValueError, match=rf"^{op} has scale: 0.5 and size: 89; valid: one of them$"):
         check_augment(both)
+
+
+@pytest.mark.parametrize(
+    ("op", "complaint"),
+    [
+        ("{op: cutout, scale: 0.5, size: 8}", "cutout has scale: 0.5 and size: 8; valid: one of them"),
+        (
+            "{op: rand_augment, magnitude: 10, num_magnitude_bins: 10}",
+            "rand_augment has magnitude: 10 and num_magnitude_bins: 10; valid: a magnitude of 0 to 9",
+        ),
+        ("{op: rand_augment, num_magnitude_bins: 5}", "rand_augment has magnitude: 9 and num_magnitude_bins: 5; valid"),
+    ],
+)
+def test_parameters_that_exclude_each_other_are_refused(op: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=rf"^dataset\.train_augment: .*{complaint}"):
+        load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
+
+
+def test_magnitude_that_is_not_used_is_not_compared() -> None:
+    op = "{op: rand_augment, magnitudes: random, num_magnitude_bins: 5}"
+    recipe = load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
+    assert recipe.dataset.train_augment[1].num_magnitude_bins == 5
+
+
+@pytest.mark.parametrize(
+    ("op", "key", "complaint"),
+    [
+        ("gaussian_blur, p: 1.1", "p", "1.1 is not valid: must be less than or equal to 1"),
+        ("gaussian_blur, sigma: [0.0, 2.0]", "sigma.0", "0.0 is not valid: must be greater than or equal to 0.01"),
+        ("gaussian_blur, kernel_size: 2", "kernel_size", "2 is not valid: must be greater than or equal to 3"),
+        ("solarize, threshold: 256", "threshold", "256 is not valid: must be less than or equal to 255"),
+        ("posterize", "bits", "is missing and has no default"),
+        ("posterize, bits: 0", "bits", "0 is not valid: must be greater than or equal to 1"),
+        ("sharpness, sharpness_factor: -1.0", "sharpness_factor", "-1.0 is not valid: must be greater"),
+        ("color_jitter, p: -0.1", "p", "-0.1 is not valid: must be greater than or equal to 0"),
+        ("random_erasing, value: white", "value", "\"white\" is not valid: must be 'black', 'gray' or 'noise'"),
+        ("random_erasing, scale: [0.0, 0.3]", "scale.0", "0.0 is not valid: must be greater than 0"),
+        ("cutout, size: 0.5", "size", "0.5 is not valid: must be a valid integer"),
+        ("cutout, scale: 1.5", "scale", "1.5 is not valid: must be less than or equal to 1"),
+        ("rand_augment, num_ops: 17", "num_ops", "17 is not valid: must be less than or equal to 16"),
+        ("rand_augment, pool: imagenet", "pool", "\"imagenet\" is not valid: must be 'torchvision' or 'fixmatch'"),
+        ("trivial_augment, num_magnitude_bins: 1", "num_magnitude_bins", "1 is not valid: must be greater"),
+    ],
+)
+def test_wrong_parameters_of_an_op_are_named_by_their_key(op: str, key: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=rf"^dataset\.train_augment\.1\.{key}: {complaint}[^\n]*$"):
+        load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {{op: {op}}}]",))
 
 
 def test_two_sides_of_a_crop_are_refused_by_their_key() -> None:

@@ -5,6 +5,9 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data.augment.op_params import (
+    NO_OP,
+    POLICY_KINDS,
+    POLICY_STEP_WIDTH,
     Affine,
     CropBox,
     Fit,
@@ -13,8 +16,11 @@ from firstlight.pipeline.data.augment.op_params import (
     Jitter,
     OpBatch,
     OpParams,
+    Policy,
     Shift,
+    VerticalFlip,
 )
+from firstlight.pipeline.data.augment.pixel_params import Posterize, Solarize
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (6, 6, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(PIXELS)
@@ -48,6 +54,32 @@ def test_fit_places_the_whole_image_on_black() -> None:
 @pytest.mark.parametrize(("flipped", "expected"), [(1.0, PIXELS[:, ::-1]), (0.0, PIXELS)])
 def test_flip_mirrors_left_to_right(flipped: float, expected: np.ndarray) -> None:
     assert np.array_equal(apply(Flip(flipped)), expected)
+
+
+@pytest.mark.parametrize(("flipped", "expected"), [(1.0, PIXELS[::-1]), (0.0, PIXELS)])
+def test_vertical_flip_mirrors_top_to_bottom(flipped: float, expected: np.ndarray) -> None:
+    assert np.array_equal(apply(VerticalFlip(flipped)), expected)
+
+
+def build_numbers(*steps: OpParams | None) -> list[float]:
+    """Returns the numbers of a policy; None: no op."""
+    numbers: list[float] = []
+    for step in steps:
+        own = [NO_OP] if step is None else [POLICY_KINDS.index(type(step)), *step]  # type: ignore[arg-type, misc, list-item]
+        numbers += [*own, *[0.0] * (POLICY_STEP_WIDTH - len(own))]
+    return numbers
+
+
+def test_policy_applies_its_ops_in_order_and_skips_those_not_chosen() -> None:
+    steps = (Solarize(100), Affine(1, 0, 2, 0, 1, 0), Posterize(3))
+    policy = Policy(*build_numbers(None, steps[0], None, *steps[1:]))
+    assert policy.steps == steps
+    expected = IMAGE
+    for step in steps:
+        expected = step.apply_to(expected, 6)
+    assert np.array_equal(apply(policy), np.asarray(expected))
+    assert np.array_equal(apply(Policy(*build_numbers(None))), PIXELS)
+    assert not np.array_equal(apply(Policy(*build_numbers(*steps[::-1]))), apply(policy))
 
 
 def test_affine_maps_output_to_input_pixels() -> None:

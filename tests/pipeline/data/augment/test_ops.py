@@ -1,4 +1,5 @@
 import math
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,16 @@ from tests.support.augmentations import CHOSEN, make_image, run_ops
 
 SIZES = [(1, 1), (1, 500), (500, 1), (37, 11), (300, 200)]
 PIPELINES: dict[str, list[dict[str, Any]]] = {
-    name: [{"op": name, **CHOSEN.get(name, {})}]
-    if name in CROP_OPS
-    else [
-        {"op": "center_crop"},
-        {"op": name, **({"p": 1.0} if name in ("horizontal_flip", "random_grayscale") else {})},
+    name: [
+        *([] if name in CROP_OPS else [{"op": "center_crop"}]),
+        {"op": name, **CHOSEN.get(name, {}), **({"p": 1.0} if "p" in signature(OPS[name]).parameters else {})},
     ]
     for name in OPS
 }
-FIXED = {"center_crop", "corner_crop", "fit", "window_crop", "horizontal_flip", "random_grayscale"}
+FIXED = {
+    *("center_crop", "corner_crop", "fit", "window_crop", "horizontal_flip", "vertical_flip", "random_grayscale"),
+    *("solarize", "posterize", "equalize", "autocontrast", "sharpness"),
+}
 RANDOM = sorted(OPS.keys() - FIXED)
 
 
@@ -61,12 +63,13 @@ def test_other_seed_pass_id_or_view_gives_other_pixels(name: str, place: int) ->
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_share_of_flips_is_p(p: float) -> None:
+@pytest.mark.parametrize(("op", "axis"), [("horizontal_flip", 1), ("vertical_flip", 0)])
+def test_share_of_flips_is_p(op: str, axis: int, p: float) -> None:
     source = make_image(4, 4)
-    flipped = np.asarray(source)[:, ::-1]
+    flipped = np.flip(np.asarray(source), axis)
     count = 0
     for k in range(2000):
-        pixels = run_ops(source, [{"op": "center_crop"}, {"op": "horizontal_flip", "p": p}], 4, (0, 0, k, 0))
+        pixels = run_ops(source, [{"op": "center_crop"}, {"op": op, "p": p}], 4, (0, 0, k, 0))
         is_flipped = np.array_equal(pixels, flipped)
         assert is_flipped or np.array_equal(pixels, np.asarray(source))
         count += is_flipped
@@ -145,6 +148,23 @@ def test_color_jitter_is_torchvisions(change: str) -> None:
     difference = np.abs(found.astype(int) - np.asarray(adjust(source, factors[change])).astype(int))
     assert difference.max() <= (6 if change == "hue" else 2), "hue is rounded to 1/255 of a turn"
     assert np.abs(found.astype(int) - np.asarray(source).astype(int)).mean() > 1
+
+
+def test_probability_of_jitter_leaves_the_changes_as_they_are() -> None:
+    """Images are the same or changed as without it; the numbers of a jitter without it are the first five."""
+    ids, sizes = np.arange(2000), np.full((2000, 2), 8)
+    keys = derive_view_keys(0, ids * 0, ids, 0)
+    (always,), (often,) = (
+        sample_params([{"op": "color_jitter", **chosen}], keys, sizes, 8) for chosen in ({}, {"p": 0.8})
+    )
+    shares = CounterRng(keys, 0).uniform(5)
+    assert np.allclose(always.rows[:, :4], np.array((1, 1, 1, 0)) + (2 * shares[:, :4] - 1) * (0.4, 0.4, 0.4, 0.1))
+    assert np.array_equal(often.rows[:, 4:], always.rows[:, 4:])
+    changed = (often.rows == always.rows).all(1)
+    assert np.array_equal(often.rows[~changed, :4], np.tile((1.0, 1.0, 1.0, 0.0), (int((~changed).sum()), 1)))
+    assert 0.76 < changed.mean() < 0.84
+    for source, row in zip((make_image(9, 9, seed=k) for k in range(5)), often.rows[~changed], strict=False):
+        assert np.array_equal(np.asarray(often.kind(*row).apply_to(source, 9)), np.asarray(source))
 
 
 def test_share_of_gray_images_is_p() -> None:

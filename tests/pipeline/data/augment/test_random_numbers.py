@@ -15,6 +15,7 @@ from firstlight.pipeline.data.augment.random_numbers import (
     NUMBERS_PER_OP,
     CounterRng,
     derive_view_keys,
+    draw_levels,
 )
 from firstlight.tasks import counter_rng
 
@@ -42,6 +43,13 @@ def test_numbers_equal_those_of_counter_rng_in_tasks(seed: int, epoch: int, ids:
             counter_rng.draw_uniform(theirs, NUMBERS_PER_OP * (op + 1))[:, NUMBERS_PER_OP * op :].double().numpy()
         )
         assert np.array_equal(np.floor(CounterRng(ours, op).uniform(NUMBERS_PER_OP) * 2**24) / 2**24, expected)
+
+
+@given(st.lists(st.integers(0, 2**53 - 1), min_size=1, max_size=5))
+def test_levels_of_noise_are_numbers_of_counter_rng_in_tasks(keys: list[int]) -> None:
+    found = draw_levels(np.array(keys, np.uint64), 300)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, (256 * counter_rng.draw_uniform(torch.tensor(keys), 300)).byte().numpy())
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=40), st.integers(0, 3))

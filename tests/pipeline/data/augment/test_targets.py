@@ -9,7 +9,8 @@ from PIL import Image
 from firstlight.pipeline.data.annotations import VOID_VALUE, Annotation
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
-from firstlight.pipeline.data.augment.op_params import CropBox
+from firstlight.pipeline.data.augment.op_params import POLICY_KINDS, POLICY_STEP_WIDTH, Affine, CropBox, Policy
+from firstlight.pipeline.data.augment.policies import POLICY_POOLS
 from firstlight.pipeline.data.augment.targets import Targets, find_view_map, locate_image, move_boxes, move_mask
 from tests.support.png_maps import png
 
@@ -24,8 +25,13 @@ OPS: dict[str, list[dict[str, Any]]] = {
     "shift": [{"op": "random_shift", "padding": 9}, {"op": "horizontal_flip"}],
     "affine": [{"op": "center_crop"}, {"op": "random_affine", "degrees": 30.0, "scale": 0.3}],
     "fit": [{"op": "fit"}, {"op": "horizontal_flip"}],
+    "turned over": [{"op": "random_crop", "size": 25}, {"op": "vertical_flip", "p": 0.7}, {"op": "horizontal_flip"}],
     "colour": [{"op": "fit"}, {"op": "color_jitter"}, {"op": "random_grayscale"}],
 }
+CHANGES_OF_LEVELS: list[dict[str, Any]] = [
+    *({"op": name, "p": 1.0} for name in ("gaussian_blur", "solarize", "equalize", "autocontrast", "sharpness")),
+    *({"op": "posterize", "bits": 3}, {"op": "random_erasing", "p": 1.0}, {"op": "cutout"}),
+]
 
 
 def rows_of(ops: list[dict[str, Any]], size: tuple[int, int], n: int) -> list[list[augment.OpParams]]:
@@ -115,6 +121,52 @@ def test_changes_of_colour_leave_targets_unchanged() -> None:
         assert np.array_equal(move_mask(mask, rows, SIZE), move_mask(mask, plain, SIZE))
 
 
+def test_changes_of_levels_and_erasing_leave_targets_unchanged() -> None:
+    plain, changed = (rows_of([{"op": "fit"}, *ops], (80, 50), 8) for ops in ((), CHANGES_OF_LEVELS))
+    boxes = np.array([[10, 10, 40, 30]], np.float32)
+    for before, rows in zip(plain, changed, strict=True):
+        assert len(rows) == 1 + len(CHANGES_OF_LEVELS)
+        assert np.array_equal(move_mask(patches(80, 50, 0), rows, SIZE), move_mask(patches(80, 50, 0), before, SIZE))
+        assert np.array_equal(move_boxes(boxes, rows, SIZE)[0], move_boxes(boxes, before, SIZE)[0])
+        assert np.array_equal(locate_image(rows, SIZE), locate_image(before, SIZE))
+
+
+@pytest.mark.parametrize("name", ["rand_augment", "trivial_augment"])
+def test_ops_of_a_policy_move_targets_one_by_one(name: str) -> None:
+    """Shears, shifts and rotations that were chosen, as if each were an op of the recipe."""
+    moved = 0
+    for rows in rows_of([{"op": "fit"}, {"op": name}], (60, 50), 60):
+        policy = rows[1]
+        assert isinstance(policy, Policy)
+        steps = [rows[0], *policy.steps]
+        moves = [step for step in steps[1:] if isinstance(step, Affine)]
+        mask, boxes = patches(60, 50, 0), np.array([[18, 16, 40, 38]], np.float32)
+        assert np.array_equal(move_mask(mask, rows, SIZE), move_mask(mask, steps, SIZE))
+        for found, expected in zip(move_boxes(boxes, rows, SIZE), move_boxes(boxes, steps, SIZE), strict=True):
+            assert np.array_equal(found, expected)
+        assert np.array_equal(locate_image(rows, SIZE), locate_image(steps, SIZE))
+        assert np.array_equal(find_view_map(rows, (60, 50), SIZE), find_view_map(steps, (60, 50), SIZE))
+        assert np.array_equal(move_mask(mask, rows, SIZE), move_mask(mask, rows[:1], SIZE)) == (not moves)
+        moved += bool(moves)
+    assert 10 < moved < 55
+
+
+def test_box_moves_with_its_pixels_under_the_moves_of_a_policy() -> None:
+    """A white box on black under shears, shifts and rotations, each a policy of one op."""
+    for place in (1, 2, 3, 4, 5):
+        batch = POLICY_POOLS["torchvision"][place].build_batch(np.array([0.4]), np.array([-1.0]), SIZE)
+        assert batch is not None
+        step = batch.params_per_image()[0]
+        policy = Policy(POLICY_KINDS.index(Affine), *step, *[0.0] * (POLICY_STEP_WIDTH - 7))
+        params = [CropBox(0, 0, SIZE, SIZE), policy]
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
+        image[16:30, 14:32] = 255
+        ys, xs = np.nonzero(augment.apply_params(Image.fromarray(image), params, SIZE)[..., 0] > 127)
+        boxes, seen = move_boxes(np.array([[14, 16, 32, 30]], np.float32), params, SIZE)
+        assert seen[0]
+        assert boxes[0] == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=1.5)
+
+
 def test_cut_off_boxes_are_not_visible() -> None:
     rows = rows_of([{"op": "corner_crop", "corner": "top_left", "scale": 0.5}], (100, 100), 1)[
         0
@@ -174,6 +226,7 @@ def test_crop_of_the_size_of_the_view_copies_masks_and_shifts_boxes(op: str) -> 
     [
         [{"op": "fit"}],
         [{"op": "center_crop"}, {"op": "horizontal_flip", "p": 1.0}],
+        [{"op": "center_crop"}, {"op": "vertical_flip", "p": 1.0}],
         [{"op": "random_shift", "padding": 4}],
         [{"op": "fit"}, {"op": "random_affine", "degrees": 40.0}],
     ],

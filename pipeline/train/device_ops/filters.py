@@ -1,0 +1,79 @@
+"""Filters and erasing of many images at once on any device, with the pixels of `augment.pixel_params`, bit by bit."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.data.augment.pixel_params import (
+    BLUR_LEVEL_PARTS,
+    BLUR_WEIGHT_SUM,
+    NOISE,
+    blur_weights,
+    reflect_indices,
+)
+from firstlight.pipeline.train.device_ops.colors import blend_images, expand_per_image
+from firstlight.tasks.counter_rng import draw_uniform
+
+
+def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """Blurs by Gaussians, first down the columns, then along the rows. Sums of integers are exact in float32."""
+    images = images.clone()
+    for radius in np.unique(drawn[drawn[:, 0] > 0.0, 1]).astype(int).tolist():
+        rows = np.flatnonzero((drawn[:, 0] > 0.0) & (drawn[:, 1] == radius))
+        index = torch.from_numpy(rows).to(images.device)
+        weights = torch.from_numpy(blur_weights(drawn[rows, 0], radius)).to(images.device)
+        levels = images[index].float()
+        for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
+            levels = _sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
+        images[index] = levels.to(torch.uint8)
+    return images
+
+
+def _sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """(B, 3, H, W) levels and (B, radius + 1) weights -> the weighted sums along an axis."""
+    side, radius = levels.shape[axis], weights.shape[1] - 1
+    continued = levels.index_select(axis, torch.from_numpy(reflect_indices(side, radius)).to(levels.device))
+    total = continued.narrow(axis, radius, side) * weights[:, 0, None, None, None]
+    for distance in range(1, radius + 1):
+        both = continued.narrow(axis, radius - distance, side) + continued.narrow(axis, radius + distance, side)
+        total.addcmul_(both, weights[:, distance, None, None, None])
+    return total
+
+
+def sharpen_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """Blends images with their smoothed versions, as `PIL.ImageEnhance.Sharpness`."""
+    rows = np.flatnonzero(drawn[:, 0] != 1.0)
+    if not len(rows):
+        return images
+    images, index = images.clone(), torch.from_numpy(rows).to(images.device)
+    images[index] = blend_images(_smooth_images(images[index]).float(), images[index], drawn[rows, 0])
+    return images
+
+
+def _smooth_images(images: Tensor) -> Tensor:
+    """Averages 3 x 3 pixels, of which that in the middle counts five times; the outermost pixels stay."""
+    levels = images.short()
+    lines = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]
+    inner = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * levels[:, :, 1:-1, 1:-1]
+    smooth = images.clone()
+    # A thirteenth is never so near to half way between two levels that float32 rounds it to the other.
+    smooth[:, :, 1:-1, 1:-1] = inner.float().div_(13.0).add_(0.5).to(torch.uint8)
+    return smooth
+
+
+def erase_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
+    """Erases a box of each image, to a level or to noise of the key that was drawn for it."""
+    left, top, right, bottom, level, key = (
+        expand_per_image(column, images) for column in np.ascontiguousarray(drawn.T)
+    )
+    position = torch.arange(size, device=images.device)
+    rows = (position[:, None] >= top) & (position[:, None] < bottom)
+    inside = rows & (position >= left) & (position < right)
+    erased = torch.where(inside, level.clamp(min=0.0).to(torch.uint8), images)
+    noisy = np.flatnonzero((drawn[:, 4] == NOISE) & (drawn[:, 2] > drawn[:, 0]))
+    if len(noisy):
+        index = torch.from_numpy(noisy).to(images.device)
+        numbers = draw_uniform(key[index].flatten().long(), size * size * 3).mul_(256).to(torch.uint8)
+        noise = numbers.unflatten(1, (size, size, 3)).permute(0, 3, 1, 2)
+        erased[index] = torch.where(inside[index], noise, erased[index])
+    return erased
