@@ -184,6 +184,38 @@ def open_ui(location: tuple[str, ...], port: int) -> None:
         echo_text("ended")
 
 
+@click.command("push", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
+@click.argument("source", metavar="RUN_OR_FOLDER")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--private", "is_private", is_flag=True, help="Make a new repository private; push to no public one.")
+@click.option("--revision", "branch", default="main", show_default=True, help="The branch; made if it does not exist.")
+@click.option("--dry-run", is_flag=True, help="List the files and the front matter. Nothing is sent.")
+@click.option(
+    "--from",
+    "origin",
+    multiple=True,
+    metavar="LOCATION",
+    help="Where the run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
+)
+def push_export(source: str, repository: str, dry_run: bool, origin: tuple[str, ...], **options: Any) -> None:
+    """Push an export to the Hugging Face hub.
+
+    RUN_OR_FOLDER is the folder `export` of a stage export, its run, or a recipe with one such stage. The model card
+    becomes README.md; where timm loads the network, so does `timm.create_model("hf-hub:OWNER/NAME")`. The token is that
+    of `hf auth login`, or HF_TOKEN.
+    """
+    from firstlight.pipeline.report.publish.hub import HubTarget, describe_push, open_export, push_folder
+    from firstlight.pipeline.report.publish.hub_files import list_hub_files
+
+    target = HubTarget(repository, **options)
+    target.check_names()
+    with open_export(source, parse_location(origin)) as folder:
+        if dry_run:
+            echo_text("\n".join(describe_push(list_hub_files(folder), target)))
+        else:
+            echo_text(f"pushed: {push_folder(folder, target)}")
+
+
 @click.command("predict")
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
@@ -305,6 +337,7 @@ COMMANDS = (
     delete_run,
     repeat_run,
     open_ui,
+    push_export,
     predict_images,
     check_machine,
     submit_recipe,

@@ -13,6 +13,8 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.run.input_colours import COLOUR_KEYS
 from firstlight.pipeline.stages.artifacts import (
+    TRACKED_PREFIXES,
+    WEIGHTS_ORIGIN_KEY,
     check_encoder_spec,
     check_whole_encoder,
     read_encoder_description,
@@ -28,7 +30,6 @@ from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_defaul
 WEIGHTS_KEY = "encoder.weights"
 # The folder in the storage that holds them in this project's format, for all recipes.
 WEIGHTS_FOLDER = "weights"
-TRACKED_PREFIXES = ("runs:/", "models:/")
 # What an error suggests where the input of weights is not known.
 IMAGENET_COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -64,27 +65,30 @@ def resolve_given(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Giv
         source = find_weights(recipe.encoder.weights, recipe.network_spec)
     except ValueError as error:
         raise UserError(f"{WEIGHTS_KEY}: {error}") from None
-    recipe, told = _adopt_colours(recipe, *_known_colours(recipe, source))
+    recipe, told = _adopt_colours(recipe, *know_colours(recipe.network_spec, source))
     encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     try:
         loaded = load_weights(encoder, source, recipe.encoder.part)
     except ValueError as error:
         raise UserError(f"{WEIGHTS_KEY}: {error}") from None
-    facts = describe_origin(recipe, loaded)
+    facts = describe_origin(loaded)
+    folder = save_once(recipe.storage, encoder, facts)
+    assert recipe.encoder is not None
+    # The licence that the recipe states is none of the facts that are saved: to state it later changes no result.
+    stated = {"licence": recipe.encoder.licence} if recipe.encoder.licence else {}
     return (
         recipe,
-        GivenWeights(_save_once(recipe, encoder, facts), source.source, None, facts),
+        GivenWeights(folder, source.source, None, {**facts, **stated}),
         [f"{WEIGHTS_KEY}: {loaded.describe()}", *told],
     )
 
 
-def describe_origin(recipe: Recipe, loaded: LoadedWeights) -> dict[str, str]:
-    """Returns what is known of weights: the sha256 of their file, its layout and part, and their licence.
+def describe_origin(loaded: LoadedWeights) -> dict[str, str]:
+    """Returns what is known of weights: the sha256 of their file, its layout and part, and the licence of its source.
 
     The path of a file is no part of it: the same weights elsewhere are the same.
     """
-    assert recipe.encoder is not None
-    licence = recipe.encoder.licence or loaded.source.licence
+    licence = loaded.source.licence
     found = {"sha256": loaded.sha256, "layout": loaded.layout, "part": loaded.part, "licence": licence}
     return {key: value for key, value in found.items() if value}
 
@@ -93,7 +97,9 @@ def _fetch_tracked(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Gi
     """Downloads an encoder from MLflow."""
     assert recipe.encoder is not None
     reference = pin_reference(tracking, recipe.encoder.weights, WEIGHTS_KEY)
-    folder = fetch_reference(tracking, reference, _weights_folder(recipe) / hash_json(reference)[:12], WEIGHTS_KEY)
+    folder = fetch_reference(
+        tracking, reference, weights_folder(recipe.storage) / hash_json(reference)[:12], WEIGHTS_KEY
+    )
     check_whole_encoder(folder, f"{WEIGHTS_KEY}: {recipe.encoder.weights!r}")
     spec = read_encoder_spec(folder)
     recipe, told = _adopt_colours(recipe, {key: spec.get(key) for key in COLOUR_KEYS}, "as the encoder has them")
@@ -105,11 +111,11 @@ def _fetch_tracked(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Gi
     return recipe, given, [f"{WEIGHTS_KEY}: {reference}, of run {made_by[:8]}", *told]
 
 
-def _known_colours(recipe: Recipe, source: WeightSource) -> tuple[dict[str, Any], str]:
-    """Returns the mean and standard deviation of the input of weights, and words for who says so."""
+def know_colours(spec: Mapping[str, Any], source: WeightSource) -> tuple[dict[str, Any], str]:
+    """Returns the mean and standard deviation of the input of weights for the network `spec`, and who says so."""
     if source.mean is not None and source.std is not None:
         return {"mean": list(source.mean), "std": list(source.std)}, "as the source of the weights has them"
-    default = find_default_colours(recipe.network_spec)
+    default = find_default_colours(spec)
     if default is not None:
         return {"mean": list(default[0]), "std": list(default[1])}, f"usual for {default[2]}"
     return {}, ""
@@ -140,21 +146,21 @@ def _adopt_colours(recipe: Recipe, colours: Mapping[str, Any], words: str) -> tu
     return parse_recipe({**raw, "encoder": {**raw["encoder"], **filled}}), [f"{told}, {words}"]
 
 
-def _weights_folder(recipe: Recipe) -> Path:
-    return recipe.storage.resolve() / WEIGHTS_FOLDER
+def weights_folder(storage: Path) -> Path:
+    return storage.resolve() / WEIGHTS_FOLDER
 
 
-def _save_once(recipe: Recipe, encoder: Encoder, facts: dict[str, str]) -> Path:
+def save_once(storage: Path, encoder: Encoder, facts: dict[str, str]) -> Path:
     """Saves the encoder, unless it was saved before. Another process may do the same at the same time."""
-    decides = [recipe.network_spec, recipe.dataset.image_size, facts]
-    folder = _weights_folder(recipe) / hash_json(decides)[:12]
+    decides = [encoder.spec, encoder.image_size, facts]
+    folder = weights_folder(storage) / hash_json(decides)[:12]
     try:
         read_encoder_description(folder)
         return folder
     except (UserError, DamagedRecord):
         shutil.rmtree(folder, ignore_errors=True)
     part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    save_encoder(encoder, part, {"weights": facts})
+    save_encoder(encoder, part, {WEIGHTS_ORIGIN_KEY: facts})
     try:
         part.rename(folder)
     except OSError:

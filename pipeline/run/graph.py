@@ -17,6 +17,7 @@ from firstlight.pipeline.config.stages import PREVIOUS, StageConfig
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.given_weights import GivenWeights
 from firstlight.pipeline.stages.artifacts import (
+    TEACHER,
     check_encoder_spec,
     check_whole_encoder,
     load_companion,
@@ -43,6 +44,8 @@ class ResolvedReferences:
     companions: dict[str, dict[str, Path]] = field(default_factory=dict)
     # The encoder with the weights that `encoder.weights` names, if a stage uses them.
     given: GivenWeights | None = None
+    # The frozen networks that pretrainings learn from, by stage.
+    teachers: dict[str, GivenWeights] = field(default_factory=dict)
 
 
 def adopt_encoder(recipe: Recipe, origin: TrackingLocation | None, only: str | None) -> tuple[Recipe, str]:
@@ -143,6 +146,10 @@ class StageGraph:
         """
         recipe, stage = self.recipe, self.recipe.stages[name]
         settings = stage.model_dump(mode="json")
+        teacher = self.references.teachers.get(name)
+        if teacher is not None:
+            # Its saved network decides, wherever its weights lie.
+            settings["method"]["teacher"] = _hash_manifest(teacher.folder)
         decides: dict[str, Any] = {
             "stage": {key: value for key, value in settings.items() if key not in stage.keys_without_effect},
             "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
@@ -153,9 +160,10 @@ class StageGraph:
             "code": code_version(type(stage_kind(stage))),
             "score_test": recipe.score_test,
             **_list_measured_splits(recipe),
+            **stage_kind(stage).list_deciding_facts(stage, recipe),
         }
         source = recipe.encoder_source(name)
-        encoder, companions = None, {}
+        encoder, companions = None, {} if teacher is None else {TEACHER: teacher.folder}
         if source is not None:
             encoder = self._find_encoder(name, source, seed)
             decides["from"] = _hash_manifest(encoder)

@@ -24,6 +24,7 @@ from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.cards.card_parts import CARD_FILE
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.filters import add_filter_comparison
+from firstlight.pipeline.report.publish.pretrain import add_progress
 from firstlight.pipeline.report.publish.registry import find_publisher
 from firstlight.pipeline.report.score_table import table_facts
 from firstlight.pipeline.report.scores.arm_scores import group_by_measure, has_arm_columns
@@ -34,7 +35,7 @@ from firstlight.pipeline.stages.code_version import code_version, git_commit
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_file, read_run_id
+from firstlight.pipeline.tracking.client import RUN_FILE, TEACHER_TAG, TrackingClient, read_run_file, read_run_id
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
@@ -46,6 +47,7 @@ from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import read_metrics
+from firstlight.tasks.nn.weights.weight_sources import name_weights
 
 PUBLISHED_FILE = "published.json"
 
@@ -211,6 +213,9 @@ class RunPublisher:
         source, given = self.recipe.encoder_source(instance.stage), self.graph.references.given
         if given is not None and (instance.given is not None or (source is not None and source.is_given)):
             self.tracking.log_weights(run_id, given.reference, given.facts)
+        teacher = self.graph.references.teachers.get(instance.stage)
+        if teacher is not None:
+            self.tracking.log_weights(run_id, teacher.reference, teacher.facts, TEACHER_TAG)
         if source is None:
             return
         if source.is_given:
@@ -276,7 +281,8 @@ class RunPublisher:
         assert source is not None
         if source.is_given:
             assert self.graph.references.given is not None
-            return self.graph.references.given.reference
+            # A path on this machine means nothing to readers of a card.
+            return name_weights(self.graph.references.given.reference, self.recipe.network_spec)
         if source.stage is None:
             return self.graph.references.encoders[instance.stage][0]
         return f"runs:/{read_run_id(self.graph.find_upstream(instance.stage, instance.seed).folder)}"
@@ -302,6 +308,7 @@ class RunPublisher:
             else:
                 caption = "test scores of the pretrained network and of the same network without pretraining"
                 album.add("comparison", figures.draw_comparison(table_facts(self.recipe, compared)), caption)
+        add_progress(album, self.recipe, instances)
         add_filter_comparison(album, self.recipe, instances)
         if rows:
             self.tracking.client.log_dict(run_id, {"rows": table_facts(self.recipe, rows)}, "table.json")

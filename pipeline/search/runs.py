@@ -8,9 +8,10 @@ from typing import Any
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import one_line
-from firstlight.pipeline.run.given_weights import TRACKED_PREFIXES, WEIGHTS_KEY
+from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
 from firstlight.pipeline.search.ledger import SearchState, Trial
 from firstlight.pipeline.search.plan import SearchPlan
+from firstlight.pipeline.stages.artifacts import TRACKED_PREFIXES
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_id
 from firstlight.pipeline.tracking.figures import FIGURES_FOLDER, list_figures

@@ -16,17 +16,27 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.records import Count, RecordShape, parse_record
 from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.heads import Projection
+from firstlight.tasks.nn.weights.weight_sources import name_weights
 
 # Of the facts of an encoder: no image of the store was kept apart from its training.
 TRAINED_ON_ALL_KEY = "trained_on_all"
 # Of the facts of an encoder: the settings by which a fine-tuning has taken layers out of it.
 LOST_LAYERS_KEY = "lost_layers"
+# Of the facts of an encoder: the existing weights that it comes from, however much it was trained since: `source`,
+# `sha256`, `part`, `layout` and `licence`, as far as they are known.
+WEIGHTS_ORIGIN_KEY = "weights"
+# The name of the frozen network that a pretraining learns from: among the companions of an instance, and of the facts
+# of the encoder that has learned from it, as of its weights.
+TEACHER = "teacher"
+TRACKED_PREFIXES = ("runs:/", "models:/")
 ENCODER_WEIGHTS_FILE = "encoder.safetensors"
 # Exceptions of a constructor that gets a spec from a file.
 BUILD_ERRORS = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError)
@@ -207,6 +217,48 @@ def read_encoder_description(folder: Path) -> dict[str, Any]:
         return parse_record(files["encoder.json"], ENCODER_SHAPE, "encoder.json")
     except (DamagedFileError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: is not a whole encoder: {one_line(error)}") from None
+
+
+def trace_weights(recipe: Recipe, name: str, folder: Path, arm: str | None = None) -> dict[str, str]:
+    """Returns what is known of the existing weights that a saved network comes from; {} if it comes from none.
+
+    Args:
+        name: the stage of the recipe that made the network, starts from it, or hands it on.
+        folder: that of the network.
+        arm: the arm of the fine-tuning that starts from it; None: the arm that made the network, if it was fine-tuned.
+
+    Raises:
+        UserError: as `read_encoder_spec`.
+    """
+    description = read_encoder_description(folder)
+    saved = description.get(WEIGHTS_ORIGIN_KEY)
+    known = {key: text for key, text in saved.items() if isinstance(text, str)} if isinstance(saved, dict) else {}
+    if recipe.encoder is None or not _comes_from_given(recipe, name, arm or description.get("arm")):
+        return known
+    source, licence = recipe.encoder.weights or "", recipe.encoder.licence
+    if not known and not licence and source.startswith(TRACKED_PREFIXES):
+        # An encoder of an earlier recipe, which began with fresh weights.
+        return {}
+    origin = {"source": name_weights(source, recipe.network_spec), **known}
+    return {**origin, "licence": licence} if licence else origin
+
+
+def trace_teacher(folder: Path, source: str) -> dict[str, str]:
+    """Returns what is known of the weights of a saved teacher, which a recipe names as `source`."""
+    description = read_encoder_description(folder)
+    saved = description.get(WEIGHTS_ORIGIN_KEY)
+    known = {key: text for key, text in saved.items() if isinstance(text, str)} if isinstance(saved, dict) else {}
+    return {"source": name_weights(source, description["spec"]), **known}
+
+
+def _comes_from_given(recipe: Recipe, name: str, arm: str | None) -> bool:
+    """Returns True if the network of a stage comes from the weights that the recipe names."""
+    if recipe.stages[name].makes_model and arm is not None and not is_pretrained_arm(arm):
+        return arm == GIVEN_ARM
+    source = recipe.encoder_source(name)
+    if source is None or source.stage is None:
+        return source is not None and source.is_given
+    return _comes_from_given(recipe, source.stage, arm)
 
 
 def check_whole_encoder(folder: Path, where: str | None = None) -> None:

@@ -29,12 +29,18 @@ from firstlight.pipeline.data.manifest import file_sha256
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import write_flushed
 from firstlight.pipeline.records import Count, FiniteNumber, HexDigest, RecordShape
-from firstlight.pipeline.stages.artifacts import load_encoder, read_encoder_description, save_encoder
+from firstlight.pipeline.stages.artifacts import (
+    WEIGHTS_ORIGIN_KEY,
+    load_encoder,
+    read_encoder_description,
+    save_encoder,
+    trace_weights,
+)
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FILES, SavedModel, read_model
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST
+from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, write_manifest
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.downstream import TASKS
@@ -59,9 +65,11 @@ from firstlight.tasks.nn.export_formats import (
     find_counterpart,
     measure_difference,
 )
-from firstlight.tasks.nn.timm_folder import describe_for_timm, write_timm_config
+from firstlight.tasks.nn.timm_folder import TimmFolder, describe_for_timm, write_timm_config
 
 EXPORT_FOLDER = "export"
+# The facts of a saved encoder that say how it was made, and their types.
+ORIGIN_FACTS: dict[str, type] = {"method": dict, "task": dict, "arm": str, "store": str, "seed": int}
 ONNX_OPSET = 18  # that torch's exporter writes; others are converted from it
 NUM_REAL_IMAGES, RANDOM_BATCH_SIZES = (
     8,
@@ -163,6 +171,8 @@ class _Exporter:
 
     encoder: Encoder
     instance: StageInstance
+    # What is known of the existing weights that it comes from.
+    origin: Mapping[str, str]
     what = "encoder"
 
     def answer_images(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -185,10 +195,12 @@ class _Exporter:
         )
         write_flushed(folder / "model.safetensors", data)
         net, missing = found.build_network(_load_tensors(folder / "model.safetensors"))
-        if found.library == "timm" and self.encoder.input.normalize == "dataset":
+        last_map, facts = found.last_map(net), dict[str, Any]()
+        if found.library == "timm":
+            content = describe_for_timm(self.encoder, found.model, found.options, licence=self.origin.get("licence"))
+            named, facts = _load_by_name(folder, self.encoder, content, partial(_has_last_map, self.encoder, found))
             # The network as others load it is the one that is compared.
-            net = write_timm_config(folder, describe_for_timm(self.encoder, found.model, found.options)) or net
-        last_map = found.last_map(net)
+            last_map = _choose_last_map(found, named) if named else last_map
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor]:
             map_ = last_map(self.encoder.input(images))
@@ -197,15 +209,18 @@ class _Exporter:
         version = importlib.metadata.version(found.library)
         return answer, {
             "model": found.model,
+            "options": dict(found.options),
             "place": found.source,
             "turned": found.channels_last,
             "missing": missing,
             "version": version,
+            **facts,
         }
 
     def safetensors(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         assert self.instance.encoder is not None
-        save_encoder(self.encoder, folder, read_encoder_origin(self.instance.encoder))
+        origin = {WEIGHTS_ORIGIN_KEY: self.origin} if self.origin else {}
+        save_encoder(self.encoder, folder, {**read_encoder_origin(self.instance.encoder), **origin})
         return ExportGraph(load_encoder(folder, self.encoder.image_size)).eval(), {}
 
     def torch_export(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
@@ -217,6 +232,35 @@ class _Exporter:
 
     def onnx(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         return _write_onnx(self.program, folder / "encoder.onnx", ["features", "map"], {})
+
+
+def _load_by_name(
+    folder: Path, encoder: Encoder, content: Mapping[str, Any], is_right: Callable[[TimmFolder], bool]
+) -> tuple[TimmFolder | None, dict[str, Any]]:
+    """Writes timm's `config.json` into a folder. Returns the folder as timm loads it by its name, and facts about that.
+
+    They are None and the reason if timm cannot.
+    """
+    if encoder.input.normalize != "dataset":
+        return None, {"not_by_name": "encoder.normalize: image is no mean and standard deviation of all images"}
+    try:
+        named = write_timm_config(folder, content, is_right)
+    except ValueError as error:
+        return None, {"not_by_name": str(error)}
+    return named, {"gives_maps": named.gives_maps, "channels_last": named.is_channels_last}
+
+
+def _choose_last_map(found: Counterpart, named: TimmFolder) -> Callable[[Tensor], Tensor]:
+    return named.last_map if named.gives_maps else found.last_map(named.network)
+
+
+@torch.no_grad()
+def _has_last_map(encoder: Encoder, found: Counterpart, named: TimmFolder) -> bool:
+    """Returns True if a loaded folder gives the last map of an encoder, of an image of noise."""
+    size = encoder.image_size
+    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    own, there = encoder(images)[-1], _choose_last_map(found, named)(encoder.input(images))
+    return there.shape == own.shape and measure_difference(own, there)[1] <= MAP_TOLERANCE
 
 
 def _write_onnx(
@@ -246,6 +290,7 @@ class _ModelExporter:
 
     model: SavedModel
     instance: StageInstance
+    origin: Mapping[str, str]
     what = "model"
 
     @property
@@ -270,12 +315,16 @@ class _ModelExporter:
         facts = {"format": "pt", "model": network, "library": library, "classes": json.dumps(self.model.classes)}
         write_flushed(folder / "model.safetensors", save_tensors(found.library_state(self.model.task), facts))
         net = found.build_network(_load_tensors(folder / "model.safetensors"))
-        if library == "timm" and self.encoder.input.normalize == "dataset":
-            content = describe_for_timm(self.encoder, network, found.encoder.options, self.model.classes)
-            net = write_timm_config(folder, content) or net
-        version = importlib.metadata.version(library)
-        facts_of_result = {"model": network, "classes": found.classes, "head": found.head_name}
-        return lambda images: (net(self.encoder.input(images)),), {**facts_of_result, "version": version}
+        named, by_name = None, dict[str, Any]()
+        if library == "timm":
+            content = describe_for_timm(
+                self.encoder, network, found.encoder.options, self.model.classes, self.origin.get("licence")
+            )
+            named, by_name = _load_by_name(folder, self.encoder, content, lambda _: True)
+        network_there = named.network if named else net
+        about = {"model": network, "options": dict(found.encoder.options), "classes": found.classes}
+        about |= {"head": found.head_name, "version": importlib.metadata.version(library), **by_name}
+        return lambda images: (network_there(self.encoder.input(images)),), about
 
     def safetensors(self, folder: Path) -> tuple[NetworkAnswer, dict[str, Any]]:
         assert self.instance.encoder is not None
@@ -320,7 +369,7 @@ def _answer_with_model(task: Task, images: Tensor) -> tuple[Tensor, ...]:
 def read_encoder_origin(folder: Path) -> dict[str, Any]:
     """Returns how a saved encoder was made: its method, or the task and the start of a fine-tuning; store and seed."""
     description = read_encoder_description(folder)
-    return {key: description[key] for key in ("method", "task", "arm", "store", "seed") if key in description}
+    return {key: description[key] for key, kind in ORIGIN_FACTS.items() if isinstance(description.get(key), kind)}
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
@@ -413,11 +462,18 @@ class ExportStage(StageKind[Export]):
         formats = {}
         for format in wanted:
             formats[format] = _export_format(maker, format, folder, tests)
+            if reason := formats[format].get("not_by_name"):
+                append_row(instance.folder, {"note": f"{format}: timm.create_model cannot load it by name: {reason}"})
             progress.add_images(compared)
+        write_manifest(folder, {f"{k}/{name}": entry for k, v in formats.items() for name, entry in v["files"].items()})
         left_out = {format: reason for format, reason in reasons.items() if reason}
         size, shape = maker.encoder.image_size, maker.encoder.shapes[-1]
         about = {"what": stage.what, "image_size": size, "map": shape}
         instance.write_result({**about, "formats": formats, "left_out": left_out, "tolerance": MAP_TOLERANCE})
+
+    def list_deciding_facts(self, stage: Export, recipe: Recipe) -> dict[str, Any]:
+        # It is written into the files.
+        return {"licence": recipe.encoder.licence} if recipe.encoder and recipe.encoder.licence else {}
 
     def result_shape(self, stage: Export) -> TypeAdapter[Any]:
         return EXPORT_SHAPE
@@ -444,9 +500,10 @@ class ExportStage(StageKind[Export]):
 
 def _open_exporter(context: StageContext, stage: Export, instance: StageInstance) -> "_Exporter | _ModelExporter":
     assert instance.encoder is not None
+    origin = trace_weights(context.recipe, instance.stage, instance.encoder)
     if stage.what == "model":
-        return _ModelExporter(read_model(instance.encoder), instance)
-    return _Exporter(load_encoder(instance.encoder, context.recipe.dataset.image_size).eval(), instance)
+        return _ModelExporter(read_model(instance.encoder), instance, origin)
+    return _Exporter(load_encoder(instance.encoder, context.recipe.dataset.image_size).eval(), instance, origin)
 
 
 def explain_format(maker: "_Exporter | _ModelExporter", format: str) -> str | None:

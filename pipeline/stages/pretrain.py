@@ -16,12 +16,14 @@ from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.records import Count, RecordShape, Share
 from firstlight.pipeline.stages.artifacts import (
+    TEACHER,
     TRAINED_ON_ALL_KEY,
     WEIGHTS_ORIGIN_KEY,
     SavedTable,
     save_encoder,
     save_network,
     save_table,
+    trace_teacher,
     trace_weights,
 )
 from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, check_test_split
@@ -103,7 +105,9 @@ class PretrainStage(StageKind[Pretrain]):
         Called on every worker.
         """
         training = build_job(context, stage, instance)
-        method = build_seeded_method(context, stage, training, instance.encoder)
+        teacher = instance.companions.get(TEACHER)
+        assert (teacher is None) == (stage.teacher is None)
+        method = build_seeded_method(context, stage, training, instance.encoder, teacher)
         # The method is on the CPU until `fit` places it.
         untrained = draw_method_pictures(context, stage, method, instance, torch.device("cpu"))
         fit(training, method, Monitor(context, stage, stage.watch, training, method))
@@ -115,7 +119,8 @@ class PretrainStage(StageKind[Pretrain]):
             # Later recipes draw test and held-out images of the same store, which were trained on here
             facts |= {TRAINED_ON_ALL_KEY: True} if not len(context.splits.val) and not len(context.splits.test) else {}
             origin = trace_weights(context.recipe, instance.stage, instance.encoder) if instance.encoder else {}
-            origin_facts = {WEIGHTS_ORIGIN_KEY: origin} if origin else {}
+            origin_facts: dict[str, Any] = {WEIGHTS_ORIGIN_KEY: origin} if origin else {}
+            origin_facts |= {} if teacher is None else {TEACHER: trace_teacher(teacher, stage.teacher.weights)}
             save_encoder(method.exported_encoder(), instance.folder / "encoder", {**facts, **origin_facts})
             for name, network in method.exported_networks().items():
                 save_network(network, instance.folder / name, facts)

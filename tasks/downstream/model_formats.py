@@ -1,7 +1,7 @@
 """Export formats of a fine-tuned model: a library's network with its classifier, and a graph from images to logits."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.downstream.classify_square import SquareLossClassification
 from firstlight.tasks.downstream.task import Task
+from firstlight.tasks.nn.encoders import MapPooling
 from firstlight.tasks.nn.export_formats import (
     LIBRARIES,
     MAP_TOLERANCE,
@@ -19,8 +20,32 @@ from firstlight.tasks.nn.export_formats import (
     find_counterpart,
     measure_difference,
 )
+from firstlight.tasks.nn.library_backbones import first_line
+from firstlight.tasks.nn.timm_backbones import find_timm_traits
 
 GRAPH_FORMATS = ("onnx", "torch_export")
+# The poolings of a map that timm's networks know, and the arguments of their constructors that ask for them, in the
+# order in which they are tried: timm's own choice first, then such that no normalisation stands after the pooling.
+TIMM_POOLINGS: dict[MapPooling, tuple[dict[str, Any], ...]] = {
+    "avg": (
+        {},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "fc_norm": False},
+        {"global_pool": "avg", "use_fc_norm": False},
+        {"global_pool": "avg", "use_fc_norm": False, "use_post_transformer_norm": False},
+        {"global_pool": "avg", "final_norm": False},
+    ),
+    "cls": (
+        {},
+        {"global_pool": "token"},
+        {"global_pool": "token", "fc_norm": False},
+        {"global_pool": "token", "use_fc_norm": False},
+        {"global_pool": "token", "use_fc_norm": False, "use_post_transformer_norm": False},
+        {"global_pool": "token", "final_norm": False},
+    ),
+}
+# The names of tensors that a message has.
+MAX_NAMED_TENSORS = 3
 
 
 class ModelGraph(nn.Module):
@@ -69,7 +94,7 @@ class ClassifierCounterpart:
         Raises:
             ValueError: the network has no tensor of that name or shape, or another one.
         """
-        net = _build_classifier(self.encoder.library, self.encoder.model, self.head_name, self.classes)
+        net = _build_classifier(self.encoder, self.head_name, self.classes)
         try:
             net.load_state_dict(dict(state))
         except RuntimeError as error:
@@ -86,43 +111,92 @@ def find_classifier(task: Task, library: str) -> ClassifierCounterpart:
     Raises:
         ValueError: the library has none; the message gives the reason.
     """
-    head = _find_linear_head(task)
-    found = find_counterpart(task.encoder, library)
-    _, missing = found.build_network(found.library_state(task.encoder))
+    head = _find_linear_head(task, library)
+    encoder = find_counterpart(task.encoder, library)
+    reasons = []
+    for found in _list_poolings(encoder, task):
+        try:
+            classifier = _find_head(task, found, head.out_features)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        if _has_same_logits(task, classifier):
+            return classifier
+        reasons.append(f"{encoder.model} of {library}, with the same weights, gives other logits")
+    raise ValueError(reasons[0])
+
+
+def _list_poolings(encoder: Counterpart, task: Task) -> Iterator[Counterpart]:
+    """Yields the library's network in each form that may pool its last map as a task does."""
+    traits = find_timm_traits(encoder.model) if encoder.library == "timm" else None
+    if traits is None or not traits.is_columnar or not isinstance(task, Classification):
+        yield encoder
+        return
+    for arguments in TIMM_POOLINGS[task.pool]:
+        if arguments.keys() <= traits.parameters:
+            yield replace(encoder, options={**encoder.options, **arguments})
+
+
+def _find_head(task: Task, encoder: Counterpart, classes: int) -> ClassifierCounterpart:
+    """Returns a library's network with a classifier in the place of the tensors that the encoder does not fill.
+
+    Raises:
+        ValueError: they are not the weight and the bias of one linear layer, or timm does not build this form.
+    """
+    try:
+        _, missing = _add_classes(encoder, classes).build_network(encoder.library_state(task.encoder))
+    # Each of timm's networks refuses a pooling in its own way.
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"{encoder.model} of {encoder.library} cannot be built: {first_line(error)}") from None
     names = [next((name for name in missing if name.endswith(ending)), "") for ending in (".weight", ".bias")]
     if len(missing) != 2 or not all(names):
-        raise ValueError(f"the head of {found.model} of {library} is not one linear layer: it has {', '.join(missing)}")
-    classifier = ClassifierCounterpart(found, (names[0], names[1]), head.out_features)
-    _build_classifier(library, found.model, classifier.head_name, classifier.classes)
-    if not _has_same_logits(task, classifier):
-        raise ValueError(f"{found.model} of {library}, with the same weights, gives other logits")
+        more = f" and {len(missing) - MAX_NAMED_TENSORS} more" if len(missing) > MAX_NAMED_TENSORS else ""
+        has = f"it has {', '.join(missing[:MAX_NAMED_TENSORS]) or 'nothing'}{more}"
+        raise ValueError(f"the head of {encoder.model} of {encoder.library} is not one linear layer: {has}")
+    classifier = ClassifierCounterpart(encoder, (names[0], names[1]), classes)
+    _build_classifier(encoder, classifier.head_name, classes)
     return classifier
 
 
-def _find_linear_head(task: Task) -> nn.Linear:
-    """Returns the only layer of the head. Raises ValueError if there are others, or it takes something else."""
+def _find_linear_head(task: Task, library: str = "timm") -> nn.Linear:
+    """Returns the only layer of the head. Raises ValueError if there are others, or it takes what `library` does not
+    give a head.
+    """
     if not isinstance(task, Classification) or isinstance(task, SquareLossClassification):
         raise ValueError("the libraries' networks are classifiers that give logits")
     layers = list(task.head)
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         raise ValueError(f"the libraries' heads are one linear layer, this one has {len(layers)} layers (task.hidden)")
-    if task.pool != "avg":
-        raise ValueError(f"the libraries' heads take the mean of the last map, this one has task.pool: {task.pool}")
+    if task.pool not in (TIMM_POOLINGS if library == "timm" else ("avg",)):
+        other = " or, of a ViT, its class token" if library == "timm" else ""
+        raise ValueError(
+            f"the heads of {library}'s networks take the mean of the last map{other}, this one has task.pool: "
+            f"{task.pool}"
+        )
     if task.layer != len(task.encoder.shapes) - 1:
         raise ValueError(f"the libraries' heads take the last map, this one has task.layer: {task.layer}")
     return layers[0]
 
 
-def _build_classifier(library: str, model: str, head: str, classes: int) -> nn.Module:
+def _add_classes(encoder: Counterpart, classes: int) -> Counterpart:
+    """Returns a network of timm with a classifier of so many classes, which some have not by default."""
+    return (
+        replace(encoder, options={**encoder.options, "num_classes": classes}) if encoder.library == "timm" else encoder
+    )
+
+
+def _build_classifier(encoder: Counterpart, head: str, classes: int) -> nn.Module:
     """Returns a library's network with a new classifier of so many classes. `head`: the name of its classifier.
 
     Raises:
         ValueError: the classifier is no linear layer.
     """
-    net = build_library_network(library, model)
+    net = build_library_network(encoder.library, encoder.model, _add_classes(encoder, classes).options)
     layer = net.get_submodule(head)
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"the head of {model} of {library} is not one linear layer, but a {type(layer).__name__}")
+        raise ValueError(
+            f"the head of {encoder.model} of {encoder.library} is not one linear layer, but a {type(layer).__name__}"
+        )
     with torch.random.fork_rng(devices=[]):
         # The constructors of torchvision do not all take a number of classes.
         net.set_submodule(head, nn.Linear(layer.in_features, classes))

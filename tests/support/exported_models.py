@@ -1,5 +1,6 @@
 """Exports of small fine-tuned models, and code of their cards in a process of its own."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,19 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import export
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.folder_manifest import write_manifest
 from tests.support import recipes
 
 # What a process without torch and Firstlight begins with.
 WITHOUT_TORCH = (
     "import sys\nfor name in ('torch', 'torchvision', 'firstlight', 'timm'):\n    sys.modules[name] = None\n"
 )
+# The files of an export that holds no network.
+EXPORTED_FILES = {
+    "timm/model.safetensors": b"weights",
+    "timm/config.json": b"{}",
+    "onnx/encoder.onnx": b"graph",
+}
 
 
 def export_model(
@@ -39,3 +47,15 @@ def run_card_code(code: str, folder: Path, before: str = "") -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def write_export(folder: Path, files: dict[str, bytes] | None = None) -> Path:
+    """Writes a folder as a stage export leaves it, with files that hold no network."""
+    entries = {}
+    for name, data in (EXPORTED_FILES if files is None else files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_manifest(folder, entries)
+    (folder / "card.md").write_text('---\nlicense: "mit"\n---\n\n# Card\n')
+    return folder

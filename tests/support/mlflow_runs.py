@@ -59,6 +59,13 @@ class Past:
         self.tracking.finish_run(run_id)
         return run_id
 
+    def export(self, recipe: str, parent: str, folder: Path, seed: int = 0) -> str:
+        """Logs the files of `folder` as an export."""
+        run_id = self._start(recipe, parent, "export", f"export seed {seed}", seed, {"seed": seed})
+        self.client.log_artifacts(run_id, str(folder), "export")
+        self.tracking.finish_run(run_id)
+        return run_id
+
     def evaluate(self, recipe: str, parent: str, encoder: str, seed: int = 0, seconds: float | None = None) -> str:
         run_id = self._start(recipe, parent, "evaluate", f"evaluate seed {seed}", seed, {"seed": seed})
         self.tracking.log_encoder_source(run_id, encoder, find_source_run(self.tracking, encoder))

@@ -42,10 +42,21 @@ def build_model(
     return TASKS[name](network, len(CLASSES), **constructor_arguments(spec)).eval(), spec
 
 
-def save_small_model(folder: Path, name: str, *, batch_norm: Any = "keep", seen: Any = None, **arguments: Any) -> Task:
-    """Saves a model with three classes. `seen`: keys of its `Preprocessing`. Returns its task."""
+def save_small_model(
+    folder: Path,
+    name: str,
+    *,
+    batch_norm: Any = "keep",
+    seen: Any = None,
+    facts: Any = None,
+    classes: tuple[str, str, str] = CLASSES,
+    **arguments: Any,
+) -> Task:
+    """Saves a model with three classes. `seen`: keys of its `Preprocessing`; `facts`: how it was made. Returns its
+    task.
+    """
     task, spec = build_model(name, batch_norm=batch_norm, **arguments)
     preprocessing = Preprocessing(task.encoder.image_size, **{"views": (MODELS[name][2],), **(seen or {})})
-    facts = {"arm": "scratch", "lr": 0.1, "labels": 3, "store": "s", "seed": 0}
-    save_model(task, spec, folder, classes=CLASSES, preprocessing=preprocessing, batch_norm=batch_norm, facts=facts)
+    told = {"arm": "scratch", "lr": 0.1, "labels": 3, "store": "s", "seed": 0, **(facts or {})}
+    save_model(task, spec, folder, classes=classes, preprocessing=preprocessing, batch_norm=batch_norm, facts=told)
     return task

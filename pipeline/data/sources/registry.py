@@ -9,19 +9,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from firstlight.pipeline.data.sources.digits import open_digits
 from firstlight.pipeline.data.sources.download import download_dataset
 from firstlight.pipeline.data.sources.files import decode_path
 from firstlight.pipeline.data.sources.folder import open_folder
 from firstlight.pipeline.data.sources.identity import identify_source
 from firstlight.pipeline.data.sources.list import open_list
+from firstlight.pipeline.data.sources.packaged.digits import open_digits
+from firstlight.pipeline.data.sources.packaged.mnist_5k import open_mnist_5k
 from firstlight.pipeline.data.sources.parquet import open_parquet
 from firstlight.pipeline.data.sources.published.cifar import open_cifar10, open_cifar100
 from firstlight.pipeline.data.sources.published.cub import open_cub200
 from firstlight.pipeline.data.sources.published.dogs import open_stanford_dogs
 from firstlight.pipeline.data.sources.published.imagenet import open_imagenet
 from firstlight.pipeline.data.sources.published.mnist import open_idx
-from firstlight.pipeline.data.sources.published.mnist_5k import open_mnist_5k
 from firstlight.pipeline.data.sources.published.stl10 import open_stl10
 from firstlight.pipeline.data.sources.published.svhn import open_svhn
 from firstlight.pipeline.data.sources.published.voc import open_voc

@@ -1,6 +1,5 @@
 """Parts that all model cards have: front matter, tables, the data, the scores and the licence."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,18 +7,16 @@ from typing import Any
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.report.cards.licence import list_licence_fields
+from firstlight.pipeline.report.cards.markdown import format_code, format_front_matter, format_table
 from firstlight.pipeline.report.score_table import format_spread, score_cells
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_text
 from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
 
 CARD_FILE = "card.md"
-LICENCE_SECTION = (
-    "## Licence and limits\n\nThe code of Firstlight is licensed under Apache-2.0. The licence of these weights is "
-    "unknown: it depends on the licence of the images that they were learned from, which the run does not know. "
-    "The images were not examined for biases. The numbers above hold for the data set above only."
-)
 
 
 def write_card_file(folder: Path, text: str) -> str | None:
@@ -36,11 +33,21 @@ def join_sections(sections: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def format_front_matter(recipe: Recipe, pipeline_tag: str, tags: Sequence[str]) -> str:
-    """Returns the front matter of Hugging Face. Its values are JSON, which is YAML with every text quoted."""
-    fields = {"license": "unknown", "library_name": "firstlight", "pipeline_tag": pipeline_tag, "tags": list(tags)}
-    values = {**fields, "datasets": [recipe.dataset.name]}
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+def make_front_matter(
+    recipe: Recipe, pipeline_tag: str, tags: Sequence[str], origin: Mapping[str, str], library: str = "firstlight"
+) -> str:
+    """Returns the front matter of Hugging Face.
+
+    `origin`: what is known of the existing weights that the network comes from. `library`: what loads the files.
+    """
+    fields = {**list_licence_fields(origin), "library_name": library, "pipeline_tag": pipeline_tag, "tags": list(tags)}
+    return format_front_matter({**fields, "datasets": [recipe.dataset.name]})
+
+
+def name_library(exported: Mapping[str, Any] | None) -> str:
+    """Returns the library that a hub names for an export: timm where it loads the files by the name of their folder."""
+    formats = (exported or {}).get("formats", {})
+    return "timm" if TIMM_CONFIG_FILE in formats.get("timm", {}).get("files", {}) else "firstlight"
 
 
 def name_network(spec: Mapping[str, Any]) -> str:
@@ -48,23 +55,15 @@ def name_network(spec: Mapping[str, Any]) -> str:
     return f"{spec['model']} of {spec['name']}" if "model" in spec else str(spec["name"])
 
 
-def format_settings(values: Mapping[str, Any]) -> str:
-    """Returns a table of keys and values, as JSON."""
-    return format_table(("setting", "value"), [(f"`{key}`", f"`{json.dumps(value)}`") for key, value in values.items()])
-
-
-def format_table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """Returns a table in Markdown."""
-    body = [
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
-        for line in (heads, ["---"] * len(heads), *lines)
-    ]
-    return "\n".join(body)
+def name_seed(made: Mapping[str, Any]) -> str:
+    """Returns the seed among the facts about how a network was made."""
+    seed = made.get("seed")
+    return str(seed) if isinstance(seed, int) else "unknown"
 
 
 def describe_lineage(lineage: Mapping[str, str]) -> str:
     """Returns the section about MLflow: its runs and references, by role."""
-    lines = [(part, f"`{reference}`") for part, reference in lineage.items()]
+    lines = [(part, format_code(reference)) for part, reference in lineage.items()]
     return "## Lineage\n\n" + format_table(("part", "MLflow"), lines)
 
 
@@ -74,7 +73,7 @@ def describe_data(store: Store, worker: StageContext, made: Mapping[str, Any], w
     kind = store.source.get("kind", worker.recipe.dataset.source)
     held_out = "" if store.splits.get("val") else " of these"
     lines = [
-        ("data set", f"`{worker.recipe.dataset.name}` (source: {kind})"),
+        ("data set", f"{format_code(worker.recipe.dataset.name)} (source: {kind})"),
         (
             "images",
             f"{len(splits.train):,} to train on, {len(splits.val):,} held out{held_out}, "
@@ -86,7 +85,8 @@ def describe_data(store: Store, worker: StageContext, made: Mapping[str, Any], w
     ]
     other = made.get("store") not in (None, store.hash)
     note = (
-        f"\n\nThe {what} was learned from another store, `{made['store']}`; the scores below are of the store above."
+        f"\n\nThe {what} was learned from another store, {format_code(str(made['store']))}; the scores below are of "
+        "the store above."
         if other
         else ""
     )

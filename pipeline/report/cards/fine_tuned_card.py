@@ -7,21 +7,22 @@ from typing import Any
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.report.cards.card_parts import (
-    LICENCE_SECTION,
     describe_data,
     describe_lineage,
     describe_seed_scores,
-    format_front_matter,
-    format_settings,
-    format_table,
     join_sections,
+    make_front_matter,
+    name_library,
     name_network,
+    name_seed,
     write_card_file,
 )
+from firstlight.pipeline.report.cards.licence import describe_licence
 from firstlight.pipeline.report.cards.loading_code import normalisation_code
+from firstlight.pipeline.report.cards.markdown import format_code, format_settings, format_table
 from firstlight.pipeline.report.cards.model_card import FORMAT_NAMES, describe_format, list_format_files
 from firstlight.pipeline.report.cards.prediction_code import model_prediction_code
-from firstlight.pipeline.stages.artifacts import read_encoder_spec
+from firstlight.pipeline.stages.artifacts import read_encoder_spec, trace_weights
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER, Preprocessing, read_model_description
 from firstlight.pipeline.stages.score_rows import ScoreRow
@@ -85,12 +86,13 @@ def render_model_card(
     """
     recipe, (told, preprocessing) = worker.recipe, read_model_description(folder)
     spec, task = read_encoder_spec(folder), told["task"]["name"]
+    origin = trace_weights(recipe, instance.stage, folder)
     own = [row for row in rows if row.arm == told.get("arm")]
     tag = PIPELINE_TAGS.get(task, CLASSIFICATION_TAG)
     return join_sections(
         [
-            format_front_matter(recipe, tag, [tag, task]),
-            f"# {recipe.name}: {task} with {name_network(spec)}, seed {told.get('seed', 'unknown')}",
+            make_front_matter(recipe, tag, [tag, task], origin, name_library(exported)),
+            f"# {recipe.name}: {task} with {name_network(spec)}, seed {name_seed(told)}",
             recipe.description,
             _describe_model(told, spec, preprocessing),
             _describe_preprocessing(preprocessing),
@@ -99,7 +101,7 @@ def render_model_card(
             describe_seed_scores(recipe, instance, siblings, own, "model"),
             _describe_use() if exported is None else _describe_formats(exported, task, preprocessing, spec),
             describe_lineage(lineage),
-            LICENCE_SECTION,
+            describe_licence(origin),
         ]
     )
 
@@ -107,7 +109,7 @@ def render_model_card(
 def _describe_model(told: Mapping[str, Any], spec: Mapping[str, Any], seen: Preprocessing) -> str:
     classes, task = told["classes"], told["task"]["name"]
     answer = ANSWERS.get(task, CLASSES_ANSWER).format(count=len(classes))
-    listed = ", ".join(f"`{name}`" for name in classes[:MAX_CARD_CLASSES])
+    listed = ", ".join(format_code(name) for name in classes[:MAX_CARD_CLASSES])
     more = f" and {len(classes) - MAX_CARD_CLASSES:,} more" if len(classes) > MAX_CARD_CLASSES else ""
     return (
         f"## What it is\n\nA fine-tuned network, {name_network(spec)} with the layers of the task `{task}`. "
@@ -119,11 +121,11 @@ def _describe_model(told: Mapping[str, Any], spec: Mapping[str, Any], seen: Prep
 def _describe_preprocessing(seen: Preprocessing) -> str:
     lines = [("size of a view", f"{seen.image_size} x {seen.image_size}")]
     if seen.windows is not None:
-        lines += [("views", f"square windows that cover the image: `{json.dumps(seen.windows)}`")]
+        lines += [("views", f"square windows that cover the image: {format_code(json.dumps(seen.windows))}")]
     else:
         for k, ops in enumerate(seen.views):
             told = [{key: value for key, value in op.items() if value is not None} for op in ops]
-            lines += [("view" + (f" {k + 1}" if len(seen.views) > 1 else ""), f"`{json.dumps(told)}`")]
+            lines += [("view" + (f" {k + 1}" if len(seen.views) > 1 else ""), format_code(json.dumps(told)))]
     for kind, (black, white) in (seen.levels or {}).items():
         lines += [(kind, f"black is {black:g}, white is {white:g}")]
     averaged = " Outputs are averaged over the views." if len(seen.views) > 1 or seen.windows else ""

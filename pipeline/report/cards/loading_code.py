@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from firstlight.tasks.nn.export_formats import NORMED_SOURCE
 from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
 from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
+
+# The call by which timm loads the folder of its format by its name.
+TIMM_FOLDER_CODE = 'timm.create_model("local-dir:timm", pretrained=True).eval()'
 
 
 def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation: str) -> str:
@@ -57,13 +61,19 @@ def normalisation_code(spec: Mapping[str, Any]) -> str:
     return f"mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({mean}, {std}))\nx = (images - mean) / std"
 
 
+def format_arguments(facts: Mapping[str, Any], **more: Any) -> str:
+    """Returns the arguments with which timm builds the network of an exported format, as Python."""
+    options = {**facts.get("options", {}), **more}
+    return ", ".join([f'"{facts["model"]}"', *(f"{key}={value!r}" for key, value in options.items())])
+
+
 def _library_code(format: str, facts: Mapping[str, Any]) -> list[str]:
     if format == "timm" and TIMM_CONFIG_FILE in facts.get("files", {}):
-        return ["import timm", "import torch", "", 'net = timm.create_model("local-dir:timm", pretrained=True).eval()']
+        return ["import timm", "import torch", "", f"net = {TIMM_FOLDER_CODE}"]
     build = (
         f'torchvision.models.get_model("{facts["model"]}")'
         if format == "torchvision"
-        else f'timm.create_model("{facts["model"]}")'
+        else f"timm.create_model({format_arguments(facts)})"
     )
     load = f'net.load_state_dict(load_file("{format}/model.safetensors"), strict=False)'
     imports = [f"import {format}", "import torch", "from safetensors.torch import load_file"]
@@ -78,9 +88,13 @@ def _map_code(format: str, facts: Mapping[str, Any]) -> list[str]:
         permute = ".permute(0, 3, 1, 2)" if facts["turned"] else ""
         trunk = f'trunk = create_feature_extractor(net, {{"{facts["place"]}": "map"}})'
         return [trunk, f'map = trunk(x)["map"]{permute}', "features = map.mean((2, 3))"]
+    if facts.get("gives_maps"):
+        permute = ".permute(0, 3, 1, 2)" if facts["channels_last"] else ""
+        return [f"map = net(x)[-1]{permute}", "features = map.mean((2, 3))"]
     if facts["place"] == "forward_features":
         return ["map = net.forward_features(x)", "features = map.mean((2, 3))"]
+    normed = ", norm=True" if facts["place"] == NORMED_SOURCE else ""
     return [
-        'map = net.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True)[-1]',
+        f'map = net.forward_intermediates(x, output_fmt="NCHW", intermediates_only=True{normed})[-1]',
         "features = map.mean((2, 3))",
     ]

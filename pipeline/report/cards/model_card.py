@@ -8,22 +8,25 @@ from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.report.cards.card_parts import (
-    LICENCE_SECTION,
     describe_data,
     describe_lineage,
     describe_seed_scores,
-    format_front_matter,
-    format_settings,
-    format_table,
     join_sections,
+    make_front_matter,
+    name_library,
     name_network,
+    name_seed,
     write_card_file,
 )
+from firstlight.pipeline.report.cards.licence import describe_licence
 from firstlight.pipeline.report.cards.loading_code import loading_code, normalisation_code
+from firstlight.pipeline.report.cards.markdown import format_code, format_settings, format_table
+from firstlight.pipeline.stages.artifacts import trace_weights
 from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
 from firstlight.tasks.pretrain import METHODS
 
 # The keys of the length of a training, one of which is given.
@@ -73,12 +76,14 @@ def render_card(
     assert instance.encoder is not None
     recipe, result, made = worker.recipe, instance.result, read_encoder_origin(instance.encoder)
     assert result is not None
-    learned = [] if "task" in made else ["self-supervised"]
+    origin = trace_weights(recipe, instance.stage, instance.encoder)
+    learned = ["self-supervised"] if "method" in made else []
     tags = ["image-feature-extraction", *learned, *([made["method"]["name"]] if "method" in made else [])]
     return join_sections(
         [
-            format_front_matter(recipe, "image-feature-extraction", tags),
-            f"# {recipe.name}: {name_network(recipe.network_spec)}, seed {made.get('seed', 'unknown')}",
+            make_front_matter(recipe, "image-feature-extraction", tags, origin, name_library(result)),
+            f"# {recipe.name}: {name_network(recipe.network_spec)}, "
+            + (f"seed {name_seed(made)}" if learned or "task" in made else "existing weights"),
             recipe.description,
             _describe_encoder(recipe, result),
             _describe_training(recipe, instance, made),
@@ -86,7 +91,7 @@ def render_card(
             describe_seed_scores(recipe, instance, siblings, _select_rows(recipe, instance, rows)),
             _describe_loading(recipe, result),
             describe_lineage(lineage),
-            LICENCE_SECTION,
+            describe_licence(origin),
         ]
     )
 
@@ -112,16 +117,20 @@ def _describe_encoder(recipe: Recipe, result: Mapping[str, Any]) -> str:
 def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[str, Any]) -> str:
     """Returns the method, its deviations from the paper, and the budget if it is known."""
     if "task" in made:
-        start, seed = made.get("arm", "unknown"), made.get("seed", "unknown")
-        line = f"## How it was learned\n\nWith labels, by a fine-tuning from `{start}`, with seed {seed}. The task:"
+        start, seed = format_code(made.get("arm", "unknown")), name_seed(made)
+        line = f"## How it was learned\n\nWith labels, by a fine-tuning from {start}, with seed {seed}. The task:"
         return f"{line}\n\n{format_settings(made['task'])}\n\nIts budget is in the MLflow run that made it."
+    source = recipe.encoder_source(instance.stage)
+    if "method" not in made and source is not None and source.is_given:
+        told = "Not by this recipe: these are existing weights as they came; the last section tells of them."
+        return f"## How it was learned\n\n{told}"
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not name its method."
     spec = made["method"]
     method = METHODS[spec["name"]]
     deviations = "\n".join(f"- {line}" for line in method.deviations)
     parts = [
-        f"## How it was learned\n\n{method.title} ({method.paper}), with seed {made.get('seed', 'unknown')}.",
+        f"## How it was learned\n\n{method.title} ({method.paper}), with seed {name_seed(made)}.",
         format_settings({key: value for key, value in spec.items() if key != "name"}),
         f"Known differences from the paper, and values that it does not give:\n\n{deviations}",
         _describe_budget(_find_pretraining(recipe, instance)),
@@ -173,20 +182,38 @@ def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
 
 def list_format_files(format: str, facts: Mapping[str, Any]) -> str:
     """Returns a table of the files of an exported format."""
-    lines = [(f"`{format}/{name}`", its["bytes"], f"`{its['sha256']}`") for name, its in facts["files"].items()]
+    lines = [
+        (format_code(f"{format}/{name}"), its["bytes"], format_code(its["sha256"]))
+        for name, its in facts["files"].items()
+    ]
     return format_table(("file", "bytes", "sha256"), lines)
+
+
+def _describe_name(facts: Mapping[str, Any]) -> str:
+    """Returns what `timm.create_model` does with the folder of a format, with a space after it; "" for its network."""
+    if reason := facts.get("not_by_name"):
+        return f"`timm.create_model` cannot load the folder by its name: {format_code(reason)}. "
+    if TIMM_CONFIG_FILE not in facts.get("files", {}):
+        return ""
+    maps = (
+        "`timm.create_model` gives the list of its maps (`features_only`), since timm's network has layers after the "
+        "last map. "
+    )
+    hub = '`firstlight push` puts these files at the top as well: `timm.create_model("hf-hub:<owner>/<name>")`. '
+    return (maps if facts.get("gives_maps") else "") + hub
 
 
 def describe_format(format: str, facts: Mapping[str, Any]) -> str:
     """Returns sentences about an exported format, with a space before them."""
     if format in ("torchvision", "timm"):
         missing = facts.get("missing", [])
-        named = ", ".join(f"`{name}`" for name in missing[:4]) + (
+        named = ", ".join(format_code(name) for name in missing[:4]) + (
             f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         )
         return (
             f" Compared with {FORMAT_NAMES[format]} {facts['version']}. "
             + (f"The network's head is not in the file: {named}. " if missing else "")
+            + _describe_name(facts)
             + "The normalisation is not part of the state dict: the code below applies it."
         )
     if format == "onnx":

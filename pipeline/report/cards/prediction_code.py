@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from firstlight.pipeline.report.cards.loading_code import TIMM_FOLDER_CODE, format_arguments
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing
+from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
 
 # The share of the shorter side that a crop takes by default, and the position of a crop: 0 is the left or top edge.
 DEFAULT_SCALES = {"center_crop": 1.0, "corner_crop": 0.875}
@@ -125,8 +127,12 @@ def model_prediction_code(format: str, facts: Mapping[str, Any], task: str, seen
         lines = ["import torch", "", 'model = torch.export.load("torch_export/model.pt2").module()']
         return "\n".join([*lines, images, "logits = model(images)"])
     lines = [f"import {format}", "import torch", "from safetensors.torch import load_file", ""]
+    if format == "timm" and TIMM_CONFIG_FILE in facts.get("files", {}):
+        lines = ["import timm", "import torch", "", f"net = {TIMM_FOLDER_CODE}", images, norm]
+        lines += ["with torch.inference_mode():", "    logits = net(x)"]
+        return "\n".join([*lines, 'classes = net.pretrained_cfg["label_names"]  # in the order of the logits'])
     if format == "timm":
-        lines += [f'net = timm.create_model("{facts["model"]}", num_classes={facts["classes"]}).eval()']
+        lines += [f"net = timm.create_model({format_arguments(facts, num_classes=facts['classes'])}).eval()"]
     else:
         lines += [f'net = torchvision.models.get_model("{facts["model"]}").eval()']
         lines += [f'head = net.get_submodule("{facts["head"]}")']

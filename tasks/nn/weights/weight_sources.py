@@ -5,6 +5,7 @@ Libraries download and cache as they always do. Their own readers are not used: 
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ FOLDER_FILES = ("encoder.safetensors", "model.safetensors", "pytorch_model.bin",
 # Folders of an export that hold weights.
 EXPORT_FOLDERS = ("safetensors", "timm", "torchvision")
 MAX_CONFIG_BYTES = 10_000_000
+# The owner and the name of a model on the Hugging Face hub.
+HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 VALID_SOURCES = (
     "a file or folder, timm, timm:TAG, torchvision, torchvision:WEIGHTS.TAG, hf-hub:OWNER/NAME, local-dir:FOLDER"
 )
@@ -64,6 +67,56 @@ def find_weights(source: str, spec: Mapping[str, Any]) -> WeightSource:
     if not path.is_file() or kind == "local-dir":
         raise ValueError(f"{source!r} does not exist; valid: {VALID_SOURCES}")
     return WeightSource(source, path)
+
+
+def name_weights(source: str, spec: Mapping[str, Any]) -> str:
+    """Returns a source as anybody knows it: a tag of a library in full, a repository, or the name of a file or folder.
+
+    The path of a file is that of one machine. A tag that the library does not know stays as it is.
+    """
+    kind, _, rest = source.partition(":")
+    if kind in ("timm", "torchvision"):
+        try:
+            return f"{kind}:{_name_tag(kind, rest, _name_library_model(source, kind, spec))}"
+        except (ValueError, KeyError, AttributeError):
+            return source
+    if kind in ("hf-hub", "runs", "models"):
+        return source
+    return Path(rest if kind == "local-dir" else source).expanduser().resolve().name
+
+
+def _name_tag(library: str, tag: str, model: str) -> str:
+    """Returns the full name of a library's weights. `tag`: "" for those that it loads by default."""
+    if library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        return tag or str(get_model_weights(model)["DEFAULT"])
+    if "." in tag:
+        return tag
+    import timm
+
+    config = None if tag else timm.get_pretrained_cfg(model)
+    return f"{model}.{tag or (config.tag if config else '')}".rstrip(".")
+
+
+def find_hub_model(source: str) -> str | None:
+    """Returns `OWNER/NAME`, the model of the Hugging Face hub that holds the weights of a source; None if it is not
+    known.
+
+    `source`: as `name_weights` returns it.
+    """
+    kind, _, rest = source.partition(":")
+    found: Any = rest.partition("@")[0] if kind == "hf-hub" else None
+    if kind == "timm":
+        import timm
+
+        try:
+            config = timm.get_pretrained_cfg(rest)
+        # Names and tags of other versions of timm.
+        except (RuntimeError, ValueError):
+            config = None
+        found = config.hf_hub_id if config else None
+    return found if isinstance(found, str) and HUB_MODEL.fullmatch(found) else None
 
 
 def _find_timm_weights(source: str, tag: str, spec: Mapping[str, Any]) -> WeightSource:
@@ -211,8 +264,10 @@ def _read_encoder_description(content: Mapping[str, Any]) -> dict[str, Any]:
     spec = content.get("spec")
     if not isinstance(spec, dict) or spec.get("normalize", "dataset") != "dataset":
         return {}
-    size = content.get("image_size")
+    size, origin = content.get("image_size"), content.get("weights")
+    licence = origin.get("licence") if isinstance(origin, dict) else None
     return {
+        "licence": licence if isinstance(licence, str) else None,
         "mean": _parse_statistics(spec.get("mean")),
         "std": _parse_statistics(spec.get("std"), positive=True),
         "image_size": size if isinstance(size, int) else None,

@@ -33,6 +33,7 @@ COMMANDS = {
     "doctor",
     "submit",
     "predict",
+    "push",
 }
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
@@ -46,6 +47,7 @@ OPTIONS = {
     "delete": {"-y", "--yes", "--force"},
     "repeat": {"--from", "--exact", "-v", "--verbose"},
     "ui": {"--port"},
+    "push": {"--private", "--revision", "--dry-run", "--from"},
     "predict": {
         *("--out", "--force", "--batch-size", "--top", "--split"),
         *("--workers", "--gpus-per-worker", "--from", "-v", "--verbose"),

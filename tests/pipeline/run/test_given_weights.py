@@ -89,6 +89,55 @@ def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
     assert changed.instances[0].folder != first.instances[0].folder
 
 
+def test_origin_of_weights_follows_all_that_comes_from_them(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors")
+    pretrain = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1}
+    tune = recipes.RECIPE["stages"]["finetune"]
+    stages = {
+        "pretrain": pretrain,
+        "finetune": {**tune, "arms": ["pretrained", "scratch"]},
+        "given": {**tune, "kind": "finetune", "arms": ["given", "scratch"]},
+        "scratch": {**tune, "kind": "finetune", "arms": ["scratch"]},
+        "export": {"formats": ["safetensors"]},
+    }
+    recipe = make_recipe(tmp_path, tmp_path / "w.safetensors", stages, licence="Only <b>for</b> us")
+    first, _ = run_shown(recipe)
+    folders = {one.stage: one.folder for one in first.instances}
+    origin = read_encoder_description(folders["pretrain"] / "encoder")["weights"]
+    assert origin.pop("sha256")
+    assert origin == {"source": "w.safetensors", "layout": "firstlight", "licence": "Only <b>for</b> us"}
+    for stage, folder in {"finetune": "model", "given": "model", "export": "export/safetensors"}.items():
+        told = read_encoder_description(folders[stage] / folder)["weights"]
+        assert told["source"] == "w.safetensors", stage
+        assert told["licence"] == "Only <b>for</b> us", stage
+    assert "weights" not in read_encoder_description(folders["scratch"] / "model")
+    for stage, card in {"finetune": "model", "given": "model", "export": "export"}.items():
+        text = (folders[stage] / card / "card.md").read_text("utf-8")
+        assert 'license: "other"\nlicense_name: "only-b-for-b-us"' in text, stage
+        assert "their licence governs it: `Only <b>for</b> us`" in text, stage
+        assert str(tmp_path) not in text, stage
+    assert 'license: "unknown"' in (folders["scratch"] / "model" / "card.md").read_text("utf-8")
+    # Another recipe takes the encoder from MLflow, and knows nothing of the weights.
+    reference = f"runs:/{runs_of(recipe)['pretrain seed 0'].info.run_id}/encoder"
+    later = make_recipe(tmp_path, None, {"export": {"formats": ["safetensors"], "encoder": reference}})
+    second, _ = run_shown(later)
+    assert read_encoder_description(second.instances[0].folder / "export/safetensors")["weights"]["sha256"]
+    assert "`Only <b>for</b> us`" in (second.instances[0].folder / "export/card.md").read_text("utf-8")
+
+
+def test_licence_that_is_stated_later_repeats_no_training(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors")
+    stages = {
+        "pretrain": {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1},
+        "export": {"formats": ["safetensors"]},
+    }
+    first, _ = run_shown(make_recipe(tmp_path, tmp_path / "w.safetensors", stages))
+    second, _ = run_shown(make_recipe(tmp_path, tmp_path / "w.safetensors", stages, licence="mit"))
+    assert second.instances[0].folder == first.instances[0].folder
+    assert second.instances[1].folder != first.instances[1].folder, "its files have the licence"
+    assert 'license: "mit"' in (second.instances[1].folder / "export/card.md").read_text("utf-8")
+
+
 def test_an_encoder_in_mlflow_is_continued_with_another_method(tmp_path: Path) -> None:
     pretrain = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1}
     run_shown(make_recipe(tmp_path, None, {"pretrain": pretrain}))

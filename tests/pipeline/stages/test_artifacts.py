@@ -18,9 +18,11 @@ from firstlight.pipeline.stages.artifacts import (
     read_encoder_spec,
     save_encoder,
     save_table,
+    trace_weights,
 )
 from firstlight.pipeline.train.folder_manifest import write_file, write_manifest
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support import recipes
 
 SPEC: dict[str, Any] = {
     "name": "convnet",
@@ -171,6 +173,8 @@ def test_spec_that_does_not_fit_the_weights_is_refused(folder: Path) -> None:
 def test_the_same_spec_passes_as_tuples_and_as_lists(folder: Path) -> None:
     check_encoder_spec(folder, SPEC, "stages.evaluate.encoder")
     check_encoder_spec(folder, {**SPEC, "mean": [0.1, 0.2, 0.3]}, "stages.evaluate.encoder")
+    with pytest.raises(UserError, match=r"^encoder\.mean: "):
+        check_encoder_spec(folder, {**SPEC, "mean": [0.1, 0.2, 0.31]}, "stages.evaluate.encoder")
 
 
 @pytest.mark.fault(47, "an encoder of another shape, input or statistics")
@@ -288,6 +292,7 @@ def test_spec_of_another_size_than_the_weights_is_named(folder: Path, change: di
 
 def test_encoder_that_fits_its_spec_passes_the_check(folder: Path) -> None:
     check_untrusted_encoder(folder, 8)
+    assert load_encoder(folder, 8).state_dict().keys() == encoder().state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -298,3 +303,46 @@ def test_description_of_another_shape_is_named(folder: Path, description: dict[s
     (key,) = description
     with pytest.raises(UserError, match=rf"^{folder}: is not a whole encoder: encoder\.json: is damaged: {key}"):
         load_encoder(folder, 8)
+
+
+@pytest.mark.parametrize(
+    ("saved", "changes", "origin"),
+    [
+        ({}, {}, {}),
+        ({"weights": {"source": "a", "licence": "mit"}}, {}, {"source": "a", "licence": "mit"}),
+        ({"weights": {"licence": ["mit"], "sha256": 3}}, {}, {}),
+        ({"weights": "mit"}, {}, {}),
+        ({}, {"encoder__weights": "/x/w.pth"}, {"source": "w.pth"}),
+        ({"weights": {"source": "old.pth"}}, {"encoder__weights": "/x/w.pth"}, {"source": "old.pth"}),
+        (
+            {"weights": {"licence": "mit"}},
+            {"encoder__weights": "/x/w.pth", "encoder__licence": "gpl"},
+            {"source": "w.pth", "licence": "gpl"},
+        ),
+        ({}, {"encoder__weights": "runs:/1/encoder"}, {}),
+        ({}, {"encoder__weights": "/x/w.pth", "stages__pretrain__encoder": "random"}, {}),
+        (
+            {"weights": {"source": "a"}},
+            {"encoder__weights": "/x/w.pth", "encoder__licence": "gpl", "stages__pretrain__encoder": "runs:/1/encoder"},
+            {"source": "a"},
+        ),
+    ],
+)
+def test_origin_of_weights_is_what_was_saved_and_what_the_recipe_states(
+    tmp_path: Path, saved: dict[str, Any], changes: dict[str, Any], origin: dict[str, str]
+) -> None:
+    save_encoder(encoder(), tmp_path / "encoder", saved)
+    recipe = recipes.recipe(tmp_path, stages__export={"kind": "export"}, **changes)
+    for stage in ("pretrain", "export"):
+        assert trace_weights(recipe, stage, tmp_path / "encoder") == origin
+
+
+@pytest.mark.parametrize(("arm", "licence"), [("pretrained", "gpl"), ("given", "gpl"), ("scratch", None)])
+def test_arm_of_a_fine_tuning_decides_which_weights_it_comes_from(
+    tmp_path: Path, arm: str, licence: str | None
+) -> None:
+    recipe = recipes.recipe(tmp_path, encoder__weights="/x/w.pth", encoder__licence="gpl")
+    save_encoder(encoder(), tmp_path / "model", {"arm": arm})
+    assert trace_weights(recipe, "finetune", tmp_path / "model").get("licence") == licence
+    save_encoder(encoder(), tmp_path / "start", {})
+    assert trace_weights(recipe, "finetune", tmp_path / "start", arm).get("licence") == licence

@@ -32,6 +32,7 @@ from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.weights.weight_sources import find_weights
 from tests.support import recipes
 from tests.support.blank_figures import save_blank
 from tests.support.exported_models import export_model, run_card_code
@@ -42,9 +43,10 @@ QUIET = Console(quiet=True)
 
 
 def recipe_with(storage: Path, encoder: dict[str, Any], size: int, **stage: Any) -> Recipe:
-    """Only an export stage, of an encoder by reference."""
+    """Only an export stage, of an encoder by reference, or of `start`."""
     raw = recipes.recipe(storage, encoder=encoder, dataset__image_size=size).dump()
-    return parse_recipe({**raw, "stages": {"export": {"kind": "export", "encoder": "models:/none/1", **stage}}})
+    section = {"kind": "export", "encoder": stage.pop("start", "models:/none/1"), **stage}
+    return parse_recipe({**raw, "stages": {"export": section}})
 
 
 def exported(
@@ -73,8 +75,14 @@ def exported(
             {"timm", "safetensors", "onnx", "torch_export"},
         ),
         ({"name": "convnet", "width": 4, "depth": 2, "input": "rgb_sobel"}, 8, {"safetensors", "onnx", "torch_export"}),
+        (
+            {"name": "timm", "model": "test_vit", "img_size": 32},
+            32,
+            {"timm", "safetensors", "onnx", "torch_export"},
+        ),
+        ({"name": "timm", "model": "test_efficientnet"}, 64, {"timm", "safetensors", "onnx", "torch_export"}),
     ],
-    ids=["resnet18", "timm", "convnet"],
+    ids=["resnet18", "timm", "convnet", "vit", "efficientnet"],
 )
 def test_every_format_is_exported_and_the_card_code_runs(
     tmp_path: Path, digits: Store, encoder: dict[str, Any], size: int, formats: set[str]
@@ -82,7 +90,7 @@ def test_every_format_is_exported_and_the_card_code_runs(
     instance, worker, made = exported(tmp_path, digits, encoder, size)
     result, folder = instance.result, instance.folder / "export"
     assert result is not None
-    assert set(result["formats"]) == {path.name for path in folder.iterdir()} == formats
+    assert set(result["formats"]) == {path.name for path in folder.iterdir() if path.is_dir()} == formats
     assert set(result["left_out"]) == {"torchvision", "timm"} - formats
     for format, facts in result["formats"].items():
         assert {test: found["images"] for test, found in facts["difference"].items()} == {
@@ -133,6 +141,47 @@ def check_card_code(blocks: list[str], folder: Path, made: Encoder) -> None:
         own = made(x)[-1].mean((2, 3)).numpy()
     for found in np.load(folder.parent / "found.npy"):
         assert np.abs(found - own).max() <= 1e-4 * np.abs(own).max()
+
+
+def test_manifest_lists_the_files_of_all_formats(tmp_path: Path, digits: Store) -> None:
+    spec = {"name": "timm", "model": "test_resnet"}
+    instance, _, _ = exported(tmp_path, digits, spec, 64, formats=["timm", "safetensors"])
+    folder, result = instance.folder / "export", instance.result
+    assert result is not None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == {
+        f"{format}/{name}": facts for format, its in result["formats"].items() for name, facts in its["files"].items()
+    }
+    assert "timm/config.json" in manifest["files"]
+
+
+def test_folder_that_timm_does_not_load_by_its_name_is_told(tmp_path: Path, digits: Store) -> None:
+    spec = {"name": "timm", "model": "test_resnet", "normalize": "image"}
+    instance, worker, _ = exported(tmp_path, digits, spec, 64, formats=["timm"])
+    result = instance.result
+    assert result is not None
+    reason = "encoder.normalize: image is no mean and standard deviation of all images"
+    assert result["formats"]["timm"]["not_by_name"] == reason
+    assert f"cannot load it by name: {reason}" in (instance.folder / "metrics.jsonl").read_text()
+    assert f"`{reason}`" in model_card.render_card(worker, instance, [], [], {})
+
+
+def test_licence_of_existing_weights_is_in_every_format_that_has_a_place_for_it(tmp_path: Path, digits: Store) -> None:
+    spec = {"name": "timm", "model": "test_resnet", "weights": "/w.pth", "licence": "cc-by-4.0"}
+    instance, _, _ = exported(tmp_path, digits, spec, 64, formats=["timm", "safetensors"], start="given")
+    folder = instance.folder / "export"
+    assert json.loads((folder / "timm/config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-4.0"
+    origin = json.loads((folder / "safetensors/encoder.json").read_text())["weights"]
+    assert origin == {"source": "w.pth", "licence": "cc-by-4.0"}
+    assert find_weights(str(folder), spec).licence == "cc-by-4.0"
+    assert find_weights(str(folder / "timm"), spec).licence == "cc-by-4.0"
+    first, second = (
+        export.ExportStage().list_deciding_facts(stage, recipe)  # type: ignore[arg-type]
+        for recipe in (recipe_with(tmp_path, {**spec, "licence": text}, 64, start="given") for text in ("a", None))
+        for stage in [recipe.stages["export"]]
+    )
+    assert first == {"licence": "a"}
+    assert second == {}
 
 
 def test_an_onnx_file_is_checked_by_onnx_and_takes_any_number_of_images(tmp_path: Path, digits: Store) -> None:
@@ -253,7 +302,7 @@ def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
         told = found[f"export seed {seed}"]
         assert told.data.tags["mlflow.note.content"] == text
         assert {a.path for a in client.list_artifacts(told.info.run_id, "export")} == {
-            f"export/{n}" for n in ("card.md", "onnx", "safetensors")
+            f"export/{n}" for n in ("card.md", "manifest.json", "onnx", "safetensors")
         }
         assert told.data.metrics["onnx/relative_difference"] <= 1e-4
     (folder,) = (tmp_path / "small").glob("export-seed0-*")
@@ -297,7 +346,7 @@ def test_whole_model_is_exported_in_the_formats_that_it_has(
     result, folder = instance.result, instance.folder / "export"
     assert result is not None
     assert result["what"] == "model"
-    assert set(result["formats"]) == {path.name for path in folder.iterdir()} == formats
+    assert set(result["formats"]) == {path.name for path in folder.iterdir() if path.is_dir()} == formats
     for facts in result["formats"].values():
         assert all(found["relative"] <= 1e-4 for found in facts["difference"].values())
         assert set(facts["difference"]) == {"store", "random 1", "random 5"}

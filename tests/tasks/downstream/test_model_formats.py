@@ -14,7 +14,7 @@ from firstlight.tasks.downstream.model_formats import (
     find_classifier,
 )
 from firstlight.tasks.downstream.starting_weights import fold_encoder
-from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.encoders import Encoder, MapPooling
 from tests.support.saved_models import build_model
 
 
@@ -51,6 +51,54 @@ def test_network_of_the_library_gives_the_logits_of_the_model(encoder: dict[str,
     torch.testing.assert_close(there, own, rtol=1e-4, atol=1e-4 * float(own.abs().max()))
     with pytest.raises(ValueError, match="the weights do not fit"):
         found.build_network({**state, found.head[0]: torch.zeros(6, 3)})
+
+
+@pytest.mark.parametrize(
+    ("model", "pool", "arguments"),
+    [
+        ("test_vit", "cls", {}),
+        ("test_vit", "avg", {"global_pool": "avg", "fc_norm": False}),
+        ("eva02_tiny_patch14_224", "avg", {"use_fc_norm": False, "use_post_transformer_norm": False}),
+    ],
+)
+def test_vit_of_timm_gives_the_logits_of_the_model(model: str, pool: MapPooling, arguments: dict[str, Any]) -> None:
+    # A multiple of both sizes of patches.
+    side = 112
+    torch.manual_seed(0)
+    task = Classification(Encoder({"name": "timm", "model": model, "img_size": side}, side), 5, pool=pool).eval()
+    # The weight of a normalisation is one at first, and hides one too many.
+    for tensor in task.parameters():
+        tensor.data.add_(0.1 * torch.randn_like(tensor))
+    found = find_classifier(task, "timm")
+    assert found.encoder.options.items() >= {"img_size": side, **arguments}.items()
+    assert found.head_name == "head"
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        own, there = (
+            ModelGraph(task)(images),
+            found.build_network(found.library_state(task))(task.encoder.input(images)),
+        )
+    assert there.shape == (3, 5)
+    torch.testing.assert_close(there, own, rtol=1e-4, atol=1e-4 * float(own.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("test_efficientnet", "not one linear layer: it has conv_head.weight, bn2.weight, bn2.bias and 4 more"),
+        ("test_convnext", "not one linear layer: it has head.norm.weight, head.norm.bias, head.fc.weight and 1 more"),
+    ],
+)
+def test_head_with_layers_of_its_own_is_named(model: str, reason: str) -> None:
+    task = Classification(Encoder({"name": "timm", "model": model}, 64), 5)
+    with pytest.raises(ValueError, match=f"the head of {model} of timm is {reason}"):
+        find_classifier(task, "timm")
+
+
+def test_pooling_that_timm_does_not_know_is_named() -> None:
+    encoder = Encoder({"name": "timm", "model": "test_vit", "img_size": 32}, 32)
+    with pytest.raises(ValueError, match=r"take the mean of the last map or, of a ViT, its class token, .*: cls_avg"):
+        find_classifier(Classification(encoder, 5, pool="cls_avg"), "timm")
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,18 @@ def test_card_of_an_export_has_code_and_sums_of_every_format(tmp_path: Path, dig
     result = instance.result
     assert result is not None
     assert result["formats"]["safetensors"]["files"]["task.json"]["sha256"] in text
+
+
+def test_licence_of_weights_governs_the_model_that_comes_from_them(tmp_path: Path, digits: Store) -> None:
+    origin = {"source": "hf-hub:owner/name", "licence": "mit"}
+    worker, instance = tuned(tmp_path, digits, facts={"arm": "pretrained", "weights": origin})
+    text = render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {})
+    for part in ('license: "mit"', 'base_model: "owner/name"', "their licence governs it: `mit`"):
+        assert part in text
+
+
+def test_names_of_classes_are_no_markup(tmp_path: Path, digits: Store) -> None:
+    classes = ("a`b", "<script>alert(1)</script>", "c|d\n# e")
+    worker, instance = tuned(tmp_path, digits, classes=classes)
+    text = render_model_card(worker, instance.folder / MODEL_FOLDER, instance, [], [], {})
+    assert "``a`b``, `<script>alert(1)</script>`, `c|d\\n# e`." in text

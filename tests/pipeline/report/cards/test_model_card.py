@@ -8,7 +8,7 @@ import torch
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.report.cards import model_card
-from firstlight.pipeline.report.cards.card_parts import CARD_FILE, format_table
+from firstlight.pipeline.report.cards.card_parts import CARD_FILE
 from firstlight.pipeline.stages.artifacts import save_encoder
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.score_rows import score_rows
@@ -105,5 +105,47 @@ def test_scores_of_given_weights_are_not_called_those_of_this_encoder(tmp_path: 
     ]
 
 
-def test_bars_in_cells_are_escaped() -> None:
-    assert format_table(("a", "b"), [("x|y", 1)]).splitlines()[-1] == r"| x\|y | 1 |"
+def test_existing_weights_are_told_and_their_licence_governs(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", encoder__licence="cc-by-nc-4.0")
+    assert instance.encoder is not None
+    facts = {"method": {"name": "nat"}, "weights": {"source": "weights.pth", "sha256": "ab12"}, "seed": 0}
+    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, facts)
+    text = model_card.render_card(worker, instance, [], [], {})
+    assert 'license: "cc-by-nc-4.0"' in text
+    section = text[text.index("## Licence and limits") :]
+    for part in ("their licence governs it: `cc-by-nc-4.0`", "| source | `weights.pth` |", "| `ab12` |"):
+        assert part in section
+    assert "/my/" not in text
+    assert "licence of these weights is unknown" not in text
+
+
+def test_weights_as_they_came_were_not_learned_here(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", stages__export__encoder="given")
+    assert instance.encoder is not None
+    save_encoder(Encoder(worker.recipe.network_spec, 8), instance.encoder, {"weights": {"sha256": "ab12"}})
+    text = model_card.render_card(worker, instance, [], [], {})
+    for part in (
+        "existing weights as they came",
+        "| source | `weights.pth` |",
+        'license: "unknown"',
+        ", existing weights\n",
+    ):
+        assert part in text
+    assert "self-supervised" not in text
+    assert "is not known here" in text
+
+
+def test_network_from_fresh_weights_has_the_licence_of_none(tmp_path: Path, digits: Store) -> None:
+    worker, instance = exported(tmp_path, digits)
+    text = model_card.render_card(worker, instance, [], [], {})
+    assert 'license: "unknown"' in text
+    assert "licence of these weights is unknown" in text[text.index("## Licence and limits") :]
+
+
+def test_folder_of_timm_is_described_as_timm_loads_it(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"version": "1", "files": {"config.json": {}}}
+    assert "hf-hub:" in model_card.describe_format("timm", facts)
+    assert "features_only" in model_card.describe_format("timm", {**facts, "gives_maps": True})
+    told = model_card.describe_format("timm", {"version": "1", "files": {}, "not_by_name": "no `head`"})
+    assert "cannot load the folder by its name: `` no `head` ``" in told
+    assert "hf-hub:" not in told

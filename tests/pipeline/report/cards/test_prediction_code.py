@@ -89,3 +89,13 @@ def test_code_of_every_format_compiles(task: str, format: str) -> None:
     code = model_prediction_code(format, facts, task, Preprocessing(8, (({"op": "fit"},),)), "x = images")
     assert compile(code, "card", "exec").co_names
     assert ("x = images" in code) == (format in ("torchvision", "timm"))
+
+
+def test_code_for_timm_loads_the_folder_by_its_name_where_it_can() -> None:
+    facts = {"model": "test_vit", "classes": 3, "head": "head", "options": {"img_size": 8, "global_pool": "avg"}}
+    view = Preprocessing(8, (({"op": "fit"},),))
+    code = model_prediction_code("timm", facts, "classify", view, "x = images")
+    assert "timm.create_model(\"test_vit\", img_size=8, global_pool='avg', num_classes=3)" in code
+    code = model_prediction_code("timm", {**facts, "files": {"config.json": {}}}, "classify", view, "x = images")
+    assert 'timm.create_model("local-dir:timm", pretrained=True)' in code
+    assert "load_file" not in code

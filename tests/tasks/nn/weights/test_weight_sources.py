@@ -12,7 +12,13 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 
-from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_default_colours, find_weights
+from firstlight.tasks.nn.weights.weight_sources import (
+    WeightSource,
+    find_default_colours,
+    find_hub_model,
+    find_weights,
+    name_weights,
+)
 
 RESNET = {"name": "timm", "model": "resnet18"}
 OWN = {"name": "resnet18"}
@@ -238,3 +244,32 @@ def test_weights_that_only_their_own_reader_knows_are_refused(monkeypatch: pytes
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: config)
     with pytest.raises(ValueError, match=r"these weights are not stored as a state dict"):
         find_weights("timm:a1_in1k", RESNET)
+
+
+@pytest.mark.parametrize(
+    ("source", "spec", "name", "model"),
+    [
+        ("/home/me/w.pth", {"name": "resnet18"}, "w.pth", None),
+        ("local-dir:/home/me/export", {"name": "resnet18"}, "export", None),
+        ("timm", {"name": "resnet18"}, "timm:resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("timm:a2_in1k", {"name": "resnet18"}, "timm:resnet18.a2_in1k", "timm/resnet18.a2_in1k"),
+        ("timm:resnet18.a2_in1k", {"name": "resnet18"}, "timm:resnet18.a2_in1k", "timm/resnet18.a2_in1k"),
+        ("timm:none", {"name": "resnet18"}, "timm:resnet18.none", None),
+        ("timm", {"name": "alexnet"}, "timm", None),
+        ("torchvision", {"name": "resnet18"}, "torchvision:ResNet18_Weights.IMAGENET1K_V1", None),
+        ("hf-hub:owner/name@v1", {"name": "resnet18"}, "hf-hub:owner/name@v1", "owner/name"),
+        ("hf-hub:owner", {"name": "resnet18"}, "hf-hub:owner", None),
+        ("runs:/1/encoder", {"name": "resnet18"}, "runs:/1/encoder", None),
+    ],
+)
+def test_source_is_named_as_anybody_knows_it(source: str, spec: dict[str, Any], name: str, model: str | None) -> None:
+    assert name_weights(source, spec) == name
+    assert find_hub_model(name) == model
+
+
+def test_licence_of_earlier_weights_is_handed_on(tmp_path: Path) -> None:
+    origin: Any = {"licence": "cc-by-4.0", "sha256": "ab"}
+    (tmp_path / "encoder.safetensors").write_bytes(b"x")
+    for weights, licence in ((origin, "cc-by-4.0"), ({"licence": 3}, None), ("text", None)):
+        (tmp_path / "encoder.json").write_text(json.dumps({"spec": {"name": "resnet18"}, "weights": weights}))
+        assert find_weights(str(tmp_path), {"name": "resnet18"}).licence == licence

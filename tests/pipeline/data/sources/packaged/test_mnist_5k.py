@@ -9,7 +9,7 @@ import pytest
 
 from firstlight.pipeline.data.images import decode_rgb
 from firstlight.pipeline.data.sources import SourcePart, open_source
-from firstlight.pipeline.data.sources.published import mnist_5k
+from firstlight.pipeline.data.sources.packaged import mnist_5k
 from firstlight.pipeline.errors import UserError
 from tests.support.image_sources import dataset_options
 

@@ -1,0 +1,1 @@
+"""Small sets of images that come with a package, for demos and tests."""
