@@ -3,27 +3,42 @@
 import gc
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from firstlight.pipeline.data.store import Store
-from tests.support import mlflow_tables, recipes
+from tests.support import digit_stores, mlflow_tables, recipes
 from tests.support.blank_figures import save_blank
 from tests.support.gloo import Pool
 from tests.support.paths import SHARED
 
 # Read by Ray when it is imported.
 os.environ.update(
-    RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16), RAY_USAGE_STATS_ENABLED="0", RAY_DATA_LOG_LEVEL="ERROR"
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(16),
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DATA_LOG_LEVEL="ERROR",
+    # At Ray's niceness of 15, workers hardly get a CPU beside the other tests, and the rest of Ray polls meanwhile.
+    RAY_worker_niceness="0",
 )
+# Bytes of memory. The tests sync what they write, for which a disk would take a tenth of their time.
+MEMORY, LEAST_MEMORY = Path("/dev/shm"), 6 * 2**30
+if (
+    "PYTEST_DEBUG_TEMPROOT" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) >= LEAST_MEMORY
+):
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 torch.set_num_threads(1)
 settings.register_profile("ci", deadline=None, max_examples=50)
 settings.load_profile("ci")
@@ -50,15 +65,19 @@ def pool3() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
-def _ray_ends_with_session() -> Iterator[None]:
-    yield
-    import ray
+def forked_ray_workers() -> Iterator[None]:
+    """Makes every Ray that tests start fork its workers, and shuts down the last one when the session ends."""
+    from tests.support.forked_ray_workers import fork_workers
 
-    ray.shutdown()
+    with fork_workers():
+        yield
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture
-def ray_local(_ray_ends_with_session: None) -> None:
+def ray_local(forked_ray_workers: None) -> None:
     """Connects to the local Ray cluster that tests share. It has four logical CPUs.
 
     The first test that needs the cluster starts it, and so does the next one after a test with `ray_free`, or after
@@ -92,7 +111,7 @@ def _are_cpus_free() -> bool:
 
 
 @pytest.fixture
-def ray_free() -> None:
+def ray_free(forked_ray_workers: None) -> None:
     """Shuts Ray down in this process: the code under test starts its own."""
     import ray
 
@@ -120,6 +139,13 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     template = mlflow_tables.make_template(tmp_path_factory.mktemp("tables") / "template.db")
     with pytest.MonkeyPatch.context() as patch:
         mlflow_tables.copy_tables_from(template, patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digit_stores_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        digit_stores.copy_written_stores(tmp_path_factory.mktemp("digit-stores"), patch)
         yield
 
 

@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.pretrain.byol import Byol
 from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality
 from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder
-from firstlight.tasks.pretrain.fixmatch import FixMatch
 from firstlight.tasks.pretrain.dino import Dino
+from firstlight.tasks.pretrain.distill import Distillation
+from firstlight.tasks.pretrain.fixmatch import FixMatch
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo, ViewGroup
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
+from firstlight.tasks.pretrain.simclr import SimClr
 from firstlight.tasks.pretrain.spatial_contrasting import SpatialContrasting
 from firstlight.tasks.pretrain.super_and import SuperAnd
+from firstlight.tasks.pretrain.vicreg import VicReg
 from firstlight.tasks.visuals import Plot
 
 METHODS: dict[str, type[Method]] = {
@@ -21,7 +25,11 @@ METHODS: dict[str, type[Method]] = {
     "dae": DenoisingAutoEncoder,
     "super_and": SuperAnd,
     "dino": Dino,
+    "simclr": SimClr,
+    "byol": Byol,
+    "vicreg": VicReg,
     "fixmatch": FixMatch,
+    "distill": Distillation,
 }
 
 

@@ -53,7 +53,9 @@ def start_cluster() -> Iterator[Any]:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_failure_threshold", "4")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+        # Nobody looks at the dashboard or at logs here, which take twenty seconds of a CPU.
+        head = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "include_log_monitor": False})
         cluster.workers = [cluster.add_node(**MACHINE) for _ in range(2)]
         yield cluster
         cluster.shutdown()

@@ -18,7 +18,13 @@ SEARCHED = {
     "spatial_contrasting_pixel": {"method.layers", "method.patch_size", "method.patches"},
     "clustering_locality": {"method.alpha", "method.beta", "method.gamma", "labelled_per_batch"},
     "dae": {"method.corruption", "method.sigma", "method.blocks", "method.shortcuts"},
+    "distill": {"method.map_weight", "method.hidden", "optimizer.lr"},
+    "fixmatch": {"method.threshold", "method.cutoff", "method.consistency_weight", "batch_size"},
     "super_and": {"method.temperature", "method.ue_step", "method.ue_period", "method.momentum", "method.rounds"},
+    "simclr": {"method.temperature", "method.decoupled", "method.dim", "batch_size"},
+    "byol": {"method.momentum", "method.hidden", "method.dim", "optimizer.lr"},
+    "vicreg": {"method.invariance", "method.variance", "method.covariance", "method.dim"},
+    "dino": {"method.teacher_temperature", "method.momentum", "method.local_views", "method.prototypes"},
 }
 
 

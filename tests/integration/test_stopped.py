@@ -187,9 +187,6 @@ def test_rays_own_record_of_a_run_is_never_read_again() -> None:
 @pytest.mark.ray
 @pytest.mark.fault(8, "the command is killed, under Ray: no process is left")
 def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     import psutil
 
     from tests.support.recipe_runs import on_ray
@@ -197,17 +194,20 @@ def test_killed_command_leaves_no_process_and_continues(tmp_path: Path) -> None:
     recipe = on_ray(tmp_path / "runs")
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))
     once = tmp_path / "once"
-    environment = {**os.environ, "FIRSTLIGHT_FAULT": f"rank=1,step=4,kind=hang,once={once}"}
-    program = [sys.executable, "-m", "firstlight.pipeline", "run", str(tmp_path / "recipe.yaml")]
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    running = command.start(
+        tmp_path / "out.txt",
+        "run",
+        str(tmp_path / "recipe.yaml"),
+        environment={"FIRSTLIGHT_FAULT": f"rank=1,step=4,kind=hang,once={once}"},
+    )
     end = time.monotonic() + 900
-    while not once.exists() and time.monotonic() < end and process.poll() is None:
+    while not once.exists() and time.monotonic() < end and running.process.is_alive():
         time.sleep(0.2)
-    assert once.exists()
-    below = psutil.Process(process.pid).children(recursive=True)
+    assert once.exists(), (tmp_path / "out.txt").read_text()
+    below = psutil.Process(running.process.pid).children(recursive=True)
     assert len(below) >= 3
-    process.kill()
-    process.wait()
+    running.send(signal.SIGKILL)
+    assert running.wait()[0] == -signal.SIGKILL
     _, alive = psutil.wait_procs(
         below, timeout=300
     )  # Ray's agents have a last word for their cluster, and wait a minute for it to answer

@@ -20,14 +20,20 @@ CLUSTERING = {"name": "clustering_locality"}
 
 @pytest.mark.parametrize("labelled", [8, 32])
 def test_batches_that_fit_pass(tmp_path: Path, digits: Store, labelled: int) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "stages__pretrain__method": CLUSTERING,
         "stages__pretrain__labelled_per_batch": labelled,
         "stages__pretrain__labels_per_class": 4,
     }
     recipe = recipes.recipe(tmp_path, **changes)
     preflight.check_recipe(recipe)
-    data_checks.check_images(recipe, draw_splits(digits, recipe.dataset))
+    splits = draw_splits(digits, recipe.dataset)
+    data_checks.check_images(recipe, splits)
+    changes |= {"stages__pretrain__labels_per_class": None, "stages__pretrain__labels_subset": "fold{seed}"}
+    recipe = recipes.recipe(tmp_path, **changes)
+    data_checks.check_images(recipe, fold_of(splits, [labelled]))
+    with pytest.raises(UserError, match=f"labelled_per_batch: {labelled} is more than the {labelled - 1} labelled"):
+        data_checks.check_images(recipe, fold_of(splits, [labelled - 1]))
 
 
 @pytest.mark.fault(33, "batches that the images cannot fill")

@@ -101,6 +101,8 @@ def test_cluster_is_not_checked_against_the_local_machine(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     check_local_resources(scale(workers=0), StreamOptions())
     check_local_resources(scale(workers=64, address="auto"), StreamOptions())
+    with pytest.raises(UserError, match="this machine has 1;"):
+        check_local_resources(scale(workers=64), StreamOptions())
 
 
 def test_without_workers_ray_is_not_even_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
-from tests.support import recipes
+from tests.support import command, recipes
 from tests.support.gloo import Pool
 from tests.support.grey_images import images
 from tests.support.recipe_runs import QUIET, on_ray, runs_of
@@ -558,32 +557,25 @@ def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
     conf = tmp_path / "recipe.yaml"
     recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
     conf.write_text(json.dumps(recipe.dump()))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "firstlight.pipeline", "run", str(conf)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    wait_for_steps(tmp_path / "runs" / "small", process)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 143, stderr
-    assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"
-    assert "Traceback" not in stderr
+    running = command.start(tmp_path / "out.txt", "run", str(conf))
+    wait_for_steps(tmp_path / "runs" / "small", running)
+    running.send(signal.SIGTERM)
+    code, output = running.wait(timeout=300)
+    assert code == 143, output
+    assert output.splitlines()[-1] == "stopped; run the same command again to continue"
+    assert "Traceback" not in output
     assert runs_of(recipe)["pretrain seed 0"].info.status == "KILLED"
 
 
-def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(folder: Path, running: command.Command) -> None:
     """Until the training has logged something."""
     end = time.monotonic() + 900
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and running.process.is_alive():
         found = list(folder.glob("pretrain-seed0-*/metrics.jsonl"))
         if found and "loss" in found[0].read_text():
             return
         time.sleep(0.5)
-    raise AssertionError(
-        f"no step was made: {process.communicate(timeout=5)[1] if process.poll() is not None else 'timeout'}"
-    )
+    raise AssertionError(f"no step was made: {running.wait(timeout=5)}")
 
 
 def test_command_of_a_kind_that_the_recipe_does_not_have_is_refused(tmp_path: Path) -> None:

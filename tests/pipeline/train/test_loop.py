@@ -62,7 +62,45 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"name": "super_and", "dim": 8, "rounds": 2, "variant": "reference", "initial": "multiple"},
         "schedule": {"name": "MultiStepLR", "milestones": [2], "gamma": 0.1, "period": 3},
     },
+    "fixmatch": {
+        "method": {"name": "fixmatch", "threshold": "flexible", "cutoff": 0.2},
+        "labelled_per_batch": 10,
+        "labels_per_class": 3,
+        "accumulate": 2,
+        "ema": 0.9,
+    },
+    "fixmatch free": {
+        "method": {"name": "fixmatch", "threshold": "free", "momentum": 0.5},
+        "labelled_per_batch": 10,
+        "labels_per_class": 3,
+    },
+    "simclr": {"method": {"name": "simclr", "dim": 8}, "accumulate": 2},
+    "byol": {
+        "method": {"name": "byol", "dim": 8, "hidden": [16], "momentum": 0.5, "exported": "target"},
+        "accumulate": 2,
+    },
+    "vicreg": {"method": {"name": "vicreg", "dim": 8}, "optimizer": {"name": "SGD", "lr": 0.005, "momentum": 0.9}},
+    "distill": {
+        "method": {
+            "name": "distill",
+            "teacher": {"name": "convnet", "width": 5, "depth": 2, "input": "gray"},
+            "teacher_size": 12,
+            "norm": "sync",
+        },
+        "accumulate": 2,
+    },
     "nat sparse": {"method": {"name": "nat", "dim": 8, "hidden": [], "pool": "avg", "solver": "sparse"}},
+    "dino": {
+        "method": {
+            "name": "dino",
+            "local_views": 1,
+            "prototypes": 9,
+            "hidden": [8],
+            "bottleneck": 4,
+            "warmup_epochs": 3,
+        },
+        "accumulate": 2,
+    },
     "and": {"method": {"name": "super_and", "dim": 8, "rounds": 2, "aug": False, "ue": False, "views": 1}},
 }
 
@@ -96,7 +134,12 @@ def train_method_on_this_rank(folder: str, store: str, name: str, stop: int | No
         ("super_and", "batch"),
         ("clustering_locality", "sync"),
         ("dae", "sync"),
+        ("fixmatch", "sync"),
+        ("fixmatch free", "sync"),
         ("nat sparse", "sync"),
+        ("byol", "sync"),
+        ("byol", "batch"),
+        ("dino", "sync"),
     ],
 )
 def test_methods_on_two_workers_resume_bit_identical(

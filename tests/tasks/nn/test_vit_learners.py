@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": SIZE, 
 CLASSES = 3
 INFO = TrainingInfo(size=24, epochs=4, seed=7, classes=CLASSES)
 NAT: dict[str, Any] = {"dim": 8, "hidden": (), "norm": "group"}
+DINO: dict[str, Any] = {"local_views": 0, "prototypes": 9, "hidden": (8,), "bottleneck": 4, "patch_loss": 1.0}
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     *(("nat", {**NAT, "pool": pool}) for pool in ("avg", "flatten", "cls", "cls_avg")),
     ("spatial_contrasting", {"patch_size": 2}),
@@ -43,6 +44,19 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     *(("super_and", {"dim": 8, "rounds": 2, "pool": pool}) for pool in ("avg", "cls")),
     # Instance discrimination.
     ("super_and", {"dim": 8, "rounds": 1, "neighbours": False, "ue": False, "aug": False, "views": 1}),
+    ("fixmatch", {"cutoff": 0.3, "pool": "cls"}),
+    (
+        "distill",
+        {
+            "teacher": {"name": "timm", "model": "test_vit", "img_size": SIZE, "patch_size": 8},
+            "pool": "cls",
+            "norm": "group",
+        },
+    ),
+    ("byol", {"dim": 8, "hidden": (16,), "norm": "sync"}),
+    ("vicreg", {"dim": 8, "norm": "sync"}),
+    *(("simclr", {"dim": 8, "norm": "sync", "pool": pool}) for pool in (None, "avg", "cls_avg")),
+    *(("dino", {**DINO, "pool": pool}) for pool in ("avg", "cls")),
 ]
 
 
@@ -213,6 +227,7 @@ METHOD_SECTIONS: dict[str, dict[str, Any]] = {
     "nat": {"name": "nat", "dim": 8, "hidden": [8], "pool": "cls", "norm": "sync", "permutation_period": 2},
     "dae": {"name": "dae", "norm": "sync"},
     "super_and": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "pool": "cls_avg"},
+    "dino": {"name": "dino", **DINO, "hidden": [8], "local_views": 1, "koleo": 0.1, "centering": "sinkhorn_knopp"},
 }
 
 

@@ -39,14 +39,29 @@ def test_void_beside_a_class_that_never_occurs_is_asked_about(store: Store, said
 
 
 @pytest.mark.parametrize(
-    "store",
+    ("store", "refused"),
     [
-        make_store(("background", "cell"), v0=50, v1=10, v255=40),
-        make_store(("background", "cell", "other"), v0=90, v1=5, v255=5),
-        make_store(("background", "cell"), v0=100),
-        cast(Store, SimpleNamespace(classes=("a",), images={})),
-        cast(Store, SimpleNamespace(classes=("a",), images={"annotated": {"train": {"boxes": {"0": 3}}}})),
+        (
+            make_store(("background", "cell"), v0=50, v1=10, v255=40),
+            make_store(("background", "cell"), v0=60, v255=40),
+        ),
+        (
+            make_store(("background", "cell", "other"), v0=90, v1=5, v255=5),
+            make_store(("background", "cell", "other"), v0=85, v1=5, v255=10),
+        ),
+        (make_store(("background", "cell"), v0=100), make_store(("background", "cell"), v0=99, v255=1)),
+        (
+            cast(Store, SimpleNamespace(classes=("a",), images={})),
+            make_store(("a",), v0=3, v255=1),
+        ),
+        (
+            cast(Store, SimpleNamespace(classes=("a",), images={"annotated": {"train": {"boxes": {"0": 3}}}})),
+            make_store(("a",), v0=3, v255=3),
+        ),
     ],
 )
-def test_other_masks_pass(store: Store) -> None:
+def test_other_masks_pass(store: Store, refused: Store) -> None:
+    """Beside each stands one that is refused and differs in one thing."""
     check_masks(store, {})
+    with pytest.raises(UserError):
+        check_masks(refused, {})
