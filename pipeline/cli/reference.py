@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.docstrings import summarize
-from firstlight.pipeline.config.optim import OPTIMIZERS, SCHEDULES, OptimizerSpec, ScheduleSpec
+from firstlight.pipeline.config.optim import OPTIMIZERS, OWN_SCHEDULES, SCHEDULES, OptimizerSpec, ScheduleSpec
 from firstlight.pipeline.config.recipe import ExpectedResult, Recipe, ResourceEstimate
 from firstlight.pipeline.config.reference import (
     escape_markdown,
@@ -211,7 +211,7 @@ def _render_torch(title: str, model: type[BaseModel], classes: Mapping[str, type
         (f"`{name}`", format_parameters(cls, TORCH_PARAMETERS, WHOLE_TRAINING)) for name, cls in sorted(classes.items())
     ]
     if model is ScheduleSpec:
-        rows.append(("`hyperbolic`", "`t0`, `gamma`"))
+        rows += [(f"`{name}`", ", ".join(f"`{key}`" for key in keys)) for name, keys in OWN_SCHEDULES.items()]
     yield render_table(("Class", "Parameters and their defaults"), rows)
 
 

@@ -4,6 +4,7 @@ A specification is checked by building the class over one dummy parameter, so th
 """
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ SCHEDULES: dict[str, type[LRScheduler]] = {
     and name not in NOT_CONFIGURABLE_SCHEDULES
 }
 SCHEDULES["ReduceLROnPlateau"] = ReduceLROnPlateau
+# Schedules that torch does not have, and their parameters, all of which are needed.
+OWN_SCHEDULES: dict[str, tuple[str, ...]] = {"hyperbolic": ("t0", "gamma"), "cosine": ("cycles",)}
 # Parameters that are learning rates themselves and replace the optimiser's.
 RATE_ARGUMENTS = ("max_lr", "base_lr")
 # Schedules that have a warm-up of their own, or follow the loss.
@@ -150,9 +153,11 @@ def list_timm_optimizers() -> tuple[str, ...]:
 
 
 class ScheduleSpec(_TorchSpec):
-    """A learning rate schedule of `torch.optim.lr_scheduler`, or `hyperbolic`; the other keys are its parameters.
+    """A learning rate schedule of `torch.optim.lr_scheduler`, or one of two others; the other keys are its parameters.
 
-    `hyperbolic` multiplies the rate by 1 / (1 + gamma * max(0, t - t0)) (NAT, section 3.3). A length (`T_max`,
+    `hyperbolic` multiplies the rate by 1 / (1 + gamma * max(0, t - t0)) (NAT, section 3.3). `cosine` multiplies it by
+    cos(pi * cycles * t / length) while that is positive, then by 0: `cycles: 0.4375` (7/16) is FixMatch's schedule,
+    which ends at a fifth of the rate. A length (`T_max`,
     `total_steps`) that is left out is the whole training, or the whole `period`; a partial last epoch counts as one.
     `ReduceLROnPlateau` follows the mean training loss of an interval.
     """
@@ -177,11 +182,12 @@ class ScheduleSpec(_TorchSpec):
 
     @model_validator(mode="after")
     def _check_builds(self) -> "ScheduleSpec":
-        if self.name == "hyperbolic":
-            if set(self.arguments()) != {"t0", "gamma"}:
-                raise ValueError(f"hyperbolic takes t0 and gamma, found {sorted(self.arguments())}")
+        if self.name in OWN_SCHEDULES:
+            if set(self.arguments()) != set(OWN_SCHEDULES[self.name]):
+                taken = " and ".join(OWN_SCHEDULES[self.name])
+                raise ValueError(f"{self.name} takes {taken}, found {sorted(self.arguments())}")
         elif self.name not in SCHEDULES:
-            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, [*SCHEDULES, 'hyperbolic'])}")
+            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, [*SCHEDULES, *OWN_SCHEDULES])}")
         else:
             self.check_arguments(SCHEDULES[self.name])
         if self.name == "ReduceLROnPlateau" and self.period is not None:
@@ -250,6 +256,9 @@ def build_schedule(
     if spec.name == "hyperbolic":
         t0, gamma = float(arguments["t0"]), float(arguments["gamma"])
         return LambdaLR(optimizer, lambda t: 1.0 / (1.0 + gamma * max(0.0, t - t0)))
+    if spec.name == "cosine":
+        speed = math.pi * float(arguments["cycles"]) / length
+        return LambdaLR(optimizer, lambda t: math.cos(speed * t) if 2.0 * abs(speed) * t < math.pi else 0.0)
     return _build_torch_schedule(SCHEDULES[spec.name], arguments, optimizer, length)
 
 

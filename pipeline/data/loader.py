@@ -15,7 +15,7 @@ from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.targets import Targets
 from firstlight.pipeline.data.store import Store
 
-# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8 by `view_column`, and those of `Targets`.
+# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8 by `view_column`, and `Targets`.
 Arrays = dict[str, np.ndarray]
 # Encoded image and label by id.
 Encoded = dict[int, tuple[bytes, int]]

@@ -32,6 +32,7 @@ from firstlight.pipeline.run.launch import launch_instances
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.publishing import PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
 from firstlight.pipeline.run.ray_session import RaySession, is_verbose
+from firstlight.pipeline.run.teacher_weights import resolve_teachers
 from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, was_trained_on_all
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
@@ -145,6 +146,8 @@ class RecipeRunner:
         self._print_lines(told)
         self.references = resolve_references(self.recipe, origin, self.folder / "inputs", only)
         self.references.given = given
+        self.references.teachers, told = resolve_teachers(self.recipe, origin)
+        self._print_lines(told)
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self._print_notes(stage_kind(stage).list_warnings(name, stage))

@@ -34,6 +34,7 @@ RUN_FILE_ADVICE = "delete this file and run again: the run begins anew in MLflow
 # Tags of a stage's run: the reference of the encoder that it started from, and the run that made it.
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
 WEIGHTS_TAG = "firstlight.weights"
+TEACHER_TAG = "firstlight.teacher"
 # With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
 STAGE_RUNS_PREFIX = "firstlight.runs."
 RUN_KEY_TAG = "firstlight.key"
@@ -275,11 +276,11 @@ class TrackingClient:
             self.client.log_model_artifact(model_id, str(file))
             describe_versions(self.client, run_id, _cut_sections(text, MAX_DESCRIPTION_LENGTH, rest))
 
-    def log_weights(self, run_id: str, reference: str, facts: Mapping[str, str]) -> None:
+    def log_weights(self, run_id: str, reference: str, facts: Mapping[str, str], tag: str = WEIGHTS_TAG) -> None:
         """Logs the existing weights that a run uses: where they are from, and what is known of them, as tags."""
-        self.client.set_tag(run_id, WEIGHTS_TAG, reference)
+        self.client.set_tag(run_id, tag, reference)
         for key, value in facts.items():
-            self.client.set_tag(run_id, f"{WEIGHTS_TAG}.{key}", value)
+            self.client.set_tag(run_id, f"{tag}.{key}", value)
 
     def log_encoder_source(self, run_id: str, reference: str, made_by: str) -> None:
         """Logs the encoder that a run starts from: its pinned reference, its run, and its model as an input."""

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import fields
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,16 @@ from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEn
 from firstlight.tasks.nn.library_backbones import FeatureMaps, first_line, from_torchvision
 from firstlight.tasks.nn.timm_backbones import TokenMaps, find_timm_traits, from_timm
 from firstlight.tasks.nn.weight_init import initialize_weights
+from firstlight.tasks.nn.wide_resnet import wide_resnet
 
 __all__ = [
     "ENCODERS",
     "Encoder",
     "InputNormalization",
     "MapPooling",
+    "NetworkSection",
     "SharedEncoderOptions",
+    "build_section",
     "pool_maps",
     "pooled_size",
 ]
@@ -49,9 +52,14 @@ ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
     "network1": network1,
     "network2": network2,
     "sc_convnet": sc_convnet,
+    "wide_resnet": wide_resnet,
     "torchvision": from_torchvision,
     "timm": from_timm,
 }
+# The keys of an encoder's section in a recipe: those of its spec, and of the origin of its weights.
+NetworkSection = NewType("NetworkSection", dict[str, Any])
+# The keys of the origin of its weights.
+WEIGHT_SECTION_KEYS = ("weights", "part", "licence")
 _SHARED = tuple(field.name for field in fields(SharedEncoderOptions))
 
 
@@ -227,6 +235,19 @@ class Encoder(Tower):
             raise ValueError(f"images of {size} pixels are too small for {name}")
         self.train()
         return maps
+
+
+def build_section(section: NetworkSection, image_size: int, name: str) -> Encoder:
+    """Builds the network of a section, with fresh weights.
+
+    Raises:
+        ValueError: its settings are not valid; the message starts with `name` and a dot.
+    """
+    try:
+        return Encoder({key: value for key, value in section.items() if key not in WEIGHT_SECTION_KEYS}, image_size)
+    except ValueError as error:
+        is_of_key = str(error).partition(":")[0] in section
+        raise ValueError(f"{name}.{error}" if is_of_key else f"{name}: {error}") from None
 
 
 def _find_parameters(result: Tensor) -> set[Tensor]:

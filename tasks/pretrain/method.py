@@ -31,6 +31,9 @@ class TrainingInfo:
     steps: int = 1
     # The side of each view in pixels; () if all are as large as the encoder's `image_size`.
     view_sizes: tuple[int, ...] = ()
+    # The network with its weights that the hyper-parameter `teacher` names, if there is one. None: the method is built
+    # for a check, with a teacher of fresh weights.
+    teacher: Encoder | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,8 +23,10 @@ from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schema import WEIGHT_KEYS
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.layouts import LAYOUTS
 
@@ -48,12 +51,27 @@ def data(name: str, folder: Path) -> tuple[str, ...]:
     return (f"dataset.root={root}", f"dataset.list={root / 'list.csv'}")
 
 
-def write_random_weights(recipe: Recipe, file: Path) -> Path:
-    """Writes random weights of the recipe's network, in place of those that it would download."""
+def write_random_weights(spec: Mapping[str, Any], image_size: int, file: Path) -> Path:
+    """Writes random weights of a network, in place of those that a recipe would download."""
     torch.manual_seed(0)
-    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
+    encoder = Encoder(spec, image_size)
     save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, file)
     return file
+
+
+def list_named_weights(recipe: Recipe, folder: Path) -> list[str]:
+    """Writes random weights for each network of a recipe that names some. Returns the overrides that point to them."""
+    size, found = recipe.dataset.image_size, []
+    if recipe.takes_given:
+        file = write_random_weights(recipe.network_spec, size, folder / f"{recipe.name}.safetensors")
+        found.append(f"encoder.weights={file}")
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Pretrain) and stage.teacher is not None:
+            spec = stage.teacher.model_dump(mode="json", exclude=set(WEIGHT_KEYS))
+            place = folder / f"{recipe.name}-{name}.safetensors"
+            file = write_random_weights(spec, stage.choose_teacher_size(size), place)
+            found.append(f"stages.{name}.method.teacher.weights={file}")
+    return found
 
 
 def trial(name: str, folder: Path) -> int:
@@ -64,9 +82,9 @@ def trial(name: str, folder: Path) -> int:
     """
     overrides = (*data(name, folder / "data"), f"storage={folder / 'runs'}")
     recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", overrides, smoke=True)
-    if recipe.takes_given:
-        file = write_random_weights(recipe, folder / "data" / f"{recipe.name}.safetensors")
-        recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", (*overrides, f"encoder.weights={file}"), smoke=True)
+    given = list_named_weights(recipe, folder / "data")
+    if given:
+        recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", (*overrides, *given), smoke=True)
     return len(run_recipe(recipe, Console(file=io.StringIO())).rows)
 
 

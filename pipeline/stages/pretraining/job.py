@@ -71,10 +71,16 @@ def build_view_loader(context: StageContext, stage: Pretrain, seed: int) -> Load
     return context.build_loader(augments, seed, sizes=sizes)
 
 
-def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob, start: Path | None = None) -> Method:
+def build_seeded_method(
+    context: StageContext, stage: Pretrain, job: TrainingJob, start: Path | None = None, teacher: Path | None = None
+) -> Method:
     """Builds the method on the encoder in the folder `start`, or on a fresh one. Fresh weights are drawn from the seed,
     those of the method's own layers too.
+
+    `teacher`: the folder of the frozen encoder that the method learns from, if it does.
     """
+    size = stage.choose_teacher_size(context.recipe.dataset.image_size)
+    frozen = None if teacher is None else load_encoder(teacher, size)
     torch.manual_seed(job.seed)
     encoder = Encoder(context.recipe.network_spec, context.recipe.dataset.image_size)
     if start is not None:
@@ -88,6 +94,7 @@ def build_seeded_method(context: StageContext, stage: Pretrain, job: TrainingJob
         labels,
         job.total_steps,
         tuple(job.loader.size_of(view) for view in range(len(job.loader.ops))),
+        frozen,
     )
     method = build_method(stage.method.name, encoder, info, constructor_arguments(stage.method))
     method.layer_decay = stage.layer_decay

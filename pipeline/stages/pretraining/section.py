@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
-from firstlight.pipeline.config.schema import Augment, MethodSpec, StrictModel, check_augment
+from firstlight.pipeline.config.schema import Augment, EncoderSection, MethodSpec, StrictModel, check_augment
 from firstlight.pipeline.config.stages import (
     GIVEN,
     PREVIOUS,
@@ -111,6 +111,15 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     makes_encoder: ClassVar[bool] = True
     values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}
+
+    @property
+    def teacher(self) -> EncoderSection:
+        """The section of the frozen network that the method learns from; None if there is none."""
+        return getattr(self.method, "teacher", None)
+
+    def choose_teacher_size(self, image_size: int) -> int:
+        """Returns the side in pixels of the images that the teacher gets, by that of the encoder's."""
+        return getattr(self.method, "teacher_size", None) or image_size
 
     @property
     def start(self) -> str | None:

@@ -1,5 +1,6 @@
 """Optimisers and schedules by name: checks, learning rates, checkpoints."""
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.optim import (
     OPTIMIZERS,
+    OWN_SCHEDULES,
     SCHEDULES,
     OptimizerSpec,
     ScheduleSpec,
@@ -31,10 +33,11 @@ NEEDED: dict[str, dict[str, Any]] = {  # arguments without a default
     "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3, "cycle_momentum": False},
     "OneCycleLR": {"max_lr": 0.3},
     "hyperbolic": {"t0": 4, "gamma": 0.3},
+    "cosine": {"cycles": 0.4375},
 }
 NAMES = [
     *(name for name in SCHEDULES if name != "ReduceLROnPlateau"),
-    "hyperbolic",
+    *OWN_SCHEDULES,
 ]  # the plateau is followed in test_fit.py
 
 
@@ -68,6 +71,23 @@ def test_hyperbolic_follows_the_papers_formula(t0: int, gamma: float) -> None:
 def test_hyperbolic_takes_its_two_constants(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="hyperbolic takes t0 and gamma"):
         ScheduleSpec.model_validate({"name": "hyperbolic", **arguments})
+
+
+def test_cosine_of_7_sixteenths_is_the_schedule_of_fixmatch() -> None:
+    schedule = build_schedule(spec("cosine", cycles=7 / 16), sgd(0.03), LENGTH)
+    expected = [0.03 * math.cos(7 * math.pi * k / (16 * LENGTH)) for k in range(LENGTH)]
+    assert rates(schedule, LENGTH) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_stays_at_0_after_its_first_root() -> None:
+    found = rates(build_schedule(spec("cosine", cycles=2), sgd(), LENGTH), LENGTH)
+    assert found == pytest.approx([0.1, 0.1 * math.cos(math.pi / 6), 0.05, *[0.0] * 9], rel=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"cycles": 0.5, "T_max": 3}])
+def test_cosine_takes_its_cycles(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="cosine takes cycles"):
+        ScheduleSpec.model_validate({"name": "cosine", **arguments})
 
 
 def test_rate_is_constant_without_a_schedule() -> None:

@@ -10,7 +10,7 @@ from firstlight.tasks.nn.backbones import network1, network2, replace_batch_norm
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm, SyncBatchNorm
 
-NAMED = ["convnet", "alexnet", "resnet18", "vgg16", "densenet121", "network1", "network2", "sc_convnet"]
+NAMED = ["convnet", "alexnet", "resnet18", "vgg16", "densenet121", "network1", "network2", "sc_convnet", "wide_resnet"]
 
 
 def convolutions(stages: list[nn.Module]) -> list[tuple[int, int, int]]:

@@ -62,6 +62,7 @@ SPECS: list[tuple[dict[str, Any], int, Sequence[tuple[int, ...]]]] = [
         [(64, 33, 33), (64, 17, 17), (128, 17, 17), (128, 9, 9), *two(256, 9), *two(512, 5), *two(512, 3)],
     ),
     ({"name": "sc_convnet"}, 32, [(96, 16, 16), (192, 8, 8), (192, 8, 8)]),
+    ({"name": "wide_resnet"}, 32, [(16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8)]),
     (
         {"name": "torchvision", "model": "resnet18"},
         64,
