@@ -187,3 +187,41 @@ def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp
     assert folder.endswith(" 0o700")
     assert lines[-1] == "left False"
     assert not list(long.glob("fl-ray-*")), "nothing is left where objects would have been spilled"
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    import ray
+
+    calls: list[str] = []
+
+    def init(**arguments: Any) -> None:
+        calls.append("init")
+        if calls.count("init") <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    if failures < 3:
+        ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
+    else:
+        with pytest.raises(
+            UserError, match=r"^scale\.address: 'local': Ray did not start in 3 times 30 s, .*workers: 0"
+        ):
+            ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
+    assert calls == ["init", "shutdown"] * failures + ["init"] * (failures < 3)
+
+
+def test_ray_that_fails_otherwise_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    calls: list[str] = []
+
+    def init(**arguments: Any) -> None:
+        calls.append("init")
+        raise RuntimeError("no such cluster")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"^scale\.address: 'local' cannot be joined: no such cluster"):
+        ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
+    assert calls == ["init"]
