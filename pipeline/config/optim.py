@@ -41,7 +41,7 @@ SCHEDULES: dict[str, type[LRScheduler]] = {
 }
 SCHEDULES["ReduceLROnPlateau"] = ReduceLROnPlateau
 # Schedules that torch does not have, and their parameters, all of which are needed.
-OWN_SCHEDULES: dict[str, tuple[str, ...]] = {"hyperbolic": ("t0", "gamma"), "cosine": ("cycles",)}
+OWN_SCHEDULES: dict[str, tuple[str, ...]] = {"hyperbolic": ("t0", "gamma"), "partial_cosine": ("cycles",)}
 # Parameters that are learning rates themselves and replace the optimiser's.
 RATE_ARGUMENTS = ("max_lr", "base_lr")
 # Schedules that have a warm-up of their own, or follow the loss.
@@ -155,10 +155,10 @@ def list_timm_optimizers() -> tuple[str, ...]:
 class ScheduleSpec(_TorchSpec):
     """A learning rate schedule of `torch.optim.lr_scheduler`, or one of two others; the other keys are its parameters.
 
-    `hyperbolic` multiplies the rate by 1 / (1 + gamma * max(0, t - t0)) (NAT, section 3.3). `cosine` multiplies it by
-    cos(pi * cycles * t / length) while that is positive, then by 0: `cycles: 0.4375` (7/16) is FixMatch's schedule,
-    which ends at a fifth of the rate. A length (`T_max`,
-    `total_steps`) that is left out is the whole training, or the whole `period`; a partial last epoch counts as one.
+    `hyperbolic` multiplies the rate by 1 / (1 + gamma * max(0, t - t0)) (NAT, section 3.3). `partial_cosine` multiplies
+    it by cos(pi * cycles * t / length) while that is positive, then by 0: `cycles: 0.4375` (7/16) is FixMatch's
+    schedule, which ends at a fifth of the rate. A length (`T_max`, `total_steps`) that is left out is the whole
+    training, or the whole `period`; a partial last epoch counts as one.
     `ReduceLROnPlateau` follows the mean training loss of an interval.
     """
 
@@ -256,7 +256,7 @@ def build_schedule(
     if spec.name == "hyperbolic":
         t0, gamma = float(arguments["t0"]), float(arguments["gamma"])
         return LambdaLR(optimizer, lambda t: 1.0 / (1.0 + gamma * max(0.0, t - t0)))
-    if spec.name == "cosine":
+    if spec.name == "partial_cosine":
         speed = math.pi * float(arguments["cycles"]) / length
         return LambdaLR(optimizer, lambda t: math.cos(speed * t) if 2.0 * abs(speed) * t < math.pi else 0.0)
     return _build_torch_schedule(SCHEDULES[spec.name], arguments, optimizer, length)

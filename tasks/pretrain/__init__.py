@@ -10,6 +10,7 @@ from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder
 from firstlight.tasks.pretrain.dino import Dino
 from firstlight.tasks.pretrain.distill import Distillation
 from firstlight.tasks.pretrain.fixmatch import FixMatch
+from firstlight.tasks.pretrain.lejepa import LeJepa
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo, ViewGroup
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
 from firstlight.tasks.pretrain.simclr import SimClr
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimClr,
     "byol": Byol,
     "vicreg": VicReg,
+    "lejepa": LeJepa,
     "fixmatch": FixMatch,
     "distill": Distillation,
 }

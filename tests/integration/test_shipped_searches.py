@@ -24,6 +24,7 @@ SEARCHED = {
     "simclr": {"method.temperature", "method.decoupled", "method.dim", "batch_size"},
     "byol": {"method.momentum", "method.hidden", "method.dim", "optimizer.lr"},
     "vicreg": {"method.invariance", "method.variance", "method.covariance", "method.dim"},
+    "lejepa": {"method.coefficient", "method.dim", "method.global_views", "method.directions"},
     "dino": {"method.teacher_temperature", "method.momentum", "method.local_views", "method.prototypes"},
 }
 

@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # arguments without a default
     "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3, "cycle_momentum": False},
     "OneCycleLR": {"max_lr": 0.3},
     "hyperbolic": {"t0": 4, "gamma": 0.3},
-    "cosine": {"cycles": 0.4375},
+    "partial_cosine": {"cycles": 0.4375},
 }
 NAMES = [
     *(name for name in SCHEDULES if name != "ReduceLROnPlateau"),
@@ -74,20 +74,20 @@ def test_hyperbolic_takes_its_two_constants(arguments: dict[str, Any]) -> None:
 
 
 def test_cosine_of_7_sixteenths_is_the_schedule_of_fixmatch() -> None:
-    schedule = build_schedule(spec("cosine", cycles=7 / 16), sgd(0.03), LENGTH)
+    schedule = build_schedule(spec("partial_cosine", cycles=7 / 16), sgd(0.03), LENGTH)
     expected = [0.03 * math.cos(7 * math.pi * k / (16 * LENGTH)) for k in range(LENGTH)]
     assert rates(schedule, LENGTH) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cosine_stays_at_0_after_its_first_root() -> None:
-    found = rates(build_schedule(spec("cosine", cycles=2), sgd(), LENGTH), LENGTH)
+    found = rates(build_schedule(spec("partial_cosine", cycles=2), sgd(), LENGTH), LENGTH)
     assert found == pytest.approx([0.1, 0.1 * math.cos(math.pi / 6), 0.05, *[0.0] * 9], rel=1e-12)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"cycles": 0.5, "T_max": 3}])
 def test_cosine_takes_its_cycles(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="cosine takes cycles"):
-        ScheduleSpec.model_validate({"name": "cosine", **arguments})
+        ScheduleSpec.model_validate({"name": "partial_cosine", **arguments})
 
 
 def test_rate_is_constant_without_a_schedule() -> None:

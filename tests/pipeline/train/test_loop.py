@@ -80,6 +80,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "accumulate": 2,
     },
     "vicreg": {"method": {"name": "vicreg", "dim": 8}, "optimizer": {"name": "SGD", "lr": 0.005, "momentum": 0.9}},
+    "lejepa": {
+        "method": {"name": "lejepa", "local_views": 1, "hidden": [16], "norm": "sync", "directions": 8},
+        "optimizer": {"name": "AdamW", "lr": 0.005},
+        "accumulate": 2,
+    },
     "distill": {
         "method": {
             "name": "distill",

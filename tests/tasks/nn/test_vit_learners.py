@@ -55,6 +55,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("byol", {"dim": 8, "hidden": (16,), "norm": "sync"}),
     ("vicreg", {"dim": 8, "norm": "sync"}),
+    ("lejepa", {"local_views": 0, "hidden": (16,), "norm": "sync", "directions": 8}),
     *(("simclr", {"dim": 8, "norm": "sync", "pool": pool}) for pool in (None, "avg", "cls_avg")),
     *(("dino", {**DINO, "pool": pool}) for pool in ("avg", "cls")),
 ]
