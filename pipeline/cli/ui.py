@@ -23,7 +23,7 @@ UI_HOST = "127.0.0.1"
 # Consecutive ports that are tried, from the requested one on.
 NUM_PORTS_TRIED = 50
 # Seconds that MLflow has to start, and its processes have to end.
-UI_START_S, UI_END_S = 120.0, 3.0
+UI_START_S, UI_END_S = 300.0, 3.0
 # No helper processes, and no telemetry.
 QUIET_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 

@@ -94,7 +94,14 @@ def running_ui(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     )
     assert process.stdout is not None
     try:
-        yield process, next(line.strip() for line in process.stdout if line.startswith("http://127.0.0.1:"))
+        told: list[str] = []
+        for line in process.stdout:
+            told.append(line.strip())
+            if line.startswith("http://127.0.0.1:"):
+                break
+        else:
+            raise AssertionError(f"no address: {told}")
+        yield process, told[-1]
     finally:
         process.kill()
 
