@@ -23,8 +23,8 @@ from firstlight.pipeline.run.ray_folder import RayFolder, make_ray_folder
 ELASTIC_START_S = 20
 # CPUs that are always kept free for Ray Data: if workers took every CPU, it would wait forever.
 MIN_DATA_CPUS = 1.0
-# The times that Ray is started, and what it says when it was too slow.
-START_TRIES, SLOW_START = 3, "timed out during startup"
+# What Ray says when it did not start within its 30 s.
+SLOW_START = "timed out during startup"
 
 
 class RaySession:
@@ -193,10 +193,11 @@ def _init_ray(scale: ScaleOptions, folder: RayFolder | None) -> None:
     Raises:
         UserError: the cluster cannot be joined, the folder cannot be written, or Ray does not start in time.
     """
+    import ray
     from ray.exceptions import AuthenticationError
 
     try:
-        _start_patiently(_ray_arguments(scale, folder))
+        ray.init(**_ray_arguments(scale, folder))
     except (AuthenticationError, OSError, RuntimeError) as error:
         if folder is not None and isinstance(error, OSError) and not isinstance(error, ConnectionError):
             raise UserError(f"TMPDIR: Ray cannot start in {folder.path}: {one_line(error)}") from None
@@ -206,30 +207,14 @@ def _init_ray(scale: ScaleOptions, folder: RayFolder | None) -> None:
         raise UserError(
             f"scale.address: {scale.address!r} cannot be joined: {reason}{'' if scale.address == 'local' else hint}"
         ) from None
-
-
-def _start_patiently(arguments: dict[str, Any]) -> None:
-    """Starts Ray, and once more if it was too slow: it gives itself 30 s, which is short on a machine that is busy.
-
-    Raises:
-        UserError: it was too slow `START_TRIES` times.
-    """
-    import ray
-
-    for left in reversed(range(START_TRIES)):
-        try:
-            ray.init(**arguments)
-            return
-        # Ray raises a plain Exception; there is no narrower class.
-        except Exception as error:
-            if SLOW_START not in str(error):
-                raise
-            ray.shutdown()
-            if not left:
-                raise UserError(
-                    f"scale.address: 'local': Ray did not start in {START_TRIES} times 30 s, as happens where other "
-                    "work keeps the machine busy; valid: try again, or scale.workers: 0, which needs no Ray"
-                ) from None
+    # Ray raises a plain Exception; there is no narrower class.
+    except Exception as error:
+        if SLOW_START not in str(error):
+            raise
+        raise UserError(
+            f"scale.address: {scale.address!r}: Ray did not start within 30 s, as happens where other work keeps the "
+            "machine busy; valid: try again, or scale.workers: 0, which needs no Ray"
+        ) from None
 
 
 def _ray_arguments(scale: ScaleOptions, folder: RayFolder | None) -> dict[str, Any]:

@@ -189,39 +189,36 @@ def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp
     assert not list(long.glob("fl-ray-*")), "nothing is left where objects would have been spilled"
 
 
-@pytest.mark.parametrize("failures", [0, 1, 2, 3])
-def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        # As Ray raises it.
+        (
+            Exception("The current node timed out during startup. This could ..."),
+            "local': Ray did not start within 30 s",
+        ),
+        (RuntimeError("no such cluster"), "local' cannot be joined: no such cluster"),
+    ],
+)
+def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     import ray
 
-    calls: list[str] = []
-
     def init(**arguments: Any) -> None:
-        calls.append("init")
-        if calls.count("init") <= failures:
-            raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
+        raise error
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    if failures < 3:
+    with pytest.raises(UserError) as caught:
         ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
-    else:
-        with pytest.raises(
-            UserError, match=r"^scale\.address: 'local': Ray did not start in 3 times 30 s, .*workers: 0"
-        ):
-            ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
-    assert calls == ["init", "shutdown"] * failures + ["init"] * (failures < 3)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_ray_that_fails_otherwise_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_ray_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    calls: list[str] = []
-
     def init(**arguments: Any) -> None:
-        calls.append("init")
-        raise RuntimeError("no such cluster")
+        raise KeyError("a defect")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(UserError, match=r"^scale\.address: 'local' cannot be joined: no such cluster"):
+    with pytest.raises(KeyError, match="a defect"):
         ray_session._init_ray(ScaleOptions(name="local", address="local"), None)
-    assert calls == ["init"]
