@@ -57,6 +57,17 @@ class Corruption:
         return mask_squares(*squares, size)
 
 
+def split_patches(key: Tensor, count: int, masked_share: float) -> tuple[Tensor, Tensor]:
+    """Splits the `count` patches of images with (B,) keys at random (MAE: He et al. 2021, section 3, "Masking").
+
+    Returns the (B, K) int64 numbers of visible patches and the (B, M) numbers of masked ones. K is
+    (1 - masked_share) * count, rounded down as in the authors' code.
+    """
+    order = draw_uniform(key, count).argsort(dim=1, stable=True)
+    kept = int(count * (1.0 - masked_share))
+    return order[:, :kept], order[:, kept:]
+
+
 def draw_noise_levels(key: Tensor, low: float, high: float) -> Tensor:
     """Returns (B,) standard deviations for (B,) keys, uniform in [low, high)."""
     return low + (high - low) * draw_uniform(key, 1)[:, 0]

@@ -54,6 +54,34 @@ def undo_normalisation(input: InputNormalization, normalised: Tensor) -> Tensor:
     return (normalised + (weights * input.mean).sum()) / weights.sum()
 
 
+def flatten_patches(images: Tensor, side: int) -> Tensor:
+    """Returns the patches of (B, C, H, W) images as (B, N, side * side * C), in row order; C runs fastest."""
+    b, c, h, w = images.shape
+    squares = images.reshape(b, c, h // side, side, w // side, side)
+    return squares.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, side * side * c)
+
+
+def join_patches(patches: Tensor, side: int, rows: int) -> Tensor:
+    """Undoes `flatten_patches` for images of `rows` patches from top to bottom."""
+    b, count, size = patches.shape
+    columns, c = count // rows, size // side**2
+    squares = patches.reshape(b, rows, columns, side, side, c)
+    return squares.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * side, columns * side)
+
+
+def check_reconstructable(encoder: Encoder) -> None:
+    """Checks that an encoder's input can be turned back into an image.
+
+    Raises:
+        ValueError: it cannot; the message starts with the key.
+    """
+    kind, normalize = encoder.spec.get("input", "rgb"), encoder.input.normalize
+    if kind not in ("rgb", "gray"):
+        raise ValueError(f"encoder.input: {kind!r} is not an image that can be reconstructed; valid: rgb, gray")
+    if normalize != "dataset":
+        raise ValueError(f"encoder.normalize: {normalize!r} cannot be undone without the clean image; valid: dataset")
+
+
 def most_varied_channels(
     clean: Sequence[Tensor], corrupted: Sequence[Tensor], number: int | None = None
 ) -> dict[int, tuple[Tensor, Tensor]]:

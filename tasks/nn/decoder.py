@@ -1,9 +1,14 @@
-"""A decoder that mirrors an encoder: feature maps -> an image, by learned up-sampling (Dong et al. 2016, sec. 3.1)."""
+"""Decoders: one that mirrors an encoder (Dong et al. 2016, section 3.1), and one of a ViT's tokens (He et al. 2021).
+
+timm is imported inside functions: it takes seconds, and only its users should wait.
+"""
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,6 +78,69 @@ class Decoder(nn.Module):
             x = norm(deconvolve(x))
             x = F.relu(x + maps[number - 1] if number in self.joined else x)
         return x
+
+
+class TokenDecoder(nn.Module):
+    """A transformer from the tokens of visible patches to the pixels of masked ones (MAE: He et al. 2021, section 3).
+
+    A learned token stands in place of each masked patch. Fixed position embeddings are added to all patches, and zeros
+    to prefix tokens. Weights are drawn as in the authors' code.
+
+    Args:
+        size: the width of the encoder's tokens.
+        prefix: the number of its tokens that are no patches.
+        out: the number of values of a patch.
+        dim: the width of the decoder, a multiple of 4.
+        depth: the number of its blocks.
+        heads: the number of attention heads of a block, which divides `dim`.
+    """
+
+    def __init__(self, size: int, prefix: int, out: int, *, dim: int, depth: int, heads: int) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.num_prefix = prefix
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(size, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.norm, self.last = norm(dim), nn.Linear(dim, out)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the (B, M, out) values of patches.
+
+        Args:
+            tokens: (B, prefix + K, size), of the prefix and of the visible patches.
+            visible: (B, K) int64 numbers of these patches.
+            wanted: (B, M) int64 numbers of the patches whose values are returned.
+            grid: the rows and columns of patches in an image.
+        """
+        embedded: Tensor = self.embed(tokens)
+        prefix, seen = embedded[:, : self.num_prefix], embedded[:, self.num_prefix :]
+        masked = self.mask_token.to(seen.dtype).expand(len(seen), grid[0] * grid[1], -1)
+        patches = masked.scatter(1, visible[..., None].expand_as(seen), seen)
+        patches = patches + encode_positions(seen.shape[2], *grid, device=seen.device)
+        decoded: Tensor = self.norm(self.blocks(torch.cat((prefix, patches), 1)))
+        values: Tensor = self.last(decoded[:, self.num_prefix :].take_along_dim(wanted[..., None], 1))
+        return values
+
+
+def encode_positions(dim: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Returns (rows * columns, dim) fixed embeddings of positions, in row order, in float32 (MAE's code).
+
+    The first half encodes the column and the second the row, each by dim / 4 sines before as many cosines, whose
+    wavelengths grow from 2 pi by powers of 10,000 (Vaswani et al. 2017, section 3.5).
+    """
+    rates = 10_000.0 ** (-torch.arange(dim // 4, device=device) / (dim // 4))
+    sides = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    down, across = torch.meshgrid(*sides, indexing="ij")
+    angles = [place.flatten()[:, None] * rates for place in (across, down)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)
 
 
 def make_deconvolution(deep: Sequence[int], shallow: Sequence[int], *, bias: bool) -> nn.ConvTranspose2d:

@@ -18,6 +18,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from firstlight.tasks.nn.backbones import replace_batch_norm
 from firstlight.tasks.nn.feature_maps import MapList
@@ -82,6 +83,40 @@ class TokenMaps(FeatureMaps):
             return MapList(found)
         # The class token is the first of those before the patches; others are registers and the like.
         return MapList((map_ for map_, _ in found), [tokens[:, 0] for _, tokens in found])
+
+    def embed_visible(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Returns the tokens of some patches of (B, c, H, W) images alone: no other patch enters a block.
+
+        They are (B, P + K, C) after the last block and the final normalisation: the P prefix tokens (the class token,
+        registers) before those of the K patches that `visible`, (B, K) int64 numbers in row order, names. The network
+        is one for which `explain_masking` finds no obstacle.
+        """
+        model: Any = self.model
+        tokens: Tensor = model._pos_embed(model.patch_embed(x))
+        prefix, patches = tokens[:, : model.num_prefix_tokens], tokens[:, model.num_prefix_tokens :]
+        tokens = model.norm_pre(torch.cat((prefix, patches.take_along_dim(visible[..., None], 1)), 1))
+        for block in model.blocks:
+            # Activations are kept, or computed again, as in `forward_intermediates`.
+            tokens = checkpoint(block, tokens, use_reentrant=False) if model.grad_checkpointing else block(tokens)
+        return model.norm(tokens)  # type: ignore[no-any-return]
+
+
+def explain_masking(stages: nn.Module) -> str | None:
+    """Returns why a network cannot leave patches out (`TokenMaps.embed_visible`), as a clause; None if it can."""
+    from timm.layers.patch_embed import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(stages, TokenMaps):
+        return "has no tokens of one resolution"
+    model: Any = stages.model
+    plain = VisionTransformer.forward_intermediates
+    if not isinstance(model, VisionTransformer) or type(model).forward_intermediates is not plain:
+        return "has positions in its attention, or other parts that need all patches"
+    if model.pos_embed is None:
+        return "adds no position embeddings to its patches"
+    if type(model.patch_embed) is not PatchEmbed:
+        return "computes its tokens from more than a patch"
+    return None
 
 
 def _restore_earlier_maps(maps: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:

@@ -11,6 +11,7 @@ from firstlight.tasks.pretrain.dino import Dino
 from firstlight.tasks.pretrain.distill import Distillation
 from firstlight.tasks.pretrain.fixmatch import FixMatch
 from firstlight.tasks.pretrain.lejepa import LeJepa
+from firstlight.tasks.pretrain.mae import MaskedAutoEncoder
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo, ViewGroup
 from firstlight.tasks.pretrain.nat import NoiseAsTargets
 from firstlight.tasks.pretrain.simclr import SimClr
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": Byol,
     "vicreg": VicReg,
     "lejepa": LeJepa,
+    "mae": MaskedAutoEncoder,
     "fixmatch": FixMatch,
     "distill": Distillation,
 }

@@ -25,6 +25,7 @@ from firstlight.tasks.nn.norms import Norm
 from firstlight.tasks.nn.weight_init import Init
 from firstlight.tasks.pretrain.method import Method, TrainingInfo
 from firstlight.tasks.reconstruction import (
+    check_reconstructable,
     check_shown_map,
     draw_reconstructions,
     measure_psnr,
@@ -92,7 +93,7 @@ class DenoisingAutoEncoder(Method):
         shown_map: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__(encoder, info)
-        _check_input(encoder)
+        check_reconstructable(encoder)
         if sigma[0] > sigma[1]:
             raise ValueError(f"sigma: {list(sigma)} is not valid: the lower bound comes first")
         check_shown_map(encoder, shown_map)
@@ -125,11 +126,3 @@ class DenoisingAutoEncoder(Method):
     def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
         corrupted = self.corrupt_images(batch)
         return draw_reconstructions(self.encoder, self.decoder, batch.views[0], corrupted, shown, self.shown_map)
-
-
-def _check_input(encoder: Encoder) -> None:
-    kind, normalize = encoder.spec.get("input", "rgb"), encoder.input.normalize
-    if kind not in ("rgb", "gray"):
-        raise ValueError(f"encoder.input: {kind!r} is not an image that can be reconstructed; valid: rgb, gray")
-    if normalize != "dataset":
-        raise ValueError(f"encoder.normalize: {normalize!r} cannot be undone without the clean image; valid: dataset")

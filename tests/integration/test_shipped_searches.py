@@ -25,6 +25,7 @@ SEARCHED = {
     "byol": {"method.momentum", "method.hidden", "method.dim", "optimizer.lr"},
     "vicreg": {"method.invariance", "method.variance", "method.covariance", "method.dim"},
     "lejepa": {"method.coefficient", "method.dim", "method.global_views", "method.directions"},
+    "mae": {"method.mask_ratio", "method.normalize_pixels", "method.decoder_dim", "method.decoder_depth"},
     "dino": {"method.teacher_temperature", "method.momentum", "method.local_views", "method.prototypes"},
 }
 

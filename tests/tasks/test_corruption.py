@@ -18,6 +18,7 @@ from firstlight.tasks.corruption import (
     mask_squares,
     small_block_count,
     small_block_side,
+    split_patches,
 )
 from firstlight.tasks.counter_rng import derive_keys
 from tests.support import references
@@ -155,3 +156,25 @@ def test_corruption_is_the_function_of_its_kind_on_streams_of_their_own() -> Non
     for kind, wanted in expected.items():
         found = Corruption(kind, (10.0, 50.0), 3, 6, 5).apply_to(clean, ids, passes, mean)  # type: ignore[arg-type]
         assert torch.equal(found, wanted), kind
+
+
+@pytest.mark.parametrize(("count", "share", "kept"), [(64, 0.75, 16), (196, 0.75, 49), (10, 0.75, 2), (9, 0.5, 4)])
+def test_each_patch_is_visible_or_masked(count: int, share: float, kept: int) -> None:
+    visible, masked = split_patches(some_keys(30), count, share)
+    assert visible.shape == (30, kept)
+    assert torch.equal(torch.cat((visible, masked), 1).sort().values, torch.arange(count).expand(30, -1))
+
+
+def test_patches_are_masked_equally_often_and_independently_of_each_other() -> None:
+    visible, _ = split_patches(some_keys(20_000), 12, 0.75)
+    shown = torch.zeros(20_000, 12).scatter(1, visible, 1.0)
+    torch.testing.assert_close(shown.mean(0), torch.full((12,), 0.25), rtol=0, atol=0.015)
+    # Of 3 visible patches among 12, two given ones are visible together with 3/12 * 2/11.
+    together = shown.T @ shown / 20_000
+    off_diagonal = together[~torch.eye(12, dtype=torch.bool)]
+    torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, 6 / 132), rtol=0, atol=0.01)
+
+
+def test_split_of_an_image_does_not_depend_on_its_batch() -> None:
+    together, alone = split_patches(some_keys(9), 16, 0.5), split_patches(some_keys(9)[4:5], 16, 0.5)
+    assert all(torch.equal(a[4:5], b) for a, b in zip(together, alone, strict=True))

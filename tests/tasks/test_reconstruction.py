@@ -10,15 +10,18 @@ from torch import Tensor
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.reconstruction import (
+    check_reconstructable,
     check_shown_map,
     draw_reconstructions,
+    flatten_patches,
+    join_patches,
     measure_psnr,
     most_varied_channels,
     psnr,
     reconstruct_images,
     undo_normalisation,
 )
-from tests.support import references
+from tests.support import references, references_masked
 from tests.support.learners import build_encoder
 
 MEAN, STD, SIZE = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 8
@@ -100,3 +103,32 @@ def test_missing_map_is_named_with_the_valid_numbers() -> None:
     check_shown_map(encoder(), 3)
     with pytest.raises(ValueError, match="shown_map: 4 is none of the encoder's 3 feature maps; valid: 1 to 3"):
         check_shown_map(encoder(), 4)
+
+
+@pytest.mark.parametrize(("shape", "side"), [((2, 3, 8, 12), 4), ((1, 1, 6, 6), 2), ((2, 2, 3, 3), 1)])
+def test_patches_are_cut_in_row_order_and_joined_again(shape: tuple[int, ...], side: int) -> None:
+    images, _ = two(shape)
+    patches = flatten_patches(images, side)
+    assert patches.tolist() == [references_masked.list_patches(image, side) for image in images]
+    assert torch.equal(join_patches(patches, side, shape[2] // side), images)
+
+
+def test_patches_are_lightlys() -> None:
+    utils = pytest.importorskip("lightly.models.utils")
+    images, _ = two((2, 3, 8, 8))
+    patches = flatten_patches(images, 4)
+    assert torch.equal(patches, utils.patchify(images, 4))
+    assert torch.equal(join_patches(patches, 4, 2), utils.unpatchify(patches, 4))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"input": "high_pass"}, r"^encoder\.input: 'high_pass' is not an image .*; valid: rgb, gray$"),
+        ({"normalize": "image"}, r"^encoder\.normalize: 'image' cannot be undone .*; valid: dataset$"),
+    ],
+)
+def test_input_that_is_no_image_is_named(spec: dict[str, Any], message: str) -> None:
+    check_reconstructable(encoder(input="gray"))
+    with pytest.raises(ValueError, match=message):
+        check_reconstructable(encoder(**spec))

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from firstlight.tasks.nn.decoder import Decoder, Shortcuts, deconvolution_geometry
+from firstlight.tasks.nn.decoder import Decoder, Shortcuts, TokenDecoder, deconvolution_geometry, encode_positions
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import BatchNorm, SyncBatchNorm
+from tests.support import references_masked
 
 
 def autoencoder(
@@ -189,3 +190,45 @@ def test_init_draws_the_weights() -> None:
         assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
     assert isinstance(decoder.last.bias, Tensor)
     assert not decoder.last.bias.any()
+
+
+def token_decoder(prefix: int = 1) -> TokenDecoder:
+    torch.manual_seed(0)
+    return TokenDecoder(6, prefix, 5, dim=8, depth=2, heads=2).double()
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_masked_patches_are_decoded_from_the_visible_ones_and_the_prefix(prefix: int) -> None:
+    decoder, rng = token_decoder(prefix), torch.Generator().manual_seed(1)
+    tokens = torch.randn(2, prefix + 2, 6, generator=rng, dtype=torch.float64)
+    visible, wanted = torch.tensor([[3, 1], [8, 0]]), torch.tensor([[0, 5, 7], [1, 2, 8]])
+    found = decoder(tokens, visible, wanted, (3, 3))
+    expected = [
+        references_masked.decode_patches(decoder, *image, 3)
+        for image in zip(tokens, visible.tolist(), wanted.tolist(), strict=True)
+    ]
+    # Positions are in single precision.
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+def test_token_decoder_is_initialised_as_the_authors_do() -> None:
+    decoder = TokenDecoder(64, 1, 48, dim=128, depth=1, heads=4)
+    assert float(decoder.mask_token.detach().std()) == pytest.approx(0.02, rel=0.2)
+    for layer in layers(decoder, nn.Linear):
+        assert isinstance(layer.weight, Tensor)
+        assert isinstance(layer.bias, Tensor)
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert bound * 0.98 < float(layer.weight.detach().abs().max()) <= bound
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(("dim", "rows", "columns"), [(4, 1, 1), (8, 3, 5), (192, 8, 8)])
+def test_positions_are_sines_of_the_column_and_of_the_row(dim: int, rows: int, columns: int) -> None:
+    expected = [references_masked.position(dim, k // columns, k % columns) for k in range(rows * columns)]
+    torch.testing.assert_close(encode_positions(dim, rows, columns), torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_positions_are_lightlys() -> None:
+    utils = pytest.importorskip("lightly.models.utils")
+    theirs = utils.get_2d_sine_cosine_positional_embedding(32, 7, num_prefix_tokens=0)
+    torch.testing.assert_close(encode_positions(32, 7, 7), torch.as_tensor(theirs).float(), rtol=0, atol=1e-6)

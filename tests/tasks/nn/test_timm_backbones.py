@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder, pool_maps, pooled_size
-from firstlight.tasks.nn.timm_backbones import TokenMaps, find_timm_traits, from_timm
+from firstlight.tasks.nn.timm_backbones import TokenMaps, explain_masking, find_timm_traits, from_timm
 
 VIT: dict[str, Any] = {"name": "timm", "model": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 4}
 SMALL: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": 32, "patch_size": 8}
@@ -218,3 +218,63 @@ def test_facts_about_a_network_draw_no_random_numbers() -> None:
 def test_spec_alone_decides_the_names_and_shapes_of_the_weights(tmp_path: Path) -> None:
     small, large = (Encoder(SMALL, size).state_dict() for size in (32, 64))
     assert {key: tensor.shape for key, tensor in small.items()} == {key: tensor.shape for key, tensor in large.items()}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["test_vit", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"],
+)
+@torch.no_grad()
+def test_all_patches_visible_give_the_deepest_map(model: str) -> None:
+    """Whatever the prefix is: a class token, two tokens, registers without position embeddings, or nothing."""
+    encoder = with_random_norm(Encoder({"name": "timm", "model": model, "img_size": 32, "patch_size": 8}, 32))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).expand(len(images()), -1)
+    assert isinstance(encoder.stages, TokenMaps)
+    tokens, maps = encoder.stages.embed_visible(encoder.input(images()), order), encoder(images())
+    prefix = tokens.shape[1] - 16
+    torch.testing.assert_close(tokens[:, prefix:], maps[-1].flatten(2).mT[:, order[0]])
+    assert explain_masking(encoder.stages) is None
+    assert encoder.has_class_token == (prefix > 0)
+    if prefix:
+        torch.testing.assert_close(tokens[:, 0], pool_maps(maps, "cls"))
+
+
+def test_no_token_but_the_visible_ones_enters_a_block() -> None:
+    encoder, seen = Encoder(VIT, 32), list[tuple[int, ...]]()
+    assert isinstance(encoder.stages, TokenMaps)
+    block: Any = encoder.stages.model.blocks[0]  # type: ignore[index]
+    block.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    visible = torch.tensor([[5, 0, 7]]).expand(len(images()), -1)
+    found = encoder.stages.embed_visible(encoder.input(images()), visible)
+    assert seen == [(len(images()), 4)] == [tuple(found.shape[:2])]
+
+
+def test_checkpointed_gradient_of_visible_patches_is_bit_equal() -> None:
+    gradients = []
+    for turned_on in (False, True):
+        torch.manual_seed(0)
+        encoder = Encoder({**VIT, "grad_checkpointing": turned_on}, 32)
+        assert isinstance(encoder.stages, TokenMaps)
+        computed: list[nn.Module] = []
+        block: Any = encoder.stages.model.blocks[0]  # type: ignore[index]
+        block.register_forward_pre_hook(lambda block, _, computed=computed: computed.append(block))
+        visible = torch.tensor([[5, 0, 7]]).expand(len(images()), -1)
+        encoder.stages.embed_visible(encoder.input(images()), visible).square().sum().backward()
+        assert len(computed) == 1 + turned_on
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("resnet10t", "has no tokens of one resolution"),
+        ("mixer_s32_224", "has positions in its attention, or other parts that need all patches"),
+        ("beit_base_patch16_224", "has positions in its attention, or other parts that need all patches"),
+        ("vit_relpos_small_patch16_224", "has positions in its attention, or other parts that need all patches"),
+        ("vit_tiny_r_s16_p8_224", "computes its tokens from more than a patch"),
+    ],
+)
+def test_networks_that_need_all_patches_are_told_apart(model: str, reason: str) -> None:
+    spec = {"name": "timm", "model": model} | ({} if model == "resnet10t" else {"img_size": 64})
+    assert explain_masking(Encoder(spec, 64).stages) == reason

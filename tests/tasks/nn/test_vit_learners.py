@@ -55,6 +55,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("byol", {"dim": 8, "hidden": (16,), "norm": "sync"}),
     ("vicreg", {"dim": 8, "norm": "sync"}),
+    *(("mae", {"positions": positions, "decoder_dim": 8}) for positions in ("learned", "fixed")),
     ("lejepa", {"local_views": 0, "hidden": (16,), "norm": "sync", "directions": 8}),
     *(("simclr", {"dim": 8, "norm": "sync", "pool": pool}) for pool in (None, "avg", "cls_avg")),
     *(("dino", {**DINO, "pool": pool}) for pool in ("avg", "cls")),
@@ -228,6 +229,7 @@ METHOD_SECTIONS: dict[str, dict[str, Any]] = {
     "nat": {"name": "nat", "dim": 8, "hidden": [8], "pool": "cls", "norm": "sync", "permutation_period": 2},
     "dae": {"name": "dae", "norm": "sync"},
     "super_and": {"name": "super_and", "dim": 8, "rounds": 2, "ue_period": 1, "pool": "cls_avg"},
+    "mae": {"name": "mae", "positions": "fixed", "decoder_dim": 8, "decoder_depth": 1},
     "dino": {"name": "dino", **DINO, "hidden": [8], "local_views": 1, "koleo": 0.1, "centering": "sinkhorn_knopp"},
 }
 
