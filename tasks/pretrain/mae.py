@@ -155,7 +155,8 @@ class MaskedAutoEncoder(Method):
             ImageRow(caption, self._restore_pixels(patches).clamp(0, 1).expand(-1, 3, -1, -1).float(), None, is_drawn)
             for (caption, patches), is_drawn in zip(pixels.items(), (False, False, True), strict=True)
         )
-        return (ImageGrid("masked_patches", f"{shown}, masked and reconstructed", rows),)
+        given = ", from the true mean and deviation of each patch" if self.normalize_pixels else ""
+        return (ImageGrid("masked_patches", f"{shown}, masked and reconstructed{given}", rows),)
 
     def draw_patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the numbers of visible (B, K) and masked (B, M) patches: functions of (seed, pass, id) alone."""

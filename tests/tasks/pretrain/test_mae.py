@@ -223,7 +223,8 @@ def test_decoder_is_the_papers_for_encoders_as_wide_as_a_vit_small(
 def test_grid_shows_masked_patches_grey_and_then_filled(normalize: bool) -> None:
     learner, seen = method(normalize_pixels=normalize).eval(), batch(3, turn=2)
     (grid,) = learner.image_grids(seen, "test images")
-    assert grid.title == "test images, masked and reconstructed"
+    given = ", from the true mean and deviation of each patch" if normalize else ""
+    assert grid.title == f"test images, masked and reconstructed{given}"
     assert [(row.caption, row.untrained) for row in grid.rows] == [
         ("original", False),
         ("masked", False),
