@@ -222,7 +222,13 @@ def test_spec_alone_decides_the_names_and_shapes_of_the_weights(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "model",
-    ["test_vit", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"],
+    [
+        "test_vit",
+        "deit_tiny_distilled_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+        "vit_xsmall_patch16_clip_224",
+    ],
 )
 @torch.no_grad()
 def test_all_patches_visible_give_the_deepest_map(model: str) -> None:
@@ -278,3 +284,12 @@ def test_checkpointed_gradient_of_visible_patches_is_bit_equal() -> None:
 def test_networks_that_need_all_patches_are_told_apart(model: str, reason: str) -> None:
     spec = {"name": "timm", "model": model} | ({} if model == "resnet10t" else {"img_size": 64})
     assert explain_masking(Encoder(spec, 64).stages) == reason
+
+
+def test_a_vit_with_a_pass_of_its_own_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Encoder(SMALL, 32).stages
+    assert isinstance(stages, TokenMaps)
+    kind = type(stages.model)
+    own = type("OwnPass", (kind,), {"forward_intermediates": lambda self, x: x})
+    monkeypatch.setattr(stages.model, "__class__", own)
+    assert explain_masking(stages) == "has positions in its attention, or other parts that need all patches"
