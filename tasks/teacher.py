@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
-def raise_momentum(start: float, step: int, steps: int) -> float:
-    """Returns the momentum of a teacher at `step` of `steps`: from `start` to 1 by a cosine.
+def raise_momentum(start: float, step: int, steps: int, end: float = 1.0) -> float:
+    """Returns the momentum of a teacher at `step` of `steps`: from `start` to `end` by a cosine.
 
-    1 - (1 - start) (cos(pi step / steps) + 1) / 2. Source: BYOL, section 3.3; also DINO.
+    end - (end - start) (cos(pi step / steps) + 1) / 2. Source: BYOL, section 3.3; also DINO.
     """
-    return 1.0 - (1.0 - start) * (math.cos(math.pi * step / steps) + 1.0) / 2.0
+    return start + (end - start) * (1.0 - (math.cos(math.pi * step / steps) + 1.0) / 2.0)
 
 
 class Teacher(nn.Module):

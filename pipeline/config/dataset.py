@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline.config.schema import Augment, SourceName, StrictModel, check_augment
+from firstlight.pipeline.config.schema import CheckedAugment, SourceName, StrictModel
 from firstlight.pipeline.data.images.class_maps import VOID_NAME
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.sources.labels import MISSING_LABELS
@@ -178,14 +178,12 @@ class DatasetOptions(StrictModel):
         le=1.0,
         description="The largest fraction of images that cannot be decoded. More end the run.",
     )
-    train_augment: Augment = Field(
+    train_augment: CheckedAugment = Field(
         description="The [augmentations](#augmentations) of training images, in order. The first must be a crop."
     )
-    eval_augment: Augment = Field(
+    eval_augment: CheckedAugment = Field(
         description="The [augmentations](#augmentations) of scored and embedded images. The first must be a crop."
     )
-
-    _augment = field_validator("train_augment", "eval_augment")(check_augment)
 
     @field_validator("root", "list", "extends")
     @classmethod

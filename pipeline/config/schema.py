@@ -12,7 +12,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from firstlight.pipeline.config.docstrings import parse_parameter_meanings
 from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops, list_windows
@@ -154,6 +154,19 @@ def _check_parameters(op: AugmentOp) -> None:
         raise ValueError(
             f"{op.op} has magnitude: {magnitude} and num_magnitude_bins: {bins}; valid: a magnitude of 0 to {bins - 1}"
         )
+
+
+# A field of a section: `Augment` after `check_augment`.
+CheckedAugment = Annotated[Augment, AfterValidator(check_augment)]
+
+
+def parse_augment(ops: object) -> Augment:
+    """Returns augmentations from plain values, with all defaults.
+
+    Raises:
+        ValueError: they are not valid.
+    """
+    return check_augment(TypeAdapter(Augment).validate_json(json.dumps(ops)))
 
 
 def build_ten_crops(scale: float | None, size: int | None) -> list[Augment]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
-from firstlight.pipeline.config.schema import Augment, StrictModel, check_augment
+from firstlight.pipeline.config.schema import Augment, CheckedAugment, StrictModel
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 
 # The value of `encoder` that means the last stage before this one that makes an encoder.
@@ -163,14 +163,9 @@ class TrainingOptions(StrictModel):
         description="The number of steps between checkpoints. 0: at the ends of epochs, at most every 20 s.",
     )
     log_every: int = Field(10, ge=1, description="The number of steps between logged metrics.")
-    augment: Augment | None = Field(
+    augment: CheckedAugment | None = Field(
         None, description="The [augmentations](#augmentations) of the training. null: `dataset.train_augment`."
     )
-
-    @field_validator("augment")
-    @classmethod
-    def _check_augment(cls, ops: Augment | None) -> Augment | None:
-        return ops if ops is None else check_augment(ops)
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainingOptions":

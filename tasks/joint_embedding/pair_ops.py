@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # On images below this side in pixels nothing is blurred: SimCLR, appendix B.9, leaves the blur out on CIFAR-10.
-SMALL_PAIR_SIDE = 64
+SMALL_IMAGE_SIDE = 64
 # Both views of SimCLR have this probability of a blur.
 SIMCLR_BLUR = (0.5, 0.5)
 # The probabilities in BYOL's first view and in its second (appendix B, table 6).
@@ -24,7 +24,7 @@ def compose_pair_ops(
     """Returns the augmentations of the first view and of the second.
 
     The ops of `augment` stay. Those that it lacks are added after them: jitter of colours, grey images, and on images
-    of SMALL_PAIR_SIDE pixels or more blur and solarisation.
+    of SMALL_IMAGE_SIDE pixels or more blur and solarisation.
 
     Args:
         augment: the augmentations of training images, the crop first.
@@ -44,14 +44,16 @@ def compose_pair_ops(
     return first, second
 
 
+def list_colour_ops(jitter: Mapping[str, float]) -> list[Mapping[str, Any]]:
+    """Returns the changes of colour that these methods have: jitter with the given parameters, and grey images."""
+    return [{"op": "color_jitter", **jitter, "p": 0.8}, {"op": "random_grayscale", "p": PAIR_GRAYSCALE}]
+
+
 def _list_added_ops(
     image_size: int, jitter: Mapping[str, float], blur: float, solarize: float
 ) -> list[Mapping[str, Any]]:
-    ops: list[Mapping[str, Any]] = [
-        {"op": "color_jitter", **jitter, "p": 0.8},
-        {"op": "random_grayscale", "p": PAIR_GRAYSCALE},
-    ]
-    if image_size >= SMALL_PAIR_SIDE:
+    ops = list_colour_ops(jitter)
+    if image_size >= SMALL_IMAGE_SIDE:
         ops += [{"op": "gaussian_blur", "p": blur}] if blur else []
         ops += [{"op": "solarize", "p": solarize}] if solarize else []
     return ops

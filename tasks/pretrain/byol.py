@@ -120,7 +120,7 @@ class Byol(Method):
     def begin_step(self, step: int) -> None:
         """Sets the momentum: from the first to the last value by a cosine over all steps."""
         start, end = self.momenta
-        self.momentum = start + (end - start) * raise_momentum(0.0, step, self.info.steps)
+        self.momentum = raise_momentum(start, step, self.info.steps, end)
 
     def end_step(self) -> None:
         """Moves the target towards the online network."""

@@ -22,6 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from firstlight.tasks.counter_rng import derive_keys
+from firstlight.tasks.joint_embedding.projector import ProjectorPooling, choose_pooling
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.heads import HeadNorm
@@ -119,16 +120,15 @@ class Dino(Method):
         mask_ratio: tuple[Annotated[float, Gt(0.0), Lt(1.0)], Annotated[float, Gt(0.0), Lt(1.0)]] = (0.1, 0.5),
         koleo: Annotated[float, Ge(0.0)] = 0.0,
         exported: Literal["teacher", "student"] = "teacher",
-        pool: Literal["avg", "cls", "cls_avg"] | None = None,
+        pool: ProjectorPooling | None = None,
     ) -> None:
         super().__init__(encoder, info)
         name = encoder.spec.get("model", encoder.spec["name"])
         if patch_loss and not is_maskable(encoder):
-            name = encoder.spec.get("model", encoder.spec["name"])
             raise ValueError(
                 f"patch_loss: {patch_loss:g} needs one ViT with a class token, which {name} is not; valid: 0"
             )
-        self.pool = pool or ("cls" if encoder.has_class_token else "avg")
+        self.pool = choose_pooling(encoder, pool)
         if patch_loss and patch_head == "shared" and self.pool == "cls_avg":
             raise ValueError("patch_head: shared is not valid with pool: cls_avg, which has more features; valid: own")
         if mask_ratio[0] > mask_ratio[1]:
@@ -193,7 +193,7 @@ class Dino(Method):
 
     def begin_step(self, step: int) -> None:
         start, end = self.momenta
-        self.momentum = start + (end - start) * raise_momentum(0.0, step, self.info.steps)
+        self.momentum = raise_momentum(start, step, self.info.steps, end)
 
     def end_step(self) -> None:
         """Moves the teacher towards the student, and takes the batch into the centres."""

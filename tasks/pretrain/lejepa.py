@@ -18,14 +18,14 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from firstlight.tasks.joint_embedding.pair_ops import BYOL_JITTER, compose_pair_ops
+from firstlight.tasks.joint_embedding.pair_ops import BYOL_JITTER, SMALL_IMAGE_SIDE, compose_pair_ops
 from firstlight.tasks.joint_embedding.projector import ProjectorPooling, choose_pooling
 from firstlight.tasks.joint_embedding.sigreg import draw_directions, measure_normality
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.heads import HeadNorm, build_mlp
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo, ViewGroup
-from firstlight.tasks.self_distillation.multi_crop import SMALL_IMAGE_SIDE, SMALL_LOCAL_SCALE, choose_local_side
+from firstlight.tasks.self_distillation.multi_crop import SMALL_LOCAL_SCALE, choose_local_side
 from firstlight.tasks.self_distillation.view_embedding import embed_views
 
 # The shares of the image's area that large and small views have, and the probabilities of a blur and of solarisation

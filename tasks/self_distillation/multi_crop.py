@@ -3,23 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from firstlight.tasks.joint_embedding.pair_ops import BYOL_JITTER, SMALL_IMAGE_SIDE, list_colour_ops
+
 # The share of the image's area that a large and a small crop have (DINO's code).
 GLOBAL_SCALE = (0.4, 1.0)
 LOCAL_SCALE = (0.05, 0.4)
 # On images below SMALL_IMAGE_SIDE pixels, smaller crops than these would have next to no pixels, and a blur would leave
 # nothing to see.
 SMALL_LOCAL_SCALE = (0.2, 0.4)
-SMALL_IMAGE_SIDE = 64
 # The side of a small crop as a share of the image's: 96 of 224 pixels (DINO, section 3.1).
 LOCAL_SIDE_SHARE = 96 / 224
 # The probability of a blur in the first and the second large crop and in small ones, and that of solarisation in the
 # second large crop (DINO's code, after BYOL).
 BLUR_PROBABILITIES = (1.0, 0.1, 0.5)
 SOLARIZE_PROBABILITY = 0.2
-COLOR_OPS: tuple[dict[str, Any], ...] = (
-    {"op": "color_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8},
-    {"op": "random_grayscale", "p": 0.2},
-)
 
 
 def choose_local_side(image_size: int) -> int:
@@ -46,7 +43,7 @@ def compose_crop_ops(
     """
     crop, *others = augment
     given = {op["op"] for op in others}
-    kept = [*others, *(op for op in COLOR_OPS if op["op"] not in given)]
+    kept = [*others, *(op for op in list_colour_ops(BYOL_JITTER) if op["op"] not in given)]
     is_small = image_size < SMALL_IMAGE_SIDE
     scales = (GLOBAL_SCALE, GLOBAL_SCALE, SMALL_LOCAL_SCALE if is_small else LOCAL_SCALE)
     found = []

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.config.schema import Augment, TaskSpec, check_augment, constructor_arguments
+from firstlight.pipeline.config.schema import TaskSpec, constructor_arguments, parse_augment
 from firstlight.pipeline.data.augment.ops import list_windows
 from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.data.images.levels import LevelRanges
@@ -242,7 +242,7 @@ def _parse_model(folder: Path) -> SavedModel:
 
 def _parse_preprocessing(told: Mapping[str, Any], image_size: int) -> Preprocessing:
     """Returns the views of a description. Raises ValueError if an augmentation is none."""
-    parsed = [check_augment(TypeAdapter(Augment).validate_json(json.dumps(ops))) for ops in told["views"]]
+    parsed = [parse_augment(ops) for ops in told["views"]]
     views = tuple(tuple(op.model_dump() for op in ops) for ops in parsed)
     levels = {kind: (float(low), float(high)) for kind, (low, high) in told["levels"].items()}
     windows = told["windows"]

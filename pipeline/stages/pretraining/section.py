@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
-from firstlight.pipeline.config.schema import Augment, EncoderSection, MethodSpec, StrictModel, check_augment
+from firstlight.pipeline.config.schema import Augment, CheckedAugment, EncoderSection, MethodSpec, StrictModel
 from firstlight.pipeline.config.stages import (
     GIVEN,
     PREVIOUS,
@@ -29,14 +29,9 @@ class ViewOptions(StrictModel):
     size: int | None = Field(
         None, ge=4, le=2048, description="The side of a view in pixels. null: `dataset.image_size`."
     )
-    augment: Augment | None = Field(
+    augment: CheckedAugment | None = Field(
         None, description="The [augmentations](#augmentations) of a view, in order. null: those of the stage."
     )
-
-    @field_validator("augment")
-    @classmethod
-    def _check_augment(cls, ops: Augment | None) -> Augment | None:
-        return ops if ops is None else check_augment(ops)
 
 
 class Pretrain(StageConfig, TrainingOptions, LabelBudget):

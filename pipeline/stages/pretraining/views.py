@@ -1,13 +1,11 @@
 """The views of an image in a pretraining: their sizes and augmentations, from the recipe or from the method."""
 
-import json
 from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter
 
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.config.schema import Augment, check_augment, constructor_arguments
+from firstlight.pipeline.config.schema import Augment, constructor_arguments, parse_augment
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
@@ -78,15 +76,6 @@ def check_views(where: str, stage: Pretrain, dataset: DatasetOptions, encoder: E
                 f"pixels cannot take it; valid: {encoder.image_size}{advice}"
             )
     return views
-
-
-def parse_augment(ops: object) -> Augment:
-    """Returns augmentations from plain values, with all defaults.
-
-    Raises:
-        ValueError: they are not valid.
-    """
-    return check_augment(TypeAdapter(Augment).validate_json(json.dumps(ops)))
 
 
 @torch.no_grad()

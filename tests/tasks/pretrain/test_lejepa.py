@@ -18,6 +18,7 @@ from tests.support import references_lejepa as references
 from tests.support.batches import image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
+from tests.support.single_precision import assert_loss_is_single_precision
 from tests.support.two_workers import assert_workers_equal_one
 
 INFO = TrainingInfo(size=96, epochs=3, seed=7)
@@ -116,12 +117,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole() -> None:
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    learner, seen = method(dtype=torch.float32), batch(6, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = learner.embed(seen)
-        assert outputs[0].dtype == torch.float32
-        loss = learner.loss(outputs, seen)["loss"]
-    torch.testing.assert_close(loss, learner.loss(outputs, seen)["loss"], rtol=0, atol=0)
+    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, torch.float32))
 
 
 def test_every_network_is_trained() -> None:

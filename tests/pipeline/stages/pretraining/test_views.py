@@ -89,4 +89,7 @@ def test_wrong_views_are_one_line(tmp_path: Path, keys: dict[str, Any], message:
 
 def test_vit_with_dynamic_size_takes_views_of_other_sizes(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"stages__pretrain__method": TWO_VIEWS, "stages__pretrain__views": [{}, {"size": 4}]}
-    preflight.check_recipe(recipes.recipe(tmp_path, **changes, encoder={**VIT, "dynamic_img_size": True}))
+    recipe = recipes.recipe(tmp_path, **changes, encoder={**VIT, "dynamic_img_size": True})
+    preflight.check_recipe(recipe)
+    stage: Any = recipe.stages["pretrain"]
+    assert [view.size for view in list_views(stage, recipe.dataset)] == [8, 4]
