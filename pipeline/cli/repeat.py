@@ -29,7 +29,7 @@ CHANGEABLE_KEYS = (
     *("dataset.root", "dataset.list", "dataset.download", "dataset.extends"),
 )
 # Metrics of the machine, not of the recipe.
-SPEED_METRIC = re.compile(r"(^|/)(images_per_s|data_wait|time_|seconds\Z)")
+SPEED_METRIC = re.compile(r"(^|/)(images_per_(cpu_)?s|data_wait|time_|seconds\Z)")
 MAX_DIFFERENCES_LISTED = 20
 COMPARISON_COLUMNS = (
     Column("stage"),

@@ -13,7 +13,8 @@ from firstlight.tasks.visuals import Plot
 
 MetricRows = Sequence[Mapping[str, float]]
 COUNTING_KEYS, MONITOR_PREFIX = ("step", "of", "epoch", STEPS_PER_EPOCH_KEY, "time"), "watch_"
-SPEED_KEYS = ("lr", "images_per_s", "data_wait")
+CPU_RATE_KEY = "images_per_cpu_s"
+SPEED_KEYS = ("lr", "images_per_s", CPU_RATE_KEY, "data_wait")
 STEP_PARTS = ("data", "forward", "backward", "tables", "assignment", "communication", "optimizer", "checkpoint")
 STEP_COLOURS = ("#d08c1c", "#2458a6", "#6d9bd8", "#2f8a57", "#8cc49f", "#b3372e", "#7a5aa6", "#5f6b7a", "#cbd2d9")
 ARM_COLOURS = (BLUE, "#d08c1c", "#2f8a57", RED, "#7a5aa6", "#5f6b7a", "#6d9bd8")
@@ -97,16 +98,17 @@ class LoggedTraining:
     # The number of passes of an image through the network in a step; a view of half the side counts as a quarter.
     passes_per_image: float
 
-    def read_progress(self, name: str) -> tuple[list[float], list[float], list[float]]:
+    def read_progress(self, name: str, rate: str) -> tuple[list[float], list[float], list[float]]:
         """Returns passes through the network, seconds of training, and values, where the number `name` was logged.
 
         The seconds are those of the steps, without evaluations and without the time between a kill and a resume.
+        `rate`: the logged number that they are computed from, in images per second.
         """
         passes, seconds, values = list[float](), list[float](), list[float]()
         done, spent = 0.0, 0.0
         for row in self.rows:
             images = (row["step"] - done) * self.batch_size
-            spent += images / max(row["images_per_s"], 1e-9)
+            spent += images / max(row[rate], 1e-9)
             done = row["step"]
             if name in row:
                 passes.append(done * self.batch_size * self.passes_per_image)
@@ -118,12 +120,17 @@ class LoggedTraining:
 def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure | None:
     """Draws kNN accuracy on held-out images against passes through the network and against seconds of training.
 
+    The seconds are those of CPU time if all trainings have logged them, which only trainings on CPUs do.
     `trainings`: by stage, the trainings of its seeds. A line is the mean over the seeds that have logged all of it.
     Returns None if fewer than two stages have logged it.
     """
     name, lines = f"{MONITOR_PREFIX}knn", {}
+    all_rows = (row for seeds in trainings.values() for training in seeds for row in training.rows)
+    rate, unit = ("images_per_s", "seconds")
+    if all(CPU_RATE_KEY in row for row in all_rows):
+        rate, unit = (CPU_RATE_KEY, "CPU seconds")
     for stage, seeds in trainings.items():
-        found = [np.array(training.read_progress(name)) for training in seeds]
+        found = [np.array(training.read_progress(name, rate)) for training in seeds]
         longest = max((points.shape[1] for points in found), default=0)
         if longest:
             lines[stage] = np.mean([points for points in found if points.shape[1] == longest], 0)
@@ -131,7 +138,7 @@ def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure |
         return None
     figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
     panels = figure.subplots(1, 2, sharey=True)
-    for axis, row, label in zip(panels, (0, 1), ("passes of an image through the network", "seconds"), strict=True):
+    for axis, row, label in zip(panels, (0, 1), ("passes of an image through the network", unit), strict=True):
         for k, (stage, points) in enumerate(lines.items()):
             colour, dash = ARM_COLOURS[k % len(ARM_COLOURS)], ("-", "--", ":", "-.")[k // len(ARM_COLOURS) % 4]
             axis.plot(points[row], 100 * points[2], dash, color=colour, marker="o", markersize=3, label=stage)
@@ -139,7 +146,7 @@ def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure |
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.tick_params(labelsize=8)
-        style_axes(axis, f"held-out kNN (%) against {label.split()[0]}")
+        style_axes(axis, f"held-out kNN (%) against {label.partition(' of ')[0]}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
     return figure

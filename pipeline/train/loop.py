@@ -6,7 +6,6 @@ workers ends bit-identical to one that never stopped.
 """
 
 import contextlib
-import time
 from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -36,8 +35,8 @@ class Monitor(Protocol):
         """Returns True if the learner is evaluated after `step` steps; the same on all workers."""
         ...
 
-    def evaluate(self) -> tuple[dict[str, float], float]:
-        """Returns metrics to log with the losses, and the seconds that they took. Collective."""
+    def evaluate(self) -> dict[str, float]:
+        """Returns metrics to log with the losses. Collective."""
         ...
 
 
@@ -120,7 +119,8 @@ def _evaluate_weights(trainer: Trainer, monitor: Monitor, logger: MetricsLogger,
     Returns the metrics to log.
     """
     with trainer.averaged_weights():
-        metrics = logger.exclude_time(monitor.evaluate())
+        with logger.exclude_time("looks"):
+            metrics = monitor.evaluate()
     selection = trainer.selection
     if selection is not None and selection.record_evaluation(step, metrics) and selection.options.keeps_best:
         trainer.save_best(step)
@@ -157,11 +157,10 @@ def _iterate_stretches(
     """
     yield from logger.time_waits(stream)
     for stretch in later:
-        started = time.monotonic()
-        watchdog.suspend_timer()
-        _read_images(job, learner, stretch.start, rows)
-        stream, _ = open_batches(job, stretch, rows)
-        logger.skip_time(time.monotonic() - started)
+        with logger.exclude_time():
+            watchdog.suspend_timer()
+            _read_images(job, learner, stretch.start, rows)
+            stream, _ = open_batches(job, stretch, rows)
         yield from logger.time_waits(stream)
 
 

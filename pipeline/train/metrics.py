@@ -4,6 +4,7 @@ A row is {"step", "of", ...numbers}, {"note": a line for the user} or {"spent": 
 steps do not include.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -112,13 +113,14 @@ class MetricsLogger:
     """Logs the losses of a training with its speed. All methods but `close` are collective.
 
     A row has the images per second and the share of waiting for data since the last row, and `time_<part>`, the share
-    that rank 0 spent on each part of its steps (`firstlight.tasks.timer`). `first` is the number of steps that were
-    done before.
+    that rank 0 spent on each part of its steps (`firstlight.tasks.timer`). On CPUs it has the images per second of CPU
+    time as well, which other work on the machine hardly changes; it counts all threads of all workers, and no tasks of
+    Ray Data. `first` is the number of steps that were done before.
     """
 
     def __init__(self, folder: Path, plan: TrainingPlan, total_steps: int, first: int, device: torch.device) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
-        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+        self.steps, self.waited, self.since, self.cpu_since = 0, 0.0, time.monotonic(), time.process_time()
         self.noted = False
         # Over all steps but the first, as no step runs while its batch is decoded.
         self.idle, self.second_step_at = 0.0, 0.0
@@ -145,17 +147,20 @@ class MetricsLogger:
         """Writes the time since the last row, which the last checkpoint took."""
         append_row(self.folder, {SPENT_KEY: STEP_TIMER.read_seconds()})
 
-    def skip_time(self, seconds: float) -> None:
-        """Excludes seconds in which no step ran from the training's time."""
+    @contextlib.contextmanager
+    def exclude_time(self, part: str | None = None) -> Iterator[None]:
+        """Excludes the time inside, in which no step runs, from the training's time.
+
+        `part`: what the time is spent on, for the report; None if it belongs to no part.
+        """
+        started, cpu_started = time.monotonic(), time.process_time()
+        yield
+        seconds = time.monotonic() - started
         self.since += seconds
         self.second_step_at += seconds
-
-    def exclude_time(self, evaluated: tuple[dict[str, float], float]) -> dict[str, float]:
-        """Excludes the seconds of an evaluation from the training's time. Returns the values of the evaluation."""
-        values, seconds = evaluated
-        self.skip_time(seconds)
-        append_row(self.folder, {SPENT_KEY: {"looks": seconds}})
-        return values
+        self.cpu_since += time.process_time() - cpu_started
+        if part is not None:
+            append_row(self.folder, {SPENT_KEY: {part: seconds}})
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         """Writes the row of a step. `values` are already averaged over workers.
@@ -175,6 +180,10 @@ class MetricsLogger:
             "data_wait": sum(waits) / len(waits),
             **each,
         }
+        cpu_now = time.process_time()
+        if self.device.type == "cpu":
+            cpu_s = sum(self._gather_value(cpu_now - self.cpu_since))
+            speed["images_per_cpu_s"] = self.steps * self.plan.batch_size / max(cpu_s, 1e-9)
         spent = STEP_TIMER.read_seconds()
         spent[DATA_PART] = spent.get(DATA_PART, 0.0) + self.waited
         shares = {f"{TIME_PREFIX}{name}": seconds / elapsed for name, seconds in sorted(spent.items())}
@@ -192,7 +201,7 @@ class MetricsLogger:
                 **shares,
             },
         )
-        self.steps, self.waited, self.since = 0, 0.0, now
+        self.steps, self.waited, self.since, self.cpu_since = 0, 0.0, now, cpu_now
         if not self.noted and now - self.second_step_at > (
             WAIT_NOTE_MIN_S if step == self.total_steps else WAIT_NOTE_EARLY_S
         ):

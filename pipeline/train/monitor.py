@@ -6,7 +6,6 @@ held-out images and of a bank of training images, withheld ones included, only d
 never used.
 """
 
-import time
 
 import numpy as np
 import torch
@@ -49,9 +48,8 @@ class FeatureMonitor:
         return ended > 0 and (step % (ended * steps) == 0 or step == self.job.total_steps)
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[dict[str, float], float]:
-        """Returns metrics by name, and the seconds that they took. Writes a note on collapse. Collective."""
-        started = time.monotonic()
+    def evaluate(self) -> dict[str, float]:
+        """Returns metrics by name. Writes a note on collapse. Collective."""
         # Running statistics are those of rank 0: the next step, or the end, would share them as well.
         broadcast_buffers(self.method)
         self.method.eval()
@@ -60,7 +58,7 @@ class FeatureMonitor:
         bank = self._compute_features(self.bank, [plain])[0] if len(self.bank) >= world_size() else held_out[:0]
         self.method.train()
         found = broadcast_object(self._compute_metrics(held_out, bank, pair) if rank() == 0 else None)
-        return {f"watch_{name}": value for name, value in found.items()}, time.monotonic() - started
+        return {f"watch_{name}": value for name, value in found.items()}
 
     def _draw_ids(self, ids: np.ndarray) -> np.ndarray:
         """Draws at most `options.images` of `ids`: the same ones for every evaluation, also after a resume."""

@@ -43,6 +43,7 @@ KILLS = 200
 OF_THE_CLOCK = (
     "time",
     "images_per_s",
+    "images_per_cpu_s",
     "seconds",
     "data_wait",
 )  # what the numbers of a metrics file begin with that no two runs share

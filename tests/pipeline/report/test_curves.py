@@ -154,6 +154,20 @@ def test_progress_is_the_mean_over_seeds_against_passes_and_seconds() -> None:
     np.testing.assert_allclose(by_seconds.lines[1].get_xdata(), [10, 20, 30, 40])
 
 
+def test_progress_is_against_cpu_seconds_where_all_trainings_have_logged_them() -> None:
+    measured = rows(20, 5, watch_knn=lambda k: k / 100 if k % 5 == 0 else None, images_per_cpu_s=lambda k: 18.0)
+    trainings = {name: [curves.LoggedTraining(measured, 9, 1.0)] for name in ("simclr", "nat")}
+    figure = curves.plot_progress(trainings)
+    assert figure is not None
+    assert figure.axes[1].get_xlabel() == "CPU seconds"
+    np.testing.assert_allclose(np.asarray(figure.axes[1].lines[0].get_xdata()), [2.5, 5, 7.5, 10])
+    on_gpu = rows(20, 5, watch_knn=lambda k: k / 100 if k % 5 == 0 else None)
+    figure = curves.plot_progress({**trainings, "dae": [curves.LoggedTraining(on_gpu, 9, 1.0)]})
+    assert figure is not None
+    assert figure.axes[1].get_xlabel() == "seconds"
+    np.testing.assert_allclose(np.asarray(figure.axes[1].lines[0].get_xdata()), [5, 10, 15, 20])
+
+
 def test_progress_of_one_stage_is_not_drawn() -> None:
     alone = [curves.LoggedTraining(rows(20, 5, watch_knn=lambda k: 0.5), 9, 1.0)]
     assert curves.plot_progress({"nat": alone, "dae": [curves.LoggedTraining(rows(4), 9, 1.0)]}) is None
