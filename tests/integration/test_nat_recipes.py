@@ -7,13 +7,13 @@ import torch
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.stages.finetune import Finetune
 from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.tasks.nn.encoders import Encoder
 
 
 def opened(name: str) -> Recipe:
-    changes = () if name == "quickstart" else ("dataset.root=/data",)
+    changes = () if name in ("quickstart", "digits") else ("dataset.root=/data",)
     return load_recipe(RECIPES_FOLDER / f"{name}.yaml", changes)
 
 

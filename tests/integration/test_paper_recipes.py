@@ -10,8 +10,8 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import DownstreamStage
-from firstlight.pipeline.stages.finetune import Finetune
 from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from tests.scripts import smoke
 
 NAMES = [recipe.name for recipe in list_recipes()]
@@ -53,7 +53,7 @@ PRINTED: dict[str, list[float]] = {
 
 def opened(name: str, trial: bool = False) -> Recipe:
     return load_recipe(
-        RECIPES_FOLDER / f"{name}.yaml", () if name == "quickstart" else ("dataset.root=/data",), smoke=trial
+        RECIPES_FOLDER / f"{name}.yaml", () if name in ("quickstart", "digits") else ("dataset.root=/data",), smoke=trial
     )
 
 

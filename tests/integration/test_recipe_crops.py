@@ -23,7 +23,7 @@ from tests.support.noise_images import make_noise, to_batch_of_images
 # The side of the images of a data set, or the side that its papers scale the shorter side of an image to.
 SIDES = {
     **dict.fromkeys(("cifar10", "cifar10_binary", "cifar100", "svhn"), 32),
-    **{"stl10": 96, "mnist": 28, "digits": 8},
+    **{"stl10": 96, "mnist": 28, "mnist_5k": 28, "digits": 8},
     **dict.fromkeys(("imagenet", "imagenet_devkit", "voc2007", "voc2012", "stanford_dogs", "cub200", "list"), 256),
 }
 SQUARES = {"center_crop", "random_crop", "corner_crop", "window_crop"}
@@ -33,7 +33,7 @@ IMAGES = 600
 
 
 def opened(name: str) -> Recipe:
-    return load_recipe(RECIPES_FOLDER / f"{name}.yaml", () if name == "quickstart" else ("dataset.root=/data",))
+    return load_recipe(RECIPES_FOLDER / f"{name}.yaml", () if name in ("quickstart", "digits") else ("dataset.root=/data",))
 
 
 def list_augments(recipe: Recipe) -> Iterator[Augment]:

@@ -4,13 +4,17 @@ from typing import Any
 
 import pytest
 
+from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.plan import SearchPlan
+from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.pretrain import METHODS
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "conf" / "search"
+STUDY_FOLDER = FOLDER / "study"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+STUDY_NAMES = sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml"))
 # The settings that each search must contain: keys of the pretraining stage.
 SEARCHED = {
     "nat": {"method.permutation_period", "method.dim", "optimizer.lr"},
@@ -93,3 +97,23 @@ def test_reconstructions_are_compared_for_one_corruption_and_on_held_out_images(
             assert all(section == sections[0] for section in sections)
             assert sections[0].images == "val"
     assert name != "dae" or "dae_reconstruct.psnr" in {one.measure for one in plan.search.objectives}
+
+
+def test_every_pretraining_of_the_study_has_a_search_that_tried_its_setting() -> None:
+    recipe = load_recipe(ROOT / "conf/recipe/study.yaml", ("dataset.root=/data",))
+    tried = set()
+    for name in STUDY_NAMES:
+        search = load_checked_plan(STUDY_FOLDER / f"{name}.yaml", ("dataset.root=/data",)).search
+        assert (search.name, search.recipe) == (f"study-{name.replace('_', '-')}-search", "study.yaml")
+        assert search.overrides["seeds"] not in [[seed] for seed in recipe.seeds], "a seed that the study does not have"
+        ((key, dimension),) = search.space.items()
+        stage, what = key.removeprefix("stages.").split(".", 1)
+        assert what == "optimizer.lr"
+        # Settings are the same for both numbers of labels.
+        stages = [other for other in recipe.stages if other in (stage, stage.replace("_400", "_40"))]
+        for pretraining in stages:
+            made = recipe.stages[pretraining]
+            assert isinstance(made, Pretrain)
+            assert made.optimizer.lr in dimension.listed_values
+        tried |= set(stages)
+    assert tried == {name for name, stage in recipe.stages.items() if isinstance(stage, Pretrain)}

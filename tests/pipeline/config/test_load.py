@@ -10,12 +10,12 @@ from firstlight.pipeline.config.load import hash_json, load_recipe, parse_recipe
 from firstlight.pipeline.errors import UserError
 from tests.support.paths import ROOT
 
-QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
+DIGITS = ROOT / "conf/recipe/digits.yaml"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/recipe").glob("*.yaml")), ids=lambda f: f.stem)
 def test_shipped_recipe_survives_dump_and_load(file: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(file, (f"dataset.root={tmp_path}",) if file.stem != "quickstart" else ())
+    recipe = load_recipe(file, (f"dataset.root={tmp_path}",) if file.stem not in ("quickstart", "digits") else ())
     assert parse_recipe(recipe.dump()) == recipe
     assert recipe.name == file.stem
     again = tmp_path / "conf.yaml"
@@ -24,7 +24,7 @@ def test_shipped_recipe_survives_dump_and_load(file: Path, tmp_path: Path) -> No
 
 
 def test_recipe_replaces_keys_of_conf_files_and_overrides_replace_both() -> None:
-    recipe = load_recipe(QUICKSTART, ("dataset.image_size=12",))
+    recipe = load_recipe(DIGITS, ("dataset.image_size=12",))
     assert recipe.dataset.source == "digits"
     assert recipe.dataset.image_size == 12
     nat = recipe.stages["pretrain"].method  # type: ignore[union-attr]
@@ -32,7 +32,7 @@ def test_recipe_replaces_keys_of_conf_files_and_overrides_replace_both() -> None
 
 
 def test_1e_3_is_a_number_for_the_optimizer() -> None:
-    stage = load_recipe(QUICKSTART, ("stages.pretrain.optimizer.lr=1e-3",)).stages["pretrain"]
+    stage = load_recipe(DIGITS, ("stages.pretrain.optimizer.lr=1e-3",)).stages["pretrain"]
     assert stage.optimizer.lr == 0.001  # type: ignore[union-attr]
 
 
@@ -90,14 +90,14 @@ def test_wrong_defaults_are_named(tmp_path: Path, override: str, message: str) -
 def test_method_file_may_configure_another_method() -> None:
     """instance.yaml and and.yaml are settings of super_and."""
     for name in ("instance", "and"):
-        stage: Any = load_recipe(QUICKSTART, (f"stages.pretrain.method={name}",)).stages["pretrain"]
+        stage: Any = load_recipe(DIGITS, (f"stages.pretrain.method={name}",)).stages["pretrain"]
         assert stage.method.name == "super_and"
         assert not stage.method.aug
 
 
 def test_smoke_run_has_a_name_and_registered_models_of_its_own() -> None:
-    recipe: Any = load_recipe(QUICKSTART, smoke=True)
-    assert recipe.name == "quickstart-smoke"
+    recipe: Any = load_recipe(DIGITS, smoke=True)
+    assert recipe.name == "digits-smoke"
     assert recipe.seeds == (0,)
     assert recipe.scale.workers == 0
     assert recipe.stages["pretrain"].register_as == "digits-nat-smoke"

@@ -11,7 +11,7 @@ from firstlight.pipeline.errors import UserError
 from tests.support import recipes
 from tests.support.paths import ROOT
 
-QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
+DIGITS = ROOT / "conf/recipe/digits.yaml"
 
 # override -> parts of the message
 WRONG = {
@@ -77,7 +77,7 @@ WRONG = {
     "dataset={name: ../up}": ["dataset.name: '../up' is unknown"],
     "name=../elsewhere": ['name: "../elsewhere"', "pattern"],
     "name=a..b": ['name: "a..b"', "'..'"],
-    "name.first=x": ["name: is the value 'quickstart', not a section"],
+    "name.first=x": ["name: is the value 'digits', not a section"],
     "scale.workers": ["'scale.workers': an override must be key=value"],
     "storage=[": ["storage:"],
     "storage=*anchor": ["storage:", "aliases"],
@@ -89,7 +89,7 @@ WRONG = {
 @pytest.mark.parametrize("override", WRONG, ids=list(WRONG))
 def test_wrong_override_is_one_line_with_key_value_and_valid_values(override: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe(QUICKSTART, (override,))
+        load_recipe(DIGITS, (override,))
     assert len(str(caught.value).splitlines()) == sum("is missing" in part for part in WRONG[override]) or 1
     for part in WRONG[override]:
         assert part in str(caught.value)
@@ -98,7 +98,7 @@ def test_wrong_override_is_one_line_with_key_value_and_valid_values(override: st
 @pytest.mark.fault(44, "two mistakes")
 def test_every_mistake_has_a_line() -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe(QUICKSTART, ("stages.pretrain.epochs=0", "scale.workers=-1"))
+        load_recipe(DIGITS, ("stages.pretrain.epochs=0", "scale.workers=-1"))
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -111,7 +111,7 @@ def test_every_mistake_has_a_line() -> None:
 )
 def test_any_value_of_a_section_raises_usererror_or_loads(raw: dict[str, object]) -> None:
     with pytest.raises(UserError):
-        parse_recipe({**load_recipe(QUICKSTART).dump(), "scale": raw})
+        parse_recipe({**load_recipe(DIGITS).dump(), "scale": raw})
 
 
 def test_wrong_list_elements_are_not_also_reported_as_an_empty_list(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_text_that_is_not_unicode_is_named(tmp_path: Path, changes: dict[str, st
 )
 def test_text_with_a_newline_at_its_end_is_refused(override: str) -> None:
     with pytest.raises(UserError, match=r"^[\w.]+: .*"):
-        load_recipe(ROOT / "conf/recipe/quickstart.yaml", (override,))
+        load_recipe(DIGITS, (override,))
 
 
 def test_many_mistakes_are_summed_up(tmp_path: Path) -> None:

@@ -19,15 +19,16 @@ from firstlight.pipeline.config.schema import (
     check_distinct,
     constructor_arguments,
 )
+from firstlight.pipeline.config.schemas.entries import describe_registry
 from firstlight.pipeline.errors import UserError
 from firstlight.tasks.nn.encoders import WEIGHT_SECTION_KEYS
 from tests.support.paths import ROOT
 
-QUICKSTART = ROOT / "conf/recipe/quickstart.yaml"
+DIGITS = ROOT / "conf/recipe/digits.yaml"
 
 
 def test_section_is_frozen() -> None:
-    recipe = load_recipe(QUICKSTART)
+    recipe = load_recipe(DIGITS)
     with pytest.raises(ValidationError, match="frozen"):
         recipe.scale.workers = 5  # type: ignore[misc]
 
@@ -41,7 +42,7 @@ def shrink(image: object, *, factor: Annotated[int, Ge(1)] = 2, mode: Literal["a
 
 
 def test_parameters_become_keys_with_types_defaults_and_meanings() -> None:
-    model = _tagged_union({"shrink": shrink}, "name")
+    model = _tagged_union(describe_registry({"shrink": shrink}, {}), "name")
     assert list(model.model_fields) == ["name", "factor", "mode"]
     assert model.model_fields["factor"].description == "How much smaller."
     assert model.model_validate({"name": "shrink", "mode": "a"}).factor == 2
@@ -114,12 +115,12 @@ def test_side_of_a_crop_is_given_in_one_way(op: str) -> None:
 )
 def test_parameters_that_exclude_each_other_are_refused(op: str, complaint: str) -> None:
     with pytest.raises(UserError, match=rf"^dataset\.train_augment: .*{complaint}"):
-        load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
+        load_recipe(DIGITS, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
 
 
 def test_magnitude_that_is_not_used_is_not_compared() -> None:
     op = "{op: rand_augment, magnitudes: random, num_magnitude_bins: 5}"
-    recipe = load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
+    recipe = load_recipe(DIGITS, (f"dataset.train_augment=[{{op: random_shift}}, {op}]",))
     assert recipe.dataset.train_augment[1].num_magnitude_bins == 5
 
 
@@ -145,7 +146,7 @@ def test_magnitude_that_is_not_used_is_not_compared() -> None:
 )
 def test_wrong_parameters_of_an_op_are_named_by_their_key(op: str, key: str, complaint: str) -> None:
     with pytest.raises(UserError, match=rf"^dataset\.train_augment\.1\.{key}: {complaint}[^\n]*$"):
-        load_recipe(QUICKSTART, (f"dataset.train_augment=[{{op: random_shift}}, {{op: {op}}}]",))
+        load_recipe(DIGITS, (f"dataset.train_augment=[{{op: random_shift}}, {{op: {op}}}]",))
 
 
 def test_two_sides_of_a_crop_are_refused_by_their_key() -> None:
@@ -153,7 +154,7 @@ def test_two_sides_of_a_crop_are_refused_by_their_key() -> None:
     with pytest.raises(
         UserError, match=r"^dataset\.eval_augment: .*center_crop has scale: 0.5 and size: 8; valid: one"
     ):
-        load_recipe(QUICKSTART, (crop,))
+        load_recipe(DIGITS, (crop,))
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.5, None), (None, 89), (None, None)])
