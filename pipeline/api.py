@@ -31,7 +31,8 @@ from firstlight.pipeline.report.page_parts import REPORT_FILE
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.search import SearchResult, run_search
-from firstlight.pipeline.stages import artifacts, embed
+from firstlight.pipeline.stages import embed
+from firstlight.pipeline.stages.artifacts import encoder_description, encoder_folder
 from firstlight.pipeline.stages.features import feature_index
 from firstlight.pipeline.stages.prediction.image_items import ImageLike, convert_given_image
 from firstlight.pipeline.stages.prediction.predictor import FineTunedModel
@@ -39,10 +40,10 @@ from firstlight.pipeline.stages.prediction.saved_model import read_model
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import SafeConsole
-from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.lineage import Run, read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
 from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
+from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
 
 # How a reference to an encoder in MLflow begins; anything else is a folder.
@@ -205,12 +206,12 @@ def load_encoder(
 
 
 def _open_encoder(folder: Path, image_size: int | None) -> ImageEncoder:
-    description = artifacts.read_encoder_description(folder)
+    description = encoder_description.read_encoder_description(folder)
     spec, image_size = description["spec"], image_size or description["image_size"]
     try:
-        artifacts.check_untrusted_encoder(folder, image_size)
+        encoder_folder.check_untrusted_encoder(folder, image_size)
         encoder = ImageEncoder(spec, image_size)
-        encoder.load_state_dict(artifacts.load_encoder(folder, image_size).state_dict())
+        encoder.load_state_dict(encoder_folder.load_encoder(folder, image_size).state_dict())
     except ValueError as error:
         raise UserError(f"image_size: {image_size} is not valid: {error}") from None
     encoder.eval()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import find_lock_owner
 from firstlight.pipeline.records import DamagedRecord
-from firstlight.pipeline.tracking.client import RUN_FILE, STAGE_RUNS_PREFIX, read_run_file
+from firstlight.pipeline.tracking.client import STAGE_RUNS_PREFIX
 from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
 from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run, collect_ids
+from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_file
 
 if TYPE_CHECKING:
     from firstlight.pipeline.tracking.connection import MlflowClient

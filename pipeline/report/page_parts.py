@@ -8,6 +8,7 @@ from typing import Any
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.image_statistics import describe_shrinking
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, QUARANTINE_FILE
 from firstlight.pipeline.data.parquet import read_parquet_table
 from firstlight.pipeline.data.splits import Splits
@@ -42,8 +43,8 @@ from firstlight.pipeline.report.scores.arm_scores import (
     has_arm_columns,
 )
 from firstlight.pipeline.stages.score_rows import ScoreRow
-from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.figures import list_figures
+from firstlight.pipeline.tracking.run_file import read_run_id
 
 REPORT_FILE, RECIPE_FILE = "report.html", "recipe.yaml"
 # The folder of the figures about a whole run.
@@ -130,6 +131,7 @@ def data_blocks(data: DatasetOptions, store: Store, splits: Splits, prepared: Pa
         ("size", f"{data.image_size} x {data.image_size} pixels, as the networks see them"),
         ("classes", f"{len(store.classes):,}" if store.classes else "none: no labels"),
         ("cannot be decoded", f"{store.quarantined:,} images"),
+        *(("stored", line) for line in describe_shrinking(store.images, sum(store.splits.values()))),
         ("copies", f"{copies} images, {test_copies} of them test images that are also in train"),
         ("store", str(store.path)),
         ("sha256", store.hash),

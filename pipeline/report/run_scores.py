@@ -5,19 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from firstlight.pipeline.config.measures import GIVEN_ARM
-from firstlight.pipeline.report.publish.publisher import Score
-from firstlight.pipeline.report.publish.registry import find_publisher
+from firstlight.pipeline.report.publish.summaries import Score, summarise_run
 from firstlight.pipeline.tracking.lineage import Run
-
-
-def find_scores(run: Run) -> dict[str, Score]:
-    """Returns the scores of a stage's run by measure; those of test images if the stage logs any."""
-    return find_publisher(run.kind).summarise(run)
 
 
 def format_scores(runs: Sequence[Run]) -> str:
     """Returns the scores of a stage's seeds in one line: the mean, and the standard deviation of several seeds."""
-    scores = [find_scores(run) for run in runs]
+    scores = [summarise_run(run) for run in runs]
     return ", ".join(
         f"{label} {_format_mean([one[label] for one in scores if label in one])}"
         for label in (scores[0] if scores else ())

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES
-from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schemas.paper_results import ExpectedResult
 from firstlight.pipeline.report.scores.arm_scores import (
     ARM_WORDS,
     ArmScores,

@@ -6,7 +6,7 @@ from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import StageOutput
-from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.run_file import read_run_id
 
 
 def list_outputs(stage: StageConfig, instance: StageInstance) -> list[StageOutput]:

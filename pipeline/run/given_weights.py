@@ -12,15 +12,15 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.run.input_colours import COLOUR_KEYS
-from firstlight.pipeline.stages.artifacts import (
-    TRACKED_PREFIXES,
+from firstlight.pipeline.stages.artifacts.encoder_description import (
     WEIGHTS_ORIGIN_KEY,
     check_encoder_spec,
     check_whole_encoder,
     read_encoder_description,
     read_encoder_spec,
-    save_encoder,
 )
+from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
+from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference, find_source_run, pin_reference
 from firstlight.tasks.nn.encoders import Encoder

@@ -16,11 +16,10 @@ from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.config.stages import PREVIOUS, StageConfig
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.given_weights import GivenWeights
-from firstlight.pipeline.stages.artifacts import (
-    TEACHER,
+from firstlight.pipeline.stages.artifacts.companions import TEACHER, load_companion
+from firstlight.pipeline.stages.artifacts.encoder_description import (
     check_encoder_spec,
     check_whole_encoder,
-    load_companion,
     read_encoder_spec,
 )
 from firstlight.pipeline.stages.code_version import code_version

@@ -123,7 +123,22 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     # Collectives over objects use the current device.
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return _run_instances(config, on_ray=True, device=device)
+    if parse_recipe(config["recipe"]).scale.address == "local":
+        return _run_instances(config, on_ray=True, device=device)
+    with failures.preemption_from(_read_preemption):
+        return _run_instances(config, on_ray=True, device=device)
+
+
+def _read_preemption() -> failures.PreemptionNotice | None:
+    """Returns Ray's notice that machines of this training are about to be taken away. Collective."""
+    import ray.train
+
+    found = ray.train.get_preemption_info()
+    return (
+        None
+        if found is None
+        else failures.PreemptionNotice(len(found.preempted_node_ids), tuple(found.preempted_ranks))
+    )
 
 
 def describe_crowding(recipe: Recipe, workers: int, cpus: float) -> str | None:

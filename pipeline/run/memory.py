@@ -16,7 +16,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import MAX_BLOCK_BYTES, MAX_BLOCK_ROWS
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.registry import stage_kind
-from firstlight.pipeline.train import device_cache
+from firstlight.pipeline.train.held import budget
 from firstlight.tasks.nn.encoders import Encoder
 
 # Memory that a process shares with no other, measured (docs/performance.md).
@@ -105,13 +105,13 @@ def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate
     traffic = list(_list_streams(recipe))
     block = max((t.block for t in traffic), default=0)
     task = TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * block
-    held = device_cache.should_cache(stream, store, images) and not recipe.scale.worker_gpus
+    here = _held_image_bytes(recipe, store, images)
     return MemoryEstimate(
         in_flight=workers * max((_bytes_in_flight(t, recipe) for t in traffic), default=0),
         object_store=recipe.scale.object_store_mb * 2**20,
         tasks=workers * stream.tasks * task,
         workers=workers * (WORKER_BYTES + 2 * 4 * max((t.batch for t in traffic), default=0)),
-        held=workers * images * _largest_image_bytes(store) if held else 0,
+        held=workers * here,
         tables=images * _table_row_bytes(recipe, len(store.classes)),
         ray=RAY_BYTES,
     )
@@ -181,6 +181,17 @@ def _encoded_bytes(recipe: Recipe, store: Store) -> int:
     total = sum(shard.bytes for shard in store.shards)
     an_image = max(total // sum(shard.count for shard in store.shards), 1)
     return min(total, IMAGE_CACHE_BYTES + min(recipe.stream.window * an_image, IMAGE_CACHE_BYTES) + MAX_GROUP_BYTES)
+
+
+def _held_image_bytes(recipe: Recipe, store: Store, images: int) -> int:
+    """Returns the bytes of the decoded images, and of the views outside of trainings, that a worker holds in memory."""
+    most, most_views = budget.divide_held_bytes(recipe.stream, store, images)
+    is_held = budget.should_cache(recipe.stream, store, images)
+    held = budget.estimate_held_bytes(store, images) or 0
+    views = sum(store.splits.values()) * recipe.dataset.image_size**2 * 3
+    # Images of one size are held on the device, and streamed if they do not fit there.
+    is_elsewhere = store.common_size is not None and (not is_held or bool(recipe.scale.worker_gpus))
+    return (0 if is_elsewhere else min(held, most)) + min(views, most_views)
 
 
 def _largest_image_bytes(store: Store) -> int:

@@ -35,7 +35,7 @@ from firstlight.pipeline.stages.code_version import code_version, git_commit
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import RUN_FILE, TEACHER_TAG, TrackingClient, read_run_file, read_run_id
+from firstlight.pipeline.tracking.client import TEACHER_TAG, TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
@@ -44,6 +44,7 @@ from firstlight.pipeline.tracking.progress import ProgressListener
 from firstlight.pipeline.tracking.recipe_parts import link_models
 from firstlight.pipeline.tracking.references import find_source_run
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
+from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_file, read_run_id
 from firstlight.pipeline.train.attempts import read_attempts
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import read_metrics

@@ -170,7 +170,8 @@ def _set_environment(scale: ScaleOptions) -> None:
             max(120, scale.wait_s) if scale.min_workers == scale.max_workers else ELASTIC_START_S
         ),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Nobody takes this machine away with a notice, and the watcher is an actor to start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if scale.address == "local" else "1",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -24,6 +24,7 @@ from firstlight.pipeline.report.score_table import list_score_lines
 from firstlight.pipeline.report.stage_outputs import describe_outputs
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.auto_scale import resolve_scale
+from firstlight.pipeline.run.bounded_store import find_recipe_side
 from firstlight.pipeline.run.data_checks import check_companion_images, check_images
 from firstlight.pipeline.run.given_weights import resolve_given
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, adopt_encoder, resolve_references
@@ -33,17 +34,21 @@ from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.publishing import PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
 from firstlight.pipeline.run.ray_session import RaySession, is_verbose
 from firstlight.pipeline.run.teacher_weights import resolve_teachers
-from firstlight.pipeline.stages.artifacts import check_encoder_spec, read_encoder_spec, was_trained_on_all
+from firstlight.pipeline.stages.artifacts.encoder_description import (
+    check_encoder_spec,
+    read_encoder_spec,
+    was_trained_on_all,
+)
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
-from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
-from firstlight.pipeline.train import device_cache
+from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.pipeline.train.attempts import record_attempt
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.held import budget
 
 # The time that the process of a killed search's trial needs to notice that it is alone, and to end.
 TRIAL_LOCK_TIMEOUT_S = 60.0
@@ -179,7 +184,8 @@ class RecipeRunner:
 
         with progress:
             folder = self.recipe.storage.resolve() / "stores"
-            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count, tell)
+            side = find_recipe_side(self.recipe)
+            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count, tell, side)
             if store.extends:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
         if self.repeats and store.hash != self.repeats.store:
@@ -283,7 +289,7 @@ class RecipeRunner:
         self._print_notes(data_notes.describe_left_out(self.recipe, name, self.worker.splits))
         if isinstance(stage, TrainingOptions):
             self._print_notes(
-                device_cache.explain_streaming(self.recipe.stream, self.worker.store, len(self.worker.splits.train))
+                budget.explain_streaming(self.recipe.stream, self.worker.store, len(self.worker.splits.train))
             )
         on_ray = self.session.start() if kind.runs_on != "driver" else False
         with ProgressFollower(self.console, name, followed, self.parent.listener if self.parent else None):

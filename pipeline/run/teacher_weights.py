@@ -16,7 +16,8 @@ from firstlight.pipeline.run.given_weights import (
     weights_folder,
 )
 from firstlight.pipeline.run.input_colours import COLOUR_KEYS
-from firstlight.pipeline.stages.artifacts import TRACKED_PREFIXES, check_encoder_spec, check_whole_encoder
+from firstlight.pipeline.stages.artifacts.encoder_description import check_encoder_spec, check_whole_encoder
+from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference, find_source_run, pin_reference

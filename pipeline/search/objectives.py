@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.schema import StrictModel
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance

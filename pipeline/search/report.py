@@ -41,8 +41,8 @@ from firstlight.pipeline.search.report_blocks import (
     trials_blocks,
     warnings_blocks,
 )
-from firstlight.pipeline.tracking.client import RUN_FILE
 from firstlight.pipeline.tracking.figures import FIGURE_DPI, FIGURES_FOLDER, FIGURES_INDEX, FigureEntry
+from firstlight.pipeline.tracking.run_file import RUN_FILE
 
 # The file that repeats a search.
 SEARCH_FILE = "search.yaml"

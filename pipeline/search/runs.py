@@ -11,12 +11,13 @@ from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
 from firstlight.pipeline.search.ledger import SearchState, Trial
 from firstlight.pipeline.search.plan import SearchPlan
-from firstlight.pipeline.stages.artifacts import TRACKED_PREFIXES
+from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.stages.code_version import code_version
-from firstlight.pipeline.tracking.client import RUN_FILE, TrackingClient, read_run_id
+from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FIGURES_FOLDER, list_figures
 from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
 from firstlight.pipeline.tracking.references import pin_reference
+from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_id
 
 MLFLOW_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 

@@ -51,7 +51,7 @@ from firstlight.pipeline.search.sampler import propose_values
 from firstlight.pipeline.search.space import Pbt
 from firstlight.pipeline.search.trial import TrialRequest, explain_death, write_trial_file
 from firstlight.pipeline.stages.score_rows import ScoreRow
-from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.run_file import read_run_id
 
 
 @dataclass(frozen=True)

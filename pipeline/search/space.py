@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline.config.schema import StrictModel
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.search.objectives import Objective
 
 DIMENSION_KINDS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")

@@ -29,12 +29,13 @@ from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import objectives
 from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
-from firstlight.pipeline.stages.finetune import Finetune, list_candidates
+from firstlight.pipeline.stages.finetuning.candidates import list_candidates
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.terminal import SafeConsole
-from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import JsonRows
+from firstlight.pipeline.tracking.run_file import read_run_id
 
 TRIAL_FILE, TRIAL_LOG_FILE = "trial.json", "log.txt"
 # Seconds between two reports that contain progress only.

@@ -14,19 +14,36 @@ from hashlib import sha256
 from pathlib import Path
 
 from firstlight.pipeline import ROOT
+from firstlight.pipeline.code_cache import hash_sources, read_cached, write_cached
 
 PACKAGE = __name__.partition(".")[0]
 # The module that imports every kind of stage.
 REGISTRY = "firstlight.pipeline.stages.registry"
+VERSIONS_CACHE = "versions"
+# The folders of the source files of this package.
+SOURCE_FOLDERS = ("pipeline", "tasks")
 
 
 @cache
 def code_version(kind: type | None = None) -> str:
     """Returns the sha256 of the code that decides the results of a kind of stage, of all kinds together if `kind` (its
     class) is None.
+
+    Parsing all modules takes seconds, so the version of a kind of this package is kept until a source file changes.
     """
-    content = sha256()
     start = REGISTRY if kind is None else kind.__module__
+    if not start.startswith(f"{PACKAGE}."):
+        return _hash_modules(start)
+    key = hash_sources(file for folder in SOURCE_FOLDERS for file in (ROOT / folder).rglob("*.py"))
+    known = read_cached(VERSIONS_CACHE, key) or {}
+    if start not in known:
+        known[start] = _hash_modules(start)
+        write_cached(VERSIONS_CACHE, key, known)
+    return str(known[start])
+
+
+def _hash_modules(start: str) -> str:
+    content = sha256()
     for digest in sorted(_digest_module(module) for module in _imported_modules(start)):
         content.update(digest)
     return content.hexdigest()

@@ -18,21 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import TypeAdapter
 
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.config.schema import check_distinct
-from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file_sha256
 from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
 from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, TaskPool
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.files import atomic_path
 from firstlight.pipeline.records import Count, HexDigest, RecordShape, parse_record, write_sealed_json
-from firstlight.pipeline.stages.artifacts import load_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.checks import check_class_names
 from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
-from firstlight.pipeline.stages.features.projection import MapProjection
+from firstlight.pipeline.stages.sections.embed import Embed
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
@@ -42,42 +40,6 @@ from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.encoders import pool_maps
 
 EMBEDDINGS_FOLDER = "embeddings"
-
-
-class Embed(DownstreamStage):
-    """Writes the embeddings of the images of a store as Parquet files."""
-
-    kind: Literal["embed"] = Field(description="The kind of the stage; by default the name of the stage.")
-    splits: tuple[Literal["train", "val", "test"], ...] = Field(
-        ("train", "val", "test"), min_length=1, description="The splits whose images are embedded."
-    )
-    batch_size: int = Field(
-        256,
-        ge=1,
-        description="The number of images that a worker embeds at a time. It can change the last bits of the results.",
-    )
-    dtype: Literal["float32", "float16"] = Field(
-        "float32", description="The number format of the embeddings in the files."
-    )
-    rows_per_file: int = Field(
-        16384,
-        ge=1,
-        description="The number of images of a file. A stage that was killed continues after its last complete file.",
-    )
-    map: MapProjection = Field(
-        "pca", description="The projection of the embeddings to two dimensions in the stage's figure."
-    )
-    map_classes: tuple[str, ...] = Field((), description="The classes that the figure shows. []: all classes.")
-
-    @property
-    def measured_splits(self) -> frozenset[str]:
-        """The named splits, which are to have images; with `train` among them all images are embedded anyway."""
-        return frozenset() if "train" in self.splits else frozenset(self.splits)
-
-    @field_validator("splits", "map_classes")
-    @classmethod
-    def _check_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return check_distinct(names, "a name")
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,23 @@ that the recipe names, and for random weights.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, create_model, field_validator
+from pydantic import TypeAdapter, create_model
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import BANK_MEASURE, Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.records import Count, RecordShape, Share
-from firstlight.pipeline.stages.artifacts import SavedTable, load_head, load_table
+from firstlight.pipeline.stages.artifacts.companions import load_head
+from firstlight.pipeline.stages.artifacts.table_folder import SavedTable, load_table
 from firstlight.pipeline.stages.checks import (
     check_feature_layers,
     check_head_source,
@@ -40,12 +39,10 @@ from firstlight.pipeline.stages.features.feature_scores import (
 from firstlight.pipeline.stages.features.frozen_features import (
     build_extractors,
     check_head,
-    compare_features,
     compute_features,
-    describe_features,
-    label_features,
 )
 from firstlight.pipeline.stages.features.projection import project_principal
+from firstlight.pipeline.stages.sections.evaluate import Evaluate
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
@@ -54,63 +51,6 @@ from firstlight.tasks.feature_metrics import FEATURE_METRICS
 from firstlight.tasks.nn.encoders import Encoder
 
 EVALUATION_MAP_FILE, MAX_EVALUATION_MAP_IMAGES = "map.safetensors", 1000
-# The measure of kNN over the memory bank.
-BANK_MEASURE = "knn_bank"
-
-
-class Evaluate(FeatureStage):
-    """Scores frozen features by weighted kNN and by a linear probe."""
-
-    kind: Literal["evaluate"] = Field(description="The kind of the stage; by default the name of the stage.")
-    layers: tuple[int, ...] = Field(
-        (-1,),
-        min_length=1,
-        description="The encoder's maps that are evaluated, each on its own: 0 is the first, -1 the deepest.",
-    )
-    knn_k: int = Field(200, ge=1, description="The number of neighbours of weighted kNN.")
-    knn_temperature: float = Field(0.1, gt=0.0, description="The temperature of the neighbours' weights.")
-    knn_bank: bool = Field(
-        False,
-        description="true: kNN is also scored over the memory bank that the method has kept of the training images, as "
-        "the measure `knn_bank`; needs `features: head`. Its baseline are random weights, which have no bank: their "
-        "training images are embedded.",
-    )
-    probe_weight_decays: tuple[Annotated[float, Field(ge=0.0)], ...] = Field(
-        (1e-4, 1e-3, 1e-2, 1e-1),
-        min_length=1,
-        description="The weight decays that the linear probe is trained with; the best on held-out images is scored.",
-    )
-
-    @field_validator("layers")
-    @classmethod
-    def _check_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        return check_distinct(layers, "a layer")
-
-    @property
-    def layer_suffixes(self) -> tuple[str, ...]:
-        """The suffix of a measure's name in the results, for each layer; "" where there is one layer."""
-        return ("",) if len(self.layers) == 1 else tuple(f"_layer{layer}" for layer in self.layers)
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.layers
-
-    @property
-    def companions(self) -> tuple[str, ...]:
-        return (*super().companions, *(("bank",) if self.knn_bank else ()))
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        labels = (("knn", "kNN", f"k={self.knn_k}"), ("probe", "linear probe", ""))
-        found = tuple(
-            compare_features(self, name + ending, label_features(label, detail, features))
-            for ending, features in zip(self.layer_suffixes, describe_features(self), strict=True)
-            for name, label, detail in labels
-        )
-        if not self.knn_bank:
-            return found
-        label = label_features("kNN", f"k={self.knn_k}", "memory bank")
-        return (compare_features(self, BANK_MEASURE, label), *found)
 
 
 def _split_ids(context: StageContext) -> list[np.ndarray]:

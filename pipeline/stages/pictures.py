@@ -19,8 +19,6 @@ PICTURES_FILE, NUM_VIEWED_IMAGES = "pictures.safetensors", 8
 FILTERS_FILE = "filters.safetensors"
 # The name of those of a pretraining, which trains one network.
 PRETRAINED_FILTERS = "encoder"
-# What titles call the images of a split.
-SHOWN_IMAGES = {"val": "held-out images", "test": "test images"}
 
 
 def pair_with_untrained(before: Sequence[ImageGrid], after: Sequence[ImageGrid]) -> tuple[ImageGrid, ...]:

@@ -15,17 +15,11 @@ from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.records import Count, RecordShape, Share
-from firstlight.pipeline.stages.artifacts import (
-    TEACHER,
-    TRAINED_ON_ALL_KEY,
-    WEIGHTS_ORIGIN_KEY,
-    SavedTable,
-    save_encoder,
-    save_network,
-    save_table,
-    trace_teacher,
-    trace_weights,
-)
+from firstlight.pipeline.stages.artifacts.companions import TEACHER, save_network
+from firstlight.pipeline.stages.artifacts.encoder_description import TRAINED_ON_ALL_KEY, WEIGHTS_ORIGIN_KEY
+from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
+from firstlight.pipeline.stages.artifacts.table_folder import SavedTable, save_table
+from firstlight.pipeline.stages.artifacts.weights_origin import trace_teacher, trace_weights
 from firstlight.pipeline.stages.checks import check_batch_images, check_made_network, check_test_split
 from firstlight.pipeline.stages.features.nearest import find_nearest
 from firstlight.pipeline.stages.pictures import (

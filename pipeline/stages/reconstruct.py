@@ -7,79 +7,34 @@ makes reconstructions comparable.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import SHOWN_IMAGES, Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.data.splits import Splits, select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import Count, RecordShape
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.artifacts.companions import load_decoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.checks import check_test_split
-from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, SHOWN_IMAGES, save_pictures
+from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, save_pictures
+from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StreamedBatch
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.collective import barrier, rank
-from firstlight.tasks.corruption import Corruption, CorruptionKind, Sigma
+from firstlight.tasks.corruption import Corruption
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.reconstruction import check_shown_map, draw_reconstructions, measure_psnr, reconstruct_images
-
-
-class Reconstruct(DownstreamStage):
-    """Corrupts images and reconstructs them with a pretrained encoder and its decoder: figures, and the peak
-    signal-to-noise ratio.
-    """
-
-    kind: Literal["reconstruct"] = Field(description="The kind of the stage; by default the name of the stage.")
-    images: Literal["val", "test"] = Field("test", description="The images: held-out or test images.")
-    corruption: CorruptionKind = Field(
-        "pixel_gaussian", description="The corruption of the images, one of those of the method `dae`."
-    )
-    sigma: tuple[Sigma, Sigma] = Field(
-        (10.0, 50.0),
-        description="The bounds of the noise level of an image, in 0..255, for `pixel_gaussian` and `patch_gaussian`.",
-    )
-    patch: int = Field(4, ge=1, description="The side in pixels of the squares of `patch_gaussian`.")
-    blocks: int = Field(21, ge=1, description="The number of `small_blocks`.")
-    shown_map: int | None = Field(
-        None,
-        ge=1,
-        description="The number, from 1, of the encoder's map whose channels are shown in figures. null: the deepest "
-        "map with a side of at least 8.",
-    )
-    batch_size: int = Field(64, ge=1, description="The number of images that are reconstructed at a time.")
-
-    values_without_test: ClassVar[Mapping[str, str]] = {"images": "val"}
-
-    @field_validator("sigma")
-    @classmethod
-    def _check_sigma(cls, sigma: tuple[float, float]) -> tuple[float, float]:
-        if sigma[0] > sigma[1]:
-            raise ValueError("the lower bound comes first")
-        return sigma
-
-    @property
-    def companions(self) -> tuple[str, ...]:
-        return ("decoder",)
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        return (Measure("psnr", f"PSNR (dB), {SHOWN_IMAGES[self.images]}", scale=1.0),)
-
-    @property
-    def measured_splits(self) -> frozenset[str]:
-        return frozenset((self.images,))
 
 
 def reconstructed_ids(stage: Reconstruct, splits: Splits) -> np.ndarray:

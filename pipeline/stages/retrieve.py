@@ -4,7 +4,7 @@ class.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,69 +12,28 @@ import torch
 from pydantic import Field, TypeAdapter, create_model
 from torch import Tensor
 
-from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import Count, RecordShape, Share
-from firstlight.pipeline.stages.artifacts import load_head
+from firstlight.pipeline.stages.artifacts.companions import load_head
 from firstlight.pipeline.stages.checks import check_feature_layers, check_head_source, check_test_split
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER, FeatureIndex, save_index
 from firstlight.pipeline.stages.features.frozen_features import (
     build_extractors,
     check_head,
-    compare_features,
     compute_features,
-    describe_features,
-    label_features,
 )
 from firstlight.pipeline.stages.features.nearest import NUM_NEIGHBOURS, choose_queries
+from firstlight.pipeline.stages.sections.retrieve import Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from firstlight.tasks.downstream.retrieval import mean_average_precision, precision_at, remove_query
 from firstlight.tasks.nn.encoders import Encoder
-
-
-class Retrieve(FeatureStage):
-    """Writes an index of a gallery's features, and scores how many of the images nearest to a query have its class."""
-
-    kind: Literal["retrieve"] = Field(description="The kind of the stage; by default the name of the stage.")
-    layer: int = Field(-1, description="The encoder's map whose features are compared: 0 is the first, -1 the deepest.")
-    gallery: Literal["train", "test", "all"] = Field(
-        "train",
-        description="The images that are searched. `all`: training, held-out and test images.",
-    )
-    labelled_gallery: bool = Field(
-        False,
-        description="true: images without a label are left out of the gallery. Every image found is then known "
-        "to be of the query's class or of another; unlabelled ones are found without being scored.",
-    )
-    queries: Literal["val", "test"] = Field(
-        "test", description="The images that are searched for. A query that is in the gallery does not find itself."
-    )
-    precision_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 5, 10, 20), min_length=1, description="The numbers of nearest images k of the scores precision@k."
-    )
-
-    values_without_test: ClassVar[Mapping[str, str]] = {"queries": "val", "gallery": "train"}
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return (self.layer,)
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        (features,) = describe_features(self)
-        names = [f"precision@{k}" for k in self.precision_at]
-        return tuple(compare_features(self, name, label_features(name, features)) for name in names)
-
-    @property
-    def measured_splits(self) -> frozenset[str]:
-        return frozenset((self.queries, *(["test"] if self.gallery != "train" else [])))
 
 
 def gallery_ids(stage: Retrieve, splits: Splits) -> np.ndarray:

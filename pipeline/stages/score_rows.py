@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES, Measure, is_pretrained_arm
-from firstlight.pipeline.config.recipe import ExpectedResult, Recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schemas.paper_results import ExpectedResult
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance

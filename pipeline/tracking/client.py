@@ -5,32 +5,24 @@ Only the driver writes to MLflow. Workers write their numbers to files.
 
 import contextlib
 import json
-import math
-import sys
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
-
-from pydantic import Field, TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.records import RecordShape, read_json_record, write_sealed_json
+from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import remove_refused_characters
+from firstlight.pipeline.tracking.metric_log import MetricLog
 from firstlight.pipeline.tracking.models import describe_versions, register_model
-from firstlight.pipeline.tracking.retry import RetryingClient, short_timeouts
+from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_file
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from firstlight.pipeline.config.recipe import Recipe
 
-RUN_FILE = "mlflow.json"
-RUN_FILE_ADVICE = "delete this file and run again: the run begins anew in MLflow"
 # Tags of a stage's run: the reference of the encoder that it started from, and the run that made it.
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
 WEIGHTS_TAG = "firstlight.weights"
@@ -43,13 +35,11 @@ MAX_NOTE_LENGTH = 8000
 MAX_DESCRIPTION_LENGTH = 5000
 MAX_PARAM_LENGTH = 6000
 # Of one request to MLflow.
-MAX_PARAMS, MAX_METRICS = 100, 1000
-# Keys of a row of metrics that are not logged as numbers of their own.
-ROW_COUNTERS = ("step", "time", "of", "steps_per_epoch")
+MAX_PARAMS = 100
 
 
-class TrackingClient:
-    """Writes the MLflow runs of one recipe. `client` retries, `direct_client` does not.
+class TrackingClient(MetricLog):
+    """Writes the MLflow runs of one recipe.
 
     Raises:
         UserError: the tracking server or database cannot be used; names `tracking.uri`.
@@ -59,8 +49,8 @@ class TrackingClient:
         """Connects to `location`; the default is where the recipe says."""
         self.recipe, self.location = recipe, location or TrackingLocation.of(recipe)
         self.uri = self.location.uri
-        self.direct_client, self.experiment_id = open_experiment(self.location)
-        self.client = cast("MlflowClient", RetryingClient(self.direct_client))
+        direct_client, self.experiment_id = open_experiment(self.location)
+        super().__init__(direct_client)
 
     def start_run(
         self,
@@ -163,55 +153,6 @@ class TrackingClient:
         )
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
-    def log_missing_metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-        """Logs the rows of a training that MLflow does not have, so that each step stays one number of each key.
-
-        Rows are logged in their order, so only the last step that MLflow has may lack some keys. A training that
-        resumed before that step has repeated it, with the same numbers at another time.
-        """
-        last = self.find_last_step(run_id, f"{prefix}loss")
-        self.log_metrics(run_id, [row for row in rows if row["step"] > last], prefix)
-        for row in rows:
-            if row["step"] == last:
-                logged = {key for key in row if key in ROW_COUNTERS or self._has_step(run_id, prefix + key, last)}
-                missing = {key: value for key, value in row.items() if key not in logged}
-                self.log_metrics(run_id, [{**missing, "step": last, "time": row["time"]}], prefix)
-
-    def _has_step(self, run_id: str, key: str, step: int) -> bool:
-        return any(metric.step == step for metric in self.client.get_metric_history(run_id, key))
-
-    def log_metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-        """Logs rows with `step`, `time` (s) and numbers by name. A row that is logged again stays one row."""
-        self._log_rows(self.client, run_id, rows, prefix)
-
-    def log_metrics_once(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-        """Logs rows without retries and with short timeouts. Raises whatever MLflow raises."""
-        with short_timeouts():
-            self._log_rows(self.direct_client, run_id, rows, prefix)
-
-    def _log_rows(self, client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str) -> None:
-        from mlflow.entities import Metric
-
-        batch = [
-            Metric(prefix + key, float(value), int(row["time"] * 1000), int(row["step"]))
-            for row in rows
-            for key, value in row.items()
-            if key not in ROW_COUNTERS
-        ]
-        for k in range(0, len(batch), MAX_METRICS):
-            client.log_batch(run_id, metrics=batch[k : k + MAX_METRICS])
-
-    def log_results(self, run_id: str, values: Mapping[str, float], prefix: str = "") -> None:
-        """Logs results, which have no step. A result that the run has already is not logged again."""
-        known = self.client.get_run(run_id).data.metrics if values else {}
-        new = {key: value for key, value in values.items() if not _is_same_number(known.get(prefix + key), value)}
-        if new:
-            self.log_metrics(run_id, [{"step": 0, "time": time.time(), **new}], prefix)
-
-    def find_last_step(self, run_id: str, key: str) -> int:
-        """Returns the last step that is logged under `key`, -1 if there is none."""
-        return max((m.step for m in self.client.get_metric_history(run_id, key)), default=-1)
-
     def log_encoder(
         self, run_id: str, folder: Path, instance: StageInstance, register_as: str | None, name: str = "encoder"
     ) -> str:
@@ -306,38 +247,6 @@ def _cut_sections(text: str, limit: int, rest: str) -> str:
         return text
     end = text.rfind("\n#", 0, limit - 100)
     return f"{text[:end]}\n\n{rest}\n"
-
-
-def read_run_id(folder: Path) -> str | None:
-    """Returns the id of the run that is noted in `RUN_FILE` of a folder, None if none was started."""
-    return read_run_file(folder / RUN_FILE).get("run_id")
-
-
-class _RunFileShape(RecordShape):
-    """The notes about a run: its key; once it is created, its id and where it is; `closed` of a recipe's run."""
-
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]+\z")] = ""
-    run_id: Annotated[str, Field(pattern=r"^[\w-]+\z")] = ""
-    tracking_uri: str = ""
-    closed: bool = False
-
-
-RUN_FILE_SHAPE = TypeAdapter(_RunFileShape)
-
-
-def read_run_file(file: Path) -> dict[str, Any]:
-    """Returns what `TrackingClient.start_run` has noted in a file, {} if no run was started.
-
-    Raises:
-        DamagedRecord: it is not what was noted; names the file.
-    """
-    return read_json_record(file, RUN_FILE_SHAPE, RUN_FILE_ADVICE) or {}
-
-
-def _is_same_number(known: float | None, value: float) -> bool:
-    """Returns True if MLflow has the number, which keeps the largest number for infinity."""
-    largest = sys.float_info.max
-    return known is not None and (min(max(value, -largest), largest) == known or (math.isnan(known) and value != value))
 
 
 def _flatten_params(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

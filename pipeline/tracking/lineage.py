@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -254,21 +254,23 @@ def _to_run(found: Any) -> Run:
     outputs = (found.outputs.model_outputs if found.outputs and kind not in COMPOSITE_KINDS else None) or ()
     model = next((output.model_id for output in outputs), None)
     end = None if info.end_time is None else info.end_time / 1000
+    given = (found.inputs.dataset_inputs if found.inputs else None) or ()
+    store = find_store_hash(kind, data.params, (one.dataset.source for one in given))
     return Run(
         info.run_id, info.run_name, kind, info.status, info.start_time / 1000, end, data.tags.get("mlflow.parentRunId"),
-        _find_store_hash(found), model, dict(data.tags), dict(data.params), dict(data.metrics), info.artifact_uri,
+        store, model, dict(data.tags), dict(data.params), dict(data.metrics), info.artifact_uri,
     )  # fmt: skip
 
 
-def _find_store_hash(found: Any) -> str:
-    params = found.data.params
-    logged = params.get("hash") if found.data.tags.get("firstlight.kind") == "prepare" else params.get("store")
+def find_store_hash(kind: str, params: Mapping[str, str], sources: Iterable[str]) -> str:
+    """Returns the sha256 of the store of a run, "" if it is not known. `sources`: those of its data sets, as JSON."""
+    logged = params.get("hash") if kind == "prepare" else params.get("store")
     if logged:
         return str(logged)
-    for given in (found.inputs.dataset_inputs if found.inputs else None) or ():
+    for source in sources:
         # Another program may have logged it.
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            return str(json.loads(given.dataset.source)["sha256"])
+            return str(json.loads(source)["sha256"])
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Exports of small fine-tuned models, and code of their cards in a process of its own."""
+"""Exports of encoders and of small fine-tuned models, and code of their cards in a process of its own."""
 
 import hashlib
 import subprocess
@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.stages import export
+from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
+from firstlight.pipeline.stages.export import ExportStage
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.folder_manifest import write_manifest
+from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 
 # What a process without torch and Firstlight begins with.
@@ -26,6 +31,29 @@ EXPORTED_FILES = {
 }
 
 
+def export_recipe(storage: Path, encoder: dict[str, Any], size: int, **stage: Any) -> Recipe:
+    """Returns a recipe of an export stage alone, of an encoder by reference, or of `start`."""
+    raw = recipes.recipe(storage, encoder=encoder, dataset__image_size=size).dump()
+    section = {"kind": "export", "encoder": stage.pop("start", "models:/none/1"), **stage}
+    return parse_recipe({**raw, "stages": {"export": section}})
+
+
+def export_encoder(
+    storage: Path, digits: Store, encoder: dict[str, Any], size: int, **stage: Any
+) -> tuple[StageInstance, StageContext, Encoder]:
+    """Exports an encoder whose running statistics have moved, by a recipe with this stage alone."""
+    recipe = export_recipe(storage, encoder, size, **stage)
+    torch.manual_seed(1)
+    made = Encoder(recipe.network_spec, size).train()
+    made(torch.rand(4, 3, size, size))
+    save_encoder(made, storage / "encoder", {"method": {"name": "nat", "dim": 8}, "store": digits.hash, "seed": 0})
+    instance = StageInstance("export", 0, "f", storage / "export-seed0-f", storage / "encoder")
+    instance.folder.mkdir(parents=True)
+    worker = StageContext.create(recipe, digits, on_ray=False)
+    ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    return instance, worker, made.eval()
+
+
 def export_model(
     storage: Path, store: Store, model: Path, size: int, **stage: Any
 ) -> tuple[StageContext, StageInstance]:
@@ -36,7 +64,7 @@ def export_model(
     instance = StageInstance("export", 0, "f", storage / "export-seed0-f", model)
     instance.folder.mkdir(parents=True, exist_ok=True)
     worker = StageContext.create(recipe, store, on_ray=False)
-    export.ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
+    ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
     return worker, instance
 
 

@@ -11,7 +11,7 @@ import pytest
 from firstlight.pipeline.data import store as store_module
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, Shard, manifest_hash
 from firstlight.pipeline.data.row_groups import RowGroupCache
-from firstlight.pipeline.data.shards import write_shard
+from firstlight.pipeline.data.shards import short_digest, write_shard
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
@@ -35,7 +35,10 @@ def write_text_store(folder: Path) -> Store:
         ("train-00001", "train", 200, 100),
         ("test-00000", "test", 300, 140),
     ):
-        rows = [(image_content(i), image_label(i), f"{i}.png") for i in range(first, first + count)]
+        rows = [
+            (image_content(i), image_label(i), f"{i}.png", short_digest(image_content(i)))
+            for i in range(first, first + count)
+        ]
         shards.append(write_shard(folder, Shard(f"{file}.parquet", split, first, 0, (), 0, ""), rows))
     raw = {
         "format": 3,

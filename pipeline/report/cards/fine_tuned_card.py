@@ -22,7 +22,8 @@ from firstlight.pipeline.report.cards.loading_code import normalisation_code
 from firstlight.pipeline.report.cards.markdown import format_code, format_settings, format_table
 from firstlight.pipeline.report.cards.model_card import FORMAT_NAMES, describe_format, list_format_files
 from firstlight.pipeline.report.cards.prediction_code import model_prediction_code
-from firstlight.pipeline.stages.artifacts import read_encoder_spec, trace_weights
+from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
+from firstlight.pipeline.stages.artifacts.weights_origin import trace_weights
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER, Preprocessing, read_model_description
 from firstlight.pipeline.stages.score_rows import ScoreRow

@@ -21,8 +21,9 @@ from firstlight.pipeline.report.cards.card_parts import (
 from firstlight.pipeline.report.cards.licence import describe_licence
 from firstlight.pipeline.report.cards.loading_code import loading_code, normalisation_code
 from firstlight.pipeline.report.cards.markdown import format_code, format_settings, format_table
-from firstlight.pipeline.stages.artifacts import trace_weights
-from firstlight.pipeline.stages.export import EXPORT_FOLDER, read_encoder_origin
+from firstlight.pipeline.stages.artifacts.weights_origin import trace_weights
+from firstlight.pipeline.stages.export import EXPORT_FOLDER
+from firstlight.pipeline.stages.exporting.encoder_origin import read_encoder_origin
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext

@@ -11,10 +11,12 @@ from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.cards.fine_tuned_card import write_exported_card
 from firstlight.pipeline.report.cards.model_card import write_card
 from firstlight.pipeline.report.publish.publisher import StagePublisher
-from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, Embed, open_embeddings, read_embeddings_manifest
-from firstlight.pipeline.stages.export import EXPORT_FOLDER, Export
+from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
+from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.features.projection import PlaneMap, project_to_plane
 from firstlight.pipeline.stages.score_rows import ScoreRow
+from firstlight.pipeline.stages.sections.embed import Embed
+from firstlight.pipeline.stages.sections.export import Export
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog

@@ -1,27 +1,22 @@
 """Publishers of the stages that score frozen features: evaluations and retrievals."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from firstlight.pipeline.config.measures import GIVEN_ARM, WEIGHTS_TITLES
+from firstlight.pipeline.config.measures import BANK_MEASURE, WEIGHTS_TITLES
 from firstlight.pipeline.report import figures, image_figures
-from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.evaluate import BANK_MEASURE, EVALUATION_MAP_FILE, Evaluate
+from firstlight.pipeline.report.publish.publisher import StagePublisher
+from firstlight.pipeline.stages.evaluate import EVALUATION_MAP_FILE
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
 from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.pictures import read_tensors
-from firstlight.pipeline.stages.retrieve import Retrieve
+from firstlight.pipeline.stages.sections.evaluate import Evaluate
+from firstlight.pipeline.stages.sections.retrieve import Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
-# The keys of the scores on test images: the measure, and the layer if it is not the deepest.
-SCORE_KEY = re.compile(r"^(pretrained|given)/((knn_bank|knn|probe)(?:_layer(-?\d+))?_test)\Z")
-SCORER_NAMES = {BANK_MEASURE: "kNN of the bank", "knn": "kNN", "probe": "probe"}
-RANDOM_ARM = "random"
 # An index of more bytes is not copied into MLflow, only its manifest is.
 MAX_LOGGED_INDEX_BYTES = 100_000_000
 
@@ -44,16 +39,6 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
                 caption = f"{probe}, {arm}: {split} images of a class (%)"
                 figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, caption)
                 album.add(f"confusion_{arm}{ending}", figure, caption)
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        found = [match for key in run.metrics if (match := SCORE_KEY.match(key))]
-        first = "pretrained" if any(match[1] == "pretrained" for match in found) else GIVEN_ARM
-        scores: dict[str, Score] = {}
-        for match in found:
-            if match[1] == first:
-                label = SCORER_NAMES[match[3]] + (f" layer {match[4]}" if match[4] else "")
-                scores |= _compare_arms(run, match[1], label, match[2])
-        return scores
 
 
 class RetrievePublisher(StagePublisher[Retrieve]):
@@ -79,19 +64,6 @@ class RetrievePublisher(StagePublisher[Retrieve]):
             client.log_artifacts(run_id, str(folder), INDEX_FOLDER)
         else:
             client.log_artifact(run_id, str(folder / "manifest.json"), INDEX_FOLDER)
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        key = "mean_average_precision"
-        arms = [arm for arm in ("pretrained", GIVEN_ARM) if f"{arm}/{key}" in run.metrics]
-        return _compare_arms(run, arms[0], "mAP", key) if arms else {}
-
-
-def _compare_arms(run: Run, arm: str, label: str, key: str) -> dict[str, Score]:
-    """Returns the score of an arm, with that of random weights as its baseline, which have no memory bank."""
-    given = run.metrics.get(f"{GIVEN_ARM}/{key}") if arm != GIVEN_ARM else None
-    baseline = run.metrics.get(f"{RANDOM_ARM}/{key.replace(BANK_MEASURE, 'knn')}")
-    name = f"{label}, {GIVEN_ARM}" if arm == GIVEN_ARM else label
-    return {name: Score(run.metrics[f"{arm}/{key}"], baseline, RANDOM_ARM, given_value=given)}
 
 
 def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:

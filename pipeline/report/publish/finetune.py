@@ -1,23 +1,22 @@
 """Publisher of fine-tunings."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
 from firstlight.pipeline.report.cards.fine_tuned_card import write_model_card
 from firstlight.pipeline.report.publish.filters import add_filters
-from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.stages.finetune import Finetune, finetune_ids, list_candidates
+from firstlight.pipeline.report.publish.publisher import StagePublisher
+from firstlight.pipeline.stages.finetuning.candidates import list_candidates
+from firstlight.pipeline.stages.finetuning.job import finetune_ids
 from firstlight.pipeline.stages.pictures import read_tensors
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER
 from firstlight.pipeline.stages.score_rows import ScoreRow
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.tracking.metric_keys import unique_key_parts
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
@@ -73,30 +72,6 @@ class FinetunePublisher(StagePublisher[Finetune]):
         lineage: Mapping[str, str],
     ) -> str | None:
         return write_model_card(worker, instance, siblings, rows, lineage)
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        """Returns the score of every arm but the last, with the last as the baseline; a single arm has no baseline.
-
-        Given weights are a baseline too where there is a pretrained arm.
-        """
-        arms = [arm for arm in re.findall(r"\w+", run.params.get("stage.arms", "")) if f"{arm}/test" in run.metrics]
-        task = run.params.get("stage.task.name", "test")
-        if not arms:
-            return {}
-        *compared, last = arms
-        if not compared:
-            return {f"{task}, {last}": Score(run.metrics[f"{last}/test"])}
-        continued = [arm for arm in compared if is_pretrained_arm(arm)] if GIVEN_ARM in compared else []
-        return {
-            task if arm == "pretrained" else f"{task}, {arm}": Score(
-                run.metrics[f"{arm}/test"],
-                run.metrics[f"{last}/test"],
-                last,
-                given_value=run.metrics[f"{GIVEN_ARM}/test"] if arm in continued else None,
-            )
-            for arm in compared
-            if arm != GIVEN_ARM or not continued
-        }
 
 
 def _read_trainings(stage: Finetune, instance: StageInstance) -> dict[str, dict[str, curves.MetricRows]]:

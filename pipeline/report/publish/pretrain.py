@@ -10,7 +10,7 @@ from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures, image_figures
 from firstlight.pipeline.report.publish.filters import add_filters
-from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
+from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.features.projection import name_principal_axes
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, load_pictures, read_tensors
 from firstlight.pipeline.stages.pretraining.job import build_view_loader, count_steps_per_epoch, pretrain_label_ids
@@ -20,7 +20,6 @@ from firstlight.pipeline.stages.pretraining.views import list_views
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
 from firstlight.pipeline.train.training_job import to_batch
@@ -54,13 +53,6 @@ class PretrainPublisher(StagePublisher[Pretrain]):
         views = _load_views(worker, stage, instance)
         album.add(views.name, image_figures.draw_image_grid(views), views.title)
         add_filters(album, worker.recipe, instance)
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        scores = {"loss": Score(run.metrics["loss"], scale=1.0, unit="")} if "loss" in run.metrics else {}
-        for key, label in (("own_classifier/test", "own classifier"), ("watch_knn", "held-out kNN")):
-            if key in run.metrics:
-                scores[label] = Score(run.metrics[key])
-        return scores
 
 
 def _add_curves(album: FigureLog, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:

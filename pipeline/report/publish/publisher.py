@@ -1,39 +1,20 @@
-"""The contract of a publisher: it logs a finished stage, and reads the scores that lists of runs show."""
+"""The contract of a publisher: it logs a finished stage."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.config.stages import StageConfig
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
 PublishedSection = TypeVar("PublishedSection", bound=StageConfig)
 
 
-@dataclass(frozen=True)
-class Score:
-    """A value of a run and that of its baseline, if it has one; both are multiplied by `scale` for display.
-
-    `given_value` is that of given weights, which stand between the two.
-    """
-
-    value: float
-    baseline_value: float | None = None
-    baseline_name: str = ""
-    scale: float = 100.0
-    unit: str = " %"
-    given_value: float | None = None
-
-
 class StagePublisher(Generic[PublishedSection]):
-    """Publishes stages of one kind. Only the publisher of a kind knows its keys in MLflow.
+    """Publishes stages of one kind. Only it and `summaries.py` know the keys of a kind in MLflow.
 
     This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage.
     """
@@ -74,17 +55,3 @@ class StagePublisher(Generic[PublishedSection]):
         references, by role.
         """
         return None
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        """Returns the scores that lists of runs show, by the name of their measure; of test images if there are any."""
-        arms: dict[str, dict[str, float]] = {}
-        for key, value in run.metrics.items():
-            if match := re.fullmatch(r"([\w-]+)/(\w+)_test", key):
-                arms.setdefault(match[2], {})[match[1]] = value
-        scores = {}
-        for measure, values in arms.items():
-            value = values.pop("pretrained") if "pretrained" in values else values.popitem()[1]
-            given = values.pop(GIVEN_ARM) if len(values) > 1 and GIVEN_ARM in values else None
-            baseline = next(iter(values), "")
-            scores[measure] = Score(value, values.get(baseline), baseline, given_value=given)
-        return scores

@@ -1,13 +1,12 @@
 """Publisher of reconstructions."""
 
 from firstlight.pipeline.report import image_figures
-from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
+from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.pictures import PICTURES_FILE, load_pictures
-from firstlight.pipeline.stages.reconstruct import Reconstruct
+from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 
 
@@ -29,7 +28,3 @@ class ReconstructPublisher(StagePublisher[Reconstruct]):
         album = FigureLog(tracking, run_id, instance.folder)
         for grid in load_pictures(instance.folder / PICTURES_FILE):
             album.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
-
-    def summarise(self, run: Run) -> dict[str, Score]:
-        found = [run.metrics[key] for key in ("psnr_test", "psnr_val") if key in run.metrics]
-        return {"PSNR": Score(found[0], scale=1.0, unit=" dB")} if found else {}

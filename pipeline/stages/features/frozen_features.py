@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from firstlight.pipeline.config.comparison import FeatureStage
-from firstlight.pipeline.config.measures import WEIGHTS_TITLES, Measure
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import GIVEN, RANDOM
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import load_encoder, load_head
+from firstlight.pipeline.stages.artifacts.companions import load_head
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.metrics import PassProgress
@@ -80,21 +80,3 @@ def check_head(head: Projection, recipe: Recipe, where: str) -> None:
             f"{where}.features: the head takes {head.spec['size']} features, the encoder gives {size} for images of "
             f"{recipe.dataset.image_size} pixels (dataset.image_size); valid: features: encoder"
         )
-
-
-def describe_features(stage: FeatureStage) -> list[str]:
-    """Returns words for the features of each layer of a stage; "" for those of the deepest map alone."""
-    if stage.features == "head":
-        return ["head"]
-    return ["" if stage.feature_layers == (-1,) else f"layer {layer}" for layer in stage.feature_layers]
-
-
-def compare_features(stage: FeatureStage, name: str, label: str) -> Measure:
-    """Returns a measure of the features of all arms of a stage."""
-    return Measure(name, label, stage.compared_arms, WEIGHTS_TITLES.get(stage.compared_arms[-1], ""))
-
-
-def label_features(measure: str, *details: str) -> str:
-    """Returns what tables call a measure of features: `kNN (k=20, layer 2)`."""
-    text = ", ".join(detail for detail in details if detail)
-    return f"{measure} ({text})" if text else measure

@@ -27,15 +27,9 @@ from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.data.images.levels import LevelRanges
 from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.records import FiniteNumber, RecordShape, parse_record
-from firstlight.pipeline.stages.artifacts import (
-    BUILD_ERRORS,
-    ENCODER_SHAPE,
-    ENCODER_WEIGHTS_FILE,
-    LOST_LAYERS_KEY,
-    check_finite_weights,
-    check_spec_numbers,
-    write_encoder_files,
-)
+from firstlight.pipeline.stages.artifacts.encoder_description import ENCODER_SHAPE, LOST_LAYERS_KEY
+from firstlight.pipeline.stages.artifacts.encoder_folder import ENCODER_WEIGHTS_FILE, write_encoder_files
+from firstlight.pipeline.stages.artifacts.weight_checks import BUILD_ERRORS, check_finite_weights, check_spec_numbers
 from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.starting_weights import fold_encoder

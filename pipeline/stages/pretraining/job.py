@@ -9,7 +9,7 @@ from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.plan import SemiSupervisedPlan, TrainingPlan
 from firstlight.pipeline.data.splits import Splits
-from firstlight.pipeline.stages.artifacts import load_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import list_views
 from firstlight.pipeline.stages.stage import StageInstance

@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from firstlight.pipeline.config.measures import SHOWN_IMAGES
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.stages.features.projection import project_principal
-from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, SHOWN_IMAGES
+from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES
 from firstlight.pipeline.stages.pretraining.job import batch_requirements_of
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.stage import StageInstance

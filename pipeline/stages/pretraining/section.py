@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
-from firstlight.pipeline.config.schema import Augment, CheckedAugment, EncoderSection, MethodSpec, StrictModel
+from firstlight.pipeline.config.schema import Augment, CheckedAugment, EncoderSection, MethodSpec
+from firstlight.pipeline.config.schemas.entries import read_fact
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.config.stages import (
     GIVEN,
     PREVIOUS,
@@ -19,7 +21,6 @@ from firstlight.pipeline.config.stages import (
 )
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.train.selection import SelectionOptions
-from firstlight.tasks.pretrain import METHODS
 
 
 class ViewOptions(StrictModel):
@@ -153,18 +154,18 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
         """The accuracy of the method's own classifier, what the method measures of held-out images, and the last values
         of what it logs.
         """
-        method = METHODS[self.method.name]
         found = [Measure("accuracy", "its own classifier", only_if_expected=True)] if self.labelled_per_batch else []
-        for name in method.image_metrics:
+        for name in read_fact("methods", self.method.name, "image_metrics"):
             decibels = name == "psnr"
             label = f"{'PSNR (dB)' if decibels else name}, held-out images"
             found.append(Measure(name, label, scale=1.0 if decibels else 100.0, only_if_expected=True))
-        return (*found, *(Measure(name, name, only_if_expected=True) for name in method.reported_metrics))
+        reported = read_fact("methods", self.method.name, "reported_metrics")
+        return (*found, *(Measure(name, name, only_if_expected=True) for name in reported))
 
     @property
     def measured_splits(self) -> frozenset[str]:
         """Both where the method learns a classifier; `val` for what is watched, or measured of each image."""
         if self.labelled_per_batch:
             return MEASURED_SPLITS
-        held_out = self.watch.every > 0 or bool(METHODS[self.method.name].image_metrics)
+        held_out = self.watch.every > 0 or bool(read_fact("methods", self.method.name, "image_metrics"))
         return frozenset(["val"] * held_out + ["test"] * (self.pictures == "test"))

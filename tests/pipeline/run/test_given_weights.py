@@ -15,7 +15,8 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import RecipeRun, run_recipe
-from firstlight.pipeline.stages.artifacts import load_encoder, read_encoder_description
+from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_description
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.tracking.client import WEIGHTS_TAG
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.launch import describe_crowding
+from firstlight.pipeline.train.failures import PreemptionNotice
 from tests.support import recipes
 from tests.support.cluster_scale import scale
 
@@ -20,3 +22,13 @@ def test_workers_that_leave_nothing_for_decoding_are_refused(
     assert (told is not None) == crowd
     if told:
         assert told.startswith(f"scale.workers: {workers} workers leave {cpus - 1.5 * workers:g} CPUs of the cluster")
+
+
+def test_notice_of_ray_is_told_with_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    found: list[PreemptionInfo | None] = [None, PreemptionInfo(None, {"b": [3], "a": [0, 1]})]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: found.pop(0))
+    assert launch._read_preemption() is None
+    assert launch._read_preemption() == PreemptionNotice(2, (0, 1, 3))

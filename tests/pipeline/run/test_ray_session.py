@@ -126,8 +126,11 @@ def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyP
     ray_session._set_environment(scale(collective_timeout_s=33, address="auto"))
     assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert found["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "33"
+    assert found["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1", "a cloud may take its machines away"
     assert "RAY_AUTH_TOKEN" not in found, "a cluster has a token of its own"
+    del found["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
     ray_session._set_environment(scale())
+    assert found["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     assert found["RAY_AUTH_MODE"] == "token"
     assert len(found["RAY_AUTH_TOKEN"]) == 32
 

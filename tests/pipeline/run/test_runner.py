@@ -26,7 +26,9 @@ from firstlight.pipeline.report.score_table import describe_scores
 from firstlight.pipeline.run.graph import adopt_encoder
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, read_encoder_spec
+from firstlight.pipeline.stages.artifacts.companions import load_decoder
+from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints

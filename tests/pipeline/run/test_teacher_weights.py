@@ -13,7 +13,9 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.teacher_weights import resolve_teachers
-from firstlight.pipeline.stages.artifacts import TEACHER, load_encoder, trace_teacher
+from firstlight.pipeline.stages.artifacts.companions import TEACHER
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
+from firstlight.pipeline.stages.artifacts.weights_origin import trace_teacher
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes

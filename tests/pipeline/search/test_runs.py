@@ -7,7 +7,7 @@ import pytest
 
 from firstlight.pipeline.search.ledger import SearchState, Segment, Trial
 from firstlight.pipeline.search.runs import SearchRuns
-from firstlight.pipeline.tracking.client import RUN_FILE, read_run_id
+from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_id
 from tests.support.searches import LR, PERIOD, done_trial, make_plan
 
 PBT: dict[str, Any] = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 1}

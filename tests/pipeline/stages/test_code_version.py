@@ -69,7 +69,8 @@ def test_kinds_have_different_versions_and_the_whole_has_one(tmp_path: Path) -> 
 
 
 def test_changed_byte_of_a_method_changes_pretraining_and_not_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = code_version(PretrainStage), code_version(ExportStage)
+    kinds = PretrainStage.__module__, ExportStage.__module__
+    before = [module._hash_modules(kind) for kind in kinds]
     name = "firstlight.tasks.pretrain.nat"
     real = module._parse_module
 
@@ -78,11 +79,25 @@ def test_changed_byte_of_a_method_changes_pretraining_and_not_export(monkeypatch
 
     monkeypatch.setattr(module, "_parse_module", parse)
     module._digest_module.cache_clear()
-    code_version.cache_clear()
     try:
-        after = code_version(PretrainStage), code_version(ExportStage)
+        after = [module._hash_modules(kind) for kind in kinds]
     finally:
         module._digest_module.cache_clear()
-        code_version.cache_clear()
     assert after[0] != before[0]
     assert (after[1] != before[1]) == (name in module._imported_modules(ExportStage.__module__))
+
+
+def test_version_is_parsed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = module._hash_modules(ExportStage.__module__)
+    code_version.cache_clear()
+    try:
+        assert code_version(ExportStage) == expected
+        code_version.cache_clear()
+        monkeypatch.setattr(module, "_hash_modules", lambda start: "parsed again")
+        assert code_version(ExportStage) == expected
+        code_version.cache_clear()
+        monkeypatch.setattr(module, "hash_sources", lambda files: "of a changed file")
+        assert code_version(ExportStage) == "parsed again"
+    finally:
+        code_version.cache_clear()

@@ -19,8 +19,9 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import embed
-from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
-from firstlight.pipeline.stages.embed import Embed, EmbedStage, build_network, open_embeddings
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
+from firstlight.pipeline.stages.embed import EmbedStage, build_network, open_embeddings
+from firstlight.pipeline.stages.sections.embed import Embed
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext

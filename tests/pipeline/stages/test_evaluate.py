@@ -17,7 +17,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import data_checks
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages.artifacts import SavedTable, load_table, save_table
+from firstlight.pipeline.stages.artifacts.table_folder import SavedTable, load_table, save_table
 from firstlight.pipeline.stages.features.frozen_features import build_extractors, compute_features
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance

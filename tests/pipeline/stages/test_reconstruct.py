@@ -12,11 +12,12 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.objectives import check_measure, read_scores
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.artifacts.companions import load_decoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.pictures import PICTURES_FILE, load_pictures
 from firstlight.pipeline.stages.reconstruct import ReconstructStage, check_decoder_mirrors
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.client import read_run_id
+from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.corruption import Corruption
 from firstlight.tasks.nn.decoder import Decoder

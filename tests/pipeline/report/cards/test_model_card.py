@@ -9,7 +9,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.report.cards import model_card
 from firstlight.pipeline.report.cards.card_parts import CARD_FILE
-from firstlight.pipeline.stages.artifacts import save_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import save_encoder
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
 from firstlight.pipeline.stages.score_rows import score_rows
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance

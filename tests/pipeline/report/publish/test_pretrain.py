@@ -9,23 +9,11 @@ import torch
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.publish import pretrain as module
-from firstlight.pipeline.report.publish.pretrain import PretrainPublisher, _add_curves, _load_views
-from firstlight.pipeline.report.publish.publisher import Score
+from firstlight.pipeline.report.publish.pretrain import _add_curves, _load_views
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import Plot
 from tests.support import recipes
-
-
-def test_loss_has_no_unit_and_accuracies_are_shares() -> None:
-    metrics = {"loss": 0.75, "own_classifier/test": 0.5, "watch_knn": 0.25, "images_per_s": 9.0}
-    run = Run("id", "pretrain", "pretrain", "FINISHED", 0.0, 1.0, None, "", None, {}, {}, metrics)
-    assert PretrainPublisher().summarise(run) == {
-        "loss": Score(0.75, scale=1.0, unit=""),
-        "own classifier": Score(0.5),
-        "held-out kNN": Score(0.25),
-    }
 
 
 def test_rounds_of_a_length_in_steps_are_drawn_as_periods_of_epochs(

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from firstlight.pipeline.report.publish.publisher import Score, StagePublisher
-from firstlight.pipeline.tracking.lineage import Run
+from firstlight.pipeline.report.publish.publisher import StagePublisher
 from tests.support import recipes
 from tests.support.recorded_tracking import RecordedTracking
 from tests.support.stage_results import evaluated, finished
@@ -28,22 +25,3 @@ def test_measures_of_all_arms_and_splits_are_logged_with_the_result(tmp_path: Pa
         "random/probe_test": 0.2,
     }
     assert tracking.texts == {"result.json": instance.result}
-
-
-@pytest.mark.parametrize(
-    ("metrics", "scores"),
-    [
-        ({"own/score_test": 0.5, "own/score_val": 0.4, "loss": 1.0}, {"score": Score(0.5)}),
-        ({"random/score_test": 0.25, "pretrained/score_test": 0.5}, {"score": Score(0.5, 0.25, "random")}),
-        (
-            {"given/score_test": 0.375, "pretrained/score_test": 0.5, "random/score_test": 0.25},
-            {"score": Score(0.5, 0.25, "random", given_value=0.375)},
-        ),
-        ({"loss": 1.0}, {}),
-    ],
-)
-def test_scores_on_test_images_are_compared_with_the_other_arm(
-    metrics: dict[str, float], scores: dict[str, Score]
-) -> None:
-    run = Run("id", "toy", "toy", "FINISHED", 0.0, 1.0, None, "", None, {}, {}, metrics)
-    assert StagePublisher[Any]().summarise(run) == scores

@@ -3,32 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.report.publish.publisher import Score
 from firstlight.pipeline.report.publish.reconstruct import ReconstructPublisher
 from firstlight.pipeline.stages.pictures import PICTURES_FILE, save_pictures
-from firstlight.pipeline.tracking.lineage import Run
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 from tests.support import recipes
 from tests.support.recorded_tracking import RecordedTracking
 from tests.support.stage_results import finished
-
-
-@pytest.mark.parametrize(
-    ("metrics", "score"),
-    [
-        ({"psnr_test": 23.5}, {"PSNR": Score(23.5, scale=1.0, unit=" dB")}),
-        ({"psnr_val": 22.0}, {"PSNR": Score(22.0, scale=1.0, unit=" dB")}),
-        ({}, {}),
-    ],
-)
-def test_ratio_is_listed_in_decibels(metrics: dict[str, float], score: dict[str, Score]) -> None:
-    run = Run("id", "reconstruct", "reconstruct", "FINISHED", 0.0, 1.0, None, "", None, {}, {}, metrics)
-    assert ReconstructPublisher().summarise(run) == score
 
 
 def test_ratio_and_figures_are_published(tmp_path: Path, digits: Store) -> None:

@@ -17,7 +17,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.run_scores import format_scores
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
 from firstlight.pipeline.stages.features.frozen_features import build_extractors
 from firstlight.pipeline.stages.pictures import read_tensors
 from firstlight.pipeline.stages.stage import StageInstance

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.artifacts import load_encoder, save_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
 from firstlight.pipeline.stages.prediction.saved_model import (
     Preprocessing,
     read_model,

@@ -1,0 +1,1 @@
+"""Saved networks and tables, which stages hand on to each other."""

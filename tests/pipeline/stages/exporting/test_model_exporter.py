@@ -1,0 +1,95 @@
+"""Every format of a whole model gives its logits, as the code of its card loads it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report.cards.fine_tuned_card import write_exported_card
+from firstlight.pipeline.stages.prediction.saved_model import read_model
+from tests.support.exported_models import export_model, run_card_code
+from tests.support.saved_models import CLASSES, MODELS, save_small_model
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "formats"),
+    [
+        (
+            "classify",
+            64,
+            {"encoder": {"name": "resnet18"}, "hidden": []},
+            {"torchvision", "timm", "safetensors", "onnx", "torch_export"},
+        ),
+        ("multilabel", 8, {}, {"safetensors", "onnx", "torch_export"}),
+        ("segment", 16, {}, {"safetensors", "onnx", "torch_export"}),
+        ("detect", 32, {}, {"safetensors"}),
+    ],
+)
+def test_whole_model_is_exported_in_the_formats_that_it_has(
+    tmp_path: Path,
+    digits: Store,
+    name: str,
+    size: int,
+    options: dict[str, Any],
+    formats: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MODELS, name, (MODELS[name][0], size, MODELS[name][2]))
+    task = save_small_model(tmp_path / "model", name, **options)
+    worker, instance = export_model(tmp_path, digits, tmp_path / "model", size)
+    result, folder = instance.result, instance.folder / "export"
+    assert result is not None
+    assert result["what"] == "model"
+    assert set(result["formats"]) == {path.name for path in folder.iterdir() if path.is_dir()} == formats
+    for facts in result["formats"].values():
+        assert all(found["relative"] <= 1e-4 for found in facts["difference"].values())
+        assert set(facts["difference"]) == {"store", "random 1", "random 5"}
+    text = write_exported_card(worker, instance, [], [], {})
+    assert text is not None
+    assert len(re.findall(r"```python", text)) == len(formats)
+    if name != "detect":
+        session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
+        told = session.get_modelmeta().custom_metadata_map
+        assert json.loads(told["classes"]) == list(CLASSES)
+        assert (
+            json.loads(told["views"]) == [[{"op": op["op"], **op} for op in MODELS[name][2]]]
+            or "scale" in told["views"]
+        )
+        images = torch.rand(3, 3, size, size)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            own = task.compute_logits(images)  # type: ignore[operator]
+        assert logits.shape == own.shape
+        assert np.allclose(logits, own.numpy(), atol=1e-4 * float(own.abs().max()))
+    assert read_model(folder / "safetensors").classes == CLASSES
+
+
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+def test_code_of_a_library_gives_the_logits_of_the_model(
+    tmp_path: Path, digits: Store, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "classify", ({}, 64, MODELS["classify"][2]))
+    task = save_small_model(tmp_path / "model", "classify", encoder={"name": "resnet18"})
+    worker, instance = export_model(tmp_path, digits, tmp_path / "model", 64, formats=[format])
+    text = write_exported_card(worker, instance, [], [], {})
+    assert text is not None
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    np.save(tmp_path / "x.npy", images.numpy())
+    given = re.sub(
+        r"^images = .*$",
+        f"images = torch.from_numpy(__import__('numpy').load({str(tmp_path / 'x.npy')!r}))",
+        code,
+        flags=re.M,
+    )
+    save = f"\n__import__('numpy').save({str(tmp_path / 'found.npy')!r}, logits.numpy())\n"
+    run_card_code(given + save, instance.folder / "export")
+    with torch.no_grad():
+        own = task.compute_logits(images).numpy()  # type: ignore[operator]
+    assert np.abs(np.load(tmp_path / "found.npy") - own).max() <= 1e-4 * np.abs(own).max()
