@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
-from firstlight.pipeline.data.plan import BatchPlan
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LanePlan
+from firstlight.pipeline.data.plan import BatchPlan, TrainingPlan
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 
 MIXING_IMAGES, MIXING_CLASSES, MIXING_BATCH, MIXING_EPOCHS = 100_000, 10, 256, 3
 MIXING_WINDOWS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+LANE_WINDOWS = (512, 2048, 16384)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class MixingStats:
     task_images: float
 
 
-def measure_mixing(plan: BatchPlan) -> MixingStats:
+def measure_mixing(plan: TrainingPlan) -> MixingStats:
     """Returns the statistics of a plan over `MIXING_EPOCHS` epochs."""
     orders = [plan.epoch(epoch) for epoch in range(MIXING_EPOCHS)]
     rows = [
@@ -104,18 +107,21 @@ def _find_steps(order: np.ndarray) -> np.ndarray:
     return step
 
 
-def _count_reads(plan: BatchPlan, order: np.ndarray) -> tuple[float, float]:
+def _count_reads(plan: TrainingPlan, order: np.ndarray) -> tuple[float, float]:
     """Returns the images in the row groups that tasks touch, for each image used; and their number for each task."""
     starts = range(0, plan.steps, plan.steps_per_task)
     read = [len(np.unique(order[k : k + plan.steps_per_task] // ROWS_PER_GROUP)) * ROWS_PER_GROUP for k in starts]
     return sum(read) / order.size, float(np.mean(read))
 
 
-def make_mixing_plans() -> dict[str, BatchPlan]:
-    """Returns the plan of each window, and of a permutation of all images."""
+def make_mixing_plans() -> dict[str, TrainingPlan]:
+    """Returns the plan of each window, of a permutation of all images, and of lanes with some of the windows."""
     ids, starts = np.arange(MIXING_IMAGES), np.arange(0, MIXING_IMAGES, ROWS_PER_GROUP)
     windowed = {f"{window:,}": BatchPlan(ids, starts, MIXING_BATCH, 0, window, True) for window in MIXING_WINDOWS}
-    return {**windowed, "global": BatchPlan(ids, starts, MIXING_BATCH, 0, 2048, False)}
+    lanes = {
+        f"lanes, {window:,}": LanePlan(make_id_set(ids), starts, MIXING_BATCH, 0, window) for window in LANE_WINDOWS
+    }
+    return {**windowed, "global": BatchPlan(ids, starts, MIXING_BATCH, 0, 2048, False), **lanes}
 
 
 def main() -> None:

@@ -6,16 +6,13 @@ neither Gaussian nor of zero mean near black and white, and the input of the net
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from firstlight.tasks.counter_rng import derive_keys, draw_normal, draw_uniform
+from firstlight.tasks.nn import CorruptionKind
 
-CorruptionKind = Literal["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
-Sigma = Annotated[float, Ge(0.0)]
 # The streams of random numbers: of the noise levels, and of the noise or the blocks.
 LEVEL_STREAM, NOISE_STREAM = 0, 1
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Learner(nn.Module, ABC):
     A step is `loss(embed(batch), batch)`. The two functions are separate so that a batch that does not fit into memory
     can be embedded in parts, while its loss and gradient stay those of the whole batch, however the loss couples its
     images.
+
+    A step reads no value of a tensor on the host: a GPU would wait there (`python -m bench.host_reads` counts). Buffers
+    are changed in place, and are the same tensors in every step: what a step with a loss that is not finite has changed
+    is undone in them.
     """
 
     # State per image, by name; empty if the learner keeps none.
@@ -101,6 +106,16 @@ class Learner(nn.Module, ABC):
         for depth, block in enumerate(reversed(blocks)):
             groups.append((self.layer_decay**depth, [parameter for parameter in trained if parameter in block]))
         return [(factor, group) for factor, group in groups if group]
+
+    def list_networks(self) -> list[nn.Module]:
+        """Returns the networks whose forward passes `compile` compiles: the learner's own modules with parameters."""
+        children = [child.network if isinstance(child, Teacher) else child for child in self.children()]
+        return [child for child in children if next(child.parameters(), None) is not None]
+
+    def compile_networks(self) -> None:
+        """Compiles the networks in place, by torch.compile; names in their state stay as they are."""
+        for network in self.list_networks():
+            network.compile()  # type: ignore[no-untyped-call]
 
     def list_undecayed_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that its networks exempt from weight decay, besides biases and normalisations.

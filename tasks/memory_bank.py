@@ -195,11 +195,14 @@ class MemoryBank(SampleTable):
         """Commits the writes. Returns the (dim, dim) float64 change of the Gram matrix. Collective."""
         dim = self.values.shape[1]
         change = self.values.new_zeros(dim, dim, dtype=torch.float64)
-        for positions, values in self._pending:
-            old, new = self.values[positions].double(), values.double()
+        for positions, values in self._take_pending():
+            old, new = self._stored[positions].double(), values.double()
+            if world_size() > 1:
+                # All rows of the batch are here, and those of other workers count as zeros.
+                own = (positions < len(self.values))[:, None]
+                old, new = torch.where(own, old, 0.0), torch.where(own, new, 0.0)
             change += new.T @ new - old.T @ old
-            self.values[positions] = values
-        self._pending.clear()
+            self._stored[positions] = values
         return all_sum(change)
 
     def compute_moments(self, queries: Tensor, own: Tensor, temperature: float) -> Moments:

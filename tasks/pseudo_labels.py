@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from firstlight.tasks.collective import all_sum, mean_count_per_worker
 from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.supervised_loss import mark_classes
 
 # The state of an image in the table of `FlexibleThreshold`: no prediction has reached the threshold; it has a label.
 UNSELECTED, LABELLED = -1, -2
@@ -82,7 +83,10 @@ class FlexibleThreshold(nn.Module):
 
     def measure_learning(self) -> Tensor:
         """Returns beta of each class, (C,) float64. Collective."""
-        counts = all_sum(torch.bincount(self.selected.values - LABELLED, minlength=self.classes + 2)).double()
+        # `bincount` would look for the largest value first, for which a GPU waits.
+        held = self.selected.values
+        bins = torch.zeros(self.classes + 2, dtype=torch.int64, device=held.device)
+        counts = all_sum(bins.index_add_(0, held - LABELLED, torch.ones_like(held))).double()
         unselected, sigma = counts[1], counts[2:]
         largest = torch.maximum(sigma.max(), unselected) if self.warmup else sigma.max()
         return sigma / largest.clamp_min(1.0)
@@ -112,7 +116,7 @@ class FreeThreshold(nn.Module):
     @torch.no_grad()
     def forward(self, probabilities: Tensor, unlabelled: Tensor, rows: Tensor) -> Tensor:
         confidence, classes = probabilities.max(1)
-        one_hot = F.one_hot(classes, probabilities.shape[1]).to(probabilities.dtype)
+        one_hot = mark_classes(classes, probabilities.shape[1]).to(probabilities.dtype)
         facts = torch.cat((confidence[:, None], probabilities, one_hot), 1) * unlabelled[:, None]
         count = all_sum(unlabelled.sum())
         sizes = (1, probabilities.shape[1], probabilities.shape[1])
@@ -153,7 +157,7 @@ def fairness_loss(strong: Tensor, taken: Tensor, expected: Tensor, histogram: Te
         taken: (B,) bool.
     """
     q = strong.softmax(1)
-    counts = all_sum((F.one_hot(q.argmax(1), q.shape[1]) * taken[:, None]).sum(0))
+    counts = all_sum((mark_classes(q.argmax(1), q.shape[1]) & taken[:, None]).sum(0))
     sums = all_sum((q * taken[:, None]).sum(0))
     modulated = torch.where(counts > 0, sums / counts.clamp_min(1), 0.0)
     is_empty = counts.sum() == 0
@@ -180,7 +184,7 @@ def measure_pseudo_labels(
         unlabelled: (B,) bool.
         truth: (B,) int64 labels, -1 where unknown.
     """
-    images = all_sum((F.one_hot(targets, classes) * taken[:, None]).sum(0))
+    images = all_sum((mark_classes(targets, classes) & taken[:, None]).sum(0))
     found = {
         "mask": taken.sum() / mean_count_per_worker(unlabelled, torch.float32),
         "classes_used": (images > 0).sum().float(),

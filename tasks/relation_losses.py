@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.tasks.collective import gather_over_workers, rank
+from firstlight.tasks.supervised_loss import mark_classes
 
 SuperAndVariant = Literal["paper", "reference"]
 # The logit of the image itself in eq. 11 in the authors' code, which does not leave it out.
@@ -53,7 +53,7 @@ def paper_augmentation_loss(across: Tensor, among: Tensor, own: Tensor, temperat
         among: (b, B) cos(r_i, r_k).
         own: (b,) the column of image i.
     """
-    itself = F.one_hot(own, across.shape[1]).bool()
+    itself = mark_classes(own, across.shape[1])
     found = (across / temperature).log_softmax(1).gather(1, own[:, None])[:, 0]
     mistaken = log_complement((among / temperature).log_softmax(1)).masked_fill(itself, 0.0)
     return -(found + mistaken.sum(1)).mean()
@@ -69,7 +69,7 @@ def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, 
         own: (2b,) the columns of x_i.
         positive: (2b,) the columns of the other view.
     """
-    itself, other = (F.one_hot(column, cosines.shape[1]).bool() for column in (own, positive))
+    itself, other = (mark_classes(column, cosines.shape[1]) for column in (own, positive))
     log_p = (cosines / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
     mistaken = log_complement(log_p.masked_fill(itself, -1.0)).masked_fill(itself | other, 0.0)
     return -(log_p.gather(1, positive[:, None])[:, 0] + mistaken.sum(1)).mean()

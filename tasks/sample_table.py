@@ -4,6 +4,8 @@ The row of an image is its position 0..size-1 among the images trained on (`Batc
 r holds the rows r, r + world, r + 2 world ... A table is not a buffer of the module: DistributedDataParallel would
 broadcast rank 0's shard over every other. Writes wait for `commit`, after the optimiser's step, so a step always reads
 the table as it was before the step, and autograd never sees a value change.
+
+Nothing here needs a value on the host. Where ids are made, on the host, the training loop checks the rows of a batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +37,20 @@ class SampleTable:
         self.values = init(self.own_rows).to(dtype)
         assert self.values.shape == (len(self.own_rows), *shape)
         self._pending: list[tuple[Tensor, Tensor]] = []
+        # () bool on the table's device: where it is false, `commit` changes nothing. None: it always writes.
+        self.gate: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The (k, *shape) values of this rank's rows. It may be changed in place."""
+        return self._values
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        # Of several workers each has a row more, behind its own, which takes what is written to rows of others: to
+        # select the own ones of a batch, a GPU would have to wait for their number.
+        self._stored = torch.cat((values, values.new_zeros(1, *values.shape[1:]))) if world_size() > 1 else values
+        self._values = self._stored[: len(values)] if world_size() > 1 else values
 
     @time_part(TABLES)
     def read(self, rows: Tensor) -> Tensor:
@@ -79,21 +95,34 @@ class SampleTable:
         everyone = self._check_rows(gather_over_workers(rows))
         values = gather_over_workers(values.detach().to(self.values.dtype))
         if everyone.device.type == "cpu":
-            unique, counts = everyone.unique(return_counts=True)
-            if len(unique) < len(everyone):
-                repeated = unique[counts > 1].tolist()[:5]
+            ordered = everyone.sort().values
+            again = ordered[1:] == ordered[:-1]
+            if not _holds_on_host(~again.any()):
+                repeated = ordered[1:][again].unique().tolist()[:5]
                 raise ValueError(f"a table was written twice in one step for the rows {repeated}")
+        positions = everyone // world_size()
         if world_size() > 1:
-            here = everyone % world_size() == rank()
-            everyone, values = everyone[here], values[here]
-        self._pending.append((everyone // world_size(), values))
+            positions = torch.where(everyone % world_size() == rank(), positions, len(self.values))
+        self._pending.append((positions, values))
 
     @time_part(TABLES)
     def commit(self) -> None:
         """Makes the writes since the last commit visible to `read`."""
-        for positions, values in self._pending:
-            self.values[positions] = values
+        for positions, values in self._take_pending():
+            self._stored[positions] = values
+
+    def discard(self) -> None:
+        """Drops the writes since the last commit."""
         self._pending.clear()
+
+    def _take_pending(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns the (k,) positions and the (k, *shape) values to write there, and forgets them."""
+        found = [
+            (positions, values if self.gate is None else torch.where(self.gate, values, self._stored[positions]))
+            for positions, values in self._pending
+        ]
+        self._pending.clear()
+        return found
 
     def to(self, device: torch.device) -> "SampleTable":
         """Moves the table to `device`. Returns the table itself."""
@@ -138,7 +167,16 @@ class SampleTable:
         """
         if rows.device.type != "cpu":
             return rows
-        wrong = rows[(rows < 0) | (rows >= self.size)]
-        if len(wrong):
-            raise IndexError(f"row {int(wrong[0])} is outside of the table's rows 0..{self.size - 1}")
+        inside = (rows >= 0) & (rows < self.size)
+        if not _holds_on_host(inside.all()):
+            raise IndexError(f"row {int(rows[~inside][0])} is outside of the table's rows 0..{self.size - 1}")
         return rows
+
+
+def _holds_on_host(fact: Tensor) -> bool:
+    """Returns the () bool `fact`, which is in the host's memory, by torch's own assertion."""
+    try:
+        torch._assert_async(fact)
+    except RuntimeError:
+        return False
+    return True

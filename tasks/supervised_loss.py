@@ -7,6 +7,14 @@ from torch import Tensor
 from firstlight.tasks.collective import mean_count_per_worker
 
 
+def mark_classes(indices: Tensor, count: int) -> Tensor:
+    """Returns (..., count) bool for (...) indices: true in the column of each index.
+
+    `torch.nn.functional.one_hot` checks its values on the host first.
+    """
+    return indices[..., None] == torch.arange(count, device=indices.device)
+
+
 def labelled_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean cross-entropy and the accuracy over the labelled images of all workers.
 

@@ -30,6 +30,8 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
+        # The weights and those that they follow: listed once, since a step has no loop over them.
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
@@ -41,7 +43,9 @@ class Teacher(nn.Module):
         """Sets each weight to momentum * weight + (1 - momentum) * that of `network`.
 
         Buffers are not averaged: those of normalisations are running statistics of the teacher's own forward passes.
-        Collective in effect: all workers have the same weights before, and after.
+        It is the same network at every call. Collective in effect: all workers have the same weights before, and after.
         """
-        for own, other in zip(self.network.parameters(), network.parameters(), strict=True):
-            own.lerp_(other.detach().to(own.dtype), 1.0 - momentum)
+        if self._pairs is None:
+            self._pairs = [*self.network.parameters()], [*network.parameters()]
+        own, followed = self._pairs
+        torch._foreach_lerp_(own, followed, 1.0 - momentum)

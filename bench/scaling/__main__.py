@@ -23,6 +23,8 @@ from bench.scaling.traffic import CollectiveMessage, list_gradient_messages, sim
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
+from firstlight.pipeline.data.order.lane_plan import LanePlan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder
@@ -194,14 +196,21 @@ def make_plan_tables(
     scale: TrainingScale, windows: tuple[int, ...], image_bytes: float, machine: WorkerSpeed
 ) -> list[Table]:
     """Returns the tables of the memory of the order, and of what a worker reads."""
-    held = memory.estimate_plan_bytes(scale.images)
-    out = make_results_table("The order of all images, in every process that trains or decodes", *held, "all")
-    out.columns[0].justify = "right"
-    out.add_row(*(format_bytes(count) for count in held.values()), format_bytes(sum(held.values())))
+    held = {
+        "windowed": memory.estimate_plan_bytes(scale.images),
+        "lanes": memory.estimate_lane_plan_bytes(scale.images, False),
+        "lanes, images held out": memory.estimate_lane_plan_bytes(scale.images, True),
+    }
+    out = make_results_table(
+        "The order of all images, in every process that trains or decodes",
+        *("stream.shuffle", "ids", "row groups", "kept epochs", "all"),
+    )
+    for name, parts in held.items():
+        out.add_row(name, *(format_bytes(count) for count in parts.values()), format_bytes(sum(parts.values())))
     of_images = f"(images of {format_bytes(image_bytes)})"
     read = make_results_table(
         f"What a worker reads, from {orders.NUM_BATCHES} batches of the same plan {of_images}",
-        "stream.window",
+        "stream.shuffle, window",
         "lanes",
         "images a task",
         "row groups a task",
@@ -213,16 +222,22 @@ def make_plan_tables(
     for window in windows:
         # A training limits its window in the same way
         used = min(window, int(IMAGE_CACHE_BYTES // image_bytes))
-        found = orders.measure_plan_reading(scale.batch, used, scale.workers)
-        seconds = scale.rows * found.amplification * image_bytes / machine.read_bytes_per_s
-        of_task = (f"{found.used:,.0f}", f"{found.groups:,.0f}", f"{found.amplification:.1f}", f"{found.share:.1%}")
-        read.add_row(
-            f"{window:,} ({used:,} used)",
-            f"{found.lanes}",
-            *of_task,
-            format_seconds(seconds),
-            format_seconds(found.seconds * scale.images),
-        )
+        plans: dict[str, BatchPlan | LanePlan] = {
+            "windowed": orders.make_plan(scale.batch, used),
+            "lanes": orders.make_lane_plan(scale.batch, used),
+        }
+        for name, plan in plans.items():
+            found = orders.measure_plan_reading(plan, scale.workers)
+            seconds = scale.rows * found.amplification * image_bytes / machine.read_bytes_per_s
+            of_task = (f"{found.used:,.0f}", f"{found.groups:,.0f}", f"{found.amplification:.1f}", f"{found.share:.1%}")
+            read.add_row(
+                f"{name}, {window:,} ({used:,} used)",
+                f"{found.lanes}",
+                *of_task,
+                format_seconds(seconds),
+                # Of lanes, each worker draws its own.
+                format_seconds(found.seconds * scale.images / (scale.workers if name == "lanes" else 1)),
+            )
     return [out, read]
 
 
@@ -270,6 +285,19 @@ def make_rounds_table(reports: list[MethodReport], scale: TrainingScale, machine
     return out
 
 
+def make_lane_plan_table(images: int) -> Table:
+    """Returns the table of what a plan of lanes over `images` images takes in this process."""
+    out = make_results_table(
+        f"A plan of lanes over {images:,} images, CPU time of one process",
+        *("images", "start", "first batch", "next epoch", "next window", "memory"),
+    )
+    for name, held_out in (("all", False), ("99 of 100", True)):
+        found = orders.time_lane_plan(images, held_out)
+        taken = found.pop("bytes")
+        out.add_row(name, *map(format_seconds, found.values()), format_bytes(taken))
+    return out
+
+
 @click.command(help=__doc__)
 @click.option("--images", type=float, default=1e9, show_default=True)
 @click.option("--workers", type=click.IntRange(min=2), default=512, show_default=True)
@@ -297,6 +325,7 @@ def make_rounds_table(reports: list[MethodReport], scale: TrainingScale, machine
     "--read", type=float, default=1e9, show_default=True, help="Bytes per second that a worker gets from storage."
 )
 @click.option("--window", type=int, multiple=True, default=(2048,), show_default=True)
+@click.option("--plan-images", type=float, default=0.0, help="Time a plan of lanes over so many images, and end.")
 def main(
     encoder: str,
     image_size: int,
@@ -305,9 +334,13 @@ def main(
     flops: float,
     read: float,
     window: tuple[int, ...],
+    plan_images: float,
     **counts: float,
 ) -> None:
     """Prints what a training of the given size moves, holds and waits for, as tables."""
+    if plan_images:
+        Console(width=150).print(make_lane_plan_table(int(plan_images)))
+        return
     torch.manual_seed(0)
     scale = TrainingScale(int(counts["images"]), int(counts["workers"]), int(counts["rows"]))
     machine = WorkerSpeed(speed, flops, read)

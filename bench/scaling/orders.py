@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.scaling.memory import measure_lane_plan_bytes
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LanePlan
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.stream import TrainOrder
 
@@ -45,15 +48,20 @@ def make_plan(batch: int, window: int, images: int | None = None) -> BatchPlan:
     return BatchPlan(ids, np.arange(0, len(ids), ROWS_PER_GROUP), batch, 0, window, True)
 
 
-def list_task_ids(order: BatchPlan, rank: int, world: int) -> list[np.ndarray]:
+def make_lane_plan(batch: int, window: int, images: int | None = None) -> LanePlan:
+    """Returns a plan of lanes, otherwise as `make_plan`."""
+    ids = np.arange(images or NUM_BATCHES * batch)
+    return LanePlan(make_id_set(ids), np.arange(0, len(ids), ROWS_PER_GROUP), batch, 0, window)
+
+
+def list_task_ids(order: BatchPlan | LanePlan, rank: int, world: int) -> list[np.ndarray]:
     """Returns the ids that each decoding task of a rank reads in the first epoch."""
     tasks = TrainOrder(order, rank, world, 0, order.steps)
     return [np.concatenate([ids for ids, _ in tasks.list_batches(k)]) for k in range(len(tasks))]
 
 
-def measure_plan_reading(batch: int, window: int, world: int) -> ReadingStats:
+def measure_plan_reading(order: BatchPlan | LanePlan, world: int) -> ReadingStats:
     """Returns the means over the first, a middle and the last worker."""
-    order = make_plan(batch, window)
     begun = time.process_time()
     drawn = order.epoch(0)
     seconds = (time.process_time() - begun) / drawn.size
@@ -62,3 +70,27 @@ def measure_plan_reading(batch: int, window: int, world: int) -> ReadingStats:
     used = [len(task) for tasks in found for task in tasks]
     share = [len(np.unique(np.concatenate(tasks) // ROWS_PER_GROUP)) / len(order.group_starts) for tasks in found]
     return ReadingStats(order.lanes, float(np.mean(groups)), float(np.mean(used)), float(np.mean(share)), seconds)
+
+
+def time_lane_plan(images: int, held_out: bool, batch: int = 8192, world: int = 32) -> dict[str, float]:
+    """Returns the CPU seconds of a process for a plan of lanes over `images` images, and its memory in bytes.
+
+    `held_out`: every hundredth image is not trained on.
+    """
+    ids = np.flatnonzero(np.arange(images) % 100) if held_out else np.arange(images)
+    found, begun = dict[str, float](), time.process_time()
+
+    def stop(name: str) -> None:
+        nonlocal begun
+        found[name] = time.process_time() - begun
+        begun = time.process_time()
+
+    order = LanePlan(make_id_set(ids), np.arange(0, images, ROWS_PER_GROUP), batch, 0, 2048)
+    stop("start")
+    order.slice(0, 0, 1, world)
+    stop("first batch")
+    order.slice(1, 0, 1, world)
+    stop("next epoch")
+    order.slice(1, order.window_steps, 1, world)
+    stop("next window")
+    return {**found, "bytes": float(sum(measure_lane_plan_bytes(order).values()))}

@@ -3,6 +3,7 @@
 Each command imports its logic when it is called: `firstlight --help` needs neither torch nor MLflow.
 """
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -42,11 +43,44 @@ def print_runs(location: tuple[str, ...], name: str, limit: int) -> None:
     Each line has the state, the scores, and the reference that a recipe can take as `encoder`.
     """
     from firstlight.pipeline.cli.history import run_lines, runs_table, runs_tsv
-    from firstlight.pipeline.tracking.lineage import read_lineage
+    from firstlight.pipeline.tracking.database import read_runs
 
-    lineage, _ = read_lineage(parse_location(location))
+    lineage = read_runs(parse_location(location))
     lines = list(run_lines(lineage, name, limit))
     print_table_or_tsv(lambda console: runs_table(lineage, lines, console.width), lambda: runs_tsv(lineage, lines))
+
+
+@click.command("init")
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.yaml"),
+    show_default=True,
+    help="The file to write. Its name is that of the recipe.",
+)
+@click.option("--model", help="The network: an encoder of Firstlight, or a name of timm's.")
+@click.option("--weights", help="The weights to go on from, as encoder.weights. They need --model.")
+@click.option("--method", help="The objective, for example simclr.")
+@click.option("--epochs", type=click.IntRange(min=1), help="The length of the pretraining.")
+def init_recipe(
+    images: Path, out: Path, model: str | None, weights: str | None, method: str | None, epochs: int | None
+) -> None:
+    """Write a recipe for your own images.
+
+    IMAGES is a folder of images, or a file that lists them. Settings are chosen from the images and this machine, and
+    told; the recipe is a file to change.
+    """
+    from firstlight.pipeline.run.auto_scale import find_local_gpus
+    from firstlight.pipeline.starter.choices import Wishes, choose_settings
+    from firstlight.pipeline.starter.recipe_text import write_recipe
+    from firstlight.pipeline.starter.survey import survey_images
+
+    survey = survey_images(images)
+    chosen = choose_settings(survey, Wishes(model, weights, method, epochs), find_local_gpus().count > 0)
+    write_recipe(out, survey, chosen)
+    echo_text("\n".join(chosen.reasons))
+    echo_text(f"written; next: firstlight run {shlex.quote(str(out))}")
 
 
 @click.command("show", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
@@ -58,9 +92,9 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
     The tree goes from the data to the models, and includes what other recipes made.
     """
     from firstlight.pipeline.cli.tree import build_run_view
-    from firstlight.pipeline.tracking.lineage import read_lineage
+    from firstlight.pipeline.tracking.database import read_runs
 
-    lineage, _ = read_lineage(parse_location(location))
+    lineage = read_runs(parse_location(location))
     print_view(build_run_view(lineage, lineage.find_run(run), time.time()))
 
 
@@ -331,6 +365,7 @@ def submit_recipe(
 
 
 COMMANDS = (
+    init_recipe,
     print_runs,
     show_run,
     promote_run,

@@ -59,12 +59,18 @@ def cli() -> None:
 @SMOKE_OPTION
 def print_config(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
     """Print a recipe with all overrides and defaults resolved."""
-    # Its import makes the kinds of stages known to recipes.
-    import firstlight.pipeline.stages.registry  # noqa: F401
-    from firstlight.pipeline.config.load import load_recipe
     from firstlight.pipeline.config.yaml_reader import dump_yaml
 
-    echo_text(dump_yaml(load_recipe(recipe, overrides, smoke).dump()), nl=False)
+    echo_text(dump_yaml(_load_checked_recipe(recipe, overrides, smoke).dump()), nl=False)
+
+
+def _load_checked_recipe(path: Path, overrides: tuple[str, ...], smoke: bool) -> "Recipe":
+    """Loads a recipe before anything is imported that it does not need, so that its mistakes are found at once."""
+    # Its import makes the kinds of stages known to recipes.
+    import firstlight.pipeline.stages.sections.known  # noqa: F401
+    from firstlight.pipeline.config.load import load_recipe
+
+    return load_recipe(path, overrides, smoke)
 
 
 @cli.command("recipes")
@@ -91,13 +97,12 @@ for _name, _help_text in RECIPE_COMMANDS.items():
 
 
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
-    from firstlight.pipeline.config.load import load_recipe
+    recipe = _load_checked_recipe(path, overrides, smoke)
     from firstlight.pipeline.report.page_parts import REPORT_FILE
     from firstlight.pipeline.report.score_table import make_score_tables
     from firstlight.pipeline.run.runner import run_recipe
     from firstlight.pipeline.tracking.outbox import Unpublished
 
-    recipe = load_recipe(path, overrides, smoke)
     out = results_console()
     try:
         rows = run_recipe(recipe, SafeConsole(stderr=True), only).rows

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from firstlight.pipeline.config.comparison import FeatureStage
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.docstrings import summarize
-from firstlight.pipeline.config.optim import OPTIMIZERS, OWN_SCHEDULES, SCHEDULES, OptimizerSpec, ScheduleSpec
-from firstlight.pipeline.config.recipe import ExpectedResult, Recipe, ResourceEstimate
+from firstlight.pipeline.config.optim import OWN_SCHEDULES, OptimizerSpec, ScheduleSpec, list_optimizers, list_schedules
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.reference import (
     escape_markdown,
     format_parameters,
@@ -27,6 +27,7 @@ from firstlight.pipeline.config.reference import (
 )
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
 from firstlight.pipeline.config.schema import AugmentOp, EncoderSpec, MethodSpec, TaskSpec
+from firstlight.pipeline.config.schemas.paper_results import ExpectedResult, ResourceEstimate
 from firstlight.pipeline.config.stages import (
     DownstreamStage,
     FeatureMonitorOptions,
@@ -182,8 +183,8 @@ def _render_registries() -> Iterator[str]:
         for name, open_ in SOURCES.items()
     )
     yield render_table(("Source", "Layout"), rows)
-    yield from _render_torch("Optimisers", OptimizerSpec, OPTIMIZERS)
-    yield from _render_torch("Schedules", ScheduleSpec, SCHEDULES)
+    yield from _render_torch("Optimisers", OptimizerSpec, list_optimizers())
+    yield from _render_torch("Schedules", ScheduleSpec, list_schedules())
 
 
 def _link_source(cls: type) -> str:

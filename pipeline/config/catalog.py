@@ -11,8 +11,8 @@ from rich.table import Table
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.messages import explain_errors
-from firstlight.pipeline.config.recipe import ExpectedResult, ResourceEstimate
-from firstlight.pipeline.config.schema import StrictModel
+from firstlight.pipeline.config.schemas.paper_results import ExpectedResult, ResourceEstimate
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.terminal import Column, build_table, format_tsv
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import GIVEN, RANDOM, DownstreamStage, StageConfig
-from firstlight.tasks.nn.feature_extractor import Pool
+from firstlight.tasks.nn import Pool
 
 
 class ComparisonStage(DownstreamStage):

@@ -3,11 +3,12 @@
 import codecs
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline.config.schema import CheckedAugment, SourceName, StrictModel
+from firstlight.pipeline.config.schema import CheckedAugment, SourceName
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.data.images.class_maps import VOID_NAME
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.sources.labels import MISSING_LABELS
@@ -171,6 +172,13 @@ class DatasetOptions(StrictModel):
         description="The number of bits of the data in images of more than 8 bits a sample: 12 for data of 12 bits in "
         "files of 16. null: the fewest, of at least 8, that hold the highest level of the data set. Floats have none: "
         "1 is white if the highest is above one half and at most 1, else the highest.",
+    )
+    store_size: Literal["auto", "off"] | Annotated[int, Field(ge=16, le=8192)] = Field(
+        "auto",
+        description="The shorter side that larger images are stored with, in pixels: they are made smaller once, when "
+        "the store is written, and smaller ones stay as they are. `auto`: twice the side of a view, or more where the "
+        "smallest crop of the recipe would be enlarged by more than an eighth; nothing, if a crop is given in pixels "
+        "or the images have boxes or masks. `off`: images are stored as they are.",
     )
     max_bad_fraction: float = Field(
         0.1,

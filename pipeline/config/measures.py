@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 # The arm of the weights that `encoder.weights` names, as they came.
 GIVEN_ARM = "given"
+# The measure of kNN over the memory bank.
+BANK_MEASURE = "knn_bank"
+# What tables and figures call the images of a split.
+SHOWN_IMAGES = {"val": "held-out images", "test": "test images"}
 # What tables and figures call weights that are no training; other arms are called by their names.
 WEIGHTS_TITLES = {GIVEN_ARM: "given weights", "random": "random weights"}
 

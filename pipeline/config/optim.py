@@ -1,28 +1,27 @@
 """Optimisers of torch, by class name, and of timm, by their names there; learning rate schedules of torch.
 
-A specification is checked by building the class over one dummy parameter, so that its library judges the values.
+A specification is checked by building the class over one dummy parameter, so that its library judges the values. The
+libraries are imported where classes are looked up or built: a specification that has passed before needs neither.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from firstlight.pipeline.config.schemas.checked_specs import check_once
 from firstlight.pipeline.errors import suggest_valid
 
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+
 # Left out: classes that need a closure (LBFGS), only matrices (Muon) or sparse gradients (SparseAdam).
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    name: cls
-    for name, cls in vars(torch.optim).items()
-    if isinstance(cls, type)
-    and issubclass(cls, torch.optim.Optimizer)
-    and name not in ("Optimizer", "LBFGS", "Muon", "SparseAdam")
-}
+NO_TORCH_OPTIMIZERS = ("Optimizer", "LBFGS", "Muon", "SparseAdam")
 # Of timm, left out: wrappers of others, and classes that need a closure or another package.
 NO_TIMM_OPTIMIZERS = ("bnb*", "fused*", "adahessian", "kron*")
 # The momentum of timm's optimisers that have one, as its `create_optimizer_v2` sets it.
@@ -31,15 +30,6 @@ TIMM_MOMENTUM = 0.9
 BASE_BATCH_SIZE = 256
 # Their parameters are functions or other schedules, which a recipe cannot write.
 NOT_CONFIGURABLE_SCHEDULES = ("LambdaLR", "MultiplicativeLR", "SequentialLR")
-SCHEDULES: dict[str, type[LRScheduler]] = {
-    name: cls
-    for name, cls in vars(torch.optim.lr_scheduler).items()
-    if isinstance(cls, type)
-    and issubclass(cls, LRScheduler)
-    and name.endswith("LR")
-    and name not in NOT_CONFIGURABLE_SCHEDULES
-}
-SCHEDULES["ReduceLROnPlateau"] = ReduceLROnPlateau
 # Schedules that torch does not have, and their parameters, all of which are needed.
 OWN_SCHEDULES: dict[str, tuple[str, ...]] = {"hyperbolic": ("t0", "gamma"), "partial_cosine": ("cycles",)}
 # Parameters that are learning rates themselves and replace the optimiser's.
@@ -48,6 +38,34 @@ RATE_ARGUMENTS = ("max_lr", "base_lr")
 OWN_WARMUP = ("OneCycleLR", "CyclicLR", "ReduceLROnPlateau")
 # Parameters that default to the length of the whole training.
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
+
+
+@cache
+def list_optimizers() -> dict[str, type["torch.optim.Optimizer"]]:
+    """Returns the optimisers of torch that a recipe can name, by class name."""
+    import torch
+
+    return {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in NO_TORCH_OPTIMIZERS
+    }
+
+
+@cache
+def list_schedules() -> dict[str, type["LRScheduler"]]:
+    """Returns the schedules of torch that a recipe can name, by class name."""
+    from torch.optim import lr_scheduler
+
+    found = {
+        name: cls
+        for name, cls in vars(lr_scheduler).items()
+        if isinstance(cls, type)
+        and issubclass(cls, lr_scheduler.LRScheduler)
+        and name.endswith("LR")
+        and name not in NOT_CONFIGURABLE_SCHEDULES
+    }
+    return {**found, "ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau}
 
 
 class _TorchSpec(BaseModel):
@@ -100,13 +118,17 @@ class OptimizerSpec(_TorchSpec):
     def _check_builds(self) -> "OptimizerSpec":
         if (self.lr is None) == (self.base_lr is None):
             raise ValueError("needs one of lr and base_lr, and null for the other")
+        # No library refuses a rate that is positive.
+        check_once(Path(__file__), ["optimizer", self.name, self.arguments()], self._check_library)
+        return self
+
+    def _check_library(self) -> None:
         cls = find_optimizer(self.name)
         self.check_arguments(cls)
         try:
             _build_dummy(cls, lr=self.lr or self.base_lr, **self.arguments())
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.name} refuses {self.arguments()}: {error}") from None
-        return self
 
     def compute_rate(self, batch_size: int) -> float:
         """Returns the learning rate for global batches of `batch_size` images."""
@@ -121,7 +143,7 @@ class OptimizerSpec(_TorchSpec):
         return self.model_copy(update={"lr": rate, "base_lr": None})
 
 
-def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
+def find_optimizer(name: str) -> Callable[..., "torch.optim.Optimizer"]:
     """Returns the class of an optimiser by its name in torch or timm.
 
     timm's may be a `functools.partial` of the class, with the parameters that the name stands for.
@@ -129,11 +151,11 @@ def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
     Raises:
         ValueError: neither has it; names the nearest.
     """
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
+    if name in list_optimizers():
+        return list_optimizers()[name]
     known = list_timm_optimizers()
     if name not in known:
-        raise ValueError(f"name {name!r} is unknown; {suggest_valid(name, [*OPTIMIZERS, *known])}")
+        raise ValueError(f"name {name!r} is unknown; {suggest_valid(name, [*list_optimizers(), *known])}")
     import timm.optim
 
     library: Any = timm.optim
@@ -182,14 +204,21 @@ class ScheduleSpec(_TorchSpec):
 
     @model_validator(mode="after")
     def _check_builds(self) -> "ScheduleSpec":
+        check_once(Path(__file__), ["schedule", self.model_dump(mode="json")], self._check_library)
+        return self
+
+    def _check_library(self) -> None:
+        import torch
+
         if self.name in OWN_SCHEDULES:
             if set(self.arguments()) != set(OWN_SCHEDULES[self.name]):
                 taken = " and ".join(OWN_SCHEDULES[self.name])
                 raise ValueError(f"{self.name} takes {taken}, found {sorted(self.arguments())}")
-        elif self.name not in SCHEDULES:
-            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, [*SCHEDULES, *OWN_SCHEDULES])}")
+        elif self.name not in list_schedules():
+            known = [*list_schedules(), *OWN_SCHEDULES]
+            raise ValueError(f"name {self.name!r} is unknown; {suggest_valid(self.name, known)}")
         else:
-            self.check_arguments(SCHEDULES[self.name])
+            self.check_arguments(list_schedules()[self.name])
         if self.name == "ReduceLROnPlateau" and self.period is not None:
             raise ValueError("ReduceLROnPlateau follows the training loss and takes no period")
         if self.warmup_epochs and self.name in OWN_WARMUP:
@@ -203,15 +232,14 @@ class ScheduleSpec(_TorchSpec):
             build_schedule(self, _build_dummy(torch.optim.SGD, lr=0.1), 100)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name} refuses {self.arguments()}: {error}") from None
-        return self
 
 
 def build_optimizer(
     spec: OptimizerSpec,
-    groups: Sequence[tuple[float, Sequence[torch.nn.Parameter]]],
+    groups: "Sequence[tuple[float, Sequence[torch.nn.Parameter]]]",
     rate: float,
-    never_decayed: Collection[torch.nn.Parameter] = (),
-) -> torch.optim.Optimizer:
+    never_decayed: "Collection[torch.nn.Parameter]" = (),
+) -> "torch.optim.Optimizer":
     """Builds an optimiser with parameter groups for each (factor, parameters): their rate is factor * `rate`.
 
     Each has a second group of the parameters that are not decayed, if there is a weight decay and `spec.decay_all` is
@@ -229,12 +257,14 @@ def build_optimizer(
 
 
 def build_schedule(
-    spec: ScheduleSpec | None, optimizer: torch.optim.Optimizer, length: int, epoch_length: int = 1
-) -> LRScheduler:
+    spec: ScheduleSpec | None, optimizer: "torch.optim.Optimizer", length: int, epoch_length: int = 1
+) -> "LRScheduler":
     """Builds the schedule of a training of `length` steps or epochs (the unit is `spec.interval`).
 
     `epoch_length`: the number of such units in an epoch. The learning rate is constant if `spec` is None.
     """
+    from torch.optim.lr_scheduler import LambdaLR
+
     if spec is None:
         return LambdaLR(optimizer, lambda t: 1.0)
     warmup = min(round(spec.warmup_epochs * epoch_length), length)
@@ -259,12 +289,12 @@ def build_schedule(
     if spec.name == "partial_cosine":
         speed = math.pi * float(arguments["cycles"]) / length
         return LambdaLR(optimizer, lambda t: math.cos(speed * t) if 2.0 * abs(speed) * t < math.pi else 0.0)
-    return _build_torch_schedule(SCHEDULES[spec.name], arguments, optimizer, length)
+    return _build_torch_schedule(list_schedules()[spec.name], arguments, optimizer, length)
 
 
 def _build_torch_schedule(
-    cls: type[LRScheduler], arguments: dict[str, Any], optimizer: torch.optim.Optimizer, length: int
-) -> LRScheduler:
+    cls: type["LRScheduler"], arguments: dict[str, Any], optimizer: "torch.optim.Optimizer", length: int
+) -> "LRScheduler":
     parameters = inspect.signature(cls).parameters
     lengths = {key: length for key in LENGTH_ARGUMENTS if key in parameters and key not in arguments}
     # A given rate is that of the first parameter group; the other groups keep their ratio to it.
@@ -279,6 +309,8 @@ def _build_torch_schedule(
 
 def _compute_factors(spec: ScheduleSpec, length: int, lr: float) -> list[float]:
     """Returns the learning rates of the first `length` steps or epochs as multiples of the optimiser's `lr`."""
+    import torch
+
     optimizer = _build_dummy(torch.optim.SGD, lr=lr, momentum=0.9)
     schedule, factors = build_schedule(spec, optimizer, length), []
     for _ in range(length):
@@ -288,12 +320,14 @@ def _compute_factors(spec: ScheduleSpec, length: int, lr: float) -> list[float]:
     return factors
 
 
-def _build_dummy(builder: Callable[..., Any], **arguments: Any) -> torch.optim.Optimizer:
+def _build_dummy(builder: Callable[..., Any], **arguments: Any) -> "torch.optim.Optimizer":
     """Builds an optimiser over one parameter whose steps change nothing. Its arguments are checked as its class does.
 
     The wrapper of `add_param_group`, which excludes the method from compilation, imports torch._dynamo: more than a
     second for a parameter that is never trained. A subclass has the method without its wrapper.
     """
+    import torch
+
     cls: Any = builder.func if isinstance(builder, partial) else builder
     bound = builder.keywords if isinstance(builder, partial) else {}
     members = {"add_param_group": inspect.unwrap(cls.add_param_group), "step": lambda self, closure=None: None}

@@ -17,40 +17,15 @@ from pydantic import Field, ValidationInfo, create_model, field_validator, model
 
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
-from firstlight.pipeline.config.schema import WEIGHT_KEYS, EncoderSection, StrictModel, check_distinct
+from firstlight.pipeline.config.schema import WEIGHT_KEYS, EncoderSection, check_distinct
+from firstlight.pipeline.config.schemas.paper_results import ExpectedResult, ResourceEstimate
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.config.stages import GIVEN, PREVIOUS, RANDOM, STAGE_SECTIONS, StageConfig
 from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.errors import suggest_valid
 
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-class ExpectedResult(StrictModel):
-    """A number that the paper reports. The table of results shows it next to the measured number."""
-
-    stage: str = Field(description="The name of a stage of this recipe.")
-    measure: str = Field(description="One of the stage's measures, for example `accuracy` or `knn`.")
-    arm: str = Field("pretrained", description="One of the arms that the stage compares.")
-    paper: float = Field(description="The paper's number, in percent; `psnr` in dB.")
-    against: float | None = Field(
-        None, description="The paper's number for the baseline: the stage's last arm, or random weights."
-    )
-    source: str = Field(min_length=1, description="The place in the paper, for example a table and its row.")
-
-
-class ResourceEstimate(StrictModel):
-    """The data and the machines that a full run of the recipe needs. Nothing is checked by it."""
-
-    data: str = Field(min_length=1, description="The data set, for people.")
-    gpus: int = Field(ge=0, description="The number of GPUs that `hours` is estimated for. 0: two CPU cores.")
-    hours: float = Field(gt=0.0, description="The estimated wall time in hours.")
-    estimate: str = Field(min_length=1, description="How `hours` was estimated or measured.")
-    after: tuple[str, ...] = Field(
-        (),
-        description="The recipes that must have run before in the same storage, because this one refers to their "
-        "encoders.",
-    )
 
 
 @dataclass(frozen=True)

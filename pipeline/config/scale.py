@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator
 
-from firstlight.pipeline.config.schema import StrictModel
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 
 # The value of a key that the machines decide when a recipe runs.
 AUTO = "auto"
@@ -20,16 +20,19 @@ class StreamOptions(StrictModel):
         description="The number of images that one task reads, shuffles and decodes. "
         "It is lowered if their encoded size exceeds 128 MB.",
     )
-    shuffle: Literal["auto", "global", "windowed"] = Field(
+    shuffle: Literal["auto", "global", "windowed", "lanes"] = Field(
         "auto",
         description="`global`: the whole epoch is one permutation. `windowed`: row groups of the store are "
-        "permuted, then the images within a window, so that a task reads whole row groups. `auto`: `global` if all "
-        "encoded images fit into a task's cache (128 MB).",
+        "permuted, then the images within a window, so that a task reads whole row groups. `lanes`: the same for many "
+        "workers and images: a batch is made of more windows, at least 64 images of each, so that a worker reads no "
+        "more than it trains on, and no process holds the order of all images. `auto`: `global` if all encoded images "
+        "fit into a task's cache (128 MB), `lanes` from 16,777,216 training images on, `windowed` between.",
     )
     resident: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="`on`: a training worker keeps its images decoded on its device and augments them there. `auto`: "
-        "`on` if the images have one size and fit into `resident_mb`. The pixels of every batch are the same.",
+        description="`on`: a training worker keeps its images decoded: on its device, where they are augmented, or, if "
+        "they differ in size, in its own memory, where they are cropped. `auto`: `on` if the images fit into "
+        "`resident_mb`. The pixels of every batch are the same.",
     )
     resident_mb: int = Field(
         512,

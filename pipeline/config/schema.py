@@ -1,62 +1,39 @@
-"""The base class of every section of a recipe, and sections whose keys are the parameters of registered functions.
+"""Sections of a recipe whose keys are the parameters of registered functions and classes.
 
 A method, task, encoder or augmentation declares its settings once, as the keyword-only parameters of its constructor or
 function. Annotations are the types and ranges of the keys, defaults their defaults, and docstrings their meanings.
 """
 
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import AfterValidator, Field, TypeAdapter, create_model
 
-from firstlight.pipeline.config.docstrings import parse_parameter_meanings
+from firstlight.pipeline.config.schemas.entries import NETWORK_TYPE, describe_registry, load_entries
+from firstlight.pipeline.config.schemas.parameter_types import decode_default, decode_type
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops, list_windows
 from firstlight.pipeline.data.sources import SOURCES
-from firstlight.tasks.downstream import TASKS
-from firstlight.tasks.nn.encoders import ENCODERS, NetworkSection
-from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
-from firstlight.tasks.pretrain import METHODS
 
 Element = TypeVar("Element")
 
 
-class StrictModel(BaseModel):
-    """A frozen section of a recipe. Unknown keys, wrong types, NaN and infinity are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _signature_fields(function: Callable[..., Any], *documented: Any) -> dict[str, Any]:
-    """Returns the keyword-only parameters of `function` as fields of a model, with meanings from the docstrings."""
-    hints = get_type_hints(function, include_extras=True)
-    # A hyper-parameter that is a network has the keys of the section `encoder`.
-    hints = {name: EncoderSpec if hint is NetworkSection else hint for name, hint in hints.items()}
-    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    docstrings = [inspect.unwrap(source).__doc__ for source in documented]
-    meanings = parse_parameter_meanings(docstrings, [p.name for p in keyword_only])
-    return {
-        p.name: (
-            Annotated[hints[p.name], Field(description=meanings.get(p.name))],
-            ... if p.default is p.empty else p.default,
-        )
-        for p in keyword_only
-    }
+def _entry_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of an entry of a registry as fields of a model."""
+    fields = {}
+    for name, parameter in entry["parameters"].items():
+        # A hyper-parameter that is a network has the keys of the section `encoder`.
+        hint = EncoderSpec if parameter["type"] == NETWORK_TYPE else decode_type(parameter["type"], {})
+        default = decode_default(parameter["default"]) if "default" in parameter else ...
+        fields[name] = (Annotated[hint, Field(description=parameter["meaning"])], default)
+    return fields
 
 
-def _entry_fields(entry: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the fields of an entry of a registry: a function, or a class whose constructor has the parameters."""
-    if isinstance(entry, type):
-        constructor = entry.__init__  # type: ignore[misc]
-        return _signature_fields(constructor, constructor, *entry.__mro__[:-1])
-    return _signature_fields(entry, entry)
-
-
-def _tagged_union(registry: Mapping[str, Callable[..., Any]], tag: str, **shared: Any) -> Any:
+def _tagged_union(entries: Mapping[str, Mapping[str, Any]], tag: str, **shared: Any) -> Any:
     """Returns the union of the models of a registry's entries; the value of the key `tag` picks the model.
 
     `shared`: fields that every model has besides its own.
@@ -65,12 +42,12 @@ def _tagged_union(registry: Mapping[str, Callable[..., Any]], tag: str, **shared
         create_model(  # type: ignore[call-overload]
             f"{tag}_{name}",
             __base__=StrictModel,
-            __doc__=entry.__doc__,
+            __doc__=entry["text"],
             **{tag: (Literal[name], Field(description="The name of the entry."))},
             **shared,
             **_entry_fields(entry),
         )
-        for name, entry in registry.items()
+        for name, entry in entries.items()
     ]
     return Annotated[reduce(or_, models), Field(discriminator=tag)] if len(models) > 1 else models[0]
 
@@ -118,18 +95,14 @@ if TYPE_CHECKING:
     EncoderSection: TypeAlias = Any
     SourceName: TypeAlias = str
 else:
-    AugmentOp = _tagged_union(OPS, "op")
+    ENTRIES = load_entries()
+    AugmentOp = _tagged_union(describe_registry(OPS, {}), "op")
     EncoderSpec = _tagged_union(
-        ENCODERS,
-        "name",
-        **_signature_fields(
-            SharedEncoderOptions.__init__, *SharedEncoderOptions.__mro__[:-1], *InputNormalization.__mro__[:-1]
-        ),
-        **WEIGHT_FIELDS,
+        ENTRIES["encoders"], "name", **_entry_fields(ENTRIES["shared"]["shared"]), **WEIGHT_FIELDS
     )
     EncoderSection = EncoderSpec | None
-    MethodSpec = _tagged_union(METHODS, "name")
-    TaskSpec = _tagged_union(TASKS, "name")
+    MethodSpec = _tagged_union(ENTRIES["methods"], "name")
+    TaskSpec = _tagged_union(ENTRIES["tasks"], "name")
     SourceName = Literal[tuple(SOURCES)]
 Augment = tuple[AugmentOp, ...]
 

@@ -5,7 +5,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from firstlight.pipeline.config.schema import Augment, StrictModel, build_ten_crops, build_windows
+from firstlight.pipeline.config.schema import Augment, build_ten_crops, build_windows
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 
 
 class ScoringViews(StrictModel):

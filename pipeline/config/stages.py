@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
-from firstlight.pipeline.config.schema import Augment, CheckedAugment, StrictModel
+from firstlight.pipeline.config.schema import Augment, CheckedAugment
+from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 
 # The value of `encoder` that means the last stage before this one that makes an encoder.

@@ -12,6 +12,7 @@ from firstlight.pipeline.data.images.levels import LevelCounts
 
 # Number of bins of width and of height between a number of pixels and its double.
 BINS_PER_OCTAVE = 4
+SHRUNK_COUNTS = ("images", "source_bytes", "stored_bytes")
 JsonDict = dict[str, Any]
 
 
@@ -40,6 +41,8 @@ class ImageStatistics:
     # Levels of images with more than 8 bits a sample, by kind.
     levels: dict[str, LevelCounts] = field(default_factory=dict)
     colours: ColourSums = field(default_factory=ColourSums)
+    # Images that are stored smaller than they are in the source: `images`, their `source_bytes`, their `stored_bytes`.
+    shrunk: Counter[str] = field(default_factory=Counter)
 
     def add(
         self,
@@ -58,6 +61,10 @@ class ImageStatistics:
         self.labels[label] += 1
         self.annotated.update(annotated or {})
 
+    def add_shrunk(self, source_bytes: int, stored_bytes: int) -> None:
+        """Counts an image that is stored smaller than it is in the source."""
+        self.shrunk.update(images=1, source_bytes=source_bytes, stored_bytes=stored_bytes)
+
     def add_levels(self, kind: str, low: float, high: float) -> None:
         """Counts the lowest and the highest level of an image with more than 8 bits a sample."""
         self.levels.setdefault(kind, LevelCounts()).add_image(low, high)
@@ -73,6 +80,7 @@ class ImageStatistics:
             "annotated": [[*key, count] for key, count in sorted(self.annotated.items())],
             "readings": dict(sorted(self.readings.items())),
             "refused": dict(sorted(self.refused.items())),
+            "shrunk": dict(sorted(self.shrunk.items())),
             "level_counts": {kind: counts.dump_counts() for kind, counts in sorted(self.levels.items())},
         }
         return {
@@ -99,6 +107,7 @@ class ImageStatistics:
         self.annotated.update({(kind, known): count for kind, known, count in raw.get("annotated", ())})
         self.readings.update(raw.get("readings", {}))
         self.refused.update(raw.get("refused", {}))
+        self.shrunk.update({key: count for key, count in raw.get("shrunk", {}).items() if key in SHRUNK_COUNTS})
         if "colours" in raw:
             self.colours.merge_sums(raw["colours"])
         for kind, counts in raw.get("level_counts", {}).items():
@@ -108,6 +117,11 @@ class ImageStatistics:
 def side_bin(pixels: int) -> int:
     """Returns the k with 2 ** (k / BINS_PER_OCTAVE) <= pixels < 2 ** ((k + 1) / BINS_PER_OCTAVE)."""
     return math.floor(BINS_PER_OCTAVE * math.log2(pixels))
+
+
+def last_in_bin(number: int) -> int:
+    """Returns the largest number of pixels whose `side_bin` is `number`."""
+    return math.ceil(2 ** ((number + 1) / BINS_PER_OCTAVE)) - 1
 
 
 @dataclass
@@ -159,6 +173,7 @@ def describe_statistics(images: Mapping[str, Any], splits: Mapping[str, int]) ->
         f"of {_format_range(images['width'])} x {_format_range(images['height'])} pixels, "
         f"{images['bytes'] / count / 1000:,.1f} kB each on average",
         f"format {_format_shares(images['formats'], count)}; mode {_format_shares(images['modes'], count)}",
+        *describe_shrinking(images, count),
     ]
     for split, found in images["labels"].items():
         if found["classes"]:
@@ -168,6 +183,19 @@ def describe_statistics(images: Mapping[str, Any], splits: Mapping[str, int]) ->
     for split, kinds in images.get("annotated", {}).items():
         lines += [f"{split}: {line}" for line in _describe_annotations(kinds)]
     return lines
+
+
+def describe_shrinking(images: Mapping[str, Any], count: int) -> list[str]:
+    """Returns a line about the images that are stored smaller than they are in the source, of `count`; none without."""
+    found = images.get("shrunk", {})
+    if not found.get("images"):
+        return []
+    before, after = found["source_bytes"], found["stored_bytes"]
+    return [
+        f"{found['images']:,} of {count:,} images are stored with a shorter side of {found['side']:,} pixels "
+        f"(dataset.store_size): {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f} MB, JPEG of quality "
+        f"{found['quality']} with whole colour, or PNG for files without loss"
+    ]
 
 
 def _describe_annotations(kinds: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Ids -> pixels: reads, decodes and augments the images of a batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
 from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.targets import Targets
+from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
 from firstlight.pipeline.data.store import Store
 
 # id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8 by `view_column`, and `Targets`.
@@ -87,11 +88,22 @@ class Loader:
         return self._sizes[view]
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
+        labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
+        return self._augment_opened(ids, passes, labels, self._open_in_chunks(ids, encoded))
+
+    def load_opened(self, ids: np.ndarray, passes: np.ndarray, labels: np.ndarray, opened: list[Image.Image]) -> Arrays:
+        """Returns what `load` returns, of images that are decoded already. `labels`: (B,), -1 if unknown."""
+        return self._augment_opened(ids, passes, labels, [(0, opened)])
+
+    def _augment_opened(
+        self, ids: np.ndarray, passes: np.ndarray, labels: np.ndarray, chunks: Iterable[tuple[int, list[Image.Image]]]
+    ) -> Arrays:
+        """Returns a batch of decoded images, which come in chunks with the row of the first image of each."""
         groups = self.groups
         views = [np.empty((len(ids), len(g), *(self.size_of(g[0]),) * 2, 3), np.uint8) for g in groups]
         places = {view: (k, view - group[0]) for k, group in enumerate(groups) for view in group}
         parts: list[Arrays] = []
-        for start, opened in self._open_in_chunks(ids, encoded):
+        for start, opened in chunks:
             rows = slice(start, start + len(opened))
             sizes = np.array([image.size for image in opened])
             sampled = [self.sample_params(ids[rows], passes[rows], view, sizes) for view in range(len(self.ops))]
@@ -108,7 +120,7 @@ class Loader:
                 )
         targets = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         columns = {view_column(group): pixels for group, pixels in enumerate(views)}
-        return {**_build_arrays(ids, passes, encoded, columns), **targets}
+        return {"id": ids, "label": labels, "pass": passes, **columns, **targets}
 
     def sample_params(self, ids: np.ndarray, passes: np.ndarray, view: int, sizes: np.ndarray) -> list[OpBatch]:
         """Samples the parameters of every op of a view, for each image. `sizes`: (B, 2) widths and heights."""
@@ -125,6 +137,12 @@ class Loader:
             if pixels >= MAX_OPEN_PIXELS or row == len(ids) - 1:
                 yield start, opened
                 opened, pixels, start = [], 0, row + 1
+
+    def iterate_images(self, ids: np.ndarray) -> Iterator[Image.Image]:
+        """Yields the decoded images of sorted `ids`, read a row group's worth at a time."""
+        for start in range(0, len(ids), ROWS_PER_GROUP):
+            for data in self.store.read(ids[start : start + ROWS_PER_GROUP])[0]:
+                yield images.open_rgb(data, self.max_pixels, self.store.levels)
 
     def read_encoded(self, ids: np.ndarray) -> Encoded:
         return read_encoded_images(self.store, ids)
@@ -151,12 +169,8 @@ class StoredImages:
         views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
         for row, image_id in enumerate(ids.tolist()):
             views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels, self.store.levels)
-        return _build_arrays(ids, passes, encoded, {view_column(0): views})
-
-
-def _build_arrays(ids: np.ndarray, passes: np.ndarray, encoded: Encoded, views: Arrays) -> Arrays:
-    labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
-    return {"id": ids, "label": labels, "pass": passes, **views}
+        labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
+        return {"id": ids, "label": labels, "pass": passes, view_column(0): views}
 
 
 def read_encoded_images(store: Store, ids: np.ndarray) -> Encoded:

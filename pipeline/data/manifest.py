@@ -28,7 +28,8 @@ DUPLICATES_FILE = "duplicates.parquet"
 SUBSETS_FILE = "subsets.parquet"
 # Of the entry `source`: lines for people.
 SOURCE_TEXTS = ("reading", "notes")
-# Columns of every shard; columns of annotations follow. digest: the first 8 bytes of the sha256 of `image`, big-endian.
+# Columns of every shard; columns of annotations follow. digest: the first 8 bytes, big-endian, of the sha256 of the image
+# as it is in the source.
 SHARD_SCHEMA = pa.schema(
     [("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())]
 )
@@ -138,6 +139,17 @@ class _ColoursShape(RecordShape):
     squares: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
 
 
+class _ShrunkShape(RecordShape):
+    """The images whose shorter side had more than `side` pixels in the source."""
+
+    side: Annotated[int, Field(ge=1)]
+    quality: Count
+    rules: Count
+    images: Count = 0
+    source_bytes: Count = 0
+    stored_bytes: Count = 0
+
+
 class _ImagesShape(RecordShape):
     """The entry `images`: statistics of the images."""
 
@@ -155,6 +167,7 @@ class _ImagesShape(RecordShape):
     levels: dict[str, _LevelShape] = Field({})
     lost_classes: dict[str, list[Count]] = Field({})
     colours: _ColoursShape | None = None
+    shrunk: _ShrunkShape | None = None
 
 
 class _StoreShape(RecordShape):

@@ -14,7 +14,7 @@ batch comes from.
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -31,6 +31,19 @@ class TrainingPlan(ABC):
     # Sorted, distinct int64 ids of all images that are trained on.
     ids: np.ndarray
     batch_size: int
+    # Number of images that a decoding task may read.
+    window: int
+
+    @property
+    def num_ids(self) -> int:
+        """Number of images that are trained on."""
+        return len(self.ids)
+
+    def find_positions(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the positions of (m,) ids among the sorted ids that are trained on, -1 for others."""
+        found = np.searchsorted(self.ids, ids)
+        is_member = self.ids[np.minimum(found, len(self.ids) - 1)] == ids
+        return np.where(is_member, found, -1)
 
     @property
     @abstractmethod
@@ -41,6 +54,10 @@ class TrainingPlan(ABC):
     @abstractmethod
     def steps_per_task(self) -> int:
         """Number of steps that one decoding task loads."""
+
+    def count_task_steps(self, world: int) -> int:
+        """Returns the number of steps that one decoding task of one of `world` ranks loads."""
+        return self.steps_per_task
 
     @abstractmethod
     def epoch(self, epoch: int) -> np.ndarray:
@@ -63,8 +80,11 @@ class TrainingPlan(ABC):
     def slice(self, epoch: int, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids (batch_size / world,) that `rank` trains on in a step of an epoch, and their passes."""
         part = self.batch_size // world
-        rows = slice(rank * part, (rank + 1) * part)
-        return self.epoch(epoch)[step, rows], self.passes(epoch)[step, rows]
+        return self.take_rows(epoch, step, rank * part, (rank + 1) * part)
+
+    def take_rows(self, epoch: int, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of the rows `start` .. `stop` - 1 of a global batch, and their passes."""
+        return self.epoch(epoch)[step, start:stop], self.passes(epoch)[step, start:stop]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TrainingPlan) and self.key == other.key
@@ -128,16 +148,20 @@ class SemiSupervisedPlan(TrainingPlan):
     part of its share, has the same number if the numbers divide.
     """
 
-    labelled: BatchPlan
-    rest: BatchPlan
-    ids: np.ndarray = field(init=False)
+    labelled: TrainingPlan
+    rest: TrainingPlan
     batch_size: int = field(init=False)
+    window: int = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", np.union1d(self.labelled.ids, self.rest.ids))
+        object.__setattr__(self, "window", self.rest.window)
         object.__setattr__(self, "batch_size", self.labelled.batch_size + self.rest.batch_size)
         object.__setattr__(self, "key", hashlib.sha256(f"{self.labelled.key} {self.rest.key}".encode()).hexdigest())
+
+    @cached_property
+    def ids(self) -> np.ndarray:  # type: ignore[override]
+        return np.union1d(self.labelled.ids, self.rest.ids)
 
     @property
     def steps(self) -> int:
@@ -146,6 +170,9 @@ class SemiSupervisedPlan(TrainingPlan):
     @property
     def steps_per_task(self) -> int:
         return max(1, min(self.rest.window // self.batch_size, self.steps))
+
+    def count_task_steps(self, world: int) -> int:
+        return min(self.steps_per_task, self.rest.count_task_steps(world))
 
     @property
     def positions(self) -> np.ndarray:
@@ -157,6 +184,18 @@ class SemiSupervisedPlan(TrainingPlan):
 
     def passes(self, epoch: int) -> np.ndarray:
         return _mix_epoch(self, epoch)[1]
+
+    def take_rows(self, epoch: int, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        is_labelled = np.isin(np.arange(self.batch_size), self.positions)
+        before, within = int(is_labelled[:start].sum()), is_labelled[start:stop]
+        count = int(within.sum())
+        ids, passes = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
+        # Of the other images, `start - before` come before the row `start`.
+        first, number = start - before, stop - start - count
+        ids[~within], passes[~within] = self.rest.take_rows(epoch, step, first, first + number)
+        turn, own_step = divmod(epoch * self.steps + step, self.labelled.steps)
+        ids[within], passes[within] = self.labelled.take_rows(turn, own_step, before, before + count)
+        return ids, passes
 
     def tail(self, epoch: int, steps: int | None = None) -> np.ndarray:
         return self.rest.tail(epoch, steps)

@@ -24,7 +24,8 @@ SHARD_LAYOUT: dict[str, Any] = {
     "write_page_checksum": True,
 }
 
-# Encoded image (bytes), label (int), path (str), and the values of the columns of annotations.
+# Encoded image (bytes), label (int), path (str), `short_digest` of the image in the source (int), and the values of the
+# columns of annotations.
 ShardRow = tuple[Any, ...]
 
 
@@ -50,11 +51,12 @@ def write_shard(folder: Path, shard: Shard, rows: Iterable[ShardRow], annotation
 
 
 def _build_table(group: list[ShardRow], first_id: int, schema: pa.Schema, annotations: Sequence[str]) -> pa.Table:
-    images, labels, paths, *rest = zip(*group, strict=True)
+    images, labels, paths, digests, *rest = zip(*group, strict=True)
     ids = np.arange(len(group), dtype=np.int64) + first_id
-    digests = np.array([short_digest(image) for image in images], np.uint64)
     columns = [pa.array(values, schema.field(name).type) for name, values in zip(annotations, rest, strict=True)]
-    return pa.table([ids, pa.array(images, pa.binary()), labels, paths, digests, *columns], schema=schema)
+    return pa.table(
+        [ids, pa.array(images, pa.binary()), labels, paths, np.array(digests, np.uint64), *columns], schema=schema
+    )
 
 
 def _writer_options(schema: pa.Schema) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def read_annotation_columns(file: Path) -> tuple[str, ...]:
 
 def read_shard_rows(file: Path) -> Iterator[ShardRow]:
     """Yields the rows of a shard, one row group in memory at a time."""
-    names = ["image", "label", "path", *read_annotation_columns(file)]
+    names = ["image", "label", "path", "digest", *read_annotation_columns(file)]
     with open_parquet_file(file) as opened:
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group, columns=names, use_threads=False)

@@ -104,6 +104,12 @@ class Store(Manifest):
         found = self.images.get("levels", {})
         return {kind: (float(one["black"]), float(one["white"])) for kind, one in found.items()}
 
+    @property
+    def store_side(self) -> int | None:
+        """The shorter side that larger images are stored with, in pixels; None if all are stored as they are."""
+        side: int | None = self.images.get("shrunk", {}).get("side")
+        return side
+
     def ids(self, split: str) -> np.ndarray:
         """Returns the ids of a split, (count,) int64, ascending; empty if there is no such split."""
         parts = [

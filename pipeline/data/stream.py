@@ -49,25 +49,29 @@ class TrainOrder:
     stop: int
 
     @property
+    def _task_steps(self) -> int:
+        return self.plan.count_task_steps(self.world)
+
+    @property
     def _tasks_per_epoch(self) -> int:
-        return -(-self.plan.steps // self.plan.steps_per_task)
+        return -(-self.plan.steps // self._task_steps)
 
     @property
     def _first_task(self) -> int:
         epoch, step = divmod(self.start, self.plan.steps)
-        return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task
+        return epoch * self._tasks_per_epoch + step // self._task_steps
 
     def __len__(self) -> int:
         if self.start >= self.stop:
             return 0
         epoch, step = divmod(self.stop - 1, self.plan.steps)
-        return epoch * self._tasks_per_epoch + step // self.plan.steps_per_task + 1 - self._first_task
+        return epoch * self._tasks_per_epoch + step // self._task_steps + 1 - self._first_task
 
     def list_batches(self, index: int) -> list[BatchRows]:
         epoch, task = divmod(self._first_task + index, self._tasks_per_epoch)
         base = epoch * self.plan.steps
-        first = task * self.plan.steps_per_task
-        steps = range(first, min(first + self.plan.steps_per_task, self.plan.steps))
+        first = task * self._task_steps
+        steps = range(first, min(first + self._task_steps, self.plan.steps))
         return [self.plan.slice(epoch, s, self.rank, self.world) for s in steps if self.start <= base + s < self.stop]
 
 
@@ -109,6 +113,10 @@ class LoadingOptions:
     resident: np.ndarray | None = field(default=None, compare=False)
     # True if streamed images of a training are augmented on its device.
     on_device: bool = False
+    # The largest number of bytes of images of several sizes that a training may hold decoded; 0: it streams them.
+    held_bytes: int = 0
+    # The same for views of images outside of trainings, which are the same each time.
+    held_view_bytes: int = 0
 
 
 def stream_batches(

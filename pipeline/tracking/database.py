@@ -1,6 +1,6 @@
 """The runs of a local database of MLflow, read without MLflow, whose import takes seconds.
 
-The tables are those of one state of MLflow's migrations. In any other state, and behind a server, MLflow reads the runs.
+The tables are those of one state of MLflow's migrations. In another state, and behind a server, MLflow reads the runs.
 """
 
 import contextlib

@@ -15,12 +15,15 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.augment.targets import Targets
 from firstlight.pipeline.data.images import read_header_frame
 from firstlight.pipeline.data.loader import Loader
-from firstlight.pipeline.data.plan import BatchPlan
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LANE_PLAN_IMAGES, LanePlan
+from firstlight.pipeline.data.plan import BatchPlan, TrainingPlan
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.data.stream import EvalOrder, LoadingOptions, stream_batches
-from firstlight.pipeline.train import device_cache
+from firstlight.pipeline.data.stream import LoadingOptions
+from firstlight.pipeline.train.held import budget
+from firstlight.pipeline.train.held.views import held_views
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.collective import rank, world_size
 from firstlight.tasks.downstream.task import TargetKind
@@ -48,14 +51,15 @@ class StageContext:
         """
         torch.set_num_threads(recipe.scale.threads)
         stream, splits = recipe.stream, draw_splits(store, recipe.dataset, recipe.measured_splits)
-        held = splits.train if device_cache.should_cache(stream, store, len(splits.train)) else None
+        held = splits.train if budget.should_cache(stream, store, len(splits.train)) else None
         options = LoadingOptions(
             on_ray,
             stream.prefetch,
             stream.tasks,
             stream.task_cpus,
             held,
-            device_cache.should_augment_on_device(stream, store),
+            budget.should_augment_on_device(stream, store),
+            *budget.divide_held_bytes(stream, store, len(splits.train)),
         )
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)
 
@@ -88,7 +92,7 @@ class StageContext:
         """Returns the (n, 2) widths and heights of the masks of all images."""
         return _read_mask_sizes(str(self.store.path), self.store.hash)
 
-    def build_plan(self, ids: np.ndarray, batch_size: int, seed: int) -> BatchPlan:
+    def build_plan(self, ids: np.ndarray, batch_size: int, seed: int) -> TrainingPlan:
         """Returns the order of the batches of a training.
 
         A decoding task holds the encoded images of its window, so a window has at most as many as fit the cache.
@@ -96,14 +100,11 @@ class StageContext:
         stream, total = self.recipe.stream, sum(shard.bytes for shard in self.store.shards)
         per_image = max(total // sum(shard.count for shard in self.store.shards), 1)
         windowed = stream.shuffle == "windowed" or (stream.shuffle == "auto" and total > IMAGE_CACHE_BYTES)
-        return BatchPlan(
-            ids,
-            np.sort(np.concatenate([self.store.list_row_groups(split)[:, 2] for split in self.splits.stored_in])),
-            batch_size,
-            seed,
-            min(stream.window, IMAGE_CACHE_BYTES // per_image),
-            windowed,
-        )
+        starts = np.sort(np.concatenate([self.store.list_row_groups(split)[:, 2] for split in self.splits.stored_in]))
+        window = min(stream.window, IMAGE_CACHE_BYTES // per_image)
+        if stream.shuffle == "lanes" or (stream.shuffle == "auto" and len(ids) >= LANE_PLAN_IMAGES):
+            return LanePlan(make_id_set(ids), starts, batch_size, seed, window)
+        return BatchPlan(ids, starts, batch_size, seed, window, windowed)
 
     def iterate_batches(
         self,
@@ -115,12 +116,10 @@ class StageContext:
     ) -> Iterator[Batch]:
         """Yields this worker's part of `ids` once, in order. The default of `views` is the evaluation augmentation.
 
-        The images are streamed, also if trainings keep them on the device.
+        The images are streamed, also if trainings keep them on the device. Their views are held, see `HeldViews`.
         """
         loader = self.build_loader(views or [self.recipe.dataset.eval_augment], 0, target, whole_masks)
-        for arrays in stream_batches(
-            loader, EvalOrder(ids, batch_size, rank(), world_size()), batch_size, self.options
-        ):
+        for arrays in held_views.iterate_batches(loader, ids, batch_size, self.options):
             yield to_batch(arrays, self.device)
 
 

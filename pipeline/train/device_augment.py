@@ -42,6 +42,7 @@ from firstlight.pipeline.data.augment.pixel_params import (
     Sharpness,
     Solarize,
 )
+from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import expand_per_image, gray_batch, jitter_batch
 from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
 from firstlight.pipeline.train.device_ops.levels import (
@@ -85,7 +86,7 @@ def crop_batch(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
     """
     # Without resampling.
     if (boxes[:, 2:] == size).all() and (boxes == np.floor(boxes)).all():
-        left, top = torch.from_numpy(boxes[:, :2].T.astype(np.int64)).to(images.device)
+        left, top = send_array(boxes[:, :2].T.astype(np.int64), images.device)
         offsets = torch.arange(size, device=images.device)
         y, x = (top[:, None] + offsets)[:, None, :, None], (left[:, None] + offsets)[:, None, None, :]
         return _gather_pixels(images, y, x)
@@ -150,7 +151,7 @@ def _resampling_weights(images: Tensor, starts: np.ndarray, stops: np.ndarray, i
     box, but not of the image. A weight is the first part times WEIGHT_PART plus the second, so that weighted sums of
     levels are integers that float32 represents exactly.
     """
-    start, stop = torch.from_numpy(np.stack((starts, stops))).to(images.device).float()[:, :, None, None]
+    start, stop = send_array(np.stack((starts, stops)), images.device).float()[:, :, None, None]
     scale = (stop - start).double() / outputs
     reach = scale.clamp(min=1.0)
     taps = 2 * math.ceil(max(1.0, float((stops - starts).max()) / outputs)) + 2
@@ -191,7 +192,7 @@ def fit_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 def shift_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     """Crops a square of each image and shifts it; uncovered pixels are black."""
     square = crop_batch(images, drawn[:, [0, 1, 2, 2]], size)
-    right, down = torch.from_numpy(drawn[:, 3:].T.astype(np.int64)).to(images.device)
+    right, down = send_array(drawn[:, 3:].T.astype(np.int64), images.device)
     positions = torch.arange(size, device=images.device)
     x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
@@ -206,12 +207,12 @@ def _gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def flip_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    rows = torch.from_numpy(np.flatnonzero(drawn[:, 0])).to(images.device)
+    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
     return images.index_copy(0, rows, images[rows].flip(3))
 
 
 def flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    rows = torch.from_numpy(np.flatnonzero(drawn[:, 0])).to(images.device)
+    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
     return images.index_copy(0, rows, images[rows].flip(2))
 
 
@@ -246,7 +247,7 @@ def apply_policies(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
         for place, kind in enumerate(POLICY_KINDS):
             rows = np.flatnonzero(step[:, 0] == place)
             if len(rows):
-                index = torch.from_numpy(rows).to(images.device)
+                index = send_array(rows, images.device)
                 images[index] = BATCH_OPS[kind](images[index], step[rows, 1 : 1 + len(kind._fields)], size)
     return images
 

@@ -1,77 +1,41 @@
-"""Images augmented on the training device: cached there decoded, or streamed. Batches are bit-identical to `stream`.
+"""Images that a training holds decoded, or that its device augments. Batches are bit-identical to those of `stream`.
 
 Every worker caches all images of the training split, as a batch mixes images from all of it. Each worker decodes a part
 and broadcasts it to the others. The cache is kept for later trainings of the process.
+
+Images of one size are cached on the device and augmented there. Images of several sizes stay in the memory of the
+worker's process: they are cropped there, by Pillow, and what a GPU gets are views of one size.
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
-from firstlight.pipeline.config.scale import StreamOptions
 from firstlight.pipeline.data import stream
+from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImages
 from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
-from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
-from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.tasks.collective import gather_objects, rank, world_size
 
 # Limits of the images that are decoded at a time.
 MAX_DECODED_IMAGES, MAX_DECODED_BYTES = 512, 8_000_000
+# Pixels of images of several sizes that workers exchange at a time.
+MAX_SENT_PIXELS = 1 << 24
 
 
-def should_cache(settings: StreamOptions, store: Store, images: int) -> bool:
-    """Returns True if the training images, `images` of a store, should be cached on the device.
-
-    Raises:
-        UserError: `stream.resident: on` is not possible with these images.
-    """
-    if settings.resident == "off":
-        return False
-    obstacle = _find_obstacle(settings, store, images)
-    if obstacle and settings.resident == "on":
-        raise UserError(f"stream.resident: 'on' is not possible: {obstacle}; valid: auto, off")
-    return not obstacle
-
-
-def explain_streaming(settings: StreamOptions, store: Store, images: int) -> list[str]:
-    """Returns a note if `stream.resident: auto` streams the images. `cache_images` returns one if it caches them."""
-    obstacle = _find_obstacle(settings, store, images)
-    return [f"stream.resident: auto streams the images: {obstacle}"] if settings.resident == "auto" and obstacle else []
-
-
-def _find_obstacle(settings: StreamOptions, store: Store, images: int) -> str:
-    if store.common_size is None:
-        return _describe_sizes(store)
-    megabytes = images * store.common_size[0] * store.common_size[1] * 3 / 1e6
-    if megabytes > settings.resident_mb:
-        size = f"{images} images of {store.common_size[0]} x {store.common_size[1]} take {megabytes:,.0f} MB"
-        return f"{size}, more than stream.resident_mb: {settings.resident_mb}"
-    return ""
-
-
-def _describe_sizes(store: Store) -> str:
-    width, height = (" to ".join(map(str, store.images.get(side, "?"))) for side in ("width", "height"))
-    return f"it needs images of one size, these are {width} pixels wide and {height} high"
-
-
-def should_augment_on_device(settings: StreamOptions, store: Store) -> bool:
-    """Returns True if streamed images should be augmented on the training device.
-
-    Raises:
-        UserError: `stream.augment: device` is not possible, as the images differ in size.
-    """
-    if settings.augment == "device" and store.common_size is None:
-        raise UserError(f"stream.augment: 'device' is not possible: {_describe_sizes(store)}; valid: cpu")
-    return settings.augment == "device"
+def holds_tensors(arrays: dict[str, Any]) -> bool:
+    """Returns True if the images of a batch are computed on the training device."""
+    return any(isinstance(value, Tensor) for value in arrays.values())
 
 
 @dataclass(frozen=True)
@@ -89,9 +53,48 @@ class CachedImages:
         """Returns what `Loader.load` returns, with the views on the device."""
         rows = np.searchsorted(self.ids, ids)
         assert np.array_equal(self.ids[rows], ids)
-        images = self.pixels[torch.from_numpy(rows).to(self.pixels.device)]
+        images = self.pixels[send_array(rows, self.pixels.device)]
         views = augment_views(images, ids, passes, loader)
         return {"id": ids, "label": self.labels[rows], "pass": passes, **views}
+
+
+@dataclass(frozen=True)
+class CachedRaggedImages:
+    """Decoded images of several sizes in the memory of this process.
+
+    ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    images: RaggedImages
+    device: torch.device
+
+    def build_batch(self, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Any]:
+        """Returns what `Loader.load` returns. On a GPU, what follows the crop of a view is computed there."""
+        rows = np.searchsorted(self.ids, ids)
+        assert np.array_equal(self.ids[rows], ids)
+        opened, labels = [self.images.open_image(row) for row in rows.tolist()], self.labels[rows]
+        if self.device.type == "cpu":
+            return loader.load_opened(ids, passes, labels, opened)
+        return {"id": ids, "label": labels, "pass": passes, **crop_views(opened, ids, passes, loader, self.device)}
+
+
+def crop_views(
+    opened: list[Image.Image], ids: np.ndarray, passes: np.ndarray, loader: Loader, device: torch.device
+) -> dict[str, Tensor]:
+    """B images of any sizes -> (B, V, S, S, 3) uint8 for each group of views: cropped here, augmented on `device`."""
+    sizes = np.array([image.size for image in opened])
+    crops = replace(loader, ops=tuple(ops[:1] for ops in loader.ops)).load_opened(ids, passes, ids, opened)
+    found = {}
+    for number, group in enumerate(loader.groups):
+        views = []
+        for place, view in enumerate(group):
+            images = send_array(crops[view_column(number)][:, place], device).permute(0, 3, 1, 2)
+            later = loader.sample_params(ids, passes, view, sizes)[1:]
+            views.append(device_augment.augment_batch(images, later, loader.size_of(view)))
+        found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
+    return found
 
 
 def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
 
 
 def iterate_cached_batches(
-    held: CachedImages, loader: Loader, order: BatchOrder, options: LoadingOptions
+    held: CachedImages | CachedRaggedImages, loader: Loader, order: BatchOrder, options: LoadingOptions
 ) -> Iterator[dict[str, Any]]:
     """Yields the batches of one rank in order. A thread draws parameters and queues the device's work in advance."""
     tasks = (order.list_batches(index) for index in range(len(order)))
@@ -140,14 +143,16 @@ def _build_decoder(loader: Loader) -> StoredImages:
 
 def _move_to_device(device: torch.device, views: np.ndarray) -> Tensor:
     """Decoded images (B, 1, H, W, 3) uint8 -> (B, 3, H, W) uint8 on the device."""
-    return torch.from_numpy(np.require(views[:, 0], requirements="W")).to(device).permute(0, 3, 1, 2)
+    return send_array(views[:, 0], device).permute(0, 3, 1, 2)
 
 
 # The images that were cached last.
-_cache: dict[str, CachedImages] = {}
+_cache: dict[str, CachedImages | CachedRaggedImages] = {}
 
 
-def cache_images(loader: Loader, options: LoadingOptions, device: torch.device) -> tuple[CachedImages, list[str]]:
+def cache_images(
+    loader: Loader, options: LoadingOptions, device: torch.device
+) -> tuple[CachedImages | CachedRaggedImages, list[str]]:
     """Returns the images `options.resident` on `device`, and a note if they were decoded for it. Collective."""
     ids, store = options.resident, loader.store
     assert ids is not None
@@ -157,10 +162,51 @@ def cache_images(loader: Loader, options: LoadingOptions, device: torch.device) 
         return _cache[key], []
     # First, so that there are never two of them in memory.
     _cache.clear()
+    labels = store.labels()[ids]
+    if store.common_size is None:
+        images = _decode_ragged_images(loader, ids, device)
+        _cache[key] = CachedRaggedImages(ids, labels, images, device)
+        width, height = (f"{side.min()} to {side.max()}" for side in images.sizes.T)
+        size = f"{images.num_bytes / 1e6:,.1f} MB in this process"
+        return _cache[key], [f"{len(ids)} images of {width} x {height} are held decoded ({size})"]
     pixels = _decode_images(loader, ids, options, device)
-    _cache[key] = CachedImages(ids, store.labels()[ids], pixels)
+    _cache[key] = CachedImages(ids, labels, pixels)
     size = f"{pixels.numel() / 1e6:,.1f} MB on {device.type}"
     return _cache[key], [f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({size})"]
+
+
+def _decode_ragged_images(loader: Loader, ids: np.ndarray, device: torch.device) -> RaggedImages:
+    """Returns images of several sizes. Each worker decodes a part, in its own process. Collective."""
+    parts = np.array_split(ids, world_size())
+    decoded = RaggedImages.collect(loader.iterate_images(parts[rank()]))
+    if world_size() == 1:
+        return decoded
+    sizes: list[np.ndarray] = gather_objects(decoded.sizes)
+    buffer, stop = np.empty((sum(int(part.prod(1).sum()) for part in sizes), HELD_PIXEL_BYTES), np.uint8), 0
+    for source, of_part in enumerate(sizes):
+        start, stop = stop, stop + int(of_part.prod(1).sum())
+        if source == rank():
+            _move_pixels(decoded, buffer[start:stop])
+        for place in range(start, stop, MAX_SENT_PIXELS):
+            _broadcast_pixels(buffer[place : min(place + MAX_SENT_PIXELS, stop)], source, device)
+    return RaggedImages.split_buffer(buffer, np.concatenate(sizes))
+
+
+def _move_pixels(images: RaggedImages, buffer: np.ndarray) -> None:
+    """Moves images to a buffer, one after the other; each is freed when it was copied."""
+    place = 0
+    for number, pixels in enumerate(images.pixels):
+        buffer[place : place + pixels.size // HELD_PIXEL_BYTES] = pixels.reshape(-1, HELD_PIXEL_BYTES)
+        place += pixels.size // HELD_PIXEL_BYTES
+        images.pixels[number] = buffer[:0].reshape(0, 0, HELD_PIXEL_BYTES)
+
+
+def _broadcast_pixels(pixels: np.ndarray, source: int, device: torch.device) -> None:
+    """Sets pixels to those of the worker `source`. A GPU's workers exchange tensors of their devices only."""
+    sent = torch.from_numpy(pixels).to(device)
+    dist.broadcast(sent, src=source)
+    if device.type != "cpu":
+        pixels[:] = sent.cpu().numpy()
 
 
 def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, device: torch.device) -> Tensor:

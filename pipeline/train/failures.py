@@ -1,5 +1,7 @@
 """Errors of training workers: finds the cause among the errors of all ranks, records them, and detects repeated ones.
 
+A machine that is about to be taken away is one that is known before: a `PreemptionWatch` says when to save the work.
+
 Tests make a worker fail by `FIRSTLIGHT_FAULT="rank=1,step=3,kind=sigkill,once=/path"`, which is read once when a
 worker starts. `kind` is raise, hang or sigkill; with `once`, a file that remembers it, the fault happens once.
 """
@@ -9,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -27,6 +30,15 @@ MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
 # Called after every step with the rank and the number of steps done. Only tests set it.
 fault_hook: Callable[[int, int], None] | None = None
+# Asks whether machines of this training are about to be taken away. Collective. `launch.py` sets it on clusters.
+preemption_source: Callable[[], "PreemptionNotice | None"] | None = None
+# Seconds between two questions, and the age of a checkpoint after which another one is written while a notice stands.
+PREEMPTION_LOOK_S, PREEMPTION_SAVE_S = 5.0, 20.0
+MAX_STEPS_BETWEEN_LOOKS = 10_000
+# Seconds that a rank which lost contact waits after a notice, until Ray has noticed itself which machine is gone.
+PREEMPTION_WAIT_S = 60.0
+# True in a process that was told of a notice.
+_was_noticed = False
 SECONDARY_ERROR_TEXTS = (
     "third_party/gloo",
     "NCCL",
@@ -34,6 +46,49 @@ SECONDARY_ERROR_TEXTS = (
     "Connection closed by peer",
     "Connection reset by peer",
 )
+
+
+@dataclass(frozen=True)
+class PreemptionNotice:
+    """Machines that are about to be taken away: the number of them, and the ranks that they run."""
+
+    machines: int
+    ranks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        what = "a machine is" if self.machines == 1 else f"{self.machines} machines are"
+        ranks = f"rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}"
+        return f"{what} about to be taken away ({ranks})"
+
+
+class PreemptionWatch:
+    """Looks for a notice every few seconds, after the same steps on all ranks."""
+
+    def __init__(self) -> None:
+        self._next, self._looked_at, self._looked_after = 0, time.monotonic(), 0
+        self._saved_at = 0.0
+        self._seen: PreemptionNotice | None = None
+
+    def find_notice(self, step: int) -> PreemptionNotice | None:
+        """Returns the notice for which a checkpoint is due after `step` steps: a new one, or one that still stands
+        `PREEMPTION_SAVE_S` seconds after the last checkpoint for it. Collective.
+        """
+        if preemption_source is None or step < self._next:
+            return None
+        now = time.monotonic()
+        per_step = (now - self._looked_at) / max(step - self._looked_after, 1)
+        steps = min(max(round(PREEMPTION_LOOK_S / max(per_step, 1e-9)), 1), MAX_STEPS_BETWEEN_LOOKS)
+        # Clocks and speeds of ranks differ.
+        self._next, is_old = broadcast_object((step + steps, now - self._saved_at > PREEMPTION_SAVE_S))
+        self._looked_at, self._looked_after = now, step
+        global _was_noticed
+        found = preemption_source()
+        _was_noticed = found is not None
+        is_new, self._seen = found != self._seen, found
+        if found is None or not (is_new or is_old):
+            return None
+        self._saved_at = now
+        return found
 
 
 class _FailureShape(RecordShape):
@@ -73,6 +128,9 @@ def record_failures(folder: Path) -> Iterator[None]:
                 folder / FAILURE_FILES.replace("*", str(rank())),
                 {"error": text, "notes": getattr(error, "__notes__", [])},
             )
+        elif _was_noticed:
+            # Ray counts the first error that it sees, and this one would be a failure. It ends this process meanwhile.
+            time.sleep(PREEMPTION_WAIT_S)
         raise
 
 
@@ -150,3 +208,14 @@ def _parse_fault(description: str) -> Callable[[int, int], None]:
             raise RuntimeError(f"injected fault: {description}")
 
     return inject_fault
+
+
+@contextlib.contextmanager
+def preemption_from(source: Callable[[], PreemptionNotice | None]) -> Iterator[None]:
+    """Lets trainings in the block ask `source`, on all ranks."""
+    global preemption_source
+    preemption_source = source
+    try:
+        yield
+    finally:
+        preemption_source = None

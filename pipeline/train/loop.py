@@ -6,7 +6,9 @@ workers ends bit-identical to one that never stopped.
 """
 
 import contextlib
+import functools
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -16,7 +18,10 @@ from torch import Tensor
 from firstlight.pipeline.data.stream import TrainOrder, stream_batches
 from firstlight.pipeline.errors import Paused, Stopped
 from firstlight.pipeline.train import device_cache, failures, watchdog
+from firstlight.pipeline.train.accelerator.transfer import BatchFeed
+from firstlight.pipeline.train.accelerator.utilization import UtilizationMeter
 from firstlight.pipeline.train.failures import STEP_NOTE_PREFIX
+from firstlight.pipeline.train.held import budget
 from firstlight.pipeline.train.metrics import DATA_PART, DroppedIds, MetricsLogger, append_row
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
@@ -44,7 +49,8 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
     """Trains `learner` in place, to its end, from the newest checkpoint in the job's folder if one exists. Collective.
 
     Raises:
-        StopTraining: on all ranks: the loss is not finite, the disk is full, or every checkpoint is damaged.
+        StopTraining: on all ranks: the loss is not finite, the disk is full, or every checkpoint is damaged. A step
+            whose loss is not finite updates nothing, and is told at the next log line or checkpoint at the latest.
         Stopped: on all ranks: `STOP_FILE` exists.
         Paused: on all ranks: the step at which the job pauses is reached.
     """
@@ -69,7 +75,8 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
     if step < stop and step % job.plan.steps == 0 and learner.reads_images_before(step // job.plan.steps):
         _read_images(job, learner, step, trainer.num_rows)
     stream, stream_notes = open_batches(job, stretch, trainer.num_rows)
-    logger = MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device)
+    meter = UtilizationMeter(job.device, trainer.autocast_dtype)
+    logger = MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device, meter)
     dropped, first = DroppedIds(job.folder, job.plan, step, job.total_steps), step
     for line in notes + stream_notes:
         append_row(job.folder, {"note": line})
@@ -78,6 +85,7 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
         shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         append_row(job.folder, {"note": f"before the first step: {shown}"})
     batches = _iterate_stretches(job, learner, logger, stream, later, trainer.num_rows)
+    feed, preemption = BatchFeed(job.device), failures.PreemptionWatch()
     # Closed, because a training may end before its stream does.
     with contextlib.closing(batches):
         for arrays in batches:
@@ -86,13 +94,16 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
                 learner.begin_epoch(step // job.plan.steps)
                 dropped.write_epoch(step // job.plan.steps)
             with time_part(DATA_PART):
-                batch = to_batch(arrays, job.device, job)
-            losses = trainer.step(batch, step)
+                batch = feed.make_batch(
+                    functools.partial(to_batch, arrays, job.device, job), device_cache.holds_tensors(arrays)
+                )
+            losses = meter.take_step(functools.partial(trainer.step, batch, step), trainer.num_rows)
             step += 1
             watchdog.send_heartbeat()
             last = step == stop
             is_evaluated = monitor is not None and monitor.is_due(step)
             if step % job.training.log_every == 0 or last or is_evaluated:
+                trainer.stop_unless_finite()
                 metrics = {}
                 if monitor is not None and is_evaluated:
                     watchdog.suspend_timer()
@@ -103,8 +114,11 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
                 _stop_if_asked(job)
             if failures.fault_hook is not None:
                 failures.fault_hook(rank(), step)
-            if last or trainer.is_checkpoint_due(step):
+            notice = preemption.find_notice(step)
+            if last or trainer.is_checkpoint_due(step) or notice is not None:
                 trainer.save_checkpoint(step)
+            if notice is not None:
+                append_row(job.folder, {"note": f"{notice}: a checkpoint was written after step {step}"})
             if last and step < stop:
                 append_row(job.folder, {"note": _describe_early_end(trainer, step)})
                 break
@@ -118,9 +132,8 @@ def _evaluate_weights(trainer: Trainer, monitor: Monitor, logger: MetricsLogger,
 
     Returns the metrics to log.
     """
-    with trainer.averaged_weights():
-        with logger.exclude_time("looks"):
-            metrics = monitor.evaluate()
+    with trainer.averaged_weights(), logger.exclude_time("looks"):
+        metrics = monitor.evaluate()
     selection = trainer.selection
     if selection is not None and selection.record_evaluation(step, metrics) and selection.options.keeps_best:
         trainer.save_best(step)
@@ -186,9 +199,10 @@ def open_batches(job: TrainingJob, order: TrainOrder, rows: int) -> tuple[Iterat
     # Boxes and masks are transformed image by image, where they are read.
     if job.loader.targets is not None:
         return stream_batches(job.loader, order, rows, job.options), []
-    if job.options.resident is None or len(order) == 0:
+    ids = budget.choose_held_ids(job.loader.store, job.options, job.plan)
+    if ids is None or len(order) == 0:
         return device_cache.iterate_streamed_batches(job.loader, order, rows, job.options, job.device), []
-    held, notes = device_cache.cache_images(job.loader, job.options, job.device)
+    held, notes = device_cache.cache_images(job.loader, replace(job.options, resident=ids), job.device)
     return device_cache.iterate_cached_batches(held, job.loader, order, job.options), notes
 
 

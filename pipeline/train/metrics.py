@@ -18,6 +18,7 @@ from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import append_json_line, write_atomically
 from firstlight.pipeline.records import Count, DamagedRecord, FiniteNumber, RecordShape, read_json_rows
+from firstlight.pipeline.train.accelerator.utilization import UtilizationMeter
 from firstlight.tasks.collective import all_sum, barrier, broadcast_object, rank, world_size
 from firstlight.tasks.timer import STEP_TIMER
 
@@ -31,6 +32,7 @@ SPENT_KEY = "spent"
 # The key of the number of steps in a whole epoch: the last one of a training may be partial.
 STEPS_PER_EPOCH_KEY = "steps_per_epoch"
 DROPPED_IDS_FILE = "tails.jsonl"
+MAX_DROPPED_IDS = 1_000_000
 # A note is written if a worker waits for images for more than this share of the time: at the end of a training of at
 # least WAIT_NOTE_MIN_S seconds, and during it after WAIT_NOTE_EARLY_S seconds.
 MAX_WAIT_SHARE, WAIT_NOTE_MIN_S, WAIT_NOTE_EARLY_S = 0.1, 20.0, 300.0
@@ -115,11 +117,21 @@ class MetricsLogger:
     A row has the images per second and the share of waiting for data since the last row, and `time_<part>`, the share
     that rank 0 spent on each part of its steps (`firstlight.tasks.timer`). On CPUs it has the images per second of CPU
     time as well, which other work on the machine hardly changes; it counts all threads of all workers, and no tasks of
-    Ray Data. `first` is the number of steps that were done before.
+    Ray Data. On devices whose peak is known it has `mfu`, the share of that peak (of `meter`). `first` is the
+    number of steps that were done before.
     """
 
-    def __init__(self, folder: Path, plan: TrainingPlan, total_steps: int, first: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: TrainingPlan,
+        total_steps: int,
+        first: int,
+        device: torch.device,
+        meter: UtilizationMeter | None = None,
+    ) -> None:
         self.folder, self.plan, self.total_steps, self.device = folder, plan, total_steps, device
+        self.meter = meter
         self.steps, self.waited, self.since, self.cpu_since = 0, 0.0, time.monotonic(), time.process_time()
         self.noted = False
         # Over all steps but the first, as no step runs while its batch is decoded.
@@ -180,6 +192,8 @@ class MetricsLogger:
             "data_wait": sum(waits) / len(waits),
             **each,
         }
+        if self.meter is not None:
+            speed |= self.meter.compute_share(speed["images_per_s"] / world_size())
         cpu_now = time.process_time()
         if self.device.type == "cpu":
             cpu_s = sum(self._gather_value(cpu_now - self.cpu_since))
@@ -227,7 +241,8 @@ class DroppedIds:
     """The ids that an epoch leaves out: a row {"epoch", "ids"} for each such epoch.
 
     They do not fill a batch, or the training ends before them. Rank 0 writes. `first` is the number of steps that were
-    done before, of `total_steps`.
+    done before, of `total_steps`. Of an epoch that ends more than `MAX_DROPPED_IDS` images early, a row has its number
+    of "steps", and the ids of later steps are left out.
     """
 
     def __init__(self, folder: Path, plan: TrainingPlan, first: int, total_steps: int) -> None:
@@ -238,7 +253,9 @@ class DroppedIds:
         """Writes the row of an epoch. It is called before the epoch's first step, and again if the epoch is resumed."""
         if rank() == 0:
             steps = self._last_step(epoch) - epoch * self.plan.steps
-            if len(ids := self.plan.tail(epoch, steps)):
+            if (self.plan.steps - steps) * self.plan.batch_size > MAX_DROPPED_IDS:
+                append_json_line(self.file, {"epoch": epoch, "ids": self.plan.tail(epoch).tolist(), "steps": steps})
+            elif len(ids := self.plan.tail(epoch, steps)):
                 append_json_line(self.file, {"epoch": epoch, "ids": ids.tolist()})
 
     def _last_step(self, epoch: int) -> int:

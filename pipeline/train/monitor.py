@@ -6,7 +6,6 @@ held-out images and of a bank of training images, withheld ones included, only d
 never used.
 """
 
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -17,10 +17,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
+from firstlight.pipeline.train.accelerator.fused_updates import adapt_optimizer_state, choose_fused
 from firstlight.pipeline.train.checkpoint import OTHER_STATE_ADVICE, Checkpoint, Checkpoints, refuse_other_state
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.pipeline.train.selection import WeightSelection, best_folder
 from firstlight.pipeline.train.training_job import TrainingJob
+from firstlight.pipeline.train.update_guard import UpdateGuard
 from firstlight.pipeline.train.weight_average import WeightAverage
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
 from firstlight.tasks.learner import Batch, Learner
@@ -43,9 +45,10 @@ class Trainer:
             learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner.train()
         if job.training.compile:
-            learner.encoder.compile()  # type: ignore[union-attr, operator]
+            learner.compile_networks()
         training, groups, exempt = job.training, learner.parameter_groups(), learner.list_undecayed_parameters()
-        self.optimizer = build_optimizer(training.optimizer, groups, training.learning_rate, exempt)
+        spec = choose_fused(training.optimizer, job.device)
+        self.optimizer = build_optimizer(spec, groups, training.learning_rate, exempt)
         self.per_epoch = training.schedule is not None and training.schedule.interval == "epoch"
         length, epoch_length = (job.num_epochs, 1) if self.per_epoch else (job.total_steps, job.plan.steps)
         self.schedule = build_schedule(training.schedule, self.optimizer, length, epoch_length)
@@ -57,14 +60,25 @@ class Trainer:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         self.average = WeightAverage(learner, training.ema) if training.ema is not None else None
         self.selection = WeightSelection(job.selection) if job.selection is not None else None
-        # Summed over the steps of the epoch so far.
-        self.epoch_loss = 0.0
+        # () float64 on the device: that of the last step, and the sum over the steps of the epoch so far.
+        self.step_loss, self.epoch_loss = torch.zeros(2, dtype=torch.float64, device=job.device).unbind()
+        self.guard = UpdateGuard(
+            learner,
+            self.optimizer,
+            lambda: self.average.list_values() if self.average is not None else [],
+            job.device,
+            # A scaled loss has a verdict of its own.
+            is_fused=not self.scaler.is_enabled() and all(g.get("fused") for g in self.optimizer.param_groups),
+        )
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.saved_at = time.monotonic()
         # Number of steps.
         self.num_done = 0
         module = _StepModule(learner)
-        self.model: nn.Module = DistributedDataParallel(module) if world_size() > 1 else module
+        # With `static_graph` the host would look up in every step which parameters were used.
+        self.model: nn.Module = (
+            DistributedDataParallel(module, gradient_as_bucket_view=True) if world_size() > 1 else module
+        )
 
     @property
     def num_rows(self) -> int:
@@ -74,9 +88,12 @@ class Trainer:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Makes one update, and returns the losses. `step` counts from 0 over the whole training.
 
+        On a GPU the host does not look at the loss: see `stop_unless_finite`.
+
         Raises:
-            StopTraining: on all ranks, before the update: the loss of one rank is not finite.
+            StopTraining: on all ranks, before the update: the loss of one rank is not finite, on a CPU.
         """
+        self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
         self.learner.begin_step(step)
         losses = (
@@ -94,6 +111,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(step)
         self.learner.end_step()
+        self.guard.end_step()
         self.num_done = step + 1
         return losses
 
@@ -101,7 +119,7 @@ class Trainer:
         """Computes the losses of this worker's part of the batch, and their gradient in the parameters."""
         with self._seed_and_autocast(step, 0), time_part("forward"):
             losses: dict[str, Tensor] = self.model(batch)
-        self._stop_unless_finite(losses["loss"], batch, step)
+        self._judge_loss(losses["loss"], batch, step)
         with time_part("backward"):
             self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         return losses
@@ -124,7 +142,7 @@ class Trainer:
         outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
         with self._autocast(), time_part("forward"):
             losses = self.learner.loss(outputs, batch)
-        self._stop_unless_finite(losses["loss"], batch, step)
+        self._judge_loss(losses["loss"], batch, step)
         self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         # Kept, so that the parts count once in the running statistics.
         buffers = [buffer.clone() for buffer in self.learner.buffers()]
@@ -155,36 +173,59 @@ class Trainer:
     def _advance_schedule(self, done: int) -> None:
         ends_epoch = done % self.job.plan.steps == 0
         if isinstance(self.schedule, ReduceLROnPlateau):
+            # The host must know the loss to choose a rate.
             if not self.per_epoch:
-                self.schedule.step(self.step_loss)
+                self.stop_unless_finite()
+                self.schedule.step(float(self.step_loss))
             elif ends_epoch:
-                self.schedule.step(self.epoch_loss / self.job.plan.steps)
+                self.stop_unless_finite()
+                self.schedule.step(float(self.epoch_loss) / self.job.plan.steps)
         elif ends_epoch or not self.per_epoch:
             self.schedule.step()
         if ends_epoch:
-            self.epoch_loss = 0.0
+            self.epoch_loss.zero_()
 
-    def _stop_unless_finite(self, loss: Tensor, batch: Batch, step: int) -> None:
-        """Checks the loss of all ranks, and keeps its average, by which all detect a plateau at once. Collective.
+    def _judge_loss(self, loss: Tensor, batch: Batch, step: int) -> None:
+        """Judges the loss of all ranks, and keeps its average, by which all detect a plateau at once. Collective.
 
         Raises:
-            StopTraining: on all ranks: the loss of one rank is not finite; names the images of the step on that rank.
+            StopTraining: as `step`.
         """
         broken = ~torch.isfinite(loss.detach())
         mean, broken_somewhere = (
             all_sum(torch.stack((loss.detach().double(), broken.double()))) / world_size()
-        ).tolist()
-        if not broken_somewhere:
-            self.step_loss = mean
-            self.epoch_loss += mean
+        ).unbind()
+        self.guard.judge_losses(broken_somewhere > 0, broken, batch.ids, step)
+        self.step_loss.copy_(mean)
+        self.epoch_loss += mean
+        if self.guard.sees_break:
+            self.guard.undo_step()
+            self.stop_unless_finite()
+
+    def stop_unless_finite(self) -> None:
+        """Reads whether a loss was not finite so far. Collective.
+
+        From such a step on nothing has changed: weights, teachers, averages, running statistics and tables are those
+        from before it. On a GPU this waits for the device: the loop calls it where it reads from there anyway, and it
+        is called before every checkpoint.
+
+        Raises:
+            StopTraining: on all ranks: the loss of one rank was not finite; names the step, and its images on that
+                rank.
+        """
+        found = self.guard.read_verdict()
+        # The verdict is the same on all ranks.
+        if found is None:
             return
-        ids = sorted(i for part in gather_objects(batch.ids.tolist() if bool(broken) else []) for i in part)
+        step, own_ids = found
+        self.num_done = step
+        ids = sorted(i for part in gather_objects(own_ids) for i in part)
         file = self.job.folder / NONFINITE_FILE
         if rank() == 0:
             write_json(file, {"step": step, "ids": ids})
         listing = ", ".join(map(str, ids[:MAX_IDS_LISTED])) + (", ..." if len(ids) > MAX_IDS_LISTED else "")
         raise StopTraining(
-            f"{self.job.folder.name}: the loss of step {step} is not finite; nothing was updated. "
+            f"{self.job.folder.name}: the loss of step {step} is not finite; nothing was updated by it. "
             f"Its {len(ids)} image ids: {listing} (all in {file}). A lower optimizer.lr is the usual remedy"
         )
 
@@ -211,11 +252,12 @@ class Trainer:
         self._write_checkpoint(self.best_checkpoints, step)
 
     def _write_checkpoint(self, checkpoints: Checkpoints, step: int) -> None:
+        self.stop_unless_finite()
         shared = {
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "epoch_loss": self.epoch_loss,
+            "epoch_loss": float(self.epoch_loss),
         }
         shared |= {name: part.state_dict() for name, part in self._list_parts().items()}
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
@@ -316,9 +358,9 @@ class Trainer:
     def _load_state(self, found: Checkpoint) -> None:
         with refuse_other_state(found):
             self.learner.load_state_dict(found.shared["model"])
-            self.optimizer.load_state_dict(found.shared["optimizer"])
+            self.optimizer.load_state_dict(adapt_optimizer_state(found.shared["optimizer"], self.optimizer))
             self.schedule.load_state_dict(found.shared["schedule"])
-            self.epoch_loss = float(found.shared["epoch_loss"])
+            self.epoch_loss.fill_(float(found.shared["epoch_loss"]))
             for name, part in self._list_parts().items():
                 part.load_state_dict(found.shared[name])
             for name, table in self.learner.tables.items():

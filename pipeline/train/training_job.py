@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.loader import Loader, list_view_columns
 from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.stream import LoadingOptions
+from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.selection import SelectionOptions
 from firstlight.tasks.learner import Batch
 
@@ -60,28 +60,41 @@ def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | No
     on the device, in the order of the groups.
 
     `job` is None outside of a training.
+
+    Raises:
+        ValueError: an image is in the batch twice (a defect, never a user's mistake). Tables do not look at their rows:
+            on a GPU that would wait for it.
     """
     names = list_view_columns(arrays)
     layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
     floats = tuple(
         view.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout)
         for name in names
-        for view in _to_tensor(arrays[name]).to(device, non_blocking=True).unbind(1)
+        for view in send_array(arrays[name], device).unbind(1)
     )
     ids, labels, passes = (np.array(arrays[name]) for name in ("id", "label", "pass"))
     rows = np.full_like(ids, -1)
     if job is not None:
-        rows = np.searchsorted(job.plan.ids, ids)
-        assert np.array_equal(job.plan.ids[rows], ids), (
-            "tables do not look at their keys: on a GPU that would wait for it"
-        )
+        rows = _find_rows(ids, job.plan)
         labels[np.isin(ids, job.withheld)] = -1
-    columns = [_to_tensor(column).to(device) for column in (ids, rows, labels, passes)]
+    columns = [send_array(column, device) for column in (ids, rows, labels, passes)]
     others = {name: value for name, value in arrays.items() if name not in ("id", "label", "pass", *names)}
-    targets = {name: _to_tensor(value).to(device) for name, value in others.items()}
+    targets = {name: send_array(value, device) for name, value in others.items()}
     return Batch(columns[0], columns[1], columns[2], floats, columns[3], targets)
 
 
-def _to_tensor(values: Any) -> Tensor:
-    """Returns an array as a tensor that may be written to; a tensor as it is."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements="W"))
+def _find_rows(ids: np.ndarray, plan: TrainingPlan) -> np.ndarray:
+    """Returns the positions of (B,) ids among the sorted ids that are trained on.
+
+    Raises:
+        ValueError: one is not among them, or twice in the batch; names it.
+    """
+    rows = plan.find_positions(ids)
+    foreign = rows < 0
+    if foreign.any():
+        raise ValueError(f"id {ids[foreign][0]} of a batch is none of the {plan.num_ids} images that are trained on")
+    ordered = np.sort(ids)
+    again = ordered[1:] == ordered[:-1]
+    if again.any():
+        raise ValueError(f"id {ordered[1:][again][0]} is in a batch twice")
+    return rows

@@ -19,7 +19,14 @@ class WeightAverage:
 
     def __init__(self, learner: nn.Module, momentum: float) -> None:
         self.learner, self.momentum = learner, momentum
-        self.values = {name: tensor.detach().clone() for name, tensor in self._list_tensors().items()}
+        tensors = self._list_tensors()
+        self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        # Listed once, since a step has no loop over weights: the average and what it follows, and then those copied.
+        floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        self._followed, self._copied = (
+            ([self.values[name] for name in names], [tensors[name].detach() for name in names])
+            for names in (floats, [name for name in tensors if name not in floats])
+        )
 
     def _list_tensors(self) -> dict[str, Tensor]:
         kept = set(self.learner.state_dict())
@@ -30,11 +37,10 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Takes in the weights after the step `step`, counted from 0."""
         momentum = min(self.momentum, (1 + step) / (EARLY_STEPS + step))
-        for name, tensor in self._list_tensors().items():
-            if tensor.is_floating_point():
-                self.values[name].lerp_(tensor, 1.0 - momentum)
-            else:
-                self.values[name].copy_(tensor)
+        if self._followed[0]:
+            torch._foreach_lerp_(*self._followed, 1.0 - momentum)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
     @torch.no_grad()
     def exchange_weights(self) -> None:
@@ -42,7 +48,7 @@ class WeightAverage:
         for name, tensor in self._list_tensors().items():
             value = tensor.clone()
             tensor.copy_(self.values[name])
-            self.values[name] = value
+            self.values[name].copy_(value)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -52,6 +58,10 @@ class WeightAverage:
             yield
         finally:
             self.exchange_weights()
+
+    def list_values(self) -> list[Tensor]:
+        """Returns the tensors of the average."""
+        return [*self.values.values()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the average by the names of the learner's state."""

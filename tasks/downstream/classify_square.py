@@ -9,6 +9,7 @@ from torch import Tensor
 
 from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.learner import Batch
+from firstlight.tasks.supervised_loss import mark_classes
 
 
 def label_square_loss(outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -19,7 +20,7 @@ def label_square_loss(outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -
         labels: (B,).
         smoothing: the share of each row of Y that goes in equal parts to all classes.
     """
-    wanted = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype) * (1 - smoothing) + smoothing / outputs.shape[1]
+    wanted = mark_classes(labels, outputs.shape[1]).to(outputs.dtype) * (1 - smoothing) + smoothing / outputs.shape[1]
     return (outputs - wanted).square().sum(1).mean() / 2
 
 
@@ -40,7 +41,7 @@ class SquareLossClassification(Classification):
         of the largest output has all.
         """
         positive = logits.clamp_min(0)
-        largest = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+        largest = mark_classes(logits.argmax(1), logits.shape[1]).to(logits.dtype)
         chosen = torch.where((positive > 0).any(1, keepdim=True), positive, largest)
         return chosen / chosen.sum(1, keepdim=True)
 

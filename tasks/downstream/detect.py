@@ -134,6 +134,10 @@ class Detection(Task):
         predictor = self.detector.roi_heads.box_predictor
         return (predictor.cls_score, predictor.bbox_pred)
 
+    def list_networks(self) -> list[nn.Module]:
+        """Returns the encoder: the layers on it have results whose sizes depend on values."""
+        return [self.encoder]
+
     def probe_outputs(self, batch: Batch) -> None:
         """Takes windows as proposals: those of a network would change with the layers that it shares."""
         network, self.detector.rpn = self.detector.rpn, SlidingWindows(self.anchors)  # type: ignore[assignment]

@@ -1,16 +1,15 @@
 """Features of images: vectors of any map of the encoder, or of the head that was pretrained on it."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from firstlight.tasks.nn import Pool
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.feature_maps import MapList, pool_maps
 from firstlight.tasks.nn.heads import Projection
 
-Pool = Literal["avg", "grid", "cls", "cls_avg"]
 # The largest number of features of a map that is averaged to a grid.
 MAX_GRID_FEATURES = 10_000
 

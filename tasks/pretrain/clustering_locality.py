@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ from firstlight.tasks.collective import all_sum, gather_over_workers
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, pool_maps, pooled_size
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
-from firstlight.tasks.supervised_loss import labelled_cross_entropy
+from firstlight.tasks.supervised_loss import labelled_cross_entropy, mark_classes
 from firstlight.tasks.visuals import ImageGrid, ImageRow, stretch_contrast
 
 
@@ -65,7 +64,7 @@ def count_used_clusters(logits: Tensor) -> Tensor:
     Args:
         logits: (B, C) of this worker.
     """
-    images = all_sum(F.one_hot(logits.argmax(1), logits.shape[1]).sum(0))
+    images = all_sum(mark_classes(logits.argmax(1), logits.shape[1]).sum(0))
     return (images > 0).sum().to(logits.dtype)
 
 

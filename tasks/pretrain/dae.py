@@ -17,8 +17,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from firstlight.tasks.corruption import Corruption, CorruptionKind, Sigma, small_block_count
+from firstlight.tasks.corruption import Corruption, small_block_count
 from firstlight.tasks.learner import Batch
+from firstlight.tasks.nn import CorruptionKind, Sigma
 from firstlight.tasks.nn.decoder import Decoder, Shortcuts
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm

@@ -88,6 +88,9 @@ class Distillation(Method):
         """The frozen network."""
         return self._frozen[0]
 
+    def list_networks(self) -> list[nn.Module]:
+        return [*super().list_networks(), self.teacher]
+
     def move_to_device(self, device: torch.device) -> None:
         super().move_to_device(device)
         self.teacher.to(device)

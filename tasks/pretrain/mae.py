@@ -111,6 +111,12 @@ class MaskedAutoEncoder(Method):
             heads=_choose_heads(dim, decoder_heads),
         )
 
+    def compile_networks(self) -> None:
+        super().compile_networks()
+        # The encoder's own forward pass is that of all patches, which the training does not make.
+        tokens: Any = self._tokens
+        tokens.embed_visible = torch.compile(tokens.embed_visible)
+
     @property
     def _tokens(self) -> TokenMaps:
         return self.encoder.stages  # type: ignore[return-value]

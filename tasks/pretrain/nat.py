@@ -26,6 +26,7 @@ from firstlight.tasks.nn.heads import Projection
 from firstlight.tasks.nn.norms import Norm
 from firstlight.tasks.pretrain.method import Method, TrainingInfo
 from firstlight.tasks.sample_table import SampleTable
+from firstlight.tasks.supervised_loss import mark_classes
 from firstlight.tasks.visuals import Plot
 
 # The number of targets drawn from one generator. Any worker can draw any of them.
@@ -157,8 +158,8 @@ class NoiseAsTargets(Method):
     def begin_epoch(self, epoch: int) -> None:
         self.permuting = epoch % self.permutation_period == 0
         # An epoch that is resumed in its middle keeps its counts.
-        if self.permuting and int(self.period) != epoch:
-            self.exchanges.zero_()
+        if self.permuting:
+            self.exchanges *= self.period == epoch
             self.period.fill_(epoch)
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -205,4 +206,4 @@ class NoiseAsTargets(Method):
         """Returns the (B, d) targets of (B,) target indices."""
         if self.noise is not None:
             return self.noise.read(indices)
-        return F.one_hot(indices % self.dim, self.dim).float()
+        return mark_classes(indices % self.dim, self.dim).float()

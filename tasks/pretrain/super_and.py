@@ -153,6 +153,8 @@ class SuperAnd(Method):
             self.features = SampleTable(info.size, (dim,), torch.float32, lambda rows: torch.zeros(len(rows), dim))
         self.has_features = False
         self.round, self.ue_weight, self.aug_weight = 0, 0.0, 1.0
+        # The round that `begun` is known to have, without a look at the device.
+        self.known_round: int | None = None
         self.register_buffer("gram", torch.zeros(dim, dim, dtype=torch.float64))
         # The round whose neighbours the table holds.
         self.register_buffer("begun", torch.tensor(-1))
@@ -201,12 +203,13 @@ class SuperAnd(Method):
         self.ue_weight = 0.0 if plain else self.ue_step * (age // self.ue_period)
         self.aug_weight = 0.0 if plain else 1.0
         # A round that is resumed in its middle has its neighbours.
-        if int(self.begun) != self.round:
+        if self.known_round != self.round and int(self.begun) != self.round:
             if self.aug:
                 self.gram.copy_(self.bank.gram_matrix())
             if self.neighbours and self._count_selected(self.round):
                 self._search_neighbours()
             self.begun.fill_(self.round)
+        self.known_round = self.round
 
     def fill_tables(self, batch: Batch) -> None:
         """Writes f(x) of a batch: into the bank before the first round, and later where neighbours are searched."""
@@ -268,9 +271,10 @@ class SuperAnd(Method):
         return self.bank.read(neighbour.clamp_min(0)).to(memory.dtype), neighbour >= 0
 
     def _logged_values(self, like: Tensor) -> dict[str, Tensor]:
-        values = {"ue_weight": like.new_tensor(self.ue_weight)} if self.ue else {}
+        # A number that is made on the device: a copy of the host's would wait for a GPU.
+        values = {"ue_weight": like.new_full((), self.ue_weight)} if self.ue else {}
         if self.neighbours:
-            values["selected"] = like.new_tensor(self._count_selected(self.round) / self.info.size)
+            values["selected"] = like.new_full((), self._count_selected(self.round) / self.info.size)
         if self.neighbours and self._count_selected(self.round):
             values["entropy"] = self.entropy.clone()
             if self.info.labels is not None:

@@ -5,6 +5,8 @@ import pytest
 
 from bench import mixing
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LanePlan
 from firstlight.pipeline.data.plan import BatchPlan
 
 IMAGES, BATCH = 4096, 256
@@ -48,3 +50,13 @@ def test_permutation_mixes_more_and_reads_more_than_small_window() -> None:
     assert whole.num_groups > small.num_groups
     assert whole.neighbours_meet < small.neighbours_meet
     assert whole.read_ratio > small.read_ratio
+
+
+def test_lanes_mix_as_windows_do() -> None:
+    windows = make_small_plan(1024, True)
+    lanes = LanePlan(make_id_set(windows.ids), windows.group_starts, BATCH, 0, 1024)
+    found, expected = mixing.measure_mixing(lanes), mixing.measure_mixing(windows)
+    assert found.distance == pytest.approx(expected.distance, rel=0.3)
+    assert found.num_groups == pytest.approx(expected.num_groups, rel=0.1)
+    assert found.neighbours_meet == pytest.approx(expected.neighbours_meet, rel=0.15)
+    assert found.read_ratio == pytest.approx(expected.read_ratio, rel=0.1)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from bench.scaling.traffic import (
     run_step,
     simulate_step,
 )
-from firstlight.pipeline.data.plan import _shuffle_epoch
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LanePlan, _order_groups
+from firstlight.pipeline.data.plan import BatchPlan, _shuffle_epoch
 from firstlight.tasks.collective import rank, world_size
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder
@@ -181,9 +184,25 @@ def test_estimated_plan_bytes_equal_plan() -> None:
     assert _shuffle_epoch.cache_parameters()["maxsize"] == memory.CACHED_EPOCHS
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_estimated_bytes_of_lanes_equal_plan(held_out: bool) -> None:
+    size = 131_072
+    order = orders.make_lane_plan(1024, 4096, size)
+    if held_out:
+        # Every other image: the first and the last are trained on.
+        ids = np.sort(np.append(np.arange(0, size, 2), size - 1))
+        order = replace(order, id_set=make_id_set(ids))
+    assert memory.measure_lane_plan_bytes(order) == memory.estimate_lane_plan_bytes(size, held_out)
+    assert _order_groups.cache_parameters()["maxsize"] == memory.CACHED_GROUP_ORDERS
+
+
 @pytest.mark.parametrize("workers", [1, 2, 64])
 def test_tasks_of_all_workers_form_batches_of_plan(workers: int) -> None:
-    order = orders.make_plan(1024, 4096, 16_384)
+    for order in (orders.make_plan(1024, 4096, 16_384), orders.make_lane_plan(1024, 4096, 16_384)):
+        check_parts_form_batches(order, workers)
+
+
+def check_parts_form_batches(order: BatchPlan | LanePlan, workers: int) -> None:
     parts = [np.concatenate(orders.list_task_ids(order, rank, workers)) for rank in range(workers)]
     steps = np.concatenate([part.reshape(order.steps, -1) for part in parts], axis=1)
     assert np.array_equal(steps, order.epoch(0))
@@ -191,10 +210,18 @@ def test_tasks_of_all_workers_form_batches_of_plan(workers: int) -> None:
 
 @pytest.mark.parametrize(("workers", "amplification"), [(16, 1.0), (64, 4.0), (128, 8.0)])
 def test_workers_sharing_a_lane_read_all_of_it(workers: int, amplification: float) -> None:
-    found = orders.measure_plan_reading(4096, 1_048_576, workers)
+    found = orders.measure_plan_reading(orders.make_plan(4096, 1_048_576), workers)
     assert found.lanes == 16
     assert found.amplification == pytest.approx(amplification, rel=0.1)
     assert found.share == pytest.approx(1 / 16, rel=0.05)
+
+
+@pytest.mark.parametrize("workers", [8, 64])
+def test_workers_with_lanes_of_their_own_read_what_they_train_on(workers: int) -> None:
+    found = orders.measure_plan_reading(orders.make_lane_plan(256 * workers, 32_768), workers)
+    assert found.lanes == 4 * workers
+    assert found.amplification < 1.15
+    assert found.share == pytest.approx(1 / workers, rel=0.15)
 
 
 def test_ring_bytes_and_tree_latency() -> None:
@@ -234,3 +261,11 @@ def test_command_prints_all_tables() -> None:
     assert "130 MB" in rows["super_and", "bank"], "250,000 rows of 128 float32, and their ids"
     assert "8.19 kB" in rows["nat", "costs, in a step"], "32 x 32 float64"
     assert all(any(key[0] == case for key in rows) for case in METHOD_CASES)
+
+
+def test_time_and_memory_of_a_plan_of_lanes_are_told() -> None:
+    answer = CliRunner().invoke(main, ["--plan-images", "100000"], catch_exceptions=False)
+    assert "A plan of lanes over 100,000 images" in answer.output
+    whole, thinned = (orders.time_lane_plan(100_000, held_out)["bytes"] for held_out in (False, True))
+    assert whole == sum(memory.estimate_lane_plan_bytes(100_000, False).values())
+    assert whole < thinned < 2 * whole

@@ -26,7 +26,8 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.search.ledger import LEDGER_FILE, OUTCOME_FILE, SearchState, Trial
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder, load_head, save_encoder
+from firstlight.pipeline.stages.artifacts.companions import load_decoder, load_head
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
 from firstlight.pipeline.stages.features.feature_index import (
     IDS_FILE,
     VECTORS_FILE,

@@ -37,6 +37,9 @@ from tests.support.trials_in_turn import run_in_turn
 CPUS = 2  # of a machine: a worker of 1.5 leaves half a one for decoding
 SHARED: dict[str, Any] = {"stages__pretrain__method__dropout": 0.0}  # nothing rests on a worker's own part of a batch
 EPOCHS = 150  # more than there is time for until nothing more is to happen
+NOTICE = "a machine is about to be taken away"
+# Seconds between a notice and the loss of the machine.
+NOTICE_S = 25.0
 MACHINE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 * 2**20}
 
 
@@ -146,6 +149,62 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
     assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)
     seen = worlds(tmp_path)
     assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]][:3] == [2, 1, 2]
+
+
+def drain_machine(cluster: Any, node: Any, seconds: float) -> None:
+    """Gives the notice that a cloud gives before it takes a machine away."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int(1000 * (time.time() + seconds))
+    accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "taken away", deadline)
+    assert accepted, why
+
+
+@pytest.mark.fault(7, "a machine that is taken away with a notice")
+@pytest.mark.slow
+@pytest.mark.ray
+def test_notice_of_a_machine_writes_a_checkpoint_from_which_the_other_continues(
+    cluster: Any, tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other checkpoint is due, and no failure is allowed: it counts as none."""
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    changes = {
+        "stages__pretrain__epochs": EPOCHS,
+        "stages__pretrain__checkpoint_every": 1_000_000,
+        **scale(cluster.address, [1, 2], max_failures=0),
+    }
+    recipe, checkpoints = recipes.recipe(tmp_path, **changes), tmp_path / "job" / "checkpoints"
+
+    def happen() -> None:
+        wait_until(lambda: len(worlds(tmp_path)) >= 3)
+        assert not list(checkpoints.glob("step-*"))
+        began = time.monotonic()
+        drain_machine(cluster, cluster.workers[1], NOTICE_S)
+        wait_until(lambda: any(checkpoints.glob("step-*")) and NOTICE in (tmp_path / "job" / METRICS_FILE).read_text())
+        assert time.monotonic() - began < NOTICE_S, "before the machine goes"
+        time.sleep(began + NOTICE_S - time.monotonic())
+        cluster.remove_node(cluster.workers[1], allow_graceful=False)
+        wait_until(lambda: worlds(tmp_path)[-1] == 1)
+        (tmp_path / "job" / HURRY_FILE).touch()
+
+    thread = threading.Thread(target=happen, daemon=True)
+    with RaySession(recipe.scale, recipe.stream) as session:
+        session.start()
+        thread.start()
+        launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"), slowly=True)
+    assert not thread.is_alive(), "it has happened"
+    notes = [json.loads(line).get("note", "") for line in (tmp_path / "job" / METRICS_FILE).read_text().splitlines()]
+    (saved, *_) = [int(note.rpartition(" ")[2]) for note in notes if NOTICE in note]
+    assert saved >= 3
+    rows = [json.loads(line) for file in tmp_path.glob("job/trace-0-*.jsonl") for line in file.read_text().splitlines()]
+    assert min(row["step"] for row in rows if row["world"] == 1) >= saved, "nothing before the checkpoint is repeated"
+    stage: Any = recipe.stages["pretrain"]
+    its = pretrain_job.build_job(
+        StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
+    ).plan
+    assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)
 
 
 @pytest.mark.fault(7, "a machine that trials of a search are on")

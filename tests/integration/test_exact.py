@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from firstlight.pipeline.data.loader import Arrays, Encoded, Loader
+from firstlight.pipeline.data.order.id_set import make_id_set
+from firstlight.pipeline.data.order.lane_plan import LanePlan
 from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan, TrainingPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
@@ -36,6 +38,8 @@ class Undecoded(Loader):
 def plan(kind: str) -> TrainingPlan:
     """Returns batches of 16 of 150 training images; mixed ones have 4 of 10 labelled images and 12 others."""
     ids, starts, windowed = np.arange(3, 153), np.arange(0, 1438, 20), "windowed" in kind
+    if kind == "lanes":
+        return LanePlan(make_id_set(ids), starts, 16, 0, 48)
     if "mixed" not in kind:
         return BatchPlan(ids, starts, 16, 0, 48, windowed)
     return SemiSupervisedPlan(
@@ -56,7 +60,7 @@ def streamed(store: Store, its: TrainingPlan, world: int, start: int) -> list[tu
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("kind", ["global", "windowed", "mixed", "mixed windowed"])
+@pytest.mark.parametrize("kind", ["global", "windowed", "lanes", "mixed", "mixed windowed"])
 def test_stream_continues_after_any_step_on_any_number_of_workers(digits: Store, kind: str, world: int) -> None:
     its = plan(kind)
     whole = streamed(digits, its, 1, 0)
@@ -65,7 +69,7 @@ def test_stream_continues_after_any_step_on_any_number_of_workers(digits: Store,
         assert streamed(digits, its, world, start) == whole[start:], f"from step {start}"
 
 
-@pytest.mark.parametrize("kind", ["global", "windowed", "mixed", "mixed windowed"])
+@pytest.mark.parametrize("kind", ["global", "windowed", "lanes", "mixed", "mixed windowed"])
 def test_every_image_is_read_once_an_epoch_except_the_tail(digits: Store, kind: str) -> None:
     its = plan(kind)
     whole = streamed(digits, its, 2, 0)

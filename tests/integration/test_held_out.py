@@ -9,7 +9,8 @@ import torch
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages import pretrain
-from firstlight.pipeline.stages.artifacts import load_decoder, load_encoder
+from firstlight.pipeline.stages.artifacts.companions import load_decoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.learner import Batch

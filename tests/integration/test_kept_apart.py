@@ -10,7 +10,7 @@ from rich.console import Console
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run.runner import RecipeRun, run_recipe
-from firstlight.pipeline.stages.artifacts import read_encoder_spec
+from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
 from tests.support import recipes
 
 PRETRAIN: dict[str, Any] = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1, "batch_size": 16}

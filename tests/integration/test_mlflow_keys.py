@@ -10,7 +10,8 @@ from rich.console import Console
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.tracking.client import TrackingClient, read_run_file
+from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.run_file import read_run_file
 from tests.support import recipes
 from tests.support.paths import ROOT
 from tests.support.recipe_runs import QUIET

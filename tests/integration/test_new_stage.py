@@ -20,12 +20,13 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.objectives import check_measure, read_scores
-from firstlight.pipeline.stages.features.frozen_features import build_extractors, compare_features, compute_features
+from firstlight.pipeline.stages.features.frozen_features import build_extractors, compute_features
 from firstlight.pipeline.stages.registry import STAGES, register_stage
+from firstlight.pipeline.stages.sections.feature_measures import compare_features
 from firstlight.pipeline.stages.stage import RESULT_FILE, StageInstance
 from firstlight.pipeline.stages.stage_kind import StageKind
-from firstlight.pipeline.tracking.client import read_run_id
 from firstlight.pipeline.tracking.lineage import Run
+from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from tests.support import recipes

@@ -13,11 +13,13 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages import finetune
+from firstlight.pipeline.stages.finetune import FinetuneStage
+from firstlight.pipeline.stages.finetuning.views import list_scored_views
 from firstlight.pipeline.stages.prediction.answers import ImageClasses, ImageMask
 from firstlight.pipeline.stages.prediction.image_items import StoreImages
 from firstlight.pipeline.stages.prediction.predictor import predict_items
 from firstlight.pipeline.stages.prediction.saved_model import read_model
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.downstream.segment import confusion_counts
@@ -37,8 +39,8 @@ def run_finetune(storage: Path, **changes: Any) -> tuple[Recipe, Path, dict[str,
     (folder,) = (storage / recipe.name).glob("finetune-seed0-*")
     (store,) = (storage / "stores").glob("*/")
     worker = StageContext.create(recipe, Store.open(store), on_ray=False)
-    told, stage = finetune.FinetuneStage().read_score, recipe.stages["finetune"]
-    assert isinstance(stage, finetune.Finetune)
+    told, stage = FinetuneStage().read_score, recipe.stages["finetune"]
+    assert isinstance(stage, Finetune)
     instance = StageInstance("finetune", 0, "f", folder)
     scores = {m.name: told(stage, m, "scratch", "test", instance) for m in stage.measures}
     return recipe, folder / "model", scores, worker
@@ -59,7 +61,7 @@ def test_predicted_classes_of_test_images_are_those_that_were_scored(tmp_path: P
     model, ids = read_model(folder), worker.splits.test
     found = [item.answer for item in predict_items(StoreImages(worker.store, ids), model, batch_size=len(ids))]
     stage: Any = recipe.stages["finetune"]
-    (batch,) = worker.iterate_batches(ids, len(ids), finetune.test_views(worker, stage))
+    (batch,) = worker.iterate_batches(ids, len(ids), list_scored_views(worker, stage))
     task: Any = model.task
     with torch.inference_mode():
         expected = task.mean_logits(batch).softmax(1).numpy()

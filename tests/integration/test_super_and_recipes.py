@@ -7,10 +7,10 @@ import pytest
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.stages.evaluate import Evaluate
 from firstlight.pipeline.stages.pretraining.job import batch_requirements_of
 from firstlight.pipeline.stages.pretraining.section import Pretrain
-from firstlight.pipeline.stages.retrieve import Retrieve
+from firstlight.pipeline.stages.sections.evaluate import Evaluate
+from firstlight.pipeline.stages.sections.retrieve import Retrieve
 
 NAMES = [recipe.name for recipe in list_recipes() if recipe.name.startswith("super_and/")]
 RESNET18 = "super_and/table1_cifar10_resnet18"

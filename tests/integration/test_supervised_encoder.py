@@ -13,7 +13,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages.artifacts import load_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.pictures import FILTERS_FILE, load_filters
 from firstlight.pipeline.tracking.lineage import read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location

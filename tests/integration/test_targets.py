@@ -18,8 +18,8 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.report.score_table import make_score_table, score_facts
 from firstlight.pipeline.run import preflight
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages import finetune
-from firstlight.pipeline.stages.finetune import Finetune
+from firstlight.pipeline.stages.finetuning.views import list_scored_views
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
@@ -278,7 +278,7 @@ def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: P
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
     worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
     assert isinstance(stage, Finetune)
-    views = finetune.test_views(worker, stage)
+    views = list_scored_views(worker, stage)
     assert views == [built.dataset.train_augment] * 10
     (first,), (again,) = (list(worker.iterate_batches(worker.splits.test, 8, views, "present")) for _ in range(2))
     assert len({view.numpy().tobytes() for view in first.views}) == 10

@@ -11,7 +11,7 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
-from firstlight.pipeline.stages.finetune import Finetune
+from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.downstream.detect import Detection

@@ -13,7 +13,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.stages import finetune
+from firstlight.pipeline.stages.finetuning.views import list_scored_views
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.downstream.segment import Segmentation
 from firstlight.tasks.downstream.whole_images import VOID_CLASS
@@ -99,7 +99,7 @@ def test_every_labelled_pixel_of_an_image_counts_once(
     built = large_recipe(tmp_path, root, 225, **given)
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
     worker, stage = StageContext.create(built, store, on_ray=False), built.stages["finetune"]
-    views = finetune.test_views(worker, stage)  # type: ignore[arg-type]
+    views = list_scored_views(worker, stage)  # type: ignore[arg-type]
     task = Segmentation(Encoder(built.network_spec, 225), 3, norm="group").eval()
     monkeypatch.setattr(task, "compute_logits", tell_by_level)
     counts = [task.observe(batch)[0] for batch in worker.iterate_batches(worker.splits.test, 3, views, "mask", True)]
@@ -138,7 +138,7 @@ def test_default_scores_the_view(tmp_path: Path, root: Path) -> None:
     stage: Any = built.stages["finetune"]
     store = prepare(built.dataset, tmp_path / "stores", lambda: False, lambda done, total: None)
     worker = StageContext.create(built, store, on_ray=False)
-    assert finetune.test_views(worker, stage) == [built.dataset.eval_augment]
+    assert list_scored_views(worker, stage) == [built.dataset.eval_augment]
 
 
 def test_task_without_masks_is_refused(tmp_path: Path, root: Path) -> None:

@@ -15,7 +15,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.plan import SearchPlan
-from firstlight.pipeline.stages.artifacts import load_encoder
+from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from tests.support import recipes, searches
 
 STAGES = {

@@ -37,7 +37,7 @@ def data(name: str, folder: Path) -> tuple[str, ...]:
     """Returns the overrides that point a recipe to its data, which are written the first time."""
     dataset = yaml_reader.read_yaml(RECIPES_FOLDER / f"{name}.yaml")["dataset"]
     kind = dataset if isinstance(dataset, str) else dataset["name"]
-    if kind == "digits":
+    if kind in ("digits", "mnist_5k"):
         return ()
     layout = {"list": "imagenet_devkit", "folder": "imagenet_devkit"}.get(kind, kind)
     root = folder / layout

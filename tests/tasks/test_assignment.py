@@ -165,9 +165,9 @@ def test_first_candidates_alone_do_not_meet_the_bound_where_images_compete(monke
 def test_prices_prove_that_an_assignment_is_the_best_of_its_candidates(n: int, seed: int) -> None:
     """Linear programming duality: no candidate costs less than its row's and its column's price, the chosen ones not
     more."""
-    costs = assignment._centred_costs(unit(n, 8, seed), unit(n, 8, seed + 1))
+    costs, is_usable = assignment._centred_costs(unit(n, 8, seed), unit(n, 8, seed + 1))
     assert costs is not None
-    graph = assignment._CandidateGraph.from_pairs(costs, assignment._nearest_pairs(costs))
+    graph = assignment._CandidateGraph.from_pairs(costs, assignment._nearest_pairs(costs), is_usable)
     order = assignment._solve_graph(graph)
     prices = assignment._dual_prices(graph, order)
     chosen = costs.double().numpy()[np.arange(n), order] - prices[order]

@@ -1,6 +1,12 @@
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.training_cases import METHOD_TRAININGS, TASK_TRAININGS, make_noise_batch
+from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.learner import Batch, Learner
 from firstlight.tasks.sample_table import SampleTable
 from tests.support.batches import image_batch, mask_batch
@@ -60,3 +66,49 @@ def test_tables_move_with_the_parameters() -> None:
     learner = Mean()
     learner.move_to_device(torch.device("meta"))
     assert {learner.scale.device.type, learner.tables["means"].values.device.type} == {"meta"}
+
+
+NETWORKS = {
+    "byol": {"encoder", "projector", "predictor", "target_encoder.network", "target_projector.network"},
+    "mae": {"encoder", "decoder"},
+    "nat": {"encoder", "head"},
+    "fixmatch": {"encoder", "classifier"},
+    "detect": {"encoder"},
+    "segment": {"encoder", "head"},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_networks_are_the_learner_s_own(name: str) -> None:
+    case = next(case for case in (*METHOD_TRAININGS, *TASK_TRAININGS) if case.name == name)
+    learner = case.build_learner(32, 16, 2, 4)
+    names = {id(module): key for key, module in learner.named_modules()}
+    assert {names[id(network)] for network in learner.list_networks()} == NETWORKS[name]
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "mae", "distill"])
+def test_compiled_networks_have_the_same_loss_and_the_same_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch's compiler, and run as traced: its backend for CPUs takes minutes."""
+    compiled: list[object] = []
+    original = torch.compile
+
+    def trace(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return original(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", trace)
+    case = next(case for case in METHOD_TRAININGS if case.name == name)
+    losses, keys = [], []
+    for compiles in (False, True):
+        learner = case.build_learner(32, 16, 2, 4)
+        if compiles:
+            learner.compile_networks()
+        arrays = make_noise_batch(case, 32, np.arange(8), np.zeros(8, np.int64))
+        learner.train().begin_epoch(0)
+        torch.manual_seed(0)
+        losses.append(float(learner(to_batch(arrays, torch.device("cpu")))["loss"]))
+        keys.append([*learner.state_dict()])
+    # Of MAE also the pass of visible patches; of a distillation the teacher.
+    assert len(compiled) == len(learner.list_networks()) + (name == "mae")
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert keys[0] == keys[1]

@@ -19,7 +19,7 @@ FIRST_VIEW_STREAM = 1 << 32
 NUMBERS_PER_OP = 64
 
 
-def _mix_bits(x: np.ndarray) -> np.ndarray:
+def mix_bits(x: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64, in place."""
     x ^= x >> FIRST_SHIFT
     x *= FIRST_MULTIPLIER
@@ -35,14 +35,14 @@ def derive_view_keys(seed: int, passes: np.ndarray, ids: np.ndarray, view: int) 
     for part in (np.uint64(0), passes.astype(np.uint64), ids.astype(np.uint64), np.uint64(FIRST_VIEW_STREAM + view)):
         key ^= part
         key += GOLDEN_GAMMA
-        key = _mix_bits(key)
+        key = mix_bits(key)
     return key
 
 
 def draw_levels(keys: np.ndarray, count: int) -> np.ndarray:
     """(B,) uint64 -> (B, count) uint8: levels of noise, 256 times the numbers of `tasks.counter_rng.draw_uniform`."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_GAMMA
-    return (_mix_bits(keys[:, None] + counters) >> LEVEL_SHIFT).astype(np.uint8)
+    return (mix_bits(keys[:, None] + counters) >> LEVEL_SHIFT).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,5 @@ class CounterRng:
         assert count <= NUMBERS_PER_OP
         first = self.op * NUMBERS_PER_OP + 1
         counters = np.arange(first, first + count, dtype=np.uint64) * GOLDEN_GAMMA
-        numbers: np.ndarray = (_mix_bits(self.keys[:, None] + counters) >> MANTISSA_SHIFT) * 2.0**-53
+        numbers: np.ndarray = (mix_bits(self.keys[:, None] + counters) >> MANTISSA_SHIFT) * 2.0**-53
         return numbers

@@ -1,6 +1,7 @@
 """Encoded bytes -> RGB pixels, as a total function: any bytes give an image or a `BadImage`, nothing else.
 
-Only Pillow decodes: torchvision's PNG decoder ends the whole process on a file with a bad checksum.
+Pillow decodes, but for whole JPEG files (`plain_jpeg`). torchvision's PNG decoder ends the whole process on a file with
+a bad checksum.
 """
 
 import sys
@@ -36,6 +37,7 @@ from firstlight.pipeline.data.images.orientation import (
     turn_image_upright,
     turn_size,
 )
+from firstlight.pipeline.data.images.plain_jpeg import decode_plain_jpeg, open_simple_jpeg
 from firstlight.pipeline.data.images.repair import repair_image
 
 
@@ -47,7 +49,9 @@ class ImageFrame(NamedTuple):
     orientation: int
 
 
-def open_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | None = None) -> Image.Image:
+def open_rgb(
+    data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | None = None, least_side: int | None = None
+) -> Image.Image:
     """Decodes to an image of mode "RGB", fully loaded and upright.
 
     `info` holds `mode` and `format` of the file; if the image was not upright, its EXIF `orientation`; if it has more
@@ -56,11 +60,15 @@ def open_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | No
     blended on white. More than 8 bits are scaled to the range of their kind in `levels`, the ranges of the data set;
     without one, as `guess_level_range` describes. EXIF data that cannot be read is ignored.
 
+    `least_side`: a JPEG file may be decoded smaller, see `decode_plain_jpeg`; `info` then holds its own `size`.
+
     Raises:
         BadImage: the bytes are not a whole image of one of `IMAGE_FORMATS` or of an extra that is installed, or the
             header declares more than `max_pixels` pixels.
     """
-    return raise_only_bad_image(lambda: _open_repaired(data, max_pixels, levels or {}), max_pixels)
+    if (simple := open_simple_jpeg(data, max_pixels, least_side)) is not None:
+        return simple
+    return raise_only_bad_image(lambda: _open_repaired(data, max_pixels, levels or {}, least_side), max_pixels)
 
 
 def decode_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | None = None) -> np.ndarray:
@@ -105,10 +113,10 @@ def _find_frame(image: Image.Image, data: bytes) -> ImageFrame:
     return ImageFrame(turn_size(upright, orientation), upright, orientation)
 
 
-def _open_repaired(data: bytes, max_pixels: int, levels: LevelRanges) -> Image.Image:
+def _open_repaired(data: bytes, max_pixels: int, levels: LevelRanges, least_side: int | None) -> Image.Image:
     """Opens an image; if it cannot be read, as a file with the same pixels that can."""
     try:
-        return _open_rgb(data, max_pixels, levels)
+        return _open_rgb(data, max_pixels, levels, least_side)
     except Exception as error:
         if isinstance(error, Image.DecompressionBombError):
             raise
@@ -130,9 +138,16 @@ def _explain_cut_off(data: bytes, error: Exception) -> Exception:
     return BadImage(f"is truncated: {len(data)} of at least {declared} bytes are there", "truncated")
 
 
-def _open_rgb(data: bytes, max_pixels: int, levels: LevelRanges) -> Image.Image:
+def _open_rgb(data: bytes, max_pixels: int, levels: LevelRanges, least_side: int | None = None) -> Image.Image:
     image = _open_header(data, max_pixels)
     facts: dict[str | tuple[int, int], Any] = {"mode": image.mode, "format": str(image.format)}
+    if (plain := decode_plain_jpeg(data, image, least_side)) is not None:
+        orientation = read_orientation(image)
+        facts |= {"orientation": orientation} if orientation in EXIF_TRANSPOSES else {}
+        facts |= {"size": turn_size(image.size, orientation)} if plain.size != image.size else {}
+        rgb = turn_image_upright(plain, orientation)
+        rgb.info = facts
+        return rgb
     is_deep = is_deep_colour(image, data)
     if is_deep and has_mixed_planes(image):
         raise BadImage("has 16 bits a sample in separate planes, which is not read; valid: interleaved samples")

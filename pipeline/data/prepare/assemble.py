@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from firstlight.pipeline.data.duplicates import write_duplicates
 from firstlight.pipeline.data.image_statistics import SourceStatistics
+from firstlight.pipeline.data.images.shrink import SHRINKING_RULES, STORED_JPEG_QUALITY
 from firstlight.pipeline.data.manifest import (
     DAMAGE_ERRORS,
     MANIFEST_FILE,
@@ -50,11 +51,12 @@ def assemble_store(
     *,
     root: str | None,
     depth: int | None = None,
+    side: int | None = None,
 ) -> None:
     """Numbers the images of the jobs' shards, then writes the side tables and, last, the manifest.
 
     `results`: of all jobs, in source order. `statistics`: of the images of `old` and of the jobs. `root`: the location
-    of the source, for the manifest. `depth`: `dataset.depth`.
+    of the source, for the manifest. `depth`: `dataset.depth`. `side`: that of `PartWriter`.
 
     Raises:
         UserError: no training image can be decoded, storage cannot be written, or the new images need another range of
@@ -68,8 +70,11 @@ def assemble_store(
         raise UserError(f"{problem}; no image is left for training")
     levels = decide_levels(statistics.whole.levels, depth, old)
     lost = _find_lost_classes(source, statistics) if num_bad else {}
+    counted = statistics.dump()
+    shrunk = {**counted.pop("shrunk", {}), "side": side, "quality": STORED_JPEG_QUALITY, "rules": SHRINKING_RULES}
     images = {
-        **statistics.dump(),
+        **counted,
+        **({"shrunk": shrunk} if side is not None else {}),
         **({"lost_classes": lost} if lost else {}),
         **({"levels": levels} if levels else {}),
         "duplicates": write_duplicates(folder, shards),

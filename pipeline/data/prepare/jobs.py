@@ -14,6 +14,7 @@ from typing import Any
 
 import PIL
 import pyarrow as pa
+import simplejpeg
 from PIL.Image import Image
 
 from firstlight.pipeline.data.annotations import count_annotations, pack_columns
@@ -22,16 +23,30 @@ from firstlight.pipeline.data.images import BadImage, open_rgb
 from firstlight.pipeline.data.images.decode import ImageFrame
 from firstlight.pipeline.data.images.levels import check_depth, list_pixel_readings
 from firstlight.pipeline.data.images.orientation import turn_size
+from firstlight.pipeline.data.images.shrink import DECODED_SIDE_RATIO, SHRINKING_RULES, find_own_size, shrink_image
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, STORE_FORMAT, Shard, canonical_json, file_sha256
 from firstlight.pipeline.data.prepare.fitting import fit_annotation
-from firstlight.pipeline.data.shards import ShardRow, read_annotation_columns, read_shard_rows, write_shard
+from firstlight.pipeline.data.shards import (
+    ShardRow,
+    read_annotation_columns,
+    read_shard_rows,
+    short_digest,
+    write_shard,
+)
 from firstlight.pipeline.data.sources import Record, Source, SourcePart
 from firstlight.pipeline.files import write_atomically
 
 # Changes with the rules by which images and annotations are read.
 READING_RULES = 1
 # Versions that decide a shard's bytes: parts that another version wrote are decoded again.
-MADE_BY = {"format": STORE_FORMAT, "readings": READING_RULES, "Pillow": PIL.__version__, "pyarrow": pa.__version__}
+MADE_BY = {
+    "format": STORE_FORMAT,
+    "readings": READING_RULES,
+    "shrinking": SHRINKING_RULES,
+    "Pillow": PIL.__version__,
+    "simplejpeg": simplejpeg.__version__,
+    "pyarrow": pa.__version__,
+}
 # A job, its record and its result are JSON objects: they travel between processes.
 PrepareJob = dict[str, Any]
 # Runs a function for each of some jobs and yields the results in any order.
@@ -63,6 +78,8 @@ class PartWriter:
     max_pixels: int
     # `dataset.depth`
     depth: int | None = None
+    # The shorter side that larger images are stored with, in pixels; None: all are stored as they are.
+    side: int | None = None
 
     def __call__(self, job: PrepareJob) -> PrepareJob:
         """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined: count, census} or {error}."""
@@ -102,11 +119,16 @@ class PartWriter:
                 statistics.refused[error.kind] += 1
                 continue
             kind = str(image.info["mode"]), str(image.info["format"])
-            counts = count_annotations(annotation, image.size) if annotation else None
-            statistics.add(image.size, kind, record.label, len(data), counts)
-            _count_readings(statistics, image)
+            counts = count_annotations(annotation, frame.upright) if annotation else None
+            stored, shown, size = data, image, frame.upright
+            if self.side is not None and (small := shrink_image(data, image, self.side)) is not None:
+                stored, shown, size = small.data, small.pixels, small.pixels.size
+                statistics.add_shrunk(len(data), len(stored))
+            statistics.add(size, kind, record.label, len(stored), counts)
+            _count_readings(statistics, shown)
             statistics.readings.update(annotation.readings if annotation else {})
-            yield data, record.label, record.path, *pack_columns(annotation, self.source.annotations)
+            columns = pack_columns(annotation, self.source.annotations)
+            yield stored, record.label, record.path, short_digest(data), *columns
 
     def _decode_image(self, record: Record) -> tuple[bytes, Image]:
         """Returns the bytes and the pixels of a record; pixels of more than 8 bits are not scaled for the set yet.
@@ -116,7 +138,10 @@ class PartWriter:
         """
         if record.data is None:
             raise BadImage(str(record.reason), "not read")
-        image = open_rgb(record.data, self.max_pixels)
+        if self.side is None:
+            image = open_rgb(record.data, self.max_pixels)
+        else:
+            image = open_rgb(record.data, self.max_pixels, least_side=DECODED_SIDE_RATIO * self.side)
         if self.depth is not None and "levels" in image.info:
             kind, low, high = image.info["levels"]
             check_depth(kind, low, high, self.depth)
@@ -124,8 +149,8 @@ class PartWriter:
 
 
 def _find_image_frame(image: Image) -> ImageFrame:
-    orientation = int(image.info.get("orientation", 1))
-    return ImageFrame(turn_size(image.size, orientation), image.size, orientation)
+    orientation, size = int(image.info.get("orientation", 1)), find_own_size(image)
+    return ImageFrame(turn_size(size, orientation), size, orientation)
 
 
 def _count_readings(statistics: ImageStatistics, image: Image) -> None:

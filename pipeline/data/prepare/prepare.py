@@ -50,20 +50,21 @@ def prepare(
     on_ray: Callable[[], bool],
     progress: Callable[[int, int], None],
     tell: Callable[[Sequence[str]], None] = lambda lines: None,
+    auto_side: int | None = None,
 ) -> Store:
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
     `on_ray` is called if there is something to write; it returns True if Ray, started by then, is to write it. On Ray,
     all nodes must share the storage of `stores`. `progress(done, total)` is called with numbers of images: of the
     source, or of the store that is verified. `tell(lines)` is called with what was read as what, before a store is
-    written.
+    written. `auto_side`: what `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
             earlier store with images that are missing from the source or changed.
     """
     source = open_source(dataset if dataset.extends is None else _without_test_fraction(dataset))
-    target = find_target(dataset, source, stores)
+    target = find_target(dataset, source, stores, auto_side)
     try:
         if (target.folder / MANIFEST_FILE).exists():
             store = Store.open(target.folder)
@@ -117,10 +118,20 @@ def _write_store(
                 link_shards(old, folder)
             jobs = append_jobs(target.old_shards, list_jobs(source, IMAGES_PER_SHARD))
             _remove_leftovers(folder, {shard.file for shard in target.old_shards} | {job["file"] for job in jobs})
-            writer = PartWriter(source, folder, dataset.max_pixels, dataset.depth)
+            writer = PartWriter(source, folder, dataset.max_pixels, dataset.depth, target.side)
             results, statistics = _write_parts(writer, jobs, old, run_jobs, progress)
             root = None if dataset.root is None else str(dataset.root)
-            assemble_store(folder, source, old, results, statistics, run_jobs, root=root, depth=dataset.depth)
+            assemble_store(
+                folder,
+                source,
+                old,
+                results,
+                statistics,
+                run_jobs,
+                root=root,
+                depth=dataset.depth,
+                side=target.side,
+            )
     _remove_records(folder)
     return Store.open(folder)
 

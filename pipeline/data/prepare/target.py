@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from firstlight.pipeline.data.images.shrink import SHRINKING_RULES
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, STORE_FORMAT, Shard, canonical_json
 from firstlight.pipeline.data.prepare.extend import blame_extends, is_store, open_earlier_store
 from firstlight.pipeline.data.prepare.extend_checks import check_same_kind
+from firstlight.pipeline.data.prepare.store_side import choose_store_side, keep_store_side
 from firstlight.pipeline.data.sources import Source, SourceOptions
 from firstlight.pipeline.data.sources.files import decode_path, parse_local_path
 from firstlight.pipeline.data.sources.source_splits import DEFAULT_TEST_FRACTION
@@ -44,6 +46,9 @@ class PrepareOptions(SourceOptions, Protocol):
     @property
     def depth(self) -> int | None: ...
 
+    @property
+    def store_size(self) -> int | str: ...
+
 
 @dataclass(frozen=True)
 class StoreTarget:
@@ -51,6 +56,8 @@ class StoreTarget:
 
     folder: Path
     old: Store | None = None
+    # The shorter side that larger images are stored with, in pixels; None: all are stored as they are.
+    side: int | None = None
 
     @property
     def old_shards(self) -> tuple[Shard, ...]:
@@ -68,16 +75,17 @@ class StoreTarget:
                 self.old.verify(progress)
 
 
-def find_target(dataset: PrepareOptions, source: Source, stores: Path) -> StoreTarget:
+def find_target(dataset: PrepareOptions, source: Source, stores: Path, auto_side: int | None = None) -> StoreTarget:
     """Returns the folder below `stores` of the store of `dataset`, and the store that it extends.
 
     If the earlier store was deleted after the extended one was finished, the extended one is found by its manifest.
 
     Raises:
-        UserError: `dataset.extends` is not a whole store.
+        UserError: `dataset.extends` is not a whole store, or `dataset.store_size` is not possible.
     """
     if dataset.extends is None:
-        return StoreTarget(_choose_folder(dataset, source, stores))
+        side = choose_store_side(dataset.store_size, auto_side, source)
+        return StoreTarget(_choose_folder(dataset, source, stores, **_state_side(side)), side=side)
     if not is_store(dataset.extends):
         for manifest in sorted(stores.glob(f"{dataset.name}-*/{MANIFEST_FILE}")):
             with contextlib.suppress(UserError):
@@ -86,17 +94,22 @@ def find_target(dataset: PrepareOptions, source: Source, stores: Path) -> StoreT
                     if (earlier.name, folder) == (Path(dataset.extends).name, manifest.parent):
                         return StoreTarget(folder)
     old = open_earlier_store(dataset.extends)
-    return StoreTarget(_choose_folder(dataset, source, stores, extends=old.hash), old)
+    side = keep_store_side(dataset.store_size, old)
+    return StoreTarget(_choose_folder(dataset, source, stores, extends=old.hash), old, side)
 
 
-def _choose_folder(dataset: PrepareOptions, source: Source, stores: Path, **extends: str) -> Path:
+def _state_side(side: int | None) -> dict[str, str]:
+    return {} if side is None else {"store_side": f"{side} by rules {SHRINKING_RULES}"}
+
+
+def _choose_folder(dataset: PrepareOptions, source: Source, stores: Path, **besides: str) -> Path:
     """Returns the folder of the store; that of a whole store of an earlier version, if it has the same images."""
-    decides = {"fingerprint": source.fingerprint, **extends}
+    decides = {"fingerprint": source.fingerprint, **besides}
     if place := _find_place(dataset, source):
         decides["place"] = place
     folder = _name_folder(dataset, stores, decides)
     if source.identity == "sample" and not (folder / MANIFEST_FILE).exists():
-        earlier = _name_folder(dataset, stores, {"fingerprint": source.earlier_fingerprint, **extends})
+        earlier = _name_folder(dataset, stores, {"fingerprint": source.earlier_fingerprint, **besides})
         if (earlier / MANIFEST_FILE).exists() and _has_same_images(earlier, dataset, source):
             return earlier
     return folder

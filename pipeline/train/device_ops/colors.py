@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstlight.pipeline.train.accelerator.transfer import send_array
+
 
 def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1) on the device of `images`."""
-    return torch.from_numpy(values).to(images.device)[:, None, None, None]
+    return send_array(values, images.device)[:, None, None, None]
 
 
 def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
@@ -19,7 +21,7 @@ def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
         for k, change in enumerate((_change_brightness, _change_contrast, _change_saturation, _change_hue)):
             rows = np.flatnonzero((drawn[:, turn] == k) & (drawn[:, k] != float(k < 3)))
             if len(rows):
-                index = torch.from_numpy(rows).to(images.device)
+                index = send_array(rows, images.device)
                 images[index] = change(images[index], drawn[rows, k])
     return images
 
@@ -55,7 +57,7 @@ def _to_luma(images: Tensor) -> Tensor:
 
 def _change_hue(images: Tensor, turns: np.ndarray) -> Tensor:
     hue, saturation, value = _to_hsv(images)
-    by = torch.from_numpy(np.rint(255 * turns).astype(np.int64)).to(images.device)[:, None, None]
+    by = send_array(np.rint(255 * turns).astype(np.int64), images.device)[:, None, None]
     return _to_rgb((hue + by) % 256, saturation, value)
 
 

@@ -11,6 +11,7 @@ from firstlight.pipeline.data.augment.pixel_params import (
     blur_weights,
     reflect_indices,
 )
+from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import blend_images, expand_per_image
 from firstlight.tasks.counter_rng import draw_uniform
 
@@ -20,8 +21,8 @@ def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     images = images.clone()
     for radius in np.unique(drawn[drawn[:, 0] > 0.0, 1]).astype(int).tolist():
         rows = np.flatnonzero((drawn[:, 0] > 0.0) & (drawn[:, 1] == radius))
-        index = torch.from_numpy(rows).to(images.device)
-        weights = torch.from_numpy(blur_weights(drawn[rows, 0], radius)).to(images.device)
+        index = send_array(rows, images.device)
+        weights = send_array(blur_weights(drawn[rows, 0], radius), images.device)
         levels = images[index].float()
         for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
             levels = _sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
@@ -32,7 +33,7 @@ def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 def _sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
     """(B, 3, H, W) levels and (B, radius + 1) weights -> the weighted sums along an axis."""
     side, radius = levels.shape[axis], weights.shape[1] - 1
-    continued = levels.index_select(axis, torch.from_numpy(reflect_indices(side, radius)).to(levels.device))
+    continued = levels.index_select(axis, send_array(reflect_indices(side, radius), levels.device))
     total = continued.narrow(axis, radius, side) * weights[:, 0, None, None, None]
     for distance in range(1, radius + 1):
         both = continued.narrow(axis, radius - distance, side) + continued.narrow(axis, radius + distance, side)
@@ -45,7 +46,7 @@ def sharpen_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     rows = np.flatnonzero(drawn[:, 0] != 1.0)
     if not len(rows):
         return images
-    images, index = images.clone(), torch.from_numpy(rows).to(images.device)
+    images, index = images.clone(), send_array(rows, images.device)
     images[index] = blend_images(_smooth_images(images[index]).float(), images[index], drawn[rows, 0])
     return images
 
@@ -72,7 +73,7 @@ def erase_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     erased = torch.where(inside, level.clamp(min=0.0).to(torch.uint8), images)
     noisy = np.flatnonzero((drawn[:, 4] == NOISE) & (drawn[:, 2] > drawn[:, 0]))
     if len(noisy):
-        index = torch.from_numpy(noisy).to(images.device)
+        index = send_array(noisy, images.device)
         numbers = draw_uniform(key[index].flatten().long(), size * size * 3).mul_(256).to(torch.uint8)
         noise = numbers.unflatten(1, (size, size, 3)).permute(0, 3, 1, 2)
         erased[index] = torch.where(inside[index], noise, erased[index])

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import expand_per_image
 
 
@@ -12,7 +13,7 @@ def solarize_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     rows = np.flatnonzero(drawn[:, 0] <= 255)
     if not len(rows):
         return images
-    index = torch.from_numpy(rows).to(images.device)
+    index = send_array(rows, images.device)
     own = images[index]
     inverted = torch.where(own >= expand_per_image(np.ceil(drawn[rows, 0]).astype(np.uint8), images), 255 - own, own)
     return images.index_copy(0, index, inverted)

@@ -6,15 +6,29 @@ import pytest
 from click.testing import CliRunner
 
 from firstlight.pipeline.cli.main import cli
+from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.lineage import read_lineage
 from firstlight.pipeline.tracking.location import parse_location
+from tests.support.folders_of_noise import write_noise_folder
 from tests.support.mlflow_runs import Past, chain
 
 
 def run_command(*arguments: str) -> str:
     """Returns what a command prints; its errors are raised."""
     return CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False).output
+
+
+def test_init_writes_a_recipe_and_tells_what_was_chosen(tmp_path: Path) -> None:
+    write_noise_folder(tmp_path / "images", {"a": 10, "b": 10}, (40, 36))
+    out = tmp_path / "mine.yaml"
+    *reasons, last = run_command(
+        "init", str(tmp_path / "images"), "--out", str(out), "--method", "simclr", "--epochs", "3"
+    ).splitlines()
+    assert [line.partition(":")[0] for line in reasons] == ["images", "size", "network", "method", "length"]
+    assert last == f"written; next: firstlight run {out}"
+    pretrain = load_recipe(out).stages["pretrain"]
+    assert (pretrain.method.name, pretrain.epochs) == ("simclr", 3)  # type: ignore[attr-defined]
 
 
 def test_runs_lists_the_named_recipes_up_to_the_limit(location: str) -> None:

@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 
 LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it again"
 COMMANDS = {
+    "init",
     "config",
     "recipes",
     "search",
@@ -38,6 +39,7 @@ COMMANDS = {
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
     **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
+    "init": {"--out", "--model", "--weights", "--method", "--epochs"},
     "config": {"--smoke"},
     "recipes": set(),
     "search": {"-v", "--verbose"},

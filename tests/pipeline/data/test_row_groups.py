@@ -60,7 +60,7 @@ def test_flipped_bits_are_detected_or_harmless(store_copy: Store) -> None:
 def test_shard_with_other_ids_is_refused(store_copy: Store) -> None:
     """A whole file with a good checksum, but of other ids."""
     file = store_copy.path / "train-00000.parquet"
-    rows = [(image_content(i), 0, "x") for i in range(200)]
+    rows = [(image_content(i), 0, "x", i) for i in range(200)]
     other = write_shard(store_copy.path, Shard(file.name, "train", 1, 0, (), 0, ""), rows)
     raw = load_manifest(store_copy)
     raw["shards"][0].update(bytes=other.bytes, sha256=other.sha256)

@@ -24,7 +24,7 @@ def test_shard_columns_are_compressed_except_images(text_store: Store) -> None:
 
 def test_row_group_is_cut_at_the_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "MAX_GROUP_BYTES", 10)
-    rows = [(b"x" * count, 0, "p") for count in (4, 6, 1, 20, 3)]
+    rows = [(b"x" * count, 0, "p", 2**64 - count) for count in (4, 6, 1, 20, 3)]
     written = write_shard(tmp_path, Shard("train-00000.parquet", "train", 7, 0, (), 0, ""), rows)
     assert written is not None
     assert written.row_groups == (2, 1, 1, 1)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from firstlight.pipeline.data.order.lane_plan import LanePlan
+from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.train import context as context_module
@@ -62,7 +64,23 @@ def test_shuffle_decides_the_order_of_a_small_store(
     tmp_path: Path, digits: Store, shuffle: str, windowed: bool
 ) -> None:
     context = make_context(tmp_path, digits, stream__shuffle=shuffle)
-    assert context.build_plan(context.splits.train, 32, 0).windowed == windowed
+    plan = context.build_plan(context.splits.train, 32, 0)
+    assert isinstance(plan, BatchPlan)
+    assert plan.windowed == windowed
+
+
+def test_lanes_are_chosen_by_name_and_for_many_images(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, auto = make_context(tmp_path, digits, stream__shuffle="lanes"), make_context(tmp_path, digits)
+    ids = auto.splits.train
+    chosen = named.build_plan(ids, 32, 0)
+    assert isinstance(chosen, LanePlan)
+    assert np.array_equal(chosen.ids, ids)
+    monkeypatch.setattr(context_module, "LANE_PLAN_IMAGES", len(ids))
+    assert auto.build_plan(ids, 32, 0) == chosen
+    monkeypatch.setattr(context_module, "LANE_PLAN_IMAGES", len(ids) + 1)
+    assert isinstance(auto.build_plan(ids, 32, 0), BatchPlan)
 
 
 def test_window_holds_at_most_the_image_cache(tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +88,12 @@ def test_window_holds_at_most_the_image_cache(tmp_path: Path, digits: Store, mon
     per_image = sum(shard.bytes for shard in digits.shards) // sum(shard.count for shard in digits.shards)
     monkeypatch.setattr(context_module, "IMAGE_CACHE_BYTES", 20 * per_image)
     plan = make_context(tmp_path, digits).build_plan(np.arange(100), 10, 0)
+    assert isinstance(plan, BatchPlan)
     assert plan.windowed
     assert plan.window == 20
 
 
 def test_stream_resident_on_that_is_not_possible_raises(tmp_path: Path, digits: Store) -> None:
     store = replace(digits, images={"width": [3, 50], "height": [4, 60]})
-    with pytest.raises(UserError, match=r"^stream.resident: 'on' is not possible: it needs images of one size"):
+    with pytest.raises(UserError, match=r"^stream.resident: 'on' is not possible: the store does not say how large"):
         make_context(tmp_path, store, stream__resident="on")

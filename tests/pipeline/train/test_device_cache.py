@@ -11,23 +11,27 @@ import pytest
 import torch
 
 from firstlight.pipeline.config.scale import StreamOptions
+from firstlight.pipeline.data import loader as loader_module
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, list_view_columns
 from firstlight.pipeline.data.plan import BatchPlan
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages import finetune
+from firstlight.pipeline.stages.finetuning.arms import build_arm_task
+from firstlight.pipeline.stages.finetuning.job import build_finetune_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import device_cache
 from firstlight.pipeline.train import loop as fit_module
 from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.held import budget
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from firstlight.pipeline.train.training_job import to_batch
 from tests.support import recipes
 from tests.support.augmentations import PIPELINES
 from tests.support.gloo import Pool
 from tests.support.local_training import Stopped, train
+from tests.support.photograph_folders import prepare_photographs, write_photographs
 
 CPU = torch.device("cpu")
 HELD = np.arange(2, 600)  # more than are trained on
@@ -169,14 +173,19 @@ def test_each_worker_decodes_a_part_and_caches_all(pool: Pool, digits: Store, co
     assert [seen for _, seen in answers] == [count - count // 2, count // 2]
 
 
-SEVERAL = {"width": [3, 50], "height": [4, 60], "modes": {}}
+# A hundred images in the bins of 3 x 4 and 50 x 60 pixels each
+SEVERAL = {"width": [3, 50], "height": [4, 60], "modes": {}, "sizes": [[6, 8, 100], [22, 23, 100]]}
 
 
 @pytest.mark.parametrize(
     ("settings", "images", "complaint"),
     [
-        ({}, SEVERAL, "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: auto, off"),
-        ({}, {}, "it needs images of one size"),
+        ({}, {}, "the store does not say how large its images are; valid: auto, off"),
+        (
+            {"resident_mb": 5},
+            SEVERAL,
+            "1000 images of 3 to 50 x 4 to 60 take 6 MB, more than stream.resident_mb: 5; valid: auto, off",
+        ),
         (
             {"resident_mb": 1},
             {"width": [100, 100], "height": [50, 50]},
@@ -188,29 +197,30 @@ def test_images_that_cannot_be_cached_are_streamed_or_refused(
     digits: Store, settings: dict[str, Any], images: dict[str, Any], complaint: str
 ) -> None:
     store = replace(digits, images=images)
-    assert not device_cache.should_cache(StreamOptions(**settings), store, 100)
-    assert not device_cache.should_cache(StreamOptions(**settings, resident="off"), store, 100)
+    count = int(complaint.split()[0]) if complaint[0].isdigit() else 100
+    assert not budget.should_cache(StreamOptions(**settings), store, count)
+    assert not budget.should_cache(StreamOptions(**settings, resident="off"), store, count)
     with pytest.raises(UserError, match=f"^stream.resident: 'on' is not possible: {complaint}"):
-        device_cache.should_cache(StreamOptions(**settings, resident="on"), store, 100)
+        budget.should_cache(StreamOptions(**settings, resident="on"), store, count)
 
 
 def test_auto_explains_why_it_streams(digits: Store) -> None:
     store = replace(digits, images=SEVERAL)
-    obstacle = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high"
+    obstacle = "100000 images of 3 to 50 x 4 to 60 take 602 MB, more than stream.resident_mb: 512"
     why = f"stream.resident: auto streams the images: {obstacle}"
     assert [
-        device_cache.explain_streaming(StreamOptions(resident=mode), store, 100) for mode in ("auto", "on", "off")
+        budget.explain_streaming(StreamOptions(resident=mode), store, 100_000) for mode in ("auto", "on", "off")
     ] == [
         [why],
         [],
         [],
     ]  # type: ignore[arg-type]
-    assert device_cache.explain_streaming(StreamOptions(), digits, 100) == []
+    assert budget.explain_streaming(StreamOptions(), digits, 100) == []
 
 
 def test_images_are_cached_unless_resident_is_off(digits: Store) -> None:
     assert digits.common_size == (8, 8)
-    assert [device_cache.should_cache(StreamOptions(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
+    assert [budget.should_cache(StreamOptions(resident=mode), digits, 100) for mode in ("auto", "on", "off")] == [
         True,
         True,
         False,
@@ -218,21 +228,109 @@ def test_images_are_cached_unless_resident_is_off(digits: Store) -> None:
 
 
 def test_images_of_several_sizes_cannot_be_augmented_on_the_device(digits: Store) -> None:
-    assert [
-        device_cache.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")
-    ] == [
+    assert [budget.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")] == [
         False,
         True,
     ]  # type: ignore[arg-type]
     store = replace(digits, images=SEVERAL)
-    assert not device_cache.should_augment_on_device(StreamOptions(), store)
+    assert not budget.should_augment_on_device(StreamOptions(), store)
     obstacle = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
     with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {obstacle}"):
-        device_cache.should_augment_on_device(StreamOptions(augment="device"), store)
+        budget.should_augment_on_device(StreamOptions(augment="device"), store)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Store:
+    """48 JPEG images of five sizes, the larger ones stored smaller."""
+    store = prepare_photographs(write_photographs(tmp_path / "photographs", 60), tmp_path / "stores", 48)
+    assert store.common_size is None
+    return store
+
+
+def plan_photographs(store: Store) -> BatchPlan:
+    return BatchPlan(store.ids("train"), store.list_row_groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_images_of_several_sizes_give_the_batches_of_the_stream(photographs: Store, name: str) -> None:
+    """Held by this process and augmented there, and cropped there for a device that does the rest."""
+    loader = Loader(photographs, (tuple(PIPELINES[name]),) * 3, 16, 0, 1_000_000, view_sizes=(16, 16, 9))
+    order = TrainOrder(plan_photographs(photographs), 0, 1, 0, 6)
+    options = replace(OPTIONS, resident=photographs.ids("train"))
+    held, _ = device_cache.cache_images(loader, options, CPU)
+    assert isinstance(held, device_cache.CachedRaggedImages)
+    expected = list(stream.stream_batches(loader, order, BATCH, options))
+    assert len(expected) == 6
+    found = list(device_cache.iterate_cached_batches(held, loader, order, options))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+        rows = np.searchsorted(held.ids, theirs["id"]).tolist()
+        opened = [held.images.open_image(row) for row in rows]
+        views = device_cache.crop_views(opened, theirs["id"], theirs["pass"], loader, CPU)
+        assert all(np.array_equal(views[key].numpy(), theirs[key]) for key in views)
+        assert len(views) == 2
+
+
+def test_images_of_several_sizes_are_decoded_once(photographs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, real = [], loader_module.images.open_rgb
+    monkeypatch.setattr(loader_module.images, "open_rgb", lambda *args: decoded.append(1) or real(*args))
+    loader = Loader(photographs, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
+    ids = photographs.ids("train")
+    held, notes = device_cache.cache_images(loader, replace(OPTIONS, resident=ids), CPU)
+    assert len(decoded) == len(ids) == 48
+    assert device_cache.cache_images(replace(loader, seed=9), replace(OPTIONS, resident=ids), CPU) == (held, [])
+    assert len(decoded) == 48
+    assert isinstance(held, device_cache.CachedRaggedImages)
+    pixels = int(held.images.sizes.prod(1).sum())
+    assert notes == [f"48 images of 40 to 82 x 30 to 72 are held decoded ({4 * pixels / 1e6:,.1f} MB in this process)"]
+    estimated = budget.estimate_held_bytes(photographs, 48)
+    assert estimated is not None
+    assert 4 * pixels <= estimated <= 1.5 * 4 * pixels
+
+
+def test_a_training_on_few_images_holds_these(photographs: Store, digits: Store) -> None:
+    whole = plan_photographs(photographs)
+    all_held = replace(OPTIONS, resident=whole.ids, held_bytes=10**9)
+    assert budget.choose_held_ids(photographs, all_held, whole) is whole.ids
+    few = replace(whole, ids=whole.ids[::4])
+    assert np.array_equal(budget.choose_held_ids(photographs, all_held, few), few.ids)
+    too_many = replace(all_held, resident=None, held_bytes=4 * 82 * 82 * few.num_ids)
+    assert np.array_equal(budget.choose_held_ids(photographs, too_many, few), few.ids)
+    assert budget.choose_held_ids(photographs, too_many, whole) is None
+    assert budget.choose_held_ids(photographs, replace(too_many, held_bytes=0), few) is None
+    assert budget.choose_held_ids(digits, replace(OPTIONS, held_bytes=10**9), few) is HELD
+
+
+def cache_photographs_on_this_rank(store: str) -> tuple[str, int]:
+    device_cache._cache.clear()
+    loader, seen = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000), []
+    real = loader_module.images.open_rgb
+    loader_module.images.open_rgb = lambda *args: seen.append(1) or real(*args)  # type: ignore[assignment]
+    try:
+        held, _ = device_cache.cache_images(loader, replace(OPTIONS, resident=loader.store.ids("train")), CPU)
+    finally:
+        loader_module.images.open_rgb = real
+        device_cache._cache.clear()
+    assert isinstance(held, device_cache.CachedRaggedImages)
+    found = hashlib.sha256(held.images.sizes.tobytes())
+    for pixels in held.images.pixels:
+        found.update(pixels[:, :, :3].tobytes())
+    return found.hexdigest(), len(seen)
+
+
+def test_each_worker_decodes_a_part_of_images_of_several_sizes(
+    pool: Pool, photographs: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, _ = cache_photographs_on_this_rank(str(photographs.path))
+    answers = pool.run(cache_photographs_on_this_rank, str(photographs.path))
+    assert [found for found, _ in answers] == [alone, alone]
+    assert [seen for _, seen in answers] == [24, 24]
 
 
 STREAMED: dict[str, Any] = {"stream__resident": "off"}
 DECODED: dict[str, Any] = {**STREAMED, "stream__augment": "device"}
+EVERY_IMAGE: dict[str, Any] = {"dataset__max_train": None, "dataset__max_test": None}
 AUGMENTED: dict[str, Any] = {"dataset__train_augment": PIPELINES["super_and"]}
 
 
@@ -252,6 +350,17 @@ def test_trainings_are_bit_identical_in_all_modes_and_across_them(tmp_path: Path
     assert is_cached == {"streamed": False, "held": True}
 
 
+def test_trainings_on_images_of_several_sizes_are_bit_identical(tmp_path: Path, photographs: Store) -> None:
+    """Streamed, held, and held after a start that was streamed."""
+    small: dict[str, Any] = {**AUGMENTED, "stages__pretrain__batch_size": 12, **EVERY_IMAGE}
+    streamed, _ = train(tmp_path / "streamed", photographs, **small, **STREAMED)
+    assert train(tmp_path / "held", photographs, **small)[0] == streamed
+    with pytest.raises(Stopped):
+        train(tmp_path / "mixed", photographs, 4, **small, **STREAMED)
+    assert train(tmp_path / "mixed", photographs, **small)[0] == streamed
+    assert "are held decoded" in (tmp_path / "held" / "job" / METRICS_FILE).read_text()
+
+
 def train_on_this_rank(folder: str, store: str, mode: str) -> str:
     return train(Path(folder) / mode, Store.open(Path(store)), stream__resident=mode)[0]
 
@@ -269,8 +378,8 @@ def test_trainings_of_a_stage_decode_once_with_the_same_result(
         worker = StageContext.create(recipes.recipe(tmp_path / mode, stream__resident=mode), digits, on_ray=False)
         stage: Any = worker.recipe.stages["finetune"]
         for name in ("scratch-lr0.1", "scratch-lr0.3"):
-            task = finetune._build_task(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
-            job = finetune._build_job(
+            task = build_arm_task(worker, stage, StageInstance("finetune", 0, "f", tmp_path), "scratch")
+            job = build_finetune_job(
                 worker, stage, StageInstance("finetune", 0, "f", tmp_path), tmp_path / mode / name, 0.1
             )
             fit_module.fit(job, task)

@@ -138,7 +138,7 @@ def leave_within_step(folder: str, store: str, group: str) -> list[Any]:
     worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
-    learner, real = pretrain_job.build_seeded_method(worker, stage, job), Trainer._stop_unless_finite
+    learner, real = pretrain_job.build_seeded_method(worker, stage, job), Trainer._judge_loss
 
     def leaves(self: Trainer, loss: Any, batch: Any, step: int) -> None:
         real(self, loss, batch, step)
@@ -146,7 +146,7 @@ def leave_within_step(folder: str, store: str, group: str) -> list[Any]:
             raise RuntimeError("left")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_stop_unless_finite", leaves)
+        patch.setattr(Trainer, "_judge_loss", leaves)
         try:
             fit(job, learner)
         except RuntimeError as error:
@@ -228,3 +228,82 @@ def test_only_same_error_after_same_step_counts_as_repeated(tmp_path: Path) -> N
         StopTraining, match=r"rank 0 failed twice after step 4 of ValueError: bad; it was not tried again$"
     ):
         fail(ValueError("other"), "")
+
+
+class NoticeAtStep:
+    """Counts the questions, and gives a notice from a time on."""
+
+    def __init__(self, begins: float, notice: failures.PreemptionNotice | None) -> None:
+        self.begins, self.notice, self.now, self.asked = begins, notice, 0.0, 0
+
+    def __call__(self) -> failures.PreemptionNotice | None:
+        self.asked += 1
+        return self.notice if self.now >= self.begins else None
+
+
+def look_at_steps(source: NoticeAtStep, steps: int, step_s: float) -> list[int]:
+    """Returns the steps after which a checkpoint is due, of steps that take `step_s` seconds."""
+    due = []
+    with pytest.MonkeyPatch.context() as patch, failures.preemption_from(source):
+        patch.setattr(failures.time, "monotonic", lambda: source.now)
+        watch = failures.PreemptionWatch()
+        for step in range(1, steps + 1):
+            source.now += step_s
+            if watch.find_notice(step) is not None:
+                due.append(step)
+    return due
+
+
+NOTICE = failures.PreemptionNotice(1, (1, 3))
+
+
+@pytest.mark.parametrize("step_s", [0.01, 0.5, 7.0])
+def test_notice_is_found_within_seconds_and_saved_again_while_it_stands(step_s: float) -> None:
+    source = NoticeAtStep(60.0, NOTICE)
+    due = look_at_steps(source, round(120 / step_s), step_s)
+    assert source.asked <= 120 / min(max(5.0, step_s), 7.0) + 3
+    first, *later = (step * step_s for step in due)
+    assert 60.0 <= first <= 60.0 + max(5.0, step_s) + step_s
+    assert 1 <= len(later) <= 3
+    assert all(after - before > 19.9 for before, after in zip([first, *later], later, strict=False))
+
+
+def test_nobody_is_asked_without_a_cluster_and_no_notice_saves_nothing() -> None:
+    assert failures.PreemptionWatch().find_notice(1) is None
+    source = NoticeAtStep(1e9, NOTICE)
+    assert look_at_steps(source, 100, 1.0) == []
+    assert source.asked > 10
+
+
+def test_notice_is_told_in_words() -> None:
+    assert str(NOTICE) == "a machine is about to be taken away (ranks 1, 3)"
+    assert str(failures.PreemptionNotice(2, (0,))) == "2 machines are about to be taken away (rank 0)"
+
+
+def train_until_notice(folder: str, store: str) -> list[int]:
+    """Trains with a notice for all ranks after step 2, whose steps rank 1 counts differently."""
+    worker = StageContext.create(recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
+    # No other checkpoint is due before the end.
+    stage: Any = worker.recipe.stages["pretrain"].model_copy(update={"checkpoint_every": 1_000_000})
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", Path(folder) / "job"))
+    asked: list[int] = []
+
+    def answer() -> failures.PreemptionNotice | None:
+        asked.append(len(asked))
+        return NOTICE if len(asked) >= 2 else None
+
+    saved: list[int] = []
+    save = Trainer.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch, failures.preemption_from(answer):
+        patch.setattr(failures, "PREEMPTION_LOOK_S", 0.0 if rank() == 0 else 1e6)
+        patch.setattr(Trainer, "save_checkpoint", lambda self, step: saved.append(step) or save(self, step))
+        fit(job, pretrain_job.build_seeded_method(worker, stage, job))
+    return saved
+
+
+def test_all_ranks_save_after_the_same_step(pool: Pool, tmp_path: Path, digits: Store) -> None:
+    one, other = pool.run(train_until_notice, str(tmp_path), str(digits.path))
+    assert one == other
+    assert one[0] == 2
+    notes = (tmp_path / "job" / "metrics.jsonl").read_text()
+    assert "a machine is about to be taken away (ranks 1, 3): a checkpoint was written after step 2" in notes

@@ -1,5 +1,6 @@
 """Metrics of a training: the time that it waits for images, and what remains of them after a stop."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,3 +60,19 @@ def test_share_of_waiting_is_logged_for_each_worker(pool: Pool, tmp_path: Path) 
     assert last["data_wait_worker1"] > 0.5 > last["data_wait_worker0"]
     assert last["data_wait"] == pytest.approx((last["data_wait_worker0"] + last["data_wait_worker1"]) / 2)
     assert "worker 1 waited for images" in (tmp_path / METRICS_FILE).read_text()
+
+
+@pytest.mark.parametrize(("most", "listed"), [(40, 22), (15, 2)])
+def test_ids_after_an_early_end_are_listed_unless_they_are_very_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, listed: int
+) -> None:
+    """Of 42 images in 10 batches of 4, the second epoch ends after 5 of them."""
+    monkeypatch.setattr(metrics, "MAX_DROPPED_IDS", most)
+    plan = BatchPlan(np.arange(42), np.array([0]), 4, 0, 8, False)
+    dropped = metrics.DroppedIds(tmp_path, plan, 0, 15)
+    dropped.write_epoch(0)
+    dropped.write_epoch(1)
+    first, second = (json.loads(line) for line in (tmp_path / metrics.DROPPED_IDS_FILE).read_text().splitlines())
+    assert first == {"epoch": 0, "ids": plan.tail(0).tolist()}
+    assert len(second["ids"]) == listed
+    assert second.get("steps") == (None if listed > 2 else 5)

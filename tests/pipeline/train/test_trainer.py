@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import update_guard
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
@@ -103,13 +105,26 @@ class ExplodingLearner(Learner):
 
 
 @pytest.mark.fault(37, "a loss that is not finite")
-def test_nonfinite_loss_raises_before_update(tmp_path: Path, digits: Store) -> None:
-    worker = StageContext.create(recipes.recipe(tmp_path), digits, on_ray=False)
+@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("on_host", [True, False])
+def test_nonfinite_loss_raises_before_update(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch, on_host: bool, log_every: int
+) -> None:
+    """On a GPU, where the host does not look, further steps are made and undone before the next log line."""
+    monkeypatch.setattr(update_guard, "is_host_memory", lambda device: on_host)
+    changes = {
+        "stages__pretrain__log_every": log_every,
+        "stages__pretrain__checkpoint_every": 2 if log_every > 1 else 1,
+    }
+    worker = StageContext.create(recipes.recipe(tmp_path, **changes), digits, on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", tmp_path / "job"))
     learner = ExplodingLearner()
-    with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated"):
+    with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated by it") as stop:
         fit(job, learner)
+    assert stop.value.__notes__ == ["after step 2"]
+    # At a log line, or before a checkpoint.
+    assert learner.calls == (3 if on_host or log_every == 1 else 4)
     record = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
     assert record["step"] == 2
     assert record["ids"] == np.sort(job.plan.epoch(0)[2]).tolist()
@@ -130,7 +145,12 @@ class LearnerExplodingOnImage(ExplodingLearner):
         return {"loss": outputs[0].mean() * (float("inf") if self.bad in batch.ids.tolist() else 1.0)}
 
 
-def train_exploding_on_this_rank(folder: str, store: str) -> str:
+def train_exploding_on_this_rank(folder: str, store: str, on_host: bool) -> str:
+    with mock.patch.object(update_guard, "is_host_memory", return_value=on_host):
+        return _train_exploding(folder, store)
+
+
+def _train_exploding(folder: str, store: str) -> str:
     worker = StageContext.create(recipes.recipe(Path(folder)), Store.open(Path(store)), on_ray=False)
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", Path(folder) / "job"))
@@ -143,8 +163,9 @@ def train_exploding_on_this_rank(folder: str, store: str) -> str:
 
 
 @pytest.mark.fault(37, "a loss that is not finite on one of two workers")
-def test_nonfinite_loss_of_one_worker_stops_all(pool: Pool, tmp_path: Path, digits: Store) -> None:
-    answers = pool.run(train_exploding_on_this_rank, str(tmp_path), str(digits.path))
+@pytest.mark.parametrize("on_host", [True, False])
+def test_nonfinite_loss_of_one_worker_stops_all(pool: Pool, tmp_path: Path, digits: Store, on_host: bool) -> None:
+    answers = pool.run(train_exploding_on_this_rank, str(tmp_path), str(digits.path), on_host)
     assert answers[0] == answers[1]
     assert "step 1 is not finite" in answers[0]
     assert "Its 16 image ids" in answers[0]

@@ -1,0 +1,358 @@
+"""Training beside what one would use instead, in one run: `python -m bench.peers --cifar FOLDER --photos FOLDER`.
+
+The arms have the same network (a small one of timm, so that the images count), images, augmentation and batch. Each has
+one process that trains and, but for ours, which loads images in a thread, one that loads images:
+
+    torch           torchvision's ImageFolder under a DataLoader, and a bare loop of SGD on the cross-entropy of the
+                    class folders; ours is the same loss in our training loop
+    lightly         SimCLR as in lightly's examples; ours is the method `simclr`
+    lightly-train   `lightly_train.pretrain` with SimCLR, if it is installed; the same of ours
+
+Arms take turns. The first steps of each do not count. CPU seconds are those of all processes of an arm.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from bench.photographs import link_photographs, prepare_photographs
+from bench.timed_training import make_timed_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train import failures
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import fit
+from firstlight.tasks.learner import Batch, Learner
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
+
+PEER_MODEL, PEER_FEATURES = "test_resnet", 96
+PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
+# The share of the area that SimCLR's crops have in lightly.
+SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
+
+
+@dataclass(frozen=True)
+class PeerSetting:
+    """The images of a comparison, and its length."""
+
+    root: Path
+    side: int
+    batch: int
+    steps: int
+    warmup: int
+    # Where our stores are.
+    storage: Path
+
+
+@dataclass
+class ProcessClock:
+    """Reads the clock, and the CPU time of this process and its children, from step `warmup` to step `last`."""
+
+    warmup: int
+    last: int
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    started: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def look(self, step: int) -> None:
+        """Is called after every step, counted from 1."""
+        if step not in (self.warmup, self.last):
+            return
+        now = (time.perf_counter(), read_tree_seconds())
+        if step == self.warmup:
+            self.started = now
+        else:
+            self.wall_s, self.cpu_s = now[0] - self.started[0], now[1] - self.started[1]
+
+
+def read_tree_seconds() -> float:
+    """Returns the CPU seconds of this process and of all processes that it has started and that still run."""
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+class LabelledLearner(Learner):
+    """The encoder with a linear classifier of the class folders."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder, self.classifier = encoder, nn.Linear(PEER_FEATURES, classes)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.classifier(pool_maps(self.encoder(batch.views[0]), "avg")),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(outputs[0], batch.labels)}
+
+
+def make_peer_recipe(setting: PeerSetting, augment: list[dict[str, Any]], resident: str) -> Recipe:
+    """Returns our recipe: the method SimCLR with the projector of lightly's examples, two views with `augment`."""
+    return make_timed_recipe(
+        setting.root,
+        setting.storage,
+        size=setting.side,
+        encoder={"name": "timm", "model": PEER_MODEL},
+        stage={
+            "method": {"name": "simclr", "dim": 128, "hidden": [512], "last_norm": False},
+            "views": [{"count": 2, "augment": augment}],
+            "steps": setting.steps + setting.warmup,
+            "batch_size": setting.batch,
+            "optimizer": {"name": "SGD", "lr": 0.06, "momentum": 0.9, "weight_decay": 5e-4},
+            "checkpoint_every": 10**9,
+        },
+        stream={"resident": resident},
+        augment=[PEER_CROP, {"op": "horizontal_flip"}],
+        dataset={},
+    )
+
+
+def list_simclr_ops(side: int) -> list[dict[str, Any]]:
+    """Returns the augmentations of lightly's examples: half the jitter and no blur for small images."""
+    strength = 1.0 if side >= 64 else 0.5
+    jitter = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    ops: list[dict[str, Any]] = [SIMCLR_CROP, {"op": "horizontal_flip"}]
+    ops.append({"op": "color_jitter", "p": 0.8, **{name: strength * value for name, value in jitter.items()}})
+    ops.append({"op": "random_grayscale", "p": 0.2})
+    return [*ops, {"op": "gaussian_blur", "p": 0.5}] if side >= 64 else ops
+
+
+def train_ours(setting: PeerSetting, resident: str, learn_labels: bool) -> ProcessClock:
+    """Trains in our loop: SimCLR, or, with `learn_labels`, the class folders with one view of an image."""
+    torch.manual_seed(0)
+    recipe = make_peer_recipe(setting, list_simclr_ops(setting.side), resident)
+    store = prepare_photographs(recipe, setting.storage / "stores")
+    context = StageContext.create(recipe, store, on_ray=False, device=torch.device("cpu"))
+    stage: Any = recipe.stages["pretrain"]
+    if learn_labels:
+        # One view with the augmentations of the data set.
+        plain = stage.views[0].model_copy(update={"count": 1, "augment": None})
+        stage = stage.model_copy(update={"views": (plain,), "labelled_per_batch": setting.batch})
+    folder = setting.storage / f"job-{time.monotonic_ns()}"
+    job = pretrain_job.build_job(context, stage, StageInstance("pretrain", 0, "bench", folder))
+    learner: Learner = (
+        LabelledLearner(Encoder(recipe.network_spec, setting.side), len(store.classes))
+        if learn_labels
+        else pretrain_job.build_seeded_method(context, stage, job)
+    )
+    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
+    failures.fault_hook = lambda rank, step: clock.look(step)
+    try:
+        fit(job, learner)
+    finally:
+        failures.fault_hook = None
+    return clock
+
+
+def _load_batches(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yields batches without an end; one process loads them."""
+    images = ImageFolder(str(setting.root), transform)
+    loader: Any = torch.utils.data.DataLoader(
+        images, setting.batch, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
+    )
+    while True:
+        for batch in loader:
+            yield batch[0], batch[1]
+
+
+def _step_through(
+    setting: PeerSetting, transform: Any, network: nn.Module, compute_loss: Callable[[Any, Tensor], Tensor]
+) -> ProcessClock:
+    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+    batches = _load_batches(setting, transform)
+    for step in range(1, clock.last + 1):
+        images, labels = next(batches)
+        loss = compute_loss(images, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.look(step)
+    return clock
+
+
+def _build_backbone() -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    network: nn.Module = timm.create_model(PEER_MODEL, num_classes=0)
+    return network
+
+
+def train_torch(setting: PeerSetting) -> ProcessClock:
+    """Trains with torchvision's ImageFolder and torch's DataLoader."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(setting.side, scale=(0.2, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ]
+    )
+    classes = len(ImageFolder(str(setting.root)).classes)
+    network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
+    return _step_through(setting, transform, network, lambda images, labels: F.cross_entropy(network(images), labels))
+
+
+def train_lightly(setting: PeerSetting) -> ProcessClock:
+    """Trains SimCLR as lightly's example of torch does."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms.simclr_transform import SimCLRTransform
+
+    small = setting.side < 64
+    transform = SimCLRTransform(setting.side, cj_strength=0.5 if small else 1.0, gaussian_blur=0.0 if small else 0.5)
+    network = nn.Sequential(_build_backbone(), SimCLRProjectionHead(PEER_FEATURES, 512, 128))
+    criterion = NTXentLoss()
+    return _step_through(
+        setting, transform, network, lambda views, labels: criterion(network(views[0]), network(views[1]))
+    )
+
+
+def train_lightly_train(setting: PeerSetting) -> ProcessClock:
+    """Trains by `lightly_train.pretrain`: the difference of a long and a short run, without what both need to start."""
+    import lightly_train
+
+    def run(steps: int) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            before = (time.perf_counter(), read_tree_seconds(), _read_children_seconds())
+            lightly_train.pretrain(
+                out=str(Path(folder) / "run"),
+                data=str(setting.root),
+                model=f"timm/{PEER_MODEL}",
+                method="simclr",
+                epochs=10**6,
+                trainer_args={"max_steps": steps},
+                batch_size=setting.batch,
+                num_workers=1,
+                accelerator="cpu",
+                devices=1,
+                transform_args={"image_size": (setting.side, setting.side)},
+                model_args={"pretrained": False},
+            )
+            after = (time.perf_counter(), read_tree_seconds(), _read_children_seconds())
+        wall, own, children = (end - begin for begin, end in zip(before, after, strict=True))
+        return wall, own + children
+
+    short, long = run(setting.warmup), run(setting.warmup + setting.steps)
+    return ProcessClock(0, setting.steps, long[0] - short[0], long[1] - short[1])
+
+
+def _read_children_seconds() -> float:
+    """Returns the CPU seconds of children that have ended."""
+    times = psutil.Process().cpu_times()
+    return float(times.children_user + times.children_system)
+
+
+PEERS: dict[str, tuple[Callable[[PeerSetting], ProcessClock], bool]] = {
+    "torch": (train_torch, True),
+    "lightly": (train_lightly, False),
+    "lightly-train": (train_lightly_train, False),
+}
+
+
+def unpack_parquet(folder: Path, target: Path, count: int) -> Path:
+    """Writes the first `count` images of Parquet files (`image`, `label`) into a folder for each class."""
+    done = 0
+    for file in sorted(folder.glob("train*.parquet")):
+        for row in pq.read_table(file, columns=["image", "label"]).slice(0, count - done).to_pylist():
+            place = target / f"class{row['label']}" / f"{done:06d}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"])
+            done += 1
+        if done >= count:
+            break
+    return target
+
+
+def compare_peers(setting: PeerSetting, rounds: int, names: Sequence[str]) -> list[tuple[str, str, float, float]]:
+    """Returns for each peer and each of our sources: its ratio ours / peer, in images per second and per CPU second."""
+    found: dict[str, list[ProcessClock]] = {}
+    for _ in range(rounds):
+        for name in names:
+            peer, learn_labels = PEERS[name]
+            found.setdefault(name, []).append(peer(setting))
+            for resident in ("off", "on"):
+                key = f"{resident} {learn_labels}"
+                found.setdefault(key, []).append(train_ours(setting, resident, learn_labels))
+    rows = []
+    for name in names:
+        for resident, source in (("off", "streamed"), ("on", "held decoded")):
+            ours = found[f"{resident} {PEERS[name][1]}"]
+            wall, cpu = (
+                sum(getattr(clock, part) for clock in found[name])
+                / len(found[name])
+                / (sum(getattr(clock, part) for clock in ours) / len(ours))
+                for part in ("wall_s", "cpu_s")
+            )
+            rows.append((name, source, wall, cpu))
+    return rows
+
+
+@click.command(help=__doc__)
+@click.option("--cifar", type=click.Path(exists=True, path_type=Path), help="A folder with Parquet files of CIFAR-10.")
+@click.option("--photos", type=click.Path(exists=True, path_type=Path), multiple=True, help="Folders of photographs.")
+@click.option("--side", "sides", type=int, multiple=True, default=(64, 224), show_default=True, help="Of photographs.")
+@click.option("--steps", type=int, default=30, show_default=True)
+@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--rounds", type=int, default=2, show_default=True)
+@click.option("--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, default=tuple(PEERS), show_default=True)
+def main(
+    cifar: Path | None,
+    photos: tuple[Path, ...],
+    sides: tuple[int, ...],
+    steps: int,
+    batch: int,
+    rounds: int,
+    peers: tuple[str, ...],
+) -> None:
+    """Compares on CIFAR-10 and on photographs, and prints the ratios."""
+    torch.set_num_threads(1)
+    console = Console(width=120)
+    names = [name for name in peers if find_spec(name.replace("-", "_")) is not None]
+    for name in sorted(set(peers) - set(names)):
+        console.print(f"not compared: {name} is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        settings = []
+        if cifar is not None:
+            images = unpack_parquet(cifar, root / "cifar", 4096)
+            settings.append(("CIFAR-10, 32 px", PeerSetting(images, 32, batch, steps, 5, root / "c32")))
+        if photos:
+            images = link_photographs(photos, root / "linked")
+            settings += [
+                (f"photographs, {side} px", PeerSetting(images, side, batch, steps, 5, root / f"p{side}"))
+                for side in sides
+            ]
+        # A table as soon as its images are done: the larger ones take long.
+        for shown, setting in settings:
+            table = Table(shown, "ours", "images/s, ours / peer", "images per CPU s, ours / peer")
+            for name, source, wall, cpu in compare_peers(setting, rounds, names):
+                table.add_row(name, source, f"{wall:.2f}", f"{cpu:.2f}")
+            console.print(table)
+
+
+if __name__ == "__main__":
+    main()

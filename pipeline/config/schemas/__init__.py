@@ -1,0 +1,1 @@
+"""Parts of the models of recipes: their base class, parameters of registered classes, remembered checks."""

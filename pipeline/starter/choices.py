@@ -1,0 +1,156 @@
+"""The settings of a first recipe, chosen from the images and the machine, each with its reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.conf_files import CONF_FOLDER
+from firstlight.pipeline.config.schemas.entries import load_entries
+from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.starter.survey import ImageSurvey
+
+# The recipe whose stages have the settings of each method, chosen on held-out images, and the method to take first.
+STUDY_RECIPE, RECOMMENDED_METHOD = "study", "super_and"
+# Sides of images in pixels: on the CPUs, on a GPU, and where a network has weights of photographs.
+CPU_SIDE, CPU_WEIGHTS_SIDE, GPU_SIDE = 64, 128, 224
+# Passes of an image through the network that a training on CPUs may take: those of the study.
+CPU_PASSES, GPU_EPOCHS, EPOCH_RANGE = 360_000, 200, (10, 200)
+# Learning rates of the study are for batches of this size.
+STUDY_BATCH = 256
+# A network with weights is changed this much more slowly, its first layers more so, for few epochs, as in `photos`.
+WEIGHTS_RATE_FACTOR, WEIGHTS_LAYER_DECAY, WEIGHTS_EPOCHS, WEIGHTS_BATCH = 0.04, 0.7, 6, 64
+# Labels of each class that the fine-tuning gets.
+LABELS_PER_CLASS = 10
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user has asked for; None is left to Firstlight."""
+
+    model: str | None = None
+    weights: str | None = None
+    method: str | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class ChosenSettings:
+    """The sections of a recipe as plain values, and a line for each decision."""
+
+    image_size: int
+    encoder: dict[str, Any]
+    pretrain: dict[str, Any]
+    # Keys of the fine-tuning; None without enough labels.
+    finetune: dict[str, Any] | None
+    seeds: tuple[int, ...]
+    reasons: tuple[str, ...]
+
+
+def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> ChosenSettings:
+    """Chooses the settings for images on a machine with or without a GPU.
+
+    Raises:
+        UserError: one of the wishes is not valid; names it and the valid ones.
+    """
+    image_size = _choose_size(survey.side, wishes.weights is not None, has_gpu)
+    encoder = _choose_encoder(survey, wishes, image_size, has_gpu)
+    pretrain = _choose_pretraining(survey, wishes, has_gpu)
+    finetune = None
+    labels = min(LABELS_PER_CLASS, int(0.8 * survey.class_images))
+    if len(survey.classes) > 1 and labels >= 1:
+        batch = _largest_power(max(labels * len(survey.classes) // 4, 1), 32)
+        finetune = {"labels_per_class": labels, "batch_size": batch}
+    # Without labels no score is compared, and one training is enough.
+    seeds = (0, 1, 2) if finetune else (0,)
+    test = f" and {survey.num_test:,} test images" if survey.num_test else ""
+    labelled = f"{len(survey.classes):,} classes" if finetune else "not used as classes"
+    colour = "grey" if survey.is_grey else "colour"
+    reasons = (
+        f"images: {survey.num_train:,} training{test}, {labelled}, {colour}, {survey.side} pixels on the shorter side",
+        f"size: {image_size} x {image_size} pixels, {'for a GPU' if has_gpu else 'for the CPUs of this machine'}",
+        f"network: {encoder.get('model', encoder['name'])}"
+        + (f" from {encoder['weights']}" if "weights" in encoder else " from random weights"),
+        f"method: {pretrain['method']['name']}" + (", which was asked for" if wishes.method else ", recommended"),
+        f"length: {pretrain['epochs']} epochs with batches of {pretrain['batch_size']}, "
+        f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}",
+    )
+    return ChosenSettings(image_size, encoder, pretrain, finetune, seeds, reasons)
+
+
+def _choose_size(side: int, has_weights: bool, has_gpu: bool) -> int:
+    """Returns the side of the network's images: not above that of the images, and a multiple of 8 from 32 on."""
+    most = GPU_SIDE if has_gpu else CPU_WEIGHTS_SIDE if has_weights else CPU_SIDE
+    size = min(side, most)
+    return max(size // 8 * 8, 32) if size >= 32 else max(size, 8)
+
+
+def _choose_encoder(survey: ImageSurvey, wishes: Wishes, image_size: int, has_gpu: bool) -> dict[str, Any]:
+    if wishes.weights is not None and wishes.model is None:
+        raise UserError(
+            "--weights: needs --model, the network that the weights are of; valid: a name of timm's, e.g. resnet18"
+        )
+    if wishes.model is not None:
+        own = load_entries()["encoders"]
+        if wishes.weights is None and wishes.model in own and wishes.model != "timm":
+            return {"name": wishes.model, "mean": None, "std": None}
+        chosen = {"name": "timm", "model": wishes.model}
+        return {**chosen, "weights": wishes.weights} if wishes.weights else chosen
+    if has_gpu:
+        return {"name": "resnet18", "stem": "cifar" if image_size <= 64 else "imagenet", "mean": None, "std": None}
+    depth = 5 if image_size >= 64 else 4 if image_size >= 24 else 3
+    return {
+        "name": "convnet",
+        "input": "gray" if survey.is_grey else "rgb",
+        "width": 32,
+        "depth": depth,
+        "mean": None,
+        "std": None,
+    }
+
+
+def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> dict[str, Any]:
+    study = yaml_reader.read_yaml(CONF_FOLDER / "recipe" / f"{STUDY_RECIPE}.yaml")
+    stages = _list_unlabelled_methods(study)
+    name = wishes.method or RECOMMENDED_METHOD
+    if name not in stages:
+        raise UserError(f"--method: {name!r} is unknown; {suggest_valid(name, stages)}")
+    defaults, stage = study["defaults"]["pretrain"], stages[name]
+    method: dict[str, Any] = {"name": stage["method"]} if isinstance(stage["method"], str) else dict(stage["method"])
+    optimizer = {**defaults["optimizer"], **stage["optimizer"]}
+    if "name" in stage["optimizer"]:
+        optimizer = dict(stage["optimizer"])
+    batch = _largest_power(max(survey.num_train // 4, 2), WEIGHTS_BATCH if wishes.weights else STUDY_BATCH)
+    factor = WEIGHTS_RATE_FACTOR if wishes.weights else 1.0
+    scaled = batch / STUDY_BATCH if optimizer["name"] == "SGD" else 1.0
+    optimizer["lr"] = float(f"{optimizer['lr'] * factor * scaled:.3g}")
+    augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
+    views = 1 if "epochs" in stage else 2
+    epochs = wishes.epochs or (WEIGHTS_EPOCHS if wishes.weights else _choose_epochs(survey.num_train * views, has_gpu))
+    # The rounds of a method must be equally long.
+    if "rounds" in method and epochs % method["rounds"]:
+        method["rounds"] = 1
+    found: dict[str, Any] = {"method": method, "epochs": epochs, "batch_size": batch, "optimizer": optimizer}
+    if wishes.weights:
+        found["layer_decay"] = WEIGHTS_LAYER_DECAY
+    return {**found, "augment": augment} if augment else found
+
+
+# Augmentations that change nothing of a grey image but its levels.
+COLOUR_OPS = ("color_jitter", "random_grayscale")
+
+
+def _list_unlabelled_methods(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the pretraining stages of the study that need no label, by their names."""
+    stages: Mapping[str, dict[str, Any]] = study["stages"]
+    return {k: v for k, v in stages.items() if v.get("kind") == "pretrain" and "labels_per_class" not in v}
+
+
+def _choose_epochs(views_per_epoch: int, has_gpu: bool) -> int:
+    low, high = EPOCH_RANGE
+    return GPU_EPOCHS if has_gpu else int(min(max(CPU_PASSES // views_per_epoch, low), high))
+
+
+def _largest_power(count: int, most: int) -> int:
+    """Returns the largest power of two up to `count` and `most`."""
+    return int(min(1 << (count.bit_length() - 1), most))

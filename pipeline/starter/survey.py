@@ -1,0 +1,91 @@
+"""Facts of a folder or a list of images that decide the settings of a first recipe."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.conf_files import CONF_FOLDER
+from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.data.sources import Source, open_source
+from firstlight.pipeline.data.sources.source import SourcePart
+from firstlight.pipeline.data.splits import select_evenly_spaced
+from firstlight.pipeline.errors import UserError
+
+# Training images whose headers are read.
+NUM_SAMPLED_IMAGES = 200
+# Files that list images, by the ends of their names.
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class ImageSurvey:
+    """Facts of the images, known from their listing and some of their headers."""
+
+    # What a recipe's section `dataset` has besides the size: {"name", "root"} or {"name", "list"}.
+    dataset: dict[str, str]
+    num_train: int
+    num_test: int
+    classes: tuple[str, ...]
+    # The smallest number of training images of a class; 0 without labels.
+    class_images: int
+    # The median of the sampled images' shorter sides, in pixels.
+    side: int
+    is_grey: bool
+
+
+def survey_images(location: Path) -> ImageSurvey:
+    """Lists the images of a folder, or of a file that lists them, and reads some of their headers.
+
+    Raises:
+        UserError: there are none, they cannot be read, or what they are is not certain; as `open_source`.
+    """
+    dataset = _name_dataset(location)
+    source = open_source(_read_options(dataset))
+    train = source.rows["train"] if "train" in source.rows else np.empty(0, np.int64)
+    if not len(train):
+        raise UserError(f"{location}: has no training images")
+    known = source.labels[train]
+    counts = np.bincount(known[known >= 0], minlength=len(source.classes)) if source.classes else np.zeros(1, int)
+    side, is_grey = _sample_headers(source, location)
+    return ImageSurvey(
+        dataset, len(train), len(source.rows.get("test", ())), source.classes, int(counts.min()), side, is_grey
+    )
+
+
+def _name_dataset(location: Path) -> dict[str, str]:
+    if not location.exists():
+        raise UserError(f"{location}: does not exist; valid: a folder of images, or a file that lists them")
+    full = str(location.resolve())
+    if location.is_dir():
+        return {"name": "folder", "root": full}
+    if location.suffix.lower() not in LIST_SUFFIXES:
+        raise UserError(f"{location}: is no list of images; valid: a folder, or a file of {', '.join(LIST_SUFFIXES)}")
+    return {"name": "list", "list": full}
+
+
+def _read_options(dataset: dict[str, str]) -> DatasetOptions:
+    """Returns the section as a recipe would have it."""
+    base = yaml_reader.read_yaml(CONF_FOLDER / "dataset" / f"{dataset['name']}.yaml")
+    return DatasetOptions.model_validate_json(json.dumps({**base, **dataset}))
+
+
+def _sample_headers(source: Source, location: Path) -> tuple[int, bool]:
+    """Returns the median shorter side of some training images, and True if all of them are grey."""
+    sides, modes = [], set()
+    for start in select_evenly_spaced(np.arange(source.splits["train"]), NUM_SAMPLED_IMAGES):
+        for record in source.read(SourcePart("train", int(start), 1)):
+            try:
+                with Image.open(io.BytesIO(record.data or b"")) as image:
+                    sides.append(min(image.size))
+                    modes.add(image.mode)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                # `prepare` names the images that cannot be read.
+                continue
+    if not sides:
+        raise UserError(f"{location}: none of {NUM_SAMPLED_IMAGES} images that were tried can be read")
+    return int(np.median(sides)), all(mode == "1" or mode.startswith(("L", "I")) for mode in modes)

@@ -1,0 +1,51 @@
+"""Commands that read a recipe or list something start without the libraries that train: their imports take seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.mlflow_runs import chain
+
+# Each takes half a second or more.
+HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "matplotlib", "scipy", "sklearn", "faiss", "onnx", "pandas")
+RUN = f"""
+import sys
+from firstlight.pipeline.cli.main import cli, run_guarded
+code = run_guarded(lambda: cli(sys.argv[1:], standalone_mode=False))
+print("loaded:", *[name for name in {HEAVY} if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Runs a command in a new process, in an empty folder. Returns its exit code, what it loaded, and its errors."""
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout.rpartition("loaded:")[2].strip(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("recipes",), 0, ""),
+        (("runs",), 2, "does not exist: nothing was run in storage"),
+        (("config", "quickstart"), 0, ""),
+        (("run", "quickstart", "stages.pretrain.epoch=3"), 2, "stages.pretrain.epoch: unknown key"),
+        (("run", "quickstart", "stages.pretrain.method.dim=x"), 2, 'stages.pretrain.method.dim: "x" is not valid'),
+        (("run", "nat/no_such_recipe"), 2, "no recipe of Firstlight has this name"),
+    ],
+)
+def test_command_loads_no_heavy_module(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    # The first process of a changed checkout reads the parameters of all methods, and has the optimisers checked.
+    if arguments[0] in ("config", "run"):
+        assert run_alone(tmp_path, "config", "quickstart")[0] == 0
+    found, loaded, errors = run_alone(tmp_path, *arguments)
+    assert (found, loaded) == (code, "")
+    assert message in errors
+
+
+def test_runs_of_a_database_are_listed_and_shown_without_mlflow(tmp_path: Path) -> None:
+    _, runs = chain(tmp_path)
+    for arguments in (("runs",), ("show", runs["first"])):
+        assert run_alone(tmp_path, *arguments, f"storage={tmp_path}")[:2] == (0, "")

@@ -1,0 +1,70 @@
+"""The facts of images that a first recipe is made from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.starter.survey import survey_images
+from tests.support.folders_of_noise import write_noise_folder
+
+
+def test_folder_of_classes_is_known_by_its_counts_sizes_and_colours(tmp_path: Path) -> None:
+    write_noise_folder(tmp_path / "train", {"cat": 5, "dog": 3}, (40, 60))
+    write_noise_folder(tmp_path / "test", {"cat": 2, "dog": 2}, (40, 60))
+    found = survey_images(tmp_path)
+    assert found.dataset == {"name": "folder", "root": str(tmp_path)}
+    assert (found.num_train, found.num_test, found.classes, found.class_images) == (8, 4, ("cat", "dog"), 3)
+    assert (found.side, found.is_grey) == (40, False)
+
+
+def test_flat_folder_has_no_classes_and_the_median_side(tmp_path: Path) -> None:
+    for k, side in enumerate((10, *[20] * 9, 90)):
+        Image.fromarray(np.full((side, 100, 3), k, np.uint8)).save(tmp_path / f"{k}.png")
+    found = survey_images(tmp_path)
+    assert (found.classes, found.class_images) == ((), 0)
+    assert found.num_train + found.num_test == 11
+    assert found.side == 20
+
+
+def test_grey_images_are_seen(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_noise_folder(tmp_path / split, {"a": 4, "b": 4}, (16, 16), mode="L")
+    assert survey_images(tmp_path).is_grey
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "train" / "a" / "colour.png")
+    assert not survey_images(tmp_path).is_grey
+
+
+def test_list_is_read_as_a_list(tmp_path: Path) -> None:
+    write_noise_folder(tmp_path / "images", {"a": 4, "b": 4}, (16, 16))
+    lines = [f"images/{name}/{k}.png,{name}" for name in "ab" for k in range(4)]
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(lines))
+    found = survey_images(tmp_path / "all.csv")
+    assert found.dataset == {"name": "list", "list": str(tmp_path / "all.csv")}
+    assert found.classes == ("a", "b")
+
+
+def test_image_that_cannot_be_read_is_left_to_prepare(tmp_path: Path) -> None:
+    write_noise_folder(tmp_path, {"a": 4, "b": 4}, (16, 16))
+    (tmp_path / "a" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    assert survey_images(tmp_path).side == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "does not exist; valid: a folder of images, or a file that lists them"),
+        ("notes.txt", "is no list of images; valid: a folder, or a file of .csv, .tsv, .jsonl, .parquet"),
+        ("broken", "none of 200 images that were tried can be read"),
+    ],
+)
+def test_mistake_is_one_line_that_names_the_place(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "broken").mkdir()
+    for k in range(3):
+        (tmp_path / "broken" / f"{k}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(UserError) as caught:
+        survey_images(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name}: {message}"
