@@ -10,8 +10,8 @@ from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.starter.survey import ImageSurvey
 
-# The recipe whose stages have the settings of each method, chosen on held-out images, and the method to take first.
-STUDY_RECIPE, RECOMMENDED_METHOD = "study", "super_and"
+# Names the recipe whose stages have settings for each method, and the recommended method.
+STARTER_FILE = CONF_FOLDER / "starter.yaml"
 # Sides of images in pixels: on the CPUs, on a GPU, and where a network has weights of photographs.
 CPU_SIDE, CPU_WEIGHTS_SIDE, GPU_SIDE = 64, 128, 224
 # Passes of an image through the network that a training on CPUs may take: those of the study.
@@ -20,13 +20,15 @@ CPU_PASSES, GPU_EPOCHS, EPOCH_RANGE = 360_000, 200, (10, 200)
 STUDY_BATCH = 256
 # A network with weights is changed this much more slowly, its first layers more so, for few epochs, as in `photos`.
 WEIGHTS_RATE_FACTOR, WEIGHTS_LAYER_DECAY, WEIGHTS_EPOCHS, WEIGHTS_BATCH = 0.04, 0.7, 6, 64
+# Augmentations that change nothing of a grey image but its levels.
+COLOUR_OPS = ("color_jitter", "random_grayscale")
 # Labels of each class that the fine-tuning gets.
 LABELS_PER_CLASS = 10
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user has asked for; None is left to Firstlight."""
+    """Settings that the user has asked for; None is left to Firstlight."""
 
     model: str | None = None
     weights: str | None = None
@@ -110,9 +112,10 @@ def _choose_encoder(survey: ImageSurvey, wishes: Wishes, image_size: int, has_gp
 
 
 def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> dict[str, Any]:
-    study = yaml_reader.read_yaml(CONF_FOLDER / "recipe" / f"{STUDY_RECIPE}.yaml")
+    starter = yaml_reader.read_yaml(STARTER_FILE)
+    study = yaml_reader.read_yaml(CONF_FOLDER / "recipe" / f"{starter['recipe']}.yaml")
     stages = _list_unlabelled_methods(study)
-    name = wishes.method or RECOMMENDED_METHOD
+    name = wishes.method or starter["method"]
     if name not in stages:
         raise UserError(f"--method: {name!r} is unknown; {suggest_valid(name, stages)}")
     defaults, stage = study["defaults"]["pretrain"], stages[name]
@@ -127,17 +130,13 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
     augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
     views = 1 if "epochs" in stage else 2
     epochs = wishes.epochs or (WEIGHTS_EPOCHS if wishes.weights else _choose_epochs(survey.num_train * views, has_gpu))
-    # The rounds of a method must be equally long.
+    # Rounds must be equally long.
     if "rounds" in method and epochs % method["rounds"]:
         method["rounds"] = 1
     found: dict[str, Any] = {"method": method, "epochs": epochs, "batch_size": batch, "optimizer": optimizer}
     if wishes.weights:
         found["layer_decay"] = WEIGHTS_LAYER_DECAY
     return {**found, "augment": augment} if augment else found
-
-
-# Augmentations that change nothing of a grey image but its levels.
-COLOUR_OPS = ("color_jitter", "random_grayscale")
 
 
 def _list_unlabelled_methods(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ def _format_stages(chosen: ChosenSettings) -> str:
     }
     parts += [
         f"# kNN and a linear probe on frozen features, beside random weights.\n{_dump({'evaluate': {}})}",
-        "# Fine-tuning with few labels, beside the same network from scratch; both try a third and three times lr, too.\n"
+        "# Fine-tuning with few labels, beside the same network from scratch; both try a third and three times lr.\n"
         + _dump({"finetune": finetune}),
     ]
     return "\n".join(parts)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.starter.choices import RECOMMENDED_METHOD, Wishes, choose_settings
+from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.survey import ImageSurvey
 from tests.support.paths import ROOT
 
@@ -37,9 +38,10 @@ def test_labels_decide_the_fine_tuning_and_the_seeds() -> None:
 
 def test_pretraining_is_the_study_s_with_a_rate_for_its_batch() -> None:
     study = load_recipe(ROOT / "conf/recipe/study.yaml", ("dataset.root=/data",))
-    stage = study.stages[RECOMMENDED_METHOD]
+    recommended = yaml_reader.read_yaml(ROOT / "conf/starter.yaml")["method"]
+    stage = study.stages[recommended]
     many = choose_settings(replace(FLOWERS, num_train=45_000), Wishes(), False).pretrain
-    assert many["method"]["name"] == RECOMMENDED_METHOD
+    assert many["method"]["name"] == recommended
     assert many["batch_size"] == stage.batch_size  # type: ignore[attr-defined]
     assert many["optimizer"]["lr"] == stage.optimizer.lr  # type: ignore[attr-defined]
     few = choose_settings(FLOWERS, Wishes(), False).pretrain
