@@ -28,8 +28,8 @@ DUPLICATES_FILE = "duplicates.parquet"
 SUBSETS_FILE = "subsets.parquet"
 # Of the entry `source`: lines for people.
 SOURCE_TEXTS = ("reading", "notes")
-# Columns of every shard; columns of annotations follow. digest: the first 8 bytes, big-endian, of the sha256 of the image
-# as it is in the source.
+# Columns of every shard; columns of annotations follow. digest: the first 8 bytes of the sha256 of the image as it is
+# in the source, big-endian.
 SHARD_SCHEMA = pa.schema(
     [("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("path", pa.string()), ("digest", pa.uint64())]
 )
