@@ -10,10 +10,11 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.tasks.nn.encoders import Encoder
+from tests.support.paths import WITHOUT_ROOT
 
 
 def opened(name: str) -> Recipe:
-    changes = () if name in ("quickstart", "digits") else ("dataset.root=/data",)
+    changes = () if name in WITHOUT_ROOT else ("dataset.root=/data",)
     return load_recipe(RECIPES_FOLDER / f"{name}.yaml", changes)
 
 

@@ -13,6 +13,7 @@ from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from tests.scripts import smoke
+from tests.support.paths import WITHOUT_ROOT
 
 NAMES = [recipe.name for recipe in list_recipes()]
 # The tables of results of each paper; that of Clustering and Locality Penalties has none, but a figure.
@@ -53,7 +54,7 @@ PRINTED: dict[str, list[float]] = {
 
 def opened(name: str, trial: bool = False) -> Recipe:
     return load_recipe(
-        RECIPES_FOLDER / f"{name}.yaml", () if name in ("quickstart", "digits") else ("dataset.root=/data",), smoke=trial
+        RECIPES_FOLDER / f"{name}.yaml", () if name in WITHOUT_ROOT else ("dataset.root=/data",), smoke=trial
     )
 
 

@@ -19,6 +19,7 @@ from firstlight.pipeline.data.augment.op_params import CropBox
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.train.device_augment import augment_batch
 from tests.support.noise_images import make_noise, to_batch_of_images
+from tests.support.paths import WITHOUT_ROOT
 
 # The side of the images of a data set, or the side that its papers scale the shorter side of an image to.
 SIDES = {
@@ -33,7 +34,7 @@ IMAGES = 600
 
 
 def opened(name: str) -> Recipe:
-    return load_recipe(RECIPES_FOLDER / f"{name}.yaml", () if name in ("quickstart", "digits") else ("dataset.root=/data",))
+    return load_recipe(RECIPES_FOLDER / f"{name}.yaml", () if name in WITHOUT_ROOT else ("dataset.root=/data",))
 
 
 def list_augments(recipe: Recipe) -> Iterator[Augment]:
