@@ -33,6 +33,8 @@ from firstlight.pipeline.errors import StageFailed, Terminated, UserError
 from firstlight.pipeline.run.ray_session import close_token_file
 
 QUICKSTART = RECIPES_FOLDER / "quickstart.yaml"
+# A recipe that trains on Ray.
+DIGITS = RECIPES_FOLDER / "digits.yaml"
 HERE = "http://127.0.0.1:8265"
 SHARED = "storage=/shared/firstlight"
 JOB = SubmittedJob("quickstart-1", HERE)
@@ -176,7 +178,7 @@ def test_all_paths_that_cannot_work_are_named_at_once() -> None:
     ],
 )
 def test_doubtful_settings_are_warnings(words: tuple[str, ...], starts: list[str]) -> None:
-    found = check_paths(resolve_recipe(QUICKSTART, (SHARED, *words), False))
+    found = check_paths(resolve_recipe(DIGITS, (SHARED, *words), False))
     assert len(found) == len(starts)
     assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
 

@@ -172,12 +172,14 @@ def test_writers_of_the_same_rows_repeat_their_calls(tmp_path: Path) -> None:
 
 def use_as_another_user(storage: Path, output: Path) -> None:
     """Starts to use a storage as a user who may not write there."""
+    # Read before: the other user may not be allowed to read this Python's library, from which checks import.
+    recipe = recipes.recipe(storage)
     os.setgroups([])
     os.setgid(65_534)
     os.setuid(65_534)
     told = []
     for use in (
-        lambda: TrackingClient(recipes.recipe(storage)),
+        lambda: TrackingClient(recipe),
         lambda: exclusive_lock(storage / "small", "small").__enter__(),
         lambda: exclusive_lock(storage / "new", "new").__enter__(),
     ):

@@ -55,9 +55,9 @@ class ScriptedMonitor:
         self.step = step
         return step % 2 == 0
 
-    def evaluate(self) -> tuple[dict[str, float], float]:
+    def evaluate(self) -> dict[str, float]:
         self.weights[self.step] = hash_state(self.learner.state_dict())
-        return {"watch_knn": self.values[self.step // 2]}, 0.0
+        return {"watch_knn": self.values[self.step // 2]}
 
 
 def train_selected(folder: Path, store: Store, values: list[float], stop: int | None = None, **keys: Any) -> Any:
