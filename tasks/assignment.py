@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstlight.tasks.timer import time_part
+from firstlight.tasks.device.copies import send_array
+from firstlight.tasks.device.timer import time_part
 
 # (G, d) features and the (G, d) targets that they hold -> the (G,) permutation of the targets.
 Solver = Callable[[Tensor, Tensor], Tensor]
@@ -47,13 +48,7 @@ def best_assignment(features: Tensor, targets: Tensor) -> Tensor:
     # all workers, and gives the reason.
     with time_part("assignment"):
         _, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
-        return _send_to_device(columns, features.device)
-
-
-def _send_to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Returns an array as a tensor on the device, for which the host does not wait."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        return send_array(columns, features.device)
 
 
 @time_part("assignment")
@@ -82,8 +77,8 @@ def sparse_assignment(features: Tensor, targets: Tensor) -> Tensor:
         if graph is None:
             return torch.arange(len(features), device=features.device)
         order = _solve_graph(graph)
-        prices = _send_to_device(_dual_prices(graph, order), costs.device).to(costs.dtype)
-        chosen = _send_to_device(order, costs.device)
+        prices = send_array(_dual_prices(graph, order), costs.device).to(costs.dtype)
+        chosen = send_array(order, costs.device)
         # The sums of both are equal for the optimum of all pairs, and never differ by less than the distance to it.
         paid = costs.gather(1, chosen[:, None])[:, 0] - prices[chosen]
         lowest = torch.cat([(block - prices).amin(1) for block in costs.split(ROW_BLOCK)])

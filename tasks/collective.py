@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from firstlight.tasks.timer import time_part
+from firstlight.tasks.device.timer import time_part
 
 # The name under which the step timer counts the exchanges between workers.
 COMMUNICATION = "communication"

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from firstlight.tasks.collective import COMMUNICATION, all_sum, gather_over_workers, rank, select_own_rows, world_size
 from firstlight.tasks.counter_rng import derive_keys, draw_uniform
+from firstlight.tasks.device.timer import time_part
 from firstlight.tasks.sample_table import TABLES, SampleTable
-from firstlight.tasks.timer import time_part
 
 # The number of rows whose neighbours are searched at a time: a tile of 1024 x chunk logits is 32 MB.
 NEIGHBOUR_QUERY_BLOCK = 1024

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from firstlight.tasks.collective import COMMUNICATION, gather_over_workers, rank, select_own_rows, world_size
-from firstlight.tasks.timer import time_part
+from firstlight.tasks.device.timer import time_part
 
 # The name under which the step timer counts reading and writing.
 TABLES = "tables"

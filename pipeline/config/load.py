@@ -137,7 +137,7 @@ def _apply_smoke(raw: dict[str, Any]) -> dict[str, Any]:
         )
     raw = {**raw, "name": f"{raw.get('name')}-smoke"}
     for dotted, value in {**SMOKE_DEFAULTS, **changes}.items():
-        raw = _merge_sections(raw, reduce(lambda inner, key: {key: inner}, reversed(dotted.split(".")), value))
+        raw = merge_sections(raw, reduce(lambda inner, key: {key: inner}, reversed(dotted.split(".")), value))
     sections = (raw[group] for group in ("stages", "defaults") if isinstance(raw.get(group), dict))
     for stage in (stage for section in sections for stage in section.values() if isinstance(stage, dict)):
         if isinstance(stage.get("register_as"), str):
@@ -210,7 +210,7 @@ def _compose_stage(files: RecipeFiles, name: str, stage: Any, defaults: dict[str
     if not isinstance(stage, dict):
         return stage
     stage = {"kind": name, **stage}
-    stage = _merge_sections(defaults.get(str(stage["kind"]), {}), stage)
+    stage = merge_sections(defaults.get(str(stage["kind"]), {}), stage)
     groups = {
         key: _merge_group_file(files, key, stage[key], f"stages.{name}.{key}")
         for key in STAGE_CONF_GROUPS
@@ -232,10 +232,10 @@ def _merge_group_file(files: RecipeFiles, group: str, value: Any, where: str) ->
         raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest_valid(value['name'], known)}")
     base = files.read_file(known[value["name"]])
     # The name in the file counts: it may be another one, as instance.yaml is a setting of super_and.
-    return _merge_sections(base, {**value, "name": base["name"]})
+    return merge_sections(base, {**value, "name": base["name"]})
 
 
-def _merge_sections(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_sections(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Returns `base` with the keys of `over` replaced, section by section.
 
     A section whose `name` differs, for example another optimiser, replaces the whole section of `base`.
@@ -243,7 +243,7 @@ def _merge_sections(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any
     if "name" in over and over["name"] != base.get("name", over["name"]):
         return over
     both = {
-        key: _merge_sections(base[key], over[key])
+        key: merge_sections(base[key], over[key])
         for key in base.keys() & over.keys()
         if isinstance(base[key], dict) and isinstance(over[key], dict)
     }

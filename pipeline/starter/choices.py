@@ -6,6 +6,7 @@ from typing import Any
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.conf_files import CONF_FOLDER
+from firstlight.pipeline.config.load import merge_sections
 from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.starter.survey import ImageSurvey
@@ -14,10 +15,8 @@ from firstlight.pipeline.starter.survey import ImageSurvey
 STARTER_FILE = CONF_FOLDER / "starter.yaml"
 # Sides of images in pixels: on the CPUs, on a GPU, and where a network has weights of photographs.
 CPU_SIDE, CPU_WEIGHTS_SIDE, GPU_SIDE = 64, 128, 224
-# Passes of an image through the network that a training on CPUs may take: those of the study.
-CPU_PASSES, GPU_EPOCHS, EPOCH_RANGE = 360_000, 200, (10, 200)
-# Learning rates of the study are for batches of this size.
-STUDY_BATCH = 256
+# A training on CPUs may take as many passes of an image through the network as the study, which has so many images.
+STUDY_IMAGES, GPU_EPOCHS, EPOCH_RANGE = 45_000, 200, (10, 200)
 # A network with weights is changed this much more slowly, its first layers more so, for few epochs, as in `photos`.
 WEIGHTS_RATE_FACTOR, WEIGHTS_LAYER_DECAY, WEIGHTS_EPOCHS, WEIGHTS_BATCH = 0.04, 0.7, 6, 64
 # Augmentations that change nothing of a grey image but its levels.
@@ -118,25 +117,30 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
     name = wishes.method or starter["method"]
     if name not in stages:
         raise UserError(f"--method: {name!r} is unknown; {suggest_valid(name, stages)}")
-    defaults, stage = study["defaults"]["pretrain"], stages[name]
+    stage = merge_sections(study["defaults"]["pretrain"], stages[name])
     method: dict[str, Any] = {"name": stage["method"]} if isinstance(stage["method"], str) else dict(stage["method"])
-    optimizer = {**defaults["optimizer"], **stage["optimizer"]}
-    if "name" in stage["optimizer"]:
-        optimizer = dict(stage["optimizer"])
-    batch = _largest_power(max(survey.num_train // 4, 2), WEIGHTS_BATCH if wishes.weights else STUDY_BATCH)
-    factor = WEIGHTS_RATE_FACTOR if wishes.weights else 1.0
-    scaled = batch / STUDY_BATCH if optimizer["name"] == "SGD" else 1.0
-    optimizer["lr"] = float(f"{optimizer['lr'] * factor * scaled:.3g}")
-    augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
-    views = 1 if "epochs" in stage else 2
-    epochs = wishes.epochs or (WEIGHTS_EPOCHS if wishes.weights else _choose_epochs(survey.num_train * views, has_gpu))
+    batch = _largest_power(max(survey.num_train // 4, 2), WEIGHTS_BATCH if wishes.weights else stage["batch_size"])
+    # Learning rates of the study are for its batches.
+    scaled = batch / stage["batch_size"] if stage["optimizer"]["name"] == "SGD" else 1.0
+    rate = stage["optimizer"]["lr"] * scaled * (WEIGHTS_RATE_FACTOR if wishes.weights else 1.0)
+    epochs = wishes.epochs or (
+        WEIGHTS_EPOCHS if wishes.weights else _choose_epochs(stage["epochs"], survey.num_train, has_gpu)
+    )
     # Rounds must be equally long.
     if "rounds" in method and epochs % method["rounds"]:
         method["rounds"] = 1
-    found: dict[str, Any] = {"method": method, "epochs": epochs, "batch_size": batch, "optimizer": optimizer}
+    found: dict[str, Any] = {
+        "method": method,
+        "epochs": epochs,
+        "batch_size": batch,
+        "optimizer": {**stage["optimizer"], "lr": float(f"{rate:.3g}")},
+    }
     if wishes.weights:
         found["layer_decay"] = WEIGHTS_LAYER_DECAY
-    return {**found, "augment": augment} if augment else found
+    augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
+    if augment:
+        found["augment"] = augment
+    return {**found, "schedule": stage["schedule"], "channels_last": stage["channels_last"]}
 
 
 def _list_unlabelled_methods(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -145,9 +149,9 @@ def _list_unlabelled_methods(study: Mapping[str, Any]) -> dict[str, dict[str, An
     return {k: v for k, v in stages.items() if v.get("kind") == "pretrain" and "labels_per_class" not in v}
 
 
-def _choose_epochs(views_per_epoch: int, has_gpu: bool) -> int:
+def _choose_epochs(study_epochs: int, num_train: int, has_gpu: bool) -> int:
     low, high = EPOCH_RANGE
-    return GPU_EPOCHS if has_gpu else int(min(max(CPU_PASSES // views_per_epoch, low), high))
+    return GPU_EPOCHS if has_gpu else int(min(max(study_epochs * STUDY_IMAGES // num_train, low), high))
 
 
 def _largest_power(count: int, most: int) -> int:

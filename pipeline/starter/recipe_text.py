@@ -43,12 +43,7 @@ def format_recipe(name: str, survey: ImageSurvey, chosen: ChosenSettings) -> str
 
 
 def _format_stages(chosen: ChosenSettings) -> str:
-    pretrain: dict[str, Any] = {
-        **chosen.pretrain,
-        "schedule": {"name": "CosineAnnealingLR"},
-        "channels_last": True,
-        "watch": {"every": max(chosen.pretrain["epochs"] // 5, 1)},
-    }
+    pretrain: dict[str, Any] = {**chosen.pretrain, "watch": {"every": max(chosen.pretrain["epochs"] // 5, 1)}}
     if "weights" in chosen.encoder and chosen.finetune is not None:
         # The weights as given are one of the candidates, by kNN, which needs labels.
         pretrain |= {"keep": "best", "early_stopping": 2, "watch": {"every": 1, "knn_k": 10}}

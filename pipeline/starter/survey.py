@@ -1,25 +1,22 @@
 """Facts of a folder or a list of images that decide the settings of a first recipe."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.conf_files import CONF_FOLDER
 from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.data.prepare.header_probe import iterate_headers
 from firstlight.pipeline.data.sources import Source, open_source
-from firstlight.pipeline.data.sources.source import SourcePart
+from firstlight.pipeline.data.sources.list_columns import LIST_DELIMITERS
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.errors import UserError
 
 # Training images whose headers are read.
 NUM_SAMPLED_IMAGES = 200
-# Files that list images, by the ends of their names.
-LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def _name_dataset(location: Path) -> dict[str, str]:
     full = str(location.resolve())
     if location.is_dir():
         return {"name": "folder", "root": full}
-    if location.suffix.lower() not in LIST_SUFFIXES:
-        raise UserError(f"{location}: is no list of images; valid: a folder, or a file of {', '.join(LIST_SUFFIXES)}")
+    if location.suffix.lower() not in LIST_DELIMITERS:
+        raise UserError(f"{location}: is no list of images; valid: a folder, or a file of {', '.join(LIST_DELIMITERS)}")
     return {"name": "list", "list": full}
 
 
@@ -76,16 +73,9 @@ def _read_options(dataset: dict[str, str]) -> DatasetOptions:
 
 def _sample_headers(source: Source, location: Path) -> tuple[int, bool]:
     """Returns the median shorter side of some training images, and True if all of them are grey."""
-    sides, modes = [], set()
-    for start in select_evenly_spaced(np.arange(source.splits["train"]), NUM_SAMPLED_IMAGES):
-        for record in source.read(SourcePart("train", int(start), 1)):
-            try:
-                with Image.open(io.BytesIO(record.data or b"")) as image:
-                    sides.append(min(image.size))
-                    modes.add(image.mode)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                # `prepare` names the images that cannot be read.
-                continue
-    if not sides:
+    starts = select_evenly_spaced(np.arange(source.splits["train"]), NUM_SAMPLED_IMAGES).tolist()
+    headers = list(iterate_headers(source, starts, 1))
+    if not headers:
         raise UserError(f"{location}: none of {NUM_SAMPLED_IMAGES} images that were tried can be read")
-    return int(np.median(sides)), all(mode == "1" or mode.startswith(("L", "I")) for mode in modes)
+    side = int(np.median([min(header.frame.upright) for header in headers]))
+    return side, all(header.mode == "1" or header.mode.startswith(("L", "I")) for header in headers)

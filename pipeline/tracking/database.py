@@ -14,6 +14,7 @@ from firstlight.pipeline.tracking.lineage import (
     Lineage,
     ModelVersion,
     Run,
+    find_run_kind,
     find_store_hash,
     read_lineage,
 )
@@ -95,7 +96,7 @@ def _read_runs(database: sqlite3.Connection, experiment: Any) -> Iterator[Run]:
         sources.setdefault(run_id, []).append(source)
     for run_id, name, status, start, end, artifact_uri in database.execute(RUNS_QUERY, (experiment,)):
         its_tags, its_params = tags.get(run_id, {}), params.get(run_id, {})
-        kind = its_tags.get("firstlight.kind", "recipe" if "firstlight.recipe" in its_tags else "other")
+        kind = find_run_kind(its_tags)
         store = find_store_hash(kind, its_params, sources.get(run_id, ()))
         yield Run(
             run_id, name, kind, status, start / 1000, None if end is None else end / 1000,

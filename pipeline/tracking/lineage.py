@@ -249,7 +249,7 @@ def _iterate_pages(search: Any, *arguments: Any) -> Iterator[Any]:
 
 def _to_run(found: Any) -> Run:
     info, data = found.info, found.data
-    kind = data.tags.get("firstlight.kind", "recipe" if "firstlight.recipe" in data.tags else "other")
+    kind = find_run_kind(data.tags)
     # A recipe's run shows the models of its stages.
     outputs = (found.outputs.model_outputs if found.outputs and kind not in COMPOSITE_KINDS else None) or ()
     model = next((output.model_id for output in outputs), None)
@@ -260,6 +260,11 @@ def _to_run(found: Any) -> Run:
         info.run_id, info.run_name, kind, info.status, info.start_time / 1000, end, data.tags.get("mlflow.parentRunId"),
         store, model, dict(data.tags), dict(data.params), dict(data.metrics), info.artifact_uri,
     )  # fmt: skip
+
+
+def find_run_kind(tags: Mapping[str, str]) -> str:
+    """Returns the kind of a run with these tags, "other" if Firstlight has not made it."""
+    return tags.get("firstlight.kind", "recipe" if "firstlight.recipe" in tags else "other")
 
 
 def find_store_hash(kind: str, params: Mapping[str, str], sources: Iterable[str]) -> str:

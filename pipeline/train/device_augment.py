@@ -42,7 +42,6 @@ from firstlight.pipeline.data.augment.pixel_params import (
     Sharpness,
     Solarize,
 )
-from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import expand_per_image, gray_batch, jitter_batch
 from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
 from firstlight.pipeline.train.device_ops.levels import (
@@ -51,6 +50,7 @@ from firstlight.pipeline.train.device_ops.levels import (
     solarize_batch,
     stretch_batch,
 )
+from firstlight.tasks.device.copies import send_array
 
 # Number of pixels that are augmented at a time, of the images or of the views, whichever are larger. Intermediate
 # values take 24 bytes for each. On a CPU they must be few enough for the allocator to reuse their memory: fresh pages,

@@ -24,8 +24,8 @@ from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImage
 from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
 from firstlight.pipeline.train import device_augment
-from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.tasks.collective import gather_objects, rank, world_size
+from firstlight.tasks.device.copies import send_array
 
 # Limits of the images that are decoded at a time.
 MAX_DECODED_IMAGES, MAX_DECODED_BYTES = 512, 8_000_000

@@ -26,8 +26,8 @@ from firstlight.pipeline.train.metrics import DATA_PART, DroppedIds, MetricsLogg
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, rank, world_size
+from firstlight.tasks.device.timer import time_part
 from firstlight.tasks.learner import Learner
-from firstlight.tasks.timer import time_part
 
 # A file in the folder of a job that asks its training to stop; its text is the reason.
 STOP_FILE = "stop"

@@ -20,7 +20,7 @@ from firstlight.pipeline.files import append_json_line, write_atomically
 from firstlight.pipeline.records import Count, DamagedRecord, FiniteNumber, RecordShape, read_json_rows
 from firstlight.pipeline.train.accelerator.utilization import UtilizationMeter
 from firstlight.tasks.collective import all_sum, barrier, broadcast_object, rank, world_size
-from firstlight.tasks.timer import STEP_TIMER
+from firstlight.tasks.device.timer import STEP_TIMER
 
 METRICS_FILE = "metrics.jsonl"
 # The part of a step that loads its data.
@@ -115,9 +115,9 @@ class MetricsLogger:
     """Logs the losses of a training with its speed. All methods but `close` are collective.
 
     A row has the images per second and the share of waiting for data since the last row, and `time_<part>`, the share
-    that rank 0 spent on each part of its steps (`firstlight.tasks.timer`). On CPUs it has the images per second of CPU
-    time as well, which other work on the machine hardly changes; it counts all threads of all workers, and no tasks of
-    Ray Data. On devices whose peak is known it has `mfu`, the share of that peak (of `meter`). `first` is the
+    that rank 0 spent on each part of its steps (`firstlight.tasks.device.timer`). On CPUs it has the images per second
+    of CPU time as well, which other work on the machine hardly changes; it counts all threads of all workers, and no
+    tasks of Ray Data. On devices whose peak is known it has `mfu`, the share of that peak (of `meter`). `first` is the
     number of steps that were done before.
     """
 

@@ -25,8 +25,8 @@ from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.pipeline.train.update_guard import UpdateGuard
 from firstlight.pipeline.train.weight_average import WeightAverage
 from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
+from firstlight.tasks.device.timer import time_part
 from firstlight.tasks.learner import Batch, Learner
-from firstlight.tasks.timer import time_part
 
 MIN_CHECKPOINT_AGE_S = 20.0
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,8 +11,8 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.loader import Loader, list_view_columns
 from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.stream import LoadingOptions
-from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.selection import SelectionOptions
+from firstlight.tasks.device.copies import send_array
 from firstlight.tasks.learner import Batch
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import preflight
@@ -114,6 +115,24 @@ def test_two_machines_give_the_numbers_of_one_process(shared_cluster: Any, tmp_p
         assert np.allclose(one.pretrained, other.pretrained, atol=0.035), "two of 60 test images may lie on a border"
 
 
+def train_while(happen: Callable[[], None], recipe: Recipe, store: Store, job: Path) -> None:
+    """Trains on Ray, slowly, while `happen` runs, all of which happens before the end."""
+    thread = threading.Thread(target=happen, daemon=True)
+    with RaySession(recipe.scale, recipe.stream) as session:
+        session.start()
+        thread.start()
+        launch_traced(recipe, store, StageInstance("pretrain", 0, "f", job), slowly=True)
+    assert not thread.is_alive(), "all has happened"
+
+
+def assert_whole_batches(recipe: Recipe, store: Store, job: Path) -> None:
+    """Compares every global batch with that of a training in which nothing happens."""
+    stage: Any = recipe.stages["pretrain"]
+    worker = StageContext.create(recipe, store, on_ray=False)
+    its = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 0, "f", job)).plan
+    assert_planned(read_steps(job), its, EPOCHS * its.steps)
+
+
 @pytest.mark.fault(7, "one of two machines")
 @pytest.mark.slow
 @pytest.mark.ray
@@ -136,17 +155,8 @@ def test_losing_and_adding_a_machine_keeps_every_global_batch(cluster: Any, tmp_
         wait_until(lambda: worlds(tmp_path)[-1] == 2)
         (tmp_path / "job" / HURRY_FILE).touch()
 
-    thread = threading.Thread(target=happen, daemon=True)
-    with RaySession(recipe.scale, recipe.stream) as session:
-        session.start()
-        thread.start()
-        launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"), slowly=True)
-    assert not thread.is_alive(), "both have happened"
-    stage: Any = recipe.stages["pretrain"]
-    its = pretrain_job.build_job(
-        StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
-    ).plan
-    assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)
+    train_while(happen, recipe, digits, tmp_path / "job")
+    assert_whole_batches(recipe, digits, tmp_path / "job")
     seen = worlds(tmp_path)
     assert [world for k, world in enumerate(seen) if k == 0 or world != seen[k - 1]][:3] == [2, 1, 2]
 
@@ -189,22 +199,13 @@ def test_notice_of_a_machine_writes_a_checkpoint_from_which_the_other_continues(
         wait_until(lambda: worlds(tmp_path)[-1] == 1)
         (tmp_path / "job" / HURRY_FILE).touch()
 
-    thread = threading.Thread(target=happen, daemon=True)
-    with RaySession(recipe.scale, recipe.stream) as session:
-        session.start()
-        thread.start()
-        launch_traced(recipe, digits, StageInstance("pretrain", 0, "f", tmp_path / "job"), slowly=True)
-    assert not thread.is_alive(), "it has happened"
+    train_while(happen, recipe, digits, tmp_path / "job")
     notes = [json.loads(line).get("note", "") for line in (tmp_path / "job" / METRICS_FILE).read_text().splitlines()]
     (saved, *_) = [int(note.rpartition(" ")[2]) for note in notes if NOTICE in note]
     assert saved >= 3
     rows = [json.loads(line) for file in tmp_path.glob("job/trace-0-*.jsonl") for line in file.read_text().splitlines()]
     assert min(row["step"] for row in rows if row["world"] == 1) >= saved, "nothing before the checkpoint is repeated"
-    stage: Any = recipe.stages["pretrain"]
-    its = pretrain_job.build_job(
-        StageContext.create(recipe, digits, on_ray=False), stage, StageInstance("pretrain", 0, "f", tmp_path / "job")
-    ).plan
-    assert_planned(read_steps(tmp_path / "job"), its, EPOCHS * its.steps)
+    assert_whole_batches(recipe, digits, tmp_path / "job")
 
 
 @pytest.mark.fault(7, "a machine that trials of a search are on")

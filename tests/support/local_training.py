@@ -12,6 +12,8 @@ from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
+from firstlight.pipeline.train.training_job import TrainingJob
+from firstlight.tasks.learner import Learner
 from tests.support import recipes
 from tests.support.state_hash import hash_state
 
@@ -21,7 +23,15 @@ class Stopped(Exception):
 
 
 def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -> tuple[str, dict[str, Tensor]]:
-    """Trains or continues the small recipe in `folder`, to its end or to step `stop`.
+    """Trains or continues the small recipe in `folder`, to its end or to step `stop`; returns what `fit_until` does."""
+    worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    return fit_until(stop, job, pretrain_job.build_seeded_method(worker, stage, job))
+
+
+def fit_until(stop: int | None, job: TrainingJob, learner: Learner) -> tuple[str, dict[str, Tensor]]:
+    """Trains to the end, or to step `stop`, where `Stopped` is raised.
 
     Returns a hash of every bit of the end state, and the weights.
     """
@@ -32,13 +42,9 @@ def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -
 
     failures.fault_hook = stop_training
     try:
-        worker = StageContext.create(recipes.recipe(folder, **changes), store, on_ray=False)
-        stage: Any = worker.recipe.stages["pretrain"]
-        job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
-        learner = pretrain_job.build_seeded_method(worker, stage, job)
         fit(job, learner)
     finally:
         failures.fault_hook = None
-    found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
+    found, _ = Checkpoints(job.folder / "checkpoints").read_newest()
     assert found is not None
     return hash_state([found.shared, found.shards]), learner.state_dict()

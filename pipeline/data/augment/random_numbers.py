@@ -5,6 +5,7 @@ counter has no state: number k of a key is the hash of (key, k). Keys and hash a
 `firstlight.tasks.counter_rng`, which computes them with torch on any device; decoding tasks import no torch.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,18 +32,29 @@ def mix_bits(x: np.ndarray) -> np.ndarray:
 
 def derive_view_keys(seed: int, passes: np.ndarray, ids: np.ndarray, view: int) -> np.ndarray:
     """Returns a key for a view of each image, (B,) uint64, from its pass and its id, both (B,) int64."""
-    key = np.full(len(ids), seed, np.uint64)
-    for part in (np.uint64(0), passes.astype(np.uint64), ids.astype(np.uint64), np.uint64(FIRST_VIEW_STREAM + view)):
-        key ^= part
-        key += GOLDEN_GAMMA
-        key = mix_bits(key)
-    return key
+    stream = np.uint64(FIRST_VIEW_STREAM + view)
+    parts = (np.uint64(0), passes.astype(np.uint64), ids.astype(np.uint64), stream)
+    return fold_keys(np.full(len(ids), seed, np.uint64), parts)
+
+
+def fold_keys(keys: np.ndarray, parts: Iterable[np.ndarray | np.uint64]) -> np.ndarray:
+    """Returns keys that follow from `keys`, (m,) uint64, from `parts`, (m,) or () uint64, and their order; in place."""
+    for part in parts:
+        keys ^= part
+        keys += GOLDEN_GAMMA
+        keys = mix_bits(keys)
+    return keys
+
+
+def draw_bits(keys: np.ndarray, first: int, count: int) -> np.ndarray:
+    """(m,) uint64 keys -> (m, count) uint64: the hashes of the numbers `first` .. `first` + `count` - 1 of each key."""
+    counters = np.arange(first, first + count, dtype=np.uint64) * GOLDEN_GAMMA
+    return mix_bits(keys[:, None] + counters)
 
 
 def draw_levels(keys: np.ndarray, count: int) -> np.ndarray:
     """(B,) uint64 -> (B, count) uint8: levels of noise, 256 times the numbers of `tasks.counter_rng.draw_uniform`."""
-    counters = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_GAMMA
-    return (mix_bits(keys[:, None] + counters) >> LEVEL_SHIFT).astype(np.uint8)
+    return (draw_bits(keys, 1, count) >> LEVEL_SHIFT).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,5 @@ class CounterRng:
     def uniform(self, count: int) -> np.ndarray:
         """Returns (B, count) float64 in [0, 1), multiples of 2**-53; the same numbers at every call."""
         assert count <= NUMBERS_PER_OP
-        first = self.op * NUMBERS_PER_OP + 1
-        counters = np.arange(first, first + count, dtype=np.uint64) * GOLDEN_GAMMA
-        numbers: np.ndarray = (mix_bits(self.keys[:, None] + counters) >> MANTISSA_SHIFT) * 2.0**-53
+        numbers: np.ndarray = (draw_bits(self.keys, self.op * NUMBERS_PER_OP + 1, count) >> MANTISSA_SHIFT) * 2.0**-53
         return numbers

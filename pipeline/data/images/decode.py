@@ -80,15 +80,37 @@ def decode_rgb(data: bytes, max_pixels: int = 64_000_000, levels: LevelRanges | 
     return np.asarray(open_rgb(data, max_pixels, levels))
 
 
+class ImageHeader(NamedTuple):
+    """The frame that an image's header declares, and Pillow's mode of its pixels."""
+
+    frame: ImageFrame
+    mode: str
+
+
 def read_header_frame(data: bytes) -> ImageFrame:
     """Returns the sizes that an image's header declares, and its orientation.
+
+    Raises:
+        BadImage: as `read_header`.
+    """
+    return read_header(data).frame
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Returns the frame and the mode that an image's header declares.
 
     The pixels are only read of PNG files that may have an orientation, since it may stand after them.
 
     Raises:
         BadImage: the bytes are not an image of one of `IMAGE_FORMATS`.
     """
-    return raise_only_bad_image(lambda: _find_frame(_open_any_header(data), data), sys.maxsize)
+
+    def read() -> ImageHeader:
+        header = _open_any_header(data)
+        mode = header.mode
+        return ImageHeader(_find_frame(header, data), mode)
+
+    return raise_only_bad_image(read, sys.maxsize)
 
 
 def _open_any_header(data: bytes) -> ImageFile.ImageFile:

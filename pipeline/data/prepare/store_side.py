@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from firstlight.pipeline.data.images import BadImage, read_header_frame
-from firstlight.pipeline.data.sources import Source, SourcePart
+from firstlight.pipeline.data.prepare.header_probe import iterate_headers
+from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
@@ -69,15 +69,8 @@ def has_larger_images(source: Source, side: int) -> bool:
     Only headers are decoded. The images are the same for the same source: the answer names a folder.
     """
     total = source.splits.get("train", 0)
-    step = max(total // PROBED_PLACES, PROBED_IN_A_ROW)
-    for start in range(0, total, step):
-        for record in source.read(SourcePart("train", start, min(PROBED_IN_A_ROW, total - start))):
-            try:
-                if record.data is not None and min(read_header_frame(record.data).upright) > side:
-                    return True
-            except BadImage:
-                continue
-    return False
+    starts = range(0, total, max(total // PROBED_PLACES, PROBED_IN_A_ROW))
+    return any(min(header.frame.upright) > side for header in iterate_headers(source, starts, PROBED_IN_A_ROW))
 
 
 def keep_store_side(wanted: int | str, old: Store) -> int | None:

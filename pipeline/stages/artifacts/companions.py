@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.stages.artifacts.artifact_files import write_artifact_files
 from firstlight.pipeline.stages.artifacts.table_folder import SavedTable, load_table
 from firstlight.pipeline.stages.artifacts.weight_checks import BUILD_ERRORS, check_finite_weights, check_spec_numbers
-from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
+from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_manifest
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.heads import Projection
 
@@ -26,12 +26,8 @@ def save_network(network: nn.Module, folder: Path, facts: dict[str, Any]) -> Non
     """Writes a network that a method makes besides the encoder: `network.spec`, its constructor's keyword arguments,
     and its weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     description = {"format": 1, "class": type(network).__name__, "spec": network.spec, **facts}
-    files = write_file(folder, "network.safetensors", save_tensors(weights))
-    files |= write_file(folder, "network.json", json.dumps(description, indent=1).encode())
-    write_manifest(folder, files)
+    write_manifest(folder, write_artifact_files(folder, "network", network.state_dict(), description))
 
 
 def load_decoder(folder: Path) -> Decoder:

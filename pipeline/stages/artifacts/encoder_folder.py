@@ -2,19 +2,18 @@
 logged model.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.stages.artifacts.artifact_files import write_artifact_files
 from firstlight.pipeline.stages.artifacts.encoder_description import check_whole_encoder, read_encoder_spec
 from firstlight.pipeline.stages.artifacts.weight_checks import BUILD_ERRORS, check_finite_weights, check_spec_numbers
-from firstlight.pipeline.train.folder_manifest import write_file, write_manifest
+from firstlight.pipeline.train.folder_manifest import write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 
 ENCODER_WEIGHTS_FILE = "encoder.safetensors"
@@ -22,13 +21,11 @@ ENCODER_WEIGHTS_FILE = "encoder.safetensors"
 
 def save_encoder(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> None:
     """Writes the spec and the weights of an encoder. `facts` (its method, its store, its seed) are kept with them."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder, write_encoder_files(encoder, folder, facts))
 
 
 def write_encoder_files(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Writes the files of an encoder into a folder that gets a manifest later. Returns their entries of it."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     description = {
         "format": 1,
         "spec": encoder.spec,
@@ -36,8 +33,7 @@ def write_encoder_files(encoder: Encoder, folder: Path, facts: dict[str, Any]) -
         "shapes": encoder.shapes,
         **facts,
     }
-    files = write_file(folder, ENCODER_WEIGHTS_FILE, save_tensors(weights))
-    return files | write_file(folder, "encoder.json", json.dumps(description, indent=1).encode())
+    return write_artifact_files(folder, "encoder", encoder.state_dict(), description)
 
 
 def load_encoder(folder: Path, image_size: int) -> Encoder:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.stages.artifacts.artifact_files import write_artifact_files
 from firstlight.pipeline.stages.artifacts.weight_checks import check_finite_weights
-from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
+from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_manifest
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,9 @@ class SavedTable:
 
 def save_table(table: SavedTable, folder: Path, facts: dict[str, Any]) -> None:
     """Writes the values that a method has kept of its images. `facts` are kept with them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"ids": torch.from_numpy(table.ids.copy()), "values": table.values.detach().cpu().contiguous()}
-    shape = list(table.values.shape)
-    description = {"format": 1, "shape": shape, **facts, "store": table.store}
-    files = write_file(folder, "table.safetensors", save_tensors(tensors))
-    files |= write_file(folder, "table.json", json.dumps(description, indent=1).encode())
-    write_manifest(folder, files)
+    tensors = {"ids": torch.from_numpy(table.ids.copy()), "values": table.values}
+    description = {"format": 1, "shape": list(table.values.shape), **facts, "store": table.store}
+    write_manifest(folder, write_artifact_files(folder, "table", tensors, description))
 
 
 def load_table(folder: Path) -> SavedTable:

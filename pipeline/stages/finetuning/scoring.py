@@ -18,22 +18,26 @@ from firstlight.tasks.downstream.task import Scores, Task
 
 @torch.no_grad()
 def score_tasks(context: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
-    """Scores each task on those of `ids` whose target is known. Collective; every image is decoded once."""
+    """Scores each task on those of `ids` whose target is known. Collective; every image is decoded once.
+
+    A network under several names, which two arms share, is scored once.
+    """
     target = TASKS[stage.task.name].target
     ids = context.splits.with_target(ids, target)
-    seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in tasks}
+    seen: dict[Task, list[tuple[Tensor, ...]]] = {task: [] for task in tasks.values()}
     views = list_scored_views(context, stage)
     size, whole = max(max(stage.batch_size, 256) // len(views), 1), stage.scored_pixels == "image"
     for batch in context.iterate_batches(ids, size, views, target, whole):
-        for name, task in tasks.items():
-            seen[name].append(task.eval().observe(batch))
+        for task, rows in seen.items():
+            rows.append(task.eval().observe(batch))
     gathered = {
-        name: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for name, rows in seen.items()
+        task: tuple(gather_rows(column, len(ids)) for column in zip(*rows, strict=True)) for task, rows in seen.items()
     }
-    return {
-        name: _replace_nan(add_group_scores(stage, tasks[name].score(rows), context.store.classes))
-        for name, rows in gathered.items()
+    scores = {
+        task: _replace_nan(add_group_scores(stage, task.score(rows), context.store.classes))
+        for task, rows in gathered.items()
     }
+    return {name: scores[task] for name, task in tasks.items()}
 
 
 def add_group_scores(stage: Finetune, scores: Scores, classes: tuple[str, ...]) -> Scores:

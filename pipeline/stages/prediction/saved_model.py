@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from firstlight.pipeline.config.schema import TaskSpec, constructor_arguments, parse_augment
@@ -27,10 +26,11 @@ from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.data.images.levels import LevelRanges
 from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.records import FiniteNumber, RecordShape, parse_record
+from firstlight.pipeline.stages.artifacts.artifact_files import write_artifact_files
 from firstlight.pipeline.stages.artifacts.encoder_description import ENCODER_SHAPE, LOST_LAYERS_KEY
 from firstlight.pipeline.stages.artifacts.encoder_folder import ENCODER_WEIGHTS_FILE, write_encoder_files
 from firstlight.pipeline.stages.artifacts.weight_checks import BUILD_ERRORS, check_finite_weights, check_spec_numbers
-from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
+from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_manifest
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.downstream.starting_weights import fold_encoder
 from firstlight.tasks.downstream.task import Task
@@ -132,7 +132,6 @@ def save_model(
     facts: Mapping[str, Any],
 ) -> None:
     """Writes a fine-tuned model. `spec` is its section of the recipe; `facts` say how it was made."""
-    folder.mkdir(parents=True, exist_ok=True)
     described = spec.model_dump(mode="json")
     lost = [f"batch_norm: {batch_norm}"] if batch_norm == "fold" else []
     lost += [f"task.last_pool: {described['last_pool']}"] if described.get("last_pool", "keep") != "keep" else []
@@ -148,10 +147,8 @@ def save_model(
         "preprocessing": views,
         **facts,
     }
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in _list_own_tensors(task).items()}
     files = write_encoder_files(task.encoder, folder, encoder_facts)
-    files |= write_file(folder, TASK_WEIGHTS_FILE, save_tensors(own))
-    files |= write_file(folder, TASK_FILE, json.dumps(description, indent=1).encode())
+    files |= write_artifact_files(folder, "task", _list_own_tensors(task), description)
     write_manifest(folder, files)
 
 

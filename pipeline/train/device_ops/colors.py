@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstlight.pipeline.train.accelerator.transfer import send_array
+from firstlight.tasks.device.copies import send_array
 
 
 def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from firstlight.pipeline.data.augment.pixel_params import (
     blur_weights,
     reflect_indices,
 )
-from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import blend_images, expand_per_image
 from firstlight.tasks.counter_rng import draw_uniform
+from firstlight.tasks.device.copies import send_array
 
 
 def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:

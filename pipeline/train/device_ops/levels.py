@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstlight.pipeline.train.accelerator.transfer import send_array
 from firstlight.pipeline.train.device_ops.colors import expand_per_image
+from firstlight.tasks.device.copies import send_array
 
 
 def solarize_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:

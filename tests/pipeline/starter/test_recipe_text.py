@@ -1,6 +1,5 @@
 """The file of a first recipe is a recipe that runs as it is."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_comments_say_what_was_chosen(tmp_path: Path) -> None:
     write_first_recipe(tmp_path, Wishes(epochs=2), classes=("a", "b"))
     survey = survey_images(tmp_path / "images")
     text = (tmp_path / "mine.yaml").read_text()
-    for reason in choose_settings(replace(survey), Wishes(epochs=2), False).reasons:
+    for reason in choose_settings(survey, Wishes(epochs=2), False).reasons:
         if not reason.startswith("size"):
             assert reason in text
     assert max(map(len, text.splitlines())) <= 150

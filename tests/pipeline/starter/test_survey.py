@@ -56,7 +56,7 @@ def test_image_that_cannot_be_read_is_left_to_prepare(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nowhere", "does not exist; valid: a folder of images, or a file that lists them"),
-        ("notes.txt", "is no list of images; valid: a folder, or a file of .csv, .tsv, .jsonl, .parquet"),
+        ("notes.txt", "is no list of images; valid: a folder, or a file of .csv, .tsv, .jsonl, .ndjson, .parquet"),
         ("broken", "none of 200 images that were tried can be read"),
     ],
 )

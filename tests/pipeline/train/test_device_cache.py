@@ -30,6 +30,7 @@ from firstlight.pipeline.train.training_job import to_batch
 from tests.support import recipes
 from tests.support.augmentations import PIPELINES
 from tests.support.gloo import Pool
+from tests.support.loaded_ids import record_loaded_ids
 from tests.support.local_training import Stopped, train
 from tests.support.photograph_folders import prepare_photographs, write_photographs
 
@@ -114,15 +115,7 @@ def test_batches_decoded_by_ray_data_are_the_same(digits: Store, ray_local: None
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of every image that is decoded to be held."""
-    seen: list[int] = []
-    real = StoredImages.load
-
-    def load(self: StoredImages, ids: np.ndarray, passes: np.ndarray, encoded: Any) -> Any:
-        seen.extend(ids.tolist())
-        return real(self, ids, passes, encoded)
-
-    monkeypatch.setattr(StoredImages, "load", load)
-    return seen
+    return record_loaded_ids(monkeypatch, StoredImages)
 
 
 def test_images_are_decoded_once_for_all_trainings(digits: Store, decoded: list[int]) -> None:

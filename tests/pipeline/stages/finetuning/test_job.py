@@ -10,38 +10,16 @@ from torch import Tensor
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.stages.finetuning.job import build_finetune_job
-from firstlight.pipeline.train import failures
-from firstlight.pipeline.train.checkpoint import Checkpoints
-from firstlight.pipeline.train.loop import fit
 from tests.support import recipes
 from tests.support.finetunings import HEAD, RESCALED, save_seen_encoder, start_arm
 from tests.support.gloo import Pool
-from tests.support.state_hash import hash_state
-
-
-class Stopped(Exception):
-    """The training reached the step that it was to stop at."""
+from tests.support.local_training import Stopped, fit_until
 
 
 def train(folder: str, store: str, stop: int | None, **changes: Any) -> tuple[str, dict[str, Tensor]]:
-    """Trains or continues the arm `pretrained`, to its end or to step `stop`.
-
-    Returns a hash of every bit of the end state, and the weights.
-    """
-
-    def stop_training(rank: int, step: int) -> None:
-        if step == stop:
-            raise Stopped
-
-    failures.fault_hook = stop_training
-    try:
-        worker, stage, instance, task = start_arm(Path(folder), Store.open(Path(store)), "pretrained", **changes)
-        fit(build_finetune_job(worker, stage, instance, instance.folder, 0.1), task)
-    finally:
-        failures.fault_hook = None
-    found, _ = Checkpoints(Path(folder) / "job" / "checkpoints").read_newest()
-    assert found is not None
-    return hash_state([found.shared, found.shards]), task.state_dict()
+    """Trains or continues the arm `pretrained`, to its end or to step `stop`; returns what `fit_until` does."""
+    worker, stage, instance, task = start_arm(Path(folder), Store.open(Path(store)), "pretrained", **changes)
+    return fit_until(stop, build_finetune_job(worker, stage, instance, instance.folder, 0.1), task)
 
 
 @pytest.mark.parametrize("stop", [1, 2])

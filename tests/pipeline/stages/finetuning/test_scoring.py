@@ -33,6 +33,21 @@ def test_score_is_the_accuracy_of_the_mean_answers(tmp_path: Path, digits: Store
     assert answers[10] != answers[1]
 
 
+def test_network_under_several_names_is_scored_once(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, stage, _, task = start_arm(tmp_path, digits, "scratch")
+    other = start_arm(tmp_path / "other", digits, "scratch")[-1]
+    kind, seen = type(task), list[int]()
+    observe = kind.observe
+    monkeypatch.setattr(kind, "observe", lambda self, batch: seen.append(id(self)) or observe(self, batch))
+    found = score_tasks(context, stage, {"given": task, "other": other, "pretrained": task}, context.splits.test)
+    assert list(found) == ["given", "other", "pretrained"]
+    alone = score_tasks(context, stage, {"one": task}, context.splits.test)["one"]
+    assert found["given"] == found["pretrained"] == alone
+    assert seen.count(id(task)) == 2 * seen.count(id(other))
+
+
 def open_groups(folder: Path) -> Any:
     """Returns a fine-tuning with two groups of classes, of a task that scores each class."""
     changes = {"stages__finetune__class_groups": {"some": ["a", "c"], "unseen": ["b"]}}

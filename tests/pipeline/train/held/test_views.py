@@ -12,6 +12,7 @@ from firstlight.pipeline.data.stream import EvalOrder, stream_batches
 from firstlight.pipeline.train.held.views import HeldViews
 from tests.support.augmentations import PIPELINES
 from tests.support.digit_batches import LOCAL_LOADING, digit_loader
+from tests.support.loaded_ids import record_loaded_ids
 
 ROOM = replace(LOCAL_LOADING, held_view_bytes=10**7)
 IDS = np.arange(5, 105)
@@ -20,15 +21,7 @@ IDS = np.arange(5, 105)
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of all images that are decoded."""
-    seen: list[int] = []
-    real = Loader.load
-
-    def load(self: Loader, ids: np.ndarray, passes: np.ndarray, encoded: dict) -> Arrays:
-        seen.extend(ids.tolist())
-        return real(self, ids, passes, encoded)
-
-    monkeypatch.setattr(Loader, "load", load)
-    return seen
+    return record_loaded_ids(monkeypatch, Loader)
 
 
 def assert_same_batches(found: Iterator[Arrays], loader: Loader, ids: np.ndarray, size: int) -> None:

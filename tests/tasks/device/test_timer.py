@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from firstlight.tasks import timer
-from firstlight.tasks.timer import StepTimer
+from firstlight.tasks.device import timer
+from firstlight.tasks.device.timer import StepTimer
 
 CPU = torch.device("cpu")
 
