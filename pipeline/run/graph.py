@@ -178,7 +178,7 @@ class StageGraph:
         fingerprint = hash_json(decides)[:12]
         folder = self.folder / f"{name}-seed{seed}-{fingerprint}"
         place = name, seed, fingerprint, folder, encoder, companions
-        instance = StageInstance(*place, segment.begin, segment.until, given)
+        instance = StageInstance(*place, segment.begin, segment.until, given, decides)
         stage_kind(stage).check_result(stage, instance)
         return instance
 

@@ -2,6 +2,7 @@
 that the recipe names, and for random weights.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from firstlight.pipeline.stages.features.frozen_features import (
     compute_features,
 )
 from firstlight.pipeline.stages.features.projection import project_principal
+from firstlight.pipeline.stages.features.shared_scores import find_shared_scores, hash_arms, share_scores
 from firstlight.pipeline.stages.sections.evaluate import Evaluate
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StreamedBatch
@@ -68,15 +70,22 @@ def _scoring_options(stage: Evaluate, context: StageContext) -> ScoringOptions:
 
 
 def _save_evaluation_map(
-    instance: StageInstance, features: dict[str, list[Tensor]], held_out: np.ndarray, ids: np.ndarray
+    instance: StageInstance,
+    features: dict[str, list[Tensor]],
+    held_out: np.ndarray,
+    ids: np.ndarray,
+    others: Mapping[str, Tensor],
 ) -> None:
-    """Saves where held-out images lie on a plane, by the deepest of the evaluated layers. `held_out`: the range of
-    their rows.
+    """Saves where held-out images lie on a plane, by the deepest of the evaluated layers.
+
+    Args:
+        held_out: the range of their rows.
+        others: the places of these images by arms that another stage has scored, as its map has them.
     """
     places = select_evenly_spaced(np.arange(*held_out), MAX_EVALUATION_MAP_IMAGES)
     if len(places) < 3 or not all(bool(torch.isfinite(layers[-1][places]).all()) for layers in features.values()):
         return
-    found = {"ids": torch.from_numpy(ids[places])}
+    found = {**others, "ids": torch.from_numpy(ids[places])}
     for arm, layers in features.items():
         points, share = project_principal(layers[-1][places].cpu().numpy())
         found |= {f"{arm}_points": torch.from_numpy(points.copy()), f"{arm}_share": torch.from_numpy(share.copy())}
@@ -108,14 +117,18 @@ class EvaluateStage(StageKind[Evaluate]):
         """Writes `result.json` into the instance's folder. Rank 0 fits the classifiers."""
         parts = _split_ids(context)
         ids = np.concatenate(parts)
-        features = compute_features(
-            context, build_extractors(context, stage, instance), ids, instance, stage.batch_size
-        )
+        networks = build_extractors(context, stage, instance)
+        keys = hash_arms(instance, networks)
+        shared = find_shared_scores(instance, keys)
+        own = {arm: network for arm, network in networks.items() if arm not in shared}
+        features = compute_features(context, own, ids, instance, stage.batch_size)
         if rank() == 0:
             sizes = [len(part) for part in parts]
             labels = torch.from_numpy(context.splits.labels[ids]).to(context.device).split(sizes)
             options = _scoring_options(stage, context)
-            result: dict[str, dict[str, Any]] = {arm: {} for arm in features}
+            result: dict[str, dict[str, Any]] = {
+                arm: dict(shared[arm].scores) if arm in shared else {} for arm in networks
+            }
             for arm, layers in features.items():
                 for ending, layer in zip(stage.layer_suffixes, layers, strict=True):
                     found = score_features(list(zip(layer.split(sizes), labels, strict=True)), options)
@@ -125,8 +138,11 @@ class EvaluateStage(StageKind[Evaluate]):
                 sets = list(zip(head.split(sizes), labels, strict=True))[1:]
                 found = _score_memory_bank(context, stage, instance.companions["bank"], parts[0], sets)
                 result["pretrained"][BANK_MEASURE] = found
-            _save_evaluation_map(instance, features, np.concatenate([[0], np.cumsum(sizes)])[1:3], ids)
+            places = [found.read_tensors(EVALUATION_MAP_FILE, arm) for arm, found in shared.items()]
+            held_out = np.concatenate([[0], np.cumsum(sizes)])[1:3]
+            _save_evaluation_map(instance, features, held_out, ids, dict(ChainMap(*places)))
             instance.write_result(result)
+            share_scores(instance, {arm: key for arm, key in keys.items() if arm not in shared})
         barrier()
 
     def result_shape(self, stage: Evaluate) -> TypeAdapter[Any]:

@@ -40,7 +40,8 @@ class StageInstance:
     `encoder` is the folder of the encoder it starts from, None if it starts from none. `given` is that of the weights
     that the recipe names, if the stage compares others with them. `companions` are the folders of
     what it needs besides, by name: a head, a decoder, a memory bank. `begin` and `until` are those of its
-    `TrainingSegment`.
+    `TrainingSegment`. `facts` is all that decides its result, of which `fingerprint` is the hash; {} where nothing of
+    it is shared with other instances.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class StageInstance:
     begin: Path | None = None
     until: int | None = None
     given: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -1,14 +1,14 @@
 """The trainings of a fine-tuning, one after the other."""
 
-import hashlib
+from pathlib import Path
 
-import torch
-
+from firstlight.pipeline.config.load import hash_json
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.stages.finetuning.arms import build_arm_task
 from firstlight.pipeline.stages.finetuning.candidates import list_candidates
 from firstlight.pipeline.stages.finetuning.job import build_finetune_job
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.shared_work import find_shared_folder, hash_weights, list_shared_facts, share_folder
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
@@ -16,32 +16,43 @@ from firstlight.pipeline.train.metrics import METRICS_FILE, append_row
 from firstlight.tasks.collective import rank
 from firstlight.tasks.downstream.task import Task
 
+# Keys of the section that say what is trained besides, not how.
+OWN_KEYS = frozenset({"encoder", "arms", "learning_rates", "register_as"})
+
 
 def train_candidates(context: StageContext, stage: Finetune, instance: StageInstance) -> dict[str, Task]:
     """Trains every candidate, and returns the fine-tuned networks by their names. Collective.
 
-    Arms that start from the same network, as `pretrained` and `given` do where no step made the given weights better,
-    are trained once: the second training has the same images, seed and rate, and would repeat every bit of the first.
+    A training is decided by its options, images, seed, rate and the network that it starts from. Two for which these
+    are equal are one training, which is done once: arms of this stage (`pretrained` is `given` where no step made the
+    given weights better), and arms of several stages of a recipe (`scratch` has the same weights in each of them).
     """
-    tasks, trained = dict[str, Task](), dict[tuple[float, str], str]()
+    tasks, trained = dict[str, Task](), dict[str, str]()
     for name, (arm, rate) in list_candidates(stage).items():
         folder, task = instance.folder / name, build_arm_task(context, stage, instance, arm)
-        twin = trained.setdefault((rate, _hash_weights(task)), name)
-        if twin == name:
-            fit(build_finetune_job(context, stage, instance, folder, rate), task)
-            tasks[name] = task
+        key = hash_json({"rate": rate, "weights": hash_weights(task), **list_shared_facts(instance, OWN_KEYS)})
+        twin = trained.setdefault(key, name)
+        if twin != name:
+            tasks[name] = tasks[twin]
+            _adopt_curve(folder, instance.folder / twin, f"starts from the same network as {twin}")
             continue
-        tasks[name] = tasks[twin]
-        if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / METRICS_FILE, (instance.folder / twin / METRICS_FILE).read_bytes())
-        append_row(folder, {"note": f"{name} starts from the same network as {twin}: they are one training"})
+        shared = find_shared_folder(instance, key)
+        other = None if shared in (None, folder) else shared
+        fit(build_finetune_job(context, stage, instance, other or folder, rate), task)
+        tasks[name] = task
+        if other is None:
+            share_folder(instance, key, folder)
+        else:
+            same = f"{other.parent.name}/{other.name}"
+            _adopt_curve(folder, other, f"has the images, settings and first weights of {same}")
     return tasks
 
 
-def _hash_weights(task: Task) -> str:
-    """Returns a sha256 over every bit of a network's weights and buffers, which are equal on all workers."""
-    found = hashlib.sha256()
-    for name, value in sorted(task.state_dict().items()):
-        found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def _adopt_curve(folder: Path, trained: Path, reason: str) -> None:
+    """Copies the logged numbers of the training in the folder `trained`, with a note why they are also those of
+    `folder`.
+    """
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / METRICS_FILE, (trained / METRICS_FILE).read_bytes())
+    append_row(folder, {"note": f"{folder.name} {reason}: they are one training"})
