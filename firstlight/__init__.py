@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from firstlight.pipeline.api import run as run
     from firstlight.pipeline.api import search as search
     from firstlight.pipeline.errors import UserError as UserError
+    from firstlight.pipeline.first_runs import embed as embed
+    from firstlight.pipeline.first_runs import evaluate as evaluate
+    from firstlight.pipeline.first_runs import export as export
+    from firstlight.pipeline.first_runs import finetune as finetune
+    from firstlight.pipeline.first_runs import pretrain as pretrain
+    from firstlight.pipeline.first_runs import retrieve as retrieve
     from firstlight.pipeline.stages.prediction.predictor import FineTunedModel as FineTunedModel
     from firstlight.tasks.downstream import TASKS as TASKS
     from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
@@ -39,6 +45,9 @@ _MODULES = {
             *("open_store", "open_embeddings", "open_index"),
         ),
         "firstlight.pipeline.api",
+    ),
+    **dict.fromkeys(
+        ("pretrain", "evaluate", "finetune", "retrieve", "embed", "export"), "firstlight.pipeline.first_runs"
     ),
     "FineTunedModel": "firstlight.pipeline.stages.prediction.predictor",
     "UserError": "firstlight.pipeline.errors",

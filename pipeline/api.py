@@ -62,11 +62,24 @@ class RunResult:
     run_id: str | None
     # By the name of a pretraining stage, then by seed: the reference of the encoder, for `load_encoder` and recipes.
     stage_encoders: Mapping[str, Mapping[int, str]]
+    # The folder of the encoder of the last pretraining stage's first seed; None if none was run.
+    encoder_folder: Path | None = None
 
     @property
     def encoders(self) -> Mapping[int, str]:
         """The references `runs:/<run>/encoder` of the last pretraining stage, by seed; {} if none was run."""
         return list(self.stage_encoders.values())[-1] if self.stage_encoders else {}
+
+    @property
+    def encoder(self) -> "ImageEncoder":
+        """The encoder of the last pretraining stage's first seed, in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: no encoder was pretrained, or its files are damaged.
+        """
+        if self.encoder_folder is None:
+            raise UserError("encoder: the run has no pretraining; valid: load_encoder with a reference or a folder")
+        return load_encoder(self.encoder_folder)
 
 
 class ImageEncoder(Encoder):
@@ -151,7 +164,9 @@ def run(recipe: Recipe, *, only: str | None = None, console: Console | None = No
     """
     ran = run_recipe(recipe, console or SafeConsole(quiet=True), only)
     encoders = _list_encoders(recipe, ran.instances)
-    return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders)
+    made = [one for one in ran.instances if recipe.stages[one.stage].makes_encoder]
+    first = next((one.folder / "encoder" for one in made if one.stage == made[-1].stage), None)
+    return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders, first)
 
 
 def _list_encoders(recipe: Recipe, instances: Sequence[StageInstance]) -> dict[str, dict[int, str]]:

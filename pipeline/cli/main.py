@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firstlight.pipeline.cli.commands import COMMANDS
-from firstlight.pipeline.cli.options import OVERRIDES_ARGUMENT, RECIPE_ARGUMENT, SMOKE_OPTION, VERBOSE_OPTION
+from firstlight.pipeline.cli.options import (
+    OVERRIDES_ARGUMENT,
+    RECIPE_ARGUMENT,
+    SMOKE_OPTION,
+    VERBOSE_OPTION,
+    add_first_run_options,
+)
 from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, results_console
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError, one_line
 from firstlight.pipeline.files import explain_denied_access
@@ -41,6 +47,11 @@ RECIPE_COMMANDS = {
     "The formats are torchvision, timm, safetensors, ONNX and torch.export; a model card is written too.",
     "finetune": "Run the fine-tuning stages, next to training from scratch.",
 }
+# The commands that also take images instead of a recipe, and what their help says of it.
+FIRST_RUN_GOALS = ("pretrain", "evaluate", "retrieve", "embed", "export", "finetune")
+FIRST_RUN_HELP = (
+    "With --data and --out a recipe is written for your own images, told in a few lines, and run. Its network is "
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
@@ -83,6 +94,29 @@ def print_recipes() -> None:
 
 
 def _add_recipe_command(name: str, help_text: str) -> None:
+    if name in FIRST_RUN_GOALS:
+        start = (
+            "continued from --weights, if they are given." if name == "pretrain" else "pretrained first, or --weights."
+        )
+
+        @cli.command(name, help=f"{help_text}\n\n{FIRST_RUN_HELP}{start}")
+        @click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
+        @add_first_run_options
+        @SMOKE_OPTION
+        @VERBOSE_OPTION
+        def run_kind_command(arguments: tuple[str, ...], smoke: bool, **asked: Any) -> None:
+            if asked["data"] is not None:
+                run_first_recipe(name, arguments, asked, smoke)
+                return
+            for key, value in asked.items():
+                if value is not None:
+                    raise UserError(f"--{key}: needs --data, your own images; a recipe has it as a key")
+            if not arguments:
+                raise UserError("RECIPE: is missing; valid: a recipe, or --data and --out for your own images")
+            _run_and_report(Path(arguments[0]), arguments[1:], name, smoke)
+
+        return
+
     @cli.command(name, help=help_text)
     @RECIPE_ARGUMENT
     @OVERRIDES_ARGUMENT
@@ -90,6 +124,25 @@ def _add_recipe_command(name: str, help_text: str) -> None:
     @VERBOSE_OPTION
     def run_recipe_command(recipe: Path, overrides: tuple[str, ...], smoke: bool) -> None:
         _run_and_report(recipe, overrides, None if name == "run" else name, smoke)
+
+
+def run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, Any], smoke: bool) -> None:
+    """Writes the recipe that a command with `--data` asks for, and runs all its stages."""
+    for text in overrides:
+        if "=" not in text:
+            raise UserError(f"{text}: is not valid beside --data, which writes the recipe; valid: KEY=VALUE")
+    if smoke:
+        raise UserError("--smoke: is not valid beside --data; valid: --epochs 1")
+    data, out, minutes = (asked.pop(key) for key in ("data", "out", "minutes"))
+    if out is None:
+        raise UserError("--out: is missing: the folder for the recipe and all results")
+    from firstlight.pipeline.starter.choices import Wishes
+    from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
+
+    file = write_first_run(
+        FirstRun(data, out, Wishes(**asked, goal=goal), minutes), lambda line: echo_text(line, err=True)
+    )
+    _run_and_report(file, overrides, None, smoke=False)
 
 
 for _name, _help_text in RECIPE_COMMANDS.items():

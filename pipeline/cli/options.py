@@ -1,7 +1,9 @@
 """Arguments, options and help texts that several commands share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,3 +36,32 @@ VERBOSE_OPTION = click.option(
     callback=_set_verbose,
     help="Show the logs of Ray, and the traceback of a failure.",
 )
+# The options of a first run, whose recipe is written: `starter/first_run.py` has their meaning.
+FIRST_RUN_OPTIONS = (
+    click.option(
+        "--data", type=click.Path(path_type=Path), help="Instead of a recipe: a folder or a list of your own images."
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path), help="With --data: the folder of the recipe and all results."
+    ),
+    click.option("--model", help="With --data: the network, an encoder of Firstlight or a name of timm's."),
+    click.option(
+        "--weights",
+        help="With --data: weights to go on from, as encoder.weights; or the --out of an earlier run. Those of others "
+        "need --model.",
+    ),
+    click.option("--method", help="With --data: the objective of the pretraining, for example simclr."),
+    click.option("--epochs", type=click.IntRange(min=1), help="With --data: the length of the pretraining."),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(min=0.0, min_open=True),
+        help="With --data: the length of the pretraining in minutes, of all seeds; its rate is measured first.",
+    ),
+)
+
+
+def add_first_run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a first run to a command, in their order."""
+    for option in reversed(FIRST_RUN_OPTIONS):
+        command = option(command)
+    return command

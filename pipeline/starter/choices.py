@@ -9,6 +9,7 @@ from firstlight.pipeline.config.conf_files import CONF_FOLDER
 from firstlight.pipeline.config.load import merge_sections
 from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.pipeline.starter.own_encoder import find_own_encoder
 from firstlight.pipeline.starter.survey import ImageSurvey
 
 # Names the recipe whose stages have settings for each method, and the recommended method.
@@ -21,6 +22,10 @@ STUDY_IMAGES, GPU_EPOCHS, EPOCH_RANGE = 45_000, 200, (10, 200)
 WEIGHTS_RATE_FACTOR, WEIGHTS_LAYER_DECAY, WEIGHTS_EPOCHS, WEIGHTS_BATCH = 0.04, 0.7, 6, 64
 # Augmentations that change nothing of a grey image but its levels.
 COLOUR_OPS = ("color_jitter", "random_grayscale")
+# Goals that cannot be reached without labels.
+GOALS_WITH_LABELS = ("evaluate", "finetune")
+# Neighbours that vote in kNN: a third of the images of the smallest class, and at most as many as the field takes.
+MOST_NEIGHBOURS = 200
 # Labels of each class that the fine-tuning gets.
 LABELS_PER_CLASS = 10
 
@@ -33,6 +38,13 @@ class Wishes:
     weights: str | None = None
     method: str | None = None
     epochs: int | None = None
+    # The kind of stage that is wanted; None for all that tell of a pretraining.
+    goal: str | None = None
+
+    @property
+    def pretrains(self) -> bool:
+        """True if a network is pretrained: it is for every goal, unless there are weights to reach the goal from."""
+        return self.goal in (None, "pretrain") or self.weights is None
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,16 @@ class ChosenSettings:
 
     image_size: int
     encoder: dict[str, Any]
-    pretrain: dict[str, Any]
+    # Keys of the pretraining; None where the weights are taken as they are.
+    pretrain: dict[str, Any] | None
     # Keys of the fine-tuning; None without enough labels.
     finetune: dict[str, Any] | None
+    # The kinds of the stages after the pretraining, in order.
+    goals: tuple[str, ...]
+    # The number of neighbours that vote in kNN.
+    knn_k: int
+    # The section `scale`.
+    scale: dict[str, Any]
     seeds: tuple[int, ...]
     reasons: tuple[str, ...]
 
@@ -54,29 +73,61 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
     Raises:
         UserError: one of the wishes is not valid; names it and the valid ones.
     """
-    image_size = _choose_size(survey.side, wishes.weights is not None, has_gpu)
-    encoder = _choose_encoder(survey, wishes, image_size, has_gpu)
-    pretrain = _choose_pretraining(survey, wishes, has_gpu)
+    own = find_own_encoder(wishes.weights) if wishes.weights is not None else None
+    image_size = own.image_size if own else _choose_size(survey.side, wishes.weights is not None, has_gpu)
+    encoder = own.section if own else _choose_encoder(survey, wishes, image_size, has_gpu)
+    pretrain = _choose_pretraining(survey, wishes, has_gpu) if wishes.pretrains else None
     finetune = None
     labels = min(LABELS_PER_CLASS, int(0.8 * survey.class_images))
     if len(survey.classes) > 1 and labels >= 1:
         batch = _largest_power(max(labels * len(survey.classes) // 4, 1), 32)
         finetune = {"labels_per_class": labels, "batch_size": batch}
+    goals = _choose_goals(wishes.goal, finetune is not None)
     # Without labels no score is compared, and one training is enough.
-    seeds = (0, 1, 2) if finetune else (0,)
+    seeds = (0, 1, 2) if finetune and pretrain else (0,)
     test = f" and {survey.num_test:,} test images" if survey.num_test else ""
     labelled = f"{len(survey.classes):,} classes" if finetune else "not used as classes"
     colour = "grey" if survey.is_grey else "colour"
+    source = " from random weights" if wishes.weights is None else f" from {encoder['weights']}"
     reasons = (
         f"images: {survey.num_train:,} training{test}, {labelled}, {colour}, {survey.side} pixels on the shorter side",
-        f"size: {image_size} x {image_size} pixels, {'for a GPU' if has_gpu else 'for the CPUs of this machine'}",
-        f"network: {encoder.get('model', encoder['name'])}"
-        + (f" from {encoder['weights']}" if "weights" in encoder else " from random weights"),
-        f"method: {pretrain['method']['name']}" + (", which was asked for" if wishes.method else ", recommended"),
-        f"length: {pretrain['epochs']} epochs with batches of {pretrain['batch_size']}, "
-        f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}",
+        f"size: {image_size} x {image_size} pixels, "
+        + ("as the network had them" if own else "for a GPU" if has_gpu else "for the CPUs of this machine"),
+        f"network: {encoder.get('model', encoder['name'])}{source}",
+        *(_describe_pretraining(pretrain, wishes, seeds) if pretrain else _describe_goals(goals)),
     )
-    return ChosenSettings(image_size, encoder, pretrain, finetune, seeds, reasons)
+    knn_k = min(max(survey.class_images // 3, 5), MOST_NEIGHBOURS)
+    # Without a GPU, workers on Ray would share the CPUs that one process has to itself.
+    scale = {"name": "local", **({} if has_gpu else {"workers": 0})}
+    return ChosenSettings(image_size, encoder, pretrain, finetune, goals, knn_k, scale, seeds, reasons)
+
+
+def _choose_goals(goal: str | None, is_labelled: bool) -> tuple[str, ...]:
+    """Returns the kinds of the stages that come after a pretraining, or take the weights as they are."""
+    if goal in GOALS_WITH_LABELS and not is_labelled:
+        raise UserError(
+            f"--data: {goal} needs labels, and its images have none; valid: a folder for each class, a list with "
+            "labels, or the commands pretrain, embed, retrieve and export"
+        )
+    if goal in (None, "pretrain"):
+        return ("embed",) if not is_labelled else ("evaluate",) if goal else ("evaluate", "finetune")
+    return (goal,)
+
+
+def _describe_pretraining(pretrain: Mapping[str, Any], wishes: Wishes, seeds: tuple[int, ...]) -> tuple[str, str]:
+    return (
+        f"method: {pretrain['method']['name']}" + (", which was asked for" if wishes.method else ", recommended"),
+        f"length: {_count(pretrain['epochs'], 'epoch')} with batches of {pretrain['batch_size']}, "
+        f"{_count(len(seeds), 'seed')}",
+    )
+
+
+def _describe_goals(goals: tuple[str, ...]) -> tuple[str, str]:
+    return "method: none, the weights are taken as they came", f"stage: {', '.join(goals)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _choose_size(side: int, has_weights: bool, has_gpu: bool) -> int:

@@ -10,6 +10,14 @@ from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.starter.choices import ChosenSettings
 from firstlight.pipeline.starter.survey import ImageSurvey
 
+STAGE_COMMENTS = {
+    "evaluate": "kNN and a linear probe on frozen features, beside random weights.",
+    "finetune": "Fine-tuning with few labels, beside the same from scratch; all try a third and three times lr.",
+    "embed": "Embeddings of all images as Parquet, and a map of them.",
+    "retrieve": "An index of the embeddings, and the images nearest to some of them.",
+    "export": "The network for other software, with a model card.",
+}
+
 
 def write_recipe(file: Path, survey: ImageSurvey, chosen: ChosenSettings) -> None:
     """Writes the recipe, which `firstlight run` takes.
@@ -28,29 +36,42 @@ def name_recipe(file: Path) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-")[:64] or "recipe"
 
 
-def format_recipe(name: str, survey: ImageSurvey, chosen: ChosenSettings) -> str:
-    """Returns the text of the recipe."""
+def format_recipe(name: str, survey: ImageSurvey, chosen: ChosenSettings, storage: str | None = None) -> str:
+    """Returns the text of the recipe. `storage`: the folder of its results, by default `runs`."""
+    place = "" if storage is None else f"# Stores, checkpoints, results and reports.\n{_dump({'storage': storage})}"
     sections = [
         "# `firstlight run` takes this file. docs/reference.md has all keys; the command line sets any of them, as in "
         f"stages.pretrain.epochs=20.\n{_dump({'name': name})}",
+        *([place] if place else []),
         f"# Each seed is a training of its own.\n{_dump({'seeds': list(chosen.seeds)})}",
         f"# {chosen.reasons[0]}\n{_dump({'dataset': {**survey.dataset, 'image_size': chosen.image_size}})}",
         f"# {chosen.reasons[2]}. mean and std null: those of these images.\n{_dump({'encoder': chosen.encoder})}",
-        "# This machine; `name: cluster` is a running Ray cluster.\n" + _dump({"scale": {"name": "local"}}),
+        "# This machine, in one process where `workers` is 0; `name: cluster` is a running Ray cluster.\n"
+        + _dump({"scale": chosen.scale}),
         "# Stages run in this order.\nstages:\n" + _indent(_format_stages(chosen)),
     ]
     return "\n".join(sections)
 
 
 def _format_stages(chosen: ChosenSettings) -> str:
-    pretrain: dict[str, Any] = {**chosen.pretrain, "watch": {"every": max(chosen.pretrain["epochs"] // 5, 1)}}
-    if "weights" in chosen.encoder and chosen.finetune is not None:
-        # The weights as given are one of the candidates, by kNN, which needs labels.
-        pretrain |= {"keep": "best", "early_stopping": 2, "watch": {"every": 1, "knn_k": 10}}
-    parts = [f"# {chosen.reasons[3]}; {chosen.reasons[4]}\n{_dump({'pretrain': pretrain})}"]
-    if chosen.finetune is None:
-        return "\n".join([*parts, f"# Embeddings of all images as Parquet, and a map of them.\n{_dump({'embed': {}})}"])
-    finetune = {
+    parts = []
+    if chosen.pretrain is not None:
+        pretrain: dict[str, Any] = {**chosen.pretrain, "watch": {"every": max(chosen.pretrain["epochs"] // 5, 1)}}
+        if "weights" in chosen.encoder and chosen.finetune is not None:
+            # The weights as given are one of the candidates, by kNN, which needs labels.
+            pretrain |= {"keep": "best", "early_stopping": 2, "watch": {"every": 1, "knn_k": chosen.knn_k}}
+        parts.append(f"# {chosen.reasons[3]}; {chosen.reasons[4]}\n{_dump({'pretrain': pretrain})}")
+    start: dict[str, Any] = {} if chosen.pretrain else {"encoder": "given"}
+    for goal in chosen.goals:
+        section = start | (_list_finetune_keys(chosen) if goal == "finetune" else {})
+        section |= {"knn_k": chosen.knn_k} if goal == "evaluate" else {}
+        parts.append(f"# {STAGE_COMMENTS[goal]}\n{_dump({goal: section})}")
+    return "\n".join(parts)
+
+
+def _list_finetune_keys(chosen: ChosenSettings) -> dict[str, Any]:
+    assert chosen.finetune is not None
+    return {
         "task": {"name": "classify"},
         **chosen.finetune,
         "epochs": 25,
@@ -58,12 +79,6 @@ def _format_stages(chosen: ChosenSettings) -> str:
         "schedule": {"name": "CosineAnnealingLR"},
         "channels_last": True,
     }
-    parts += [
-        f"# kNN and a linear probe on frozen features, beside random weights.\n{_dump({'evaluate': {}})}",
-        "# Fine-tuning with few labels, beside the same network from scratch; both try a third and three times lr.\n"
-        + _dump({"finetune": finetune}),
-    ]
-    return "\n".join(parts)
 
 
 def _dump(section: dict[str, Any]) -> str:

@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
-from firstlight.pipeline.cli.main import RECIPE_COMMANDS, cli, main, run_guarded
+from firstlight.pipeline.cli.main import FIRST_RUN_GOALS, RECIPE_COMMANDS, cli, main, run_guarded
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
+from tests.support.folders_of_noise import write_noise_folder
 from tests.support.paths import ROOT
 
 LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it again"
@@ -36,9 +37,11 @@ COMMANDS = {
     "predict",
     "push",
 }
+FIRST_RUN_FLAGS = {"--data", "--out", "--model", "--weights", "--method", "--epochs", "--minutes"}
 # Options and what they are for; a script may use them, so they stay.
 OPTIONS = {
     **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
+    **dict.fromkeys(FIRST_RUN_GOALS, {"--smoke", "-v", "--verbose"} | FIRST_RUN_FLAGS),
     "init": {"--out", "--model", "--weights", "--method", "--epochs"},
     "config": {"--smoke"},
     "recipes": set(),
@@ -112,6 +115,43 @@ def test_recipe_command_runs_the_stages_of_its_kind(monkeypatch: pytest.MonkeyPa
         (Path("r.yaml"), ("scale.workers=2",), None, True),
         (Path("r.yaml"), ("scale.workers=2",), "pretrain", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain"], "RECIPE: is missing; valid: a recipe, or --data and --out for your own images"),
+        (["pretrain", "r.yaml", "--epochs", "3"], "--epochs: needs --data, your own images; a recipe has it as a key"),
+        (["embed", "--data", "x"], "--out: is missing: the folder for the recipe and all results"),
+        (
+            ["embed", "r.yaml", "--data", "x", "--out", "y"],
+            "r.yaml: is not valid beside --data, which writes the recipe; valid: KEY=VALUE",
+        ),
+        (["embed", "--smoke", "--data", "x", "--out", "y"], "--smoke: is not valid beside --data; valid: --epochs 1"),
+        (
+            ["export", "--data", "x", "--out", "y"],
+            "x: does not exist; valid: a folder of images, or a file that lists them",
+        ),
+    ],
+)
+def test_mistake_in_a_first_run_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert str(raised.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_run_writes_its_recipe_and_runs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("firstlight.pipeline.cli.main._run_and_report", lambda *arguments, **_: calls.append(arguments))
+    write_noise_folder(tmp_path / "images", {"a": 9, "b": 9}, (32, 32))
+    asked = ["--data", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--epochs", "2"]
+    result = CliRunner().invoke(cli, ["finetune", *asked, "seeds=[4]"], catch_exceptions=False)
+    assert calls == [(tmp_path / "out" / "recipe.yaml", ("seeds=[4]",), None)]
+    assert result.output.splitlines()[-1] == f"recipe: {tmp_path}/out/recipe.yaml"
 
 
 def test_mistake_in_a_recipe_is_code_2_and_one_line(

@@ -1,0 +1,36 @@
+"""`fl.pretrain` and its kin, on a folder of images: a table, an encoder, and what is made from it."""
+
+from pathlib import Path
+
+import pytest
+
+import firstlight as fl
+from firstlight.pipeline.errors import UserError
+from tests.support.folders_of_noise import write_noise_folder
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+
+def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path) -> None:
+    write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (40, 36))
+    asked = {"method": "simclr", "epochs": 1, "model": "convnet"}
+    first = fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked)
+    assert {row.stage for row in first.table} == {"evaluate"}
+    assert first.report.exists()
+    assert first.encoder.embed([next((tmp_path / "images").rglob("*.png"))]).shape[0] == 1
+    assert fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked).table == first.table
+    again = fl.evaluate(tmp_path / "images", tmp_path / "again", weights=tmp_path / "out")
+    mine = {row.measure: row.pretrained for row in first.table}
+    # The same images and weights: the given ones score as the pretrained did.
+    assert {row.measure.removesuffix(", given"): row.pretrained for row in again.table} == mine
+    with pytest.raises(UserError, match=r"^encoder: the run has no pretraining; valid: load_encoder"):
+        again.encoder  # noqa: B018
+    embedded = fl.embed(tmp_path / "images", tmp_path / "embedded", weights=tmp_path / "out")
+    assert embedded.table == ()
+    (folder,) = (tmp_path / "embedded" / "embedded").glob("embed-seed0-*")
+    assert fl.open_embeddings(folder)[0].shape == (24,)
+
+
+def test_unknown_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^pretrain: 'modell' is no argument; valid: model, weights, method, epochs"):
+        fl.pretrain(tmp_path, tmp_path / "out", modell="resnet18")  # type: ignore[call-arg]
