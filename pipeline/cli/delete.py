@@ -1,5 +1,6 @@
 """`firstlight delete`: deletes a run and everything below it, in MLflow and on disk."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -7,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.data.mirror.mirror import CHECKPOINT_FOLDER, STATE_FOLDER
+from firstlight.pipeline.data.mirror.places import explain_outage, find_mirror, name_location
+from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import find_lock_owner
 from firstlight.pipeline.records import DamagedRecord
+from firstlight.pipeline.run.publishing import NOTES_FOLDER
 from firstlight.pipeline.tracking.client import STAGE_RUNS_PREFIX
 from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
 from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run, collect_ids
@@ -17,6 +21,9 @@ from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_file
 
 if TYPE_CHECKING:
     from firstlight.pipeline.tracking.connection import MlflowClient
+
+
+STORES_FOLDER = "stores"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class DeletionPlan:
             yield f"{_format_count(len(self.versions), 'model version')}: {', '.join(references)}"
         if self.paths:
             yield f"{_format_count(len(self.paths), 'path')} on disk, {self.num_bytes / 1e6:,.1f} MB:"
-            yield from (f"  {path}" for path in self.paths)
+            yield from (f"  {name_location(path)}" for path in self.paths)
         yield "and their artifacts in MLflow; stores of images are kept"
 
 
@@ -58,8 +65,24 @@ def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> Deletio
     # The kinds of stages that log models
     makers = [one for one in runs if one.kind in ("pretrain", "finetune")]
     models = [model_id for one in makers for model_id in find_logged_models(lineage, client, one)]
+    _fetch_notes(lineage.location.storage)
     paths = tuple(sorted(_find_paths(lineage.location.storage, run_ids)))
     return DeletionPlan(tuple(runs), versions, tuple(models), paths, sum(map(_measure_size, paths)))
+
+
+def _fetch_notes(storage: Path) -> None:
+    """Downloads the files of a storage in a bucket that say which runs it has."""
+    mirror = find_mirror(storage)
+    if mirror is None:
+        return
+    try:
+        for unit in mirror.list_units(storage):
+            if unit.parent.name != STORES_FOLDER and not CHECKPOINT_FOLDER.match(unit.name):
+                # What is damaged belongs to no run that is known.
+                with contextlib.suppress(DamagedRecord):
+                    mirror.fetch(unit, () if unit.name == NOTES_FOLDER else (RUN_FILE,))
+    except OSError as error:
+        raise UserError(explain_outage(mirror, error)) from None
 
 
 def _walk_descendants(lineage: Lineage, run: Run) -> Iterator[Run]:
@@ -73,11 +96,11 @@ def _find_paths(storage: Path, run_ids: set[str]) -> Iterator[Path]:
     for name, below, files in os.walk(storage):
         folder = Path(name)
         if folder == storage:
-            below[:] = [name for name in below if name not in ("stores", "mlartifacts")]
+            below[:] = [name for name in below if name not in (STORES_FOLDER, "mlartifacts", STATE_FOLDER)]
         if RUN_FILE in files and _refers_to_any(folder / RUN_FILE, run_ids):
             below.clear()
             yield folder
-        elif folder.name == "recipes":
+        elif folder.name == NOTES_FOLDER:
             yield from (folder / name for name in files if _refers_to_any(folder / name, run_ids))
         elif RUN_FILE in files:
             below.clear()
@@ -140,8 +163,27 @@ def delete_runs(lineage: Lineage, client: "MlflowClient", plan: DeletionPlan) ->
     """Deletes everything in the plan."""
     # The files first: after an interruption, MLflow still knows what is left to delete.
     for path in plan.paths:
+        _delete_mirrored(path)
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     delete_records(lineage, client, plan.runs, plan.versions, plan.models)
+
+
+def _delete_mirrored(path: Path) -> None:
+    """Deletes a folder of a stage, or a file, from the bucket that it is mirrored in.
+
+    Raises:
+        StageFailed: the bucket cannot be written; names `storage`.
+    """
+    mirror = find_mirror(path)
+    if mirror is None:
+        return
+    try:
+        if path.is_dir():
+            mirror.remove(path)
+        else:
+            mirror.remove_file(path)
+    except OSError as error:
+        raise StageFailed(explain_outage(mirror, error)) from None

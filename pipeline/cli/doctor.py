@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,10 @@ from packaging.version import Version
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
+from firstlight.pipeline.data.mirror.mirror import Mirror
+from firstlight.pipeline.data.mirror.places import find_mirror
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.run.mirroring import check_bucket
 from firstlight.pipeline.tracking.connection import measure_round_trip
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
 from firstlight.pipeline.tracking.retry import describe_failure
@@ -215,6 +219,9 @@ def _read_driver_version() -> str:
 
 
 def _check_storage_folder(storage: Path) -> Iterator[Finding]:
+    mirror = find_mirror(storage)
+    if mirror is not None:
+        yield _check_storage_bucket(mirror)
     existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
     probe = existing / f".doctor-{uuid.uuid4().hex[:8]}"
     try:
@@ -224,10 +231,22 @@ def _check_storage_folder(storage: Path) -> Iterator[Finding]:
         observation = f"{existing}: {os.strerror(error.errno or 0)}"
         yield Finding("storage", "writable", observation, PROBLEM, "valid: a folder that you may write to")
         return
-    yield Finding("storage", "writable", f"{storage}{'' if existing == storage else ' (does not exist yet)'}")
+    subject = "writable" if mirror is None else "working folder"
+    yield Finding("storage", subject, f"{storage}{'' if existing == storage else ' (does not exist yet)'}")
     free = shutil.disk_usage(existing).free
     advice = "stores, checkpoints and artifacts are written there: free some space"
     yield warn_unless(free >= MIN_FREE_DISK, "storage", "space", f"{free / GB:.1f} GB free", advice)
+
+
+def _check_storage_bucket(mirror: Mirror) -> Finding:
+    started = time.monotonic()
+    try:
+        check_bucket(mirror)
+    except UserError as error:
+        problem, _, valid = str(error).removeprefix("storage: ").partition("; ")
+        return Finding("storage", "bucket", problem, PROBLEM, valid)
+    seconds = time.monotonic() - started
+    return Finding("storage", "bucket", f"{mirror.uri}: written, read back and removed in {seconds:.1f} s")
 
 
 def _check_mlflow(records: TrackingLocation) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 from firstlight.pipeline.cli.findings import PROBLEM, WARNING, Finding
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
+from firstlight.pipeline.data.mirror.places import TravellingPath, find_mirror
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.ray_session import RaySession
 
@@ -43,14 +44,20 @@ def check_nodes(recipe: Recipe | None, storage: Path) -> Iterator[Finding]:
 def _check_each_node(storage: Path, cluster: bool) -> Iterator[Finding]:
     import ray
 
-    probe, local_facts = storage / f".doctor-{uuid.uuid4().hex[:8]}", collect_node_facts("")
+    probe, local_facts = storage / f".doctor-{uuid.uuid4().hex[:8]}", collect_node_facts(None)
+    mirror = find_mirror(storage)
     storage.mkdir(parents=True, exist_ok=True)
-    probe.write_text("x")
+    if mirror is None:
+        probe.write_text("x")
+    else:
+        mirror.bucket.write(probe.name, b"x")
     try:
         for node in (node for node in ray.nodes() if node["Alive"]):
             yield _compare_node(node["NodeManagerAddress"], local_facts, _query_node(node["NodeID"], probe), cluster)
     finally:
         probe.unlink(missing_ok=True)
+        if mirror is not None:
+            mirror.bucket.delete([probe.name])
 
 
 def _query_node(node_id: str, probe: Path) -> dict[str, Any] | None:
@@ -61,21 +68,33 @@ def _query_node(node_id: str, probe: Path) -> dict[str, Any] | None:
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task = ray.remote(collect_node_facts).options(num_cpus=0, scheduling_strategy=strategy)
     try:
-        answer: dict[str, Any] = ray.get(task.remote(str(probe)), timeout=NODE_ANSWER_S)
+        answer: dict[str, Any] = ray.get(task.remote(TravellingPath(probe)), timeout=NODE_ANSWER_S)
     except (ray.exceptions.RayError, TimeoutError):
         return None
     return answer
 
 
-def collect_node_facts(probe: str) -> dict[str, Any]:
-    """Returns this node's versions of Python and of `COMPARED_PACKAGES`; `seen` is true if it sees the file `probe`."""
+def collect_node_facts(probe: TravellingPath | None) -> dict[str, Any]:
+    """Returns this node's versions of Python and of `COMPARED_PACKAGES`; `seen` is true if it sees the file or the
+    object `probe`.
+    """
     versions = {}
     for name in COMPARED_PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "none"
-    return {"python": platform.python_version(), "seen": bool(probe) and Path(probe).exists(), **versions}
+    return {"python": platform.python_version(), "seen": probe is not None and _is_seen(probe.path), **versions}
+
+
+def _is_seen(probe: Path) -> bool:
+    mirror = find_mirror(probe)
+    if mirror is None:
+        return probe.exists()
+    try:
+        return mirror.bucket.read(probe.name) is not None
+    except OSError:
+        return False
 
 
 def _compare_node(name: str, local: dict[str, Any], remote: dict[str, Any] | None, cluster: bool) -> Finding:
@@ -85,7 +104,7 @@ def _compare_node(name: str, local: dict[str, Any], remote: dict[str, Any] | Non
         observation = f"did not run a task within {NODE_ANSWER_S:.0f} s"
         return Finding("ray", subject, observation, PROBLEM, "read its logs below /tmp/ray")
     if not remote["seen"]:
-        advice = "storage= must be a folder that all nodes share"
+        advice = "storage= must be a folder that all nodes share, or a bucket that all can read"
         return Finding("ray", subject, "does not see the storage", PROBLEM, advice)
     differing = [f"{k} {remote[k]} (here {local[k]})" for k in local if k != "seen" and remote[k] != local[k]]
     if differing:

@@ -38,7 +38,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 SUBMIT_TIMEOUT_S, UNREACHABLE_S, JOB_POLL_S = 60.0, 300.0, 2.0
 # Seconds that a stopped job has to write its last checkpoint; Ray's default of 3 is too short.
 JOB_STOP_S = 60
-SHARED_FOLDER = "a folder that all nodes see, such as /shared/firstlight"
+VALID_STORAGES = "a folder that all nodes see, such as /shared/firstlight, or s3://bucket/prefix"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _path_mistakes(recipe: Recipe) -> list[str]:
     mistakes = []
     if not recipe.storage.is_absolute():
         problem = f"{str(recipe.storage)!r} would be in the job's own folder, which is removed with it"
-        mistakes.append(f"storage: {problem}; valid: {SHARED_FOLDER}")
+        mistakes.append(f"storage: {problem}; valid: {VALID_STORAGES}")
     for key in ("root", "list", "extends"):
         path = getattr(recipe.dataset, key)
         if path is not None and "://" not in path and not os.path.isabs(path):

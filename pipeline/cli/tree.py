@@ -1,6 +1,8 @@
 """`firstlight show`: the ancestors and descendants of a run as a tree, from the data to the models."""
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,6 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from firstlight.pipeline.cli.history import RUN_STATE_STYLES, elapsed_seconds, run_state, trial_results
+from firstlight.pipeline.data.mirror.places import find_mirror
 from firstlight.pipeline.report.run_scores import format_image_counts, format_scores
 from firstlight.pipeline.terminal import Column, build_table, format_ago, format_duration
 from firstlight.pipeline.tracking.lineage import SHORT_ID_LENGTH, Lineage, Run, collect_ids
@@ -143,9 +146,17 @@ def _format_store(lineage: Lineage, digest: str) -> Text:
     out.append(f"  from {source}" if source else "", "dim")
     extends = prepared.params.get("extends")
     out.append(f"  extends {extends}" if extends else "", "dim")
-    stored = (lineage.location.storage / "stores" / name / "manifest.json").exists()
+    stored = _has_store(lineage.location.storage / "stores" / name)
     out.append("" if stored else "  not in this storage", "yellow")
     return out
+
+
+def _has_store(folder: Path) -> bool:
+    """Returns True if the storage has a store, here or in its bucket, as far as is known."""
+    mirror = find_mirror(folder)
+    with contextlib.suppress(OSError):
+        return (folder / "manifest.json").exists() or (mirror is not None and mirror.has_unit(folder))
+    return False
 
 
 def _store_name(prepared: Run) -> str:

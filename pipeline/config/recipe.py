@@ -13,7 +13,15 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    create_model,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
@@ -22,6 +30,12 @@ from firstlight.pipeline.config.schemas.paper_results import ExpectedResult, Res
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.config.stages import GIVEN, PREVIOUS, RANDOM, STAGE_SECTIONS, StageConfig
 from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
+from firstlight.pipeline.data.mirror.places import (
+    explain_missing_database,
+    find_mirror,
+    name_location,
+    place_storage,
+)
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 from firstlight.pipeline.errors import suggest_valid
 
@@ -57,7 +71,10 @@ class Recipe(StrictModel):
         (0,), min_length=1, description="The seeds that every stage is run with. No seed may occur twice."
     )
     storage: Path = Field(
-        Path("runs"), description="The folder of stores, checkpoints, results and reports. Every node must see it."
+        Path("runs"),
+        description="The folder of stores, checkpoints, results and reports, which every node must see; or a URI "
+        "(s3://bucket/prefix, gs://bucket/prefix), [which every machine mirrors](cluster.md#object-storage). A URI "
+        "needs `tracking.uri`.",
     )
     tracking: TrackingOptions = Field(TrackingOptions(), description="[Where MLflow keeps the runs](#mlflow-tracking).")
     dataset: DatasetOptions = Field(description="[The images](#data-set-dataset).")
@@ -89,7 +106,17 @@ class Recipe(StrictModel):
             raise ValueError("must not contain '..'")
         return name
 
-    @field_validator("storage")
+    @field_validator("storage", mode="wrap")
+    @classmethod
+    def _place_storage(cls, value: Any, check_path: ValidatorFunctionWrapHandler) -> Path:
+        """Code works in a folder; that of a URI is a working folder of this machine."""
+        is_uri = isinstance(value, str) and "://" in value
+        return cls._check_storage(place_storage(value) if is_uri else check_path(value))
+
+    @field_serializer("storage")
+    def _name_storage(self, storage: Path) -> str:
+        return name_location(storage)
+
     @classmethod
     def _check_storage(cls, storage: Path) -> Path:
         """A path with a line break would break every message and table that names it."""
@@ -160,6 +187,12 @@ class Recipe(StrictModel):
                 "encoder: is missing and has no default; it can be left out only where every stage names its encoder "
                 "in MLflow (stages.<name>.encoder)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_database(self) -> "Recipe":
+        if find_mirror(self.storage) is not None and self.tracking.uri is None:
+            raise ValueError(explain_missing_database(self.storage))
         return self
 
     @model_validator(mode="after")

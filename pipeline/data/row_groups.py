@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from firstlight.pipeline.data.annotations import Annotation, unpack_columns, unpack_presence
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, Shard, advise_repair
+from firstlight.pipeline.data.mirror.places import fetch_missing
 from firstlight.pipeline.data.parquet import open_parquet_file
 from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.records import DamagedRecord
 
 # Limits of the caches of a process.
 IMAGE_CACHE_BYTES = 128_000_000
@@ -70,7 +72,7 @@ def read_row_group(folder: Path, shard: Shard, group: int) -> RowGroup:
     """
     columns = ["id", "image", "label"]
     try:
-        with open_parquet_file(folder / shard.file) as file:
+        with open_parquet_file(find_shard(folder, shard)) as file:
             table = file.read_row_group(group, columns=columns, use_threads=False)
         ids, labels = (table.column(name).to_numpy() for name in ("id", "label"))
         images = table.column("image").to_pylist()
@@ -91,7 +93,7 @@ def read_annotation_group(
         UserError: the shard is damaged.
     """
     try:
-        with open_parquet_file(folder / shard.file) as file:
+        with open_parquet_file(find_shard(folder, shard)) as file:
             table = file.read_row_group(group, columns=list(columns), use_threads=False)
         found = unpack_columns(table, num_classes)
     except DAMAGE_ERRORS as error:
@@ -109,7 +111,7 @@ def read_presence_column(folder: Path, shard: Shard, num_classes: int) -> np.nda
         UserError: the shard is damaged.
     """
     try:
-        found = unpack_presence(_read_whole_column(folder / shard.file, "present"), num_classes)
+        found = unpack_presence(_read_whole_column(find_shard(folder, shard), "present"), num_classes)
     except DAMAGE_ERRORS as error:
         raise damaged_shard_error(folder, shard, error) from None
     if len(found) != shard.count:
@@ -136,7 +138,7 @@ def read_column(folder: Path, shard: Shard, name: str) -> pa.Array:
         UserError: the shard is damaged.
     """
     try:
-        return _read_whole_column(folder / shard.file, name)
+        return _read_whole_column(find_shard(folder, shard), name)
     except DAMAGE_ERRORS as error:
         raise damaged_shard_error(folder, shard, error) from None
 
@@ -146,12 +148,25 @@ def _read_whole_column(path: Path, name: str) -> pa.Array:
         return file.read(columns=[name], use_threads=False).column(name).combine_chunks()
 
 
+def find_shard(folder: Path, shard: Shard) -> Path:
+    """Returns the file of a shard. One that is in a bucket only is downloaded.
+
+    Raises:
+        DamagedRecord, OSError: the object is damaged or cannot be read.
+    """
+    file = folder / shard.file
+    fetch_missing(file, {"bytes": shard.bytes, "sha256": shard.sha256})
+    return file
+
+
 def check_shard_size(folder: Path, shard: Shard) -> None:
     """Raises UserError unless the file has the size that the manifest says."""
     try:
-        size = (folder / shard.file).stat().st_size
+        size = find_shard(folder, shard).stat().st_size
     except OSError as error:
         raise damaged_shard_error(folder, shard, error.strerror or type(error).__name__) from None
+    except DamagedRecord as error:
+        raise damaged_shard_error(folder, shard, str(error)) from None
     if size != shard.bytes:
         raise damaged_shard_error(folder, shard, f"it has {size} bytes, the manifest says {shard.bytes}")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from firstlight.pipeline.data.manifest import (
     is_hash_of,
     parse_manifest,
 )
+from firstlight.pipeline.data.mirror.places import name_location, pack_place, unpack_place
 from firstlight.pipeline.data.parquet import read_parquet_table
 from firstlight.pipeline.data.row_groups import (
     RowGroup,
@@ -50,6 +52,19 @@ class Store(Manifest):
     """A finished store in the folder `path`. It pickles small: data are cached per process, not in the object."""
 
     path: Path = field(kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the manifest, and the path as it is known on every machine."""
+        return {**self.__dict__, "path": pack_place(self.path)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Shards that this machine lacks are downloaded when they are read."""
+        self.__dict__.update({**state, "path": unpack_place(state["path"])})
+
+    @property
+    def location(self) -> str:
+        """The folder, or its URI if it is in a bucket."""
+        return name_location(self.path)
 
     @classmethod
     def open(cls, path: Path) -> "Store":

@@ -15,8 +15,16 @@ import torch
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
+from firstlight.pipeline.data.mirror.places import name_location
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
+from firstlight.pipeline.run.mirroring import (
+    check_results,
+    fetch_shared_work,
+    find_fetched,
+    share_folders,
+    upload_results,
+)
 from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
@@ -24,7 +32,7 @@ from firstlight.pipeline.train import failures, watchdog
 from firstlight.pipeline.train.attempts import read_attempts, record_attempt
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append_row
-from firstlight.tasks.collective import world_size
+from firstlight.tasks.collective import rank, world_size
 
 STOP_TYPES: dict[str, type[StopTraining | UserError]] = {cls.__name__: cls for cls in (Stopped, Paused, UserError)}
 # The time that a function has to end after it was asked to stop.
@@ -46,23 +54,24 @@ def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInst
         watchdog.delete_hang_record(instance.folder)
     payload = {
         "recipe": recipe.dump(),
-        "store": str(store.path),
+        "store": store.location,
         "instances": [_name_paths(asdict(instance)) for instance in instances],
     }
-    answer = (
-        _launch_in_process(payload)
-        if recipe.scale.max_workers == 0
-        else _launch_on_ray(recipe, payload, instances[0].folder.parent / ".ray")
-    )
+    if recipe.scale.max_workers == 0:
+        answer = _launch_in_process(payload)
+    else:
+        with share_folders(recipe, instances):
+            answer = _launch_on_ray(recipe, payload, instances[0].folder.parent / ".ray")
     if answer["stop"] is not None:
         raise STOP_TYPES.get(answer["kind"], StopTraining)(answer["stop"])
+    check_results(instances)
 
 
 def _name_paths(value: Any) -> Any:
-    """Returns the fields of an instance with the names of its paths instead of the paths."""
+    """Returns the fields of an instance with names instead of its paths, which every machine knows."""
     if isinstance(value, Mapping):
         return {key: _name_paths(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return name_location(value) if isinstance(value, Path) else value
 
 
 def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
@@ -79,18 +88,23 @@ def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) 
     """
     recipe = parse_recipe(payload["recipe"])
     try:
-        worker = StageContext.create(recipe, Store.open(Path(payload["store"])), on_ray, device)
+        # Of a storage in a bucket, this machine may have nothing yet.
+        worker = StageContext.create(recipe, Store.open(find_fetched(payload["store"])), on_ray, device)
         for fields in payload["instances"]:
-            paths = {key: Path(fields[key]) if fields[key] else None for key in ("folder", "encoder", "begin", "given")}
-            companions = {name: Path(folder) for name, folder in fields["companions"].items()}
+            keys = ("folder", "encoder", "begin", "given")
+            paths = {key: find_fetched(fields[key]) if fields[key] else None for key in keys}
+            companions = {name: find_fetched(folder) for name, folder in fields["companions"].items()}
             instance = StageInstance(**{**fields, **paths, "companions": companions})
             with (
                 failures.record_failures(instance.folder),
                 record_attempt(instance.folder, device),
                 _watch_for_hang(instance.folder, recipe.scale, on_ray),
             ):
+                fetch_shared_work(instance.folder.parent)
                 stage = recipe.stages[instance.stage]
                 stage_kind(stage).run(worker, stage, instance)
+            if rank() == 0:
+                upload_results(instance.folder)
     except (StopTraining, UserError) as stop:
         kind = UserError if isinstance(stop, UserError) else type(stop)
         return {"stop": str(stop), "kind": kind.__name__}
@@ -178,7 +192,8 @@ def _launch_on_ray(recipe: Recipe, payload: dict[str, Any], storage: Path) -> di
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             # A name that was used before would make Ray continue that run by its own rules.
             name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(storage),
+            # Ray checks that all machines see it; a working folder is seen by one.
+            storage_path=str(storage) if scale.address == "local" else name_location(storage),
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
                 max_failures=scale.max_failures,
                 controller_failure_limit=3,

@@ -51,6 +51,8 @@ from firstlight.pipeline.train.metrics import read_metrics
 from firstlight.tasks.nn.weights.weight_sources import name_weights
 
 PUBLISHED_FILE = "published.json"
+# In the folder of a run: the files that note the run in MLflow of each version of the recipe.
+NOTES_FOLDER = "recipes"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class RunPublisher:
         if self.parent:
             return self.folder / RUN_FILE
         key = hash_json({"recipe": self.recipe.dump(), "store": store.hash, "code": code_version()})
-        return self.folder / "recipes" / f"{key[:12]}.json"
+        return self.folder / NOTES_FOLDER / f"{key[:12]}.json"
 
     def _mark_closed(self, store: Store, closed: bool) -> None:
         file = self._parent_file(store)
@@ -142,7 +144,7 @@ class RunPublisher:
 
     def publish_store(self, store: Store, worker: StageContext, instance: StageInstance) -> None:
         """Logs a store with the pictures of its images as the run of the stage `prepare`."""
-        params = {"store": store.path, "hash": store.hash, "classes": len(store.classes)}
+        params = {"store": store.location, "hash": store.hash, "classes": len(store.classes)}
         params |= {"source": store.source["kind"], "root": self.recipe.dataset.root or self.recipe.dataset.list or ""}
         params |= {"extends": store.extends[-1].name} if store.extends else {}
         tags = {"mlflow.parentRunId": self.start_parent(store), "firstlight.kind": "prepare"}
@@ -291,7 +293,7 @@ class RunPublisher:
     def put_summary(self, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         """Publishes the table into the parent run, if this command or an earlier one left something to publish."""
         if self.parent_run is None and not instances:
-            self.console.print(f"the store is complete: {self.store.path}", soft_wrap=True, markup=False)
+            self.console.print(f"the store is complete: {self.store.location}", soft_wrap=True, markup=False)
             return
         left_open = not read_run_file(self._parent_file(self.store)).get("closed", True)
         if self.parent_run is None and not self.outbox.waiting and not left_open:

@@ -30,8 +30,9 @@ from firstlight.pipeline.run.given_weights import resolve_given
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, adopt_encoder, resolve_references
 from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launch import launch_instances
+from firstlight.pipeline.run.mirroring import RunMirror, upload_inputs
 from firstlight.pipeline.run.preflight import check_recipe
-from firstlight.pipeline.run.publishing import PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
+from firstlight.pipeline.run.publishing import NOTES_FOLDER, PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
 from firstlight.pipeline.run.ray_session import RaySession, is_verbose
 from firstlight.pipeline.run.teacher_weights import resolve_teachers
 from firstlight.pipeline.stages.artifacts.encoder_description import (
@@ -41,6 +42,7 @@ from firstlight.pipeline.stages.artifacts.encoder_description import (
 )
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
+from firstlight.pipeline.stages.shared_work import SHARED_FOLDER
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.outbox import Unpublished
@@ -135,6 +137,7 @@ class RecipeRunner:
     ) -> None:
         self.recipe, self.session, self.console, self.parent, self.repeats = recipe, session, console, parent, repeats
         self.folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
+        self.mirror = RunMirror(self.folder, lambda line: self._print_notes([line]))
         self.publisher = RunPublisher(recipe, self.folder, console, parent, repeats)
         self.instances: list[StageInstance] = []
         self.references = ResolvedReferences()
@@ -146,6 +149,7 @@ class RecipeRunner:
 
     def run(self, only: str | None) -> list[ScoreRow]:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
+        self.mirror.fetch_run()
         origin = self.publisher.origin or self.publisher.tracking
         self.recipe, given, told = resolve_given(self.recipe, origin)
         self._print_lines(told)
@@ -168,7 +172,11 @@ class RecipeRunner:
         self.publisher.put_cards(self.instances, table)
         self.publisher.put_summary(rows, self.instances)
         self._publish_report()
-        self.publisher.flush(rows)
+        try:
+            self.publisher.flush(rows)
+        finally:
+            self.mirror.put_run()
+        self.mirror.flush(rows)
         return rows
 
     def prepare(self) -> None:
@@ -193,6 +201,7 @@ class RecipeRunner:
                 f"repeat: the images differ: this store has sha256 {store.hash}, "
                 f"that of the run had {self.repeats.store}"
             )
+        self.mirror.put(store.path)
         instance = self._prepare_instance(store)
         is_new = not (instance.folder / PUBLISHED_FILE).exists()
         if is_new:
@@ -259,10 +268,14 @@ class RecipeRunner:
         unpublished = [instance for instance in instances if not (instance.folder / PUBLISHED_FILE).exists()]
         self.publisher.open_instances(unpublished[:1])
         if unfinished:
+            # The runs in MLflow are noted there: another machine that continues should not start others.
+            self.mirror.put(self.folder / NOTES_FOLDER, *(instance.folder for instance in unfinished))
             self._run_instances(name, unfinished)
+            self.mirror.put(self.folder / SHARED_FOLDER, *(instance.folder for instance in unfinished))
             self._print_results(name, instances)
         for instance in unpublished:
             self.publisher.put_instance(instance)
+        self.mirror.put(*(instance.folder for instance in unpublished))
         for instance in instances:
             if instance not in unpublished:
                 run_id = read_run_id(instance.folder)
@@ -296,6 +309,7 @@ class RecipeRunner:
             if kind.runs_on == "workers":
                 launch_instances(self.recipe, self.worker.store, instances)
                 return
+            upload_inputs(self.recipe, instances)
             worker = StageContext.create(self.recipe, self.worker.store, on_ray)
             for instance in instances:
                 with record_attempt(instance.folder, worker.device):
@@ -340,3 +354,5 @@ class RecipeRunner:
                 report = self.write_report(error)
                 self.console.print(f"what is known so far: {report}", soft_wrap=True, highlight=False, markup=False)
         self.publisher.close_failed(error, report)
+        with contextlib.suppress(Exception):
+            self.mirror.put_run()

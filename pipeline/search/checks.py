@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.mirror.places import find_mirror
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
@@ -137,6 +138,12 @@ def check_search(plan: SearchPlan, recipe: Recipe) -> Source:
     Raises:
         UserError: names the dotted key, the value and the valid values.
     """
+    mirror = find_mirror(recipe.storage)
+    if mirror is not None:
+        raise UserError(
+            f"storage: {mirror.uri!r} is not valid for a search: its trials and their processes follow each other by "
+            "files; valid: a folder that all machines see"
+        )
     scale = recipe.scale
     if scale.min_workers < scale.max_workers:
         raise UserError(

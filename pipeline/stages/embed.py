@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file_sha256
+from firstlight.pipeline.data.mirror.places import TravellingPath
 from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
 from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, TaskPool
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
@@ -84,13 +85,13 @@ def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
             )
 
 
-def build_network(folder: Path, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
+def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
     """Builds a function from (B, S, S, 3) uint8 to (B, C) float32 with the encoder in `folder`, in the process that
     calls it.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
-    encoder = load_encoder(folder, image_size).to(device).eval()
+    encoder = load_encoder(folder.fetch(), image_size).to(device).eval()
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
@@ -110,7 +111,8 @@ class _EmbeddingWriter:
         assert instance.encoder is not None
         self.context, self.stage, self.folder = context, stage, instance.folder / EMBEDDINGS_FOLDER
         data, scale = context.recipe.dataset, context.recipe.scale
-        self.make = partial(build_network, instance.encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
+        encoder = TravellingPath(instance.encoder)
+        self.make = partial(build_network, encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
         size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(

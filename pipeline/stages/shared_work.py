@@ -27,7 +27,7 @@ class _SharedShape(RecordShape):
     folder: str
 
 
-_SHARED = TypeAdapter(_SharedShape)
+SHARED_SHAPE = TypeAdapter(_SharedShape)
 
 
 def list_shared_facts(instance: StageInstance, own_keys: Set[str]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def find_shared_folder(instance: StageInstance, key: str) -> Path | None:
 def _read_folder(instance: StageInstance, key: str) -> Path | None:
     run = instance.folder.parent
     try:
-        found = read_json_record(run / SHARED_FOLDER / f"{key}.json", _SHARED)
+        found = read_json_record(run / SHARED_FOLDER / f"{key}.json", SHARED_SHAPE)
     except DamagedRecord:
         # The work is done again, and the file written anew.
         return None

@@ -147,7 +147,7 @@ class TrackingClient(MetricLog):
             store.path.name,
             store.hash[:36],
             "local",
-            json.dumps({"uri": str(store.path), "sha256": store.hash}),
+            json.dumps({"uri": store.location, "sha256": store.hash}),
             None,
             profile,
         )

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.data.mirror.places import (
+    explain_missing_database,
+    find_mirror,
+    name_location,
+    place_storage,
+)
 from firstlight.pipeline.errors import UserError, suggest_valid
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
 
+DATABASE_FILE, DEFAULT_EXPERIMENT = "mlflow.db", "firstlight"
 LOCATION_KEYS = ("storage", "tracking.uri", "tracking.experiment")
 # `sqlite:///` or `sqlite+<driver>:///`, the path of the file, and options.
 SQLITE_URI = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]*)(?:\?.*)?\Z", re.DOTALL)
@@ -40,7 +47,10 @@ class TrackingLocation:
     @property
     def artifacts(self) -> str:
         """Returns where MLflow keeps the artifacts of an SQLite database, as MLflow takes it."""
-        folder = self.storage / "mlartifacts"
+        database = self.database
+        # A bucket has no part of MLflow's database: the two stay together.
+        is_apart = database is not None and find_mirror(self.storage) is not None
+        folder = (database.resolve().parent if database and is_apart else self.storage) / "mlartifacts"
         return str(folder) if quote(str(folder)) == str(folder) else folder.as_uri()
 
     @property
@@ -51,12 +61,12 @@ class TrackingLocation:
     @property
     def as_overrides(self) -> tuple[str, ...]:
         """Returns the overrides that give this location on the command line; empty for the default."""
-        default = _make_location(Path("runs"), None, "firstlight")
-        values = {"storage": str(self.storage), "tracking.uri": self.uri, "tracking.experiment": self.experiment}
+        storage = name_location(self.storage)
+        values = {"storage": storage, "tracking.uri": self.uri, "tracking.experiment": self.experiment}
         usual = {
-            "storage": str(default.storage),
-            "tracking.uri": _make_location(self.storage, None, "").uri,
-            "tracking.experiment": default.experiment,
+            "storage": str(Path("runs").resolve()),
+            "tracking.uri": make_sqlite_uri(self.storage / DATABASE_FILE) if "://" not in storage else None,
+            "tracking.experiment": DEFAULT_EXPERIMENT,
         }
         return tuple(f"{key}={_quote_value(value)}" for key, value in values.items() if value != usual[key])
 
@@ -71,8 +81,10 @@ def _quote_value(text: str) -> str:
 
 
 def _make_location(storage: Path, uri: str | None, experiment: str) -> TrackingLocation:
+    if uri is None and find_mirror(storage) is not None:
+        raise UserError(explain_missing_database(storage))
     storage = storage.resolve()
-    return TrackingLocation(storage, uri or make_sqlite_uri(storage / "mlflow.db"), experiment)
+    return TrackingLocation(storage, uri or make_sqlite_uri(storage / DATABASE_FILE), experiment)
 
 
 def make_sqlite_uri(file: Path) -> str:
@@ -102,8 +114,12 @@ def parse_location(arguments: Sequence[str]) -> TrackingLocation:
     for key, value in values.items():
         if not isinstance(value, str) or not value:
             raise UserError(f"{key}: {value!r} is not valid; valid: a text")
-    experiment = values.get("tracking.experiment", "firstlight")
-    return _make_location(Path(values.get("storage", "runs")), values.get("tracking.uri"), experiment)
+    try:
+        storage = place_storage(values.get("storage", "runs"))
+    except ValueError as error:
+        raise UserError(f"storage: {error}") from None
+    experiment = values.get("tracking.experiment", DEFAULT_EXPERIMENT)
+    return _make_location(storage, values.get("tracking.uri"), experiment)
 
 
 def _read_recipe_keys(recipe: Path) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A checkpoint is a folder `step-<step>-<attempt>`. It counts once its manifest ex
 first, and the manifest arrives by an atomic rename. A folder without a manifest was left by a killed worker; it is
 ignored, and the next save deletes it. The manifest has a sum of itself, and its step is that of the folder's name.
 
+In a storage that is a bucket, each rank uploads what it wrote, then rank 0 the manifest and the record that makes the
+checkpoint whole there. A machine downloads what it lacks before it reads.
+
     shared.json, shared.safetensors      model, optimiser, schedule: rank 0
     shard-00000-of-00002.safetensors     rows of the tables: every rank its own; readable by any number of workers
     manifest.json                        {"step", "world", "files": {name: {"bytes", "sha256"}}, ..., "sum"}
@@ -14,7 +17,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +29,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from firstlight.pipeline.data.mirror.bucket import FileSum
+from firstlight.pipeline.data.mirror.contents import CONTENTS_FILE
+from firstlight.pipeline.data.mirror.mirror import Mirror
+from firstlight.pipeline.data.mirror.places import find_mirror, find_unit
 from firstlight.pipeline.errors import StopTraining, one_line
 from firstlight.pipeline.records import Count, DamagedRecord, RecordShape, check_shape
 from firstlight.pipeline.train.folder_manifest import (
@@ -108,9 +115,13 @@ def _read_dtype(name: str) -> torch.dtype:
 
 def list_checkpoint_folders(folder: Path) -> list[Path]:
     """Returns the folders of checkpoints in `folder`, whole or not, in the order of their steps."""
-    found = [(match, path) for path in folder.glob("step-*") if (match := CHECKPOINT_NAME.match(path.name))]
-    ordered = sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name))
-    return [path for _, path in ordered if path.is_dir() and not path.is_symlink()]
+    return [path for path in _order_folders(folder.glob("step-*")) if path.is_dir() and not path.is_symlink()]
+
+
+def _order_folders(folders: Iterable[Path]) -> list[Path]:
+    """Returns those of some folders that are named like checkpoints, in the order of their steps."""
+    found = [(match, path) for path in folders if (match := CHECKPOINT_NAME.match(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name))]
 
 
 class Checkpoints:
@@ -122,8 +133,10 @@ class Checkpoints:
 
     def save(
         self, step: int, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]], meta: dict[str, Any]
-    ) -> None:
+    ) -> list[str]:
         """Writes a checkpoint. Once this returns, the checkpoint is durable.
+
+        Returns lines for the user: that it could not be uploaded, so that it exists on these machines only.
 
         Raises:
             StopTraining: on all ranks: a file cannot be written, for example to a full disk; names the folder.
@@ -155,6 +168,36 @@ class Checkpoints:
             self._delete_old(target, failed=problem is not None)
         if problem:
             raise StopTraining(f"{problem}; earlier checkpoints are intact, run again to continue")
+        mirror = find_mirror(self.folder)
+        return [] if mirror is None else self._upload(mirror, target, list(files))
+
+    def _upload(self, mirror: Mirror, target: Path, names: list[str]) -> list[str]:
+        """Uploads a checkpoint, and the logs up to it. Returns a line if it fails. Collective."""
+        sent: dict[str, FileSum] = {}
+        problem = mirror.attempt(lambda: sent.update({name: mirror.send_file(target, name) for name in names}))
+        answers = gather_objects((sent, problem))
+        problem = next((p for _, p in answers if p), None)
+        if problem is None and rank() == 0:
+            problem = mirror.attempt(
+                lambda: self._seal_upload(mirror, target, {k: v for part, _ in answers for k, v in part.items()})
+            )
+        kept, problem = broadcast_object(([path.name for path in list_checkpoint_folders(self.folder)], problem))
+        if rank() != 0:
+            # On another machine nobody else removes them.
+            for old in list_checkpoint_folders(self.folder):
+                if old.name not in kept:
+                    shutil.rmtree(old, ignore_errors=True)
+        return [f"{mirror.get_location(target)}: is not uploaded: {problem}; the training goes on"] if problem else []
+
+    def _seal_upload(self, mirror: Mirror, target: Path, files: dict[str, FileSum]) -> None:
+        # Without its logs, a training that continues elsewhere would have no curves so far.
+        mirror.push(find_unit(self.folder))
+        mirror.seal(target, {**files, FOLDER_MANIFEST: mirror.send_file(target, FOLDER_MANIFEST)})
+        names = [Path(name) for name in mirror.list_files(self.folder)]
+        begun = _order_folders({self.folder / name.parts[0] for name in names})
+        whole = _order_folders({self.folder / name.parts[0] for name in names if name.name == CONTENTS_FILE})
+        for old in {*begun} - {*whole[-self.keep :], target}:
+            mirror.remove(old)
 
     def _write_files(self, target: Path, shared: dict[str, Any], shard: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         rows: dict[str, Tensor] = {
@@ -186,13 +229,51 @@ class Checkpoints:
         Raises:
             StopTraining: every checkpoint is damaged; to start over silently would lose the training.
         """
-        chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
-        if chosen is None and complaints:
+        mirror = find_mirror(self.folder)
+        if mirror is not None:
+            found, complaints = self._download_newest(mirror)
+        else:
+            chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
+            found = self._read_checkpoint(self.folder / chosen) if chosen else None
+        if found is None and complaints:
+            where = self.folder if mirror is None else f"{mirror.get_location(self.folder)} and {self.folder}"
             raise StopTraining(
-                f"{'; '.join(complaints)}; no whole checkpoint is left: "
-                f"delete {self.folder} to train from the beginning"
+                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {where} to train from the beginning"
             )
-        return (self._read_checkpoint(self.folder / chosen) if chosen else None), complaints
+        return found, complaints
+
+    def _download_newest(self, mirror: Mirror) -> tuple[Checkpoint | None, list[str]]:
+        """Returns the same as `read_newest`: the newest checkpoint that all ranks have, or can download. Collective."""
+        candidates, complaints = broadcast_object(self._list_candidates(mirror) if rank() == 0 else None)
+        for name in candidates:
+            found, problem = self._obtain(mirror, self.folder / name)
+            problems = [line for line in gather_objects(problem) if line]
+            if not problems:
+                return found, complaints
+            complaints.append(problems[0])
+        return None, complaints
+
+    def _list_candidates(self, mirror: Mirror) -> tuple[list[str], list[str]]:
+        """Returns the names of the whole checkpoints here and in the bucket, newest first."""
+        found = {path for path in list_checkpoint_folders(self.folder) if (path / FOLDER_MANIFEST).exists()}
+        complaints: list[str] = []
+        try:
+            found |= {path for path in mirror.list_units(self.folder) if path.parent == self.folder}
+        except OSError as error:
+            if not found:
+                raise StopTraining(
+                    f"storage: {mirror.uri!r} cannot be read: {error.strerror}; run again to continue"
+                ) from None
+        return [path.name for path in reversed(_order_folders(found))], complaints
+
+    def _obtain(self, mirror: Mirror, folder: Path) -> tuple[Checkpoint | None, str | None]:
+        """Returns a checkpoint after a download of what this machine lacks, or one line about why it cannot be read."""
+        try:
+            # If nothing can be downloaded, what is here may be enough.
+            mirror.attempt(lambda: mirror.fetch(folder))
+            return self._read_checkpoint(folder), None
+        except (DamagedRecord, DamagedFileError) as error:
+            return None, str(error)
 
     def _choose_newest(self) -> tuple[str | None, list[str]]:
         complaints: list[str] = []

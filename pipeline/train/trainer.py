@@ -19,7 +19,7 @@ from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.train.accelerator.fused_updates import adapt_optimizer_state, choose_fused
 from firstlight.pipeline.train.checkpoint import OTHER_STATE_ADVICE, Checkpoint, Checkpoints, refuse_other_state
-from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
+from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, append_row
 from firstlight.pipeline.train.selection import WeightSelection, best_folder
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.pipeline.train.update_guard import UpdateGuard
@@ -262,7 +262,8 @@ class Trainer:
         shared |= {name: part.state_dict() for name, part in self._list_parts().items()}
         shard = {name: table.state_dict() for name, table in self.learner.tables.items()}
         versions = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, **versions})
+        for line in checkpoints.save(step, shared, shard, {"plan": self.job.plan.key, **versions}):
+            append_row(self.job.folder, {"note": line})
 
     def _list_parts(self) -> dict[str, Any]:
         """Returns what only some trainings have, and keep in their checkpoints, by its name there."""

@@ -87,6 +87,10 @@ FAULTS: dict[int, tuple[str, str]] = {
     54: ("paths that lead out of their root", REFUSED),
     55: ("odd names of classes, params twice", SURVIVED),
     56: ("no home folder, a clock that jumps", SURVIVED),
+    57: ("an upload to a bucket is killed", SURVIVED),
+    58: ("an object in a bucket is damaged or missing", SURVIVED),
+    59: ("a bucket cannot be reached in the middle of a run", SURVIVED),
+    60: ("a bucket that cannot be written", REFUSED),
 }
 WITHOUT_TEST: dict[int, str] = {}
 

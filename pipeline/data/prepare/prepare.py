@@ -8,12 +8,14 @@ parts that are not finished.
 import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 from firstlight.pipeline.data import ray_data
 from firstlight.pipeline.data.image_statistics import SourceStatistics
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, SHARD_NAME
+from firstlight.pipeline.data.mirror import jobs as mirrored_jobs
+from firstlight.pipeline.data.mirror.places import fetch_unit
 from firstlight.pipeline.data.prepare.assemble import assemble_store, describe_bad_images
 from firstlight.pipeline.data.prepare.extend import (
     KNOWN_FILE,
@@ -31,6 +33,7 @@ from firstlight.pipeline.data.prepare.jobs import (
     PrepareJob,
     describe_storage_error,
     list_jobs,
+    record_path,
 )
 from firstlight.pipeline.data.prepare.mask_checks import check_masks
 from firstlight.pipeline.data.prepare.target import PrepareOptions, StoreTarget, find_target
@@ -65,6 +68,8 @@ def prepare(
     """
     source = open_source(dataset if dataset.extends is None else _without_test_fraction(dataset))
     target = find_target(dataset, source, stores, auto_side)
+    if not (target.folder / MANIFEST_FILE).exists():
+        tell(fetch_unit(target.folder))
     try:
         if (target.folder / MANIFEST_FILE).exists():
             store = Store.open(target.folder)
@@ -133,6 +138,7 @@ def _write_store(
                 side=target.side,
             )
     _remove_records(folder)
+    mirrored_jobs.remove_parts(folder, _is_record)
     return Store.open(folder)
 
 
@@ -142,6 +148,10 @@ def _remove_records(folder: Path) -> None:
         # On read-only storage the records remain, where they do no harm.
         with contextlib.suppress(OSError):
             file.unlink()
+
+
+def _is_record(name: str) -> bool:
+    return name == KNOWN_FILE or PurePath(name).match("*-*.json")
 
 
 @contextlib.contextmanager
@@ -170,11 +180,22 @@ def _run_jobs(on_ray: bool, work: Callable[[PrepareJob], PrepareJob], jobs: list
         UserError: a job could not write to the storage.
     """
     # An error closes the generator, which ends the execution on Ray at once.
-    with contextlib.closing(_run_on_ray(work, jobs) if on_ray else (work(job) for job in jobs)) as results:
+    with contextlib.closing(_run_on_machines(work, jobs) if on_ray else (work(job) for job in jobs)) as results:
         for result in results:
             if "error" in result:
                 raise UserError(result["error"])
             yield result
+
+
+def _run_on_machines(
+    work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]
+) -> Generator[PrepareJob, None, None]:
+    yield from mirrored_jobs.run_on_machines(_run_on_ray, work, jobs, _list_part_files, (KNOWN_FILE,))
+
+
+def _list_part_files(job: PrepareJob) -> list[str]:
+    """Returns the names of the files that a job writes: the record of a part comes after its shard."""
+    return [job["file"], record_path(Path(job["file"])).name]
 
 
 def _run_on_ray(work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]) -> Generator[PrepareJob, None, None]:

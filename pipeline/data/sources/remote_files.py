@@ -43,53 +43,53 @@ class RemoteFiles(Files):
     root: str
 
     def list_names(self) -> list[str]:
-        fs, top = _find_client(self.root)
-        with _raise_os_error(self.root):
+        fs, top = find_client(self.root)
+        with raise_os_error(self.root):
             infos = fs.ls(top, detail=True)
         names = [str(info["name"])[len(top) :].lstrip("/") for info in infos if info["type"] == "file"]
         return sorted(name for name in names if name and not name.startswith("."))
 
     def list_all(self) -> list[FileFacts]:
         """Returns all files below the root, at any depth; [] if the root is empty or missing."""
-        fs, top = _find_client(self.root)
-        with _raise_os_error(self.root):
+        fs, top = find_client(self.root)
+        with raise_os_error(self.root):
             listing = fs.find(top, detail=True).items()
             infos = {str(path): info for path, info in listing if str(path).startswith(f"{top}/")}
             # Web servers list names only
             if any(info.get("size") is None for info in infos.values()):
-                details = read_concurrently(lambda path: _read_with_retries(lambda: fs.info(path)), list(infos))
+                details = read_concurrently(lambda path: read_with_retries(lambda: fs.info(path)), list(infos))
                 infos = dict(zip(infos, details, strict=True))
         return [_parse_remote_facts(path[len(top) + 1 :], info) for path, info in infos.items()]
 
     def get_facts(self, name: str) -> FileFacts:
-        fs, path = _find_client(self.get_location(name))
-        with _raise_os_error(self.get_location(name)):
-            return _parse_remote_facts(name, _read_with_retries(lambda: fs.info(path)))
+        fs, path = find_client(self.get_location(name))
+        with raise_os_error(self.get_location(name)):
+            return _parse_remote_facts(name, read_with_retries(lambda: fs.info(path)))
 
     def get_location(self, name: str = "") -> str:
         return f"{self.root}/{name}" if name else self.root
 
     def open(self, name: str) -> BinaryIO:
         uri = self.get_location(name)
-        fs, path = _find_client(uri)
-        with _raise_os_error(uri):
-            file = _RetryingFile(_read_with_retries(lambda: fs.open(path, "rb")), uri)
+        fs, path = find_client(uri)
+        with raise_os_error(uri):
+            file = _RetryingFile(read_with_retries(lambda: fs.open(path, "rb")), uri)
             return cast(BinaryIO, io.BufferedReader(file, READ_BUFFER_BYTES))
 
     def read(self, name: bytes) -> bytes:
         uri = self.get_location(os.fsdecode(name))
-        fs, path = _find_client(uri)
-        with _raise_os_error(uri):
-            data, size = _read_with_retries(lambda: _fetch_file(fs, path))
+        fs, path = find_client(uri)
+        with raise_os_error(uri):
+            data, size = read_with_retries(lambda: _fetch_file(fs, path))
         if size > MAX_IMAGE_BYTES:
             raise OSError(describe_too_large(size))
         return data
 
     def read_part(self, name: bytes, offset: int, size: int) -> bytes:
         uri = self.get_location(os.fsdecode(name))
-        fs, path = _find_client(uri)
-        with _raise_os_error(uri):
-            data = cast(bytes, _read_with_retries(lambda: fs.cat_file(path, start=offset, end=offset + size)))
+        fs, path = find_client(uri)
+        with raise_os_error(uri):
+            data = cast(bytes, read_with_retries(lambda: fs.cat_file(path, start=offset, end=offset + size)))
         # Some clients and servers ignore the range
         return data if len(data) <= size else data[offset : offset + size]
 
@@ -98,9 +98,9 @@ class RemoteFiles(Files):
         return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
     def exists(self, name: str) -> bool:
-        fs, path = _find_client(self.get_location(name))
-        with _raise_os_error(self.get_location(name)):
-            return bool(_read_with_retries(lambda: fs.exists(path)))
+        fs, path = find_client(self.get_location(name))
+        with raise_os_error(self.get_location(name)):
+            return bool(read_with_retries(lambda: fs.exists(path)))
 
 
 @dataclass
@@ -117,7 +117,7 @@ class _RetryingFile(io.RawIOBase):
         return bool(self.file.seekable())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _raise_os_error(self.uri):
+        with raise_os_error(self.uri):
             return int(self.file.seek(offset, whence))
 
     def tell(self) -> int:
@@ -125,8 +125,8 @@ class _RetryingFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         position = self.file.tell()
-        with _raise_os_error(self.uri):
-            data = _read_with_retries(lambda: (self.file.seek(position), self.file.read(len(buffer)))[1])
+        with raise_os_error(self.uri):
+            data = read_with_retries(lambda: (self.file.seek(position), self.file.read(len(buffer)))[1])
         buffer[: len(data)] = data
         return len(data)
 
@@ -135,10 +135,10 @@ class _RetryingFile(io.RawIOBase):
         super().close()
 
 
-def _find_client(uri: str) -> tuple[Any, str]:
+def find_client(uri: str) -> tuple[Any, str]:
     """Returns the client for a URI, and the path in the notation of that client."""
     scheme, _, rest = uri.partition("://")
-    with _raise_os_error(uri):
+    with raise_os_error(uri):
         fs = _connect_client(scheme, rest.partition("/")[0] if scheme in ("s3", "gs") else "")
     return fs, str(fs._strip_protocol(uri if scheme not in ("s3", "gs") else rest)).rstrip("/")
 
@@ -161,11 +161,15 @@ def _open_pyarrow_filesystem(uri: str) -> Any:
     return FileSystem.from_uri(uri)[0]
 
 
-def _read_with_retries(read: Callable[[], ReadResult]) -> ReadResult:
+def read_with_retries(read: Callable[[], ReadResult]) -> ReadResult:
+    """Returns `read()`, which is repeated if it fails. A file that does not exist is none of the failures."""
     for attempt in range(1, READ_ATTEMPTS):
-        with contextlib.suppress(Exception):
+        try:
             return read()
-        time.sleep(0.2 * 4**attempt)
+        except FileNotFoundError:
+            raise
+        except Exception:
+            time.sleep(0.2 * 4**attempt)
     return read()
 
 
@@ -181,7 +185,7 @@ def _fetch_file(fs: Any, path: str) -> tuple[bytes, int]:
 
 
 @contextlib.contextmanager
-def _raise_os_error(uri: str) -> Iterator[None]:
+def raise_os_error(uri: str) -> Iterator[None]:
     """Turns the exceptions of the clients, which each have their own, into OSError."""
     try:
         yield

@@ -6,18 +6,19 @@ import pytest
 
 from firstlight.pipeline.cli.doctor_nodes import _compare_node, check_nodes, collect_node_facts
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING
+from firstlight.pipeline.data.mirror.places import TravellingPath
 from tests.support import recipes
 
 
 def test_facts_tell_whether_the_probe_is_seen(tmp_path: Path) -> None:
     (tmp_path / "probe").write_text("x")
-    assert collect_node_facts(str(tmp_path / "probe"))["seen"] is True
-    assert collect_node_facts(str(tmp_path / "other"))["seen"] is False
-    assert collect_node_facts("")["seen"] is False
+    assert collect_node_facts(TravellingPath(tmp_path / "probe"))["seen"] is True
+    assert collect_node_facts(TravellingPath(tmp_path / "other"))["seen"] is False
+    assert collect_node_facts(None)["seen"] is False
 
 
 def test_node_with_other_versions_is_a_problem_in_a_cluster_only() -> None:
-    local = collect_node_facts("")
+    local = collect_node_facts(None)
     same = {**local, "seen": True}
     assert _compare_node("a", local, same, True).verdict == OK
     differing = _compare_node("a", local, {**same, "torch": "2.0"}, True)
@@ -26,7 +27,7 @@ def test_node_with_other_versions_is_a_problem_in_a_cluster_only() -> None:
 
 
 def test_node_without_the_storage_or_without_an_answer_is_a_problem() -> None:
-    local = collect_node_facts("")
+    local = collect_node_facts(None)
     blind = _compare_node("a", local, {**local, "seen": False}, True)
     assert (blind.verdict, blind.observation) == (PROBLEM, "does not see the storage")
     silent = _compare_node("a", local, None, True)
