@@ -15,7 +15,7 @@ from firstlight.pipeline.terminal import SafeConsole
 
 
 class FirstRunArguments(TypedDict, total=False):
-    """What can be asked for of a first run besides the images; what is left out is chosen, and told."""
+    """The arguments of a first run besides the images; those that are left out are chosen, and told."""
 
     # The network: an encoder of Firstlight, or a name of timm's.
     model: str

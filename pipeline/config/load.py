@@ -17,6 +17,7 @@ from firstlight.pipeline.config.messages import explain_errors, explain_invalid_
 from firstlight.pipeline.config.recipe import Recipe, recipe_model
 from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.errors import UserError, suggest_valid
+from firstlight.tasks.extensions.registry import find_entry_points
 
 # Sections of a recipe, and of a stage, that start from conf/<group>/<name>.yaml.
 CONF_GROUPS = ("dataset", "scale")
@@ -229,7 +230,12 @@ def _merge_group_file(files: RecipeFiles, group: str, value: Any, where: str) ->
         # A data set that has its source is one of the user's own, and is complete.
         if group == "dataset" and "source" in value:
             return value
-        raise UserError(f"{where}.name: {value['name']!r} is unknown; {suggest_valid(value['name'], known)}")
+        # Other packages bring no files of `conf`: their defaults are those of their classes.
+        added = [point.name for point in find_entry_points(f"{group}s")] if group in STAGE_CONF_GROUPS else []
+        if value["name"] in added:
+            return value
+        valid = suggest_valid(value["name"], [*known, *added])
+        raise UserError(f"{where}.name: {value['name']!r} is unknown; {valid}")
     base = files.read_file(known[value["name"]])
     # The name in the file counts: it may be another one, as instance.yaml is a setting of super_and.
     return merge_sections(base, {**value, "name": base["name"]})

@@ -28,6 +28,7 @@ from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.references import fetch_reference, find_companion, pin_reference
+from firstlight.tasks.extensions.registry import hash_extensions
 
 # The key of a stage that asks for a network besides the encoder.
 COMPANION_KEYS = {"head": "features", "decoder": "arms", "bank": "knn_bank"}
@@ -158,6 +159,7 @@ class StageGraph:
             "store": self.store,
             "code": code_version(type(stage_kind(stage))),
             "score_test": recipe.score_test,
+            **({"extensions": extensions} if (extensions := hash_extensions()) else {}),
             **_list_measured_splits(recipe),
             **stage_kind(stage).list_deciding_facts(stage, recipe),
         }

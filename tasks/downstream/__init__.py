@@ -6,11 +6,13 @@ from firstlight.tasks.downstream.detect import Detection
 from firstlight.tasks.downstream.multilabel import MultilabelClassification
 from firstlight.tasks.downstream.segment import Segmentation
 from firstlight.tasks.downstream.task import Task
+from firstlight.tasks.extensions.registry import Registry
 
-TASKS: dict[str, type[Task]] = {
+_OWN_TASKS: dict[str, type[Task]] = {
     "classify": Classification,
     "classify_square": SquareLossClassification,
     "multilabel": MultilabelClassification,
     "segment": Segmentation,
     "detect": Detection,
 }
+TASKS = Registry("tasks", _OWN_TASKS, Task)

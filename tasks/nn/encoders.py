@@ -9,6 +9,7 @@ from typing import Any, NewType
 import torch
 from torch import Tensor, nn
 
+from firstlight.tasks.extensions.registry import Registry
 from firstlight.tasks.nn.backbones import (
     Body,
     alexnet,
@@ -39,7 +40,7 @@ __all__ = [
     "pooled_size",
 ]
 
-ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
+_OWN_ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
     "convnet": convnet,
     "alexnet": alexnet,
     "resnet18": resnet_builder("resnet18"),
@@ -56,6 +57,7 @@ ENCODERS: dict[str, Callable[..., Body | nn.Module]] = {
     "torchvision": from_torchvision,
     "timm": from_timm,
 }
+ENCODERS = Registry("encoders", _OWN_ENCODERS)
 # The keys of an encoder's section in a recipe: those of its spec, and of the origin of its weights.
 NetworkSection = NewType("NetworkSection", dict[str, Any])
 # The keys of the origin of its weights.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from firstlight.tasks.extensions.registry import Registry
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.byol import Byol
 from firstlight.tasks.pretrain.clustering_locality import ClusteringLocality
@@ -20,7 +21,7 @@ from firstlight.tasks.pretrain.super_and import SuperAnd
 from firstlight.tasks.pretrain.vicreg import VicReg
 from firstlight.tasks.visuals import Plot
 
-METHODS: dict[str, type[Method]] = {
+_OWN_METHODS: dict[str, type[Method]] = {
     "nat": NoiseAsTargets,
     "spatial_contrasting": SpatialContrasting,
     "clustering_locality": ClusteringLocality,
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "fixmatch": FixMatch,
     "distill": Distillation,
 }
+METHODS = Registry("methods", _OWN_METHODS, Method)
 
 
 def build_method(name: str, encoder: Encoder, info: TrainingInfo, parameters: Mapping[str, Any]) -> Method:

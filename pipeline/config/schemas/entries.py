@@ -16,6 +16,7 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.code_cache import hash_sources, read_cached, write_cached
 from firstlight.pipeline.config.docstrings import parse_parameter_meanings
 from firstlight.pipeline.config.schemas.parameter_types import encode_type
+from firstlight.tasks.extensions.registry import hash_extensions
 
 # The name of the type of a parameter that is the section of a network.
 NETWORK_TYPE = "network"
@@ -40,7 +41,8 @@ def load_entries() -> Entries:
     """
     if _has_torch():
         return describe_registries()
-    key = hash_sources([*(ROOT / "tasks").rglob("*.py"), *Path(__file__).parent.glob("*.py"), DOCSTRINGS])
+    sources = [*(ROOT / "tasks").rglob("*.py"), *Path(__file__).parent.glob("*.py"), DOCSTRINGS]
+    key = hash_sources(sources, hash_extensions())
     found = read_cached(PARAMETERS_CACHE, key)
     if found is None:
         found = describe_registries()

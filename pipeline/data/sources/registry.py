@@ -28,8 +28,9 @@ from firstlight.pipeline.data.sources.published.voc import open_voc
 from firstlight.pipeline.data.sources.source import Source, SourceOptions, describe_listing
 from firstlight.pipeline.data.sources.webdataset import open_webdataset
 from firstlight.pipeline.errors import UserError, one_line
+from firstlight.tasks.extensions.registry import Registry
 
-SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
+_OWN_SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "digits": open_digits,
     "mnist_5k": open_mnist_5k,
     "folder": open_folder,
@@ -46,6 +47,7 @@ SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "svhn": open_svhn,
     "voc": open_voc,
 }
+SOURCES = Registry("sources", _OWN_SOURCES)
 
 
 def open_source(dataset: SourceOptions) -> Source:

@@ -1,0 +1,1 @@
+"""Methods, tasks, encoders and sources of other installed packages."""

@@ -1,0 +1,58 @@
+"""A recipe whose method, task, encoder and source come from another installed package, by the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from firstlight.pipeline.data.store import Store
+from tests.support.extension_package import MODULE, write_package
+from tests.support.folders_of_noise import write_noise_folder
+from tests.support.paths import ROOT
+
+TRAINING = {"epochs": 1, "batch_size": 4, "optimizer": {"name": "SGD", "lr": 0.01}}
+
+
+def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join([str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-m", "firstlight.pipeline", *words]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def test_recipe_of_an_extension_runs_and_follows_its_code(tmp_path: Path) -> None:
+    write_package(tmp_path / "site")
+    write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (16, 16))
+    recipe = {
+        "name": "loud",
+        "storage": str(tmp_path / "runs"),
+        "dataset": {
+            "name": "loud",
+            "source": "loud",
+            "root": str(tmp_path / "images"),
+            "image_size": 16,
+            "train_augment": [{"op": "random_shift", "padding": 1}],
+            "eval_augment": [{"op": "center_crop"}],
+        },
+        "encoder": {"name": "two_layers", "channels": 6},
+        "scale": {"name": "local", "workers": 0},
+        "stages": {
+            "pretrain": {"method": {"name": "squeezed", "factor": 3.0}, **TRAINING},
+            "finetune": {"task": {"name": "named"}, "labels_per_class": 3, "learning_rates": [], **TRAINING},
+        },
+    }
+    (tmp_path / "loud.yaml").write_text(json.dumps(recipe))
+    wrong = run_command(tmp_path, "config", "loud.yaml", "stages.pretrain.method.factor=-1")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
+    assert wrong.stderr.startswith("error: stages.pretrain.method.factor: ")
+    ran = run_command(tmp_path, "run", "loud.yaml")
+    assert ran.returncode == 0, ran.stderr
+    (store,) = (tmp_path / "runs" / "stores").iterdir()
+    assert Store.open(store).classes == ("A", "B")
+    assert "named, 6 labels" in ran.stderr
+    again = run_command(tmp_path, "run", "loud.yaml")
+    assert "pretrain seed 0: finished before" in again.stderr
+    (tmp_path / "site" / "loud_extension" / "parts.py").write_text(MODULE + "\nCHANGED = True\n")
+    changed = run_command(tmp_path, "run", "loud.yaml")
+    assert "pretrain: started" in changed.stderr

@@ -1,0 +1,74 @@
+"""A tiny package that adds a method, a task, an encoder and a source to Firstlight."""
+
+from pathlib import Path
+
+MODULE = '''
+"""What the package adds."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from annotated_types import Gt
+from torch import nn
+
+from firstlight.pipeline.data.sources.folder import open_folder
+from firstlight.tasks.downstream.classify import Classification
+from firstlight.tasks.pretrain.simclr import SimClr
+
+
+class Squeezed(SimClr):
+    """SimCLR whose loss is multiplied by a factor.
+
+    `factor`: the factor.
+    """
+
+    title = "Squeezed"
+
+    def __init__(self, encoder, info, *, factor: Annotated[float, Gt(0.0)] = 2.0, dim: int = 8) -> None:
+        super().__init__(encoder, info, dim=dim)
+        self.factor = factor
+
+    def loss(self, outputs, batch):
+        found = super().loss(outputs, batch)
+        return {**found, "loss": self.factor * found["loss"]}
+
+
+class Named(Classification):
+    """Classification under another name."""
+
+
+def two_layers(c_in: int, *, channels: int = 4) -> list[nn.Module]:
+    """Two convolutions.
+
+    `channels`: the channels of each.
+    """
+    return [nn.Conv2d(c_in, channels, 3, 2, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, 2, 1))]
+
+
+def open_loud_folder(dataset):
+    """Lists a folder, with the names of its classes in capitals."""
+    source = open_folder(dataset)
+    return replace(source, classes=tuple(name.upper() for name in source.classes))
+'''
+
+ENTRY_POINTS = {
+    "methods": {"squeezed": "loud_extension.parts:Squeezed"},
+    "tasks": {"named": "loud_extension.parts:Named"},
+    "encoders": {"two_layers": "loud_extension.parts:two_layers"},
+    "sources": {"loud": "loud_extension.parts:open_loud_folder"},
+}
+
+
+def write_package(folder: Path, entries: dict[str, dict[str, str]] | None = None, module: str = MODULE) -> None:
+    """Writes the package into `folder` as an installer leaves it: with that folder on the path, it is installed."""
+    (folder / "loud_extension").mkdir(parents=True)
+    (folder / "loud_extension" / "__init__.py").write_text('"""An extension."""\n')
+    (folder / "loud_extension" / "parts.py").write_text(module)
+    info = folder / "loud_extension-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud-extension\nVersion: 1.0\n")
+    groups = (
+        f"[firstlight.{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+        for group, points in (ENTRY_POINTS if entries is None else entries).items()
+    )
+    (info / "entry_points.txt").write_text("\n".join(groups))
