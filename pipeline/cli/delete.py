@@ -186,4 +186,4 @@ def _delete_mirrored(path: Path) -> None:
         else:
             mirror.remove_file(path)
     except OSError as error:
-        raise StageFailed(explain_outage(mirror, error)) from None
+        raise StageFailed(explain_outage(mirror, error, "written")) from None

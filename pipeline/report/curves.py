@@ -221,7 +221,9 @@ def _count_epochs(rows: MetricRows) -> np.ndarray:
 
 def _smooth_values(values: np.ndarray) -> np.ndarray:
     """Returns the running mean over a thirtieth of the values; fewer than MIN_SMOOTHED_VALUES are not changed."""
-    width = len(values) // 30 if len(values) >= MIN_SMOOTHED_VALUES else 1
+    if len(values) < MIN_SMOOTHED_VALUES:
+        return values
+    width = len(values) // 30
     return np.convolve(values, np.ones(width) / width, "valid")
 
 

@@ -64,7 +64,8 @@ class RunMirror:
         mirror.forget_units(self.folder, units)
         for unit in units:
             if not CHECKPOINT_FOLDER.match(unit.name):
-                for line in fetch_unit(unit):
+                # Logs are useful without the result, and a run in MLflow is continued.
+                for line in fetch_unit(unit, salvages=True):
                     self.tell(line)
 
     def put(self, *folders: Path) -> None:
@@ -178,7 +179,7 @@ def upload_inputs(recipe: Recipe, instances: Sequence[StageInstance]) -> None:
     """Uploads what the machines of a cluster read for some instances. Nothing is done for a Ray of this machine alone.
 
     Raises:
-        UserError: the bucket cannot be written, so that nothing can reach them; names `storage`.
+        StageFailed: the bucket cannot be written, so that nothing can reach them; names `storage`.
     """
     mirror = find_mirror(instances[0].folder)
     if mirror is None or recipe.scale.address == "local":
@@ -190,7 +191,7 @@ def upload_inputs(recipe: Recipe, instances: Sequence[StageInstance]) -> None:
         for unit in dict.fromkeys(find_unit(path) for path in needed if path and find_mirror(path)):
             mirror.push(unit)
     except OSError as error:
-        raise UserError(explain_outage(mirror, error)) from None
+        raise StageFailed(explain_outage(mirror, error, "written")) from None
 
 
 @contextlib.contextmanager
@@ -200,7 +201,7 @@ def share_folders(recipe: Recipe, instances: Sequence[StageInstance]) -> Iterato
     Nothing is done for a Ray of this machine alone, or if `storage` is a folder, which all machines see.
 
     Raises:
-        UserError: the bucket cannot be read or written, so that nothing can reach the workers; names `storage`.
+        StageFailed: the bucket cannot be written, so that nothing can reach the workers; names `storage`.
     """
     mirror = find_mirror(instances[0].folder)
     if mirror is None or recipe.scale.address == "local":

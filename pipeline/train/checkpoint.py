@@ -32,9 +32,10 @@ from torch import Tensor
 from firstlight.pipeline.data.mirror.bucket import FileSum
 from firstlight.pipeline.data.mirror.contents import CONTENTS_FILE
 from firstlight.pipeline.data.mirror.mirror import Mirror
-from firstlight.pipeline.data.mirror.places import find_mirror, find_unit
+from firstlight.pipeline.data.mirror.places import explain_outage, find_mirror, find_unit
 from firstlight.pipeline.errors import StopTraining, one_line
 from firstlight.pipeline.records import Count, DamagedRecord, RecordShape, check_shape
+from firstlight.pipeline.train import watchdog
 from firstlight.pipeline.train.folder_manifest import (
     FOLDER_MANIFEST,
     DamagedFileError,
@@ -173,6 +174,8 @@ class Checkpoints:
 
     def _upload(self, mirror: Mirror, target: Path, names: list[str]) -> list[str]:
         """Uploads a checkpoint, and the logs up to it. Returns a line if it fails. Collective."""
+        # An upload may take longer than a step may.
+        watchdog.suspend_timer()
         sent: dict[str, FileSum] = {}
         problem = mirror.attempt(lambda: sent.update({name: mirror.send_file(target, name) for name in names}))
         answers = gather_objects((sent, problem))
@@ -256,15 +259,13 @@ class Checkpoints:
     def _list_candidates(self, mirror: Mirror) -> tuple[list[str], list[str]]:
         """Returns the names of the whole checkpoints here and in the bucket, newest first."""
         found = {path for path in list_checkpoint_folders(self.folder) if (path / FOLDER_MANIFEST).exists()}
-        complaints: list[str] = []
-        try:
-            found |= {path for path in mirror.list_units(self.folder) if path.parent == self.folder}
-        except OSError as error:
-            if not found:
-                raise StopTraining(
-                    f"storage: {mirror.uri!r} cannot be read: {error.strerror}; run again to continue"
-                ) from None
-        return [path.name for path in reversed(_order_folders(found))], complaints
+        problem = mirror.attempt(
+            lambda: found.update(path for path in mirror.list_units(self.folder) if path.parent == self.folder),
+            force=not found,
+        )
+        if problem and not found:
+            raise StopTraining(explain_outage(mirror, OSError(5, problem)))
+        return [path.name for path in reversed(_order_folders(found))], []
 
     def _obtain(self, mirror: Mirror, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """Returns a checkpoint after a download of what this machine lacks, or one line about why it cannot be read."""

@@ -11,11 +11,18 @@ import pytest
 from rich.console import Console
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.mirror import mirror as mirror_module
+from firstlight.pipeline.data.mirror.places import find_mirror
+from firstlight.pipeline.data.sources import remote_files
+from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run import mirroring
-from firstlight.pipeline.run.runner import RecipeRun, run_recipe
+from firstlight.pipeline.run.mirroring import NotUploaded
+from firstlight.pipeline.run.runner import RecipeRun, RecipeRunner, run_recipe
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support import recipes
+from tests.support.cluster_scale import scale
+from tests.support.machines_apart import start_machines_apart
 from tests.support.object_server import ObjectServer, serve_objects
 from tests.support.recipe_runs import runs_of
 from tests.support.state_hash import hash_state
@@ -46,7 +53,7 @@ def forget(recipe: Recipe) -> None:
 
 
 def list_objects(recipe: Recipe) -> list[str]:
-    mirror = mirroring.find_mirror(recipe.storage)
+    mirror = find_mirror(recipe.storage)
     assert mirror is not None
     return mirror.bucket.list_names()
 
@@ -116,3 +123,96 @@ def read_losses(recipe: Recipe) -> list[tuple[int, float]]:
     (folder,) = (recipe.storage / recipe.name).glob("pretrain-seed0-*")
     rows = map(json.loads, (folder / "metrics.jsonl").open())
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+@pytest.mark.fault(59, "no connection from the first stage on")
+def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
+    server: ObjectServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = pretraining("outage", database)
+    monkeypatch.setattr(remote_files, "READ_ATTEMPTS", 1)
+    monkeypatch.setattr(mirror_module, "REST_S", 600.0)
+    monkeypatch.setattr(mirroring, "FLUSH_TIMEOUT_S", 0.0)
+    run_stage = RecipeRunner.run_stage
+
+    def lose_connection(runner: RecipeRunner, name: str) -> None:
+        server.stop()
+        run_stage(runner, name)
+
+    text = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeRunner, "run_stage", lose_connection)
+        with pytest.raises(NotUploaded, match=r"^storage: 's3://bucket/runs' cannot be written: \d folders ") as lost:
+            run_recipe(recipe, Console(file=text, width=400))
+    assert text.getvalue().count("the work goes on, its files are kept in ") == 1
+    assert "pretrain-seed0-" in str(lost.value)
+    assert "\n" not in str(lost.value)
+    server.start()
+    mirror = find_mirror(recipe.storage)
+    assert mirror is not None
+    assert not [unit for unit in mirror.list_units(recipe.storage / "outage") if "pretrain" in unit.name]
+
+    again, text_again = run(recipe)
+    assert "nothing was run" in text_again
+    forget(recipe)
+    last, text_last = run(recipe)
+    assert text_last.count("finished before, unchanged") == 1
+    assert last.run_id == again.run_id
+
+
+@pytest.mark.fault(60, "a bucket that does not exist")
+def test_missing_bucket_ends_the_command_before_any_work(server: ObjectServer, database: str) -> None:
+    recipe = recipes.recipe("s3://none/runs", tracking__uri=database)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^storage: 's3://none/runs' cannot be written: the bucket does not ex"):
+        run(recipe)
+    assert not recipe.storage.exists()
+
+
+@pytest.mark.fault(58, "a changed byte in a result and in a shard of a store")
+def test_damaged_objects_are_made_again(server: ObjectServer, database: str) -> None:
+    recipe = pretraining("damaged", database)
+    first, _ = run(recipe)
+    expected = end_state(recipe)
+    names = list_objects(recipe)
+    (result,) = [name for name in names if name.startswith("damaged/pretrain-") and name.endswith("/result.json")]
+    shard = next(name for name in names if name.endswith(".parquet") and "/train-" in name)
+    for name in (result, shard):
+        server.flip_byte(f"runs/{name}")
+    forget(recipe)
+    again, text = run(recipe)
+    for name in (result, shard):
+        assert f"s3://bucket/runs/{name}: is damaged: " in text
+    assert "finished before" not in text
+    assert end_state(recipe) == expected
+    assert again.run_id == first.run_id
+    forget(recipe)
+    _, text = run(recipe)
+    assert text.count("finished before, unchanged") == 1, "what was damaged was written anew"
+
+
+@pytest.mark.ray
+def test_machines_that_share_no_files_train_together(
+    server: ObjectServer, database: str, tmp_path: Path, ray_free: None
+) -> None:
+    """The driver has no worker: all that it knows of the training it has from the bucket."""
+    caches = [tmp_path / "one", tmp_path / "two"]
+    with start_machines_apart(caches, server.environment) as address:
+        recipe = pretraining("apart", database, **scale(address, 2))
+        ran, text = run(recipe)
+        (folder,) = (recipe.storage / "apart").glob("pretrain-seed0-*")
+        result = json.loads((folder / "result.json").read_text())
+        assert (folder / "published.json").exists()
+        machine = json.loads((folder / "attempts.jsonl").read_text().splitlines()[0])["machine"]
+        assert machine["workers"] == 2
+        assert not list(folder.glob("checkpoints/*")), "the driver needs none"
+        for number, cache in enumerate(caches):
+            (other,) = cache.glob(f"*/apart/{folder.name}")
+            written = {file.name for file in other.glob("checkpoints/*/*")}
+            assert len([name for name in written if name.startswith("shard-")]) == 1, (number, written)
+            assert list(cache.glob("*/stores/*/train-*.parquet"))
+        assert read_losses(recipe)
+        forget(recipe)
+        again, text = run(recipe)
+    assert text.count("finished before, unchanged") == 1
+    assert again.run_id == ran.run_id
+    assert json.loads((folder / "result.json").read_text()) == result

@@ -57,7 +57,9 @@ class ObjectServer:
 
     def _request(self, method: str, path: str, data: bytes | None = None) -> bytes:
         url = f"http://127.0.0.1:{self.port}/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data, method=method)) as answer:
+        # Otherwise the server would wait for the fields of a form.
+        kind = {"Content-Type": "application/octet-stream"}
+        with urllib.request.urlopen(urllib.request.Request(url, data, kind, method=method), timeout=60) as answer:
             return bytes(answer.read())
 
     def read(self, name: str) -> bytes:

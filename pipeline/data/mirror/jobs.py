@@ -13,7 +13,7 @@ from typing import Any
 
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import TravellingPath, explain_outage, find_mirror
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import StageFailed
 from firstlight.pipeline.files import temporary_path
 
 MARK_PREFIX = ".machine-"
@@ -54,7 +54,7 @@ class TravellingJob:
                 if (folder / name).exists():
                     mirror.send_file(folder, name)
         except OSError as error:
-            return {"error": explain_outage(mirror, error)}
+            return {"error": explain_outage(mirror, error, "used")}
         return {**result, ELSEWHERE_KEY: True}
 
 
@@ -91,7 +91,7 @@ def run_on_machines(
     of further files there that all jobs read, if they exist.
 
     Raises:
-        UserError: the bucket cannot be read or written; names `storage`.
+        StageFailed: the bucket cannot be read or written; names `storage`.
     """
     folder: Path = work.folder
     mirror = find_mirror(folder)
@@ -109,7 +109,7 @@ def run_on_machines(
                     download_part(mirror, folder / name)
             yield result
     except OSError as error:
-        raise UserError(explain_outage(mirror, error)) from None
+        raise StageFailed(explain_outage(mirror, error, "used")) from None
 
 
 def remove_parts(folder: Path, is_part: Callable[[str], bool]) -> None:

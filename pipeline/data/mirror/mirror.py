@@ -13,6 +13,7 @@ from pathlib import Path
 from firstlight.pipeline.data.mirror.bucket import Bucket, FileSum, sum_bytes, sum_file
 from firstlight.pipeline.data.mirror.contents import (
     CONTENTS_FILE,
+    LAST_FILES,
     Contents,
     hash_record,
     is_same,
@@ -180,13 +181,14 @@ class Mirror:
 
     # From object storage to here
 
-    def fetch(self, folder: Path, only: Collection[str] = ()) -> bool:
+    def fetch(self, folder: Path, only: Collection[str] = (), salvages: bool = False) -> bool:
         """Downloads what object storage has of a unit and the working folder lacks, or has of an earlier version.
 
-        `only`: the names of the files that are needed; (): all. Returns False if object storage does not have the unit.
+        `only`: the names of the files that are needed; (): all. `salvages`: of a unit with a damaged object, the other
+        files are taken, except those that make it count. Returns False if object storage does not have the unit.
 
         Raises:
-            DamagedRecord: an object or the record is not what was written; nothing is taken. Names the object.
+            DamagedRecord: an object or the record is not what was written; the unit is not taken. Names the object.
             OSError: object storage cannot be read.
         """
         unit = self.get_name(folder)
@@ -205,7 +207,7 @@ class Mirror:
                     noted[name] = {**found, "changed_ns": file.stat().st_mtime_ns}
                 elif not only or name in only:
                     wanted.append(name)
-            noted |= self._take_files(unit, folder, remote, wanted)
+            noted |= self._take_files(unit, folder, remote, wanted, salvages)
             if wanted or is_newer:
                 self._write_base(unit, Contents(noted, {}, remote.known))
         return True
@@ -224,7 +226,9 @@ class Mirror:
             if not file.is_file():
                 self._take_files(name, file.parent, Contents({file.name: expected}), [file.name])
 
-    def _take_files(self, unit: str, folder: Path, remote: Contents, names: list[str]) -> dict[str, FileSum]:
+    def _take_files(
+        self, unit: str, folder: Path, remote: Contents, names: list[str], salvages: bool = False
+    ) -> dict[str, FileSum]:
         """Downloads files, compares them with their sums, and puts them in place once all are there."""
         if not names:
             return {}
@@ -235,15 +239,22 @@ class Mirror:
         try:
             files = {name: staging / str(number) for number, name in enumerate(names)}
             sums = read_concurrently(lambda name: self._receive_file(unit, name, files[name], remote), names)
-            found = dict(zip(names, sums, strict=True))
-            for name in order_names(names):
+            received = dict(zip(names, sums, strict=True))
+            found = {name: one for name, one in received.items() if isinstance(one, dict)}
+            damage = [one for one in received.values() if isinstance(one, DamagedRecord)]
+            if damage:
+                found = {name: one for name, one in found.items() if salvages and name not in LAST_FILES}
+            for name in order_names(list(found)):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(files[name], folder / name)
+            for problem in damage:
+                raise problem
             return {name: {**one, "changed_ns": (folder / name).stat().st_mtime_ns} for name, one in found.items()}
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _receive_file(self, unit: str, name: str, file: Path, remote: Contents) -> FileSum:
+    def _receive_file(self, unit: str, name: str, file: Path, remote: Contents) -> FileSum | DamagedRecord:
+        """Downloads a file. Returns its sum, or the error about what is wrong with it."""
         key, problem = f"{unit}/{name}", "is missing"
         # Once more, as the connection may have changed it.
         for _ in range(2):
@@ -253,7 +264,7 @@ class Mirror:
                     return found
                 problem = f"has {found['bytes']} bytes, or other ones, than its record says"
         self.damaged.add(key)
-        raise DamagedRecord(f"{self.bucket.get_location(key)}: is damaged: it {problem}")
+        return DamagedRecord(f"{self.bucket.get_location(key)}: is damaged: it {problem}")
 
     def list_units(self, below: Path) -> list[Path]:
         """Returns the folders of all units that object storage has below a folder, itself included, sorted.

@@ -42,7 +42,7 @@ def place_storage(location: str) -> Path:
     if local is not None:
         return local
     parts = [part for part in rest.split("/") if part]
-    if not parts or ".." in parts or "@" in parts[0] or "?" in rest:
+    if rest.startswith("/") or not parts or ".." in parts or "@" in parts[0] or "?" in rest:
         raise ValueError(
             f"{location!r} is no bucket with a prefix; valid: {valid}; credentials are those of the environment"
         )
@@ -125,10 +125,11 @@ def find_unit(path: Path) -> Path:
     return mirror.root.joinpath(*parts[:2])
 
 
-def fetch_unit(folder: Path) -> list[str]:
+def fetch_unit(folder: Path, salvages: bool = False) -> list[str]:
     """Downloads what a bucket has of a unit and this machine lacks. A unit that is damaged there is left out.
 
-    Returns notes for the user; [] for a folder that is in no bucket.
+    `salvages`: except for its files that are whole and make nothing count. Returns notes for the user; [] for a folder
+    that is in no bucket.
 
     Raises:
         UserError: the bucket cannot be read; names `storage`.
@@ -137,7 +138,7 @@ def fetch_unit(folder: Path) -> list[str]:
     if mirror is None:
         return []
     try:
-        mirror.fetch(folder)
+        mirror.fetch(folder, salvages=salvages)
     except DamagedRecord as error:
         return [f"{error}; it is treated as missing, and made again"]
     except OSError as error:
@@ -167,9 +168,10 @@ def _fetch_quietly(mirror: Mirror, path: Path) -> None:
             raise
 
 
-def explain_outage(mirror: Mirror, error: OSError) -> str:
-    """Returns one line about a bucket that cannot be read."""
-    return f"storage: {mirror.uri!r} cannot be read: {one_line(error.strerror or str(error))}; run it again to continue"
+def explain_outage(mirror: Mirror, error: OSError, what: str = "read") -> str:
+    """Returns one line about a bucket that cannot be read, or `what`."""
+    reason = one_line(error.strerror or str(error))
+    return f"storage: {mirror.uri!r} cannot be {what}: {reason}; run it again to continue"
 
 
 def fetch_missing(file: Path, expected: FileSum) -> None:

@@ -1,6 +1,7 @@
 """What is deleted, what prevents a deletion, and that a recipe makes deleted stages again."""
 
 import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.lineage import Lineage, read_lineage
 from firstlight.pipeline.tracking.location import parse_location
 from tests.support import recipes
+from tests.support.buckets import make_mirror, write_files
 from tests.support.mlflow_runs import Past, chain
 
 QUIET = Console(quiet=True)
@@ -102,3 +104,26 @@ def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, bla
     again = ids_by_name(tmp_path)
     assert set(again) == set(before)
     assert not set(again.values()) & set(after.values())
+
+
+def test_deleted_run_is_deleted_in_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command runs on a machine that has nothing of the run."""
+    mirror = make_mirror(tmp_path / "cache", "deleted", monkeypatch)
+    _, run_ids = chain(tmp_path / "runs")
+    location = [f"storage={mirror.uri}", f"tracking.uri=sqlite:///{tmp_path}/runs/mlflow.db"]
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).rename(mirror.root / name)
+        for folder in (mirror.root / name).iterdir():
+            mirror.push(folder)
+    step = write_files(mirror.root / "first" / "pretrain-seed0-f" / "checkpoints" / "step-000000001-ab", x="x")
+    mirror.seal(step, {"x": mirror.send_file(step, "x")})
+    shutil.rmtree(mirror.root)
+    lineage, client = read_lineage(parse_location(location))
+    plan = plan_deletion(lineage, client, lineage.runs[run_ids["first"]])
+    assert "  memory://deleted/runs/first/pretrain-seed0-f" in plan.summary_lines()
+    before = mirror.bucket.list_names()
+    assert any(name.startswith("first/pretrain-seed0-f/checkpoints/") for name in before)
+    delete_runs(lineage, client, plan)
+    left = mirror.bucket.list_names()
+    assert [name for name in left if name.startswith("first/")] == ["first/recipes/contents.json"]
+    assert [name for name in left if name.startswith("second/")] == [n for n in before if n.startswith("second/")]

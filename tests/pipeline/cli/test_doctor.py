@@ -13,6 +13,7 @@ from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, rais
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
+from tests.support.object_server import serve_objects
 
 
 def by_name(found: list[Finding]) -> dict[str, Finding]:
@@ -122,3 +123,18 @@ def test_gpus_are_a_problem_only_for_a_recipe_that_needs_them_here(
         PROBLEM,
         OK,
     ]
+
+
+def test_bucket_is_written_and_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    with serve_objects(tmp_path / "cache"):
+        for bucket, verdict in (("bucket", OK), ("none", PROBLEM)):
+            recipe = recipes.recipe(f"s3://{bucket}/runs", tracking__uri=database)  # type: ignore[arg-type]
+            file.write_text(json.dumps(recipe.dump()))
+            found = by_name(run_checks(file, (), ray=False))
+            assert found["bucket"].verdict == verdict, found["bucket"]
+            assert found["working folder"].verdict == OK
+            assert "writable" not in found
+    assert found["bucket"].observation == "'s3://none/runs' cannot be written: the bucket does not exist"
+    assert found["bucket"].advice.startswith("valid: a bucket that exists, and credentials")

@@ -8,6 +8,7 @@ from firstlight.pipeline.cli.doctor_nodes import _compare_node, check_nodes, col
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING
 from firstlight.pipeline.data.mirror.places import TravellingPath
 from tests.support import recipes
+from tests.support.buckets import make_mirror
 
 
 def test_facts_tell_whether_the_probe_is_seen(tmp_path: Path) -> None:
@@ -41,3 +42,11 @@ def test_ray_starts_and_its_node_answers(tmp_path: Path, ray_free: None) -> None
     assert [finding.verdict for finding in findings] == [OK, OK], findings
     assert "2 CPUs" in findings[0].observation
     assert not list((tmp_path / "st").iterdir())
+
+
+def test_probe_in_a_bucket_is_seen_by_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = make_mirror(tmp_path, "probed", monkeypatch)
+    probe = TravellingPath(mirror.root / ".doctor-1")
+    assert collect_node_facts(probe)["seen"] is False
+    mirror.bucket.write(".doctor-1", b"x")
+    assert collect_node_facts(probe)["seen"] is True

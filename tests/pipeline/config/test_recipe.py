@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
+from firstlight.pipeline.data.mirror.places import locate_working_folder
 from firstlight.pipeline.errors import UserError
 from tests.support import recipes
 
@@ -136,3 +137,27 @@ def test_storage_may_have_any_other_name(name: str) -> None:
     found, told = parsed(recipes.recipe(Path("runs")).dump() | {"storage": f"/data/{name}"})
     assert found is not None, told
     assert found.storage == Path(f"/data/{name}")
+
+
+def test_storage_in_a_bucket_is_a_working_folder_here_and_a_uri_everywhere() -> None:
+    recipe = recipes.recipe("s3://bucket/a//runs/", tracking__uri="http://host:5000")  # type: ignore[arg-type]
+    assert recipe.storage == locate_working_folder("s3://bucket/a/runs")
+    assert recipe.dump()["storage"] == "s3://bucket/a/runs"
+    assert parse_recipe(recipe.dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("s3://bucket/runs", "storage: 's3://bucket/runs' needs tracking.uri: "),
+        (
+            "https://host/runs",
+            "storage: \"https://host/runs\" is not valid: 'https://host/runs' cannot be written",
+        ),
+        ("s3:///runs", "storage: \"s3:///runs\" is not valid: 's3:///runs' is no bucket with a prefix"),
+    ],
+)
+def test_bucket_that_cannot_be_used_is_refused(storage: str, message: str) -> None:
+    found, told = parsed(recipes.recipe(Path("runs")).dump() | {"storage": storage})
+    assert found is None
+    assert told.startswith(message)

@@ -1,6 +1,7 @@
 """Reading back what was written, by id, split and row group."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import pytest
 from firstlight.pipeline.data import row_groups
 from firstlight.pipeline.data import store as store_module
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
+from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.row_groups import RowGroupCache
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
+from tests.support import recipes
+from tests.support.buckets import make_mirror, open_elsewhere
 from tests.support.text_store import TEST_COUNT, TRAIN_COUNT, assert_store_refused, image_content, image_label
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -98,3 +102,31 @@ def test_truncated_shard_is_refused(store_copy: Store, length: int) -> None:
     assert_store_refused(store_copy, file.name, "bytes")
     with pytest.raises(UserError, match=r"train-00001\.parquet.*bytes"):
         store_copy.verify()
+
+
+def test_store_in_a_bucket_is_read_on_a_machine_that_has_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = make_mirror(tmp_path / "here", "stored", monkeypatch)
+    dataset = recipes.recipe(tmp_path).dataset
+    store = prepare(dataset, here.root / "stores", lambda: False, lambda done, total: None)
+    assert store.location == f"memory://stored/runs/stores/{store.path.name}"
+    here.push(store.path)
+    sent, ids = pickle.dumps(store), store.ids("test")[:5]
+    there = open_elsewhere(tmp_path / "there", "stored", monkeypatch)
+    moved = pickle.loads(sent)
+    assert moved.path == there.root / "stores" / store.path.name
+    images, labels = moved.read(ids)
+    assert images == store.read(ids)[0]
+    assert labels.tolist() == store.labels("test")[:5].tolist()
+    assert sorted(file.name for file in moved.path.iterdir()) == ["test-00000.parquet"], "only what was read"
+    again = prepare(dataset, there.root / "stores", lambda: pytest.fail("is prepared"), lambda done, total: None)
+    assert again.hash == store.hash, "the rest is downloaded"
+    # A shard that is damaged in the bucket is an error that names the object.
+    (shard,) = (shard for shard in store.shards if shard.split == "train")
+    here.bucket.write(f"stores/{store.path.name}/{shard.file}", b"x" * shard.bytes)
+    (moved.path / shard.file).unlink()
+    with pytest.raises(
+        UserError, match=rf"is missing or damaged: DamagedRecord: memory://stored/runs/stores/.*/{shard.file}: is"
+    ):
+        moved.labels("train")

@@ -179,3 +179,8 @@ def test_seed_that_has_not_ended_is_left_out_of_the_mean() -> None:
     figure = curves.plot_progress({"nat": seeds, "dae": seeds[:1]})
     assert figure is not None
     assert len(np.asarray(figure.axes[0].lines[0].get_xdata())) == 4
+
+
+def test_a_training_whose_log_is_lost_has_figures() -> None:
+    for figure in (curves.plot_loss([]), curves.plot_speed([])):
+        figure.canvas.draw()

@@ -159,3 +159,10 @@ def test_range_of_workers_is_refused(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "scale.workers=[1,2]")
     with pytest.raises(UserError, match=r"^scale\.workers: \[1, 2\] is not valid in a search.*; valid: one number"):
         check_search(plan, plan.trial_recipe({LR: 0.1, PERIOD: 1}))
+
+
+def test_storage_in_a_bucket_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    recipe = recipes.recipe("s3://bucket/runs", tracking__uri="http://host:5000")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^storage: 's3://bucket/runs' is not valid for a search: .*; valid: a folder"):
+        check_search(plan, recipe)

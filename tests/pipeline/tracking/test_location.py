@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from firstlight.pipeline.data.mirror.places import CACHE_VARIABLE
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.location import parse_location
 
@@ -48,3 +49,23 @@ def test_uri_of_a_storage_leads_to_its_database(tmp_path: Path, name: str) -> No
 )
 def test_database_is_the_file_of_an_sqlite_uri(uri: str, file: str | None) -> None:
     assert parse_location([f"tracking.uri={uri}"]).database == (None if file is None else Path(file))
+
+
+def test_bucket_needs_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"^storage: 's3://bucket/runs' needs tracking\.uri: .*; valid: tracking\.uri="):
+        parse_location(["storage=s3://bucket/runs"])
+    with pytest.raises(UserError, match=r"^storage: 'az://c/x' cannot be written; valid: a folder, s3://"):
+        parse_location(["storage=az://c/x"])
+    location = parse_location(["storage=s3://bucket/runs", "tracking.uri=http://host:5000"])
+    assert location.storage.parent == tmp_path
+    assert location.as_overrides == ("storage=s3://bucket/runs", "tracking.uri=http://host:5000")
+    assert parse_location(location.as_overrides) == location
+
+
+def test_artifacts_of_a_database_stay_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder of a bucket is no place for what is not in the bucket."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    database = f"tracking.uri=sqlite:///{tmp_path}/kept/mlflow.db"
+    assert parse_location(["storage=s3://bucket/runs", database]).artifacts == f"{tmp_path}/kept/mlartifacts"
+    assert parse_location([f"storage={tmp_path}/runs", database]).artifacts == f"{tmp_path}/runs/mlartifacts"

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.pipeline.data.mirror import mirror as mirror_module
+from firstlight.pipeline.data.mirror.places import CACHE_VARIABLE, find_mirror, place_storage
+from firstlight.pipeline.data.sources import remote_files
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.train.checkpoint import Checkpoints, pack_state, unpack_state
@@ -23,6 +27,7 @@ from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, write_fil
 from firstlight.tasks.collective import rank
 from tests.support.clean_process import run_in_clean_process
 from tests.support.gloo import Pool
+from tests.support.object_server import ObjectServer, serve_objects
 from tests.support.state_hash import hash_state
 
 
@@ -322,3 +327,129 @@ def test_each_worker_writes_a_shard_and_one_reads_all(pool: Pool, tmp_path: Path
     shutil.move(folder / "shard-00001-of-00002.safetensors", tmp_path / "elsewhere")
     with pytest.raises(StopTraining, match=r"shard-00001-of-00002\.safetensors: is missing"):
         Checkpoints(tmp_path).read_newest()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ObjectServer]:
+    with serve_objects(tmp_path / "cache") as server:
+        yield server
+
+
+URI = "s3://bucket/runs"
+IN_BUCKET = "runs/small/pretrain-seed0-ab/checkpoints"
+
+
+def place_checkpoints() -> Path:
+    return place_storage(URI) / "small" / "pretrain-seed0-ab" / "checkpoints"
+
+
+def list_uploaded() -> dict[int, list[str]]:
+    """Returns the names of the objects of each checkpoint in the bucket, by its step."""
+    mirror, found = find_mirror(place_checkpoints()), dict[int, list[str]]()
+    assert mirror is not None
+    for name in mirror.list_files(place_checkpoints()):
+        folder, _, file = name.partition("/")
+        found.setdefault(int(folder.split("-")[1]), []).append(file)
+    return found
+
+
+def name_in_bucket(step: int, file: str) -> str:
+    mirror = find_mirror(place_checkpoints())
+    assert mirror is not None
+    (folder,) = {name.partition("/")[0] for name in mirror.list_files(place_checkpoints()) if f"-{step:09d}-" in name}
+    return f"{IN_BUCKET}/{folder}/{file}"
+
+
+def test_checkpoints_are_uploaded_and_old_ones_removed(server: ObjectServer) -> None:
+    save(place_checkpoints(), 1, 2, 3)
+    files = ["contents.json", "manifest.json", "shard-00000-of-00001.safetensors", "shared.json", "shared.safetensors"]
+    assert list_uploaded() == {2: files, 3: files}
+    shutil.rmtree(place_storage(URI))
+    found, complaints = Checkpoints(place_checkpoints()).read_newest()
+    assert found is not None
+    assert (found.step, complaints) == (3, [])
+    assert torch.equal(found.shared["model"]["w"], state(3)["model"]["w"])
+    # The one that was not needed was not downloaded.
+    assert len(list(place_checkpoints().iterdir())) == 1
+    save(place_checkpoints(), 4)
+    assert list_uploaded().keys() == {3, 4}
+
+
+@pytest.mark.fault(57, "killed before the record of a checkpoint was uploaded")
+def test_half_uploaded_checkpoint_is_not_taken(server: ObjectServer) -> None:
+    save(place_checkpoints(), 1, 2)
+    server.delete(name_in_bucket(2, "contents.json"))
+    shutil.rmtree(place_storage(URI))
+    found, complaints = Checkpoints(place_checkpoints()).read_newest()
+    assert found is not None
+    assert (found.step, complaints) == (1, [])
+    # The next save removes what was left of it.
+    save(place_checkpoints(), 3)
+    assert list_uploaded().keys() == {1, 3}
+
+
+@pytest.mark.fault(58, "a changed byte in a checkpoint in a bucket")
+@pytest.mark.parametrize("file", ["shared.safetensors", "shared.json", "manifest.json", "contents.json"])
+def test_damaged_object_of_a_checkpoint_is_not_taken(file: str, server: ObjectServer) -> None:
+    save(place_checkpoints(), 1, 2)
+    name = name_in_bucket(2, file)
+    server.flip_byte(name)
+    shutil.rmtree(place_storage(URI))
+    found, complaints = Checkpoints(place_checkpoints()).read_newest()
+    assert found is not None
+    assert found.step == 1
+    (line,) = complaints
+    assert line.startswith(f"s3://bucket/{name}: is damaged")
+    server.flip_byte(name_in_bucket(1, file))
+    shutil.rmtree(place_storage(URI))
+    with pytest.raises(StopTraining, match=rf"delete s3://bucket/{IN_BUCKET} and /.*/checkpoints to train from the be"):
+        Checkpoints(place_checkpoints()).read_newest()
+
+
+@pytest.mark.fault(59, "no connection while a checkpoint is saved")
+def test_checkpoint_that_cannot_be_uploaded_is_noted(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = save(place_checkpoints(), 1)
+    monkeypatch.setattr(remote_files, "READ_ATTEMPTS", 1)
+    server.stop()
+    (line,) = checkpoints.save(2, state(2), shard(2), {"plan": "p"})
+    assert line.startswith("s3://bucket/runs/small/pretrain-seed0-ab/checkpoints/step-000000002-")
+    assert "is not uploaded: OSError: " in line
+    assert line.endswith("; the training goes on")
+    found, _ = Checkpoints(place_checkpoints()).read_newest()
+    assert found is not None
+    assert found.step == 2, "it is on this machine"
+    server.start()
+    monkeypatch.setattr(mirror_module, "REST_S", 0.0)
+    assert checkpoints.save(3, state(3), shard(3), {"plan": "p"}) == []
+    assert list_uploaded().keys() == {1, 3}
+
+
+def save_on_machine_of_rank(environment: dict[str, str], cache: str, step: int) -> list[str]:
+    """Saves from a rank whose working folder no other rank sees. Returns the names of its checkpoints and files."""
+    os.environ.update({**environment, CACHE_VARIABLE: f"{cache}/{rank()}"})
+    rows = {"assignment": {"ids": torch.tensor([rank()]), "rows": torch.tensor([10 * step + rank()])}}
+    assert Checkpoints(place_checkpoints(), keep=1).save(step, state(step), rows, {"plan": "p"}) == []
+    return sorted(f"{path.parent.name.split('-')[1]}/{path.name}" for path in place_checkpoints().glob("*/*"))
+
+
+def read_on_machine_of_rank(environment: dict[str, str], cache: str) -> tuple[int, list[int]]:
+    os.environ.update({**environment, CACHE_VARIABLE: f"{cache}/{rank()}"})
+    found, _ = Checkpoints(place_checkpoints()).read_newest()
+    assert found is not None
+    return found.step, [int(shard["assignment"]["rows"]) for shard in found.shards]
+
+
+def test_ranks_on_two_machines_upload_their_own_files(pool: Pool, server: ObjectServer, tmp_path: Path) -> None:
+    cache = str(tmp_path / "machines")
+    pool.run(save_on_machine_of_rank, server.environment, cache, 1)
+    first, second = pool.run(save_on_machine_of_rank, server.environment, cache, 2)
+    own = ["manifest.json", "shard-00000-of-00002.safetensors", "shared.json", "shared.safetensors"]
+    assert first == [f"000000002/{name}" for name in own]
+    assert second == ["000000002/shard-00001-of-00002.safetensors"], "the earlier one is removed on each machine"
+    assert list_uploaded() == {2: sorted(["contents.json", "shard-00001-of-00002.safetensors", *own])}
+    # Each has the files of the other now, and a third machine all of them.
+    assert pool.run(read_on_machine_of_rank, server.environment, cache) == [(2, [20, 21])] * 2
+    assert pool.run(read_on_machine_of_rank, server.environment, f"{cache}-new") == [(2, [20, 21])] * 2
+    server.flip_byte(name_in_bucket(2, "shard-00001-of-00002.safetensors"))
+    with pytest.raises(AssertionError, match=r"shard-00001-of-00002\.safetensors: is damaged"):
+        pool.run(read_on_machine_of_rank, server.environment, f"{cache}-third")

@@ -10,7 +10,7 @@ import pytest
 
 from firstlight.pipeline.data.mirror import jobs as jobs_module
 from firstlight.pipeline.data.mirror.jobs import TravellingJob, remove_parts, run_on_machines
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import StageFailed
 from tests.support.buckets import make_mirror, open_elsewhere, write_files
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
@@ -84,9 +84,9 @@ def test_outage_is_an_error_that_names_the_storage(tmp_path: Path, monkeypatch: 
         raise OSError(5, "no connection")
 
     monkeypatch.setattr(here.bucket, "upload", fail)
-    with pytest.raises(UserError, match=r"^storage: 'memory://jobs/runs' cannot be read: no connection"):
+    with pytest.raises(StageFailed, match=r"^storage: 'memory://jobs/runs' cannot be used: no connection"):
         list(run_on_machines(run_here, Appender(folder), [{"file": "a"}], list_files, ["shared"]))
     monkeypatch.setattr(here.bucket, "download", fail)
     monkeypatch.setattr(jobs_module, "make_mark", lambda folder: "none")
     (result,) = run_on_machines(run_here, Appender(folder), [{"file": "a"}], list_files, [])
-    assert result == {"error": "storage: 'memory://jobs/runs' cannot be read: no connection; run it again to continue"}
+    assert result == {"error": "storage: 'memory://jobs/runs' cannot be used: no connection; run it again to continue"}

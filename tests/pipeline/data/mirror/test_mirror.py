@@ -179,6 +179,20 @@ def test_damaged_object_is_not_taken_and_sent_again(here: Mirror, there: Mirror)
     assert not third.exists()
 
 
+@pytest.mark.fault(58, "a changed byte in a file of a stage")
+@pytest.mark.parametrize("damaged", ["encoder/weights", "result.json"])
+def test_logs_of_a_damaged_unit_are_salvaged(here: Mirror, there: Mirror, damaged: str) -> None:
+    folder = write_files(here.root / UNIT, result__json="{}", published__json="{}", metrics__jsonl="1\n")
+    write_files(folder / "encoder", weights="w")
+    here.push(folder)
+    here.bucket.write(f"{UNIT}/{damaged}", b"?")
+    with pytest.raises(DamagedRecord, match=f"{damaged}: is damaged"):
+        there.fetch(there.root / UNIT, salvages=True)
+    expected = {"metrics.jsonl": "1\n", "encoder/weights": "w"}
+    expected.pop(damaged, None)
+    assert read_files(there.root / UNIT) == expected
+
+
 @pytest.mark.fault(58, "a changed byte in a record")
 def test_damaged_record_is_not_taken_and_written_anew(here: Mirror, there: Mirror) -> None:
     folder, other = write_files(here.root / UNIT, a="one"), there.root / UNIT
