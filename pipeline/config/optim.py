@@ -113,11 +113,19 @@ class OptimizerSpec(_TorchSpec):
         description="true: `weight_decay` acts on all parameters, as it does in torch. false: not on biases and the "
         "weights of normalisations, nor on position embeddings and class tokens.",
     )
+    weight_decay_end: float | None = Field(
+        None,
+        ge=0.0,
+        description="The weight decay at the end: it goes there from `weight_decay` by half a cosine over the whole "
+        "training, as in DINO (0.04 to 0.4, appendix A). null: it is constant.",
+    )
 
     @model_validator(mode="after")
     def _check_builds(self) -> "OptimizerSpec":
         if (self.lr is None) == (self.base_lr is None):
             raise ValueError("needs one of lr and base_lr, and null for the other")
+        if self.weight_decay_end is not None and not self.arguments().get("weight_decay"):
+            raise ValueError("weight_decay_end is not valid without a weight_decay above 0, from which it goes")
         # No library refuses a rate that is positive.
         check_once(Path(__file__), ["optimizer", self.name, self.arguments()], self._check_library)
         return self

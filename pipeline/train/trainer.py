@@ -1,6 +1,7 @@
 """One training step of a learner, and its state in checkpoints."""
 
 import contextlib
+import math
 import shutil
 import time
 import warnings
@@ -49,6 +50,8 @@ class Trainer:
         training, groups, exempt = job.training, learner.parameter_groups(), learner.list_undecayed_parameters()
         spec = choose_fused(training.optimizer, job.device)
         self.optimizer = build_optimizer(spec, groups, training.learning_rate, exempt)
+        # Of each group at the start. Those without are exempt.
+        self.first_decays = [float(group.get("weight_decay", 0.0)) for group in self.optimizer.param_groups]
         self.per_epoch = training.schedule is not None and training.schedule.interval == "epoch"
         length, epoch_length = (job.num_epochs, 1) if self.per_epoch else (job.total_steps, job.plan.steps)
         self.schedule = build_schedule(training.schedule, self.optimizer, length, epoch_length)
@@ -105,6 +108,7 @@ class Trainer:
             if self.job.training.clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
+            self._set_weight_decay(step)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self._advance_schedule(step + 1)
@@ -169,6 +173,16 @@ class Trainer:
         """Returns a block with the training's precision."""
         dtype = self.autocast_dtype
         return torch.autocast(self.job.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _set_weight_decay(self, step: int) -> None:
+        """Moves the weight decay from its first value to `weight_decay_end` by half a cosine (DINO, appendix A)."""
+        end = self.job.training.optimizer.weight_decay_end
+        if end is None:
+            return
+        passed = (1.0 - math.cos(math.pi * step / self.job.total_steps)) / 2.0
+        for group, first in zip(self.optimizer.param_groups, self.first_decays, strict=True):
+            if first:
+                group["weight_decay"] = first + (end - first) * passed
 
     def _advance_schedule(self, done: int) -> None:
         ends_epoch = done % self.job.plan.steps == 0

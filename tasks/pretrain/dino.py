@@ -82,7 +82,7 @@ class Dino(Method):
         "https://arxiv.org/abs/2304.07193"
     )
     deviations: ClassVar[tuple[str, ...]] = (
-        "The weight decay is constant; in the paper it rises from 0.04 to 0.4 by a cosine.",
+        "The weight decay is that of the recipe's optimiser: `weight_decay_end: 0.4` lets it rise as in the paper.",
         "If gradients are clipped, it is by their norm over all parameters; the authors clip each parameter's.",
         "While the prototypes are frozen, their gradient is zero: weight decay changes their lengths, which the "
         "normalisation takes away; the authors leave them out of the optimiser's step.",

@@ -269,6 +269,14 @@ def test_rate_follows_from_the_batch(settings: dict[str, Any], batch: int, rate:
     assert found.with_rate(0.7).compute_rate(batch) == 0.7
 
 
+@pytest.mark.parametrize("decay", [{}, {"weight_decay": 0.0}])
+def test_end_of_the_weight_decay_needs_a_start(decay: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="weight_decay_end is not valid without a weight_decay above 0"):
+        OptimizerSpec(name="AdamW", lr=0.1, weight_decay_end=0.4, **decay)
+    spec = OptimizerSpec(name="AdamW", lr=0.1, weight_decay=0.04, weight_decay_end=0.4)
+    assert spec.arguments() == {"weight_decay": 0.04}
+
+
 @pytest.mark.parametrize("settings", [{}, {"lr": 0.1, "base_lr": 0.1}])
 def test_one_rate_is_needed(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="needs one of lr and base_lr"):

@@ -323,3 +323,27 @@ def test_plateau_schedule_is_bit_identical_after_resume(tmp_path: Path, digits: 
         with pytest.raises(Stopped):
             train(tmp_path / str(stop), digits, stop, **changes)
         assert train(tmp_path / str(stop), digits, **changes)[0] == clean
+
+
+def test_weight_decay_goes_to_its_end_by_half_a_cosine_and_is_resumed(tmp_path: Path, digits: Store) -> None:
+    decayed = {"name": "SGD", "lr": 0.5, "momentum": 0.9, "weight_decay": 0.04, "weight_decay_end": 0.4}
+    changes = {"stages__pretrain__optimizer": decayed}
+    seen = list[tuple[float, ...]]()
+    set_decay = Trainer._set_weight_decay
+
+    def record(trainer: Trainer, step: int) -> None:
+        set_decay(trainer, step)
+        seen.append(tuple(group["weight_decay"] for group in trainer.optimizer.param_groups))
+
+    with mock.patch.object(Trainer, "_set_weight_decay", record):
+        whole = train(tmp_path / "whole", digits, **changes)
+    steps = len(seen)
+    wanted = [0.04 + (0.4 - 0.04) * (1 - np.cos(np.pi * step / steps)) / 2 for step in range(steps)]
+    np.testing.assert_allclose([max(decays) for decays in seen], wanted, rtol=1e-12)
+    assert {min(decays) for decays in seen} == {0.0}, "biases and normalisations stay without"
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts", digits, 3, **changes)
+    resumed = train(tmp_path / "parts", digits, **changes)
+    assert resumed[0] == whole[0]
+    constant = train(tmp_path / "constant", digits, stages__pretrain__optimizer={**decayed, "weight_decay_end": None})
+    assert constant[0] != whole[0]
