@@ -1,14 +1,14 @@
 # make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
 # make chaos: a recipe killed 200 times at random moments, and what it then comes to.
 # make faults: what becomes of each fault of docs/reliability.md; its table is written anew.
-# make reference: docs/reference.md, every key of a recipe, is written again.
+# make reference: docs/reference.md, every key of a recipe, is written again. make docs: the documentation as a site, in site/.
 # All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test smoke chaos faults reference check install clean
+.PHONY: demo test smoke chaos faults reference docs check install clean
 
 install: $(VENV)/.installed
 
@@ -49,10 +49,14 @@ faults: install
 reference: install
 	$(BIN)/python -m firstlight.pipeline.cli.reference docs/reference.md
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 check: install
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy -p firstlight -p bench
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
