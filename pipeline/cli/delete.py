@@ -115,6 +115,13 @@ def _refers_to_any(file: Path, run_ids: set[str]) -> bool:
 
 
 def _measure_size(path: Path) -> int:
+    """Returns the bytes of a file or folder; of a folder in a bucket those that are there."""
+    mirror = find_mirror(path)
+    if mirror is not None and path.is_dir():
+        try:
+            return sum(mirror.measure_unit(unit) for unit in mirror.list_units(path))
+        except OSError as error:
+            raise UserError(explain_outage(mirror, error)) from None
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 

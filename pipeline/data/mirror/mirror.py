@@ -291,6 +291,13 @@ class Mirror:
         """Returns True if object storage has a unit. Raises OSError."""
         return self.bucket.read(f"{self.get_name(folder)}/{CONTENTS_FILE}") is not None
 
+    def measure_unit(self, folder: Path) -> int:
+        """Returns the bytes of the files of a unit, 0 if its record is damaged. Raises OSError."""
+        with contextlib.suppress(DamagedRecord):
+            contents = self._read_contents(self.get_name(folder)) or Contents()
+            return sum(int(one["bytes"]) for one in contents.files.values())
+        return 0
+
     # Records
 
     def _read_contents(self, unit: str) -> Contents | None:

@@ -121,6 +121,11 @@ def test_deleted_run_is_deleted_in_its_bucket(tmp_path: Path, monkeypatch: pytes
     lineage, client = read_lineage(parse_location(location))
     plan = plan_deletion(lineage, client, lineage.runs[run_ids["first"]])
     assert "  memory://deleted/runs/first/pretrain-seed0-f" in plan.summary_lines()
+    assert plan.num_bytes == sum(
+        len(mirror.bucket.read(name) or b"")
+        for name in mirror.bucket.list_names("first")
+        if not name.endswith("/contents.json")
+    )
     before = mirror.bucket.list_names()
     assert any(name.startswith("first/pretrain-seed0-f/checkpoints/") for name in before)
     delete_runs(lineage, client, plan)

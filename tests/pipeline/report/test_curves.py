@@ -184,3 +184,4 @@ def test_seed_that_has_not_ended_is_left_out_of_the_mean() -> None:
 def test_a_training_whose_log_is_lost_has_figures() -> None:
     for figure in (curves.plot_loss([]), curves.plot_speed([])):
         figure.canvas.draw()
+        assert not any(len(line.get_xdata()) for axis in figure.axes for line in axis.lines)
