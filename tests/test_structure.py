@@ -42,7 +42,7 @@ def imported(source: str) -> Set[str]:
 
 
 # Each package of `pipeline` imports itself and the packages before it.
-LAYERS = ("data", "config", "train", "stages", "tracking", "report", "run", "search", "starter", "cli")
+LAYERS = ("data", "config", "train", "stages", "tracking", "report", "run", "search", "starter", "look", "cli")
 # Only these packages import these libraries.
 OWNERS = {"mlflow": {"tracking"}, "matplotlib": {"report", "search"}}
 # `data` decodes in processes of its own, which need no torch: 660 MB and seconds for each.

@@ -83,6 +83,34 @@ def init_recipe(
     echo_text(f"written; next: firstlight run {shlex.quote(str(out))}")
 
 
+@click.command("look")
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("look"), show_default=True, help="The folder.")
+@click.option("--model", help="With --weights: the network, a name of timm's.")
+@click.option("--weights", help="Compare by a network with these weights, as encoder.weights, instead of by pixels.")
+@click.option(
+    "--similarity",
+    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    default=0.97,
+    show_default=True,
+    help="The least cosine of near duplicates.",
+)
+@click.option("--diverse", type=click.IntRange(min=1), help="The number of images of the diverse subset.")
+@click.option(
+    "--images", "count", type=click.IntRange(min=2), default=20_000, show_default=True, help="The most to compare."
+)
+def look_at_folder(images: Path, out: Path, count: int, **options: Any) -> None:
+    """Look at your own images before you train on them.
+
+    IMAGES is a folder of images, or a file that lists them. One page shows the census, a map, near duplicates, likely
+    leaks between train and test, odd ones out and a diverse subset; lists say what to leave out and what to take.
+    """
+    from firstlight.pipeline.look.look import LookRequest, look_at_images
+
+    page = look_at_images(LookRequest(images, out, count, **options), SafeConsole(stderr=True), echo_text)
+    echo_text(f"page: {page}")
+
+
 @click.command("show", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
 @RUN_ARGUMENT
 @LOCATION_ARGUMENT
@@ -366,6 +394,7 @@ def submit_recipe(
 
 COMMANDS = (
     init_recipe,
+    look_at_folder,
     print_runs,
     show_run,
     promote_run,

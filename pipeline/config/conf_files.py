@@ -8,6 +8,8 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.errors import UserError
 
 CONF_FOLDER = ROOT / "conf"
+# What `firstlight init` and its kin start from, and the methods that are recommended.
+STARTER_FILE = CONF_FOLDER / "starter.yaml"
 
 
 def find_conf_folder(recipe: Path) -> Path:

@@ -91,6 +91,43 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class StripItem:
+    """Small images, as the addresses of their data, with a text below them."""
+
+    images: Sequence[str]
+    text: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Small images side by side, in as many lines as they need."""
+
+    items: Sequence[StripItem]
+    kind: str = "strip"
+
+
+@dataclass(frozen=True)
+class MapPoint:
+    """A point at (x, y) in 0..1 from the top left, of one of the map's classes, with an image and a text of its own."""
+
+    x: float
+    y: float
+    part: int
+    image: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """Points on a plane. One that is pointed at or touched shows its image. `parts`: the names of the classes."""
+
+    caption: str
+    parts: Sequence[str]
+    points: Sequence[MapPoint]
+    kind: str = "map"
+
+
+@dataclass(frozen=True)
 class Bars:
     """Bars of shares. A row has a name, a text after the bar, and its parts with their shares in 0..1.
 
@@ -131,7 +168,7 @@ class Group:
     kind: str = "group"
 
 
-Block = Text | Notes | Table | Facts | Gallery | Bars | Tree | Fold | Group
+Block = Text | Notes | Table | Facts | Gallery | Strip | PointMap | Bars | Tree | Fold | Group
 
 
 @dataclass(frozen=True)

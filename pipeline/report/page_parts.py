@@ -136,10 +136,11 @@ def data_blocks(data: DatasetOptions, store: Store, splits: Splits, prepared: Pa
         ("store", str(store.path)),
         ("sha256", store.hash),
     ]
-    return [Facts(facts), *_quarantine_blocks(store.path / QUARANTINE_FILE), *figure_blocks(prepared)]
+    return [Facts(facts), *quarantine_blocks(store.path / QUARANTINE_FILE), *figure_blocks(prepared)]
 
 
-def _quarantine_blocks(file: Path) -> list[Block]:
+def quarantine_blocks(file: Path) -> list[Block]:
+    """Returns the first images that cannot be decoded, with the reasons, by the `file` of a store that lists them."""
     try:
         rows = read_parquet_table(file).to_pylist()
     except DAMAGE_ERRORS:

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.conf_files import CONF_FOLDER
+from firstlight.pipeline.config.conf_files import CONF_FOLDER, STARTER_FILE
 from firstlight.pipeline.config.load import merge_sections
 from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.starter.own_encoder import find_own_encoder
 from firstlight.pipeline.starter.survey import ImageSurvey
 
-# Names the recipe whose stages have settings for each method, and the recommended method.
-STARTER_FILE = CONF_FOLDER / "starter.yaml"
 # Sides of images in pixels: on the CPUs, on a GPU, and where a network has weights of photographs.
 CPU_SIDE, CPU_WEIGHTS_SIDE, GPU_SIDE = 64, 128, 224
 # A training on CPUs may take as many passes of an image through the network as the study, which has so many images.

@@ -24,6 +24,7 @@ LOCKED = "error: tracking.uri: MLflow cannot be used: database is locked; run it
 COMMANDS = {
     "init",
     "config",
+    "look",
     "recipes",
     "search",
     "runs",
@@ -43,6 +44,7 @@ OPTIONS = {
     **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
     **dict.fromkeys(FIRST_RUN_GOALS, {"--smoke", "-v", "--verbose"} | FIRST_RUN_FLAGS),
     "init": {"--out", "--model", "--weights", "--method", "--epochs"},
+    "look": {"--out", "--model", "--weights", "--similarity", "--diverse", "--images"},
     "config": {"--smoke"},
     "recipes": set(),
     "search": {"-v", "--verbose"},

@@ -1,0 +1,129 @@
+"""`firstlight look`: images -> a page, and lists of what to leave out and of what to take."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.conf_files import CONF_FOLDER
+from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
+from firstlight.pipeline.data.splits import select_evenly_spaced
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.look.findings import find_all
+from firstlight.pipeline.look.image_lists import ImageLister
+from firstlight.pipeline.look.look_page import LookFacts, describe_findings, render_look
+from firstlight.pipeline.look.pixel_features import embed_pixels
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
+from firstlight.pipeline.starter.choices import Wishes
+from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
+from firstlight.pipeline.starter.survey import survey_images
+from firstlight.pipeline.terminal import SafeConsole
+from firstlight.pipeline.tracking.progress import ProgressCounter
+
+LOOK_PAGE = "look.html"
+NEAR_FILE, UNIQUE_FILE, DIVERSE_FILE = "near_duplicates.csv", "unique.csv", "diverse.csv"
+# The shorter side of the images that are kept where no network sees them, in pixels.
+KEPT_SIDE = 96
+# Images that are listed as odd.
+NUM_ODD = 36
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """Images, a folder for what is made of them, and options.
+
+    `images`: the most images that are compared, evenly spaced ones of more. `similarity`: the least cosine of near
+    duplicates. `diverse`: the number of images of the diverse subset; None: a tenth of those to train on, up to 1,000.
+    `model`, `weights`: of a network that gives the features, as for a first run; None: pixels do.
+    """
+
+    data: Path
+    out: Path
+    images: int = 20_000
+    similarity: float = 0.97
+    diverse: int | None = None
+    model: str | None = None
+    weights: str | None = None
+
+
+def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str], None]) -> Path:
+    """Writes the page and the lists of a look, and returns the file of the page. `tell` gets a line for each finding.
+
+    Raises:
+        UserError: there are no such images or weights, or the folder has something else.
+    """
+    if asked.weights is None and asked.model is not None:
+        raise UserError("--model: needs --weights; valid: both, or neither, and pixels are compared")
+    if asked.weights is None:
+        store, ids, features = _read_pixels(asked, console)
+        text = "pixels at 16 x 16, without the mean colour"
+    else:
+        store, ids, features = _embed_by_network(asked, console)
+        text = f"a network with the weights {asked.weights}"
+    kept = select_evenly_spaced(np.arange(len(ids)), asked.images)
+    ids, features = ids[kept], features[kept]
+    split_of = {
+        image_id: split for split in SPLITS if store.splits.get(split) for image_id in store.ids(split).tolist()
+    }
+    count = asked.diverse or min(max(store.splits["train"] // 10, 1), 1000)
+    findings = find_all(ids, features, split_of, asked.similarity, NUM_ODD, count)
+    lister = ImageLister(store, asked.data, ids)
+    lister.write_pairs(asked.out / NEAR_FILE, findings.near_duplicates)
+    train = [image_id for image_id in ids.tolist() if split_of[image_id] == "train"]
+    lister.write_list(asked.out / UNIQUE_FILE, [image_id for image_id in train if image_id not in findings.redundant])
+    lister.write_list(asked.out / DIVERSE_FILE, findings.diverse)
+    facts = LookFacts(
+        asked.data,
+        store,
+        ids,
+        features,
+        text,
+        asked.similarity,
+        findings,
+        lister,
+        asked.out / UNIQUE_FILE,
+        asked.out / DIVERSE_FILE,
+    )
+    page = asked.out / LOOK_PAGE
+    write_atomically(page, render_look(facts).encode())
+    for line in describe_findings(facts):
+        tell(line)
+    return page
+
+
+def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
+    survey = survey_images(asked.data)
+    base = yaml_reader.read_yaml(CONF_FOLDER / "dataset" / f"{survey.dataset['name']}.yaml")
+    # A split that the images do not have is not drawn: everything is looked at.
+    section = {**base, **survey.dataset, "image_size": 32, "store_size": KEPT_SIDE, "test_fraction": 0.0}
+    options = DatasetOptions.model_validate_json(json.dumps(section))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with ProgressCounter(console, "prepare") as progress:
+        store = prepare(options, asked.out / "stores", lambda: False, progress.show_count)
+    ids = select_evenly_spaced(np.sort(np.concatenate([store.ids(split) for split in store.splits])), asked.images)
+    with ProgressCounter(console, "compare") as progress:
+        return store, ids, embed_pixels(store, ids, progress.show_count)
+
+
+def _embed_by_network(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
+    wishes = Wishes(model=asked.model, weights=asked.weights, goal="embed")
+    file = write_first_run(
+        FirstRun(asked.data, asked.out, wishes),
+        lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+    )
+    (instance,) = run_recipe(load_recipe(file), console).instances
+    folder = instance.folder / EMBEDDINGS_FOLDER
+    ids, vectors = open_embeddings(folder)
+    order = np.argsort(ids)
+    wanted = read_embeddings_manifest(folder)[0]["store"]
+    stores = (Store.open(path) for path in (asked.out / "stores").iterdir() if (path / "manifest.json").exists())
+    return next(store for store in stores if store.hash == wanted), ids[order], np.float32(vectors[order])
