@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Group
 
 from firstlight.pipeline.cli.commands import COMMANDS
 from firstlight.pipeline.cli.options import (
@@ -86,11 +87,18 @@ def _load_checked_recipe(path: Path, overrides: tuple[str, ...], smoke: bool) ->
 
 @cli.command("recipes")
 def print_recipes() -> None:
-    """List the shipped recipes: data, GPUs, hours, paper."""
+    """List the shipped recipes: data, GPUs, hours, paper.
+
+    On a terminal, a second table says which method to take for what.
+    """
     from firstlight.pipeline.config.catalog import build_catalog_table, format_catalog_tsv, list_recipes
+    from firstlight.pipeline.starter.advice import build_advice_table
 
     entries = list_recipes()
-    print_table_or_tsv(lambda console: build_catalog_table(entries), lambda: format_catalog_tsv(entries))
+    print_table_or_tsv(
+        lambda console: Group(build_catalog_table(entries), "", build_advice_table()),
+        lambda: format_catalog_tsv(entries),
+    )
 
 
 def _add_recipe_command(name: str, help_text: str) -> None:

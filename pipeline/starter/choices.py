@@ -113,8 +113,10 @@ def _choose_goals(goal: str | None, is_labelled: bool) -> tuple[str, ...]:
 
 
 def _describe_pretraining(pretrain: Mapping[str, Any], wishes: Wishes, seeds: tuple[int, ...]) -> tuple[str, str]:
+    name, method = wishes.method or _read_recommended(), pretrain["method"]["name"]
+    shown = name if name == method else f"{name}, a setting of {method}"
     return (
-        f"method: {pretrain['method']['name']}" + (", which was asked for" if wishes.method else ", recommended"),
+        f"method: {shown}, {'which was asked for' if wishes.method else 'recommended'}",
         f"length: {_count(pretrain['epochs'], 'epoch')} with batches of {pretrain['batch_size']}, "
         f"{_count(len(seeds), 'seed')}",
     )
@@ -163,7 +165,7 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
     starter = yaml_reader.read_yaml(STARTER_FILE)
     study = yaml_reader.read_yaml(CONF_FOLDER / "recipe" / f"{starter['recipe']}.yaml")
     stages = _list_unlabelled_methods(study)
-    name = wishes.method or starter["method"]
+    name = wishes.method or _read_recommended()
     if name not in stages:
         raise UserError(f"--method: {name!r} is unknown; {suggest_valid(name, stages)}")
     stage = merge_sections(study["defaults"]["pretrain"], stages[name])
@@ -190,6 +192,11 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
     if augment:
         found["augment"] = augment
     return {**found, "schedule": stage["schedule"], "channels_last": stage["channels_last"]}
+
+
+def _read_recommended() -> str:
+    """Returns the name of the recommended method, as the study calls it."""
+    return str(yaml_reader.read_yaml(STARTER_FILE)["method"])
 
 
 def _list_unlabelled_methods(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
