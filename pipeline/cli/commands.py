@@ -126,6 +126,35 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
     print_view(build_run_view(lineage, lineage.find_run(run), time.time()))
 
 
+@click.command("compare", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
+@click.argument("words", nargs=-1, metavar="RUN RUN... [KEY=VALUE]...", required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True, help="The page."
+)
+def compare_runs(words: tuple[str, ...], out: Path) -> None:
+    """Compare runs of recipes: scores, gains, settings.
+
+    The first run is the one that the others are compared with, seed by seed, with an interval and a verdict for each
+    score. Settings that differ are listed. A page has the same.
+    """
+    from firstlight.pipeline.files import write_atomically
+    from firstlight.pipeline.report.scores.run_comparison import (
+        build_comparison_view,
+        read_comparison,
+        render_comparison,
+    )
+    from firstlight.pipeline.tracking.lineage import read_lineage
+
+    names = [word for word in words if "=" not in word]
+    if len(names) < 2:
+        raise UserError("run: two runs or more are compared; valid: firstlight compare RUN RUN")
+    lineage, _ = read_lineage(parse_location(tuple(word for word in words if "=" in word)))
+    comparison = read_comparison(lineage, names)
+    print_view(build_comparison_view(comparison))
+    write_atomically(out, render_comparison(comparison).encode())
+    echo_text(f"page: {out}")
+
+
 @click.command("promote", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
 @RUN_ARGUMENT
 @LOCATION_ARGUMENT
@@ -397,6 +426,7 @@ COMMANDS = (
     look_at_folder,
     print_runs,
     show_run,
+    compare_runs,
     promote_run,
     delete_run,
     repeat_run,

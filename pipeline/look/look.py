@@ -126,4 +126,4 @@ def _embed_by_network(asked: LookRequest, console: SafeConsole) -> tuple[Store, 
     order = np.argsort(ids)
     wanted = read_embeddings_manifest(folder)[0]["store"]
     stores = (Store.open(path) for path in (asked.out / "stores").iterdir() if (path / "manifest.json").exists())
-    return next(store for store in stores if store.hash == wanted), ids[order], np.float32(vectors[order])
+    return next(store for store in stores if store.hash == wanted), ids[order], vectors[order].astype(np.float32)
