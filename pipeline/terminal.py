@@ -100,6 +100,12 @@ def build_table(
     return table
 
 
+def format_count(number: float, noun: str) -> str:
+    """Returns a number with a noun, which is in the plural unless the number is 1."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}" + ("" if number == 1 else "s")
+
+
 def format_tsv(rows: Iterable[Iterable[str]]) -> str:
     """Returns a line of tab-separated cells for each row. Tabs and newlines inside a cell become escapes."""
     return "\n".join("\t".join(map(escape_line, row)) for row in rows)

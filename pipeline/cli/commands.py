@@ -6,8 +6,9 @@ Each command imports its logic when it is called: `firstlight --help` needs neit
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +25,16 @@ from firstlight.pipeline.cli.options import (
 from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, print_view
 from firstlight.pipeline.errors import Terminated, UserError
 from firstlight.pipeline.terminal import SafeConsole
-from firstlight.pipeline.tracking.location import parse_location
+
+if TYPE_CHECKING:
+    from firstlight.pipeline.tracking.location import TrackingLocation
+
+
+def _read_location(words: Sequence[str]) -> "TrackingLocation":
+    """Returns where the runs are that a command is about."""
+    from firstlight.pipeline.tracking.location import parse_location
+
+    return parse_location(words)
 
 
 @click.command("runs", epilog=LOCATION_HELP)
@@ -45,7 +55,7 @@ def print_runs(location: tuple[str, ...], name: str, limit: int) -> None:
     from firstlight.pipeline.cli.history import run_lines, runs_table, runs_tsv
     from firstlight.pipeline.tracking.database import read_runs
 
-    lineage = read_runs(parse_location(location))
+    lineage = read_runs(_read_location(location))
     lines = list(run_lines(lineage, name, limit))
     print_table_or_tsv(lambda console: runs_table(lineage, lines, console.width), lambda: runs_tsv(lineage, lines))
 
@@ -122,7 +132,7 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
     from firstlight.pipeline.cli.tree import build_run_view
     from firstlight.pipeline.tracking.database import read_runs
 
-    lineage = read_runs(parse_location(location))
+    lineage = read_runs(_read_location(location))
     print_view(build_run_view(lineage, lineage.find_run(run), time.time()))
 
 
@@ -148,7 +158,7 @@ def compare_runs(words: tuple[str, ...], out: Path) -> None:
     names = [word for word in words if "=" not in word]
     if len(names) < 2:
         raise UserError("run: two runs or more are compared; valid: firstlight compare RUN RUN")
-    lineage, _ = read_lineage(parse_location(tuple(word for word in words if "=" in word)))
+    lineage, _ = read_lineage(_read_location(tuple(word for word in words if "=" in word)))
     comparison = read_comparison(lineage, names)
     print_view(build_comparison_view(comparison))
     write_atomically(out, render_comparison(comparison).encode())
@@ -168,7 +178,7 @@ def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> N
     from firstlight.pipeline.cli.promote import find_pretraining, promote_encoder
     from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, client = read_lineage(parse_location(location))
+    lineage, client = read_lineage(_read_location(location))
     found = lineage.find_run(run)
     reference = promote_encoder(lineage, client, found, name, alias)
     pretraining = find_pretraining(lineage, found)
@@ -190,7 +200,7 @@ def delete_run(run: str, location: tuple[str, ...], yes: bool, force: bool) -> N
     from firstlight.pipeline.cli.delete import check_deletion, delete_runs, plan_deletion
     from firstlight.pipeline.tracking.lineage import read_lineage
 
-    lineage, client = read_lineage(parse_location(location))
+    lineage, client = read_lineage(_read_location(location))
     plan = plan_deletion(lineage, client, lineage.find_run(run))
     dependants = check_deletion(lineage, plan)
     if dependants and not force:
@@ -233,7 +243,7 @@ def repeat_run(run: str, overrides: tuple[str, ...], origin: tuple[str, ...], ex
     )
     from firstlight.pipeline.run.runner import run_recipe
 
-    original = find_original(parse_location(origin), run)
+    original = find_original(_read_location(origin), run)
     recipe = recipe_to_repeat(original, overrides)
     console = SafeConsole(stderr=True)
     check_code(original, console, exact)
@@ -260,7 +270,7 @@ def open_ui(location: tuple[str, ...], port: int) -> None:
     from firstlight.pipeline.cli.ui import free_port, runs_address, serve_ui
     from firstlight.pipeline.tracking.lineage import read_lineage
 
-    records = parse_location(location)
+    records = _read_location(location)
     lineage, _ = read_lineage(records)
     if not records.is_local:
         echo_text(runs_address(records.uri.rstrip("/"), lineage.experiment_id))
@@ -300,7 +310,7 @@ def push_export(source: str, repository: str, dry_run: bool, origin: tuple[str, 
 
     target = HubTarget(repository, **options)
     target.check_names()
-    with open_export(source, parse_location(origin)) as folder:
+    with open_export(source, _read_location(origin)) as folder:
         if dry_run:
             echo_text("\n".join(describe_push(list_hub_files(folder), target)))
         else:
@@ -348,7 +358,7 @@ def predict_images(model: str, paths: tuple[str, ...], origin: tuple[str, ...], 
     """
     from firstlight.pipeline.cli.predict import PredictionOptions, run_predictions
 
-    return run_predictions(model, paths, parse_location(origin), PredictionOptions(**options))
+    return run_predictions(model, paths, _read_location(origin), PredictionOptions(**options))
 
 
 @click.command("doctor")

@@ -9,7 +9,7 @@ import torch
 from firstlight.pipeline.stages.features.feature_index import FeatureIndex
 
 # Neighbours of each image that are looked at.
-NUM_NEIGHBOURS = 8
+NUM_COMPARED = 8
 # The nearest of them, whose mean cosine says how odd an image is.
 NUM_ODD_NEIGHBOURS = 5
 
@@ -50,7 +50,7 @@ def find_all(
         odd, diverse: how many images are listed as odd, and are chosen as diverse among those to train on.
     """
     index = FeatureIndex.from_features(ids, torch.from_numpy(features))
-    near, cosines = index.search(features, min(NUM_NEIGHBOURS + 1, len(ids)))
+    near, cosines = index.search(features, min(NUM_COMPARED + 1, len(ids)))
     others = near != ids[:, None]
     pairs = _list_pairs(ids, near, cosines, others & (near >= 0) & (cosines >= similarity))
     in_train = {image_id: split == "train" for image_id, split in split_of.items()}

@@ -16,13 +16,14 @@ class ImageLister:
     """Writes lists of images of a store, which was made from `location`: a folder, or a file that lists images."""
 
     def __init__(self, store: Store, location: Path, ids: np.ndarray) -> None:
-        base = location if location.is_dir() else location.parent
+        base = (location if location.is_dir() else location.parent).resolve()
         labels = store.labels()
         self.rows: dict[int, tuple[str, str]] = {}
         for image_id, path in zip(ids.tolist(), store.read_paths(ids), strict=True):
             label = store.classes[labels[image_id]] if labels[image_id] >= 0 else ""
-            # Images that stand in a file with others have no path of their own.
-            self.rows[image_id] = (str(base.resolve() / path) if path else "", label)
+            file = base / path if path else None
+            # Images that stand in a file with others have no file of their own.
+            self.rows[image_id] = (str(file) if file and file.is_file() else "", label)
 
     def write_list(self, file: Path, ids: Iterable[int]) -> int:
         """Writes the images with their labels for `dataset.list`, and returns their number.

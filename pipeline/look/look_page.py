@@ -30,6 +30,7 @@ from firstlight.pipeline.report.html_page import (
 )
 from firstlight.pipeline.report.page_parts import quarantine_blocks
 from firstlight.pipeline.stages.features.projection import project_to_plane
+from firstlight.pipeline.terminal import format_count
 
 # Images on the map, and pairs, odd ones and chosen ones that are shown.
 MAX_MAP_IMAGES, MAX_SHOWN_PAIRS, MAX_SHOWN_IMAGES = 1500, 36, 36
@@ -59,18 +60,15 @@ def describe_findings(facts: LookFacts) -> list[str]:
     counts = ", ".join(f"{count:,} {split}" for split, count in facts.store.splits.items() if count)
     seen = "" if len(facts.ids) == total else f"; {len(facts.ids):,} of them were compared"
     copies = facts.store.images["duplicates"]
+    pairs, redundant = format_count(len(found.near_duplicates), "pair"), format_count(len(found.redundant), "image")
     return [
         f"images: {counts}{seen}; {facts.store.quarantined:,} cannot be decoded",
         f"exact copies: {copies['copies']:,}, {copies['of_train_in_test']:,} of them in test and in train",
-        f"near duplicates: {_count(len(found.near_duplicates), 'pair')} with a cosine of {facts.similarity:g} or more, "
-        f"{len(found.leaks):,} of them between train and another split",
-        f"to leave out: {_count(len(found.redundant), 'image')} to train on: {facts.unique_file} lists the others",
+        f"near duplicates: {pairs} with a cosine of {facts.similarity:g} or more, {len(found.leaks):,} of them between "
+        "train and another split",
+        f"to leave out: {redundant} to train on: {facts.unique_file} lists the others",
         f"diverse: {facts.diverse_file} lists {len(found.diverse):,} images that are far from each other",
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def render_look(facts: LookFacts) -> str:
@@ -144,7 +142,11 @@ def _pair_blocks(facts: LookFacts, pairs: Sequence[ImagePair], thumbnails: Mappi
         )
         for pair in pairs[:MAX_SHOWN_PAIRS]
     ]
-    shown = f"The first {len(items)} of {len(pairs):,} pairs" if len(pairs) > len(items) else _count(len(pairs), "pair")
+    shown = (
+        f"The first {len(items)} of {len(pairs):,} pairs"
+        if len(pairs) > len(items)
+        else format_count(len(pairs), "pair")
+    )
     return [Text(f"{shown}, by their cosine."), Strip(items)]
 
 

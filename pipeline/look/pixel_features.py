@@ -15,7 +15,7 @@ from firstlight.pipeline.data.store import Store
 FEATURE_SIDE, THUMBNAIL_SIDE = 16, 72
 THUMBNAIL_QUALITY = 70
 # Images that are read from the store at a time.
-READ_BATCH = 256
+IMAGES_PER_READ = 256
 
 
 def embed_pixels(store: Store, ids: np.ndarray, progress: Callable[[int, int], None]) -> np.ndarray:
@@ -24,14 +24,14 @@ def embed_pixels(store: Store, ids: np.ndarray, progress: Callable[[int, int], N
     So copies in another size, quality or brightness have a cosine near 1. An image of one colour has the zero vector.
     """
     rows = np.zeros((len(ids), 3 * FEATURE_SIDE**2), np.float32)
-    for start in range(0, len(ids), READ_BATCH):
-        data, _ = store.read(ids[start : start + READ_BATCH])
+    for start in range(0, len(ids), IMAGES_PER_READ):
+        data, _ = store.read(ids[start : start + IMAGES_PER_READ])
         for k, encoded in enumerate(data):
             image = open_rgb(encoded, levels=store.levels, least_side=2 * FEATURE_SIDE)
             small = image.resize((FEATURE_SIDE, FEATURE_SIDE), Image.Resampling.BILINEAR)
             pixels = np.asarray(small, np.float32)
             rows[start + k] = (pixels - pixels.mean((0, 1))).ravel()
-        progress(min(start + READ_BATCH, len(ids)), len(ids))
+        progress(min(start + IMAGES_PER_READ, len(ids)), len(ids))
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     # Below a level of an eighth on average there is nothing but noise.
     return np.where(lengths > FEATURE_SIDE / 8, rows / np.maximum(lengths, 1e-9), 0.0).astype(np.float32)
@@ -46,8 +46,8 @@ class ThumbnailReader:
     def read(self, ids: np.ndarray) -> dict[int, str]:
         """Returns the thumbnail of each image, at most 72 pixels wide and high."""
         found = {}
-        for start in range(0, len(ids), READ_BATCH):
-            part = ids[start : start + READ_BATCH]
+        for start in range(0, len(ids), IMAGES_PER_READ):
+            part = ids[start : start + IMAGES_PER_READ]
             for image_id, encoded in zip(part.tolist(), self.store.read(part)[0], strict=True):
                 image = open_rgb(encoded, levels=self.store.levels, least_side=2 * THUMBNAIL_SIDE)
                 image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

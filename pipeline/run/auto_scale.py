@@ -8,6 +8,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO, ScaleOptions
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
+from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.train.trainer import resolve_precision
 
 
@@ -35,7 +36,7 @@ def resolve_scale(recipe: Recipe) -> tuple[Recipe, str | None]:
     gpus = find_local_gpus() if is_local else _find_cluster_gpus(recipe.scale)
     scale = choose_scale(recipe.scale, gpus.count)
     on_gpu = scale.worker_gpus > 0
-    who = _count(scale.max_workers, "worker") if scale.max_workers else "this process"
+    who = format_count(scale.max_workers, "worker") if scale.max_workers else "this process"
     words = f"{who} on {_describe_place(scale, gpus)}"
     stages = dict(recipe.stages)
     if asks_precision and (is_local or not on_gpu):
@@ -75,9 +76,5 @@ def _find_cluster_gpus(scale: ScaleOptions) -> FoundGpus:
 def _describe_place(scale: ScaleOptions, gpus: FoundGpus) -> str:
     if scale.worker_gpus:
         name = f" ({gpus.name})" if gpus.name else ""
-        return f"{_count(scale.worker_gpus * max(scale.max_workers, 1), 'GPU')}{name}"
-    return "the CPUs" + ("" if not gpus.count else f", though there are {_count(gpus.count, 'GPU')}")
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" + ("" if number == 1 else "s")
+        return f"{format_count(scale.worker_gpus * max(scale.max_workers, 1), 'GPU')}{name}"
+    return "the CPUs" + ("" if not gpus.count else f", though there are {format_count(gpus.count, 'GPU')}")

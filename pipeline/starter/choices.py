@@ -11,6 +11,7 @@ from firstlight.pipeline.config.schemas.entries import load_entries
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.starter.own_encoder import find_own_encoder
 from firstlight.pipeline.starter.survey import ImageSurvey
+from firstlight.pipeline.terminal import format_count
 
 # Sides of images in pixels: on the CPUs, on a GPU, and where a network has weights of photographs.
 CPU_SIDE, CPU_WEIGHTS_SIDE, GPU_SIDE = 64, 128, 224
@@ -117,17 +118,13 @@ def _describe_pretraining(pretrain: Mapping[str, Any], wishes: Wishes, seeds: tu
     shown = name if name == method else f"{name}, a setting of {method}"
     return (
         f"method: {shown}, {'which was asked for' if wishes.method else 'recommended'}",
-        f"length: {_count(pretrain['epochs'], 'epoch')} with batches of {pretrain['batch_size']}, "
-        f"{_count(len(seeds), 'seed')}",
+        f"length: {format_count(pretrain['epochs'], 'epoch')} with batches of {pretrain['batch_size']}, "
+        f"{format_count(len(seeds), 'seed')}",
     )
 
 
 def _describe_goals(goals: tuple[str, ...]) -> tuple[str, str]:
     return "method: none, the weights are taken as they came", f"stage: {', '.join(goals)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _choose_size(side: int, has_weights: bool, has_gpu: bool) -> int:

@@ -16,6 +16,7 @@ from firstlight.pipeline.terminal import (
     escape_line,
     escape_text,
     format_ago,
+    format_count,
     format_duration,
     format_tsv,
 )
@@ -161,3 +162,10 @@ def test_escaped_text_keeps_its_styles() -> None:
 
 def test_tsv_cell_cannot_make_columns_or_lines() -> None:
     assert format_tsv([("a\tb", "c\nd", HOSTILE)]) == f"a\\tb\tc\\nd\t{SHOWN}"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 pairs"), (1, "1 pair"), (1200, "1,200 pairs"), (0.5, "0.5 pairs"), (1.0, "1 pair")]
+)
+def test_counts_have_their_plural(number: float, text: str) -> None:
+    assert format_count(number, "pair") == text

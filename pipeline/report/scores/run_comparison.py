@@ -36,7 +36,7 @@ PLACE_KEYS = ("name", "description", "storage", "tracking", "needs", "expected")
 
 
 class _RowShape(RecordShape):
-    """What a comparison needs of a row of a run's table. Scores are as measured, such as 0.5."""
+    """A row of a run's table, as far as a comparison needs it. Scores are as measured, such as 0.5."""
 
     stage: str
     measure: str
@@ -145,14 +145,14 @@ def _read_run(run: Run) -> ComparedRun:
             if values:
                 found = np.array([np.nan if value is None else value for value in values], float)
                 scores.setdefault((row["stage"], row["measure"], arm), found)
-    settings = dict(_flatten({key: value for key, value in recipe.items() if key not in PLACE_KEYS}))
+    settings = dict(_flatten_settings({key: value for key, value in recipe.items() if key not in PLACE_KEYS}))
     return ComparedRun(run, tuple(recipe.get("seeds", (0,))), scores, settings)
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
+            yield from _flatten_settings(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, str(value)
 
@@ -165,7 +165,7 @@ def _format_score(one: ComparedRun, key: tuple[str, str, str]) -> str:
     return f"{100 * values.mean():.2f}{spread}"
 
 
-def _format_gain(gain: float, verdict: Verdict) -> str:
+def _format_difference(gain: float, verdict: Verdict) -> str:
     interval = "" if verdict.interval is None else f" [{verdict.interval[0]:+.1f}, {verdict.interval[1]:+.1f}]"
     return f"{gain:+.2f}{interval}"
 
@@ -182,7 +182,7 @@ def build_comparison_view(comparison: RunComparison) -> RenderableType:
     parts: list[RenderableType] = [build_table(columns, rows, "test scores (%)", grid=True)]
     for number, title in enumerate(titles[1:], 1):
         judged = comparison.judge(number)
-        lines = [[*key, _format_gain(*found), _name_effect(found[1])] for key, found in judged.items()]
+        lines = [[*key, _format_difference(*found), _name_effect(found[1])] for key, found in judged.items()]
         heads = [Column("stage"), Column("measure"), Column("arm"), Column("gain", numeric=True), Column("it is")]
         parts.append(build_table(heads, lines, f"{title} over {titles[0]}", grid=True))
     differences = comparison.list_differences()
@@ -217,7 +217,7 @@ def render_comparison(comparison: RunComparison) -> str:
     gains: list[Block] = []
     for number, title in enumerate(titles[1:], 1):
         rows: list[list[str | Cell]] = [
-            [Cell(key[1], remark=f"{key[0]}, {key[2]}"), _format_gain(gain, verdict), _tone_cell(verdict)]
+            [Cell(key[1], remark=f"{key[0]}, {key[2]}"), _format_difference(gain, verdict), _tone_cell(verdict)]
             for key, (gain, verdict) in comparison.judge(number).items()
         ]
         caption = f"{title} over {titles[0]}: mean gain in points, with the interval that holds for all rows together"

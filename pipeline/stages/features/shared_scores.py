@@ -17,7 +17,7 @@ from firstlight.tasks.collective import broadcast_object, rank
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 
 # Keys of a section that say which networks are scored, not how.
-OWN_KEYS = frozenset({"encoder", "arms", "knn_bank"})
+COMPARED_KEYS = frozenset({"encoder", "arms", "knn_bank"})
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SharedScores:
 
 def hash_arms(instance: StageInstance, networks: Mapping[str, FeatureExtractor]) -> dict[str, str]:
     """Returns a hash of all that decides the scores of each arm."""
-    facts = list_shared_facts(instance, OWN_KEYS)
+    facts = list_shared_facts(instance, COMPARED_KEYS)
     return {
         arm: hash_json({"scores of": arm, "weights": hash_weights(network), **facts})
         for arm, network in networks.items()

@@ -17,7 +17,7 @@ from firstlight.tasks.collective import rank
 from firstlight.tasks.downstream.task import Task
 
 # Keys of the section that say what is trained besides, not how.
-OWN_KEYS = frozenset({"encoder", "arms", "learning_rates", "register_as"})
+CANDIDATE_KEYS = frozenset({"encoder", "arms", "learning_rates", "register_as"})
 
 
 def train_candidates(context: StageContext, stage: Finetune, instance: StageInstance) -> dict[str, Task]:
@@ -30,7 +30,7 @@ def train_candidates(context: StageContext, stage: Finetune, instance: StageInst
     tasks, trained = dict[str, Task](), dict[str, str]()
     for name, (arm, rate) in list_candidates(stage).items():
         folder, task = instance.folder / name, build_arm_task(context, stage, instance, arm)
-        key = hash_json({"rate": rate, "weights": hash_weights(task), **list_shared_facts(instance, OWN_KEYS)})
+        key = hash_json({"rate": rate, "weights": hash_weights(task), **list_shared_facts(instance, CANDIDATE_KEYS)})
         twin = trained.setdefault(key, name)
         if twin != name:
             tasks[name] = tasks[twin]
