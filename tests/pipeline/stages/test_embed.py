@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.data.mirror.places import TravellingPath
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.run.runner import run_recipe
@@ -156,11 +157,11 @@ def test_two_actors_on_ray_make_the_same_bits_as_this_process(tmp_path: Path, di
         assert files_of(instance) == files_of(setting(tmp_path, digits, name="alone")[2])
 
 
-def dying(folder: Path, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
+def dying(folder: TravellingPath, image_size: int, threads: int, gpu: bool) -> Callable[[np.ndarray], np.ndarray]:
     """An encoder that takes its process with it, once, in the second batch."""
     whole, marks = (
         build_network(folder, image_size, threads, gpu),
-        [folder.parent / name for name in ("first", "second")],
+        [folder.path.parent / name for name in ("first", "second")],
     )
 
     def embed_or_die(pixels: np.ndarray) -> np.ndarray:

@@ -69,6 +69,6 @@ def test_entries_are_cached_until_a_file_changes(tmp_path: Path, monkeypatch: py
     assert fresh() == expected
     monkeypatch.setattr(module, "describe_registries", lambda: {"read": "again"})
     assert fresh() == expected
-    monkeypatch.setattr(module, "hash_sources", lambda files: "f" * 64)
+    monkeypatch.setattr(module, "hash_sources", lambda files, *versions: "f" * 64)
     assert fresh() == {"read": "again"}
     assert read_cached(module.PARAMETERS_CACHE, "f" * 64) == {"read": "again"}
