@@ -82,8 +82,8 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
         batch = _largest_power(max(labels * len(survey.classes) // 4, 1), 32)
         finetune = {"labels_per_class": labels, "batch_size": batch}
     goals = _choose_goals(wishes.goal, finetune is not None)
-    # Without labels no score is compared, and one training is enough.
-    seeds = (0, 1, 2) if finetune and pretrain else (0,)
+    # Where no score is compared, one seed is enough.
+    seeds = (0, 1, 2) if any(goal in GOALS_WITH_LABELS for goal in goals) else (0,)
     test = f" and {survey.num_test:,} test images" if survey.num_test else ""
     labelled = f"{len(survey.classes):,} classes" if finetune else "not used as classes"
     colour = "grey" if survey.is_grey else "colour"
@@ -93,7 +93,7 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
         f"size: {image_size} x {image_size} pixels, "
         + ("as the network had them" if own else "for a GPU" if has_gpu else "for the CPUs of this machine"),
         f"network: {encoder.get('model', encoder['name'])}{source}",
-        *(_describe_pretraining(pretrain, wishes, seeds) if pretrain else _describe_goals(goals)),
+        *(_describe_pretraining(pretrain, wishes, seeds) if pretrain else _describe_goals(goals, seeds)),
     )
     knn_k = min(max(survey.class_images // 3, 5), MOST_NEIGHBOURS)
     # Without a GPU, workers on Ray would share the CPUs that one process has to itself.
@@ -123,8 +123,11 @@ def _describe_pretraining(pretrain: Mapping[str, Any], wishes: Wishes, seeds: tu
     )
 
 
-def _describe_goals(goals: tuple[str, ...]) -> tuple[str, str]:
-    return "method: none, the weights are taken as they came", f"stage: {', '.join(goals)}"
+def _describe_goals(goals: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[str, str]:
+    return (
+        "method: none, the weights are taken as they came",
+        f"stage: {', '.join(goals)}, {format_count(len(seeds), 'seed')}",
+    )
 
 
 def _choose_size(side: int, has_weights: bool, has_gpu: bool) -> int:

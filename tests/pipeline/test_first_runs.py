@@ -19,7 +19,7 @@ def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path) -> None:
     assert first.report.exists()
     assert first.encoder.embed([next((tmp_path / "images").rglob("*.png"))]).shape[0] == 1
     assert fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked).table == first.table
-    again = fl.evaluate(tmp_path / "images", tmp_path / "again", weights=tmp_path / "out")
+    again = fl.evaluate(tmp_path / "images", tmp_path / "again", "seeds=[1]", weights=tmp_path / "out")
     mine = {row.measure: row.pretrained for row in first.table}
     # The same images and weights: the given ones score as the pretrained did.
     assert {row.measure.removesuffix(", given"): row.pretrained for row in again.table} == mine

@@ -52,4 +52,4 @@ def test_its_network_and_image_size_are_taken(tmp_path: Path) -> None:
     assert chosen.encoder == {**find_own_encoder(str(folder)).section}  # type: ignore[union-attr]
     assert chosen.pretrain is None
     assert chosen.reasons[1] == "size: 8 x 8 pixels, as the network had them"
-    assert chosen.reasons[3:] == ("method: none, the weights are taken as they came", "stage: evaluate")
+    assert chosen.reasons[3:] == ("method: none, the weights are taken as they came", "stage: evaluate, 3 seeds")
