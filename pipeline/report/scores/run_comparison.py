@@ -122,7 +122,7 @@ def read_comparison(lineage: Lineage, names: Sequence[str]) -> RunComparison:
     """
     runs = [lineage.find_run(name) for name in names]
     for name, run in zip(names, runs, strict=True):
-        if run.kind not in ("recipe", "retrain", "trial"):
+        if run.kind not in ("recipe", "retrain"):
             raise UserError(f"run: {name!r} is a run of the kind {run.kind}; valid: a recipe, by its name or id")
         if runs.count(run) > 1:
             raise UserError(f"run: {name!r} is named twice, as {run.id}; valid: different runs, by their ids")
