@@ -14,6 +14,7 @@ from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import find_lock_owner
 from firstlight.pipeline.records import DamagedRecord
 from firstlight.pipeline.run.publishing import NOTES_FOLDER
+from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.tracking.client import STAGE_RUNS_PREFIX
 from firstlight.pipeline.tracking.deletion import delete_records, find_logged_models
 from firstlight.pipeline.tracking.lineage import Lineage, ModelVersion, Run, collect_ids
@@ -43,18 +44,14 @@ class DeletionPlan:
     def summary_lines(self) -> Iterator[str]:
         """Yields what is deleted, for the question before the deletion."""
         runs = ", ".join(f"{run.name} ({run.short_id})" for run in self.runs)
-        yield f"{_format_count(len(self.runs), 'run')}: {runs}"
+        yield f"{format_count(len(self.runs), 'run')}: {runs}"
         if self.versions:
             references = (v.reference + (f" (version {v.version})" if v.aliases else "") for v in self.versions)
-            yield f"{_format_count(len(self.versions), 'model version')}: {', '.join(references)}"
+            yield f"{format_count(len(self.versions), 'model version')}: {', '.join(references)}"
         if self.paths:
-            yield f"{_format_count(len(self.paths), 'path')} on disk, {self.num_bytes / 1e6:,.1f} MB:"
+            yield f"{format_count(len(self.paths), 'path')} on disk, {self.num_bytes / 1e6:,.1f} MB:"
             yield from (f"  {name_location(path)}" for path in self.paths)
         yield "and their artifacts in MLflow; stores of images are kept"
-
-
-def _format_count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> DeletionPlan:

@@ -114,7 +114,7 @@ def _add_recipe_command(name: str, help_text: str) -> None:
         @VERBOSE_OPTION
         def run_kind_command(arguments: tuple[str, ...], smoke: bool, **asked: Any) -> None:
             if asked["data"] is not None:
-                run_first_recipe(name, arguments, asked, smoke)
+                _run_first_recipe(name, arguments, asked, smoke)
                 return
             for key, value in asked.items():
                 if value is not None:
@@ -134,7 +134,7 @@ def _add_recipe_command(name: str, help_text: str) -> None:
         _run_and_report(recipe, overrides, None if name == "run" else name, smoke)
 
 
-def run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, Any], smoke: bool) -> None:
+def _run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, Any], smoke: bool) -> None:
     """Writes the recipe that a command with `--data` asks for, and runs all its stages."""
     for text in overrides:
         if "=" not in text:

@@ -1,16 +1,13 @@
 """`firstlight look`: images -> a page, and lists of what to leave out and of what to take."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from firstlight.pipeline.config import yaml_reader
-from firstlight.pipeline.config.conf_files import CONF_FOLDER
-from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.splits import select_evenly_spaced
@@ -25,7 +22,7 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
-from firstlight.pipeline.starter.survey import survey_images
+from firstlight.pipeline.starter.survey import read_dataset_options, survey_images
 from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.progress import ProgressCounter
 
@@ -102,10 +99,9 @@ def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str
 
 def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
     survey = survey_images(asked.data)
-    base = yaml_reader.read_yaml(CONF_FOLDER / "dataset" / f"{survey.dataset['name']}.yaml")
     # A split that the images do not have is not drawn: everything is looked at.
-    section = {**base, **survey.dataset, "image_size": 32, "store_size": KEPT_SIDE, "test_fraction": 0.0}
-    options = DatasetOptions.model_validate_json(json.dumps(section))
+    whole = {"image_size": 32, "store_size": KEPT_SIDE, "test_fraction": 0.0}
+    options = read_dataset_options({**survey.dataset, **whole})
     asked.out.mkdir(parents=True, exist_ok=True)
     with ProgressCounter(console, "prepare") as progress:
         store = prepare(options, asked.out / "stores", lambda: False, progress.show_count)
@@ -125,5 +121,5 @@ def _embed_by_network(asked: LookRequest, console: SafeConsole) -> tuple[Store, 
     ids, vectors = open_embeddings(folder)
     order = np.argsort(ids)
     wanted = read_embeddings_manifest(folder)[0]["store"]
-    stores = (Store.open(path) for path in (asked.out / "stores").iterdir() if (path / "manifest.json").exists())
+    stores = (Store.open(path) for path in (asked.out / "stores").iterdir() if (path / MANIFEST_FILE).exists())
     return next(store for store in stores if store.hash == wanted), ids[order], vectors[order].astype(np.float32)

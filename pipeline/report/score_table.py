@@ -131,7 +131,8 @@ def describe_scores(row: ScoreRow) -> str:
     return f"{scores}, {row.against} {format_spread(row.baseline, row.scale)}" if row.baseline else scores
 
 
-def _format_gain(mean: float, verdict: Verdict) -> str:
+def format_gain(mean: float, verdict: Verdict) -> str:
+    """Returns a mean gain in percent with the interval of its verdict, if it has one; "" where a score is missing."""
     if not np.isfinite(mean):
         return ""
     if verdict.interval is None:
@@ -156,7 +157,7 @@ def score_cells(recipe: Recipe, row: ScoreRow) -> dict[str, str]:
         found |= {
             "without": row.against,
             "baseline": format_spread(row.baseline, row.scale),
-            "gain": _format_gain(float(row.gain.mean()), row.verdict),
+            "gain": format_gain(float(row.gain.mean()), row.verdict),
             "pretraining": row.verdict.text,
         }
     if (published := find_paper_result(recipe, row)) is not None:

@@ -1,8 +1,10 @@
 """Facts of a folder or a list of images that decide the settings of a first recipe."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +44,7 @@ def survey_images(location: Path) -> ImageSurvey:
         UserError: there are none, they cannot be read, or what they are is not certain; as `open_source`.
     """
     dataset = _name_dataset(location)
-    source = open_source(_read_options(dataset))
+    source = open_source(read_dataset_options(dataset))
     train = source.rows["train"] if "train" in source.rows else np.empty(0, np.int64)
     if not len(train):
         raise UserError(f"{location}: has no training images")
@@ -65,8 +67,8 @@ def _name_dataset(location: Path) -> dict[str, str]:
     return {"name": "list", "list": full}
 
 
-def _read_options(dataset: dict[str, str]) -> DatasetOptions:
-    """Returns the section as a recipe would have it."""
+def read_dataset_options(dataset: Mapping[str, Any]) -> DatasetOptions:
+    """Returns a section `dataset` as a recipe would have it: with the keys that its file in `conf` gives."""
     base = yaml_reader.read_yaml(CONF_FOLDER / "dataset" / f"{dataset['name']}.yaml")
     return DatasetOptions.model_validate_json(json.dumps({**base, **dataset}))
 

@@ -25,8 +25,9 @@ from firstlight.pipeline.report.html_page import (
     format_date,
     render_page,
 )
-from firstlight.pipeline.stages.verdicts import Verdict, judge_gains
-from firstlight.pipeline.terminal import Column, build_table
+from firstlight.pipeline.report.score_table import format_gain, format_spread
+from firstlight.pipeline.stages.verdicts import MIN_SEEDS, Verdict, judge_gains
+from firstlight.pipeline.terminal import Column, build_table, format_count
 from firstlight.pipeline.tracking.lineage import Lineage, Run
 from firstlight.pipeline.tracking.references import read_json_artifact
 
@@ -158,16 +159,7 @@ def _flatten_settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _format_score(one: ComparedRun, key: tuple[str, str, str]) -> str:
-    values = one.scores.get(key)
-    if values is None:
-        return "–"
-    spread = f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.2f}{spread}"
-
-
-def _format_difference(gain: float, verdict: Verdict) -> str:
-    interval = "" if verdict.interval is None else f" [{verdict.interval[0]:+.1f}, {verdict.interval[1]:+.1f}]"
-    return f"{gain:+.2f}{interval}"
+    return format_spread(one.scores[key]) if key in one.scores else "–"
 
 
 def _name_effect(verdict: Verdict) -> str:
@@ -182,7 +174,7 @@ def build_comparison_view(comparison: RunComparison) -> RenderableType:
     parts: list[RenderableType] = [build_table(columns, rows, "test scores (%)", grid=True)]
     for number, title in enumerate(titles[1:], 1):
         judged = comparison.judge(number)
-        lines = [[*key, _format_difference(*found), _name_effect(found[1])] for key, found in judged.items()]
+        lines = [[*key, format_gain(*found), _name_effect(found[1])] for key, found in judged.items()]
         heads = [Column("stage"), Column("measure"), Column("arm"), Column("gain", numeric=True), Column("it is")]
         parts.append(build_table(heads, lines, f"{title} over {titles[0]}", grid=True))
     differences = comparison.list_differences()
@@ -197,9 +189,8 @@ def list_cautions(comparison: RunComparison) -> list[str]:
     found = []
     if not comparison.is_same_data:
         found.append("The runs read different images: a difference of their scores may be one of the images.")
-    if len(comparison.shared_seeds) < 3:
-        seeds = len(comparison.shared_seeds)
-        found.append(f"The runs share {seeds} {'seed' if seeds == 1 else 'seeds'}: three are needed for a verdict.")
+    if (seeds := len(comparison.shared_seeds)) < MIN_SEEDS:
+        found.append(f"The runs share {format_count(seeds, 'seed')}: three are needed for a verdict.")
     return found
 
 
@@ -217,7 +208,7 @@ def render_comparison(comparison: RunComparison) -> str:
     gains: list[Block] = []
     for number, title in enumerate(titles[1:], 1):
         rows: list[list[str | Cell]] = [
-            [Cell(key[1], remark=f"{key[0]}, {key[2]}"), _format_difference(gain, verdict), _tone_cell(verdict)]
+            [Cell(key[1], remark=f"{key[0]}, {key[2]}"), format_gain(gain, verdict), _tone_cell(verdict)]
             for key, (gain, verdict) in comparison.judge(number).items()
         ]
         caption = f"{title} over {titles[0]}: mean gain in points, with the interval that holds for all rows together"
