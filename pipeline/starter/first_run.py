@@ -54,14 +54,16 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
     Raises:
         UserError: a wish is not valid, or the folder has the recipe of something else.
     """
-    if asked.minutes is not None and asked.wishes.epochs is not None:
+    wishes = asked.wishes
+    if asked.minutes is not None and wishes.epochs is not None:
         raise UserError("--minutes: is not valid beside --epochs; valid: one of them")
-    for name in ("method", "epochs", "minutes"):
-        if not asked.wishes.pretrains and getattr(asked if name == "minutes" else asked.wishes, name) is not None:
-            raise UserError(
-                f"--{name}: is not valid: {asked.wishes.goal} with --weights pretrains nothing; valid: leave it out, "
-                f"or firstlight pretrain"
-            )
+    of_pretraining = {"method": wishes.method, "epochs": wishes.epochs, "minutes": asked.minutes}
+    stated = [name for name, value in of_pretraining.items() if value is not None]
+    if stated and not wishes.pretrains:
+        raise UserError(
+            f"--{stated[0]}: is not valid: {wishes.goal} with --weights pretrains nothing; valid: leave it out, "
+            "or firstlight pretrain"
+        )
     file, first_line = asked.out / FIRST_RECIPE, f"# {asked.command}\n"
     if file.exists():
         if file.read_text("utf-8").startswith(first_line):
@@ -72,7 +74,7 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
             f"{shlex.quote(str(file))}"
         )
     survey, has_gpu = survey_images(asked.data), find_local_gpus().count > 0
-    chosen = choose_settings(survey, asked.wishes, has_gpu)
+    chosen = choose_settings(survey, wishes, has_gpu)
     file.parent.mkdir(parents=True, exist_ok=True)
     if asked.minutes is not None:
         chosen = _choose_for_minutes(asked, survey, chosen, has_gpu)
