@@ -114,6 +114,9 @@ class SpatialContrasting(Method):
         "The classes come from a linear layer on the averaged last map; in the port from a 1x1 convolution with "
         "normalisation and leaky ReLU, whose maps are averaged.",
         "The loss contrasts with the images of all workers.",
+        "The recipes have the rates of the long version, which names neither batch size, length nor the size of the "
+        "translations; the momentum and the decay are those of other code of its authors.",
+        "In the recipes, 2 % of the training images are held out to choose settings on; the paper trains on all.",
     )
 
     def __init__(

@@ -1,14 +1,20 @@
-"""The recipes of Noise As Targets take the input of the authors' code, and figure 4 and table 4 are whole."""
+"""The recipes of Noise As Targets: input and optimisation of the authors' code, and figure 4 and table 4 are whole."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support.paths import WITHOUT_ROOT
 
@@ -73,6 +79,76 @@ def test_input_is_that_of_the_authors_code(name: str) -> None:
     )
     np.testing.assert_allclose(made(image)[0].numpy(), main_lua_gradients(normalised), rtol=0, atol=1e-5)
     assert spec["normalize"] == "image" or "/" not in name
+
+
+def list_transfers() -> list[tuple[str, str]]:
+    """Returns recipe and stage of each MLP on frozen convolutions, on ImageNet or CIFAR-10."""
+    names = ("table3", "figure2_left", "figure2_right", "section4_1", "cifar10")
+    recipes = [(f"nat/{name}", opened(f"nat/{name}")) for name in names]
+    return [(name, stage) for name, one in recipes for stage, kept in one.stages.items() if isinstance(kept, Finetune)]
+
+
+@pytest.mark.parametrize(("name", "stage"), list_transfers())
+def test_mlp_on_frozen_convolutions_is_optimised_as_in_test_lua(name: str, stage: str) -> None:
+    """Its rate is 0.1 / (1 + 0.3 (e - 20)) from epoch 20 on; optimutil.lua decays no bias and no normalisation."""
+    recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", ("dataset.root=/data",), smoke=True)
+    trial, whole = recipe.stages[stage], opened(name).stages[stage]
+    assert isinstance(trial, Finetune)
+    assert isinstance(whole, Finetune)
+    assert (whole.epochs, whole.batch_size, whole.learning_rates, whole.labels_per_class) == (100, 256, (), None)
+    encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
+    task = TASKS[trial.task.name](encoder, 10, **constructor_arguments(trial.task))
+    optimizer = build_optimizer(whole.optimizer, task.parameter_groups(), 0.1)
+    decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    weights = {id(layer.weight) for layer in task.modules() if isinstance(layer, nn.Linear)}
+    assert decayed.keys() == {id(p) for p in task.head.parameters()}, "the convolutions are frozen"
+    # The code multiplies weights by 1 - 1e-8 in each step; here it is the rate times this.
+    assert {key for key, decay in decayed.items() if decay} == weights
+    assert {decay for decay in decayed.values() if decay} == {1e-8 / 0.1}
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["dampening"], group["nesterov"]) == (0.1, 0.9, 0.9, False)
+    assert whole.schedule is not None
+    assert whole.schedule.interval == "epoch"
+    schedule, rates = build_schedule(whole.schedule, optimizer, 100), []
+    for _ in range(100):
+        rates.append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1 if e < 20 else 0.1 / (1 + 0.3 * (e - 20)) for e in range(100)])
+
+
+PRETRAININGS = ("table3", "figure2_left", "figure2_right", "figure4", "section4_1", "cifar10")
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_pretraining_has_the_step_of_main_lua(name: str) -> None:
+    """There 0.01 on the sum of 256 squared distances, without momentum and decay; here eq. 2, 1/512 of that sum."""
+    stages = [stage for stage in opened(f"nat/{name}").stages.values() if isinstance(stage, Pretrain)]
+    assert stages
+    for stage in stages:
+        method: Any = stage.method
+        assert (stage.batch_size, stage.optimizer.lr, stage.optimizer.arguments()) == (256, 0.01 * 2 * 256, {})
+        assert (stage.optimizer.name, method.reduction, method.solver, method.assign) == (
+            *("SGD", "paper", "exact", "global"),
+        )
+        assert (method.hidden, method.dropout, method.pool) == ((4096, 4096), 0.5, "flatten")
+
+
+def test_curves_and_ablation_differ_from_table_3_in_one_setting() -> None:
+    base: Any = opened("nat/table3").stages["pretrain"].model_copy(update={"register_as": None})
+    assert (base.method.dim, base.method.permutation_period, base.epochs) == (2048, 3, 100)
+    for name, key in (("figure2_left", "permutation_period"), ("section4_1", "dim")):
+        found = []
+        for stage in opened(f"nat/{name}").stages.values():
+            if isinstance(stage, Pretrain):
+                found.append(getattr(stage.method, key))
+                changes: dict[str, Any] = {key: getattr(base.method, key), "targets": "sphere"}
+                assert stage == base.model_copy(update={"method": stage.method}), name
+                assert stage.method.model_copy(update=changes) == base.method, name
+        assert found == {"figure2_left": [1, 2, 3, 5, 10, 20], "section4_1": [1000, 10_000, 100_000]}[name]
+    epochs = [stage for stage in opened("nat/figure2_right").stages.values() if isinstance(stage, Pretrain)]
+    assert [stage.epochs for stage in epochs] == [20, 40, 60, 80, 100, 120]
+    assert all(stage.model_copy(update={"epochs": 100}) == base for stage in epochs)
 
 
 def test_figure_4_has_the_trainings_of_tables_2_and_3() -> None:

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.optim import build_optimizer
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.stages.sections.finetune import Finetune
@@ -96,6 +97,26 @@ def test_detection_on_voc_looks_at_boxes_as_fast_rcnn_does(name: str) -> None:
     assert heads.box_head.dropout.p == 0.5
     assert heads.nms_thresh == 0.3
     assert not any(isinstance(module, _BatchNorm) for module in task.modules())
+
+
+@pytest.mark.parametrize("name", ["nat/table4_detection", "nat/table4_labels_detection"])
+def test_detection_on_voc_has_the_solver_of_fast_rcnn(name: str) -> None:
+    """For 2 images there, and 4 times as many here: a rate 4 times as large, for a fourth of the steps.
+
+    Biases do not decay (decay_mult: 0).
+    """
+    recipe = load_recipe(RECIPES_FOLDER / f"{name}.yaml", ("dataset.root=/data",))
+    for key, stage in stages_of(recipe, "detect").items():
+        assert (stage.batch_size, stage.steps, stage.optimizer.lr) == (2 * 4, 40_000 // 4, 0.001 * 4)
+        assert stage.optimizer.arguments() == {"momentum": 0.9, "weight_decay": 5e-4}
+        assert stage.schedule is not None
+        assert stage.schedule.arguments() == {"step_size": 30_000 // 4, "gamma": 0.1}
+        trial = read(name)
+        task = build(trial, stages_of(trial, "detect")[key])
+        groups = build_optimizer(stage.optimizer, task.parameter_groups(), 0.004).param_groups
+        kept = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+        biases = {id(p) for path, p in task.named_parameters() if path.endswith("bias") and p.requires_grad}
+        assert kept == biases
 
 
 DAE = [recipe.name for recipe in list_recipes() if recipe.name.startswith("dae/")]
