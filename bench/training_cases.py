@@ -66,6 +66,7 @@ METHOD_TRAININGS = (
     TrainingCase("nat, sparse solver", "nat", {**HEADS, "pool": "avg", "solver": "sparse"}),
     TrainingCase("super_and", "super_and", {"dim": 16, "rounds": 2, "ue_period": 1}),
     TrainingCase("super_and, authors' code", "super_and", {"dim": 16, "rounds": 2, "variant": "reference"}),
+    TrainingCase("super_and, sampled", "super_and", {"dim": 16, "rounds": 2, "negatives": 8, "bank_dtype": "bfloat16"}),
     TrainingCase("clustering_locality", "clustering_locality"),
     TrainingCase("dae", "dae"),
     TrainingCase("dae, small blocks", "dae", {"corruption": "small_blocks"}),

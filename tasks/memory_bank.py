@@ -3,13 +3,15 @@
 Softmax over all n images (Wu et al. 2018; Super-AND, eq. 1) needs n logits per image, yet the log-partition, the
 entropy and both gradients are moments of one weighted sum over the rows. The bank is therefore read once, `chunk` rows
 at a time, and no (b, n) tensor ever exists. A worker sums over its own shard; the workers then exchange as much as the
-batch is large, not the bank.
+batch is large, not the bank. Where n is too large even for that, the sums are estimated over some rows, drawn anew at
+each step, and the rows may be stored in 16 bits.
 """
 
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +28,8 @@ NEIGHBOUR_QUERY_BLOCK = 1024
 HIDDEN_LOGIT = -1e30
 # The stream of the initial rows, which separates them from all other numbers drawn with this seed.
 BANK_STREAM = 0x62616E6B
+# The stream of the rows over which a softmax is estimated.
+SAMPLE_STREAM = 0x73616D70
 
 
 class Moments(NamedTuple):
@@ -52,6 +56,10 @@ class Moments(NamedTuple):
         """Returns the moments over one row for each query: (b, 1) logits of (b, e) rows."""
         zeroth = torch.cat((torch.ones_like(logit), row), 1)
         return Moments(logit, zeroth, torch.zeros_like(zeroth))
+
+    def scale_weights(self, factor: float) -> "Moments":
+        """Returns the moments of the same rows, each with `factor` times its weight."""
+        return Moments(self.peak, factor * self.zeroth, factor * self.first)
 
     @staticmethod
     def from_logits(logits: Tensor, rows: Tensor) -> "Moments":
@@ -122,19 +130,39 @@ def draw_initial_rows(rows: Tensor, dim: int, seed: int) -> Tensor:
     return (torch.cat(parts) * 2.0 - 1.0) * math.sqrt(3.0 / dim)
 
 
+def draw_spread_rows(count: int, size: int, seed: int, step: int) -> np.ndarray:
+    """Draws (count,) int64 rows of 0..size-1 in ascending order, one from each of `count` equally long intervals.
+
+    Every row is expected count / size times, so a sum over the drawn rows times size / count estimates the sum over all
+    rows without bias. A row that lies across two intervals may be drawn for both. The rows are a function of (seed,
+    step): number k of a step is one of Philox (Salmon et al. 2011), whose counter begins at (0, step).
+    """
+    generator = np.random.Philox(key=[seed % 2**64, SAMPLE_STREAM], counter=[0, step, 0, 0])
+    uniform = (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return np.minimum((np.arange(count) + uniform) * (size / count), size - 1).astype(np.int64)
+
+
 class MemoryBank(SampleTable):
-    """A table of `size` float32 embeddings of size `dim`.
+    """A table of `size` embeddings of size `dim`.
 
     Queries are (b, dim). Everything is computed in the wider type of query and row.
+
+    Args:
+        dtype: the type in which the embeddings are stored.
     """
 
-    def __init__(self, size: int, dim: int, seed: int, chunk: int) -> None:
-        super().__init__(size, (dim,), torch.float32, lambda rows: draw_initial_rows(rows, dim, seed))
+    def __init__(self, size: int, dim: int, seed: int, chunk: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(size, (dim,), dtype, lambda rows: draw_initial_rows(rows, dim, seed))
         self.chunk = chunk
 
     @time_part(TABLES)
     def contrast_others(
-        self, queries: Tensor, own: Tensor, temperature: float, own_class: float | Tensor | None = None
+        self,
+        queries: Tensor,
+        own: Tensor,
+        temperature: float,
+        own_class: float | Tensor | None = None,
+        sample: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Contrasts (b, dim) queries v of this worker with all rows of the bank but their own. Collective.
 
@@ -142,11 +170,16 @@ class MemoryBank(SampleTable):
             own: (b,) rows of the queries' own images.
             own_class: the own row's part in the entropy. None leaves it out, a number replaces its logit, and its
                 (b, dim) embeddings in the bank include it as they do all other rows.
+            sample: (k,) int64 rows, equal on all workers, as `draw_spread_rows` draws them: the sums over the
+                rows of the bank are estimated by those over the sample, times size / k. None: they are exact.
 
         Returns:
             (b,) log sum over j != own of exp(m_j.v / temperature), and the (b,) entropy of the softmax over j.
         """
-        return _ContrastOthers.apply(queries, self, own, temperature, own_class)  # type: ignore[no-untyped-call,no-any-return]
+        found: tuple[Tensor, Tensor] = _ContrastOthers.apply(  # type: ignore[no-untyped-call]
+            queries, self, own, temperature, own_class, sample
+        )
+        return found
 
     @torch.no_grad()
     @time_part(TABLES)
@@ -162,16 +195,17 @@ class MemoryBank(SampleTable):
             and 9).
         """
         embeddings = (self if features is None else features).values
+        wide = torch.promote_types(embeddings.dtype, torch.float32)
         nearest = torch.empty(self.size, dtype=torch.int64, device=self.values.device)
-        entropy = self.values.new_empty(self.size)
+        entropy = self.values.new_empty(self.size, dtype=wide)
         for holder in range(world_size()):
             held = torch.arange(holder, self.size, world_size(), device=self.values.device)
             for start in range(0, len(held), NEIGHBOUR_QUERY_BLOCK):
                 rows = held[start : start + NEIGHBOUR_QUERY_BLOCK]
                 queries = (
-                    embeddings[start : start + NEIGHBOUR_QUERY_BLOCK].clone()
+                    embeddings[start : start + NEIGHBOUR_QUERY_BLOCK].to(wide, copy=True)
                     if rank() == holder
-                    else embeddings.new_empty(len(rows), *embeddings.shape[1:])
+                    else embeddings.new_empty(len(rows), *embeddings.shape[1:], dtype=wide)
                 )
                 if world_size() > 1:
                     with time_part(COMMUNICATION):
@@ -205,16 +239,42 @@ class MemoryBank(SampleTable):
             self._stored[positions] = values
         return all_sum(change)
 
-    def compute_moments(self, queries: Tensor, own: Tensor, temperature: float) -> Moments:
-        """Returns the moments of this worker's queries over all rows of the bank but their own. Collective."""
+    def compute_moments(
+        self, queries: Tensor, own: Tensor, temperature: float, sample: np.ndarray | None = None
+    ) -> Moments:
+        """Returns the moments of this worker's queries over all rows of the bank but their own. Collective.
+
+        `sample`: the rows over which they are estimated; see `contrast_others`.
+        """
         everyone = gather_over_workers(queries.detach()) / temperature
         positions = self._local_positions(gather_over_workers(own))
+        if sample is not None:
+            total = self._sum_sampled_moments(everyone, positions, sample).sum_over_workers()
+            return total.scale_weights(self.size / len(sample)).select_own_queries()
         total = Moments.without_rows(everyone, everyone.shape[1])
         for start, rows in self._iterate_blocks(everyone.dtype):
             logits = everyone @ rows.T
             _hide_columns(logits, positions - start)
             total = total.add_moments(Moments.from_logits(logits, rows))
         return total.sum_over_workers().select_own_queries()
+
+    def _sum_sampled_moments(self, logit_queries: Tensor, positions: Tensor, sample: np.ndarray) -> Moments:
+        """Returns the moments over those of the (k,) sampled rows that are in this worker's shard.
+
+        Args:
+            logit_queries: (b, dim) queries of all workers, divided by the temperature.
+            positions: (b,) positions of the queries' own rows in this shard; -1 for rows of another worker.
+            sample: the rows. They are on the host, where the number of those in this shard is known without a wait.
+        """
+        total = Moments.without_rows(logit_queries, logit_queries.shape[1])
+        here = torch.from_numpy(sample[sample % world_size() == rank()] // world_size())
+        dtype = torch.promote_types(self.values.dtype, logit_queries.dtype)
+        for part in here.to(self.values.device, non_blocking=True).split(self.chunk) if len(here) else ():
+            rows = self.values[part].to(dtype)
+            logits = logit_queries @ rows.T
+            logits.masked_fill_(positions[:, None] == part, HIDDEN_LOGIT)
+            total = total.add_moments(Moments.from_logits(logits, rows))
+        return total
 
     def _find_nearest(
         self, queries: Tensor, own: Tensor, temperature: float, embeddings: Tensor
@@ -277,9 +337,15 @@ class _ContrastOthers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, bank: MemoryBank, own: Tensor, temperature: float, own_class: float | Tensor | None
+        ctx: Any,
+        queries: Tensor,
+        bank: MemoryBank,
+        own: Tensor,
+        temperature: float,
+        own_class: float | Tensor | None,
+        sample: np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
-        others = bank.compute_moments(queries, own, temperature)
+        others = bank.compute_moments(queries, own, temperature, sample)
         among = others
         if isinstance(own_class, Tensor):
             logit = (queries * own_class).sum(1, keepdim=True) / temperature
@@ -294,6 +360,6 @@ class _ContrastOthers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_partition: Tensor, by_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, by_partition: Tensor, by_entropy: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         mean, spread = ctx.saved_tensors
-        return by_partition[:, None] * mean - by_entropy[:, None] * spread, None, None, None, None
+        return by_partition[:, None] * mean - by_entropy[:, None] * spread, None, None, None, None, None

@@ -103,7 +103,8 @@ def _score_memory_bank(
     """
     bank = load_table(folder)
     _check_bank_images("the memory bank", bank, context.store.hash, context.splits)
-    rows = bank.values[torch.from_numpy(np.searchsorted(bank.ids, train))].to(context.device)
+    # A bank may be stored in 16 bits.
+    rows = bank.values[torch.from_numpy(np.searchsorted(bank.ids, train))].to(context.device).float()
     labels = torch.from_numpy(context.splits.labels[train]).to(context.device)
     return score_bank((rows, labels), sets, _scoring_options(stage, context))
 

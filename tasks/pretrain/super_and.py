@@ -16,6 +16,7 @@ computed: r_i.r_j = v_i G v_j / (|M v_i| |M v_j|) with the Gram matrix G = M^T M
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from firstlight.tasks import relation_losses
 from firstlight.tasks.learner import Batch
-from firstlight.tasks.memory_bank import MemoryBank
+from firstlight.tasks.memory_bank import MemoryBank, draw_spread_rows
 from firstlight.tasks.neighbourhoods import measure_consistency, select_neighbours
 from firstlight.tasks.nn.encoders import Encoder, MapPooling, pooled_size
 from firstlight.tasks.nn.heads import Projection
@@ -31,6 +32,16 @@ from firstlight.tasks.pretrain.method import BatchRequirements, Method, Training
 from firstlight.tasks.relation_losses import SuperAndVariant, augmentation_loss, neighbourhood_loss
 from firstlight.tasks.sample_table import SampleTable
 from firstlight.tasks.visuals import Plot
+
+# The types that a memory bank may be stored in.
+BankType = Literal["float32", "float16", "bfloat16"]
+BANK_TYPES: dict[BankType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+# At most two of the drawn rows are an image's own (`draw_spread_rows`), so that one of three is of another image.
+FEWEST_NEGATIVES = 3
 
 
 class SuperAnd(Method):
@@ -86,6 +97,10 @@ class SuperAnd(Method):
     `ue_sign`: `attract` minimises the entropy of L_ue (section 3.2, and the code), `eq12` maximises it (eq. 12).
     `ue_classes`: the classes of L_ue: `others` treats the image's own as `variant` says, `all` includes it.
     `chunk`: the number of rows of the bank that are processed at a time; it changes memory, not results.
+    `bank_dtype`: the type in which the bank is stored. The 16-bit types halve its memory; on the unit sphere float16 is
+        the more exact of the two.
+    `negatives`: the number of rows of the bank that the softmax of L_and and L_ue is estimated over, drawn anew at each
+        step and shared by the batch; null: all rows. The search for neighbours and L_aug are exact in both cases.
     """
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
@@ -132,18 +147,28 @@ class SuperAnd(Method):
         ue_sign: Literal["attract", "eq12"] = "attract",
         ue_classes: Literal["others", "all"] = "others",
         chunk: Annotated[int, Ge(1)] = 8192,
+        bank_dtype: BankType = "float32",
+        negatives: Annotated[int, Ge(FEWEST_NEGATIVES)] | None = None,
         pool: MapPooling = "avg",
     ) -> None:
         super().__init__(encoder, info)
         if aug and views == 1:
             raise ValueError("views: 1 is not valid with aug: true, which compares two views; valid: 2")
+        if negatives is not None and negatives >= info.size:
+            raise ValueError(
+                f"negatives: {negatives} rows are not fewer than the {info.size} images trained on; valid: null (all "
+                f"rows), or {FEWEST_NEGATIVES}..{info.size - 1}"
+            )
         self.temperature, self.aug_temperature, self.momentum = temperature, aug_temperature, momentum
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
         self.ue_step, self.ue_period, self.ue_sign, self.ue_classes = ue_step, ue_period, ue_sign, ue_classes
         self.num_views = _count_views(aug, views, variant)
         self.head = Projection(pooled_size(encoder, pool), (), dim, dropout=0.0, norm="batch", pool=pool)
-        self.bank = MemoryBank(info.size, dim, info.seed, chunk)
+        self.bank = MemoryBank(info.size, dim, info.seed, chunk, BANK_TYPES[bank_dtype])
+        self.negatives = negatives
+        # The (negatives,) rows of the present step.
+        self.sample: np.ndarray | None = None
         self.tables["bank"] = self.bank
         if neighbours:
             self.tables["neighbour"] = SampleTable(info.size, (), torch.int64, lambda rows: torch.full_like(rows, -1))
@@ -211,6 +236,11 @@ class SuperAnd(Method):
             self.begun.fill_(self.round)
         self.known_round = self.round
 
+    def begin_step(self, step: int) -> None:
+        """Draws the rows of the bank that the softmax of this step is estimated over, if it is not over all rows."""
+        if self.negatives is not None:
+            self.sample = draw_spread_rows(self.negatives, self.info.size, self.info.seed, step)
+
     def fill_tables(self, batch: Batch) -> None:
         """Writes f(x) of a batch: into the bank before the first round, and later where neighbours are searched."""
         found = self.embed(batch)[0]
@@ -232,6 +262,7 @@ class SuperAnd(Method):
     def loss(self, outputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(outputs[0].device.type, enabled=False):
             memory = self.bank.read(batch.rows)
+            memory = memory.to(torch.promote_types(memory.dtype, torch.float32))
             losses = self._compute_losses(outputs, batch.rows, memory.to(outputs[0].dtype))
             new = self.momentum * memory + (1.0 - self.momentum) * outputs[0].detach()
             self.bank.write(batch.rows, F.normalize(new, dim=1))
@@ -250,7 +281,9 @@ class SuperAnd(Method):
         own_class: float | Tensor | None = relation_losses.REFERENCE_OWN_LOGIT if self.variant == "reference" else None
         if self.ue_classes == "all":
             own_class = memory.repeat(count, 1)
-        others, entropy = self.bank.contrast_others(queries, rows.repeat(count), self.temperature, own_class)
+        others, entropy = self.bank.contrast_others(
+            queries, rows.repeat(count), self.temperature, own_class, self.sample
+        )
         own, neighbour = ((queries * m.repeat(count, 1)).sum(1) / self.temperature for m in (memory, near))
         losses = {"and_loss": neighbourhood_loss(others, own, neighbour, selected.repeat(count), self.variant)}
         total = losses["and_loss"]

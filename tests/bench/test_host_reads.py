@@ -43,7 +43,7 @@ def count_on_this_rank(name: str) -> tuple[float, Counter[str]]:
     return count_case_reads(next(case for case in CASES if case.name == name))
 
 
-@pytest.mark.parametrize("name", ["nat", "super_and", "flexmatch"])
+@pytest.mark.parametrize("name", ["nat", "super_and", "super_and, sampled", "flexmatch"])
 def test_no_step_of_two_workers_reads_a_value_on_the_host(pool: Pool, name: str) -> None:
     """Each worker has a part of every table, and would have to know which rows of a batch are its own."""
     assert pool.run(count_on_this_rank, name) == [(0.0, {})] * 2
@@ -112,6 +112,6 @@ def test_work_on_the_device_is_not_counted() -> None:
 
 
 def test_table_has_a_row_for_each_training() -> None:
-    table = make_reads_table([METHOD_TRAININGS[9], TASK_TRAININGS[0]])
+    table = make_reads_table([METHOD_TRAININGS[10], TASK_TRAININGS[0]])
     assert [*table.columns[0].cells] == ["simclr", "classify"]
     assert [*table.columns[1].cells] == ["0.00", "0.00"]

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import firstlight.tasks.memory_bank
 from firstlight.tasks.collective import gather_over_workers, rank, world_size
-from firstlight.tasks.memory_bank import MemoryBank, draw_initial_rows
+from firstlight.tasks.memory_bank import MemoryBank, draw_initial_rows, draw_spread_rows
 from firstlight.tasks.sample_table import SampleTable
 from tests.support import references
 from tests.support.gloo import Pool
@@ -86,6 +87,116 @@ def test_gradcheck(own_class: OwnClass) -> None:
     )
 
 
+# Row 4 is drawn twice and is a query's own, as rows 0 and 7 are.
+SAMPLE = np.array([0, 4, 4, 7, 9, 11])
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@OWN_CLASSES
+def test_sampled_sums_are_those_over_the_sample_times_size_over_its_length(chunk: int, own_class: OwnClass) -> None:
+    memory, own = bank(chunk=chunk), torch.tensor([0, 12, 4, 7])
+    queries = F.normalize(rows(4, 4, 1), dim=1).requires_grad_()
+    given = memory.values[own] if isinstance(own_class, str) else own_class
+    found = memory.contrast_others(queries, own, 0.3, given, SAMPLE)
+    others = (queries @ memory.values[torch.from_numpy(SAMPLE)].T / 0.3).masked_fill(
+        own[:, None] == torch.from_numpy(SAMPLE), -torch.inf
+    )
+    # A row that stands for 13 / 6 rows has so much more weight.
+    weights = torch.full_like(others, 13 / 6)
+    partition = (weights * others.exp()).sum(1).log()
+    logits = [others.masked_fill(own[:, None] == torch.from_numpy(SAMPLE), 0.0)]
+    weights = weights.masked_fill(own[:, None] == torch.from_numpy(SAMPLE), 0.0)
+    if own_class is not None:
+        itself = (queries * memory.values[own]).sum(1) / 0.3 if own_class == "all" else torch.full((4,), own_class)
+        logits, weights = [*logits, itself[:, None]], torch.cat((weights, torch.ones(4, 1)), 1)
+    joined = torch.cat(logits, 1)
+    p = weights * joined.exp()
+    total = p.sum(1, keepdim=True)
+    entropy = total[:, 0].log() - (p / total * joined).sum(1)
+    for ours, theirs in zip(found, (partition, entropy), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        mine, its = (torch.autograd.grad(x.square().sum(), queries, retain_graph=True)[0] for x in (ours, theirs))
+        torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
+
+
+@OWN_CLASSES
+def test_gradcheck_of_the_estimate(own_class: OwnClass) -> None:
+    memory, own = bank(), torch.tensor([3, 9])
+    given = memory.values[own] if isinstance(own_class, str) else own_class
+    assert torch.autograd.gradcheck(
+        lambda x: memory.contrast_others(F.normalize(x, dim=1), own, 0.5, given, SAMPLE),
+        (rows(2, 4, 1).requires_grad_(),),
+    )
+
+
+def test_sum_over_drawn_rows_estimates_the_sum_over_all_without_bias() -> None:
+    """The mean of the estimated partition over 4,000 steps is the exact one, and every row is drawn equally often."""
+    memory, own = bank(), torch.tensor([0, 12, 4, 7])
+    queries = F.normalize(rows(4, 4, 1), dim=1)
+    drawn = [draw_spread_rows(5, 13, seed=3, step=step) for step in range(4000)]
+    estimates = torch.stack([memory.contrast_others(queries, own, 0.3, None, sample)[0].exp() for sample in drawn])
+    exact = memory.contrast_others(queries, own, 0.3)[0].exp()
+    error = estimates.std(0) / 4000**0.5
+    assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
+    assert (error < 0.02 * exact).all(), "else the test sees nothing"
+    counts = np.bincount(np.concatenate(drawn), minlength=13) / 4000
+    assert counts.tolist() == pytest.approx([5 / 13] * 13, abs=0.04)
+
+
+@given(st.integers(1, 200), st.integers(1, 10**9), st.integers(0, 2**31), st.integers(0, 10**6))
+def test_one_row_is_drawn_of_each_interval(count: int, more: int, seed: int, step: int) -> None:
+    size = count + more
+    drawn = draw_spread_rows(count, size, seed, step)
+    # The bounds of the intervals in whole numbers, from below and from above.
+    below = [k * size // count for k in range(count)]
+    above = [-(-(k + 1) * size // count) - 1 for k in range(count)]
+    assert all(low <= row <= high for low, row, high in zip(below, drawn.tolist(), above, strict=True))
+    assert np.array_equal(drawn, draw_spread_rows(count, size, seed, step))
+    assert np.unique(drawn, return_counts=True)[1].max() <= 2
+
+
+def test_another_step_draws_other_rows() -> None:
+    assert not np.array_equal(draw_spread_rows(50, 10_000, 0, 1), draw_spread_rows(50, 10_000, 0, 2))
+    assert not np.array_equal(draw_spread_rows(50, 10_000, 0, 1), draw_spread_rows(50, 10_000, 1, 1))
+
+
+SIXTEEN_BITS = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+def narrow_bank(dtype: torch.dtype, size: int = 300) -> MemoryBank:
+    """Returns a bank of unit rows, this worker's shard of them, stored in 16 bits."""
+    memory = MemoryBank(size, 32, 0, 70, dtype)
+    memory.values = F.normalize(rows(size, 32, 0), dim=1)[memory.own_rows].to(dtype)
+    return memory
+
+
+@SIXTEEN_BITS
+def test_bank_in_16_bits_computes_in_32(dtype: torch.dtype) -> None:
+    """The results are those of a bank of 32 bits with the same rounded rows, to the last digits."""
+    memory, wide = narrow_bank(dtype), narrow_bank(dtype)
+    wide.values = memory.values.float()
+    own, queries = torch.arange(0, 160, 10), F.normalize(rows(16, 32, 1), dim=1).float()
+    for ours, theirs in zip(
+        (*memory.contrast_others(queries, own, 0.1), *memory.find_neighbours(0.1), memory.gram_matrix()),
+        (*wide.contrast_others(queries, own, 0.1), *wide.find_neighbours(0.1), wide.gram_matrix()),
+        strict=True,
+    ):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    assert memory.values.nbytes * 2 == wide.values.nbytes
+
+
+@SIXTEEN_BITS
+def test_gram_matrix_follows_the_rounded_rows(dtype: torch.dtype) -> None:
+    memory = narrow_bank(dtype)
+    gram = memory.gram_matrix()
+    for step in range(20):
+        memory.write(torch.randperm(300)[:64], F.normalize(rows(64, 32, step), dim=1).float())
+        gram += memory.commit_gram_change()
+    assert memory.values.dtype == dtype
+    torch.testing.assert_close(gram, memory.gram_matrix(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [0.001, 0.1, 100.0])
 def test_float32_is_close_to_float64_at_any_temperature(temperature: float) -> None:
     memory, own = bank(size=3000, dim=32, chunk=700), torch.arange(0, 160, 10)
@@ -149,8 +260,8 @@ def test_neighbour_is_another_row_and_the_lowest_of_equal_ones(size: int, chunk:
 def on_workers() -> list[Tensor]:
     """Returns this worker's results for its part of six queries.
 
-    They are the queries' gradients, the entropy over all rows, the neighbours, the entropies, both by features other
-    than the bank's, and the Gram matrix before and after a write.
+    They are the queries' gradients, the entropy over all rows, the sums over a sample, the neighbours, the entropies,
+    both by features other than the bank's, and the Gram matrix before and after a write.
     """
     memory, part = bank(chunk=2), slice(rank() * 6 // world_size(), (rank() + 1) * 6 // world_size())
     own = torch.tensor([12, 1, 5, 6, 2, 10])[part]
@@ -162,12 +273,15 @@ def on_workers() -> list[Tensor]:
         nearest, entropy = memory.find_neighbours(0.3)
         by_features = memory.find_neighbours(0.3, features_of_images(13))
     whole = memory.contrast_others(queries.detach(), own, 0.3, memory.read(own))
+    sampled = memory.contrast_others(queries.detach(), own, 0.3, -10.0, SAMPLE)
+    # All rows of this sample are in the shard of one of two workers.
+    even = memory.contrast_others(queries.detach(), own, 0.3, None, np.array([0, 2, 4, 10]))
     before = memory.gram_matrix()
     memory.write(own, queries)
     after = before + memory.commit_gram_change()
     assert queries.grad is not None
     return [
-        *(gather_over_workers(x.detach()) for x in (*found, queries.grad, whole[1])),
+        *(gather_over_workers(x.detach()) for x in (*found, queries.grad, whole[1], *sampled, *even)),
         nearest,
         entropy,
         *by_features,
@@ -185,6 +299,31 @@ def test_moments_are_equal_on_any_number_of_workers(workers: str, request: pytes
         for ours, theirs in zip(answer, wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(wanted[-1], wanted[-2], rtol=1e-12, atol=1e-12)
+
+
+def read_narrow_rows(dtype: torch.dtype) -> list[Tensor]:
+    """Returns all rows, the neighbours and the entropies of a bank in 16 bits, on this worker."""
+    memory = narrow_bank(dtype, size=31)
+    part = torch.arange(31 - 31 % world_size()).chunk(world_size())[rank()]
+    memory.write(part, F.normalize(rows(31, 32, 5), dim=1)[part].float())
+    memory.commit()
+    return [
+        memory.gather_values().float(),
+        gather_over_workers(memory.read(part)).float(),
+        *memory.find_neighbours(0.2),
+    ]
+
+
+@SIXTEEN_BITS
+def test_bank_in_16_bits_is_equal_on_two_workers(pool: Pool, dtype: torch.dtype) -> None:
+    for answer in pool.run(read_narrow_rows, dtype):
+        rows_of_all, read, nearest, entropy = answer
+        assert torch.equal(rows_of_all[:30], read)
+        assert torch.equal(rows_of_all[:30], F.normalize(rows(31, 32, 5), dim=1)[:30].to(dtype).float())
+        wanted = narrow_bank(dtype, size=31)
+        wanted.values = rows_of_all.to(dtype)
+        assert torch.equal(nearest, wanted.find_neighbours(0.2)[0])
+        torch.testing.assert_close(entropy, wanted.find_neighbours(0.2)[1])
 
 
 def empty_shards() -> list[Tensor]:
