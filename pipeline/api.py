@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +27,9 @@ from firstlight.pipeline.data.images.levels import check_depth, check_not_dark, 
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.notebook import open_console
 from firstlight.pipeline.report.page_parts import REPORT_FILE
+from firstlight.pipeline.report.scores.result_view import render_result
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
 from firstlight.pipeline.search.search import SearchResult, run_search
@@ -39,7 +41,6 @@ from firstlight.pipeline.stages.prediction.predictor import FineTunedModel
 from firstlight.pipeline.stages.prediction.saved_model import read_model
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.lineage import Run, read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
 from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
@@ -52,7 +53,7 @@ REFERENCE_PREFIXES = ("runs:/", "models:/")
 
 @dataclass(frozen=True)
 class RunResult:
-    """The outcome of a run of a recipe."""
+    """The outcome of a run of a recipe. A notebook shows it as its headline, its tables and a link to the report."""
 
     # The rows of the table that the command line prints.
     table: tuple[ScoreRow, ...]
@@ -64,6 +65,8 @@ class RunResult:
     stage_encoders: Mapping[str, Mapping[int, str]]
     # The folder of the encoder of the last pretraining stage's first seed; None if none was run.
     encoder_folder: Path | None = None
+    # The recipe that was run.
+    recipe: Recipe | None = field(default=None, repr=False)
 
     @property
     def encoders(self) -> Mapping[int, str]:
@@ -80,6 +83,10 @@ class RunResult:
         if self.encoder_folder is None:
             raise UserError("encoder: the run has no pretraining; valid: load_encoder with a reference or a folder")
         return load_encoder(self.encoder_folder)
+
+    def _repr_html_(self) -> str | None:
+        """Returns what a notebook shows; None without a recipe, whose keys the tables need."""
+        return None if self.recipe is None else render_result(self.recipe, self.table, self.report)
 
 
 class ImageEncoder(Encoder):
@@ -151,22 +158,23 @@ def load_recipe(path: str | Path, *overrides: str, smoke: bool = False) -> Recip
     return load.load_recipe(Path(path), overrides, smoke)
 
 
-def run(recipe: Recipe, *, only: str | None = None, console: Console | None = None) -> RunResult:
+def run(recipe: Recipe, *, only: str | None = None, quiet: bool = False, console: Console | None = None) -> RunResult:
     """Does what is left to do of a recipe, as `firstlight run` does. What has finished is not done twice.
 
-    `only`: a kind of stage (or `prepare`), as `firstlight <kind>` does. `console`: where progress is printed; nowhere
-    by default.
+    `only`: a kind of stage (or `prepare`), as `firstlight <kind>` does. Progress is shown in the cell of a notebook or
+    on stderr, or in `console`; nowhere if `quiet`.
 
     Raises:
         UserError: a mistake that the user can correct, found before the work starts where possible.
         StopTraining, StageFailed: a stage failed.
         Unpublished: all was done, but MLflow is unreachable; the next run publishes what is missing.
     """
-    ran = run_recipe(recipe, console or SafeConsole(quiet=True), only)
+    with open_console(console, quiet) as opened:
+        ran = run_recipe(recipe, opened, only)
     encoders = _list_encoders(recipe, ran.instances)
     made = [one for one in ran.instances if recipe.stages[one.stage].makes_encoder]
     first = next((one.folder / "encoder" for one in made if one.stage == made[-1].stage), None)
-    return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders, first)
+    return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders, first, recipe)
 
 
 def _list_encoders(recipe: Recipe, instances: Sequence[StageInstance]) -> dict[str, dict[int, str]]:
@@ -177,18 +185,22 @@ def _list_encoders(recipe: Recipe, instances: Sequence[StageInstance]) -> dict[s
     return found
 
 
-def search(file: str | Path, *overrides: str, console: Console | None = None, **settings: Any) -> SearchResult:
+def search(
+    file: str | Path, *overrides: str, quiet: bool = False, console: Console | None = None, **settings: Any
+) -> SearchResult:
     """Runs what has not been done yet of a search, as `firstlight search` does.
 
     `overrides`: texts `key=value` with keys of the search or of its recipe. `settings`: keys of the search, as
-    `trials=20`. `console`: where progress is printed; nowhere by default.
+    `trials=20`. `quiet`, `console`: as for `run`.
 
     Raises:
         UserError: a mistake that the user can correct.
         StageFailed, StopTraining: all trials have failed, or the run of the recipe with the best setting has.
     """
     own = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
-    return run_search(load_checked_plan(Path(file), (*overrides, *own)), console or SafeConsole(quiet=True))
+    plan = load_checked_plan(Path(file), (*overrides, *own))
+    with open_console(console, quiet) as opened:
+        return run_search(plan, opened)
 
 
 def load_encoder(

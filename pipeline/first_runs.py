@@ -9,9 +9,9 @@ from typing import TypedDict, Unpack
 from rich.console import Console
 
 from firstlight.pipeline.api import RunResult, load_recipe, run
+from firstlight.pipeline.notebook import open_console
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
-from firstlight.pipeline.terminal import SafeConsole
 
 
 class FirstRunArguments(TypedDict, total=False):
@@ -26,7 +26,9 @@ class FirstRunArguments(TypedDict, total=False):
     # The length of the pretraining, in epochs or in minutes of all seeds.
     epochs: int
     minutes: float
-    # Where progress is printed; nowhere by default.
+    # True: nothing is shown. Otherwise progress is, with its rate and the time that is left: in the cell of a notebook,
+    # or on stderr as the command does; or in `console`.
+    quiet: bool
     console: Console
 
 
@@ -39,7 +41,7 @@ def pretrain(data: str | Path, out: str | Path, *overrides: str, **asked: Unpack
         data: a folder of images, or a file that lists them.
         out: the folder of the recipe, the images' store and all results.
         overrides: texts `key=value` with keys of the recipe, as on the command line.
-        asked: `model`, `weights`, `method`, `epochs` or `minutes`, `console`: see `FirstRunArguments`.
+        asked: `model`, `weights`, `method`, `epochs` or `minutes`, `quiet`: see `FirstRunArguments`.
 
     Raises:
         UserError: a mistake that the user can correct, found before the work starts where possible.
@@ -97,7 +99,7 @@ def _run_first(
     wishes = Wishes(
         asked.get("model"), None if weights is None else str(weights), asked.get("method"), asked.get("epochs"), goal
     )
-    console = asked.get("console") or SafeConsole(quiet=True)
     told = FirstRun(Path(data), Path(out), wishes, asked.get("minutes"))
-    file = write_first_run(told, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-    return run(load_recipe(file, *overrides), console=console)
+    with open_console(asked.get("console"), asked.get("quiet", False)) as console:
+        file = write_first_run(told, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        return run(load_recipe(file, *overrides), console=console)

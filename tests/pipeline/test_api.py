@@ -1,5 +1,6 @@
 """The Python API: a recipe is run, and what it leaves is opened."""
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,25 @@ def test_run_of_stages_that_make_no_encoder_returns_none(recipe: Recipe, result:
     assert again.encoders == {}
 
 
-def test_run_is_quiet_by_default(recipe: Recipe, result: api.RunResult, capfd: pytest.CaptureFixture[str]) -> None:
-    api.run(recipe)
+def test_run_prints_progress_to_stderr_unless_it_is_quiet(
+    recipe: Recipe, result: api.RunResult, capfd: pytest.CaptureFixture[str]
+) -> None:
+    api.run(recipe, quiet=True)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+    api.run(recipe)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "pretrain seed 1: finished before" in captured.err
+
+
+def test_result_shows_itself_in_a_notebook(recipe: Recipe, result: api.RunResult) -> None:
+    shown = result._repr_html_()
+    assert shown is not None
+    assert result.report.as_uri() in shown
+    assert shown.count("<tr>") == 1 + len(result.table)
+    assert "recipe=" not in repr(result)
+    assert dataclasses.replace(result, recipe=None)._repr_html_() is None
 
 
 def test_run_prints_progress_to_the_console(recipe: Recipe, result: api.RunResult) -> None:

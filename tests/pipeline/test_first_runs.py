@@ -11,14 +11,18 @@ from tests.support.folders_of_noise import write_noise_folder
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
-def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path) -> None:
+def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (40, 36))
     asked = {"method": "simclr", "epochs": 1, "model": "convnet"}
     first = fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked)
+    said = capfd.readouterr().err
+    assert "network: convnet from random weights" in said
+    assert "prepare: 24 images in" in said
     assert {row.stage for row in first.table} == {"evaluate"}
     assert first.report.exists()
     assert first.encoder.embed([next((tmp_path / "images").rglob("*.png"))]).shape[0] == 1
-    assert fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked).table == first.table
+    assert fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked, quiet=True).table == first.table
+    assert capfd.readouterr() == ("", "")
     again = fl.evaluate(tmp_path / "images", tmp_path / "again", "seeds=[1]", weights=tmp_path / "out")
     mine = {row.measure: row.pretrained for row in first.table}
     # The same images and weights: the given ones score as the pretrained did.
