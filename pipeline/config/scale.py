@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator
 
+from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
 
 # The value of a key that the machines decide when a recipe runs.
@@ -149,9 +150,19 @@ class ScaleOptions(StrictModel):
 
 
 class TrackingOptions(StrictModel):
-    """The location of the runs in MLflow."""
+    """The location of the runs in MLflow, and the loggers that are told the same."""
 
     uri: str | None = Field(
         None, description="The URI of the MLflow tracking server. null: an SQLite file in the recipe's `storage`."
     )
     experiment: str = Field("firstlight", description="The name of the MLflow experiment.")
+    loggers: tuple[str, ...] = Field(
+        (),
+        description="[Loggers besides MLflow](mlflow.md#other-loggers), which get the same numbers: `tensorboard`, "
+        "`wandb`, or those of an installed package.",
+    )
+
+    @field_validator("loggers")
+    @classmethod
+    def _check_loggers(cls, loggers: tuple[str, ...]) -> tuple[str, ...]:
+        return check_distinct(loggers, "a logger")

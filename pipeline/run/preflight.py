@@ -15,6 +15,7 @@ from firstlight.pipeline.run.mirroring import check_bucket
 from firstlight.pipeline.run.ray_session import check_local_resources
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage_kind import RecipeContext
+from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.tasks.nn.encoders import Encoder
 
 
@@ -27,6 +28,7 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
         UserError: names the dotted key, the value and the valid values.
     """
     check_local_resources(recipe.scale, recipe.stream)
+    check_loggers(recipe.tracking.loggers)
     _check_storage(recipe.storage)
     encoder = check_without_images(recipe)
     context = RecipeContext(recipe, source or open_source(recipe.dataset), encoder)

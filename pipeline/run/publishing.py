@@ -89,7 +89,7 @@ class RunPublisher:
         self.recipe, self.folder, self.console, self.parent, self.repeats = recipe, folder, console, parent, repeats
         # The origin is opened first: MLflow's global settings are those of the client that was opened last.
         self.origin = TrackingClient(recipe, repeats.origin) if repeats else None
-        self.tracking = TrackingClient(recipe)
+        self.tracking = TrackingClient(recipe, console=console)
         self.outbox = Outbox(self.tracking.uri, console)
         # Runs that this command has started and not finished.
         self.open_runs: list[str] = []

@@ -14,7 +14,7 @@ from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.stages.code_version import code_version
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FIGURES_FOLDER, list_figures
+from firstlight.pipeline.tracking.figures import list_figures
 from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
 from firstlight.pipeline.tracking.references import pin_reference
 from firstlight.pipeline.tracking.run_file import RUN_FILE, read_run_id
@@ -130,8 +130,8 @@ class SearchRuns:
 
     def finish_search(self, report: Path | None, table: list[dict[str, Any]]) -> None:
         """Logs the figures, the report and the table of trials, and ends the run of the search."""
-        for file, _ in list_figures(self.folder):
-            self.client.log_artifact(self.run_id, str(file), FIGURES_FOLDER)
+        for file, entry in list_figures(self.folder):
+            self.tracking.log_figure(self.run_id, file, entry.title)
         if report is not None:
             self.client.log_artifact(self.run_id, str(report))
         self.client.log_dict(self.run_id, {"trials": table}, "trials.json")

@@ -1,5 +1,7 @@
 """Runs in MLflow: a parent run for each recipe, and a child run for each stage and seed.
 
+The loggers of `tracking.loggers` are told the same.
+
 Only the driver writes to MLflow. Workers write their numbers to files.
 """
 
@@ -10,11 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.location import TrackingLocation
+from firstlight.pipeline.tracking.loggers.contract import LoggedRun
+from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.pipeline.tracking.metric_keys import remove_refused_characters
 from firstlight.pipeline.tracking.metric_log import MetricLog
 from firstlight.pipeline.tracking.models import describe_versions, register_model
@@ -30,6 +36,8 @@ TEACHER_TAG = "firstlight.teacher"
 # With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
 STAGE_RUNS_PREFIX = "firstlight.runs."
 RUN_KEY_TAG = "firstlight.key"
+# The folder of a run's figures, in MLflow and on disk
+FIGURES_FOLDER = "figures"
 MAX_NOTE_LENGTH = 8000
 # Of the description of a registered version.
 MAX_DESCRIPTION_LENGTH = 5000
@@ -42,15 +50,19 @@ class TrackingClient(MetricLog):
     """Writes the MLflow runs of one recipe.
 
     Raises:
-        UserError: the tracking server or database cannot be used; names `tracking.uri`.
+        UserError: the tracking server or database cannot be used; names `tracking.uri`. Or a logger cannot; names
+            `tracking.loggers`.
     """
 
-    def __init__(self, recipe: "Recipe", location: TrackingLocation | None = None) -> None:
-        """Connects to `location`; the default is where the recipe says."""
+    def __init__(
+        self, recipe: "Recipe", location: TrackingLocation | None = None, console: Console | None = None
+    ) -> None:
+        """Connects to `location`; the default is where the recipe says. `console`: for notes about loggers."""
+        check_loggers(recipe.tracking.loggers)
         self.recipe, self.location = recipe, location or TrackingLocation.of(recipe)
         self.uri = self.location.uri
         direct_client, self.experiment_id = open_experiment(self.location)
-        super().__init__(direct_client)
+        super().__init__(direct_client, recipe.tracking.loggers, console)
 
     def start_run(
         self,
@@ -82,7 +94,22 @@ class TrackingClient(MetricLog):
         if "run_id" not in known:
             self._log_params(run_id, params)
             write_sealed_json(file, {**known, "run_id": run_id, "tracking_uri": self.uri})
+        self.loggers.start_run(self._describe_run(run_id, name, params, tags))
         return run_id
+
+    def _describe_run(self, run_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> LoggedRun:
+        return LoggedRun(
+            run_id,
+            name,
+            self.recipe.name,
+            self.location.experiment,
+            self.location.storage,
+            tags.get("firstlight.kind", "recipe"),
+            tags.get("mlflow.parentRunId"),
+            tags.get("mlflow.note.content", ""),
+            {key: str(value) for key, value in params.items()},
+            {key: str(value) for key, value in tags.items() if not key.startswith("mlflow.")},
+        )
 
     def _find_by_key(self, key: str | None) -> str | None:
         found = (
@@ -191,6 +218,11 @@ class TrackingClient(MetricLog):
         register_model(self.client, name, model_id, run_id, alias)
         return f"models:/{name}@{alias}"
 
+    def log_figure(self, run_id: str, file: Path, title: str) -> None:
+        """Logs a PNG file as a figure of a run."""
+        self.client.log_artifact(run_id, str(file), FIGURES_FOLDER)
+        self.loggers.log_image(run_id, f"{FIGURES_FOLDER}/{file.stem}", file, title)
+
     def find_model(self, run_id: str) -> str | None:
         """Returns the id of the logged model that is the output of a run, None if it has none."""
         outputs = self.client.get_run(run_id).outputs
@@ -239,6 +271,7 @@ class TrackingClient(MetricLog):
     def finish_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
         """Ends a run. `ended`: when its work ended, in seconds since 1970; None is now."""
         self.client.set_terminated(run_id, status, None if ended is None else int(1000 * ended))
+        self.loggers.finish_run(run_id, status)
 
 
 def _cut_sections(text: str, limit: int, rest: str) -> str:

@@ -11,9 +11,10 @@ from pydantic import Field, TypeAdapter
 from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.records import DamagedRecord, RecordShape, check_shape
+from firstlight.pipeline.tracking.client import FIGURES_FOLDER as FIGURES_FOLDER
 from firstlight.pipeline.tracking.client import TrackingClient
 
-FIGURES_FOLDER, FIGURES_INDEX = "figures", "index.json"
+FIGURES_INDEX = "index.json"
 # Names of figures are names of files, and may come from a file that a worker has written.
 FIGURE_NAME = re.compile(r"[\w.-]+\Z")
 FIGURES_ADVICE = "delete this file: the report has no figures of this stage then"
@@ -60,7 +61,7 @@ class FigureLog:
             raise DamagedRecord(f"{self.folder}: {name!r} is no name of a figure")
         file = self.folder / f"{name}.png"
         figure.savefig(file, dpi=FIGURE_DPI)
-        self.tracking.client.log_artifact(self.run_id, str(file), FIGURES_FOLDER)
+        self.tracking.log_figure(self.run_id, file, title)
         self.entries.append(FigureEntry(name, title, alt or title))
         write_json(self.folder / FIGURES_INDEX, [asdict(entry) for entry in self.entries])
 

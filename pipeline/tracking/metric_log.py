@@ -1,4 +1,4 @@
-"""Numbers of runs in MLflow, each of which is logged once."""
+"""Numbers of runs in MLflow, each of which is logged once, and passed on to the other loggers."""
 
 import math
 import sys
@@ -6,6 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from rich.console import Console
+
+from firstlight.pipeline.tracking.loggers.contract import LoggedNumber
+from firstlight.pipeline.tracking.loggers.group import LoggerGroup
 from firstlight.pipeline.tracking.retry import RetryingClient, short_timeouts
 
 if TYPE_CHECKING:
@@ -18,10 +22,16 @@ ROW_COUNTERS = ("step", "time", "of", "steps_per_epoch")
 
 
 class MetricLog:
-    """Logs the metrics and the results of runs. `client` retries, `direct_client` does not."""
+    """Logs the metrics and the results of runs. `client` retries, `direct_client` does not.
 
-    def __init__(self, direct_client: "MlflowClient") -> None:
+    `loggers`: the names of loggers that are told the same numbers. `console`: where they say that one has failed.
+    """
+
+    def __init__(
+        self, direct_client: "MlflowClient", loggers: Sequence[str] = (), console: Console | None = None
+    ) -> None:
         self.direct_client = direct_client
+        self.loggers = LoggerGroup(loggers, direct_client, console)
         self.client = cast("MlflowClient", RetryingClient(direct_client))
 
     def log_missing_metrics(self, run_id: str, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
@@ -61,6 +71,8 @@ class MetricLog:
         ]
         for k in range(0, len(batch), MAX_METRICS):
             client.log_batch(run_id, metrics=batch[k : k + MAX_METRICS])
+        numbers = [LoggedNumber(m.key, m.step, _clip_infinity(m.value), m.timestamp / 1000) for m in batch]
+        self.loggers.log_numbers(run_id, numbers)
 
     def log_results(self, run_id: str, values: Mapping[str, float], prefix: str = "") -> None:
         """Logs results, which have no step. A result that the run has already is not logged again."""
@@ -76,5 +88,10 @@ class MetricLog:
 
 def _is_same_number(known: float | None, value: float) -> bool:
     """Returns True if MLflow has the number, which keeps the largest number for infinity."""
+    return known is not None and (_clip_infinity(value) == known or (math.isnan(known) and value != value))
+
+
+def _clip_infinity(value: float) -> float:
+    """Returns a number as MLflow keeps it."""
     largest = sys.float_info.max
-    return known is not None and (min(max(value, -largest), largest) == known or (math.isnan(known) and value != value))
+    return value if math.isnan(value) else min(max(value, -largest), largest)

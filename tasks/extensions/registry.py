@@ -16,7 +16,9 @@ from typing import TypeVar
 T = TypeVar("T")
 # The groups of entry points, one for each registry.
 GROUP_PREFIX = "firstlight."
-EXTENDED_REGISTRIES = ("methods", "tasks", "encoders", "sources")
+# Those whose entries decide results.
+COMPUTING_REGISTRIES = ("methods", "tasks", "encoders", "sources")
+EXTENDED_REGISTRIES = (*COMPUTING_REGISTRIES, "loggers")
 
 
 @cache
@@ -88,11 +90,11 @@ def _warn(point: EntryPoint, problem: str) -> None:
 
 @cache
 def hash_extensions() -> str:
-    """Returns a sha256 over the entry points and the sources of their packages; "" if there are none.
+    """Returns a sha256 over the entry points that decide results, and the sources of their packages; "" without any.
 
     Results follow from this code as they do from Firstlight's.
     """
-    points = [point for registry in EXTENDED_REGISTRIES for point in find_entry_points(registry)]
+    points = [point for registry in COMPUTING_REGISTRIES for point in find_entry_points(registry)]
     if not points:
         return ""
     found = hashlib.sha256()

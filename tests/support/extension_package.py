@@ -1,4 +1,4 @@
-"""A tiny package that adds a method, a task, an encoder and a source to Firstlight."""
+"""A tiny package that adds a method, a task, an encoder, a source and a logger to Firstlight."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from annotated_types import Gt
 from torch import nn
 
 from firstlight.pipeline.data.sources.folder import open_folder
+from firstlight.pipeline.tracking.loggers.contract import RunLogger
 from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.pretrain.simclr import SimClr
 
@@ -49,6 +50,30 @@ def open_loud_folder(dataset):
     """Lists a folder, with the names of its classes in capitals."""
     source = open_folder(dataset)
     return replace(source, classes=tuple(name.upper() for name in source.classes))
+
+
+class TextLogger(RunLogger):
+    """Writes a line for each number."""
+
+    def __init__(self, run):
+        self.file = run.storage / f"{run.id}.txt"
+        self.lines = self.file.read_text().splitlines() if self.file.exists() else []
+
+    def list_numbers(self):
+        return [(line.split()[0], int(line.split()[1]), float(line.split()[2])) for line in self.lines]
+
+    def list_images(self):
+        return []
+
+    def log_numbers(self, numbers):
+        with open(self.file, "a") as file:
+            file.writelines(f"{number.key} {number.step} {number.value}\\n" for number in numbers)
+
+    def log_image(self, name, file, title):
+        pass
+
+    def finish(self, status):
+        pass
 '''
 
 ENTRY_POINTS = {
@@ -56,6 +81,7 @@ ENTRY_POINTS = {
     "tasks": {"named": "loud_extension.parts:Named"},
     "encoders": {"two_layers": "loud_extension.parts:two_layers"},
     "sources": {"loud": "loud_extension.parts:open_loud_folder"},
+    "loggers": {"text": "loud_extension.parts:TextLogger"},
 }
 
 

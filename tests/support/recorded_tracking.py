@@ -20,6 +20,9 @@ class RecordedTracking:
         assert Path(file).exists()
         self.files.setdefault(folder, []).append(Path(file).name)
 
+    def log_figure(self, run_id: str, file: Path, title: str) -> None:
+        self.log_artifact(run_id, str(file), "figures")
+
     def log_artifacts(self, run_id: str, path: str, folder: str = "") -> None:
         self.files.setdefault(folder, []).extend(sorted(file.name for file in Path(path).iterdir()))
 

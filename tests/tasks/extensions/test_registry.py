@@ -94,3 +94,9 @@ def test_an_entry_that_cannot_be_used_is_left_out_with_a_warning(
 
 def test_groups_are_those_of_the_registries() -> None:
     assert tuple(ENTRY_POINTS) == registry.EXTENDED_REGISTRIES
+
+
+def test_loggers_decide_no_results(path: Path) -> None:
+    write_package(path, {"loggers": {"text": "loud_extension.parts:TextLogger"}})
+    assert [point.name for point in find_entry_points("loggers")] == ["text"]
+    assert hash_extensions() == ""

@@ -1,0 +1,1 @@
+"""Loggers besides MLflow: TensorBoard, Weights & Biases, and those of other packages."""
