@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 
 from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.optim import build_schedule
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining.job import batch_requirements_of
 from firstlight.pipeline.stages.pretraining.section import Pretrain
@@ -86,6 +88,48 @@ def test_readings_of_table_1_differ_in_what_they_say(
         base.stages["evaluate"],
     )
     assert "table 1" in recipe.description.lower() or "log" in recipe.description
+
+
+AUGMENTATIONS = [
+    {"op": "random_resized_crop", "scale": (0.2, 1.0)},
+    {"op": "color_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4},
+    {"op": "random_grayscale", "p": 0.2},
+    {"op": "horizontal_flip", "p": 0.5},
+]
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in NAMES for key in pretrainings(name)])
+def test_trainings_have_the_settings_of_section_4_1(name: str, key: str) -> None:
+    """Digits are not mirrored (section 4.1), and images of AND and Instance neither (AND's code, configs/base.yaml)."""
+    stage = pretrainings(name)[key]
+    method, optimizer = stage.method, stage.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.decay_all) == ("SGD", 0.03, True)
+    assert optimizer.arguments() == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    assert (stage.schedule.name, stage.schedule.interval, stage.schedule.period) == ("MultiStepLR", "epoch", 200)
+    assert stage.schedule.arguments()["gamma"] == 0.1
+    assert (stage.batch_size, stage.epochs) == (128, 200 * method.rounds)
+    assert method.rounds == (5 if method.neighbours else 1)
+    assert (method.dim, method.momentum, method.temperature, method.aug_temperature) == (128, 0.5, 0.1, 0.1)
+    assert (method.ue_step, method.ue_period) == (0.2, 80)
+    mirrored = "svhn" not in name and "baselines" not in name
+    ops = [op.model_dump() for op in stage.augment]
+    wanted = AUGMENTATIONS if mirrored else AUGMENTATIONS[:-1]
+    assert [{field: op[field] for field in given} for op, given in zip(ops, wanted, strict=True)] == wanted
+
+
+def test_learning_rate_of_a_round_is_that_of_the_code_or_of_the_paper() -> None:
+    """The code's 0.03 * 0.1 ** ((epoch - 80) // 40) from 80 on; the paper drops at 80, too. Every round begins anew."""
+    for name, first in ((RESNET18, 120), (f"{RESNET18}_paper", 80)):
+        stage = pretrainings(name)["pretrain"]
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=stage.optimizer.lr)
+        schedule, rates = build_schedule(stage.schedule, optimizer, stage.epochs), []
+        for _ in range(stage.epochs):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        drops = [first, *range(120, 200, 40)]
+        one_round = [0.03 * 0.1 ** len({drop for drop in drops if drop <= epoch}) for epoch in range(200)]
+        assert rates == pytest.approx(one_round * 5)
 
 
 def test_ablations_of_table_4_leave_out_one_thing_each() -> None:
