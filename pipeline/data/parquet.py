@@ -1,4 +1,4 @@
-"""Opens Parquet files and refuses columns with types other than Arrow's own.
+"""Opens Parquet files, and refuses columns of Arrow with types other than Arrow's own.
 
 Ray registers an extension type whose values are pickles, which are unpickled by whoever reads them.
 """
@@ -16,12 +16,24 @@ def open_parquet_file(source: Any, **options: Any) -> pq.ParquetFile:
         pa.ArrowInvalid: the file is not Parquet, or a column has a foreign type; the message names the column.
     """
     file = pq.ParquetFile(source, page_checksum_verification=True, **options)
-    for field in file.schema_arrow:
+    try:
+        refuse_foreign_types(file.schema_arrow)
+    except pa.ArrowInvalid:
+        file.close()
+        raise
+    return file
+
+
+def refuse_foreign_types(schema: pa.Schema) -> None:
+    """Checks that all columns have Arrow's own types.
+
+    Raises:
+        pa.ArrowInvalid: one has not; the message names the column.
+    """
+    for field in schema:
         if _is_foreign(field.type):
-            file.close()
             name = field.type.extension_name if _is_extension(field.type) else field.type
             raise pa.ArrowInvalid(f"the column {field.name!r} has the foreign type {name}")
-    return file
 
 
 def read_parquet_table(source: Any, columns: list[str] | None = None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The dataset groups of the published sets resolve, each to its source."""
+"""The dataset groups of the published sets, and of a hub, resolve, each to its source."""
 
 import pytest
 
@@ -21,6 +21,7 @@ SETS = {
     "mnist": "idx",
     "stanford_dogs": "stanford_dogs",
     "cub200": "cub200",
+    "hugging_face": "hugging_face",
 }
 
 

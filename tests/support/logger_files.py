@@ -7,13 +7,13 @@ from typing import Any
 from firstlight.pipeline.tracking.loggers.wandb_files import STEP_KEY, iterate_wandb_records, read_history
 
 
-def read_tensorboard(storage: Path) -> tuple[dict[str, dict[str, Any]], list[Path]]:
-    """Returns the scalars (step, value) and the PNG files of all runs by tag, and the folders of the runs."""
+def read_tensorboard(storage: Path, only: Path | None = None) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """Returns scalars (step, value) and PNG files by tag, of all runs or of the folder `only`, and the folders."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars: dict[str, Any] = {}
     images: dict[str, Any] = {}
-    folders = sorted({file.parent for file in (storage / "tensorboard").rglob("events.*")})
+    folders = [only] if only else sorted({file.parent for file in (storage / "tensorboard").rglob("events.*")})
     for folder in folders:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
         events.Reload()

@@ -19,7 +19,7 @@ from firstlight.pipeline.records import DamagedRecord
 # A folder for working folders, instead of `~/.cache/firstlight/storage`.
 CACHE_VARIABLE = "FIRSTLIGHT_STORAGE_CACHE"
 # Of the schemes that images can be read from, those that can be written.
-STORAGE_SCHEMES = ("gs", "memory", "s3")
+STORAGE_SCHEMES = ("az", "gs", "memory", "s3")
 # Of a URI, the characters that the name of its working folder shows.
 NAME_LENGTH = 60
 
@@ -35,7 +35,7 @@ def place_storage(location: str) -> Path:
     scheme, sign, rest = location.partition("://")
     if not sign:
         return Path(location)
-    valid = "s3://bucket/prefix, gs://bucket/prefix"
+    valid = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
     if scheme != "file" and scheme not in STORAGE_SCHEMES:
         raise ValueError(f"{location!r} cannot be written; valid: a folder, {valid}")
     local = parse_local_path(location)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-URI_SCHEMES = ("file", "gs", "http", "https", "memory", "s3")
+URI_SCHEMES = ("az", "file", "gs", "hf", "http", "https", "memory", "s3")
 MAX_CONCURRENT_READS = 16
 # The largest encoded image, of any source, as it is read as a whole. 64 million pixels of 16 bits take 384 MB.
 MAX_IMAGE_BYTES = 1 << 29

@@ -26,6 +26,7 @@ from firstlight.pipeline.data.sources.published.stl10 import open_stl10
 from firstlight.pipeline.data.sources.published.svhn import open_svhn
 from firstlight.pipeline.data.sources.published.voc import open_voc
 from firstlight.pipeline.data.sources.source import Source, SourceOptions, describe_listing
+from firstlight.pipeline.data.sources.tables.hugging_face import open_hugging_face
 from firstlight.pipeline.data.sources.webdataset import open_webdataset
 from firstlight.pipeline.errors import UserError, one_line
 from firstlight.tasks.extensions.registry import Registry
@@ -36,6 +37,7 @@ _OWN_SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "folder": open_folder,
     "list": open_list,
     "parquet": open_parquet,
+    "hugging_face": open_hugging_face,
     "webdataset": open_webdataset,
     "cifar10": open_cifar10,
     "cifar100": open_cifar100,

@@ -1,7 +1,7 @@
 """The files below a URI: object storage, a web server, or the memory of the process.
 
-A client of fsspec is used if one is installed for the scheme (s3fs, gcsfs), else the client of pyarrow. Credentials
-come from the environment.
+A client of fsspec is used if one is installed for the scheme (s3fs, gcsfs, adlfs, huggingface_hub), else the client of
+pyarrow for s3:// and gs://. Credentials come from the environment.
 """
 
 import contextlib
@@ -33,6 +33,14 @@ VERSION_KEYS = (
 # good
 READ_ATTEMPTS = 3
 READ_BUFFER_BYTES = 1 << 20
+# Schemes whose client comes with an extra of Firstlight
+CLIENT_EXTRAS = {"az": "azure", "hf": "hf"}
+# A listing of these does not change while a process runs, as the path has the commit
+PINNED_SCHEMES = ("hf",)
+
+
+class MissingClient(ImportError):
+    """No client is installed for a scheme. The text names the extra that has one."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,12 @@ class RemoteFiles(Files):
             if any(info.get("size") is None for info in infos.values()):
                 details = read_concurrently(lambda path: read_with_retries(lambda: fs.info(path)), list(infos))
                 infos = dict(zip(infos, details, strict=True))
-        return [_parse_remote_facts(path[len(top) + 1 :], info) for path, info in infos.items()]
+        return [parse_remote_facts(path[len(top) + 1 :], info) for path, info in infos.items()]
 
     def get_facts(self, name: str) -> FileFacts:
         fs, path = find_client(self.get_location(name))
         with raise_os_error(self.get_location(name)):
-            return _parse_remote_facts(name, read_with_retries(lambda: fs.info(path)))
+            return parse_remote_facts(name, read_with_retries(lambda: fs.info(path)))
 
     def get_location(self, name: str = "") -> str:
         return f"{self.root}/{name}" if name else self.root
@@ -148,8 +156,12 @@ def _connect_client(scheme: str, bucket: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        return fsspec.filesystem(scheme, use_listings_cache=scheme in PINNED_SCHEMES)
     except ImportError:
+        if scheme in CLIENT_EXTRAS:
+            raise MissingClient(
+                f"{scheme}:// needs an extra: pip install 'firstlight[{CLIENT_EXTRAS[scheme]}]'"
+            ) from None
         from fsspec.implementations.arrow import ArrowFSWrapper
 
         return ArrowFSWrapper(_open_pyarrow_filesystem(f"{scheme}://{bucket}"))
@@ -191,11 +203,13 @@ def raise_os_error(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(2, "No such file or directory", uri) from None
+    except MissingClient as error:
+        raise OSError(5, str(error), uri) from None
     except Exception as error:
         raise OSError(5, f"{type(error).__name__}: {one_line(error)}", uri) from None
 
 
-def _parse_remote_facts(name: str, info: dict[str, Any]) -> FileFacts:
+def parse_remote_facts(name: str, info: dict[str, Any]) -> FileFacts:
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key) is not None), "")
     size = -1 if info.get("size") is None else int(info["size"])
     version_hash = int.from_bytes(hashlib.sha256(version.encode()).digest()[:8], "big")

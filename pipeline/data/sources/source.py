@@ -180,6 +180,10 @@ def open_root(root: str | None, source: str, follow_links: bool = False) -> Loca
         folder = parse_local_path(root)
     except ValueError as error:
         raise UserError(f"dataset.root: {error}") from None
+    if root.startswith("hf://"):
+        raise UserError(
+            f"dataset.root: {root!r} is not valid with dataset.source {source!r}; valid: dataset.source=hugging_face"
+        )
     if folder is None:
         return RemoteFiles(root.rstrip("/"))
     if not folder.exists():

@@ -70,11 +70,13 @@ def _add_row(found: WandbLogs, row: dict[str, Any]) -> None:
 def iterate_wandb_records(file: Path) -> Iterator[Any]:
     """Yields the records of a file, up to the first that is torn, as a killed process leaves it."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    # Its classes depend on the version of protobuf.
+    messages: Any = wandb_internal_pb2
     for data in _iterate_payloads(file.read_bytes()):
         try:
-            yield Record.FromString(data)
+            yield messages.Record.FromString(data)
         except DecodeError:
             return
 

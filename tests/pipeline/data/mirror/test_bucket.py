@@ -7,16 +7,15 @@ import pytest
 
 from firstlight.pipeline.data.mirror import bucket as bucket_module
 from firstlight.pipeline.data.mirror.bucket import Bucket, sum_bytes, sum_file
+from tests.support.blob_server import serve_blobs
 from tests.support.object_server import serve_objects
 
 
-@pytest.mark.parametrize("scheme", ["memory", "s3"])
-def test_objects_are_written_read_listed_and_deleted(
-    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("uri", ["memory://bucket/objects", "s3://bucket/objects", "az://container/objects"])
+def test_objects_are_written_read_listed_and_deleted(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "CHUNK_BYTES", 5)
-    with serve_objects(tmp_path):
-        bucket = Bucket(f"{scheme}://bucket/objects")
+    with serve_blobs(tmp_path) if uri.startswith("az://") else serve_objects(tmp_path):
+        bucket = Bucket(uri)
         assert bucket.list_names() == []
         assert bucket.read("a/b") is None
         assert bucket.write("a/b", b"one") == sum_bytes(b"one")
@@ -35,6 +34,10 @@ def test_objects_are_written_read_listed_and_deleted(
         bucket.delete(["a/c/d"])
 
 
-def test_missing_bucket_is_no_missing_object(tmp_path: Path) -> None:
-    with serve_objects(tmp_path), pytest.raises(OSError, match="the bucket does not exist: 's3://none/x/a'"):
-        Bucket("s3://none/x").write("a", b"x")
+@pytest.mark.parametrize("scheme", ["s3", "az"])
+def test_missing_bucket_is_no_missing_object(scheme: str, tmp_path: Path) -> None:
+    with (
+        serve_blobs(tmp_path) if scheme == "az" else serve_objects(tmp_path),
+        pytest.raises(OSError, match=rf"(the bucket does not exist|ContainerNotFound).*{scheme}://none/x/a'"),
+    ):
+        Bucket(f"{scheme}://none/x").write("a", b"x")

@@ -51,7 +51,8 @@ def test_working_folders_are_in_the_users_cache(kept: str, tmp_path: Path, monke
     ("location", "problem"),
     [
         ("https://host/x", "'https://host/x' cannot be written; valid: a folder, s3://bucket/prefix, gs://"),
-        ("az://c/x", "'az://c/x' cannot be written; valid: a folder"),
+        ("ftp://c/x", "'ftp://c/x' cannot be written; valid: a folder"),
+        ("az://", "is no bucket with a prefix; valid: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"),
         ("s3://", "is no bucket with a prefix; valid: s3://bucket/prefix"),
         ("s3://key:secret@bucket/x", "credentials are those of the environment"),
         ("s3://bucket/x?endpoint_override=y", "is no bucket with a prefix"),

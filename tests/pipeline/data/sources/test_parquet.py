@@ -45,7 +45,7 @@ def test_structs_and_bytes_give_same_records(tmp_path: Path) -> None:
 
 
 def test_too_large_image_has_reason_and_reads_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("firstlight.pipeline.data.sources.tables.table_rows.MAX_IMAGE_BYTES", 1000)
     monkeypatch.setattr("firstlight.pipeline.data.sources.parquet.MAX_READ_BYTES", 3000)
     write_image_table(
         tmp_path / "x.parquet",

@@ -17,6 +17,7 @@ from firstlight.pipeline.data.sources import Source, files, open_source, remote_
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.errors import UserError
 from tests.support import image_sources
+from tests.support.blob_server import serve_blobs
 from tests.support.image_sources import dataset_options, list_labels, make_png, prepare_store, read_split
 from tests.support.webdataset_shards import make_samples, write_shard
 
@@ -194,6 +195,43 @@ def test_web_server_is_read_as_folder(tmp_path: Path) -> None:
         os.utime(tmp_path / "cat" / "1.png", (1, 1))
         assert open_source(dataset_options(source="folder", root=root)).fingerprint != before
         server.shutdown()
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_container_of_azure_equals_disk(tmp_path: Path, source: str) -> None:
+    folder = tmp_path / "set"
+    if source == "folder":
+        image_sources.write_named_files(folder, "train/cat/1.png", "train/dog/é 2.png", "val/dog/3.png", ".h/4.png")
+    else:
+        for name in ("train-0", "test-0"):
+            image_sources.write_image_table(
+                folder / f"{name}.parquet", [f"{name} {k}".encode() for k in range(9)], [k % 3 for k in range(9)]
+            )
+    with serve_blobs(tmp_path / "cache"):
+        client = remote_files.find_client("az://container")[0]
+        upload_folder(client, folder, "container/set")
+        local = open_source(dataset_options(source=source, root=folder))
+        remote = open_source(dataset_options(source=source, root="az://container/set/"))
+        assert have_same_content(local, pickle.loads(pickle.dumps(remote)))
+        before = remote.fingerprint
+        name = "val/dog/3.png" if source == "folder" else "test-0.parquet"
+        data = client.cat_file(f"container/set/{name}")
+        client.pipe_file(f"container/set/{name}", data)
+        assert open_source(dataset_options(source=source, root="az://container/set")).fingerprint != before
+        with pytest.raises(UserError, match=r"^dataset\.root: .*az://container/none"):
+            open_source(dataset_options(source=source, root="az://container/none"))
+
+
+@pytest.mark.parametrize(("root", "extra"), [("az://container/set", "azure"), ("hf://datasets/owner/set", "hf")])
+def test_missing_client_is_named_with_its_extra(root: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(scheme: str, **options: Any) -> Any:
+        raise ImportError(scheme)
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    remote_files._connect_client.cache_clear()
+    with pytest.raises(OSError, match=rf"needs an extra: pip install 'firstlight\[{extra}\]'"):
+        RemoteFiles(root).list_names()
+    remote_files._connect_client.cache_clear()
 
 
 def test_pyarrow_client_is_used_if_fsspec_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

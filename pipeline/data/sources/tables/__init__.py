@@ -1,0 +1,1 @@
+"""Rows of tables: what their formats share, and Hugging Face data sets."""
