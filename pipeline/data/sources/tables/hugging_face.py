@@ -22,7 +22,7 @@ class HubSource(ParquetSource):
 def open_hugging_face(dataset: SourceOptions) -> TableSource:
     """Lists the rows of a data set on a hub, or of a folder on disk.
 
-    The first line of what was read has the commit, which the store so keeps.
+    The store keeps the commit, in the first line of what was read.
 
     Raises:
         UserError: `dataset.root` is neither, the hub cannot be reached, the data set has no Parquet files or several
