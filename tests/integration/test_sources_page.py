@@ -77,7 +77,7 @@ def test_mappings_of_splits_and_masks_are_valid(text: str) -> None:
 
 def test_every_source_has_its_place() -> None:
     headings = set(re.findall(r"^## `(\w+)`$", PAGE, re.MULTILINE))
-    assert headings == {"folder", "list", "parquet", "webdataset"}
+    assert headings == {"folder", "hugging_face", "list", "parquet", "webdataset"}
     published = PAGE.partition("## Published sets")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", published)) == SOURCES.keys() - headings
 
