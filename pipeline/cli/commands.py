@@ -107,6 +107,12 @@ def init_recipe(
 )
 @click.option("--diverse", type=click.IntRange(min=1), help="The number of images of the diverse subset.")
 @click.option(
+    "--export",
+    multiple=True,
+    metavar="PROGRAM",
+    help="Also write the images for embedding-atlas or fiftyone. Can be given twice.",
+)
+@click.option(
     "--images", "count", type=click.IntRange(min=2), default=20_000, show_default=True, help="The most to compare."
 )
 def look_at_folder(images: Path, out: Path, count: int, **options: Any) -> None:

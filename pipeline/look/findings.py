@@ -49,8 +49,7 @@ def find_all(
         similarity: the least cosine of near duplicates.
         odd, diverse: how many images are listed as odd, and are chosen as diverse among those to train on.
     """
-    index = FeatureIndex.from_features(ids, torch.from_numpy(features))
-    near, cosines = index.search(features, min(NUM_COMPARED + 1, len(ids)))
+    near, cosines = find_neighbours(ids, features)
     others = near != ids[:, None]
     pairs = _list_pairs(ids, near, cosines, others & (near >= 0) & (cosines >= similarity))
     in_train = {image_id: split == "train" for image_id, split in split_of.items()}
@@ -62,6 +61,15 @@ def find_all(
         choose_diverse(*_select_train(ids, features, in_train), diverse),
         frozenset(_find_redundant(pairs, in_train)),
     )
+
+
+def find_neighbours(ids: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n, k) ids of the images nearest to each of (n,) ids with (n, d) features, and their (n, k) cosines.
+
+    An image is its own nearest, unless others have the same features; k is `NUM_COMPARED` + 1, or n where it is less.
+    """
+    index = FeatureIndex.from_features(ids, torch.from_numpy(features))
+    return index.search(features, min(NUM_COMPARED + 1, len(ids)))
 
 
 def _list_pairs(ids: np.ndarray, near: np.ndarray, cosines: np.ndarray, is_near: np.ndarray) -> tuple[ImagePair, ...]:

@@ -12,8 +12,10 @@ from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.files import write_atomically
+from firstlight.pipeline.look.atlas_export import write_atlas_table
+from firstlight.pipeline.look.fiftyone_export import write_fiftyone_dataset
 from firstlight.pipeline.look.findings import find_all
 from firstlight.pipeline.look.image_lists import ImageLister
 from firstlight.pipeline.look.look_page import LookFacts, describe_findings, render_look
@@ -22,7 +24,7 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
-from firstlight.pipeline.starter.survey import read_dataset_options, survey_images
+from firstlight.pipeline.starter.survey import name_dataset, read_dataset_options
 from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.progress import ProgressCounter
 
@@ -32,6 +34,11 @@ NEAR_FILE, UNIQUE_FILE, DIVERSE_FILE = "near_duplicates.csv", "unique.csv", "div
 KEPT_SIDE = 96
 # Images that are listed as odd.
 NUM_ODD = 36
+# What writes the images for another program into a folder, by its name, and returns a line that says how to open them.
+EXPORTS: dict[str, Callable[[LookFacts, Path], str]] = {
+    "embedding-atlas": write_atlas_table,
+    "fiftyone": write_fiftyone_dataset,
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class LookRequest:
 
     `images`: the most images that are compared, evenly spaced ones of more. `similarity`: the least cosine of near
     duplicates. `diverse`: the number of images of the diverse subset; None: a tenth of those to train on, up to 1,000.
-    `model`, `weights`: of a network that gives the features, as for a first run; None: pixels do.
+    `model`, `weights`: of a network that gives the features, as for a first run; None: pixels do. `export`: the
+    programs of `EXPORTS` that are to open the images, too.
     """
 
     data: Path
@@ -50,14 +58,18 @@ class LookRequest:
     diverse: int | None = None
     model: str | None = None
     weights: str | None = None
+    export: tuple[str, ...] = ()
 
 
 def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str], None]) -> Path:
     """Writes the page and the lists of a look, and returns the file of the page. `tell` gets a line for each finding.
 
     Raises:
-        UserError: there are no such images or weights, or the folder has something else.
+        UserError: there are no such images, weights or exports, or the folder has something else.
     """
+    for name in asked.export:
+        if name not in EXPORTS:
+            raise UserError(f"--export: {name!r} is unknown; {suggest_valid(name, EXPORTS)}")
     if asked.weights is None and asked.model is not None:
         raise UserError("--model: needs --weights; valid: both, or neither, and pixels are compared")
     if asked.weights is None:
@@ -94,17 +106,20 @@ def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str
     write_atomically(page, render_look(facts).encode())
     for line in describe_findings(facts):
         tell(line)
+    for name in dict.fromkeys(asked.export):
+        tell(f"{name}: {EXPORTS[name](facts, asked.out)}")
     return page
 
 
 def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
-    survey = survey_images(asked.data)
     # A split that the images do not have is not drawn: everything is looked at.
     whole = {"image_size": 32, "store_size": KEPT_SIDE, "test_fraction": 0.0}
-    options = read_dataset_options({**survey.dataset, **whole})
+    options = read_dataset_options({**name_dataset(asked.data), **whole})
     asked.out.mkdir(parents=True, exist_ok=True)
     with ProgressCounter(console, "prepare") as progress:
         store = prepare(options, asked.out / "stores", lambda: False, progress.show_count)
+    if not store.splits.get("train"):
+        raise UserError(f"{asked.data}: has no training images")
     ids = select_evenly_spaced(np.sort(np.concatenate([store.ids(split) for split in store.splits])), asked.images)
     with ProgressCounter(console, "compare") as progress:
         return store, ids, embed_pixels(store, ids, progress.show_count)

@@ -45,6 +45,13 @@ class ThumbnailReader:
 
     def read(self, ids: np.ndarray) -> dict[int, str]:
         """Returns the thumbnail of each image, at most 72 pixels wide and high."""
+        return {
+            image_id: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+            for image_id, data in self.read_files(ids).items()
+        }
+
+    def read_files(self, ids: np.ndarray) -> dict[int, bytes]:
+        """Returns the same thumbnails as JPEG files."""
         found = {}
         for start in range(0, len(ids), IMAGES_PER_READ):
             part = ids[start : start + IMAGES_PER_READ]
@@ -53,5 +60,5 @@ class ThumbnailReader:
                 image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
                 out = io.BytesIO()
                 image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
-                found[image_id] = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+                found[image_id] = out.getvalue()
         return found

@@ -43,7 +43,7 @@ def survey_images(location: Path) -> ImageSurvey:
     Raises:
         UserError: there are none, they cannot be read, or what they are is not certain; as `open_source`.
     """
-    dataset = _name_dataset(location)
+    dataset = name_dataset(location)
     source = open_source(read_dataset_options(dataset))
     train = source.rows["train"] if "train" in source.rows else np.empty(0, np.int64)
     if not len(train):
@@ -56,7 +56,12 @@ def survey_images(location: Path) -> ImageSurvey:
     )
 
 
-def _name_dataset(location: Path) -> dict[str, str]:
+def name_dataset(location: Path) -> dict[str, str]:
+    """Returns what a recipe's section `dataset` says of images in a folder, or in a file that lists them.
+
+    Raises:
+        UserError: there is no such folder or file, or it is no list.
+    """
     if not location.exists():
         raise UserError(f"{location}: does not exist; valid: a folder of images, or a file that lists them")
     full = str(location.resolve())

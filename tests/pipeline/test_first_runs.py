@@ -35,6 +35,24 @@ def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.Ca
     assert fl.open_embeddings(folder)[0].shape == (24,)
 
 
+@pytest.mark.ray
+def test_a_ray_that_the_process_has_joined_trains_and_stays(ray_local: None, tmp_path: Path) -> None:
+    """As in a notebook on the head of a cluster, which has called `ray.init` before."""
+    import ray
+
+    write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (40, 36))
+    job = ray.get_runtime_context().get_job_id()
+    overrides = ("scale.workers=1", "seeds=[0]")
+    result = fl.pretrain(
+        *(tmp_path / "images", tmp_path / "out", *overrides), method="simclr", epochs=1, model="convnet", quiet=True
+    )
+    assert list(result.encoders) == [0]
+    assert ray.is_initialized()
+    assert ray.get_runtime_context().get_job_id() == job
+    # Where Ray Train keeps what it knows of its runs.
+    assert list((tmp_path / "out" / "out" / ".ray").iterdir())
+
+
 def test_unknown_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"^pretrain: 'modell' is no argument; valid: model, weights, method, epochs"):
         fl.pretrain(tmp_path, tmp_path / "out", modell="resnet18")  # type: ignore[call-arg]

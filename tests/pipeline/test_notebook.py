@@ -125,7 +125,8 @@ with open_console(None, quiet=False) as console, ProgressCounter(console, "prepa
 
 def test_a_kernel_shows_a_bar_in_one_output(tmp_path: Path) -> None:
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
-    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=600, startup_timeout=300, resources=resources).execute()
     (output,) = book.cells[0].outputs
     lines = output["data"]["text/plain"].splitlines()
     assert lines[0] == "of a library"

@@ -1,13 +1,18 @@
 """`firstlight look` on folders whose copies and leaks are known: its lines, its page and its lists."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from firstlight.pipeline.data.prepare import header_probe
+from firstlight.pipeline.data.prepare import prepare as prepare_module
+from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.look.look import LookRequest, look_at_images
+from firstlight.pipeline.starter import survey
 from firstlight.pipeline.starter.survey import survey_images
 from firstlight.pipeline.terminal import SafeConsole
 from tests.support.finetunings import save_seen_encoder
@@ -60,8 +65,40 @@ def test_copies_and_leaks_are_found_listed_and_shown(images: Path, tmp_path: Pat
     assert "photo &lt;s&gt;" in text
     assert "photo <s>" not in text
     assert "http" not in text.replace("http-equiv", "")
-    assert "<script" not in text
+    # That of every page, which sorts tables and enlarges pictures.
+    assert text.count("<script") <= 1
     assert text.count("data:image/jpeg") >= 18
+
+
+def test_images_are_written_for_other_programs(images: Path, tmp_path: Path) -> None:
+    told = list[str]()
+    asked = LookRequest(images, tmp_path / "out", export=("fiftyone", "embedding-atlas", "fiftyone"))
+    look_at_images(asked, QUIET, told.append)
+    assert [line.split(": ")[0] for line in told[-2:]] == ["fiftyone", "embedding-atlas"]
+    samples = json.loads((tmp_path / "out/fiftyone/samples.json").read_text())["samples"]
+    assert {Path(sample["filepath"]).relative_to(images) for sample in samples} == {
+        path.relative_to(images) for path in images.rglob("*.png")
+    }
+    assert (tmp_path / "out/embedding_atlas.parquet").exists()
+    with pytest.raises(UserError, match=r"^--export: 'atlas' is unknown; valid: embedding-atlas, fiftyone$"):
+        look_at_images(LookRequest(images, tmp_path / "out", export=("atlas",)), QUIET, print)
+
+
+def test_source_is_listed_once_and_no_header_is_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[object]()
+    monkeypatch.setattr(prepare_module, "open_source", lambda options: opened.append(options) or open_source(options))
+    monkeypatch.setattr(header_probe, "iterate_headers", lambda *arguments: pytest.fail("a header was read"))
+    monkeypatch.setattr(survey, "open_source", lambda options: pytest.fail("the source was listed twice"))
+    look_at_images(LookRequest(images, tmp_path / "out"), QUIET, lambda line: None)
+    assert len(opened) == 1
+
+
+def test_folder_without_training_images_is_refused(images: Path, tmp_path: Path) -> None:
+    (images / "train").rename(images / "val")
+    with pytest.raises(UserError, match=r"train"):
+        look_at_images(LookRequest(images, tmp_path / "out"), QUIET, print)
 
 
 def test_lists_are_taken_by_a_recipe(images: Path, tmp_path: Path) -> None:
