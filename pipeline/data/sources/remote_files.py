@@ -210,6 +210,7 @@ def raise_os_error(uri: str) -> Iterator[None]:
 
 
 def parse_remote_facts(name: str, info: dict[str, Any]) -> FileFacts:
+    """Returns the facts of a file, given what a client tells of it: its size, and its version under one of the keys."""
     version = next((str(info[key]) for key in VERSION_KEYS if info.get(key) is not None), "")
     size = -1 if info.get("size") is None else int(info["size"])
     version_hash = int.from_bytes(hashlib.sha256(version.encode()).digest()[:8], "big")

@@ -26,7 +26,7 @@ NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 @dataclass
 class WandbLogs:
-    """What the logs of a run hold: numbers (key, step, value), images (name, sha256), and rows, by W&B's own count."""
+    """Contents of a run's logs: numbers (key, step, value), images (name, sha256), and rows, by W&B's own count."""
 
     numbers: list[tuple[str, int, float]] = field(default_factory=list)
     images: list[tuple[str, str]] = field(default_factory=list)

@@ -22,7 +22,7 @@ from firstlight.pipeline.errors import UserError, one_line, suggest_valid
 HUB_CARD_FILE = "README.md"
 # The head of a card is read up to here
 MAX_READ_CARD_BYTES = 1 << 20
-CARD_HEAD = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+CARD_HEAD = re.compile(r"\A---[^\S\n]*\n(.*?)\n---[^\S\n]*(?:\n|\Z)", re.DOTALL)
 # Split -> patterns of files, by the name of a configuration
 CardConfigs = dict[str, dict[str, tuple[str, ...]]]
 
