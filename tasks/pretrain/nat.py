@@ -108,6 +108,8 @@ class NoiseAsTargets(Method):
         "constant rate).",
         "In the recipes, 2 % of ImageNet's and 10 % of VOC's training images are held out to choose settings on; the "
         "paper trains on all.",
+        "Table 4's detection takes sliding windows or learned proposals instead of those of selective search; the "
+        "recipe nat/table4_detection has all differences from Fast R-CNN.",
     )
 
     exchanges: Tensor
