@@ -14,7 +14,8 @@ from tests.support.paths import ROOT
 
 # What `pip wheel` reads of the checkout.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "firstlight", "pipeline", "tasks", "conf")
-OTHER_FILES = {"firstlight/pipeline/report/page.html", "firstlight/py.typed", "firstlight/constraints.txt"}
+PAGE_FILES = {"firstlight/pipeline/report/page.html", "firstlight/pipeline/report/page.js"}
+OTHER_FILES = PAGE_FILES | {"firstlight/py.typed", "firstlight/constraints.txt"}
 IMPORT_BOTH = """
 import tasks, firstlight, firstlight.tasks.nn.encoders as encoders, firstlight.pipeline.cli.main
 from firstlight.pipeline.config.load import load_recipe

@@ -1,11 +1,13 @@
 """A self-contained page: titled sections of text, tables and pictures as one HTML file, for screens, phones and paper.
 
 All text is untrusted (names of classes, descriptions, errors). It is escaped by Jinja, and marks that change the
-direction of text are shown as escapes. A page runs no script. Pictures are embedded in it, and scaled down together if
-they have more than MAX_EMBEDDED_BYTES.
+direction of text are shown as escapes. The one script of a page is `page.js`, which sorts tables and enlarges pictures;
+the page's policy names its hash, so that a browser runs no other, and the page is whole without it. Pictures are
+embedded in the page, and scaled down together if they have more than MAX_EMBEDDED_BYTES.
 """
 
 import base64
+import hashlib
 import io
 import math
 import re
@@ -18,13 +20,14 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from firstlight.pipeline.report.first_screen.blocks import GainChart, Headline, NextSteps
 from firstlight.pipeline.terminal import escape_text
 
 # Of all pictures together, before they are encoded as text, which adds a third.
 MAX_EMBEDDED_BYTES = 12_000_000
 # Where a smaller scale would be needed, the pictures inside folds are left out.
 MIN_PICTURE_SCALE = 0.4
-PAGE_TEMPLATE = "page.html"
+PAGE_TEMPLATE, PAGE_SCRIPT = "page.html", "page.js"
 
 Tone = Literal["", "good", "bad", "unsure"]
 
@@ -168,7 +171,22 @@ class Group:
     kind: str = "group"
 
 
-Block = Text | Notes | Table | Facts | Gallery | Strip | PointMap | Bars | Tree | Fold | Group
+Block = (
+    Text
+    | Notes
+    | Table
+    | Facts
+    | Gallery
+    | Strip
+    | PointMap
+    | Bars
+    | Tree
+    | Fold
+    | Group
+    | Headline
+    | GainChart
+    | NextSteps
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +201,10 @@ class PageSection:
 
 @dataclass(frozen=True)
 class Page:
-    """A page. `kicker`: the kind of the page; `lead`: its subject; `status`: how the run ended, with its `tone`."""
+    """A page. `kicker`: the kind of the page; `lead`: its subject; `status`: how the run ended, with its `tone`.
+
+    `opening`: the blocks of the first screen, before the contents.
+    """
 
     title: str
     kicker: str
@@ -192,6 +213,7 @@ class Page:
     status: str = ""
     tone: Tone = ""
     foot: str = ""
+    opening: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,12 @@ def render_page(page: Page, largest: int = MAX_EMBEDDED_BYTES) -> str:
     """Returns the page as HTML. Sections without blocks are left out."""
     page_sections = [section for section in page.sections if section.blocks]
     scale, folded = _choose_scale(
-        [block for section in page_sections for block in _list_picture_files(section.blocks)], largest
+        [
+            file
+            for blocks in (page.opening, *(section.blocks for section in page_sections))
+            for file in _list_picture_files(blocks)
+        ],
+        largest,
     )
     remark = (
         f"Pictures are scaled to {scale:.0%} to keep this page small; in MLflow they have their full size."
@@ -225,7 +252,11 @@ def render_page(page: Page, largest: int = MAX_EMBEDDED_BYTES) -> str:
     environment.globals["embed"] = lambda picture, inside: (
         _embed_picture(picture.file, scale) if folded or not inside else None
     )
-    return environment.get_template(PAGE_TEMPLATE).render(page=page, sections=page_sections, remark=remark)
+    script = (Path(__file__).parent / PAGE_SCRIPT).read_text("utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(PAGE_TEMPLATE).render(
+        page=page, sections=page_sections, remark=remark, script=script, script_hash=allowed
+    )
 
 
 def _escape_value(value: Any) -> Any:

@@ -10,6 +10,8 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.report import data_notes
+from firstlight.pipeline.report.first_screen.headline import compose_headline
+from firstlight.pipeline.report.first_screen.opening import draw_gains, list_next_steps
 from firstlight.pipeline.report.html_page import (
     Bars,
     Block,
@@ -41,7 +43,6 @@ from firstlight.pipeline.report.page_parts import (
     warning_blocks,
 )
 from firstlight.pipeline.report.scores.arm_scores import has_arm_columns
-from firstlight.pipeline.report.scores.verdict_sentences import summarise_verdicts
 from firstlight.pipeline.report.stage_outputs import list_outputs
 from firstlight.pipeline.report.timings import TIME_PARTS, collect_notes, read_timings, time_shares
 from firstlight.pipeline.stages.code_version import code_version
@@ -112,7 +113,17 @@ def build_run_page(report: RunReport) -> Page:
         PageSection("Run it again", _repeat_blocks(report)),
     ]
     foot = footer_text(report.uri)
-    return Page(recipe.name, "Firstlight, a run of a recipe", recipe.description, sections, status, tone, foot)
+    kicker = "Firstlight, a run of a recipe"
+    return Page(recipe.name, kicker, recipe.description, sections, status, tone, foot, _opening_blocks(report))
+
+
+def _opening_blocks(report: RunReport) -> list[Block]:
+    """Returns the first screen: what went wrong, the headline, the gains, and what to do next."""
+    rows, recipe_file = report.rows, report.folder / RECIPE_FILE
+    chart = draw_gains(rows, len(report.worker.splits.test))
+    steps = list_next_steps(report.worker, rows, report.instances, recipe_file)
+    found = [compose_headline(report.recipe, rows), chart, steps]
+    return [*error_blocks(report.error), *(block for block in found if block is not None)]
 
 
 def _run_status(report: RunReport) -> tuple[str, Tone]:
@@ -124,21 +135,13 @@ def _run_status(report: RunReport) -> tuple[str, Tone]:
 
 
 def _result_blocks(report: RunReport) -> list[Block]:
-    out = error_blocks(report.error)
     if not report.rows:
-        return [*out, Text("Nothing is measured yet.", "quiet")]
-    out += [Text(sentence) for sentence in summarise_verdicts(report.rows, _continues_given(report.recipe))]
-    out += score_blocks(report.recipe, report.rows)
+        return [Text("Nothing is measured yet.", "quiet")]
+    out = score_blocks(report.recipe, report.rows)
     if any(row.verdict is not None and row.verdict.interval for row in report.rows):
         what = "The first of two arms" if has_arm_columns(report.rows) else "Pretraining"
         out.append(Text(f"{VERDICT_EXPLANATION}{what} helps or hurts where the interval leaves out 0.", "quiet"))
     return [*out, *figure_blocks(report.folder / SUMMARY_FOLDER)]
-
-
-def _continues_given(recipe: Recipe) -> bool:
-    """Returns True if a pretraining starts from the weights that the recipe names."""
-    made = [recipe.encoder_source(name) for name, stage in recipe.stages.items() if stage.makes_encoder]
-    return any(source is not None and source.is_given for source in made)
 
 
 def _note_blocks(report: RunReport) -> list[Block]:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ FLAGS = [
     "--remote-debugging-port=0",
 ]
 PATIENCE_S = 60.0
+KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
 
 # Measures in the page: texts with too little contrast, elements wider than the window, images that did not load.
 MEASURE = """(() => {
@@ -85,6 +86,18 @@ class Seen:
 
 
 @dataclass
+class Used:
+    """The values that were read of a page while it was used, and what its console said."""
+
+    values: list[Any]
+    complaints: list[str]
+
+
+# Reads an expression, presses a key, or clicks on the first element that a selector finds.
+Action = tuple[Literal["read", "press", "click"], str]
+
+
+@dataclass
 class _Tab:
     socket: aiohttp.ClientWebSocketResponse
     numbers: Any = field(default_factory=lambda: itertools.count(1))
@@ -99,6 +112,29 @@ class _Tab:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
             self.events.append(answer)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, which may be a promise."""
+        found = await self.do("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def press(self, key: str) -> None:
+        code = KEY_CODES.get(key, 0)
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            await self.do("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+            text = {}
+
+    async def click(self, selector: str) -> None:
+        """Clicks in the middle of the first element that matches, scrolled into view."""
+        x, y = await self.evaluate(
+            f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
+            e.scrollIntoView({{block: 'center', behavior: 'instant'}});
+            const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.do("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def wait_for(self, method: str) -> None:
         while not any(event["method"] == method for event in self.events):
@@ -160,7 +196,9 @@ async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
     raise TimeoutError("the browser does not answer")
 
 
-async def _look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None) -> Seen:
+@contextlib.asynccontextmanager
+async def _open_page(file: Path, width: int, scheme: Literal["light", "dark"], scripted: bool) -> AsyncIterator[_Tab]:
+    """The page in a new tab, with all its pictures decoded."""
     async with (
         _shared_browser().open_tab() as address,
         aiohttp.ClientSession() as session,
@@ -169,27 +207,42 @@ async def _look(file: Path, width: int, scheme: Literal["light", "dark"], pictur
         tab = _Tab(socket)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await tab.do(f"{domain}.enable")
+        await tab.do("Emulation.setScriptExecutionDisabled", value=not scripted)
         await tab.do(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         await tab.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         await tab.do("Page.navigate", url=file.resolve().as_uri())
         await tab.wait_for("Page.loadEventFired")
-        await tab.do(
-            "Runtime.evaluate",
-            expression="Promise.all([...document.images].map(i => i.decode().catch(() => 0)))",
-            awaitPromise=True,
-        )
-        await tab.do("Runtime.evaluate", expression="document.querySelectorAll('details').forEach(d => d.open = true)")
-        found = await tab.do("Runtime.evaluate", expression=MEASURE, returnByValue=True)
+        await tab.evaluate("Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => 0)")
+        yield tab
+
+
+async def _look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None, scripted: bool) -> Seen:
+    async with _open_page(file, width, scheme, scripted) as tab:
+        await tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        found = await tab.evaluate(MEASURE)
         if picture is not None:
-            await tab.do(
-                "Runtime.evaluate", expression="document.querySelectorAll('details').forEach(d => d.open = false)"
-            )
+            await tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
             shot = await tab.do("Page.captureScreenshot", format="png", captureBeyondViewport=True)
             picture.write_bytes(base64.b64decode(shot["data"]))
-        assert "value" in found["result"], found
-        return Seen(found["result"]["value"], _complaints(tab.events), _requests(tab.events, file))
+        return Seen(found, _complaints(tab.events), _requests(tab.events, file))
+
+
+async def _use(file: Path, width: int, actions: Sequence[Action], picture: Path | None) -> Used:
+    async with _open_page(file, width, "light", True) as tab:
+        values = []
+        for kind, what in actions:
+            if kind == "read":
+                values.append(await tab.evaluate(what))
+            elif kind == "press":
+                await tab.press(what)
+            else:
+                await tab.click(what)
+        if picture is not None:
+            shot = await tab.do("Page.captureScreenshot", format="png")
+            picture.write_bytes(base64.b64decode(shot["data"]))
+        return Used(values, _complaints(tab.events))
 
 
 def _complaints(events: list[dict[str, Any]]) -> list[str]:
@@ -210,9 +263,19 @@ def _requests(events: list[dict[str, Any]], file: Path) -> list[str]:
     return [url for url in asked if not url.startswith("data:") and url != file.resolve().as_uri()]
 
 
-def look(file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None = None) -> Seen:
+def look(
+    file: Path, width: int, scheme: Literal["light", "dark"], picture: Path | None = None, scripted: bool = True
+) -> Seen:
     """Opens the page in a new tab, `width` pixels wide, and measures it with everything unfolded.
 
-    `picture`: the file of a screenshot with everything folded.
+    `picture`: the file of a screenshot with everything folded. `scripted`: whether the page may run its script.
     """
-    return asyncio.run(_look(file, width, scheme, picture))
+    return asyncio.run(_look(file, width, scheme, picture, scripted))
+
+
+def use(file: Path, width: int, actions: Sequence[Action], picture: Path | None = None) -> Used:
+    """Opens the page in a new tab, `width` pixels wide, and does the actions, with real keys and clicks.
+
+    `picture`: the file of a screenshot of the window afterwards.
+    """
+    return asyncio.run(_use(file, width, actions, picture))

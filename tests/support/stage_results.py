@@ -12,7 +12,7 @@ from tests.support import recipes
 
 def finished(tmp_path: Path, stage: str, seed: int, result: dict[str, Any] | None) -> StageInstance:
     folder = tmp_path / f"{stage}-{seed}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     if result is not None:
         (folder / RESULT_FILE).write_text(json.dumps(result))
     return StageInstance(stage, seed, "f", folder)

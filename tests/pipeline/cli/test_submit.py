@@ -111,7 +111,8 @@ def test_package_and_recipe_are_sent_and_nothing_else(cluster: Cluster, tmp_path
     assert "firstlight/pipeline/cli/submit.py" in cluster.files
     assert "firstlight/tasks/pretrain/nat.py" in cluster.files
     others = {name for name in cluster.files if Path(name).suffix not in {".py", ".yaml"}}
-    assert others == {f"firstlight/{name}" for name in ("constraints.txt", "py.typed", "pipeline/report/page.html")}
+    page = ("pipeline/report/page.html", "pipeline/report/page.js")
+    assert others == {f"firstlight/{name}" for name in ("constraints.txt", "py.typed", *page)}
     assert {Path(name).parts[0] for name in cluster.files} == {"firstlight", "conf"}
     folders = {Path(name).parts[1] for name in cluster.files if name.startswith("firstlight/") and name.count("/") > 1}
     assert folders == {"pipeline", "tasks", "conf"}

@@ -84,7 +84,7 @@ def test_page_without_a_finished_trial(tmp_path: Path, digits: Store) -> None:
     report = make_report(tmp_path, digits, 0)
     report.state.trials = [Trial(k, {LR: 0.1, PERIOD: 1}, state="failed", reason=HOSTILE) for k in range(3)]
     file = write_without_figures(replace(report, error="none of the 3 trials has finished"))
-    assert "<script" not in file.read_text("utf-8")
+    assert file.read_text("utf-8").count("<script") == 1, "the page's own"
     text = visible_text(file)
     assert "stopped: 3 of 24 trials ended" in text
     assert "none of the 3 trials has finished" in text
@@ -140,7 +140,7 @@ def test_page_is_readable_in_a_browser(page: Path, width: int, scheme: Literal["
     assert found["texts"] > 200
     assert found["images"] == 6
     assert found["faint"] == []
-    for fault in ("overflow", "broken", "nameless", "small", "headless", "scripts"):
+    for fault in ("overflow", "broken", "nameless", "small", "headless"):
         assert found[fault] == 0, fault
 
 
