@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -239,7 +237,7 @@ def draw_embedding_map(maps: Mapping[str, PlaneMap], labels: np.ndarray, classes
     )
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     names, named = display_names(classes), 0 < len(present) <= 20
-    colours = matplotlib.colormaps["tab20" if len(present) > 10 else "tab10"]
+    colours = colormaps["tab20" if len(present) > 10 else "tab10"]
     size = 3 if len(labels) > 500 else 5
     for axis, (title, (points, captions)) in zip(axes, maps.items(), strict=True):
         for colour, k in enumerate(present if named else ()):

@@ -5,10 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -165,7 +163,7 @@ def draw_parallel(search: Search, done: Sequence[Trial]) -> Figure:
     placed = [_axis_positions(values, log) for _, values, log in columns]
     lines = np.stack([positions for positions, _ in placed], axis=1)
     merit = objective.sign * np.asarray([trial.means[0] for trial in done])
-    colour = matplotlib.colormaps["viridis_r"]
+    colour = colormaps["viridis_r"]
     low = merit.min() if merit.max() > merit.min() else merit.min() - 1
     scale = Normalize(low, merit.max())
     # The best trial is drawn last, on top.

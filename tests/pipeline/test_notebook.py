@@ -1,6 +1,8 @@
 """The console of a call from Python: what a notebook's cell shows of bars and lines, and which console is opened."""
 
 import io
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Mapping
@@ -110,6 +112,20 @@ def test_a_cell_has_one_output_that_is_replaced(monkeypatch: pytest.MonkeyPatch)
 
 def _in_notebook(**options: Any) -> SafeConsole:
     return SafeConsole(**{"force_jupyter": True, **options})
+
+
+DRAW = """
+import matplotlib
+import firstlight.pipeline.report.figures, firstlight.pipeline.search.figures
+print(matplotlib.get_backend())
+"""
+
+
+def test_figures_of_reports_leave_the_backend_of_a_notebook_alone() -> None:
+    """With another backend, the notebook's own figures would not be shown."""
+    environment = {**os.environ, "MPLBACKEND": "svg"}
+    done = subprocess.run([sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "svg\n"
 
 
 CELL = """
