@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,23 +9,22 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.figures import FIGURES_INDEX, FigureLog, list_figures
 
 
-class Client:
+class Tracking:
     """Keeps what it is given to log."""
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, str, str]] = []
 
-    def log_artifact(self, run_id: str, file: str, folder: str) -> None:
-        self.logged.append((run_id, Path(file).name, folder))
+    def log_figure(self, run_id: str, file: Path, title: str) -> None:
+        self.logged.append((run_id, file.name, title))
 
 
 def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
-    client = Client()
-    tracking: Any = SimpleNamespace(client=client)
+    tracking: Any = Tracking()
     album = FigureLog(tracking, "run", tmp_path)
     album.add("z", Figure(figsize=(1, 1)), "last of the alphabet")
     album.add("a", Figure(figsize=(1, 1)), "first", "what is to be seen")
-    assert client.logged == [("run", "z.png", "figures"), ("run", "a.png", "figures")]
+    assert tracking.logged == [("run", "z.png", "last of the alphabet"), ("run", "a.png", "first")]
     found = list_figures(tmp_path)
     assert [(file.name, entry.title, entry.alt) for file, entry in found] == [
         ("z.png", "last of the alphabet", "last of the alphabet"),
@@ -37,7 +35,7 @@ def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
 
 def test_missing_figures_are_not_listed_and_a_damaged_index_is_named(tmp_path: Path) -> None:
     assert list_figures(tmp_path) == []
-    tracking: Any = SimpleNamespace(client=Client())
+    tracking: Any = Tracking()
     album = FigureLog(tracking, "run", tmp_path)
     album.add("a", Figure(figsize=(1, 1)), "a")
     album.add("b", Figure(figsize=(1, 1)), "b")
