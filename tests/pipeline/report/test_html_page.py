@@ -275,7 +275,10 @@ VIEWER: Action = (
 
 @BROWSER
 def test_click_enlarges_a_picture_and_escape_closes_it(sortable: Path) -> None:
-    focused: Action = ("read", "document.activeElement.getAttribute('aria-label')")
+    # A dialog tells that it has closed in a task of its own.
+    told = """new Promise(done => { const wait = () => document.activeElement.className === 'zoom'
+        ? done(document.activeElement.getAttribute('aria-label')) : setTimeout(wait, 20); wait(); })"""
+    focused: Action = ("read", told)
     actions: list[Action] = [
         VIEWER,
         ("click", ".card img"),
