@@ -22,7 +22,7 @@ class Batch:
     rows: Tensor
     # (B,) int64 labels that may be learned from; -1 = unknown or withheld.
     labels: Tensor
-    # Each view is (B, 3, S, S) float in 0..1; S may differ from view to view.
+    # Each view is (B, C, S, S) float in 0..1; S may differ from view to view. C is 3 where no other number is stated.
     views: tuple[Tensor, ...]
     # (B,) int64 number of the pass over its images that each image is in: the epoch, except that labelled images may
     # return within one epoch.

@@ -125,9 +125,7 @@ def draw_reconstructions(
     """
     input, reconstructed = encoder.input, reconstruct_images(encoder, decoder, corrupted).float()
     given = {"clean": input(images), "corrupted": input(corrupted), "reconstruction": reconstructed}
-    pixels = {
-        caption: undo_normalisation(input, image).clamp(0, 1).expand(-1, 3, -1, -1) for caption, image in given.items()
-    }
+    pixels = {caption: undo_normalisation(input, image).clamp(0, 1) for caption, image in given.items()}
     features = most_varied_channels(encoder(images), encoder(corrupted), shown_map)
     rows = [ImageRow(caption, pixels[caption]) for caption in ("clean", "corrupted")]
     for channel, pair in features.items():

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from firstlight.pipeline.config.schema import CheckedAugment, SourceName
+from firstlight.pipeline.config.schema import Augment, CheckedAugment, SourceName
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
+from firstlight.pipeline.data.channels.channel_ops import explain_refused_op
+from firstlight.pipeline.data.channels.pixel_format import MAX_CHANNELS, PixelFormat, state_pixel_format
 from firstlight.pipeline.data.images.class_maps import VOID_NAME
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.sources.labels import MISSING_LABELS
@@ -27,6 +29,11 @@ READING_KEYS = {
     "delimiter": ("list",),
     "follow_links": ("folder",),
 }
+
+
+def explain_refused_ops(ops: Augment) -> list[str]:
+    """Returns why augmentations are refused of images with channels as they are; [] if none is."""
+    return [reason for op in ops if (reason := explain_refused_op(op.model_dump())) is not None]
 
 
 class DatasetOptions(StrictModel):
@@ -175,6 +182,19 @@ class DatasetOptions(StrictModel):
         "files of 16. null: the fewest, of at least 8, that hold the highest level of the data set. Floats have none: "
         "1 is white if the highest is above one half and at most 1, else the highest.",
     )
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CHANNELS,
+        description="The number of channels of an image, which are kept [as they are](channels.md) "
+        "from the file to the network. The pages of a TIFF file are channels of one image. An image with other "
+        "channels is quarantined. null: every image becomes red, green and blue of 8 bits.",
+    )
+    bits: Literal[8, 16] | None = Field(
+        None,
+        description="The bits of a channel, with `channels`. An image with other bits is quarantined. A network sees "
+        "levels as shares of the highest, 255 or 65535. null: 8.",
+    )
     store_size: Literal["auto", "off"] | Annotated[int, Field(ge=16, le=8192)] = Field(
         "auto",
         description="The shorter side that larger images are stored with, in pixels: they are made smaller once, when "
@@ -285,6 +305,32 @@ class DatasetOptions(StrictModel):
                 valid = f"leave it out, or source: {', '.join(sources)}"
                 raise ValueError(f"source {self.source!r} takes no dataset.{key}; valid: {valid}")
         return self
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> "DatasetOptions":
+        if self.channels is None:
+            if self.bits is not None:
+                raise ValueError(f"dataset.bits: {self.bits} needs dataset.channels; valid: null, or both")
+            return self
+        if self.depth is not None:
+            raise ValueError(
+                f"dataset.depth: {self.depth} is not valid with dataset.channels, whose levels stay as they are; "
+                "valid: null"
+            )
+        if isinstance(self.store_size, int):
+            raise ValueError(
+                f"dataset.store_size: {self.store_size} is not valid with dataset.channels, whose images are stored "
+                "as they are; valid: auto, off"
+            )
+        for key in ("train_augment", "eval_augment"):
+            for reason in explain_refused_ops(getattr(self, key)):
+                raise ValueError(f"dataset.{key}: {reason}")
+        return self
+
+    @property
+    def pixels(self) -> PixelFormat | None:
+        """The format of the pixels that the section states; None if images become RGB of 8 bits."""
+        return state_pixel_format(self.channels, self.bits)
 
     @model_validator(mode="after")
     def _check_locations(self) -> "DatasetOptions":

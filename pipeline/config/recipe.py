@@ -23,13 +23,21 @@ from pydantic import (
     model_validator,
 )
 
-from firstlight.pipeline.config.dataset import DatasetOptions
+from firstlight.pipeline.config.dataset import DatasetOptions, explain_refused_ops
 from firstlight.pipeline.config.scale import ScaleOptions, StreamOptions, TrackingOptions
-from firstlight.pipeline.config.schema import WEIGHT_KEYS, EncoderSection, check_distinct
+from firstlight.pipeline.config.schema import WEIGHT_KEYS, Augment, EncoderSection, check_distinct
 from firstlight.pipeline.config.schemas.paper_results import ExpectedResult, ResourceEstimate
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
-from firstlight.pipeline.config.stages import GIVEN, PREVIOUS, RANDOM, STAGE_SECTIONS, StageConfig
+from firstlight.pipeline.config.stages import (
+    GIVEN,
+    PREVIOUS,
+    RANDOM,
+    STAGE_SECTIONS,
+    StageConfig,
+    TrainingOptions,
+)
 from firstlight.pipeline.config.yaml_reader import LARGEST_INTEGER
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.data.mirror.places import (
     explain_missing_database,
     find_mirror,
@@ -123,6 +131,40 @@ class Recipe(StrictModel):
         if CONTROL_CHARACTER.search(str(storage)):
             raise ValueError("must not contain line breaks and other control characters")
         return storage
+
+    @field_validator("encoder", mode="after")
+    @classmethod
+    def _share_channels(cls, encoder: EncoderSection, info: ValidationInfo) -> EncoderSection:
+        """The network takes the channels of the images, normalised by theirs unless the recipe says by what."""
+        dataset = info.data.get("dataset")
+        if encoder is None or dataset is None:
+            return encoder
+        channels = dataset.channels or RGB_PIXELS.channels
+        if encoder.channels not in (None, channels):
+            raise ValueError(
+                f"encoder.channels: {encoder.channels} is not valid, as images have {channels} (dataset.channels); "
+                "valid: null, which stands for them"
+            )
+        if dataset.channels is None:
+            return encoder
+        unstated = [key for key in ("mean", "std") if key not in encoder.model_fields_set]
+        return encoder.model_copy(update={"channels": channels, **dict.fromkeys(unstated)})
+
+    @model_validator(mode="after")
+    def _check_channel_ops(self) -> "Recipe":
+        """Augmentations of stages must suit channels as they are; those of the data set are checked with it."""
+        for name, stage in self.stages.items() if self.dataset.channels is not None else ():
+            augments: dict[str, Augment] = stage.list_augments() if isinstance(stage, TrainingOptions) else {}
+            for key, ops in augments.items():
+                for reason in explain_refused_ops(ops):
+                    raise ValueError(f"stages.{name}.{key}: {reason}")
+            teacher = getattr(stage, "teacher", None)
+            if teacher is not None and teacher.channels != self.dataset.channels:
+                raise ValueError(
+                    f"stages.{name}.method.teacher.channels: {teacher.channels} is not valid, as images have "
+                    f"{self.dataset.channels} (dataset.channels); valid: {self.dataset.channels}"
+                )
+        return self
 
     @field_validator("stages")
     @classmethod
@@ -256,6 +298,9 @@ class Recipe(StrictModel):
         """The spec of the encoder's network as JSON values: its section without the origin of its weights."""
         assert self.encoder is not None
         spec: dict[str, Any] = self.encoder.model_dump(mode="json", exclude=set(WEIGHT_KEYS))
+        # Encoders of three channels were saved without them.
+        if spec["channels"] in (None, RGB_PIXELS.channels):
+            del spec["channels"]
         return spec
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from firstlight.pipeline.data.channels.channel_counts import ChannelCounts, describe_channels
 from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 from firstlight.pipeline.data.images.colours import ColourSums
 from firstlight.pipeline.data.images.levels import LevelCounts
@@ -41,6 +42,8 @@ class ImageStatistics:
     # Levels of images with more than 8 bits a sample, by kind.
     levels: dict[str, LevelCounts] = field(default_factory=dict)
     colours: ColourSums = field(default_factory=ColourSums)
+    # Of images with their channels as they are.
+    channels: ChannelCounts = field(default_factory=ChannelCounts)
     # Images that are stored smaller than they are in the source: `images`, their `source_bytes`, their `stored_bytes`.
     shrunk: Counter[str] = field(default_factory=Counter)
 
@@ -82,6 +85,7 @@ class ImageStatistics:
             "refused": dict(sorted(self.refused.items())),
             "shrunk": dict(sorted(self.shrunk.items())),
             "level_counts": {kind: counts.dump_counts() for kind, counts in sorted(self.levels.items())},
+            "pixels": self.channels.dump_counts(),
         }
         return {
             "width": [self.low[0], self.high[0]],
@@ -110,6 +114,7 @@ class ImageStatistics:
         self.shrunk.update({key: count for key, count in raw.get("shrunk", {}).items() if key in SHRUNK_COUNTS})
         if "colours" in raw:
             self.colours.merge_sums(raw["colours"])
+        self.channels.merge_counts(raw.get("pixels") or {})
         for kind, counts in raw.get("level_counts", {}).items():
             self.levels.setdefault(kind, LevelCounts()).merge_counts(counts)
 
@@ -174,6 +179,7 @@ def describe_statistics(images: Mapping[str, Any], splits: Mapping[str, int]) ->
         f"{images['bytes'] / count / 1000:,.1f} kB each on average",
         f"format {_format_shares(images['formats'], count)}; mode {_format_shares(images['modes'], count)}",
         *describe_shrinking(images, count),
+        *describe_channels(images),
     ]
     for split, found in images["labels"].items():
         if found["classes"]:

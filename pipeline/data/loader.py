@@ -1,6 +1,6 @@
 """Ids -> pixels: reads, decodes and augments the images of a batch."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -8,16 +8,19 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from firstlight.pipeline.data import images
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment import random_numbers
 from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.targets import Targets
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
 from firstlight.pipeline.data.manifest import ROWS_PER_GROUP
 from firstlight.pipeline.data.store import Store
 
-# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, 3) uint8 by `view_column`, and `Targets`.
+# id (B,) int64, label (B,) int64, pass (B,) int64, views (B, V, S, S, C) by `view_column`, and `Targets`. Pixels are of
+# `Store.pixels`: three channels of uint8, where the data set states no other.
 Arrays = dict[str, np.ndarray]
+# An image of mode RGB, or one with its channels as they are.
+OpenedImage = Image.Image | ChannelImage
 # Encoded image and label by id.
 Encoded = dict[int, tuple[bytes, int]]
 # Pixels of decoded images that are held until their augmentations are sampled together.
@@ -71,7 +74,7 @@ class Loader:
 
     @property
     def row_bytes(self) -> int:
-        return sum(size**2 * 3 for size in self._sizes)
+        return sum(size**2 for size in self._sizes) * self.store.pixels.pixel_bytes
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -91,16 +94,23 @@ class Loader:
         labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
         return self._augment_opened(ids, passes, labels, self._open_in_chunks(ids, encoded))
 
-    def load_opened(self, ids: np.ndarray, passes: np.ndarray, labels: np.ndarray, opened: list[Image.Image]) -> Arrays:
+    def load_opened(
+        self, ids: np.ndarray, passes: np.ndarray, labels: np.ndarray, opened: Sequence[OpenedImage]
+    ) -> Arrays:
         """Returns what `load` returns, of images that are decoded already. `labels`: (B,), -1 if unknown."""
         return self._augment_opened(ids, passes, labels, [(0, opened)])
 
     def _augment_opened(
-        self, ids: np.ndarray, passes: np.ndarray, labels: np.ndarray, chunks: Iterable[tuple[int, list[Image.Image]]]
+        self,
+        ids: np.ndarray,
+        passes: np.ndarray,
+        labels: np.ndarray,
+        chunks: Iterable[tuple[int, Sequence[OpenedImage]]],
     ) -> Arrays:
         """Returns a batch of decoded images, which come in chunks with the row of the first image of each."""
         groups = self.groups
-        views = [np.empty((len(ids), len(g), *(self.size_of(g[0]),) * 2, 3), np.uint8) for g in groups]
+        channels, dtype = self.store.pixels.channels, self.store.pixels.dtype
+        views = [np.empty((len(ids), len(g), *(self.size_of(g[0]),) * 2, channels), dtype) for g in groups]
         places = {view: (k, view - group[0]) for k, group in enumerate(groups) for view in group}
         parts: list[Arrays] = []
         for start, opened in chunks:
@@ -127,22 +137,22 @@ class Loader:
         keys = random_numbers.derive_view_keys(self.seed, passes, ids, view)
         return augment.sample_params(self.ops[view], keys, sizes, self.size_of(view))
 
-    def _open_in_chunks(self, ids: np.ndarray, encoded: Encoded) -> Iterator[tuple[int, list[Image.Image]]]:
+    def _open_in_chunks(self, ids: np.ndarray, encoded: Encoded) -> Iterator[tuple[int, list[OpenedImage]]]:
         """Yields the decoded images in chunks of bounded memory, with the row of the first image of each chunk."""
-        opened: list[Image.Image] = []
+        opened: list[OpenedImage] = []
         pixels = start = 0
         for row, image_id in enumerate(ids.tolist()):
-            opened.append(images.open_rgb(encoded[image_id][0], self.max_pixels, self.store.levels))
+            opened.append(self.store.open_image(encoded[image_id][0], self.max_pixels))
             pixels += opened[-1].width * opened[-1].height
             if pixels >= MAX_OPEN_PIXELS or row == len(ids) - 1:
                 yield start, opened
                 opened, pixels, start = [], 0, row + 1
 
-    def iterate_images(self, ids: np.ndarray) -> Iterator[Image.Image]:
+    def iterate_images(self, ids: np.ndarray) -> Iterator[OpenedImage]:
         """Yields the decoded images of sorted `ids`, read a row group's worth at a time."""
         for start in range(0, len(ids), ROWS_PER_GROUP):
             for data in self.store.read(ids[start : start + ROWS_PER_GROUP])[0]:
-                yield images.open_rgb(data, self.max_pixels, self.store.levels)
+                yield self.store.open_image(data, self.max_pixels)
 
     def read_encoded(self, ids: np.ndarray) -> Encoded:
         return read_encoded_images(self.store, ids)
@@ -154,7 +164,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Ids -> the images as they are stored, all of one size; the views of a batch are (B, 1, height, width, 3)."""
+    """Ids -> the images as they are stored, all of one size; the views of a batch are (B, 1, height, width, C)."""
 
     store: Store
     width: int
@@ -163,12 +173,14 @@ class StoredImages:
 
     @property
     def row_bytes(self) -> int:
-        return self.width * self.height * 3
+        return self.width * self.height * self.store.pixels.pixel_bytes
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: Encoded) -> Arrays:
-        views = np.empty((len(ids), 1, self.height, self.width, 3), np.uint8)
+        pixels = self.store.pixels
+        views = np.empty((len(ids), 1, self.height, self.width, pixels.channels), pixels.dtype)
         for row, image_id in enumerate(ids.tolist()):
-            views[row, 0] = images.decode_rgb(encoded[image_id][0], self.max_pixels, self.store.levels)
+            opened = self.store.open_image(encoded[image_id][0], self.max_pixels)
+            views[row, 0] = opened.values if isinstance(opened, ChannelImage) else np.asarray(opened)
         labels = np.array([encoded[i][1] for i in ids.tolist()], np.int64)
         return {"id": ids, "label": labels, "pass": passes, view_column(0): views}
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
 
 from firstlight.pipeline.data.annotations import ANNOTATION_COLUMNS
+from firstlight.pipeline.data.channels.pixel_format import MAX_CHANNELS
 from firstlight.pipeline.records import RECORD_SUM_KEY, Count, FiniteNumber, HexDigest, RecordShape, check_shape
 
 STORE_FORMAT = 3
@@ -135,8 +136,8 @@ class _ColoursShape(RecordShape):
     """Sums of the colours of the training images, see `ColourSums`. Each is at most 2**32 times `images`."""
 
     images: Count
-    means: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
-    squares: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
+    means: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_CHANNELS)]
+    squares: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_CHANNELS)]
 
 
 class _ShrunkShape(RecordShape):
@@ -148,6 +149,16 @@ class _ShrunkShape(RecordShape):
     images: Count = 0
     source_bytes: Count = 0
     stored_bytes: Count = 0
+
+
+class _PixelsShape(RecordShape):
+    """The format of the pixels, where the data set states its channels."""
+
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    bits: Literal[8, 16]
+    # The lowest and the highest level of each channel.
+    low: list[Count]
+    high: list[Count]
 
 
 class _ImagesShape(RecordShape):
@@ -168,6 +179,7 @@ class _ImagesShape(RecordShape):
     lost_classes: dict[str, list[Count]] = Field({})
     colours: _ColoursShape | None = None
     shrunk: _ShrunkShape | None = None
+    pixels: _PixelsShape | None = None
 
 
 class _StoreShape(RecordShape):

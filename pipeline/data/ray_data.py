@@ -13,7 +13,7 @@ import numpy as np
 
 from firstlight.pipeline.data.loader import Arrays
 
-# Pixels (B, S, S, 3) uint8 -> (B, ...) answers.
+# Pixels (B, S, S, C) uint8 or uint16 -> (B, ...) answers.
 NetworkFunction = Callable[[np.ndarray], np.ndarray]
 # Number of blocks that Ray Data plans in advance; if there are more tasks, several share a block.
 MAX_PLANNED_BLOCKS = 10_000
@@ -102,7 +102,8 @@ def predict_on_actors(
 
     def load_batch(index: int) -> Iterator[dict[str, Any]]:
         pixels = load(index)
-        yield {"batch": [index], "shape": [list(pixels.shape)], "pixels": [pixels.tobytes()]}
+        facts = {"shape": [list(pixels.shape)], "type": [pixels.dtype.str]}
+        yield {"batch": [index], "pixels": [pixels.tobytes()], **facts}
 
     answered = _map_batches(
         _map_task_numbers(load_batch, num_batches, pool.decoding),
@@ -129,8 +130,8 @@ class _NetworkActor:
 
     def __call__(self, rows: Arrays) -> dict[str, Any]:
         answers = [
-            self.network(np.frombuffer(pixels, np.uint8).reshape(shape))
-            for pixels, shape in zip(rows["pixels"], rows["shape"], strict=True)
+            self.network(np.frombuffer(pixels, dtype).reshape(shape))
+            for pixels, shape, dtype in zip(rows["pixels"], rows["shape"], rows["type"], strict=True)
         ]
         return {
             "batch": rows["batch"],

@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from firstlight.pipeline.data import row_groups
 from firstlight.pipeline.data.annotations import Annotation
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS, PixelFormat, parse_pixel_format
+from firstlight.pipeline.data.channels.read_channels import open_channels
+from firstlight.pipeline.data.images import open_rgb
 from firstlight.pipeline.data.manifest import (
     DAMAGE_ERRORS,
     MANIFEST_FILE,
@@ -118,6 +123,25 @@ class Store(Manifest):
         """The levels that are black and white in images of more than 8 bits, by kind; {} if there are none."""
         found = self.images.get("levels", {})
         return {kind: (float(one["black"]), float(one["white"])) for kind, one in found.items()}
+
+    @property
+    def stated_pixels(self) -> PixelFormat | None:
+        """The format of the pixels that the data set states; None if images become RGB of 8 bits."""
+        return parse_pixel_format(self.images.get("pixels"))
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The format of the pixels that a network gets."""
+        return self.stated_pixels or RGB_PIXELS
+
+    def open_image(self, data: bytes, max_pixels: int) -> Image.Image | ChannelImage:
+        """Decodes an image of the store: to mode RGB, or to its channels where the data set states them.
+
+        Raises:
+            BadImage: see `open_rgb` and `open_channels`.
+        """
+        pixels = self.stated_pixels
+        return open_rgb(data, max_pixels, self.levels) if pixels is None else open_channels(data, pixels, max_pixels)
 
     @property
     def store_side(self) -> int | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -11,7 +12,8 @@ from firstlight.pipeline.report.figures import RED
 from firstlight.pipeline.report.grid import GridFigure, display_names
 from firstlight.pipeline.stages.features.nearest import Neighbours
 from firstlight.pipeline.train.context import StageContext
-from firstlight.tasks.visuals import ImageGrid, ImageRow
+from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
+from firstlight.tasks.visuals import SHOWN_CHANNELS, ImageGrid, ImageRow, show_channels
 
 # The filters that are drawn of a convolution: all of AlexNet's.
 MAX_FILTERS = 96
@@ -28,12 +30,22 @@ def draw_captioned_images(
     return drawing.figure
 
 
+def show_levels(levels: np.ndarray) -> np.ndarray:
+    """Returns (B, H, W, C) uint8 or uint16 levels as colours that can be drawn, as `show_channels` shows them."""
+    if levels.dtype == np.uint8 and levels.shape[3] == SHOWN_CHANNELS:
+        return levels
+    shown: np.ndarray = (
+        show_channels(scale_pixels(send_pixels(levels, torch.device("cpu")))).permute(0, 2, 3, 1).numpy()
+    )
+    return shown
+
+
 def draw_image_grid(grid: ImageGrid) -> Figure:
     """Draws rows of images with a caption over each row. Maps are drawn as heat over the images, gray and dimmed."""
     drawing = GridFigure(len(grid.rows), max(len(row.images) for row in grid.rows), 1.1, grid.title)
     for number, row in enumerate(grid.rows):
         drawing.draw_caption(number, 0, row.caption)
-        for k, image in enumerate(row.images.float().clamp(0, 1).permute(0, 2, 3, 1).numpy()):
+        for k, image in enumerate(show_channels(row.images).float().clamp(0, 1).permute(0, 2, 3, 1).numpy()):
             if row.maps is None:
                 drawing.draw_image(number, k, image)
                 continue
@@ -103,7 +115,7 @@ def draw_neighbours(worker: StageContext, neighbours: Neighbours, title: str) ->
     loader, labels = worker.build_loader([worker.recipe.dataset.eval_augment], 0), worker.splits.labels
     found = [[i for i in row if i >= 0] for _, row in neighbours]
     ids = np.unique([query for query, _ in neighbours] + [i for row in found for i in row])
-    pixels = dict(zip(ids.tolist(), loader.load_once(ids)["views"][:, 0], strict=True))
+    pixels = dict(zip(ids.tolist(), show_levels(loader.load_once(ids)["views"][:, 0]), strict=True))
     rows = []
     for (query, _), row in zip(neighbours, found, strict=True):
         wrong = [min(labels[i], labels[query]) >= 0 and labels[i] != labels[query] for i in row]

@@ -10,10 +10,12 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from firstlight.pipeline.data.annotations import Annotation
-from firstlight.pipeline.data.images import decode_class_map, decode_rgb
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+from firstlight.pipeline.data.images import decode_class_map
 from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.grid import display_names
+from firstlight.pipeline.report.image_figures import show_levels
 
 OVERLAY_COLUMNS = 4
 # Pixels of the longer side of an image; more are not visible.
@@ -41,7 +43,7 @@ def draw_annotated_images(store: Store, ids: np.ndarray, title: str) -> Figure:
         axis.set_axis_off()
     seen: set[int] = set()
     for axis, file, known in zip(axes.flat, files, found, strict=False):
-        seen |= draw_annotation(axis, decode_rgb(file, NO_PIXEL_LIMIT, store.levels), known, colours)
+        seen |= draw_annotation(axis, _open_colours(store, file), known, colours)
         if known.present is not None and known.boxes is None:
             axis.set_title(", ".join(names[k] for k in np.flatnonzero(known.present == 1)), fontsize=7, wrap=True)
     handles = [
@@ -58,6 +60,15 @@ def draw_annotated_images(store: Store, ids: np.ndarray, title: str) -> Figure:
         )
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _open_colours(store: Store, file: bytes) -> np.ndarray:
+    """Returns an image of a store as (H, W, 3) uint8."""
+    image = store.open_image(file, NO_PIXEL_LIMIT)
+    if not isinstance(image, ChannelImage):
+        return np.asarray(image)
+    shown: np.ndarray = show_levels(image.values[None])[0]
+    return shown if shown.dtype == np.uint8 else np.rint(255 * shown).astype(np.uint8)
 
 
 def draw_annotation(axis: Axes, image: np.ndarray, known: Annotation, colours: np.ndarray) -> set[int]:

@@ -10,6 +10,7 @@ from firstlight.pipeline.report import figures, image_figures, overlay
 from firstlight.pipeline.report.grid import display_names
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
+from firstlight.tasks.visuals import describe_shown
 
 
 def add_store_figures(album: FigureLog, worker: StageContext) -> None:
@@ -61,5 +62,7 @@ def _draw_sample(worker: StageContext) -> Figure:
     batch = loader.load_once(ids)
     names = display_names(worker.store.classes[k] if k >= 0 else "" for k in batch["label"].tolist())
     return image_figures.draw_captioned_images(
-        list(batch["views"][:, 0]), names, f"{worker.store.path.name}: training images"
+        list(image_figures.show_levels(batch["views"][:, 0])),
+        names,
+        f"{worker.store.path.name}: training images{describe_shown(worker.store.pixels.channels)}",
     )

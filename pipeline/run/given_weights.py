@@ -24,6 +24,7 @@ from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference, find_source_run, pin_reference
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.input_normalization import RGB_CHANNELS
 from firstlight.tasks.nn.weights.load_weights import LoadedWeights, load_weights
 from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_default_colours, find_weights
 
@@ -113,10 +114,11 @@ def _fetch_tracked(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Gi
 
 def know_colours(spec: Mapping[str, Any], source: WeightSource) -> tuple[dict[str, Any], str]:
     """Returns the mean and standard deviation of the input of weights for the network `spec`, and who says so."""
-    if source.mean is not None and source.std is not None:
+    channels = spec.get("channels") or RGB_CHANNELS
+    if source.mean is not None and source.std is not None and len(source.mean) == channels:
         return {"mean": list(source.mean), "std": list(source.std)}, "as the source of the weights has them"
     default = find_default_colours(spec)
-    if default is not None:
+    if default is not None and len(default[0]) == channels:
         return {"mean": list(default[0]), "std": list(default[1])}, f"usual for {default[2]}"
     return {}, ""
 
@@ -136,7 +138,7 @@ def _adopt_colours(recipe: Recipe, colours: Mapping[str, Any], words: str) -> tu
         if colours.get(key) is None:
             raise UserError(
                 f"encoder.{key}: is needed, since {WEIGHTS_KEY} does not say what its images were normalised by; "
-                f"valid: three numbers, of ImageNet {IMAGENET_COLOURS[key]}"
+                f"valid: {_describe_numbers(key, encoder.channels)}"
             )
     if not missing:
         return recipe, []
@@ -144,6 +146,12 @@ def _adopt_colours(recipe: Recipe, colours: Mapping[str, Any], words: str) -> tu
     raw = recipe.dump()
     told = ", ".join(f"encoder.{key}: {[round(v, 4) for v in value]}" for key, value in filled.items())
     return parse_recipe({**raw, "encoder": {**raw["encoder"], **filled}}), [f"{told}, {words}"]
+
+
+def _describe_numbers(key: str, channels: int | None) -> str:
+    if channels in (None, RGB_CHANNELS):
+        return f"three numbers, of ImageNet {IMAGENET_COLOURS[key]}"
+    return f"{channels} numbers, one for each channel of the images"
 
 
 def weights_folder(storage: Path) -> Path:

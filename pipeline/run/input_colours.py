@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.data.images import decode_rgb
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
 from firstlight.pipeline.data.images.colours import Colours, ColourSums
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
@@ -37,5 +35,9 @@ def measure_colours(store: Store, max_pixels: int) -> Colours:
         sums = ColourSums()
         images, _ = store.read(select_evenly_spaced(store.ids("train"), MAX_MEASURED_IMAGES))
         for data in images:
-            sums.add_image(Image.fromarray(decode_rgb(data, max_pixels, store.levels)))
-    return sums.compute_colours()
+            image = store.open_image(data, max_pixels)
+            if isinstance(image, ChannelImage):
+                sums.add_levels(image.values, store.pixels.white)
+            else:
+                sums.add_image(image)
+    return sums.compute_colours(store.pixels.white)

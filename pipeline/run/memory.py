@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.pipeline.data.store import Store
@@ -161,10 +162,10 @@ def free_memory() -> int:
 
 def _list_streams(recipe: Recipe) -> Iterator[StreamMemory]:
     """Yields the streams of all stages, for trainings and for scoring."""
-    workers = max(recipe.scale.max_workers, 1)
+    workers, pixels = max(recipe.scale.max_workers, 1), recipe.dataset.pixels or RGB_PIXELS
     for stage in recipe.stages.values():
         for images, sizes in stage_kind(stage).streamed_batches(stage, recipe.dataset, workers):
-            yield _measure_stream(images, sum(size**2 * 3 for size in sizes))
+            yield _measure_stream(images, sum(size**2 for size in sizes) * pixels.pixel_bytes)
 
 
 def _measure_stream(rows: int, row_bytes: int) -> StreamMemory:
@@ -188,7 +189,7 @@ def _held_image_bytes(recipe: Recipe, store: Store, images: int) -> int:
     most, most_views = budget.divide_held_bytes(recipe.stream, store, images)
     is_held = budget.should_cache(recipe.stream, store, images)
     held = budget.estimate_held_bytes(store, images) or 0
-    views = sum(store.splits.values()) * recipe.dataset.image_size**2 * 3
+    views = sum(store.splits.values()) * recipe.dataset.image_size**2 * store.pixels.pixel_bytes
     # Images of one size are held on the device, and streamed if they do not fit there.
     is_elsewhere = store.common_size is not None and (not is_held or bool(recipe.scale.worker_gpus))
     return (0 if is_elsewhere else min(held, most)) + min(views, most_views)
@@ -197,7 +198,7 @@ def _held_image_bytes(recipe: Recipe, store: Store, images: int) -> int:
 def _largest_image_bytes(store: Store) -> int:
     """Returns the bytes of an image with the largest width and height of the store, decoded."""
     width, height = (store.images.get(side, (0, 0))[1] for side in ("width", "height"))
-    return int(width * height * 3)
+    return int(width * height * store.pixels.pixel_bytes)
 
 
 def _table_row_bytes(recipe: Recipe, classes: int) -> int:

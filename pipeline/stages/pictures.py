@@ -12,7 +12,7 @@ from torch import Tensor
 
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.records import refuse_damage
-from firstlight.tasks.visuals import ImageGrid, ImageRow
+from firstlight.tasks.visuals import ImageGrid, ImageRow, describe_shown, show_channels
 
 PICTURES_FILE, NUM_VIEWED_IMAGES = "pictures.safetensors", 8
 # The first filters of the networks that a stage has trained.
@@ -53,15 +53,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def save_pictures(pictures: Iterable[ImageGrid], file: Path) -> None:
-    """Writes pictures to a file; no file is written if there are none."""
+    """Writes pictures to a file, in the colours of `show_channels`; no file is written if there are none."""
     tensors: dict[str, Tensor] = {}
     titles = []
     for picture in pictures:
         for k, row in enumerate(picture.rows):
-            tensors[f"{picture.name}.{k}.images"] = _copy_tensor(row.images)
+            tensors[f"{picture.name}.{k}.images"] = _copy_tensor(show_channels(row.images))
             if row.maps is not None:
                 tensors[f"{picture.name}.{k}.maps"] = _copy_tensor(row.maps)
-        titles.append({"name": picture.name, "title": picture.title, "rows": [row.caption for row in picture.rows]})
+        title = picture.title + describe_shown(picture.rows[0].images.shape[1])
+        titles.append({"name": picture.name, "title": title, "rows": [row.caption for row in picture.rows]})
     if titles:
         write_atomically(file, save(tensors, {"pictures": json.dumps(titles)}))
 

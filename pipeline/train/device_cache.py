@@ -24,8 +24,10 @@ from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImage
 from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
 from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops.channels import augment_channel_batch
 from firstlight.tasks.collective import gather_objects, rank, world_size
 from firstlight.tasks.device.copies import send_array
+from firstlight.tasks.device.pixel_levels import send_pixels
 
 # Limits of the images that are decoded at a time.
 MAX_DECODED_IMAGES, MAX_DECODED_BYTES = 512, 8_000_000
@@ -42,7 +44,8 @@ def holds_tensors(arrays: dict[str, Any]) -> bool:
 class CachedImages:
     """Decoded images on a device.
 
-    ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown. pixels: (n, 3, H, W) uint8 on the device.
+    ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown. pixels: (n, C, H, W) on the device, uint8, or int16
+    with the bits of 16-bit levels.
     """
 
     ids: np.ndarray
@@ -98,15 +101,16 @@ def crop_views(
 
 
 def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Tensor]:
-    """(B, 3, H, W) uint8 -> (B, V, S, S, 3) uint8 for each group of views, computed on the device of `images`.
+    """(B, C, H, W) -> (B, V, S, S, C) for each group of views, of the same type, computed on the device of `images`.
 
     The parameters are drawn on the CPU, from the same random numbers as in the stream.
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     found = {}
+    augment = device_augment.augment_batch if loader.store.stated_pixels is None else augment_channel_batch
     for number, group in enumerate(loader.groups):
         drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
-        views = [device_augment.augment_batch(images, params, loader.size_of(group[0])) for params in drawn]
+        views = [augment(images, params, loader.size_of(group[0])) for params in drawn]
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
     return found
 
@@ -142,8 +146,8 @@ def _build_decoder(loader: Loader) -> StoredImages:
 
 
 def _move_to_device(device: torch.device, views: np.ndarray) -> Tensor:
-    """Decoded images (B, 1, H, W, 3) uint8 -> (B, 3, H, W) uint8 on the device."""
-    return send_array(views[:, 0], device).permute(0, 3, 1, 2)
+    """Decoded images (B, 1, H, W, C) of uint8 or uint16 -> (B, C, H, W) uint8 or int16 on the device."""
+    return send_pixels(views[:, 0], device).permute(0, 3, 1, 2)
 
 
 # The images that were cached last.
@@ -171,14 +175,14 @@ def cache_images(
         return _cache[key], [f"{len(ids)} images of {width} x {height} are held decoded ({size})"]
     pixels = _decode_images(loader, ids, options, device)
     _cache[key] = CachedImages(ids, labels, pixels)
-    size = f"{pixels.numel() / 1e6:,.1f} MB on {device.type}"
+    size = f"{pixels.nbytes / 1e6:,.1f} MB on {device.type}"
     return _cache[key], [f"{len(ids)} images of {pixels.shape[3]} x {pixels.shape[2]} are held decoded ({size})"]
 
 
 def _decode_ragged_images(loader: Loader, ids: np.ndarray, device: torch.device) -> RaggedImages:
     """Returns images of several sizes. Each worker decodes a part, in its own process. Collective."""
     parts = np.array_split(ids, world_size())
-    decoded = RaggedImages.collect(loader.iterate_images(parts[rank()]))
+    decoded = RaggedImages.collect(_iterate_colours(loader, parts[rank()]))
     if world_size() == 1:
         return decoded
     sizes: list[np.ndarray] = gather_objects(decoded.sizes)
@@ -190,6 +194,12 @@ def _decode_ragged_images(loader: Loader, ids: np.ndarray, device: torch.device)
         for place in range(start, stop, MAX_SENT_PIXELS):
             _broadcast_pixels(buffer[place : min(place + MAX_SENT_PIXELS, stop)], source, device)
     return RaggedImages.split_buffer(buffer, np.concatenate(sizes))
+
+
+def _iterate_colours(loader: Loader, ids: np.ndarray) -> Iterator[Image.Image]:
+    for image in loader.iterate_images(ids):
+        assert isinstance(image, Image.Image), "images with their channels as they are are held in one size only"
+        yield image
 
 
 def _move_pixels(images: RaggedImages, buffer: np.ndarray) -> None:
@@ -210,10 +220,11 @@ def _broadcast_pixels(pixels: np.ndarray, source: int, device: torch.device) -> 
 
 
 def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, device: torch.device) -> Tensor:
-    """Returns the images as (n, 3, H, W) uint8 on the device. Each worker decodes a part. Collective."""
+    """Returns the images as (n, C, H, W) uint8 or int16 on the device. Each worker decodes a part. Collective."""
     decoder = _build_decoder(loader)
     size = max(1, min(MAX_DECODED_IMAGES, MAX_DECODED_BYTES // decoder.row_bytes))
-    pixels = torch.empty(len(ids), 3, decoder.height, decoder.width, dtype=torch.uint8, device=device)
+    channels, dtype = loader.store.pixels.channels, torch.uint8 if loader.store.pixels.bits == 8 else torch.int16
+    pixels = torch.empty(len(ids), channels, decoder.height, decoder.width, dtype=dtype, device=device)
     edges = np.cumsum([0, *(len(part) for part in np.array_split(ids, world_size()))]).tolist()
     done = edges[rank()]
     for arrays in stream.stream_batches(decoder, EvalOrder(ids, size, rank(), world_size()), size, options):
@@ -221,5 +232,6 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
         done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world_size() > 1 and stop > start:
-            dist.broadcast(pixels[start:stop], src=source)
+            # Not every backend sends int16.
+            dist.broadcast(pixels[start:stop].view(torch.uint8), src=source)
     return pixels

@@ -13,6 +13,7 @@ from firstlight.pipeline.data.plan import TrainingPlan
 from firstlight.pipeline.data.stream import LoadingOptions
 from firstlight.pipeline.train.selection import SelectionOptions
 from firstlight.tasks.device.copies import send_array
+from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.learner import Batch
 
 
@@ -56,8 +57,8 @@ class TrainingJob:
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:
-    """uint8 (B, V, S, S, 3) for each group of views, from the wire or on the device -> float views (B, 3, S, S) in 0..1
-    on the device, in the order of the groups.
+    """(B, V, S, S, C) levels for each group of views, from the wire or on the device -> float views (B, C, S, S) in
+    0..1 on the device, in the order of the groups.
 
     `job` is None outside of a training.
 
@@ -67,11 +68,7 @@ def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | No
     """
     names = list_view_columns(arrays)
     layout = torch.channels_last if job is not None and job.training.channels_last else torch.contiguous_format
-    floats = tuple(
-        view.permute(0, 3, 1, 2).float().div_(255.0).contiguous(memory_format=layout)
-        for name in names
-        for view in send_array(arrays[name], device).unbind(1)
-    )
+    floats = tuple(scale_pixels(view, layout) for name in names for view in send_pixels(arrays[name], device).unbind(1))
     ids, labels, passes = (np.array(arrays[name]) for name in ("id", "label", "pass"))
     rows = np.full_like(ids, -1)
     if job is not None:

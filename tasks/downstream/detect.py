@@ -24,6 +24,7 @@ from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.timm_backbones import TokenMaps
 from firstlight.tasks.nn.weight_init import Init
+from firstlight.tasks.visuals import show_channels
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -216,12 +217,13 @@ class Detection(Task):
     def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the images with the true boxes, and with the detections of a score above 0.5."""
         images = batch.views[0]
+        drawn = show_channels(images)
         truth = [(boxes, classes) for boxes, classes, _ in _split_targets(batch)]
         seen = [
             (d["boxes"][d["scores"] > 0.5], d["labels"][d["scores"] > 0.5] - 1)
             for d in self.detect_objects(images, batch.targets.get("region"))
         ]
-        return {"truth": _draw_boxes(images, truth), "predicted": _draw_boxes(images, seen)}
+        return {"truth": _draw_boxes(drawn, truth), "predicted": _draw_boxes(drawn, seen)}
 
 
 def _check_spacing(encoder: Encoder) -> None:

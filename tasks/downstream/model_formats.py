@@ -65,7 +65,7 @@ class ModelGraph(nn.Module):
 
 def export_model_program(task: Task) -> Any:
     """Returns the graph as a torch.export.ExportedProgram, for any number of images."""
-    return export_graph(ModelGraph(task), task.encoder.image_size)
+    return export_graph(ModelGraph(task), task.encoder.image_size, task.encoder.image_channels)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from firstlight.tasks.nn.decoder import Decoder, Shortcuts, make_deconvolution
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm
 from firstlight.tasks.nn.weight_init import Init, initialize_weights
+from firstlight.tasks.visuals import show_channels
 
 # The fewest classes that the mean over classes says something about.
 MIN_SCORED_CLASSES = 2
@@ -185,7 +186,7 @@ class Segmentation(Task):
         }
 
     def draw_predictions(self, batch: Batch) -> dict[str, Tensor]:
-        image = batch.views[0]
+        image = show_channels(batch.views[0])
         return {
             "image": image,
             "truth": overlay_classes(image, batch.targets["mask"].long()),

@@ -22,7 +22,7 @@ from firstlight.tasks.nn.backbones import (
     vgg16,
 )
 from firstlight.tasks.nn.feature_maps import MapList, MapPooling, join_channels, pool_maps
-from firstlight.tasks.nn.input_normalization import InputNormalization, SharedEncoderOptions
+from firstlight.tasks.nn.input_normalization import RGB_CHANNELS, InputNormalization, SharedEncoderOptions
 from firstlight.tasks.nn.library_backbones import FeatureMaps, first_line, from_torchvision
 from firstlight.tasks.nn.timm_backbones import TokenMaps, find_timm_traits, from_timm
 from firstlight.tasks.nn.weight_init import initialize_weights
@@ -125,7 +125,9 @@ class Encoder(Tower):
         first, *others = [(input, ENCODERS[spec["name"]](input.channels, **own)) for input in shared.build_inputs()]
         super().__init__(*first)
         self.twin = Tower(*others[0]) if others else None
-        self.spec, self.image_size = dict(spec), image_size
+        # Encoders of three channels were saved without their number.
+        known = {key: value for key, value in spec.items() if key != "channels" or value not in (None, RGB_CHANNELS)}
+        self.spec, self.image_size = known, image_size
         initialize_weights(self, shared.init)
         self._measure_maps()
 
@@ -139,12 +141,17 @@ class Encoder(Tower):
         return isinstance(self.stages, TokenMaps) and self.stages.has_class_token
 
     @property
+    def image_channels(self) -> int:
+        """The number of channels of the images that it takes."""
+        return self.input.image_channels
+
+    @property
     def input_channels(self) -> int:
         """The number of channels that `normalize_images` gives."""
         return self.input.channels + (self.twin.input.channels if self.twin is not None else 0)
 
     def normalize_images(self, x: Tensor, region: Tensor | None = None) -> Tensor:
-        """Returns what the inputs of all towers make of (B, 3, H, W) images: (B, channels, H, W)."""
+        """Returns what the inputs of all towers make of (B, C, H, W) images: (B, channels, H, W)."""
         inputs = [self.input] if self.twin is None else [self.input, self.twin.input]
         return torch.cat([input(x, region) for input in inputs], 1)
 
@@ -223,7 +230,7 @@ class Encoder(Tower):
         try:
             # A traced network prints its source when it fails.
             with torch.enable_grad(), redirect_stderr(io.StringIO()):
-                maps: MapList = self.eval()(torch.zeros(1, 3, size, size))
+                maps: MapList = self.eval()(torch.zeros(1, self.image_channels, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(self.stages, FeatureMaps):
                 advice = self._advise_image_size(error)

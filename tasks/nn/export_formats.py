@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
+from firstlight.tasks.nn.input_normalization import RGB_CHANNELS
 from firstlight.tasks.nn.timm_backbones import NETWORK_OPTIONS, TokenMaps, find_timm_traits
 
 LIBRARIES = ("torchvision", "timm")
@@ -92,7 +93,7 @@ class Counterpart:
         return net.eval(), list(missing)
 
     def last_map(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Returns a function from (B, 3, H, W) normalised images to the last map (B, C, h, w).
+        """Returns a function from (B, C, H, W) normalised images to the last map (B, C, h, w).
 
         It runs the library's own forward.
         """
@@ -121,8 +122,10 @@ def find_counterpart(encoder: Encoder, library: str) -> Counterpart:
         raise ValueError(f"{library}'s networks have batch normalisation, this one has encoder.norm: group")
     if spec.get("stem", "imagenet") != "imagenet":
         raise ValueError(f"{library}'s networks begin with stride 4, this one has encoder.stem: {spec['stem']}")
+    if library == "torchvision" and encoder.image_channels != RGB_CHANNELS:
+        raise ValueError(f"torchvision's networks take images of 3 channels, this one {encoder.image_channels}")
     model, names = map_tensor_names(encoder, library)
-    options = network_options(encoder) if spec["name"] == library == "timm" else {}
+    options = network_options(encoder) if library == "timm" else {}
     for source, channels_last in _candidate_sources(model, library):
         found = Counterpart(library, model, names, source, channels_last, options)
         if _has_same_map(encoder, found):
@@ -145,11 +148,14 @@ def network_options(encoder: Encoder) -> dict[str, Any]:
 
     A network of one resolution takes images of other sizes only with `dynamic_img_size`.
     """
+    channels = {"in_chans": encoder.image_channels} if encoder.image_channels != RGB_CHANNELS else {}
+    if encoder.spec["name"] != "timm":
+        return channels
     options = {key: encoder.spec[key] for key in NETWORK_OPTIONS if encoder.spec.get(key) is not None}
     is_columnar = isinstance(encoder.stages, TokenMaps)
     if is_columnar and "dynamic_img_size" in find_timm_traits(encoder.spec["model"]).parameters:
         options.setdefault("dynamic_img_size", True)
-    return options
+    return {**options, **channels}
 
 
 def map_tensor_names(encoder: Encoder, library: str) -> tuple[str, dict[str, str]]:
@@ -232,7 +238,7 @@ def _candidate_sources(model: str, library: str) -> list[tuple[str, bool]]:
 def _has_same_map(encoder: Encoder, found: Counterpart) -> bool:
     """Returns True if encoder and counterpart give the same last map of an image."""
     size, training = encoder.image_size, encoder.training
-    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, encoder.image_channels, size, size, generator=torch.Generator().manual_seed(0))
     encoder.eval()
     try:
         device = next(encoder.parameters()).device
@@ -258,7 +264,7 @@ def measure_difference(own: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 class ExportGraph(nn.Module):
-    """A graph from (B, 3, S, S) images in 0..1 to features (B, C) and the last map (B, C, h, w).
+    """A graph from (B, C, S, S) images in 0..1 to features (B, C) and the last map (B, C, h, w).
 
     The features are the map averaged over positions. The graph contains the normalisation.
     """
@@ -274,15 +280,17 @@ class ExportGraph(nn.Module):
 
 def export_program(encoder: Encoder) -> Any:
     """Returns the graph of an encoder as a torch.export.ExportedProgram, for any number of images."""
-    return export_graph(ExportGraph(encoder), encoder.image_size)
+    return export_graph(ExportGraph(encoder), encoder.image_size, encoder.image_channels)
 
 
-def export_graph(graph: nn.Module, size: int) -> Any:
-    """Returns a graph that takes (B, 3, `size`, `size`) `images` as a torch.export.ExportedProgram, for any B."""
+def export_graph(graph: nn.Module, size: int, channels: int = RGB_CHANNELS) -> Any:
+    """Returns a graph that takes (B, `channels`, `size`, `size`) `images`, for any B, as a
+    torch.export.ExportedProgram.
+    """
     from torch.export import Dim, export
 
     return export(
         graph.eval(),
-        (torch.zeros(2, 3, size, size),),
+        (torch.zeros(2, channels, size, size),),
         dynamic_shapes={"images": {0: Dim("batch", min=1)}},
     )

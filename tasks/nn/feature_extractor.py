@@ -33,7 +33,7 @@ def flatten_map(map_: Tensor, pool: Pool) -> Tensor:
 
 
 class FeatureExtractor(nn.Module):
-    """Computes (B, d) float32 features of (B, 3, H, W) images in 0..1, one tensor for each of `layers`.
+    """Computes (B, d) float32 features of (B, C, H, W) images in 0..1, one tensor for each of `layers`.
 
     Args:
         head: gives one tensor of unit vectors instead; `layers` is ignored then.

@@ -60,7 +60,7 @@ def describe_for_timm(
     preprocessing = {
         "mean": encoder.input.mean.flatten().tolist(),
         "std": encoder.input.std.flatten().tolist(),
-        "input_size": [3, size, size],
+        "input_size": [encoder.image_channels, size, size],
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "num_classes": len(classes),

@@ -158,7 +158,7 @@ class MaskedAutoEncoder(Method):
             "reconstructed": self._fill_patches(predicted, masked, clean),
         }
         rows = tuple(
-            ImageRow(caption, self._restore_pixels(patches).clamp(0, 1).expand(-1, 3, -1, -1).float(), None, is_drawn)
+            ImageRow(caption, self._restore_pixels(patches).clamp(0, 1).float(), None, is_drawn)
             for (caption, patches), is_drawn in zip(pixels.items(), (False, False, True), strict=True)
         )
         given = ", from the true mean and deviation of each patch" if self.normalize_pixels else ""
@@ -189,7 +189,7 @@ class MaskedAutoEncoder(Method):
         return _replace_patches(clean, masked, predicted)
 
     def _restore_pixels(self, patches: Tensor) -> Tensor:
-        """Returns the (B, 3 or 1, H, W) images in 0..1, not clipped, of (B, N, P) patches of the encoder's input."""
+        """Returns the (B, C or 1, H, W) images in 0..1, not clipped, of (B, N, P) patches of the encoder's input."""
         rows = round(patches.shape[1] ** 0.5)
         return undo_normalisation(self.encoder.input, join_patches(patches, self.side, rows))
 

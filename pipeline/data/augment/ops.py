@@ -51,6 +51,8 @@ from firstlight.pipeline.data.augment.pixel_ops import (
 )
 from firstlight.pipeline.data.augment.policies import rand_augment, trivial_augment
 from firstlight.pipeline.data.augment.random_numbers import CounterRng
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+from firstlight.pipeline.data.channels.channel_ops import apply_channel_ops
 
 Strength = Annotated[float, Ge(0.0), Le(1.0)]
 # The (24, 4) orders of the four changes of color_jitter.
@@ -182,14 +184,21 @@ def sample_params(ops: Sequence[Mapping[str, Any]], keys: np.ndarray, sources: n
     ]
 
 
-def apply_params(image: Image.Image, params: Sequence[OpParams], size: int) -> np.ndarray:
-    """Applies the ops' parameters to an RGB image of any size. Returns (size, size, 3) uint8."""
+def apply_params(image: Image.Image | ChannelImage, params: Sequence[OpParams], size: int) -> np.ndarray:
+    """Applies the ops' parameters to an image of any size.
+
+    Returns (size, size, 3) uint8 of an RGB image, and (size, size, C) of the type of an image of C channels.
+    """
+    if isinstance(image, ChannelImage):
+        return apply_channel_ops(image, params, size)
     for op in params:
         image = op.apply_to(image, size)
     return np.asarray(image, dtype=np.uint8)
 
 
-def apply_batch(images: Sequence[Image.Image], ops: Sequence[OpBatch], size: int) -> Iterator[np.ndarray]:
-    """Applies the ops' parameters to RGB images of any sizes. Yields (size, size, 3) uint8, one image after another."""
+def apply_batch(
+    images: Sequence[Image.Image | ChannelImage], ops: Sequence[OpBatch], size: int
+) -> Iterator[np.ndarray]:
+    """Applies the ops' parameters to images of any sizes. Yields what `apply_params` returns, one after another."""
     for image, params in zip(images, zip(*(op.params_per_image() for op in ops), strict=True), strict=True):
         yield apply_params(image, params, size)

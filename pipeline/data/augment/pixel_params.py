@@ -78,12 +78,14 @@ class Blur(NamedTuple):
     def apply_to(self, image: Image.Image, size: int) -> Image.Image:
         if not self.sigma:
             return image
-        radius = int(self.radius)
-        weights = blur_weights(np.array([self.sigma]), radius)[0]
-        levels = np.asarray(image).astype(np.float32)
+        return Image.fromarray(self.blur_levels(np.asarray(image).astype(np.float32)).astype(np.uint8))
+
+    def blur_levels(self, levels: np.ndarray) -> np.ndarray:
+        """Returns blurred (H, W, C) levels: whole numbers of 8 bits in float32, or of up to 16 bits in float64."""
+        weights = blur_weights(np.array([self.sigma]), int(self.radius))[0]
         for axis, scale in enumerate((BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
             levels = np.floor((_sum_taps(levels, weights, axis) + scale / 2) / scale)
-        return Image.fromarray(levels.astype(np.uint8))
+        return levels
 
 
 class Erase(NamedTuple):
@@ -129,7 +131,7 @@ def reflect_indices(side: int, radius: int) -> np.ndarray:
 
 
 def _sum_taps(levels: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the weighted sums of (H, W, 3) levels along an axis."""
+    """Returns the weighted sums of (H, W, C) levels along an axis."""
     side, radius = levels.shape[axis], len(weights) - 1
     continued = np.moveaxis(levels.take(reflect_indices(side, radius), axis), axis, 0)
     total = continued[radius : radius + side] * weights[0]

@@ -13,7 +13,7 @@ import numpy as np
 GOLDEN_GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER = (
     np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT, MANTISSA_SHIFT, LEVEL_SHIFT = (np.uint64(bits) for bits in (30, 27, 31, 11, 56))
+FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT, MANTISSA_SHIFT = (np.uint64(bits) for bits in (30, 27, 31, 11))
 # View v uses stream FIRST_VIEW_STREAM + v; lower streams are those of methods.
 FIRST_VIEW_STREAM = 1 << 32
 # Numbers that are reserved for an op.
@@ -52,9 +52,12 @@ def draw_bits(keys: np.ndarray, first: int, count: int) -> np.ndarray:
     return mix_bits(keys[:, None] + counters)
 
 
-def draw_levels(keys: np.ndarray, count: int) -> np.ndarray:
-    """(B,) uint64 -> (B, count) uint8: levels of noise, 256 times the numbers of `tasks.counter_rng.draw_uniform`."""
-    return (draw_bits(keys, 1, count) >> LEVEL_SHIFT).astype(np.uint8)
+def draw_levels(keys: np.ndarray, count: int, bits: int = 8) -> np.ndarray:
+    """(B,) uint64 -> (B, count) levels of noise of 8 or 16 bits, as unsigned integers of as many: 2**bits times the
+    numbers of `tasks.counter_rng.draw_uniform`.
+    """
+    levels: np.ndarray = (draw_bits(keys, 1, count) >> np.uint64(64 - bits)).astype(f"u{bits // 8}")
+    return levels
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from PIL import Image, ImageFile
 
 MAX_REASON_LENGTH = 200
 # What is wrong with an image, as the notes about a data set count it.
-BadImageKind = Literal["unreadable", "truncated", "too large", "needs an extra", "levels", "annotation", "not read"]
+BadImageKind = Literal[
+    "unreadable", "truncated", "too large", "needs an extra", "levels", "channels", "annotation", "not read"
+]
 DecodedT = TypeVar("DecodedT")
 # Pillow's limits and Python's warning filters are global to the process.
 _pillow_lock = threading.RLock()

@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+
 STORED_JPEG_QUALITY, STORED_FILTER = 92, Image.Resampling.HAMMING
 # Changes with the filter, the encoders or their options: stores of another version are other stores.
 SHRINKING_RULES = 1
@@ -31,7 +33,7 @@ class ShrunkImage(NamedTuple):
     pixels: Image.Image
 
 
-def find_own_size(image: Image.Image) -> tuple[int, int]:
+def find_own_size(image: Image.Image | ChannelImage) -> tuple[int, int]:
     """Returns width and height of the upright image that `open_rgb` has opened, which may have decoded it smaller."""
     width, height = image.info.get("size", image.size)
     return width, height

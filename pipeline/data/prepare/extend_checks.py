@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firstlight.pipeline.data.annotations import pack_columns
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
 from firstlight.pipeline.data.images import BadImage, read_header_frame
 from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 from firstlight.pipeline.data.images.orientation import EXIF_TRANSPOSES
@@ -106,6 +107,25 @@ def check_same_kind(old: Store, source: Source) -> None:
         raise UserError(
             f"dataset.extends: class {number} of {old.path} is {name!r}, and {source.classes[number]!r} in the source; "
             f"restore the order of its classes, {NEW_STORE_ADVICE}"
+        )
+
+
+def check_same_pixels(old: Store, pixels: PixelFormat | None, source: Source) -> None:
+    """Checks that the images of `old` have the format `pixels` that the data set states.
+
+    Raises:
+        UserError: they have another; or the source has boxes, whose images are compared by their headers.
+    """
+    if old.stated_pixels != pixels:
+        had, wanted = (str(found or "RGB of 8 bits") for found in (old.stated_pixels, pixels))
+        raise UserError(
+            f"dataset.extends: the images of {old.path} are {had}, and dataset.channels states {wanted}; valid: the "
+            f"same, {NEW_STORE_ADVICE}"
+        )
+    if pixels is not None and source.annotations:
+        raise UserError(
+            f"dataset.extends: is not valid with dataset.channels and {' and '.join(source.annotations)}; "
+            f"{ONLY_NEW_STORE}"
         )
 
 

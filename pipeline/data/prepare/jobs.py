@@ -12,12 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import pyarrow as pa
 import simplejpeg
 from PIL.Image import Image
 
 from firstlight.pipeline.data.annotations import count_annotations, pack_columns
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
+from firstlight.pipeline.data.channels.read_channels import open_channels
 from firstlight.pipeline.data.image_statistics import ImageStatistics
 from firstlight.pipeline.data.images import BadImage, open_rgb
 from firstlight.pipeline.data.images.decode import ImageFrame
@@ -80,6 +84,8 @@ class PartWriter:
     depth: int | None = None
     # The shorter side that larger images are stored with, in pixels; None: all are stored as they are.
     side: int | None = None
+    # The format of the pixels that the data set states; None: images become RGB of 8 bits.
+    pixels: PixelFormat | None = None
 
     def __call__(self, job: PrepareJob) -> PrepareJob:
         """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined: count, census} or {error}."""
@@ -121,7 +127,11 @@ class PartWriter:
             kind = str(image.info["mode"]), str(image.info["format"])
             counts = count_annotations(annotation, frame.upright) if annotation else None
             stored, shown, size = data, image, frame.upright
-            if self.side is not None and (small := shrink_image(data, image, self.side)) is not None:
+            if (
+                self.side is not None
+                and isinstance(image, Image)
+                and (small := shrink_image(data, image, self.side)) is not None
+            ):
                 stored, shown, size = small.data, small.pixels, small.pixels.size
                 statistics.add_shrunk(len(data), len(stored))
             statistics.add(size, kind, record.label, len(stored), counts)
@@ -130,14 +140,16 @@ class PartWriter:
             columns = pack_columns(annotation, self.source.annotations)
             yield stored, record.label, record.path, short_digest(data), *columns
 
-    def _decode_image(self, record: Record) -> tuple[bytes, Image]:
+    def _decode_image(self, record: Record) -> tuple[bytes, Image | ChannelImage]:
         """Returns the bytes and the pixels of a record; pixels of more than 8 bits are not scaled for the set yet.
 
         Raises:
-            BadImage: there are none, or the pixels have levels beyond `dataset.depth`.
+            BadImage: there are none, or the pixels have levels beyond `dataset.depth`, or another format than stated.
         """
         if record.data is None:
             raise BadImage(str(record.reason), "not read")
+        if self.pixels is not None:
+            return record.data, open_channels(record.data, self.pixels, self.max_pixels)
         if self.side is None:
             image = open_rgb(record.data, self.max_pixels)
         else:
@@ -148,17 +160,20 @@ class PartWriter:
         return record.data, image
 
 
-def _find_image_frame(image: Image) -> ImageFrame:
+def _find_image_frame(image: Image | ChannelImage) -> ImageFrame:
     orientation, size = int(image.info.get("orientation", 1)), find_own_size(image)
     return ImageFrame(turn_size(size, orientation), size, orientation)
 
 
-def _count_readings(statistics: ImageStatistics, image: Image) -> None:
+def _count_readings(statistics: ImageStatistics, image: Image | ChannelImage) -> None:
     """Counts what was decided in reading an image, and its colours, or the levels of one of more than 8 bits."""
     statistics.readings.update(image.info.get("readings", ()))
     if "orientation" in image.info:
         statistics.readings["oriented"] += 1
-    if "levels" in image.info:
+    if isinstance(image, ChannelImage):
+        statistics.readings.update(["one_colour"] * statistics.channels.add_image(image))
+        statistics.colours.add_levels(image.values, int(np.iinfo(image.values.dtype).max))
+    elif "levels" in image.info:
         statistics.add_levels(*image.info["levels"])
     else:
         statistics.readings.update(list_pixel_readings(image))

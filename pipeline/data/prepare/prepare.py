@@ -123,7 +123,7 @@ def _write_store(
                 link_shards(old, folder)
             jobs = append_jobs(target.old_shards, list_jobs(source, IMAGES_PER_SHARD))
             _remove_leftovers(folder, {shard.file for shard in target.old_shards} | {job["file"] for job in jobs})
-            writer = PartWriter(source, folder, dataset.max_pixels, dataset.depth, target.side)
+            writer = PartWriter(source, folder, dataset.max_pixels, dataset.depth, target.side, dataset.pixels)
             results, statistics = _write_parts(writer, jobs, old, run_jobs, progress)
             root = None if dataset.root is None else str(dataset.root)
             assemble_store(

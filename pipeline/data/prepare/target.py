@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
 from firstlight.pipeline.data.images.shrink import SHRINKING_RULES
 from firstlight.pipeline.data.manifest import MANIFEST_FILE, STORE_FORMAT, Shard, canonical_json
 from firstlight.pipeline.data.prepare.extend import blame_extends, is_store, open_earlier_store
-from firstlight.pipeline.data.prepare.extend_checks import check_same_kind
+from firstlight.pipeline.data.prepare.extend_checks import check_same_kind, check_same_pixels
 from firstlight.pipeline.data.prepare.store_side import choose_store_side, keep_store_side
 from firstlight.pipeline.data.sources import Source, SourceOptions
 from firstlight.pipeline.data.sources.files import decode_path, parse_local_path
@@ -31,7 +32,7 @@ DECISIVE_FIELDS = (
     "max_pixels",
 )
 # Further ones, which count where they are stated, so that stores that were written before keep their folders.
-STATED_FIELDS = ("depth", "mask_values", "annotated_orientation")
+STATED_FIELDS = ("depth", "mask_values", "annotated_orientation", "channels", "bits")
 
 
 class PrepareOptions(SourceOptions, Protocol):
@@ -48,6 +49,15 @@ class PrepareOptions(SourceOptions, Protocol):
 
     @property
     def store_size(self) -> int | str: ...
+
+    @property
+    def channels(self) -> int | None: ...
+
+    @property
+    def bits(self) -> int | None: ...
+
+    @property
+    def pixels(self) -> PixelFormat | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,9 @@ def find_target(dataset: PrepareOptions, source: Source, stores: Path, auto_side
         UserError: `dataset.extends` is not a whole store, or `dataset.store_size` is not possible.
     """
     if dataset.extends is None:
-        side = choose_store_side(dataset.store_size, auto_side, source)
+        # Images with their channels as they are are stored so.
+        wanted = dataset.store_size if dataset.pixels is None else "off"
+        side = choose_store_side(wanted, auto_side, source)
         return StoreTarget(_choose_folder(dataset, source, stores, **_state_side(side)), side=side)
     if not is_store(dataset.extends):
         for manifest in sorted(stores.glob(f"{dataset.name}-*/{MANIFEST_FILE}")):
@@ -94,6 +106,7 @@ def find_target(dataset: PrepareOptions, source: Source, stores: Path, auto_side
                     if (earlier.name, folder) == (Path(dataset.extends).name, manifest.parent):
                         return StoreTarget(folder)
     old = open_earlier_store(dataset.extends)
+    check_same_pixels(old, dataset.pixels, source)
     side = keep_store_side(dataset.store_size, old)
     return StoreTarget(_choose_folder(dataset, source, stores, extends=old.hash), old, side)
 

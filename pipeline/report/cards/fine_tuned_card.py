@@ -20,7 +20,12 @@ from firstlight.pipeline.report.cards.card_parts import (
 from firstlight.pipeline.report.cards.licence import describe_licence
 from firstlight.pipeline.report.cards.loading_code import normalisation_code
 from firstlight.pipeline.report.cards.markdown import format_code, format_settings, format_table
-from firstlight.pipeline.report.cards.model_card import FORMAT_NAMES, describe_format, list_format_files
+from firstlight.pipeline.report.cards.model_card import (
+    FORMAT_NAMES,
+    describe_format,
+    describe_input_pixels,
+    list_format_files,
+)
 from firstlight.pipeline.report.cards.prediction_code import model_prediction_code
 from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
 from firstlight.pipeline.stages.artifacts.weights_origin import trace_weights
@@ -129,11 +134,12 @@ def _describe_preprocessing(seen: Preprocessing) -> str:
             lines += [("view" + (f" {k + 1}" if len(seen.views) > 1 else ""), format_code(json.dumps(told)))]
     for kind, (black, white) in (seen.levels or {}).items():
         lines += [(kind, f"black is {black:g}, white is {white:g}")]
+    taken = "RGB, upright, transparent pixels on white, floats in 0..1"
+    if seen.pixels is not None:
+        taken = f"Upright, {describe_input_pixels(seen.pixels)}"
     averaged = " Outputs are averaged over the views." if len(seen.views) > 1 or seen.windows else ""
-    return (
-        "## How it sees an image\n\nRGB, upright, transparent pixels on white, floats in 0..1; the network normalises "
-        f"them itself.{averaged}\n\n{format_table(('part', 'value'), lines)}"
-    )
+    told_once = f"{taken}; the network normalises them itself.{averaged}"
+    return f"## How it sees an image\n\n{told_once}\n\n{format_table(('part', 'value'), lines)}"
 
 
 def _describe_fine_tuning(recipe: Recipe, told: Mapping[str, Any]) -> str:

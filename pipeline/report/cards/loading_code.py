@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstlight.tasks.nn.export_formats import NORMED_SOURCE
-from firstlight.tasks.nn.input_normalization import SharedEncoderOptions
+from firstlight.tasks.nn.input_normalization import RGB_CHANNELS, SharedEncoderOptions
 from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
 
 # The call by which timm loads the folder of its format by its name.
 TIMM_FOLDER_CODE = 'timm.create_model("local-dir:timm", pretrained=True).eval()'
 
 
-def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation: str) -> str:
-    """Returns Python that computes `features`, (B, C), and for most formats `map`, (B, C, h, w), of example images."""
-    images = f"images = torch.rand(2, 3, {size}, {size})"
+def loading_code(
+    format: str, facts: Mapping[str, Any], size: int, normalisation: str, channels: int = RGB_CHANNELS
+) -> str:
+    """Returns Python that computes `features`, (B, C), and for most formats `map`, (B, C, h, w), of example images.
+
+    `channels`: those of an image.
+    """
+    images = f"images = torch.rand(2, {channels}, {size}, {size})"
     if format in ("torchvision", "timm"):
         return "\n".join([*_library_code(format, facts), images, normalisation, *_map_code(format, facts)])
     if format == "safetensors":
@@ -35,7 +40,7 @@ def loading_code(format: str, facts: Mapping[str, Any], size: int, normalisation
             'session = onnxruntime.InferenceSession("onnx/encoder.onnx")',
         ]
         call = [
-            f'images = numpy.random.rand(2, 3, {size}, {size}).astype("float32")',
+            f'images = numpy.random.rand(2, {channels}, {size}, {size}).astype("float32")',
             'features, map = session.run(["features", "map"], {"images": images})',
         ]
         return "\n".join([*lines, *call])
@@ -58,7 +63,8 @@ def normalisation_code(spec: Mapping[str, Any]) -> str:
             "x = (images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True).clamp_min(1e-5)"
         )
     mean, std = (tuple(spec.get(key, getattr(shared, key))) for key in ("mean", "std"))
-    return f"mean, std = (torch.tensor(v).view(3, 1, 1) for v in ({mean}, {std}))\nx = (images - mean) / std"
+    count = len(mean)
+    return f"mean, std = (torch.tensor(v).view({count}, 1, 1) for v in ({mean}, {std}))\nx = (images - mean) / std"
 
 
 def format_arguments(facts: Mapping[str, Any], **more: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from firstlight.pipeline.config.measures import GIVEN_ARM
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS, PixelFormat
 from firstlight.pipeline.report.cards.card_parts import (
     describe_data,
     describe_lineage,
@@ -161,10 +162,12 @@ def _describe_budget(stage: StageConfig | None) -> str:
 def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
     """Returns the code that loads each format, its difference from the encoder, and its files."""
     normalisation = normalisation_code(recipe.network_spec)
-    size = result["image_size"]
+    size, pixels = result["image_size"], recipe.dataset.pixels
+    channels = (pixels or RGB_PIXELS).channels
     parts = [
         "## How to load it",
-        f"Images are RGB, floats in 0..1, cropped to {size} x {size} by `dataset.eval_augment` of the recipe: "
+        f"Images are {describe_input_pixels(pixels)}, "
+        f"cropped to {size} x {size} by `dataset.eval_augment` of the recipe: "
         f"`{json.dumps([op.model_dump(mode='json', exclude_none=True) for op in recipe.dataset.eval_augment])}`. "
         "Run the code in the folder of this card.",
     ]
@@ -174,11 +177,18 @@ def _describe_loading(recipe: Recipe, result: Mapping[str, Any]) -> str:
         difference = f"Largest difference from the encoder: {absolute}, {relative} of its largest value."
         parts.append(
             f"### {FORMAT_NAMES[format]}\n\n{difference}{describe_format(format, facts)}\n\n"
-            f"```python\n{loading_code(format, facts, size, normalisation)}\n```"
+            f"```python\n{loading_code(format, facts, size, normalisation, channels)}\n```"
         )
         parts.append(list_format_files(format, facts))
     parts += [f"Not as {FORMAT_NAMES[format]}: {reason}." for format, reason in result["left_out"].items()]
     return "\n\n".join(parts)
+
+
+def describe_input_pixels(pixels: PixelFormat | None) -> str:
+    """Returns what a network takes as an image."""
+    if pixels is None:
+        return "RGB, floats in 0..1"
+    return f"{pixels} as they are in their files, divided by {pixels.white}: floats in 0..1"
 
 
 def list_format_files(format: str, facts: Mapping[str, Any]) -> str:

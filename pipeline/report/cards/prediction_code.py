@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.report.cards.loading_code import TIMM_FOLDER_CODE, format_arguments
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing
 from firstlight.tasks.nn.timm_folder import TIMM_CONFIG_FILE
@@ -70,7 +71,8 @@ def describe_view_code(views: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[st
 
 def onnx_prediction_code(task: str, preprocessing: Preprocessing) -> str:
     """Returns Python that predicts the classes of `image.jpg` with Pillow, numpy and onnxruntime alone."""
-    code = None if preprocessing.windows else describe_view_code(preprocessing.views)
+    pixels = preprocessing.pixels
+    code = None if preprocessing.windows or pixels else describe_view_code(preprocessing.views)
     lines = [
         "import json",
         "import numpy",
@@ -84,7 +86,9 @@ def onnx_prediction_code(task: str, preprocessing: Preprocessing) -> str:
     if code is None:
         ops = json.dumps(preprocessing.windows or preprocessing.views)
         lines += [f"# Make views of size x size pixels of the image by: {ops}"]
-        lines += ['images = numpy.random.rand(2, 3, size, size).astype("float32")']
+        count = (pixels or RGB_PIXELS).channels
+        lines += [f"# An image is an array (H, W, {count}) of {pixels.dtype}: / {pixels.white}"] if pixels else []
+        lines += [f'images = numpy.random.rand(2, {count}, size, size).astype("float32")']
     else:
         functions, views = code
         lines += [functions, 'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")']
@@ -122,7 +126,7 @@ def model_prediction_code(format: str, facts: Mapping[str, Any], task: str, seen
         return "\n".join(
             ["import firstlight as fl", "", 'model = fl.load_model("safetensors")', *_firstlight_code(task)]
         )
-    images = f"images = torch.rand(2, 3, {seen.image_size}, {seen.image_size})"
+    images = f"images = torch.rand(2, {(seen.pixels or RGB_PIXELS).channels}, {seen.image_size}, {seen.image_size})"
     if format == "torch_export":
         lines = ["import torch", "", 'model = torch.export.load("torch_export/model.pt2").module()']
         return "\n".join([*lines, images, "logits = model(images)"])

@@ -24,7 +24,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.pretrain import metric_plots
-from firstlight.tasks.visuals import ImageGrid, ImageRow
+from firstlight.tasks.visuals import ImageGrid, ImageRow, describe_shown
 
 
 class PretrainPublisher(StagePublisher[Pretrain]):
@@ -101,7 +101,8 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
             ImageRow(f"epoch {epoch + 1}" + (f", view {k + 1}" if len(views) > 1 else ""), images)
             for k, images in enumerate(views)
         ]
-    return ImageGrid("views", "augmented views of training images, as the network sees them", tuple(rows))
+    shown = describe_shown(worker.store.pixels.channels)
+    return ImageGrid("views", f"augmented views of training images, as the network sees them{shown}", tuple(rows))
 
 
 def add_progress(album: FigureLog, recipe: Recipe, instances: Sequence[StageInstance]) -> None:

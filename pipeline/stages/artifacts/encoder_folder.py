@@ -75,7 +75,7 @@ def _check_maps(encoder: Encoder, file: Path) -> None:
         UserError: names the file of the weights.
     """
     generator, size, was_training = torch.Generator().manual_seed(0), encoder.image_size, encoder.training
-    maps = encoder.eval()(torch.rand(2, 3, size, size, generator=generator))
+    maps = encoder.eval()(torch.rand(2, encoder.image_channels, size, size, generator=generator))
     encoder.train(was_training)
     if not all(bool(torch.isfinite(map_).all()) for map_ in maps):
         raise UserError(f"{file}: is damaged: the feature maps of an image of noise are not finite")

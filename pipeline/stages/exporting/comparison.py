@@ -9,7 +9,7 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.nn.export_formats import measure_difference
 
-# (B, 3, S, S) in 0..1 -> the outputs: (B, C) features and (B, C, h, w) last map of an encoder, logits of a model
+# (B, C, S, S) in 0..1 -> the outputs: (B, C) features and (B, C, h, w) last map of an encoder, logits of a model
 NetworkAnswer = Callable[[Tensor], tuple[Tensor, ...]]
 # The number of images of the store that are compared, and those of the random batches.
 NUM_REAL_IMAGES, RANDOM_BATCH_SIZES = 8, (1, 5)
@@ -29,7 +29,7 @@ def compare_answers(
 
 
 def choose_comparison_images(context: StageContext) -> dict[str, Tensor]:
-    """Returns (B, 3, S, S) images in 0..1: of the store, held-out ones where there are any, then test ones, then
+    """Returns (B, C, S, S) images in 0..1: of the store, held-out ones where there are any, then test ones, then
     training ones; and random batches of two sizes.
     """
     ids = next(ids for ids in (context.splits.val, context.splits.test, context.splits.train) if len(ids))[
@@ -40,5 +40,5 @@ def choose_comparison_images(context: StageContext) -> dict[str, Tensor]:
     generator, size = torch.Generator().manual_seed(0), real.shape[-1]
     return {
         "store": real,
-        **{f"random {n}": torch.rand(n, 3, size, size, generator=generator) for n in RANDOM_BATCH_SIZES},
+        **{f"random {n}": torch.rand(n, real.shape[1], size, size, generator=generator) for n in RANDOM_BATCH_SIZES},
     }

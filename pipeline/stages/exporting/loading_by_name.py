@@ -37,6 +37,6 @@ def choose_last_map(found: Counterpart, named: TimmFolder) -> Callable[[Tensor],
 def has_last_map(encoder: Encoder, found: Counterpart, named: TimmFolder) -> bool:
     """Returns True if a loaded folder gives the last map of an encoder, of an image of noise."""
     size = encoder.image_size
-    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, encoder.image_channels, size, size, generator=torch.Generator().manual_seed(0))
     own, there = encoder(images)[-1], choose_last_map(found, named)(encoder.input(images))
     return there.shape == own.shape and measure_difference(own, there)[1] <= MAP_TOLERANCE

@@ -13,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
 from firstlight.pipeline.files import write_flushed
 from firstlight.pipeline.stages.exporting.comparison import NetworkAnswer
 from firstlight.pipeline.stages.exporting.loading_by_name import load_by_name
@@ -102,8 +103,17 @@ def describe_graph(model: SavedModel) -> dict[str, str]:
         "classes": json.dumps(model.classes),
         "image_size": str(model.preprocessing.image_size),
         "views": json.dumps(model.preprocessing.views),
-        "input": "images: float32 (B, 3, image_size, image_size), RGB in 0..1; the graph normalises them",
+        "input": _describe_input(model.preprocessing.pixels),
     }
+
+
+def _describe_input(pixels: PixelFormat | None) -> str:
+    if pixels is None:
+        return "images: float32 (B, 3, image_size, image_size), RGB in 0..1; the graph normalises them"
+    return (
+        f"images: float32 (B, {pixels.channels}, image_size, image_size), {pixels} divided by {pixels.white}; "
+        "the graph normalises them"
+    )
 
 
 def explain_missing_saved_format(model: SavedModel, format: str) -> str | None:

@@ -29,4 +29,5 @@ def describe_preprocessing(context: StageContext, stage: Finetune) -> Preprocess
         {"scale": stage.test_scale, "size": stage.test_size} if is_whole else None,
         data.max_pixels,
         context.store.levels,
+        context.store.stated_pixels,
     )

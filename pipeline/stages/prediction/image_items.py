@@ -14,8 +14,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from firstlight.pipeline.data.channels.channel_image import ChannelImage
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
+from firstlight.pipeline.data.channels.read_channels import open_channels
 from firstlight.pipeline.data.images import BadImage, convert_to_rgb, open_rgb
 from firstlight.pipeline.data.images.levels import LevelRanges, check_not_dark
+from firstlight.pipeline.data.loader import OpenedImage
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.sources.conventions.folder_scan import scan_folder
 from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES
@@ -38,8 +42,8 @@ class ImageItems(Protocol):
         """Returns the (n,) int64 ids by which random augmentations are drawn."""
         ...
 
-    def open_image(self, position: int, preprocessing: Preprocessing) -> Image.Image:
-        """Returns an RGB image, upright.
+    def open_image(self, position: int, preprocessing: Preprocessing) -> OpenedImage:
+        """Returns an upright image, RGB or with the channels of the preprocessing.
 
         Raises:
             BadImage: it cannot be read or decoded.
@@ -63,7 +67,7 @@ class FileImages:
     def find_ids(self, positions: Sequence[int]) -> np.ndarray:
         return np.asarray(positions, np.int64)
 
-    def open_image(self, position: int, preprocessing: Preprocessing) -> Image.Image:
+    def open_image(self, position: int, preprocessing: Preprocessing) -> OpenedImage:
         return open_image_file(self.paths[position], preprocessing)
 
     def name_images(self, positions: Sequence[int]) -> list[str]:
@@ -84,8 +88,10 @@ class StoreImages:
         found: np.ndarray = self.ids[np.asarray(positions, np.int64)]
         return found
 
-    def open_image(self, position: int, preprocessing: Preprocessing) -> Image.Image:
+    def open_image(self, position: int, preprocessing: Preprocessing) -> OpenedImage:
         (data,), _ = self.store.read(self.ids[position : position + 1])
+        if preprocessing.pixels is not None:
+            return open_channels(data, preprocessing.pixels, preprocessing.max_pixels)
         # What the model has learned comes first.
         return open_rgb(data, preprocessing.max_pixels, {**self.store.levels, **(preprocessing.levels or {})})
 
@@ -106,11 +112,13 @@ class GivenImages:
     def find_ids(self, positions: Sequence[int]) -> np.ndarray:
         return np.asarray(positions, np.int64)
 
-    def open_image(self, position: int, preprocessing: Preprocessing) -> Image.Image:
+    def open_image(self, position: int, preprocessing: Preprocessing) -> OpenedImage:
         image = self.images[position]
         if isinstance(image, str | Path):
             return open_image_file(image, preprocessing)
         try:
+            if preprocessing.pixels is not None:
+                return convert_given_channels(image, preprocessing.pixels)
             return _check_levels(convert_given_image(image, preprocessing.levels or {}), preprocessing.levels or {})
         except (TypeError, ValueError, OSError) as error:
             raise error if isinstance(error, BadImage) else BadImage(" ".join(str(error).split())) from None
@@ -120,8 +128,8 @@ class GivenImages:
         return [str(image) if isinstance(image, str | Path) else f"images[{position}]" for position, image in named]
 
 
-def open_image_file(path: str | Path, preprocessing: Preprocessing) -> Image.Image:
-    """Returns the image in a file as RGB, upright.
+def open_image_file(path: str | Path, preprocessing: Preprocessing) -> OpenedImage:
+    """Returns the image in a file upright, as RGB or with the channels of the preprocessing.
 
     Raises:
         BadImage: it cannot be read or decoded; or it has more than 8 bits, and the model has learned no range for them
@@ -133,6 +141,8 @@ def open_image_file(path: str | Path, preprocessing: Preprocessing) -> Image.Ima
         raise BadImage(f"cannot be read: {error.strerror or error}", "not read") from None
     except ValueError as error:
         raise BadImage(f"cannot be read: {error}", "not read") from None
+    if preprocessing.pixels is not None:
+        return open_channels(data, preprocessing.pixels, preprocessing.max_pixels)
     levels = preprocessing.levels or {}
     return _check_levels(open_rgb(data, preprocessing.max_pixels, levels), levels)
 
@@ -142,6 +152,21 @@ def _check_levels(image: Image.Image, known: LevelRanges) -> Image.Image:
     if levels is not None and levels[0] not in known:
         check_not_dark(*levels)
     return image
+
+
+def convert_given_channels(image: Image.Image | np.ndarray | Tensor, pixels: PixelFormat) -> ChannelImage:
+    """Returns an array (H, W, C), or (H, W) of one channel, as an image with its channels as they are.
+
+    Raises:
+        ValueError: it is none of this format.
+    """
+    valid = f"valid: a path, or an array (H, W, {pixels.channels}) of {pixels.dtype}"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"a {type(image).__name__}; {valid}")
+    values = np.atleast_3d(image)
+    if image.dtype != pixels.dtype or values.ndim != 3 or values.shape[2] != pixels.channels or not image.size:
+        raise ValueError(f"an array {image.shape} of {image.dtype}; {valid}")
+    return ChannelImage(values)
 
 
 def convert_given_image(image: Image.Image | np.ndarray | Tensor, levels: LevelRanges) -> Image.Image:

@@ -23,6 +23,7 @@ from firstlight.pipeline.stages.prediction.view_batches import (
     unpack_arrays,
     unpack_refused,
 )
+from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.downstream.task import Task
 from firstlight.tasks.downstream.whole_images import ImageViews
 
@@ -63,7 +64,8 @@ class FineTunedModel:
 
         Args:
             images: paths, PIL images, arrays (H, W, 3) or (H, W) uint8, or tensors (C, H, W), C 1 or 3, uint8 or floats
-                in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size.
+                in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size. For a model of images with
+                their channels as they are: paths, and arrays (H, W, C) of its channels and bits.
             batch_size: the number of images that the network gets at a time.
 
         Raises:
@@ -133,8 +135,7 @@ def _answer_packed(task: Task, packed: np.ndarray) -> np.ndarray:
 
 def _list_views(arrays: Mapping[str, np.ndarray], device: torch.device) -> list[ImageViews]:
     """Returns the images of an unpacked batch, their pixels in 0..1 as a training has them."""
-    pixels = torch.from_numpy(np.require(arrays["pixels"], requirements="W")).to(device)
-    views = pixels.permute(0, 3, 1, 2).float().div_(255.0).contiguous()
+    views = scale_pixels(send_pixels(arrays["pixels"], device))
     regions = torch.from_numpy(np.require(arrays["region"], requirements="W")).to(device)
     maps = torch.from_numpy(np.require(arrays["to_view"], requirements="W")).to(device)
     counts = arrays["count"].tolist()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from firstlight.pipeline.config.schema import TaskSpec, constructor_arguments, parse_augment
 from firstlight.pipeline.data.augment.ops import list_windows
+from firstlight.pipeline.data.channels.pixel_format import MAX_CHANNELS, PixelFormat, parse_pixel_format
 from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.data.images.levels import LevelRanges
 from firstlight.pipeline.errors import UserError, one_line
@@ -59,6 +60,8 @@ class Preprocessing:
     max_pixels: int = 64_000_000
     # The levels that are black and white in images of more than 8 bits.
     levels: LevelRanges | None = None
+    # The format of images with their channels as they are; None: images become RGB of 8 bits.
+    pixels: PixelFormat | None = None
 
     def list_views(self, size: tuple[int, int]) -> tuple[AugmentOps, ...]:
         """Returns the augmentations of the views of an image of `size`, (width, height).
@@ -99,6 +102,13 @@ class _WindowsShape(RecordShape):
     size: Annotated[int, Field(ge=1, le=2**16)] | None
 
 
+class _FormatShape(RecordShape):
+    """The format of images with their channels as they are."""
+
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    bits: Literal[8, 16]
+
+
 class _PreprocessingShape(RecordShape):
     """The entry `preprocessing`, besides the size of a view, which stands with the encoder."""
 
@@ -106,6 +116,7 @@ class _PreprocessingShape(RecordShape):
     windows: _WindowsShape | None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)]
     levels: dict[str, Annotated[list[FiniteNumber], Field(min_length=2, max_length=2)]]
+    pixels: _FormatShape | None = None
 
 
 class _TaskFileShape(RecordShape):
@@ -139,6 +150,9 @@ def save_model(
     views = asdict(preprocessing)
     views["levels"] = {kind: list(both) for kind, both in (preprocessing.levels or {}).items()}
     del views["image_size"]
+    # Models of colours were saved without it.
+    if preprocessing.pixels is None:
+        del views["pixels"]
     description = {
         "format": 1,
         "task": described,
@@ -239,7 +253,8 @@ def _parse_preprocessing(told: Mapping[str, Any], image_size: int) -> Preprocess
     windows = told["windows"]
     if windows is not None and None not in (windows["scale"], windows["size"]):
         raise ValueError("preprocessing.windows has a scale and a size; valid: one of them")
-    return Preprocessing(image_size, views, windows, told["max_pixels"], levels)
+    pixels = parse_pixel_format(told.get("pixels"))
+    return Preprocessing(image_size, views, windows, told["max_pixels"], levels, pixels)
 
 
 def _check_use(cls: type[Task], preprocessing: Preprocessing, count: int) -> None:
@@ -276,7 +291,7 @@ def _check_outputs(task: Task, size: int) -> None:
     """Raises ValueError unless the outputs for two images of noise are finite: weights may be so large that they are
     not.
     """
-    noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, task.encoder.image_channels, size, size, generator=torch.Generator().manual_seed(0))
     compute: Any = getattr(task, "compute_logits", None)
     outputs = [compute(noise)] if compute is not None else [*task.encoder(noise), *_list_predictions(task, noise)]
     if not all(bool(torch.isfinite(output).all()) for output in outputs):

@@ -14,6 +14,7 @@ from safetensors.numpy import save as save_arrays
 from firstlight.pipeline.data.augment.ops import apply_params, sample_params
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.data.augment.targets import find_view_map, locate_image
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS, PixelFormat
 from firstlight.pipeline.data.images import BadImage
 from firstlight.pipeline.stages.prediction.image_items import ImageItems
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing
@@ -37,14 +38,23 @@ class ViewBatches:
     @property
     def max_batch_bytes(self) -> int:
         """The bytes of the pixels of a batch of whole images; windows may be more."""
-        return self.batch_size * len(self.preprocessing.views) * self.preprocessing.image_size**2 * 3
+        return (
+            self.batch_size
+            * len(self.preprocessing.views)
+            * self.preprocessing.image_size**2
+            * self._format.pixel_bytes
+        )
+
+    @property
+    def _format(self) -> PixelFormat:
+        return self.preprocessing.pixels or RGB_PIXELS
 
     def load_pixels(self, index: int) -> np.ndarray:
         """Returns a packed batch, (n,) uint8.
 
         It holds of B images with V views together: `position` (B,) and `size` (B, 2) int64, `count` (B,), the number of
-        views of each; `pixels` (V, S, S, 3) uint8, `region` (V, 4) float32 and `to_view` (V, 2, 3) float64; and the
-        images that cannot be used.
+        views of each; `pixels` (V, S, S, C) uint8 or uint16, `region` (V, 4) float32 and `to_view` (V, 2, 3) float64;
+        and the images that cannot be used.
         """
         start, side = index * self.batch_size, self.preprocessing.image_size
         positions, sizes, counts, refused = [], [], [], list[tuple[int, str]]()
@@ -72,7 +82,7 @@ class ViewBatches:
                 "position": np.array(positions, np.int64),
                 "size": np.array(sizes, np.int64).reshape(-1, 2),
                 "count": np.array(counts, np.int64),
-                "pixels": np.array(pixels, np.uint8).reshape(-1, side, side, 3),
+                "pixels": np.array(pixels, self._format.dtype).reshape(-1, side, side, self._format.channels),
                 "region": np.array(regions, np.float32).reshape(-1, 4),
                 "to_view": np.array(maps, np.float64).reshape(-1, 2, 3),
                 REFUSED_KEY: pack_refused(refused),

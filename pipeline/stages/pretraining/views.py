@@ -6,6 +6,7 @@ import torch
 
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.schema import Augment, constructor_arguments, parse_augment
+from firstlight.pipeline.data.channels.channel_ops import keep_channel_ops
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
@@ -36,13 +37,32 @@ def list_views(stage: Pretrain, dataset: DatasetOptions) -> list[View]:
     else:
         plain, parameters = tuple(op.model_dump() for op in base), constructor_arguments(stage.method)
         views = [
-            View(parse_augment(group.augment), group.size)
+            View(_suit_channels(parse_augment(group.augment), dataset), group.size)
             for group in default_views(stage.method.name, plain, dataset.image_size, parameters)
             for _ in range(group.count)
         ]
     if stage.first_view == "plain":
         views[0] = views[0]._replace(augment=dataset.eval_augment)
     return views
+
+
+def _suit_channels(augment: Augment, dataset: DatasetOptions) -> Augment:
+    """Leaves out of the augmentations that a method adds what images with their channels as they are cannot have."""
+    if dataset.channels is None:
+        return augment
+    kept, _ = keep_channel_ops([op.model_dump() for op in augment])
+    return parse_augment(kept)
+
+
+def list_dropped_ops(stage: Pretrain, dataset: DatasetOptions) -> list[str]:
+    """Returns the names of the augmentations of the method's own that `list_views` leaves out of its views."""
+    if stage.views is not None or dataset.channels is None:
+        return []
+    base, parameters = stage.augment or dataset.train_augment, constructor_arguments(stage.method)
+    plain = tuple(op.model_dump() for op in base)
+    groups = default_views(stage.method.name, plain, dataset.image_size, parameters)
+    completed = ([op.model_dump() for op in parse_augment(group.augment)] for group in groups)
+    return list(dict.fromkeys(name for ops in completed for name in keep_channel_ops(ops)[1]))
 
 
 def check_views(where: str, stage: Pretrain, dataset: DatasetOptions, encoder: Encoder) -> list[View]:
@@ -83,7 +103,7 @@ def _takes_size(encoder: Encoder, size: int) -> bool:
     """Returns True if the encoder gives maps of images of another size than its own."""
     mode = encoder.training
     try:
-        maps = encoder.eval()(torch.zeros(1, 3, size, size))
+        maps = encoder.eval()(torch.zeros(1, encoder.image_channels, size, size))
         return all(map_.numel() > 0 for map_ in maps)
     except (RuntimeError, AssertionError, ValueError):
         return False

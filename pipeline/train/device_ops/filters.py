@@ -25,13 +25,13 @@ def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
         weights = send_array(blur_weights(drawn[rows, 0], radius), images.device)
         levels = images[index].float()
         for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
-            levels = _sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
+            levels = sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
         images[index] = levels.to(torch.uint8)
     return images
 
 
-def _sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """(B, 3, H, W) levels and (B, radius + 1) weights -> the weighted sums along an axis."""
+def sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """(B, C, H, W) levels and (B, radius + 1) weights of a type -> the weighted sums along an axis."""
     side, radius = levels.shape[axis], weights.shape[1] - 1
     continued = levels.index_select(axis, send_array(reflect_indices(side, radius), levels.device))
     total = continued.narrow(axis, radius, side) * weights[:, 0, None, None, None]

@@ -35,6 +35,8 @@ def explain_streaming(settings: StreamOptions, store: Store, images: int) -> lis
 
 def _find_obstacle(settings: StreamOptions, store: Store, images: int) -> str:
     held = estimate_held_bytes(store, images)
+    if held is None and store.stated_pixels:
+        return f"images of {store.pixels} (dataset.channels) differ in size"
     if held is None:
         return "the store does not say how large its images are"
     if held / 1e6 > settings.resident_mb:
@@ -56,8 +58,9 @@ def estimate_held_bytes(store: Store, images: int) -> int | None:
     like those of the whole store.
     """
     if store.common_size is not None:
-        return int(images * store.common_size[0] * store.common_size[1] * 3)
-    found: list[list[int]] = store.images.get("sizes", [])
+        return int(images * store.common_size[0] * store.common_size[1] * store.pixels.pixel_bytes)
+    # Of several sizes, only those of mode RGB can be held.
+    found: list[list[int]] = [] if store.stated_pixels else store.images.get("sizes", [])
     widest, highest = (int(store.images.get(side, (0, 0))[1]) for side in ("width", "height"))
     if not found:
         return None

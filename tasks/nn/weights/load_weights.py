@@ -192,6 +192,9 @@ def _adapt_channels(encoder: Encoder, weight: Tensor, channels: int, name: str) 
     given, kind = weight.shape[1], encoder.spec.get("input", "rgb")
     if (given, kind) == (3, "gray"):
         return adapt_input_conv(1, weight)
+    if (given, kind) == (3, "rgb"):
+        # As many copies of the colours as the channels take, of which a gray image is still the sum.
+        return adapt_input_conv(channels, weight)
     if (given, kind) == (1, "rgb"):
         return weight.repeat(1, channels, 1, 1) / channels
     raise ValueError(
@@ -202,6 +205,6 @@ def _adapt_channels(encoder: Encoder, weight: Tensor, channels: int, name: str) 
 def _gives_finite_maps(encoder: Encoder) -> bool:
     training, device = encoder.training, next(encoder.parameters()).device
     generator, size = torch.Generator().manual_seed(0), encoder.image_size
-    maps = encoder.eval()(torch.rand(2, 3, size, size, generator=generator).to(device))
+    maps = encoder.eval()(torch.rand(2, encoder.image_channels, size, size, generator=generator).to(device))
     encoder.train(training)
     return all(bool(torch.isfinite(map_).all()) for map_ in maps)

@@ -97,7 +97,7 @@ def _build_timm_network(encoder: Encoder) -> nn.Module:
     options = network_options(encoder)
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(  # type: ignore[no-any-return]
-            encoder.spec["model"], pretrained=False, in_chans=encoder.input.channels, **options
+            encoder.spec["model"], pretrained=False, **{**options, "in_chans": encoder.input.channels}
         )
 
 

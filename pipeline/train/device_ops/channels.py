@@ -1,0 +1,208 @@
+"""The augmentations of images with any number of channels, for many images at once on any device, bit by bit those of
+`data.channels.channel_ops`.
+
+Images are (B, C, H, W) int32 here; uint8, or int16 of the same bits, elsewhere (`tasks.device.pixel_levels`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from firstlight.pipeline.data.augment.op_params import (
+    Affine,
+    CropBox,
+    Fit,
+    Flip,
+    Jitter,
+    OpBatch,
+    OpParams,
+    Shift,
+    VerticalFlip,
+)
+from firstlight.pipeline.data.augment.pixel_params import (
+    BLUR_LEVEL_PARTS,
+    BLUR_WEIGHT_SUM,
+    NOISE,
+    Blur,
+    Erase,
+    blur_weights,
+)
+from firstlight.pipeline.data.channels.channel_ops import scale_fill_level
+from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM, Taps, find_taps
+from firstlight.pipeline.train.device_ops.filters import sum_weighted_taps
+from firstlight.tasks.counter_rng import draw_uniform
+from firstlight.tasks.device.copies import send_array
+from firstlight.tasks.device.pixel_levels import WHITE, narrow_levels, widen_levels
+
+# Values that are augmented at a time: an intermediate takes 8 bytes for each.
+VALUES_PER_PART = {"cpu": 2**18}
+DEFAULT_VALUES_PER_PART = 2**23
+
+
+@torch.no_grad()
+def augment_channel_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor:
+    """(B, C, H, W) uint8 or int16 and parameters of `augment.sample_params` -> (B, C, size, size) of the same type."""
+    channels = images.shape[1]
+    values = max(images[0].numel(), channels * size**2)
+    at_a_time = max(1, VALUES_PER_PART.get(images.device.type, DEFAULT_VALUES_PER_PART) // values)
+    parts, white = [], WHITE[images.dtype]
+    for start in range(0, len(images), at_a_time):
+        part = widen_levels(images[start : start + at_a_time])
+        for op in drawn:
+            part = CHANNEL_BATCH_OPS[op.kind](part, op.rows[start : start + at_a_time], size, white)
+        parts.append(narrow_levels(part, images.dtype))
+    return torch.cat(parts)
+
+
+def _crop_batch(images: Tensor, boxes: np.ndarray, size: int, white: int) -> Tensor:
+    return _resample_batch(images, boxes, (size, size), white)
+
+
+def _resample_batch(images: Tensor, boxes: np.ndarray, size: tuple[int, int], white: int) -> Tensor:
+    """Resamples boxes (B, 4) left, top, width, height to `size` (width, height)."""
+    left, top, across, down = boxes.T
+    columns = _build_weights(find_taps(left, left + across, images.shape[3], size[0]), images.shape[3], images.device)
+    rows = _build_weights(find_taps(top, top + down, images.shape[2], size[1]), images.shape[2], images.device)
+    levels = _round_sums(images.double() @ columns.mT[:, None])
+    return _round_sums(rows[:, None] @ levels).clamp_(max=float(white)).int()
+
+
+def _build_weights(taps: Taps, inputs: int, device: torch.device) -> Tensor:
+    """Returns the (B, outputs, inputs) float64 whole weights."""
+    positions, weights = send_array(taps.positions, device), send_array(taps.weights, device)
+    dense = torch.zeros(*weights.shape[:2], inputs, dtype=torch.float64, device=device)
+    # Positions beyond the line have the weight 0.
+    return dense.scatter_add_(2, positions, weights)
+
+
+def _round_sums(sums: Tensor) -> Tensor:
+    return sums.add_(WEIGHT_SUM / 2).div_(WEIGHT_SUM).floor_()
+
+
+def _shift_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    square = _resample_batch(images, drawn[:, [0, 1, 2, 2]], (size, size), white)
+    right, down = send_array(drawn[:, 3:].T.astype(np.int64), images.device)
+    positions = torch.arange(size, device=images.device)
+    x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    return torch.where(inside, _gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
+
+
+def _gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, w): the pixels at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
+    flat = (y * images.shape[3] + x).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    taken: Tensor = images.flatten(2).gather(2, flat).unflatten(2, (y.shape[2], x.shape[3]))
+    return taken
+
+
+def _fit_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    """Resizes and pads the images. They have one size, so the first row of parameters applies to all."""
+    across, down, left, top, width, height = (int(value) for value in drawn[0])
+    boxes = np.tile((0.0, 0.0, across, down), (len(images), 1))
+    whole = _resample_batch(images, boxes, (width, height), white)
+    return F.pad(whole, (left, size - width - left, top, size - height - top))
+
+
+def _flip_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
+    return images.index_copy(0, rows, images[rows].flip(3))
+
+
+def _flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
+    return images.index_copy(0, rows, images[rows].flip(2))
+
+
+def _expand_column(column: np.ndarray, device: torch.device) -> Tensor:
+    """(B,) -> (B, 1, 1, 1) float64."""
+    return send_array(np.ascontiguousarray(column, np.float64), device)[:, None, None, None]
+
+
+def _warp_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    """Applies affine maps, bilinear between the centres of pixels; the outermost half pixel has the edge's levels."""
+    a, b, c, d, e, f = (_expand_column(column, images.device) for column in drawn.T)
+    center = torch.arange(size, device=images.device, dtype=torch.float64) + 0.5
+    x, y = a * center + b * center[:, None] + c, d * center + e * center[:, None] + f
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    left, top = (x - 0.5).floor(), (y - 0.5).floor()
+    right_share, low_share = x - 0.5 - left, y - 0.5 - top
+
+    def interpolate_row(y: Tensor) -> Tensor:
+        near, far = (
+            _gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
+            for x in (left, left + 1)
+        )
+        return near + (far - near) * right_share
+
+    upper = interpolate_row(top)
+    levels = upper + (interpolate_row(top + 1) - upper) * low_share
+    return torch.where(inside, (levels + 0.5).floor(), 0.0).int()
+
+
+def _jitter_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    """Multiplies levels (brightness), or their distances from the mean of their channel (contrast)."""
+    images = images.clone()
+    for order in drawn[:, 4:].T:
+        for k in (0, 1):
+            rows = np.flatnonzero((order == k) & (drawn[:, k] != 1.0))
+            if len(rows):
+                index = send_array(rows, images.device)
+                images[index] = _scale_contrast(images[index], drawn[rows, k], bool(k), white)
+    return images
+
+
+def _scale_contrast(images: Tensor, factors: np.ndarray, around_mean: bool, white: int) -> Tensor:
+    factor, levels = _expand_column(factors, images.device), images.double()
+    if around_mean:
+        total = images.sum((2, 3), keepdim=True, dtype=torch.int64).double()
+        mean = (total / (images.shape[2] * images.shape[3]) + 0.5).floor()
+        levels = mean + (levels - mean) * factor
+    else:
+        levels = levels * factor
+    return (levels.clamp(0.0, float(white)) + 0.5).floor().int()
+
+
+def _blur_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    images = images.clone()
+    for radius in np.unique(drawn[drawn[:, 0] > 0.0, 1]).astype(int).tolist():
+        rows = np.flatnonzero((drawn[:, 0] > 0.0) & (drawn[:, 1] == radius))
+        index = send_array(rows, images.device)
+        weights = send_array(blur_weights(drawn[rows, 0], radius).astype(np.float64), images.device)
+        levels = images[index].double()
+        for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
+            levels = sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
+        images[index] = levels.int()
+    return images
+
+
+def _erase_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
+    """Erases a box of each image, to a level or to noise of the key that was drawn for it."""
+    left, top, right, bottom = (_expand_column(column, images.device) for column in drawn[:, :4].T)
+    position = torch.arange(size, device=images.device)
+    inside = (position[:, None] >= top) & (position[:, None] < bottom) & (position >= left) & (position < right)
+    fills = np.array([scale_fill_level(max(level, 0.0), white) for level in drawn[:, 4]], np.int32)
+    erased = torch.where(inside, send_array(fills, images.device)[:, None, None, None], images)
+    noisy = np.flatnonzero((drawn[:, 4] == NOISE) & (drawn[:, 2] > drawn[:, 0]))
+    if len(noisy):
+        index, keys = send_array(noisy, images.device), send_array(drawn[noisy, 5].astype(np.int64), images.device)
+        channels = images.shape[1]
+        numbers = draw_uniform(keys, size * size * channels).mul_(float(white + 1)).int()
+        noise = numbers.unflatten(1, (size, size, channels)).permute(0, 3, 1, 2)
+        erased[index] = torch.where(inside[index], noise, erased[index])
+    return erased
+
+
+CHANNEL_BATCH_OPS: dict[type[OpParams], Callable[[Tensor, np.ndarray, int, int], Tensor]] = {
+    CropBox: _crop_batch,
+    Shift: _shift_batch,
+    Fit: _fit_batch,
+    Flip: _flip_batch,
+    VerticalFlip: _flip_batch_vertically,
+    Affine: _warp_batch,
+    Jitter: _jitter_batch,
+    Blur: _blur_batch,
+    Erase: _erase_batch,
+}
