@@ -1,5 +1,6 @@
-"""The documentation builds as a site: no link is broken, and every public name is on a page."""
+"""The documentation builds as a site: no link is broken, notebooks run, and every public name is on a page."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,13 +14,17 @@ from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.pretrain import METHODS
 from tests.support.paths import ROOT
 
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# Notebooks run while the site is built.
+pytestmark = [pytest.mark.timeout(1600), pytest.mark.xdist_group("docs")]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
 
@@ -27,6 +32,28 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_of_the_documentation_is_there(site: Path) -> None:
     pages = {page.stem for page in site.glob("*.html")} - {"404"}
     assert pages == {"index", "contributing", "security", *(page.stem for page in (ROOT / "docs").glob("*.md"))}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_notebook_has_run_and_its_page_shows_what_it_found(site: Path, notebook: Path) -> None:
+    page = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
+    assert len(list((site / "notebooks" / f"{notebook.stem}_files").glob("*.png"))) == 1
+    assert f'src="{notebook.stem}_files/' in page
+    assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
+    # Of the one cell that trains, in its last state.
+    assert page.count('<pre style="margin: 0') == 1
+    assert "✓" in page
+    assert ("firstlight-result" in page) == (notebook.stem != "search")
+    assert "/notebook-" not in page
+    assert "Warning:" not in page
+    assert not re.search(r'href="file:', page)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_notebook_is_stored_without_outputs(notebook: Path) -> None:
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)
+    assert cells[0]["source"][0].startswith("# ")
 
 
 def test_python_pages_have_every_name_of_the_api(site: Path) -> None:

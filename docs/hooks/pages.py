@@ -1,10 +1,15 @@
 """Pages of the site that stand elsewhere in the project, and links to files of the project, for mkdocs."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+# mkdocs loads this file alone.
+sys.path.insert(0, str(Path(__file__).parent))
+from notebooks import render_notebook
 
 ROOT = Path(__file__).parents[2]
 # Pages of the site, and the files of the project that they are.
@@ -26,6 +31,8 @@ API_PAGES = {
 }
 # Modules of these folders that are no method and no task.
 OTHER_MODULES = ("__init__", "method", "task", "knn", "probe", "retrieval", "starting_weights")
+# The folder of the notebooks in `docs`. Each is also a file of the site, to download.
+NOTEBOOKS = "notebooks"
 # Links to source files, and the pages that document them.
 SOURCE_LINK = re.compile(r"\]\(\.\./tasks/(pretrain|downstream)/(\w+)\.py\)")
 SOURCE_PAGES = {"pretrain": "api/methods.md", "downstream": "api/tasks.md"}
@@ -34,13 +41,17 @@ OTHER_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)?(?:conf|pipeline|tests|tasks|L
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that stand elsewhere, and those of the Python modules."""
+    """Adds the pages that stand elsewhere, those of the Python modules, and those of the notebooks, which it runs."""
     for page, source in PROJECT_PAGES.items():
         text = (ROOT / source).read_text("utf-8")
         files.append(File.generated(config, page, content=_localize_links(text)))
     for page, (title, modules) in API_PAGES.items():
         text = f"# {title}\n\n" + "".join(f"::: {module}\n\n" for module in _list_modules(modules))
         files.append(File.generated(config, page, content=text))
+    for notebook in sorted((ROOT / "docs" / NOTEBOOKS).glob("*.ipynb")):
+        text, pictures = render_notebook(notebook)
+        for name, content in {f"{notebook.stem}.md": text, **pictures}.items():
+            files.append(File.generated(config, f"{NOTEBOOKS}/{name}", content=content))
     return files
 
 
@@ -61,6 +72,7 @@ def _localize_links(text: str) -> str:
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}(#[^)]*)?\)", rf"]({page}\1)", text)
     text = SOURCE_LINK.sub(_link_module, text)
     text = re.sub(r"\]\(docs/", "](", text)
+    text = re.sub(r"\]\((notebooks/\w+)\.ipynb\)", r"](\1.md)", text)
     return OTHER_LINK.sub(r"\1", text)
 
 
