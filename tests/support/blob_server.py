@@ -109,7 +109,8 @@ class _BlobHandler(BaseHTTPRequestHandler):
                 continue
             size, version = len(self.server.blobs[name]), self.server.versions[name]
             found.append(
-                f"<Blob><Name>{escape(name)}</Name><Properties><Last-Modified>{formatdate(0, usegmt=True)}</Last-Modified>"
+                f"<Blob><Name>{escape(name)}</Name><Properties>"
+                f"<Last-Modified>{formatdate(0, usegmt=True)}</Last-Modified>"
                 f"<Etag>{version}</Etag><Content-Length>{size}</Content-Length><BlobType>BlockBlob</BlobType>"
                 "</Properties></Blob>"
             )
