@@ -38,7 +38,9 @@ CELL_THEME = Theme(
         "progress.spinner": "rgb(67,160,71)",
     }
 )
-CELL_STYLE = "margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; background: none"
+CELL_STYLE = (
+    "margin: 0; font-size: 0.85em; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; background: none"
+)
 
 # Takes an output by its media types, "text/html" and "text/plain".
 OutputWriter = Callable[[Mapping[str, str]], None]
