@@ -63,8 +63,9 @@ def test_every_method_has_a_search_of_its_settings() -> None:
     assert set(SEARCHED) <= set(NAMES)
     assert {trial_method(name).name for name in SEARCHED} == set(METHODS)
     for name, keys in SEARCHED.items():
-        stage = name.removesuffix("_pixel")
-        assert {f"stages.{stage}.{key}" for key in keys} <= set(open_search(name).search.space)
+        plan = open_search(name)
+        stage = plan.encoder_stage(plan.budget_recipe())
+        assert {f"stages.{stage}.{key}" for key in keys} <= set(plan.search.space)
 
 
 def trial_method(name: str) -> Any:
