@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -120,7 +120,7 @@ class _CellOutput:
 def draw_console(screen: CellScreen) -> SafeConsole:
     """Returns a console that draws on the screen as on a terminal."""
     return SafeConsole(
-        file=screen,
+        file=cast(IO[str], screen),
         force_terminal=True,
         force_interactive=True,
         force_jupyter=False,

@@ -12,7 +12,7 @@ from firstlight.pipeline.files import atomic_path
 from firstlight.pipeline.look.findings import find_neighbours
 from firstlight.pipeline.look.look_page import LookFacts
 from firstlight.pipeline.look.pixel_features import ThumbnailReader
-from firstlight.pipeline.stages.features.projection import project_to_plane
+from firstlight.pipeline.stages.features.projection import MapProjection, project_to_plane
 
 ATLAS_FILE = "embedding_atlas.parquet"
 # Above this number of images t-SNE would take minutes: they are placed by their first two principal components.
@@ -37,7 +37,7 @@ def write_atlas_table(facts: LookFacts, folder: Path) -> str:
     A row is an image, in the order of the ids. `near_duplicates` is the number of images that are near it, and `leak`
     is true if one of them is to train on and the other is not.
     """
-    how = "tsne" if len(facts.ids) <= MAX_TSNE_IMAGES else "pca"
+    how: MapProjection = "tsne" if len(facts.ids) <= MAX_TSNE_IMAGES else "pca"
     places, _ = project_to_plane(facts.features, how)
     rows = [facts.lister.rows[image_id] for image_id in facts.ids.tolist()]
     thumbnails = ThumbnailReader(facts.store).read_files(facts.ids)
