@@ -23,7 +23,7 @@ from firstlight.pipeline.cli.options import (
     VERBOSE_OPTION,
     add_first_run_options,
 )
-from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, results_console
+from firstlight.pipeline.cli.output import echo_text, print_scores, print_table_or_tsv, results_console
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError, one_line
 from firstlight.pipeline.files import explain_denied_access
 from firstlight.pipeline.terminal import SafeConsole
@@ -160,7 +160,6 @@ for _name, _help_text in RECIPE_COMMANDS.items():
 def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, smoke: bool) -> None:
     recipe = _load_checked_recipe(path, overrides, smoke)
     from firstlight.pipeline.report.page_parts import REPORT_FILE
-    from firstlight.pipeline.report.score_table import make_score_tables
     from firstlight.pipeline.run.runner import run_recipe
     from firstlight.pipeline.tracking.outbox import Unpublished
 
@@ -169,10 +168,10 @@ def _run_and_report(path: Path, overrides: tuple[str, ...], only: str | None, sm
         rows = run_recipe(recipe, SafeConsole(stderr=True), only).rows
     except Unpublished as error:
         if error.rows:
-            out.print(make_score_tables(recipe, error.rows))
+            print_scores(out, recipe, error.rows)
         raise
     if rows:
-        out.print(make_score_tables(recipe, rows))
+        print_scores(out, recipe, rows)
     report = recipe.storage.resolve() / recipe.name / REPORT_FILE
     if report.exists():
         _print_report_path(out, report)
@@ -189,7 +188,6 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     FILE is a search (see conf/search). Its keys (trials=20) and those of its recipe (dataset.root=/data) can be
     overridden. A search that was stopped continues when it is run again.
     """
-    from firstlight.pipeline.report.score_table import make_score_tables
     from firstlight.pipeline.search.checks import load_checked_plan
     from firstlight.pipeline.search.progress import summarise_search
     from firstlight.pipeline.search.search import run_search
@@ -199,7 +197,7 @@ def search_settings(file: Path, overrides: tuple[str, ...]) -> None:
     out = results_console()
     out.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
     if found.retrained:
-        out.print(make_score_tables(found.retrained, found.rows))
+        print_scores(out, found.retrained, found.rows)
     if found.report:
         _print_report_path(out, found.report)
     _print_ui_command(out, plan.budget_recipe())

@@ -1,12 +1,17 @@
 """Printing of tables and results: formatted on a terminal, plain in a pipe."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import RenderableType
 
 from firstlight.pipeline.terminal import SafeConsole, escape_text
+
+if TYPE_CHECKING:
+    from firstlight.pipeline.config.recipe import Recipe
+    from firstlight.pipeline.stages.score_rows import ScoreRow
 
 # Characters that fit every line of a view in a pipe.
 PIPE_WIDTH = 1000
@@ -42,3 +47,13 @@ def print_view(view: RenderableType) -> None:
 def results_console() -> SafeConsole:
     """Returns the console for results, which go to stdout; progress and notes go to stderr."""
     return SafeConsole(width=None if sys.stdout.isatty() else RESULTS_WIDTH)
+
+
+def print_scores(out: SafeConsole, recipe: "Recipe", rows: "Sequence[ScoreRow]") -> None:
+    """Prints the tables of a recipe, and below them the headline of its report."""
+    from firstlight.pipeline.report.first_screen.headline import compose_headline
+    from firstlight.pipeline.report.score_table import make_score_tables
+
+    out.print(make_score_tables(recipe, rows))
+    headline = compose_headline(recipe, rows)
+    out.print(" ".join((headline.text, *headline.details)), soft_wrap=True, highlight=False, markup=False)

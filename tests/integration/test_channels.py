@@ -211,7 +211,8 @@ def test_a_recipe_goes_from_files_to_exports_and_predictions(folder: Path, tmp_p
     task = {"name": "classify"}
     recipe = band_recipe(
         tmp_path, folder, encoder=encoder, stages__finetune__task=task, dataset__image_size=32,
-        stages__pretrain__method={"name": "simclr"}, stages__finetune__epochs=4, stages__finetune__batch_size=8, **changes,
+        stages__pretrain__method={"name": "simclr"}, stages__finetune__epochs=4, stages__finetune__batch_size=8,
+        **changes,
     )  # fmt: skip
     outcome = run_recipe(recipe, QUIET)
     scores = {(row.stage, row.measure): row.mean for row in outcome.rows}

@@ -61,7 +61,8 @@ def resample_box(
     first, last = int(rows.positions[0].min()), int(rows.positions[0].max()) + 1
     levels = _sum_along(values[first:last], columns.positions[0], columns.weights[0], 1)
     levels = _sum_along(levels, rows.positions[0] - first, rows.weights[0], 0)
-    return np.minimum(levels, float(white)).astype(values.dtype)
+    resampled: np.ndarray = np.minimum(levels, float(white)).astype(values.dtype)
+    return resampled
 
 
 def _sum_along(values: np.ndarray, positions: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:

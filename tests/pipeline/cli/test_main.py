@@ -45,7 +45,7 @@ OPTIONS = {
     **{name: {"--smoke", "-v", "--verbose"} for name in RECIPE_COMMANDS},
     **dict.fromkeys(FIRST_RUN_GOALS, {"--smoke", "-v", "--verbose"} | FIRST_RUN_FLAGS),
     "init": {"--out", "--model", "--weights", "--method", "--epochs"},
-    "look": {"--out", "--model", "--weights", "--similarity", "--diverse", "--images"},
+    "look": {"--out", "--model", "--weights", "--similarity", "--diverse", "--images", "--export"},
     "config": {"--smoke"},
     "recipes": set(),
     "search": {"-v", "--verbose"},

@@ -1,12 +1,17 @@
 """What commands print on a terminal and in a pipe."""
 
+import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from firstlight.pipeline.cli.output import echo_text, print_table_or_tsv, print_view, results_console
+from firstlight.pipeline.cli.output import echo_text, print_scores, print_table_or_tsv, print_view, results_console
+from firstlight.pipeline.terminal import SafeConsole
+from tests.support import recipes
+from tests.support.judged_rows import HIGH, compared, judged
 
 
 def print_both(width_of: list[int]) -> None:
@@ -63,3 +68,14 @@ def test_names_cannot_act_on_the_terminal(
     assert out.count(r"a\x1b[2J\u202eb\u2028c") == 4
     assert not set(out) & set("\u202e\u2028")
     assert "\x1b[2J" not in out
+
+
+def test_headline_follows_the_table_of_scores(tmp_path: Path) -> None:
+    text = io.StringIO()
+    print_scores(SafeConsole(file=text, width=140), recipes.recipe(tmp_path, seeds=[0, 1, 2]), judged(compared(HIGH)))
+    *table, headline = text.getvalue().splitlines()
+    assert "kNN (k=20)" in "".join(table)
+    assert headline == (
+        "Pretraining helps in kNN (k=20): 81.0 % against 41.0 % with random weights, +40.0 points (95 % interval +37.5 "
+        "to +42.5, 3 seeds)."
+    )

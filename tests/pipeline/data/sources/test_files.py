@@ -29,7 +29,7 @@ def test_location_is_parsed_as_path_or_uri(tmp_path: Path) -> None:
     assert dataset_options(source="folder", root="~/x").root == str(Path.home() / "x")
     with pytest.raises(
         UserError,
-        match=r"^dataset\.root: 'ftp://host/x': ftp:// is unknown; valid: a path, or az://, file://, gs://, hf://, http://, ",
+        match=r"^dataset\.root: 'ftp://host/x': ftp:// is unknown; valid: a path, or az://, file://, gs://, hf://, ",
     ):
         open_source(dataset_options(source="folder", root="ftp://host/x"))
 
