@@ -42,7 +42,8 @@ from firstlight.pipeline.data.augment.pixel_params import (
     Sharpness,
     Solarize,
 )
-from firstlight.pipeline.train.device_ops.colors import expand_per_image, gray_batch, jitter_batch
+from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM
+from firstlight.pipeline.train.device_ops.colors import expand_per_image, gather_pixels, gray_batch, jitter_batch
 from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
 from firstlight.pipeline.train.device_ops.levels import (
     equalize_batch,
@@ -57,8 +58,6 @@ from firstlight.tasks.device.copies import send_array
 # a dozen for an image, took as long as half of the arithmetic.
 PIXELS_PER_PART = {"cpu": 2**16}
 DEFAULT_PIXELS_PER_PART = 2**21
-# The sum of Pillow's weights of a pixel.
-WEIGHT_SUM = 2.0**22
 # Products with the weights are summed in two parts, so that float32 is exact: 2**15 * 255 + 2**14 + 255 * taps and
 # 2**7 * 255 * taps are below 2**24 for up to 500 taps.
 WEIGHT_PART, MAX_TAPS = 2.0**7, 500
@@ -89,7 +88,7 @@ def crop_batch(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
         left, top = send_array(boxes[:, :2].T.astype(np.int64), images.device)
         offsets = torch.arange(size, device=images.device)
         y, x = (top[:, None] + offsets)[:, None, :, None], (left[:, None] + offsets)[:, None, None, :]
-        return _gather_pixels(images, y, x)
+        return gather_pixels(images, y, x)
     return _resample_batch(
         images, boxes, (size, size), _is_columns_first(images.shape[3], images.shape[2], (size, size))
     )
@@ -196,14 +195,7 @@ def shift_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     positions = torch.arange(size, device=images.device)
     x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    return torch.where(inside, _gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
-
-
-def _gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, h, w): the pixels at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
-    flat = (y * images.shape[3] + x).flatten(1)[:, None].expand(-1, 3, -1)
-    taken: Tensor = images.flatten(2).gather(2, flat).unflatten(2, (y.shape[2], x.shape[3]))
-    return taken
+    return torch.where(inside, gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
 
 
 def flip_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
@@ -230,7 +222,7 @@ def warp_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 
     def interpolate_row(y: Tensor) -> Tensor:
         near, far = (
-            _gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
+            gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
             for x in (left, left + 1)
         )
         return near + (far - near) * right_share

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from firstlight.tasks.device.copies import send_array
 
-WHITE = {torch.uint8: 255, torch.int16: 65535}
+# The level of white by type.
+WHITE_LEVELS = {torch.uint8: 255, torch.int16: 65535}
 
 
 def send_pixels(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
@@ -35,4 +36,4 @@ def narrow_levels(levels: Tensor, dtype: torch.dtype) -> Tensor:
 def scale_pixels(levels: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     """(B, H, W, C) uint8 or int16 levels -> (B, C, H, W) floats in 0..1."""
     shares = levels if levels.dtype == torch.uint8 else widen_levels(levels)
-    return shares.permute(0, 3, 1, 2).float().div_(float(WHITE[levels.dtype])).contiguous(memory_format=layout)
+    return shares.permute(0, 3, 1, 2).float().div_(float(WHITE_LEVELS[levels.dtype])).contiguous(memory_format=layout)

@@ -102,7 +102,7 @@ class _WindowsShape(RecordShape):
     size: Annotated[int, Field(ge=1, le=2**16)] | None
 
 
-class _FormatShape(RecordShape):
+class _PixelFormatShape(RecordShape):
     """The format of images with their channels as they are."""
 
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
@@ -116,7 +116,7 @@ class _PreprocessingShape(RecordShape):
     windows: _WindowsShape | None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)]
     levels: dict[str, Annotated[list[FiniteNumber], Field(min_length=2, max_length=2)]]
-    pixels: _FormatShape | None = None
+    pixels: _PixelFormatShape | None = None
 
 
 class _TaskFileShape(RecordShape):

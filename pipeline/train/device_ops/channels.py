@@ -32,10 +32,11 @@ from firstlight.pipeline.data.augment.pixel_params import (
 )
 from firstlight.pipeline.data.channels.channel_ops import scale_fill_level
 from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM, Taps, find_taps
+from firstlight.pipeline.train.device_ops.colors import gather_pixels
 from firstlight.pipeline.train.device_ops.filters import sum_weighted_taps
 from firstlight.tasks.counter_rng import draw_uniform
 from firstlight.tasks.device.copies import send_array
-from firstlight.tasks.device.pixel_levels import WHITE, narrow_levels, widen_levels
+from firstlight.tasks.device.pixel_levels import WHITE_LEVELS, narrow_levels, widen_levels
 
 # Values that are augmented at a time: an intermediate takes 8 bytes for each.
 VALUES_PER_PART = {"cpu": 2**18}
@@ -48,7 +49,7 @@ def augment_channel_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -
     channels = images.shape[1]
     values = max(images[0].numel(), channels * size**2)
     at_a_time = max(1, VALUES_PER_PART.get(images.device.type, DEFAULT_VALUES_PER_PART) // values)
-    parts, white = [], WHITE[images.dtype]
+    parts, white = [], WHITE_LEVELS[images.dtype]
     for start in range(0, len(images), at_a_time):
         part = widen_levels(images[start : start + at_a_time])
         for op in drawn:
@@ -58,10 +59,10 @@ def augment_channel_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -
 
 
 def _crop_batch(images: Tensor, boxes: np.ndarray, size: int, white: int) -> Tensor:
-    return _resample_batch(images, boxes, (size, size), white)
+    return _resample_levels(images, boxes, (size, size), white)
 
 
-def _resample_batch(images: Tensor, boxes: np.ndarray, size: tuple[int, int], white: int) -> Tensor:
+def _resample_levels(images: Tensor, boxes: np.ndarray, size: tuple[int, int], white: int) -> Tensor:
     """Resamples boxes (B, 4) left, top, width, height to `size` (width, height)."""
     left, top, across, down = boxes.T
     columns = _build_weights(find_taps(left, left + across, images.shape[3], size[0]), images.shape[3], images.device)
@@ -83,26 +84,19 @@ def _round_sums(sums: Tensor) -> Tensor:
 
 
 def _shift_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    square = _resample_batch(images, drawn[:, [0, 1, 2, 2]], (size, size), white)
+    square = _resample_levels(images, drawn[:, [0, 1, 2, 2]], (size, size), white)
     right, down = send_array(drawn[:, 3:].T.astype(np.int64), images.device)
     positions = torch.arange(size, device=images.device)
     x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
     inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    return torch.where(inside, _gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
-
-
-def _gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, h, w): the pixels at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
-    flat = (y * images.shape[3] + x).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    taken: Tensor = images.flatten(2).gather(2, flat).unflatten(2, (y.shape[2], x.shape[3]))
-    return taken
+    return torch.where(inside, gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
 
 
 def _fit_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
     """Resizes and pads the images. They have one size, so the first row of parameters applies to all."""
     across, down, left, top, width, height = (int(value) for value in drawn[0])
     boxes = np.tile((0.0, 0.0, across, down), (len(images), 1))
-    whole = _resample_batch(images, boxes, (width, height), white)
+    whole = _resample_levels(images, boxes, (width, height), white)
     return F.pad(whole, (left, size - width - left, top, size - height - top))
 
 
@@ -132,7 +126,7 @@ def _warp_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Ten
 
     def interpolate_row(y: Tensor) -> Tensor:
         near, far = (
-            _gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
+            gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
             for x in (left, left + 1)
         )
         return near + (far - near) * right_share
