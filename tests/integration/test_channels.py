@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from firstlight.pipeline.api import load_encoder
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.channels.pixel_format import PixelFormat
 from firstlight.pipeline.data.image_statistics import describe_statistics
@@ -231,3 +232,11 @@ def test_a_recipe_goes_from_files_to_exports_and_predictions(folder: Path, tmp_p
         fine.predict([folder / "field" / "photo.png"])
     with pytest.raises(UserError, match=r"an array \(32, 32, 3\) of uint8; valid: a path, or an array \(H, W, 13\)"):
         fine.predict([np.zeros((32, 32, 3), np.uint8)])
+    embedder = load_encoder(next(tmp_path.rglob("pretrain-seed0-*/encoder")))
+    vectors = embedder.embed([file, draw_bands(1000, kind=1)], bits=16)
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.abs(vectors[0] - embedder.embed([draw_bands(0)], bits=16)[0]).max() > 0
+    with pytest.raises(UserError, match=r"^bits: None is not valid for a network of 13 channels; valid: 8 or 16$"):
+        embedder.embed([file])
+    with pytest.raises(UserError, match=r"000.tif: is not an image of 13 channels of 8 bits: has 16 bits"):
+        embedder.embed([file], bits=8)
