@@ -121,7 +121,8 @@ def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure |
     """Draws kNN accuracy on held-out images against passes through the network and against seconds of training.
 
     The seconds are those of CPU time if all trainings have logged them, which only trainings on CPUs do.
-    `trainings`: by stage, the trainings of its seeds. A line is the mean over the seeds that have logged all of it.
+    `trainings`: by stage, the trainings of its seeds. A line is the mean over the seeds that have logged all of it. The
+    line that ends highest comes first.
     Returns None if fewer than two stages have logged it.
     """
     name, lines = f"{MONITOR_PREFIX}knn", {}
@@ -136,6 +137,8 @@ def plot_progress(trainings: Mapping[str, Sequence[LoggedTraining]]) -> Figure |
             lines[stage] = np.mean([points for points in found if points.shape[1] == longest], 0)
     if len(lines) < 2:
         return None
+    # The legend has the order of the ends of the lines.
+    lines = dict(sorted(lines.items(), key=lambda entry: -entry[1][2, -1]))
     figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
     panels = figure.subplots(1, 2, sharey=True)
     for axis, row, label in zip(panels, (0, 1), ("passes of an image through the network", unit), strict=True):

@@ -168,6 +168,14 @@ def test_progress_is_against_cpu_seconds_where_all_trainings_have_logged_them() 
     np.testing.assert_allclose(np.asarray(figure.axes[1].lines[0].get_xdata()), [5, 10, 15, 20])
 
 
+def test_lines_of_progress_are_in_the_order_of_their_ends() -> None:
+    low, high = (rows(20, 5, watch_knn=lambda k, end=end: end if k % 5 == 0 else None) for end in (0.3, 0.5))
+    trainings = {"nat": low, "simclr": high, "dae": low}
+    figure = curves.plot_progress({name: [curves.LoggedTraining(one, 9, 1.0)] for name, one in trainings.items()})
+    assert figure is not None
+    assert [line.get_label() for line in figure.axes[0].lines] == ["simclr", "nat", "dae"]
+
+
 def test_progress_of_one_stage_is_not_drawn() -> None:
     alone = [curves.LoggedTraining(rows(20, 5, watch_knn=lambda k: 0.5), 9, 1.0)]
     assert curves.plot_progress({"nat": alone, "dae": [curves.LoggedTraining(rows(4), 9, 1.0)]}) is None
