@@ -35,6 +35,7 @@ from firstlight.pipeline.report.page_parts import REPORT_FILE
 from firstlight.pipeline.report.scores.result_view import render_result
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search.checks import load_checked_plan
+from firstlight.pipeline.search.progress import summarise_search
 from firstlight.pipeline.search.search import SearchResult, run_search
 from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts import encoder_description, encoder_folder
@@ -235,7 +236,10 @@ def search(
     own = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
     plan = load_checked_plan(Path(file), (*overrides, *own))
     with open_console(console, quiet) as opened:
-        return run_search(plan, opened)
+        found = run_search(plan, opened)
+        # The live table of the trials is gone now.
+        opened.print(summarise_search(plan.search, found.trials, found.best, found.promoted))
+    return found
 
 
 def load_encoder(

@@ -5,6 +5,7 @@ screen in memory, which the cell shows, so that a bar stays one line however lon
 """
 
 import contextlib
+import contextvars
 import io
 import re
 import threading
@@ -107,8 +108,14 @@ class _CellOutput:
 
     def __init__(self) -> None:
         self.handle: Any = None
+        # A kernel knows the cell of an output by the context in which the cell runs. A bar is drawn by a thread of its
+        # own, which has another one.
+        self.context = contextvars.copy_context()
 
     def __call__(self, output: Mapping[str, str]) -> None:
+        self.context.run(self._write, output)
+
+    def _write(self, output: Mapping[str, str]) -> None:
         from IPython.display import display
 
         if self.handle is None:

@@ -18,6 +18,7 @@ from firstlight.pipeline.config.schemas.parameter_types import decode_default, d
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.data.augment.ops import CROP_OPS, OPS, list_ten_crops, list_windows
 from firstlight.pipeline.data.sources import SOURCES
+from firstlight.pipeline.errors import UserError
 
 Element = TypeVar("Element")
 
@@ -37,7 +38,15 @@ def _tagged_union(entries: Mapping[str, Mapping[str, Any]], tag: str, **shared: 
     """Returns the union of the models of a registry's entries; the value of the key `tag` picks the model.
 
     `shared`: fields that every model has besides its own.
+
+    Raises:
+        UserError: an entry, of an installed package, has a parameter with the name of a shared field.
     """
+    for name, entry in entries.items():
+        if twice := sorted(shared.keys() & entry["parameters"].keys()):
+            raise UserError(
+                f"{tag}: {name} has the parameter {', '.join(twice)}, which every entry has: it needs another name"
+            )
     models = [
         create_model(  # type: ignore[call-overload]
             f"{tag}_{name}",

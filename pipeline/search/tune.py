@@ -98,6 +98,8 @@ def run_trials(
         name=uuid.uuid4().hex[:8],
         storage_path=str(folder),
         verbose=0,
+        # In a notebook Tune would take one that clears the cell, also with `verbose=0`.
+        progress_reporter=tune.CLIReporter(),
         stop=StopOnRequest(stopped),
         callbacks=[ReportCallback(searcher)],
         # A trial reports its errors as its outcome: for Tune, it can only fail by the death of its process.

@@ -196,11 +196,11 @@ def test_learning_rate_falls_at_a_third_and_two_thirds_of_the_steps(name: str) -
         assert stage.schedule.arguments()["milestones"] == [stage.steps // 3, 2 * stage.steps // 3]
 
 
-def test_trials_of_the_cifar_search_have_the_steps_of_the_study() -> None:
-    plan, stage = open_plan("clustering_locality"), "clustering_locality"
+def test_trials_of_the_cifar_search_have_equally_many_steps() -> None:
+    plan, stage = open_plan("clustering_locality"), "clustering_locality_40"
     recipes_ = [plan.trial_recipe(values) for values in plan.corner_values()]
     points = [count_passes(recipe, stage) for recipe in recipes_]
-    assert {steps for steps, _, _ in points} == {count_passes(plan.full_recipe({}), stage)[0]}
+    assert len({steps for steps, _, _ in points}) == 1
     labelled = [passes for _, passes, _ in points]
     per_epoch = [round(steps / others) for steps, _, others in points]
     stated = stated_numbers(plan.search.description.partition("Every trial has")[2])

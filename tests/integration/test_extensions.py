@@ -35,7 +35,7 @@ def test_recipe_of_an_extension_runs_and_follows_its_code(tmp_path: Path) -> Non
             "train_augment": [{"op": "random_shift", "padding": 1}],
             "eval_augment": [{"op": "center_crop"}],
         },
-        "encoder": {"name": "two_layers", "channels": 6},
+        "encoder": {"name": "two_layers", "width": 6},
         "scale": {"name": "local", "workers": 0},
         "stages": {
             "pretrain": {"method": {"name": "squeezed", "factor": 3.0}, **TRAINING},

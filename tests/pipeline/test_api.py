@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,10 +231,15 @@ def test_load_recipe_takes_overrides_and_names_wrong_keys(tmp_path: Path) -> Non
         api.load_recipe(str(tmp_path / "recipe.yaml"), "scale.workrs=2")
 
 
-def test_search_takes_keys_of_the_search_and_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_takes_keys_of_the_search_and_of_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plans: list[SearchPlan] = []
-    monkeypatch.setattr(api, "run_search", lambda plan, console: plans.append(plan))
-    api.search(searches.write_files(tmp_path), "stages.pretrain.epochs=3", trials=2)
+    found = SimpleNamespace(trials=[], best=None, promoted=None)
+    monkeypatch.setattr(api, "run_search", lambda plan, console: plans.append(plan) or found)
+    monkeypatch.setattr(api, "summarise_search", lambda search, *rest: f"the table of {search.num_trials} trials")
+    assert api.search(searches.write_files(tmp_path), "stages.pretrain.epochs=3", trials=2) is found
+    assert "the table of 2 trials" in capsys.readouterr().err
     (plan,) = plans
     assert plan.search.num_trials == 2
     assert plan.budget_recipe().stages["pretrain"].epochs == 3  # type: ignore[attr-defined]

@@ -38,12 +38,12 @@ class Named(Classification):
     """Classification under another name."""
 
 
-def two_layers(c_in: int, *, channels: int = 4) -> list[nn.Module]:
+def two_layers(c_in: int, *, width: int = 4) -> list[nn.Module]:
     """Two convolutions.
 
-    `channels`: the channels of each.
+    `width`: the channels of each.
     """
-    return [nn.Conv2d(c_in, channels, 3, 2, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, 2, 1))]
+    return [nn.Conv2d(c_in, width, 3, 2, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1))]
 
 
 def open_loud_folder(dataset):

@@ -57,6 +57,11 @@ def test_parameters_become_keys_with_types_defaults_and_meanings() -> None:
             model.model_validate({"name": "shrink", **wrong})
 
 
+def test_parameter_that_every_entry_has_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"^name: shrink has the parameter factor, which every entry has: it needs"):
+        _tagged_union(describe_registry({"shrink": shrink}, {}), "name", factor=(int, 3))
+
+
 def test_name_picks_the_parameters() -> None:
     spec: Any = TypeAdapter(MethodSpec).validate_python({"name": "nat", "dim": 8})
     assert constructor_arguments(spec)["dim"] == 8

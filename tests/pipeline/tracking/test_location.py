@@ -55,8 +55,8 @@ def test_bucket_needs_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     with pytest.raises(UserError, match=r"^storage: 's3://bucket/runs' needs tracking\.uri: .*; valid: tracking\.uri="):
         parse_location(["storage=s3://bucket/runs"])
-    with pytest.raises(UserError, match=r"^storage: 'az://c/x' cannot be written; valid: a folder, s3://"):
-        parse_location(["storage=az://c/x"])
+    with pytest.raises(UserError, match=r"^storage: 'ftp://c/x' cannot be written; valid: a folder, "):
+        parse_location(["storage=ftp://c/x"])
     location = parse_location(["storage=s3://bucket/runs", "tracking.uri=http://host:5000"])
     assert location.storage.parent == tmp_path
     assert location.as_overrides == ("storage=s3://bucket/runs", "tracking.uri=http://host:5000")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from firstlight.pipeline.config.scale import StreamOptions
-from firstlight.pipeline.data import loader as loader_module
+from firstlight.pipeline.data import store as store_module
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, list_view_columns
 from firstlight.pipeline.data.plan import BatchPlan
@@ -266,8 +266,8 @@ def test_images_of_several_sizes_give_the_batches_of_the_stream(photographs: Sto
 
 
 def test_images_of_several_sizes_are_decoded_once(photographs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, real = [], loader_module.images.open_rgb
-    monkeypatch.setattr(loader_module.images, "open_rgb", lambda *args: decoded.append(1) or real(*args))
+    decoded, real = [], store_module.open_rgb
+    monkeypatch.setattr(store_module, "open_rgb", lambda *args: decoded.append(1) or real(*args))
     loader = Loader(photographs, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     ids = photographs.ids("train")
     held, notes = device_cache.cache_images(loader, replace(OPTIONS, resident=ids), CPU)
@@ -298,12 +298,12 @@ def test_a_training_on_few_images_holds_these(photographs: Store, digits: Store)
 def cache_photographs_on_this_rank(store: str) -> tuple[str, int]:
     device_cache._cache.clear()
     loader, seen = Loader(Store.open(Path(store)), ((),), 8, 0, 1_000_000), []
-    real = loader_module.images.open_rgb
-    loader_module.images.open_rgb = lambda *args: seen.append(1) or real(*args)  # type: ignore[assignment]
+    real = store_module.open_rgb
+    store_module.open_rgb = lambda *args: seen.append(1) or real(*args)  # type: ignore[assignment]
     try:
         held, _ = device_cache.cache_images(loader, replace(OPTIONS, resident=loader.store.ids("train")), CPU)
     finally:
-        loader_module.images.open_rgb = real
+        store_module.open_rgb = real
         device_cache._cache.clear()
     assert isinstance(held, device_cache.CachedRaggedImages)
     found = hashlib.sha256(held.images.sizes.tobytes())

@@ -244,8 +244,7 @@ def test_grid_shows_masked_patches_grey_and_then_filled(normalize: bool) -> None
 
 def test_grid_of_a_gray_input_is_gray() -> None:
     (grid,) = method(spec={"input": "gray"}).eval().image_grids(batch(2))
-    assert all(torch.equal(row.images[:, 0], row.images[:, 2]) for row in grid.rows)
-    assert grid.rows[0].images.shape == (2, 3, SIZE, SIZE)
+    assert {row.images.shape for row in grid.rows} == {(2, 1, SIZE, SIZE)}
 
 
 def test_training_learns_to_fill_patches() -> None:

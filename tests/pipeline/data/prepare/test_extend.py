@@ -52,7 +52,8 @@ def kill(*paths):
     if count == k:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = kill
-module.prepare(SimpleNamespace(**json.loads(sys.argv[1])), Path(sys.argv[2]), lambda: False, lambda done, total: None)
+data = SimpleNamespace(**json.loads(sys.argv[1]), pixels=None)
+module.prepare(data, Path(sys.argv[2]), lambda: False, lambda done, total: None)
 """
 
 

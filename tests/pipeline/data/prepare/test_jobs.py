@@ -41,7 +41,7 @@ def kill(*paths):
     if count == k:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = kill
-module.prepare(SimpleNamespace(**fields), out, lambda: False, lambda done, total: None)
+module.prepare(SimpleNamespace(**fields, pixels=None), out, lambda: False, lambda done, total: None)
 """
 
 

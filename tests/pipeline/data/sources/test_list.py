@@ -156,8 +156,8 @@ def test_unreadable_rows_have_reasons(tmp_path: Path) -> None:
         ("pipe.jpg", "is no file but a pipe, socket or device"),
         (
             "ftp://host/x.jpg",
-            "'ftp://host/x.jpg': ftp:// is unknown; valid: a path, or file://, gs://, http://, https://, memory://, "
-            "s3://",
+            "'ftp://host/x.jpg': ftp:// is unknown; valid: a path, or az://, file://, gs://, hf://, http://, "
+            "https://, memory://, s3://",
         ),
         ("sub", "Is a directory"),
         ("row 12", "the row has no path"),
