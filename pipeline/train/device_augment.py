@@ -43,8 +43,15 @@ from firstlight.pipeline.data.augment.pixel_params import (
     Solarize,
 )
 from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM
-from firstlight.pipeline.train.device_ops.colors import expand_per_image, gather_pixels, gray_batch, jitter_batch
+from firstlight.pipeline.train.device_ops.colors import gray_batch, jitter_batch
 from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
+from firstlight.pipeline.train.device_ops.geometry import (
+    flip_batch,
+    flip_batch_vertically,
+    gather_pixels,
+    interpolate_affine,
+    place_shifted,
+)
 from firstlight.pipeline.train.device_ops.levels import (
     equalize_batch,
     posterize_batch,
@@ -191,44 +198,11 @@ def fit_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 def shift_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     """Crops a square of each image and shifts it; uncovered pixels are black."""
     square = crop_batch(images, drawn[:, [0, 1, 2, 2]], size)
-    right, down = send_array(drawn[:, 3:].T.astype(np.int64), images.device)
-    positions = torch.arange(size, device=images.device)
-    x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    return torch.where(inside, gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
-
-
-def flip_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
-    return images.index_copy(0, rows, images[rows].flip(3))
-
-
-def flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
-    return images.index_copy(0, rows, images[rows].flip(2))
+    return place_shifted(square, drawn[:, 3:])
 
 
 def warp_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    """Applies affine maps, bilinear between the centres of pixels.
-
-    The outermost half pixel has the colour of the edge; outside is black.
-    """
-    a, b, c, d, e, f = (expand_per_image(column, images) for column in np.ascontiguousarray(drawn.T))
-    center = torch.arange(size, device=images.device, dtype=torch.float64) + 0.5
-    x, y = a * center + b * center[:, None] + c, d * center + e * center[:, None] + f
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    left, top = (x - 0.5).floor(), (y - 0.5).floor()
-    right_share, low_share = x - 0.5 - left, y - 0.5 - top
-
-    def interpolate_row(y: Tensor) -> Tensor:
-        near, far = (
-            gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
-            for x in (left, left + 1)
-        )
-        return near + (far - near) * right_share
-
-    upper = interpolate_row(top)
-    return torch.where(inside, upper + (interpolate_row(top + 1) - upper) * low_share, 0.0).to(torch.uint8)
+    return interpolate_affine(images, drawn, size).to(torch.uint8)
 
 
 def apply_policies(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:

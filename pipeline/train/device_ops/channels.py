@@ -32,8 +32,13 @@ from firstlight.pipeline.data.augment.pixel_params import (
 )
 from firstlight.pipeline.data.channels.channel_ops import scale_fill_level
 from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM, Taps, find_taps
-from firstlight.pipeline.train.device_ops.colors import gather_pixels
 from firstlight.pipeline.train.device_ops.filters import sum_weighted_taps
+from firstlight.pipeline.train.device_ops.geometry import (
+    flip_batch,
+    flip_batch_vertically,
+    interpolate_affine,
+    place_shifted,
+)
 from firstlight.tasks.counter_rng import draw_uniform
 from firstlight.tasks.device.copies import send_array
 from firstlight.tasks.device.pixel_levels import WHITE_LEVELS, narrow_levels, widen_levels
@@ -85,11 +90,7 @@ def _round_sums(sums: Tensor) -> Tensor:
 
 def _shift_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
     square = _resample_levels(images, drawn[:, [0, 1, 2, 2]], (size, size), white)
-    right, down = send_array(drawn[:, 3:].T.astype(np.int64), images.device)
-    positions = torch.arange(size, device=images.device)
-    x, y = (positions - right[:, None])[:, None, None, :], (positions - down[:, None])[:, None, :, None]
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    return torch.where(inside, gather_pixels(square, y.clamp(0, size - 1), x.clamp(0, size - 1)), 0)
+    return place_shifted(square, drawn[:, 3:])
 
 
 def _fit_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
@@ -101,13 +102,11 @@ def _fit_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tens
 
 
 def _flip_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
-    return images.index_copy(0, rows, images[rows].flip(3))
+    return flip_batch(images, drawn, size)
 
 
 def _flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    rows = send_array(np.flatnonzero(drawn[:, 0]), images.device)
-    return images.index_copy(0, rows, images[rows].flip(2))
+    return flip_batch_vertically(images, drawn, size)
 
 
 def _expand_column(column: np.ndarray, device: torch.device) -> Tensor:
@@ -116,24 +115,7 @@ def _expand_column(column: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _warp_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    """Applies affine maps, bilinear between the centres of pixels; the outermost half pixel has the edge's levels."""
-    a, b, c, d, e, f = (_expand_column(column, images.device) for column in drawn.T)
-    center = torch.arange(size, device=images.device, dtype=torch.float64) + 0.5
-    x, y = a * center + b * center[:, None] + c, d * center + e * center[:, None] + f
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    left, top = (x - 0.5).floor(), (y - 0.5).floor()
-    right_share, low_share = x - 0.5 - left, y - 0.5 - top
-
-    def interpolate_row(y: Tensor) -> Tensor:
-        near, far = (
-            gather_pixels(images, y.long().clamp(0, size - 1), x.long().clamp(0, size - 1)).double()
-            for x in (left, left + 1)
-        )
-        return near + (far - near) * right_share
-
-    upper = interpolate_row(top)
-    levels = upper + (interpolate_row(top + 1) - upper) * low_share
-    return torch.where(inside, (levels + 0.5).floor(), 0.0).int()
+    return (interpolate_affine(images, drawn, size) + 0.5).floor().int()
 
 
 def _jitter_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:

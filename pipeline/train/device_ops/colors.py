@@ -14,13 +14,6 @@ def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
     return send_array(values, images.device)[:, None, None, None]
 
 
-def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, h, w): the pixels at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
-    flat = (y * images.shape[3] + x).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    taken: Tensor = images.flatten(2).gather(2, flat).unflatten(2, (y.shape[2], x.shape[3]))
-    return taken
-
-
 def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
     """Applies the four changes of colour, in the order that was drawn for each image, unless they are neutral."""
     images = images.clone()
