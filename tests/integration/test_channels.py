@@ -35,6 +35,7 @@ from tests.support.channel_images import (
     prepare_bands,
     write_band_folders,
 )
+from tests.support.dicom_files import encode_dicom, read_packaged_dicom
 from tests.support.local_training import Stopped, fit_until
 
 QUIET = Console(quiet=True)
@@ -152,6 +153,29 @@ def test_pages_of_a_grey_stack_are_channels(tmp_path: Path) -> None:
         assert np.array_equal(values, stacks[int(Path(str(path)).stem)])
     (row,) = read_parquet_table(store.path / QUARANTINE_FILE).to_pylist()
     assert row["reason"] == "has 1 channel of 16 bits; valid: 5 channels of 16 bits"
+
+
+def test_a_folder_of_scans_has_the_same_batches_as_tiff_files_of_their_levels(tmp_path: Path) -> None:
+    loaded = {}
+    for kind in ("dicom", "tiff"):
+        for name in ("with", "without"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        for k in range(12):
+            levels = draw_bands(k, channels=1)
+            # Scanners write files without an ending, too.
+            where = tmp_path / kind / ("with" if k % 2 else "without") / (f"{k}.dcm" if k % 3 else f"{k}")
+            units = (levels[:, :, 0].astype(np.int32) - 32_768).astype(np.int16)
+            where.write_bytes(encode_dicom(units, Modality="CT") if kind == "dicom" else encode_bands(levels))
+        (tmp_path / kind / "with" / "plan.dcm").write_bytes(read_packaged_dicom("rtplan.dcm"))
+        recipe = band_recipe(
+            tmp_path, tmp_path / kind, dataset__name=kind, dataset__channels=1, dataset__max_bad_fraction=0.5
+        )
+        store = prepare_bands(recipe, tmp_path)
+        (row,) = read_parquet_table(store.path / QUARANTINE_FILE).to_pylist()
+        assert row["reason"] == "is DICOM without pixels"
+        loaded[kind] = Loader(store, (AUGMENT,), 16, 0, 10_000).load_once(store.ids("train"))["views"]
+    assert loaded["dicom"].dtype == np.uint16
+    assert np.array_equal(loaded["dicom"], loaded["tiff"])
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 """Encoded bytes -> an image with its channels as they are, as a total function: any bytes give one or a `BadImage`.
 
 Nothing is converted: an image with other channels or other bits than its data set states is refused. tifffile reads
-TIFF, Pillow PNG and formats that have 8 bits a channel.
+TIFF, pydicom DICOM, Pillow PNG and formats that have 8 bits a channel.
 """
 
 import numpy as np
 from PIL import ImageFile
 
 from firstlight.pipeline.data.channels.channel_image import UPRIGHT_MOVES, ChannelImage, turn_values_upright
+from firstlight.pipeline.data.channels.dicom_samples import read_dicom_samples
 from firstlight.pipeline.data.channels.pixel_format import PixelFormat, describe_pixel_format
 from firstlight.pipeline.data.channels.tiff_samples import is_tiff, read_tiff_samples
 from firstlight.pipeline.data.images.bad_image import BadImage, raise_only_bad_image
 from firstlight.pipeline.data.images.deep_colour import PNG_DEPTH_BYTE, read_deep_colour
+from firstlight.pipeline.data.images.formats import DICOM_EXTRA, is_dicom
 from firstlight.pipeline.data.images.headers import open_file_header
 from firstlight.pipeline.data.images.orientation import load_pixels
 
@@ -19,7 +21,6 @@ from firstlight.pipeline.data.images.orientation import load_pixels
 OTHER_FORMATS, BAND_MODES = ("PNG", "JPEG", "WEBP", "BMP"), ("L", "LA", "RGB", "RGBA")
 # The channels of a PNG file by its type of colour, the byte after its depth; a palette, 3, has none.
 PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
-DICOM_MARK, DICOM_MARK_PLACE = b"DICM", 128
 
 
 def open_channels(data: bytes, wanted: PixelFormat, max_pixels: int = 64_000_000) -> ChannelImage:
@@ -29,15 +30,18 @@ def open_channels(data: bytes, wanted: PixelFormat, max_pixels: int = 64_000_000
         BadImage: the bytes are not a whole image of a format that is read so, it has another format of pixels than
             `wanted`, or its header declares more than `max_pixels` pixels.
     """
-    if data[DICOM_MARK_PLACE : DICOM_MARK_PLACE + len(DICOM_MARK)] == DICOM_MARK:
-        raise BadImage(f"is DICOM, which is not read; valid: TIFF, {', '.join(OTHER_FORMATS)}")
-    read = _open_tiff if is_tiff(data) else _open_other
+    # What comes before the mark of DICOM may look like the begin of a TIFF file.
+    read = _open_dicom if is_dicom(data) else _open_tiff if is_tiff(data) else _open_other
     return raise_only_bad_image(lambda: read(data, wanted, max_pixels), max_pixels)
 
 
 def _open_tiff(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelImage:
     values, orientation = read_tiff_samples(data, max_pixels, wanted)
     return _build_image(values, "TIFF", orientation)
+
+
+def _open_dicom(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelImage:
+    return _build_image(read_dicom_samples(data, max_pixels, wanted), DICOM_EXTRA.name, 1)
 
 
 def _open_other(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelImage:

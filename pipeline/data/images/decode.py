@@ -18,6 +18,7 @@ from firstlight.pipeline.data.images.formats import (
     describe_missing_extra,
     find_declared_size,
     find_format_extra,
+    is_dicom,
     register_format,
 )
 from firstlight.pipeline.data.images.headers import check_pixel_count, open_file_header
@@ -200,6 +201,8 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _open_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Reads and checks the header of an image; the pixels are not read yet."""
     formats: tuple[str, ...] = IMAGE_FORMATS
+    if is_dicom(data):
+        raise BadImage("is DICOM; valid: dataset.channels=1 dataset.bits=16, which keep its levels", "channels")
     if (needed := find_format_extra(data)) is not None:
         if not register_format(needed):
             raise BadImage(describe_missing_extra(needed), "needs an extra")

@@ -23,12 +23,20 @@ class FormatExtra(NamedTuple):
     name: str
     extra: str
     module: str
-    # Pillow's name of the format, once the module has registered it.
+    # Pillow's name of the format, once the module has registered it; "" if it is none of Pillow's.
     pillow_format: str
 
 
 HEIC_EXTRA = FormatExtra("HEIC", "heic", "pillow_heif", "HEIF")
 JXL_EXTRA = FormatExtra("JPEG XL", "jxl", "pillow_jxl", "JXL")
+# It is read with `dataset.channels` alone: nobody knows which of its levels are black and white.
+DICOM_EXTRA = FormatExtra("DICOM", "dicom", "pydicom", "")
+DICOM_MARK, DICOM_MARK_PLACE = b"DICM", 128
+
+
+def is_dicom(data: bytes) -> bool:
+    """Returns True if a file begins as a DICOM file does: 128 bytes of anything, and a mark."""
+    return data.startswith(DICOM_MARK, DICOM_MARK_PLACE)
 
 
 def find_format_extra(data: bytes) -> FormatExtra | None:

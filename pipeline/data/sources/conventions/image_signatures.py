@@ -5,12 +5,15 @@ import re
 
 from firstlight.pipeline.data.images.formats import (
     AVIF_BRANDS,
+    DICOM_MARK,
+    DICOM_MARK_PLACE,
     HEIC_BRANDS,
     JPEG2000_CONTAINER,
     JPEG_SIGNATURE,
     JXL_CODESTREAM,
     JXL_CONTAINER,
     PNG_SIGNATURE,
+    is_dicom,
 )
 
 # Images of formats that need an extra are listed, too, so that a folder of photos from a phone does not lose half of
@@ -18,6 +21,7 @@ from firstlight.pipeline.data.images.formats import (
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jp2", ".jxl"),
+    *(".dcm", ".dicom"),
 )
 # Files with these endings are no images, and are not opened to find out; .dng and its like begin as a TIFF does
 OTHER_SUFFIXES = {
@@ -29,8 +33,10 @@ OTHER_SUFFIXES = {
     *(".m4a", ".svg", ".psd", ".eps", ".ai", ".xmp", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
     *(".srw", ".pef", ".part", ".crdownload", ".download", ".aria2"),
 }
-# Bytes that `is_image_start` looks at
-SIGNATURE_BYTES = 64
+# Bytes that `is_image_start` looks at, and those of them that hold brands of an ISO base media file
+SIGNATURE_BYTES, BRAND_BYTES = DICOM_MARK_PLACE + len(DICOM_MARK), 64
+# The fewest bytes of a JPEG XL codestream that is taken for one: two bytes alone may begin anything
+MIN_JXL_BYTES = 64
 # Sizes of the second header of a BMP file, whose own signature is only two letters
 BMP_HEADER_SIZES = {12, 40, 52, 56, 64, 108, 124}
 PNM_START = re.compile(rb"P[1-6][ \t\r\n#]")
@@ -51,9 +57,10 @@ def is_image_start(start: bytes) -> bool:
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
     if start[4:8] == b"ftyp":
-        brands = {start[k : k + 4] for k in range(8, SIGNATURE_BYTES, 4)}
+        brands = {start[k : k + 4] for k in range(8, BRAND_BYTES, 4)}
         return bool(brands & (HEIC_BRANDS | AVIF_BRANDS))
     if start[:2] == b"BM":
         return int.from_bytes(start[14:18], "little") in BMP_HEADER_SIZES
-    # Two bytes alone may begin anything
-    return PNM_START.match(start) is not None or (start.startswith(JXL_CODESTREAM) and len(start) >= SIGNATURE_BYTES)
+    if PNM_START.match(start) or is_dicom(start):
+        return True
+    return start.startswith(JXL_CODESTREAM) and len(start) >= MIN_JXL_BYTES

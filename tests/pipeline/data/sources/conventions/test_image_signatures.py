@@ -22,7 +22,13 @@ def test_every_format_is_known_by_its_bytes(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"\0\0\0\x20ftypheic\0\0\0\0mif1heic", b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a" + bytes(62)]
+    "start",
+    [
+        b"\0\0\0\x20ftypheic\0\0\0\0mif1heic",
+        b"\0\0\0\x0cJXL \r\n\x87\n",
+        b"\xff\x0a" + bytes(62),
+        bytes(128) + b"DICM",
+    ],
 )
 def test_formats_of_extras_are_known_by_their_bytes(start: bytes) -> None:
     assert is_image_start(start.ljust(SIGNATURE_BYTES, b"\0"))
@@ -41,6 +47,7 @@ def test_formats_of_extras_are_known_by_their_bytes(start: bytes) -> None:
         b"\0\0\0\x20ftypmp42\0\0\0\0mp42isom",
         b"<!DOCTYPE html>",
         b"\xff\x0a",
+        bytes(127) + b"DICM",
     ],
 )
 def test_other_bytes_are_no_image(start: bytes) -> None:
