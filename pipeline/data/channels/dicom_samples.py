@@ -75,7 +75,7 @@ def _check_format(found: Any, wanted: PixelFormat, max_pixels: int) -> None:
 
 
 def _decode_samples(found: Any) -> np.ndarray:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = found.file_meta.TransferSyntaxUID
     is_read = not syntax.is_encapsulated
@@ -107,4 +107,5 @@ def _convert_to_levels(stored: np.ndarray, found: Any, wanted: PixelFormat) -> n
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > wanted.white:
         raise BadImage(f"has levels of {low:,} to {high:,}; valid: 0 to {wanted.white:,}", "channels")
-    return values.astype(wanted.dtype)
+    levels: np.ndarray = values.astype(wanted.dtype)
+    return levels
