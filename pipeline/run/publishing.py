@@ -22,6 +22,7 @@ from firstlight.pipeline.files import write_json
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.cards.card_parts import CARD_FILE
+from firstlight.pipeline.report.first_screen.headline import compose_headline
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
 from firstlight.pipeline.report.publish.filters import add_filter_comparison
 from firstlight.pipeline.report.publish.pretrain import add_progress
@@ -53,6 +54,8 @@ from firstlight.tasks.nn.weights.weight_sources import name_weights
 PUBLISHED_FILE = "published.json"
 # In the folder of a run: the files that note the run in MLflow of each version of the recipe.
 NOTES_FOLDER = "recipes"
+# MLflow shows it at the top of a run's page, as Markdown.
+DESCRIPTION_TAG = "mlflow.note.content"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class RunPublisher:
         if self.parent_run is None:
             tags = {
                 "firstlight.recipe": self.recipe.name,
-                "mlflow.note.content": self.recipe.description,
+                DESCRIPTION_TAG: self.recipe.description,
                 **git_commit(),
             }
             tags |= {"firstlight.repeats": self.repeats.run_id} if self.repeats else {}
@@ -303,6 +306,7 @@ class RunPublisher:
 
     def _publish_summary(self, run_id: str, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         self.tracking.log_results(run_id, list_summary_metrics(self.recipe, rows))
+        self.tracking.client.set_tag(run_id, DESCRIPTION_TAG, self._describe_run(rows))
         album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
         if compared := [row for row in rows if row.baseline and row.is_scored]:
             if has_arm_columns(compared):
@@ -323,6 +327,12 @@ class RunPublisher:
         self.tracking.finish_run(run_id)
         self.open_runs.remove(run_id)
         self._mark_closed(self.store, closed=True)
+
+    def _describe_run(self, rows: Sequence[ScoreRow]) -> str:
+        """Returns what MLflow shows above a run's numbers, in Markdown: the headline and the recipe's description."""
+        headline = compose_headline(self.recipe, rows)
+        sentences = " ".join((f"**{headline.text}**", *headline.details))
+        return "\n\n".join(filter(None, (sentences, self.recipe.description)))
 
     def put_report(self, file: Path) -> None:
         """Publishes the report into the parent run, if it exists."""

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.run.publishing import ParentRun, RunPublisher
+from firstlight.pipeline.report.first_screen.headline import compose_headline
+from firstlight.pipeline.run.publishing import DESCRIPTION_TAG, ParentRun, RunPublisher
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
@@ -76,13 +77,16 @@ def test_recipe_that_is_killed_while_it_publishes_logs_every_number_once(
     monkeypatch.setattr(TrackingClient, "finish_run", finish_or_die)
     for _ in range(20):
         try:
-            run_recipe(recipe, QUIET)
+            rows = run_recipe(recipe, QUIET).rows
             break
         except KeyboardInterrupt:
             continue
     found = runs_of(recipe)
     assert len(killed) == len(found) == 6, "every run was interrupted once"
     client = TrackingClient(recipe).client
+    headline = compose_headline(recipe, rows)
+    description = " ".join((f"**{headline.text}**", *headline.details))
+    assert found[recipe.name].data.tags[DESCRIPTION_TAG].startswith(description)
     for name, run in found.items():
         assert run.info.status == "FINISHED"
         for key in run.data.metrics:
