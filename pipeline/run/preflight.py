@@ -15,12 +15,11 @@ from firstlight.pipeline.run.mirroring import check_bucket
 from firstlight.pipeline.run.ray_session import check_local_resources
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage_kind import RecipeContext
-from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.tasks.nn.encoders import Encoder
 
 
 def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
-    """Checks everything that can be known without Ray and without reading an image.
+    """Checks everything that can be known without Ray and without reading an image, except `tracking.loggers`.
 
     `source`: the source of `recipe.dataset`, if it is open already.
 
@@ -28,7 +27,6 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
         UserError: names the dotted key, the value and the valid values.
     """
     check_local_resources(recipe.scale, recipe.stream)
-    check_loggers(recipe.tracking.loggers)
     _check_storage(recipe.storage)
     encoder = check_without_images(recipe)
     context = RecipeContext(recipe, source or open_source(recipe.dataset), encoder)

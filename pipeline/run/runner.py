@@ -40,11 +40,13 @@ from firstlight.pipeline.stages.artifacts.encoder_description import (
     read_encoder_spec,
     was_trained_on_all,
 )
+from firstlight.pipeline.stages.features.kept_features import keep_features_for
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow, score_rows
 from firstlight.pipeline.stages.shared_work import SHARED_FOLDER
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.terminal import escape_line
+from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.tracking.progress import FollowedFile, ProgressCounter, ProgressFollower
 from firstlight.pipeline.tracking.run_file import read_run_id
@@ -86,6 +88,7 @@ def run_recipe(
         Unpublished: all stages finished, but MLflow is unreachable; the next run publishes the missing results.
     """
     _check_kind(recipe, only)
+    check_loggers(recipe.tracking.loggers)
     recipe, chosen = resolve_scale(recipe)
     recipe, told = adopt_encoder(recipe, repeats.origin if repeats else None, only)
     for line in filter(None, (chosen, told)):
@@ -94,7 +97,7 @@ def run_recipe(
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
     lock = exclusive_lock(folder, recipe.name, TRIAL_LOCK_TIMEOUT_S if parent else 0.0)
-    with lock, RaySession(recipe.scale, recipe.stream, console.print) as session:
+    with lock, RaySession(recipe.scale, recipe.stream, console.print) as session, keep_features_for(folder):
         runner = RecipeRunner(recipe, session, console, parent, repeats)
         try:
             rows = runner.run(only)

@@ -20,6 +20,7 @@ from firstlight.pipeline.search.plan import SearchPlan, load_plan
 from firstlight.pipeline.search.space import Pbt
 from firstlight.pipeline.stages.pretraining.job import count_steps_per_epoch
 from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.tracking.loggers.registry import check_loggers
 
 # Sections of a recipe whose settings can be searched.
 SEARCHABLE_SECTIONS = ("stages", "encoder", "stream", "dataset")
@@ -138,6 +139,7 @@ def check_search(plan: SearchPlan, recipe: Recipe) -> Source:
     Raises:
         UserError: names the dotted key, the value and the valid values.
     """
+    check_loggers(recipe.tracking.loggers)
     mirror = find_mirror(recipe.storage)
     if mirror is not None:
         raise UserError(

@@ -219,16 +219,17 @@ def _apply_override(raw: Any, keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def _find_recipe_file(path: Path, name: str) -> Path:
-    """Returns the recipe that a search names: in the `conf` that the search is in, in ours, or next to the search.
+    """Returns the recipe that a search names: in the `conf` that the search is in, next to the search, or in ours.
 
     Raises:
         UserError: no such file.
     """
     own_conf = [parent / "recipe" / name for parent in path.resolve().parents if parent.name == "conf"]
-    for file in (*own_conf, RECIPE_FOLDER / name, path.resolve().parent / name):
+    # A search in a `conf` has other searches beside it. Elsewhere, a recipe beside it hides a shipped one of its name.
+    for file in (*own_conf, path.resolve().parent / name, RECIPE_FOLDER / name):
         if file.is_file():
             return file
     known = {file.relative_to(RECIPE_FOLDER).as_posix() for file in RECIPE_FOLDER.rglob("*.yaml")}
     raise UserError(
-        f"recipe: {name!r} is neither in conf/recipe nor in the folder of {path}; {suggest_valid(name, known)}"
+        f"recipe: {name!r} is neither in the folder of {path} nor in conf/recipe; {suggest_valid(name, known)}"
     )

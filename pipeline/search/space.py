@@ -162,7 +162,7 @@ class Search(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,57}\z", description="The name of the search.")
     description: str = Field("", description="A text about the search, for people.")
     recipe: str = Field(
-        min_length=1, description="The recipe's file: a path below conf/recipe, or relative to the search file."
+        min_length=1, description="The recipe's file: a path relative to the search file, or else below conf/recipe."
     )
     overrides: dict[str, Any] = Field(
         {}, description="The values that every trial replaces in the recipe, by dotted key: the budget of a trial."

@@ -20,7 +20,6 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.connection import open_experiment
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.loggers.contract import LoggedRun
-from firstlight.pipeline.tracking.loggers.registry import check_loggers
 from firstlight.pipeline.tracking.metric_keys import remove_refused_characters
 from firstlight.pipeline.tracking.metric_log import MetricLog
 from firstlight.pipeline.tracking.models import describe_versions, register_model
@@ -50,15 +49,16 @@ class TrackingClient(MetricLog):
     """Writes the MLflow runs of one recipe.
 
     Raises:
-        UserError: the tracking server or database cannot be used; names `tracking.uri`. Or a logger cannot; names
-            `tracking.loggers`.
+        UserError: the tracking server or database cannot be used; names `tracking.uri`.
     """
 
     def __init__(
         self, recipe: "Recipe", location: TrackingLocation | None = None, console: Console | None = None
     ) -> None:
-        """Connects to `location`; the default is where the recipe says. `console`: for notes about loggers."""
-        check_loggers(recipe.tracking.loggers)
+        """Connects to `location`; the default is where the recipe says. `console`: for notes about loggers.
+
+        The loggers are those that `check_loggers` has found usable.
+        """
         self.recipe, self.location = recipe, location or TrackingLocation.of(recipe)
         self.uri = self.location.uri
         direct_client, self.experiment_id = open_experiment(self.location)

@@ -10,7 +10,7 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import load
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.search.plan import load_plan
+from firstlight.pipeline.search.plan import RECIPE_FOLDER, load_plan
 from tests.support.searches import LR, PERIOD, make_plan, write_files
 
 
@@ -175,6 +175,25 @@ def test_fingerprint_of_a_population_depends_on_its_size(tmp_path: Path) -> None
     four, five = (make_plan(tmp_path, trials=trials, **changes).fingerprint() for trials in (4, 5))
     assert four != five
     assert make_plan(tmp_path, trials=4).fingerprint() == make_plan(tmp_path, trials=5).fingerprint()
+
+
+def test_recipe_beside_the_search_hides_a_shipped_one_of_its_name(tmp_path: Path) -> None:
+    search = write_files(tmp_path, recipe="quickstart.yaml")
+    shipped = load_plan(search)
+    (tmp_path / "recipe.yaml").rename(tmp_path / "quickstart.yaml")
+    own = load_plan(search)
+    assert (shipped.files.path, own.files.path) == (RECIPE_FOLDER / "quickstart.yaml", tmp_path / "quickstart.yaml")
+
+
+def test_search_in_conf_names_a_recipe_of_this_conf(tmp_path: Path) -> None:
+    """The file beside it that has the name is a search, as conf/search/quickstart.yaml of Firstlight itself."""
+    folder = tmp_path / "conf" / "search"
+    folder.mkdir(parents=True)
+    search = write_files(folder, recipe="search.yaml")
+    recipe = tmp_path / "conf" / "recipe" / "search.yaml"
+    recipe.parent.mkdir()
+    (folder / "recipe.yaml").rename(recipe)
+    assert load_plan(search).files.path == recipe
 
 
 def test_unknown_recipe_file_names_similar_recipes(tmp_path: Path) -> None:

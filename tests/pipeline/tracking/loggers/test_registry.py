@@ -8,22 +8,33 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run import preflight
-from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.search.checks import check_search
 from firstlight.pipeline.tracking.loggers import registry
+from firstlight.pipeline.tracking.loggers.tensorboard import TensorBoardLogger
 from firstlight.tasks.extensions.registry import Registry, find_entry_points
-from tests.support import recipes
+from tests.support import recipes, searches
 from tests.support.extension_package import write_package
+from tests.support.recipe_runs import QUIET
 
 
 def test_unknown_logger_ends_in_one_line_before_any_work(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, tracking__loggers=["tensorbord"])
     wanted = "tracking.loggers: 'tensorbord' is no logger; did you mean 'tensorboard'? (valid: tensorboard, wandb)"
-    for check in (preflight.check_recipe, TrackingClient):
+    plan = searches.make_plan(tmp_path, 'tracking.loggers=["tensorbord"]')
+    for check in (lambda: run_recipe(recipe, QUIET), lambda: check_search(plan, recipe)):
         with pytest.raises(UserError) as error:
-            check(recipe)
+            check()
         assert str(error.value) == wanted
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_loggers_are_checked_once_in_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(TensorBoardLogger, "find_problem", classmethod(lambda cls: asked.append("now") or ""))
+    recipe = recipes.recipe(tmp_path, tracking__loggers=["tensorboard"])
+    run_recipe(recipe, QUIET, "prepare")
+    assert len(asked) == 1
 
 
 def test_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
