@@ -1,0 +1,193 @@
+"""SimCLR here and by lightly, with the same network, images, passes and settings: which features are better?
+
+`python -m bench.peer_features --cifar FOLDER --output rows.jsonl` trains the encoder of conf/recipe/study.yaml on its
+training images of CIFAR-10, with the settings of its stage `simclr`, which are those of lightly's benchmark:
+
+    ours        in our training loop
+    lightly     as lightly's examples do: torchvision's ImageFolder, its SimCLRTransform, a DataLoader with one process
+                that loads, its head and its loss
+    ours, longer    ours again, for as many epochs as fit into the CPU seconds that lightly took
+
+The features of each are scored alike on the test images: weighted kNN and a linear probe. A row is written as soon as
+it is there, and rows that the file has are not made again.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torchvision.datasets import ImageFolder
+
+from bench.peers import read_tree_seconds
+from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.files import append_json_line
+from firstlight.pipeline.stages.features.feature_scores import ScoringOptions, score_features
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import fit
+from firstlight.tasks.nn.encoders import Encoder, pool_maps
+from firstlight.tasks.nn.feature_extractor import FeatureExtractor
+
+STUDY, SIMCLR_STAGE = "study", "simclr"
+OURS, LIGHTLY, OURS_LONGER = "ours", "lightly", "ours, longer"
+CPU = torch.device("cpu")
+# Those of the stage `evaluate`.
+PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+class TrainedPeer(NamedTuple):
+    """A trained encoder, the number of its epochs, and the CPU seconds of the training with all its processes."""
+
+    encoder: Encoder
+    epochs: int
+    cpu_s: float
+
+
+def load_study(cifar: Path, storage: Path, *changes: str) -> tuple[StageContext, Any]:
+    """Returns the study's images in this process, and its stage of SimCLR."""
+    recipe: Recipe = load_recipe(Path(STUDY), (f"dataset.root={cifar}", f"storage={storage}", *changes))
+    store = prepare(recipe.dataset, storage / "stores", lambda: False, lambda done, total: None)
+    return StageContext.create(recipe, store, on_ray=False, device=CPU), recipe.stages[SIMCLR_STAGE]
+
+
+def train_ours_for(context: StageContext, stage: Any, seed: int, epochs: int, folder: Path) -> TrainedPeer:
+    """Trains in our loop, without its measurements of features on the way."""
+    changes = {"epochs": epochs, "watch": stage.watch.model_copy(update={"every": 0})}
+    shorter = stage.model_copy(update=changes)
+    job = pretrain_job.build_job(context, shorter, StageInstance(SIMCLR_STAGE, seed, "bench", folder))
+    method = pretrain_job.build_seeded_method(context, shorter, job)
+    before = read_tree_seconds()
+    fit(job, method)
+    return TrainedPeer(method.exported_encoder(), epochs, read_tree_seconds() - before)
+
+
+def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
+    """Trains as lightly's examples do, with the stage's rate, batch, temperature and length.
+
+    `root`: a folder for each class with the training images as files.
+    """
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms.simclr_transform import SimCLRTransform
+
+    torch.manual_seed(seed)
+    encoder = Encoder(context.recipe.network_spec, context.recipe.dataset.image_size)
+    width = encoder.shapes[-1][0]
+    # The encoder normalises its input.
+    transform = SimCLRTransform(encoder.image_size, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0, normalize=None)
+    loader: Any = torch.utils.data.DataLoader(
+        ImageFolder(str(root), transform),
+        stage.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=1,
+        persistent_workers=True,
+    )
+    head = SimCLRProjectionHead(width, width, 128)
+    network = nn.Sequential(encoder, head).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion = NTXentLoss(temperature=stage.method.temperature)
+    spec = stage.optimizer
+    optimizer = torch.optim.SGD(network.parameters(), lr=spec.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.epochs * len(loader))
+    before = read_tree_seconds()
+    for _ in range(stage.epochs):
+        for views, _labels in loader:
+            first, second = (head(pool_maps(encoder(view), "avg")) for view in views)
+            criterion(first, second).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    # The process that loads images still runs, and is counted.
+    return TrainedPeer(encoder, stage.epochs, read_tree_seconds() - before)
+
+
+def write_class_folders(context: StageContext, root: Path) -> Path:
+    """Writes the training images as files into a folder for each class, once, and returns `root`."""
+    done = root / "done"
+    if not done.exists():
+        for ids in np.array_split(context.splits.train, max(len(context.splits.train) // 1000, 1)):
+            images, labels = context.store.read(ids)
+            for number, data, label in zip(ids.tolist(), images, labels.tolist(), strict=True):
+                file = root / "images" / f"class{label}" / f"{number:06d}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        done.touch()
+    return root / "images"
+
+
+@torch.no_grad()
+def score_encoder(context: StageContext, encoder: Encoder) -> dict[str, float]:
+    """Returns the test accuracies of weighted kNN (k = 200 where there are as many images) and a linear probe."""
+    network = FeatureExtractor(encoder, None, (-1,), "avg").eval()
+    sets = []
+    for ids in (context.splits.train, context.splits.val, context.splits.test):
+        features = [network(batch.views[0])[0] for batch in context.iterate_batches(ids, 512)]
+        sets.append((torch.cat(features), torch.from_numpy(context.splits.labels[ids])))
+    neighbours = min(200, len(context.splits.train) - 1)
+    found = score_features(sets, ScoringOptions(neighbours, 0.1, PROBE_DECAYS, len(context.store.classes)))
+    return {"knn": found["knn"]["test"], "probe": found["probe"]["test"]}
+
+
+def compare_features(
+    context: StageContext, stage: Any, seeds: tuple[int, ...], file: Path, show: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Returns the rows of all arms and seeds; those that `file` lacks are made."""
+    storage = Path(context.recipe.storage)
+    root = write_class_folders(context, storage / "files")
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
+    for seed in seeds:
+        # The length of the last arm follows from the times of the others.
+        for arm in (OURS, LIGHTLY, OURS_LONGER):
+            if (arm, seed) in rows:
+                continue
+            if arm == LIGHTLY:
+                trained = train_lightly_on(context, stage, seed, root)
+            else:
+                epochs = stage.epochs
+                if arm == OURS_LONGER:
+                    epochs = int(epochs * rows[LIGHTLY, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"])
+                with tempfile.TemporaryDirectory(dir=storage) as folder:
+                    trained = train_ours_for(context, stage, seed, max(epochs, 1), Path(folder) / "job")
+            row = {"arm": arm, "seed": seed, "epochs": trained.epochs, "cpu_s": trained.cpu_s}
+            rows[arm, seed] = {**row, **score_encoder(context, trained.encoder)}
+            append_json_line(file, rows[arm, seed])
+            show(json.dumps(rows[arm, seed]))
+    return [rows[arm, seed] for arm in (OURS, LIGHTLY, OURS_LONGER) for seed in seeds]
+
+
+@click.command(help=__doc__)
+@click.option("--cifar", type=click.Path(exists=True, path_type=Path), required=True, help="A folder with CIFAR-10.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file of the rows.")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...]) -> None:
+    """Trains what is missing, and prints the means of all arms."""
+    console = Console(width=120)
+    context, stage = load_study(cifar, storage.resolve())
+    rows = compare_features(context, stage, seeds, output, lambda line: console.print(line, highlight=False))
+    table = Table("SimCLR", "epochs", "CPU seconds", "kNN", "linear probe")
+    for arm in (OURS, LIGHTLY, OURS_LONGER):
+        own = [row for row in rows if row["arm"] == arm]
+        cells = []
+        for name, scale in (("epochs", 1), ("cpu_s", 1), ("knn", 100), ("probe", 100)):
+            values = scale * np.array([row[name] for row in own])
+            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 and scale > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
+        table.add_row(arm, *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
