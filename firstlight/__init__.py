@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from firstlight.pipeline.api import ImageEncoder as ImageEncoder
     from firstlight.pipeline.api import RunResult as RunResult
     from firstlight.pipeline.api import list_runs as list_runs
     from firstlight.pipeline.api import load_encoder as load_encoder
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from firstlight.pipeline.first_runs import finetune as finetune
     from firstlight.pipeline.first_runs import pretrain as pretrain
     from firstlight.pipeline.first_runs import retrieve as retrieve
+    from firstlight.pipeline.image_encoder import ImageEncoder as ImageEncoder
     from firstlight.pipeline.stages.prediction.predictor import FineTunedModel as FineTunedModel
     from firstlight.tasks.downstream import TASKS as TASKS
     from firstlight.tasks.nn.encoders import ENCODERS as ENCODERS
@@ -41,7 +41,7 @@ _MODULES = {
     **dict.fromkeys(
         (
             *("load_recipe", "run", "search", "RunResult"),
-            *("load_encoder", "ImageEncoder", "load_model", "list_runs"),
+            *("load_encoder", "load_model", "list_runs"),
             *("open_store", "open_embeddings", "open_index"),
         ),
         "firstlight.pipeline.api",
@@ -50,6 +50,7 @@ _MODULES = {
         ("pretrain", "evaluate", "finetune", "retrieve", "embed", "export"), "firstlight.pipeline.first_runs"
     ),
     "FineTunedModel": "firstlight.pipeline.stages.prediction.predictor",
+    "ImageEncoder": "firstlight.pipeline.image_encoder",
     "UserError": "firstlight.pipeline.errors",
     "METHODS": "firstlight.tasks.pretrain",
     "TASKS": "firstlight.tasks.downstream",

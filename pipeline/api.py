@@ -4,32 +4,23 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 # Its import makes the kinds of stages known to recipes.
 import firstlight.pipeline.stages.registry  # noqa: F401
 from firstlight.pipeline.config import load
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.data.augment import ops
-from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
-from firstlight.pipeline.data.channels.channel_image import ChannelImage
-from firstlight.pipeline.data.channels.pixel_format import PIXEL_DTYPES, RGB_PIXELS, PixelFormat
-from firstlight.pipeline.data.channels.read_channels import open_channels
-from firstlight.pipeline.data.images import BadImage, open_rgb
-from firstlight.pipeline.data.images.levels import check_depth, check_not_dark, list_depth_ranges
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.image_encoder import ImageEncoder
 from firstlight.pipeline.notebook import open_console
 from firstlight.pipeline.report.page_parts import REPORT_FILE
 from firstlight.pipeline.report.scores.result_view import render_result
@@ -40,7 +31,6 @@ from firstlight.pipeline.search.search import SearchResult, run_search
 from firstlight.pipeline.stages import embed
 from firstlight.pipeline.stages.artifacts import encoder_description, encoder_folder
 from firstlight.pipeline.stages.features import feature_index
-from firstlight.pipeline.stages.prediction.image_items import ImageLike, convert_given_channels, convert_given_image
 from firstlight.pipeline.stages.prediction.predictor import FineTunedModel
 from firstlight.pipeline.stages.prediction.saved_model import read_model
 from firstlight.pipeline.stages.score_rows import ScoreRow
@@ -49,8 +39,6 @@ from firstlight.pipeline.tracking.lineage import Run, read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
 from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
 from firstlight.pipeline.tracking.run_file import read_run_id
-from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
-from firstlight.tasks.nn.encoders import Encoder, pool_maps
 
 # How a reference to an encoder in MLflow begins; anything else is a folder.
 REFERENCE_PREFIXES = ("runs:/", "models:/")
@@ -79,7 +67,7 @@ class RunResult:
         return list(self.stage_encoders.values())[-1] if self.stage_encoders else {}
 
     @property
-    def encoder(self) -> "ImageEncoder":
+    def encoder(self) -> ImageEncoder:
         """The encoder of the last pretraining stage's first seed, in evaluation mode, on the CPU.
 
         Raises:
@@ -92,95 +80,6 @@ class RunResult:
     def _repr_html_(self) -> str | None:
         """Returns what a notebook shows; None without a recipe, whose keys the tables need."""
         return None if self.recipe is None else render_result(self.recipe, self.table, self.report)
-
-
-class ImageEncoder(Encoder):
-    """A pretrained encoder in evaluation mode, which also embeds images that are not tensors yet."""
-
-    @torch.inference_mode()
-    def embed(
-        self,
-        images: Iterable[ImageLike],
-        augment: Sequence[Mapping[str, Any]] = ({"op": "center_crop"},),
-        batch_size: int = 64,
-        depth: int | None = None,
-        bits: int | None = None,
-    ) -> np.ndarray:
-        """Returns the (n, d) float32 means of the deepest map over its positions, as the stage `embed` computes them.
-
-        Args:
-            images: paths, PIL images, arrays (H, W, 3) or (H, W) uint8, or tensors (C, H, W), C 1 or 3, uint8 or
-                floats in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size.
-            augment: what brings an image to `image_size`, as `dataset.eval_augment` of a recipe.
-            batch_size: the number of images that the network gets at a time.
-            depth: the bits of the data in images of more than 8 bits a sample, as `dataset.depth` of a recipe. None:
-                16; then an image of fewer, which would be nearly black, is refused.
-            bits: the bits of images that have their channels as they are, as `dataset.bits` of a recipe: `images` are
-                paths and arrays (H, W, C) of the network's channels then, uint8 or uint16. None: images become RGB.
-
-        Raises:
-            UserError: one of `images` is no image, or has levels beyond `depth`, or other channels or bits; names it.
-                Or the network has other channels than RGB, and `bits` is not given.
-        """
-        pixels = self._find_pixel_format(bits)
-        opened, rows = list(images), [np.empty((0, self.shapes[-1][0]), np.float32)]
-        for start in range(0, len(opened), batch_size):
-            batch = [
-                _open_image(image, start + k, depth) if pixels is None else _open_bands(image, start + k, pixels)
-                for k, image in enumerate(opened[start : start + batch_size])
-            ]
-            rows.append(pool_maps(self(self._to_tensor(batch, augment)), "avg").float().cpu().numpy())
-        return np.concatenate(rows)
-
-    def _find_pixel_format(self, bits: int | None) -> PixelFormat | None:
-        """Returns the format of images with their channels as they are; None if they become RGB."""
-        channels = self.image_channels
-        if bits is None:
-            if channels != RGB_PIXELS.channels:
-                raise UserError(f"bits: None is not valid for a network of {channels} channels; valid: 8 or 16")
-            return None
-        if bits not in PIXEL_DTYPES:
-            raise UserError(f"bits: {bits!r} is not valid; valid: 8, 16, or None (images become RGB)")
-        return PixelFormat(channels, bits)
-
-    def _to_tensor(self, images: Sequence[Image.Image | ChannelImage], augment: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Returns (B, C, S, S) floats in 0..1 on the device of the network."""
-        positions = np.arange(len(images))
-        keys = derive_view_keys(0, np.zeros_like(positions), positions, 0)
-        params = ops.sample_params(augment, keys, np.array([image.size for image in images]), self.image_size)
-        pixels = np.stack(list(ops.apply_batch(images, params, self.image_size)))
-        device = next(self.parameters()).device
-        return scale_pixels(send_pixels(pixels, device))
-
-
-def _open_image(image: ImageLike, position: int, depth: int | None) -> Image.Image:
-    """Returns an RGB image. Errors call an image without a path by its position."""
-    where = str(image) if isinstance(image, str | Path) else f"images[{position}]"
-    levels = list_depth_ranges(depth)
-    try:
-        if isinstance(image, str | Path):
-            rgb = open_rgb(Path(image).read_bytes(), levels=levels)
-        else:
-            rgb = convert_given_image(image, levels)
-        if (found := rgb.info.get("levels")) is not None:
-            kind, low, high = found
-            check_not_dark(kind, low, high) if depth is None else check_depth(kind, low, high, depth)
-        return rgb
-    except (BadImage, OSError, TypeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{where}: is not an image: {reason}") from None
-
-
-def _open_bands(image: ImageLike, position: int, pixels: PixelFormat) -> ChannelImage:
-    """Returns an image with its channels as they are. Errors call an image without a path by its position."""
-    where = str(image) if isinstance(image, str | Path) else f"images[{position}]"
-    try:
-        if isinstance(image, str | Path):
-            return open_channels(Path(image).read_bytes(), pixels)
-        return convert_given_channels(image, pixels)
-    except (BadImage, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{where}: is not an image of {pixels}: {reason}") from None
 
 
 def load_recipe(path: str | Path, *overrides: str, smoke: bool = False) -> Recipe:

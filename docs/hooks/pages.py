@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 PROJECT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
 # Generated pages: their title, and the modules that they document.
 API_PAGES = {
-    "api/python.md": ("Python", ["firstlight.pipeline.first_runs", "firstlight.pipeline.api"]),
+    "api/python.md": (
+        "Python",
+        ["firstlight.pipeline.first_runs", "firstlight.pipeline.api", "firstlight.pipeline.image_encoder"],
+    ),
     "api/contracts.md": (
         "Contracts",
         [
