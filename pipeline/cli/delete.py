@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstlight.pipeline.data.mirror.mirror import CHECKPOINT_FOLDER, STATE_FOLDER
+from firstlight.pipeline.data.mirror.mirror import CHECKPOINT_FOLDER
 from firstlight.pipeline.data.mirror.places import explain_outage, find_mirror, name_location
+from firstlight.pipeline.data.mirror.unit_records import STATE_FOLDER
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import find_lock_owner
 from firstlight.pipeline.records import DamagedRecord

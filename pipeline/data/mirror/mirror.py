@@ -1,12 +1,11 @@
 """Copies units between a working folder and object storage. Every file is compared with its sum when it arrives."""
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +14,14 @@ from firstlight.pipeline.data.mirror.contents import (
     CONTENTS_FILE,
     LAST_FILES,
     Contents,
-    hash_record,
     is_same,
     order_names,
-    parse_contents,
 )
+from firstlight.pipeline.data.mirror.unit_records import STATE_FOLDER, UnitRecords, hash_name
 from firstlight.pipeline.data.sources.files import read_concurrently
 from firstlight.pipeline.errors import one_line
-from firstlight.pipeline.files import wait_for_lock, write_atomically
 from firstlight.pipeline.records import DamagedRecord
 
-# In the working folder: what both sides had last, locks, and files on their way.
-STATE_FOLDER = ".mirror"
 # Checkpoints are units of their own, wherever they lie.
 CHECKPOINT_FOLDER = re.compile(r"step-\d{9,}-[0-9a-f]+\Z")
 # A file that asks a training of this machine to stop.
@@ -50,8 +45,7 @@ class Mirror:
 
     def __init__(self, root: Path, uri: str) -> None:
         self.root, self.uri, self.bucket = root, uri, Bucket(uri)
-        # Names of objects that were not what their record says; they are sent again, and not taken.
-        self.damaged: set[str] = set()
+        self.records = UnitRecords(root, self.bucket)
         self._problem, self._failed_at = "", 0.0
 
     def get_location(self, path: Path) -> str:
@@ -87,19 +81,19 @@ class Mirror:
             OSError: an object cannot be written. The unit there is then as it was, or has files of both states.
         """
         unit = self.get_name(folder)
-        with self._hold(unit):
-            base, states = self._read_base(unit), _list_files(folder, recursive=len(Path(unit).parts) > 1)
+        with self.records.hold(unit):
+            base, states = self.records.read_base(unit), _list_files(folder, recursive=len(Path(unit).parts) > 1)
             if not states or not self._has_changed(unit, base, states):
                 return
-            remote = self._settle(unit, self._read_contents(unit) or Contents())
+            remote = self._find_right_sums(unit, self.records.read_contents(unit) or Contents())
             sent = self._send_changed(unit, folder, remote, self._sum_files(folder, base, states))
             # Files that another machine has added stay.
             others = {name: one for name, one in remote.files.items() if name not in base.files and name not in sent}
             noted = {name: {**one, "changed_ns": states[name].changed_ns} for name, one in sent.items()}
-            self._write_contents(unit, Contents({**others, **sent}), Contents(noted))
+            self.records.write_contents(unit, Contents({**others, **sent}), Contents(noted))
             self.bucket.delete(f"{unit}/{name}" for name in remote.files if name not in others and name not in sent)
 
-    def _settle(self, unit: str, remote: Contents) -> Contents:
+    def _find_right_sums(self, unit: str, remote: Contents) -> Contents:
         """Returns the record of a unit with the sums that files have which a killed process was replacing."""
         files = dict(remote.files)
         for name in remote.earlier:
@@ -107,11 +101,11 @@ class Mirror:
             if data is not None and remote.accepts(name, sum_bytes(data)):
                 files[name] = sum_bytes(data)
             else:
-                self.damaged.add(f"{unit}/{name}")
+                self.records.damaged.add(f"{unit}/{name}")
         return Contents(files, {}, remote.known)
 
     def _has_changed(self, unit: str, base: Contents, states: Mapping[str, _FileState]) -> bool:
-        if base.files.keys() != states.keys() or any(name.startswith(f"{unit}/") for name in self.damaged):
+        if base.files.keys() != states.keys() or any(name.startswith(f"{unit}/") for name in self.records.damaged):
             return True
         return any(not _is_unchanged(base.files[name], state) for name, state in states.items())
 
@@ -130,7 +124,7 @@ class Mirror:
         names = [
             name
             for name in order_names(list(found))
-            if f"{unit}/{name}" in self.damaged
+            if f"{unit}/{name}" in self.records.damaged
             or name not in remote.files
             or not is_same(remote.files[name], found[name])
         ]
@@ -144,11 +138,11 @@ class Mirror:
         replaced = {name: remote.files[name] for name in names if name in remote.files}
         if replaced:
             both = {**remote.files, **{name: sent[name] for name in replaced}}
-            self._write_contents(unit, Contents(both, replaced))
+            self.records.write_contents(unit, Contents(both, replaced))
         for name in names:
             key = f"{unit}/{name}"
             sent[name] = self.bucket.write(key, held[name]) if name in held else self.send_file(folder, name)
-            self.damaged.discard(key)
+            self.records.damaged.discard(key)
         return sent
 
     def send_file(self, folder: Path, name: str) -> FileSum:
@@ -158,25 +152,25 @@ class Mirror:
     def seal(self, folder: Path, files: Mapping[str, FileSum]) -> None:
         """Writes the record of a unit whose files were sent by one or several machines. Raises OSError."""
         unit = self.get_name(folder)
-        with self._hold(unit):
-            self._write_contents(unit, Contents(files), Contents(files))
+        with self.records.hold(unit):
+            self.records.write_contents(unit, Contents(files), Contents(files))
 
     def remove(self, folder: Path) -> None:
         """Removes a unit, and all units in it, from object storage; their records first. Raises OSError."""
         unit = self.get_name(folder)
         names = self.bucket.list_names(unit)
         self.bucket.delete(sorted(names, key=lambda name: not name.endswith(f"/{CONTENTS_FILE}")))
-        shutil.rmtree(self._base_file(unit).parent, ignore_errors=True)
+        shutil.rmtree(self.records.find_base_file(unit).parent, ignore_errors=True)
 
     def remove_file(self, file: Path) -> None:
         """Removes one file of a unit from object storage; the record first. Raises OSError, DamagedRecord."""
         unit = self.get_name(file.parent)
-        with self._hold(unit):
-            remote, base = self._read_contents(unit), self._read_base(unit)
+        with self.records.hold(unit):
+            remote, base = self.records.read_contents(unit), self.records.read_base(unit)
             if remote is None or file.name not in remote.files:
                 return
             kept = Contents(_drop_name(remote.files, file.name), _drop_name(remote.earlier, file.name))
-            self._write_contents(unit, kept, Contents(_drop_name(base.files, file.name)))
+            self.records.write_contents(unit, kept, Contents(_drop_name(base.files, file.name)))
             self.bucket.delete([f"{unit}/{file.name}"])
 
     # From object storage to here
@@ -192,8 +186,8 @@ class Mirror:
             OSError: object storage cannot be read.
         """
         unit = self.get_name(folder)
-        with self._hold(unit):
-            remote, base = self._read_contents(unit), self._read_base(unit)
+        with self.records.hold(unit):
+            remote, base = self.records.read_contents(unit), self.records.read_base(unit)
             if remote is None:
                 return False
             is_newer, noted, wanted = remote.known[0] not in base.known, dict[str, FileSum](), list[str]()
@@ -209,7 +203,7 @@ class Mirror:
                     wanted.append(name)
             noted |= self._take_files(unit, folder, remote, wanted, salvages)
             if wanted or is_newer:
-                self._write_base(unit, Contents(noted, {}, remote.known))
+                self.records.write_base(unit, Contents(noted, {}, remote.known))
         return True
 
     def fetch_file(self, file: Path, expected: FileSum) -> None:
@@ -222,7 +216,7 @@ class Mirror:
         if file.is_file():
             return
         name = self.get_name(file.parent)
-        with self._hold(f"{name}/{file.name}"):
+        with self.records.hold(f"{name}/{file.name}"):
             if not file.is_file():
                 self._take_files(name, file.parent, Contents({file.name: expected}), [file.name])
 
@@ -233,7 +227,7 @@ class Mirror:
         if not names:
             return {}
         key = f"{unit}/{names[0]}" if len(names) == 1 else unit
-        staging = self.root / STATE_FOLDER / "staging" / _hash_name(f"{key} {os.getpid()}")
+        staging = self.root / STATE_FOLDER / "staging" / hash_name(f"{key} {os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
@@ -263,7 +257,7 @@ class Mirror:
                 if remote.accepts(name, found):
                     return found
                 problem = f"has {found['bytes']} bytes, or other ones, than its record says"
-        self.damaged.add(key)
+        self.records.damaged.add(key)
         return DamagedRecord(f"{self.bucket.get_location(key)}: is damaged: it {problem}")
 
     def list_units(self, below: Path) -> list[Path]:
@@ -278,7 +272,7 @@ class Mirror:
 
     def forget_units(self, below: Path, existing: Collection[Path]) -> None:
         """Forgets what was uploaded of units below a folder that object storage does not have any more."""
-        for file in self._base_file(self.get_name(below)).parent.rglob("base.json"):
+        for file in self.records.find_base_file(self.get_name(below)).parent.rglob("base.json"):
             if self.root / file.parent.relative_to(self.root / STATE_FOLDER / "units") not in existing:
                 file.unlink(missing_ok=True)
 
@@ -294,65 +288,9 @@ class Mirror:
     def measure_unit(self, folder: Path) -> int:
         """Returns the bytes of the files of a unit, 0 if its record is damaged. Raises OSError."""
         with contextlib.suppress(DamagedRecord):
-            contents = self._read_contents(self.get_name(folder)) or Contents()
+            contents = self.records.read_contents(self.get_name(folder)) or Contents()
             return sum(int(one["bytes"]) for one in contents.files.values())
         return 0
-
-    # Records
-
-    def _read_contents(self, unit: str) -> Contents | None:
-        """Returns the record of a unit, None if there is none. Raises DamagedRecord, OSError."""
-        name = f"{unit}/{CONTENTS_FILE}"
-        data = self.bucket.read(name)
-        if data is None:
-            return None
-        if name in self.damaged:
-            # It was found damaged before, and is written anew.
-            with contextlib.suppress(DamagedRecord):
-                return parse_contents(data, self.bucket.get_location(name))
-            return None
-        try:
-            return parse_contents(data, self.bucket.get_location(name))
-        except DamagedRecord:
-            self.damaged.add(name)
-            raise
-
-    def _write_contents(self, unit: str, contents: Contents, after: Contents | None = None) -> None:
-        """Writes the record of a unit, and then notes `after` here; None: what was noted before stays right."""
-        name, data, before = f"{unit}/{CONTENTS_FILE}", contents.dump(), self._read_base(unit)
-        known = hash_record(data)
-        # First, so that this machine takes the record for its own, also if the process is killed in between.
-        self._write_base(unit, Contents(before.files, {}, (*before.known[-1:], known)))
-        self.bucket.write(name, data)
-        self.damaged.discard(name)
-        self._write_base(unit, Contents((after or before).files, {}, (known,)))
-
-    def _base_file(self, unit: str) -> Path:
-        return self.root / STATE_FOLDER / "units" / unit / "base.json"
-
-    def _read_base(self, unit: str) -> Contents:
-        file = self._base_file(unit)
-        # Without it, or if it is damaged, both sides are compared file by file.
-        with contextlib.suppress(OSError, DamagedRecord):
-            return parse_contents(file.read_bytes(), str(file))
-        return Contents()
-
-    def _write_base(self, unit: str, contents: Contents) -> None:
-        file = self._base_file(unit)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, contents.dump(is_here=True))
-
-    @contextlib.contextmanager
-    def _hold(self, unit: str) -> Iterator[None]:
-        """Holds the lock of a unit on this machine."""
-        folder = self.root / STATE_FOLDER / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with wait_for_lock(folder / _hash_name(unit)):
-            yield
-
-
-def _hash_name(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:24]
 
 
 def _drop_name(files: Mapping[str, FileSum], name: str) -> dict[str, FileSum]:
