@@ -8,10 +8,12 @@ from pathlib import Path
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.run.auto_scale import find_local_gpus
+from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.starter.choices import ChosenSettings, Wishes, choose_settings
 from firstlight.pipeline.starter.recipe_text import format_recipe, name_recipe
 from firstlight.pipeline.starter.survey import ImageSurvey, survey_images
 from firstlight.pipeline.starter.timing import measure_pretraining_rate
+from firstlight.tasks.nn.weights.weight_sources import find_weights
 
 # The recipe of a first run, in its folder.
 FIRST_RECIPE = "recipe.yaml"
@@ -52,7 +54,7 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
     The recipe of an earlier run that asked for the same is kept, so that the run is continued.
 
     Raises:
-        UserError: a wish is not valid, or the folder has the recipe of something else.
+        UserError: a wish is not valid, its weights cannot be had, or the folder has the recipe of something else.
     """
     wishes = asked.wishes
     if asked.minutes is not None and wishes.epochs is not None:
@@ -75,6 +77,7 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
         )
     survey, has_gpu = survey_images(asked.data), find_local_gpus().count > 0
     chosen = choose_settings(survey, wishes, has_gpu)
+    _check_weights(chosen)
     file.parent.mkdir(parents=True, exist_ok=True)
     if asked.minutes is not None:
         chosen = _choose_for_minutes(asked, survey, chosen, has_gpu)
@@ -82,6 +85,17 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
     for line in (*chosen.reasons, f"recipe: {file}"):
         tell(line)
     return file
+
+
+def _check_weights(chosen: ChosenSettings) -> None:
+    """Checks that the weights are there or can be downloaded, before anything is measured or written."""
+    weights = chosen.encoder.get("weights")
+    if weights is None or weights.startswith(TRACKED_PREFIXES):
+        return
+    try:
+        find_weights(weights, chosen.encoder)
+    except ValueError as error:
+        raise UserError(f"--weights: {error}") from None
 
 
 def _choose_for_minutes(asked: FirstRun, survey: ImageSurvey, chosen: ChosenSettings, has_gpu: bool) -> ChosenSettings:

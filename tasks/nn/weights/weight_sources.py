@@ -13,6 +13,7 @@ from typing import Any
 
 from firstlight.tasks.nn.export_formats import TENSOR_PREFIXES
 from firstlight.tasks.nn.weights.checkpoint_files import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX
+from firstlight.tasks.nn.weights.hub_access import find_cached_file, find_unknown_host
 
 # Files of weights in a folder, by preference: an encoder's of this project, then those of hubs.
 FOLDER_FILES = ("encoder.safetensors", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -202,10 +203,15 @@ def _download_hub_file(source: str, repository: str, names: tuple[str, ...]) -> 
     Raises:
         ValueError: there is none, or the hub cannot be reached.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, _, revision = repository.partition("@")
+    unknown = None if constants.HF_HUB_OFFLINE else find_unknown_host(constants.ENDPOINT)
+    if unknown is not None:
+        if (cached := find_cached_file(name, names, revision or None)) is not None:
+            return cached
+        raise _explain_failed_download(source, OSError(f"this machine cannot find {unknown}"))
     missing: Exception | None = None
     for file in names:
         try:

@@ -29,6 +29,12 @@ def unlabelled(tmp_path: Path) -> Path:
     return tmp_path / "plain"
 
 
+@pytest.fixture(autouse=True)
+def weights_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finds weights wherever they are said to be; none are loaded."""
+    monkeypatch.setattr(first_run, "find_weights", lambda source, spec: None)
+
+
 def write(data: Path, goal: str, **wishes: object) -> tuple[Path, list[str]]:
     told = list[str]()
     asked = FirstRun(data, data.parent / "out", Wishes(goal=goal, **wishes))  # type: ignore[arg-type]
@@ -110,3 +116,20 @@ def test_minutes_become_epochs_by_the_measured_rate(labelled: Path, monkeypatch:
     assert load_recipe(write_first_run(asked, told.append)).stages["pretrain"].epochs == 1  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"^--minutes: is not valid beside --epochs; valid: one of them$"):
         write_first_run(replace(asked, wishes=Wishes(goal="pretrain", epochs=3)), print)
+
+
+def test_weights_that_cannot_be_had_end_it_before_anything_is_measured(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, spec: object) -> None:
+        raise ValueError(f"{source!r} cannot be downloaded")
+
+    def measure(*_: object) -> float:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(first_run, "find_weights", refuse)
+    monkeypatch.setattr(first_run, "measure_pretraining_rate", measure)
+    asked = FirstRun(labelled, labelled.parent / "out", Wishes(goal="pretrain", **WEIGHTS), minutes=1)
+    with pytest.raises(UserError, match=r"^--weights: 'timm' cannot be downloaded$"):
+        write_first_run(asked, lambda line: None)
+    assert not (labelled.parent / "out").exists()

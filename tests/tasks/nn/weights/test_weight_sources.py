@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 
+from firstlight.tasks.nn.weights import weight_sources
 from firstlight.tasks.nn.weights.weight_sources import (
     WeightSource,
     find_default_colours,
@@ -53,6 +54,7 @@ class FakeHub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
+    monkeypatch.setattr(weight_sources, "find_unknown_host", lambda address: None)
     return fake
 
 
@@ -215,12 +217,32 @@ def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exc
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(weight_sources, "find_unknown_host", lambda address: None)
     for source in ("timm:a1_in1k", "hf-hub:me/net"):
         with pytest.raises(
             ValueError, match=r"^'.*' cannot be downloaded: .*; valid offline: a file or folder$"
         ) as caught:
             find_weights(source, RESNET)
         assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_the_cache_is_used_or_the_host_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise AssertionError("the hub's client would try again for minutes")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weight_sources, "find_unknown_host", lambda address: "huggingface.co")
+    cached: dict[str, Path] = {}
+    monkeypatch.setattr(weight_sources, "find_cached_file", lambda name, names, revision: cached.get(name))
+    with pytest.raises(
+        ValueError, match=r"^'timm:a1_in1k' cannot be downloaded: this machine cannot find huggingface\.co; "
+    ):
+        find_weights("timm:a1_in1k", RESNET)
+    cached["timm/resnet18.a1_in1k"] = write_model(tmp_path) / "model.safetensors"
+    assert find_weights("timm:a1_in1k", RESNET).path == tmp_path / "model.safetensors"
 
 
 def test_hub_that_is_turned_off_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
