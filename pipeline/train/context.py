@@ -22,6 +22,7 @@ from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
 from firstlight.pipeline.data.splits import Splits, draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.pipeline.train.held import budget
 from firstlight.pipeline.train.held.views import held_views
 from firstlight.pipeline.train.training_job import to_batch
@@ -42,14 +43,14 @@ class StageContext:
 
     @staticmethod
     def create(recipe: Recipe, store: Store, on_ray: bool, device: torch.device | None = None) -> "StageContext":
-        """Draws the splits, decides how images are loaded, and sets the number of torch's threads.
+        """Draws the splits, decides how images are loaded, and sets up the CPU for torch.
 
         The driver, which only draws figures, passes no device.
 
         Raises:
             UserError: `stream.resident: on` or `stream.augment: device` is not possible with these images.
         """
-        torch.set_num_threads(recipe.scale.threads)
+        set_up_cpu(recipe.scale.threads)
         stream, splits = recipe.stream, draw_splits(store, recipe.dataset, recipe.measured_splits)
         held = splits.train if budget.should_cache(stream, store, len(splits.train)) else None
         options = LoadingOptions(

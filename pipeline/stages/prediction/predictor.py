@@ -23,6 +23,7 @@ from firstlight.pipeline.stages.prediction.view_batches import (
     unpack_arrays,
     unpack_refused,
 )
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.downstream.task import Task
 from firstlight.tasks.downstream.whole_images import ImageViews
@@ -114,7 +115,7 @@ def predict_items(
 
 def build_packed_network(folder: Path, threads: int, gpu: bool) -> NetworkFunction:
     """Reads a model in the process that calls this, and returns the function from packed views to packed answers."""
-    torch.set_num_threads(threads)
+    set_up_cpu(threads)
     return _use_network(read_model(folder).task.to("cuda" if gpu else "cpu"))
 
 
