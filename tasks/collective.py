@@ -78,6 +78,17 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return box[0]
 
 
+def broadcast_tensor(value: Tensor | None, device: torch.device) -> Tensor:
+    """Returns the tensor of rank 0 on every rank, on the device of each. Other ranks give None."""
+    if world_size() == 1:
+        assert value is not None
+        return value.to(device)
+    shape, dtype = broadcast_object(None if value is None else (tuple(value.shape), value.dtype))
+    found = torch.empty(shape, dtype=dtype, device=device) if value is None else value.to(device).contiguous()
+    dist.broadcast(found, src=0)
+    return found
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Returns the small picklable values of all ranks, in rank order, on every rank."""
     if world_size() == 1:

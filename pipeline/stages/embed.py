@@ -1,6 +1,7 @@
 """The stage `embed`: embeddings of the images of a store as Parquet files. It runs on the driver, with Ray Data.
 
-An embedding is the mean of the encoder's last map.
+An embedding is the mean of the encoder's last map. Where an earlier stage of the run has kept it with the same bits
+(`kept_features`), it is not computed again.
 
     embeddings/<split>-00000.parquet ...    id, path, label, embedding, in the order of the ids
     embeddings/manifest.json                the content and the sha256 of each file; written last
@@ -30,15 +31,19 @@ from firstlight.pipeline.files import atomic_path
 from firstlight.pipeline.records import Count, HexDigest, RecordShape, parse_record, write_sealed_json
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.checks import check_class_names
+from firstlight.pipeline.stages.features.feature_uses import takes_kept_embeddings
 from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
+from firstlight.pipeline.stages.features.kept_features import group_places, has_kept, hash_features, read_kept
 from firstlight.pipeline.stages.sections.embed import Embed
+from firstlight.pipeline.stages.shared_work import hash_weights
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.folder_manifest import read_verified
 from firstlight.pipeline.train.metrics import PassProgress, append_row
 from firstlight.pipeline.train.training_job import to_batch
-from firstlight.tasks.nn.encoders import pool_maps
+from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 
 EMBEDDINGS_FOLDER = "embeddings"
 
@@ -85,23 +90,52 @@ def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
             )
 
 
+def _load_extractor(folder: Path, image_size: int) -> FeatureExtractor:
+    return FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg").eval()
+
+
+def _find_device(gpu: bool) -> torch.device:
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bool) -> NetworkFunction:
     """Builds a function from (B, S, S, 3) uint8 to (B, C) float32 with the encoder in `folder`, in the process that
     calls it.
     """
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if gpu else "cpu")
-    encoder = load_encoder(folder.fetch(), image_size).to(device).eval()
+    set_up_cpu(threads)
+    device = _find_device(gpu)
+    network = _load_extractor(folder.fetch(), image_size).to(device)
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
         unused = np.zeros(len(pixels), np.int64)
         arrays = {"id": unused, "label": unused, "pass": unused, "views": pixels[:, None]}
-        views = to_batch(arrays, device).views
-        found: np.ndarray = pool_maps(encoder(views[0]), "avg").float().cpu().numpy()
+        (features,) = network(to_batch(arrays, device).views[0])
+        found: np.ndarray = features.cpu().numpy()
         return found
 
     return embed
+
+
+def _read_kept_splits(
+    context: StageContext, stage: Embed, instance: StageInstance, network: FeatureExtractor
+) -> dict[str, np.ndarray]:
+    """Returns the (n, C) embeddings of the splits that other stages of the run have computed in the same batches.
+
+    A file begins a new batch, so that the batches of several files are the same only if each has whole ones.
+    """
+    splits, run, found = context.splits, instance.folder.parent, dict[str, np.ndarray]()
+    if not has_kept(run) or not takes_kept_embeddings(context.recipe.scale):
+        return found
+    weights, device = hash_weights(network), _find_device(context.recipe.scale.worker_gpus > 0)
+    for split in stage.splits:
+        ids = getattr(splits, split)
+        is_aligned = len(ids) <= stage.rows_per_file or stage.rows_per_file % stage.batch_size == 0
+        if is_aligned and len(group_places(splits, ids)) == 1:
+            (key,) = hash_features(context, network, weights, ids, stage.batch_size, device)
+            rows = read_kept(run, key)
+            found |= {} if rows is None else {split: rows.numpy()}
+    return found
 
 
 class _EmbeddingWriter:
@@ -113,11 +147,14 @@ class _EmbeddingWriter:
         data, scale = context.recipe.dataset, context.recipe.scale
         encoder = TravellingPath(instance.encoder)
         self.make = partial(build_network, encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
-        size = load_encoder(instance.encoder, data.image_size).shapes[-1][0]
+        network = _load_extractor(instance.encoder, data.image_size)
+        size = network.encoder.shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(
             [("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)]
         )
+        # What other stages of the run have kept, by split.
+        self.kept = _read_kept_splits(context, stage, instance, network) if instance.facts else {}
 
     def is_done(self, file: EmbeddingFile) -> bool:
         """Returns True if a file exists and is whole: its pages carry checksums."""
@@ -129,6 +166,12 @@ class _EmbeddingWriter:
         return table.schema.equals(self.schema) and np.array_equal(table.column("id").to_numpy(), file.ids)
 
     def write_files(self, waiting: list[EmbeddingFile], progress: PassProgress) -> None:
+        for file in waiting:
+            if file.split in self.kept:
+                places = np.searchsorted(getattr(self.context.splits, file.split), file.ids)
+                self._write_file(file, self.kept[file.split][places])
+                progress.add_images(len(file.ids))
+        waiting = [file for file in waiting if file.split not in self.kept]
         loader = self.context.build_loader([self.context.recipe.dataset.eval_augment], 0)
         batches = [
             [file.ids[k : k + self.stage.batch_size] for k in range(0, len(file.ids), self.stage.batch_size)]

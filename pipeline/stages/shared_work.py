@@ -68,8 +68,12 @@ def share_folder(instance: StageInstance, key: str, folder: Path) -> None:
 
 
 def hash_weights(network: nn.Module) -> str:
-    """Returns a sha256 over every bit of a network's weights and buffers, which are equal on all workers."""
+    """Returns a sha256 over every bit of a network's weights and buffers, which are equal on all workers.
+
+    Buffers that are not saved with the weights count, such as the colours that an encoder subtracts.
+    """
     found = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted([*network.named_parameters(), *network.named_buffers()]):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

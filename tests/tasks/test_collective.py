@@ -7,6 +7,7 @@ from firstlight.tasks.collective import (
     all_sum,
     barrier,
     broadcast_object,
+    broadcast_tensor,
     compute_on_rank_zero,
     gather_objects,
     gather_over_workers,
@@ -103,3 +104,15 @@ def test_collectives_are_the_identity_on_one_worker(monkeypatch: pytest.MonkeyPa
     assert compute_on_rank_zero(lambda a: a, x) is x
     assert broadcast_object(value) is value
     assert gather_objects(value) == [value]
+
+
+def broadcast_from_rank_zero() -> Tensor:
+    value = rows(0).T if rank() == 0 else None
+    return broadcast_tensor(value, torch.device("cpu"))
+
+
+def test_tensor_of_rank_zero_is_on_every_rank(pool: Pool) -> None:
+    for found in pool.run(broadcast_from_rank_zero):
+        assert found.dtype == torch.float64
+        assert torch.equal(found, rows(0).T)
+    assert torch.equal(broadcast_tensor(rows(1), torch.device("cpu")), rows(1))

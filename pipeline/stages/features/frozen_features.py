@@ -12,9 +12,11 @@ from firstlight.pipeline.config.stages import GIVEN, RANDOM
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.artifacts.companions import load_head
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
+from firstlight.pipeline.stages.features.kept_features import KeptFeatures, group_places
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.metrics import PassProgress
+from firstlight.tasks.collective import world_size
 from firstlight.tasks.nn.encoders import Encoder, pooled_size
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from firstlight.tasks.nn.heads import Projection
@@ -55,9 +57,36 @@ def compute_features(
 ) -> dict[str, list[Tensor]]:
     """Returns the (n, d) features of `ids`, in their order, for each network and layer, on every worker.
 
-    Collective. Every image is decoded once for all networks.
+    Collective. Every image is decoded once for all networks, and not at all where an earlier stage of the run has kept
+    its features (`KeptFeatures`).
     """
     progress = PassProgress(instance.folder, len(ids))
+    kept = KeptFeatures(context, instance, networks, batch_size)
+    groups = group_places(context.splits, ids, world_size())
+    found: dict[str, list[list[Tensor]]] = {name: [] for name in networks}
+    for places in groups:
+        part = kept.load(ids[places])
+        missing = {name: network for name, network in networks.items() if name not in part}
+        part |= _compute_group(context, missing, ids[places], batch_size, progress)
+        for name in missing:
+            kept.save(name, ids[places], part[name])
+        for name, layers in part.items():
+            found[name].append(layers)
+    order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(context.device)
+    return {name: [torch.cat(rows)[order] for rows in zip(*parts, strict=True)] for name, parts in found.items()}
+
+
+def _compute_group(
+    context: StageContext,
+    networks: Mapping[str, FeatureExtractor],
+    ids: np.ndarray,
+    batch_size: int,
+    progress: PassProgress,
+) -> dict[str, list[Tensor]]:
+    """Computes the (n, d) features of some images for each network and layer. Collective."""
+    if not networks:
+        progress.add_images(-(-len(ids) // world_size()))
+        return {}
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in networks}
     for batch in context.iterate_batches(ids, batch_size):
         for name, network in networks.items():

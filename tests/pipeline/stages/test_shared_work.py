@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from firstlight.pipeline.records import write_sealed_json
 from firstlight.pipeline.stages.shared_work import (
     SHARED_FOLDER,
     find_shared_folder,
+    hash_weights,
     list_shared_facts,
     share_folder,
 )
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.tasks.nn.input_normalization import InputNormalization
 
 FACTS = {"stage": {"encoder": "a", "epochs": 2, "arms": None}, "seed": 1, "from": "x", "given": "y", "decoder": "z"}
 
@@ -62,3 +65,19 @@ def test_a_damaged_file_is_as_none_and_is_written_anew(instance: StageInstance) 
     assert find_shared_folder(instance, "k1") is None
     share_folder(instance, "k1", done)
     assert find_shared_folder(instance, "k1") == done
+
+
+def test_hash_of_weights_covers_colours_shapes_and_types() -> None:
+    """Colours are buffers that are not saved with the weights."""
+    networks: list[nn.Module] = [
+        InputNormalization(mean=(0.1, 0.1, 0.1)),
+        InputNormalization(mean=(0.1, 0.1, 0.2)),
+        nn.Linear(2, 3, bias=False),
+        nn.Linear(3, 2, bias=False),
+        nn.Linear(2, 3, bias=False).double(),
+    ]
+    for network in networks:
+        for weight in network.parameters():
+            nn.init.zeros_(weight)
+    assert len({hash_weights(network) for network in networks}) == len(networks)
+    assert hash_weights(networks[0]) == hash_weights(InputNormalization(mean=(0.1, 0.1, 0.1)))
