@@ -119,7 +119,7 @@ def remove_kept(run: Path, key: str) -> None:
 
 def _sum_features(key: str, rows: Tensor) -> str:
     found = hashlib.sha256(f"{key} {tuple(rows.shape)} {rows.dtype}".encode())
-    found.update(rows.flatten().view(torch.uint8).numpy())
+    found.update(rows.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
