@@ -13,8 +13,11 @@ it is there, and rows that the file has are not made again.
 """
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +43,7 @@ from firstlight.tasks.nn.encoders import Encoder, pool_maps
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 
 STUDY, SIMCLR_STAGE = "study", "simclr"
-OURS, LIGHTLY, OURS_LONGER = "ours", "lightly", "ours, longer"
+ARMS = OURS, LIGHTLY, OURS_LONGER = "ours", "lightly", "ours, longer"
 CPU = torch.device("cpu")
 # Those of the stage `evaluate`.
 PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -139,46 +142,45 @@ def score_encoder(context: StageContext, encoder: Encoder) -> dict[str, float]:
     return {"knn": found["knn"]["test"], "probe": found["probe"]["test"]}
 
 
-def compare_features(
-    context: StageContext, stage: Any, seeds: tuple[int, ...], file: Path, show: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Returns the rows of all arms and seeds; those that `file` lacks are made."""
+def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Trains one arm with a seed, in this process, and returns its row."""
     storage = Path(context.recipe.storage)
     root = write_class_folders(context, storage / "files")
+    if arm == LIGHTLY:
+        trained = train_lightly_on(context, stage, seed, root)
+    else:
+        with tempfile.TemporaryDirectory(dir=storage) as folder:
+            trained = train_ours_for(context, stage, seed, epochs, Path(folder) / "job")
+    row = {"arm": arm, "seed": seed, "epochs": trained.epochs, "cpu_s": trained.cpu_s}
+    return {**row, **score_encoder(context, trained.encoder)}
+
+
+def compare_features(
+    study_epochs: int, seeds: Sequence[int], file: Path, make: Callable[[str, int, int], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns the rows of all arms and seeds; those that `file` lacks are made and appended.
+
+    `make(arm, seed, epochs)` returns a row.
+    """
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
     for seed in seeds:
         # The length of the last arm follows from the times of the others.
-        for arm in (OURS, LIGHTLY, OURS_LONGER):
+        for arm in ARMS:
             if (arm, seed) in rows:
                 continue
-            if arm == LIGHTLY:
-                trained = train_lightly_on(context, stage, seed, root)
-            else:
-                epochs = stage.epochs
-                if arm == OURS_LONGER:
-                    epochs = int(epochs * rows[LIGHTLY, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"])
-                with tempfile.TemporaryDirectory(dir=storage) as folder:
-                    trained = train_ours_for(context, stage, seed, max(epochs, 1), Path(folder) / "job")
-            row = {"arm": arm, "seed": seed, "epochs": trained.epochs, "cpu_s": trained.cpu_s}
-            rows[arm, seed] = {**row, **score_encoder(context, trained.encoder)}
+            epochs = study_epochs
+            if arm == OURS_LONGER:
+                epochs = max(int(epochs * rows[LIGHTLY, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"]), 1)
+            rows[arm, seed] = make(arm, seed, epochs)
             append_json_line(file, rows[arm, seed])
-            show(json.dumps(rows[arm, seed]))
-    return [rows[arm, seed] for arm in (OURS, LIGHTLY, OURS_LONGER) for seed in seeds]
+    return [rows[arm, seed] for arm in ARMS for seed in seeds]
 
 
-@click.command(help=__doc__)
-@click.option("--cifar", type=click.Path(exists=True, path_type=Path), required=True, help="A folder with CIFAR-10.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file of the rows.")
-@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...]) -> None:
-    """Trains what is missing, and prints the means of all arms."""
-    console = Console(width=120)
-    context, stage = load_study(cifar, storage.resolve())
-    rows = compare_features(context, stage, seeds, output, lambda line: console.print(line, highlight=False))
+def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
+    """Returns the means of the arms over their seeds, and the standard deviations of scores."""
     table = Table("SimCLR", "epochs", "CPU seconds", "kNN", "linear probe")
-    for arm in (OURS, LIGHTLY, OURS_LONGER):
+    for arm in ARMS:
         own = [row for row in rows if row["arm"] == arm]
         cells = []
         for name, scale in (("epochs", 1), ("cpu_s", 1), ("knn", 100), ("probe", 100)):
@@ -186,7 +188,35 @@ def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...]) -> No
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 and scale > 1 else ""
             cells.append(f"{values.mean():.1f}{spread}")
         table.add_row(arm, *cells)
-    console.print(table)
+    return table
+
+
+@click.command(help=__doc__)
+@click.option("--cifar", type=click.Path(exists=True, path_type=Path), required=True, help="A folder with CIFAR-10.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file of the rows.")
+@click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--arm", type=click.Choice(ARMS), hidden=True)
+@click.option("--epochs", type=int, hidden=True)
+def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...], arm: str | None, epochs: int | None) -> None:
+    """Trains what is missing, each in a process of its own, and prints the means of all arms."""
+    context, stage = load_study(cifar, storage.resolve())
+    if arm is not None and epochs is not None:
+        print(json.dumps(make_row(context, stage, arm, seeds[0], epochs)))
+        return
+    console = Console(width=120)
+
+    def make(arm: str, seed: int, epochs: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", "bench.peer_features", "--cifar", str(cifar), "--output", str(output)]
+        command += ["--storage", str(storage), "--seed", str(seed), "--arm", arm, "--epochs", str(epochs)]
+        # Our processes keep the memory that they free; lightly's do as the C library does.
+        environment = {**os.environ, **({"GLIBC_TUNABLES": ""} if arm == LIGHTLY else {})}
+        ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+        row: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+        console.print(json.dumps(row), highlight=False, soft_wrap=True)
+        return row
+
+    console.print(format_rows(compare_features(stage.epochs, seeds, output, make)))
 
 
 if __name__ == "__main__":

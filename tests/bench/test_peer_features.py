@@ -1,6 +1,5 @@
 """SimCLR here beside lightly's: the same images, passes and scores, and a file that keeps what is done."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,28 +57,34 @@ def test_both_train_the_study_s_network_and_are_scored_alike(study: tuple[StageC
         assert all(0 <= score <= 1 for score in scores.values())
 
 
-def test_rows_are_made_once_and_the_last_arm_takes_the_time_of_the_other(
-    study: tuple[StageContext, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_has_the_scores_of_its_arm(study: tuple[StageContext, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     context, stage = study
-    calls: list[tuple[str, int]] = []
-
-    def train_ours(context: StageContext, stage: Any, seed: int, epochs: int, folder: Path) -> TrainedPeer:
-        calls.append((OURS, epochs))
-        return TrainedPeer(None, epochs, 2.0 * epochs)  # type: ignore[arg-type]
-
-    def train_lightly(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
-        calls.append((LIGHTLY, stage.epochs))
-        return TrainedPeer(None, stage.epochs, 7.0)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(peer_features, "train_ours_for", train_ours)
-    monkeypatch.setattr(peer_features, "train_lightly_on", train_lightly)
+    monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(None, asked[3], 2.5))  # type: ignore[arg-type]
+    monkeypatch.setattr(peer_features, "train_lightly_on", lambda *asked: TrainedPeer(None, 1, 7.0))  # type: ignore[arg-type]
     monkeypatch.setattr(peer_features, "score_encoder", lambda context, encoder: {"knn": 0.5, "probe": 0.6})
-    monkeypatch.setattr(peer_features, "write_class_folders", lambda context, root: root)
+    scores = {"knn": 0.5, "probe": 0.6}
+    made = [peer_features.make_row(context, stage, arm, 3, 9) for arm in (OURS, LIGHTLY)]
+    assert made == [
+        {"arm": OURS, "seed": 3, "epochs": 9, "cpu_s": 2.5, **scores},
+        {"arm": LIGHTLY, "seed": 3, "epochs": 1, "cpu_s": 7.0, **scores},
+    ]
+
+
+def test_rows_are_made_once_and_the_last_arm_takes_the_time_of_the_other(tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    def make(arm: str, seed: int, epochs: int) -> dict[str, Any]:
+        calls.append((arm, seed, epochs))
+        seconds = 14.0 if arm == LIGHTLY else 2.0 * epochs
+        return {"arm": arm, "seed": seed, "epochs": epochs, "cpu_s": seconds, "knn": 0.5 + 0.1 * seed, "probe": 0.6}
+
     file = tmp_path / "rows.jsonl"
-    rows = peer_features.compare_features(context, stage, (0,), file, lambda line: None)
-    assert calls == [(OURS, 1), (LIGHTLY, 1), (OURS, 3)]
-    assert [(row["arm"], row["epochs"]) for row in rows] == [(OURS, 1), (LIGHTLY, 1), (OURS_LONGER, 3)]
-    assert peer_features.compare_features(context, stage, (0,), file, lambda line: None) == rows
-    assert len(calls) == 3
-    assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+    rows = peer_features.compare_features(2, (0, 1), file, make)
+    assert calls[:3] == [(OURS, 0, 2), (LIGHTLY, 0, 2), (OURS_LONGER, 0, 7)]
+    assert [row["arm"] for row in rows] == [OURS, OURS, LIGHTLY, LIGHTLY, OURS_LONGER, OURS_LONGER]
+    assert peer_features.compare_features(2, (0, 1), file, make) == rows
+    assert len(calls) == 6
+    assert len(file.read_text().splitlines()) == 6
+    table = peer_features.format_rows(rows)
+    assert list(table.columns[3].cells) == ["55.0 ± 7.1"] * 3
+    assert list(table.columns[1].cells) == ["2.0", "2.0", "7.0"]
