@@ -51,7 +51,7 @@ RECIPE_COMMANDS = {
 # The commands that also take images instead of a recipe, and what their help says of it.
 FIRST_RUN_GOALS = ("pretrain", "evaluate", "retrieve", "embed", "export", "finetune")
 FIRST_RUN_HELP = (
-    "With --data and --out a recipe is written for your own images, told in a few lines, and run. Its network is "
+    "With --data and --out a recipe is written for your own images, summarised in a few lines, and run. Its network is "
 )
 
 

@@ -1,11 +1,14 @@
 """Arguments, options and help texts that several commands share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from firstlight.pipeline.tracking.location import TrackingLocation
 
 LOCATION_HELP = (
     "A recipe, or storage=, tracking.uri= and tracking.experiment=, say where runs are kept. Without them it is ./runs."
@@ -14,6 +17,18 @@ RUN_HELP = (
     "RUN is the id of a run or its first characters, models:/name@alias, or the name of a recipe, which means its "
     "newest run."
 )
+
+
+def read_location(words: Sequence[str]) -> "TrackingLocation":
+    """Returns where the runs are that a command is about.
+
+    Raises:
+        UserError: as `parse_location`.
+    """
+    # MLflow's settings are imported when a command needs them.
+    from firstlight.pipeline.tracking.location import parse_location
+
+    return parse_location(words)
 
 
 def _set_verbose(context: click.Context, parameter: click.Parameter, verbose: bool) -> None:
@@ -26,6 +41,12 @@ RECIPE_ARGUMENT = click.argument("recipe", type=click.Path(path_type=Path))
 OVERRIDES_ARGUMENT = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 RUN_ARGUMENT = click.argument("run", metavar="RUN")
 LOCATION_ARGUMENT = click.argument("location", nargs=-1, metavar="[RECIPE.YAML] [KEY=VALUE]...")
+ORIGIN_OPTION = click.option(
+    *("--from", "origin"),
+    multiple=True,
+    metavar="LOCATION",
+    help="Where the run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
+)
 SMOKE_OPTION = click.option(
     "--smoke", is_flag=True, help="Run a trial of about a minute: the settings in the recipe's section `smoke` apply."
 )

@@ -6,29 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from firstlight.pipeline.cli.main import cli
-from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.tracking.lineage import read_lineage
 from firstlight.pipeline.tracking.location import parse_location
-from tests.support.folders_of_noise import write_noise_folder
+from tests.support.command_output import run_command
 from tests.support.mlflow_runs import Past, chain
-
-
-def run_command(*arguments: str) -> str:
-    """Returns what a command prints; its errors are raised."""
-    return CliRunner().invoke(cli, arguments, standalone_mode=False, catch_exceptions=False).output
-
-
-def test_init_writes_a_recipe_and_tells_what_was_chosen(tmp_path: Path) -> None:
-    write_noise_folder(tmp_path / "images", {"a": 10, "b": 10}, (40, 36))
-    out = tmp_path / "mine.yaml"
-    *reasons, last = run_command(
-        "init", str(tmp_path / "images"), "--out", str(out), "--method", "simclr", "--epochs", "3"
-    ).splitlines()
-    assert [line.partition(":")[0] for line in reasons] == ["images", "size", "network", "method", "length"]
-    assert last == f"written; next: firstlight run {out}"
-    pretrain = load_recipe(out).stages["pretrain"]
-    assert (pretrain.method.name, pretrain.epochs) == ("simclr", 3)  # type: ignore[attr-defined]
 
 
 def test_runs_lists_the_named_recipes_up_to_the_limit(location: str) -> None:
@@ -79,19 +61,6 @@ def test_ui_names_the_address_of_a_server_and_starts_none(monkeypatch: pytest.Mo
     monkeypatch.setattr(lineage, "read_lineage", lambda records: (found, client))
     output = run_command("ui", "tracking.uri=http://mlflow:5000/")
     assert output == f"http://mlflow:5000/#/experiments/{found.experiment_id}/runs\n"
-
-
-def test_doctor_prints_lines_in_a_pipe_and_fails_with_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    from firstlight.pipeline.cli import doctor
-    from firstlight.pipeline.cli.findings import PROBLEM, Finding
-    from firstlight.pipeline.errors import StageFailed
-
-    findings = [Finding("machine", "CPUs", "2")]
-    monkeypatch.setattr(doctor, "run_checks", lambda recipe, overrides, ray: findings)
-    assert run_command("doctor") == "ok\tmachine\tCPUs\t2\n"
-    findings.append(Finding("torch", "GPUs", "none", PROBLEM, "buy one"))
-    with pytest.raises(StageFailed, match="doctor: 1 problem: GPUs"):
-        run_command("doctor", "recipe.yaml", "scale.workers=2", "--ray")
 
 
 def test_repeat_refuses_an_override_that_decides_the_numbers(location: str) -> None:
