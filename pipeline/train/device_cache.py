@@ -23,7 +23,7 @@ from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImages
 from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
-from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from firstlight.pipeline.train.device_ops.channels import augment_channel_batch
 from firstlight.tasks.collective import gather_objects, rank, world_size
 from firstlight.tasks.device.copies import send_array
@@ -95,7 +95,7 @@ def crop_views(
         for place, view in enumerate(group):
             images = send_array(crops[view_column(number)][:, place], device).permute(0, 3, 1, 2)
             later = loader.sample_params(ids, passes, view, sizes)[1:]
-            views.append(device_augment.augment_batch(images, later, loader.size_of(view)))
+            views.append(augment_batch(images, later, loader.size_of(view)))
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
     return found
 
@@ -107,7 +107,7 @@ def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: L
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     found = {}
-    augment = device_augment.augment_batch if loader.store.stated_pixels is None else augment_channel_batch
+    augment = augment_batch if loader.store.stated_pixels is None else augment_channel_batch
     for number, group in enumerate(loader.groups):
         drawn = [loader.sample_params(ids, passes, view, sizes) for view in group]
         views = [augment(images, params, loader.size_of(group[0])) for params in drawn]

@@ -17,7 +17,7 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment.op_params import CropBox
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
-from firstlight.pipeline.train.device_augment import augment_batch
+from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from tests.support.noise_images import make_noise, to_batch_of_images
 from tests.support.paths import WITHOUT_ROOT
 

@@ -1,6 +1,6 @@
 """The parameters that an augmentation op has for one image, and their application with PIL.
 
-`train.device_augment` applies the same parameters to many images at a time on a device, with the same pixels.
+`train.device_ops.augment_batch` applies the same parameters to many images at a time on a device, with the same pixels.
 """
 
 from collections.abc import Sequence

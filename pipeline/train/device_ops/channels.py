@@ -22,24 +22,16 @@ from firstlight.pipeline.data.augment.op_params import (
     Shift,
     VerticalFlip,
 )
-from firstlight.pipeline.data.augment.pixel_params import (
-    BLUR_LEVEL_PARTS,
-    BLUR_WEIGHT_SUM,
-    NOISE,
-    Blur,
-    Erase,
-    blur_weights,
-)
-from firstlight.pipeline.data.channels.channel_ops import scale_fill_level
+from firstlight.pipeline.data.augment.pixel_params import Blur, Erase
 from firstlight.pipeline.data.channels.resampling import WEIGHT_SUM, Taps, find_taps
-from firstlight.pipeline.train.device_ops.filters import sum_weighted_taps
+from firstlight.pipeline.train.device_ops.colors import expand_per_image
+from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch
 from firstlight.pipeline.train.device_ops.geometry import (
     flip_batch,
     flip_batch_vertically,
     interpolate_affine,
     place_shifted,
 )
-from firstlight.tasks.counter_rng import draw_uniform
 from firstlight.tasks.device.copies import send_array
 from firstlight.tasks.device.pixel_levels import WHITE_LEVELS, narrow_levels, widen_levels
 
@@ -109,11 +101,6 @@ def _flip_batch_vertically(images: Tensor, drawn: np.ndarray, size: int, white: 
     return flip_batch_vertically(images, drawn, size)
 
 
-def _expand_column(column: np.ndarray, device: torch.device) -> Tensor:
-    """(B,) -> (B, 1, 1, 1) float64."""
-    return send_array(np.ascontiguousarray(column, np.float64), device)[:, None, None, None]
-
-
 def _warp_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
     return (interpolate_affine(images, drawn, size) + 0.5).floor().int()
 
@@ -131,7 +118,7 @@ def _jitter_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> T
 
 
 def _scale_contrast(images: Tensor, factors: np.ndarray, around_mean: bool, white: int) -> Tensor:
-    factor, levels = _expand_column(factors, images.device), images.double()
+    factor, levels = expand_per_image(factors, images), images.double()
     if around_mean:
         total = images.sum((2, 3), keepdim=True, dtype=torch.int64).double()
         mean = (total / (images.shape[2] * images.shape[3]) + 0.5).floor()
@@ -142,33 +129,7 @@ def _scale_contrast(images: Tensor, factors: np.ndarray, around_mean: bool, whit
 
 
 def _blur_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    images = images.clone()
-    for radius in np.unique(drawn[drawn[:, 0] > 0.0, 1]).astype(int).tolist():
-        rows = np.flatnonzero((drawn[:, 0] > 0.0) & (drawn[:, 1] == radius))
-        index = send_array(rows, images.device)
-        weights = send_array(blur_weights(drawn[rows, 0], radius).astype(np.float64), images.device)
-        levels = images[index].double()
-        for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
-            levels = sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
-        images[index] = levels.int()
-    return images
-
-
-def _erase_batch(images: Tensor, drawn: np.ndarray, size: int, white: int) -> Tensor:
-    """Erases a box of each image, to a level or to noise of the key that was drawn for it."""
-    left, top, right, bottom = (_expand_column(column, images.device) for column in drawn[:, :4].T)
-    position = torch.arange(size, device=images.device)
-    inside = (position[:, None] >= top) & (position[:, None] < bottom) & (position >= left) & (position < right)
-    fills = np.array([scale_fill_level(max(level, 0.0), white) for level in drawn[:, 4]], np.int32)
-    erased = torch.where(inside, send_array(fills, images.device)[:, None, None, None], images)
-    noisy = np.flatnonzero((drawn[:, 4] == NOISE) & (drawn[:, 2] > drawn[:, 0]))
-    if len(noisy):
-        index, keys = send_array(noisy, images.device), send_array(drawn[noisy, 5].astype(np.int64), images.device)
-        channels = images.shape[1]
-        numbers = draw_uniform(keys, size * size * channels).mul_(float(white + 1)).int()
-        noise = numbers.unflatten(1, (size, size, channels)).permute(0, 3, 1, 2)
-        erased[index] = torch.where(inside[index], noise, erased[index])
-    return erased
+    return blur_batch(images, drawn, size, torch.float64)
 
 
 CHANNEL_BATCH_OPS: dict[type[OpParams], Callable[[Tensor, np.ndarray, int, int], Tensor]] = {
@@ -180,5 +141,5 @@ CHANNEL_BATCH_OPS: dict[type[OpParams], Callable[[Tensor, np.ndarray, int, int],
     Affine: _warp_batch,
     Jitter: _jitter_batch,
     Blur: _blur_batch,
-    Erase: _erase_batch,
+    Erase: erase_batch,
 }

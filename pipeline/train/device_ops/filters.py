@@ -11,26 +11,30 @@ from firstlight.pipeline.data.augment.pixel_params import (
     blur_weights,
     reflect_indices,
 )
+from firstlight.pipeline.data.channels.channel_ops import scale_fill_level
 from firstlight.pipeline.train.device_ops.colors import blend_images, expand_per_image
 from firstlight.tasks.counter_rng import draw_uniform
 from firstlight.tasks.device.copies import send_array
 
 
-def blur_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    """Blurs by Gaussians, first down the columns, then along the rows. Sums of integers are exact in float32."""
+def blur_batch(images: Tensor, drawn: np.ndarray, size: int, number: torch.dtype = torch.float32) -> Tensor:
+    """Blurs (B, C, H, W) levels by Gaussians, first down the columns, then along the rows.
+
+    `number`: a type that has the sums exactly: float32 for levels of 8 bits, float64 for those of 16.
+    """
     images = images.clone()
     for radius in np.unique(drawn[drawn[:, 0] > 0.0, 1]).astype(int).tolist():
         rows = np.flatnonzero((drawn[:, 0] > 0.0) & (drawn[:, 1] == radius))
         index = send_array(rows, images.device)
-        weights = send_array(blur_weights(drawn[rows, 0], radius), images.device)
-        levels = images[index].float()
+        weights = send_array(blur_weights(drawn[rows, 0], radius), images.device).to(number)
+        levels = images[index].to(number)
         for axis, scale in ((2, BLUR_WEIGHT_SUM / BLUR_LEVEL_PARTS), (3, BLUR_WEIGHT_SUM * BLUR_LEVEL_PARTS)):
-            levels = sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
-        images[index] = levels.to(torch.uint8)
+            levels = _sum_weighted_taps(levels, weights, axis).add_(scale / 2).div_(scale).floor_()
+        images[index] = levels.to(images.dtype)
     return images
 
 
-def sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
+def _sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
     """(B, C, H, W) levels and (B, radius + 1) weights of a type -> the weighted sums along an axis."""
     side, radius = levels.shape[axis], weights.shape[1] - 1
     continued = levels.index_select(axis, send_array(reflect_indices(side, radius), levels.device))
@@ -62,19 +66,22 @@ def _smooth_images(images: Tensor) -> Tensor:
     return smooth
 
 
-def erase_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    """Erases a box of each image, to a level or to noise of the key that was drawn for it."""
-    left, top, right, bottom, level, key = (
-        expand_per_image(column, images) for column in np.ascontiguousarray(drawn.T)
-    )
+def erase_batch(images: Tensor, drawn: np.ndarray, size: int, white: int = 255) -> Tensor:
+    """Erases a box of each of (B, C, size, size) images, to a level or to noise of the key that was drawn for it.
+
+    `white`: the highest level. The level of a box is stated in 0..255, and stands for the same share of it.
+    """
+    left, top, right, bottom = (expand_per_image(column, images) for column in np.ascontiguousarray(drawn[:, :4].T))
     position = torch.arange(size, device=images.device)
     rows = (position[:, None] >= top) & (position[:, None] < bottom)
     inside = rows & (position >= left) & (position < right)
-    erased = torch.where(inside, level.clamp(min=0.0).to(torch.uint8), images)
+    fills = np.array([scale_fill_level(max(level, 0.0), white) for level in drawn[:, 4]], np.int32)
+    erased = torch.where(inside, expand_per_image(fills, images).to(images.dtype), images)
     noisy = np.flatnonzero((drawn[:, 4] == NOISE) & (drawn[:, 2] > drawn[:, 0]))
     if len(noisy):
-        index = send_array(noisy, images.device)
-        numbers = draw_uniform(key[index].flatten().long(), size * size * 3).mul_(256).to(torch.uint8)
-        noise = numbers.unflatten(1, (size, size, 3)).permute(0, 3, 1, 2)
+        index, keys = send_array(noisy, images.device), send_array(drawn[noisy, 5].astype(np.int64), images.device)
+        channels = images.shape[1]
+        numbers = draw_uniform(keys, size * size * channels).mul_(float(white + 1)).to(images.dtype)
+        noise = numbers.unflatten(1, (size, size, channels)).permute(0, 3, 1, 2)
         erased[index] = torch.where(inside[index], noise, erased[index])
     return erased

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from firstlight.pipeline.data.augment.op_params import Jitter, OpBatch
-from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from tests.support.noise_images import make_noise, to_batch_of_images
 
 
@@ -19,7 +19,7 @@ def test_hue_of_every_colour_is_pillows(red: int) -> None:
         op = OpBatch(Jitter, np.array([(1.0, 1.0, 1.0, turns, 3.0, 0.0, 1.0, 2.0)]))
         expected = np.asarray(op.params_per_image()[0].apply_to(Image.fromarray(source), 256))
         assert torch.equal(
-            device_augment.augment_batch(to_batch_of_images(source[None]), [op], 256),
+            augment_batch(to_batch_of_images(source[None]), [op], 256),
             to_batch_of_images(expected[None]),
         )
 
@@ -31,7 +31,7 @@ def test_changes_of_colour_are_close_to_torchvisions(k: int, change: str) -> Non
     rows = np.array(
         [[factor if j == k else float(j < 3) for j in range(4)] + [0.0, 1.0, 2.0, 3.0] for factor in factors]
     )
-    found = device_augment.augment_batch(source, [OpBatch(Jitter, rows)], 24)
+    found = augment_batch(source, [OpBatch(Jitter, rows)], 24)
     adjust = getattr(functional, f"adjust_{change}")
     expected = torch.stack([adjust(image, factor) for image, factor in zip(source, factors.tolist(), strict=True)])
     difference = (found.int() - expected.int()).abs()

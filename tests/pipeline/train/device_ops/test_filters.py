@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional
 
 from firstlight.pipeline.data.augment.op_params import OpBatch, OpParams
 from firstlight.pipeline.data.augment.pixel_params import NOISE, Blur, Erase, Sharpness
-from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from firstlight.pipeline.train.device_ops.filters import blur_batch, erase_batch, sharpen_batch
 from tests.support.noise_images import make_extremes, to_batch_of_images
 
@@ -19,7 +19,7 @@ def check_equal_pixels(kind: type[OpParams], rows: list[tuple[float, ...]], side
     op = OpBatch(kind, np.tile(np.array(rows, np.float64), (len(images) // len(rows), 1)))
     before = to_batch_of_images(images)
     held = before.clone()
-    found = device_augment.augment_batch(held, [op], side)
+    found = augment_batch(held, [op], side)
     expected = [
         np.asarray(params.apply_to(Image.fromarray(image), side))
         for image, params in zip(images, op.params_per_image(), strict=True)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from firstlight.pipeline.data.augment.op_params import OpBatch, OpParams
 from firstlight.pipeline.data.augment.pixel_params import AutoContrast, Equalize, Posterize, Solarize
-from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from firstlight.pipeline.train.device_ops.levels import equalize_batch, stretch_batch
 from tests.support.noise_images import make_extremes, to_batch_of_images
 
@@ -30,7 +30,7 @@ def test_maps_of_levels_are_pillows(kind: type[OpParams], values: tuple[float, .
         np.asarray(params.apply_to(Image.fromarray(image), side))
         for image, params in zip(images, op.params_per_image(), strict=True)
     ]
-    found = device_augment.augment_batch(to_batch_of_images(images), [op], side)
+    found = augment_batch(to_batch_of_images(images), [op], side)
     assert torch.equal(found, to_batch_of_images(np.stack(expected)))
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
-from firstlight.pipeline.train import device_augment
+from firstlight.pipeline.train.device_ops import augment_batch as module
 from tests.support.augmentations import PIPELINES, Ops
 from tests.support.noise_images import make_noise, to_batch_of_images
 
@@ -48,7 +48,7 @@ def augment_with_pillow(ops: Ops, source: np.ndarray, size: int) -> Tensor:
 def test_augmented_batch_has_pillows_pixels(name: str, width: int, height: int, size: int) -> None:
     source = make_noise(40, width, height)
     before = source.copy()
-    found = device_augment.augment_batch(to_batch_of_images(source), sample_params(PIPELINES[name], source, size), size)
+    found = module.augment_batch(to_batch_of_images(source), sample_params(PIPELINES[name], source, size), size)
     assert found.dtype == torch.uint8
     assert torch.equal(found, augment_with_pillow(PIPELINES[name], source, size))
     assert np.array_equal(source, before), "what is held was changed"
@@ -60,14 +60,14 @@ def test_resampling_passes_are_in_pillows_order_for_every_shape() -> None:
     ops: Ops = [{"op": "random_resized_crop"}]
     for width, height, size in rng.integers(4, 60, (40, 3)).tolist():
         source = make_noise(6, width, height)
-        found = device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, size), size)
+        found = module.augment_batch(to_batch_of_images(source), sample_params(ops, source, size), size)
         assert torch.equal(found, augment_with_pillow(ops, source, size)), (width, height, size)
 
 
 def test_shrinking_is_close_to_torchvisions_with_antialias() -> None:
     source = to_batch_of_images(make_noise(9, 64, 64))
     boxes = np.array([(k, 2 * k, 40 + k, 30 + k) for k in range(9)], np.float64)
-    found = device_augment.crop_batch(source, boxes, 16)
+    found = module.crop_batch(source, boxes, 16)
     for image, pixels, (left, top, width, height) in zip(source, found, boxes.astype(int).tolist(), strict=True):
         expected = functional.resized_crop(image, top, left, height, width, [16, 16], antialias=True)
         inner = (slice(None), slice(1, -1), slice(1, -1))  # at its edge, a box of Pillow's sees the pixels beyond it
@@ -81,37 +81,31 @@ def test_weighted_sums_are_exact_for_strong_shrinking_and_inexact_float32(
     """White and near-white images have the largest sums of levels."""
     source, ops = 255 - make_noise(6, 9, tall) // 100, PIPELINES["random_resized_crop"]
     expected = augment_with_pillow(ops, source, 2)
-    assert torch.equal(
-        device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected
-    )
-    monkeypatch.setattr(device_augment, "_is_float32_exact", lambda: False)
+    assert torch.equal(module.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected)
+    monkeypatch.setattr(module, "_is_float32_exact", lambda: False)
     assert (
-        device_augment._resampling_weights(to_batch_of_images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype
+        module._resampling_weights(to_batch_of_images(source), np.zeros(6), np.full(6, 9.0), 9, 2).dtype
         == torch.float64
     )
-    assert torch.equal(
-        device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected
-    )
+    assert torch.equal(module.augment_batch(to_batch_of_images(source), sample_params(ops, source, 2), 2), expected)
 
 
 def test_rounding_of_factors_by_torch_is_detected() -> None:
-    assert device_augment._is_float32_exact()
+    assert module._is_float32_exact()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert not device_augment._is_float32_exact()
+        assert not module._is_float32_exact()
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert device_augment._is_float32_exact()
+    assert module._is_float32_exact()
 
 
 def test_large_batches_are_augmented_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     source, ops = make_noise(23, 20, 30), PIPELINES["super_and"]
-    whole = device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16)
+    whole = module.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16)
     for pixels in (1, 7 * 20 * 30):
-        monkeypatch.setitem(device_augment.PIXELS_PER_PART, "cpu", pixels)
-        assert torch.equal(
-            device_augment.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16), whole
-        )
+        monkeypatch.setitem(module.PIXELS_PER_PART, "cpu", pixels)
+        assert torch.equal(module.augment_batch(to_batch_of_images(source), sample_params(ops, source, 16), 16), whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -120,6 +114,6 @@ def test_pixels_on_a_gpu_are_the_same(name: str) -> None:
     source = make_noise(60, 37, 21)
     rows = sample_params(PIPELINES[name], source, 16)
     assert torch.equal(
-        device_augment.augment_batch(to_batch_of_images(source).cuda(), rows, 16).cpu(),
-        device_augment.augment_batch(to_batch_of_images(source), rows, 16),
+        module.augment_batch(to_batch_of_images(source).cuda(), rows, 16).cpu(),
+        module.augment_batch(to_batch_of_images(source), rows, 16),
     )
