@@ -15,7 +15,7 @@ from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
 
 
 class FirstRunArguments(TypedDict, total=False):
-    """The arguments of a first run besides the images; those that are left out are chosen, and told."""
+    """The arguments of a first run besides the images; those that are left out are chosen, with a line for each."""
 
     # The network: an encoder of Firstlight, or a name of timm's.
     model: str
@@ -99,7 +99,7 @@ def _run_first(
     wishes = Wishes(
         asked.get("model"), None if weights is None else str(weights), asked.get("method"), asked.get("epochs"), goal
     )
-    told = FirstRun(Path(data), Path(out), wishes, asked.get("minutes"))
+    request = FirstRun(Path(data), Path(out), wishes, asked.get("minutes"))
     with open_console(asked.get("console"), asked.get("quiet", False)) as console:
-        file = write_first_run(told, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        file = write_first_run(request, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         return run(load_recipe(file, *overrides), console=console)

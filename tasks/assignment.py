@@ -5,7 +5,6 @@ sphere this is the linear assignment problem with the costs c_ij = -<f_i, t_j>. 
 the host, in up to O(n^3). `sparse_assignment` is an approximation for batches of thousands, with a proven bound.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,6 @@ from torch import Tensor
 from firstlight.tasks.device.copies import send_array
 from firstlight.tasks.device.timer import time_part
 
-# (G, d) features and the (G, d) targets that they hold -> the (G,) permutation of the targets.
-Solver = Callable[[Tensor, Tensor], Tensor]
 # The pairs that the first solution may use: for each image its nearest targets, for each target its nearest images.
 # Every further solution may use as many more for each image.
 NUM_CANDIDATES = 16

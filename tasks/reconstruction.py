@@ -110,7 +110,7 @@ def draw_reconstructions(
     decoder: Decoder,
     images: Tensor,
     corrupted: Tensor,
-    shown: str,
+    subject: str,
     shown_map: int | None = None,
 ) -> tuple[ImageGrid, ...]:
     """Returns grids of corrupted and reconstructed images (figures 2, 8-10), and of feature maps (figures 5, 6).
@@ -120,7 +120,7 @@ def draw_reconstructions(
         decoder: its decoder, likewise.
         images: (B, 3, S, S) in 0..1.
         corrupted: the same images, corrupted.
-        shown: what the images are, for the titles.
+        subject: what the images are, for the titles.
         shown_map: the number of the map, as for `most_varied_channels`.
     """
     input, reconstructed = encoder.input, reconstruct_images(encoder, decoder, corrupted).float()
@@ -135,9 +135,9 @@ def draw_reconstructions(
         ]
     reconstructions = tuple(ImageRow(caption, image) for caption, image in pixels.items())
     return (
-        ImageGrid("reconstructions", f"{shown}, corrupted and reconstructed", reconstructions),
+        ImageGrid("reconstructions", f"{subject}, corrupted and reconstructed", reconstructions),
         ImageGrid(
-            "feature_maps", f"where features are active, in {shown} and in the same images corrupted", tuple(rows)
+            "feature_maps", f"where features are active, in {subject} and in the same images corrupted", tuple(rows)
         ),
     )
 

@@ -150,7 +150,7 @@ class ScaleOptions(StrictModel):
 
 
 class TrackingOptions(StrictModel):
-    """The location of the runs in MLflow, and the loggers that are told the same."""
+    """The location of the runs in MLflow, and the loggers that get the same."""
 
     uri: str | None = Field(
         None, description="The URI of the MLflow tracking server. null: an SQLite file in the recipe's `storage`."

@@ -112,7 +112,7 @@ class _SourceShape(RecordShape):
     kind: str
     root: str | None
     fingerprint: str
-    # What an earlier version told of files that it did not read
+    # What an earlier version noted of files that it did not read
     aside: str = ""
     identity: str = ""
     reading: list[str] = Field([])
@@ -258,7 +258,7 @@ def canonical_json(value: Any) -> bytes:
 def manifest_hash(raw: dict[str, Any]) -> str:
     """Returns the sha256 of a manifest, excluding its own hash and sum, the location of the source, and its texts.
 
-    The same images have the same hash wherever they are, and in whatever words a version tells how they were read.
+    The same images have the same hash wherever they are, and in whatever words a version says how they were read.
     """
     return _hash_without(raw, "root", *SOURCE_TEXTS)
 

@@ -74,7 +74,7 @@ class Splits:
     stored_in: tuple[str, ...] = ("train",)
 
     @property
-    def shown(self) -> np.ndarray:
+    def figure_ids(self) -> np.ndarray:
         """The images that figures show: held-out ones, or training images where none is held out."""
         return self.val if len(self.val) else self.train
 

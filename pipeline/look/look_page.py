@@ -1,4 +1,4 @@
-"""The page of a look: the census, a map, near duplicates, leaks, odd ones out and a diverse subset, in one file."""
+"""The page of a look: statistics, a map, near duplicates, leaks, odd ones out and a diverse subset, in one file."""
 
 import shlex
 import time
@@ -59,10 +59,12 @@ def describe_findings(facts: LookFacts) -> list[str]:
     found, total = facts.findings, sum(facts.store.splits.values())
     counts = ", ".join(f"{count:,} {split}" for split, count in facts.store.splits.items() if count)
     seen = "" if len(facts.ids) == total else f"; {len(facts.ids):,} of them were compared"
+    pixels = facts.store.stated_pixels
+    each = "" if pixels is None else f"; each has {pixels}"
     copies = facts.store.images["duplicates"]
     pairs, redundant = format_count(len(found.near_duplicates), "pair"), format_count(len(found.redundant), "image")
     return [
-        f"images: {counts}{seen}; {facts.store.quarantined:,} cannot be decoded",
+        f"images: {counts}{seen}{each}; {facts.store.quarantined:,} cannot be decoded",
         f"exact copies: {copies['copies']:,}, {copies['of_train_in_test']:,} of them in test and in train",
         f"near duplicates: {pairs} with a cosine of {facts.similarity:g} or more, {len(found.leaks):,} of them between "
         "train and another split",
@@ -85,24 +87,31 @@ def render_look(facts: LookFacts) -> str:
         *(image_id for image_id, _ in found.odd[:MAX_SHOWN_IMAGES]),
         *found.diverse[:MAX_SHOWN_IMAGES],
     }
-    thumbnails = ThumbnailReader(facts.store).read(np.array(sorted(shown), np.int64))
+    reader = ThumbnailReader(facts.store)
+    thumbnails = reader.read(np.array(sorted(shown), np.int64))
+    pictures = reader.shown.describe() if reader.shown is not None else ""
     sections = [
-        PageSection("At a glance", [Facts([tuple(line.split(": ", 1)) for line in describe_findings(facts)[:3]])]),  # type: ignore[misc]
+        PageSection("At a glance", [Facts([_split_finding(line) for line in describe_findings(facts)[:3]])]),
         PageSection("Map", [_map_block(facts, plane, thumbnails)]),
         PageSection("Near duplicates", _pair_blocks(facts, found.near_duplicates, thumbnails)),
         PageSection("Between train and other splits", _leak_blocks(facts, thumbnails)),
         PageSection("Odd ones out", _odd_blocks(facts, thumbnails)),
         PageSection("A diverse subset", _diverse_blocks(facts, thumbnails)),
-        PageSection("Census", _census_blocks(facts)),
+        PageSection("Statistics", _statistics_blocks(facts)),
     ]
     page = Page(
         facts.data.resolve().name,
         "A look at images",
-        f"{facts.data.resolve()}; features: {facts.features_text}.",
+        f"{facts.data.resolve()}; features: {facts.features_text}{f'; pictures: {pictures}' * bool(pictures)}.",
         sections,
         foot=f"Written by Firstlight on {format_date(time.time())}.",
     )
     return render_page(page)
+
+
+def _split_finding(line: str) -> tuple[str, str]:
+    name, _, text = line.partition(": ")
+    return name, text
 
 
 def _map_block(facts: LookFacts, plane: np.ndarray, thumbnails: Mapping[int, str]) -> Block:
@@ -180,7 +189,7 @@ def _diverse_blocks(facts: LookFacts, thumbnails: Mapping[int, str]) -> list[Blo
     ]
 
 
-def _census_blocks(facts: LookFacts) -> list[Block]:
+def _statistics_blocks(facts: LookFacts) -> list[Block]:
     lines = describe_statistics(facts.store.images, facts.store.splits)
     return [
         Facts(

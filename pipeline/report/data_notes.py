@@ -20,12 +20,12 @@ def describe_problems(recipe: Recipe, store: Store) -> list[str]:
     """Returns lines about the problems with the images of a store."""
     copies = store.images["duplicates"]
     where = recipe.dataset.list or recipe.dataset.root
-    told = [*([store.source["aside"]] if "aside" in store.source else []), *store.source.get("notes", [])]
-    notes = [f"{where}: {line}" for line in told]
+    found = [*([store.source["aside"]] if "aside" in store.source else []), *store.source.get("notes", [])]
+    notes = [f"{where}: {line}" for line in found]
     if "identity" not in store.source and where is not None:
         notes.append(
             f"{store.path} was written by an earlier version, which compared names, sizes and times of files and no "
-            "bytes: it is used as it is; delete it to have it written anew"
+            "bytes: it is used as it is; delete it to have it written again"
         )
     notes += describe_kept_apart(recipe, store)
     if store.quarantined:

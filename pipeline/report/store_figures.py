@@ -13,17 +13,17 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import describe_shown
 
 
-def add_store_figures(album: FigureLog, worker: StageContext) -> None:
+def add_store_figures(figure_log: FigureLog, worker: StageContext) -> None:
     """Adds all figures of the store to those of the prepare stage."""
     store = worker.store
-    album.add(
+    figure_log.add(
         "images",
         figures.draw_store_statistics(store.images, store.quarantined),
         "sizes, modes and formats of the images",
     )
-    album.add("sample", _draw_sample(worker), "training images, as the evaluation crops them")
+    figure_log.add("sample", _draw_sample(worker), "training images, as the evaluation crops them")
     for name, (figure, title) in _class_figures(store, worker).items():
-        album.add(name, figure, title)
+        figure_log.add(name, figure, title)
 
 
 def _class_figures(store: Store, worker: StageContext) -> dict[str, tuple[Figure, str]]:

@@ -66,7 +66,7 @@ def resolve_given(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Giv
         source = find_weights(recipe.encoder.weights, recipe.network_spec)
     except ValueError as error:
         raise UserError(f"{WEIGHTS_KEY}: {error}") from None
-    recipe, told = _adopt_colours(recipe, *know_colours(recipe.network_spec, source))
+    recipe, notes = _adopt_colours(recipe, *know_colours(recipe.network_spec, source))
     encoder = Encoder(recipe.network_spec, recipe.dataset.image_size)
     try:
         loaded = load_weights(encoder, source, recipe.encoder.part)
@@ -80,7 +80,7 @@ def resolve_given(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Giv
     return (
         recipe,
         GivenWeights(folder, source.source, None, {**facts, **stated}),
-        [f"{WEIGHTS_KEY}: {loaded.describe()}", *told],
+        [f"{WEIGHTS_KEY}: {loaded.describe()}", *notes],
     )
 
 
@@ -103,13 +103,13 @@ def _fetch_tracked(recipe: Recipe, tracking: TrackingClient) -> tuple[Recipe, Gi
     )
     check_whole_encoder(folder, f"{WEIGHTS_KEY}: {recipe.encoder.weights!r}")
     spec = read_encoder_spec(folder)
-    recipe, told = _adopt_colours(recipe, {key: spec.get(key) for key in COLOUR_KEYS}, "as the encoder has them")
+    recipe, notes = _adopt_colours(recipe, {key: spec.get(key) for key in COLOUR_KEYS}, "as the encoder has them")
     check_encoder_spec(folder, recipe.network_spec, WEIGHTS_KEY)
     made_by = find_source_run(tracking, reference)
     given = GivenWeights(
         folder, reference, made_by, {"licence": recipe.encoder.licence} if recipe.encoder.licence else {}
     )
-    return recipe, given, [f"{WEIGHTS_KEY}: {reference}, of run {made_by[:8]}", *told]
+    return recipe, given, [f"{WEIGHTS_KEY}: {reference}, of run {made_by[:8]}", *notes]
 
 
 def know_colours(spec: Mapping[str, Any], source: WeightSource) -> tuple[dict[str, Any], str]:
@@ -144,8 +144,8 @@ def _adopt_colours(recipe: Recipe, colours: Mapping[str, Any], words: str) -> tu
         return recipe, []
     filled = {key: colours[key] for key in missing}
     raw = recipe.dump()
-    told = ", ".join(f"encoder.{key}: {[round(v, 4) for v in value]}" for key, value in filled.items())
-    return parse_recipe({**raw, "encoder": {**raw["encoder"], **filled}}), [f"{told}, {words}"]
+    listed = ", ".join(f"encoder.{key}: {[round(v, 4) for v in value]}" for key, value in filled.items())
+    return parse_recipe({**raw, "encoder": {**raw["encoder"], **filled}}), [f"{listed}, {words}"]
 
 
 def _describe_numbers(key: str, channels: int | None) -> str:

@@ -77,10 +77,10 @@ def adopt_encoder(recipe: Recipe, origin: TrackingLocation | None, only: str | N
     taken = {key: value for key, value in spec.items() if key not in stated and (key, value) not in section.items()}
     if not taken or ("name" in stated and section["name"] != spec["name"]):
         return recipe, ""
-    told = ", ".join(f"{key} {json.dumps(value)}" for key, value in taken.items())
+    listed = ", ".join(f"{key} {json.dumps(value)}" for key, value in taken.items())
     raw = recipe.dump()
     filled = parse_recipe({**raw, "encoder": {**(raw["encoder"] or {}), **taken}})
-    return filled, f"encoder, as {reference} has it, which {where} names: {told}"
+    return filled, f"encoder, as {reference} has it, which {where} names: {listed}"
 
 
 def resolve_references(recipe: Recipe, tracking: TrackingClient, inputs: Path, only: str | None) -> ResolvedReferences:

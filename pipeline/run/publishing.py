@@ -307,16 +307,16 @@ class RunPublisher:
     def _publish_summary(self, run_id: str, rows: list[ScoreRow], instances: Sequence[StageInstance]) -> None:
         self.tracking.log_results(run_id, list_summary_metrics(self.recipe, rows))
         self.tracking.client.set_tag(run_id, DESCRIPTION_TAG, self._describe_run(rows))
-        album = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
+        figure_log = FigureLog(self.tracking, run_id, self.folder / SUMMARY_FOLDER)
         if compared := [row for row in rows if row.baseline and row.is_scored]:
             if has_arm_columns(compared):
                 caption = "test scores of the network with pretrained, given and fresh weights"
-                album.add("comparison", figures.draw_arm_comparison(group_by_measure(compared)), caption)
+                figure_log.add("comparison", figures.draw_arm_comparison(group_by_measure(compared)), caption)
             else:
                 caption = "test scores of the pretrained network and of the same network without pretraining"
-                album.add("comparison", figures.draw_comparison(table_facts(self.recipe, compared)), caption)
-        add_progress(album, self.recipe, instances)
-        add_filter_comparison(album, self.recipe, instances)
+                figure_log.add("comparison", figures.draw_comparison(table_facts(self.recipe, compared)), caption)
+        add_progress(figure_log, self.recipe, instances)
+        add_filter_comparison(figure_log, self.recipe, instances)
         if rows:
             self.tracking.client.log_dict(run_id, {"rows": table_facts(self.recipe, rows)}, "table.json")
         for name in dict.fromkeys(instance.stage for instance in instances):

@@ -90,8 +90,8 @@ def run_recipe(
     _check_kind(recipe, only)
     check_loggers(recipe.tracking.loggers)
     recipe, chosen = resolve_scale(recipe)
-    recipe, told = adopt_encoder(recipe, repeats.origin if repeats else None, only)
-    for line in filter(None, (chosen, told)):
+    recipe, adopted = adopt_encoder(recipe, repeats.origin if repeats else None, only)
+    for line in filter(None, (chosen, adopted)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if parent is None or parent.store is None:
         check_recipe(recipe)
@@ -154,12 +154,12 @@ class RecipeRunner:
         """Runs all stages, or those of the kind `only`, and publishes the table, the model cards and the report."""
         self.mirror.fetch_run()
         origin = self.publisher.origin or self.publisher.tracking
-        self.recipe, given, told = resolve_given(self.recipe, origin)
-        self._print_lines(told)
+        self.recipe, given, notes = resolve_given(self.recipe, origin)
+        self._print_lines(notes)
         self.references = resolve_references(self.recipe, origin, self.folder / "inputs", only)
         self.references.given = given
-        self.references.teachers, told = resolve_teachers(self.recipe, origin)
-        self._print_lines(told)
+        self.references.teachers, notes = resolve_teachers(self.recipe, origin)
+        self._print_lines(notes)
         for name, stage in self.recipe.stages.items():
             if only in (None, stage.kind):
                 self._print_notes(stage_kind(stage).list_warnings(name, stage))
@@ -187,10 +187,10 @@ class RecipeRunner:
         if self.parent and self.parent.store:
             self._use_store(Store.open(self.parent.store))
             return
-        progress, told = ProgressCounter(self.console, "prepare"), list[str]()
+        progress, printed = ProgressCounter(self.console, "prepare"), list[str]()
 
         def tell(lines: Sequence[str]) -> None:
-            told.extend(lines)
+            printed.extend(lines)
             self._print_lines(lines)
 
         with progress:
@@ -208,7 +208,7 @@ class RecipeRunner:
         instance = self._prepare_instance(store)
         is_new = not (instance.folder / PUBLISHED_FILE).exists()
         if is_new:
-            self._print_lines([] if told else store.source.get("reading", []))
+            self._print_lines([] if printed else store.source.get("reading", []))
             self._print_lines(image_statistics.describe_statistics(store.images, store.splits))
             self._print_notes(describe_other_stores(self.recipe.dataset, store))
         self._print_notes(data_notes.describe_problems(self.recipe, store))

@@ -34,14 +34,14 @@ def resolve_teachers(recipe: Recipe, tracking: TrackingClient) -> tuple[dict[str
     Raises:
         UserError: a teacher has no weights, they are refused, or do not fit its network; names the key.
     """
-    found, told = dict[str, GivenWeights](), list[str]()
+    found, notes = dict[str, GivenWeights](), list[str]()
     for name, stage in recipe.stages.items():
         if isinstance(stage, Pretrain) and stage.teacher is not None:
             where = f"stages.{name}.method.teacher"
             size = stage.choose_teacher_size(recipe.dataset.image_size)
             found[name], line = _resolve_teacher(where, stage.teacher, size, recipe.storage, tracking)
-            told.append(line)
-    return found, told
+            notes.append(line)
+    return found, notes
 
 
 def _resolve_teacher(

@@ -73,8 +73,8 @@ def write_trial_file(
         "tags": tags,
         "cwd": str(Path.cwd()),
         "verbose": os.environ.get("FIRSTLIGHT_VERBOSE", ""),
-        "wanted": vars(request),
-        "passage": {**vars(segment), "begin": str(segment.begin) if segment.begin else None} if segment else None,
+        "request": vars(request),
+        "segment": {**vars(segment), "begin": str(segment.begin) if segment.begin else None} if segment else None,
     }
     write_sealed_json(folder / TRIAL_FILE, fields)
 
@@ -87,7 +87,7 @@ class _RequestShape(RecordShape):
     maker: str | None
 
 
-class _PassageShape(RecordShape):
+class _SegmentRecordShape(RecordShape):
     """A `TrainingSegment` as JSON."""
 
     stage: str
@@ -103,8 +103,8 @@ class _TrialFileShape(RecordShape):
     store: str
     tags: dict[str, str]
     cwd: str
-    wanted: _RequestShape
-    passage: _PassageShape | None
+    request: _RequestShape
+    segment: _SegmentRecordShape | None
 
 
 TRIAL_SHAPE = TypeAdapter(_TrialFileShape)
@@ -132,7 +132,7 @@ def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
     # A machine without this working directory cannot have files below it either.
     with contextlib.suppress(OSError):
         os.chdir(fields["cwd"])
-    request, segment = _parse_request(fields["wanted"]), _parse_segment(fields["passage"])
+    request, segment = _parse_request(fields["request"]), _parse_segment(fields["segment"])
     recipe = parse_recipe(fields["recipe"])
     images = Store.open(Path(fields["store"])).splits["train"]
     reporter = TrialReporter(recipe, request, images, report)

@@ -81,8 +81,8 @@ class ReconstructStage(StageKind[Reconstruct]):
             loader = context.build_loader([context.recipe.dataset.eval_augment], instance.seed)
             batch = to_batch(loader.load_once(select_evenly_spaced(ids, NUM_VIEWED_IMAGES)), context.device)
             corrupted = _corrupt_batch(stage, encoder, batch, instance.seed)
-            shown = SHOWN_IMAGES[stage.images]
-            grids = draw_reconstructions(encoder, decoder, batch.views[0], corrupted, shown, stage.shown_map)
+            subject = SHOWN_IMAGES[stage.images]
+            grids = draw_reconstructions(encoder, decoder, batch.views[0], corrupted, subject, stage.shown_map)
             save_pictures(grids, instance.folder / PICTURES_FILE)
             instance.write_result({"images": len(ids), "psnr": {stage.images: mean}})
         barrier()

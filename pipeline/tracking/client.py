@@ -1,6 +1,6 @@
 """Runs in MLflow: a parent run for each recipe, and a child run for each stage and seed.
 
-The loggers of `tracking.loggers` are told the same.
+The loggers of `tracking.loggers` get the same.
 
 Only the driver writes to MLflow. Workers write their numbers to files.
 """

@@ -24,7 +24,7 @@ ROW_COUNTERS = ("step", "time", "of", "steps_per_epoch")
 class MetricLog:
     """Logs the metrics and the results of runs. `client` retries, `direct_client` does not.
 
-    `loggers`: the names of loggers that are told the same numbers. `console`: where they say that one has failed.
+    `loggers`: the names of loggers that get the same numbers. `console`: where they say that one has failed.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class RetryingClient:
                         continue
                     if not is_unavailable(error):
                         raise
-                    # The timeout of a server that does not answer was wait enough.
+                    # The timeout of a server that does not answer is a wait in itself.
                     wait = None if describe_failure(error) == READ_TIMED_OUT else next(waits, None)
                     if wait is None:
                         self._unreachable = True

@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 from firstlight.pipeline.records import RecordShape, read_json_record
 
 RUN_FILE = "mlflow.json"
-RUN_FILE_ADVICE = "delete this file and run again: the run begins anew in MLflow"
+RUN_FILE_ADVICE = "delete this file and run again: the run begins as a new one in MLflow"
 
 
 class _RunFileShape(RecordShape):

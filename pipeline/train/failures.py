@@ -37,7 +37,7 @@ PREEMPTION_LOOK_S, PREEMPTION_SAVE_S = 5.0, 20.0
 MAX_STEPS_BETWEEN_LOOKS = 10_000
 # Seconds that a rank which lost contact waits after a notice, until Ray has noticed itself which machine is gone.
 PREEMPTION_WAIT_S = 60.0
-# True in a process that was told of a notice.
+# True in a process that has received a notice.
 _was_noticed = False
 SECONDARY_ERROR_TEXTS = (
     "third_party/gloo",

@@ -21,10 +21,6 @@ class MapList(list[Tensor]):
         super().__init__(maps)
         self.class_tokens = None if class_tokens is None else list(class_tokens)
 
-    def limit_depth(self, depth: int | None) -> "MapList":
-        """Returns the first `depth` maps, with their class tokens; all of them for None."""
-        return MapList(self[:depth], None if self.class_tokens is None else self.class_tokens[:depth])
-
 
 def join_channels(first: MapList, second: MapList) -> MapList:
     """Concatenates the maps of two networks along their channels, and their class tokens."""

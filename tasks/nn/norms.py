@@ -40,7 +40,9 @@ class SyncBatchNorm(BatchNorm):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             full = x.to(torch.promote_types(x.dtype, torch.float32))
-            y, mean, variance = _GlobalNorm.apply(full, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+            y, mean, variance = _GlobalNorm.apply(  # type: ignore[no-untyped-call]
+                full, self.weight, self.bias, self.eps
+            )
             self._update_running_statistics(mean, variance, x.numel() // x.shape[1] * world_size())
             return y.to(x.dtype)  # type: ignore[no-any-return]
 

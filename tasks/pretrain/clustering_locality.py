@@ -204,7 +204,7 @@ class ClusteringLocality(Method):
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cam
 
     @torch.no_grad()
-    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, subject: str = "held-out images") -> tuple[ImageGrid, ...]:
         """Returns the class activation maps of each image's most probable class, before and after the training."""
         images = batch.views[0]
         maps = ImageRow(
@@ -213,7 +213,9 @@ class ClusteringLocality(Method):
             stretch_contrast(self.embed(batch)[1].float()),
             untrained=True,
         )
-        return (ImageGrid("class_activation", f"class activation maps of {shown}", (ImageRow("image", images), maps)),)
+        return (
+            ImageGrid("class_activation", f"class activation maps of {subject}", (ImageRow("image", images), maps)),
+        )
 
     def predict(self, images: Tensor) -> Tensor | None:
         if not self.supervised:

@@ -126,6 +126,6 @@ class DenoisingAutoEncoder(Method):
     def exported_networks(self) -> dict[str, nn.Module]:
         return {"decoder": self.decoder}
 
-    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, subject: str = "held-out images") -> tuple[ImageGrid, ...]:
         corrupted = self.corrupt_images(batch)
-        return draw_reconstructions(self.encoder, self.decoder, batch.views[0], corrupted, shown, self.shown_map)
+        return draw_reconstructions(self.encoder, self.decoder, batch.views[0], corrupted, subject, self.shown_map)

@@ -123,14 +123,9 @@ class Dino(Method):
         pool: ProjectorPooling | None = None,
     ) -> None:
         super().__init__(encoder, info)
-        name = encoder.spec.get("model", encoder.spec["name"])
-        if patch_loss and not is_maskable(encoder):
-            raise ValueError(
-                f"patch_loss: {patch_loss:g} needs one ViT with a class token, which {name} is not; valid: 0"
-            )
+        if patch_loss:
+            _check_patches(encoder, pool, patch_loss, patch_head)
         self.pool = choose_pooling(encoder, pool)
-        if patch_loss and patch_head == "shared" and self.pool == "cls_avg":
-            raise ValueError("patch_head: shared is not valid with pool: cls_avg, which has more features; valid: own")
         if mask_ratio[0] > mask_ratio[1]:
             raise ValueError(f"mask_ratio: {list(mask_ratio)} does not rise; valid: the smaller share first")
         self.num_views = GLOBAL_VIEWS + local_views
@@ -247,9 +242,9 @@ class Dino(Method):
             entropy = torch.special.entr(targets).sum(-1).mean()
         return {"loss": total, **terms, "target_entropy": entropy}
 
-    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, subject: str = "held-out images") -> tuple[ImageGrid, ...]:
         """Returns the attention of the class token (figure 1) for a ViT; nothing for other encoders."""
-        return draw_class_attention(self.exported_encoder(), batch.views[0], shown)
+        return draw_class_attention(self.exported_encoder(), batch.views[0], subject)
 
     def _assign_prototypes(self, head: nn.Module, pooled: Sequence[Tensor]) -> Tensor:
         """Returns (B, views, K) logits of the (B, C) features of views; they pass the head as one batch."""
@@ -294,3 +289,16 @@ class Dino(Method):
             for head, of_network in zip(heads, tokens, strict=True)
         ]
         return [*logits, weights.to(logits[0].dtype)]
+
+
+def _check_patches(encoder: Encoder, pool: ProjectorPooling | None, patch_loss: float, patch_head: str) -> None:
+    """Checks that patches of the encoder's images can be masked, and that the head fits them.
+
+    Raises:
+        ValueError: names the parameter and the valid value.
+    """
+    if not is_maskable(encoder):
+        name = encoder.spec.get("model", encoder.spec["name"])
+        raise ValueError(f"patch_loss: {patch_loss:g} needs one ViT with a class token, which {name} is not; valid: 0")
+    if patch_head == "shared" and choose_pooling(encoder, pool) == "cls_avg":
+        raise ValueError("patch_head: shared is not valid with pool: cls_avg, which has more features; valid: own")

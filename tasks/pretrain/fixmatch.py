@@ -171,11 +171,11 @@ class FixMatch(Method):
                 terms["fairness"] = fairness_loss(strong, taken, *averages)
                 total = total + self.fairness * terms["fairness"]
         truth = None if self.truth is None else self.truth[batch.rows]
-        told = measure_pseudo_labels(targets, taken, unlabelled, truth, weak.shape[1])
+        measured = measure_pseudo_labels(targets, taken, unlabelled, truth, weak.shape[1])
         thresholds = self.threshold.class_thresholds
         if thresholds is not None:
-            told |= {"threshold_mean": thresholds.mean(), "threshold_min": thresholds.min()}
-        return {"loss": total, **terms, "accuracy": accuracy, **told}
+            measured |= {"threshold_mean": thresholds.mean(), "threshold_min": thresholds.min()}
+        return {"loss": total, **terms, "accuracy": accuracy, **measured}
 
     def predict(self, images: Tensor) -> Tensor | None:
         return self.classify(images).argmax(1)

@@ -8,7 +8,7 @@ stop-gradient, and one coefficient lambda (section 5.1, algorithm 2):
     SIGReg(z) = mean over random unit vectors a of T(a^T z)                                      (section 4, def. 2)
 
 T is the test of Epps and Pulley (`firstlight.tasks.joint_embedding.sigreg`), over the images of all workers. The
-vectors a are drawn anew in every step.
+vectors a are drawn in every step.
 """
 
 from collections.abc import Mapping

@@ -146,7 +146,7 @@ class MaskedAutoEncoder(Method):
         return {"psnr": self._measure_psnr(predicted, self.draw_patches(batch)[1], batch)}
 
     @torch.no_grad()
-    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, subject: str = "held-out images") -> tuple[ImageGrid, ...]:
         """Returns a grid like the authors' demonstration: masked patches are grey, then as the network fills them."""
         (predicted,) = self.embed(batch)
         _, masked = self.draw_patches(batch)
@@ -162,7 +162,7 @@ class MaskedAutoEncoder(Method):
             for (caption, patches), is_drawn in zip(pixels.items(), (False, False, True), strict=True)
         )
         given = ", from the true mean and deviation of each patch" if self.normalize_pixels else ""
-        return (ImageGrid("masked_patches", f"{shown}, masked and reconstructed{given}", rows),)
+        return (ImageGrid("masked_patches", f"{subject}, masked and reconstructed{given}", rows),)
 
     def draw_patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the numbers of visible (B, K) and masked (B, M) patches: functions of (seed, pass, id) alone."""

@@ -183,10 +183,10 @@ class Method(Learner):
         """Returns (B,) metrics by name: how well the method solves its task for each image of a held-out batch."""
         return {}
 
-    def image_grids(self, batch: Batch, shown: str = "held-out images") -> tuple[ImageGrid, ...]:
+    def image_grids(self, batch: Batch, subject: str = "held-out images") -> tuple[ImageGrid, ...]:
         """Returns grids that show on images that were not trained on what was learned; () if there is nothing to show.
 
-        `shown`: what these images are, for the titles.
+        `subject`: what these images are, for the titles.
 
         It is also called before the first step, for the rows of the untrained network. It runs in evaluation mode,
         without gradients, on rank 0 alone: an implementation uses no collectives and draws no random numbers.

@@ -52,7 +52,7 @@ class SuperAnd(Method):
                             variant: paper                             variant: reference
         L_and, L_ue over    the first view                             both views
         neighbour           of the nearest f(x) (eq. 7), which is      of the nearest row of the bank
-                            computed anew before each round
+                            computed again before each round
         entropy (eq. 9)     of p_i of f(x) (eq. 1)                     of p_i of the bank's row of i
         selected image      -log p_i^neighbour (eqs. 7 and 10)         -log(p_i^i + p_i^neighbour)
         own class in L_ue   left out (eq. 11)                          its logit is -10
@@ -99,8 +99,8 @@ class SuperAnd(Method):
     `chunk`: the number of rows of the bank that are processed at a time; it changes memory, not results.
     `bank_dtype`: the type in which the bank is stored. The 16-bit types halve its memory; on the unit sphere float16 is
         the more exact of the two.
-    `negatives`: the number of rows of the bank that the softmax of L_and and L_ue is estimated over, drawn anew at each
-        step and shared by the batch; null: all rows. The search for neighbours and L_aug are exact in both cases.
+    `negatives`: the number of rows of the bank that the softmax of L_and and L_ue is estimated over, drawn in
+        each step and shared by the batch; null: all rows. The search for neighbours and L_aug are exact in both cases.
     """
 
     title: ClassVar[str] = "Super-AND (Instance and AND are configurations of it)"
@@ -113,7 +113,7 @@ class SuperAnd(Method):
         "The paper's text and its authors' code differ; `variant`, `ue_sign`, `ue_classes` and `initial` say which was "
         "followed.",
         "Instance is learned with the softmax over all images, without noise-contrastive estimation.",
-        "For kNN, an evaluation embeds the training images anew; with `knn_bank: true` also over the bank (paper).",
+        "For kNN, an evaluation embeds the training images again; with `knn_bank: true` also over the bank (paper).",
         "The recipes drop the learning rate at epochs 120 and 160 of a round (authors' code), not from 80 on (paper).",
         "The memory bank takes the embeddings of the first view; in the authors' code, which view stays is chance.",
         "With `variant: paper`, an image that fills no batch of an epoch is searched for by its row of the bank.",

@@ -50,10 +50,10 @@ def compute_class_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     return weights[:, :, 0, -rows * columns :].reshape(len(images), -1, rows, columns)
 
 
-def draw_class_attention(encoder: Encoder, images: Tensor, shown: str) -> tuple[ImageGrid, ...]:
+def draw_class_attention(encoder: Encoder, images: Tensor, subject: str) -> tuple[ImageGrid, ...]:
     """Returns a grid of (B, 3, H, W) images under the attention of the class token: its mean over heads, and each head.
 
-    Each map is stretched to its own range. Returns () where there is no such attention. `shown`: what the images are.
+    Each map is stretched to its own range. Returns () where there is no such attention. `subject`: what the images are.
     """
     attention = compute_class_attention(encoder, images)
     if attention is None:
@@ -65,4 +65,4 @@ def draw_class_attention(encoder: Encoder, images: Tensor, shown: str) -> tuple[
         for number, weights in enumerate(heads[:MAX_SHOWN_HEADS], 1)
         if len(heads) > 1
     ]
-    return (ImageGrid("attention", f"attention of the class token in the last block, {shown}", tuple(rows)),)
+    return (ImageGrid("attention", f"attention of the class token in the last block, {subject}", tuple(rows)),)

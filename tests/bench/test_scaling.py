@@ -30,8 +30,8 @@ from bench.scaling.traffic import (
     simulate_step,
 )
 from firstlight.pipeline.data.order.id_set import make_id_set
-from firstlight.pipeline.data.order.lane_plan import LanePlan, _order_groups
-from firstlight.pipeline.data.plan import BatchPlan, _shuffle_epoch
+from firstlight.pipeline.data.order.lane_plan import _order_groups
+from firstlight.pipeline.data.plan import _shuffle_epoch
 from firstlight.tasks.collective import rank, world_size
 from firstlight.tasks.memory_bank import MemoryBank
 from firstlight.tasks.nn.encoders import Encoder
@@ -199,13 +199,9 @@ def test_estimated_bytes_of_lanes_equal_plan(held_out: bool) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 64])
 def test_tasks_of_all_workers_form_batches_of_plan(workers: int) -> None:
     for order in (orders.make_plan(1024, 4096, 16_384), orders.make_lane_plan(1024, 4096, 16_384)):
-        check_parts_form_batches(order, workers)
-
-
-def check_parts_form_batches(order: BatchPlan | LanePlan, workers: int) -> None:
-    parts = [np.concatenate(orders.list_task_ids(order, rank, workers)) for rank in range(workers)]
-    steps = np.concatenate([part.reshape(order.steps, -1) for part in parts], axis=1)
-    assert np.array_equal(steps, order.epoch(0))
+        parts = [np.concatenate(orders.list_task_ids(order, rank, workers)) for rank in range(workers)]
+        steps = np.concatenate([part.reshape(order.steps, -1) for part in parts], axis=1)
+        assert np.array_equal(steps, order.epoch(0))
 
 
 @pytest.mark.parametrize(("workers", "amplification"), [(16, 1.0), (64, 4.0), (128, 8.0)])

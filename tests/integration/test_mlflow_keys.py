@@ -128,7 +128,7 @@ def test_run_of_the_recipe_shows_data_set_and_models_once(finished: Recipe) -> N
     assert len(digests) == 1
     assert models == sorted(made)
     assert len(models) >= len(finished.seeds)
-    # Published anew, as after a kill before the end.
+    # Published again, as after a kill before the end.
     (file,) = (Path(finished.storage) / finished.name / "recipes").glob("*.json")
     write_sealed_json(file, {**read_run_file(file), "closed": False})
     run_recipe(finished, Console(quiet=True))

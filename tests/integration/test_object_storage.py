@@ -187,7 +187,7 @@ def test_damaged_objects_are_made_again(server: ObjectServer, database: str) -> 
     assert again.run_id == first.run_id
     forget(recipe)
     _, text = run(recipe)
-    assert text.count("finished before, unchanged") == 1, "what was damaged was written anew"
+    assert text.count("finished before, unchanged") == 1, "what was damaged was written again"
 
 
 @pytest.mark.ray

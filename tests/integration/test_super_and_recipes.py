@@ -118,7 +118,7 @@ def test_trainings_have_the_settings_of_section_4_1(name: str, key: str) -> None
 
 
 def test_learning_rate_of_a_round_is_that_of_the_code_or_of_the_paper() -> None:
-    """The code's 0.03 * 0.1 ** ((epoch - 80) // 40) from 80 on; the paper drops at 80, too. Every round begins anew."""
+    """The code's 0.03 * 0.1 ** ((epoch - 80) // 40) from 80 on; the paper drops at 80, too. Rounds begin again."""
     for name, first in ((RESNET18, 120), (f"{RESNET18}_paper", 80)):
         stage = pretrainings(name)["pretrain"]
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=stage.optimizer.lr)

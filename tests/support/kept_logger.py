@@ -1,4 +1,4 @@
-"""A logger that keeps what it is told in memory, and a client of MLflow that has the numbers that a test gives it."""
+"""A logger that keeps what it gets in memory, and a client of MLflow that has the numbers that a test gives it."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ class KeptLogger(RunLogger):
 
     kept: ClassVar[dict[str, list[LoggedNumber]]] = {}
     images: ClassVar[dict[str, list[tuple[str, str]]]] = {}
-    told: ClassVar[list[tuple[str, str]]] = []
+    events: ClassVar[list[tuple[str, str]]] = []
     # The method that raises
     failing: ClassVar[str] = ""
 
     @classmethod
     def forget(cls) -> None:
-        cls.kept, cls.images, cls.told, cls.failing = {}, {}, [], ""
+        cls.kept, cls.images, cls.events, cls.failing = {}, {}, [], ""
 
     def __init__(self, run: LoggedRun) -> None:
         self.run = run
@@ -32,7 +32,7 @@ class KeptLogger(RunLogger):
     def _tell(self, what: str) -> None:
         if self.failing == what:
             raise OSError(28, "No space left on device")
-        self.told.append((self.run.name, what))
+        self.events.append((self.run.name, what))
 
     def list_numbers(self) -> Iterable[tuple[str, int, float]]:
         return [number[:3] for number in self.before]

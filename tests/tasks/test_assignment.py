@@ -16,6 +16,9 @@ from firstlight.tasks import assignment
 from firstlight.tasks.assignment import SPARSE_TOLERANCE, best_assignment, sparse_assignment
 from tests.support import references
 
+# (G, d) features and the (G, d) targets that they hold -> the (G,) permutation of the targets.
+Solver = Callable[[Tensor, Tensor], Tensor]
+
 
 def unit(n: int, d: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
@@ -51,7 +54,7 @@ def test_assignment_is_optimal(n: int, d: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("solve", [best_assignment, sparse_assignment])
-def test_assignment_of_collapsed_features_is_a_permutation(solve: assignment.Solver) -> None:
+def test_assignment_of_collapsed_features_is_a_permutation(solve: Solver) -> None:
     features = unit(1, 8, 0).expand(64, 8) + 1e-9 * unit(64, 8, 1)
     assert sorted(solve(features, unit(64, 8, 2)).tolist()) == list(range(64))
 
@@ -128,7 +131,7 @@ def test_images_that_are_all_equal_keep_their_targets() -> None:
 @pytest.mark.fault(39, "an assignment of NaN")
 @pytest.mark.parametrize("solve", [best_assignment, sparse_assignment])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_assignment_of_what_is_no_number_is_a_permutation(solve: assignment.Solver, value: float) -> None:
+def test_assignment_of_what_is_no_number_is_a_permutation(solve: Solver, value: float) -> None:
     """The loop checks the loss on all workers; an error of the solver on one of them would count as a crash."""
     features = unit(40, 8, 0)
     features[3, 2] = value

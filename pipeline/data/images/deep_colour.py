@@ -13,7 +13,6 @@ from PIL import ImageFile
 # The offset in a PNG file of the number of bits of a sample.
 PNG_DEPTH_BYTE = 24
 TIFF_BITS_PER_SAMPLE, TIFF_PLANAR_CONFIGURATION, TIFF_SEPARATE_PLANES = 258, 284, 2
-MAX_8_BIT_LEVEL = 255
 # Layout of the samples in the file -> that of the other byte order. N is the byte order of this machine.
 OTHER_BYTE_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 # Layouts whose samples are kept as they are, without their byte order.

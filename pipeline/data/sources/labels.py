@@ -32,7 +32,7 @@ FALSE_TRUE = ("False", "True")
 
 
 class LabelReading(NamedTuple):
-    """The names of the classes, () = unlabelled, the (n,) int64 labels, -1 = unknown, and what is to be told."""
+    """The names of the classes, () = unlabelled, the (n,) int64 labels, -1 = unknown, and notes."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -232,7 +232,7 @@ def _number_integers(
                 f"named by it; a {CLASSES_FILE} in the folder of the images names classes from 0 on"
             )
         numbers = {int(name): k for k, name in enumerate(classes)}
-        return classes, [-1 if value in (None, -1) else numbers.get(value, -2) for value in found]  # type: ignore[arg-type]
+        return classes, [-1 if value is None or value == -1 else numbers.get(value, -2) for value in found]
     names = {name: k for k, name in enumerate(known)}
     if values and all(str(value) in names for value in values):
         by_name = [-1 if value in (None, -1) else names.get(str(value), -2) for value in found]
@@ -243,7 +243,7 @@ def _number_integers(
     if values and values[0] >= 1 and values[-1] == len(known):
         first = 1
         notes.append(f"labels run from 1 to {len(known):,}, as many as there are classes: 1 is {known[0]!r}")
-    return known, [-1 if value in (None, -1) else value - first if value >= 0 else -2 for value in found]  # type: ignore[operator]
+    return known, [-1 if value is None or value == -1 else value - first if value >= 0 else -2 for value in found]
 
 
 def read_class_names(files: Files) -> tuple[str, ...]:

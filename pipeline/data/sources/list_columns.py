@@ -38,7 +38,7 @@ SAMPLED_PATHS = 100
 
 @dataclass
 class ListColumns:
-    """The column `path`, and `label` and `split` if there are any; the encoding of the text; what is to be told."""
+    """The column `path`, and `label` and `split` if there are any; the encoding of the text; notes."""
 
     table: pa.Table
     encoding: str = "utf-8"
@@ -62,7 +62,7 @@ def parse_list_columns(dataset: SourceOptions, data: bytes, where: str) -> ListC
     table = table.rename_columns(names)
     for column in _find_columns(dataset, table, has_header, where).items():
         chosen[column[0]] = column[1].name
-        found.notes += [column[1].told] if column[1].told else []
+        found.notes += [column[1].note] if column[1].note else []
     if others := [name or "one without a name" for name in names if name not in chosen.values()]:
         read = ", ".join(show_name(name) for name in chosen.values())
         found.reading.append(f"columns read: {read}; left out: {join_names(others)}")

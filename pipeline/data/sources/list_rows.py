@@ -27,7 +27,7 @@ from firstlight.pipeline.errors import UserError
 
 @dataclass
 class MarkedRows:
-    """The rows of each split, those of none, by reason, and what is to be told."""
+    """The rows of each split, those of none, by reason, and notes."""
 
     rows: dict[str, np.ndarray]
     left_out: dict[str, int] = field(default_factory=dict)

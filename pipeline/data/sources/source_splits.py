@@ -22,7 +22,7 @@ DEFAULT_TEST_FRACTION = 0.2
 
 
 class SettledSplits(NamedTuple):
-    """The images of each split, and what is to be told of them."""
+    """The images of each split, and notes about them."""
 
     rows: dict[str, np.ndarray]
     reading: tuple[str, ...]
@@ -60,7 +60,7 @@ def settle_splits(
 
 
 class FileSplits(NamedTuple):
-    """The files of each split, those of none, and what is to be told."""
+    """The files of each split, those of none, and notes."""
 
     splits: dict[str, list[str]]
     others: list[str]
@@ -94,8 +94,8 @@ def split_files(names: list[str], dataset: SourceOptions, where: str) -> FileSpl
     if groups["train"]:
         return FileSplits(groups, rest, (describe_split_names(found),) if groups["val"] or groups["test"] else ())
     if rest:
-        told = {**found, **dict.fromkeys(rest, "train")}
-        return FileSplits({**groups, "train": rest}, [], (describe_split_names(told),) if found else ())
+        placed = {**found, **dict.fromkeys(rest, "train")}
+        return FileSplits({**groups, "train": rest}, [], (describe_split_names(placed),) if found else ())
     if len(set(found.values())) == 1:
         return FileSplits({"train": names, "val": [], "test": []}, [], ())
     raise UserError(
@@ -120,8 +120,8 @@ def _match_file_patterns(names: list[str], splits: Mapping[str, tuple[str, ...]]
         )
     groups = groups if splits else {"train": names, "val": [], "test": []}
     read = {name: split for split, found in groups.items() for name in found}
-    told = (describe_split_names(read, " (dataset.splits)"),) if splits else ()
-    return FileSplits(groups, [name for name in names if name not in read], told)
+    notes = (describe_split_names(read, " (dataset.splits)"),) if splits else ()
+    return FileSplits(groups, [name for name in names if name not in read], notes)
 
 
 def lay_end_to_end(splits: Mapping[str, Sequence[object]], counts: Sequence[int]) -> dict[str, np.ndarray]:

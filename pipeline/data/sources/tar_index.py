@@ -30,7 +30,7 @@ from firstlight.pipeline.errors import one_line
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # The largest .cls or .json
 MAX_LABEL_BYTES = 1 << 20
-# Fields of a .json that are told where the label is not among them
+# Fields of a .json that are named where the label is not among them
 MAX_JSON_FIELDS = 20
 # The exceptions that tarfile raises for a damaged archive. RecursionError: a thousand headers in a row, each of which
 # extends the next one
@@ -224,8 +224,8 @@ def _parse_json_label(data: bytes, field: str, other_fields: Counter[str]) -> st
         return None
     found = find_column(field, list(record), "dataset.label_column", LABEL_COLUMNS)
     value = record.get(found.name) if found else None
-    if found is None or found.told:
-        other_fields.update([found.told] if found else list(record)[:MAX_JSON_FIELDS])
+    if found is None or found.note:
+        other_fields.update([found.note] if found else list(record)[:MAX_JSON_FIELDS])
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(value)
     if value is not None and not isinstance(value, bool | int | float | str):

@@ -156,7 +156,7 @@ def _require_training_images(
 def _label_entries(
     dataset: SourceOptions, files: Files, archives: tuple[str, ...], found: FileSplits, resolved: ResolvedSamples
 ) -> tuple[LabelReading, dict[str, np.ndarray], tuple[str, ...]]:
-    """Returns the labels of the entries, the rows of the splits, and what is told of the folders of the keys.
+    """Returns the labels of the entries, the rows of the splits, and notes about the folders of the keys.
 
     Labels are those of the samples; where no sample has one, the folders of the keys are read like folders on disk.
     """
@@ -179,7 +179,7 @@ def _label_entries(
 
 
 def _read_key_folders(members: ArchiveEntries) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """Returns the split and the class of each entry by the folders of its key, and what is told; [] without folders."""
+    """Returns the split and the class of each entry by the folders of its key, and notes; [] without folders."""
     folders = [name.rpartition(b"/")[0].strip(b"/") for name in members.names.to_pylist()]
     good = [k for k in range(len(folders)) if k not in members.reasons]
     try:
@@ -190,9 +190,9 @@ def _read_key_folders(members: ArchiveEntries) -> tuple[list[tuple[str, str]], t
     classes = {kind for folder in {folders[k] for k in good} for _, kind in [known[folder]]}
     if classes == {b""} or (b"" in classes and len(classes) > 1):
         return [], ()
-    told = "no sample has a label: the folder of a key is its class; dataset.label_column=null reads no labels"
+    note = "no sample has a label: the folder of a key is its class; dataset.label_column=null reads no labels"
     placed = [(known[folder][0] or "train", decode_path(known[folder][1])) for folder in folders]
-    return placed, (*plan.reading, *plan.notes, told)
+    return placed, (*plan.reading, *plan.notes, note)
 
 
 # Cached, as a run lists its source twice: for its checks, and to prepare it

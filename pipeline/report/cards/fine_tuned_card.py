@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.report.cards.card_parts import (
     describe_data,
     describe_lineage,
@@ -90,20 +89,20 @@ def render_model_card(
 
     `exported`: the result of the export whose formats the card tells of; None for the model itself.
     """
-    recipe, (told, preprocessing) = worker.recipe, read_model_description(folder)
-    spec, task = read_encoder_spec(folder), told["task"]["name"]
+    recipe, (description, preprocessing) = worker.recipe, read_model_description(folder)
+    spec, task = read_encoder_spec(folder), description["task"]["name"]
     origin = trace_weights(recipe, instance.stage, folder)
-    own = [row for row in rows if row.arm == told.get("arm")]
+    own = [row for row in rows if row.arm == description.get("arm")]
     tag = PIPELINE_TAGS.get(task, CLASSIFICATION_TAG)
     return join_sections(
         [
             make_front_matter(recipe, tag, [tag, task], origin, name_library(exported)),
-            f"# {recipe.name}: {task} with {name_network(spec)}, seed {name_seed(told)}",
+            f"# {recipe.name}: {task} with {name_network(spec)}, seed {name_seed(description)}",
             recipe.description,
-            _describe_model(told, spec, preprocessing),
+            _describe_model(description, spec, preprocessing),
             _describe_preprocessing(preprocessing),
-            _describe_fine_tuning(recipe, told),
-            describe_data(worker.store, worker, told, "model"),
+            _describe_fine_tuning(description),
+            describe_data(worker.store, worker, description, "model"),
             describe_seed_scores(recipe, instance, siblings, own, "model"),
             _describe_use() if exported is None else _describe_formats(exported, task, preprocessing, spec),
             describe_lineage(lineage),
@@ -112,15 +111,15 @@ def render_model_card(
     )
 
 
-def _describe_model(told: Mapping[str, Any], spec: Mapping[str, Any], seen: Preprocessing) -> str:
-    classes, task = told["classes"], told["task"]["name"]
+def _describe_model(description: Mapping[str, Any], spec: Mapping[str, Any], seen: Preprocessing) -> str:
+    classes, task = description["classes"], description["task"]["name"]
     answer = ANSWERS.get(task, CLASSES_ANSWER).format(count=len(classes))
     listed = ", ".join(format_code(name) for name in classes[:MAX_CARD_CLASSES])
     more = f" and {len(classes) - MAX_CARD_CLASSES:,} more" if len(classes) > MAX_CARD_CLASSES else ""
     return (
         f"## What it is\n\nA fine-tuned network, {name_network(spec)} with the layers of the task `{task}`. "
         f"For an image of any size, seen as {seen.image_size} x {seen.image_size} pixels, it gives {answer}.\n\n"
-        f"The classes, in the order of its outputs: {listed}{more}.\n\n{format_settings(told['task'])}"
+        f"The classes, in the order of its outputs: {listed}{more}.\n\n{format_settings(description['task'])}"
     )
 
 
@@ -130,21 +129,21 @@ def _describe_preprocessing(seen: Preprocessing) -> str:
         lines += [("views", f"square windows that cover the image: {format_code(json.dumps(seen.windows))}")]
     else:
         for k, ops in enumerate(seen.views):
-            told = [{key: value for key, value in op.items() if value is not None} for op in ops]
-            lines += [("view" + (f" {k + 1}" if len(seen.views) > 1 else ""), format_code(json.dumps(told)))]
+            stated = [{key: value for key, value in op.items() if value is not None} for op in ops]
+            lines += [("view" + (f" {k + 1}" if len(seen.views) > 1 else ""), format_code(json.dumps(stated)))]
     for kind, (black, white) in (seen.levels or {}).items():
         lines += [(kind, f"black is {black:g}, white is {white:g}")]
     taken = "RGB, upright, transparent pixels on white, floats in 0..1"
     if seen.pixels is not None:
         taken = f"Upright, {describe_input_pixels(seen.pixels)}"
     averaged = " Outputs are averaged over the views." if len(seen.views) > 1 or seen.windows else ""
-    told_once = f"{taken}; the network normalises them itself.{averaged}"
-    return f"## How it sees an image\n\n{told_once}\n\n{format_table(('part', 'value'), lines)}"
+    text = f"{taken}; the network normalises them itself.{averaged}"
+    return f"## How it sees an image\n\n{text}\n\n{format_table(('part', 'value'), lines)}"
 
 
-def _describe_fine_tuning(recipe: Recipe, told: Mapping[str, Any]) -> str:
-    facts = {key: told[key] for key in ("arm", "lr", "labels", "seed") if key in told}
-    facts |= {"batch_norm": told["batch_norm"]}
+def _describe_fine_tuning(description: Mapping[str, Any]) -> str:
+    facts = {key: description[key] for key in ("arm", "lr", "labels", "seed") if key in description}
+    facts |= {"batch_norm": description["batch_norm"]}
     return (
         "## How it was learned\n\nWith labels. `arm` is what the training started from; the learning rate was chosen "
         f"on held-out images.\n\n{format_settings(facts)}"

@@ -134,10 +134,10 @@ def describe_licence(origin: Mapping[str, str]) -> str:
             "images that they were learned from, which the run does not know. The images were not examined for biases. "
             "The numbers above hold for the data set above only."
         )
-    told = origin.get("licence")
+    stated = origin.get("licence")
     rule = (
-        f"their licence governs it: {format_code(_shorten(told))}."
-        if told
+        f"their licence governs it: {format_code(_shorten(stated))}."
+        if stated
         else "their licence, which governs it, is not known here: ask those who published them."
     )
     lines = [(label, format_code(_shorten(origin[key]))) for key, label in FACT_LABELS.items() if origin.get(key)]

@@ -124,8 +124,8 @@ def _describe_training(recipe: Recipe, instance: StageInstance, made: Mapping[st
         return f"{line}\n\n{format_settings(made['task'])}\n\nIts budget is in the MLflow run that made it."
     source = recipe.encoder_source(instance.stage)
     if "method" not in made and source is not None and source.is_given:
-        told = "Not by this recipe: these are existing weights as they came; the last section tells of them."
-        return f"## How it was learned\n\n{told}"
+        text = "Not by this recipe: these are existing weights as they came; the last section describes them."
+        return f"## How it was learned\n\n{text}"
     if made.get("method", {}).get("name") not in METHODS:
         return "## How it was learned\n\nUnknown: the encoder does not name its method."
     spec = made["method"]

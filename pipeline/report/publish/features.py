@@ -29,8 +29,8 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
     ) -> None:
         result = instance.result
         assert result is not None
-        album = FigureLog(tracking, run_id, instance.folder)
-        _add_feature_map(album, worker, stage, instance)
+        figure_log = FigureLog(tracking, run_id, instance.folder)
+        _add_feature_map(figure_log, worker, stage, instance)
         for arm in stage.compared_arms:
             for layer, ending in zip(stage.layers, stage.layer_suffixes, strict=True):
                 tracking.log_results(run_id, _list_numbers(result[arm], ending), f"{arm}/")
@@ -38,7 +38,7 @@ class EvaluatePublisher(StagePublisher[Evaluate]):
                 probe = f"linear probe on layer {layer}" if ending else "linear probe"
                 caption = f"{probe}, {arm}: {split} images of a class (%)"
                 figure = figures.draw_confusion(result[arm]["confusion" + ending], worker.store.classes, caption)
-                album.add(f"confusion_{arm}{ending}", figure, caption)
+                figure_log.add(f"confusion_{arm}{ending}", figure, caption)
 
 
 class RetrievePublisher(StagePublisher[Retrieve]):
@@ -49,7 +49,7 @@ class RetrievePublisher(StagePublisher[Retrieve]):
     ) -> None:
         result, folder, client = instance.result, instance.folder / INDEX_FOLDER, tracking.client
         assert result is not None
-        album = FigureLog(tracking, run_id, instance.folder)
+        figure_log = FigureLog(tracking, run_id, instance.folder)
         for arm in stage.compared_arms:
             if "precision" in result[arm]:
                 scores = {f"precision_at_{k}": value for k, value in result[arm]["precision"].items()}
@@ -57,7 +57,7 @@ class RetrievePublisher(StagePublisher[Retrieve]):
                     run_id, scores | {"mean_average_precision": result[arm]["mean_average_precision"]}, f"{arm}/"
                 )
             caption = f"{arm}: the images nearest to the query on the left; red: of another class"
-            album.add(
+            figure_log.add(
                 f"neighbours_{arm}", image_figures.draw_neighbours(worker, result[arm]["shown"], caption), caption
             )
         if sum(file.stat().st_size for file in folder.iterdir()) <= MAX_LOGGED_INDEX_BYTES:
@@ -76,7 +76,7 @@ def _list_numbers(result: Mapping[str, Any], ending: str) -> dict[str, float]:
     return numbers
 
 
-def _add_feature_map(album: FigureLog, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
+def _add_feature_map(figure_log: FigureLog, worker: StageContext, stage: Evaluate, instance: StageInstance) -> None:
     if not (instance.folder / EVALUATION_MAP_FILE).exists():
         return
     found = {name: tensor.numpy() for name, tensor in read_tensors(instance.folder / EVALUATION_MAP_FILE).items()}
@@ -85,6 +85,6 @@ def _add_feature_map(album: FigureLog, worker: StageContext, stage: Evaluate, in
         for arm in stage.compared_arms
     }
     caption = f"{len(found['ids']):,} held-out images at the first two principal components of their features"
-    album.add(
+    figure_log.add(
         "map", figures.draw_embedding_map(maps, worker.splits.labels[found["ids"]], worker.store.classes), caption
     )

@@ -14,15 +14,17 @@ from firstlight.pipeline.tracking.figures import FigureLog
 FIXED_FILTER_INPUTS = ("sobel", "high_pass", "rgb_sobel")
 
 
-def add_filters(album: FigureLog, recipe: Recipe, instance: StageInstance) -> None:
+def add_filters(figure_log: FigureLog, recipe: Recipe, instance: StageInstance) -> None:
     """Adds the filters of the networks that an instance has trained, if they start with a convolution."""
     networks = load_filters(instance.folder / FILTERS_FILE)
     if networks:
         labelled = len(networks) > 1
-        _add_filter_figure(album, recipe, {name if labelled else "": found for name, found in networks.items()}, "")
+        _add_filter_figure(
+            figure_log, recipe, {name if labelled else "": found for name, found in networks.items()}, ""
+        )
 
 
-def add_filter_comparison(album: FigureLog, recipe: Recipe, instances: Iterable[StageInstance]) -> None:
+def add_filter_comparison(figure_log: FigureLog, recipe: Recipe, instances: Iterable[StageInstance]) -> None:
     """Adds the filters of all stages in one figure, those of the first seed, if more than one stage has any."""
     networks: dict[str, list[Tensor]] = {}
     stages = set[str]()
@@ -33,11 +35,11 @@ def add_filter_comparison(album: FigureLog, recipe: Recipe, instances: Iterable[
             stages.add(instance.stage)
             networks[instance.stage if name == PRETRAINED_FILTERS else f"{instance.stage}, {name}"] = found
     if len(stages) > 1:
-        _add_filter_figure(album, recipe, networks, " of all stages")
+        _add_filter_figure(figure_log, recipe, networks, " of all stages")
 
 
-def _add_filter_figure(album: FigureLog, recipe: Recipe, networks: dict[str, list[Tensor]], whose: str) -> None:
+def _add_filter_figure(figure_log: FigureLog, recipe: Recipe, networks: dict[str, list[Tensor]], whose: str) -> None:
     composed = recipe.network_spec.get("input") in FIXED_FILTER_INPUTS
     effect = ", combined with the fixed filter before them: as they act on the image" if composed else ""
     figure = draw_filters({name: [tower.numpy() for tower in found] for name, found in networks.items()}, composed)
-    album.add("filters", figure, f"filters of the first convolution{whose}{effect}")
+    figure_log.add("filters", figure, f"filters of the first convolution{whose}{effect}")

@@ -34,7 +34,7 @@ class FinetunePublisher(StagePublisher[Finetune]):
     ) -> None:
         result = instance.result
         assert result is not None
-        album = FigureLog(tracking, run_id, instance.folder)
+        figure_log = FigureLog(tracking, run_id, instance.folder)
         split = "test" if worker.recipe.score_test else "held-out"
         for arm in stage.compared_arms:
             facts = {key: value for key, value in result[arm].items() if key != "scores" and value is not None}
@@ -42,16 +42,18 @@ class FinetunePublisher(StagePublisher[Finetune]):
             for part, scores in result[arm]["scores"].items():
                 tracking.log_results(run_id, _flatten_scores(scores, worker.store.classes), f"{arm}/{part}_")
             rows = read_metrics(instance.folder / f"{arm}-lr{result[arm]['lr']:g}" / METRICS_FILE)
-            album.add(f"curves_{arm}", curves.plot_loss(rows), f"loss, {arm}, with the learning rate that was chosen")
+            figure_log.add(
+                f"curves_{arm}", curves.plot_loss(rows), f"loss, {arm}, with the learning rate that was chosen"
+            )
             pictures = instance.folder / f"{arm}.safetensors"
             if pictures.exists():
                 caption = f"{split} images, {arm}"
                 figure = image_figures.draw_image_rows(read_tensors(pictures), caption)
-                album.add(f"predicted_{arm}", figure, caption)
+                figure_log.add(f"predicted_{arm}", figure, caption)
         if len(stage.compared_arms) > 1:
             caption = "training losses of all arms, in a panel for each learning rate"
-            album.add("curves_arms", curves.plot_arm_losses(_read_trainings(stage, instance)), caption)
-        add_filters(album, worker.recipe, instance)
+            figure_log.add("curves_arms", curves.plot_arm_losses(_read_trainings(stage, instance)), caption)
+        add_filters(figure_log, worker.recipe, instance)
         # One model of a stage is registered: that of the first seed.
         name = stage.register_as if instance.seed == worker.recipe.seeds[0] else None
         tracking.log_encoder(run_id, instance.folder / MODEL_FOLDER, instance, name, MODEL_FOLDER)

@@ -47,31 +47,31 @@ class PretrainPublisher(StagePublisher[Pretrain]):
             client.log_artifact(run_id, str(write_labelled(worker.store, ids, instance.folder)))
         if (instance.folder / DROPPED_IDS_FILE).exists():
             client.log_artifact(run_id, str(instance.folder / DROPPED_IDS_FILE))
-        album = FigureLog(tracking, run_id, instance.folder)
-        _add_curves(album, worker, stage, instance)
-        _add_held_out_images(album, worker, instance)
+        figure_log = FigureLog(tracking, run_id, instance.folder)
+        _add_curves(figure_log, worker, stage, instance)
+        _add_held_out_images(figure_log, worker, instance)
         views = _load_views(worker, stage, instance)
-        album.add(views.name, image_figures.draw_image_grid(views), views.title)
-        add_filters(album, worker.recipe, instance)
+        figure_log.add(views.name, image_figures.draw_image_grid(views), views.title)
+        add_filters(figure_log, worker.recipe, instance)
 
 
-def _add_curves(album: FigureLog, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
+def _add_curves(figure_log: FigureLog, worker: StageContext, stage: Pretrain, instance: StageInstance) -> None:
     rows = read_metrics(instance.folder / METRICS_FILE)
     epochs = stage.length.count_epochs(count_steps_per_epoch(stage, worker.splits, instance.seed))
-    album.add("curves", curves.plot_loss(rows), "the loss, and the other numbers that the method logs")
+    figure_log.add("curves", curves.plot_loss(rows), "the loss, and the other numbers that the method logs")
     plots = [("watch", curves.plot_feature_metrics(rows), "metrics of the features of held-out images, over epochs")]
     for plot in metric_plots(stage.method.name, epochs, constructor_arguments(stage.method)):
         plots.append((plot.name, curves.plot_periods(rows, plot), f"{plot.title}, a point for every {plot.unit}"))
     for name, figure, caption in plots:
         if figure is not None:
-            album.add(name, figure, caption)
-    album.add("speed", curves.plot_speed(rows), "speed, learning rate, and the parts of the time of a step")
+            figure_log.add(name, figure, caption)
+    figure_log.add("speed", curves.plot_speed(rows), "speed, learning rate, and the parts of the time of a step")
 
 
-def _add_held_out_images(album: FigureLog, worker: StageContext, instance: StageInstance) -> None:
+def _add_held_out_images(figure_log: FigureLog, worker: StageContext, instance: StageInstance) -> None:
     """Adds figures of held-out images: the method's own, the images nearest to some of them, and a map."""
     for grid in load_pictures(instance.folder / PICTURES_FILE):
-        album.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
+        figure_log.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
     result = instance.result
     assert result is not None
     if "neighbours" not in result:
@@ -80,13 +80,13 @@ def _add_held_out_images(album: FigureLog, worker: StageContext, instance: Stage
     shown = "held-out images" if len(worker.splits.val) else "training images"
     count = f"{len(found['ids']):,} {shown}"
     caption = f"{shown} on the left, and the nearest of {count}; red: of another class"
-    album.add("neighbours", image_figures.draw_neighbours(worker, result["neighbours"], caption), caption)
+    figure_log.add("neighbours", image_figures.draw_neighbours(worker, result["neighbours"], caption), caption)
     figure = figures.draw_embedding_map(
         {count: (found["points"], name_principal_axes(found["share"]))},
         worker.splits.labels[found["ids"]],
         worker.store.classes,
     )
-    album.add("map", figure, f"{count} at the first two principal components of their features")
+    figure_log.add("map", figure, f"{count} at the first two principal components of their features")
 
 
 def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) -> ImageGrid:
@@ -105,7 +105,7 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
     return ImageGrid("views", f"augmented views of training images, as the network sees them{shown}", tuple(rows))
 
 
-def add_progress(album: FigureLog, recipe: Recipe, instances: Sequence[StageInstance]) -> None:
+def add_progress(figure_log: FigureLog, recipe: Recipe, instances: Sequence[StageInstance]) -> None:
     """Adds the progress of all pretrainings of a recipe in one figure, if several have logged kNN accuracies."""
     trainings = dict[str, list[curves.LoggedTraining]]()
     for instance in instances:
@@ -116,4 +116,6 @@ def add_progress(album: FigureLog, recipe: Recipe, instances: Sequence[StageInst
             rows = read_metrics(instance.folder / METRICS_FILE)
             trainings.setdefault(instance.stage, []).append(curves.LoggedTraining(rows, stage.batch_size, passes))
     if (figure := curves.plot_progress(trainings)) is not None:
-        album.add("progress", figure, "kNN accuracy on held-out images against passes through the network, and seconds")
+        figure_log.add(
+            "progress", figure, "kNN accuracy on held-out images against passes through the network, and seconds"
+        )

@@ -25,6 +25,6 @@ class ReconstructPublisher(StagePublisher[Reconstruct]):
         assert result is not None
         tracking.log_results(run_id, {f"psnr_{split}": value for split, value in result["psnr"].items()})
         tracking.client.log_dict(run_id, result, "result.json")
-        album = FigureLog(tracking, run_id, instance.folder)
+        figure_log = FigureLog(tracking, run_id, instance.folder)
         for grid in load_pictures(instance.folder / PICTURES_FILE):
-            album.add(grid.name, image_figures.draw_image_grid(grid), grid.title)
+            figure_log.add(grid.name, image_figures.draw_image_grid(grid), grid.title)

@@ -95,7 +95,7 @@ class RunComparison:
         values = {key: [one.settings.get(key, "–") for one in self.runs] for key in keys}
         return [(key, found) for key, found in values.items() if len(set(found)) > 1]
 
-    def judge(self, other: int) -> dict[tuple[str, str, str], tuple[float, Verdict]]:
+    def find_verdicts(self, other: int) -> dict[tuple[str, str, str], tuple[float, Verdict]]:
         """Returns the mean gain of run `other` over the first, in percent, with its verdict, for each score of both.
 
         Seeds are paired, and the verdicts are corrected for the number of rows.
@@ -173,8 +173,8 @@ def build_comparison_view(comparison: RunComparison) -> RenderableType:
     rows = [[*key, *(_format_score(one, key) for one in comparison.runs)] for key in comparison.keys]
     parts: list[RenderableType] = [build_table(columns, rows, "test scores (%)", grid=True)]
     for number, title in enumerate(titles[1:], 1):
-        judged = comparison.judge(number)
-        lines = [[*key, format_gain(*found), _name_effect(found[1])] for key, found in judged.items()]
+        verdicts = comparison.find_verdicts(number)
+        lines = [[*key, format_gain(*found), _name_effect(found[1])] for key, found in verdicts.items()]
         heads = [Column("stage"), Column("measure"), Column("arm"), Column("gain", numeric=True), Column("it is")]
         parts.append(build_table(heads, lines, f"{title} over {titles[0]}", grid=True))
     differences = comparison.list_differences()
@@ -209,7 +209,7 @@ def render_comparison(comparison: RunComparison) -> str:
     for number, title in enumerate(titles[1:], 1):
         rows: list[list[str | Cell]] = [
             [Cell(key[1], remark=f"{key[0]}, {key[2]}"), format_gain(gain, verdict), _tone_cell(verdict)]
-            for key, (gain, verdict) in comparison.judge(number).items()
+            for key, (gain, verdict) in comparison.find_verdicts(number).items()
         ]
         caption = f"{title} over {titles[0]}: mean gain in points, with the interval that holds for all rows together"
         gains.append(Table(caption, ["measure", "gain", "it is"], rows, (1,)))

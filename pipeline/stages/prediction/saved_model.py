@@ -204,9 +204,9 @@ def read_model_description(folder: Path) -> tuple[dict[str, Any], Preprocessing]
     """
     try:
         _, files = read_verified(folder)
-        told = parse_record(files[TASK_FILE], TASK_FILE_SHAPE, TASK_FILE)
+        description = parse_record(files[TASK_FILE], TASK_FILE_SHAPE, TASK_FILE)
         encoder = parse_record(files["encoder.json"], ENCODER_SHAPE, "encoder.json")
-        return told, _parse_preprocessing(told["preprocessing"], encoder["image_size"])
+        return description, _parse_preprocessing(description["preprocessing"], encoder["image_size"])
     except (DamagedFileError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: is not a whole fine-tuned model: {one_line(error)}") from None
 
@@ -218,43 +218,43 @@ def _parse_model(folder: Path) -> SavedModel:
     if missing := [name for name in MODEL_FILES if name not in files]:
         raise ValueError(f"its manifest lists no {missing[0]}")
     encoder_facts = parse_record(files["encoder.json"], ENCODER_SHAPE, "encoder.json")
-    told = parse_record(files[TASK_FILE], TASK_FILE_SHAPE, TASK_FILE)
+    description = parse_record(files[TASK_FILE], TASK_FILE_SHAPE, TASK_FILE)
     encoder_weights, own_weights = load_tensors(files[ENCODER_WEIGHTS_FILE]), load_tensors(files[TASK_WEIGHTS_FILE])
     weights = {**encoder_weights, **{f"task: {name}": tensor for name, tensor in own_weights.items()}}
     check_finite_weights(weights)
     check_spec_numbers(encoder_facts["spec"], weights)
-    check_spec_numbers(told["task"], weights, "task")
-    spec = TypeAdapter(TaskSpec).validate_json(json.dumps(told["task"]))
-    preprocessing = _parse_preprocessing(told["preprocessing"], encoder_facts["image_size"])
-    cls, count, arguments = TASKS[spec.name], len(told["classes"]), constructor_arguments(spec)
+    check_spec_numbers(description["task"], weights, "task")
+    spec = TypeAdapter(TaskSpec).validate_json(json.dumps(description["task"]))
+    preprocessing = _parse_preprocessing(description["preprocessing"], encoder_facts["image_size"])
+    cls, count, arguments = TASKS[spec.name], len(description["classes"]), constructor_arguments(spec)
     _check_use(cls, preprocessing, count)
     with torch.device("meta"):
         skeleton = Encoder(encoder_facts["spec"], preprocessing.image_size)
         expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
         own = {name: tensor.shape for name, tensor in _list_own_tensors(cls(skeleton, count, **arguments)).items()}
-    _check_same_tensors("encoder", expected, encoder_weights, is_folded=told["batch_norm"] == "fold")
+    _check_same_tensors("encoder", expected, encoder_weights, is_folded=description["batch_norm"] == "fold")
     _check_same_tensors("task", own, own_weights)
     encoder = Encoder(encoder_facts["spec"], preprocessing.image_size)
-    if told["batch_norm"] == "fold":
+    if description["batch_norm"] == "fold":
         fold_encoder(encoder)
     task = cls(encoder, count, **arguments).eval()
     task.encoder.load_state_dict(encoder_weights)
     task.load_state_dict(own_weights, strict=False)
     _check_outputs(task, preprocessing.image_size)
-    facts = {key: value for key, value in told.items() if key not in _TaskFileShape.model_fields}
-    return SavedModel(task, told["task"], tuple(told["classes"]), preprocessing, facts)
+    facts = {key: value for key, value in description.items() if key not in _TaskFileShape.model_fields}
+    return SavedModel(task, description["task"], tuple(description["classes"]), preprocessing, facts)
 
 
-def _parse_preprocessing(told: Mapping[str, Any], image_size: int) -> Preprocessing:
+def _parse_preprocessing(description: Mapping[str, Any], image_size: int) -> Preprocessing:
     """Returns the views of a description. Raises ValueError if an augmentation is none."""
-    parsed = [parse_augment(ops) for ops in told["views"]]
+    parsed = [parse_augment(ops) for ops in description["views"]]
     views = tuple(tuple(op.model_dump() for op in ops) for ops in parsed)
-    levels = {kind: (float(low), float(high)) for kind, (low, high) in told["levels"].items()}
-    windows = told["windows"]
+    levels = {kind: (float(low), float(high)) for kind, (low, high) in description["levels"].items()}
+    windows = description["windows"]
     if windows is not None and None not in (windows["scale"], windows["size"]):
         raise ValueError("preprocessing.windows has a scale and a size; valid: one of them")
-    pixels = parse_pixel_format(told.get("pixels"))
-    return Preprocessing(image_size, views, windows, told["max_pixels"], levels, pixels)
+    pixels = parse_pixel_format(description.get("pixels"))
+    return Preprocessing(image_size, views, windows, description["max_pixels"], levels, pixels)
 
 
 def _check_use(cls: type[Task], preprocessing: Preprocessing, count: int) -> None:

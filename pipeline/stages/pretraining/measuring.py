@@ -16,6 +16,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext, gather_rows
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.collective import rank, world_size
+from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import pool_maps
 from firstlight.tasks.pretrain.method import Method
 from firstlight.tasks.visuals import ImageGrid
@@ -41,9 +42,16 @@ def score_classifier(context: StageContext, stage: Pretrain, method: Method) -> 
         ids = context.splits.with_target(ids, "label")
         if len(ids) >= world_size():
             batches = context.iterate_batches(ids, max(stage.batch_size, 256))
-            right = [(method.predict(batch.views[0]) == batch.labels).double() for batch in batches]  # type: ignore[union-attr]
+            right = [_find_right_predictions(method, batch) for batch in batches]
             found[part] = float(gather_rows(right, len(ids)).mean())
     return found
+
+
+def _find_right_predictions(method: Method, batch: Batch) -> Tensor:
+    """Returns (B,) float64: 1 where the classifier of the method names the label of an image."""
+    predicted = method.predict(batch.views[0])
+    assert predicted is not None, "it has learned from labels"
+    return (predicted == batch.labels).double()
 
 
 @torch.no_grad()
@@ -53,14 +61,14 @@ def draw_method_pictures(
     """Returns what the method, on `device`, draws of held-out or test images; nothing on ranks other than 0."""
     # Test images may be sorted by class.
     test = select_evenly_spaced(context.splits.test, NUM_VIEWED_IMAGES)
-    ids = test if stage.pictures == "test" else context.splits.shown[:NUM_VIEWED_IMAGES]
-    shown = (
+    ids = test if stage.pictures == "test" else context.splits.figure_ids[:NUM_VIEWED_IMAGES]
+    subject = (
         "training images" if stage.pictures == "val" and not len(context.splits.val) else SHOWN_IMAGES[stage.pictures]
     )
     if rank() != 0 or len(ids) == 0:
         return ()
     batch = to_batch(context.build_loader([context.recipe.dataset.eval_augment], instance.seed).load_once(ids), device)
-    return method.eval().image_grids(batch, shown)
+    return method.eval().image_grids(batch, subject)
 
 
 @torch.no_grad()
@@ -71,7 +79,7 @@ def compute_held_out_features(
 
     Returns None if there are too few to compare, or a feature is not finite. Collective.
     """
-    ids = select_evenly_spaced(context.splits.shown, MAX_COMPARED_IMAGES)
+    ids = select_evenly_spaced(context.splits.figure_ids, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
         return None
     method.eval()

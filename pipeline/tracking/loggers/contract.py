@@ -1,7 +1,7 @@
-"""The contract of a logger: one that is not MLflow, and is told what MLflow has been told.
+"""The contract of a logger: one that is not MLflow, and gets what MLflow has got.
 
 A logger is opened for one run of MLflow when the run has its first number or figure, and again by every command that
-continues the run. It is told numbers by step, figures, and the state in which the run ended. Final scores are numbers
+continues the run. It gets numbers by step, figures, and the state in which the run ended. Final scores are numbers
 of step 0, as in MLflow. It never gets a number twice: it says what it holds when it is opened, and the group that it is
 in leaves that out. What it lacks of what MLflow has, after a kill or an outage, it gets then.
 

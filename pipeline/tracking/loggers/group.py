@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LoggerGroup:
-    """Tells the loggers of `tracking.loggers` what MLflow has been told. None of its methods raises."""
+    """Passes on to the loggers of `tracking.loggers` what MLflow has got. None of its methods raises."""
 
     def __init__(self, names: Sequence[str], client: "MlflowClient", console: Console | None = None) -> None:
         """`client`: one that does not retry."""

@@ -88,7 +88,7 @@ def _iterate_payloads(data: bytes) -> Iterator[bytes]:
     while position + RECORD_HEADER.size <= len(data):
         left = BLOCK_BYTES - position % BLOCK_BYTES
         if left < RECORD_HEADER.size:
-            # The end of a block that has no room for a header
+            # The end of a block that is too short for a header
             position += left
             continue
         _, size, kind = RECORD_HEADER.unpack_from(data, position)

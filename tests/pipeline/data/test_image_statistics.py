@@ -29,10 +29,10 @@ def images(count: int, seed: int) -> list[tuple[tuple[int, int], tuple[str, str]
 
 
 def dumped(seen: list[tuple[tuple[int, int], tuple[str, str], int, int]]) -> dict:
-    census = ImageStatistics()
+    statistics = ImageStatistics()
     for size, kind, label, count in seen:
-        census.add(size, kind, int(label), count)
-    return json.loads(json.dumps(census.dump()))
+        statistics.add(size, kind, int(label), count)
+    return json.loads(json.dumps(statistics.dump()))
 
 
 def total(parts: list[tuple[str, dict]]) -> dict:
@@ -110,9 +110,9 @@ def test_figure_counts_values_without_own_bar() -> None:
 
 
 def test_annotations_are_counted_and_described_by_split() -> None:
-    census = ImageStatistics()
+    statistics = ImageStatistics()
     for k in range(4):
-        census.add(
+        statistics.add(
             (8, 8),
             ("L", "PNG"),
             -1,
@@ -123,7 +123,7 @@ def test_annotations_are_counted_and_described_by_split() -> None:
     masks.add((8, 8), ("L", "PNG"), -1, 100, Counter({("pixels", 0): 30, ("pixels", 10): 31, ("pixels", 255): 3}))
     found = total(
         [
-            ("train", json.loads(json.dumps(census.dump()))),
+            ("train", json.loads(json.dumps(statistics.dump()))),
             ("train", dumped([])),
             ("test", json.loads(json.dumps(masks.dump()))),
         ]

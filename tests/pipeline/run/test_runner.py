@@ -367,7 +367,7 @@ def test_extended_store_reports_how_many_images_it_had(tmp_path: Path) -> None:
     changes = {"stages__finetune__labels_per_class": 20, **{f"dataset__{key}": value for key, value in fields.items()}}
     run_recipe(recipes.recipe(tmp_path / "st", **changes), QUIET, only="prepare")
     (store,) = (tmp_path / "st" / "stores").iterdir()
-    images(tmp_path / "in", 160)  # writes the first 150 anew, to the same bytes
+    images(tmp_path / "in", 160)  # writes the first 150 again, to the same bytes
     console = Console(file=io.StringIO(), width=60)
     extended = recipes.recipe(tmp_path / "st", **changes, dataset__extends=str(store))
     run_recipe(extended, console, only="prepare")

@@ -21,9 +21,9 @@ class Tracking:
 
 def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
     tracking: Any = Tracking()
-    album = FigureLog(tracking, "run", tmp_path)
-    album.add("z", Figure(figsize=(1, 1)), "last of the alphabet")
-    album.add("a", Figure(figsize=(1, 1)), "first", "what is to be seen")
+    figure_log = FigureLog(tracking, "run", tmp_path)
+    figure_log.add("z", Figure(figsize=(1, 1)), "last of the alphabet")
+    figure_log.add("a", Figure(figsize=(1, 1)), "first", "what is to be seen")
     assert tracking.logged == [("run", "z.png", "last of the alphabet"), ("run", "a.png", "first")]
     found = list_figures(tmp_path)
     assert [(file.name, entry.title, entry.alt) for file, entry in found] == [
@@ -36,9 +36,9 @@ def test_figures_are_listed_in_order_and_logged(tmp_path: Path) -> None:
 def test_missing_figures_are_not_listed_and_a_damaged_index_is_named(tmp_path: Path) -> None:
     assert list_figures(tmp_path) == []
     tracking: Any = Tracking()
-    album = FigureLog(tracking, "run", tmp_path)
-    album.add("a", Figure(figsize=(1, 1)), "a")
-    album.add("b", Figure(figsize=(1, 1)), "b")
+    figure_log = FigureLog(tracking, "run", tmp_path)
+    figure_log.add("a", Figure(figsize=(1, 1)), "a")
+    figure_log.add("b", Figure(figsize=(1, 1)), "b")
     (tmp_path / "figures" / "a.png").unlink()
     assert [entry.name for _, entry in list_figures(tmp_path)] == ["b"]
     (tmp_path / "figures" / FIGURES_INDEX).write_text('[{"name": "b"')

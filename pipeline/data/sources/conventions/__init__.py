@@ -1,1 +1,1 @@
-"""Conventions by which people name splits, folders, columns and files, and what is told of how a source was read."""
+"""Conventions by which people name splits, folders, columns and files, and notes on how a source was read."""

@@ -25,7 +25,7 @@ class FoundColumn(NamedTuple):
     """A column, and a line that says so if it has another name than the one that was looked for."""
 
     name: str
-    told: str = ""
+    note: str = ""
 
 
 def plain_name(name: str) -> str:
@@ -43,7 +43,7 @@ def find_column(
     """Returns the column that is called `wanted`, or differs from it in case and signs only.
 
     Where `wanted` is the default of its key, which nobody has asked for, the only usable column with a `usual` name is
-    taken. `key`: the key that settles it, for what is told.
+    taken. `key`: the key that settles it, for the note.
     """
     if names.count(wanted) == 1:
         return FoundColumn(wanted)

@@ -72,7 +72,7 @@ def build_folder_tree(folders: Mapping[bytes, int]) -> FolderNode:
 
 @dataclass
 class FolderPlan:
-    """The folders of each split, and what is to be told of them."""
+    """The folders of each split, and notes about them."""
 
     patterns: dict[str, list[FolderPattern]]
     reading: list[str] = field(default_factory=list)
@@ -162,12 +162,12 @@ def find_layout(tree: FolderNode, show: ShowFolder) -> FolderPlan:
     _check_numbered_splits(level)
     if level.splits and _are_split_folders(level, plan):
         require_distinct_splits(level.splits, _show_path(prefix, show) or "the root")
-        told = {_show_path(level.path_of(name), show): split for name, split in level.splits.items()}
+        placed = {_show_path(level.path_of(name), show): split for name, split in level.splits.items()}
         paths = {split: level.path_of(name) for name, split in level.splits.items()}
         if "train" not in paths:
             paths["train"] = (*prefix, b"*") if level.others else prefix
-            told[f"the other {'folders' if level.others else 'images'}"] = "train"
-        plan.reading.append(describe_split_names(told))
+            placed[f"the other {'folders' if level.others else 'images'}"] = "train"
+        plan.reading.append(describe_split_names(placed))
         plan.patterns = {split: [_look_through(tree, paths[split], plan, show)] for split in SPLITS if split in paths}
     elif level.splits and len(level.names) == 1 and not level.node.images:
         plan.patterns = {"train": [_look_through(tree, level.path_of(next(iter(level.names))), plan, show)]}

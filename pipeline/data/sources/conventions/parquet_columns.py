@@ -59,16 +59,16 @@ def find_image_column(column: str, schema: pa.Schema, file: str) -> tuple[ImageC
         )
     if found is None and column in DEFAULT_COLUMNS:
         near = [name for name in schema.names if _holds_images(name, "", schema) and not _is_text(name, schema)]
-        told = f"dataset.image_column: there is no {column!r}, {near[0]!r} is taken" if near else ""
-        found = FoundColumn(near[0], told) if len(near) == 1 else None
+        note = f"dataset.image_column: there is no {column!r}, {near[0]!r} is taken" if near else ""
+        found = FoundColumn(near[0], note) if len(near) == 1 else None
     if found is None or not _holds_images(found.name, field, schema):
         raise UserError(
             f"dataset.image_column: {column!r} is no column of bytes, or of structs with a field 'bytes', in {file}; "
             f"columns: {describe_columns(schema)}"
         )
     if pa.types.is_struct(unwrap_type(schema.field(found.name).type)):
-        return (found.name, field or "bytes"), found.told
-    return (found.name,), found.told
+        return (found.name, field or "bytes"), found.note
+    return (found.name,), found.note
 
 
 def _holds_images(name: str, field: str, schema: pa.Schema) -> bool:

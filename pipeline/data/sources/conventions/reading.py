@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-MAX_TOLD_NAMES, MAX_LISTED_CLASSES = 5, 20
+MAX_NOTED_NAMES, MAX_LISTED_CLASSES = 5, 20
 MAX_SHOWN_CHARACTERS = 60
 
 
@@ -21,14 +21,14 @@ def count_things(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def join_names(names: Iterable[str], most: int = MAX_TOLD_NAMES) -> str:
+def join_names(names: Iterable[str], most: int = MAX_NOTED_NAMES) -> str:
     """Returns up to `most` names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(map(show_name, listed[:most])) + more
 
 
-def join_counts(counts: Mapping[str, int], most: int = MAX_TOLD_NAMES) -> str:
+def join_counts(counts: Mapping[str, int], most: int = MAX_NOTED_NAMES) -> str:
     """Returns `a 3, b 2`, the largest first."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     rest = sum(count for _, count in ordered[most:])
@@ -65,9 +65,9 @@ def describe_near_twins(classes: Sequence[str], counts: Mapping[int, int]) -> li
     numbers = {name: k for k, name in enumerate(classes)}
     shown = "; ".join(
         " and ".join(f"{show_name(name)!r} ({counts.get(numbers[name], 0):,})" for name in group)
-        for group in twins[:MAX_TOLD_NAMES]
+        for group in twins[:MAX_NOTED_NAMES]
     )
-    more = f" and {len(twins) - MAX_TOLD_NAMES:,} more" if len(twins) > MAX_TOLD_NAMES else ""
+    more = f" and {len(twins) - MAX_NOTED_NAMES:,} more" if len(twins) > MAX_NOTED_NAMES else ""
     return [f"classes that look alike are kept apart: {shown}{more}; dataset.label_case=lower reads each as one"]
 
 

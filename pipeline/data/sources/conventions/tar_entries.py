@@ -74,7 +74,7 @@ def pack_listing(listing: ArchiveListing) -> PackedListing:
 
 @dataclass(frozen=True)
 class ResolvedSamples:
-    """The entries of all archives, (archives,) the number of entries up to the end of each, and what is to be told."""
+    """The entries of all archives, (archives,) the number of entries up to the end of each, and notes."""
 
     entries: ArchiveEntries
     ends: np.ndarray
@@ -108,7 +108,7 @@ def resolve_samples(listings: Sequence[PackedListing], dataset: SourceOptions) -
         for index, reason in part.reasons.items()
     }
     names, found = (pa.concat_arrays([getattr(part, key) for part in parts]) for key in ("names", "labels"))
-    notes = [chosen.told] if chosen.told else []
+    notes = [chosen.note] if chosen.note else []
     if is_dotted:
         notes.append("keys have dots: names are split at the last one")
     notes += _describe_json_fields(listings, dataset.label_column, found)
@@ -121,9 +121,9 @@ def _describe_json_fields(
     listings: Sequence[PackedListing], label_column: str | None, labels: pa.StringArray
 ) -> list[str]:
     fields: Counter[str] = sum((listing.json_fields for listing in listings), Counter())
-    told = [name for name in fields if name.startswith("dataset.label_column")]
-    if told:
-        return [f"{name} in {count_things(fields[name], '.json file')}" for name in told]
+    labels = [name for name in fields if name.startswith("dataset.label_column")]
+    if labels:
+        return [f"{name} in {count_things(fields[name], '.json file')}" for name in labels]
     if fields and labels.null_count == len(labels):
         return [
             f"no .json file has the field {label_column!r} (dataset.label_column); fields: {join_counts(fields, 10)}"

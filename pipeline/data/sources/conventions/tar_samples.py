@@ -21,8 +21,6 @@ DEFAULT_IMAGE_FIELD = "image"
 IMAGE_FIELD_WORDS = {"image", "img", "rgb", "input"}
 # A field beside others is the image if at least this share of the samples of the commonest field have it
 MIN_FIELD_SHARE = 0.5
-# (archive, position of the member in it, name)
-NamedMember = tuple[int, int, str]
 
 
 class ImageField(NamedTuple):
@@ -30,7 +28,7 @@ class ImageField(NamedTuple):
 
     name: str | None
     beside: frozenset[str] = frozenset()
-    told: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -102,8 +100,8 @@ def choose_image_field(samples: Iterable[TarSample], wanted: str) -> ImageField:
         name = _find_common_field(counts)
     beside = frozenset(other for pair in pairs if name in pair for other in pair if other != name)
     left = {other: counts[other] for other in beside}
-    told = f"the image of a sample is {name}; left out beside it: {join_counts(left)}" if left else ""
-    return ImageField(name, beside, told)
+    note = f"the image of a sample is {name}; left out beside it: {join_counts(left)}" if left else ""
+    return ImageField(name, beside, note)
 
 
 def _find_common_field(counts: Counter[str]) -> str:

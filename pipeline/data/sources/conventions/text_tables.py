@@ -74,7 +74,7 @@ class TextDialect(NamedTuple):
 
 @dataclass
 class TextTable:
-    """The columns of a text, all of them text, and what is to be told of how it was read."""
+    """The columns of a text, all of them text, and notes on how it was read."""
 
     table: pa.Table
     has_header: bool

@@ -186,8 +186,8 @@ def open_voc(dataset: SourceOptions) -> Voc:
         annotated_frame=dataset.annotated_orientation,
         notes=(*class_notes, *names.describe_names(), *_describe_unread_masks(root, annotations, dataset)),
     )
-    told = describe_split_names({split: _name_part(split, lists) for split in lists}, f" of {folder}")
-    source = replace(source, reading=(*describe_listing(source), told))
+    split_note = describe_split_names({split: _name_part(split, lists) for split in lists}, f" of {folder}")
+    source = replace(source, reading=(*describe_listing(source), split_note))
     return replace(source, fingerprint=_hash_annotations(source, class_lists, paths)) if annotations else source
 
 

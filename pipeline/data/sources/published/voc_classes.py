@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from firstlight.pipeline.data.images.class_maps import VOID_NAME, VOID_VALUE, ClassMapRule, MaskColour
-from firstlight.pipeline.data.sources.conventions.reading import MAX_TOLD_NAMES, find_near_twins, show_name
+from firstlight.pipeline.data.sources.conventions.reading import MAX_NOTED_NAMES, find_near_twins, show_name
 from firstlight.pipeline.data.sources.files import FileFacts, LocalFiles, is_below
 from firstlight.pipeline.data.sources.published.image_lists import find_facts
 from firstlight.pipeline.data.sources.published.layout import read_class_lines, read_numbered_lines, require_files
@@ -59,7 +59,7 @@ def find_set_classes(
         classes, notes = _find_object_classes(root, paths)
         notes += [
             f"classes that look alike are kept apart: {' and '.join(map(repr, map(show_name, twins)))}"
-            for twins in find_near_twins(classes)[:MAX_TOLD_NAMES]
+            for twins in find_near_twins(classes)[:MAX_NOTED_NAMES]
         ]
     if "mask" in annotations and len(classes) > VOID_VALUE:
         raise UserError(

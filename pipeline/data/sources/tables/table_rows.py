@@ -136,7 +136,7 @@ def open_tables(dataset: SourceOptions, below: Files, found: FileSplits, tables:
     """
     schemas, counts = zip(*(tables.read_schema(below, name) for name in found.names), strict=True)
     files = tuple(zip(found.names, counts, strict=True))
-    column, told = require_one_column(
+    column, note = require_one_column(
         [
             find_image_column(dataset.image_column, schema, below.get_location(name))
             for name, schema in zip(found.names, schemas, strict=True)
@@ -169,7 +169,7 @@ def open_tables(dataset: SourceOptions, below: Files, found: FileSplits, tables:
         ),
         notes=(
             *describe_unread(found.others, "as others are named for the splits"),
-            *filter(None, (told, label_note)),
+            *filter(None, (note, label_note)),
             *settled.notes,
             *read.notes,
             *describe_absent_classes(read.classes, read.labels, settled.rows),
@@ -220,13 +220,13 @@ def _number_labels(
     column = dataset.label_column
     if column is None:
         return LabelReading((), np.full(sum(rows for _, rows in files), -1, np.int64)), ""
-    parts, told = [], ""
+    parts, note = [], ""
     # Labels are text -> a file in which they are
     kinds: dict[bool, str] = {}
     for (name, _), schema in zip(files, schemas, strict=True):
         where = below.get_location(name)
         found = find_label_column(column, schema, where)
-        told = told or found.told
+        note = note or found.note
         parts.append(_read_label_column(below, name, found.name, schema, tables))
         if parts[-1].null_count < len(parts[-1]):
             kinds.setdefault(is_text_type(parts[-1].type), where)
@@ -238,7 +238,7 @@ def _number_labels(
     values = pa.chunked_array([chunk for part in parts for chunk in part.cast(kind).chunks], kind)
     listed = below.get_location(CLASSES_FILE) if below.exists(CLASSES_FILE) else ""
     known = read_class_names(below) or read_hugging_face_classes(schemas[0], column)
-    return read_labels(values, known, lambda index: _describe_row(files, index, below), dataset, listed), told
+    return read_labels(values, known, lambda index: _describe_row(files, index, below), dataset, listed), note
 
 
 def _describe_row(files: Sequence[tuple[str, int]], index: int, below: Files) -> str:

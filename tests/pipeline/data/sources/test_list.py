@@ -235,7 +235,7 @@ def test_fingerprint_changes_with_list_and_images(tmp_path: Path) -> None:
     file = write_csv(write_named_files(tmp_path, "a.jpg", "b.jpg"), "path,label,more\na.jpg,0,b.jpg\n")
     seen = {open_list_set(file).fingerprint, open_list_set(file, path_column="more").fingerprint}
     os.utime(file, (1, 1))
-    assert open_list_set(file).fingerprint in seen  # the same list, copied anew
+    assert open_list_set(file).fingerprint in seen  # the same list, copied again
     os.utime(tmp_path / "a.jpg", (1, 1))
     seen.add(open_list_set(file).fingerprint)
     (tmp_path / "a.jpg").write_bytes(b"other")

@@ -16,7 +16,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from tests.support import recipes
 
 
-class Album:
+class TitleLog:
     """Keeps the titles of figures."""
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def added(recipe: Recipe, one: StageInstance) -> dict[str, str]:
-    album: Any = Album()
-    add_filters(album, recipe, one)
-    return dict(album.titles)
+    figure_log: Any = TitleLog()
+    add_filters(figure_log, recipe, one)
+    return dict(figure_log.titles)
 
 
 def test_one_network_has_no_name_and_several_have_theirs(
@@ -88,21 +88,21 @@ def test_fixed_filter_of_the_input_is_mentioned(tmp_path: Path, kind: str, monke
 def test_filters_of_all_stages_are_compared_for_the_first_seed(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, album = Drawn(monkeypatch), Album()
+    drawn, figure_log = Drawn(monkeypatch), TitleLog()
     supervised = [instance(tmp_path, "supervised", {"scratch": 10.0 + seed}, seed) for seed in (4, 5)]
     nat = [instance(tmp_path, "pretrain", {PRETRAINED_FILTERS: 20.0 + seed}, seed) for seed in (4, 5)]
     without = instance(tmp_path, "evaluate", {}, 4)
-    compared: Any = album
+    compared: Any = figure_log
     add_filter_comparison(compared, recipe, [*supervised, *nat, without])
     assert {name: float(found[0].mean()) for name, found in drawn.networks.items()} == {
         "supervised, scratch": 14.0,
         "pretrain": 24.0,
     }
-    assert "of all stages" in album.titles["filters"]
+    assert "of all stages" in figure_log.titles["filters"]
 
 
 def test_arms_of_one_stage_are_not_compared_again(tmp_path: Path, recipe: Recipe) -> None:
-    album: Any = Album()
+    figure_log: Any = TitleLog()
     one = instance(tmp_path, "finetune", {"pretrained": 1.0, "scratch": 2.0}, 4)
-    add_filter_comparison(album, recipe, [one, instance(tmp_path, "evaluate", {}, 4)])
-    assert album.titles == {}
+    add_filter_comparison(figure_log, recipe, [one, instance(tmp_path, "evaluate", {}, 4)])
+    assert figure_log.titles == {}

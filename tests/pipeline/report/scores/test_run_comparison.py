@@ -34,21 +34,21 @@ def made(
 
 def test_gains_are_paired_by_seed() -> None:
     comparison = RunComparison((made("a", [0.1, 0.3, 0.5], (2, 0, 1)), made("b", [0.36, 0.55, 0.17], (0, 1, 2))))
-    gain, verdict = comparison.judge(1)[KNN]
+    gain, verdict = comparison.find_verdicts(1)[KNN]
     assert gain == pytest.approx(100 * (0.06 + 0.05 + 0.07) / 3)
     assert verdict.text == "helps"
-    swapped = RunComparison(comparison.runs[::-1]).judge(1)[KNN]
+    swapped = RunComparison(comparison.runs[::-1]).find_verdicts(1)[KNN]
     assert (swapped[0], swapped[1].text) == (pytest.approx(-gain), "hurts")
 
 
 def test_only_shared_seeds_are_compared() -> None:
     comparison = RunComparison((made("a", [0.1, 0.2, 0.3]), made("b", [0.4, 0.9], (2, 7))))
     assert comparison.shared_seeds == (2,)
-    gain, verdict = comparison.judge(1)[KNN]
+    gain, verdict = comparison.find_verdicts(1)[KNN]
     assert gain == pytest.approx(10.0)
     assert verdict.text == "one seed: no verdict"
     assert list_cautions(comparison) == ["The runs share 1 seed: three are needed for a verdict."]
-    assert RunComparison((made("a", [0.1], (0,)), made("b", [0.2], (1,)))).judge(1) == {}
+    assert RunComparison((made("a", [0.1], (0,)), made("b", [0.2], (1,)))).find_verdicts(1) == {}
 
 
 def test_other_images_are_said() -> None:
@@ -85,7 +85,8 @@ def test_runs_of_recipes_are_read_from_mlflow(tmp_path: Path) -> None:
     assert {key[2] for key in comparison.keys} == {"pretrained", "random weights"}
     random = [key for key in comparison.keys if key[2] == "random weights"]
     assert random
-    assert all(comparison.judge(1)[key][0] == 0.0 for key in random), "the same seed has the same random weights"
+    verdicts = comparison.find_verdicts(1)
+    assert all(verdicts[key][0] == 0.0 for key in random), "the same seed has the same random weights"
     console = SafeConsole(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(build_comparison_view(comparison))
     assert "fast" in console.export_text()

@@ -78,7 +78,7 @@ def test_logger_waits_for_mlflow_and_then_has_all(kept: type[KeptLogger]) -> Non
     client = NumbersClient(error=ConnectionError("Connection refused"))
     group, log = open_group(client)
     group.log_numbers(RUN.id, NUMBERS[:1])
-    assert not kept.told
+    assert not kept.events
     client.numbers, client.error = NUMBERS[:2], None
     group.log_numbers(RUN.id, NUMBERS[2:])
     assert kept.kept[RUN.id] == NUMBERS
@@ -89,7 +89,7 @@ def test_run_of_another_process_is_left_alone(kept: type[KeptLogger]) -> None:
     group, _ = open_group(NumbersClient())
     group.log_numbers("another", NUMBERS)
     group.finish_run("another", "KILLED")
-    assert not kept.told
+    assert not kept.events
 
 
 TRAINING = """

@@ -64,7 +64,7 @@ def test_commonest_plain_field_is_the_image(
 ) -> None:
     found = choose_image_field(samples, "image")
     assert (found.name, found.beside) == (field, frozenset(beside))
-    assert bool(found.told) == bool(beside)
+    assert bool(found.note) == bool(beside)
 
 
 def test_named_field_is_the_image() -> None:
