@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.timed_training import StepRate, TimedTraining, make_timed_recipe, write_noise_photographs
 from firstlight.pipeline.train.accelerator.utilization import find_peak_flops
-from firstlight.pipeline.train.trainer import AUTOCAST_DTYPES, resolve_precision
+from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
 
 GPU_AUGMENT: list[dict[str, Any]] = [{"op": "random_resized_crop", "scale": [0.2, 1.0]}, {"op": "horizontal_flip"}]
 

@@ -21,10 +21,10 @@ from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.accelerator.fused_updates import choose_fused
+from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
-from firstlight.pipeline.train.trainer import AUTOCAST_DTYPES, resolve_precision
 from firstlight.pipeline.train.training_job import TrainingJob, to_batch
 from firstlight.tasks.pretrain.method import Method
 

@@ -9,7 +9,7 @@ from firstlight.pipeline.config.scale import AUTO, ScaleOptions
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.terminal import format_count
-from firstlight.pipeline.train.trainer import resolve_precision
+from firstlight.pipeline.train.backward_pass import resolve_precision
 
 
 @dataclass(frozen=True)

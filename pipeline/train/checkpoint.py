@@ -234,27 +234,27 @@ class Checkpoints:
         """
         mirror = find_mirror(self.folder)
         if mirror is not None:
-            found, complaints = self._download_newest(mirror)
+            found, damage = self._download_newest(mirror)
         else:
-            chosen, complaints = broadcast_object(self._choose_newest() if rank() == 0 else None)
+            chosen, damage = broadcast_object(self._choose_newest() if rank() == 0 else None)
             found = self._read_checkpoint(self.folder / chosen) if chosen else None
-        if found is None and complaints:
+        if found is None and damage:
             where = self.folder if mirror is None else f"{mirror.get_location(self.folder)} and {self.folder}"
             raise StopTraining(
-                f"{'; '.join(complaints)}; no whole checkpoint is left: delete {where} to train from the beginning"
+                f"{'; '.join(damage)}; no whole checkpoint is left: delete {where} to train from the beginning"
             )
-        return found, complaints
+        return found, damage
 
     def _download_newest(self, mirror: Mirror) -> tuple[Checkpoint | None, list[str]]:
         """Returns the same as `read_newest`: the newest checkpoint that all ranks have, or can download. Collective."""
-        candidates, complaints = broadcast_object(self._list_candidates(mirror) if rank() == 0 else None)
+        candidates, damage = broadcast_object(self._list_candidates(mirror) if rank() == 0 else None)
         for name in candidates:
             found, problem = self._obtain(mirror, self.folder / name)
             problems = [line for line in gather_objects(problem) if line]
             if not problems:
-                return found, complaints
-            complaints.append(problems[0])
-        return None, complaints
+                return found, damage
+            damage.append(problems[0])
+        return None, damage
 
     def _list_candidates(self, mirror: Mirror) -> tuple[list[str], list[str]]:
         """Returns the names of the whole checkpoints here and in the bucket, newest first."""
@@ -277,16 +277,16 @@ class Checkpoints:
             return None, str(error)
 
     def _choose_newest(self) -> tuple[str | None, list[str]]:
-        complaints: list[str] = []
+        damage: list[str] = []
         for folder in reversed(list_checkpoint_folders(self.folder)):
             if not (folder / FOLDER_MANIFEST).exists():
                 continue
             try:
                 self._read_checkpoint(folder)
-                return folder.name, complaints
+                return folder.name, damage
             except DamagedFileError as error:
-                complaints.append(str(error))
-        return None, complaints
+                damage.append(str(error))
+        return None, damage
 
     def _read_checkpoint(self, folder: Path) -> Checkpoint:
         manifest, files = read_verified(folder)

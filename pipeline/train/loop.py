@@ -50,7 +50,7 @@ def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> N
 
     Raises:
         StopTraining: on all ranks: the loss is not finite, the disk is full, or every checkpoint is damaged. A step
-            whose loss is not finite updates nothing, and is told at the next log line or checkpoint at the latest.
+            whose loss is not finite updates nothing, and is reported at the next log line or checkpoint at the latest.
         Stopped: on all ranks: `STOP_FILE` exists.
         Paused: on all ranks: the step at which the job pauses is reached.
     """
@@ -75,7 +75,7 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
     if step < stop and step % job.plan.steps == 0 and learner.reads_images_before(step // job.plan.steps):
         _read_images(job, learner, step, trainer.num_rows)
     stream, stream_notes = open_batches(job, stretch, trainer.num_rows)
-    meter = UtilizationMeter(job.device, trainer.autocast_dtype)
+    meter = UtilizationMeter(job.device, trainer.backward.autocast_dtype)
     logger = MetricsLogger(job.folder, job.plan, job.total_steps, step, job.device, meter)
     dropped, first = DroppedIds(job.folder, job.plan, step, job.total_steps), step
     for line in notes + stream_notes:

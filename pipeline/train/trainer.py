@@ -1,36 +1,33 @@
-"""One training step of a learner, and its state in checkpoints."""
+"""The updates of a learner, step by step, and its state in checkpoints."""
 
 import contextlib
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from firstlight.pipeline.config.optim import build_optimizer, build_schedule
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.files import write_atomically, write_json
 from firstlight.pipeline.train.accelerator.fused_updates import adapt_optimizer_state, choose_fused
+from firstlight.pipeline.train.backward_pass import BackwardPass
 from firstlight.pipeline.train.checkpoint import OTHER_STATE_ADVICE, Checkpoint, Checkpoints, refuse_other_state
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, append_row
 from firstlight.pipeline.train.selection import WeightSelection, best_folder
 from firstlight.pipeline.train.training_job import TrainingJob
 from firstlight.pipeline.train.update_guard import UpdateGuard
 from firstlight.pipeline.train.weight_average import WeightAverage
-from firstlight.tasks.collective import all_sum, broadcast_buffers, broadcast_object, gather_objects, rank, world_size
+from firstlight.tasks.collective import all_sum, broadcast_object, gather_objects, rank, world_size
 from firstlight.tasks.device.timer import time_part
 from firstlight.tasks.learner import Batch, Learner
 
 MIN_CHECKPOINT_AGE_S = 20.0
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The images of a step whose loss is not finite.
 NONFINITE_FILE = "nonfinite.json"
 MAX_IDS_LISTED = 8
@@ -55,14 +52,9 @@ class Trainer:
         self.per_epoch = training.schedule is not None and training.schedule.interval == "epoch"
         length, epoch_length = (job.num_epochs, 1) if self.per_epoch else (job.total_steps, job.plan.steps)
         self.schedule = build_schedule(training.schedule, self.optimizer, length, epoch_length)
-        self.autocast_dtype = AUTOCAST_DTYPES.get(resolve_precision(training.precision, job.device))
-        # Without fp16 it does nothing.
-        self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
-        if self.scaler.is_enabled():
-            # The first steps may be skipped, until the scale fits; the schedule counts them.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         self.average = WeightAverage(learner, training.ema) if training.ema is not None else None
         self.selection = WeightSelection(job.selection) if job.selection is not None else None
+        self.backward = BackwardPass(job, learner, self._judge_loss)
         # () float64 on the device: that of the last step, and the sum over the steps of the epoch so far.
         self.step_loss, self.epoch_loss = torch.zeros(2, dtype=torch.float64, device=job.device).unbind()
         self.guard = UpdateGuard(
@@ -71,17 +63,12 @@ class Trainer:
             lambda: self.average.list_values() if self.average is not None else [],
             job.device,
             # A scaled loss has a verdict of its own.
-            is_fused=not self.scaler.is_enabled() and all(g.get("fused") for g in self.optimizer.param_groups),
+            is_fused=not self.backward.scaler.is_enabled() and all(g.get("fused") for g in self.optimizer.param_groups),
         )
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.saved_at = time.monotonic()
         # Number of steps.
         self.num_done = 0
-        module = _StepModule(learner)
-        # With `static_graph` the host would look up in every step which parameters were used.
-        self.model: nn.Module = (
-            DistributedDataParallel(module, gradient_as_bucket_view=True) if world_size() > 1 else module
-        )
 
     @property
     def num_rows(self) -> int:
@@ -99,18 +86,14 @@ class Trainer:
         self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
         self.learner.begin_step(step)
-        losses = (
-            self._backward_whole(batch, step)
-            if self.job.training.accumulate == 1
-            else self._backward_in_parts(batch, step)
-        )
+        losses, scaler = self.backward.compute_gradients(batch, step), self.backward.scaler
         with time_part("optimizer"):
             if self.job.training.clip_norm is not None:
-                self.scaler.unscale_(self.optimizer)
+                scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.learner.parameters(), self.job.training.clip_norm)
             self._set_weight_decay(step)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            scaler.step(self.optimizer)
+            scaler.update()
             self._advance_schedule(step + 1)
             if self.average is not None:
                 self.average.update(step)
@@ -118,61 +101,6 @@ class Trainer:
         self.guard.end_step()
         self.num_done = step + 1
         return losses
-
-    def _backward_whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Computes the losses of this worker's part of the batch, and their gradient in the parameters."""
-        with self._seed_and_autocast(step, 0), time_part("forward"):
-            losses: dict[str, Tensor] = self.model(batch)
-        self._judge_loss(losses["loss"], batch, step)
-        with time_part("backward"):
-            self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
-        return losses
-
-    def _backward_in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Does the same with the activations of one part of the batch in memory at a time, by gradient caching.
-
-        Every part is embedded without gradient; the loss of the whole batch gives the gradient at its embedding; every
-        part is embedded again, to propagate its share of that gradient. Batch statistics are those of a part. Source:
-        Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
-        """
-        # DistributedDataParallel does this too, but the first pass does not use it.
-        broadcast_buffers(self.learner)
-        size = len(batch.ids) // self.job.training.accumulate
-        parts = [batch.select_range(start, start + size) for start in range(0, len(batch.ids), size)]
-        embedded = []
-        for k, images in enumerate(parts):
-            with torch.no_grad(), self._seed_and_autocast(step, k), time_part("forward"):
-                embedded.append(self.learner.embed(images))
-        outputs = tuple(torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True))
-        with self._autocast(), time_part("forward"):
-            losses = self.learner.loss(outputs, batch)
-        self._judge_loss(losses["loss"], batch, step)
-        self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
-        # Kept, so that the parts count once in the running statistics.
-        buffers = [buffer.clone() for buffer in self.learner.buffers()]
-        for k, images in enumerate(parts):
-            gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]
-            is_local = world_size() > 1 and k + 1 < len(parts)
-            with self.model.no_sync() if is_local else contextlib.nullcontext():  # type: ignore[operator]
-                with self._seed_and_autocast(step, k), time_part("forward"):
-                    surrogate = self.model(images, gradients)
-                with time_part("backward"):
-                    surrogate.backward()
-        for buffer, value in zip(self.learner.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-        return losses
-
-    @contextlib.contextmanager
-    def _seed_and_autocast(self, step: int, part: int) -> Iterator[None]:
-        """Seeds the random numbers of the block from (seed, step, rank, part), and sets the training's precision."""
-        torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
-        with self._autocast():
-            yield
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns a block with the training's precision."""
-        dtype = self.autocast_dtype
-        return torch.autocast(self.job.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _set_weight_decay(self, step: int) -> None:
         """Moves the weight decay from its first value to `weight_decay_end` by half a cosine (DINO, appendix A)."""
@@ -281,7 +209,7 @@ class Trainer:
 
     def _list_parts(self) -> dict[str, Any]:
         """Returns what only some trainings have, and keep in their checkpoints, by its name there."""
-        parts: dict[str, Any] = {"scaler": self.scaler, "average": self.average, "selection": self.selection}
+        parts: dict[str, Any] = {"scaler": self.backward.scaler, "average": self.average, "selection": self.selection}
         return {name: part for name, part in parts.items() if part is not None and part.state_dict()}
 
     @property
@@ -312,8 +240,8 @@ class Trainer:
 
     def resume_training(self) -> tuple[int, list[str]]:
         """Loads the newest checkpoint. Returns the number of steps done, and notes for the user. Collective."""
-        found, complaints = self.checkpoints.read_newest()
-        notes = [f"skipped a damaged checkpoint: {line}" for line in complaints]
+        found, damage = self.checkpoints.read_newest()
+        notes = [f"skipped a damaged checkpoint: {line}" for line in damage]
         if found is None:
             return self._warm_start(self.job.warm_start) if self.job.warm_start else (0, notes)
         self._check_plan(found, self.job.folder)
@@ -344,7 +272,7 @@ class Trainer:
 
         The learning rate is that of this training's schedule at the step of the other one.
         """
-        found, complaints = Checkpoints(other / "checkpoints").read_newest()
+        found, damage = Checkpoints(other / "checkpoints").read_newest()
         if found is None:
             raise StopTraining(f"{other}: has no checkpoint to continue from")
         self._check_plan(found, other)
@@ -368,7 +296,7 @@ class Trainer:
             if best_folder(other).exists():
                 shutil.copytree(best_folder(other), best_folder(self.job.folder), dirs_exist_ok=True)
         note = f"continues another training at step {found.step} of {self.job.total_steps}, with other settings"
-        return found.step, [*(f"skipped a damaged checkpoint: {line}" for line in complaints), note]
+        return found.step, [*(f"skipped a damaged checkpoint: {line}" for line in damage), note]
 
     def _load_state(self, found: Checkpoint) -> None:
         with refuse_other_state(found):
@@ -380,35 +308,3 @@ class Trainer:
                 part.load_state_dict(found.shared[name])
             for name, table in self.learner.tables.items():
                 table.load_state_dicts([shard[name] for shard in found.shards])
-
-
-class _StepModule(nn.Module):
-    """The module that DistributedDataParallel wraps: every gradient in the parameters comes from its `forward`."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-
-    def forward(self, batch: Batch, gradients: Sequence[Tensor | None] | None = None) -> Any:
-        """Returns the losses of a batch.
-
-        With `gradients`, those of a loss at the batch's embedding, it returns a scalar that has the same gradient in
-        the parameters as that loss.
-        """
-        if gradients is None:
-            return self.learner(batch)
-        pairs = zip(self.learner.embed(batch), gradients, strict=True)
-        return torch.stack([(output * gradient).sum() for output, gradient in pairs if gradient is not None]).sum()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Returns the number format of a training's forward pass on `device`: `auto` becomes the best that it has."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _step_seed(seed: int, step: int, rank_: int, part: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank_, part)).generate_state(1, np.uint64)[0] >> 1)

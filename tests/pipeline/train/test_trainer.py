@@ -21,7 +21,7 @@ from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit, open_batches
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
-from firstlight.pipeline.train.trainer import Trainer, resolve_precision
+from firstlight.pipeline.train.trainer import Trainer
 from firstlight.pipeline.train.training_job import to_batch
 from firstlight.tasks.learner import Batch, Learner
 from tests.support import recipes
@@ -213,13 +213,13 @@ def test_step_that_overflows_in_fp16_is_skipped(tmp_path: Path, digits: Store) -
     stage: Any = worker.recipe.stages["pretrain"]
     job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", tmp_path / "job"))
     trainer = Trainer(job, pretrain_job.build_seeded_method(worker, stage, job))
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.backward.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: weight.clone() for name, weight in trainer.learner.named_parameters()}
     stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), trainer.num_rows)
     batch = to_batch(next(iter(stream)), job.device, job)
     trainer.step(batch, 0)
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.learner.named_parameters())
-    assert trainer.scaler.get_scale() == 2.0**39
+    assert trainer.backward.scaler.get_scale() == 2.0**39
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -251,16 +251,6 @@ def test_layer_decay_slows_shallow_layers_of_a_pretraining(tmp_path: Path, digit
     assert found is not None
     rates = [group["initial_lr"] for group in found.shared["optimizer"]["param_groups"]]
     assert [rate / rates[0] for rate in rates] == [1.0, 1.0, 0.5, 0.25]
-
-
-@pytest.mark.parametrize(("device", "resolved"), [("cpu", "fp32"), ("cuda", "bf16"), ("old", "fp16")])
-def test_automatic_precision_is_the_best_of_the_device(
-    monkeypatch: pytest.MonkeyPatch, device: str, resolved: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: device == "cuda")
-    place = torch.device("cpu" if device == "cpu" else "cuda")
-    assert resolve_precision("auto", place) == resolved
-    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 CONTRAST = {  # couples all images of a batch, smoothly: rounding cannot be blown up by an assignment that flips

@@ -1,0 +1,75 @@
+"""Losses and gradients of a batch: those of its parts are those of the whole, and a refused loss leaves none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.data.stream import TrainOrder
+from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.stages.pretraining import job as pretrain_job
+from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.train.backward_pass import BackwardPass, resolve_precision
+from firstlight.pipeline.train.context import StageContext
+from firstlight.pipeline.train.loop import open_batches
+from firstlight.pipeline.train.training_job import to_batch
+from firstlight.tasks.learner import Batch
+from tests.support import recipes
+
+
+def open_pass(folder: Path, store: Store, judge_loss: Any, **changes: Any) -> tuple[BackwardPass, Batch]:
+    """Returns the backward pass of a small pretraining, and its first batch."""
+    worker = StageContext.create(recipes.recipe(folder, encoder__norm="group", **changes), store, on_ray=False)
+    stage: Any = worker.recipe.stages["pretrain"]
+    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))
+    learner = pretrain_job.build_seeded_method(worker, stage, job)
+    learner.begin_step(0)
+    stream, _ = open_batches(job, TrainOrder(job.plan, 0, 1, 0, 1), job.plan.batch_size)
+    return BackwardPass(job, learner, judge_loss), to_batch(next(iter(stream)), job.device, job)
+
+
+def read_gradients(backward: BackwardPass) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in backward.learner.named_parameters() if p.grad is not None}
+
+
+def test_parts_of_a_batch_have_the_losses_and_the_gradient_of_the_whole(tmp_path: Path, digits: Store) -> None:
+    judged = list[float]()
+    found = []
+    for parts in (1, 4):
+        # A layer that normalises over the batch would see its parts.
+        changes = {"stages__pretrain__accumulate": parts, "stages__pretrain__method__hidden": []}
+        backward, batch = open_pass(
+            tmp_path / str(parts), digits, lambda loss, *_: judged.append(float(loss.detach())), **changes
+        )
+        losses = backward.compute_gradients(batch, 0)
+        found.append((float(losses["loss"].detach()), read_gradients(backward)))
+    (whole, gradients), (parted, others) = found
+    assert parted == pytest.approx(whole, rel=1e-5)
+    assert judged == [whole, parted]
+    assert gradients.keys() == others.keys()
+    flat, other = (torch.cat([one[name].flatten() for name in gradients]) for one in (gradients, others))
+    assert float((flat - other).norm()) < 1e-3 * float(flat.norm())
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_loss_that_is_refused_leaves_no_gradient(tmp_path: Path, digits: Store, parts: int) -> None:
+    def refuse(loss: Tensor, batch: Batch, step: int) -> None:
+        raise StopTraining(f"step {step} of {len(batch.ids)} images")
+
+    backward, batch = open_pass(tmp_path, digits, refuse, stages__pretrain__accumulate=parts)
+    with pytest.raises(StopTraining, match=f"step 7 of {len(batch.ids)} images"):
+        backward.compute_gradients(batch, 7)
+    assert not read_gradients(backward)
+
+
+@pytest.mark.parametrize(("device", "resolved"), [("cpu", "fp32"), ("cuda", "bf16"), ("old", "fp16")])
+def test_automatic_precision_is_the_best_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, resolved: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: device == "cuda")
+    place = torch.device("cpu" if device == "cpu" else "cuda")
+    assert resolve_precision("auto", place) == resolved
+    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
