@@ -6,12 +6,18 @@ with what intercept; other unsigned values are levels as they are.
 
 import io
 import logging
+import sys
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from firstlight.pipeline.data.channels.pixel_format import PixelFormat, describe_pixel_format
+from firstlight.pipeline.data.channels.pixel_format import (
+    FileFormat,
+    PixelFormat,
+    describe_pixel_format,
+    limit_pixel_format,
+)
 from firstlight.pipeline.data.images.bad_image import BadImage
 from firstlight.pipeline.data.images.formats import DICOM_EXTRA, describe_missing_extra
 from firstlight.pipeline.data.images.headers import check_pixel_count
@@ -29,6 +35,21 @@ NEEDED_ELEMENTS = (
 )
 
 
+def read_dicom_format(data: bytes) -> FileFormat:
+    """Returns the format of a DICOM file by its header; call it within `raise_only_bad_image`.
+
+    Raises:
+        BadImage: pydicom is missing, or `read_dicom_samples` reads the file with no channels and bits.
+    """
+    found = _read_elements(data, sys.maxsize)
+    frames = _count_frames(found)
+    pixels = limit_pixel_format(frames * int(found.SamplesPerPixel), int(found.BitsAllocated))
+    _check_format(found, pixels)
+    _check_decoder(found)
+    _read_intercept(found)
+    return FileFormat(pixels, (int(found.Columns), int(found.Rows)), frames)
+
+
 def read_dicom_samples(data: bytes, max_pixels: int, wanted: PixelFormat) -> np.ndarray:
     """Returns the (H, W, C) levels of a DICOM file; call it within `raise_only_bad_image`.
 
@@ -38,6 +59,17 @@ def read_dicom_samples(data: bytes, max_pixels: int, wanted: PixelFormat) -> np.
         BadImage: pydicom is missing, or the file has other channels or bits than `wanted`, more than `max_pixels`
             pixels, a compression or colours that are not read, or levels that do not fit 16 bits.
     """
+    found = _read_elements(data, max_pixels)
+    _check_format(found, wanted)
+    _check_decoder(found)
+    samples = np.asarray(found.pixel_array)
+    shape = (_count_frames(found), found.Rows, found.Columns, found.SamplesPerPixel)
+    stacked = samples.reshape(shape).transpose(1, 2, 0, 3).reshape(found.Rows, found.Columns, -1)
+    return _convert_to_levels(stacked, found, wanted)
+
+
+def _read_elements(data: bytes, max_pixels: int) -> Any:
+    """Returns the elements of a file, which say all that a reader must know before it decodes a pixel."""
     try:
         import pydicom
     except ImportError:
@@ -47,16 +79,6 @@ def read_dicom_samples(data: bytes, max_pixels: int, wanted: PixelFormat) -> np.
     if DEFLATED_SYNTAX in data:
         raise BadImage("is DICOM that is deflated as a whole, which is not read", "channels")
     found = pydicom.dcmread(io.BytesIO(data))
-    _check_format(found, wanted, max_pixels)
-    samples = _decode_samples(found)
-    frames = int(found.get("NumberOfFrames") or 1)
-    shape = (frames, found.Rows, found.Columns, found.SamplesPerPixel)
-    stacked = samples.reshape(shape).transpose(1, 2, 0, 3).reshape(found.Rows, found.Columns, -1)
-    return _convert_to_levels(stacked, found, wanted)
-
-
-def _check_format(found: Any, wanted: PixelFormat, max_pixels: int) -> None:
-    """Checks what a header says, before any pixel is decoded."""
     if "PixelData" not in found:
         raise BadImage("is DICOM without pixels")
     if missing := [name for name in NEEDED_ELEMENTS if found.get(name) is None]:
@@ -65,7 +87,15 @@ def _check_format(found: Any, wanted: PixelFormat, max_pixels: int) -> None:
     colours = str(found.PhotometricInterpretation)
     if colours not in (*GREY_LEVELS, *COLOUR_LEVELS):
         raise BadImage(f"has colours of the kind {colours}; valid: levels of each channel", "channels")
-    frames, bits = int(found.get("NumberOfFrames") or 1), int(found.BitsAllocated)
+    return found
+
+
+def _count_frames(found: Any) -> int:
+    return int(found.get("NumberOfFrames") or 1)
+
+
+def _check_format(found: Any, wanted: PixelFormat) -> None:
+    frames, bits = _count_frames(found), int(found.BitsAllocated)
     channels = frames * int(found.SamplesPerPixel)
     if (channels, bits) != (wanted.channels, wanted.bits):
         of_frames = f" in {frames} frames, whose channels count together" if frames > 1 else ""
@@ -74,7 +104,7 @@ def _check_format(found: Any, wanted: PixelFormat, max_pixels: int) -> None:
         raise BadImage(f"has samples whose highest bit is {found.HighBit} of {found.BitsStored}", "channels")
 
 
-def _decode_samples(found: Any) -> np.ndarray:
+def _check_decoder(found: Any) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = found.file_meta.TransferSyntaxUID
@@ -83,17 +113,11 @@ def _decode_samples(found: Any) -> np.ndarray:
         is_read = is_read or get_decoder(syntax).is_available
     if not is_read:
         raise BadImage(f"is compressed by {syntax.name}, for which pydicom finds no decoder here", "channels")
-    return np.asarray(found.pixel_array)
 
 
 def _convert_to_levels(stored: np.ndarray, found: Any, wanted: PixelFormat) -> np.ndarray:
     """Returns the levels of (H, W, C) stored values."""
-    slope, intercept = float(found.get("RescaleSlope") or 1), float(found.get("RescaleIntercept") or 0)
-    if slope != 1.0 or not intercept.is_integer():
-        raise BadImage(
-            f"has values that are to be multiplied by {slope:g}, plus {intercept:g}; valid: 1, plus a whole number",
-            "channels",
-        )
+    intercept = _read_intercept(found)
     is_signed, used = bool(found.PixelRepresentation), int(found.BitsStored)
     # Bits above those that are used may hold anything, as drawings did in old files.
     values = stored.astype(np.int64) & (2**used - 1)
@@ -101,7 +125,7 @@ def _convert_to_levels(stored: np.ndarray, found: Any, wanted: PixelFormat) -> n
         values = np.where(values >= 2 ** (used - 1), values - 2**used, values)
     highest = 2**used - 1
     if is_signed or intercept or found.get("Modality") == TOMOGRAPHY:
-        values, highest = values + int(intercept) + (wanted.white + 1) // 2, wanted.white
+        values, highest = values + intercept + (wanted.white + 1) // 2, wanted.white
     if found.PhotometricInterpretation == MIN_IS_WHITE_LEVELS:
         values = highest - values
     low, high = int(values.min()), int(values.max())
@@ -109,3 +133,14 @@ def _convert_to_levels(stored: np.ndarray, found: Any, wanted: PixelFormat) -> n
         raise BadImage(f"has levels of {low:,} to {high:,}; valid: 0 to {wanted.white:,}", "channels")
     levels: np.ndarray = values.astype(wanted.dtype)
     return levels
+
+
+def _read_intercept(found: Any) -> int:
+    """Returns what is to be added to stored values, which are to be multiplied by nothing."""
+    slope, intercept = float(found.get("RescaleSlope") or 1), float(found.get("RescaleIntercept") or 0)
+    if slope != 1.0 or not intercept.is_integer():
+        raise BadImage(
+            f"has values that are to be multiplied by {slope:g}, plus {intercept:g}; valid: 1, plus a whole number",
+            "channels",
+        )
+    return int(intercept)

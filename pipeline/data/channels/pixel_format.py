@@ -42,6 +42,22 @@ class PixelFormat:
         return {"channels": self.channels, "bits": self.bits}
 
 
+@dataclass(frozen=True)
+class FileFormat:
+    """The format of the pixels that a file itself has."""
+
+    pixels: PixelFormat
+    # Upright width and height.
+    size: tuple[int, int]
+    # Pages of TIFF or frames of DICOM, whose channels count together.
+    parts: int = 1
+
+    @property
+    def is_stack(self) -> bool:
+        """True if the file has several grey pages or frames."""
+        return self.parts > 1 and self.pixels.channels == self.parts
+
+
 # What every image becomes where a data set states no channels.
 RGB_PIXELS = PixelFormat()
 
@@ -54,6 +70,11 @@ def parse_pixel_format(raw: Mapping[str, Any] | None) -> PixelFormat | None:
 def state_pixel_format(channels: int | None, bits: int | None) -> PixelFormat | None:
     """Returns the format of `dataset.channels` and `dataset.bits`; None if images become RGB of 8 bits."""
     return None if channels is None else PixelFormat(channels, bits or 8)
+
+
+def limit_pixel_format(channels: int, bits: int) -> PixelFormat:
+    """Returns the format that a data set can state which is nearest to that of a file."""
+    return PixelFormat(min(max(channels, 1), MAX_CHANNELS), bits if bits in PIXEL_DTYPES else max(PIXEL_DTYPES))
 
 
 def describe_pixel_format(channels: int, bits: int) -> str:

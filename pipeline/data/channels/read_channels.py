@@ -46,7 +46,7 @@ def _open_dicom(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelIma
 
 def _open_other(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelImage:
     image = open_file_header(data, max_pixels, OTHER_FORMATS)
-    found = _find_pixel_format(image, data)
+    found = find_declared_pixels(image, data)
     if found is None:
         raise BadImage(f"has a palette, or pixels of another kind than {wanted}", "channels")
     if found != (wanted.channels, wanted.bits):
@@ -60,7 +60,7 @@ def _open_other(data: bytes, wanted: PixelFormat, max_pixels: int) -> ChannelIma
     return _build_image(np.atleast_3d(values).astype(wanted.dtype, copy=False), kind, orientation)
 
 
-def _find_pixel_format(image: ImageFile.ImageFile, data: bytes) -> tuple[int, int] | None:
+def find_declared_pixels(image: ImageFile.ImageFile, data: bytes) -> tuple[int, int] | None:
     """Returns the channels and the bits that a header declares, None if its pixels are no levels of channels."""
     if image.format != "PNG":
         return (len(image.getbands()), 8) if image.mode in BAND_MODES else None

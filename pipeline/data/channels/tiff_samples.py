@@ -2,15 +2,22 @@
 
 import io
 import logging
+import sys
 import zlib
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from firstlight.pipeline.data.channels.pixel_format import PixelFormat, describe_pixel_format
+from firstlight.pipeline.data.channels.pixel_format import (
+    FileFormat,
+    PixelFormat,
+    describe_pixel_format,
+    limit_pixel_format,
+)
 from firstlight.pipeline.data.images.bad_image import BadImage, describe_pixel_limit
 from firstlight.pipeline.data.images.headers import MIN_TILE_PIXELS, check_pixel_count
+from firstlight.pipeline.data.images.orientation import turn_size
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # TIFF's numbers of compressions that are read, and those of them that need no extra. PHOTOMETRIC: min-is-white,
@@ -36,6 +43,26 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(TIFF_SIGNATURES)
 
 
+def read_tiff_format(data: bytes) -> FileFormat:
+    """Returns the format of a TIFF file by its tags; call it within `raise_only_bad_image`.
+
+    Raises:
+        BadImage: `read_tiff_samples` reads it with no channels and bits, whatever they are.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = _list_pages(file)
+        first = pages[0]
+        pixels = limit_pixel_format(sum(page.samplesperpixel for page in pages), first.bitspersample)
+        _check_channels(pages, pixels)
+        check_pixel_count(first.imagewidth, first.imagelength, sys.maxsize)
+        for page in pages:
+            _check_compression(page, pixels)
+        size = turn_size((first.imagewidth, first.imagelength), _find_orientation(first))
+    return FileFormat(pixels, size, len(pages))
+
+
 def read_tiff_samples(data: bytes, max_pixels: int, wanted: PixelFormat) -> tuple[np.ndarray, int]:
     """Returns the (H, W, C) samples of a TIFF file and its orientation; call it within `raise_only_bad_image`.
 
@@ -48,12 +75,23 @@ def read_tiff_samples(data: bytes, max_pixels: int, wanted: PixelFormat) -> tupl
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = list(file.pages)
-        first: Any = pages[0].aspage()
-        _check_channels([page.aspage() for page in pages], wanted)
-        parts = [_read_page(page.aspage(), max_pixels, wanted) for page in pages]
-        tag = first.tags.get(TIFF_ORIENTATION)
-    return (parts[0] if len(parts) == 1 else np.concatenate(parts, 2)), int(tag.value) if tag is not None else 1
+        pages = _list_pages(file)
+        _check_channels(pages, wanted)
+        parts = [_read_page(page, max_pixels, wanted) for page in pages]
+        orientation = _find_orientation(pages[0])
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts, 2)), orientation
+
+
+def _list_pages(file: Any) -> list[Any]:
+    pages = [page.aspage() for page in file.pages]
+    if not pages:
+        raise BadImage("is TIFF without a page that can be read")
+    return pages
+
+
+def _find_orientation(page: Any) -> int:
+    tag = page.tags.get(TIFF_ORIENTATION)
+    return int(tag.value) if tag is not None else 1
 
 
 def _check_channels(pages: list[Any], wanted: PixelFormat) -> None:

@@ -51,6 +51,7 @@ def test_min_is_white_is_inverted_and_grey_has_one_channel() -> None:
         (encode_bands(VALUES)[:-50], r".+"),
         (encode_pages(VALUES)[:-50], r".+"),
         (b"II*\0" + b"\xff" * 60, r".+"),
+        (b"II*\0junk", r"is TIFF without a page that can be read"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused_with_the_reason(data: bytes, reason: str) -> None:
