@@ -7,9 +7,13 @@ from typing import Any
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.conf_files import CONF_FOLDER, STARTER_FILE
 from firstlight.pipeline.config.load import merge_sections
+from firstlight.pipeline.config.schema import parse_augment
 from firstlight.pipeline.config.schemas.entries import load_entries
+from firstlight.pipeline.data.channels.channel_ops import keep_channel_ops
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.errors import UserError, suggest_valid
-from firstlight.pipeline.starter.own_encoder import find_own_encoder
+from firstlight.pipeline.run.input_colours import COLOUR_KEYS
+from firstlight.pipeline.starter.own_encoder import OwnEncoder, find_own_encoder
 from firstlight.pipeline.starter.survey import ImageSurvey
 from firstlight.pipeline.terminal import format_count
 
@@ -21,6 +25,12 @@ STUDY_IMAGES, GPU_EPOCHS, EPOCH_RANGE = 45_000, 200, (10, 200)
 WEIGHTS_RATE_FACTOR, WEIGHTS_LAYER_DECAY, WEIGHTS_EPOCHS, WEIGHTS_BATCH = 0.04, 0.7, 6, 64
 # Augmentations that change nothing of a grey image but its levels.
 COLOUR_OPS = ("color_jitter", "random_grayscale")
+# Photographs are at least so large; with fewer images of them than this, weights that exist are worth more.
+LEAST_PHOTOGRAPH_SIDE, MOST_IMAGES_FOR_WEIGHTS = 64, 20_000
+WEIGHTS_ADVICE = (
+    "; weights that exist are worth more for photographs: "
+    "--model tf_efficientnet_lite0 --weights timm (docs/weights.md)"
+)
 # Goals that cannot be reached without labels.
 GOALS_WITH_LABELS = ("evaluate", "finetune")
 # Neighbours that vote in kNN: a third of the images of the smallest class, and at most as many as the field takes.
@@ -74,7 +84,7 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
     """
     own = find_own_encoder(wishes.weights) if wishes.weights is not None else None
     image_size = own.image_size if own else _choose_size(survey.side, wishes.weights is not None, has_gpu)
-    encoder = own.section if own else _choose_encoder(survey, wishes, image_size, has_gpu)
+    encoder = _fit_own_encoder(own, survey, wishes) if own else _choose_encoder(survey, wishes, image_size, has_gpu)
     pretrain = _choose_pretraining(survey, wishes, has_gpu) if wishes.pretrains else None
     finetune = None
     labels = min(LABELS_PER_CLASS, int(0.8 * survey.class_images))
@@ -86,13 +96,12 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
     seeds = (0, 1, 2) if any(goal in GOALS_WITH_LABELS for goal in goals) else (0,)
     test = f" and {survey.num_test:,} test images" if survey.num_test else ""
     labelled = f"{len(survey.classes):,} classes" if finetune else "not used as classes"
-    colour = "grey" if survey.is_grey else "colour"
-    source = " from random weights" if wishes.weights is None else f" from {encoder['weights']}"
+    colour = str(survey.shared) if survey.shared is not None else "grey" if survey.is_grey else "colour"
     reasons = (
         f"images: {survey.num_train:,} training{test}, {labelled}, {colour}, {survey.side} pixels on the shorter side",
         f"size: {image_size} x {image_size} pixels, "
         + ("as the network had them" if own else "for a GPU" if has_gpu else "for the CPUs of this machine"),
-        f"network: {encoder.get('model', encoder['name'])}{source}",
+        _describe_network(survey, wishes, encoder),
         *(_describe_pretraining(pretrain, wishes, seeds) if pretrain else _describe_goals(goals, seeds)),
     )
     knn_k = min(max(survey.class_images // 3, 5), MOST_NEIGHBOURS)
@@ -111,6 +120,18 @@ def _choose_goals(goal: str | None, is_labelled: bool) -> tuple[str, ...]:
     if goal in (None, "pretrain"):
         return ("embed",) if not is_labelled else ("evaluate",) if goal else ("evaluate", "finetune")
     return (goal,)
+
+
+def _describe_network(survey: ImageSurvey, wishes: Wishes, encoder: Mapping[str, Any]) -> str:
+    name = f"network: {encoder.get('model', encoder['name'])}"
+    if wishes.weights is None:
+        are_photographs = survey.shared is None and not survey.is_grey and survey.side >= LEAST_PHOTOGRAPH_SIDE
+        is_small = survey.num_train < MOST_IMAGES_FOR_WEIGHTS
+        return f"{name} from random weights{WEIGHTS_ADVICE * (are_photographs and is_small)}"
+    if survey.shared is not None and not encoder.get("mean"):
+        numbers = format_count(survey.shared.pixels.channels, "number")
+        return f"{name} from {encoder['weights']}; mean and std, {numbers} each, must be stated unless it brings them"
+    return f"{name} from {encoder['weights']}"
 
 
 def _describe_pretraining(pretrain: Mapping[str, Any], wishes: Wishes, seeds: tuple[int, ...]) -> tuple[str, str]:
@@ -137,6 +158,20 @@ def _choose_size(side: int, has_weights: bool, has_gpu: bool) -> int:
     return max(size // 8 * 8, 32) if size >= 32 else max(size, 8)
 
 
+def _fit_own_encoder(own: OwnEncoder, survey: ImageSurvey, wishes: Wishes) -> dict[str, Any]:
+    """Returns the section of a saved encoder for the images: those of three channels can be adapted to others."""
+    images = survey.shared.pixels.channels if survey.shared is not None else RGB_PIXELS.channels
+    if own.channels == images:
+        return own.section
+    if own.channels != RGB_PIXELS.channels:
+        found = str(survey.shared.pixels) if survey.shared is not None else "colours"
+        raise UserError(
+            f"--weights: {wishes.weights} is of images with {format_count(own.channels, 'channel')}, and these are "
+            f"{found}; valid: weights of {format_count(images, 'channel')}, or leave it out"
+        )
+    return {key: value for key, value in own.section.items() if key not in COLOUR_KEYS}
+
+
 def _choose_encoder(survey: ImageSurvey, wishes: Wishes, image_size: int, has_gpu: bool) -> dict[str, Any]:
     if wishes.weights is not None and wishes.model is None:
         raise UserError(
@@ -147,7 +182,9 @@ def _choose_encoder(survey: ImageSurvey, wishes: Wishes, image_size: int, has_gp
         if wishes.weights is None and wishes.model in own and wishes.model != "timm":
             return {"name": wishes.model, "mean": None, "std": None}
         chosen = {"name": "timm", "model": wishes.model}
-        return {**chosen, "weights": wishes.weights} if wishes.weights else chosen
+        if wishes.weights is not None:
+            return {**chosen, "weights": wishes.weights}
+        return chosen if survey.shared is None else {**chosen, **dict.fromkeys(COLOUR_KEYS)}
     if has_gpu:
         return {"name": "resnet18", "stem": "cifar" if image_size <= 64 else "imagenet", "mean": None, "std": None}
     depth = 5 if image_size >= 64 else 4 if image_size >= 24 else 3
@@ -190,8 +227,18 @@ def _choose_pretraining(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> d
         found["layer_decay"] = WEIGHTS_LAYER_DECAY
     augment = [op for op in stage.get("augment", ()) if not (survey.is_grey and op["op"] in COLOUR_OPS)]
     if augment:
-        found["augment"] = augment
+        found["augment"] = augment if survey.shared is None else _leave_out_mixing(augment)
     return {**found, "schedule": stage["schedule"], "channels_last": stage["channels_last"]}
+
+
+def _leave_out_mixing(augment: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the augmentations without what mixes colours."""
+    suited = []
+    for stated, completed in zip(augment, parse_augment(augment), strict=True):
+        op = completed.model_dump()
+        for kept in keep_channel_ops([op])[0]:
+            suited.append({**stated, **{key: value for key, value in kept.items() if value != op[key]}})
+    return suited
 
 
 def _read_recommended() -> str:

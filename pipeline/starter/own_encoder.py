@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_description
 
 # The file that describes an encoder in its folder.
@@ -16,6 +17,11 @@ class OwnEncoder:
 
     section: dict[str, Any]
     image_size: int
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of its images."""
+        return int(self.section.get("channels") or RGB_PIXELS.channels)
 
 
 def find_own_encoder(text: str) -> OwnEncoder | None:

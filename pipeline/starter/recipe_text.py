@@ -45,7 +45,7 @@ def format_recipe(name: str, survey: ImageSurvey, chosen: ChosenSettings, storag
         *([place] if place else []),
         f"# Each seed is a training of its own.\n{_dump({'seeds': list(chosen.seeds)})}",
         f"# {chosen.reasons[0]}\n{_dump({'dataset': {**survey.dataset, 'image_size': chosen.image_size}})}",
-        f"# {chosen.reasons[2]}. mean and std null: those of these images.\n{_dump({'encoder': chosen.encoder})}",
+        f"# {chosen.reasons[2]}\n# mean and std null: those of these images.\n{_dump({'encoder': chosen.encoder})}",
         "# This machine, in one process where `workers` is 0; `name: cluster` is a running Ray cluster.\n"
         + _dump({"scale": chosen.scale}),
         "# Stages run in this order.\nstages:\n" + _indent(_format_stages(chosen)),

@@ -11,11 +11,12 @@ import numpy as np
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.conf_files import CONF_FOLDER
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.data.prepare.header_probe import iterate_headers
+from firstlight.pipeline.data.prepare.shared_format import ProbedImage, SharedFormat, find_shared_format, probe_images
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.sources.list_columns import LIST_DELIMITERS
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.terminal import format_count
 
 # Training images whose headers are read.
 NUM_SAMPLED_IMAGES = 200
@@ -25,8 +26,8 @@ NUM_SAMPLED_IMAGES = 200
 class ImageSurvey:
     """Facts of the images, known from their listing and some of their headers."""
 
-    # What a recipe's section `dataset` has besides the size: {"name", "root"} or {"name", "list"}.
-    dataset: dict[str, str]
+    # What a recipe's section `dataset` has besides the size: {"name", "root"} or {"name", "list"}, and the channels.
+    dataset: dict[str, Any]
     num_train: int
     num_test: int
     classes: tuple[str, ...]
@@ -35,6 +36,8 @@ class ImageSurvey:
     # The median of the sampled images' shorter sides, in pixels.
     side: int
     is_grey: bool
+    # The format that images have where they are not read as colours.
+    shared: SharedFormat | None = None
 
 
 def survey_images(location: Path) -> ImageSurvey:
@@ -50,13 +53,28 @@ def survey_images(location: Path) -> ImageSurvey:
         raise UserError(f"{location}: has no training images")
     known = source.labels[train]
     counts = np.bincount(known[known >= 0], minlength=len(source.classes)) if source.classes else np.zeros(1, int)
-    side, is_grey = _sample_headers(source, location)
+    probed = list(probe_images(source, select_sampled(source, NUM_SAMPLED_IMAGES)))
+    shared = find_shared_format(probed)
+    side, is_grey = _describe_headers(probed, location) if shared is None else (shared.side, False)
     return ImageSurvey(
-        dataset, len(train), len(source.rows.get("test", ())), source.classes, int(counts.min()), side, is_grey
+        dataset if shared is None else {**dataset, **shared.pixels.dump()},
+        len(train),
+        len(source.rows.get("test", ())),
+        source.classes,
+        int(counts.min()),
+        side,
+        is_grey,
+        shared,
     )
 
 
-def name_dataset(location: Path) -> dict[str, str]:
+def select_sampled(source: Source, count: int) -> list[int]:
+    """Returns the positions of `count` training images, evenly spaced in the order of the source."""
+    positions: list[int] = select_evenly_spaced(np.arange(source.splits.get("train", 0)), count).tolist()
+    return positions
+
+
+def name_dataset(location: Path) -> dict[str, Any]:
     """Returns what a recipe's section `dataset` says of images in a folder, or in a file that lists them.
 
     Raises:
@@ -78,11 +96,14 @@ def read_dataset_options(dataset: Mapping[str, Any]) -> DatasetOptions:
     return DatasetOptions.model_validate_json(json.dumps({**base, **dataset}))
 
 
-def _sample_headers(source: Source, location: Path) -> tuple[int, bool]:
-    """Returns the median shorter side of some training images, and True if all of them are grey."""
-    starts = select_evenly_spaced(np.arange(source.splits["train"]), NUM_SAMPLED_IMAGES).tolist()
-    headers = list(iterate_headers(source, starts, 1))
+def _describe_headers(probed: list[ProbedImage], location: Path) -> tuple[int, bool]:
+    """Returns the median shorter side of some images, and True if all of them are grey."""
+    headers = [image.header for image in probed if image.header is not None]
     if not headers:
-        raise UserError(f"{location}: none of {NUM_SAMPLED_IMAGES} images that were tried can be read")
+        tried, first = format_count(len(probed), "image"), probed[0]
+        were = "was" if len(probed) == 1 else "were"
+        raise UserError(
+            f"{location}: none of {tried} that {were} tried can be read; the first, {first.path}: {first.reason}"
+        )
     side = int(np.median([min(header.frame.upright) for header in headers]))
     return side, all(header.mode == "1" or header.mode.startswith(("L", "I")) for header in headers)

@@ -6,6 +6,7 @@ import pytest
 
 import firstlight as fl
 from firstlight.pipeline.errors import UserError
+from tests.support.channel_images import write_band_folders
 from tests.support.folders_of_noise import write_noise_folder
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -33,6 +34,20 @@ def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.Ca
     assert embedded.table == ()
     (folder,) = (tmp_path / "embedded" / "embedded").glob("embed-seed0-*")
     assert fl.open_embeddings(folder)[0].shape == (24,)
+
+
+def test_bands_are_pretrained_to_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    images = write_band_folders(tmp_path / "bands", 12)
+    found = fl.pretrain(images, tmp_path / "out", "seeds=[1]", epochs=1)
+    said = capfd.readouterr().err
+    assert "2 classes, 13 channels of 16 bits, 32 pixels on the shorter side" in said
+    assert {row.stage for row in found.table} == {"evaluate"}
+    assert found.encoder.embed([images / "field/000.tif"], bits=16).shape[0] == 1
+    # What was pretrained on bands takes bands.
+    embedded = fl.embed(images, tmp_path / "embedded", weights=tmp_path / "out", quiet=True)
+    (folder,) = (tmp_path / "embedded" / "embedded").glob("embed-seed0-*")
+    assert fl.open_embeddings(folder)[0].shape == (24,)
+    assert embedded.table == ()
 
 
 @pytest.mark.ray

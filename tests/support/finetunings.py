@@ -31,7 +31,7 @@ def save_seen_encoder(folder: Path, spec: dict[str, Any]) -> tuple[Encoder, Path
     """Returns an encoder whose batch normalisations have seen images, and its artifact."""
     torch.manual_seed(7)
     encoder = Encoder(spec, 8).train()
-    encoder(torch.rand(64, 3, 8, 8) ** 2)
+    encoder(torch.rand(64, encoder.image_channels, 8, 8) ** 2)
     save_encoder(encoder, folder / "encoder", {})
     return encoder, folder / "encoder"
 

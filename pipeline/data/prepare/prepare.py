@@ -54,19 +54,21 @@ def prepare(
     progress: Callable[[int, int], None],
     tell: Callable[[Sequence[str]], None] = lambda lines: None,
     auto_side: int | None = None,
+    source: Source | None = None,
 ) -> Store:
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
     `on_ray` is called if there is something to write; it returns True if Ray, started by then, is to write it. On Ray,
     all nodes must share the storage of `stores`. `progress(done, total)` is called with numbers of images: of the
     source, or of the store that is verified. `tell(lines)` is called with what was read as what, before a store is
-    written. `auto_side`: what `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`.
+    written. `auto_side`: what `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`. `source`: the
+    listing of `dataset`, which extends nothing, where it is known already.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
             earlier store with images that are missing from the source or changed.
     """
-    source = open_source(dataset if dataset.extends is None else _without_test_fraction(dataset))
+    source = source or open_source(dataset if dataset.extends is None else _without_test_fraction(dataset))
     target = find_target(dataset, source, stores, auto_side)
     if not (target.folder / MANIFEST_FILE).exists():
         tell(fetch_unit(target.folder))

@@ -1,17 +1,29 @@
 """The settings of a first recipe follow from the images, the machine and the wishes of the user."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.data.channels.pixel_format import PixelFormat
+from firstlight.pipeline.data.prepare.shared_format import SharedFormat
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.survey import ImageSurvey
 from tests.support.paths import ROOT
 
 FLOWERS = ImageSurvey({"name": "folder", "root": "/data"}, 720, 240, tuple("abcdefghijkl"), 60, 224, False)
+BANDS = replace(
+    FLOWERS,
+    dataset={**FLOWERS.dataset, "channels": 13, "bits": 16},
+    shared=SharedFormat(PixelFormat(13, 16), 200, 200, 224),
+)
+ADVICE = (
+    "; weights that exist are worth more for photographs: "
+    "--model tf_efficientnet_lite0 --weights timm (docs/weights.md)"
+)
 UNLABELLED = replace(FLOWERS, classes=(), class_images=0, num_test=0)
 
 
@@ -94,7 +106,48 @@ def test_five_lines_say_what_was_chosen() -> None:
     assert choose_settings(FLOWERS, Wishes(method="simclr"), False).reasons == (
         "images: 720 training and 240 test images, 12 classes, colour, 224 pixels on the shorter side",
         "size: 64 x 64 pixels, for the CPUs of this machine",
-        "network: convnet from random weights",
+        f"network: convnet from random weights{ADVICE}",
         "method: simclr, which was asked for",
         "length: 200 epochs with batches of 128, 3 seeds",
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"is_grey": True}, {"side": 63}, {"num_train": 20_000}, {"shared": BANDS.shared}],
+)
+def test_weights_are_advised_for_few_photographs_alone(other: dict[str, Any]) -> None:
+    network = choose_settings(replace(FLOWERS, **other), Wishes(), False).reasons[2]
+    assert network == "network: convnet from random weights"
+    assert choose_settings(replace(FLOWERS, num_train=19_999), Wishes(), False).reasons[2] == network + ADVICE
+    assert ADVICE not in choose_settings(FLOWERS, Wishes(model="resnet18", weights="timm"), False).reasons[2]
+
+
+def test_channels_keep_no_operation_that_mixes_colours() -> None:
+    chosen = choose_settings(BANDS, Wishes(method="super_and"), False)
+    assert chosen.reasons[0] == (
+        "images: 720 training and 240 test images, 12 classes, 13 channels of 16 bits, 224 pixels on the shorter side"
+    )
+    assert {key: chosen.encoder[key] for key in ("input", "mean", "std")} == {"input": "rgb", "mean": None, "std": None}
+    assert chosen.pretrain is not None
+    ops = {op["op"]: op for op in chosen.pretrain["augment"]}
+    assert "random_grayscale" not in ops
+    assert ops["color_jitter"] == {
+        "op": "color_jitter",
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.0,
+        "hue": 0.0,
+    }
+    own = choose_settings(BANDS, Wishes(model="resnet18"), False)
+    assert own.encoder == {"name": "resnet18", "mean": None, "std": None}
+    timm = choose_settings(BANDS, Wishes(model="test_resnet"), False)
+    assert timm.encoder == {"name": "timm", "model": "test_resnet", "mean": None, "std": None}
+
+
+def test_weights_for_other_channels_need_a_normalisation() -> None:
+    chosen = choose_settings(BANDS, Wishes(model="test_resnet", weights="timm"), False)
+    assert chosen.encoder == {"name": "timm", "model": "test_resnet", "weights": "timm"}
+    assert chosen.reasons[2] == (
+        "network: test_resnet from timm; mean and std, 13 numbers each, must be stated unless it brings them"
     )

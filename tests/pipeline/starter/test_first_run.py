@@ -8,9 +8,14 @@ import pytest
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.preflight import check_recipe
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings
 from firstlight.pipeline.starter import first_run
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
+from firstlight.pipeline.terminal import SafeConsole
+from tests.support.channel_images import write_band_folders
+from tests.support.finetunings import save_seen_encoder
 from tests.support.folders_of_noise import write_noise_folder
 
 WEIGHTS = {"model": "test_resnet", "weights": "timm"}
@@ -133,3 +138,18 @@ def test_weights_that_cannot_be_had_end_it_before_anything_is_measured(
     with pytest.raises(UserError, match=r"^--weights: 'timm' cannot be downloaded$"):
         write_first_run(asked, lambda line: None)
     assert not (labelled.parent / "out").exists()
+
+
+def test_weights_for_colours_end_in_a_line_before_a_run_on_bands(tmp_path: Path) -> None:
+    _, encoder = save_seen_encoder(
+        tmp_path / "trained",
+        {"name": "convnet", "norm": "batch", "width": 4, "depth": 2, "mean": [0.5] * 3, "std": [0.25] * 3},
+    )
+    file, told = write(write_band_folders(tmp_path / "bands", 6), "embed", weights=str(encoder))
+    assert "must be stated unless it brings them" in told[2]
+    needed = r"^encoder\.mean: is needed, since encoder\.weights does not say .*; valid: 13 numbers, one for each"
+    with pytest.raises(UserError, match=needed):
+        run_recipe(load_recipe(file), SafeConsole(quiet=True))
+    stated = (f"encoder.mean={[0.4] * 13}", f"encoder.std={[0.1] * 13}")
+    (instance,) = run_recipe(load_recipe(file, stated), SafeConsole(quiet=True)).instances
+    assert open_embeddings(instance.folder / EMBEDDINGS_FOLDER)[0].shape == (12,)

@@ -13,6 +13,7 @@ from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.recipe_text import name_recipe, write_recipe
 from firstlight.pipeline.starter.survey import survey_images
 from firstlight.pipeline.terminal import SafeConsole
+from tests.support.channel_images import write_band_folders
 from tests.support.folders_of_noise import write_noise_folder
 
 METHODS = ("and", "byol", "dae", "decoupled", "dino", "instance", "lejepa", "nat", "simclr", "super_and", "vicreg")
@@ -84,3 +85,16 @@ def test_first_recipe_runs_to_its_table(tmp_path: Path, monkeypatch: pytest.Monk
     )
     rows = run_recipe(small, SafeConsole(quiet=True)).rows
     assert {row.stage for row in rows} == {"evaluate", "finetune"}
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+@pytest.mark.parametrize("method", ["decoupled", "super_and", "dino"])
+def test_recipe_of_bands_passes_the_checks_of_a_run(tmp_path: Path, method: str, has_gpu: bool) -> None:
+    survey = survey_images(write_band_folders(tmp_path / "images", 12))
+    write_recipe(tmp_path / "mine.yaml", survey, choose_settings(survey, Wishes(method=method), has_gpu))
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert (recipe.dataset.channels, recipe.dataset.bits) == (13, 16)
+    assert recipe.network_spec["channels"] == 13
+    check_recipe(recipe.model_copy(update={"scale": recipe.scale.model_copy(update={"workers": 0})}))
+    lines = (tmp_path / "mine.yaml").read_text().splitlines()
+    assert any(line.startswith("# images: ") and "13 channels of 16 bits" in line for line in lines)
