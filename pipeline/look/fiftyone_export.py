@@ -29,7 +29,8 @@ NEAR_TAG, LEAK_TAG, ODD_TAG, DIVERSE_TAG, REDUNDANT_TAG = "near duplicate", "lea
 def write_fiftyone_dataset(facts: LookFacts, folder: Path) -> str:
     """Writes the data set into `folder`/fiftyone, and returns the line of Python that opens it.
 
-    Images without a file of their own get a thumbnail there. `near` has the paths of an image's near duplicates.
+    Images without a file of their own, or with one that only Firstlight shows, get a thumbnail there. `near` has the
+    paths of an image's near duplicates, and `original` that of its own file.
     """
     target = folder / FIFTYONE_FOLDER
     (target / "data").mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ def write_fiftyone_dataset(facts: LookFacts, folder: Path) -> str:
                 "tags": [split, *tags[image_id]],
                 "ground_truth": {"_cls": "Classification", "tags": [], "label": label} if label else None,
                 "store_id": image_id,
+                "original": facts.lister.rows[image_id][0] or None,
                 "embedding": _encode_vector(features),
                 "near": [paths[other] for other in near[image_id]],
             }
@@ -62,7 +64,8 @@ def write_fiftyone_dataset(facts: LookFacts, folder: Path) -> str:
 def _find_files(facts: LookFacts, target: Path) -> dict[int, str]:
     """Returns the path of each image: its own file, or one in the data set, relative to it."""
     own = {image_id: facts.lister.rows[image_id][0] for image_id in facts.ids.tolist()}
-    missing = np.array([image_id for image_id, path in own.items() if not path], np.int64)
+    is_shown = facts.store.stated_pixels is None
+    missing = np.array([image_id for image_id, path in own.items() if not path or not is_shown], np.int64)
     for image_id, data in ThumbnailReader(facts.store).read_files(missing).items():
         own[image_id] = f"data/{image_id}.jpg"
         write_atomically(target / own[image_id], data)

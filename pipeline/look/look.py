@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from firstlight.pipeline.config.load import load_recipe
+from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.prepare.shared_format import SharedFormat, find_shared_format, probe_images
+from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
@@ -19,19 +22,24 @@ from firstlight.pipeline.look.fiftyone_export import write_fiftyone_dataset
 from firstlight.pipeline.look.findings import find_all
 from firstlight.pipeline.look.image_lists import ImageLister
 from firstlight.pipeline.look.look_page import LookFacts, describe_findings, render_look
-from firstlight.pipeline.look.pixel_features import embed_pixels
+from firstlight.pipeline.look.pixel_features import describe_pixel_features, embed_pixels
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
-from firstlight.pipeline.starter.survey import name_dataset, read_dataset_options
-from firstlight.pipeline.terminal import SafeConsole
+from firstlight.pipeline.starter.own_encoder import find_own_encoder
+from firstlight.pipeline.starter.survey import name_dataset, read_dataset_options, select_sampled
+from firstlight.pipeline.terminal import SafeConsole, format_count
 from firstlight.pipeline.tracking.progress import ProgressCounter
 
 LOOK_PAGE = "look.html"
 NEAR_FILE, UNIQUE_FILE, DIVERSE_FILE = "near_duplicates.csv", "unique.csv", "diverse.csv"
 # The shorter side of the images that are kept where no network sees them, in pixels.
 KEPT_SIDE = 96
+# A split that the images do not have is not drawn: everything is looked at.
+WHOLE = {"image_size": 32, "test_fraction": 0.0}
+# Images that are tried at most to find out whether they are to be read as colours.
+NUM_TRIED = 20
 # Images that are listed as odd.
 NUM_ODD = 36
 # What writes the images for another program into a folder, by its name, and returns a line that says how to open them.
@@ -74,7 +82,7 @@ def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str
         raise UserError("--model: needs --weights; valid: both, or neither, and pixels are compared")
     if asked.weights is None:
         store, ids, features = _read_pixels(asked, console)
-        text = "pixels at 16 x 16, without the mean colour"
+        text = describe_pixel_features(store)
     else:
         store, ids, features = _embed_by_network(asked, console)
         text = f"a network with the weights {asked.weights}"
@@ -112,12 +120,12 @@ def look_at_images(asked: LookRequest, console: SafeConsole, tell: Callable[[str
 
 
 def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
-    # A split that the images do not have is not drawn: everything is looked at.
-    whole = {"image_size": 32, "store_size": KEPT_SIDE, "test_fraction": 0.0}
-    options = read_dataset_options({**name_dataset(asked.data), **whole})
+    source, shared = _list_images(asked.data)
+    kept = {"store_size": KEPT_SIDE} if shared is None else shared.pixels.dump()
+    options = read_dataset_options({**name_dataset(asked.data), **WHOLE, **kept})
     asked.out.mkdir(parents=True, exist_ok=True)
     with ProgressCounter(console, "prepare") as progress:
-        store = prepare(options, asked.out / "stores", lambda: False, progress.show_count)
+        store = prepare(options, asked.out / "stores", lambda: False, progress.show_count, source=source)
     if not store.splits.get("train"):
         raise UserError(f"{asked.data}: has no training images")
     ids = select_evenly_spaced(np.sort(np.concatenate([store.ids(split) for split in store.splits])), asked.images)
@@ -125,7 +133,28 @@ def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.nd
         return store, ids, embed_pixels(store, ids, progress.show_count)
 
 
+def _list_images(location: Path) -> tuple[Source, SharedFormat | None]:
+    """Lists the images, and returns the format that they share if they cannot be read as colours."""
+    source = open_source(read_dataset_options({**name_dataset(location), **WHOLE}))
+    # Where the first can be read as colours, as most can, no other is tried.
+    return source, find_shared_format(probe_images(source, select_sampled(source, NUM_TRIED)))
+
+
+def _check_network_channels(asked: LookRequest) -> None:
+    """Checks that weights are of a network for the channels of the images: nobody can state its normalisation here."""
+    assert asked.weights is not None
+    own, (_, shared) = find_own_encoder(asked.weights), _list_images(asked.data)
+    channels = own.channels if own is not None else RGB_PIXELS.channels
+    if shared is not None and channels != shared.pixels.channels:
+        raise UserError(
+            f"--weights: {asked.weights} is not valid, since its network takes {format_count(channels, 'channel')}, "
+            f"and the images have {shared.pixels}; valid: the --out of a pretraining on such images, or leave it out, "
+            "and pixels are compared"
+        )
+
+
 def _embed_by_network(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.ndarray, np.ndarray]:
+    _check_network_channels(asked)
     wishes = Wishes(model=asked.model, weights=asked.weights, goal="embed")
     file = write_first_run(
         FirstRun(asked.data, asked.out, wishes),

@@ -4,17 +4,23 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from firstlight.pipeline.data.prepare import header_probe
+from firstlight.pipeline.data.images import read_header
 from firstlight.pipeline.data.prepare import prepare as prepare_module
+from firstlight.pipeline.data.prepare import shared_format
 from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.look import look
 from firstlight.pipeline.look.look import LookRequest, look_at_images
 from firstlight.pipeline.starter import survey
 from firstlight.pipeline.starter.survey import survey_images
 from firstlight.pipeline.terminal import SafeConsole
+from tests.support.channel_images import draw_bands, encode_bands, encode_pages, write_band_folders
+from tests.support.dicom_files import encode_dicom
 from tests.support.finetunings import save_seen_encoder
 from tests.support.folders_of_noise import write_noise_folder
 
@@ -84,15 +90,16 @@ def test_images_are_written_for_other_programs(images: Path, tmp_path: Path) -> 
         look_at_images(LookRequest(images, tmp_path / "out", export=("atlas",)), QUIET, print)
 
 
-def test_source_is_listed_once_and_no_header_is_read(
+def test_source_is_listed_once_and_one_header_of_colours_is_read(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = list[object]()
-    monkeypatch.setattr(prepare_module, "open_source", lambda options: opened.append(options) or open_source(options))
-    monkeypatch.setattr(header_probe, "iterate_headers", lambda *arguments: pytest.fail("a header was read"))
+    opened, read = list[object](), list[bytes]()
+    monkeypatch.setattr(look, "open_source", lambda options: opened.append(options) or open_source(options))
+    monkeypatch.setattr(prepare_module, "open_source", lambda options: pytest.fail("the source was listed twice"))
     monkeypatch.setattr(survey, "open_source", lambda options: pytest.fail("the source was listed twice"))
+    monkeypatch.setattr(shared_format, "read_header", lambda data: read.append(data) or read_header(data))
     look_at_images(LookRequest(images, tmp_path / "out"), QUIET, lambda line: None)
-    assert len(opened) == 1
+    assert (len(opened), len(read)) == (1, 1)
 
 
 def test_folder_without_training_images_is_refused(images: Path, tmp_path: Path) -> None:
@@ -145,3 +152,62 @@ def test_a_model_alone_is_refused(images: Path, tmp_path: Path) -> None:
         look_at_images(LookRequest(images, tmp_path / "out", model="resnet18"), QUIET, print)
     with pytest.raises(UserError, match="does not exist; valid: a folder of images"):
         look_at_images(LookRequest(tmp_path / "none", tmp_path / "out"), QUIET, print)
+
+
+def test_bands_are_looked_at_with_all_their_channels(tmp_path: Path) -> None:
+    root = write_band_folders(tmp_path / "bands", 8)
+    twice = draw_bands(3, kind=0).repeat(2, 0).repeat(2, 1)
+    (root / "water/copy.tif").write_bytes(encode_bands((twice * 0.9).astype(np.uint16)))
+    told = list[str]()
+    asked = LookRequest(root, tmp_path / "out", diverse=3, export=("embedding-atlas", "fiftyone"))
+    page = look_at_images(asked, QUIET, told.append)
+    assert told[0] == "images: 17 train; each has 13 channels of 16 bits; 0 cannot be decoded"
+    (pair,) = read_rows(page.parent / "near_duplicates.csv")
+    assert {Path(pair[key]).relative_to(root).as_posix() for key in ("path", "near")} == {
+        "field/003.tif",
+        "water/copy.tif",
+    }
+    text = page.read_text("utf-8")
+    assert "pixels of 13 channels at 16 x 16" in text
+    assert "pictures: channels 1 to 3 of 13, each from its 2nd to its 98th percentile." in text
+    assert text.count("data:image/jpeg") >= 17
+    assert survey_images(page.parent / "diverse.csv").dataset["channels"] == 13
+    assert pq.read_table(tmp_path / "out/embedding_atlas.parquet").num_rows == 17
+    samples = json.loads((tmp_path / "out/fiftyone/samples.json").read_text())["samples"]
+    for sample in samples:
+        assert Path(sample["original"]).suffix == ".tif"
+        with Image.open(tmp_path / "out/fiftyone" / sample["filepath"]) as picture:
+            assert picture.format == "JPEG", "no viewer shows thirteen channels"
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("pages", "5 channels"), ("scans", "1 channel")])
+def test_pages_and_scans_are_looked_at(tmp_path: Path, kind: str, channels: str) -> None:
+    (tmp_path / kind).mkdir()
+    for k in range(6):
+        bands = draw_bands(k, 5)
+        data = encode_pages(bands) if kind == "pages" else encode_dicom(bands[:, :, 0].astype(np.int16), Modality="CT")
+        (tmp_path / kind / f"{k}{'.tif' if kind == 'pages' else ''}").write_bytes(data)
+    told = list[str]()
+    look_at_images(LookRequest(tmp_path / kind, tmp_path / "out"), QUIET, told.append)
+    assert told[0] == f"images: 6 train; each has {channels} of 16 bits; 0 cannot be decoded"
+
+
+@pytest.mark.parametrize("weights", ["timm", "trained"])
+def test_weights_for_colours_are_refused_for_bands(tmp_path: Path, weights: str) -> None:
+    root = write_band_folders(tmp_path / "bands", 3)
+    if weights == "trained":
+        spec = {"name": "convnet", "norm": "batch", "width": 4, "depth": 2, "mean": [0.5] * 3, "std": [0.25] * 3}
+        save_seen_encoder(tmp_path / "trained", spec)
+        weights = str(tmp_path / "trained/encoder")
+    with pytest.raises(UserError, match=r"its network takes 3 channels, and the images have 13 channels of 16 bits; "):
+        look_at_images(LookRequest(root, tmp_path / "out", model="resnet18", weights=weights), QUIET, print)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("blank_figures")
+def test_a_network_of_the_same_channels_gives_the_features(tmp_path: Path) -> None:
+    spec = {"name": "convnet", "norm": "batch", "width": 4, "depth": 2, "channels": 13}
+    _, encoder = save_seen_encoder(tmp_path / "trained", {**spec, "mean": [0.5] * 13, "std": [0.25] * 13})
+    root, told = write_band_folders(tmp_path / "bands", 4), list[str]()
+    look_at_images(LookRequest(root, tmp_path / "out", weights=str(encoder)), QUIET, told.append)
+    assert told[0].startswith("images: 6 train, 2 test; each has 13 channels of 16 bits")
