@@ -94,10 +94,10 @@ def read_kept(run: Path, key: str) -> Tensor | None:
     try:
         with safe_open(str(run / KEPT_FOLDER / f"{key}.safetensors"), "pt") as opened:  # type: ignore[no-untyped-call]
             rows = opened.get_tensor("features").clone()
-            told = (opened.metadata() or {}).get("sha256")
+            stated = (opened.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
-    return rows if told == _sum_features(key, rows) else None
+    return rows if stated == _sum_features(key, rows) else None
 
 
 def write_kept(run: Path, key: str, rows: Tensor) -> None:
