@@ -155,7 +155,7 @@ def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int
     return {**row, **score_encoder(context, trained.encoder)}
 
 
-def compare_features(
+def compare_simclr(
     study_epochs: int, seeds: Sequence[int], file: Path, make: Callable[[str, int, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns the rows of all arms and seeds; those that `file` lacks are made and appended.
@@ -216,7 +216,7 @@ def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...], arm: 
         console.print(json.dumps(row), highlight=False, soft_wrap=True)
         return row
 
-    console.print(format_rows(compare_features(stage.epochs, seeds, output, make)))
+    console.print(format_rows(compare_simclr(stage.epochs, seeds, output, make)))
 
 
 if __name__ == "__main__":

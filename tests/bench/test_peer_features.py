@@ -79,10 +79,10 @@ def test_rows_are_made_once_and_the_last_arm_takes_the_time_of_the_other(tmp_pat
         return {"arm": arm, "seed": seed, "epochs": epochs, "cpu_s": seconds, "knn": 0.5 + 0.1 * seed, "probe": 0.6}
 
     file = tmp_path / "rows.jsonl"
-    rows = peer_features.compare_features(2, (0, 1), file, make)
+    rows = peer_features.compare_simclr(2, (0, 1), file, make)
     assert calls[:3] == [(OURS, 0, 2), (LIGHTLY, 0, 2), (OURS_LONGER, 0, 7)]
     assert [row["arm"] for row in rows] == [OURS, OURS, LIGHTLY, LIGHTLY, OURS_LONGER, OURS_LONGER]
-    assert peer_features.compare_features(2, (0, 1), file, make) == rows
+    assert peer_features.compare_simclr(2, (0, 1), file, make) == rows
     assert len(calls) == 6
     assert len(file.read_text().splitlines()) == 6
     table = peer_features.format_rows(rows)
