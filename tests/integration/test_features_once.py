@@ -173,16 +173,3 @@ def test_a_killed_run_leaves_nothing_for_the_next_one(
     assert counted["evaluate network"] == 0, "it had finished"
     assert counted["retrieve network"] == 3 * (sizes["train"] + sizes["test"])
     assert not files[0].parent.exists()
-
-
-@pytest.mark.ray
-def test_workers_of_ray_share_and_one_is_as_two(tmp_path: Path, ray_local: None) -> None:
-    results = []
-    for workers in (1, 2):
-        scale = {"scale__workers": workers, "scale__cpus": 4, "scale__cpus_per_worker": 1.0}
-        recipe = make_recipe(tmp_path / f"workers{workers}", **scale)
-        recipe = recipe.model_copy(update={"stages": {n: s for n, s in recipe.stages.items() if n != "pretrain"}})
-        run_recipe(recipe, QUIET)
-        results.append(read_results(recipe))
-    assert results[0].keys() == results[1].keys()
-    assert all(content == results[1][name] for name, content in results[0].items())
