@@ -17,7 +17,7 @@ MAX_RANGE_PIXELS = 4096
 
 @dataclass(frozen=True)
 class ShownLevels:
-    """The channels that pictures show, one as grey or three as colours, and the (k,) levels that are black and white."""
+    """The channels that pictures show, one as grey or three as colours, and their (k,) levels of black and white."""
 
     pixels: PixelFormat
     channels: tuple[int, ...]

@@ -10,7 +10,7 @@ from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.data.manifest import MANIFEST_FILE
 from firstlight.pipeline.data.prepare.prepare import prepare
-from firstlight.pipeline.data.prepare.shared_format import SharedFormat, find_shared_format, probe_images
+from firstlight.pipeline.data.prepare.shared_format import ProbedImage, SharedFormat, find_shared_format, probe_images
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.sources.conventions.split_names import SPLITS
 from firstlight.pipeline.data.splits import select_evenly_spaced
@@ -28,7 +28,7 @@ from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings,
 from firstlight.pipeline.starter.choices import Wishes
 from firstlight.pipeline.starter.first_run import FirstRun, write_first_run
 from firstlight.pipeline.starter.own_encoder import find_own_encoder
-from firstlight.pipeline.starter.survey import name_dataset, read_dataset_options, select_sampled
+from firstlight.pipeline.starter.survey import check_readable, name_dataset, read_dataset_options, select_sampled
 from firstlight.pipeline.terminal import SafeConsole, format_count
 from firstlight.pipeline.tracking.progress import ProgressCounter
 
@@ -136,8 +136,14 @@ def _read_pixels(asked: LookRequest, console: SafeConsole) -> tuple[Store, np.nd
 def _list_images(location: Path) -> tuple[Source, SharedFormat | None]:
     """Lists the images, and returns the format that they share if they cannot be read as colours."""
     source = open_source(read_dataset_options({**name_dataset(location), **WHOLE}))
+    probed = list[ProbedImage]()
     # Where the first can be read as colours, as most can, no other is tried.
-    return source, find_shared_format(probe_images(source, select_sampled(source, NUM_TRIED)))
+    for image in probe_images(source, select_sampled(source, NUM_TRIED)):
+        probed.append(image)
+        if image.is_colour:
+            break
+    check_readable(probed, location)
+    return source, find_shared_format(probed)
 
 
 def _check_network_channels(asked: LookRequest) -> None:

@@ -96,14 +96,23 @@ def read_dataset_options(dataset: Mapping[str, Any]) -> DatasetOptions:
     return DatasetOptions.model_validate_json(json.dumps({**base, **dataset}))
 
 
-def _describe_headers(probed: list[ProbedImage], location: Path) -> tuple[int, bool]:
-    """Returns the median shorter side of some images, and True if all of them are grey."""
-    headers = [image.header for image in probed if image.header is not None]
-    if not headers:
+def check_readable(probed: list[ProbedImage], location: Path) -> None:
+    """Checks that one of some images can be read.
+
+    Raises:
+        UserError: none can; names the first of them, and why.
+    """
+    if probed and all(image.header is None and image.own_format is None for image in probed):
         tried, first = format_count(len(probed), "image"), probed[0]
         were = "was" if len(probed) == 1 else "were"
         raise UserError(
             f"{location}: none of {tried} that {were} tried can be read; the first, {first.path}: {first.reason}"
         )
+
+
+def _describe_headers(probed: list[ProbedImage], location: Path) -> tuple[int, bool]:
+    """Returns the median shorter side of some images, and True if all of them are grey."""
+    check_readable(probed, location)
+    headers = [image.header for image in probed if image.header is not None]
     side = int(np.median([min(header.frame.upright) for header in headers]))
     return side, all(header.mode == "1" or header.mode.startswith(("L", "I")) for header in headers)

@@ -26,6 +26,11 @@ class ProbedImage:
     own_format: FileFormat | None
     reason: str = ""
 
+    @property
+    def is_colour(self) -> bool:
+        """True if it is to be read as colours."""
+        return self.header is not None and self.own_format is None
+
 
 @dataclass(frozen=True)
 class SharedFormat:
@@ -79,7 +84,7 @@ def find_shared_format(probed: Iterable[ProbedImage]) -> SharedFormat | None:
     """
     formats, num_tried, has_headers = list[FileFormat](), 0, False
     for image in probed:
-        if image.header is not None and image.own_format is None:
+        if image.is_colour:
             return None
         num_tried += 1
         has_headers = has_headers or image.header is not None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,19 @@ def test_a_network_of_the_same_channels_gives_the_features(tmp_path: Path) -> No
     root, told = write_band_folders(tmp_path / "bands", 4), list[str]()
     look_at_images(LookRequest(root, tmp_path / "out", weights=str(encoder)), QUIET, told.append)
     assert told[0].startswith("images: 6 train, 2 test; each has 13 channels of 16 bits")
+
+
+def test_images_that_none_can_read_end_in_the_first_one_s_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for split in ("train", "test"):
+        (tmp_path / "scans" / split).mkdir(parents=True)
+        for k in range(3):
+            (tmp_path / "scans" / split / f"{k}.dcm").write_bytes(encode_dicom(draw_bands(k, 1)[:, :, 0]))
+    needed = (
+        r"^.*scans: none of 3 images that were tried can be read; the first, train/0\.dcm: is DICOM, which needs an "
+        r"extra: pip install 'firstlight\[dicom\]'$"
+    )
+    with pytest.raises(UserError, match=needed):
+        look_at_images(LookRequest(tmp_path / "scans", tmp_path / "out"), QUIET, print)
