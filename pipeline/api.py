@@ -56,7 +56,8 @@ class RunResult:
     run_id: str | None
     # By the name of a pretraining stage, then by seed: the reference of the encoder, for `load_encoder` and recipes.
     stage_encoders: Mapping[str, Mapping[int, str]]
-    # The folder of the encoder of the last pretraining stage's first seed; None if none was run.
+    # The folder of the encoder of the last pretraining stage's first seed; without a pretraining, of the encoder that
+    # the stages start from; None if there is none.
     encoder_folder: Path | None = None
     # The recipe that was run.
     recipe: Recipe | None = field(default=None, repr=False)
@@ -70,11 +71,13 @@ class RunResult:
     def encoder(self) -> ImageEncoder:
         """The encoder of the last pretraining stage's first seed, in evaluation mode, on the CPU.
 
+        Without a pretraining, it is the one that the stages start from: the given weights, or that of a reference.
+
         Raises:
-            UserError: no encoder was pretrained, or its files are damaged.
+            UserError: the run has no encoder, or its files are damaged.
         """
         if self.encoder_folder is None:
-            raise UserError("encoder: the run has no pretraining; valid: load_encoder with a reference or a folder")
+            raise UserError("encoder: the run has none; valid: load_encoder with a reference or a folder")
         return load_encoder(self.encoder_folder)
 
     def _repr_html_(self) -> str | None:
@@ -109,6 +112,8 @@ def run(recipe: Recipe, *, only: str | None = None, quiet: bool = False, console
     encoders = _list_encoders(recipe, ran.instances)
     made = [one for one in ran.instances if recipe.stages[one.stage].makes_encoder]
     first = next((one.folder / "encoder" for one in made if one.stage == made[-1].stage), None)
+    if not made:
+        first = next((folder for one in ran.instances if (folder := one.given or one.encoder) is not None), None)
     return RunResult(tuple(ran.rows), ran.folder / REPORT_FILE, ran.run_id, encoders, first, recipe)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import firstlight as fl
@@ -28,8 +29,13 @@ def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.Ca
     mine = {row.measure: row.pretrained for row in first.table}
     # The same images and weights: the given ones score as the pretrained did.
     assert {row.measure.removesuffix(", given"): row.pretrained for row in again.table} == mine
-    with pytest.raises(UserError, match=r"^encoder: the run has no pretraining; valid: load_encoder"):
-        again.encoder  # noqa: B018
+    image = next((tmp_path / "images").rglob("*.png"))
+    assert np.array_equal(again.encoder.embed([image]), first.encoder.embed([image])), "the weights that were given"
+    nothing = fl.run(fl.load_recipe(tmp_path / "again" / "recipe.yaml"), only="prepare", quiet=True)
+    with pytest.raises(
+        UserError, match=r"^encoder: the run has none; valid: load_encoder with a reference or a folder"
+    ):
+        nothing.encoder  # noqa: B018
     embedded = fl.embed(tmp_path / "images", tmp_path / "embedded", weights=tmp_path / "out")
     assert embedded.table == ()
     (folder,) = (tmp_path / "embedded" / "embedded").glob("embed-seed0-*")
