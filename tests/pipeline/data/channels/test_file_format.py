@@ -49,7 +49,7 @@ def test_size_is_that_of_the_upright_image() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (encode_bands(WIDE.astype(np.float32)), "has 32 bits a channel, floats; valid: 13 channels of 16 bits, unsigned"),
+        (encode_bands(WIDE.astype(np.float32)), "has 32 bits a channel, floats; valid: 13 channels of 16 bits"),
         (encode_bands(WIDE.astype(np.int16)), "has 16 bits a channel, signed integers; valid: 13 channels of 16 bits"),
         (encode_bands(WIDE, compression="lzma"), "is compressed by LZMA; valid: none, LZW, deflate, "),
         (encode_bands(np.zeros((4, 4, 600), np.uint8)), "has 600 channels of 8 bits; valid: 512 channels of 8 bits"),
@@ -78,7 +78,7 @@ def test_without_pydicom_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["bands", "pages", "PNG", "DICOM", "frames"])
 def test_damaged_files_give_a_format_or_a_reason(name: str) -> None:
     data, chance = FILES[name][0], random.Random(0)
-    refused = 0
+    reasons = list[str]()
     for _ in range(60):
         damaged = bytearray(data)
         # The header is what a reader trips over; that of TIFF pages lies between their pixels.
@@ -87,10 +87,10 @@ def test_damaged_files_give_a_format_or_a_reason(name: str) -> None:
         try:
             found = read_file_format(bytes(damaged[: chance.choice([len(data), chance.randrange(len(data))])]))
         except BadImage as error:
-            assert "\n" not in str(error)
-            refused += 1
+            reasons.append(str(error))
         else:
             assert 1 <= found.pixels.channels <= 512
             assert found.pixels.bits in (8, 16)
             assert min(found.size) >= 1
-    assert refused > 0
+    assert reasons
+    assert all("\n" not in reason for reason in reasons)
