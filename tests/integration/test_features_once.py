@@ -1,8 +1,10 @@
 """Evaluation, retrieval and embeddings share one pass over the images; results are to the last bit as without it."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.run import runner
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.embed import EmbedStage
 from firstlight.pipeline.stages.evaluate import EvaluateStage
@@ -38,7 +41,7 @@ def make_recipe(storage: Path, **changes: Any) -> Recipe:
     storage.mkdir(exist_ok=True)
     file = storage.parent / "weights.safetensors"
     colours = {"encoder__mean": [0.1, 0.1, 0.1], "encoder__std": [0.3, 0.3, 0.3]}
-    recipe = recipes.recipe(storage, encoder__weights=str(file), **{**colours, **STAGES, **changes})
+    recipe = recipes.recipe(storage, encoder__weights=str(file), **{**colours, **deepcopy(STAGES), **changes})
     del recipe.stages["finetune"]
     if not file.exists():
         torch.manual_seed(7)
@@ -149,3 +152,25 @@ def test_an_embedding_whose_batches_differ_is_computed(tmp_path: Path, counted: 
     sizes = count_images(recipe)
     assert sizes["val"] < 40 < sizes["test"]
     assert counted["embed network"] == sizes["train"] + sizes["test"], "the held-out images fit into one file"
+
+
+def test_a_killed_run_leaves_nothing_for_the_next_one(
+    tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = make_recipe(tmp_path / "killed")
+    with monkeypatch.context() as patched:
+        patched.setattr(RetrieveStage, "run", die)
+        patched.setattr(runner, "keep_features_for", lambda folder: contextlib.nullcontext())
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, QUIET)
+    files = list((recipe.storage / recipe.name / KEPT_FOLDER).iterdir())
+    assert files
+    counted.clear()
+    run_recipe(recipe, QUIET)
+    sizes = count_images(recipe)
+    assert counted["evaluate network"] == 0, "it had finished"
+    assert counted["retrieve network"] == 3 * (sizes["train"] + sizes["test"])
+    assert not files[0].parent.exists()
