@@ -121,9 +121,9 @@ def _describe_json_fields(
     listings: Sequence[PackedListing], label_column: str | None, labels: pa.StringArray
 ) -> list[str]:
     fields: Counter[str] = sum((listing.json_fields for listing in listings), Counter())
-    labels = [name for name in fields if name.startswith("dataset.label_column")]
-    if labels:
-        return [f"{name} in {count_things(fields[name], '.json file')}" for name in labels]
+    missed = [name for name in fields if name.startswith("dataset.label_column")]
+    if missed:
+        return [f"{name} in {count_things(fields[name], '.json file')}" for name in missed]
     if fields and labels.null_count == len(labels):
         return [
             f"no .json file has the field {label_column!r} (dataset.label_column); fields: {join_counts(fields, 10)}"
