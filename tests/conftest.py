@@ -164,7 +164,16 @@ def blank_figures() -> Iterator[None]:
 
 
 # Tests that run whole recipes come first, so that no long file is left when the others have ended.
-LONG_FIRST = ("integration", "pipeline/search", "pipeline/run", "pipeline/stages", "pipeline/cli", "pipeline", "bench")
+LONG_FIRST = (
+    "test_docs_site",
+    "integration",
+    "pipeline/search",
+    "pipeline/run",
+    "pipeline/stages",
+    "pipeline/cli",
+    "pipeline",
+    "bench",
+)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -193,9 +202,9 @@ def pytest_unconfigure() -> None:
 
 
 def _sort_key(item: pytest.Item) -> tuple[bool, bool, int]:
-    """Tests on Ray first, of these those that share a cluster; then by folder. Within a file the order stays."""
-    folder = item.path.parent.relative_to(TESTS).as_posix()
-    place = next((k for k, prefix in enumerate(LONG_FIRST) if folder.startswith(prefix)), len(LONG_FIRST))
+    """Tests on Ray first, of these those that share a cluster; then by place. Within a file the order stays."""
+    file = item.path.relative_to(TESTS).as_posix()
+    place = next((k for k, prefix in enumerate(LONG_FIRST) if file.startswith(prefix)), len(LONG_FIRST))
     on_ray = item.get_closest_marker("ray") is not None
     return not on_ray, on_ray and "ray_local" not in getattr(item, "fixturenames", ()), place
 
