@@ -36,7 +36,7 @@ from firstlight.pipeline.stages.code_version import code_version, git_commit
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
-from firstlight.pipeline.tracking.client import TEACHER_TAG, TrackingClient
+from firstlight.pipeline.tracking.client import DESCRIPTION_TAG, TEACHER_TAG, TrackingClient
 from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
@@ -54,8 +54,6 @@ from firstlight.tasks.nn.weights.weight_sources import name_weights
 PUBLISHED_FILE = "published.json"
 # In the folder of a run: the files that note the run in MLflow of each version of the recipe.
 NOTES_FOLDER = "recipes"
-# MLflow shows it at the top of a run's page, as Markdown.
-DESCRIPTION_TAG = "mlflow.note.content"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from firstlight.pipeline.search.ledger import SearchState, Trial
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
 from firstlight.pipeline.stages.code_version import code_version
-from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.client import DESCRIPTION_TAG, TrackingClient
 from firstlight.pipeline.tracking.figures import list_figures
 from firstlight.pipeline.tracking.metric_keys import sanitize_metric_key
 from firstlight.pipeline.tracking.references import pin_reference
@@ -38,7 +38,7 @@ class SearchRuns:
         self.tags = {
             "firstlight.kind": "search",
             "firstlight.recipe": recipe.name,
-            "mlflow.note.content": search.description,
+            DESCRIPTION_TAG: search.description,
         }
         params = {
             **{

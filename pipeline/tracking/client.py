@@ -35,6 +35,8 @@ TEACHER_TAG = "firstlight.teacher"
 # With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
 STAGE_RUNS_PREFIX = "firstlight.runs."
 RUN_KEY_TAG = "firstlight.key"
+# MLflow shows it at the top of a run's page, as Markdown.
+DESCRIPTION_TAG = "mlflow.note.content"
 # The folder of a run's figures, in MLflow and on disk
 FIGURES_FOLDER = "figures"
 MAX_NOTE_LENGTH = 8000
@@ -106,7 +108,7 @@ class TrackingClient(MetricLog):
             self.location.storage,
             tags.get("firstlight.kind", "recipe"),
             tags.get("mlflow.parentRunId"),
-            tags.get("mlflow.note.content", ""),
+            tags.get(DESCRIPTION_TAG, ""),
             {key: str(value) for key, value in params.items()},
             {key: str(value) for key, value in tags.items() if not key.startswith("mlflow.")},
         )
@@ -243,7 +245,7 @@ class TrackingClient(MetricLog):
         """
         self.client.log_artifact(run_id, str(file), folder)
         rest = f"The rest is in the artifact {folder}/{file.name}."
-        self.client.set_tag(run_id, "mlflow.note.content", _cut_sections(text, MAX_NOTE_LENGTH, rest))
+        self.client.set_tag(run_id, DESCRIPTION_TAG, _cut_sections(text, MAX_NOTE_LENGTH, rest))
         model_id = self.find_model(run_id)
         if model_id is not None:
             self.client.log_model_artifact(model_id, str(file))

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.first_screen.headline import compose_headline
-from firstlight.pipeline.run.publishing import DESCRIPTION_TAG, ParentRun, RunPublisher
+from firstlight.pipeline.run.publishing import ParentRun, RunPublisher
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.tracking.client import TrackingClient
+from firstlight.pipeline.tracking.client import DESCRIPTION_TAG, TrackingClient
 from tests.support import recipes
 from tests.support.recipe_runs import runs_of
 
