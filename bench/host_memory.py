@@ -50,9 +50,8 @@ MEMORY_CASES: dict[str, tuple[dict[str, Any], int, int, int, bool]] = {
 
 def measure_case(name: str, arm: str) -> dict[str, float]:
     """Returns the CPU seconds of this process and of the system for the steps of a case, and its peak of memory."""
-    if arm == KEPT:
-        set_up_cpu(1)
-    torch.set_num_threads(1)
+    set_threads = set_up_cpu if arm == KEPT else torch.set_num_threads
+    set_threads(1)
     spec, side, images, steps, trains = MEMORY_CASES[name]
     network = Encoder(spec, side).to(memory_format=torch.channels_last)
     views = torch.rand(images, 3, side, side)

@@ -17,6 +17,7 @@ SMALL = (
     "defaults.pretrain.epochs=1",
     "defaults.pretrain.batch_size=64",
 )
+NO_ENCODER: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def test_both_train_the_study_s_network_and_are_scored_alike(study: tuple[StageC
 
 def test_a_row_has_the_scores_of_its_arm(study: tuple[StageContext, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     context, stage = study
-    monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(None, asked[3], 2.5))  # type: ignore[arg-type]
-    monkeypatch.setattr(peer_features, "train_lightly_on", lambda *asked: TrainedPeer(None, 1, 7.0))  # type: ignore[arg-type]
+    monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(NO_ENCODER, asked[3], 2.5))
+    monkeypatch.setattr(peer_features, "train_lightly_on", lambda *asked: TrainedPeer(NO_ENCODER, 1, 7.0))
     monkeypatch.setattr(peer_features, "score_encoder", lambda context, encoder: {"knn": 0.5, "probe": 0.6})
     scores = {"knn": 0.5, "probe": 0.6}
     made = [peer_features.make_row(context, stage, arm, 3, 9) for arm in (OURS, LIGHTLY)]

@@ -43,7 +43,7 @@ def read_dicom_format(data: bytes) -> FileFormat:
     """
     found = _read_elements(data, sys.maxsize)
     frames = _count_frames(found)
-    pixels = limit_pixel_format(frames * int(found.SamplesPerPixel), int(found.BitsAllocated))
+    pixels = limit_pixel_format(_count_channels(found), int(found.BitsAllocated))
     _check_format(found, pixels)
     _check_decoder(found)
     _read_intercept(found)
@@ -94,9 +94,12 @@ def _count_frames(found: Any) -> int:
     return int(found.get("NumberOfFrames") or 1)
 
 
+def _count_channels(found: Any) -> int:
+    return _count_frames(found) * int(found.SamplesPerPixel)
+
+
 def _check_format(found: Any, wanted: PixelFormat) -> None:
-    frames, bits = _count_frames(found), int(found.BitsAllocated)
-    channels = frames * int(found.SamplesPerPixel)
+    frames, channels, bits = _count_frames(found), _count_channels(found), int(found.BitsAllocated)
     if (channels, bits) != (wanted.channels, wanted.bits):
         of_frames = f" in {frames} frames, whose channels count together" if frames > 1 else ""
         raise BadImage(f"has {describe_pixel_format(channels, bits)}{of_frames}; valid: {wanted}", "channels")
