@@ -8,12 +8,18 @@ one process that trains and, but for ours, which loads images in a thread, one t
     lightly         SimCLR as in lightly's examples; ours is the method `simclr`
     lightly-train   `lightly_train.pretrain` with SimCLR, if it is installed; the same of ours
 
-Arms take turns. The first steps of each do not count. CPU seconds are those of all processes of an arm.
+    network alone   the bare loop of a peer on one batch that stays in memory, on one CPU that keeps the memory it
+                    frees: nobody is faster with this network
+
+Arms take turns, each in a process of its own. The first steps of each do not count. CPU seconds are those of all
+processes of an arm.
 """
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +42,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
+from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.tasks.learner import Batch, Learner
@@ -45,6 +52,8 @@ PEER_MODEL, PEER_FEATURES = "test_resnet", 96
 PEER_CROP = {"op": "random_resized_crop", "scale": [0.2, 1.0]}
 # The share of the area that SimCLR's crops have in lightly.
 SIMCLR_CROP = {"op": "random_resized_crop", "scale": [0.08, 1.0]}
+# Megabytes of decoded photographs: those of the tests take more than the default of `stream.resident_mb`.
+HELD_MB = 2048
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def make_peer_recipe(setting: PeerSetting, augment: list[dict[str, Any]], reside
             "optimizer": {"name": "SGD", "lr": 0.06, "momentum": 0.9, "weight_decay": 5e-4},
             "checkpoint_every": 10**9,
         },
-        stream={"resident": resident},
+        stream={"resident": resident, "resident_mb": HELD_MB},
         augment=[PEER_CROP, {"op": "horizontal_flip"}],
         dataset={},
     )
@@ -177,12 +186,27 @@ def _load_batches(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, T
             yield batch[0], batch[1]
 
 
+def _repeat_batch(setting: PeerSetting, transform: Any) -> Iterator[tuple[Any, Tensor]]:
+    """Yields the first images of the folder again and again, which are loaded once."""
+    set_up_cpu(torch.get_num_threads())
+    images = ImageFolder(str(setting.root), transform)
+    batch = torch.utils.data.default_collate([images[k] for k in range(setting.batch)])
+    while True:
+        yield batch[0], batch[1]
+
+
+# The batches of an arm: images and labels, by its setting and transform.
+BatchSource = Callable[[PeerSetting, Any], Iterator[tuple[Any, Tensor]]]
+
+
 def _step_through(
-    setting: PeerSetting, transform: Any, network: nn.Module, compute_loss: Callable[[Any, Tensor], Tensor]
+    setting: PeerSetting,
+    batches: Iterator[tuple[Any, Tensor]],
+    network: nn.Module,
+    compute_loss: Callable[[Any, Tensor], Tensor],
 ) -> ProcessClock:
     clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
-    batches = _load_batches(setting, transform)
     for step in range(1, clock.last + 1):
         images, labels = next(batches)
         loss = compute_loss(images, labels)
@@ -201,8 +225,8 @@ def _build_backbone() -> nn.Module:
     return network
 
 
-def train_torch(setting: PeerSetting) -> ProcessClock:
-    """Trains with torchvision's ImageFolder and torch's DataLoader."""
+def train_torch(setting: PeerSetting, load: BatchSource = _load_batches) -> ProcessClock:
+    """Trains with torchvision's ImageFolder and torch's DataLoader, or on the batches of `load`."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(setting.side, scale=(0.2, 1.0)),
@@ -213,11 +237,13 @@ def train_torch(setting: PeerSetting) -> ProcessClock:
     )
     classes = len(ImageFolder(str(setting.root)).classes)
     network = nn.Sequential(_build_backbone(), nn.Linear(PEER_FEATURES, classes))
-    return _step_through(setting, transform, network, lambda images, labels: F.cross_entropy(network(images), labels))
+    return _step_through(
+        setting, load(setting, transform), network, lambda images, labels: F.cross_entropy(network(images), labels)
+    )
 
 
-def train_lightly(setting: PeerSetting) -> ProcessClock:
-    """Trains SimCLR as lightly's example of torch does."""
+def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches) -> ProcessClock:
+    """Trains SimCLR as lightly's example of torch does, or on the batches of `load`."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms.simclr_transform import SimCLRTransform
@@ -227,7 +253,10 @@ def train_lightly(setting: PeerSetting) -> ProcessClock:
     network = nn.Sequential(_build_backbone(), SimCLRProjectionHead(PEER_FEATURES, 512, 128))
     criterion = NTXentLoss()
     return _step_through(
-        setting, transform, network, lambda views, labels: criterion(network(views[0]), network(views[1]))
+        setting,
+        load(setting, transform),
+        network,
+        lambda views, labels: criterion(network(views[0]), network(views[1])),
     )
 
 
@@ -266,11 +295,22 @@ def _read_children_seconds() -> float:
     return float(times.children_user + times.children_system)
 
 
-PEERS: dict[str, tuple[Callable[[PeerSetting], ProcessClock], bool]] = {
+PEERS: dict[str, tuple[Callable[..., ProcessClock], bool]] = {
     "torch": (train_torch, True),
     "lightly": (train_lightly, False),
     "lightly-train": (train_lightly_train, False),
 }
+PEER = "peer"
+# Their loops can run on batches that are in memory.
+PEERS_WITH_LOOP = ("torch", "lightly")
+
+
+def run_in_own_process(train: Callable[..., ProcessClock], *arguments: Any) -> ProcessClock:
+    """Calls an arm in a new process with one thread: what one sets up for itself is not there for the next."""
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as process:
+        return process.submit(train, *arguments).result()
 
 
 def unpack_parquet(folder: Path, target: Path, count: int) -> Path:
@@ -287,27 +327,35 @@ def unpack_parquet(folder: Path, target: Path, count: int) -> Path:
     return target
 
 
-def compare_peers(setting: PeerSetting, rounds: int, names: Sequence[str]) -> list[tuple[str, str, float, float]]:
-    """Returns for each peer and each of our sources: its ratio ours / peer, in images per second and per CPU second."""
-    found: dict[str, list[ProcessClock]] = {}
+def compare_peers(
+    setting: PeerSetting, rounds: int, names: Sequence[str], run_arm: Callable[..., ProcessClock] = run_in_own_process
+) -> list[tuple[str, str, float, float]]:
+    """Returns for each peer, for each of our sources and for the network alone: its ratio to the peer, in images per
+    second and per CPU second.
+
+    `run_arm`: calls an arm's function with its arguments.
+    """
+    found: dict[tuple[str, str], list[ProcessClock]] = {}
     for _ in range(rounds):
         for name in names:
             peer, learn_labels = PEERS[name]
-            found.setdefault(name, []).append(peer(setting))
-            for resident in ("off", "on"):
-                key = f"{resident} {learn_labels}"
-                found.setdefault(key, []).append(train_ours(setting, resident, learn_labels))
+            arms: dict[str, tuple[Any, ...]] = {
+                PEER: (peer, setting),
+                "streamed": (train_ours, setting, "off", learn_labels),
+                "held decoded": (train_ours, setting, "on", learn_labels),
+            }
+            if name in PEERS_WITH_LOOP:
+                arms["network alone"] = (peer, setting, _repeat_batch)
+            for arm, call in arms.items():
+                found.setdefault((name, arm), []).append(run_arm(*call))
     rows = []
-    for name in names:
-        for resident, source in (("off", "streamed"), ("on", "held decoded")):
-            ours = found[f"{resident} {PEERS[name][1]}"]
+    for (name, arm), clocks in found.items():
+        if arm != PEER:
             wall, cpu = (
-                sum(getattr(clock, part) for clock in found[name])
-                / len(found[name])
-                / (sum(getattr(clock, part) for clock in ours) / len(ours))
+                sum(getattr(clock, part) for clock in found[name, PEER]) / sum(getattr(clock, part) for clock in clocks)
                 for part in ("wall_s", "cpu_s")
             )
-            rows.append((name, source, wall, cpu))
+            rows.append((name, arm, wall, cpu))
     return rows
 
 
@@ -348,7 +396,7 @@ def main(
             ]
         # A table as soon as its images are done: the larger ones take long.
         for shown, setting in settings:
-            table = Table(shown, "ours", "images/s, ours / peer", "images per CPU s, ours / peer")
+            table = Table(shown, "beside it", "images/s, ratio", "images per CPU s, ratio")
             for name, source, wall, cpu in compare_peers(setting, rounds, names):
                 table.add_row(name, source, f"{wall:.2f}", f"{cpu:.2f}")
             console.print(table)

@@ -1,8 +1,11 @@
 """The comparison with peers: the same images and steps, and ratios that say who is faster."""
 
+import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,19 +49,32 @@ def test_lightly_train_is_timed(setting: PeerSetting) -> None:
     assert peers.train_lightly_train(setting).wall_s > 0
 
 
-def test_ratio_above_one_means_that_ours_is_faster(setting: PeerSetting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratio_above_one_means_that_ours_is_faster(setting: PeerSetting) -> None:
     calls: list[str] = []
+    seconds = {"peer": (6.0, 9.0), "off": (3.0, 6.0), "on": (2.0, 3.0), "alone": (1.5, 1.0)}
 
-    def take(name: str, wall: float, cpu: float) -> ProcessClock:
-        calls.append(name)
-        return ProcessClock(0, 1, wall, cpu)
+    def run_arm(train: Callable[..., ProcessClock], setting: PeerSetting, *options: Any) -> ProcessClock:
+        is_ours = train is peers.train_ours
+        assert is_ours or train is peers.train_torch
+        assert not is_ours or options[1], "ours learns the labels, too"
+        calls.append(options[0] if is_ours else "alone" if options else "peer")
+        return ProcessClock(0, 1, *seconds[calls[-1]])
 
-    monkeypatch.setitem(peers.PEERS, "torch", (lambda setting: take("torch", 6.0, 9.0), True))
-    ours = {"on": (2.0, 3.0), "off": (3.0, 6.0)}
-    monkeypatch.setattr(peers, "train_ours", lambda setting, resident, labels: take(resident, *ours[resident]))
-    rows = peers.compare_peers(setting, 2, ["torch"])
-    assert rows == [("torch", "streamed", 2.0, 1.5), ("torch", "held decoded", 3.0, 3.0)]
-    assert calls == ["torch", "off", "on"] * 2
+    rows = peers.compare_peers(setting, 2, ["torch"], run_arm)
+    assert rows == [
+        ("torch", "streamed", 2.0, 1.5),
+        ("torch", "held decoded", 3.0, 3.0),
+        ("torch", "network alone", 4.0, 9.0),
+    ]
+    assert calls == ["peer", "off", "on", "alone"] * 2
+
+
+def test_an_arm_has_a_process_of_its_own_and_is_timed_there(setting: PeerSetting) -> None:
+    peers.run_in_own_process(os.chdir, "/")
+    assert Path.cwd() != Path("/")
+    clock = peers.run_in_own_process(peers.train_torch, setting, peers._repeat_batch)
+    assert clock.wall_s > 0
+    assert clock.cpu_s > 0
 
 
 def test_small_images_have_half_the_jitter_and_no_blur() -> None:
