@@ -61,8 +61,8 @@ class ScaleOptions(StrictModel):
     cpus: int | None = Field(
         None,
         ge=1,
-        description="The number of logical CPUs that Ray is started with, for `address: local` only. "
-        "null: all CPUs of the machine.",
+        description="The number of logical CPUs that Ray is started with, for `address: local` only, and of processes "
+        "that decode the images of a new store without Ray. null: all CPUs of the machine.",
     )
     workers: int | tuple[int, int] | Literal["auto"] = Field(
         "auto",

@@ -196,7 +196,15 @@ class RecipeRunner:
         with progress:
             folder = self.recipe.storage.resolve() / "stores"
             side = find_recipe_side(self.recipe)
-            store = prepare(self.recipe.dataset, folder, self.session.start, progress.show_count, tell, side)
+            store = prepare(
+                self.recipe.dataset,
+                folder,
+                self.session.start,
+                progress.show_count,
+                tell,
+                side,
+                processes=self.recipe.scale.cpus,
+            )
             if store.extends:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
         if self.repeats and store.hash != self.repeats.store:

@@ -53,6 +53,8 @@ MADE_BY = {
 }
 # A job, its record and its result are JSON objects: they travel between processes.
 PrepareJob = dict[str, Any]
+# Images of a part between two reports of a `PartWriter`.
+IMAGES_PER_REPORT = 32
 # Runs a function for each of some jobs and yields the results in any order.
 JobRunner = Callable[[Callable[[PrepareJob], PrepareJob], list[PrepareJob]], Iterator[PrepareJob]]
 
@@ -86,6 +88,11 @@ class PartWriter:
     side: int | None = None
     # The format of the pixels that the data set states; None: images become RGB of 8 bits.
     pixels: PixelFormat | None = None
+    # Is called with a job and how many of its images are done, now and then. It stays in the process.
+    report: Callable[[PrepareJob, int], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "report": None}
 
     def __call__(self, job: PrepareJob) -> PrepareJob:
         """Maps {split, start, count, file, first_id} to {job, shard or None, quarantined: count, census} or {error}."""
@@ -99,7 +106,7 @@ class PartWriter:
     def _write(self, job: PrepareJob) -> PrepareJob:
         statistics, bad = ImageStatistics(), dict[int, list[str]]()
         shard = Shard(job["file"], job["split"], job["first_id"], 0, (), 0, "")
-        rows = self._decode_rows(SourcePart(job["split"], job["start"], job["count"]), statistics, bad)
+        rows = self._decode_rows(job, statistics, bad)
         written = write_shard(self.folder, shard, rows, self.source.annotations)
         found = {"quarantined": list(bad.values()), "gaps": list(bad), "census": statistics.dump()}
         record = {"job": job, "made_by": MADE_BY, "shard": written and asdict(written), **found}
@@ -107,13 +114,16 @@ class PartWriter:
         return record
 
     def _decode_rows(
-        self, part: SourcePart, statistics: ImageStatistics, bad: dict[int, list[str]]
+        self, job: PrepareJob, statistics: ImageStatistics, bad: dict[int, list[str]]
     ) -> Iterator[ShardRow]:
         """Yields the rows of the good images, which it adds to `statistics`.
 
         Puts path and reason of the others into `bad`, by their position in the part.
         """
+        part = SourcePart(job["split"], job["start"], job["count"])
         for position, record in enumerate(self.source.read(part)):
+            if self.report is not None and position and position % IMAGES_PER_REPORT == 0:
+                self.report(job, position)
             try:
                 data, image = self._decode_image(record)
                 frame = _find_image_frame(image)

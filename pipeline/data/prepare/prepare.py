@@ -8,6 +8,7 @@ parts that are not finished.
 import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from firstlight.pipeline.data.prepare.jobs import (
     list_jobs,
     record_path,
 )
+from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus, run_on_this_machine
 from firstlight.pipeline.data.prepare.mask_checks import check_masks
 from firstlight.pipeline.data.prepare.target import PrepareOptions, StoreTarget, find_target
 from firstlight.pipeline.data.sources import Source, SourceOptions, open_source
@@ -55,6 +57,7 @@ def prepare(
     tell: Callable[[Sequence[str]], None] = lambda lines: None,
     auto_side: int | None = None,
     source: Source | None = None,
+    processes: int | None = None,
 ) -> Store:
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
@@ -62,7 +65,8 @@ def prepare(
     all nodes must share the storage of `stores`. `progress(done, total)` is called with numbers of images: of the
     source, or of the store that is verified. `tell(lines)` is called with what was read as what, before a store is
     written. `auto_side`: what `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`. `source`: the
-    listing of `dataset`, which extends nothing, where it is known already.
+    listing of `dataset`, which extends nothing, where it is known already. `processes`: without Ray, the most that
+    decode images at a time, None for as many as there are CPUs; a source that is written in seconds needs one.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
@@ -81,7 +85,8 @@ def prepare(
         else:
             tell(source.reading)
             target.check(source, progress)
-            store = _write_store(dataset, source, target, functools.partial(_run_jobs, on_ray()), progress)
+            run_jobs = functools.partial(_run_jobs, on_ray(), processes or count_usable_cpus())
+            store = _write_store(dataset, source, target, run_jobs, progress)
     except OSError as error:
         raise UserError(describe_storage_error(target.folder, error)) from None
     _check_bad_fraction(dataset, store)
@@ -175,14 +180,23 @@ def _remove_leftovers(folder: Path, own_files: set[str]) -> None:
             file.unlink()
 
 
-def _run_jobs(on_ray: bool, work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]) -> Iterator[PrepareJob]:
+def _run_jobs(
+    on_ray: bool, processes: int, work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]
+) -> Iterator[PrepareJob]:
     """Yields the results of `work` for each of `jobs`, in any order.
 
     Raises:
         UserError: a job could not write to the storage.
     """
-    # An error closes the generator, which ends the execution on Ray at once.
-    with contextlib.closing(_run_on_machines(work, jobs) if on_ray else (work(job) for job in jobs)) as results:
+    running: Generator[PrepareJob]
+    if on_ray:
+        running = _run_on_machines(work, jobs)
+    elif isinstance(work, PartWriter):
+        running = run_on_this_machine(work, jobs, processes)
+    else:
+        running = (work(job) for job in jobs)
+    # An error closes the generator, which ends the execution on Ray or in other processes at once.
+    with contextlib.closing(running) as results:
         for result in results:
             if "error" in result:
                 raise UserError(result["error"])
@@ -220,12 +234,21 @@ def _write_parts(
     """Returns the results of all jobs, in source order, and the statistics of the images, including those of `old`."""
     results, statistics = {}, load_statistics(old) if old else SourceStatistics()
     done = before = old.extension_edges[-1] if old else 0
-    for result in run_jobs(writer, jobs):
+    total = before + sum(writer.source.splits.values())
+    # Images of parts that are not finished, by their files.
+    begun = dict[str, int]()
+
+    def report(job: PrepareJob, count: int) -> None:
+        begun[job["file"]] = count
+        progress(done + sum(begun.values()), total)
+
+    for result in run_jobs(replace(writer, report=report), jobs):
         # Merged at once and removed: kept, the thousand classes of each part would add up.
         statistics.add(result["job"]["split"], result.pop("census"))
         results[result["job"]["file"]] = result
+        begun.pop(result["job"]["file"], None)
         done += result["job"]["count"]
-        progress(done, before + sum(writer.source.splits.values()))
+        progress(done + sum(begun.values()), total)
     return [results[job["file"]] for job in jobs], statistics
 
 

@@ -1,0 +1,207 @@
+"""Runs the jobs of `prepare` on this machine without Ray: in this process, and if they take long in others beside it.
+
+Another process is this module: `python -m firstlight.pipeline.data.prepare.local_jobs`. It gets the work as a pickle on
+its standard input and then jobs, one a line, and answers each with lines of JSON: {"done": images so far} now and then,
+and at the end {"result"}, or {"mistake"} or {"problem"} with a text.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from firstlight.pipeline.data.prepare.jobs import PartWriter, PrepareJob
+from firstlight.pipeline.errors import StageFailed, UserError, one_line
+
+# Seconds of work in this process before others are started, each of which needs most of a second to start.
+SECONDS_ALONE = 2.0
+# Seconds between two looks of a process at whether the one that started it is still there.
+PARENT_POLL_S = 0.5
+# A job, and what a process has answered to it.
+Answer = tuple[PrepareJob, dict[str, Any]]
+
+
+def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: int) -> Generator[PrepareJob]:
+    """Yields the results of `writer` for each of `jobs`, in any order, and calls its `report` meanwhile.
+
+    `processes`: the most that work at a time, this one included.
+
+    Raises:
+        UserError: a job found a mistake.
+        StageFailed: a process ended, or met an error that it did not expect; names the part of the images.
+    """
+    waiting = queue.SimpleQueue[PrepareJob]()
+    for job in jobs:
+        waiting.put(job)
+    others = _OtherProcesses(writer, waiting)
+    begun = time.monotonic()
+
+    def report(job: PrepareJob, done: int) -> None:
+        _call_report(writer, job, done)
+        if not others.processes and time.monotonic() - begun > SECONDS_ALONE:
+            others.start(min(processes - 1, waiting.qsize()))
+        others.forward_reports()
+
+    here = replace(writer, report=report)
+    with contextlib.closing(others):
+        while (job := _take(waiting)) is not None:
+            yield here(job)
+            yield from others.take_results()
+        while others.is_working():
+            others.wait()
+            yield from others.take_results()
+
+
+def count_usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _call_report(writer: PartWriter, job: PrepareJob, done: int) -> None:
+    if writer.report is not None:
+        writer.report(job, done)
+
+
+def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
+    try:
+        return waiting.get_nowait()
+    except queue.Empty:
+        return None
+
+
+class _OtherProcesses:
+    """Processes that take waiting jobs, each with a thread here that hands them over and collects the answers."""
+
+    def __init__(self, writer: PartWriter, waiting: queue.SimpleQueue[PrepareJob]) -> None:
+        self.writer, self.waiting = writer, waiting
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.threads: list[threading.Thread] = []
+        self.answers = queue.SimpleQueue[Answer]()
+        self.results: list[PrepareJob] = []
+
+    def start(self, count: int) -> None:
+        # What another process could not import, such as a class of a notebook, stays in this one.
+        if type(self.writer.source).__module__ == "__main__":
+            return
+        for _ in range(count):
+            process = subprocess.Popen(
+                # Without the current folder, whose files may have the names of modules.
+                [sys.executable, "-P", "-m", __spec__.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
+            )
+            thread = threading.Thread(target=self._hand_over, args=(process,), daemon=True, name="prepare")
+            self.processes.append(process)
+            self.threads.append(thread)
+            thread.start()
+
+    def _hand_over(self, process: subprocess.Popen[bytes]) -> None:
+        """Gives a process job after job. A process that ends is an answer, too."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        job = None
+        with contextlib.suppress(BrokenPipeError):
+            pickle.dump(self.writer, process.stdin)
+            while (job := _take(self.waiting)) is not None:
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.flush()
+                answer: dict[str, Any] = {"done": 0}
+                while "done" in answer:
+                    line = process.stdout.readline()
+                    answer = json.loads(line) if line.endswith(b"\n") else {"problem": "its process ended"}
+                    self.answers.put((job, answer))
+            return
+        self.answers.put((job or {"split": "all", "start": 0, "count": 0}, {"problem": "its process ended"}))
+
+    def is_working(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads) or not self.answers.empty()
+
+    def wait(self) -> None:
+        """Waits a moment for an answer."""
+        with contextlib.suppress(queue.Empty):
+            self._look_at(*self.answers.get(timeout=PARENT_POLL_S))
+
+    def forward_reports(self) -> None:
+        """Looks at the answers that are there, and keeps the results among them."""
+        while not self.answers.empty():
+            self._look_at(*self.answers.get())
+
+    def take_results(self) -> Iterator[PrepareJob]:
+        """Yields the results that are there."""
+        self.forward_reports()
+        while self.results:
+            yield self.results.pop()
+
+    def _look_at(self, job: PrepareJob, answer: dict[str, Any]) -> None:
+        if "done" in answer:
+            _call_report(self.writer, job, answer["done"])
+        elif "mistake" in answer:
+            raise UserError(answer["mistake"])
+        elif "problem" in answer:
+            first, last = job["start"], job["start"] + job["count"]
+            raise StageFailed(f"prepare: images {first:,} to {last:,} of {job['split']!r}: {answer['problem']}")
+        else:
+            self.results.append(answer["result"])
+
+    def close(self) -> None:
+        """Ends the processes, and waits until they are gone."""
+        for process in self.processes:
+            process.kill()
+        for process, thread in zip(self.processes, self.threads, strict=True):
+            process.wait()
+            thread.join()
+            for pipe in (process.stdin, process.stdout):
+                # What could not be written any more is not missed.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()  # type: ignore[union-attr]
+
+
+def _answer_jobs() -> None:
+    """Answers the jobs on standard input, until there are no more."""
+    # Ctrl-C is for the process that started this one, which then ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # What a library prints is no answer.
+    with open(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+
+        def answer(value: dict[str, Any]) -> None:
+            answers.write(json.dumps(value) + "\n")
+            answers.flush()
+
+        # Of the process that started this one, by a pipe that nobody else has.
+        writer: PartWriter = pickle.load(sys.stdin.buffer)  # noqa: S301
+        writer = replace(writer, report=lambda job, done: answer({"done": done}))
+        for line in sys.stdin.buffer:
+            answer(_do_job(writer, json.loads(line)))
+
+
+def _do_job(writer: Callable[[PrepareJob], PrepareJob], job: PrepareJob) -> dict[str, Any]:
+    try:
+        return {"result": writer(job)}
+    except UserError as error:
+        return {"mistake": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"problem": one_line(error)}
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _answer_jobs()
