@@ -41,8 +41,8 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
         StageFailed: a process ended, or met an error that it did not expect; names the part of the images.
     """
     waiting = queue.SimpleQueue[PrepareJob]()
-    for job in jobs:
-        waiting.put(job)
+    for part in jobs:
+        waiting.put(part)
     others = _OtherProcesses(writer, waiting)
     begun = time.monotonic()
 
