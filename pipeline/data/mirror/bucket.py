@@ -1,8 +1,9 @@
 """The objects below a URI, with the clients, credentials and retries that sources of images have."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Bucket:
 
         def send(fs: Any, path: str) -> FileSum:
             digest, size = hashlib.sha256(), 0
-            with file.open("rb") as source, fs.open(path, "wb") as target:
+            with file.open("rb") as source, _open_whole(fs, path) as target:
                 while piece := source.read(CHUNK_BYTES):
                     target.write(piece)
                     digest.update(piece)
@@ -100,6 +101,22 @@ class Bucket:
             return self._call(name, use)
         except FileNotFoundError as error:
             raise OSError(5, "the bucket does not exist", error.filename) from None
+
+
+@contextlib.contextmanager
+def _open_whole(fs: Any, path: str) -> Iterator[Any]:
+    """Opens an object for writing. If the block fails, none is made, by clients of fsspec."""
+    from fsspec.spec import AbstractBufferedFile
+
+    with fs.open(path, "wb") as target:
+        try:
+            yield target
+        except BaseException:
+            # Closing it would make an object of what was written. Parts that were sent are left to expire: a request to
+            # remove them would wait for a connection that may be what failed.
+            if isinstance(target, AbstractBufferedFile):
+                target.closed = True
+            raise
 
 
 def sum_bytes(data: bytes) -> FileSum:
