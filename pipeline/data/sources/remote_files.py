@@ -8,10 +8,12 @@ import contextlib
 import functools
 import hashlib
 import io
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, BinaryIO, cast
 
 from firstlight.pipeline.data.sources.files import (
@@ -24,17 +26,22 @@ from firstlight.pipeline.data.sources.files import (
 )
 from firstlight.pipeline.errors import one_line
 
-# The keys under which the clients give the version of a file; the first that is set counts
+# The keys under which the clients give the version of a file; the first that is set counts. Of Google's, the generation
+# is that of the content, and the ETag changes with its storage class, too.
 VERSION_KEYS = (
-    *("ETag", "etag", "generation", "md5Hash", "mtime"),
+    *("generation", "ETag", "etag", "md5Hash", "mtime"),
     *("LastModified", "last_modified", "updated", "Last-Modified", "created"),
 )
 # A read is repeated, as an image that is left out because the network failed for a moment is missing in the store for
 # good
 READ_ATTEMPTS = 3
 READ_BUFFER_BYTES = 1 << 20
+# The time for which pyarrow repeats a request to Google's storage
+PYARROW_RETRY_S = 30
 # Schemes whose client comes with an extra of Firstlight
 CLIENT_EXTRAS = {"az": "azure", "hf": "hf"}
+# The attributes of exceptions in which the clients give the status of an answer
+STATUS_KEYS = ("code", "status", "status_code")
 # A listing of these does not change while a process runs, as the path has the commit
 PINNED_SCHEMES = ("hf",)
 
@@ -61,8 +68,9 @@ class RemoteFiles(Files):
         """Returns all files below the root, at any depth; [] if the root is empty or missing."""
         fs, top = find_client(self.root)
         with raise_os_error(self.root):
-            listing = fs.find(top, detail=True).items()
-            infos = {str(path): info for path, info in listing if str(path).startswith(f"{top}/")}
+            listing = [(str(path), info) for path, info in fs.find(top, detail=True).items()]
+            # A folder that was made in the console of a bucket is an object whose name ends so
+            infos = {path: info for path, info in listing if path.startswith(f"{top}/") and not path.endswith("/")}
             # Web servers list names only
             if any(info.get("size") is None for info in infos.values()):
                 details = read_concurrently(lambda path: read_with_retries(lambda: fs.info(path)), list(infos))
@@ -97,7 +105,7 @@ class RemoteFiles(Files):
         uri = self.get_location(os.fsdecode(name))
         fs, path = find_client(uri)
         with raise_os_error(uri):
-            data = cast(bytes, read_with_retries(lambda: fs.cat_file(path, start=offset, end=offset + size)))
+            data = read_with_retries(lambda: _read_range(fs, path, offset, offset + size))
         # Some clients and servers ignore the range
         return data if len(data) <= size else data[offset : offset + size]
 
@@ -155,6 +163,9 @@ def find_client(uri: str) -> tuple[Any, str]:
 def _connect_client(scheme: str, bucket: str) -> Any:
     import fsspec
 
+    if scheme == "gs" and (logger := logging.getLogger("gcsfs")).level == logging.NOTSET:
+        # It logs each failure with a stack trace, besides the exception
+        logger.setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem(scheme, use_listings_cache=scheme in PINNED_SCHEMES)
     except ImportError:
@@ -170,7 +181,9 @@ def _connect_client(scheme: str, bucket: str) -> Any:
 def _open_pyarrow_filesystem(uri: str) -> Any:
     from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(uri)[0]
+    # Otherwise a request without credentials ends after a quarter of an hour
+    limits = f"?retry_limit_seconds={PYARROW_RETRY_S}" if uri.startswith("gs://") else ""
+    return FileSystem.from_uri(f"{uri}{limits}")[0]
 
 
 def read_with_retries(read: Callable[[], ReadResult]) -> ReadResult:
@@ -185,6 +198,17 @@ def read_with_retries(read: Callable[[], ReadResult]) -> ReadResult:
     return read()
 
 
+def _read_range(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
+    """Returns the bytes of a file in a range; b"" if the file ends before it."""
+    try:
+        return cast(bytes, fs.cat_file(path, start=start, end=end))
+    except Exception as error:
+        # Google's storage and some web servers refuse a range behind the end, and any range of a file without a byte
+        if all(getattr(error, key, 0) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE for key in STATUS_KEYS):
+            raise
+    return b""
+
+
 def _fetch_file(fs: Any, path: str) -> tuple[bytes, int]:
     """Returns the content and the size of a file; the content is not fetched if the size is known to be too large."""
     # The asynchronous clients (s3fs, gcsfs, the web) can ask for a range of bytes, which needs one request instead of
@@ -192,7 +216,7 @@ def _fetch_file(fs: Any, path: str) -> tuple[bytes, int]:
     size = -1 if fs.async_impl else int(fs.info(path)["size"] or 0)
     data = b""
     if size <= MAX_IMAGE_BYTES:
-        data = cast(bytes, fs.cat_file(path, end=MAX_IMAGE_BYTES + 1 if size < 0 else None))
+        data = _read_range(fs, path, None, MAX_IMAGE_BYTES + 1 if size < 0 else None)
     return data, max(size, len(data))
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from firstlight.pipeline.data.mirror import places
 from firstlight.pipeline.data.mirror.bucket import Bucket, sum_bytes
 from firstlight.pipeline.data.mirror.contents import CONTENTS_FILE
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.records import DamagedRecord
 from tests.support.buckets import make_mirror, open_elsewhere, write_files
+from tests.support.gcs_server import BUCKET, serve_gcs
 
 UNIT = "recipe/pretrain-seed0-abc"
 
@@ -297,3 +299,39 @@ def test_one_file_is_downloaded_once_by_many_threads(
     assert downloads == ["stores/s/shard"]
     assert not list((there.root / ".mirror" / "staging").iterdir())
     assert os.listdir(file.parent) == ["shard"]
+
+
+def open_in_google(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    monkeypatch.setenv(places.CACHE_VARIABLE, str(cache))
+    mirror = places.find_mirror(places.place_storage(f"gs://{BUCKET}/runs"))
+    assert mirror is not None
+    return mirror
+
+
+def test_unit_travels_by_google_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_gcs(tmp_path / "cache") as server:
+        here, there, other = (open_in_google(tmp_path / name, monkeypatch) for name in ("here", "there", "other"))
+        folder = write_files(here.root / UNIT, a="one", result__json="r")
+        with monkeypatch.context() as patch:
+            fail_at(patch, 2)
+            with pytest.raises(OSError, match="killed"):
+                here.push(folder)
+        assert here.bucket.list_names() == [f"{UNIT}/a"]
+        assert not there.fetch(there.root / UNIT), "without its record it does not exist"
+
+        here.push(folder)
+        objects = server.storage.objects[BUCKET]
+        assert max(objects, key=lambda name: int(objects[name]["generation"])) == f"runs/{UNIT}/{CONTENTS_FILE}"
+        assert there.list_units(there.root) == [there.root / UNIT]
+        assert there.fetch(there.root / UNIT)
+        assert read_files(there.root / UNIT) == {"a": "one", "result.json": "r"}
+
+        here.bucket.write(f"{UNIT}/a", b"0ne")
+        with pytest.raises(DamagedRecord, match=rf"^gs://{BUCKET}/runs/{UNIT}/a: is damaged: it has 3 bytes, or other"):
+            other.fetch(other.root / UNIT)
+        assert not (other.root / UNIT).exists()
+        other.push(write_files(other.root / UNIT, a="new", result__json="r"))
+        assert there.fetch(there.root / UNIT)
+        assert read_files(there.root / UNIT) == {"a": "new", "result.json": "r"}
+        there.remove(there.root / UNIT)
+        assert there.bucket.list_names() == []

@@ -11,13 +11,14 @@ from typing import Any
 
 import fsspec
 import pytest
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 
 from firstlight.pipeline.data.sources import Source, files, open_source, remote_files
 from firstlight.pipeline.data.sources.remote_files import RemoteFiles
 from firstlight.pipeline.errors import UserError
 from tests.support import image_sources
 from tests.support.blob_server import serve_blobs
+from tests.support.gcs_server import serve_gcs
 from tests.support.image_sources import dataset_options, list_labels, make_png, prepare_store, read_split
 from tests.support.webdataset_shards import make_samples, write_shard
 
@@ -198,7 +199,8 @@ def test_web_server_is_read_as_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])
-def test_container_of_azure_equals_disk(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize("top", ["az://container", "gs://bucket"])
+def test_bucket_of_azure_and_of_google_equals_disk(tmp_path: Path, top: str, source: str) -> None:
     folder = tmp_path / "set"
     if source == "folder":
         image_sources.write_named_files(folder, "train/cat/1.png", "train/dog/é 2.png", "val/dog/3.png", ".h/4.png")
@@ -207,19 +209,60 @@ def test_container_of_azure_equals_disk(tmp_path: Path, source: str) -> None:
             image_sources.write_image_table(
                 folder / f"{name}.parquet", [f"{name} {k}".encode() for k in range(9)], [k % 3 for k in range(9)]
             )
-    with serve_blobs(tmp_path / "cache"):
-        client = remote_files.find_client("az://container")[0]
-        upload_folder(client, folder, "container/set")
+    with (serve_blobs if top.startswith("az") else serve_gcs)(tmp_path / "cache"):
+        client, container = remote_files.find_client(top)
+        upload_folder(client, folder, f"{container}/set")
         local = open_source(dataset_options(source=source, root=folder))
-        remote = open_source(dataset_options(source=source, root="az://container/set/"))
+        remote = open_source(dataset_options(source=source, root=f"{top}/set/"))
         assert have_same_content(local, pickle.loads(pickle.dumps(remote)))
         before = remote.fingerprint
         name = "val/dog/3.png" if source == "folder" else "test-0.parquet"
-        data = client.cat_file(f"container/set/{name}")
-        client.pipe_file(f"container/set/{name}", data)
-        assert open_source(dataset_options(source=source, root="az://container/set")).fingerprint != before
-        with pytest.raises(UserError, match=r"^dataset\.root: .*az://container/none"):
-            open_source(dataset_options(source=source, root="az://container/none"))
+        data = client.cat_file(f"{container}/set/{name}")
+        client.pipe_file(f"{container}/set/{name}", data)
+        assert open_source(dataset_options(source=source, root=f"{top}/set")).fingerprint != before
+        with pytest.raises(UserError, match=rf"^dataset\.root: .*{top}/none"):
+            open_source(dataset_options(source=source, root=f"{top}/none"))
+
+
+def test_images_of_google_are_ranges_of_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, remote_files):
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 100)
+    with serve_gcs(tmp_path / "cache") as server:
+        client = remote_files.find_client("gs://bucket")[0]
+        for name, size in {"fits": 100, "large": 10_000, "empty": 0, "é 2#1%20?.png": 3}.items():
+            client.pipe_file(f"bucket/set/{name}", bytes(range(100)) * 100 if size > 100 else bytes(size))
+        # A folder that was made in the console is an object without a byte.
+        client.pipe_file("bucket/set/folder/", b"")
+        remote = RemoteFiles("gs://bucket/set")
+        server.requests.clear()
+        assert remote.read(b"fits") == bytes(100)
+        with pytest.raises(OSError, match=r"^has 101 bytes \(at most 100\)$"):
+            remote.read(b"large")
+        assert remote.read(b"empty") == b""
+        assert remote.read_part(b"large", 205, 7) == bytes(range(5, 12))
+        assert (remote.read_part(b"empty", 0, 16), remote.read_part(b"large", 10_000, 7)) == (b"", b"")
+        assert [wanted for _, _, wanted in server.requests[:4]] == ["bytes=0-100"] * 3 + ["bytes=205-211"]
+        assert remote.read("é 2#1%20?.png".encode()) == bytes(3)
+        assert remote.list_tree() == ["empty", "fits", "large", "é 2#1%20?.png"] == remote.list_names()
+        assert [remote.exists(name) for name in ("fits", "none")] == [True, False]
+        with remote.open("large") as file:
+            file.seek(205)
+            assert file.read(7) == bytes(range(5, 12))
+        with pytest.raises(FileNotFoundError, match=r"gs://bucket/set/none"):
+            remote.read(b"none")
+
+
+def test_version_in_google_is_that_of_the_content(tmp_path: Path) -> None:
+    with serve_gcs(tmp_path / "cache"):
+        client = remote_files.find_client("gs://bucket")[0]
+        client.pipe_file("bucket/set/x.png", b"x")
+        remote = RemoteFiles("gs://bucket/set")
+        before = remote.get_facts("x.png")
+        assert remote.list_all() == [before]
+        client.setxattrs("bucket/set/x.png", content_type="image/png")
+        assert remote.get_facts("x.png") == before
+        client.pipe_file("bucket/set/x.png", b"x")
+        assert remote.get_facts("x.png") != before
 
 
 @pytest.mark.parametrize(("root", "extra"), [("az://container/set", "azure"), ("hf://datasets/owner/set", "hf")])
@@ -251,3 +294,10 @@ def test_pyarrow_client_is_used_if_fsspec_has_none(tmp_path: Path, monkeypatch: 
     ]
     assert asked == ["s3://bucket"]
     remote_files._connect_client.cache_clear()
+
+
+def test_pyarrow_client_of_google_does_not_wait_for_long() -> None:
+    fs = remote_files._open_pyarrow_filesystem("gs://bucket")
+    assert fs.type_name == "gcs"
+    assert fs == FileSystem.from_uri(f"gs://bucket?retry_limit_seconds={remote_files.PYARROW_RETRY_S}")[0]
+    assert fs != FileSystem.from_uri("gs://bucket")[0]
