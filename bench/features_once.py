@@ -1,0 +1,106 @@
+"""Frozen features that stages share, against a pass over the images for each: `python -m bench.features_once`.
+
+A recipe from given weights evaluates them, retrieves by them and embeds by them, beside random weights. It runs twice
+in turns, each time in a process of its own: as always, and with a pass over the images for each stage.
+"""
+
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.stages.features import kept_features
+
+ARMS = SHARED, APART = "shared", "apart"
+SCORED_STAGES = ("evaluate", "retrieve", "embed")
+
+
+def make_features_recipe(root: Path, storage: Path, weights: Path, model: str, side: int) -> Recipe:
+    """Returns the recipe: three stages on the images in `root`, a folder for each class, in views of `side` pixels."""
+    return parse_recipe(
+        {
+            "name": "features",
+            "storage": str(storage),
+            "seeds": [0],
+            "dataset": {
+                "name": "photographs",
+                "source": "folder",
+                "root": str(root),
+                "image_size": side,
+                "test_fraction": 0.2,
+                "train_augment": [{"op": "center_crop"}],
+                "eval_augment": [{"op": "center_crop"}],
+            },
+            "encoder": {"name": "timm", "model": model, "weights": str(weights)},
+            "scale": {"name": "local", "workers": 0, "gpus_per_worker": 0.0},
+            "stages": {kind: {"kind": kind} for kind in SCORED_STAGES},
+        }
+    )
+
+
+def run_features_recipe(arm: str, fields: list[Any]) -> dict[str, float]:
+    """Runs the recipe in this process. Returns the seconds of its stages, and the CPU seconds of the process."""
+    root, storage, weights, model, side = fields
+    recipe = make_features_recipe(Path(root), Path(storage), Path(weights), model, side)
+    begun = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        if arm == APART:
+            stack.enter_context(mock.patch.object(kept_features, "MAX_KEPT_BYTES", 0))
+        run_recipe(recipe, Console(quiet=True))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"wall_s": time.perf_counter() - begun, "cpu_s": used.ru_utime + used.ru_stime}
+
+
+def measure_arms(root: Path, weights: Path, model: str, side: int, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Returns the seconds of each arm in each round. The store is written before."""
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            for arm in ARMS:
+                storage = Path(folder) / f"{arm}{number}"
+                fields = json.dumps([str(root), str(storage), str(weights), model, side])
+                command = [sys.executable, "-m", "bench.features_once", "--arm", arm, "--fields", fields]
+                ran = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+                found[arm].append(json.loads(ran.stdout.splitlines()[-1]))
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--root", type=click.Path(exists=True, path_type=Path), help="Photographs, a folder for each class.")
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="Weights of the model.")
+@click.option("--model", default="tf_efficientnet_lite0", show_default=True, help="A model of timm.")
+@click.option("--side", type=int, default=128, show_default=True)
+@click.option("--rounds", type=int, default=2, show_default=True)
+@click.option("--arm", type=click.Choice(ARMS), hidden=True)
+@click.option("--fields", hidden=True)
+def main(root: Path, weights: Path, model: str, side: int, rounds: int, arm: str | None, fields: str | None) -> None:
+    """Prints the seconds of the arms; with `--arm`, those of one that ran in this process."""
+    if arm is not None:
+        click.echo(json.dumps(run_features_recipe(arm, json.loads(fields or "[]"))))
+        return
+    found = measure_arms(root, weights, model, side, rounds)
+    table = Table("one recipe", "CPU seconds", "seconds")
+    sums = {
+        name: [sum(row[part] for row in rows) / rounds for part in ("cpu_s", "wall_s")] for name, rows in found.items()
+    }
+    for name, (cpu, wall) in sums.items():
+        table.add_row(name, f"{cpu:.1f}", f"{wall:.1f}")
+    table.add_row("shared / apart", *(f"{a / b:.2f}" for a, b in zip(sums[SHARED], sums[APART], strict=True)))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
