@@ -1,8 +1,6 @@
-"""Exports of encoders and of small fine-tuned models, and code of their cards in a process of its own."""
+"""Exports of encoders and of small fine-tuned models."""
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +64,6 @@ def export_model(
     worker = StageContext.create(recipe, store, on_ray=False)
     ExportStage().run(worker, recipe.stages["export"], instance)  # type: ignore[arg-type]
     return worker, instance
-
-
-def run_card_code(code: str, folder: Path, before: str = "") -> str:
-    """Returns what the code prints when it runs in `folder`."""
-    done = subprocess.run(
-        [sys.executable, "-c", before + code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def write_export(folder: Path, files: dict[str, bytes] | None = None) -> Path:

@@ -1,6 +1,7 @@
 """The code of a card predicts as the model does; for ONNX with Pillow, numpy and onnxruntime alone."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from firstlight.pipeline.report.cards.prediction_code import (
 from firstlight.pipeline.stages.prediction.answers import ImageClasses
 from firstlight.pipeline.stages.prediction.predictor import FineTunedModel
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing, read_model
-from tests.support.exported_models import WITHOUT_TORCH, export_model, run_card_code
+from tests.support.card_python import CardPython
+from tests.support.exported_models import WITHOUT_TORCH, export_model
 from tests.support.saved_models import MODELS, save_small_model
 
 CASES: dict[str, tuple[str, Any]] = {
@@ -39,9 +41,16 @@ def write_photograph(file: Path) -> None:
     Image.fromarray(pixels).resize((61, 37), Image.Resampling.BICUBIC).save(file, quality=95, exif=exif)
 
 
+@pytest.fixture(scope="module")
+def python_without_torch() -> Iterator[CardPython]:
+    python = CardPython(WITHOUT_TORCH)
+    yield python
+    python.close()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_code_for_onnx_predicts_the_same_without_torch_and_without_firstlight(
-    tmp_path: Path, digits: Store, case: str
+    tmp_path: Path, digits: Store, python_without_torch: CardPython, case: str
 ) -> None:
     name, views = CASES[case]
     save_small_model(tmp_path / "model", name, seen={"views": views})
@@ -51,13 +60,15 @@ def test_code_for_onnx_predicts_the_same_without_torch_and_without_firstlight(
     model = FineTunedModel(read_model(tmp_path / "model"))
     (answer,) = model.predict([folder / "image.jpg"])
     assert isinstance(answer, ImageClasses)
-    printed = run_card_code(onnx_prediction_code(name, model.preprocessing), folder, WITHOUT_TORCH)
+    printed = python_without_torch.run(onnx_prediction_code(name, model.preprocessing), folder)
     found = {line.partition(": ")[0]: float(line.partition(": ")[2].rstrip("%")) for line in printed.splitlines()}
     assert found == pytest.approx({k: 100 * p for k, p in answer.rank_classes(5)}, abs=0.06)
     assert len(set(found.values())) > 1
 
 
-def test_code_for_masks_tells_the_shares_of_the_view(tmp_path: Path, digits: Store) -> None:
+def test_code_for_masks_tells_the_shares_of_the_view(
+    tmp_path: Path, digits: Store, python_without_torch: CardPython
+) -> None:
     save_small_model(tmp_path / "model", "segment", seen={"views": (({"op": "center_crop"},),)})
     _, instance = export_model(tmp_path, digits, tmp_path / "model", 16, formats=["onnx"])
     folder = instance.folder / "export"
@@ -67,7 +78,7 @@ def test_code_for_masks_tells_the_shares_of_the_view(tmp_path: Path, digits: Sto
     )
     model = FineTunedModel(read_model(tmp_path / "model"))
     (answer,) = model.predict([folder / "image.jpg"])
-    printed = run_card_code(onnx_prediction_code("segment", model.preprocessing), folder, WITHOUT_TORCH)
+    printed = python_without_torch.run(onnx_prediction_code("segment", model.preprocessing), folder)
     found = dict(re.findall(r"(\w+): ([\d.]+)% of the pixels", printed))
     assert {k: float(share) for k, share in found.items()} == pytest.approx(
         {k: 100 * share for k, share in answer.rank_classes(3)}, abs=0.06

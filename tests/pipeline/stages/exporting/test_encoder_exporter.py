@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,16 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.cards import model_card
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.weights.weight_sources import find_weights
+from tests.support.card_python import CardPython
 from tests.support.exported_models import export_encoder
 from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def card_python() -> Iterator[CardPython]:
+    python = CardPython("import torch\ntorch.set_num_threads(1)\n", {"PYTHONPATH": str(ROOT)})
+    yield python
+    python.close()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ from tests.support.paths import ROOT
     ids=["resnet18", "timm", "convnet", "vit", "efficientnet"],
 )
 def test_every_format_is_exported_and_the_card_code_runs(
-    tmp_path: Path, digits: Store, encoder: dict[str, Any], size: int, formats: set[str]
+    tmp_path: Path, digits: Store, card_python: CardPython, encoder: dict[str, Any], size: int, formats: set[str]
 ) -> None:
     instance, worker, made = export_encoder(tmp_path, digits, encoder, size)
     result, folder = instance.result, instance.folder / "export"
@@ -66,11 +73,11 @@ def test_every_format_is_exported_and_the_card_code_runs(
     assert digits.hash in text
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) == len(formats)
-    check_card_code(blocks, folder, made)
+    check_card_code(card_python, blocks, folder, made)
 
 
-def check_card_code(blocks: list[str], folder: Path, made: Encoder) -> None:
-    """Runs the code blocks of a card in a new process and compares their (2, C) features with the encoder's."""
+def check_card_code(card_python: CardPython, blocks: list[str], folder: Path, made: Encoder) -> None:
+    """Runs the code blocks of a card in another process and compares their (2, C) features with the encoder's."""
     size = made.image_size
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(9))
     np.save(folder.parent / "x.npy", x.numpy())
@@ -78,23 +85,15 @@ def check_card_code(blocks: list[str], folder: Path, made: Encoder) -> None:
     loaded = "__import__('numpy').load('../x.npy')"
     load = {"numpy": f"images = {loaded}", "torch": f"images = torch.from_numpy({loaded})"}
     assert all(given.search(block) for block in blocks)
-    ready = [given.sub(lambda match: load[match.group(1)], block) for block in blocks]
-    program = "import numpy, torch\nfound = []\ntorch.set_num_threads(1)\ntorch.set_grad_enabled(False)\n"
-    program += f"for block in {ready!r}:\n    names = {{}}\n    exec(block, names)\n"
-    program += "    found.append(numpy.asarray(names['features']))\n"
-    program += "numpy.save('../found.npy', numpy.stack(found))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for k, block in enumerate(blocks):
+        code = given.sub(lambda match: load[match.group(1)], block)
+        save = f"__import__('numpy').save('../found{k}.npy', __import__('numpy').asarray(features))\n"
+        card_python.run(f"__import__('torch').set_grad_enabled(False)\n{code}\n{save}", folder)
     with torch.no_grad():
         own = made(x)[-1].mean((2, 3)).numpy()
-    for found in np.load(folder.parent / "found.npy"):
+    for k in range(len(blocks)):
+        found = np.load(folder.parent / f"found{k}.npy")
+        assert found.shape == own.shape
         assert np.abs(found - own).max() <= 1e-4 * np.abs(own).max()
 
 
