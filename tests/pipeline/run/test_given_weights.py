@@ -22,6 +22,7 @@ from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 from tests.support.recipe_runs import runs_of
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 COLOURS = {"mean": [0.1, 0.1, 0.1], "std": [0.3, 0.3, 0.3]}
 
 
@@ -93,7 +94,7 @@ def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
 def test_origin_of_weights_follows_all_that_comes_from_them(tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors")
     pretrain = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1}
-    tune = recipes.RECIPE["stages"]["finetune"]
+    tune = {**recipes.RECIPE["stages"]["finetune"], "learning_rates": []}
     stages = {
         "pretrain": pretrain,
         "finetune": {**tune, "arms": ["pretrained", "scratch"]},
