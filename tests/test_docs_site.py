@@ -15,16 +15,41 @@ from firstlight.tasks.pretrain import METHODS
 from tests.support.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# The sizes with which the notebooks run here, each in place of one of theirs. A slow test runs them as they stand.
+SIZES = {
+    "own_photographs": {
+        "[:100]": "[:40]",
+        "[40, 340, 560, 990]": "[4, 134, 256, 390]",
+        '"encoder.width=16", epochs=4': '"encoder.width=16", "seeds=[0]", epochs=1',
+    },
+    "few_labels": {
+        "[:100]": "[:40]",
+        '"encoder.width=16",': '"encoder.width=16",\n    "seeds=[0]",',
+        "finetune.epochs=15": "finetune.epochs=2",
+        "    epochs=4": "    epochs=1",
+        "9?.png": "3?.png",
+    },
+    "own_method": {
+        "seeds: [0, 1, 2]": "seeds: [0]",
+        "max_train: 800, max_test: 400": "max_train: 200, max_test: 100",
+        "epochs: 4": "epochs: 1",
+    },
+    "search": {"trials=6": "trials=2", "epochs: 3": "epochs: 1", "name: digits}": "name: digits, max_train: 400}"},
+}
 # Notebooks run while the site is built.
 pytestmark = [pytest.mark.timeout(1600), pytest.mark.xdist_group("docs")]
+
+
+def build_site(folder: Path, sizes: dict[str, dict[str, str]]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "NOTEBOOK_SIZES": json.dumps(sizes)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    built = build_site(folder, SIZES)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
 
@@ -36,6 +61,24 @@ def test_every_page_of_the_documentation_is_there(site: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebook_has_run_and_its_page_shows_what_it_found(site: Path, notebook: Path) -> None:
+    check_page(site, notebook)
+
+
+@pytest.mark.slow
+def test_notebooks_run_as_they_stand(tmp_path: Path) -> None:
+    built = build_site(tmp_path, {})
+    assert built.returncode == 0, built.stdout + built.stderr
+    for notebook in NOTEBOOKS:
+        check_page(tmp_path, notebook)
+
+
+def test_size_that_a_notebook_lacks_ends_the_build(tmp_path: Path) -> None:
+    built = build_site(tmp_path, {NOTEBOOKS[0].stem: {"epochs=none": "epochs=1"}})
+    assert built.returncode != 0
+    assert "'epochs=none' stands in 0 cells of the notebook" in built.stdout + built.stderr
+
+
+def check_page(site: Path, notebook: Path) -> None:
     page = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
     assert len(list((site / "notebooks" / f"{notebook.stem}_files").glob("*.png"))) == 1
     assert f'src="{notebook.stem}_files/' in page
@@ -44,6 +87,8 @@ def test_notebook_has_run_and_its_page_shows_what_it_found(site: Path, notebook:
     assert page.count('<pre style="margin: 0') == 1
     assert ("best: trial" if notebook.stem == "search" else "✓") in page
     assert ("firstlight-result" in page) == (notebook.stem != "search")
+    verdict = re.search(r">(helps|hurts|no clear difference|[\w ]+: no verdict)<", page)
+    assert (verdict is not None) == (notebook.stem != "search")
     assert "/notebook-" not in page
     assert "Warning:" not in page
     assert not re.search(r'href="file:', page)

@@ -3,7 +3,10 @@
 A notebook is stored without outputs. It runs in an empty folder, and a cell that fails ends the build.
 """
 
+import json
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +17,8 @@ from nbconvert import MarkdownExporter
 # The longest times of a cell and of the start, in seconds. On a machine that does nothing else a whole notebook takes a
 # minute.
 CELL_TIMEOUT_S, STARTUP_TIMEOUT_S = 1200, 300
+# The environment variable with smaller sizes of notebooks, for tests: JSON, {notebook: {text of a cell: other text}}.
+SIZES_VARIABLE = "NOTEBOOK_SIZES"
 # Links to files of the run, which the site does not have.
 LOCAL_LINK = re.compile(r'<a href="[^"]*" target="_blank">([^<]*)</a>')
 # The colours of a terminal in texts.
@@ -25,8 +30,10 @@ def run_notebook(file: Path, folder: Path) -> nbformat.NotebookNode:
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
+        ValueError: the notebook lacks a size that the environment replaces.
     """
     book = nbformat.read(file, as_version=4)
+    replace_sizes(book, json.loads(os.environ.get(SIZES_VARIABLE, "{}")).get(file.stem, {}))
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(
         book, timeout=CELL_TIMEOUT_S, startup_timeout=STARTUP_TIMEOUT_S, resources=resources
@@ -34,11 +41,24 @@ def run_notebook(file: Path, folder: Path) -> nbformat.NotebookNode:
     return book
 
 
+def replace_sizes(book: nbformat.NotebookNode, sizes: Mapping[str, str]) -> None:
+    """Replaces each text of `sizes` in the one code cell that has it, once.
+
+    Raises:
+        ValueError: the text stands nowhere, or more than once.
+    """
+    for text, other in sizes.items():
+        cells = [cell for cell in book.cells if cell.cell_type == "code" and text in cell.source]
+        if len(cells) != 1 or cells[0].source.count(text) != 1:
+            raise ValueError(f"{text!r} stands in {len(cells)} cells of the notebook, or more than once; valid: once")
+        cells[0].source = cells[0].source.replace(text, other)
+
+
 def render_notebook(file: Path) -> tuple[str, dict[str, bytes]]:
     """Runs a notebook, and returns its page in Markdown, and the pictures of the page by their names.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell fails.
+        nbclient.exceptions.CellExecutionError, ValueError: as `run_notebook`.
     """
     with TemporaryDirectory(prefix="notebook-") as name:
         folder = Path(name).resolve()
