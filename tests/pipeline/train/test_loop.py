@@ -25,18 +25,27 @@ from firstlight.tasks.sample_table import SampleTable
 from tests.support import recipes
 from tests.support.clean_process import run_in_clean_process
 from tests.support.gloo import Pool
-from tests.support.local_training import Stopped, train
+from tests.support.local_training import Stopped, find_copy, train, train_with_copies
+from tests.support.state_hash import hash_state
 
 STEPS = 6  # two epochs of three
 
 
 def test_training_stopped_at_any_step_resumes_bit_identical(tmp_path: Path, digits: Store) -> None:
-    clean, _ = train(tmp_path / "clean", digits)
+    clean = train_with_copies(tmp_path / "clean", digits, range(1, STEPS + 1))
     for stop in range(1, STEPS + 1):
         folder = tmp_path / f"stop{stop}"
         with pytest.raises(Stopped):
             train(folder, digits, stop)
+        assert read_state(folder) == read_state(find_copy(tmp_path / "clean", stop)), "a copy is what a stop leaves"
         assert train(folder, digits)[0] == clean, f"stopped at step {stop}"
+
+
+def read_state(folder: Path) -> Any:
+    """Returns the step and a hash of the newest checkpoint, and the steps and losses that are logged."""
+    found, _ = Checkpoints(folder / "job" / "checkpoints").read_newest()
+    rows = [(row["step"], row["loss"]) for row in read_metrics(folder / "job" / METRICS_FILE)]
+    return found and (found.step, hash_state([found.shared, found.shards])), rows
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -114,22 +123,16 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_every_method_stopped_at_any_step_resumes_bit_identical(tmp_path: Path, digits: Store, name: str) -> None:
     """Two epochs, for Super-AND one round each, so that a discovery of neighbours is on both sides of a stop."""
     changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
-    clean, _ = train(tmp_path / "clean", digits, **changes)
+    clean = train_with_copies(tmp_path / "clean", digits, range(1, 100), **changes)
     steps = len(read_metrics(tmp_path / "clean" / "job" / METRICS_FILE))
     assert steps >= STEPS
     for stop in range(1, steps):
-        folder = tmp_path / f"stop{stop}"
-        with pytest.raises(Stopped):
-            train(folder, digits, stop, **changes)
-        assert train(folder, digits, **changes)[0] == clean, f"stopped at step {stop}"
+        assert train(find_copy(tmp_path / "clean", stop), digits, **changes)[0] == clean, f"stopped at step {stop}"
 
 
-def train_method_on_this_rank(folder: str, store: str, name: str, stop: int | None, norm: str) -> str | None:
+def train_method_on_this_rank(folder: str, store: str, name: str, norm: str, copied: tuple[int, ...] = ()) -> str:
     changes = {f"stages__pretrain__{key}": value for key, value in METHODS[name].items()}
-    try:
-        return train(Path(folder), Store.open(Path(store)), stop, **changes, encoder__norm=norm)[0]
-    except Stopped:
-        return None
+    return train_with_copies(Path(folder), Store.open(Path(store)), copied, **changes, encoder__norm=norm)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +157,12 @@ def test_methods_on_two_workers_resume_bit_identical(
 
     With `norm: batch`, workers have different running statistics when Super-AND reads all images there.
     """
-    clean = pool.run(train_method_on_this_rank, str(tmp_path / "clean"), str(digits.path), name, None, norm)
+    stops = (2, 4, 5)
+    clean = pool.run(train_method_on_this_rank, str(tmp_path / "clean"), str(digits.path), name, norm, stops)
     assert clean[0] == clean[1]
-    for stop in (2, 4, 5):
-        folder = str(tmp_path / f"stop{stop}")
-        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, stop, norm) == [None, None]
-        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, None, norm) == clean
+    for stop in stops:
+        folder = str(find_copy(tmp_path / "clean", stop))
+        assert pool.run(train_method_on_this_rank, folder, str(digits.path), name, norm) == clean
 
 
 def test_steps_after_the_last_checkpoint_are_repeated_bit_identical(tmp_path: Path, digits: Store) -> None:

@@ -1,44 +1,40 @@
 """Memory that a computation frees is used again, without new pages from the system."""
 
-import os
-import subprocess
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from firstlight.pipeline.train.accelerator import cpu
-
-# 64 MB a tensor, above what the C library keeps by default.
-COUNT_FAULTS = """
-import resource, sys
-import torch
-from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
-if sys.argv[1] == "kept":
-    set_up_cpu(1)
-def compute():
-    (torch.ones(2**24) + 1).sum()
-# Until the heap has blocks of the right sizes.
-for _ in range(10):
-    compute()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    compute()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+from tests.support.clean_process import run_in_clean_process
 
 
-def count_faults(how: str, **environment: str) -> int:
-    command = [sys.executable, "-c", COUNT_FAULTS, how]
-    return int(subprocess.run(command, capture_output=True, check=True, env={**os.environ, **environment}).stdout)
+def count_faults_here(how: str, output: Path) -> None:
+    """Writes how many new pages ten computations take once the heap has blocks of the right sizes."""
+    if how == "kept":
+        cpu.set_up_cpu(1)
+    before = 0
+    for turn in range(20):
+        if turn == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        # 64 MB a tensor, above what the C library keeps by default.
+        (torch.ones(2**24) + 1).sum()
+    output.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+
+
+def count_faults(output: Path, how: str, **environment: str) -> int:
+    assert run_in_clean_process(count_faults_here, how, output, environment=environment) == 0
+    return int(output.read_text())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is the GNU C library's")
-def test_pages_of_freed_tensors_are_used_again() -> None:
+def test_pages_of_freed_tensors_are_used_again(tmp_path: Path) -> None:
     # Ten times two tensors of 64 MB, in pages of 4 kB or, if the system wants, of 2 MB.
-    returned = count_faults("returned")
-    assert count_faults("kept") < 0.2 * returned
-    assert count_faults("kept", MALLOC_MMAP_THRESHOLD_="131072") > 0.5 * returned
+    returned = count_faults(tmp_path / "returned", "returned")
+    assert count_faults(tmp_path / "kept", "kept") < 0.2 * returned
+    assert count_faults(tmp_path / "own", "kept", MALLOC_MMAP_THRESHOLD_="131072") > 0.5 * returned
 
 
 def test_the_environment_decides_first(monkeypatch: pytest.MonkeyPatch) -> None:
