@@ -30,6 +30,7 @@ from firstlight.pipeline.stages.artifacts.companions import load_decoder
 from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.stage import StageInstance
+from firstlight.pipeline.tracking import retry
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from firstlight.pipeline.train.context import StageContext
@@ -271,8 +272,10 @@ def test_key_of_the_encoder_that_contradicts_the_artifact_is_refused(storage: Pa
     ],
 )
 def test_impossible_recipe_is_one_line_before_any_training(
-    storage: Path, changes: dict[str, Any], message: str
+    storage: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How often a server is asked again that does not answer: seconds pass before that.
+    monkeypatch.setattr(retry, "SHORT_TIMEOUT_RETRIES", 0)
     with pytest.raises(UserError) as caught:
         run_recipe(recipes.recipe(storage, **changes), QUIET)
     assert message in str(caught.value)

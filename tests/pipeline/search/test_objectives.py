@@ -18,7 +18,7 @@ from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 from tests.support import recipes
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 Ran = tuple[Recipe, list[StageInstance]]
 

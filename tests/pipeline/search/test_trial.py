@@ -32,7 +32,7 @@ from firstlight.pipeline.tracking.outbox import Unpublished
 from firstlight.pipeline.train.loop import STOP_FILE
 from tests.support import recipes
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 LENGTH = {"epochs": None, "steps": 15}
 REQUEST = TrialRequest(("evaluate.knn", "pretrain.loss"), "pretrain.loss", "pretrain")
