@@ -88,7 +88,7 @@ def test_recipe_that_a_process_runs_is_not_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, blank_figures: None) -> None:
+def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, undrawn_figures: None) -> None:
     recipe = recipes.recipe(tmp_path)
     del recipe.stages["finetune"]
     rows = run_recipe(recipe, QUIET).rows

@@ -25,7 +25,7 @@ from tests.support import recipes
 from tests.support.mlflow_runs import CODE, chain
 from tests.support.rendering import render_text
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 QUIET = Console(quiet=True)
 

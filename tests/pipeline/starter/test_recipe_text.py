@@ -77,6 +77,7 @@ def test_comments_say_what_was_chosen(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 150
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_first_recipe_runs_to_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = write_first_recipe(tmp_path, Wishes(epochs=1), classes=("a", "b"))
