@@ -33,7 +33,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def result(recipe: Recipe) -> api.RunResult:
+def result(recipe: Recipe, undrawn_figures: None) -> api.RunResult:
     return api.run(recipe)
 
 

@@ -10,7 +10,7 @@ from firstlight.pipeline.errors import UserError
 from tests.support.channel_images import write_band_folders
 from tests.support.folders_of_noise import write_noise_folder
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from firstlight.pipeline.tracking.retry import TrackingUnavailable
 from tests.support import recipes
 from tests.support.mlflow_server import KillableServer
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 QUIET = Console(quiet=True)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from firstlight.pipeline.tracking import retry
 from firstlight.pipeline.tracking.retry import RetryingClient, TrackingUnavailable, is_conflict, is_unavailable
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 QUIET = Console(quiet=True)
 

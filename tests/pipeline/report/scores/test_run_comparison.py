@@ -72,7 +72,7 @@ def test_page_escapes_what_others_named() -> None:
     assert "<b>, pretrained" not in page
 
 
-@pytest.mark.usefixtures("blank_figures")
+@pytest.mark.usefixtures("undrawn_figures")
 def test_runs_of_recipes_are_read_from_mlflow(tmp_path: Path) -> None:
     for name, rate in (("slow", 0.05), ("fast", 0.5)):
         recipe = recipes.recipe(tmp_path, name=name, stages__pretrain__optimizer__lr=rate)
