@@ -1,7 +1,10 @@
 """The words of the code: names of the field, sentences with a subject and a verb, one name for one thing."""
 
 import ast
+import functools
 from collections import defaultdict
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,16 +47,40 @@ def name_of(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
-def definitions(file: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(file.read_text("utf-8"))))
+@dataclass(frozen=True)
+class Words:
+    """The words of a file that several tests look at."""
+
+    # Line and text of the docstrings.
+    docstrings: tuple[tuple[int, str], ...]
+    functions: tuple[str, ...]
+    names: Set[str]
+
+
+@functools.cache
+def read_words(file: Path) -> Words:
+    docstrings, functions, names = [], [], set[str]()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+            docstrings.append((getattr(node, "lineno", 1), text))
+        if isinstance(node, ast.FunctionDef):
+            functions.append(node.name)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+    return Words(tuple(docstrings), tuple(functions), names)
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
 def test_docstrings_begin_with_a_verb_or_a_noun(file: Path) -> None:
-    for node in definitions(file):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
-            first = text.split(maxsplit=1)[0].strip(",.;:")
-            assert first not in RIDDLES, f"{name_of(file)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+    for line, text in read_words(file).docstrings:
+        first = text.split(maxsplit=1)[0].strip(",.;:")
+        assert first not in RIDDLES, f"{name_of(file)}:{line}: {text.splitlines()[0]}"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
@@ -64,25 +91,15 @@ def test_public_functions_of_several_statements_have_docstrings(file: Path) -> N
 
 
 def test_most_functions_have_names_of_several_words() -> None:
-    functions = [node for file in SOURCES for node in definitions(file) if isinstance(node, ast.FunctionDef)]
-    names = [node.name.strip("_") for node in functions if not node.name.startswith("__")]
+    functions = [name for file in SOURCES for name in read_words(file).functions]
+    names = [name.strip("_") for name in functions if not name.startswith("__")]
     one_word = [name for name in names if "_" not in name]
     assert len(one_word) <= MAX_ONE_WORD * len(names), f"{len(one_word)} of {len(names)}"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
 def test_names_are_terms_of_the_field(file: Path) -> None:
-    names = set[str]()
-    for node in definitions(file):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            names.add(node.attr)
-        elif isinstance(node, ast.arg):
-            names.add(node.arg)
-    words = {word for name in names for word in name.lower().split("_")}
+    words = {word for name in read_words(file).names for word in name.lower().split("_")}
     assert bool(words & PRIVATE_WORDS) == (name_of(file) in WITH_PRIVATE_WORDS)
 
 

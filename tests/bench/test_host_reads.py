@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench.host_reads import HostReads, count_case_reads, make_reads_table
+from bench import host_reads
+from bench.host_reads import READ_BATCH, HostReads, count_case_reads, make_reads_table
 from bench.training_cases import METHOD_TRAININGS, TASK_TRAININGS, TrainingCase, build_case_job, make_noise_batch
 from firstlight.pipeline.train.trainer import Trainer
 from firstlight.pipeline.train.training_job import to_batch
@@ -36,11 +38,17 @@ def test_every_method_and_task_is_counted() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=name_case)
 def test_no_step_reads_a_value_on_the_host(case: TrainingCase) -> None:
-    assert count_case_reads(case) == (0.0, {})
+    assert count_in_short_epochs(case) == (0.0, {})
+
+
+def count_in_short_epochs(case: TrainingCase) -> tuple[float, Counter[str]]:
+    """Counts in epochs of three steps, of which the first is left out."""
+    with mock.patch.object(host_reads, "READ_IMAGES", 3 * READ_BATCH):
+        return count_case_reads(case)
 
 
 def count_on_this_rank(name: str) -> tuple[float, Counter[str]]:
-    return count_case_reads(next(case for case in CASES if case.name == name))
+    return count_in_short_epochs(next(case for case in CASES if case.name == name))
 
 
 @pytest.mark.parametrize("name", ["nat", "super_and", "super_and, sampled", "flexmatch"])

@@ -22,7 +22,7 @@ from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support.batches import image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_encoder, build_task
-from tests.support.local_training import Stopped, train
+from tests.support.local_training import Stopped, find_copy, train, train_with_copies
 from tests.support.two_workers import assert_workers_equal_one
 
 SIZE = 32
@@ -235,21 +235,27 @@ METHOD_SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def train_on_this_rank(folder: str, store: str, name: str, stop: int | None) -> str | None:
-    changes = {**VIT_CHANGES, "stages__pretrain__method": METHOD_SECTIONS[name]}
     try:
-        return train(Path(folder), Store.open(Path(store)), stop, **changes)[0]
+        return train(Path(folder), Store.open(Path(store)), stop, **list_changes(name))[0]
     except Stopped:
         return None
+
+
+def train_with_copy_on_this_rank(folder: str, store: str, name: str, step: int) -> str:
+    return train_with_copies(Path(folder), Store.open(Path(store)), (step,), **list_changes(name))
+
+
+def list_changes(name: str) -> dict[str, Any]:
+    return {**VIT_CHANGES, "stages__pretrain__method": METHOD_SECTIONS[name]}
 
 
 @pytest.mark.parametrize("name", METHOD_SECTIONS)
 def test_stopped_training_of_a_vit_resumes_bit_identical(pool: Pool, tmp_path: Path, digits: Store, name: str) -> None:
     """Stopped in the middle of an epoch and after the first step of the next, on one worker and on two."""
-    store = str(digits.path)
-    clean = train_on_this_rank(str(tmp_path / "clean"), store, name, None)
-    stopped = [train_on_this_rank(str(tmp_path / "stopped"), store, name, stop) for stop in (2, 4, None)]
-    assert stopped == [None, None, clean]
-    both = pool.run(train_on_this_rank, str(tmp_path / "clean2"), store, name, None)
-    resumed = [pool.run(train_on_this_rank, str(tmp_path / "stopped2"), store, name, stop) for stop in (2, 4, None)]
+    store, folders = str(digits.path), [tmp_path / "one", tmp_path / "two"]
+    one, two = (str(find_copy(folder, 2)) for folder in folders)
+    clean = train_with_copy_on_this_rank(str(folders[0]), store, name, 2)
+    assert [train_on_this_rank(one, store, name, stop) for stop in (4, None)] == [None, clean]
+    both = pool.run(train_with_copy_on_this_rank, str(folders[1]), store, name, 2)
     assert both[0] == both[1]
-    assert resumed == [[None, None], [None, None], both]
+    assert [pool.run(train_on_this_rank, two, store, name, stop) for stop in (4, None)] == [[None, None], both]
