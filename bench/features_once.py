@@ -24,7 +24,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.features import kept_features
 
-ARMS = SHARED, APART = "shared", "apart"
+FEATURE_ARMS = SHARED, APART = "shared", "apart"
 SCORED_STAGES = ("evaluate", "retrieve", "embed")
 
 
@@ -66,10 +66,10 @@ def run_features_recipe(arm: str, fields: list[Any]) -> dict[str, float]:
 
 def measure_arms(root: Path, weights: Path, model: str, side: int, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Returns the seconds of each arm in each round. The store is written before."""
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in FEATURE_ARMS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            for arm in ARMS:
+            for arm in FEATURE_ARMS:
                 storage = Path(folder) / f"{arm}{number}"
                 fields = json.dumps([str(root), str(storage), str(weights), model, side])
                 command = [sys.executable, "-m", "bench.features_once", "--arm", arm, "--fields", fields]
@@ -84,7 +84,7 @@ def measure_arms(root: Path, weights: Path, model: str, side: int, rounds: int) 
 @click.option("--model", default="tf_efficientnet_lite0", show_default=True, help="A model of timm.")
 @click.option("--side", type=int, default=128, show_default=True)
 @click.option("--rounds", type=int, default=2, show_default=True)
-@click.option("--arm", type=click.Choice(ARMS), hidden=True)
+@click.option("--arm", type=click.Choice(FEATURE_ARMS), hidden=True)
 @click.option("--fields", hidden=True)
 def main(root: Path, weights: Path, model: str, side: int, rounds: int, arm: str | None, fields: str | None) -> None:
     """Prints the seconds of the arms; with `--arm`, those of one that ran in this process."""

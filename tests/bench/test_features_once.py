@@ -29,7 +29,7 @@ def test_arms_run_the_same_recipe_and_one_of_them_keeps_features(
         kept[run.parent.name] = max(kept.get(run.parent.name, 0), len(list((run / ".features").glob("*.safetensors"))))
 
     monkeypatch.setattr(kept_features, "write_kept", write_counted)
-    for arm in features_once.ARMS:
+    for arm in features_once.FEATURE_ARMS:
         fields = [str(images), str(tmp_path / arm), str(weights), "test_resnet", 32]
         seconds = features_once.run_features_recipe(arm, json.loads(json.dumps(fields)))
         assert seconds["wall_s"] > 0
@@ -46,6 +46,6 @@ def test_every_arm_is_a_process_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(features_once.subprocess, "run", lambda command, **options: called.append(command) or Ran())
     found = features_once.measure_arms(tmp_path, tmp_path / "w", "test_resnet", 32, 2)
-    assert found == {arm: [{"wall_s": 2.0, "cpu_s": 1.0}] * 2 for arm in features_once.ARMS}
+    assert found == {arm: [{"wall_s": 2.0, "cpu_s": 1.0}] * 2 for arm in features_once.FEATURE_ARMS}
     assert [command[command.index("--arm") + 1] for command in called] == ["shared", "apart"] * 2
     assert len({command[-1] for command in called}) == 4, "each has a storage of its own"

@@ -1,8 +1,8 @@
 """Runs the jobs of `prepare` on this machine without Ray: in this process, and if they take long in others beside it.
 
 Another process is this module: `python -m firstlight.pipeline.data.prepare.local_jobs`. It gets the work as a pickle on
-its standard input and then jobs, one a line, and answers each with lines of JSON: {"done": images so far} now and then,
-and at the end {"result"}, or {"mistake"} or {"problem"} with a text.
+its standard input, and says {"ready": true} if it could read it. Then it gets jobs, one a line, and answers each with
+lines of JSON: {"done": images so far} now and then, at the end {"result"}, or {"mistake"} or {"problem"} with a text.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from firstlight.pipeline.errors import StageFailed, UserError, one_line
 
 # Seconds of work in this process before others are started, each of which needs most of a second to start.
 SECONDS_ALONE = 2.0
+# Each takes some 150 MB.
+MAX_PROCESSES = 16
 # Seconds between two looks of a process at whether the one that started it is still there.
 PARENT_POLL_S = 0.5
 # A job, and what a process has answered to it.
@@ -34,7 +36,7 @@ Answer = tuple[PrepareJob, dict[str, Any]]
 def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: int) -> Generator[PrepareJob]:
     """Yields the results of `writer` for each of `jobs`, in any order, and calls its `report` meanwhile.
 
-    `processes`: the most that work at a time, this one included.
+    `processes`: the most that work at a time, this one included; there are never more than MAX_PROCESSES.
 
     Raises:
         UserError: a job found a mistake.
@@ -47,9 +49,9 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
     begun = time.monotonic()
 
     def report(job: PrepareJob, done: int) -> None:
+        if not others.are_started and time.monotonic() - begun > SECONDS_ALONE:
+            others.start(min(processes, MAX_PROCESSES, waiting.qsize() + 1) - 1)
         _call_report(writer, job, done)
-        if not others.processes and time.monotonic() - begun > SECONDS_ALONE:
-            others.start(min(processes - 1, waiting.qsize()))
         others.forward_reports()
 
     here = replace(writer, report=report)
@@ -79,19 +81,34 @@ def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
         return None
 
 
+def _write(process: subprocess.Popen[bytes], data: bytes) -> bool:
+    """Writes to the standard input of a process. Returns False if the process has ended."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(data)
+        process.stdin.flush()
+    except BrokenPipeError:
+        return False
+    return True
+
+
 class _OtherProcesses:
     """Processes that take waiting jobs, each with a thread here that hands them over and collects the answers."""
 
     def __init__(self, writer: PartWriter, waiting: queue.SimpleQueue[PrepareJob]) -> None:
-        self.writer, self.waiting = writer, waiting
+        self.writer, self.waiting, self.are_started = writer, waiting, False
         self.processes: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
         self.answers = queue.SimpleQueue[Answer]()
         self.results: list[PrepareJob] = []
 
     def start(self, count: int) -> None:
-        # What another process could not import, such as a class of a notebook, stays in this one.
-        if type(self.writer.source).__module__ == "__main__":
+        """Starts processes, unless they could not do the work: then all of it stays in this one."""
+        self.are_started = True
+        try:
+            work = pickle.dumps(self.writer)
+        except Exception:
+            # A source of another package may hold what cannot be handed over, such as an open file.
             return
         for _ in range(count):
             process = subprocess.Popen(
@@ -101,28 +118,23 @@ class _OtherProcesses:
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
             )
-            thread = threading.Thread(target=self._hand_over, args=(process,), daemon=True, name="prepare")
+            thread = threading.Thread(target=self._hand_over, args=(process, work), daemon=True, name="prepare")
             self.processes.append(process)
             self.threads.append(thread)
             thread.start()
 
-    def _hand_over(self, process: subprocess.Popen[bytes]) -> None:
-        """Gives a process job after job. A process that ends is an answer, too."""
-        assert process.stdin is not None
+    def _hand_over(self, process: subprocess.Popen[bytes], work: bytes) -> None:
+        """Gives a process its work and then job after job, unless it cannot read the work."""
         assert process.stdout is not None
-        job = None
-        with contextlib.suppress(BrokenPipeError):
-            pickle.dump(self.writer, process.stdin)
-            while (job := _take(self.waiting)) is not None:
-                process.stdin.write(json.dumps(job).encode() + b"\n")
-                process.stdin.flush()
-                answer: dict[str, Any] = {"done": 0}
-                while "done" in answer:
-                    line = process.stdout.readline()
-                    answer = json.loads(line) if line.endswith(b"\n") else {"problem": "its process ended"}
-                    self.answers.put((job, answer))
+        if not _write(process, work) or not process.stdout.readline():
             return
-        self.answers.put((job or {"split": "all", "start": 0, "count": 0}, {"problem": "its process ended"}))
+        while (job := _take(self.waiting)) is not None:
+            is_given = _write(process, json.dumps(job).encode() + b"\n")
+            answer: dict[str, Any] = {"done": 0}
+            while "done" in answer:
+                line = process.stdout.readline() if is_given else b""
+                answer = json.loads(line) if line.endswith(b"\n") else {"problem": "its process ended"}
+                self.answers.put((job, answer))
 
     def is_working(self) -> bool:
         return any(thread.is_alive() for thread in self.threads) or not self.answers.empty()
@@ -180,8 +192,13 @@ def _answer_jobs() -> None:
             answers.write(json.dumps(value) + "\n")
             answers.flush()
 
-        # Of the process that started this one, by a pipe that nobody else has.
-        writer: PartWriter = pickle.load(sys.stdin.buffer)  # noqa: S301
+        try:
+            # Of the process that started this one, by a pipe that nobody else has.
+            writer: PartWriter = pickle.load(sys.stdin.buffer)  # noqa: S301
+        except Exception:
+            # Such as a class of a notebook, which the other process has and this one cannot import.
+            return
+        answer({"ready": True})
         writer = replace(writer, report=lambda job, done: answer({"done": done}))
         for line in sys.stdin.buffer:
             answer(_do_job(writer, json.loads(line)))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def write_slowly(writer: PartWriter, parts: list[PrepareJob], processes: int) ->
     waiting_until = time.monotonic() + 60
 
     def wait(job: PrepareJob, done: int) -> None:
-        while others[0].waiting.qsize() and time.monotonic() < waiting_until:
+        while others[0].waiting.qsize():
+            assert time.monotonic() < waiting_until
             time.sleep(0.01)
 
     others: list[Any] = []
@@ -146,22 +148,31 @@ def test_an_error_of_a_job_is_an_answer(capfd: pytest.CaptureFixture[str]) -> No
     assert "RuntimeError" in capfd.readouterr().err
 
 
-def test_a_process_that_is_killed_is_named_by_its_images(
-    data: DatasetOptions, started: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class FatalSource:
+    """A source that ends every other process that reads it, as a decoder with a fault would."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.annotations, self.classes, self.reader = (
+            source,
+            source.annotations,
+            source.classes,
+            os.getpid(),
+        )
+
+    def read(self, part: Any) -> Iterator[Any]:
+        if os.getpid() != self.reader:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from self.source.read(part)
+
+
+def test_a_process_that_ends_is_named_by_its_images(
+    data: DatasetOptions, started: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     source = open_source(data)
-    start = local_jobs._OtherProcesses.start
-
-    def start_and_kill(self: Any, count: int) -> None:
-        start(self, count)
-        for process in started:
-            process.kill()
-
-    monkeypatch.setattr(local_jobs._OtherProcesses, "start", start_and_kill)
-    (tmp_path / "parts").mkdir()
+    writer = PartWriter(FatalSource(source), tmp_path, data.max_pixels)  # type: ignore[arg-type]
     with pytest.raises(StageFailed, match=r"^prepare: images \d+ to \d+ of '\w+': its process ended$"):
-        write_slowly(PartWriter(source, tmp_path / "parts", data.max_pixels), list_jobs(source, 10), 2)
-    assert all(process.poll() is not None for process in started)
+        write_slowly(writer, list_jobs(source, 10)[:2], 2)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
@@ -179,12 +190,33 @@ def test_no_process_outlives_a_command_that_is_killed(
     assert not psutil.wait_procs(children, timeout=30)[1]
 
 
-def test_a_source_that_no_other_process_can_import_stays_in_this_one(tmp_path: Path) -> None:
-    source_class = type("OwnSource", (), {"__module__": "__main__"})
-    writer = PartWriter(source_class(), tmp_path, 100)
-    others = local_jobs._OtherProcesses(writer, local_jobs.queue.SimpleQueue())
+class OwnSource:
+    """A source that another process cannot import: it looks for it in its own `__main__`."""
+
+
+class OpenSource:
+    """A source that cannot be handed over."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle")
+
+
+@pytest.mark.parametrize(("source", "count"), [(OwnSource(), 2), (OpenSource(), 0)])
+def test_a_source_that_no_other_process_has_stays_in_this_one(
+    source: Any, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(OwnSource, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "OwnSource", OwnSource, raising=False)
+    waiting = local_jobs.queue.SimpleQueue[PrepareJob]()
+    waiting.put({"split": "train"})
+    others = local_jobs._OtherProcesses(PartWriter(source, tmp_path, 100), waiting)
     others.start(2)
-    assert not others.processes
+    for thread in others.threads:
+        thread.join(60)
+    assert len(started) == count
+    assert not others.is_working()
+    assert waiting.qsize() == 1, "it is left for this process"
+    others.close()
 
 
 def test_cpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
