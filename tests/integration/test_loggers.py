@@ -11,8 +11,6 @@ from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
 from tests.support.logger_files import read_tensorboard, read_wandb
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
-
 
 def test_all_runs_of_a_recipe_have_the_same_numbers_in_all_loggers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

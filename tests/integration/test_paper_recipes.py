@@ -4,7 +4,6 @@ Three trials are run, and all of them where slow tests are.
 """
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from tests.scripts import smoke
-from tests.support.blank_figures import save_blank
 from tests.support.paths import WITHOUT_ROOT
 
 NAMES = [recipe.name for recipe in list_recipes()]
@@ -210,9 +208,7 @@ def test_trials_leave_out_no_recipe_and_count_those_that_fail(
 @pytest.mark.parametrize("name", ["quickstart", "dae/table2_cifar10", "super_and/table1_cifar10_resnet18"])
 def test_trial_run_ends_with_a_table(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    # The trials of slow tests draw the figures of all recipes.
-    with nullcontext() if name == "quickstart" else save_blank():
-        assert smoke.trial(name, tmp_path) > 0
+    assert smoke.trial(name, tmp_path) > 0
 
 
 @pytest.fixture(scope="module")
