@@ -81,7 +81,7 @@ def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
         return None
 
 
-def _write(process: subprocess.Popen[bytes], data: bytes) -> bool:
+def _send(process: subprocess.Popen[bytes], data: bytes) -> bool:
     """Writes to the standard input of a process. Returns False if the process has ended."""
     assert process.stdin is not None
     try:
@@ -126,10 +126,10 @@ class _OtherProcesses:
     def _hand_over(self, process: subprocess.Popen[bytes], work: bytes) -> None:
         """Gives a process its work and then job after job, unless it cannot read the work."""
         assert process.stdout is not None
-        if not _write(process, work) or not process.stdout.readline():
+        if not _send(process, work) or not process.stdout.readline():
             return
         while (job := _take(self.waiting)) is not None:
-            is_given = _write(process, json.dumps(job).encode() + b"\n")
+            is_given = _send(process, json.dumps(job).encode() + b"\n")
             answer: dict[str, Any] = {"done": 0}
             while "done" in answer:
                 line = process.stdout.readline() if is_given else b""
