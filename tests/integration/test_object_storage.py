@@ -22,6 +22,7 @@ from firstlight.pipeline.train import failures
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support import recipes
 from tests.support.cluster_scale import scale
+from tests.support.gcs_server import serve_gcs
 from tests.support.machines_apart import start_machines_apart
 from tests.support.object_server import ObjectServer, serve_objects
 from tests.support.recipe_runs import runs_of
@@ -58,8 +59,8 @@ def list_objects(recipe: Recipe) -> list[str]:
     return mirror.bucket.list_names()
 
 
-def pretraining(name: str, database: str, **changes: Any) -> Recipe:
-    recipe = recipes.recipe(URI, name=name, tracking__uri=database, **changes)  # type: ignore[arg-type]
+def pretraining(name: str, database: str, uri: str = URI, **changes: Any) -> Recipe:
+    recipe = recipes.recipe(uri, name=name, tracking__uri=database, **changes)  # type: ignore[arg-type]
     del recipe.stages["evaluate"], recipe.stages["finetune"]
     return recipe
 
@@ -97,6 +98,19 @@ def test_a_machine_with_an_empty_cache_finds_all_stages_finished(server: ObjectS
     assert again.run_id == first.run_id
     assert runs_of(recipe).keys() == known
     assert list_objects(recipe) == names
+
+
+def test_google_s_storage_has_all_that_an_empty_machine_needs(tmp_path: Path, database: str) -> None:
+    with serve_gcs(tmp_path / "cache"):
+        recipe = pretraining("google", database, "gs://bucket/runs")
+        run(recipe)
+        expected, names = end_state(recipe), list_objects(recipe)
+        assert sum(name.startswith("stores/digits-") and name.endswith("/manifest.json") for name in names) == 1
+        forget(recipe)
+        _, text = run(recipe)
+        assert "nothing was run" in text
+        assert list_objects(recipe) == names
+        assert end_state(recipe) == expected
 
 
 def test_killed_training_continues_bit_equal_on_an_empty_machine(

@@ -15,6 +15,7 @@ from PIL import Image
 from firstlight.pipeline.data import shards
 from firstlight.pipeline.data.images.colours import ColourSums
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
+from firstlight.pipeline.data.prepare import jobs
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.errors import UserError
@@ -215,16 +216,17 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
         file.write_bytes(png(k % 256) if k not in (5, 6, part + 7) else b"bad")
     images(root, 0)
     data, before = dataset(root=root), DataContext.get_current().enable_progress_bars
-    calls: list[tuple[int, int]] = []
+    calls: dict[str, list[tuple[int, int]]] = {"local": [], "ray": []}
 
     def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        if done >= part:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # what is left of it is continued by Ray
         prepare(data, tmp_path / "ray", lambda: False, stop)
     stores = [
-        prepare(data, tmp_path / where, lambda ray=where == "ray": ray, lambda done, total: calls.append((done, total)))
-        for where in ("local", "ray")
+        prepare(data, tmp_path / where, lambda ray=where == "ray": ray, lambda *counts, to=found: to.append(counts))
+        for where, found in calls.items()
     ]
     first, second = ({file.name: file.read_bytes() for file in store.path.iterdir()} for store in stores)
     assert sorted(first) == [
@@ -239,6 +241,8 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     assert first == second
     assert stores[1].quarantined == 3
     assert stores[1].ids("test")[0] == part + 300 - 3
-    assert calls[-1] == (part + 306, part + 306)
-    assert len(calls) == 6
+    assert all(found[-1] == (part + 306, part + 306) for found in calls.values())
+    assert len(calls["ray"]) == 3, "once for each part"
+    assert calls["local"] == sorted(calls["local"])
+    assert len(calls["local"]) == 3 + sum((count - 1) // jobs.IMAGES_PER_REPORT for count in (part, 300, 6))
     assert DataContext.get_current().enable_progress_bars == before
