@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
     for part in jobs:
         waiting.put(part)
     others = _OtherProcesses(writer, waiting)
-    begun = time.monotonic()
+    begun, left = time.monotonic(), len(jobs)
 
     def report(job: PrepareJob, done: int) -> None:
         if not others.are_started and time.monotonic() - begun > SECONDS_ALONE:
@@ -56,12 +56,13 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
 
     here = replace(writer, report=report)
     with contextlib.closing(others):
-        while (job := _take(waiting)) is not None:
-            yield here(job)
-            yield from others.take_results()
-        while others.is_working():
-            others.wait()
-            yield from others.take_results()
+        # A process that is still starting when all is done is not waited for.
+        while left:
+            job = _take(waiting)
+            found = [here(job)] if job is not None else others.wait_for_results()
+            found += others.take_results()
+            left -= len(found)
+            yield from found
 
 
 def count_usable_cpus() -> int:
@@ -87,7 +88,7 @@ def _send(process: subprocess.Popen[bytes], data: bytes) -> bool:
     try:
         process.stdin.write(data)
         process.stdin.flush()
-    except BrokenPipeError:
+    except OSError:
         return False
     return True
 
@@ -132,28 +133,27 @@ class _OtherProcesses:
             is_given = _send(process, json.dumps(job).encode() + b"\n")
             answer: dict[str, Any] = {"done": 0}
             while "done" in answer:
-                line = process.stdout.readline() if is_given else b""
-                answer = json.loads(line) if line.endswith(b"\n") else {"problem": "its process ended"}
+                try:
+                    answer = json.loads(process.stdout.readline() if is_given else b"")
+                except ValueError:
+                    answer = {"problem": "its process ended"}
                 self.answers.put((job, answer))
 
-    def is_working(self) -> bool:
-        return any(thread.is_alive() for thread in self.threads) or not self.answers.empty()
-
-    def wait(self) -> None:
-        """Waits a moment for an answer."""
-        with contextlib.suppress(queue.Empty):
-            self._look_at(*self.answers.get(timeout=PARENT_POLL_S))
+    def wait_for_results(self) -> list[PrepareJob]:
+        """Waits for an answer, and returns the results that are there."""
+        self._look_at(*self.answers.get())
+        return self.take_results()
 
     def forward_reports(self) -> None:
         """Looks at the answers that are there, and keeps the results among them."""
         while not self.answers.empty():
             self._look_at(*self.answers.get())
 
-    def take_results(self) -> Iterator[PrepareJob]:
-        """Yields the results that are there."""
+    def take_results(self) -> list[PrepareJob]:
+        """Returns the results that are there, each once."""
         self.forward_reports()
-        while self.results:
-            yield self.results.pop()
+        found, self.results = self.results, []
+        return found
 
     def _look_at(self, job: PrepareJob, answer: dict[str, Any]) -> None:
         if "done" in answer:

@@ -148,6 +148,17 @@ def test_an_error_of_a_job_is_an_answer(capfd: pytest.CaptureFixture[str]) -> No
     assert "RuntimeError" in capfd.readouterr().err
 
 
+def test_a_process_that_starts_too_late_is_not_waited_for(
+    data: DatasetOptions, started: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "sleeps"))
+    (tmp_path / "sleeps").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "sleeps").chmod(0o755)
+    assert local(data, tmp_path / "out").quarantined == 3
+    assert [process.poll() for process in started] == [-signal.SIGKILL] * len(started)
+    assert started
+
+
 class FatalSource:
     """A source that ends every other process that reads it, as a decoder with a fault would."""
 
@@ -214,7 +225,7 @@ def test_a_source_that_no_other_process_has_stays_in_this_one(
     for thread in others.threads:
         thread.join(60)
     assert len(started) == count
-    assert not others.is_working()
+    assert not others.take_results()
     assert waiting.qsize() == 1, "it is left for this process"
     others.close()
 
