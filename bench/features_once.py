@@ -5,20 +5,17 @@ in turns, each time in a process of its own: as always, and with a pass over the
 """
 
 import contextlib
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from bench.own_process import run_in_own_process
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.run.runner import run_recipe
@@ -51,10 +48,8 @@ def make_features_recipe(root: Path, storage: Path, weights: Path, model: str, s
     )
 
 
-def run_features_recipe(arm: str, fields: list[Any]) -> dict[str, float]:
-    """Runs the recipe in this process. Returns the seconds of its stages, and the CPU seconds of the process."""
-    root, storage, weights, model, side = fields
-    recipe = make_features_recipe(Path(root), Path(storage), Path(weights), model, side)
+def run_features_recipe(arm: str, recipe: Recipe) -> dict[str, float]:
+    """Runs the recipe in this process. Returns the seconds of the run, and the CPU seconds of the process."""
     begun = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if arm == APART:
@@ -65,32 +60,26 @@ def run_features_recipe(arm: str, fields: list[Any]) -> dict[str, float]:
 
 
 def measure_arms(root: Path, weights: Path, model: str, side: int, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Returns the seconds of each arm in each round. The store is written before."""
+    """Returns the seconds of each arm in each round. Every run writes its store, too."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in FEATURE_ARMS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
-            for arm in FEATURE_ARMS:
-                storage = Path(folder) / f"{arm}{number}"
-                fields = json.dumps([str(root), str(storage), str(weights), model, side])
-                command = [sys.executable, "-m", "bench.features_once", "--arm", arm, "--fields", fields]
-                ran = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                found[arm].append(json.loads(ran.stdout.splitlines()[-1]))
+            for arm, rows in found.items():
+                recipe = make_features_recipe(root, Path(folder) / f"{arm}{number}", weights, model, side)
+                rows.append(run_in_own_process(run_features_recipe, arm, recipe))
     return found
 
 
 @click.command(help=__doc__)
-@click.option("--root", type=click.Path(exists=True, path_type=Path), help="Photographs, a folder for each class.")
-@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="Weights of the model.")
+@click.option(
+    "--root", type=click.Path(exists=True, path_type=Path), required=True, help="Photographs, a folder for each class."
+)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True, help="Weights of the model.")
 @click.option("--model", default="tf_efficientnet_lite0", show_default=True, help="A model of timm.")
 @click.option("--side", type=int, default=128, show_default=True)
 @click.option("--rounds", type=int, default=2, show_default=True)
-@click.option("--arm", type=click.Choice(FEATURE_ARMS), hidden=True)
-@click.option("--fields", hidden=True)
-def main(root: Path, weights: Path, model: str, side: int, rounds: int, arm: str | None, fields: str | None) -> None:
-    """Prints the seconds of the arms; with `--arm`, those of one that ran in this process."""
-    if arm is not None:
-        click.echo(json.dumps(run_features_recipe(arm, json.loads(fields or "[]"))))
-        return
+def main(root: Path, weights: Path, model: str, side: int, rounds: int) -> None:
+    """Prints the seconds of the arms, and their ratio."""
     found = measure_arms(root, weights, model, side, rounds)
     table = Table("one recipe", "CPU seconds", "seconds")
     sums = {

@@ -5,11 +5,8 @@ library is by default. The arms take turns. CPU seconds are split into those of 
 which clears the pages that it hands out.
 """
 
-import json
 import resource
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.own_process import run_in_own_process
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
 
@@ -82,20 +80,14 @@ def compare_arms(name: str, rounds: int) -> dict[str, dict[str, float]]:
     found: dict[str, list[dict[str, float]]] = {KEPT: [], RETURNED: []}
     for _ in range(rounds):
         for arm, rows in found.items():
-            command = [sys.executable, "-m", "bench.host_memory", "--case", name, "--arm", arm]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+            rows.append(run_in_own_process(measure_case, name, arm))
     return {arm: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for arm, rows in found.items()}
 
 
 @click.command(help=__doc__)
 @click.option("--rounds", type=int, default=3, show_default=True)
-@click.option("--case", type=click.Choice(list(MEMORY_CASES)), hidden=True)
-@click.option("--arm", type=click.Choice([KEPT, RETURNED]), hidden=True)
-def main(rounds: int, case: str | None, arm: str | None) -> None:
-    """Compares both arms in all cases; with `case` and `arm`, measures one of them and prints it as JSON."""
-    if case is not None and arm is not None:
-        print(json.dumps(measure_case(case, arm)))
-        return
+def main(rounds: int) -> None:
+    """Compares both arms in all cases."""
     table = Table("work", "CPU s: own + system, kept", "returned", "kept / returned", "peak, kept / returned")
     for name in MEMORY_CASES:
         rows = compare_arms(name, rounds)

@@ -15,11 +15,9 @@ Arms take turns, each in a process of its own. The first steps of each do not co
 processes of an arm.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +34,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from bench.own_process import run_in_own_process
 from bench.photographs import link_photographs, prepare_photographs
 from bench.timed_training import make_timed_recipe
 from firstlight.pipeline.config.recipe import Recipe
@@ -303,14 +302,6 @@ PEERS: dict[str, tuple[Callable[..., ProcessClock], bool]] = {
 PEER = "peer"
 # Their loops can run on batches that are in memory.
 PEERS_WITH_LOOP = ("torch", "lightly")
-
-
-def run_in_own_process(train: Callable[..., ProcessClock], *arguments: Any) -> ProcessClock:
-    """Calls an arm in a new process with one thread: what one sets up for itself is not there for the next."""
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as process:
-        return process.submit(train, *arguments).result()
 
 
 def unpack_parquet(folder: Path, target: Path, count: int) -> Path:

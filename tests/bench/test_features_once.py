@@ -1,6 +1,5 @@
 """The comparison of shared features: the arms differ in the passes over the images alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from bench import features_once
 from bench.timed_training import write_noise_photographs
+from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.features import kept_features
 
 
@@ -30,8 +30,8 @@ def test_arms_run_the_same_recipe_and_one_of_them_keeps_features(
 
     monkeypatch.setattr(kept_features, "write_kept", write_counted)
     for arm in features_once.FEATURE_ARMS:
-        fields = [str(images), str(tmp_path / arm), str(weights), "test_resnet", 32]
-        seconds = features_once.run_features_recipe(arm, json.loads(json.dumps(fields)))
+        recipe = features_once.make_features_recipe(images, tmp_path / arm, weights, "test_resnet", 32)
+        seconds = features_once.run_features_recipe(arm, recipe)
         assert seconds["wall_s"] > 0
         assert seconds["cpu_s"] > 0
     assert kept["shared"] > 0
@@ -39,13 +39,15 @@ def test_arms_run_the_same_recipe_and_one_of_them_keeps_features(
 
 
 def test_every_arm_is_a_process_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[list[str]] = []
+    called: list[tuple[str, Path]] = []
 
-    class Ran:
-        stdout = b'noise\n{"wall_s": 2.0, "cpu_s": 1.0}\n'
+    def run(work: Any, arm: str, recipe: Recipe) -> dict[str, float]:
+        assert work is features_once.run_features_recipe
+        called.append((arm, recipe.storage))
+        return {"wall_s": 2.0, "cpu_s": 1.0}
 
-    monkeypatch.setattr(features_once.subprocess, "run", lambda command, **options: called.append(command) or Ran())
+    monkeypatch.setattr(features_once, "run_in_own_process", run)
     found = features_once.measure_arms(tmp_path, tmp_path / "w", "test_resnet", 32, 2)
     assert found == {arm: [{"wall_s": 2.0, "cpu_s": 1.0}] * 2 for arm in features_once.FEATURE_ARMS}
-    assert [command[command.index("--arm") + 1] for command in called] == ["shared", "apart"] * 2
-    assert len({command[-1] for command in called}) == 4, "each has a storage of its own"
+    assert [arm for arm, _ in called] == ["shared", "apart"] * 2
+    assert len({storage for _, storage in called}) == 4, "each has a storage of its own"
