@@ -21,6 +21,7 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import find_mirror
+from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.mirroring import check_bucket
 from firstlight.pipeline.tracking.connection import measure_round_trip
@@ -87,7 +88,7 @@ def run_checks(file: Path | None, overrides: tuple[str, ...], ray: bool) -> list
 
 
 def _check_machine(recipe: "Recipe | None") -> Iterator[Finding]:
-    cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    cores, usable = os.cpu_count() or 1, count_usable_cpus()
     cpus = f"{usable}" + (f" usable of {cores}" if usable < cores else "")
     yield warn_unless(usable >= 2, "machine", "CPUs", cpus, "Ray needs two; scale.workers=0 runs without Ray")
     memory = psutil.virtual_memory()

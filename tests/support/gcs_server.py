@@ -21,6 +21,7 @@ import pytest
 
 from firstlight.pipeline.data.mirror import places
 from firstlight.pipeline.data.sources import remote_files
+from tests.support.json_answers import answer_json
 
 BUCKET, TOKEN = "bucket", "token-of-the-service-account"
 # As Google says it of a request without a token
@@ -71,15 +72,15 @@ def _make_handler() -> type:
                 return False
             if self.path == "/token":
                 self.rfile.read(int(self.headers["Content-Length"]))
-                self._answer(200, {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"})
+                answer_json(self, {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"})
                 return False
             self.server.requests.append((self.command, self.path, self.headers.get("Range", "")))
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                self._answer(401, {"error": {"code": 401, "message": ANONYMOUS}})
+                answer_json(self, {"error": {"code": 401, "message": ANONYMOUS}}, 401)
                 return False
             if self._is_behind_the_end():
-                self._answer(416, {"error": {"code": 416, "message": "The requested range cannot be satisfied."}})
+                answer_json(self, {"error": {"code": 416, "message": "The requested range cannot be satisfied."}}, 416)
                 return False
             return True
 
@@ -90,14 +91,6 @@ def _make_handler() -> type:
                 return False
             facts = self.storage.objects.get(found[1], {}).get(unquote(found[2]))
             return facts is not None and int(wanted[1]) >= int(facts["size"])
-
-        def _answer(self, status: int, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
 
     return Handler
 

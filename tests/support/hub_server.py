@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import yaml
 
 from firstlight.pipeline.report.cards.licence import HUB_LICENCES
+from tests.support.json_answers import answer_json
 
 
 class HubServer(ThreadingHTTPServer):
@@ -45,12 +46,12 @@ class _HubHandler(BaseHTTPRequestHandler):
         _, _, owner, name, *rest = map(unquote, self.path.partition("?")[0].strip("/").split("/"))
         repository = f"{owner}/{name}"
         if repository not in self.server.files:
-            return self._answer({"error": "Repository not found"}, 404)
+            return answer_json(self, {"error": "Repository not found"}, 404)
         if rest[:1] == ["tree"]:
             files = self.server.files[repository].get(rest[1], {})
             entries = [{"type": "file", "path": p, "size": len(d), "oid": "0"} for p, d in files.items()]
-            return self._answer(entries)
-        return self._answer({"id": repository, "private": self.server.private[repository], "sha": "0" * 40})
+            return answer_json(self, entries)
+        return answer_json(self, {"id": repository, "private": self.server.private[repository], "sha": "0" * 40})
 
     def do_POST(self) -> None:
         self.server.requests.append(f"POST {self.path}")
@@ -66,26 +67,27 @@ class _HubHandler(BaseHTTPRequestHandler):
                 self.server.files[repository] = {"main": {}}
                 self.server.private[repository] = told.get("private", told.get("visibility") == "private")
             url = f"{self.server.address}/{repository}"
-            return self._answer({"url": url, **({} if is_new else {"error": "exists"})}, 200 if is_new else 409)
+            return answer_json(self, {"url": url, **({} if is_new else {"error": "exists"})}, 200 if is_new else 409)
         if parts[1] == "validate-yaml":
-            return self._answer(_find_errors(json.loads(body)["content"]))
+            return answer_json(self, _find_errors(json.loads(body)["content"]))
         repository, action, branch = "/".join(parts[2:4]), parts[4], parts[5]
         if action == "branch":
             self.server.files[repository].setdefault(branch, {})
-            return self._answer({})
+            return answer_json(self, {})
         if action == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
-            return self._answer({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            return answer_json(self, {"files": modes})
         _apply_commit(self.server.files[repository][branch], body)
         address = f"{self.server.address}/{repository}/commit/{'1' * 40}"
-        return self._answer({"commitUrl": address, "commitOid": "1" * 40, "hookOutput": ""})
+        return answer_json(self, {"commitUrl": address, "commitOid": "1" * 40, "hookOutput": ""})
 
     def _refuse_token(self) -> bool:
         """Answers 401 and returns True unless the request has the token."""
         if self.headers["Authorization"] == f"Bearer {self.server.token}":
             return False
         # As careless as a server may be: it says back what it got.
-        self._answer({"error": f"Invalid token {self.headers['Authorization']}"}, 401)
+        answer_json(self, {"error": f"Invalid token {self.headers['Authorization']}"}, 401)
         return True
 
     def _read_body(self) -> bytes:
@@ -97,14 +99,6 @@ class _HubHandler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return body
-
-    def _answer(self, content: Any, status: int = 200) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 def _find_errors(card: str) -> dict[str, Any]:
