@@ -48,8 +48,9 @@ def make_features_recipe(root: Path, storage: Path, weights: Path, model: str, s
     )
 
 
-def run_features_recipe(arm: str, recipe: Recipe) -> dict[str, float]:
+def run_features_recipe(arm: str, root: Path, storage: Path, weights: Path, model: str, side: int) -> dict[str, float]:
     """Runs the recipe in this process. Returns the seconds of the run, and the CPU seconds of the process."""
+    recipe = make_features_recipe(root, storage, weights, model, side)
     begun = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if arm == APART:
@@ -65,8 +66,8 @@ def measure_arms(root: Path, weights: Path, model: str, side: int, rounds: int) 
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for arm, rows in found.items():
-                recipe = make_features_recipe(root, Path(folder) / f"{arm}{number}", weights, model, side)
-                rows.append(run_in_own_process(run_features_recipe, arm, recipe))
+                storage = Path(folder) / f"{arm}{number}"
+                rows.append(run_in_own_process(run_features_recipe, arm, root, storage, weights, model, side))
     return found
 
 

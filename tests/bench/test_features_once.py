@@ -7,7 +7,6 @@ import pytest
 
 from bench import features_once
 from bench.timed_training import write_noise_photographs
-from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.stages.features import kept_features
 
 
@@ -30,8 +29,7 @@ def test_arms_run_the_same_recipe_and_one_of_them_keeps_features(
 
     monkeypatch.setattr(kept_features, "write_kept", write_counted)
     for arm in features_once.FEATURE_ARMS:
-        recipe = features_once.make_features_recipe(images, tmp_path / arm, weights, "test_resnet", 32)
-        seconds = features_once.run_features_recipe(arm, recipe)
+        seconds = features_once.run_features_recipe(arm, images, tmp_path / arm, weights, "test_resnet", 32)
         assert seconds["wall_s"] > 0
         assert seconds["cpu_s"] > 0
     assert kept["shared"] > 0
@@ -41,9 +39,9 @@ def test_arms_run_the_same_recipe_and_one_of_them_keeps_features(
 def test_every_arm_is_a_process_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, Path]] = []
 
-    def run(work: Any, arm: str, recipe: Recipe) -> dict[str, float]:
+    def run(work: Any, arm: str, root: Path, storage: Path, *model: Any) -> dict[str, float]:
         assert work is features_once.run_features_recipe
-        called.append((arm, recipe.storage))
+        called.append((arm, storage))
         return {"wall_s": 2.0, "cpu_s": 1.0}
 
     monkeypatch.setattr(features_once, "run_in_own_process", run)
