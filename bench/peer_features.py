@@ -1,4 +1,4 @@
-"""SimCLR here and by lightly, with the same network, images, passes and settings: which features are better?
+"""SimCLR here and by others, with the same network, images, passes and settings: which features are better?
 
 `python -m bench.peer_features --cifar FOLDER --output rows.jsonl` trains the encoder of conf/recipe/study.yaml on its
 training images of CIFAR-10, with the settings of its stage `simclr`, which are those of lightly's benchmark:
@@ -6,7 +6,9 @@ training images of CIFAR-10, with the settings of its stage `simclr`, which are 
     ours        in our training loop
     lightly     as lightly's examples do: torchvision's ImageFolder, its SimCLRTransform, a DataLoader with one process
                 that loads, its head and its loss
-    ours, longer    ours again, for as many epochs as fit into the CPU seconds that lightly took
+    lightly-train   `lightly_train.pretrain` with one process that loads, if it is installed; its learning rate rises in
+                the first tenth of the steps
+    ours, as long as ...    ours again, for as many epochs as fit into the CPU seconds that the other took
 
 The features of each are scored alike on the test images: weighted kNN and a linear probe. A row is written as soon as
 it is there, and rows that the file has are not made again.
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +29,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from bench.peers import read_tree_seconds
+from bench.peers import read_ended_seconds, read_tree_seconds
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -43,10 +46,21 @@ from firstlight.tasks.nn.encoders import Encoder, pool_maps
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 
 STUDY, SIMCLR_STAGE = "study", "simclr"
-ARMS = OURS, LIGHTLY, OURS_LONGER = "ours", "lightly", "ours, longer"
+OURS, LIGHTLY, LIGHTLY_TRAIN = "ours", "lightly", "lightly-train"
+FEATURE_PEERS = (LIGHTLY, LIGHTLY_TRAIN)
 CPU = torch.device("cpu")
 # Those of the stage `evaluate`.
 PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def name_longer(peer: str) -> str:
+    """Returns the name of the arm that trains here for the CPU seconds of a peer."""
+    return f"{OURS}, as long as {peer}"
+
+
+def list_arms(peers: Sequence[str]) -> list[str]:
+    """Returns the arms of a comparison, each after those that its length follows from."""
+    return [OURS, *(arm for peer in peers for arm in (peer, name_longer(peer)))]
 
 
 class TrainedPeer(NamedTuple):
@@ -115,6 +129,71 @@ def train_lightly_on(context: StageContext, stage: Any, seed: int, root: Path) -
     return TrainedPeer(encoder, stage.epochs, read_tree_seconds() - before)
 
 
+class WrappedEncoder(nn.Module):
+    """The encoder as lightly-train takes a network of its users. `read_s`: the CPU seconds at each forward pass."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.read_s: list[float] = []
+
+    def get_model(self) -> Encoder:
+        """Returns the network that is trained."""
+        return self.encoder
+
+    def feature_dim(self) -> int:
+        """Returns the number of channels of the deepest map."""
+        return int(self.encoder.shapes[-1][0])
+
+    def forward_features(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the deepest map of (B, 3, S, S) images."""
+        self.read_s.append(read_tree_seconds() + read_ended_seconds())
+        return {"features": self.encoder(images)[-1]}
+
+    def forward_pool(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the mean of the map, (B, C, 1, 1)."""
+        return {"pooled_features": found["features"].mean((2, 3), keepdim=True)}
+
+
+def train_lightly_train_on(context: StageContext, stage: Any, seed: int, root: Path) -> TrainedPeer:
+    """Trains by `lightly_train.pretrain`, with the stage's rate, batch, temperature, augmentations and length.
+
+    `root`: as for `train_lightly_on`. The CPU seconds are those between its first step and its last.
+    """
+    import lightly_train
+
+    torch.manual_seed(seed)
+    encoder = Encoder(context.recipe.network_spec, context.recipe.dataset.image_size)
+    wrapped = WrappedEncoder(encoder)
+    hidden = {"hidden_dim": wrapped.feature_dim(), "output_dim": 128}
+    with tempfile.TemporaryDirectory() as folder:
+        lightly_train.pretrain(
+            out=str(Path(folder) / "run"),
+            data=str(root),
+            model=wrapped,
+            method="simclr",
+            method_args={"temperature": stage.method.temperature, **hidden},
+            optim="sgd",
+            optim_args={"lr": stage.optimizer.lr, "momentum": 0.9, "weight_decay": 5e-4},
+            epochs=stage.epochs,
+            batch_size=stage.batch_size,
+            num_workers=1,
+            seed=seed,
+            accelerator="cpu",
+            devices=1,
+            precision="32-true",
+            transform_args={
+                "image_size": (encoder.image_size, encoder.image_size),
+                # The encoder normalises its input.
+                "normalize": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+                "random_resize": {"min_scale": 0.2, "max_scale": 1.0},
+                "color_jitter": {"strength": 0.5},
+                "gaussian_blur": None,
+            },
+        )
+    return TrainedPeer(encoder, stage.epochs, wrapped.read_s[-1] - wrapped.read_s[0])
+
+
 def write_class_folders(context: StageContext, root: Path) -> Path:
     """Writes the training images as files into a folder for each class, once, and returns `root`."""
     done = root / "done"
@@ -148,6 +227,8 @@ def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int
     root = write_class_folders(context, storage / "files")
     if arm == LIGHTLY:
         trained = train_lightly_on(context, stage, seed, root)
+    elif arm == LIGHTLY_TRAIN:
+        trained = train_lightly_train_on(context, stage, seed, root)
     else:
         with tempfile.TemporaryDirectory(dir=storage) as folder:
             trained = train_ours_for(context, stage, seed, epochs, Path(folder) / "job")
@@ -156,7 +237,11 @@ def make_row(context: StageContext, stage: Any, arm: str, seed: int, epochs: int
 
 
 def compare_simclr(
-    study_epochs: int, seeds: Sequence[int], file: Path, make: Callable[[str, int, int], dict[str, Any]]
+    study_epochs: int,
+    seeds: Sequence[int],
+    file: Path,
+    make: Callable[[str, int, int], dict[str, Any]],
+    peers: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Returns the rows of all arms and seeds; those that `file` lacks are made and appended.
 
@@ -165,22 +250,21 @@ def compare_simclr(
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {(row["arm"], row["seed"]): row for row in map(json.loads, lines)}
     for seed in seeds:
-        # The length of the last arm follows from the times of the others.
-        for arm in ARMS:
-            if (arm, seed) in rows:
-                continue
-            epochs = study_epochs
-            if arm == OURS_LONGER:
-                epochs = max(int(epochs * rows[LIGHTLY, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"]), 1)
-            rows[arm, seed] = make(arm, seed, epochs)
-            append_json_line(file, rows[arm, seed])
-    return [rows[arm, seed] for arm in ARMS for seed in seeds]
+        lengths = dict.fromkeys((OURS, *peers), study_epochs)
+        for arm in list_arms(peers):
+            if (arm, seed) not in rows:
+                rows[arm, seed] = make(arm, seed, lengths[arm])
+                append_json_line(file, rows[arm, seed])
+            if arm in peers:
+                share = rows[arm, seed]["cpu_s"] / rows[OURS, seed]["cpu_s"]
+                lengths[name_longer(arm)] = max(int(study_epochs * share), 1)
+    return [rows[arm, seed] for arm in list_arms(peers) for seed in seeds]
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
     """Returns the means of the arms over their seeds, and the standard deviations of scores."""
     table = Table("SimCLR", "epochs", "CPU seconds", "kNN", "linear probe")
-    for arm in ARMS:
+    for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = []
         for name, scale in (("epochs", 1), ("cpu_s", 1), ("knn", 100), ("probe", 100)):
@@ -196,27 +280,41 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> Table:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The file of the rows.")
 @click.option("--storage", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-@click.option("--arm", type=click.Choice(ARMS), hidden=True)
+@click.option(
+    "--peer", "peers", type=click.Choice(FEATURE_PEERS), multiple=True, default=FEATURE_PEERS, show_default=True
+)
+@click.option("--arm", type=click.Choice(list_arms(FEATURE_PEERS)), hidden=True)
 @click.option("--epochs", type=int, hidden=True)
-def main(cifar: Path, output: Path, storage: Path, seeds: tuple[int, ...], arm: str | None, epochs: int | None) -> None:
+def main(
+    cifar: Path,
+    output: Path,
+    storage: Path,
+    seeds: tuple[int, ...],
+    peers: tuple[str, ...],
+    arm: str | None,
+    epochs: int | None,
+) -> None:
     """Trains what is missing, each in a process of its own, and prints the means of all arms."""
     context, stage = load_study(cifar, storage.resolve())
     if arm is not None and epochs is not None:
         print(json.dumps(make_row(context, stage, arm, seeds[0], epochs)))
         return
     console = Console(width=120)
+    compared = [peer for peer in peers if find_spec(peer.replace("-", "_")) is not None]
+    for peer in sorted(set(peers) - set(compared)):
+        console.print(f"not compared: {peer} is not installed")
 
     def make(arm: str, seed: int, epochs: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "bench.peer_features", "--cifar", str(cifar), "--output", str(output)]
         command += ["--storage", str(storage), "--seed", str(seed), "--arm", arm, "--epochs", str(epochs)]
-        # Our processes keep the memory that they free; lightly's do as the C library does.
-        environment = {**os.environ, **({"GLIBC_TUNABLES": ""} if arm == LIGHTLY else {})}
+        # Our processes keep the memory that they free; those of others do as the C library does.
+        environment = {**os.environ, **({"GLIBC_TUNABLES": ""} if arm in FEATURE_PEERS else {})}
         ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
         row: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
         console.print(json.dumps(row), highlight=False, soft_wrap=True)
         return row
 
-    console.print(format_rows(compare_simclr(stage.epochs, seeds, output, make)))
+    console.print(format_rows(compare_simclr(stage.epochs, seeds, output, make, compared)))
 
 
 if __name__ == "__main__":

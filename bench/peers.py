@@ -124,7 +124,7 @@ def make_peer_recipe(setting: PeerSetting, augment: list[dict[str, Any]], reside
         size=setting.side,
         encoder={"name": "timm", "model": PEER_MODEL},
         stage={
-            "method": {"name": "simclr", "dim": 128, "hidden": [512], "last_norm": False},
+            "method": {"name": "simclr", "dim": 128, "hidden": [512]},
             "views": [{"count": 2, "augment": augment}],
             "steps": setting.steps + setting.warmup,
             "batch_size": setting.batch,
@@ -265,7 +265,7 @@ def train_lightly_train(setting: PeerSetting) -> ProcessClock:
 
     def run(steps: int) -> tuple[float, float]:
         with tempfile.TemporaryDirectory() as folder:
-            before = (time.perf_counter(), read_tree_seconds(), _read_children_seconds())
+            before = (time.perf_counter(), read_tree_seconds(), read_ended_seconds())
             lightly_train.pretrain(
                 out=str(Path(folder) / "run"),
                 data=str(setting.root),
@@ -280,7 +280,7 @@ def train_lightly_train(setting: PeerSetting) -> ProcessClock:
                 transform_args={"image_size": (setting.side, setting.side)},
                 model_args={"pretrained": False},
             )
-            after = (time.perf_counter(), read_tree_seconds(), _read_children_seconds())
+            after = (time.perf_counter(), read_tree_seconds(), read_ended_seconds())
         wall, own, children = (end - begin for begin, end in zip(before, after, strict=True))
         return wall, own + children
 
@@ -288,7 +288,7 @@ def train_lightly_train(setting: PeerSetting) -> ProcessClock:
     return ProcessClock(0, setting.steps, long[0] - short[0], long[1] - short[1])
 
 
-def _read_children_seconds() -> float:
+def read_ended_seconds() -> float:
     """Returns the CPU seconds of children that have ended."""
     times = psutil.Process().cpu_times()
     return float(times.children_user + times.children_system)

@@ -143,6 +143,16 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _seeds_stay_in_this_process() -> Iterator[None]:
+    """Starts no other process for seeds, as tests replace parts of this one; on a busy machine any stage is long."""
+    module = sys.modules.get("firstlight.pipeline.run.launching.side_processes")
+    with pytest.MonkeyPatch.context() as patch:
+        if module is not None:
+            patch.setattr(module, "SEED_SECONDS_ALONE", 3600.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _digit_stores_are_copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         digit_stores.copy_written_stores(tmp_path_factory.mktemp("digit-stores"), patch)

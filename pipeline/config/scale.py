@@ -70,6 +70,12 @@ class ScaleOptions(StrictModel):
         "[min, max]: the number follows the free resources between these bounds while machines join and leave. "
         "`auto`: one for each GPU, or one on the CPUs where there is none.",
     )
+    processes: int | Literal["auto"] = Field(
+        "auto",
+        description="The number of processes of this machine in which the seeds of a stage are trained at a time, for "
+        "`workers: 0` on CPUs. Each has `threads` threads. `auto`: as many as the CPUs of `cpus` suffice for, and as "
+        "fit into the free memory. Results are equal to the last bit for all numbers.",
+    )
     resize_s: float = Field(
         60.0, gt=0.0, description="The seconds between two checks of the free resources, for `workers: [min, max]`."
     )
@@ -112,6 +118,15 @@ class ScaleOptions(StrictModel):
         if numbers is workers or workers < 0:
             raise ValueError("must be greater than or equal to 0, [min, max] with 1 <= min < max, or auto")
         return int(workers)
+
+    @field_validator("processes", mode="plain")
+    @classmethod
+    def _check_processes(cls, processes: Any) -> int | str:
+        if processes == AUTO:
+            return AUTO
+        if type(processes) is not int or processes < 1:
+            raise ValueError("must be a whole number greater than or equal to 1, or auto")
+        return processes
 
     @field_validator("gpus_per_worker", mode="plain")
     @classmethod

@@ -1,12 +1,12 @@
 """Runs stages on the training workers: in Ray Train's TorchTrainer, or in this process if `scale.workers` is 0."""
 
-import contextlib
 import logging
 import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,25 @@ from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.data.mirror.places import name_location
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
-from firstlight.pipeline.run.mirroring import (
-    check_results,
-    fetch_shared_work,
-    find_fetched,
-    share_folders,
-    upload_results,
-)
+from firstlight.pipeline.run.launching.instances import run_instances
+from firstlight.pipeline.run.launching.side_processes import SideProcesses
+from firstlight.pipeline.run.mirroring import check_results, share_folders
 from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
-from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
-from firstlight.pipeline.train.attempts import read_attempts, record_attempt
-from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.metrics import append_row
-from firstlight.tasks.collective import rank, world_size
+from firstlight.pipeline.train.attempts import read_attempts
 
 STOP_TYPES: dict[str, type[StopTraining | UserError]] = {cls.__name__: cls for cls in (Stopped, Paused, UserError)}
 # The time that a function has to end after it was asked to stop.
 STOP_GRACE_S = 10.0
 
 
-def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInstance]) -> None:
+def launch_instances(
+    recipe: Recipe, store: Store, instances: Sequence[StageInstance], others: SideProcesses | None = None
+) -> None:
     """Runs the instances in order, each on all workers together. The results are in the instances' folders.
+
+    `others`: processes that share the instances with this one where there are no workers.
 
     Raises:
         StopTraining: the training cannot continue: a loss is not finite, the disk is full, or an error occurred twice.
@@ -58,7 +54,7 @@ def launch_instances(recipe: Recipe, store: Store, instances: Sequence[StageInst
         "instances": [_name_paths(asdict(instance)) for instance in instances],
     }
     if recipe.scale.max_workers == 0:
-        answer = _launch_in_process(payload)
+        answer = _launch_in_process(payload, others)
     else:
         with share_folders(recipe, instances):
             answer = _launch_on_ray(recipe, payload, instances[0].folder.parent / ".ray")
@@ -74,54 +70,12 @@ def _name_paths(value: Any) -> Any:
     return name_location(value) if isinstance(value, Path) else value
 
 
-def _launch_in_process(payload: dict[str, Any]) -> dict[str, Any]:
+def _launch_in_process(payload: dict[str, Any], others: SideProcesses | None) -> dict[str, Any]:
     device = torch.device("cuda" if parse_recipe(payload["recipe"]).scale.worker_gpus else "cpu")
-    return _run_instances(payload, on_ray=False, device=device)
-
-
-@failures.fault_from_environment()
-def _run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
-    """Runs the instances on a worker. Returns the message and type of what ended them early, `{"stop": None}` if
-    nothing did.
-
-    All ranks raise the same StopTraining or UserError. It is returned, because Ray would repeat a training that raises.
-    """
-    recipe = parse_recipe(payload["recipe"])
-    try:
-        # Of a storage in a bucket, this machine may have nothing yet.
-        worker = StageContext.create(recipe, Store.open(find_fetched(payload["store"])), on_ray, device)
-        for fields in payload["instances"]:
-            keys = ("folder", "encoder", "begin", "given")
-            paths = {key: find_fetched(fields[key]) if fields[key] else None for key in keys}
-            companions = {name: find_fetched(folder) for name, folder in fields["companions"].items()}
-            instance = StageInstance(**{**fields, **paths, "companions": companions})
-            with (
-                failures.record_failures(instance.folder),
-                record_attempt(instance.folder, device),
-                _watch_for_hang(instance.folder, recipe.scale, on_ray),
-            ):
-                fetch_shared_work(instance.folder.parent)
-                stage = recipe.stages[instance.stage]
-                stage_kind(stage).run(worker, stage, instance)
-            if rank() == 0:
-                upload_results(instance.folder)
-    except (StopTraining, UserError) as stop:
-        kind = UserError if isinstance(stop, UserError) else type(stop)
-        return {"stop": str(stop), "kind": kind.__name__}
-    return {"stop": None}
-
-
-def _watch_for_hang(folder: Path, scale: ScaleOptions, on_ray: bool) -> contextlib.AbstractContextManager[None]:
-    """Watches a rank that is alone on Ray.
-
-    Several ranks need no watchdog, because the timeout of their collectives ends a hang. In this process the user
-    sees it.
-    """
-    if not on_ray or world_size() > 1:
-        return contextlib.nullcontext()
-    if watchdog.has_hung(folder):
-        append_row(folder, {"note": f"it hung and was restarted; its stack is in {folder / watchdog.HANG_FILE}"})
-    return watchdog.watch_process(folder, scale.collective_timeout_s)
+    run_here = partial(run_instances, on_ray=False, device=device)
+    if others is None or others.most == 0 or len(payload["instances"]) == 1:
+        return run_here(payload)
+    return others.run(payload, run_here)
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +92,9 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if parse_recipe(config["recipe"]).scale.address == "local":
-        return _run_instances(config, on_ray=True, device=device)
+        return run_instances(config, on_ray=True, device=device)
     with failures.preemption_from(_read_preemption):
-        return _run_instances(config, on_ray=True, device=device)
+        return run_instances(config, on_ray=True, device=device)
 
 
 def _read_preemption() -> failures.PreemptionNotice | None:

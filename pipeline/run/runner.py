@@ -30,6 +30,7 @@ from firstlight.pipeline.run.given_weights import resolve_given
 from firstlight.pipeline.run.graph import ResolvedReferences, StageGraph, adopt_encoder, resolve_references
 from firstlight.pipeline.run.input_colours import fill_input_colours
 from firstlight.pipeline.run.launch import launch_instances
+from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
 from firstlight.pipeline.run.mirroring import RunMirror, upload_inputs
 from firstlight.pipeline.run.preflight import check_recipe
 from firstlight.pipeline.run.publishing import NOTES_FOLDER, PUBLISHED_FILE, ParentRun, RepeatOf, RunPublisher
@@ -97,8 +98,15 @@ def run_recipe(
         check_recipe(recipe)
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
     lock = exclusive_lock(folder, recipe.name, TRIAL_LOCK_TIMEOUT_S if parent else 0.0)
-    with lock, RaySession(recipe.scale, recipe.stream, console.print) as session, keep_features_for(folder):
-        runner = RecipeRunner(recipe, session, console, parent, repeats)
+    # A trial of a search has the CPUs that the search gives it.
+    most = 0 if parent else count_side_processes(recipe)
+    with (
+        lock,
+        RaySession(recipe.scale, recipe.stream, console.print) as session,
+        keep_features_for(folder),
+        SideProcesses(most, lambda line: console.print(f"  {line}", highlight=False, soft_wrap=True)) as others,
+    ):
+        runner = RecipeRunner(recipe, session, console, parent, repeats, others)
         try:
             rows = runner.run(only)
             return RecipeRun(rows, runner.instances, runner.run_id, runner.folder)
@@ -137,12 +145,16 @@ class RecipeRunner:
         console: Console,
         parent: ParentRun | None = None,
         repeats: RepeatOf | None = None,
+        others: SideProcesses | None = None,
     ) -> None:
+        self.others = others
         self.recipe, self.session, self.console, self.parent, self.repeats = recipe, session, console, parent, repeats
         self.folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
         self.mirror = RunMirror(self.folder, lambda line: self._print_notes([line]))
         self.publisher = RunPublisher(recipe, self.folder, console, parent, repeats)
         self.instances: list[StageInstance] = []
+        # The names of the stages that the command is to run.
+        self.asked: list[str] = []
         self.references = ResolvedReferences()
 
     @property
@@ -160,14 +172,14 @@ class RecipeRunner:
         self.references.given = given
         self.references.teachers, notes = resolve_teachers(self.recipe, origin)
         self._print_lines(notes)
-        for name, stage in self.recipe.stages.items():
-            if only in (None, stage.kind):
-                self._print_notes(stage_kind(stage).list_warnings(name, stage))
+        self.asked = [name for name, stage in self.recipe.stages.items() if only in (None, stage.kind)]
+        for name in self.asked:
+            stage = self.recipe.stages[name]
+            self._print_notes(stage_kind(stage).list_warnings(name, stage))
         self.prepare()
         self._print_notes(keep_earlier_report(self.folder, self.recipe))
-        for name, stage in self.recipe.stages.items():
-            if only in (None, stage.kind):
-                self.run_stage(name)
+        for name in self.asked:
+            self.run_stage(name)
         table = score_rows(self.recipe, self._known_instances())
         ran = {instance.stage for instance in self.instances}
         # Verdicts are those of the whole table, also where this command ran a part of the stages.
@@ -221,6 +233,7 @@ class RecipeRunner:
             self._print_notes(describe_other_stores(self.recipe.dataset, store))
         self._print_notes(data_notes.describe_problems(self.recipe, store))
         self._use_store(store)
+        self._start_others()
         self._print_notes(self._describe_seen_images(store))
         if is_new:
             self._print_lines([f"images: {self.worker.splits.describe_counts(bool(store.splits.get('val')))}"])
@@ -252,6 +265,13 @@ class RecipeRunner:
         estimate = memory.check_memory(self.recipe, store, len(self.worker.splits.train))
         if is_verbose():
             self.console.print(f"memory, estimated: {estimate}", highlight=False, soft_wrap=True)
+
+    def _start_others(self) -> None:
+        """Starts the processes that share the seeds of a long recipe whose first stage is not finished."""
+        if self.others is None or not self.asked or not is_long(self.recipe, len(self.worker.splits.train)):
+            return
+        if any(self.graph.find_instance(self.asked[0], seed).result is None for seed in self.recipe.seeds):
+            self.others.start()
 
     def _fill_colours(self, store: Store) -> None:
         """Puts the colours of the images, or of the encoders that the stages start from, in place of nulls."""
@@ -318,7 +338,7 @@ class RecipeRunner:
         on_ray = self.session.start() if kind.runs_on != "driver" else False
         with ProgressFollower(self.console, name, followed, self.parent.listener if self.parent else None):
             if kind.runs_on == "workers":
-                launch_instances(self.recipe, self.worker.store, instances)
+                launch_instances(self.recipe, self.worker.store, instances, self.others)
                 return
             upload_inputs(self.recipe, instances)
             worker = StageContext.create(self.recipe, self.worker.store, on_ray)

@@ -1,4 +1,4 @@
-"""SimCLR here beside lightly's: the same images, passes and scores, and a file that keeps what is done."""
+"""SimCLR here beside that of others: the same images, passes and scores, and a file that keeps what is done."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import peer_features
-from bench.peer_features import LIGHTLY, OURS, OURS_LONGER, TrainedPeer
+from bench.peer_features import LIGHTLY, LIGHTLY_TRAIN, OURS, TrainedPeer, name_longer
 from firstlight.pipeline.train.context import StageContext
 
 SMALL = (
@@ -39,53 +39,84 @@ def test_training_images_are_written_by_class(study: tuple[StageContext, Any], t
     assert before == {file: file.stat().st_mtime_ns for file in root.rglob("*.jpg")}
 
 
+def check_trained(context: StageContext, trained: TrainedPeer, epochs: int) -> None:
+    assert trained.epochs == epochs
+    assert trained.encoder.spec == context.recipe.network_spec
+    assert trained.cpu_s > 0
+    torch.manual_seed(0)
+    fresh = type(trained.encoder)(trained.encoder.spec, trained.encoder.image_size)
+    weights = zip(trained.encoder.parameters(), fresh.parameters(), strict=True)
+    assert all(not torch.equal(one, other) for one, other in weights), "every weight was trained"
+    scores = peer_features.score_encoder(context, trained.encoder)
+    assert set(scores) == {"knn", "probe"}
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_ours_trains_the_study_s_network_as_long_as_asked(study: tuple[StageContext, Any], tmp_path: Path) -> None:
+    context, stage = study
+    check_trained(context, peer_features.train_ours_for(context, stage, 0, 2, tmp_path / "job"), 2)
+
+
 @pytest.mark.skipif(find_spec("lightly") is None, reason="lightly is not installed")
-def test_both_train_the_study_s_network_and_are_scored_alike(study: tuple[StageContext, Any], tmp_path: Path) -> None:
+def test_lightly_trains_the_study_s_network(study: tuple[StageContext, Any], tmp_path: Path) -> None:
     context, stage = study
     root = peer_features.write_class_folders(context, tmp_path)
-    ours = peer_features.train_ours_for(context, stage, 0, 2, tmp_path / "job")
-    theirs = peer_features.train_lightly_on(context, stage, 0, root)
-    assert (ours.epochs, theirs.epochs) == (2, 1)
-    assert ours.encoder.spec == theirs.encoder.spec == context.recipe.network_spec
-    for trained in (ours, theirs):
-        assert trained.cpu_s > 0
-        torch.manual_seed(0)
-        fresh = type(trained.encoder)(trained.encoder.spec, trained.encoder.image_size)
-        weights = zip(trained.encoder.parameters(), fresh.parameters(), strict=True)
-        assert all(not torch.equal(one, other) for one, other in weights), "every weight was trained"
-        scores = peer_features.score_encoder(context, trained.encoder)
-        assert set(scores) == {"knn", "probe"}
-        assert all(0 <= score <= 1 for score in scores.values())
+    check_trained(context, peer_features.train_lightly_on(context, stage, 0, root), 1)
+
+
+@pytest.mark.skipif(find_spec("lightly_train") is None, reason="lightly-train is not installed")
+def test_lightly_train_trains_the_study_s_network(study: tuple[StageContext, Any], tmp_path: Path) -> None:
+    context, stage = study
+    root = peer_features.write_class_folders(context, tmp_path)
+    check_trained(context, peer_features.train_lightly_train_on(context, stage, 0, root), 1)
+
+
+def test_lightly_train_gets_the_map_of_the_encoder_and_its_mean(study: tuple[StageContext, Any]) -> None:
+    context, _ = study
+    encoder = peer_features.Encoder(context.recipe.network_spec, context.recipe.dataset.image_size).eval()
+    wrapped, images = peer_features.WrappedEncoder(encoder).eval(), torch.rand(2, 3, 32, 32)
+    found = wrapped.forward_features(images)
+    pooled = wrapped.forward_pool(found)["pooled_features"]
+    assert torch.equal(found["features"], encoder(images)[-1])
+    assert pooled.shape == (2, wrapped.feature_dim(), 1, 1)
+    assert torch.allclose(pooled.flatten(1), peer_features.pool_maps(encoder(images), "avg"))
+    assert wrapped.get_model() is encoder
 
 
 def test_a_row_has_the_scores_of_its_arm(study: tuple[StageContext, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     context, stage = study
     monkeypatch.setattr(peer_features, "train_ours_for", lambda *asked: TrainedPeer(NO_ENCODER, asked[3], 2.5))
     monkeypatch.setattr(peer_features, "train_lightly_on", lambda *asked: TrainedPeer(NO_ENCODER, 1, 7.0))
+    monkeypatch.setattr(peer_features, "train_lightly_train_on", lambda *asked: TrainedPeer(NO_ENCODER, 1, 8.0))
     monkeypatch.setattr(peer_features, "score_encoder", lambda context, encoder: {"knn": 0.5, "probe": 0.6})
     scores = {"knn": 0.5, "probe": 0.6}
-    made = [peer_features.make_row(context, stage, arm, 3, 9) for arm in (OURS, LIGHTLY)]
+    made = [peer_features.make_row(context, stage, arm, 3, 9) for arm in (OURS, LIGHTLY, LIGHTLY_TRAIN)]
     assert made == [
         {"arm": OURS, "seed": 3, "epochs": 9, "cpu_s": 2.5, **scores},
         {"arm": LIGHTLY, "seed": 3, "epochs": 1, "cpu_s": 7.0, **scores},
+        {"arm": LIGHTLY_TRAIN, "seed": 3, "epochs": 1, "cpu_s": 8.0, **scores},
     ]
 
 
-def test_rows_are_made_once_and_the_last_arm_takes_the_time_of_the_other(tmp_path: Path) -> None:
+def test_rows_are_made_once_and_ours_takes_the_time_of_each_other(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
+    peers, taken = (LIGHTLY, LIGHTLY_TRAIN), {LIGHTLY: 14.0, LIGHTLY_TRAIN: 6.0}
 
     def make(arm: str, seed: int, epochs: int) -> dict[str, Any]:
         calls.append((arm, seed, epochs))
-        seconds = 14.0 if arm == LIGHTLY else 2.0 * epochs
+        seconds = taken.get(arm, 2.0 * epochs)
         return {"arm": arm, "seed": seed, "epochs": epochs, "cpu_s": seconds, "knn": 0.5 + 0.1 * seed, "probe": 0.6}
 
     file = tmp_path / "rows.jsonl"
-    rows = peer_features.compare_simclr(2, (0, 1), file, make)
-    assert calls[:3] == [(OURS, 0, 2), (LIGHTLY, 0, 2), (OURS_LONGER, 0, 7)]
-    assert [row["arm"] for row in rows] == [OURS, OURS, LIGHTLY, LIGHTLY, OURS_LONGER, OURS_LONGER]
-    assert peer_features.compare_simclr(2, (0, 1), file, make) == rows
-    assert len(calls) == 6
-    assert len(file.read_text().splitlines()) == 6
+    rows = peer_features.compare_simclr(2, (0, 1), file, make, peers)
+    longer = [name_longer(peer) for peer in peers]
+    arms = [OURS, LIGHTLY, longer[0], LIGHTLY_TRAIN, longer[1]]
+    assert calls[:5] == [(arm, 0, epochs) for arm, epochs in zip(arms, (2, 2, 7, 2, 3), strict=True)]
+    assert [row["arm"] for row in rows] == [arm for arm in arms for _ in range(2)]
+    assert peer_features.compare_simclr(2, (0, 1), file, make, peers) == rows
+    assert peer_features.compare_simclr(2, (0, 1), file, make, (LIGHTLY,)) == rows[:6]
+    assert len(calls) == 10
+    assert len(file.read_text().splitlines()) == 10
     table = peer_features.format_rows(rows)
-    assert list(table.columns[3].cells) == ["55.0 ± 7.1"] * 3
-    assert list(table.columns[1].cells) == ["2.0", "2.0", "7.0"]
+    assert list(table.columns[3].cells) == ["55.0 ± 7.1"] * 5
+    assert list(table.columns[1].cells) == ["2.0", "2.0", "7.0", "2.0", "3.0"]

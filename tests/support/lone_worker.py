@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from firstlight.pipeline.run import launch
+from firstlight.pipeline.run.launching.instances import run_instances
 from firstlight.pipeline.stages.pretrain import PretrainStage
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import watchdog
@@ -31,7 +31,7 @@ def run_attempt(payload: dict[str, Any], timeout_s: float) -> None:
         mock.patch.object(PretrainStage, "run", _run_without_ray_data),
         mock.patch.object(watchdog, "watch_process", watch_shortly),
     ):
-        launch._run_instances(payload, on_ray=True, device=torch.device("cpu"))
+        run_instances(payload, on_ray=True, device=torch.device("cpu"))
 
 
 def _run_without_ray_data(kind: PretrainStage, worker: StageContext, stage: Any, instance: StageInstance) -> None:

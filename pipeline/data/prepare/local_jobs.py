@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
+from firstlight.pipeline.child_module import end_processes, open_answers, send_bytes, start_module
 from firstlight.pipeline.data.prepare.jobs import PartWriter, PrepareJob
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 
@@ -27,8 +27,6 @@ from firstlight.pipeline.errors import StageFailed, UserError, one_line
 SECONDS_ALONE = 2.0
 # Each takes some 150 MB.
 MAX_PROCESSES = 16
-# Seconds between two looks of a process at whether the one that started it is still there.
-PARENT_POLL_S = 0.5
 # A job, and what a process has answered to it.
 Answer = tuple[PrepareJob, dict[str, Any]]
 
@@ -82,17 +80,6 @@ def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
         return None
 
 
-def _send(process: subprocess.Popen[bytes], data: bytes) -> bool:
-    """Writes to the standard input of a process. Returns False if the process has ended."""
-    assert process.stdin is not None
-    try:
-        process.stdin.write(data)
-        process.stdin.flush()
-    except OSError:
-        return False
-    return True
-
-
 class _OtherProcesses:
     """Processes that take waiting jobs, each with a thread here that hands them over and collects the answers."""
 
@@ -112,13 +99,7 @@ class _OtherProcesses:
             # A source of another package may hold what cannot be handed over, such as an open file.
             return
         for _ in range(count):
-            process = subprocess.Popen(
-                # Without the current folder, whose files may have the names of modules.
-                [sys.executable, "-P", "-m", __spec__.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
-            )
+            process = start_module(__spec__.name)
             thread = threading.Thread(target=self._hand_over, args=(process, work), daemon=True, name="prepare")
             self.processes.append(process)
             self.threads.append(thread)
@@ -127,10 +108,10 @@ class _OtherProcesses:
     def _hand_over(self, process: subprocess.Popen[bytes], work: bytes) -> None:
         """Gives a process its work and then job after job, unless it cannot read the work."""
         assert process.stdout is not None
-        if not _send(process, work) or not process.stdout.readline():
+        if not send_bytes(process, work) or not process.stdout.readline():
             return
         while (job := _take(self.waiting)) is not None:
-            is_given = _send(process, json.dumps(job).encode() + b"\n")
+            is_given = send_bytes(process, json.dumps(job).encode() + b"\n")
             answer: dict[str, Any] = {"done": 0}
             while "done" in answer:
                 try:
@@ -168,30 +149,12 @@ class _OtherProcesses:
 
     def close(self) -> None:
         """Ends the processes, and waits until they are gone."""
-        for process in self.processes:
-            process.kill()
-        for process, thread in zip(self.processes, self.threads, strict=True):
-            process.wait()
-            thread.join()
-            for pipe in (process.stdin, process.stdout):
-                # What could not be written any more is not missed.
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()  # type: ignore[union-attr]
+        end_processes(self.processes, self.threads)
 
 
 def _answer_jobs() -> None:
     """Answers the jobs on standard input, until there are no more."""
-    # Ctrl-C is for the process that started this one, which then ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # What a library prints is no answer.
-    with open(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)
-
-        def answer(value: dict[str, Any]) -> None:
-            answers.write(json.dumps(value) + "\n")
-            answers.flush()
-
+    with open_answers() as answer:
         try:
             # Of the process that started this one, by a pipe that nobody else has.
             writer: PartWriter = pickle.load(sys.stdin.buffer)  # noqa: S301
@@ -212,12 +175,6 @@ def _do_job(writer: Callable[[PrepareJob], PrepareJob], job: PrepareJob) -> dict
     except Exception as error:
         traceback.print_exc()
         return {"problem": one_line(error)}
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

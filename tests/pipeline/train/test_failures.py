@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StopTraining
-from firstlight.pipeline.run import launch
+from firstlight.pipeline.run.launching.instances import run_instances
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
@@ -65,7 +65,7 @@ def attempt(folder: str, store: str, group: str, wanted: str, sleep: float = 0.0
         patch.setattr(failures.time, "sleep", lambda _: patch.undo() or time.sleep(sleep))
         start = time.monotonic()
         try:
-            answer = launch._run_instances(payload, on_ray=False, device=CPU)
+            answer = run_instances(payload, on_ray=False, device=CPU)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "notes": error.__notes__}
         finally:

@@ -1,0 +1,79 @@
+"""A module of the project as a process beside this one, which gets requests on its standard input and answers by lines
+of JSON: how it is started and ended here, and what it does first there.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+# Seconds between two looks of a process at whether the one that started it is still there.
+PARENT_POLL_S = 0.2
+
+
+def start_module(name: str) -> subprocess.Popen[bytes]:
+    """Starts `python -m name`, which finds what this process can import."""
+    return subprocess.Popen(
+        # Without the current folder, whose files may have the names of modules.
+        [sys.executable, "-P", "-m", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)},
+    )
+
+
+def send_bytes(process: subprocess.Popen[bytes], data: bytes) -> bool:
+    """Writes to the standard input of a process. Returns False if the process has ended."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(data)
+        process.stdin.flush()
+    except OSError:
+        return False
+    return True
+
+
+def end_processes(processes: Sequence[subprocess.Popen[bytes]], threads: Sequence[threading.Thread]) -> None:
+    """Ends processes, and waits until they are gone and the threads that read their answers have ended."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+    for thread in threads:
+        thread.join()
+    for process in processes:
+        for pipe in (process.stdin, process.stdout):
+            # What could not be written any more is not missed.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Sets up this process, which `start_module` has started, and yields a function that sends an answer.
+
+    Ctrl-C is left to the process that started this one. When that one has ended, this one ends at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # What a library prints is no answer.
+    with open(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+
+        def answer(value: dict[str, Any]) -> None:
+            answers.write(json.dumps(value) + "\n")
+            answers.flush()
+
+        yield answer
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)

@@ -1,0 +1,253 @@
+"""Shares the seeds of a stage between the process of a command and others beside it, where training runs without Ray.
+
+One process computes with `scale.threads` threads, by default one, because results depend on their number to the last
+bit; seeds depend on nothing but themselves. The process of the command begins with the first seed. Others take the
+seeds that wait, and stay for the stages that follow. They are started before the first stage if the recipe is long, and
+otherwise when a stage takes long.
+
+Another process is this module: `python -m firstlight.pipeline.run.launching.side_processes`. It says {"ready": true},
+gets payloads of `launch.launch_instances` with one instance, one a line, and answers each with a line of JSON: what
+`run_instances` returns, {"problem"} with the text of an error, or {"unfit"} if it does not know what the recipe names.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from firstlight.pipeline.child_module import end_processes, open_answers, send_bytes, start_module
+from firstlight.pipeline.config.load import parse_recipe
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import AUTO
+from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus
+from firstlight.pipeline.errors import StageFailed, UserError, one_line
+from firstlight.pipeline.run import memory
+from firstlight.pipeline.run.launching.instances import run_instances
+from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.train.metrics import append_row
+
+# Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start.
+SEED_SECONDS_ALONE = 4.0
+# The passes of images through networks of all seeds from which a recipe is long.
+LONG_PASSES = 20_000
+# The free memory that another process needs, in multiples of what this one has.
+MEMORY_PER_PROCESS = 1.5
+# Seconds between two looks for Ctrl-C while other processes work.
+WAIT_S = 0.2
+
+# The fields of an instance, and what `run_instances` returns.
+Fields = dict[str, Any]
+StageAnswer = dict[str, Any]
+
+
+def count_side_processes(recipe: Recipe) -> int:
+    """Returns how many processes beside that of the command may train seeds of a recipe at a time.
+
+    There are none where Ray has the workers or where a GPU is used.
+    """
+    scale = recipe.scale
+    if scale.max_workers or scale.worker_gpus:
+        return 0
+    most = (scale.cpus or count_usable_cpus()) // scale.threads if scale.processes == AUTO else int(scale.processes)
+    return max(min(most, len(recipe.seeds)) - 1, 0)
+
+
+def is_long(recipe: Recipe, images: int) -> bool:
+    """Returns True if the pretrainings of a recipe with this number of training images make LONG_PASSES or more."""
+    stages = [stage for stage in recipe.stages.values() if isinstance(stage, Pretrain)]
+    passes = sum(stage.length.count_steps(images // stage.batch_size) * stage.batch_size for stage in stages)
+    return passes * len(recipe.seeds) >= LONG_PASSES
+
+
+class _SharedStage:
+    """The instances of a stage: those that wait, the number of those that other processes run, and what ended it."""
+
+    def __init__(self, payload: dict[str, Any]) -> None:
+        self.payload = {key: value for key, value in payload.items() if key != "instances"}
+        self.waiting = deque[Fields](payload["instances"])
+        self.running = 0
+        self.end: StageAnswer | None = None
+
+
+class SideProcesses:
+    """Processes beside this one, each with a thread here that hands it instances.
+
+    `most`: the largest number of them. `tell`: is called with a line when they are started.
+    """
+
+    def __init__(self, most: int, tell: Callable[[str], object]) -> None:
+        self.most, self.tell = most, tell
+        self.changed = threading.Condition()
+        self.stage: _SharedStage | None = None
+        self.is_closed = self.are_started = False
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.threads: list[threading.Thread] = []
+
+    def __enter__(self) -> "SideProcesses":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def run(self, payload: dict[str, Any], run_here: Callable[[dict[str, Any]], StageAnswer]) -> StageAnswer:
+        """Runs the instances of a payload here and in other processes. Returns what `run_instances` returns.
+
+        `run_here(payload)` runs those that come from an iterator, `payload["instances"]`, in this process. After an
+        instance that ends early no other one begins.
+
+        Raises:
+            StageFailed: another process met an error that it did not expect.
+        """
+        stage = _SharedStage(payload)
+        first = stage.waiting.popleft()
+        starter = threading.Timer(SEED_SECONDS_ALONE, self._start_for_waiting)
+        starter.daemon = True
+        with self.changed:
+            self.stage = stage
+            self.changed.notify_all()
+        if not self.are_started:
+            starter.start()
+        try:
+            here = run_here({**stage.payload, "instances": self._take_own(stage, first)})
+            while here["stop"] is None and (left := self._wait_for_others(stage)) is not None:
+                # The process that had it has ended.
+                here = run_here({**stage.payload, "instances": self._take_own(stage, left)})
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            starter.cancel()
+            if starter.is_alive():
+                starter.join()
+            with self.changed:
+                self.stage = None
+        if here["stop"] is None and stage.end is None:
+            return here
+        self.close()
+        if here["stop"] is not None or stage.end is None:
+            return here
+        if "problem" in stage.end:
+            raise StageFailed(stage.end["problem"])
+        return stage.end
+
+    def _take_own(self, stage: _SharedStage, fields: Fields | None) -> Iterator[Fields]:
+        """Yields instances for this process as long as some wait."""
+        while fields is not None:
+            yield fields
+            fields = self._take(stage)
+
+    def _take(self, stage: _SharedStage) -> Fields | None:
+        with self.changed:
+            return stage.waiting.popleft() if stage.waiting else None
+
+    def _wait_for_others(self, stage: _SharedStage) -> Fields | None:
+        """Waits until the others have ended their instances. Returns one that a process has left, if there is any."""
+        with self.changed:
+            while stage.running and not stage.waiting:
+                self.changed.wait(WAIT_S)
+        return self._take(stage)
+
+    def _start_for_waiting(self) -> None:
+        with self.changed:
+            is_asked = self.stage is not None and bool(self.stage.waiting)
+        if is_asked:
+            self.start()
+
+    def start(self) -> None:
+        """Starts the processes, once, as many as there is memory for."""
+        with self.changed:
+            if self.is_closed or self.are_started:
+                return
+            self.are_started = True
+            own = psutil.Process().memory_info().rss
+            most = min(self.most, int(memory.free_memory() / (MEMORY_PER_PROCESS * own)))
+            for _ in range(most):
+                process = start_module(__spec__.name)
+                thread = threading.Thread(target=self._serve, args=(process,), daemon=True, name="seeds")
+                self.processes.append(process)
+                self.threads.append(thread)
+                thread.start()
+        if most:
+            self.tell(f"seeds are trained in {most + 1} processes (scale.processes)")
+
+    def _serve(self, process: subprocess.Popen[bytes]) -> None:
+        """Gives a process one instance after the other, until it has ended or there is nothing more to do."""
+        assert process.stdout is not None
+        is_there = bool(process.stdout.readline())
+        while is_there:
+            with self.changed:
+                self.changed.wait_for(lambda: self.is_closed or (self.stage is not None and self.stage.waiting))
+                if self.is_closed or self.stage is None:
+                    return
+                stage = self.stage
+                fields = stage.waiting.popleft()
+                stage.running += 1
+            answer = _ask(process, {**stage.payload, "instances": [fields]})
+            is_there = answer is not None and "unfit" not in answer
+            if answer is None and not self.is_closed:
+                note = f"a process that trained seed {fields['seed']} has ended; another one goes on with it"
+                append_row(Path(fields["folder"]), {"note": note})
+            with self.changed:
+                stage.running -= 1
+                if not is_there:
+                    stage.waiting.appendleft(fields)
+                elif answer is not None and (answer.get("stop") or "problem" in answer):
+                    stage.end = answer
+                    stage.waiting.clear()
+                self.changed.notify_all()
+
+    def close(self) -> None:
+        """Ends the processes, and waits until they are gone."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
+        end_processes(self.processes, self.threads)
+        self.processes, self.threads = [], []
+
+
+def _ask(process: subprocess.Popen[bytes], payload: dict[str, Any]) -> StageAnswer | None:
+    """Returns the answer of a process to a payload; None if it has ended."""
+    assert process.stdout is not None
+    is_given = send_bytes(process, json.dumps(payload).encode() + b"\n")
+    try:
+        answer: StageAnswer = json.loads(process.stdout.readline() if is_given else b"")
+    except ValueError:
+        return None
+    return answer
+
+
+def _answer_payloads() -> None:
+    """Answers the payloads on standard input, until there are no more."""
+    with open_answers() as answer:
+        answer({"ready": True})
+        for line in sys.stdin.buffer:
+            answer(_run_payload(json.loads(line)))
+
+
+def _run_payload(payload: dict[str, Any]) -> StageAnswer:
+    try:
+        parse_recipe(payload["recipe"])
+    except UserError as error:
+        # Such as a method that was registered in a notebook.
+        return {"unfit": str(error)}
+    try:
+        return run_instances(payload, on_ray=False, device=torch.device("cpu"))
+    except Exception as error:
+        traceback.print_exc()
+        (fields,) = payload["instances"]
+        return {"problem": f"{fields['stage']} seed {fields['seed']}: {type(error).__name__}: {one_line(error)}"}
+
+
+if __name__ == "__main__":
+    _answer_payloads()
+    # Threads of libraries that wait for something are left where they are.
+    os._exit(0)

@@ -1,0 +1,253 @@
+"""Seeds that several processes share: by a small program in place of theirs, and in real trainings."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from firstlight.pipeline.child_module import send_bytes
+from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.run.launching import side_processes
+from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
+from firstlight.pipeline.run.runner import run_recipe
+from firstlight.pipeline.train.checkpoint import Checkpoints
+from tests.support import recipes
+from tests.support.state_hash import hash_state
+
+# It writes its process id into the folder of an instance. What it does then is the name of the stage.
+PROGRAM = """
+import json, os, pathlib, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    (fields,) = json.loads(line)["instances"]
+    folder, does = pathlib.Path(fields["folder"]), fields["stage"]
+    folder.mkdir(parents=True)
+    (folder / "pid").write_text(str(os.getpid()))
+    if does == "die":
+        os._exit(9)
+    while does == "wait":
+        time.sleep(1)
+    ends = {"stop": {"stop": "not finite", "kind": "StopTraining"}, "err": {"problem": "err seed 1: Error: x"}}
+    print(json.dumps({"unfit": "method"} if does == "unfit" else ends.get(does, {"stop": None})), flush=True)
+"""
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch, told: list[str]) -> Iterator[SideProcesses]:
+    """One process beside this one, which is started at once."""
+
+    def start_program(name: str) -> subprocess.Popen[bytes]:
+        assert name == side_processes.__name__
+        return subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(side_processes, "start_module", start_program)
+    with SideProcesses(1, told.append) as others:
+        yield others
+
+
+def list_instances(folder: Path, does: str, *seeds: int) -> dict[str, Any]:
+    fields = [{"stage": does, "seed": seed, "folder": str(folder / f"{does}{seed}")} for seed in seeds]
+    return {"recipe": {}, "store": "store", "instances": fields}
+
+
+class Here:
+    """Takes the place of `run_instances` in this process. The first instance waits until another process has begun one
+    that has the folder `until`."""
+
+    def __init__(self, until: Path | None = None) -> None:
+        self.until, self.seeds = until, list[int]()
+
+    def __call__(self, payload: dict[str, Any]) -> dict[str, Any]:
+        for fields in payload["instances"]:
+            self.seeds.append(fields["seed"])
+            end = time.monotonic() + 60
+            while self.until and not (self.until / "pid").exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            self.until = None
+        return {"stop": None}
+
+
+def test_waiting_seeds_are_taken_by_a_process_that_stays(
+    others: SideProcesses, told: list[str], tmp_path: Path
+) -> None:
+    here = Here(until=tmp_path / "a2")
+    assert others.run(list_instances(tmp_path, "a", 0, 1, 2), here) == {"stop": None}
+    assert here.seeds == [0]
+    assert told == ["seeds are trained in 2 processes (scale.processes)"]
+    assert others.run(list_instances(tmp_path, "b", 0, 1), Here(until=tmp_path / "b1")) == {"stop": None}
+    pids = {(tmp_path / name / "pid").read_text() for name in ("a1", "a2", "b1")}
+    assert pids == {str(process.pid) for process in others.processes}
+    assert len(pids) == 1
+
+
+def test_seed_of_a_process_that_has_ended_is_trained_here(others: SideProcesses, tmp_path: Path) -> None:
+    here = Here(until=tmp_path / "die1")
+    assert others.run(list_instances(tmp_path, "die", 0, 1), here) == {"stop": None}
+    assert here.seeds == [0, 1]
+    (row,) = map(json.loads, (tmp_path / "die1" / "metrics.jsonl").open())
+    assert row["note"] == "a process that trained seed 1 has ended; another one goes on with it"
+
+
+def test_a_process_that_does_not_know_a_method_gets_nothing_more(others: SideProcesses, tmp_path: Path) -> None:
+    here = Here(until=tmp_path / "unfit1")
+    assert others.run(list_instances(tmp_path, "unfit", 0, 1, 2), here) == {"stop": None}
+    assert sorted(here.seeds) == [0, 1, 2]
+    assert not (tmp_path / "unfit1" / "metrics.jsonl").exists()
+
+
+def test_what_ends_a_seed_elsewhere_ends_the_stage(others: SideProcesses, tmp_path: Path) -> None:
+    here = Here(until=tmp_path / "stop1")
+    answer = others.run(list_instances(tmp_path, "stop", 0, 1, 2), here)
+    assert answer == {"stop": "not finite", "kind": "StopTraining"}
+    assert here.seeds == [0]
+    assert not (tmp_path / "stop2").exists()
+    assert others.processes == []
+
+
+def test_unexpected_error_of_another_process_is_one_line(others: SideProcesses, tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match=r"^err seed 1: Error: x$"):
+        others.run(list_instances(tmp_path, "err", 0, 1), Here(until=tmp_path / "err1"))
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), {"stop": "not finite", "kind": "StopTraining"}])
+def test_processes_end_with_a_seed_that_ends_early_here(others: SideProcesses, tmp_path: Path, ends: Any) -> None:
+    found = list[Any]()
+
+    def run_here(payload: dict[str, Any]) -> dict[str, Any]:
+        Here(until=tmp_path / "wait1")({"instances": [next(payload["instances"])]})
+        found.extend(others.processes)
+        if isinstance(ends, BaseException):
+            raise ends
+        return dict(ends)
+
+    if isinstance(ends, BaseException):
+        with pytest.raises(KeyboardInterrupt):
+            others.run(list_instances(tmp_path, "wait", 0, 1), run_here)
+    else:
+        assert others.run(list_instances(tmp_path, "wait", 0, 1), run_here) == ends
+    assert [process.returncode for process in found] == [-9]
+
+
+def test_short_stage_starts_no_process(
+    others: SideProcesses, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_processes, "SEED_SECONDS_ALONE", 600.0)
+    here = Here()
+    assert others.run(list_instances(tmp_path, "a", 0, 1), here) == {"stop": None}
+    assert (here.seeds, others.processes, told) == ([0, 1], [], [])
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def test_no_process_is_started_without_memory_for_it(
+    others: SideProcesses, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_processes.memory, "free_memory", lambda: 2**20)
+    others.start()
+    assert (others.processes, told) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "scale", "count"),
+    [
+        ([0, 1, 2], {}, 2),
+        ([0, 1, 2, 3, 4, 5], {}, 3),
+        ([0], {}, 0),
+        ([0, 1, 2], {"cpus": 2}, 1),
+        ([0, 1, 2], {"threads": 2}, 1),
+        ([0, 1, 2], {"threads": 8}, 0),
+        ([0, 1, 2], {"processes": 1}, 0),
+        ([0, 1, 2], {"processes": 2, "threads": 8}, 1),
+        ([0, 1, 2], {"workers": 2}, 0),
+        ([0, 1, 2], {"gpus_per_worker": 1.0}, 0),
+    ],
+)
+def test_there_are_no_more_processes_than_seeds_and_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], scale: dict[str, Any], count: int
+) -> None:
+    monkeypatch.setattr(side_processes, "count_usable_cpus", lambda: 4)
+    whole = {"name": "local", "workers": 0, "gpus_per_worker": 0.0, **scale}
+    assert count_side_processes(recipes.recipe(tmp_path, seeds=seeds, scale=whole)) == count
+
+
+@pytest.mark.parametrize(("length", "expected"), [({"epochs": 90}, False), ({"epochs": 120}, True)])
+def test_long_recipes_are_those_of_many_passes(tmp_path: Path, length: dict[str, int], expected: bool) -> None:
+    changes = {f"stages__pretrain__{key}": value for key, value in length.items()}
+    assert is_long(recipes.recipe(tmp_path, seeds=[0, 1], **changes), 108) == expected
+    steps = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 400 if expected else 200}
+    assert is_long(recipes.recipe(tmp_path, seeds=[0, 1], **steps), 10**6) == expected
+
+
+def collect_results(recipe: Recipe) -> dict[str, Any]:
+    """Returns the state of each training and the result of each stage, by the folder's name."""
+    found: dict[str, Any] = {}
+    for folder in (recipe.storage / recipe.name).glob("*-seed*"):
+        found[folder.name] = json.loads((folder / "result.json").read_text())
+        if folder.name.startswith("pretrain"):
+            newest, _ = Checkpoints(folder / "checkpoints").read_newest()
+            assert newest is not None
+            found[folder.name] = found[folder.name], hash_state([newest.shared, newest.shards])
+    return found
+
+
+def three_seeds(folder: Path, processes: int) -> Recipe:
+    scale = {"name": "local", "workers": 0, "gpus_per_worker": 0.0, "processes": processes}
+    recipe = recipes.recipe(folder, seeds=[0, 1, 2], scale=scale)
+    del recipe.stages["finetune"]
+    return recipe
+
+
+@pytest.mark.usefixtures("undrawn_figures")
+def test_results_are_those_of_one_process_though_another_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two other processes is killed in mid-training, and the second one trains to the end."""
+    alone = three_seeds(tmp_path / "alone", 1)
+    expected = run_recipe(alone, Console(quiet=True)).rows
+    answers, ask, begun = list[Any](), side_processes._ask, threading.Event()
+
+    def ask_and_kill(process: subprocess.Popen[bytes], payload: dict[str, Any]) -> Any:
+        if answers:
+            answers.append(ask(process, payload))
+            return answers[-1]
+        answers.append(None)
+        send_bytes(process, json.dumps(payload).encode() + b"\n")
+        while not list(Path(payload["instances"][0]["folder"]).glob("checkpoints/*/manifest.json")):
+            time.sleep(0.01)
+        process.kill()
+        begun.set()
+        return None
+
+    run_here = side_processes.SideProcesses.run
+
+    def wait_for_others(self: SideProcesses, payload: dict[str, Any], run: Any) -> Any:
+        """Begins here when another process has begun."""
+
+        def run_later(own: dict[str, Any]) -> Any:
+            self.start()
+            if payload["instances"][0]["stage"] == "pretrain":
+                assert begun.wait(300)
+            return run(own)
+
+        return run_here(self, payload, run_later)
+
+    monkeypatch.setattr(side_processes, "_ask", ask_and_kill)
+    monkeypatch.setattr(side_processes.SideProcesses, "run", wait_for_others)
+    shared = three_seeds(tmp_path / "shared", 3)
+    assert run_recipe(shared, Console(quiet=True)).rows == expected
+    assert collect_results(shared) == collect_results(alone)
+    assert answers[0] is None
+    assert {"stop": None} in answers
