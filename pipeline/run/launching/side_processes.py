@@ -10,6 +10,7 @@ gets payloads of `launch.launch_instances` with one instance, one a line, and an
 `run_instances` returns, {"problem"} with the text of an error, or {"unfit"} if it does not know what the recipe names.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -195,7 +196,8 @@ class SideProcesses:
             is_there = answer is not None and "unfit" not in answer
             if answer is None and not self.is_closed:
                 note = f"a process that trained seed {fields['seed']} has ended; another one goes on with it"
-                append_row(Path(fields["folder"]), {"note": note})
+                with contextlib.suppress(OSError):
+                    append_row(Path(fields["folder"]), {"note": note})
             with self.changed:
                 stage.running -= 1
                 if not is_there:
