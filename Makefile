@@ -27,15 +27,14 @@ endif
 demo: install
 	$(BIN)/firstlight run conf/recipe/quickstart.yaml
 
-# The tests on Ray run one at a time beside the others, as they often wait. Of the others three run at a time, for two
-# CPUs, as a third of their time is waiting for processes that they have started. Their output comes last. Only their files are
+# The tests on Ray run one at a time beside the others, as they often wait. Their output comes last. Only their files are
 # imported for them: to collect all tests takes a minute of a CPU.
 # Empty, the variable lets Python keep the bytecode of the project: Ray starts a hundred processes, each of which imports it.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: install
 	$(BIN)/python -m compileall -qq pipeline tasks
 	@$(BIN)/python -m pytest -n 1 --dist loadfile -m 'ray and not slow' $$(grep -rl --include='test_*.py' pytest.mark.ray tests) >$(VENV)/ray_tests.log 2>&1 & ray=$$!; \
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not ray and not slow'; others=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not ray and not slow'; others=$$?; \
 	wait $$ray; ray=$$?; cat $(VENV)/ray_tests.log; exit $$((others || ray))
 
 smoke: install

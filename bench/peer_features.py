@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
-from bench.peers import read_ended_seconds, read_tree_seconds
+from bench.peers import read_tree_seconds
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -147,7 +147,7 @@ class WrappedEncoder(nn.Module):
 
     def forward_features(self, images: Tensor) -> dict[str, Tensor]:
         """Returns the deepest map of (B, 3, S, S) images."""
-        self.read_s.append(read_tree_seconds() + read_ended_seconds())
+        self.read_s.append(read_tree_seconds())
         return {"features": self.encoder(images)[-1]}
 
     def forward_pool(self, found: dict[str, Tensor]) -> dict[str, Tensor]:

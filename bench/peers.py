@@ -15,10 +15,12 @@ Arms take turns, each in a process of its own. The first steps of each do not co
 processes of an arm.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,10 +92,11 @@ class ProcessClock:
 
 
 def read_tree_seconds() -> float:
-    """Returns the CPU seconds of this process and of all processes that it has started and that still run."""
+    """Returns the CPU seconds of this process and of all processes that it has started."""
     own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
+    times = own.cpu_times()
+    total = float(times.user + times.system + times.children_user + times.children_system)
+    for process in own.children(recursive=True):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
@@ -259,39 +262,35 @@ def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches) -> Pr
     )
 
 
+def _look_at_next(clock: ProcessClock, begun: Iterator[int], *call: Any) -> None:
+    """Is called before a step, when as many have ended as `begun` counts."""
+    clock.look(next(begun))
+
+
 def train_lightly_train(setting: PeerSetting) -> ProcessClock:
-    """Trains by `lightly_train.pretrain`: the difference of a long and a short run, without what both need to start."""
+    """Trains by `lightly_train.pretrain`. A step ends when the images of the next one reach the network."""
     import lightly_train
 
-    def run(steps: int) -> tuple[float, float]:
-        with tempfile.TemporaryDirectory() as folder:
-            before = (time.perf_counter(), read_tree_seconds(), read_ended_seconds())
-            lightly_train.pretrain(
-                out=str(Path(folder) / "run"),
-                data=str(setting.root),
-                model=f"timm/{PEER_MODEL}",
-                method="simclr",
-                epochs=10**6,
-                trainer_args={"max_steps": steps},
-                batch_size=setting.batch,
-                num_workers=1,
-                accelerator="cpu",
-                devices=1,
-                transform_args={"image_size": (setting.side, setting.side)},
-                model_args={"pretrained": False},
-            )
-            after = (time.perf_counter(), read_tree_seconds(), read_ended_seconds())
-        wall, own, children = (end - begin for begin, end in zip(before, after, strict=True))
-        return wall, own + children
-
-    short, long = run(setting.warmup), run(setting.warmup + setting.steps)
-    return ProcessClock(0, setting.steps, long[0] - short[0], long[1] - short[1])
-
-
-def read_ended_seconds() -> float:
-    """Returns the CPU seconds of children that have ended."""
-    times = psutil.Process().cpu_times()
-    return float(times.children_user + times.children_system)
+    clock = ProcessClock(setting.warmup, setting.warmup + setting.steps)
+    backbone = _build_backbone()
+    # lightly-train pickles the network with its hooks.
+    next(backbone.children()).register_forward_pre_hook(partial(_look_at_next, clock, itertools.count()))
+    with tempfile.TemporaryDirectory() as folder:
+        lightly_train.pretrain(
+            out=str(Path(folder) / "run"),
+            data=str(setting.root),
+            model=backbone,
+            method="simclr",
+            method_args={"hidden_dim": 512},
+            epochs=10**6,
+            trainer_args={"max_steps": clock.last + 1},
+            batch_size=setting.batch,
+            num_workers=1,
+            accelerator="cpu",
+            devices=1,
+            transform_args={"image_size": (setting.side, setting.side)},
+        )
+    return clock
 
 
 PEERS: dict[str, tuple[Callable[..., ProcessClock], bool]] = {
