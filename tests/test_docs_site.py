@@ -40,17 +40,24 @@ SIZES = {
 pytestmark = [pytest.mark.timeout(1600), pytest.mark.xdist_group("docs")]
 
 
-def build_site(folder: Path, sizes: dict[str, dict[str, str]]) -> subprocess.CompletedProcess[str]:
+def build_site(folder: Path, sizes: dict[str, dict[str, str]]) -> tuple[int, str]:
+    """Returns the exit code of the build, and what it printed."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "NOTEBOOK_SIZES": json.dumps(sizes)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    printed = folder.with_name(f"{folder.name}-printed.txt")
+    # To a file, as a process that a notebook leaves behind would keep a pipe open.
+    with open(printed, "w", encoding="utf-8") as file:
+        built = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=1500, check=False
+        )
+    return built.returncode, printed.read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    built = build_site(folder, SIZES)
-    assert built.returncode == 0, built.stdout + built.stderr
+    code, printed = build_site(folder, SIZES)
+    assert code == 0, printed
     return folder
 
 
@@ -66,16 +73,16 @@ def test_notebook_has_run_and_its_page_shows_what_it_found(site: Path, notebook:
 
 @pytest.mark.slow
 def test_notebooks_run_as_they_stand(tmp_path: Path) -> None:
-    built = build_site(tmp_path, {})
-    assert built.returncode == 0, built.stdout + built.stderr
+    code, printed = build_site(tmp_path, {})
+    assert code == 0, printed
     for notebook in NOTEBOOKS:
         check_page(tmp_path, notebook)
 
 
 def test_size_that_a_notebook_lacks_ends_the_build(tmp_path: Path) -> None:
-    built = build_site(tmp_path, {NOTEBOOKS[0].stem: {"epochs=none": "epochs=1"}})
-    assert built.returncode != 0
-    assert "'epochs=none' stands in 0 cells of the notebook" in built.stdout + built.stderr
+    code, printed = build_site(tmp_path, {NOTEBOOKS[0].stem: {"epochs=none": "epochs=1"}})
+    assert code != 0
+    assert "'epochs=none' stands in 0 cells of the notebook" in printed
 
 
 def check_page(site: Path, notebook: Path) -> None:
