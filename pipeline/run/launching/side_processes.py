@@ -122,6 +122,7 @@ class SideProcesses:
             while here["stop"] is None and (left := self._wait_for_others(stage)) is not None:
                 # The process that had it has ended.
                 here = run_here({**stage.payload, "instances": self._take_own(stage, left)})
+            end = here if here["stop"] is not None else stage.end
         except BaseException:
             self.close()
             raise
@@ -131,14 +132,12 @@ class SideProcesses:
                 starter.join()
             with self.changed:
                 self.stage = None
-        if here["stop"] is None and stage.end is None:
+        if end is None:
             return here
         self.close()
-        if here["stop"] is not None or stage.end is None:
-            return here
-        if "problem" in stage.end:
-            raise StageFailed(stage.end["problem"])
-        return stage.end
+        if "problem" in end:
+            raise StageFailed(end["problem"])
+        return end
 
     def _take_own(self, stage: _SharedStage, fields: Fields | None) -> Iterator[Fields]:
         """Yields instances for this process as long as some wait."""
