@@ -21,12 +21,12 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.cli.findings import OK, PROBLEM, WARNING, Finding, warn_unless
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import find_mirror
-from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.mirroring import check_bucket
 from firstlight.pipeline.tracking.connection import measure_round_trip
 from firstlight.pipeline.tracking.location import TrackingLocation, parse_location
 from firstlight.pipeline.tracking.retry import describe_failure
+from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 if TYPE_CHECKING:
     from firstlight.pipeline.config.recipe import Recipe
@@ -108,7 +108,7 @@ def _check_machine(recipe: "Recipe | None") -> Iterator[Finding]:
 
 
 def _object_store_bytes(recipe: "Recipe | None") -> float:
-    return recipe.scale.object_store_mb * 2**20 if recipe else MIN_FREE_SHM
+    return recipe.scale.object_store_bytes if recipe else MIN_FREE_SHM
 
 
 def _check_python() -> Iterator[Finding]:

@@ -106,7 +106,7 @@ def _start_actors(stack: ExitStack, options: PredictionOptions, console: SafeCon
     stream = StreamOptions()
     check_local_resources(scale, stream)
     stack.enter_context(RaySession(scale, stream, lambda line: console.print(line, markup=False))).start()
-    decoding = TaskPool(stream.tasks * options.workers, stream.task_cpus)
+    decoding = TaskPool(stream.count_tasks(on_ray=True) * options.workers, stream.task_cpus)
     return ActorPool(options.workers, scale.cpus_per_worker, options.gpus_per_worker, decoding)
 
 

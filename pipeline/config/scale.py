@@ -10,6 +10,18 @@ from firstlight.pipeline.config.schemas.strict_model import StrictModel
 
 # The value of a key that the machines decide when a recipe runs.
 AUTO = "auto"
+# The decoding tasks of Ray for a worker on CPUs.
+RAY_TASKS = 2
+# Sizes of Ray's object store in MB.
+LEAST_STORE_MB, USUAL_STORE_MB = 80, 300
+
+
+def _parse_count(value: Any) -> int | str:
+    if value == AUTO:
+        return AUTO
+    if type(value) is not int or value < 1:
+        raise ValueError("must be a whole number greater than or equal to 1, or auto")
+    return value
 
 
 class StreamOptions(StrictModel):
@@ -40,14 +52,28 @@ class StreamOptions(StrictModel):
         ge=1,
         description="The memory for decoded images that each worker may use with `resident`, in MB.",
     )
-    augment: Literal["cpu", "device"] = Field(
-        "cpu",
+    augment: Literal["auto", "cpu", "device"] = Field(
+        "auto",
         description="Where streamed images are augmented. `device`: tasks only decode, and the training device "
-        "augments (images of one size only), for GPUs with few CPUs. The pixels of every batch are the same.",
+        "augments. Images of several sizes are cropped where they are decoded, and what follows the crop is done on "
+        "the device. `auto`: `device` on a GPU. The pixels of every batch are the same.",
     )
     prefetch: int = Field(4, ge=1, description="The number of batches that are decoded ahead of the training step.")
     task_cpus: float = Field(0.25, gt=0.0, description="The number of CPUs that Ray reserves for one decoding task.")
-    tasks: int = Field(2, ge=1, description="The number of concurrent decoding tasks of each worker.")
+    tasks: int | Literal["auto"] = Field(
+        "auto",
+        description="The number of concurrent decoding tasks of each worker: processes of Ray, or, for "
+        "`scale.workers: 0`, threads. `auto`: for a worker on a GPU its share of the CPUs, as far as their memory "
+        "suffices; on CPUs 2 with Ray, and 1 without.",
+    )
+
+    _check_tasks = field_validator("tasks", mode="plain")(_parse_count)
+
+    def count_tasks(self, on_ray: bool) -> int:
+        """Returns the number of decoding tasks of a worker; `auto` that no machine has replaced is that on CPUs."""
+        if self.tasks == AUTO:
+            return RAY_TASKS if on_ray else 1
+        return int(self.tasks)
 
 
 class ScaleOptions(StrictModel):
@@ -95,8 +121,10 @@ class ScaleOptions(StrictModel):
         description="The number of torch threads of a worker. Results are equal to the last bit for equal numbers of "
         "threads only.",
     )
-    object_store_mb: int = Field(
-        300, ge=80, description="The size of Ray's object store in MB, for `address: local` only."
+    object_store_mb: int | Literal["auto"] = Field(
+        "auto",
+        description="The size of Ray's object store in MB, 80 at least, for `address: local` only. `auto`: 300, or "
+        "more where the decoded images that are on their way to the workers need it.",
     )
     max_failures: int = Field(
         3, ge=0, description="How many times the workers are restarted from the last checkpoint after a failure."
@@ -119,14 +147,16 @@ class ScaleOptions(StrictModel):
             raise ValueError("must be greater than or equal to 0, [min, max] with 1 <= min < max, or auto")
         return int(workers)
 
-    @field_validator("processes", mode="plain")
+    _check_processes = field_validator("processes", mode="plain")(_parse_count)
+
+    @field_validator("object_store_mb", mode="plain")
     @classmethod
-    def _check_processes(cls, processes: Any) -> int | str:
-        if processes == AUTO:
+    def _check_object_store(cls, size: Any) -> int | str:
+        if size == AUTO:
             return AUTO
-        if type(processes) is not int or processes < 1:
-            raise ValueError("must be a whole number greater than or equal to 1, or auto")
-        return processes
+        if type(size) is not int or size < LEAST_STORE_MB:
+            raise ValueError(f"must be a whole number greater than or equal to {LEAST_STORE_MB}, or auto")
+        return size
 
     @field_validator("gpus_per_worker", mode="plain")
     @classmethod
@@ -157,6 +187,11 @@ class ScaleOptions(StrictModel):
         if isinstance(self.workers, tuple):
             return self.workers[1]
         return 1 if self.workers == AUTO else int(self.workers)
+
+    @property
+    def object_store_bytes(self) -> int:
+        """The size of Ray's object store; the usual one while it is still to be chosen."""
+        return (USUAL_STORE_MB if self.object_store_mb == AUTO else int(self.object_store_mb)) * 2**20
 
     @property
     def worker_gpus(self) -> float:

@@ -1,4 +1,4 @@
-"""Store -> batches, in the order of a plan, loaded by Ray Data or by a thread of this process.
+"""Store -> batches, in the order of a plan, loaded by Ray Data or by threads of this process.
 
 The unit of work is a task: a window of the plan, of which one rank's part of every batch is loaded. Every rank runs its
 own execution over its own part. Ray's `streaming_split` would neither keep the batches the same for 1 and 2 workers,
@@ -8,7 +8,9 @@ nor deliver every image once.
 import functools
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
@@ -23,6 +25,8 @@ from firstlight.pipeline.data.plan import TrainingPlan
 BatchRows = tuple[np.ndarray, np.ndarray]
 # A block is what travels between processes: large ones delay the first batch.
 MAX_BLOCK_ROWS, MAX_BLOCK_BYTES = 1024, 16_000_000
+# The fewest images of a batch that a thread loads: with fewer, Python's global lock takes the time.
+MIN_THREAD_IMAGES = 8
 Item = TypeVar("Item")
 
 
@@ -106,12 +110,12 @@ class LoadingOptions:
     on_ray: bool
     # Number of batches that are loaded ahead.
     prefetch: int
-    # Number of decoding tasks at a time, and the CPUs of each.
+    # Number of decoding tasks at a time: of Ray, with the CPUs of each, or threads of this process.
     tasks: int
     task_cpus: float
     # Sorted ids whose images trainings cache decoded on their device; None if trainings stream their images.
     resident: np.ndarray | None = field(default=None, compare=False)
-    # True if streamed images of a training are augmented on its device.
+    # True if streamed images of a training are augmented on its device; if they differ in size, after their crop.
     on_device: bool = False
     # The largest number of bytes of images of several sizes that a training may hold decoded; 0: it streams them.
     held_bytes: int = 0
@@ -132,7 +136,7 @@ def stream_batches(
     loaded = (
         _load_on_ray(loader, order, batch_size, options)
         if options.on_ray
-        else prefetch_items(_load_in_process(loader, order), options.prefetch)
+        else prefetch_items(_load_in_process(loader, order, options.tasks), options.prefetch)
     )
     planned = (ids for index in range(len(order)) for ids, _ in order.list_batches(index))
     for ids, batch in zip_longest(planned, loaded):
@@ -150,9 +154,37 @@ def _load_task(loader: PixelLoader, order: BatchOrder, index: int) -> Iterator[A
         yield loader.load(ids, passes, encoded)
 
 
-def _load_in_process(loader: PixelLoader, order: BatchOrder) -> Iterator[Arrays]:
-    for index in range(len(order)):
-        yield from _load_task(loader, order, index)
+def _load_in_process(loader: PixelLoader, order: BatchOrder, threads: int) -> Iterator[Arrays]:
+    """Yields the batches of all tasks. Several threads load parts of them at a time: an image's pixels are those that
+    it has in a whole batch.
+    """
+    if threads == 1:
+        for index in range(len(order)):
+            yield from _load_task(loader, order, index)
+        return
+    executor, waiting, parts = ThreadPoolExecutor(threads, "load"), deque[list[Future[Arrays]]](), 0
+    try:
+        for index in range(len(order)):
+            rows = order.list_batches(index)
+            encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
+            for ids, passes in rows:
+                count = min(threads, -(-len(ids) // MIN_THREAD_IMAGES))
+                shares = zip(np.array_split(ids, count), np.array_split(passes, count), strict=True)
+                waiting.append([executor.submit(loader.load, *share, encoded) for share in shares])
+                parts += count
+                # While the first batch is taken, all threads have parts of the others.
+                if parts - len(waiting[0]) >= threads:
+                    parts -= len(waiting[0])
+                    yield _join_parts(waiting.popleft())
+        while waiting:
+            yield _join_parts(waiting.popleft())
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _join_parts(parts: list[Future[Arrays]]) -> Arrays:
+    loaded = [part.result() for part in parts]
+    return {name: np.concatenate([arrays[name] for arrays in loaded]) for name in loaded[0]}
 
 
 def _load_on_ray(loader: PixelLoader, order: BatchOrder, batch_size: int, options: LoadingOptions) -> Iterator[Arrays]:

@@ -1,4 +1,5 @@
-"""The meaning of `auto` on the machines at hand: the number of workers, their GPUs, the precision of trainings."""
+"""The meaning of `auto` on the machines at hand: the number of workers, their GPUs, the precision of trainings, and how
+images are loaded."""
 
 from dataclasses import dataclass
 
@@ -6,10 +7,15 @@ import torch
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO, ScaleOptions
+from firstlight.pipeline.run.memory import choose_object_store, choose_tasks
 from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.train.backward_pass import resolve_precision
+from firstlight.pipeline.usable_cpus import count_usable_cpus
+
+# The most decoding tasks that are chosen for a worker: about as many keep the fastest GPUs fed with photographs.
+MOST_TASKS = 16
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class FoundGpus:
 
 
 def resolve_scale(recipe: Recipe) -> tuple[Recipe, str | None]:
-    """Replaces `auto` in `scale.workers`, `scale.gpus_per_worker` and the precision of trainings.
+    """Replaces `auto` in `scale.workers`, `scale.gpus_per_worker`, the precision of trainings, and, on this machine,
+    in `stream.tasks` of workers on GPUs and in `scale.object_store_mb`.
 
     Returns the recipe, and a line that says what was chosen; None if there was nothing to choose. A cluster is asked
     for its nodes; the precision of its GPUs is chosen on its workers.
@@ -29,23 +36,48 @@ def resolve_scale(recipe: Recipe) -> tuple[Recipe, str | None]:
     Raises:
         UserError: the cluster cannot be joined.
     """
+    recipe, words = _resolve_workers(recipe)
+    recipe, tasks = _resolve_loading(recipe)
+    line = ", ".join([*words, *tasks])
+    return recipe, f"chosen: {line}" if line else None
+
+
+def _resolve_workers(recipe: Recipe) -> tuple[Recipe, list[str]]:
     asks_precision = any(getattr(stage, "precision", None) == AUTO for stage in recipe.stages.values())
     if recipe.scale.is_resolved and not asks_precision:
-        return recipe, None
+        return recipe, []
     is_local = recipe.scale.address == "local"
     gpus = find_local_gpus() if is_local else _find_cluster_gpus(recipe.scale)
     scale = choose_scale(recipe.scale, gpus.count)
     on_gpu = scale.worker_gpus > 0
     who = format_count(scale.max_workers, "worker") if scale.max_workers else "this process"
-    words = f"{who} on {_describe_place(scale, gpus)}"
+    words = [f"{who} on {_describe_place(scale, gpus)}"]
     stages = dict(recipe.stages)
     if asks_precision and (is_local or not on_gpu):
         precision = resolve_precision(AUTO, torch.device("cuda" if on_gpu else "cpu"))
         for name, stage in recipe.stages.items():
             if getattr(stage, "precision", None) == AUTO:
                 stages[name] = stage.model_copy(update={"precision": precision})
-        words += f", precision {precision}"
-    return recipe.model_copy(update={"scale": scale, "stages": stages}), f"chosen: {words}"
+        words.append(f"precision {precision}")
+    return recipe.model_copy(update={"scale": scale, "stages": stages}), words
+
+
+def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Chooses the decoding tasks of workers on this machine's GPUs, and the size of Ray's object store."""
+    scale, stream, words = recipe.scale, recipe.stream, list[str]()
+    if scale.address != "local":
+        return recipe, words
+    if stream.tasks == AUTO and scale.worker_gpus:
+        workers = max(scale.max_workers, 1)
+        # A worker has a CPU of its own.
+        share = (scale.cpus or count_usable_cpus()) // workers - 1
+        tasks = choose_tasks(recipe, min(share, MOST_TASKS))
+        stream = stream.model_copy(update={"tasks": tasks})
+        words.append(f"{format_count(tasks, 'decoding task')} each" if workers > 1 else f"{tasks} decoding tasks")
+    if scale.object_store_mb == AUTO and scale.max_workers:
+        store = choose_object_store(recipe, stream.count_tasks(on_ray=True))
+        scale = scale.model_copy(update={"object_store_mb": store})
+    return recipe.model_copy(update={"scale": scale, "stream": stream}), words
 
 
 def choose_scale(scale: ScaleOptions, gpus: int) -> ScaleOptions:

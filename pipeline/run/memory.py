@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.scale import RAY_TASKS, USUAL_STORE_MB, StreamOptions
 from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS
 from firstlight.pipeline.data.manifest import MAX_GROUP_BYTES
 from firstlight.pipeline.data.row_groups import IMAGE_CACHE_BYTES
@@ -30,6 +31,8 @@ TASK_BYTES = 140_000_000
 # Blocks in the object store for each decoding task: two that wait in its stream (Ray Data's default), and the one that
 # it writes.
 BLOCKS_PER_TASK = 3
+# The share of the free memory that decoding tasks take where the machine chooses their number.
+TASKS_SHARE = 0.5
 CGROUP_FOLDER = Path("/sys/fs/cgroup")
 
 
@@ -102,15 +105,15 @@ def check_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
 
 def estimate_memory(recipe: Recipe, store: Store, images: int) -> MemoryEstimate:
     """Returns the estimate for a recipe, a store, and a training split of `images` images."""
-    workers, stream = recipe.scale.max_workers, recipe.stream
+    workers, stream, tasks = recipe.scale.max_workers, recipe.stream, recipe.stream.count_tasks(on_ray=True)
     traffic = list(_list_streams(recipe))
     block = max((t.block for t in traffic), default=0)
     task = TASK_BYTES + _encoded_bytes(recipe, store) + 2 * _largest_image_bytes(store) + 4 * block
     here = _held_image_bytes(recipe, store, images)
     return MemoryEstimate(
-        in_flight=workers * max((_bytes_in_flight(t, recipe) for t in traffic), default=0),
-        object_store=recipe.scale.object_store_mb * 2**20,
-        tasks=workers * stream.tasks * task,
+        in_flight=workers * max((_bytes_in_flight(t, stream, tasks) for t in traffic), default=0),
+        object_store=recipe.scale.object_store_bytes,
+        tasks=workers * tasks * task,
         workers=workers * (WORKER_BYTES + 2 * 4 * max((t.batch for t in traffic), default=0)),
         held=workers * here,
         tables=images * _table_row_bytes(recipe, len(store.classes)),
@@ -124,21 +127,20 @@ def compare_memory(recipe: Recipe, needed: MemoryEstimate, free: int) -> None:
     Raises:
         UserError: as `check_memory`.
     """
-    stream = recipe.stream
+    stream, tasks = recipe.stream, recipe.stream.count_tasks(on_ray=True)
     if needed.in_flight > needed.object_store:
         need = -(-needed.in_flight // 2**20)
         raise UserError(
-            f"scale.object_store_mb: {recipe.scale.object_store_mb} is less than the {need:,} MB that decoded images "
-            f"on their way to {recipe.scale.max_workers} workers take; valid: at least {need}, or a smaller "
-            f"stream.prefetch ({stream.prefetch}), "
-            f"stream.tasks ({stream.tasks}) or batch_size"
+            f"scale.object_store_mb: {recipe.scale.object_store_bytes // 2**20} is less than the {need:,} MB that "
+            f"decoded images on their way to {recipe.scale.max_workers} workers take; valid: at least {need}, or a "
+            f"smaller stream.prefetch ({stream.prefetch}), stream.tasks ({tasks}) or batch_size"
         )
     if needed.total > free:
         values = {
-            "stream.tasks": stream.tasks,
+            "stream.tasks": tasks,
             "scale.workers": recipe.scale.max_workers,
             "stream.resident_mb": stream.resident_mb,
-            "scale.object_store_mb": recipe.scale.object_store_mb,
+            "scale.object_store_mb": recipe.scale.object_store_bytes // 2**20,
         }
         first, *others = sorted(needed.bytes_by_key(), key=lambda key: -needed.bytes_by_key()[key])
         raise UserError(
@@ -172,9 +174,27 @@ def _measure_stream(rows: int, row_bytes: int) -> StreamMemory:
     return StreamMemory(max(min(MAX_BLOCK_ROWS * row_bytes, MAX_BLOCK_BYTES), rows * row_bytes), rows * row_bytes)
 
 
-def _bytes_in_flight(traffic: StreamMemory, recipe: Recipe) -> int:
+def _bytes_in_flight(traffic: StreamMemory, stream: StreamOptions, tasks: int) -> int:
     """Returns the least bytes of one worker. Ray Data runs further ahead if it can, up to half of the object store."""
-    return (BLOCKS_PER_TASK * recipe.stream.tasks + 1) * traffic.block + recipe.stream.prefetch * traffic.batch
+    return (BLOCKS_PER_TASK * tasks + 1) * traffic.block + stream.prefetch * traffic.batch
+
+
+def choose_tasks(recipe: Recipe, most: int) -> int:
+    """Returns the number of decoding tasks of each worker, at most `most`, that the free memory of this machine leaves
+    room for: RAY_TASKS at least.
+
+    The images are not known yet: a task may hold as much of them as its cache and a window allow.
+    """
+    block = max((t.block for t in _list_streams(recipe)), default=0)
+    task = TASK_BYTES + 2 * IMAGE_CACHE_BYTES + MAX_GROUP_BYTES + (4 + BLOCKS_PER_TASK) * block
+    room = int(free_memory() * TASKS_SHARE)
+    return max(min(most, room // (task * max(recipe.scale.max_workers, 1))), RAY_TASKS)
+
+
+def choose_object_store(recipe: Recipe, tasks: int) -> int:
+    """Returns the size of Ray's object store in MB for this number of decoding tasks of each worker."""
+    needed = max((_bytes_in_flight(t, recipe.stream, tasks) for t in _list_streams(recipe)), default=0)
+    return max(-(-needed * recipe.scale.max_workers // 2**20), USUAL_STORE_MB)
 
 
 def _encoded_bytes(recipe: Recipe, store: Store) -> int:

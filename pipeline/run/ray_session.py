@@ -131,7 +131,7 @@ def count_decoding_cpus(stream: StreamOptions, workers: int) -> float:
     The workers step together, and a task that waits for its worker to take a batch keeps its CPUs. While all tasks of
     the other workers wait, one task of the last worker must still be able to run.
     """
-    return ((workers - 1) * stream.tasks + 1) * stream.task_cpus
+    return ((workers - 1) * stream.count_tasks(on_ray=True) + 1) * stream.task_cpus
 
 
 def check_cluster_resources(scale: ScaleOptions, stream: StreamOptions, cpus: float, gpus: float, where: str) -> None:
@@ -226,7 +226,7 @@ def _ray_arguments(scale: ScaleOptions, folder: RayFolder | None) -> dict[str, A
         "address": "local",
         "num_cpus": count_local_cpus(scale),
         "include_dashboard": False,
-        "object_store_memory": scale.object_store_mb * 2**20,
+        "object_store_memory": scale.object_store_bytes,
         "_temp_dir": str(folder.path),
         # Pages of metrics that nobody reads, for everybody on the machine.
         "_system_config": {"enable_metrics_collection": False},

@@ -56,10 +56,10 @@ class StageContext:
         options = LoadingOptions(
             on_ray,
             stream.prefetch,
-            stream.tasks,
+            stream.count_tasks(on_ray),
             stream.task_cpus,
             held,
-            budget.should_augment_on_device(stream, store),
+            budget.should_augment_on_device(stream, store, device is not None and device.type == "cuda"),
             *budget.divide_held_bytes(stream, store, len(splits.train)),
         )
         return StageContext(recipe, store, splits, device or torch.device("cpu"), options)

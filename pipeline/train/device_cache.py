@@ -21,7 +21,7 @@ from torch import Tensor
 
 from firstlight.pipeline.data import stream
 from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES, RaggedImages
-from firstlight.pipeline.data.loader import Loader, StoredImages, view_column
+from firstlight.pipeline.data.loader import Arrays, Loader, StoredImages, view_column
 from firstlight.pipeline.data.stream import BatchOrder, EvalOrder, LoadingOptions
 from firstlight.pipeline.train.device_ops.augment_batch import augment_batch
 from firstlight.pipeline.train.device_ops.channels import augment_channel_batch
@@ -87,15 +87,24 @@ def crop_views(
     opened: list[Image.Image], ids: np.ndarray, passes: np.ndarray, loader: Loader, device: torch.device
 ) -> dict[str, Tensor]:
     """B images of any sizes -> (B, V, S, S, 3) uint8 for each group of views: cropped here, augmented on `device`."""
-    sizes = np.array([image.size for image in opened])
-    crops = replace(loader, ops=tuple(ops[:1] for ops in loader.ops)).load_opened(ids, passes, ids, opened)
-    found = {}
+    return augment_crops(_keep_crops(loader).load_opened(ids, passes, ids, opened), loader, device)
+
+
+def _keep_crops(loader: Loader) -> Loader:
+    """Returns a loader that does the first op of each view alone, the crop."""
+    return replace(loader, ops=tuple(ops[:1] for ops in loader.ops))
+
+
+def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[str, Tensor]:
+    """Crops that `_keep_crops(loader)` has loaded -> (B, V, S, S, 3) uint8 for each group of views, on `device`."""
+    ids, passes, found = arrays["id"], arrays["pass"], {}
     for number, group in enumerate(loader.groups):
-        views = []
+        side = loader.size_of(group[0])
+        # What follows a crop depends on the size of the view alone.
+        sizes, views = np.full((len(ids), 2), side), []
         for place, view in enumerate(group):
-            images = send_array(crops[view_column(number)][:, place], device).permute(0, 3, 1, 2)
-            later = loader.sample_params(ids, passes, view, sizes)[1:]
-            views.append(augment_batch(images, later, loader.size_of(view)))
+            images = send_array(arrays[view_column(number)][:, place], device).permute(0, 3, 1, 2)
+            views.append(augment_batch(images, loader.sample_params(ids, passes, view, sizes)[1:], side))
         found[view_column(number)] = torch.stack(views, 1).permute(0, 1, 3, 4, 2)
     return found
 
@@ -130,14 +139,22 @@ def iterate_streamed_batches(
 ) -> Iterator[dict[str, Any]]:
     """Yields the batches of `stream.stream_batches`.
 
-    With `options.on_device`, tasks only decode: an image is transferred once, however many views it has.
+    With `options.on_device`, tasks only decode: an image is transferred once, however many views it has. Images of
+    several sizes are cropped there, too. A thread draws parameters and queues the device's work in advance.
     """
     if not options.on_device:
-        yield from stream.stream_batches(loader, order, batch_size, options)
-        return
-    for arrays in stream.stream_batches(_build_decoder(loader), order, batch_size, options):
-        images = _move_to_device(device, arrays[view_column(0)])
-        yield {**arrays, **augment_views(images, arrays["id"], arrays["pass"], loader)}
+        return stream.stream_batches(loader, order, batch_size, options)
+    if loader.store.common_size is None:
+        crops = stream.stream_batches(_keep_crops(loader), order, batch_size, options)
+        batches: Iterator[dict[str, Any]] = ({**arrays, **augment_crops(arrays, loader, device)} for arrays in crops)
+    else:
+        decoded = stream.stream_batches(_build_decoder(loader), order, batch_size, options)
+        batches = (
+            {**arrays, **augment_views(_move_to_device(device, arrays[view_column(0)]), ids, passes, loader)}
+            for arrays in decoded
+            for ids, passes in [(arrays["id"], arrays["pass"])]
+        )
+    return stream.prefetch_items(batches, 1)
 
 
 def _build_decoder(loader: Loader) -> StoredImages:

@@ -7,7 +7,6 @@ lines of JSON: {"done": images so far} now and then, at the end {"result"}, or {
 
 import contextlib
 import json
-import os
 import pickle
 import queue
 import subprocess
@@ -61,11 +60,6 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
             found += others.take_results()
             left -= len(found)
             yield from found
-
-
-def count_usable_cpus() -> int:
-    """Returns the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _call_report(writer: PartWriter, job: PrepareJob, done: int) -> None:

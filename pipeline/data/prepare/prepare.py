@@ -36,7 +36,7 @@ from firstlight.pipeline.data.prepare.jobs import (
     list_jobs,
     record_path,
 )
-from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus, run_on_this_machine
+from firstlight.pipeline.data.prepare.local_jobs import run_on_this_machine
 from firstlight.pipeline.data.prepare.mask_checks import check_masks
 from firstlight.pipeline.data.prepare.target import PrepareOptions, StoreTarget, find_target
 from firstlight.pipeline.data.sources import Source, SourceOptions, open_source
@@ -44,6 +44,7 @@ from firstlight.pipeline.data.sources.source_splits import DEFAULT_TEST_FRACTION
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, UserError
 from firstlight.pipeline.files import LOCK_FILE, wait_for_lock
+from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 # Number of images of the source per task and shard.
 IMAGES_PER_SHARD = 2048

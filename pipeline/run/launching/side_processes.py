@@ -29,12 +29,12 @@ from firstlight.pipeline.child_module import end_processes, open_answers, send_b
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO
-from firstlight.pipeline.data.prepare.local_jobs import count_usable_cpus
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.launching.instances import run_instances
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.train.metrics import append_row
+from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 # Seconds of a stage in this process before others are started, each of which needs some seconds of a CPU to start.
 SEED_SECONDS_ALONE = 4.0

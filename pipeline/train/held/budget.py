@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from firstlight.pipeline.config.scale import StreamOptions
+from firstlight.pipeline.config.scale import AUTO, StreamOptions
 from firstlight.pipeline.data.image_statistics import last_in_bin
 from firstlight.pipeline.data.images.ragged import HELD_PIXEL_BYTES
 from firstlight.pipeline.data.plan import TrainingPlan
@@ -96,14 +96,16 @@ def choose_held_ids(store: Store, options: LoadingOptions, plan: TrainingPlan) -
     return np.unique(plan.ids) if held is not None and held <= options.held_bytes else resident
 
 
-def should_augment_on_device(settings: StreamOptions, store: Store) -> bool:
-    """Returns True if streamed images should be augmented on the training device.
+def should_augment_on_device(settings: StreamOptions, store: Store, on_gpu: bool) -> bool:
+    """Returns True if streamed images should be augmented on the training device, after their crop if they differ in
+    size.
 
     Raises:
-        UserError: `stream.augment: device` is not possible, as the images differ in size.
+        UserError: `stream.augment: device` is not possible with these images.
     """
-    if settings.augment == "device" and store.common_size is None:
+    is_possible = store.common_size is not None or store.stated_pixels is None
+    if settings.augment == "device" and not is_possible:
         width, height = _describe_ranges(store)
-        sizes = f"it needs images of one size, these are {width} pixels wide and {height} high"
-        raise UserError(f"stream.augment: 'device' is not possible: {sizes}; valid: cpu")
-    return settings.augment == "device"
+        sizes = f"images of {store.pixels} need one size, these are {width} pixels wide and {height} high"
+        raise UserError(f"stream.augment: 'device' is not possible: {sizes}; valid: auto, cpu")
+    return settings.augment == "device" or (settings.augment == AUTO and on_gpu and is_possible)

@@ -11,7 +11,7 @@ from rich.console import Console
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.run import auto_scale
+from firstlight.pipeline.run import auto_scale, memory
 from firstlight.pipeline.run.auto_scale import FoundGpus, choose_scale, resolve_scale
 from firstlight.pipeline.run.nodes import Node
 from firstlight.pipeline.run.runner import run_recipe
@@ -54,8 +54,13 @@ def automatic(folder: Path, precision: str = "auto", **scale: Any) -> Recipe:
     ("gpus", "bf16", "line", "precision"),
     [
         (FoundGpus(0), False, "chosen: 1 worker on the CPUs, precision fp32", "fp32"),
-        (FoundGpus(1, "H100"), True, "chosen: 1 worker on 1 GPU (H100), precision bf16", "bf16"),
-        (FoundGpus(4, "V100"), False, "chosen: 4 workers on 4 GPUs (V100), precision fp16", "fp16"),
+        (FoundGpus(1, "H100"), True, "chosen: 1 worker on 1 GPU (H100), precision bf16, 7 decoding tasks", "bf16"),
+        (
+            FoundGpus(4, "V100"),
+            False,
+            "chosen: 4 workers on 4 GPUs (V100), precision fp16, 2 decoding tasks each",
+            "fp16",
+        ),
     ],
 )
 def test_choice_is_said_in_one_line(
@@ -63,12 +68,55 @@ def test_choice_is_said_in_one_line(
 ) -> None:
     monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: 8)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**12)
     recipe, told = resolve_scale(automatic(tmp_path))
     assert told == line
     stage: Any = recipe.stages["pretrain"]
     assert stage.precision == precision
     assert recipe.scale.max_workers == max(gpus.count, 1)
     assert resolve_scale(recipe) == (recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "free", "keys", "tasks"),
+    [
+        (8, 10**12, {}, 7),
+        (8, 10**12, {"scale__workers": 0}, 7),
+        (8, 10**12, {"scale__cpus": 4}, 3),
+        (64, 10**12, {}, 16),
+        (2, 10**12, {}, 2),
+        # Half of it has room for four.
+        (64, 4 * 10**9, {}, 4),
+        (64, 10**8, {}, 2),
+        (64, 10**12, {"stream__tasks": 5}, 5),
+    ],
+)
+def test_decoding_tasks_of_a_gpu_follow_cpus_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, free: int, keys: dict[str, Any], tasks: int
+) -> None:
+    monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: cpus)
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    settings = {"scale__workers": 1, "scale__gpus_per_worker": 1.0, **keys}
+    resolved, told = resolve_scale(recipes.recipe(tmp_path, **settings))
+    assert resolved.stream.tasks == tasks
+    assert told == (None if "stream__tasks" in keys else f"chosen: {tasks} decoding tasks")
+
+
+def test_decoding_tasks_on_cpus_stay_as_they_are(tmp_path: Path) -> None:
+    resolved, told = resolve_scale(recipes.recipe(tmp_path, scale__workers=1, scale__gpus_per_worker=0.0))
+    assert told is None
+    assert resolved.stream.tasks == "auto"
+    assert (resolved.stream.count_tasks(on_ray=True), resolved.stream.count_tasks(on_ray=False)) == (2, 1)
+
+
+@pytest.mark.parametrize(("side", "asked", "chosen"), [(8, "auto", 300), (224, "auto", 405), (224, 400, 400)])
+def test_object_store_has_room_for_the_images_on_their_way(tmp_path: Path, side: int, asked: Any, chosen: int) -> None:
+    """With two tasks, of batches of 256 images of 224 x 224: seven blocks of a batch, and four batches."""
+    keys = {"dataset__image_size": side, "stages__evaluate__batch_size": 256, "scale__object_store_mb": asked}
+    resolved, _ = resolve_scale(recipes.recipe(tmp_path, scale__workers=1, scale__gpus_per_worker=0.0, **keys))
+    assert resolved.scale.object_store_mb == chosen
+    assert resolve_scale(resolved) == (resolved, None)
 
 
 def test_cpus_beside_idle_gpus_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

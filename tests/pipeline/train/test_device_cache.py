@@ -220,16 +220,25 @@ def test_images_are_cached_unless_resident_is_off(digits: Store) -> None:
     ]  # type: ignore[arg-type]
 
 
-def test_images_of_several_sizes_cannot_be_augmented_on_the_device(digits: Store) -> None:
-    assert [budget.should_augment_on_device(StreamOptions(augment=place), digits) for place in ("cpu", "device")] == [
-        False,
-        True,
-    ]  # type: ignore[arg-type]
-    store = replace(digits, images=SEVERAL)
-    assert not budget.should_augment_on_device(StreamOptions(), store)
-    obstacle = "it needs images of one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: cpu$"
+@pytest.mark.parametrize(
+    ("augment", "on_gpu", "is_there"),
+    [("cpu", True, False), ("device", False, True), ("auto", True, True), ("auto", False, False)],
+)
+def test_images_are_augmented_on_a_gpu_or_where_the_recipe_says(
+    digits: Store, augment: Any, on_gpu: bool, is_there: bool
+) -> None:
+    several = replace(digits, images=SEVERAL)
+    for store in (digits, several):
+        assert budget.should_augment_on_device(StreamOptions(augment=augment), store, on_gpu) == is_there
+
+
+def test_channels_of_several_sizes_cannot_be_augmented_on_the_device(digits: Store) -> None:
+    store = replace(digits, images={**SEVERAL, "pixels": {"channels": 4, "bits": 16}})
+    assert store.stated_pixels is not None
+    assert not budget.should_augment_on_device(StreamOptions(), store, on_gpu=True)
+    obstacle = r"images of .* need one size, these are 3 to 50 pixels wide and 4 to 60 high; valid: auto, cpu$"
     with pytest.raises(UserError, match=f"^stream.augment: 'device' is not possible: {obstacle}"):
-        budget.should_augment_on_device(StreamOptions(augment="device"), store)
+        budget.should_augment_on_device(StreamOptions(augment="device"), store, on_gpu=True)
 
 
 @pytest.fixture
@@ -263,6 +272,8 @@ def test_images_of_several_sizes_give_the_batches_of_the_stream(photographs: Sto
         views = device_cache.crop_views(opened, theirs["id"], theirs["pass"], loader, CPU)
         assert all(np.array_equal(views[key].numpy(), theirs[key]) for key in views)
         assert len(views) == 2
+    on_device = replace(options, on_device=True)
+    assert_equal_batches(list(device_cache.iterate_streamed_batches(loader, order, BATCH, on_device, CPU)), expected)
 
 
 def test_images_of_several_sizes_are_decoded_once(photographs: Store, monkeypatch: pytest.MonkeyPatch) -> None:

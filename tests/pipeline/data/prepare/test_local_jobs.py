@@ -228,8 +228,3 @@ def test_a_source_that_no_other_process_has_stays_in_this_one(
     assert not others.take_results()
     assert waiting.qsize() == 1, "it is left for this process"
     others.close()
-
-
-def test_cpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
-    assert local_jobs.count_usable_cpus() == 1

@@ -1,0 +1,19 @@
+"""The CPUs that a process may use: those of the machine, less what its container or its starter leaves it."""
+
+import os
+from pathlib import Path
+
+# The time of CPUs that a container has in each period, in microseconds: "400000 100000", or "max 100000" without a
+# limit (the kernel's cgroup-v2, cpu.max).
+CPU_LIMIT_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+
+def count_usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use, 1 at least; of a part of a CPU a whole one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_LIMIT_FILE.read_text().split()
+        return min(cpus, max(-(-int(quota) // int(period)), 1))
+    # There is no limit, or this is no container.
+    except (OSError, ValueError):
+        return cpus

@@ -1,0 +1,31 @@
+"""The number of CPUs of a process: its affinity, and the limit of its container."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from firstlight.pipeline import usable_cpus
+from firstlight.pipeline.usable_cpus import count_usable_cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (None, 3),
+        ("max 100000", 3),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("20000 100000", 1),
+        ("6400000 100000", 3),
+        ("?", 3),
+    ],
+)
+def test_cpus_are_those_of_the_process_and_of_its_container(
+    text: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6}, raising=False)
+    monkeypatch.setattr(usable_cpus, "CPU_LIMIT_FILE", tmp_path / "cpu.max")
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text + "\n")
+    assert count_usable_cpus() == count
