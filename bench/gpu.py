@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timed_training import StepRate, TimedTraining, make_timed_recipe, write_noise_photographs
+from firstlight.pipeline.run.auto_scale import MOST_TASKS
 from firstlight.pipeline.train.accelerator.utilization import find_peak_flops
 from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
+from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 GPU_AUGMENT: list[dict[str, Any]] = [{"op": "random_resized_crop", "scale": [0.2, 1.0]}, {"op": "horizontal_flip"}]
 
@@ -103,6 +105,8 @@ class GpuBench:
     ) -> None:
         self.root, self.device, self.networks, self.end = root, device, networks, end
         self.steps, self.warmup = steps, max(steps // 4, 1)
+        # As a recipe chooses them for a GPU; on CPUs a training has one.
+        self.tasks = min(max(count_usable_cpus() - 1, 1), MOST_TASKS) if device.type == "cuda" else 1
         self.rows: list[MeasuredRow] = []
         self.skipped: list[str] = []
         self.folders: dict[int, Path] = {}
@@ -175,7 +179,7 @@ class GpuBench:
             size=network.size,
             encoder=network.encoder,
             stage=stage,
-            stream={"resident": resident, "augment": "device"},
+            stream={"resident": resident, "augment": "device", "tasks": self.tasks},
             augment=GPU_AUGMENT,
             dataset={},
         )

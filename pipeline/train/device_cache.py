@@ -87,16 +87,16 @@ def crop_views(
     opened: list[Image.Image], ids: np.ndarray, passes: np.ndarray, loader: Loader, device: torch.device
 ) -> dict[str, Tensor]:
     """B images of any sizes -> (B, V, S, S, 3) uint8 for each group of views: cropped here, augmented on `device`."""
-    return augment_crops(_keep_crops(loader).load_opened(ids, passes, ids, opened), loader, device)
+    return augment_crops(keep_crops(loader).load_opened(ids, passes, ids, opened), loader, device)
 
 
-def _keep_crops(loader: Loader) -> Loader:
+def keep_crops(loader: Loader) -> Loader:
     """Returns a loader that does the first op of each view alone, the crop."""
     return replace(loader, ops=tuple(ops[:1] for ops in loader.ops))
 
 
 def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[str, Tensor]:
-    """Crops that `_keep_crops(loader)` has loaded -> (B, V, S, S, 3) uint8 for each group of views, on `device`."""
+    """Crops that `keep_crops(loader)` has loaded -> (B, V, S, S, 3) uint8 for each group of views, on `device`."""
     ids, passes, found = arrays["id"], arrays["pass"], {}
     for number, group in enumerate(loader.groups):
         side = loader.size_of(group[0])
@@ -145,7 +145,7 @@ def iterate_streamed_batches(
     if not options.on_device:
         return stream.stream_batches(loader, order, batch_size, options)
     if loader.store.common_size is None:
-        crops = stream.stream_batches(_keep_crops(loader), order, batch_size, options)
+        crops = stream.stream_batches(keep_crops(loader), order, batch_size, options)
         batches: Iterator[dict[str, Any]] = ({**arrays, **augment_crops(arrays, loader, device)} for arrays in crops)
     else:
         decoded = stream.stream_batches(_build_decoder(loader), order, batch_size, options)

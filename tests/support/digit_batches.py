@@ -8,7 +8,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions
 
 DIGIT_BATCH = 12
-LOCAL_LOADING = LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25)
+LOCAL_LOADING = LoadingOptions(on_ray=False, prefetch=2, tasks=1, task_cpus=0.25)
 DIGIT_OPS = ({"op": "random_shift", "padding": 2}, {"op": "random_affine", "degrees": 20.0})
 
 

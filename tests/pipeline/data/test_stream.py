@@ -117,7 +117,8 @@ def test_labelled_images_are_augmented_differently_in_each_pass(digits: Store) -
 
 
 def streams() -> set[threading.Thread]:
-    return {t for t in threading.enumerate() if t.name == "stream"}
+    """Returns the threads of all streams: the one that joins the batches, and those that load parts of them."""
+    return {t for t in threading.enumerate() if t.name == "stream" or t.name.startswith("load_")}
 
 
 def ended(threads: set[threading.Thread]) -> bool:
@@ -127,38 +128,68 @@ def ended(threads: set[threading.Thread]) -> bool:
 
 
 class Breaks(Loader):
-    """Cannot read the images of the fifth batch."""
+    """Cannot read the last image of the fifth batch."""
 
     def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
-        if np.array_equal(ids, plan(self.store).epoch(0)[4]):
+        if plan(self.store).epoch(0)[4][-1] in ids:
             raise OSError("the disk is gone")
         return super().load(ids, passes, encoded)
 
 
-def test_loading_error_reaches_the_consumer_at_its_batch(digits: Store) -> None:
-    its = Breaks(digits, (OPS,), 8, 0, 1_000_000)
-    others, stream = streams(), stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, OPTIONS)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_loading_error_reaches_the_consumer_at_its_batch(digits: Store, threads: int) -> None:
+    its, options = Breaks(digits, (OPS,), 8, 0, 1_000_000), replace(OPTIONS, tasks=threads)
+    others, stream = streams(), stream_batches(its, TrainOrder(plan(digits), 0, 1, 0, 8), BATCH, options)
     assert [len(next(stream)["id"]) for _ in range(4)] == [BATCH] * 4
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
     assert ended(streams() - others)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("read", [1, 3, 16])
-def test_closed_stream_ends_its_thread(digits: Store, read: int) -> None:
-    its, others = plan(digits), streams()
-    stream: Iterator[Arrays] = stream_batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, OPTIONS)
+def test_closed_stream_ends_its_threads(digits: Store, read: int, threads: int) -> None:
+    its, others, options = plan(digits), streams(), replace(OPTIONS, tasks=threads)
+    stream: Iterator[Arrays] = stream_batches(loader(digits), TrainOrder(its, 0, 1, 0, 16), BATCH, options)
     for _ in range(read):
         next(stream)
-    threads = streams() - others
-    assert len(threads) <= 1
-    assert threads or read == 16
+    started = streams() - others
+    assert len(started) <= (1 if threads == 1 else 1 + threads)
+    assert started or read == 16
     stream.close()  # type: ignore[attr-defined]
-    assert ended(threads)
+    assert ended(started)
 
 
-def test_prefetch_bounds_the_batches_loaded_ahead(digits: Store) -> None:
-    loaded = []
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_any_number_of_threads_gives_the_same_batches(digits: Store, threads: int, windowed: bool) -> None:
+    """A batch has twelve images, of which a thread loads six at least."""
+    options = replace(OPTIONS, tasks=threads)
+    assert_same(train(digits, options=options, windowed=windowed), train(digits, windowed=windowed))
+    assert_same(train(digits, 1, 2, 5, options=options), train(digits, 1, 2, 5))
+    sweep = EvalOrder(np.arange(2, 91), 40, 0, 1, batches_per_task=1)
+    assert_same(
+        list(stream_batches(loader(digits), sweep, 40, options)),
+        list(stream_batches(loader(digits), sweep, 40, OPTIONS)),
+    )
+
+
+def test_threads_load_parts_of_a_batch_at_a_time(digits: Store) -> None:
+    """Each waits until another one loads the other half."""
+    meeting = threading.Barrier(2, timeout=60)
+
+    class Meets(Loader):
+        def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
+            meeting.wait()
+            return super().load(ids, passes, encoded)
+
+    order, options = TrainOrder(plan(digits), 0, 1, 0, 8), replace(OPTIONS, tasks=2)
+    assert len(list(stream_batches(Meets(digits, (OPS,), 8, 0, 1_000_000), order, BATCH, options))) == 8
+
+
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_prefetch_bounds_the_batches_loaded_ahead(digits: Store, threads: int) -> None:
+    loaded, parts = [], 1 if threads == 1 else 2
 
     class Counts(Loader):
         def load(self, ids: np.ndarray, passes: np.ndarray, encoded: dict[int, Any]) -> Arrays:
@@ -169,11 +200,13 @@ def test_prefetch_bounds_the_batches_loaded_ahead(digits: Store) -> None:
         Counts(digits, (OPS,), 8, 0, 1_000_000),
         TrainOrder(plan(digits), 0, 1, 0, 16),
         BATCH,
-        replace(OPTIONS, prefetch=3),
+        replace(OPTIONS, prefetch=3, tasks=threads),
     )
+    # Parts of these batches keep the threads busy while another one is taken.
+    in_work = 0 if threads == 1 else threads // parts
     for taken in range(1, 6):
         next(stream)
-        assert len(loaded) <= taken + 3 + 1  # in the queue, and waiting to be put there
+        assert len(loaded) <= parts * (taken + 3 + 1 + in_work)  # in the queue, and waiting to be put there
     stream.close()  # type: ignore[attr-defined]
 
 
