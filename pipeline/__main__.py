@@ -1,6 +1,6 @@
 """`python -m firstlight.pipeline` is the command `firstlight`."""
 
-from firstlight.pipeline.cli.main import main
+from firstlight.pipeline.cli.main import run_process
 
 if __name__ == "__main__":
-    main()
+    run_process()

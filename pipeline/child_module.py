@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from firstlight.pipeline.process_life import collect_garbage_rarely
+
 # Seconds between two looks of a process at whether the one that started it is still there.
 PARENT_POLL_S = 0.2
 
@@ -61,6 +63,7 @@ def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
     Ctrl-C is left to the process that started this one. When that one has ended, this one ends at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    collect_garbage_rarely()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # What a library prints is no answer.
     with open(os.dup(1), "w", encoding="utf-8") as answers:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Group
@@ -26,6 +26,7 @@ from firstlight.pipeline.cli.options import (
 from firstlight.pipeline.cli.output import echo_text, print_scores, print_table_or_tsv, results_console
 from firstlight.pipeline.errors import StageFailed, StopTraining, Terminated, UserError, one_line
 from firstlight.pipeline.files import explain_denied_access
+from firstlight.pipeline.process_life import collect_garbage_rarely, end_process
 from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.retry import describe_failure, is_tracking_error
 
@@ -270,3 +271,13 @@ def main() -> None:
     """Runs the command line, and exits with its exit code."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     sys.exit(run_guarded(lambda: cli(standalone_mode=False)))
+
+
+def run_process() -> NoReturn:
+    """Runs the command line in a process that has nothing else to do, and ends it."""
+    collect_garbage_rarely()
+    try:
+        main()
+    except SystemExit as exit_:
+        end_process(int(exit_.code or 0))
+    raise AssertionError("main has returned")
