@@ -30,6 +30,9 @@ from firstlight.pipeline.train.metrics import METRICS_SHAPE
 POLL_S = 0.5
 # Between the lines that are printed if stdout is not a terminal.
 LINE_INTERVAL_S = 20.0
+# MLflow gets new rows as soon as sending the last ones is this share of the time since, at the latest after
+# SEND_INTERVAL_S: a write takes Python's global lock from a training in the same process.
+SEND_SHARE, SEND_INTERVAL_S = 0.05, 10.0
 
 JsonRows = list[dict[str, Any]]
 # Called with an instance, the share of its stage that is done (0..1, over all seeds), and new rows of the instance.
@@ -153,7 +156,7 @@ class ProgressFollower:
         self.console, self.title, self.files, self.listener = console, title, files, listener
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._poll_files, daemon=True, name="follow")
-        self.printed_at = time.monotonic()
+        self.printed_at = self.next_send = time.monotonic()
         self.status = ""
         columns = (
             SpinnerColumn(finished_text="[green]✓[/]"),
@@ -182,6 +185,7 @@ class ProgressFollower:
         self.stopped.set()
         self.thread.join()
         self._read_files()
+        self._send_rows()
         for followed in self.files:
             if followed.pending:
                 self._print_note(
@@ -199,6 +203,15 @@ class ProgressFollower:
     def _poll_files(self) -> None:
         while not self.stopped.wait(POLL_S):
             self._read_files()
+            if time.monotonic() >= self.next_send:
+                self._send_rows()
+
+    def _send_rows(self) -> None:
+        started = time.monotonic()
+        for followed in self.files:
+            followed.send_rows()
+        taken = time.monotonic() - started
+        self.next_send = started + min(taken / SEND_SHARE, SEND_INTERVAL_S)
 
     def _read_files(self) -> None:
         for followed in self.files:
@@ -213,7 +226,6 @@ class ProgressFollower:
                 if self.listener and followed.instance:
                     self.listener(followed.instance, sum(f.share_done for f in self.files) / len(self.files), steps)
             followed.queue_rows([row for row in steps if "loss" in row])
-            followed.send_rows()
 
     def _print_note(self, followed: FollowedFile, text: str) -> None:
         self.console.print(f"[yellow]note[/] {followed.label}: {escape(escape_line(text))}", soft_wrap=True)

@@ -2,10 +2,13 @@
 
 import io
 import json
+import math
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +132,7 @@ def read_once(followed: FollowedFile) -> Callable[[], str]:
 
     def call() -> str:
         its._read_files()
+        its._send_rows()
         return text(output)
 
     return call
@@ -149,7 +153,46 @@ def test_steps_logged_by_an_earlier_run_are_not_logged_again(tmp_path: Path, log
     append(followed, "".join(map(line, range(1, 6))))
     its = ProgressFollower(console(), "pretrain", [followed])
     its._read_files()
+    its._send_rows()
     assert log.rows == [row(4), row(5)]
+
+
+def test_a_slow_mlflow_is_sent_to_less_often(followed: FollowedFile, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a twentieth of the time at most, or has waited for ten seconds."""
+    clock, took = [100.0], [0.2]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    its = ProgressFollower(console(), "pretrain", [followed])
+    real = followed.log
+
+    def log_slowly(rows: JsonRows) -> None:
+        clock[0] += took[0]
+        real(rows)
+
+    followed.log = log_slowly
+    append(followed, line(1))
+    its._read_files()
+    its._send_rows()
+    assert its.next_send == pytest.approx(100.0 + 0.2 / 0.05)
+    append(followed, line(2))
+    its._read_files()
+    clock[0], took[0] = 200.0, 3.0
+    its._send_rows()
+    assert its.next_send == pytest.approx(200.0 + 10.0)
+    assert log.steps == [1, 2]
+
+
+def test_rows_wait_until_mlflow_is_due(followed: FollowedFile, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    with ProgressFollower(console(), "pretrain", [followed]) as its:
+        its.next_send = math.inf
+        append(followed, line(1))
+        while not followed.pending:
+            time.sleep(0.01)
+        assert log.steps == []
+        its.next_send = 0.0
+        while not log.steps:
+            time.sleep(0.01)
+    assert log.steps == [1]
 
 
 def test_rows_without_a_loss_are_shown_but_not_logged(
