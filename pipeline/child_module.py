@@ -64,7 +64,7 @@ def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     collect_garbage_rarely()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     # What a library prints is no answer.
     with open(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
@@ -76,7 +76,12 @@ def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield answer
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent() -> None:
+    """Starts a thread that ends this process when the one that started it is gone, by whatever ended that one."""
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True, name="parent").start()
+
+
+def _wait_for_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)
