@@ -134,6 +134,11 @@ class Store(Manifest):
         """The format of the pixels that a network gets."""
         return self.stated_pixels or RGB_PIXELS
 
+    @property
+    def is_gray(self) -> bool:
+        """True if all images have one channel of 8 bits, of which `open_image` makes three equal ones."""
+        return self.stated_pixels is None and set(self.images.get("modes", {})) == {"L"}
+
     def open_image(self, data: bytes, max_pixels: int) -> Image.Image | ChannelImage:
         """Decodes an image of the store: to mode RGB, or to its channels where the data set states them.
 

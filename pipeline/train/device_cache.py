@@ -45,7 +45,7 @@ class CachedImages:
     """Decoded images on a device.
 
     ids: (n,) int64, sorted. labels: (n,) int64, -1 if unknown. pixels: (n, C, H, W) on the device, uint8, or int16
-    with the bits of 16-bit levels.
+    with the bits of 16-bit levels. C is 1 for gray images.
     """
 
     ids: np.ndarray
@@ -112,7 +112,8 @@ def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[
 def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Tensor]:
     """(B, C, H, W) -> (B, V, S, S, C) for each group of views, of the same type, computed on the device of `images`.
 
-    The parameters are drawn on the CPU, from the same random numbers as in the stream.
+    Gray images may have one channel, and their views have three. The parameters are drawn on the CPU, from the same
+    random numbers as in the stream.
     """
     sizes = np.tile((images.shape[3], images.shape[2]), (len(ids), 1))
     found = {}
@@ -150,9 +151,8 @@ def iterate_streamed_batches(
     else:
         decoded = stream.stream_batches(_build_decoder(loader), order, batch_size, options)
         batches = (
-            {**arrays, **augment_views(_move_to_device(device, arrays[view_column(0)]), ids, passes, loader)}
+            {**arrays, **augment_views(_move_to_device(device, arrays, loader), arrays["id"], arrays["pass"], loader)}
             for arrays in decoded
-            for ids, passes in [(arrays["id"], arrays["pass"])]
         )
     return stream.prefetch_items(batches, 1)
 
@@ -162,9 +162,16 @@ def _build_decoder(loader: Loader) -> StoredImages:
     return StoredImages(loader.store, *loader.store.common_size, loader.max_pixels)
 
 
-def _move_to_device(device: torch.device, views: np.ndarray) -> Tensor:
-    """Decoded images (B, 1, H, W, C) of uint8 or uint16 -> (B, C, H, W) uint8 or int16 on the device."""
-    return send_pixels(views[:, 0], device).permute(0, 3, 1, 2)
+def _move_to_device(device: torch.device, arrays: Arrays, loader: Loader) -> Tensor:
+    """Decoded images (B, 1, H, W, C) of uint8 or uint16 -> (B, C, H, W) uint8 or int16 on the device; one channel of
+    gray ones.
+    """
+    images = arrays[view_column(0)][:, 0, :, :, : _count_held_channels(loader)]
+    return send_pixels(np.ascontiguousarray(images), device).permute(0, 3, 1, 2)
+
+
+def _count_held_channels(loader: Loader) -> int:
+    return 1 if loader.store.is_gray else loader.store.pixels.channels
 
 
 # The images that were cached last.
@@ -240,12 +247,12 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
     """Returns the images as (n, C, H, W) uint8 or int16 on the device. Each worker decodes a part. Collective."""
     decoder = _build_decoder(loader)
     size = max(1, min(MAX_DECODED_IMAGES, MAX_DECODED_BYTES // decoder.row_bytes))
-    channels, dtype = loader.store.pixels.channels, torch.uint8 if loader.store.pixels.bits == 8 else torch.int16
+    channels, dtype = _count_held_channels(loader), torch.uint8 if loader.store.pixels.bits == 8 else torch.int16
     pixels = torch.empty(len(ids), channels, decoder.height, decoder.width, dtype=dtype, device=device)
     edges = np.cumsum([0, *(len(part) for part in np.array_split(ids, world_size()))]).tolist()
     done = edges[rank()]
     for arrays in stream.stream_batches(decoder, EvalOrder(ids, size, rank(), world_size()), size, options):
-        pixels[done : done + len(arrays["id"])] = _move_to_device(device, arrays[view_column(0)])
+        pixels[done : done + len(arrays["id"])] = _move_to_device(device, arrays, loader)
         done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world_size() > 1 and stop > start:

@@ -68,11 +68,15 @@ DEFAULT_PIXELS_PER_PART = 2**21
 # Products with the weights are summed in two parts, so that float32 is exact: 2**15 * 255 + 2**14 + 255 * taps and
 # 2**7 * 255 * taps are below 2**24 for up to 500 taps.
 WEIGHT_PART, MAX_TAPS = 2.0**7, 500
+COLORS = 3
 
 
 @torch.no_grad()
 def augment_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor:
-    """(B, 3, H, W) uint8 and parameters from `augment.sample_params` -> (B, 3, size, size) uint8."""
+    """(B, 3, H, W) uint8 and parameters from `augment.sample_params` -> (B, 3, size, size) uint8.
+
+    Images of one channel, (B, 1, H, W), stand for gray ones with three equal channels, which is what is returned.
+    """
     at_a_time = max(
         1, PIXELS_PER_PART.get(images.device.type, DEFAULT_PIXELS_PER_PART) // max(images[0, 0].numel(), size**2)
     )
@@ -80,13 +84,16 @@ def augment_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor
     for start in range(0, len(images), at_a_time):
         part = images[start : start + at_a_time]
         for op in drawn:
+            if op.kind is Erase:
+                # Noise has colours.
+                part = part.expand(-1, COLORS, -1, -1)
             part = BATCH_OPS[op.kind](part, op.rows[start : start + at_a_time], size)
         parts.append(part)
-    return torch.cat(parts)
+    return torch.cat(parts).expand(-1, COLORS, -1, -1)
 
 
 def crop_batch(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
-    """(B, 3, H, W) uint8 and (B, 4) left, top, width, height -> (B, 3, size, size) uint8.
+    """(B, C, H, W) uint8 and (B, 4) left, top, width, height -> (B, C, size, size) uint8.
 
     The boxes are resampled as by Pillow's `Image.resize(BILINEAR, box=)`.
     """
@@ -107,7 +114,7 @@ def _resample_batch(images: Tensor, boxes: np.ndarray, size: tuple[int, int], co
     left, top, across, down = boxes.T
     x = _resampling_weights(images, np.maximum(left, 0.0), np.minimum(left + across, width), width, size[0])
     y = _resampling_weights(images, np.maximum(top, 0.0), np.minimum(top + down, height), height, size[1])
-    # (B, H, 3, W), so that each pass is one product for an image.
+    # (B, H, C, W), so that each pass is one product for an image.
     levels = images.transpose(1, 2).to(x.dtype, memory_format=torch.contiguous_format)
     for columns in (columns_first, not columns_first):
         levels = _resample_columns(levels, y) if columns else _resample_rows(levels, x)
@@ -116,13 +123,13 @@ def _resample_batch(images: Tensor, boxes: np.ndarray, size: tuple[int, int], co
 
 def _resample_columns(levels: Tensor, weights: Tensor) -> Tensor:
     flat = levels.flatten(2).to(weights.dtype)
-    rounded: Tensor = _round_levels(weights[0] @ flat, weights[1] @ flat).unflatten(2, (3, -1))
+    rounded: Tensor = _round_levels(weights[0] @ flat, weights[1] @ flat).unflatten(2, (levels.shape[2], -1))
     return rounded
 
 
 def _resample_rows(levels: Tensor, weights: Tensor) -> Tensor:
     flat = levels.flatten(1, 2).to(weights.dtype)
-    rounded: Tensor = _round_levels(flat @ weights[0].mT, flat @ weights[1].mT).unflatten(1, (-1, 3))
+    rounded: Tensor = _round_levels(flat @ weights[0].mT, flat @ weights[1].mT).unflatten(1, (-1, levels.shape[2]))
     return rounded
 
 

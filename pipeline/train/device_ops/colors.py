@@ -15,10 +15,14 @@ def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
 
 
 def jitter_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
-    """Applies the four changes of colour, in the order that was drawn for each image, unless they are neutral."""
+    """Applies the four changes of colour, in the order that was drawn for each image, unless they are neutral.
+
+    Saturation and hue of images of one channel, which are gray, change nothing.
+    """
     images = images.clone()
+    changes = (_change_brightness, _change_contrast, _change_saturation, _change_hue)
     for turn in range(4, 8):
-        for k, change in enumerate((_change_brightness, _change_contrast, _change_saturation, _change_hue)):
+        for k, change in enumerate(changes[: 2 if images.shape[1] == 1 else 4]):
             rows = np.flatnonzero((drawn[:, turn] == k) & (drawn[:, k] != float(k < 3)))
             if len(rows):
                 index = send_array(rows, images.device)
@@ -50,7 +54,9 @@ def blend_images(base: Tensor, images: Tensor, factors: np.ndarray) -> Tensor:
 
 
 def _to_luma(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, 1, H, W) int32, the luma of ITU-R 601."""
+    """(B, 3, H, W) uint8 -> (B, 1, H, W) int32, the luma of ITU-R 601; that of gray (B, 1, H, W) is their level."""
+    if images.shape[1] == 1:
+        return images.int()
     red, green, blue = images.int().unbind(1)
     return ((red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16)[:, None]
 

@@ -58,7 +58,9 @@ def estimate_held_bytes(store: Store, images: int) -> int | None:
     like those of the whole store.
     """
     if store.common_size is not None:
-        return int(images * store.common_size[0] * store.common_size[1] * store.pixels.pixel_bytes)
+        # Gray images are held with one channel.
+        pixel_bytes = 1 if store.is_gray else store.pixels.pixel_bytes
+        return int(images * store.common_size[0] * store.common_size[1] * pixel_bytes)
     # Of several sizes, only those of mode RGB can be held.
     found: list[list[int]] = [] if store.stated_pixels else store.images.get("sizes", [])
     widest, highest = (int(store.images.get(side, (0, 0))[1]) for side in ("width", "height"))

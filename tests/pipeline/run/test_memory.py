@@ -74,7 +74,7 @@ def test_tables_of_the_method_are_counted(digits: Store) -> None:
 def test_decoded_images_count_per_worker_and_not_on_gpus(digits: Store) -> None:
     """Views of all images that are scored are held as well, in the memory of the worker."""
     views = sum(digits.splits.values()) * 8 * 8 * 3
-    assert estimated(digits, stream__resident="on").held == 2 * (1000 * 8 * 8 * 3 + views)
+    assert estimated(digits, stream__resident="on").held == 2 * (1000 * 8 * 8 + views)
     assert estimated(digits, stream__resident="on", scale__gpus_per_worker=1.0).held == 2 * views
     several = replace(digits, images={"width": [3, 50], "height": [4, 60], "sizes": [[22, 23, 10]]})
     for gpus in (0.0, 1.0):

@@ -122,7 +122,9 @@ def test_images_are_decoded_once_for_all_trainings(digits: Store, decoded: list[
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     held, notes = device_cache.cache_images(loader, OPTIONS, CPU)
     assert decoded == HELD.tolist()
-    assert notes == ["598 images of 8 x 8 are held decoded (0.1 MB on cpu)"]
+    assert notes == ["598 images of 8 x 8 are held decoded (0.0 MB on cpu)"]
+    assert isinstance(held, device_cache.CachedImages)
+    assert held.pixels.shape == (598, 1, 8, 8), "they are gray"
     again, notes = device_cache.cache_images(replace(loader, seed=9, ops=()), OPTIONS, CPU)
     assert again is held
     assert notes == []

@@ -54,6 +54,15 @@ def test_augmented_batch_has_pillows_pixels(name: str, width: int, height: int, 
     assert np.array_equal(source, before), "what is held was changed"
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_one_channel_of_gray_images_gives_their_three(name: str) -> None:
+    for size in (16, 29):
+        gray = to_batch_of_images(make_noise(40, 37, 29))[:, :1]
+        whole = gray.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+        found = module.augment_batch(gray, sample_params(PIPELINES[name], whole, size), size)
+        assert torch.equal(found, augment_with_pillow(PIPELINES[name], whole, size))
+
+
 def test_resampling_passes_are_in_pillows_order_for_every_shape() -> None:
     """It rounds between them, and which is first depends on its version and on the sizes."""
     rng = np.random.default_rng(1)
