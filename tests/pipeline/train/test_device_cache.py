@@ -87,6 +87,18 @@ def test_cached_and_streamed_batches_are_those_of_the_stream(digits: Store, name
         )
 
 
+@pytest.mark.parametrize("name", ["simclr", "erased by noise", "fixmatch"])
+def test_batches_of_coloured_images_are_those_of_the_stream(name: str, tmp_path: Path) -> None:
+    """The digits of the other tests are gray, and are held with one channel."""
+    folder = write_photographs(tmp_path / "photographs", 60, sizes=((24, 20),))
+    store = prepare_photographs(folder, tmp_path / "stores", 20)
+    assert store.common_size == (24, 20)
+    assert not store.is_gray
+    loader = Loader(store, (tuple(PIPELINES[name]),) * 2, 16, 3, 1_000_000)
+    options = replace(OPTIONS, resident=store.ids("train"))
+    assert_same_batches(loader, TrainOrder(plan_photographs(store), 0, 1, 0, 5), options)
+
+
 def test_views_of_several_sizes_are_those_of_the_stream(digits: Store) -> None:
     ops = (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"]), tuple(PIPELINES["cifar"]))
     loader = Loader(digits, ops, 8, 0, 1_000_000, view_sizes=(12, 12, 5))
