@@ -12,6 +12,8 @@ from firstlight.pipeline.config.schemas.strict_model import StrictModel
 AUTO = "auto"
 # The decoding tasks of Ray for a worker on CPUs.
 RAY_TASKS = 2
+# The keys of a stream that decide the order of the images; the others decide nothing but speed and memory.
+ORDER_KEYS = ("window", "shuffle")
 # Sizes of Ray's object store in MB.
 LEAST_STORE_MB, USUAL_STORE_MB = 80, 300
 

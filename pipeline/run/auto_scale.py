@@ -68,12 +68,12 @@ def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if scale.address != "local":
         return recipe, words
     if stream.tasks == AUTO and scale.worker_gpus:
-        workers = max(scale.max_workers, 1)
-        # A worker has a CPU of its own.
-        share = (scale.cpus or count_usable_cpus()) // workers - 1
-        tasks = choose_tasks(recipe, min(share, MOST_TASKS))
+        # A worker's share of the CPUs is that of the GPUs, as other runs and trials may have the rest.
+        share = (scale.cpus or count_usable_cpus()) * scale.worker_gpus / max(find_local_gpus().count, 1)
+        # One of them is its own.
+        tasks = choose_tasks(recipe, min(int(share) - 1, MOST_TASKS))
         stream = stream.model_copy(update={"tasks": tasks})
-        words.append(f"{format_count(tasks, 'decoding task')} each" if workers > 1 else f"{tasks} decoding tasks")
+        words.append(f"{tasks} decoding tasks" + (" each" if scale.max_workers > 1 else ""))
     if scale.object_store_mb == AUTO and scale.max_workers:
         store = choose_object_store(recipe, stream.count_tasks(on_ray=True))
         scale = scale.model_copy(update={"object_store_mb": store})

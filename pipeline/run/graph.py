@@ -13,6 +13,7 @@ from typing import Any
 
 from firstlight.pipeline.config.load import hash_json, parse_recipe
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
+from firstlight.pipeline.config.scale import ORDER_KEYS
 from firstlight.pipeline.config.stages import PREVIOUS, StageConfig
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.run.given_weights import GivenWeights
@@ -154,7 +155,7 @@ class StageGraph:
             "stage": {key: value for key, value in settings.items() if key not in stage.keys_without_effect},
             "dataset": recipe.dataset.model_dump(mode="json", exclude={"root", "download", "extends"}),
             "encoder": recipe.network_spec,
-            "order": recipe.stream.model_dump(include={"window", "shuffle"}),
+            "order": recipe.stream.model_dump(include=set(ORDER_KEYS)),
             "seed": seed,
             "store": self.store,
             "code": code_version(type(stage_kind(stage))),

@@ -14,7 +14,7 @@ from firstlight.pipeline.config.conf_files import find_conf_file
 from firstlight.pipeline.config.load import RecipeFiles, hash_json, parse_recipe, split_override
 from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.scale import ScaleOptions
+from firstlight.pipeline.config.scale import ORDER_KEYS, ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
@@ -41,9 +41,15 @@ class SearchPlan:
     overrides: tuple[str, ...]
 
     def at_scale(self, scale: ScaleOptions) -> "SearchPlan":
-        """Returns the plan for the workers and GPUs of `scale`, where the recipe leaves them to the machines."""
+        """Returns the plan for the workers, GPUs and object store of `scale`, where the recipe leaves them to the
+        machines.
+        """
         workers = list(scale.workers) if isinstance(scale.workers, tuple) else scale.workers
-        chosen = (f"scale.workers={json.dumps(workers)}", f"scale.gpus_per_worker={scale.gpus_per_worker}")
+        chosen = (
+            f"scale.workers={json.dumps(workers)}",
+            f"scale.gpus_per_worker={scale.gpus_per_worker}",
+            f"scale.object_store_mb={scale.object_store_mb}",
+        )
         return replace(self, overrides=(*self.overrides, *chosen))
 
     def full_recipe(self, values: Mapping[str, Any]) -> Recipe:
@@ -179,6 +185,7 @@ class SearchPlan:
         recipe["dataset"] = {
             key: value for key, value in recipe["dataset"].items() if key not in ("root", "download", "extends")
         }
+        recipe["stream"] = {key: recipe["stream"][key] for key in ORDER_KEYS}
         return hash_json({"search": search, "recipe": recipe})[:12]
 
 

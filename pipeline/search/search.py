@@ -78,7 +78,7 @@ def run_search(plan: SearchPlan, console: Console) -> SearchResult:
     resolved, chosen = resolve_scale(plan.trial_recipe(plan.corner_values()[0]))
     if chosen:
         console.print(chosen, highlight=False, markup=False, soft_wrap=True)
-        plan = plan.at_scale(resolved.scale)
+    plan = plan.at_scale(resolved.scale)
     recipe = plan.trial_recipe(plan.corner_values()[0])
     source = check_search(plan, recipe)
     folder = recipe.storage.resolve() / plan.search.name / plan.fingerprint()

@@ -96,11 +96,24 @@ def test_decoding_tasks_of_a_gpu_follow_cpus_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, free: int, keys: dict[str, Any], tasks: int
 ) -> None:
     monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: cpus)
+    monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(1, "H100"))
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     settings = {"scale__workers": 1, "scale__gpus_per_worker": 1.0, **keys}
     resolved, told = resolve_scale(recipes.recipe(tmp_path, **settings))
     assert resolved.stream.tasks == tasks
     assert told == (None if "stream__tasks" in keys else f"chosen: {tasks} decoding tasks")
+
+
+@pytest.mark.parametrize(("workers", "gpus", "tasks"), [(1, 1.0, 7), (2, 1.0, 7), (4, 0.5, 3), (1, 4.0, 16)])
+def test_gpus_that_are_left_keep_their_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, gpus: float, tasks: int
+) -> None:
+    """Four GPUs and 32 CPUs; trials of a search share them."""
+    monkeypatch.setattr(auto_scale, "count_usable_cpus", lambda: 32)
+    monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(4, "H100"))
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**12)
+    resolved, _ = resolve_scale(recipes.recipe(tmp_path, scale__workers=workers, scale__gpus_per_worker=gpus))
+    assert resolved.stream.tasks == tasks
 
 
 def test_decoding_tasks_on_cpus_stay_as_they_are(tmp_path: Path) -> None:

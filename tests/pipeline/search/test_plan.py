@@ -8,6 +8,7 @@ import pytest
 
 from firstlight.pipeline import ROOT
 from firstlight.pipeline.config import load
+from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.config.stages import TrainingLength
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.search.plan import RECIPE_FOLDER, load_plan
@@ -160,6 +161,8 @@ def test_fingerprint_depends_on_what_decides_the_trials(tmp_path: Path) -> None:
     before = make_plan(tmp_path).fingerprint()
     assert make_plan(tmp_path, **same).fingerprint() == before
     assert make_plan(tmp_path, "scale.cpus=4", f"storage={tmp_path / 'other'}").fingerprint() == before
+    assert make_plan(tmp_path, "stream.tasks=3", "stream.resident=off").fingerprint() == before, "of no effect"
+    assert make_plan(tmp_path, "stream.shuffle=windowed").fingerprint() != before
     for change in (
         {"seed": 1},
         {"algorithm": "random"},
@@ -167,6 +170,12 @@ def test_fingerprint_depends_on_what_decides_the_trials(tmp_path: Path) -> None:
         {"overrides": {"seeds": [1]}},
     ):
         assert make_plan(tmp_path, **change).fingerprint() != before, change
+
+
+def test_trials_have_the_workers_and_the_object_store_that_were_chosen(tmp_path: Path) -> None:
+    scale = ScaleOptions(name="local", workers=(1, 2), gpus_per_worker=0.5, object_store_mb=405)
+    found = make_plan(tmp_path).at_scale(scale).trial_recipe({LR: 0.1, PERIOD: 1}).scale
+    assert (found.workers, found.gpus_per_worker, found.object_store_mb) == ((1, 2), 0.5, 405)
 
 
 def test_fingerprint_of_a_population_depends_on_its_size(tmp_path: Path) -> None:
