@@ -31,6 +31,7 @@ from firstlight.pipeline.stages.pictures import (
     save_pictures,
 )
 from firstlight.pipeline.stages.pretraining.checks import (
+    check_pretrain_images,
     check_pretrain_method,
     check_pretrain_steps,
     count_pretrain_images,
@@ -154,7 +155,9 @@ class PretrainStage(StageKind[Pretrain]):
 
     def check_images(self, name: str, stage: Pretrain, recipe: Recipe, splits: Splits) -> None:
         for seed in recipe.seeds:
-            check_batch_images(f"stages.{name}", stage, count_pretrain_images(f"stages.{name}", stage, splits, seed))
+            images = count_pretrain_images(f"stages.{name}", stage, splits, seed)
+            check_batch_images(f"stages.{name}", stage, images)
+            check_pretrain_images(f"stages.{name}", stage, images)
             check_pretrain_steps(f"stages.{name}", stage, splits, seed)
         if stage.watch.every and len(splits.val) < max(recipe.scale.max_workers, 2):
             raise UserError(

@@ -72,6 +72,16 @@ def check_method_length(name: str, epochs: int, ends_partial: bool, parameters: 
     method.check_length(epochs, ends_partial, method.complete_parameters(parameters))
 
 
+def check_method_images(name: str, images: int, parameters: Mapping[str, Any]) -> None:
+    """Checks the number of images of a training by the method `name`, as `Method.check_images` does.
+
+    Raises:
+        ValueError: the message starts with the parameter's name.
+    """
+    method = METHODS[name]
+    method.check_images(images, method.complete_parameters(parameters))
+
+
 def list_method_warnings(name: str, parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns sentences about hyper-parameters of the method `name` that are known to fail."""
     method = METHODS[name]

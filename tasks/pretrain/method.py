@@ -136,6 +136,18 @@ class Method(Learner):
         """
 
     @classmethod
+    def check_images(cls, images: int, parameters: Mapping[str, Any]) -> None:
+        """Checks the number of images of a training, `TrainingInfo.size`, which is known once they are prepared.
+
+        Args:
+            images: the number of images trained on.
+            parameters: all hyper-parameters, as `complete_parameters` returns them.
+
+        Raises:
+            ValueError: the method cannot be trained on so many; the message starts with the parameter's name.
+        """
+
+    @classmethod
     def list_warnings(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Returns sentences about hyper-parameters that are allowed and known to fail, for users before a training.
 

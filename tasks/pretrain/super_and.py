@@ -156,11 +156,6 @@ class SuperAnd(Method):
         super().__init__(encoder, info)
         if aug and views == 1:
             raise ValueError("views: 1 is not valid with aug: true, which compares two views; valid: 2")
-        if negatives is not None and negatives >= info.size:
-            raise ValueError(
-                f"negatives: {negatives} rows are not fewer than the {info.size} images trained on; valid: null (all "
-                f"rows), or {FEWEST_NEGATIVES}..{info.size - 1}"
-            )
         self.temperature, self.aug_temperature, self.momentum = temperature, aug_temperature, momentum
         self.rounds, self.initial, self.variant = rounds, initial, variant
         self.neighbours, self.ue, self.aug = neighbours, ue, aug
@@ -197,6 +192,15 @@ class SuperAnd(Method):
         if ends_partial or epochs % parameters["rounds"]:
             cut = ", the last one partial," if ends_partial else ""
             raise ValueError(f"rounds: {epochs} epochs{cut} are not {parameters['rounds']} rounds of equal length")
+
+    @classmethod
+    def check_images(cls, images: int, parameters: Mapping[str, Any]) -> None:
+        negatives = parameters["negatives"]
+        if negatives is not None and negatives >= images:
+            raise ValueError(
+                f"negatives: {negatives} rows are not fewer than the {images} images trained on; valid: null (all "
+                f"rows), or {FEWEST_NEGATIVES}..{images - 1}"
+            )
 
     @classmethod
     def plots(cls, epochs: int, parameters: Mapping[str, Any]) -> tuple[Plot, ...]:

@@ -14,7 +14,7 @@ from firstlight.pipeline.stages.pretraining.job import (
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import check_views
 from firstlight.tasks.nn.encoders import Encoder
-from firstlight.tasks.pretrain import check_method_length
+from firstlight.tasks.pretrain import check_method_images, check_method_length
 from firstlight.tasks.pretrain.method import Method
 
 
@@ -100,3 +100,11 @@ def check_pretrain_steps(where: str, stage: Pretrain, splits: Splits, seed: int)
         check_method_length(name, epochs, stage.steps % per_epoch > 0, constructor_arguments(stage.method))
     except ValueError as error:
         raise UserError(f"{where}.method.{error}; {where}.steps: {stage.steps}, {per_epoch} in an epoch") from None
+
+
+def check_pretrain_images(where: str, stage: Pretrain, images: int) -> None:
+    """Checks the number of images that the stage trains on against the method's parameters."""
+    try:
+        check_method_images(stage.method.name, images, constructor_arguments(stage.method))
+    except ValueError as error:
+        raise UserError(f"{where}.method.{error}") from None

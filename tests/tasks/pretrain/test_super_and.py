@@ -270,10 +270,13 @@ def test_bank_in_16_bits_is_close_to_the_exact_loss(variant: str, bound: float, 
     assert 0 < (found - exact).norm() <= factor * bound * exact.norm()
 
 
-@pytest.mark.parametrize("negatives", [SIZE, SIZE + 1])
-def test_more_drawn_rows_than_images_are_refused(negatives: int) -> None:
+@pytest.mark.parametrize("negatives", [None, SIZE - 1, SIZE, SIZE + 1])
+def test_more_drawn_rows_than_images_are_refused(negatives: int | None) -> None:
+    if negatives is None or negatives < SIZE:
+        SuperAnd.check_images(SIZE, {"negatives": negatives})
+        return
     with pytest.raises(ValueError, match=rf"^negatives: {negatives} rows are not fewer than the 96 images .*: null"):
-        method(negatives=negatives)
+        SuperAnd.check_images(SIZE, {"negatives": negatives})
 
 
 @pytest.mark.parametrize("ue_classes", ["others", "all"])

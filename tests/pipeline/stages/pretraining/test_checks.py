@@ -8,7 +8,12 @@ import pytest
 from firstlight.pipeline.data.splits import draw_splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
-from firstlight.pipeline.stages.pretraining.checks import check_pretrain_steps, count_pretrain_images
+from firstlight.pipeline.run.preflight import check_without_images
+from firstlight.pipeline.stages.pretraining.checks import (
+    check_pretrain_images,
+    check_pretrain_steps,
+    count_pretrain_images,
+)
 from tests.support import recipes
 
 # Training images that the recipe of the tests leaves.
@@ -60,3 +65,21 @@ def test_length_in_steps_that_the_method_refuses_is_one_line(tmp_path: Path, dig
         UserError, match=r"^stages\.pretrain\.method\.rounds: .*; stages\.pretrain\.steps: 5, 3 in an e"
     ):
         count_images(tmp_path, digits, method=rounds, epochs=None, steps=5)
+
+
+@pytest.mark.parametrize(("negatives", "images"), [(109, IMAGES), (65_536, 10**7), (None, 3)])
+def test_number_of_images_that_the_method_takes_passes(tmp_path: Path, negatives: int | None, images: int) -> None:
+    """Before the images are known nothing is assumed of their number."""
+    method = {"name": "super_and", "dim": 8, "rounds": 2, "negatives": negatives}
+    recipe = recipes.recipe(tmp_path, stages__pretrain__method=method)
+    check_without_images(recipe)
+    stage: Any = recipe.stages["pretrain"]
+    check_pretrain_images("stages.pretrain", stage, images)
+
+
+def test_number_of_images_that_the_method_refuses_is_one_line(tmp_path: Path) -> None:
+    method = {"name": "super_and", "dim": 8, "rounds": 2, "negatives": IMAGES}
+    stage: Any = recipes.recipe(tmp_path, stages__pretrain__method=method).stages["pretrain"]
+    wanted = f"^stages.pretrain.method.negatives: {IMAGES} rows are not fewer than the {IMAGES} images trained on; .*$"
+    with pytest.raises(UserError, match=wanted):
+        check_pretrain_images("stages.pretrain", stage, IMAGES)
