@@ -9,7 +9,7 @@ import functools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -162,29 +162,38 @@ def _load_in_process(loader: PixelLoader, order: BatchOrder, threads: int) -> It
         for index in range(len(order)):
             yield from _load_task(loader, order, index)
         return
-    executor, waiting, parts = ThreadPoolExecutor(threads, "load"), deque[list[Future[Arrays]]](), 0
+    for parts in call_in_threads(_list_part_calls(loader, order, threads), threads):
+        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _list_part_calls(loader: PixelLoader, order: BatchOrder, threads: int) -> Iterator[list[Callable[[], Arrays]]]:
+    """Yields the calls that load the parts of each batch."""
+    for index in range(len(order)):
+        rows = order.list_batches(index)
+        encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
+        for ids, passes in rows:
+            count = min(threads, -(-len(ids) // MIN_THREAD_IMAGES))
+            shares = zip(np.array_split(ids, count), np.array_split(passes, count), strict=True)
+            yield [functools.partial(loader.load, *share, encoded) for share in shares]
+
+
+def call_in_threads(groups: Iterable[Sequence[Callable[[], Item]]], threads: int) -> Iterator[list[Item]]:
+    """Calls functions in `threads` threads. Yields what each group of them returns, in order.
+
+    While the results of a group are awaited, the threads have the calls of those after it, and no more than that.
+    """
+    executor, waiting, calls = ThreadPoolExecutor(threads, "load"), deque[list[Future[Item]]](), 0
     try:
-        for index in range(len(order)):
-            rows = order.list_batches(index)
-            encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
-            for ids, passes in rows:
-                count = min(threads, -(-len(ids) // MIN_THREAD_IMAGES))
-                shares = zip(np.array_split(ids, count), np.array_split(passes, count), strict=True)
-                waiting.append([executor.submit(loader.load, *share, encoded) for share in shares])
-                parts += count
-                # While the first batch is taken, all threads have parts of the others.
-                if parts - len(waiting[0]) >= threads:
-                    parts -= len(waiting[0])
-                    yield _join_parts(waiting.popleft())
+        for group in groups:
+            waiting.append([executor.submit(call) for call in group])
+            calls += len(group)
+            if calls - len(waiting[0]) >= threads:
+                calls -= len(waiting[0])
+                yield [future.result() for future in waiting.popleft()]
         while waiting:
-            yield _join_parts(waiting.popleft())
+            yield [future.result() for future in waiting.popleft()]
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _join_parts(parts: list[Future[Arrays]]) -> Arrays:
-    loaded = [part.result() for part in parts]
-    return {name: np.concatenate([arrays[name] for arrays in loaded]) for name in loaded[0]}
 
 
 def _load_on_ray(loader: PixelLoader, order: BatchOrder, batch_size: int, options: LoadingOptions) -> Iterator[Arrays]:

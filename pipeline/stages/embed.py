@@ -178,7 +178,8 @@ class _EmbeddingWriter:
             for file in waiting
         ]
         parts = ImageBatches(loader, [ids for its in batches for ids in its])
-        found = predict_batches(parts, self.make, self._actor_pool(), self.context.options.prefetch)
+        options = self.context.options
+        found = predict_batches(parts, self.make, self._actor_pool(), options.prefetch, options.tasks)
         for file, its in zip(waiting, batches, strict=True):
             rows = []
             for ids in its:

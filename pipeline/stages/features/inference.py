@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, predict_on_actors
-from firstlight.pipeline.data.stream import prefetch_items
+from firstlight.pipeline.data.stream import call_in_threads, prefetch_items
 
 
 class PixelBatches(Protocol):
@@ -50,12 +51,16 @@ class ImageBatches:
 
 
 def predict_batches(
-    batches: PixelBatches, build_network: Callable[[], NetworkFunction], pool: ActorPool | None, prefetch: int
+    batches: PixelBatches,
+    build_network: Callable[[], NetworkFunction],
+    pool: ActorPool | None,
+    prefetch: int,
+    threads: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yields the (B, ...) answers of the network that `build_network` builds, batch by batch, in order.
 
-    If `pool` is None, the network is built and runs in this process. `prefetch` batches are decoded ahead of the
-    network; on Ray, ahead of each actor.
+    If `pool` is None, the network is built and runs in this process, and `threads` threads decode a batch each.
+    `prefetch` batches are decoded ahead of the network; on Ray, ahead of each actor.
     """
     if not batches.num_batches:
         return
@@ -70,5 +75,6 @@ def predict_batches(
         )
         return
     network = build_network()
-    for pixels in prefetch_items(map(batches.load_pixels, range(batches.num_batches)), prefetch):
+    loads = ([partial(batches.load_pixels, index)] for index in range(batches.num_batches))
+    for (pixels,) in prefetch_items(call_in_threads(loads, threads), prefetch):
         yield network(pixels)

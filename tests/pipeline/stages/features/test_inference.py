@@ -19,9 +19,10 @@ def build_mean() -> Any:
     return lambda pixels: pixels.reshape(len(pixels), -1).mean(1, keepdims=True)
 
 
-def test_answers_are_those_of_the_first_view_batch_by_batch(digits: Store) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_answers_are_those_of_the_first_view_batch_by_batch(digits: Store, threads: int) -> None:
     loader = digit_loader(digits)
-    found = list(predict_batches(ImageBatches(loader, IDS), build_mean, None, prefetch=2))
+    found = list(predict_batches(ImageBatches(loader, IDS), build_mean, None, prefetch=2, threads=threads))
     for ids, answer in zip(IDS, found, strict=True):
         assert np.array_equal(answer, build_mean()(loader.load_once(ids)["views"][:, 0]))
 
