@@ -57,8 +57,9 @@ class StreamOptions(StrictModel):
     augment: Literal["auto", "cpu", "device"] = Field(
         "auto",
         description="Where streamed images are augmented. `device`: tasks only decode, and the training device "
-        "augments. Images of several sizes are cropped where they are decoded, and what follows the crop is done on "
-        "the device. `auto`: `device` on a GPU. The pixels of every batch are the same.",
+        "augments. Images of several sizes, or that take more bytes than their views, are cropped where they are "
+        "decoded. `auto`: `device` on a GPU, unless `dataset.channels` is stated. The pixels of every batch are the "
+        "same.",
     )
     prefetch: int = Field(4, ge=1, description="The number of batches that are decoded ahead of the training step.")
     task_cpus: float = Field(0.25, gt=0.0, description="The number of CPUs that Ray reserves for one decoding task.")

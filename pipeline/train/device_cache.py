@@ -140,12 +140,13 @@ def iterate_streamed_batches(
 ) -> Iterator[dict[str, Any]]:
     """Yields the batches of `stream.stream_batches`.
 
-    With `options.on_device`, tasks only decode: an image is transferred once, however many views it has. Images of
-    several sizes are cropped there, too. A thread draws parameters and queues the device's work in advance.
+    With `options.on_device`, tasks only decode: an image is transferred once, however many views it has. They crop,
+    too, if the images differ in size, or take more bytes than their views. A thread draws parameters and queues the
+    device's work in advance.
     """
     if not options.on_device:
         return stream.stream_batches(loader, order, batch_size, options)
-    if loader.store.common_size is None:
+    if _is_cropped_by_tasks(loader):
         crops = stream.stream_batches(keep_crops(loader), order, batch_size, options)
         batches: Iterator[dict[str, Any]] = ({**arrays, **augment_crops(arrays, loader, device)} for arrays in crops)
     else:
@@ -155,6 +156,12 @@ def iterate_streamed_batches(
             for arrays in decoded
         )
     return stream.prefetch_items(batches, 1)
+
+
+def _is_cropped_by_tasks(loader: Loader) -> bool:
+    if loader.store.stated_pixels is not None:
+        return False
+    return loader.store.common_size is None or _build_decoder(loader).row_bytes > loader.row_bytes
 
 
 def _build_decoder(loader: Loader) -> StoredImages:

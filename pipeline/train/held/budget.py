@@ -105,9 +105,9 @@ def should_augment_on_device(settings: StreamOptions, store: Store, on_gpu: bool
     Raises:
         UserError: `stream.augment: device` is not possible with these images.
     """
-    is_possible = store.common_size is not None or store.stated_pixels is None
-    if settings.augment == "device" and not is_possible:
+    is_rgb = store.stated_pixels is None
+    if settings.augment == "device" and store.common_size is None and not is_rgb:
         width, height = _describe_ranges(store)
         sizes = f"images of {store.pixels} need one size, these are {width} pixels wide and {height} high"
         raise UserError(f"stream.augment: 'device' is not possible: {sizes}; valid: auto, cpu")
-    return settings.augment == "device" or (settings.augment == AUTO and on_gpu and is_possible)
+    return settings.augment == "device" or (settings.augment == AUTO and on_gpu and is_rgb)

@@ -99,6 +99,27 @@ def test_batches_of_coloured_images_are_those_of_the_stream(name: str, tmp_path:
     assert_same_batches(loader, TrainOrder(plan_photographs(store), 0, 1, 0, 5), options)
 
 
+@pytest.mark.parametrize(("size", "views", "shape"), [(8, 1, (BATCH, 1, 8, 8, 3)), (4, 2, (BATCH, 2, 4, 4, 3))])
+def test_tasks_send_images_or_crops_whichever_are_smaller(
+    digits: Store, monkeypatch: pytest.MonkeyPatch, size: int, views: int, shape: tuple[int, ...]
+) -> None:
+    """Digits of 8 x 8 pixels: decoded for a view of this size, cropped for two of a quarter of it."""
+    sent: list[Arrays] = []
+    real = stream.stream_batches
+
+    def keep(*arguments: Any) -> Iterator[Arrays]:
+        for arrays in real(*arguments):
+            sent.append(arrays)
+            yield arrays
+
+    monkeypatch.setattr(stream, "stream_batches", keep)
+    loader = Loader(digits, (tuple(PIPELINES["super_and"]),) * views, size, 0, 1_000_000)
+    order, options = TrainOrder(plan(digits), 0, 1, 0, 2), replace(OPTIONS, on_device=True)
+    found = list(device_cache.iterate_streamed_batches(loader, order, BATCH, options, CPU))
+    assert [arrays["views"].shape for arrays in sent] == [shape] * 2
+    assert_equal_batches(found, list(real(loader, order, BATCH, options)))
+
+
 def test_views_of_several_sizes_are_those_of_the_stream(digits: Store) -> None:
     ops = (tuple(PIPELINES["super_and"]), tuple(PIPELINES["center_crop"]), tuple(PIPELINES["cifar"]))
     loader = Loader(digits, ops, 8, 0, 1_000_000, view_sizes=(12, 12, 5))
