@@ -1,5 +1,4 @@
-"""The meaning of `auto` on the machines at hand: the number of workers, their GPUs, the precision of trainings, and how
-images are loaded."""
+"""The meaning of `auto` on the machines at hand: workers, their GPUs, the precision of trainings, loading of images."""
 
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.train.backward_pass import resolve_precision
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
-# The most decoding tasks that are chosen for a worker: about as many keep the fastest GPUs fed with photographs.
+# The most decoding tasks that are chosen for a worker.
 MOST_TASKS = 16
 
 

@@ -3,6 +3,7 @@
 Ray does not count the heap of its tasks. Without the check, the system would kill a process minutes into a run.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ BLOCKS_PER_TASK = 3
 # The share of the free memory that decoding tasks take where the machine chooses their number.
 TASKS_SHARE = 0.5
 CGROUP_FOLDER = Path("/sys/fs/cgroup")
+# Ray's object store is there.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -180,15 +183,24 @@ def _bytes_in_flight(traffic: StreamMemory, stream: StreamOptions, tasks: int) -
 
 
 def choose_tasks(recipe: Recipe, most: int) -> int:
-    """Returns the number of decoding tasks of each worker, at most `most`, that the free memory of this machine leaves
-    room for: RAY_TASKS at least.
+    """Returns the number of decoding tasks of each worker, at most `most`, that this machine has memory for, and room
+    in its shared memory for Ray's object store: RAY_TASKS at least.
 
     The images are not known yet: a task may hold as much of them as its cache and a window allow.
     """
-    block = max((t.block for t in _list_streams(recipe)), default=0)
+    traffic, workers = list(_list_streams(recipe)), max(recipe.scale.max_workers, 1)
+    block = max((t.block for t in traffic), default=0)
     task = TASK_BYTES + 2 * IMAGE_CACHE_BYTES + MAX_GROUP_BYTES + (4 + BLOCKS_PER_TASK) * block
-    room = int(free_memory() * TASKS_SHARE)
-    return max(min(most, room // (task * max(recipe.scale.max_workers, 1))), RAY_TASKS)
+    fit = int(free_memory() * TASKS_SHARE) // (task * workers)
+    if recipe.scale.max_workers and SHARED_MEMORY.exists():
+        room = shutil.disk_usage(SHARED_MEMORY).free // workers
+        fit = min(fit, *(_count_store_tasks(t, recipe.stream, room) for t in traffic))
+    return max(min(most, fit), RAY_TASKS)
+
+
+def _count_store_tasks(traffic: StreamMemory, stream: StreamOptions, room: int) -> int:
+    """Returns the number of tasks for which `_bytes_in_flight` is at most `room`."""
+    return (room - stream.prefetch * traffic.batch - traffic.block) // max(BLOCKS_PER_TASK * traffic.block, 1)
 
 
 def choose_object_store(recipe: Recipe, tasks: int) -> int:

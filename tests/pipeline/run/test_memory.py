@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -170,3 +171,22 @@ def test_estimate_is_described_in_one_line(digits: Store) -> None:
     text = str(estimated(digits))
     assert text.startswith("object store 315 MB (decoded images on their way ")
     assert text.endswith("Ray 1,300 MB")
+
+
+@pytest.mark.parametrize(("free", "tasks"), [(10**12, 16), (900_000_000, 6), (100_000_000, 2)])
+def test_chosen_tasks_have_room_in_the_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, tasks: int
+) -> None:
+    """Batches of 256 images of 224 x 224, 38.5 MB each: three for each task, and five besides."""
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**12)
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    changes = {"dataset__image_size": 224, "stages__evaluate__batch_size": 256, "scale__workers": 1}
+    its = recipe(**changes)
+    assert memory.choose_tasks(its, 16) == tasks
+    if tasks > memory.RAY_TASKS:
+        assert memory.choose_object_store(its, tasks) * 2**20 <= free + 2**20
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path / "none")
+    assert memory.choose_tasks(its, 16) == 16
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
+    assert memory.choose_tasks(recipe(**{**changes, "scale__workers": 0}), 16) == 16, "threads share nothing"
