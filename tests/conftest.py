@@ -209,10 +209,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # A process of tests ends here: to free a million objects one by one would take it ten seconds.
+        # A process of tests ends here: to look through a million objects, and to free them one by one, would take it
+        # longer than the ten seconds that it is given.
         atexit.register(os._exit, 0)
+    else:
+        gc.unfreeze()
 
 
 def _sort_key(item: pytest.Item) -> tuple[bool, bool, int]:
