@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timed_training import StepRate, TimedTraining, make_timed_recipe, write_noise_photographs
-from firstlight.pipeline.run.auto_scale import MOST_TASKS
 from firstlight.pipeline.train.accelerator.utilization import find_peak_flops
 from firstlight.pipeline.train.backward_pass import AUTOCAST_DTYPES, resolve_precision
-from firstlight.pipeline.usable_cpus import count_usable_cpus
+from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 
 GPU_AUGMENT: list[dict[str, Any]] = [{"op": "random_resized_crop", "scale": [0.2, 1.0]}, {"op": "horizontal_flip"}]
 
@@ -106,7 +105,7 @@ class GpuBench:
         self.root, self.device, self.networks, self.end = root, device, networks, end
         self.steps, self.warmup = steps, max(steps // 4, 1)
         # As a recipe chooses them for a GPU; on CPUs a training has one.
-        self.tasks = min(max(count_usable_cpus() - 1, 1), MOST_TASKS) if device.type == "cuda" else 1
+        self.tasks = count_decoders(count_usable_cpus()) if device.type == "cuda" else 1
         self.rows: list[MeasuredRow] = []
         self.skipped: list[str] = []
         self.folders: dict[int, Path] = {}

@@ -10,7 +10,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,28 @@ from rich.table import Table
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from bench.peers import read_tree_seconds
-from bench.photographs import PHOTOGRAPH_BATCH, link_photographs, make_photograph_recipe, prepare_photographs
+from bench.peers import PEER_CROP, list_simclr_ops, read_tree_seconds
+from bench.photographs import (
+    PHOTOGRAPH_BATCH,
+    PHOTOGRAPH_SCALE,
+    PHOTOGRAPH_SIDES,
+    PhotographArm,
+    link_photographs,
+    make_photograph_recipe,
+    prepare_photographs,
+)
+from bench.timed_training import StepRate
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.stream import LoadingOptions, TrainOrder, stream_batches
-from firstlight.pipeline.stages.pretraining import job as pretrain_job
-from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.device_cache import keep_crops
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
 # Chen et al. 2020, appendix A, with a smallest crop of a fifth of the area; the blur is of a tenth of the side.
-CROP_AREA, JITTER, BLUR_SIGMA = (0.2, 1.0), (0.8, 0.8, 0.8, 0.2), (0.1, 2.0)
-SIMCLR_OPS: list[dict[str, Any]] = [
-    {"op": "random_resized_crop", "scale": list(CROP_AREA)},
-    {"op": "horizontal_flip"},
-    {"op": "color_jitter", **dict(zip(("brightness", "contrast", "saturation", "hue"), JITTER, strict=True)), "p": 0.8},
-    {"op": "random_grayscale", "p": 0.2},
-    {"op": "gaussian_blur", "p": 0.5},
-]
-
+SIMCLR_OPS = [PEER_CROP, *list_simclr_ops(PHOTOGRAPH_SIDES[-1])[1:]]
+JITTER, BLUR_SIGMA = (0.8, 0.8, 0.8, 0.2), (0.1, 2.0)
 # The system counts the CPU time of processes in these steps.
 CPU_CLOCK_S = 0.01
-
-
-@dataclass(frozen=True)
-class FeedingRate:
-    """The speed of an arm; CPU seconds are those of all its processes."""
-
-    images_per_s: float
-    images_per_cpu_s: float
 
 
 class SimclrViews:
@@ -63,7 +54,7 @@ class SimclrViews:
         kernel = side // 10 // 2 * 2 + 1
         self.transform = transforms.Compose(
             [
-                transforms.RandomResizedCrop(side, scale=CROP_AREA),
+                transforms.RandomResizedCrop(side, scale=PHOTOGRAPH_SCALE),
                 transforms.RandomHorizontalFlip(),
                 transforms.RandomApply([transforms.ColorJitter(*JITTER)], p=0.8),
                 transforms.RandomGrayscale(p=0.2),
@@ -92,39 +83,35 @@ def iterate_dataloader(root: Path, side: int, tasks: int) -> Iterator[Any]:
 
 def iterate_stream(recipe: Any, store: Store, tasks: int, crops_only: bool) -> Iterator[Any]:
     """Yields the batches of our stream with this number of threads; with `crops_only` the part of a GPU's host."""
-    context = StageContext.create(recipe, store, on_ray=False)
-    job = pretrain_job.build_job(
-        context, recipe.stages["pretrain"], StageInstance("pretrain", 0, "bench", Path(recipe.storage) / "job")
-    )
+    job = PhotographArm(recipe, store, "off").job
     loader: Loader = replace(job.loader, ops=job.loader.ops * 2)
     order = TrainOrder(job.plan, 0, 1, 0, job.total_steps)
-    options: LoadingOptions = replace(context.options, tasks=tasks, prefetch=2)
+    options: LoadingOptions = replace(job.options, tasks=tasks, prefetch=2)
     return stream_batches(keep_crops(loader) if crops_only else loader, order, PHOTOGRAPH_BATCH, options)
 
 
-def measure_feeding_rate(batches: Iterator[Any], count: int) -> FeedingRate:
+def measure_feeding_rate(batches: Iterator[Any], count: int) -> StepRate:
     """Takes batches, which are not trained on. Those of the start do not count."""
     for _ in itertools.islice(batches, 2):
         pass
     wall, cpu = time.perf_counter(), read_tree_seconds()
     taken = sum(1 for _ in itertools.islice(batches, count)) * PHOTOGRAPH_BATCH
     wall_s, cpu_s = time.perf_counter() - wall, read_tree_seconds() - cpu
-    return FeedingRate(taken / wall_s, taken / max(cpu_s, CPU_CLOCK_S))
+    return StepRate(taken / wall_s, taken / max(cpu_s, CPU_CLOCK_S))
 
 
 def compare_feeding(
     root: Path, storage: Path, side: int, tasks: tuple[int, ...], count: int, rounds: int
-) -> dict[tuple[str, int], FeedingRate]:
+) -> dict[tuple[str, int], StepRate]:
     """Returns the rates by arm and number of decoding tasks: medians of turns of `count` batches."""
     recipe = make_photograph_recipe(root, storage, side, train_augment=SIMCLR_OPS)
-    recipe = recipe.model_copy(update={"stream": recipe.stream.model_copy(update={"resident": "off"})})
     store = prepare_photographs(recipe, storage / "stores")
     arms: dict[str, Callable[[int], Iterator[Any]]] = {
         "DataLoader": lambda number: iterate_dataloader(root, side, number),
         "ours, augment: cpu": lambda number: iterate_stream(recipe, store, number, crops_only=False),
         "ours, augment: device": lambda number: iterate_stream(recipe, store, number, crops_only=True),
     }
-    found: dict[tuple[str, int], list[FeedingRate]] = {}
+    found: dict[tuple[str, int], list[StepRate]] = {}
     for _ in range(rounds):
         for number in tasks:
             for name, start in arms.items():
@@ -133,7 +120,7 @@ def compare_feeding(
                 # Its threads or processes end before the next arm begins.
                 del batches
     return {
-        arm: FeedingRate(
+        arm: StepRate(
             float(np.median([rate.images_per_s for rate in rates])),
             float(np.median([rate.images_per_cpu_s for rate in rates])),
         )
@@ -141,7 +128,7 @@ def compare_feeding(
     }
 
 
-def make_feeding_table(rates: dict[tuple[str, int], FeedingRate]) -> Table:
+def make_feeding_table(rates: dict[tuple[str, int], StepRate]) -> Table:
     """Shows the rates; the ratios are to the DataLoader with as many decoding tasks."""
     table = Table("decoding tasks", "arm", "images/s", "/ DataLoader", "images per CPU second", "/ DataLoader")
     for (name, tasks), rate in rates.items():

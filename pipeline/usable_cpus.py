@@ -7,6 +7,9 @@ from pathlib import Path
 # limit (the kernel's cgroup-v2, cpu.max).
 CPU_LIMIT_FILE = Path("/sys/fs/cgroup/cpu.max")
 
+# The most images that are decoded at a time for a network on a GPU.
+MOST_DECODERS = 16
+
 
 def count_usable_cpus() -> int:
     """Returns the number of CPUs that this process may use, 1 at least; of a part of a CPU a whole one."""
@@ -17,3 +20,8 @@ def count_usable_cpus() -> int:
     # There is no limit, or this is no container.
     except (OSError, ValueError):
         return cpus
+
+
+def count_decoders(cpus: float) -> int:
+    """Returns how many images are decoded at a time for a network on a GPU that has `cpus` CPUs; one is its own."""
+    return min(max(int(cpus) - 1, 1), MOST_DECODERS)

@@ -158,12 +158,8 @@ def _load_in_process(loader: PixelLoader, order: BatchOrder, threads: int) -> It
     """Yields the batches of all tasks. Several threads load parts of them at a time: an image's pixels are those that
     it has in a whole batch.
     """
-    if threads == 1:
-        for index in range(len(order)):
-            yield from _load_task(loader, order, index)
-        return
     for parts in call_in_threads(_list_part_calls(loader, order, threads), threads):
-        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        yield parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def _list_part_calls(loader: PixelLoader, order: BatchOrder, threads: int) -> Iterator[list[Callable[[], Arrays]]]:
@@ -172,7 +168,7 @@ def _list_part_calls(loader: PixelLoader, order: BatchOrder, threads: int) -> It
         rows = order.list_batches(index)
         encoded = read_encoded_images(loader.store, np.concatenate([ids for ids, _ in rows]))
         for ids, passes in rows:
-            count = min(threads, -(-len(ids) // MIN_THREAD_IMAGES))
+            count = max(min(threads, -(-len(ids) // MIN_THREAD_IMAGES)), 1)
             shares = zip(np.array_split(ids, count), np.array_split(passes, count), strict=True)
             yield [functools.partial(loader.load, *share, encoded) for share in shares]
 
@@ -180,8 +176,12 @@ def _list_part_calls(loader: PixelLoader, order: BatchOrder, threads: int) -> It
 def call_in_threads(groups: Iterable[Sequence[Callable[[], Item]]], threads: int) -> Iterator[list[Item]]:
     """Calls functions in `threads` threads. Yields what each group of them returns, in order.
 
-    While the results of a group are awaited, the threads have the calls of those after it, and no more than that.
+    While the results of a group are awaited, the threads have the calls of those after it, and no more than that. One
+    thread is that of the caller.
     """
+    if threads == 1:
+        yield from ([call() for call in group] for group in groups)
+        return
     executor, waiting, calls = ThreadPoolExecutor(threads, "load"), deque[list[Future[Item]]](), 0
     try:
         for group in groups:

@@ -11,10 +11,7 @@ from firstlight.pipeline.run.nodes import list_live_nodes
 from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.terminal import format_count
 from firstlight.pipeline.train.backward_pass import resolve_precision
-from firstlight.pipeline.usable_cpus import count_usable_cpus
-
-# The most decoding tasks that are chosen for a worker.
-MOST_TASKS = 16
+from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ def _resolve_loading(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if stream.tasks == AUTO and scale.worker_gpus:
         # A worker's share of the CPUs is that of the GPUs, as other runs and trials may have the rest.
         share = (scale.cpus or count_usable_cpus()) * scale.worker_gpus / max(find_local_gpus().count, 1)
-        # One of them is its own.
-        tasks = choose_tasks(recipe, min(int(share) - 1, MOST_TASKS))
+        tasks = choose_tasks(recipe, count_decoders(share))
         stream = stream.model_copy(update={"tasks": tasks})
         words.append(f"{tasks} decoding tasks" + (" each" if scale.max_workers > 1 else ""))
     if scale.object_store_mb == AUTO and scale.max_workers:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.pipeline import usable_cpus
-from firstlight.pipeline.usable_cpus import count_usable_cpus
+from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,8 @@ def test_cpus_are_those_of_the_process_and_of_its_container(
     if text is not None:
         (tmp_path / "cpu.max").write_text(text + "\n")
     assert count_usable_cpus() == count
+
+
+@pytest.mark.parametrize(("cpus", "count"), [(0.5, 1), (1, 1), (2, 1), (7.9, 6), (17, 16), (64, 16)])
+def test_images_are_decoded_by_all_cpus_but_one_up_to_sixteen(cpus: float, count: int) -> None:
+    assert count_decoders(cpus) == count

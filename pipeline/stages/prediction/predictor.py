@@ -24,15 +24,13 @@ from firstlight.pipeline.stages.prediction.view_batches import (
     unpack_refused,
 )
 from firstlight.pipeline.train.accelerator.cpu import set_up_cpu
-from firstlight.pipeline.usable_cpus import count_usable_cpus
+from firstlight.pipeline.usable_cpus import count_decoders, count_usable_cpus
 from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.downstream.task import Task
 from firstlight.tasks.downstream.whole_images import ImageViews
 
 # Batches that are decoded ahead of the network.
 PREFETCHED_BATCHES = 2
-# The most threads that decode for a network on a GPU.
-MOST_DECODING_THREADS = 16
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -114,7 +112,7 @@ def predict_items(
         build = partial(build_packed_network, folder, threads, pool.gpus > 0)
     # A GPU waits for images; a network on CPUs needs these itself.
     on_gpu = next(model.task.parameters()).device.type == "cuda"
-    decoding = min(max(count_usable_cpus() - 1, 1), MOST_DECODING_THREADS) if on_gpu else 1
+    decoding = count_decoders(count_usable_cpus()) if on_gpu else 1
     for packed in predict_batches(batches, build, pool, PREFETCHED_BATCHES, decoding):
         yield from _unpack_answers(packed, model)
 
