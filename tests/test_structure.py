@@ -32,9 +32,13 @@ WEIGHTS_READER = ROOT / "tasks/nn/weights/checkpoint_files.py"
 JOB_PROCESSES = ROOT / "pipeline/data/prepare/local_jobs.py"
 
 
+def imported(file: Path) -> Set[str]:
+    """Full names of what a file imports, anywhere in it."""
+    return imported_by(file.read_text("utf-8"))
+
+
 @functools.cache
-def imported(source: str) -> Set[str]:
-    """Full names of what a source imports, anywhere in it."""
+def imported_by(source: str) -> Set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -58,40 +62,45 @@ RAY = {
 }
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_imports(file: Path) -> None:
-    names = imported(file.read_text("utf-8"))
-    roots = {name.split(".")[0] for name in names}
-    assert roots & UNSAFE == ({"pickle"} if file == JOB_PROCESSES else set())
-    assert not roots & {"tests", "bench", "pipeline", "tasks", "conf"}, "one import name: firstlight"
-    if file.is_relative_to(ROOT / "tasks"):
-        assert not roots & {"ray", "mlflow", "yaml", "pydantic", "rich", "click"}, "tasks knows only torch and its kin"
-        assert not any(name.startswith("firstlight.pipeline") for name in names)
+def test_imports() -> None:
     registered = {f"firstlight.tasks.pretrain.{f.stem}" for f in (ROOT / "tasks/pretrain").glob("*.py")}
     methods = registered - {"firstlight.tasks.pretrain.method", "firstlight.tasks.pretrain.__init__"}
-    if file.name != "__init__.py":
-        assert not names & methods, "nobody but the registry imports a method"
-    if file.parent == ROOT / "pipeline/stages" and file.stem in STAGES:
-        others = {f"firstlight.pipeline.stages.{stage}" for stage in STAGES - {file.stem}}
-        assert not names & others, "stages meet through artifacts"
+    for file in SOURCES:
+        names = imported(file)
+        roots = {name.split(".")[0] for name in names}
+        assert roots & UNSAFE == ({"pickle"} if file == JOB_PROCESSES else set()), file
+        assert not roots & {"tests", "bench", "pipeline", "tasks", "conf"}, f"{file}: one import name: firstlight"
+        if file.is_relative_to(ROOT / "tasks"):
+            assert not roots & {"ray", "mlflow", "yaml", "pydantic", "rich", "click"}, f"{file}: only torch and its kin"
+            assert not any(name.startswith("firstlight.pipeline") for name in names), file
+        if file.name != "__init__.py":
+            assert not names & methods, f"{file}: nobody but the registry imports a method"
+        if file.parent == ROOT / "pipeline/stages" and file.stem in STAGES:
+            others = {f"firstlight.pipeline.stages.{stage}" for stage in STAGES - {file.stem}}
+            assert not names & others, f"{file}: stages meet through artifacts"
 
 
 PIPELINE = [file for file in SOURCES if file.is_relative_to(ROOT / "pipeline") and file.parent != ROOT / "pipeline"]
 
 
-@pytest.mark.parametrize("file", PIPELINE, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_imports_point_down(file: Path) -> None:
-    layer = file.relative_to(ROOT / "pipeline").parts[0]
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer: str) -> None:
+    files = [file for file in PIPELINE if file.is_relative_to(ROOT / "pipeline" / layer)]
+    assert files
     below = set(LAYERS[: LAYERS.index(layer) + 1])
-    for name in imported(file.read_text("utf-8")):
+    for file, name in [(source, name) for source in files for name in imported(source)]:
         parts = name.split(".")
         if parts[:2] == ["firstlight", "pipeline"] and len(parts) > 2 and parts[2] in LAYERS:
-            assert parts[2] in below, f"pipeline.{layer} imports {name}"
+            assert parts[2] in below, f"{file} imports {name}"
         if owners := OWNERS.get(parts[0]):
-            assert layer in owners, f"pipeline.{layer} imports {name}; only {owners} may"
+            assert layer in owners, f"{file} imports {name}; only {owners} may"
         if layer == "data":
             assert parts[0] not in TORCH, f"{file.name} imports {name}"
             assert parts[:2] != ["firstlight", "tasks"] or parts[2] == "extensions", f"{file.name} imports {name}"
+
+
+def test_packages_of_the_pipeline_are_layers() -> None:
+    assert {file.relative_to(ROOT / "pipeline").parts[0] for file in PIPELINE} == set(LAYERS)
 
 
 @pytest.mark.parametrize("part", RAY)
@@ -99,7 +108,7 @@ def test_each_part_of_ray_is_behind_one_module(part: str) -> None:
     users = {
         file.relative_to(ROOT / "pipeline").as_posix()
         for file in PIPELINE
-        if any(f"{name}.".startswith(f"{part}.") for name in imported(file.read_text("utf-8")))
+        if any(f"{name}.".startswith(f"{part}.") for name in imported(file))
     }
     assert users == RAY[part]
 
@@ -110,10 +119,7 @@ def test_no_module_imports_itself_through_others() -> None:
         ".".join(["firstlight", *f.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): f
         for f in SOURCES
     }
-    graph = {
-        name: {n for n in imported(file.read_text("utf-8")) if n in modules and n != name}
-        for name, file in modules.items()
-    }
+    graph = {name: {n for n in imported(file) if n in modules and n != name} for name, file in modules.items()}
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -140,9 +146,9 @@ def test_no_file_of_the_pipeline_names_a_method() -> None:
 
 
 @pytest.mark.fault(51, "nothing in the source unpickles or evaluates")
-@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
-    assert not unsafe(file.read_text("utf-8"))
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    found = {file: unsafe(file.read_text("utf-8")) for file in SOURCES}
+    assert not {file: calls for file, calls in found.items() if calls}
 
 
 def is_restricted_load(call: ast.Call) -> bool:
@@ -210,7 +216,7 @@ def read_calls(source: str) -> Calls:
 def unsafe(source: str) -> Set[str]:
     """Calls that unpickle, evaluate, unpack an archive or start a shell."""
     calls = read_calls(source)
-    names = calls.others | imported(source) - {"safetensors.torch.load"}
+    names = calls.others | imported_by(source) - {"safetensors.torch.load"}
     # Its get_model unpickles, and is a name that others have, too.
     words = calls.unsafe_words | ({"TorchCheckpoint"} if "TorchCheckpoint" in source else set())
     return (
@@ -261,11 +267,11 @@ def test_parquet_is_opened_where_its_columns_are_looked_at() -> None:
     assert found == {"parquet.py"}
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_patterns_end_where_the_text_ends(file: Path) -> None:
+def test_patterns_end_where_the_text_ends() -> None:
     r"""In Python, `$` also matches before a newline at the end; `\Z` does not, nor does `\z` of pydantic."""
-    for pattern in read_calls(file.read_text("utf-8")).patterns:
-        assert "$" not in pattern, f"{file.name}: {pattern}"
+    patterns = [(file, pattern) for file in SOURCES for pattern in read_calls(file.read_text("utf-8")).patterns]
+    assert patterns
+    assert not [(file, pattern) for file, pattern in patterns if "$" in pattern]
 
 
 def test_commands_print_through_the_console_that_escapes() -> None:
@@ -392,9 +398,9 @@ def test_every_source_file_has_tests_of_its_name_or_is_listed_as_untested() -> N
     assert not UNTESTED_DIRECTLY - untested, "remove these from UNTESTED_DIRECTLY: they have tests, or are gone"
 
 
-@pytest.mark.parametrize("file", TESTS, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_no_test_file_imports_a_test_file(file: Path) -> None:
-    assert not imported(file.read_text("utf-8")) & TEST_MODULES, "shared builders belong into tests/support"
+def test_no_test_file_imports_a_test_file() -> None:
+    assert TESTS
+    assert not [file for file in TESTS if imported(file) & TEST_MODULES], "shared builders belong into tests/support"
 
 
 def asserts_something(function: ast.FunctionDef) -> bool:
@@ -405,12 +411,12 @@ def asserts_something(function: ast.FunctionDef) -> bool:
     return "pytest.raises" in names or any(name.rpartition(".")[2].startswith(("assert_", "check_")) for name in names)
 
 
-@pytest.mark.parametrize("file", TESTS, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_every_test_asserts_something(file: Path) -> None:
-    functions = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)]
-    tests = [function for function in functions if function.name.startswith("test_")]
-    assert tests
-    assert not [function.name for function in tests if not asserts_something(function)]
+def test_every_test_asserts_something() -> None:
+    for file in TESTS:
+        functions = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)]
+        tests = [function for function in functions if function.name.startswith("test_")]
+        assert tests, file
+        assert not [function.name for function in tests if not asserts_something(function)], file
 
 
 def test_a_test_that_asserts_nothing_is_noticed() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.support.paths import ROOT
 
 SOURCES = sorted(
@@ -76,18 +74,24 @@ def read_words(file: Path) -> Words:
     return Words(tuple(docstrings), tuple(functions), names)
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_docstrings_begin_with_a_verb_or_a_noun(file: Path) -> None:
-    for line, text in read_words(file).docstrings:
-        first = text.split(maxsplit=1)[0].strip(",.;:")
-        assert first not in RIDDLES, f"{name_of(file)}:{line}: {text.splitlines()[0]}"
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    docstrings = [(name_of(file), line, text) for file in SOURCES for line, text in read_words(file).docstrings]
+    assert docstrings
+    firsts = [(file, line, text.split(maxsplit=1)[0].strip(",.;:")) for file, line, text in docstrings]
+    assert not [f"{file}:{line}: {first}" for file, line, first in firsts if first in RIDDLES]
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_public_functions_of_several_statements_have_docstrings(file: Path) -> None:
-    for node in ast.parse(file.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and len(node.body) > 3:
-            assert ast.get_docstring(node), f"{name_of(file)}:{node.lineno}: {node.name}"
+def test_public_functions_of_several_statements_have_docstrings() -> None:
+    nodes = [(name_of(file), node) for file in SOURCES for node in ast.parse(file.read_text("utf-8")).body]
+    assert nodes
+    assert not [
+        f"{file}:{node.lineno}: {node.name}"
+        for file, node in nodes
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and len(node.body) > 3
+        and not ast.get_docstring(node)
+    ]
 
 
 def test_most_functions_have_names_of_several_words() -> None:
@@ -97,10 +101,11 @@ def test_most_functions_have_names_of_several_words() -> None:
     assert len(one_word) <= MAX_ONE_WORD * len(names), f"{len(one_word)} of {len(names)}"
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_names_are_terms_of_the_field(file: Path) -> None:
-    words = {word for name in read_words(file).names for word in name.lower().split("_")}
-    assert bool(words & PRIVATE_WORDS) == (name_of(file) in WITH_PRIVATE_WORDS)
+def test_names_are_terms_of_the_field() -> None:
+    words = {
+        name_of(file): {word for name in read_words(file).names for word in name.lower().split("_")} for file in SOURCES
+    }
+    assert {file for file, found in words.items() if found & PRIVATE_WORDS} == WITH_PRIVATE_WORDS
 
 
 def test_top_level_names_stand_in_one_file() -> None:
