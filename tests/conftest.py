@@ -210,8 +210,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # A process of tests ends here: to look through a million objects, and to free them one by one, would take it
-        # longer than the ten seconds that it is given.
+        # A process of tests ends here: to look through a million objects, as pytest would, and to free them one by one
+        # would take it longer than the ten seconds that it is given.
+        gc.freeze()
         atexit.register(os._exit, 0)
     else:
         gc.unfreeze()
