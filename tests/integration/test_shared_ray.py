@@ -32,3 +32,17 @@ def test_workers_are_forked_with_variables_of_their_own(ray_local: None) -> None
     answers = ray.get([remote.remote(), with_variable.remote(), remote.remote()])
     assert [variable for variable, _ in answers] == [None, "7", None]
     assert all("tests.support.forked_ray_workers" in parent for _, parent in answers)
+
+
+@pytest.mark.ray
+def test_forked_workers_draw_other_random_ids(ray_local: None) -> None:
+    import ray
+
+    @ray.remote
+    class Worker:
+        def draw_id(self) -> str:
+            return str(ray.ObjectID.from_random().hex())
+
+    kind: Any = Worker
+    one, other = kind.remote(), kind.remote()
+    assert len(set(ray.get([one.draw_id.remote(), other.draw_id.remote()]))) == 2

@@ -4,6 +4,7 @@ The process is forked from one that has imported everything: imports take longer
 figures are saved as blank files.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -27,13 +28,19 @@ from firstlight.pipeline.stages.code_version import code_version
 from tests.support import mlflow_tables
 from tests.support.blank_figures import save_blank
 from tests.support.fork_server import get_fork_context
+from tests.support.forked_ray_workers import SCRIPT_VARIABLE, SOCKET_VARIABLE, start_small_rays
 
 # It remembers the modules that it has read, which is half of the time of a small recipe.
 code_version()
 
 
 def _main(
-    arguments: list[str], output: str, environment: dict[str, str], largest_file: int | None, template: Path | None
+    arguments: list[str],
+    output: str,
+    environment: dict[str, str],
+    largest_file: int | None,
+    template: Path | None,
+    has_small_ray: bool,
 ) -> None:
     os.environ.update(environment)
     if template is not None:
@@ -49,7 +56,7 @@ def _main(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     sys.argv = ["firstlight", *arguments]
-    with save_blank():
+    with save_blank(), start_small_rays() if has_small_ray else contextlib.nullcontext():
         main()
 
 
@@ -73,9 +80,17 @@ class Command:
 
 
 def start(
-    output: Path, *arguments: str, environment: Mapping[str, str] | None = None, largest_file: int | None = None
+    output: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    largest_file: int | None = None,
+    has_small_ray: bool = False,
 ) -> Command:
-    options = (dict(environment or {}), largest_file, mlflow_tables.current_template)
+    """`has_small_ray`: Ray is that of `tests/support/forked_ray_workers.py`; needs the fixture of that name."""
+    variables = dict(environment or {})
+    if has_small_ray:
+        variables |= {name: os.environ[name] for name in (SOCKET_VARIABLE, SCRIPT_VARIABLE)}
+    options = (variables, largest_file, mlflow_tables.current_template, has_small_ray)
     arguments_of_main = ([*arguments], str(output), *options)
     process = get_fork_context().Process(target=_main, args=arguments_of_main)
     process.start()

@@ -40,7 +40,7 @@ from tests.support.grey_images import images
 from tests.support.recipe_runs import QUIET, on_ray, runs_of
 from tests.support.state_hash import hash_state
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
 
 
@@ -558,11 +558,11 @@ def test_worker_that_always_fails_ends_in_one_line(
 
 @pytest.mark.fault(9, "SIGTERM, under Ray")
 @pytest.mark.ray
-def test_sigterm_ends_the_run_as_killed(tmp_path: Path) -> None:
+def test_sigterm_ends_the_run_as_killed(tmp_path: Path, forked_ray_workers: None) -> None:
     conf = tmp_path / "recipe.yaml"
     recipe = on_ray(tmp_path / "runs", stages__pretrain__epochs=400)
     conf.write_text(json.dumps(recipe.dump()))
-    running = command.start(tmp_path / "out.txt", "run", str(conf))
+    running = command.start(tmp_path / "out.txt", "run", str(conf), has_small_ray=True)
     wait_for_steps(tmp_path / "runs" / "small", running)
     running.send(signal.SIGTERM)
     code, output = running.wait(timeout=300)

@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +30,7 @@ from firstlight.pipeline.search.trial import TRIAL_FILE, TRIAL_LOG_FILE, run_tri
 from firstlight.pipeline.search.tune import TrialSource
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.location import TrackingLocation
-from tests.support import recipes
+from tests.support import command, recipes
 from tests.support.searches import LR, PERIOD, make_plan
 from tests.support.trials_in_turn import run_in_turn
 
@@ -483,15 +480,14 @@ def test_population_continues_without_a_failed_trial(tmp_path: Path, without_ray
     assert all(len(trial.parts) == 2 for trial in result.trials if trial.state == "done")
 
 
-def wait_for(process: subprocess.Popen[str], is_reached: Callable[[], bool]) -> None:
+def wait_for(running: command.Command, is_reached: Callable[[], bool]) -> None:
     end = time.monotonic() + 900
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and running.process.is_alive():
         if is_reached():
             return
         time.sleep(0.2)
-    process.kill()
-    output = process.communicate(timeout=5) if process.returncode is not None else "timeout"
-    raise AssertionError(f"the search did not come to that: {output}")
+    running.process.kill()
+    raise AssertionError(f"the search did not come to that: {running.wait(timeout=5)}")
 
 
 @pytest.mark.fault(8, "a search is killed, under Ray")
@@ -507,17 +503,16 @@ def test_search_killed_on_ray_resumes_its_trials(tmp_path: Path, ray_free: None)
         "concurrency": 2,
     }
     plan = make_plan(tmp_path, **changes)
-    program = [sys.executable, "-m", "firstlight.pipeline", "search", str(tmp_path / "search.yaml")]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    running = command.start(tmp_path / "out.txt", "search", str(tmp_path / "search.yaml"), has_small_ray=True)
 
     def is_in_the_middle() -> bool:
         ended = len(list(find_folder(plan).glob(f"trials/*/{OUTCOME_FILE}")))
         begun = len(list(find_folder(plan).glob("trials/*/pretrain-seed0-*/checkpoints/*")))
         return ended >= 1 and begun > ended
 
-    wait_for(process, is_in_the_middle)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wait_for(running, is_in_the_middle)
+    running.send(signal.SIGKILL)
+    running.wait()
     before = {row["number"]: row for row in read_ledger(plan)["trials"] if row["state"] != "running"}
     ids = {name: run.info.run_id for name, run in named_runs(plan).items() if name.startswith("trial")}
     result, lines = search_quietly(plan)
