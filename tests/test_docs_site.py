@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,9 @@ import pytest
 import firstlight as fl
 from firstlight.tasks.downstream import TASKS
 from firstlight.tasks.pretrain import METHODS
+from tests.support import mlflow_tables
+from tests.support.clean_process import run_in_clean_process
+from tests.support.forked_kernels import fork_kernels
 from tests.support.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -41,16 +42,24 @@ pytestmark = [pytest.mark.timeout(1600), pytest.mark.xdist_group("docs")]
 
 
 def build_site(folder: Path, sizes: dict[str, dict[str, str]]) -> tuple[int, str]:
-    """Returns the exit code of the build, and what it printed."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "NOTEBOOK_SIZES": json.dumps(sizes)}
+    """Returns the exit code of `mkdocs build`, and what it printed."""
     printed = folder.with_name(f"{folder.name}-printed.txt")
+    variables = {"NO_MKDOCS_2_WARNING": "1", "NOTEBOOK_SIZES": json.dumps(sizes)}
+    options = (folder, printed, mlflow_tables.current_template)
+    code = run_in_clean_process(run_mkdocs, *options, environment=variables, timeout_s=1500)
+    return code, printed.read_text("utf-8")
+
+
+def run_mkdocs(folder: Path, printed: Path, template: Path | None) -> None:
+    from mkdocs.__main__ import cli
+
     # To a file, as a process that a notebook leaves behind would keep a pipe open.
     with open(printed, "w", encoding="utf-8") as file:
-        built = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=1500, check=False
-        )
-    return built.returncode, printed.read_text("utf-8")
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    with fork_kernels(len(NOTEBOOKS), template):
+        cli(["build", "--strict", "--quiet", "--site-dir", str(folder)])
 
 
 @pytest.fixture(scope="module")

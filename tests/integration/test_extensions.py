@@ -1,24 +1,20 @@
 """A recipe whose method, task, encoder and source come from another installed package, by the command line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from firstlight.pipeline.data.store import Store
+from tests.support import command
 from tests.support.extension_package import MODULE, write_package
 from tests.support.folders_of_noise import write_noise_folder
-from tests.support.paths import ROOT
 
 TRAINING = {"epochs": 1, "batch_size": 4, "optimizer": {"name": "SGD", "lr": 0.01}}
 
 
-def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    paths = os.pathsep.join([str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(folder / "cache")}
-    command = [sys.executable, "-m", "firstlight.pipeline", *words]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+def run_command(folder: Path, *words: str) -> tuple[int, str]:
+    """Returns the exit code of a command, and what it prints."""
+    variables = {"XDG_CACHE_HOME": str(folder / "cache")}
+    return command.start(folder / "out.txt", *words, environment=variables, site=folder / "site").wait()
 
 
 def test_recipe_of_an_extension_runs_and_follows_its_code(tmp_path: Path) -> None:
@@ -43,16 +39,17 @@ def test_recipe_of_an_extension_runs_and_follows_its_code(tmp_path: Path) -> Non
         },
     }
     (tmp_path / "loud.yaml").write_text(json.dumps(recipe))
-    wrong = run_command(tmp_path, "config", "loud.yaml", "stages.pretrain.method.factor=-1")
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
-    assert wrong.stderr.startswith("error: stages.pretrain.method.factor: ")
-    ran = run_command(tmp_path, "run", "loud.yaml")
-    assert ran.returncode == 0, ran.stderr
+    file = str(tmp_path / "loud.yaml")
+    code, printed = run_command(tmp_path, "config", file, "stages.pretrain.method.factor=-1")
+    assert (code, printed.count("\n")) == (2, 1), printed
+    assert printed.startswith("error: stages.pretrain.method.factor: ")
+    code, printed = run_command(tmp_path, "run", file)
+    assert code == 0, printed
     (store,) = (tmp_path / "runs" / "stores").iterdir()
     assert Store.open(store).classes == ("A", "B")
-    assert "named, 6 labels" in ran.stderr
-    again = run_command(tmp_path, "run", "loud.yaml")
-    assert "pretrain seed 0: finished before" in again.stderr
+    assert "named, 6 labels" in printed
+    _, printed = run_command(tmp_path, "run", file)
+    assert "pretrain seed 0: finished before" in printed
     (tmp_path / "site" / "loud_extension" / "parts.py").write_text(MODULE + "\nCHANGED = True\n")
-    changed = run_command(tmp_path, "run", "loud.yaml")
-    assert "pretrain: started" in changed.stderr
+    _, printed = run_command(tmp_path, "run", file)
+    assert "pretrain: started" in printed

@@ -5,6 +5,7 @@ figures are saved as blank files.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -41,8 +42,16 @@ def _main(
     largest_file: int | None,
     template: Path | None,
     has_small_ray: bool,
+    site: Path | None,
 ) -> None:
     os.environ.update(environment)
+    run = main
+    if site is not None:
+        sys.path.insert(0, str(site))
+        # It looks for other packages when it is imported.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "firstlight"]:
+            del sys.modules[name]
+        run = importlib.import_module(main.__module__).main
     if template is not None:
         mlflow_tables.copy_tables_from(template, pytest.MonkeyPatch())
     os.setsid()
@@ -57,7 +66,7 @@ def _main(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     sys.argv = ["firstlight", *arguments]
     with save_blank(), start_small_rays() if has_small_ray else contextlib.nullcontext():
-        main()
+        run()
 
 
 class Command:
@@ -85,12 +94,16 @@ def start(
     environment: Mapping[str, str] | None = None,
     largest_file: int | None = None,
     has_small_ray: bool = False,
+    site: Path | None = None,
 ) -> Command:
-    """`has_small_ray`: Ray is that of `tests/support/forked_ray_workers.py`; needs the fixture of that name."""
+    """Starts a command, with packages of the folder `site` besides those of the tests.
+
+    `has_small_ray`: Ray is that of `tests/support/forked_ray_workers.py`; needs the fixture of that name.
+    """
     variables = dict(environment or {})
     if has_small_ray:
         variables |= {name: os.environ[name] for name in (SOCKET_VARIABLE, SCRIPT_VARIABLE)}
-    options = (variables, largest_file, mlflow_tables.current_template, has_small_ray)
+    options = (variables, largest_file, mlflow_tables.current_template, has_small_ray, site)
     arguments_of_main = ([*arguments], str(output), *options)
     process = get_fork_context().Process(target=_main, args=arguments_of_main)
     process.start()

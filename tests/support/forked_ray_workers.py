@@ -24,7 +24,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 SOCKET_VARIABLE, SCRIPT_VARIABLE = "TESTS_RAY_WORKERS_SOCKET", "TESTS_RAY_WORKERS_SCRIPT"
@@ -60,20 +63,26 @@ def fork_workers() -> Iterator[None]:
 
 @contextmanager
 def start_small_rays() -> Iterator[None]:
-    """Makes every Ray that this process starts in the block get its workers from the server of `SOCKET_VARIABLE`.
-
-    It has no processes for a dashboard, for machines that are added on demand and for the output of workers, each of
-    which takes seconds of a CPU for its imports.
-    """
+    """Makes every Ray that this process starts in the block get its workers from the server of `SOCKET_VARIABLE`."""
     import pytest
-    from ray._private import node, ray_constants
+    from ray._private import ray_constants
 
     with pytest.MonkeyPatch.context() as patch:
         # Joined to the folder of Ray's own script, an absolute path stays.
         patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", __file__)
-        for process in ("start_api_server", "start_log_monitor", "start_monitor"):
-            patch.setattr(node.Node, process, lambda self, **options: None)
+        leave_out_processes(patch)
         yield
+
+
+def leave_out_processes(patch: "pytest.MonkeyPatch") -> None:
+    """Lets Ray start no process for a dashboard, for machines that are added on demand and for the output of workers.
+
+    Each takes seconds of a CPU for its imports.
+    """
+    from ray._private import node
+
+    for process in ("start_api_server", "start_log_monitor", "start_monitor"):
+        patch.setattr(node.Node, process, lambda self, **options: None)
 
 
 def serve_forks() -> None:
