@@ -70,6 +70,7 @@ def test_registries_are_those_that_recipes_choose_from() -> None:
     assert {"resnet18", "timm"} <= firstlight.ENCODERS.keys()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small recipe stands in for the quickstart."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)

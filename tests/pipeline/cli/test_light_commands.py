@@ -25,6 +25,13 @@ def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.rpartition("loaded:")[2].strip(), done.stderr
 
 
+@pytest.fixture(scope="module")
+def parameters_are_known(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first process of a changed checkout reads the parameters of all methods, and has the optimisers checked."""
+    assert run_alone(tmp_path_factory.mktemp("first"), "config", "quickstart")[0] == 0
+
+
+@pytest.mark.usefixtures("parameters_are_known")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -37,9 +44,6 @@ def run_alone(folder: Path, *arguments: str) -> tuple[int, str, str]:
     ],
 )
 def test_command_loads_no_heavy_module(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
-    # The first process of a changed checkout reads the parameters of all methods, and has the optimisers checked.
-    if arguments[0] in ("config", "run"):
-        assert run_alone(tmp_path, "config", "quickstart")[0] == 0
     found, loaded, errors = run_alone(tmp_path, *arguments)
     assert (found, loaded) == (code, "")
     assert message in errors

@@ -24,7 +24,7 @@ from tests.support import recipes
 from tests.support.clean_process import run_in_clean_process
 
 # Written by every writer: steps, steps in one request, and encoders.
-WRITERS, STEPS, BATCH, ENCODERS = 8, 300, 10, 2
+WRITERS, STEPS, BATCH, ENCODERS = 8, 150, 10, 2
 
 
 def write_as_trial(storage: Path, k: int) -> None:
@@ -142,7 +142,7 @@ def change_shared_rows(storage: Path, k: int, meeting: Any) -> None:
 
 
 # Processes that write the same new rows at the same moment, and how often.
-MEETING, ROUNDS = 6, 25
+MEETING, ROUNDS = 6, 15
 
 
 @pytest.mark.fault(42, "many writers of the same rows")
