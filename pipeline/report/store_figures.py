@@ -8,7 +8,7 @@ from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report import figures, image_figures, overlay
 from firstlight.pipeline.report.grid import display_names
-from firstlight.pipeline.tracking.figures import FigureLog
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.visuals import describe_shown
 

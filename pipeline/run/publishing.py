@@ -24,6 +24,7 @@ from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.cards.card_parts import CARD_FILE
 from firstlight.pipeline.report.first_screen.headline import compose_headline
 from firstlight.pipeline.report.page_parts import SUMMARY_FOLDER
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.filters import add_filter_comparison
 from firstlight.pipeline.report.publish.pretrain import add_progress
 from firstlight.pipeline.report.publish.registry import find_publisher
@@ -37,7 +38,6 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.tracking.client import DESCRIPTION_TAG, TEACHER_TAG, TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.metric_keys import SECONDS_METRIC
 from firstlight.pipeline.tracking.outbox import Outbox, Unpublished

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from firstlight.pipeline.config import yaml_reader
 from firstlight.pipeline.data.splits import draw_splits
-from firstlight.pipeline.files import write_atomically, write_json
+from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.report.html_page import (
     Block,
     Page,
@@ -31,6 +30,7 @@ from firstlight.pipeline.report.page_parts import (
     mlflow_blocks,
     resolved_block,
 )
+from firstlight.pipeline.report.publish.figure_log import save_figure
 from firstlight.pipeline.search.figures import draw_figures
 from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.report_blocks import (
@@ -41,7 +41,7 @@ from firstlight.pipeline.search.report_blocks import (
     trials_blocks,
     warnings_blocks,
 )
-from firstlight.pipeline.tracking.figures import FIGURE_DPI, FIGURES_FOLDER, FIGURES_INDEX, FigureEntry
+from firstlight.pipeline.tracking.figures import FIGURES_FOLDER, FigureEntry, write_figure_index
 from firstlight.pipeline.tracking.run_file import RUN_FILE
 
 # The file that repeats a search.
@@ -91,11 +91,11 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
     (folder / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
     entries = []
     for name, figure in figures.items():
-        figure.savefig(folder / FIGURES_FOLDER / f"{name}.png", dpi=FIGURE_DPI)
+        save_figure(figure, folder / FIGURES_FOLDER / f"{name}.png")
         kind, _, measure = name.partition("_")
         title, alt = FIGURE_CAPTIONS[kind]
         entries.append(FigureEntry(name, title.format(measure=measure or "the first objective"), alt))
-    write_json(folder / FIGURES_FOLDER / FIGURES_INDEX, [asdict(entry) for entry in entries])
+    write_figure_index(folder / FIGURES_FOLDER, entries)
 
 
 def build_search_page(report: SearchReport) -> Page:

@@ -1,10 +1,11 @@
-"""Figures of a stage and seed: PNG files in its folder, the same files in MLflow, and an index of what they show."""
+"""Index of the figures of a stage and seed: their files, and what they show."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
@@ -12,13 +13,11 @@ from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.files import write_json
 from firstlight.pipeline.records import DamagedRecord, RecordShape, check_shape
 from firstlight.pipeline.tracking.client import FIGURES_FOLDER as FIGURES_FOLDER
-from firstlight.pipeline.tracking.client import TrackingClient
 
 FIGURES_INDEX = "index.json"
 # Names of figures are names of files, and may come from a file that a worker has written.
 FIGURE_NAME = re.compile(r"[\w.-]+\Z")
 FIGURES_ADVICE = "delete this file: the report has no figures of this stage then"
-FIGURE_DPI = 120
 
 
 class _FigureShape(RecordShape):
@@ -32,12 +31,6 @@ class _FigureShape(RecordShape):
 FIGURES_SHAPE = TypeAdapter(list[_FigureShape])
 
 
-class SavableFigure(Protocol):
-    """A figure of matplotlib, which this package does not import."""
-
-    def savefig(self, file: Path, /, *, dpi: int) -> object: ...
-
-
 @dataclass(frozen=True)
 class FigureEntry:
     """A figure's file name without `.png`, its title, and a sentence that describes it for people who cannot see it."""
@@ -47,23 +40,9 @@ class FigureEntry:
     alt: str
 
 
-class FigureLog:
-    """Writes the figures of a stage and seed to its folder and to MLflow. A figure counts once the index lists it."""
-
-    def __init__(self, tracking: TrackingClient, run_id: str, folder: Path) -> None:
-        self.tracking, self.run_id, self.folder = tracking, run_id, folder / FIGURES_FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.entries: list[FigureEntry] = []
-
-    def add(self, name: str, figure: SavableFigure, title: str, alt: str = "") -> None:
-        """Saves a figure as `<name>.png`, logs it, and adds it to the index. The default of `alt` is the title."""
-        if not FIGURE_NAME.match(name):
-            raise DamagedRecord(f"{self.folder}: {name!r} is no name of a figure")
-        file = self.folder / f"{name}.png"
-        figure.savefig(file, dpi=FIGURE_DPI)
-        self.tracking.log_figure(self.run_id, file, title)
-        self.entries.append(FigureEntry(name, title, alt or title))
-        write_json(self.folder / FIGURES_INDEX, [asdict(entry) for entry in self.entries])
+def write_figure_index(folder: Path, entries: Sequence[FigureEntry]) -> None:
+    """Writes the index of a folder of figures."""
+    write_json(folder / FIGURES_INDEX, [asdict(entry) for entry in entries])
 
 
 def list_figures(folder: Path) -> list[tuple[Path, FigureEntry]]:

@@ -2,21 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 
 @contextmanager
 def save_blank() -> Iterator[None]:
-    """Saves every figure as a PNG of one pixel, in this process and until the block ends."""
-
-    def save(figure: Figure, file: Path, **options: Any) -> None:
-        Image.new("RGB", (1, 1)).save(file, "PNG")
-
+    """Saves every figure of a report as a PNG of one pixel, in this process and until the block ends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", save)
+        patch.setattr(FigureCanvasAgg, "draw", lambda canvas: None)
+        patch.setattr(FigureCanvasAgg, "buffer_rgba", lambda canvas: np.zeros((1, 1, 4), np.uint8))
         yield

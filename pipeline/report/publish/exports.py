@@ -10,6 +10,7 @@ from firstlight.pipeline.data.splits import select_evenly_spaced
 from firstlight.pipeline.report import figures
 from firstlight.pipeline.report.cards.fine_tuned_card import write_exported_card
 from firstlight.pipeline.report.cards.model_card import write_card
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.embed import EMBEDDINGS_FOLDER, open_embeddings, read_embeddings_manifest
 from firstlight.pipeline.stages.export import EXPORT_FOLDER
@@ -19,7 +20,6 @@ from firstlight.pipeline.stages.sections.embed import Embed
 from firstlight.pipeline.stages.sections.export import Export
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 
 # Embeddings of more bytes are not copied into MLflow, only their manifest is.

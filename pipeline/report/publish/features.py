@@ -5,6 +5,7 @@ from typing import Any
 
 from firstlight.pipeline.config.measures import BANK_MEASURE, WEIGHTS_TITLES
 from firstlight.pipeline.report import figures, image_figures
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.evaluate import EVALUATION_MAP_FILE
 from firstlight.pipeline.stages.features.feature_index import INDEX_FOLDER
@@ -14,7 +15,6 @@ from firstlight.pipeline.stages.sections.evaluate import Evaluate
 from firstlight.pipeline.stages.sections.retrieve import Retrieve
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 
 # An index of more bytes is not copied into MLflow, only its manifest is.

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.report.image_figures import draw_filters
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.stages.pictures import FILTERS_FILE, PRETRAINED_FILTERS, load_filters
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.tracking.figures import FigureLog
 
 # The inputs of an encoder that end with a fixed filter.
 FIXED_FILTER_INPUTS = ("sobel", "high_pass", "rgb_sobel")

@@ -6,6 +6,7 @@ from typing import Any
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, image_figures
 from firstlight.pipeline.report.cards.fine_tuned_card import write_model_card
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.finetuning.candidates import list_candidates
@@ -16,7 +17,6 @@ from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.tracking.metric_keys import unique_key_parts
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics

@@ -9,6 +9,7 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures, image_figures
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.filters import add_filters
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.features.projection import name_principal_axes
@@ -19,7 +20,6 @@ from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.pretraining.views import list_views
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE, read_metrics
 from firstlight.pipeline.train.training_job import to_batch

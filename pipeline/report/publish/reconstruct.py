@@ -1,12 +1,12 @@
 """Publisher of reconstructions."""
 
 from firstlight.pipeline.report import image_figures
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.publish.publisher import StagePublisher
 from firstlight.pipeline.stages.pictures import PICTURES_FILE, load_pictures
 from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 
 

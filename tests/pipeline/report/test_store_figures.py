@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.report.publish.figure_log import FigureLog
 from firstlight.pipeline.report.store_figures import _class_figures, _draw_sample, add_store_figures
-from firstlight.pipeline.tracking.figures import FigureLog
 from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.recorded_tracking import RecordedTracking
