@@ -94,7 +94,7 @@ class BackwardPass:
     @contextlib.contextmanager
     def _seed_and_autocast(self, step: int, part: int) -> Iterator[None]:
         """Seeds the random numbers of the block from (seed, step, rank, part), and sets the training's precision."""
-        torch.manual_seed(_step_seed(self.job.seed, step, rank(), part))
+        seed_generators(_step_seed(self.job.seed, step, rank(), part), self.job.device)
         with self._autocast():
             yield
 
@@ -102,6 +102,17 @@ class BackwardPass:
         """Returns a block with the training's precision."""
         dtype = self.autocast_dtype
         return torch.autocast(self.job.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the random numbers of the CPU and of a training's device, as `torch.manual_seed` does.
+
+    That function asks all kinds of devices that torch knows, which takes half a millisecond: a fifth of a small step.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 class _StepModule(nn.Module):

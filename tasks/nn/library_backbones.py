@@ -117,6 +117,17 @@ def _replace_first_convolution(net: nn.Module, c_in: int) -> None:
     setattr(net.get_submodule(parent), last, new)
 
 
+def _build_for_shapes(model: str) -> nn.Module:
+    """Builds a network of which only shapes are computed. The random numbers that follow are not changed by it."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build_untrained(model)
+        # Some read sizes from tensors while they are built.
+        except (NotImplementedError, RuntimeError):
+            return build_untrained(model).to("meta")
+
+
 @cache
 def find_feature_maps(model: str) -> dict[str, bool]:
     """Returns the names of the layers whose outputs are the feature maps, shallow to deep.
@@ -129,9 +140,7 @@ def find_feature_maps(model: str) -> dict[str, bool]:
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     try:
-        with torch.random.fork_rng(devices=[]):
-            # Only shapes are computed, without arithmetic.
-            net = build_untrained(model).to("meta")
+        net = _build_for_shapes(model)
         training, names = get_graph_node_names(net, suppress_diff_warning=True)
         everything = create_feature_extractor(
             net, [name for name in names if name in training], suppress_diff_warning=True

@@ -264,17 +264,17 @@ class Dino(Method):
         return targets
 
     def _draw_masks(self, batch: Batch, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Returns a (B, h, w) mask of each large crop, whose (B, C, h, w) maps are given."""
-        return [
-            draw_block_masks(
-                derive_keys(self.info.seed, batch.passes, batch.ids, MASK_STREAM + view),
-                map_.shape[2],
-                map_.shape[3],
-                self.mask_probability,
-                self.mask_ratio,
-            )
-            for view, map_ in enumerate(maps)
-        ]
+        """Returns a (B, h, w) mask of each large crop, whose (B, C, h, w) maps are given.
+
+        Masks of one size are drawn together: it takes thousands of small operators, however many they are.
+        """
+        masks: dict[int, Tensor] = {}
+        for rows, columns in dict.fromkeys(map_.shape[2:] for map_ in maps):
+            views = [view for view, map_ in enumerate(maps) if map_.shape[2:] == (rows, columns)]
+            keys = [derive_keys(self.info.seed, batch.passes, batch.ids, MASK_STREAM + view) for view in views]
+            drawn = draw_block_masks(torch.cat(keys), rows, columns, self.mask_probability, self.mask_ratio)
+            masks |= zip(views, drawn.chunk(len(views)), strict=True)
+        return [masks[view] for view in range(len(maps))]
 
     def _embed_patches(
         self, seen: Sequence[EmbeddedView], taught: Sequence[EmbeddedView], masks: Sequence[Tensor]

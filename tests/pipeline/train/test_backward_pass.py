@@ -12,7 +12,7 @@ from firstlight.pipeline.data.stream import TrainOrder
 from firstlight.pipeline.errors import StopTraining
 from firstlight.pipeline.stages.pretraining import job as pretrain_job
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.train.backward_pass import BackwardPass, resolve_precision
+from firstlight.pipeline.train.backward_pass import BackwardPass, resolve_precision, seed_generators
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import open_batches
 from firstlight.pipeline.train.training_job import to_batch
@@ -73,3 +73,11 @@ def test_automatic_precision_is_the_best_of_the_device(
     place = torch.device("cpu" if device == "cpu" else "cuda")
     assert resolve_precision("auto", place) == resolved
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_random_numbers_of_a_seed_are_those_of_torch_s_own_function(seed: int) -> None:
+    torch.manual_seed(seed)
+    expected = torch.rand(3)
+    seed_generators(seed, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
