@@ -10,18 +10,21 @@ import torch
 from bench.own_process import run_in_own_process
 
 
-def name_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate()]
+def set_up(folder: str) -> tuple[int, list[str], int, str]:
+    """Goes to a folder. Returns the process, the names of its threads, the number of those of torch, and its folder."""
+    os.chdir(folder)
+    return os.getpid(), [thread.name for thread in threading.enumerate()], torch.get_num_threads(), os.getcwd()
 
 
-def test_what_an_arm_sets_up_is_not_there_for_the_next() -> None:
-    run_in_own_process(os.chdir, "/")
+def test_what_an_arm_sets_up_is_not_there_for_the_next_and_it_has_one_thread() -> None:
+    process, threads, torch_threads, folder = run_in_own_process(set_up, "/")
+    assert folder == "/"
     assert Path.cwd() != Path("/")
-    assert run_in_own_process(os.getpid) != os.getpid()
-    assert "parent" in run_in_own_process(name_threads), "it ends if the command is killed"
+    assert process != os.getpid()
+    assert "parent" in threads, "it ends if the command is killed"
+    assert torch_threads == 1
 
 
-def test_an_arm_has_one_thread_and_its_error_is_raised() -> None:
-    assert run_in_own_process(torch.get_num_threads) == 1
+def test_error_of_an_arm_is_raised() -> None:
     with pytest.raises(FileNotFoundError):
         run_in_own_process(os.chdir, "/no such folder")

@@ -10,10 +10,11 @@ import torch
 from bench import peer_features
 from bench.peer_features import LIGHTLY, LIGHTLY_TRAIN, OURS, TrainedPeer, name_longer
 from firstlight.pipeline.train.context import StageContext
+from tests.support import layouts
 
 SMALL = (
-    "dataset.max_train=400",
-    "dataset.max_test=60",
+    "dataset.max_train=180",
+    "dataset.max_test=30",
     "defaults.pretrain.epochs=1",
     "defaults.pretrain.batch_size=64",
 )
@@ -21,9 +22,12 @@ NO_ENCODER: Any = None
 
 
 @pytest.fixture(scope="module")
-def study(cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, Any]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, Any]:
+    """The study on images of noise in the layout of CIFAR-10."""
     torch.set_num_threads(1)
-    return peer_features.load_study(cifar10, tmp_path_factory.mktemp("study"), *SMALL)
+    root = tmp_path_factory.mktemp("cifar10")
+    layouts.cifar10(root, 220, 40)
+    return peer_features.load_study(root, tmp_path_factory.mktemp("study"), *SMALL)
 
 
 def test_training_images_are_written_by_class(study: tuple[StageContext, Any], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from firstlight.pipeline.train.held import budget
 from firstlight.pipeline.train.metrics import METRICS_FILE
 from firstlight.pipeline.train.training_job import to_batch
 from tests.support import recipes
-from tests.support.augmentations import PIPELINES
+from tests.support.augmentations import CROP, PIPELINES
 from tests.support.gloo import Pool
 from tests.support.loaded_ids import record_loaded_ids
 from tests.support.local_training import Stopped, train
@@ -37,6 +37,8 @@ from tests.support.photograph_folders import prepare_photographs, write_photogra
 CPU = torch.device("cpu")
 HELD = np.arange(2, 600)  # more than are trained on
 OPTIONS = LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
+# Those of `plan`, and as many others.
+SCATTERED = replace(OPTIONS, resident=HELD[(HELD - 3) % 5 < 2])
 BATCH = 12
 
 
@@ -52,7 +54,7 @@ def plan(store: Store) -> BatchPlan:
     return BatchPlan(np.arange(3, 503, 5), store.list_row_groups("train")[:, 2], BATCH, 0, 3 * BATCH, False)
 
 
-def assert_same_batches(loader: Loader, order: TrainOrder, options: LoadingOptions = OPTIONS) -> None:
+def assert_same_batches(loader: Loader, order: TrainOrder, options: LoadingOptions = SCATTERED) -> None:
     """Held, decoded by tasks, and augmented by them: the batches, as the learner gets them."""
     held, _ = device_cache.cache_images(loader, options, CPU)
     rows = BATCH // order.world
@@ -80,10 +82,14 @@ def assert_equal_batches(found: list[dict[str, Any]], expected: list[Arrays]) ->
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_cached_and_streamed_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
-    """Two epochs of two views, at the size of the images and at others."""
-    for size in (8, 12):
+    """Two views at the end of an epoch and at the start of the next, at the size of the images and at others.
+
+    What follows the central crop, which is tested at both sizes itself, is of one size.
+    """
+    follows_crop = len(PIPELINES[name]) > 1 and PIPELINES[name][0] == CROP
+    for size in (12,) if follows_crop else (8, 12):
         assert_same_batches(
-            Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 0, 16)
+            Loader(digits, (tuple(PIPELINES[name]),) * 2, size, 3, 1_000_000), TrainOrder(plan(digits), 0, 1, 6, 10)
         )
 
 
@@ -136,7 +142,8 @@ def test_each_rank_gets_its_part(digits: Store, world: int) -> None:
 def test_batches_from_any_start_step_are_the_same(digits: Store) -> None:
     loader = Loader(digits, (tuple(PIPELINES["cifar"]),), 8, 0, 1_000_000)
     for start in range(17):
-        assert_same_batches(loader, TrainOrder(plan(digits), 0, 1, start, 16))
+        # More steps than a task has.
+        assert_same_batches(loader, TrainOrder(plan(digits), 0, 1, start, min(start + 4, 16)))
 
 
 @pytest.mark.ray
@@ -276,10 +283,11 @@ def test_channels_of_several_sizes_cannot_be_augmented_on_the_device(digits: Sto
         budget.should_augment_on_device(StreamOptions(augment="device"), store, on_gpu=True)
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """48 JPEG images of five sizes, the larger ones stored smaller."""
-    store = prepare_photographs(write_photographs(tmp_path / "photographs", 60), tmp_path / "stores", 48)
+    folder = tmp_path_factory.mktemp("photographs")
+    store = prepare_photographs(write_photographs(folder / "photographs", 60), folder / "stores", 48)
     assert store.common_size is None
     return store
 
@@ -290,14 +298,17 @@ def plan_photographs(store: Store) -> BatchPlan:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_images_of_several_sizes_give_the_batches_of_the_stream(photographs: Store, name: str) -> None:
-    """Held by this process and augmented there, and cropped there for a device that does the rest."""
+    """Held by this process and augmented there, and cropped there for a device that does the rest.
+
+    The last step of an epoch and the first of the next: 24 images of five sizes.
+    """
     loader = Loader(photographs, (tuple(PIPELINES[name]),) * 3, 16, 0, 1_000_000, view_sizes=(16, 16, 9))
-    order = TrainOrder(plan_photographs(photographs), 0, 1, 0, 6)
+    order = TrainOrder(plan_photographs(photographs), 0, 1, 3, 5)
     options = replace(OPTIONS, resident=photographs.ids("train"))
     held, _ = device_cache.cache_images(loader, options, CPU)
     assert isinstance(held, device_cache.CachedRaggedImages)
     expected = list(stream.stream_batches(loader, order, BATCH, options))
-    assert len(expected) == 6
+    assert len(expected) == 2
     found = list(device_cache.iterate_cached_batches(held, loader, order, options))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()

@@ -57,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "clustering_locality": {
         "method": {"name": "clustering_locality"},
-        "labelled_per_batch": 20,
+        "labelled_per_batch": 10,
         "labels_per_class": 2,
         "accumulate": 2,
     },
@@ -320,7 +320,7 @@ def test_reading_all_images_is_no_waiting_for_data(
     fill = SuperAnd.fill_tables
 
     def fill_slowly(method: SuperAnd, batch: Batch) -> None:
-        end = time.process_time() + 1.0
+        end = time.process_time() + 0.4
         while time.process_time() < end:
             pass
         fill(method, batch)
@@ -330,8 +330,8 @@ def test_reading_all_images_is_no_waiting_for_data(
     train(tmp_path, digits, **changes)
     rows = read_metrics(tmp_path / "job" / METRICS_FILE)
     assert rows[3]["epoch"] == 1
-    assert rows[3]["images_per_s"] > 32.0, "three batches of 32 took three seconds to read"
-    assert rows[3]["images_per_cpu_s"] > 32.0, "and three seconds of a CPU"
+    assert rows[3]["images_per_s"] > 32.0, "three batches of 32 took more than a second to read"
+    assert rows[3]["images_per_cpu_s"] > 32.0, "and of a CPU"
     assert rows[3]["data_wait"] <= 1.0
 
 

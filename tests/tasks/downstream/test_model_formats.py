@@ -1,5 +1,6 @@
 """A library's network with our classifier gives our logits; what has no counterpart says why."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +16,20 @@ from firstlight.tasks.downstream.model_formats import (
 )
 from firstlight.tasks.downstream.starting_weights import fold_encoder
 from firstlight.tasks.nn.encoders import Encoder, MapPooling
+from tests.support.repeated_draws import repeat_draws
 from tests.support.saved_models import build_model
+
+
+@pytest.fixture(autouse=True)
+def _draws_repeat() -> Iterator[None]:
+    with repeat_draws():
+        yield
 
 
 def make_classifier(encoder: dict[str, Any], **options: Any) -> Classification:
     torch.manual_seed(0)
-    network = Encoder(encoder, 64).train()
-    network(torch.rand(4, 3, 64, 64))
+    network = Encoder(encoder, 32).train()
+    network(torch.rand(4, 3, 32, 32))
     return Classification(network, 5, **options).eval()
 
 
@@ -45,7 +53,7 @@ def test_network_of_the_library_gives_the_logits_of_the_model(encoder: dict[str,
     assert found.head == (f"{head}.weight", f"{head}.bias")
     state = found.library_state(task)
     assert torch.equal(state[found.head[0]], task.head[0].weight)
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         own, there = ModelGraph(task)(images), found.build_network(state)(task.encoder.input(images))
     torch.testing.assert_close(there, own, rtol=1e-4, atol=1e-4 * float(own.abs().max()))

@@ -1,8 +1,9 @@
+import copy
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from firstlight.tasks.nn.encoders import (
     pool_maps,
     pooled_size,
 )
+from tests.support.repeated_draws import repeat_draws
 
 
 def dense(side: int, *channels: int) -> list[tuple[int, ...]]:
@@ -80,15 +82,42 @@ def ids(spec: object) -> str:
     return "-".join(map(str, spec.values())) if isinstance(spec, dict) else ""
 
 
+class BuiltEncoder(NamedTuple):
+    """An encoder as it is built after seed 3, and the random number that is drawn next. Tests change a `copy`."""
+
+    encoder: Encoder
+    next_number: Tensor
+    spec: dict[str, Any]
+    size: int
+    shapes: Sequence[tuple[int, ...]]
+
+    def copy(self) -> Encoder:
+        return copy.deepcopy(self.encoder)
+
+
+def build(spec: dict[str, Any], size: int, shapes: Sequence[tuple[int, ...]]) -> BuiltEncoder:
+    torch.manual_seed(3)
+    return BuiltEncoder(Encoder(spec, size), torch.rand(()), spec, size, shapes)
+
+
+@pytest.fixture(scope="module", params=SPECS, ids=[ids(spec) for spec, _, _ in SPECS])
+def built(request: pytest.FixtureRequest) -> BuiltEncoder:
+    """Each of `SPECS`, which is built once for all tests: most of their time would go into its random weights."""
+    return build(*request.param)
+
+
+@pytest.fixture
+def _draws_repeat() -> Iterator[None]:
+    with repeat_draws():
+        yield
+
+
 def test_every_encoder_is_tested() -> None:
     assert {spec["name"] for spec, _, _ in SPECS} == set(ENCODERS)
 
 
-@pytest.mark.parametrize(("spec", "size", "shapes"), SPECS, ids=ids)
-def test_shapes_are_the_documented_ones_and_those_of_a_forward_pass(
-    spec: dict, size: int, shapes: Sequence[tuple]
-) -> None:
-    encoder = Encoder(spec, size)
+def test_shapes_are_the_documented_ones_and_those_of_a_forward_pass(built: BuiltEncoder) -> None:
+    encoder, size, shapes = built.copy(), built.size, built.shapes
     maps = encoder.eval()(torch.rand(2, 3, size, size))
     assert encoder.shapes == shapes
     assert [tuple(m.shape) for m in maps] == [(2, *shape) for shape in shapes]
@@ -105,6 +134,7 @@ def test_new_encoder_is_in_training_mode_with_fresh_statistics() -> None:
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize(
     ("spec", "size"),
     [({"name": "convnet", "depth": 4}, 15), ({"name": "alexnet"}, 62), ({"name": "alexnet", "stem": "cifar"}, 14)],
@@ -129,6 +159,7 @@ def test_empty_map_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
         Encoder({"name": "cut"}, 8)
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_take_the_smallest_images_that_a_config_allows(name: str) -> None:
     assert Encoder({"name": name}, 4).shapes[-1][1:] == (1, 1)
@@ -153,6 +184,7 @@ def test_the_parameters_of_the_input_are_among_the_shared_ones_with_the_same_def
     assert shared == {**own, "init": "default"}
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize("spec", [{"name": "convnet", "width": 4, "depth": 3}, *LIBRARIES], ids=ids)
 @pytest.mark.parametrize("input", ["rgb", "rgb_sobel"])
 def test_depth_limits_the_maps(spec: dict, input: str) -> None:
@@ -173,23 +205,28 @@ def test_stages_deeper_than_depth_are_not_computed() -> None:
     ]
 
 
-@pytest.mark.parametrize(("spec", "size", "shapes"), SPECS, ids=ids)
-def test_encoder_weights_depend_on_the_seed_only(spec: dict, size: int, shapes: Sequence[tuple]) -> None:
-    torch.manual_seed(3)
-    encoder, after = Encoder(spec, size), torch.rand(())
-    torch.manual_seed(3)
-    again, after_again = Encoder(spec, size), torch.rand(())
-    assert after == after_again
-    assert all(m.training for m in encoder.modules())
-    for (name, tensor), other in zip(encoder.state_dict().items(), again.state_dict().values(), strict=True):
+def test_encoder_weights_depend_on_the_seed_only(built: BuiltEncoder) -> None:
+    again = build(built.spec, built.size, built.shapes)
+    assert built.next_number == again.next_number
+    assert all(m.training for m in built.encoder.modules())
+    weights = built.encoder.state_dict()
+    for (name, tensor), other in zip(weights.items(), again.encoder.state_dict().values(), strict=True):
         assert torch.equal(tensor, other), name
         if "running" in name or "num_batches" in name:
             assert torch.equal(tensor, torch.full_like(tensor, float("running_var" in name))), name
 
 
-@pytest.mark.parametrize(("spec", "size", "shapes"), [*SPECS, *((spec, 64, []) for spec in LIBRARIES)], ids=ids)
-def test_the_deepest_map_gives_every_parameter_a_gradient(spec: dict, size: int, shapes: Sequence[tuple]) -> None:
-    encoder = Encoder(spec, size)
+def test_the_deepest_map_gives_every_parameter_a_gradient(built: BuiltEncoder) -> None:
+    assert_every_parameter_gets_a_gradient(built.copy(), built.size)
+
+
+@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.parametrize("spec", LIBRARIES, ids=ids)
+def test_the_deepest_map_of_a_library_gives_every_parameter_a_gradient(spec: dict) -> None:
+    assert_every_parameter_gets_a_gradient(Encoder(spec, 64), 64)
+
+
+def assert_every_parameter_gets_a_gradient(encoder: Encoder, size: int) -> None:
     assert all(p.requires_grad for p in encoder.parameters())
     encoder(torch.rand(2, 3, size, size) if size < 224 else torch.rand(1, 3, size, size))[-1].square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
@@ -217,6 +254,7 @@ def test_parameters_unused_by_the_deepest_map_are_frozen(monkeypatch: pytest.Mon
     }
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize(
     "spec",
     [{"name": "convnet", "width": 4, "depth": 2}, {"name": "resnet18", "stem": "cifar", "norm": "group"}, *LIBRARIES],
@@ -291,6 +329,7 @@ def test_init_reaches_every_convolution_of_both_towers(spec: dict, init: str, ex
             assert tensor.std() == pytest.approx(expected(tensor), rel=0.15), name
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize(
     "spec", [{"name": "vgg16"}, {"name": "network1", "width": 2, "input": "rgb_sobel"}, LIBRARIES[0]], ids=ids
 )
@@ -325,6 +364,7 @@ def test_maps_of_normalised_images_are_those_of_the_images(kind: str) -> None:
     assert not torch.equal(encoder(images)[-1], encoder(images, region=region)[-1])
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize("spec", [{"name": "alexnet"}, {"name": "alexnet", "input": "rgb_sobel"}, {"name": "vgg16"}])
 def test_encoder_without_its_last_pooling_has_half_the_stride(spec: dict[str, Any]) -> None:
     encoder = Encoder(spec, 96).eval()
@@ -339,6 +379,7 @@ def test_encoder_without_its_last_pooling_has_half_the_stride(spec: dict[str, An
     assert list(encoder.state_dict()) == list(before)
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 def test_the_map_before_the_last_pooling_gives_the_deepest_map_when_it_is_pooled() -> None:
     encoder, images = Encoder({"name": "alexnet"}, 96).eval(), torch.rand(2, 3, 96, 96)
     deepest = encoder(images)[-1]
@@ -347,6 +388,7 @@ def test_the_map_before_the_last_pooling_gives_the_deepest_map_when_it_is_pooled
     torch.testing.assert_close(nn.functional.max_pool2d(encoder.eval()(images)[-1], 3, 2), deepest)
 
 
+@pytest.mark.usefixtures("_draws_repeat")
 @pytest.mark.parametrize("spec", [{"name": "resnet18"}, {"name": "network1", "m": [1, 1, 0, 0]}, LIBRARIES[0]], ids=ids)
 def test_encoder_that_ends_without_pooling_keeps_its_stride(spec: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: \w+ does not end with one max-pooling"):

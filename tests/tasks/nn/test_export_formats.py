@@ -1,5 +1,6 @@
 """An encoder's weights give the same features in the libraries' own networks, or there is a reason why not."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +18,15 @@ from firstlight.tasks.nn.export_formats import (
     find_counterpart,
     measure_difference,
 )
+from tests.support.repeated_draws import repeat_draws
 
 SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _draws_repeat() -> Iterator[None]:
+    with repeat_draws():
+        yield
 
 
 def trained(**spec: Any) -> Encoder:
@@ -50,8 +58,9 @@ def features(encoder: Encoder, x: torch.Tensor) -> torch.Tensor:
 def test_torchvision_s_own_network_gives_the_same_features(spec: dict[str, Any], head: str) -> None:
     encoder = trained(**spec, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     state = find_counterpart(encoder, "torchvision").library_state(encoder)
-    net = torchvision.models.get_model(spec["name"], num_classes=7)
-    missing, unexpected = net.load_state_dict(state, strict=False)
+    with torch.device("meta"):
+        net = torchvision.models.get_model(spec["name"], num_classes=7)
+    missing, unexpected = net.load_state_dict(state, strict=False, assign=True)
     assert (sorted(missing), unexpected) == ([f"{head}.bias", f"{head}.weight"], [])
     setattr(net, head, nn.Identity())
     x = images(3)
@@ -120,9 +129,10 @@ def test_a_transformer_in_timm_has_its_sizes_and_gives_the_same_map(model: str, 
 @torch.no_grad()
 def test_vgg16_is_torchvision_s_with_batch_normalisation() -> None:
     encoder = trained(name="vgg16")
-    net = torchvision.models.vgg16_bn()
+    with torch.device("meta"):
+        net = torchvision.models.vgg16_bn()
     missing, unexpected = net.load_state_dict(
-        find_counterpart(encoder, "torchvision").library_state(encoder), strict=False
+        find_counterpart(encoder, "torchvision").library_state(encoder), strict=False, assign=True
     )
     assert ({name.split(".")[0] for name in missing}, unexpected) == ({"classifier"}, [])
     assert measure_difference(encoder(images(2))[-1], net.eval().features((images(2) - 0.5) / 0.25))[1] < MAP_TOLERANCE

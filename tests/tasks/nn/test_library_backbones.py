@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.library_backbones import from_torchvision
 from firstlight.tasks.nn.norms import SyncBatchNorm
+from tests.support.repeated_draws import repeat_draws
+
+
+@pytest.fixture(autouse=True)
+def _draws_repeat() -> Iterator[None]:
+    with repeat_draws():
+        yield
+
 
 BATCH_NORMALISED = [
     ("torchvision", "resnet18"),
@@ -23,11 +32,11 @@ BATCH_NORMALISED = [
 @pytest.mark.parametrize(("library", "model"), BATCH_NORMALISED)
 @pytest.mark.parametrize(("norm", "kind"), [("sync", SyncBatchNorm), ("group", nn.GroupNorm)])
 def test_no_plain_batch_norm_is_left(library: str, model: str, norm: str, kind: type[nn.Module]) -> None:
-    encoder = Encoder({"name": library, "model": model, "norm": norm, "input": "sobel"}, 64)
+    encoder = Encoder({"name": library, "model": model, "norm": norm, "input": "sobel"}, 32)
     found = [m for m in encoder.modules() if isinstance(m, _BatchNorm | nn.GroupNorm)]
     assert len(found) > 5
     assert all(isinstance(m, kind) for m in found)
-    encoder(torch.rand(2, 3, 64, 64))[-1].square().sum().backward()
+    encoder(torch.rand(2, 3, 32, 32))[-1].square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from firstlight.tasks.nn.weight_init import initialize_lsuv
 from firstlight.tasks.pretrain import METHODS
 from firstlight.tasks.pretrain.method import TrainingInfo
+from firstlight.tasks.self_distillation import patch_masks
 from tests.support.batches import image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_encoder, build_task
@@ -234,15 +236,21 @@ METHOD_SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# Blocks that DINO tries for a mask. Each takes forty operators, and a training draws masks as it does with all of them.
+few_tries = mock.patch.object(patch_masks, "MASK_TRIES", 6)
+
+
 def train_on_this_rank(folder: str, store: str, name: str, stop: int | None) -> str | None:
     try:
-        return train(Path(folder), Store.open(Path(store)), stop, **list_changes(name))[0]
+        with few_tries:
+            return train(Path(folder), Store.open(Path(store)), stop, **list_changes(name))[0]
     except Stopped:
         return None
 
 
 def train_with_copy_on_this_rank(folder: str, store: str, name: str, step: int) -> str:
-    return train_with_copies(Path(folder), Store.open(Path(store)), (step,), **list_changes(name))
+    with few_tries:
+        return train_with_copies(Path(folder), Store.open(Path(store)), (step,), **list_changes(name))
 
 
 def list_changes(name: str) -> dict[str, Any]:

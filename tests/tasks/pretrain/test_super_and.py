@@ -1,5 +1,6 @@
 import copy
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -53,8 +54,10 @@ def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return first, F.normalize(first + 0.3 * unit(len(rows), 6, 3), dim=1)
 
 
-def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Tensor]:
-    """Returns the losses of these steps, taken like in the training loop."""
+def trained(
+    learner: SuperAnd, steps: list[int], per_epoch: int = 3, look: Callable[[int], None] = lambda step: None
+) -> list[Tensor]:
+    """Returns the losses of these steps, taken like in the training loop. `look` is called after each."""
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
     losses = []
     for step in steps:
@@ -68,6 +71,7 @@ def trained(learner: SuperAnd, steps: list[int], per_epoch: int = 3) -> list[Ten
         optimizer.step()
         learner.end_step()
         losses.append(logged["loss"].detach())
+        look(step)
     return losses
 
 
@@ -485,32 +489,52 @@ def test_labels_reach_no_loss() -> None:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], end, strict=True))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"variant": "paper"}, {"variant": "reference"}, {"negatives": 20, "bank_dtype": "float16"}],
-    ids=["paper", "reference", "sampled"],
-)
+RESUMED: dict[str, dict[str, Any]] = {
+    "paper": {"variant": "paper"},
+    "reference": {"variant": "reference"},
+    "sampled": {"negatives": 20, "bank_dtype": "float16"},
+}
+RESUMED_STEPS = 14
+
+
+def save_state(learner: SuperAnd) -> dict[str, Any]:
+    """Returns a copy of the learner's state, and of that of each table by its name."""
+    tables = {name: table.state_dict() for name, table in learner.tables.items()}
+    return copy.deepcopy({"learner": learner.state_dict(), "tables": tables})
+
+
+def build_resumed(name: str) -> SuperAnd:
+    return method(dtype=torch.float32, ue_period=1, **RESUMED[name])
+
+
+@cache
+def train_uninterrupted(name: str) -> tuple[SuperAnd, list[dict[str, Any]]]:
+    """Returns the method after all steps, and its state after each."""
+    learner, states = build_resumed(name), []
+    trained(learner, list(range(RESUMED_STEPS)), look=lambda step: states.append(save_state(learner)))
+    return learner, states
+
+
+@pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("cut", [1, 3, 4, 6, 7, 11])
-def test_resumed_equals_uninterrupted_bit_by_bit(options: dict[str, Any], cut: int) -> None:
+def test_resumed_equals_uninterrupted_bit_by_bit(name: str, cut: int) -> None:
     """Rounds have two epochs of three steps: 6 is the end of a round, 3 the end of an epoch inside a round.
 
     The other cuts are inside epochs.
     """
-    whole = method(dtype=torch.float32, ue_period=1, **options)
-    trained(whole, list(range(14)))
-    first, second = (method(dtype=torch.float32, ue_period=1, **options) for _ in range(2))
-    trained(first, list(range(cut)))
+    whole, states = train_uninterrupted(name)
+    state, resumed = copy.deepcopy(states[cut - 1]), build_resumed(name)
     with torch.no_grad():
-        for parameter in second.parameters():
+        for parameter in resumed.parameters():
             parameter.add_(1.0)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for name, table in first.tables.items():
-        second.tables[name].load_state_dicts([table.state_dict()])
-    trained(second, list(range(cut, 14)))
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-    for name, table in whole.tables.items():
-        assert torch.equal(table.values, second.tables[name].values), name
+    resumed.load_state_dict(state["learner"])
+    for table, saved in state["tables"].items():
+        resumed.tables[table].load_state_dicts([saved])
+    trained(resumed, list(range(cut, RESUMED_STEPS)))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    for key, table in whole.tables.items():
+        assert torch.equal(table.values, resumed.tables[key].values), key
 
 
 @VARIANTS

@@ -11,7 +11,7 @@ from firstlight.pipeline.data.augment import ops as augment
 from firstlight.pipeline.data.augment.op_params import OpBatch
 from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.train.device_ops import augment_batch as module
-from tests.support.augmentations import PIPELINES, Ops
+from tests.support.augmentations import CROP, PIPELINES, Ops
 from tests.support.noise_images import make_noise, to_batch_of_images
 
 SIZES = [
@@ -44,14 +44,18 @@ def augment_with_pillow(ops: Ops, source: np.ndarray, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.parametrize(("width", "height", "size"), SIZES)
-def test_augmented_batch_has_pillows_pixels(name: str, width: int, height: int, size: int) -> None:
-    source = make_noise(40, width, height)
-    before = source.copy()
-    found = module.augment_batch(to_batch_of_images(source), sample_params(PIPELINES[name], source, size), size)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, augment_with_pillow(PIPELINES[name], source, size))
-    assert np.array_equal(source, before), "what is held was changed"
+def test_augmented_batch_has_pillows_pixels(name: str) -> None:
+    """At every size; of what follows the central crop, which is tested itself, at every size of a view."""
+    ops, sizes = PIPELINES[name], SIZES
+    if len(ops) > 1 and ops[0] == CROP:
+        sizes = [*{size[2]: size for size in reversed(SIZES)}.values()]
+    for width, height, size in sizes:
+        source = make_noise(40, width, height)
+        before = source.copy()
+        found = module.augment_batch(to_batch_of_images(source), sample_params(ops, source, size), size)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, augment_with_pillow(ops, source, size)), (width, height, size)
+        assert np.array_equal(source, before), "what is held was changed"
 
 
 @pytest.mark.parametrize("name", PIPELINES)
