@@ -27,6 +27,7 @@ from firstlight.pipeline.stages.pretraining.views import list_dropped_ops, list_
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.training_job import to_batch
+from tests.support.blank_figures import save_blank
 from tests.support.channel_images import (
     band_recipe,
     draw_bands,
@@ -225,6 +226,7 @@ def test_a_method_leaves_out_what_mixes_colours_and_says_so(folder: Path, tmp_pa
     assert "random_grayscale" not in names
 
 
+@save_blank()
 def test_a_recipe_goes_from_files_to_exports_and_predictions(folder: Path, tmp_path: Path) -> None:
     """The stage `export` compares each format with the encoder or model, on images of the store and on noise."""
     encoder = {"name": "timm", "model": "test_resnet"}

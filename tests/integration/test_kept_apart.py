@@ -12,6 +12,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run.runner import RecipeRun, run_recipe
 from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
 from tests.support import recipes
+from tests.support.undrawn_figures import leave_undrawn
 
 PRETRAIN: dict[str, Any] = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1, "batch_size": 16}
 
@@ -27,6 +28,7 @@ def write_photographs(root: Path) -> Path:
     return root
 
 
+@leave_undrawn()
 def run(tmp_path: Path, name: str, stages: dict[str, Any]) -> tuple[RecipeRun, str]:
     changes = {
         "name": name,

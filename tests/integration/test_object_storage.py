@@ -4,10 +4,12 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 from rich.console import Console
 
 from firstlight.pipeline.config.recipe import Recipe
@@ -27,6 +29,7 @@ from tests.support.machines_apart import start_machines_apart
 from tests.support.object_server import ObjectServer, serve_objects
 from tests.support.recipe_runs import runs_of
 from tests.support.state_hash import hash_state
+from tests.support.undrawn_figures import leave_undrawn
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 URI = "s3://bucket/runs"
@@ -43,6 +46,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
+@leave_undrawn()
 def run(recipe: Recipe) -> tuple[RecipeRun, str]:
     text = io.StringIO()
     return run_recipe(recipe, Console(file=text, width=400)), text.getvalue()
@@ -72,8 +76,27 @@ def end_state(recipe: Recipe) -> str:
     return hash_state([found.shared, found.shards])
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A pretraining that nothing has disturbed, in the bucket."""
+
+    recipe: Recipe
+    run_id: str
+    end_state: str
+    losses: list[tuple[int, float]]
+
+
+@pytest.fixture(scope="module")
+def whole(server: ObjectServer, database: str) -> Finished:
+    recipe = pretraining("whole", database)
+    ran, _ = run(recipe)
+    return Finished(recipe, str(ran.run_id), end_state(recipe), read_losses(recipe))
+
+
 def test_a_machine_with_an_empty_cache_finds_all_stages_finished(server: ObjectServer, database: str) -> None:
-    recipe = recipes.recipe(URI, tracking__uri=database)  # type: ignore[arg-type]
+    changes: dict[str, Any] = {"tracking__uri": database, "stages__finetune__learning_rates": []}
+    changes["stages__evaluate__probe_weight_decays"] = [0.001]
+    recipe = recipes.recipe(URI, **changes)  # type: ignore[arg-type]
     first, _ = run(recipe)
     names = list_objects(recipe)
     kinds = ("pretrain-seed0", "evaluate-seed0", "finetune-seed0")
@@ -114,11 +137,8 @@ def test_google_s_storage_has_all_that_an_empty_machine_needs(tmp_path: Path, da
 
 
 def test_killed_training_continues_bit_equal_on_an_empty_machine(
-    server: ObjectServer, database: str, monkeypatch: pytest.MonkeyPatch
+    server: ObjectServer, database: str, whole: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pretraining("whole", database)
-    run(whole)
-    expected = end_state(whole), read_losses(whole)
     recipe = pretraining("killed", database)
     monkeypatch.setenv(failures.FAULT_VARIABLE, "rank=0,step=4,kind=raise")
     with pytest.raises(RuntimeError, match="injected fault"):
@@ -130,7 +150,7 @@ def test_killed_training_continues_bit_equal_on_an_empty_machine(
     (folder,) = (recipe.storage / recipe.name).glob("pretrain-seed0-*")
     notes = [row["note"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "note" in row]
     assert any(note.startswith("continued from the checkpoint of step 3 ") for note in notes), notes
-    assert (end_state(recipe), read_losses(recipe)) == expected
+    assert (end_state(recipe), read_losses(recipe)) == (whole.end_state, whole.losses)
 
 
 def read_losses(recipe: Recipe) -> list[tuple[int, float]]:
@@ -145,6 +165,12 @@ def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
 ) -> None:
     recipe = pretraining("outage", database)
     monkeypatch.setattr(remote_files, "READ_ATTEMPTS", 1)
+    # The client itself would try for six seconds to connect, for each file.
+    once = AwsStandardS3RetryStrategy(max_attempts=1)
+    host = server.environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+    client = S3FileSystem(endpoint_override=host, scheme="http", region="us-east-1", retry_strategy=once)
+    monkeypatch.setattr(remote_files, "_open_pyarrow_filesystem", lambda uri: client)
+    remote_files._connect_client.cache_clear()
     monkeypatch.setattr(mirror_module, "REST_S", 600.0)
     monkeypatch.setattr(mirroring, "FLUSH_TIMEOUT_S", 0.0)
     run_stage = RecipeRunner.run_stage
@@ -172,6 +198,7 @@ def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
     last, text_last = run(recipe)
     assert text_last.count("finished before, unchanged") == 1
     assert last.run_id == again.run_id
+    remote_files._connect_client.cache_clear()
 
 
 @pytest.mark.fault(60, "a bucket that does not exist")
@@ -183,12 +210,10 @@ def test_missing_bucket_ends_the_command_before_any_work(server: ObjectServer, d
 
 
 @pytest.mark.fault(58, "a changed byte in a result and in a shard of a store")
-def test_damaged_objects_are_made_again(server: ObjectServer, database: str) -> None:
-    recipe = pretraining("damaged", database)
-    first, _ = run(recipe)
-    expected = end_state(recipe)
+def test_damaged_objects_are_made_again(server: ObjectServer, whole: Finished) -> None:
+    recipe = whole.recipe
     names = list_objects(recipe)
-    (result,) = [name for name in names if name.startswith("damaged/pretrain-") and name.endswith("/result.json")]
+    (result,) = [name for name in names if name.startswith("whole/pretrain-") and name.endswith("/result.json")]
     shard = next(name for name in names if name.endswith(".parquet") and "/train-" in name)
     for name in (result, shard):
         server.flip_byte(f"runs/{name}")
@@ -197,8 +222,8 @@ def test_damaged_objects_are_made_again(server: ObjectServer, database: str) -> 
     for name in (result, shard):
         assert f"s3://bucket/runs/{name}: is damaged: " in text
     assert "finished before" not in text
-    assert end_state(recipe) == expected
-    assert again.run_id == first.run_id
+    assert end_state(recipe) == whole.end_state
+    assert again.run_id == whole.run_id
     forget(recipe)
     _, text = run(recipe)
     assert text.count("finished before, unchanged") == 1, "what was damaged was written again"

@@ -4,6 +4,7 @@ Three trials are run, and all of them where slow tests are.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from tests.scripts import smoke
 from tests.support.paths import WITHOUT_ROOT
+from tests.support.undrawn_figures import leave_undrawn
 
 NAMES = [recipe.name for recipe in list_recipes()]
 # The tables of results of each paper; that of Clustering and Locality Penalties has none, but a figure.
@@ -111,7 +113,9 @@ MEASURES = {"accuracy", "map", "map_11point", "knn_bank", "psnr"}
 PAPERS = ("clustering_locality", *TABLES)
 
 
+@cache
 def opened(name: str, trial: bool = False) -> Recipe:
+    """Loads a recipe once: every test looks at all of them."""
     return load_recipe(
         RECIPES_FOLDER / f"{name}.yaml", () if name in WITHOUT_ROOT else ("dataset.root=/data",), smoke=trial
     )
@@ -205,7 +209,13 @@ def test_trials_leave_out_no_recipe_and_count_those_that_fail(
     assert ran.index("nat/table3") < ran.index("nat/table4")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "dae/table2_cifar10", "super_and/table1_cifar10_resnet18"])
+def test_trial_run_ends_with_a_table_and_its_figures(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    assert smoke.trial("quickstart", tmp_path) > 0
+
+
+@pytest.mark.parametrize("name", ["dae/table2_cifar10", "super_and/table1_cifar10_resnet18"])
+@leave_undrawn()
 def test_trial_run_ends_with_a_table(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     assert smoke.trial(name, tmp_path) > 0

@@ -27,13 +27,14 @@ from tests.support import recipes
 from tests.support.paths import ROOT
 from tests.support.published_sets import write_texts
 from tests.support.recipe_runs import QUIET, runs_of
+from tests.support.undrawn_figures import leave_undrawn
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
 
-
+@leave_undrawn()
 def run_finetune(storage: Path, **changes: Any) -> tuple[Recipe, Path, dict[str, Any], StageContext]:
     """Runs the stage `finetune` alone, from scratch. Returns its folder, the scores of its test images, and images."""
-    raw = recipes.recipe(storage, stages__finetune__arms=["scratch"], **changes).dump()
+    one_training = {"stages__finetune__arms": ["scratch"], "stages__finetune__learning_rates": []}
+    raw = recipes.recipe(storage, **{**one_training, **changes}).dump()
     recipe = parse_recipe({**raw, "stages": {"finetune": raw["stages"]["finetune"]}})
     run_recipe(recipe, QUIET)
     (folder,) = (storage / recipe.name).glob("finetune-seed0-*")
@@ -113,7 +114,6 @@ def test_masks_of_test_images_are_those_that_were_scored_on_whole_images(tmp_pat
         stages__finetune__scored_pixels="image",
         stages__finetune__optimizer={"name": "Adam", "lr": 0.01},
         stages__finetune__epochs=6,
-        stages__finetune__learning_rates=[],
     )
     ids = worker.splits.test
     counts = torch.zeros(3, 3, dtype=torch.int64)

@@ -26,6 +26,7 @@ from tests.support import recipes
 from tests.support.blank_figures import save_blank
 from tests.support.published_sets import write_texts
 from tests.support.recipe_runs import QUIET, runs_of
+from tests.support.undrawn_figures import leave_undrawn
 from tests.support.voc_folders import write_objects
 
 WIDTH, HEIGHT, IMAGES = 26, 20, 40
@@ -104,6 +105,22 @@ def recipe(storage: Path, root: Path, task: dict[str, Any], **changes: Any) -> R
     )
 
 
+@pytest.fixture(scope="module")
+@save_blank()
+def pretrained(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, Path]:
+    """Returns, by task, the storage of a recipe whose pretraining has finished. Two tasks have the same images."""
+    storages = {}
+    for task in (SEGMENT, MULTILABEL):
+        storage = storages[str(task["name"])] = tmp_path_factory.mktemp("pretrained")
+        run_recipe(recipe(storage, root, task), QUIET, "pretrain")
+    return {**storages, "detect": storages["multilabel"]}
+
+
+def copy_storage(pretrained: dict[str, Path], task: dict[str, Any], folder: Path) -> Path:
+    """Copies the storage for a task, so that a recipe begins with its fine-tuning. Returns the copy."""
+    return Path(shutil.copytree(pretrained[task["name"]], folder, dirs_exist_ok=True))
+
+
 def test_loader_returns_the_annotations_of_the_store(tmp_path: Path, root: Path) -> None:
     """At the size of the images nothing is scaled: 26 x 20 on a canvas of 26 x 26, three black rows above and below."""
     for task, kind in ((DETECT, "boxes"), (MULTILABEL, "present"), (SEGMENT, "mask")):
@@ -141,9 +158,13 @@ def test_masks_are_cropped_and_flipped_with_their_images(root: Path, tmp_path: P
     assert 0.02 < float((mask == 1).float().mean()) < 0.6
 
 
+@save_blank()
 @pytest.mark.parametrize("task", [MULTILABEL, DETECT, SEGMENT], ids=["multilabel", "detect", "segment"])
-def test_recipe_with_annotations_runs_to_scores_and_figures(tmp_path: Path, root: Path, task: dict[str, Any]) -> None:
+def test_recipe_with_annotations_runs_to_scores_and_figures(
+    tmp_path: Path, root: Path, pretrained: dict[str, Path], task: dict[str, Any]
+) -> None:
     arms = ["pretrained_decoder", "pretrained", "lsuv", "scratch"] if task is SEGMENT else ["pretrained", "scratch"]
+    copy_storage(pretrained, task, tmp_path)
     built = recipe(tmp_path, root, task, stages__finetune__arms=arms)
     rows = run_recipe(built, QUIET).rows
     measure = {"multilabel": "map", "detect": "map_11point", "segment": "mean_iou"}[task["name"]]
@@ -225,8 +246,11 @@ def test_task_that_does_not_fit_the_store_is_one_line(tmp_path: Path, root: Path
             preflight.check_recipe(recipe(tmp_path, root, dict(task), **changes))
 
 
-@save_blank()
-def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, root: Path) -> None:
+@leave_undrawn()
+def test_decoder_by_reference_equals_that_of_the_previous_stage(
+    tmp_path: Path, root: Path, pretrained: dict[str, Path]
+) -> None:
+    copy_storage(pretrained, SEGMENT, tmp_path)
     arms = ["pretrained_decoder", "scratch"]
     (row,) = run_recipe(recipe(tmp_path, root, SEGMENT, stages__finetune__arms=arms), QUIET).rows
     trained = runs_of(recipe(tmp_path, root, SEGMENT))["pretrain seed 0"].info.run_id
@@ -256,14 +280,15 @@ def test_decoder_by_reference_equals_that_of_the_previous_stage(tmp_path: Path, 
             run_recipe(wrong, QUIET, "finetune")
 
 
-@save_blank()
-def test_ten_crops_of_a_test_image_are_scored_as_one(tmp_path: Path, root: Path) -> None:
+@leave_undrawn()
+def test_ten_crops_of_a_test_image_are_scored_as_one(tmp_path: Path, root: Path, pretrained: dict[str, Path]) -> None:
+    copy_storage(pretrained, MULTILABEL, tmp_path)
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crops=10, stages__finetune__test_scale=0.7)
     (row,) = run_recipe(built, QUIET).rows
     assert row.measure == "multilabel map, 24 images"
 
 
-@save_blank()
+@leave_undrawn()
 def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: Path) -> None:
     """An image has ten different crops, the same ones for all arms and seeds, so that scores can be compared."""
     augment = [{"op": "random_crop", "scale": 0.7}, {"op": "horizontal_flip"}]
@@ -291,15 +316,16 @@ def test_random_test_crops_use_the_training_augmentation(tmp_path: Path, root: P
         recipe(tmp_path, root, MULTILABEL, stages__finetune__test_crop="random")
 
 
-@save_blank()
+@leave_undrawn()
 @pytest.mark.parametrize(
     ("task", "lists"),
     [(MULTILABEL, "ap"), (DETECT, "ap_11point"), (SEGMENT, "iou")],
     ids=["multilabel", "detect", "segment"],
 )
 def test_class_group_scores_the_mean_of_its_classes(
-    tmp_path: Path, root: Path, task: dict[str, Any], lists: str
+    tmp_path: Path, root: Path, pretrained: dict[str, Path], task: dict[str, Any], lists: str
 ) -> None:
+    copy_storage(pretrained, task, tmp_path)
     groups = {"light": ["bright"], "both": ["bright", "dark"]}
     measure = {"ap": "map", "ap_11point": "map_11point", "iou": "mean_iou"}[lists]
     says = {"stage": "finetune", "measure": f"{measure}_both", "paper": 70.0, "source": "x"}
@@ -316,8 +342,11 @@ def test_class_group_scores_the_mean_of_its_classes(
     assert [score_facts(built, row).get("paper") for row in rows] == [None, None, 70.0]
 
 
-@save_blank()
-def test_fraction_of_annotated_images_can_be_learned_from(tmp_path: Path, root: Path) -> None:
+@leave_undrawn()
+def test_fraction_of_annotated_images_can_be_learned_from(
+    tmp_path: Path, root: Path, pretrained: dict[str, Path]
+) -> None:
+    copy_storage(pretrained, MULTILABEL, tmp_path)
     built = recipe(tmp_path, root, MULTILABEL, stages__finetune__labels_fraction=0.5)
     (row,) = run_recipe(built, QUIET).rows
     assert row.measure == "multilabel map, 12 images"

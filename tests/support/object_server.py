@@ -4,6 +4,7 @@ Processes that tests start find it by the environment.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import urllib.request
@@ -28,6 +29,7 @@ class ObjectServer:
         server = pytest.importorskip("moto.server", reason=REASON)
         # A line of every request is of no use.
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        _list_services_once()
         self._make = server.ThreadedMotoServer
         self.port = 0
         self._server: Any = None
@@ -76,6 +78,15 @@ class ObjectServer:
         data = bytearray(self.read(name))
         data[len(data) // 2] ^= 0xFF
         self.write(name, bytes(data))
+
+
+def _list_services_once() -> None:
+    """Lets moto read the folder of its services once, and not for each request."""
+    from moto import backends
+
+    if not hasattr(backends.list_of_moto_modules, "cache_info"):
+        names = tuple(backends.list_of_moto_modules())
+        backends.list_of_moto_modules = functools.cache(lambda: names)
 
 
 @contextlib.contextmanager

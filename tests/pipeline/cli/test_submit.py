@@ -5,7 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,8 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import StageFailed, Terminated, UserError
 from firstlight.pipeline.run.ray_session import close_token_file
+from tests.support.built_once import build_networks_once
+from tests.support.paths import WITHOUT_ROOT
 
 QUICKSTART = RECIPES_FOLDER / "quickstart.yaml"
 # A recipe that trains on Ray.
@@ -84,23 +86,20 @@ def run_submit(*words: str) -> Result:
     return CliRunner().invoke(cli, ["submit", *map(str, words)], standalone_mode=False)
 
 
+@pytest.fixture(scope="module")
+def networks_built_once() -> Iterator[None]:
+    with build_networks_once():
+        yield
+
+
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
-def test_every_shipped_recipe_is_sent_as_it_resolves(tmp_path: Path, recipe: Any) -> None:
+def test_every_shipped_recipe_is_sent_as_it_resolves(tmp_path: Path, networks_built_once: None, recipe: Any) -> None:
     path = RECIPES_FOLDER / f"{recipe.name}.yaml"
-    root = () if "root" not in path.read_text() and loads_without_root(path) else ("dataset.root=/shared/images",)
+    root = () if recipe.name in WITHOUT_ROOT else ("dataset.root=/shared/images",)
     found = resolve_recipe(path, (SHARED, *root), False)
     words = pack_files(path, found, tmp_path, code=False)
     assert load_recipe(tmp_path / words[-1]) == found
     assert found.scale.address != "local"
-
-
-def loads_without_root(path: Path) -> bool:
-    """Returns True if the recipe loads without the root of its images."""
-    try:
-        load_recipe(path)
-    except UserError:
-        return False
-    return True
 
 
 def test_package_and_recipe_are_sent_and_nothing_else(cluster: Cluster, tmp_path: Path) -> None:

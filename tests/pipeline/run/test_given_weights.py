@@ -51,7 +51,7 @@ def run_shown(recipe: Recipe, only: str | None = None) -> tuple[RecipeRun, str]:
     return run_recipe(recipe, Console(file=out, width=200), only), out.getvalue()
 
 
-EVALUATE = {"kind": "evaluate", "knn_k": 5}
+EVALUATE = {"kind": "evaluate", "knn_k": 5, "probe_weight_decays": [0.001]}
 
 
 def test_pretraining_continues_from_the_given_weights(tmp_path: Path) -> None:
@@ -160,7 +160,12 @@ def test_an_encoder_in_mlflow_is_continued_with_another_method(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("kind", "start"),
-    [("evaluate", {}), ("embed", {}), ("retrieve", {"queries": "test"}), ("export", {"formats": ["safetensors"]})],
+    [
+        ("evaluate", {"probe_weight_decays": [0.001]}),
+        ("embed", {}),
+        ("retrieve", {"queries": "test"}),
+        ("export", {"formats": ["safetensors"]}),
+    ],
 )
 def test_stage_works_from_weights_alone(tmp_path: Path, kind: str, start: dict[str, Any]) -> None:
     write_weights(tmp_path / "w.safetensors")

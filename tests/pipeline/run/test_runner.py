@@ -41,6 +41,8 @@ from tests.support.recipe_runs import QUIET, on_ray, runs_of
 from tests.support.state_hash import hash_state
 
 pytestmark = pytest.mark.usefixtures("undrawn_figures")
+# One training for each arm, and one probe: for tests in which their numbers do not matter.
+QUICK: dict[str, Any] = {"stages__finetune__learning_rates": [], "stages__evaluate__probe_weight_decays": [0.001]}
 PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
 
 
@@ -106,7 +108,9 @@ def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
 
 def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
     adam = {"name": "Adam", "lr": 1e-3}
-    recipe = recipes.recipe(tmp_path, stages__pretrain__method={"name": "dae"}, stages__pretrain__optimizer=adam)
+    recipe = recipes.recipe(
+        tmp_path, stages__pretrain__method={"name": "dae"}, stages__pretrain__optimizer=adam, **QUICK
+    )
     assert len(run_recipe(recipe, QUIET).rows) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
     client = mlflow.MlflowClient(TrackingLocation.of(recipe).uri)
@@ -156,7 +160,7 @@ def test_second_run_does_nothing_and_returns_the_same_table(storage: Path) -> No
 
 @pytest.mark.fault(21, "a run of the same name with other settings")
 def test_changed_stage_runs_without_the_stages_before_it(storage: Path) -> None:
-    recipe = recipes.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2)
+    recipe = recipes.recipe(storage, seeds=[0, 1], stages__finetune__epochs=2, stages__finetune__learning_rates=[])
     before = len(files_of(storage, recipe, "pretrain-*"))
     run_recipe(recipe, QUIET)
     assert len(files_of(storage, recipe, "pretrain-*")) == before
@@ -213,7 +217,7 @@ def test_keys_of_the_encoder_that_are_left_out_are_those_of_the_artifact(
 
 
 def test_stage_runs_without_a_section_of_the_encoder(storage: Path) -> None:
-    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole")
+    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole", **QUICK)
     stages = {"finetune": whole.dump()["stages"]["finetune"]}
     console = Console(record=True, width=300, file=io.StringIO())
     absent = parse_recipe({**whole.dump(), "name": "absent", "encoder": None, "stages": stages})
@@ -450,7 +454,7 @@ def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, mo
 def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipes.recipe(tmp_path)
+    recipe = recipes.recipe(tmp_path, **QUICK)
     real = pretrain.fit
 
     def explode(*arguments: Any) -> None:
@@ -475,7 +479,7 @@ def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     assert "is not finite" not in report
     assert "resumed 1 time<" in report
     with pytest.raises(UserError):
-        run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99), QUIET)
+        run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99, **QUICK), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
     history = mlflow.MlflowClient(TrackingLocation.of(recipe).uri).get_metric_history(
         after["pretrain seed 0"].info.run_id, "loss"

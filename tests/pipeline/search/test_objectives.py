@@ -30,6 +30,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     raw = recipes.recipe(
         folder, seeds=[0, 1], stages__pretrain__watch__every=1, stages__evaluate__layers=[0, -1], score_test=False
     ).dump()
+    raw["stages"]["evaluate"]["probe_weight_decays"] = [0.001]
     raw["stages"]["retrieve"] = {"kind": "retrieve", "queries": "val", "precision_at": [1, 3]}
     recipe = parse_recipe(raw)
     parent = ParentRun(folder / "here", {"firstlight.kind": "trial"})

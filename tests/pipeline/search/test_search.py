@@ -39,17 +39,23 @@ pytestmark = pytest.mark.usefixtures("undrawn_figures")
 # The last rate makes the loss infinite.
 RATES = {LR: {"choice": [0.1, 0.2, 0.4, 1e38]}}
 ONE_EPOCH = {"stages.pretrain.epochs": 1}
+# No search here is judged by the linear probe.
+ONE_PROBE = {"stages.evaluate.probe_weight_decays": [0.001]}
 ONE_RATE: dict[str, Any] = {"learning_rates": []}
 FINISHED: dict[str, Any] = {
     "objectives": [{"measure": "evaluate.knn"}, {"measure": "pretrain.loss", "mode": "min"}],
     "promote": {"name": "digits"},
     "algorithm": "random",
+    "overrides": ONE_PROBE,
     "trials": 3,
 }
 POPULATION: dict[str, Any] = {
     "algorithm": "random",
     "scheduler": {"name": "pbt", "measure": "pretrain.watch_knn", "interval": 2, "quantile": 0.5},
-    "overrides": {"stages.pretrain.epochs": 6, "stages.pretrain.watch.every": 1, "stages.pretrain.watch.images": 20},
+    "overrides": {
+        **{"stages.pretrain.epochs": 6, "stages.pretrain.watch.every": 1, "stages.pretrain.watch.images": 20},
+        **ONE_PROBE,
+    },
     "trials": 4,
 }
 PAIR: dict[str, Any] = {**POPULATION, "trials": 2, "objectives": [{"measure": "pretrain.watch_knn"}]}
@@ -297,7 +303,8 @@ def test_search_without_a_finished_trial_fails_with_a_report(tmp_path: Path, wit
 
 def test_recipe_is_run_with_the_best_setting_and_its_encoder_promoted(tmp_path: Path, without_ray: None) -> None:
     promote = {"name": "digits", "alias": "champion"}
-    changes: dict[str, Any] = {"overrides": ONE_EPOCH, "stages": {"finetune": ONE_RATE}}
+    stages = {"finetune": ONE_RATE, "evaluate": {"probe_weight_decays": [0.001]}}
+    changes: dict[str, Any] = {**BY_LOSS, "stages": stages}
     plan = make_plan(tmp_path, "seeds=[0,1]", trials=2, retrain=True, promote=promote, **changes)
     result, _ = search_quietly(plan)
     assert result.retrained is not None
@@ -311,8 +318,8 @@ def test_recipe_is_run_with_the_best_setting_and_its_encoder_promoted(tmp_path: 
     parent = client.get_run(promoted.data.tags["mlflow.parentRunId"])
     assert parent.data.tags["firstlight.kind"] == "retrain"
     recipe = plan.full_recipe(result.best.values)
-    stages = {"finetune": recipe.stages["finetune"].model_copy(update={"encoder": str(result.promoted)})}
-    following = recipe.model_copy(update={"stages": stages, "name": "next", "seeds": (0,)})
+    tuned = recipe.stages["finetune"].model_copy(update={"encoder": str(result.promoted)})
+    following = recipe.model_copy(update={"stages": {"finetune": tuned}, "name": "next", "seeds": (0,)})
     rows = run_recipe(following, Console(quiet=True)).rows
     assert rows[0].stage == "finetune", "another recipe can use the promoted encoder"
 
@@ -391,7 +398,10 @@ IN_STEPS = {"stages.pretrain.epochs": None, "stages.pretrain.steps": 10}
 
 
 def test_population_of_trainings_in_steps_pauses_inside_epochs(tmp_path: Path, without_ray: None) -> None:
-    """Epochs have three steps. The trials that keep their networks end as a training that never pauses."""
+    """Epochs have three steps. The trials that keep their networks end as a training that never pauses.
+
+    Of four trials two take the networks of the others at each exchange.
+    """
     scheduler = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 4, "quantile": 0.5}
     changes = {**POPULATION, **BY_LOSS, "overrides": IN_STEPS, "scheduler": scheduler}
     plan = make_plan(tmp_path, **changes)
@@ -401,6 +411,8 @@ def test_population_of_trainings_in_steps_pauses_inside_epochs(tmp_path: Path, w
     assert all([step for step, _ in trial.seen] == list(range(1, 11)) for trial in result.trials)
     assert len(re.findall(r"trial \d+ continues from trial \d+ at 4 steps, with", lines)) == 2
     assert len(re.findall(r"trial \d+ continues from trial \d+ at 8 steps, with", lines)) == 2
+    assert lines.count("continues from trial") == 4
+    assert sum(trial.parts[1].origin is not None for trial in result.trials) == 2
 
 
 def test_interval_of_steps_that_misses_the_ends_of_epochs_is_refused(
@@ -418,12 +430,12 @@ def test_interval_of_steps_that_misses_the_ends_of_epochs_is_refused(
 
 
 def test_population_exchanges_networks_twice(tmp_path: Path, without_ray: None) -> None:
-    plan = make_plan(tmp_path, promote={"name": "digits"}, **POPULATION)
+    plan = make_plan(tmp_path, promote={"name": "digits"}, **{**POPULATION, "trials": 2})
     result, lines = search_quietly(plan)
-    assert [trial.state for trial in result.trials] == ["done"] * 4
-    assert [[part.end for part in trial.parts] for trial in result.trials] == [[2, 4]] * 4
-    assert lines.count("continues from trial") == 4
-    assert sum(trial.parts[1].origin is not None for trial in result.trials) == 2
+    assert [trial.state for trial in result.trials] == ["done"] * 2
+    assert [[part.end for part in trial.parts] for trial in result.trials] == [[2, 4]] * 2
+    assert lines.count("continues from trial") == 2
+    assert sum(trial.parts[1].origin is not None for trial in result.trials) == 1
     runs = named_runs(plan)
     for trial in result.trials:
         epochs = [epochs for epochs, _ in trial.seen]

@@ -212,7 +212,7 @@ def test_damaged_store_is_one_line_on_ray(tmp_path: Path, ray_local: None) -> No
     assert instance.result is None
 
 
-def test_recipe_publishes_embeddings_and_their_map(tmp_path: Path) -> None:
+def test_recipe_publishes_embeddings_and_their_map(tmp_path: Path, undrawn_figures: None) -> None:
     raw = recipes.recipe(tmp_path).dump()
     raw["stages"] = {"pretrain": raw["stages"]["pretrain"], "embed": {"kind": "embed", "splits": ["val"]}}
     recipe = parse_recipe(raw)

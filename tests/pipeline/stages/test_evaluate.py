@@ -28,7 +28,7 @@ from tests.support import recipes, references
 from tests.support.gloo import Pool
 from tests.support.recipe_runs import QUIET, runs_of
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 # Of the types of a bank, 16 bits are the harder case: the scores are computed in 32 bits.
 SUPER_AND = {
     "name": "super_and",
@@ -38,7 +38,10 @@ SUPER_AND = {
     "initial": "multiple",
     "bank_dtype": "float16",
 }
-OF_BANK = {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "features": "head", "knn_bank": True}
+OF_BANK = {
+    **{"kind": "evaluate", "knn_k": 5, "batch_size": 32, "features": "head", "knn_bank": True},
+    "probe_weight_decays": [0.001],
+}
 
 
 def banked(storage: Path, **changes: Any) -> Recipe:

@@ -25,7 +25,7 @@ from firstlight.tasks.reconstruction import measure_psnr, reconstruct_images
 from tests.support import recipes
 from tests.support.gloo import Pool
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 QUIET = Console(quiet=True)
 DAE: dict[str, Any] = {
     "kind": "pretrain",

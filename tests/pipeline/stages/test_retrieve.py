@@ -30,7 +30,7 @@ from firstlight.pipeline.train.context import StageContext
 from tests.support import recipes
 from tests.support.gloo import Pool
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 QUIET = Console(quiet=True)
 
 
@@ -38,9 +38,10 @@ def features(n: int, d: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
+EVALUATE = {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "probe_weight_decays": [0.001]}
 LOOKS: dict[str, Any] = {
-    "evaluate": {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "layers": [0, -1], "pool": "grid"},
-    "through_head": {"kind": "evaluate", "knn_k": 5, "batch_size": 32, "features": "head"},
+    "evaluate": {**EVALUATE, "layers": [0, -1], "pool": "grid"},
+    "through_head": {**EVALUATE, "features": "head"},
     "retrieve": {"kind": "retrieve", "batch_size": 32, "precision_at": [1, 5]},
     "everything": {"kind": "retrieve", "batch_size": 32, "precision_at": [1], "gallery": "all", "features": "head"},
 }

@@ -1,6 +1,8 @@
 """The file of a first recipe is a recipe that runs as it is."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.recipe_text import name_recipe, write_recipe
 from firstlight.pipeline.starter.survey import survey_images
 from firstlight.pipeline.terminal import SafeConsole
+from tests.support.built_once import build_networks_once
 from tests.support.channel_images import write_band_folders
 from tests.support.folders_of_noise import write_noise_folder
 
@@ -27,6 +30,13 @@ def write_first_recipe(folder: Path, wishes: Wishes, has_gpu: bool = False, clas
     return load_recipe(folder / "mine.yaml")
 
 
+@pytest.fixture(scope="module")
+def networks_built_once() -> Iterator[None]:
+    with build_networks_once():
+        yield
+
+
+@pytest.mark.usefixtures("networks_built_once")
 @pytest.mark.parametrize("has_gpu", [False, True])
 @pytest.mark.parametrize("method", [*METHODS, "spatial_contrasting"])
 def test_recipe_of_every_method_passes_the_checks_of_a_run(tmp_path: Path, method: str, has_gpu: bool) -> None:
@@ -81,13 +91,15 @@ def test_comments_say_what_was_chosen(tmp_path: Path) -> None:
 def test_first_recipe_runs_to_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = write_first_recipe(tmp_path, Wishes(epochs=1), classes=("a", "b"))
-    small = recipe.model_copy(
-        update={"scale": recipe.scale.model_copy(update={"workers": 0}), "seeds": (0,), "storage": tmp_path / "runs"}
-    )
+    changes: dict[str, Any] = {"seeds": (0,), "storage": tmp_path / "runs"}
+    changes |= {"scale": recipe.scale.model_copy(update={"workers": 0})}
+    changes |= {"stages": {**recipe.stages, "finetune": recipe.stages["finetune"].model_copy(update={"epochs": 2})}}
+    small = recipe.model_copy(update=changes)
     rows = run_recipe(small, SafeConsole(quiet=True)).rows
     assert {row.stage for row in rows} == {"evaluate", "finetune"}
 
 
+@pytest.mark.usefixtures("networks_built_once")
 @pytest.mark.parametrize("has_gpu", [False, True])
 @pytest.mark.parametrize("method", ["decoupled", "super_and", "dino"])
 def test_recipe_of_bands_passes_the_checks_of_a_run(tmp_path: Path, method: str, has_gpu: bool) -> None:

@@ -28,7 +28,7 @@ from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 from tests.support.recipe_runs import QUIET, runs_of
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 RETRIEVE = {"kind": "retrieve", "batch_size": 32, "precision_at": [1, 5]}
 SECTIONS = {"encoder__mean": [0.1, 0.1, 0.1], "encoder__std": [0.3, 0.3, 0.3], "stages__retrieve": RETRIEVE}
 ARMS = ("pretrained", "given", "random")
