@@ -26,13 +26,19 @@ from firstlight.pipeline.tracking.references import fetch_reference, find_source
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.input_normalization import RGB_CHANNELS
 from firstlight.tasks.nn.weights.load_weights import LoadedWeights, load_weights
-from firstlight.tasks.nn.weights.weight_sources import WeightSource, find_default_colours, find_weights
+from firstlight.tasks.nn.weights.weight_sources import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WeightSource,
+    find_default_colours,
+    find_weights,
+)
 
 WEIGHTS_KEY = "encoder.weights"
 # The folder in the storage that holds them in this project's format, for all recipes.
 WEIGHTS_FOLDER = "weights"
 # What an error suggests where the input of weights is not known.
-IMAGENET_COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGENET_COLOURS = {"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]}
 
 
 @dataclass(frozen=True)

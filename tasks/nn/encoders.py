@@ -177,7 +177,8 @@ class Encoder(Tower):
         last = {parameter for norm in norms if norm is not None for parameter in norm.parameters()}
         known, found = set[Tensor](last), []
         for map_ in self._compute_maps():
-            found.append({parameter for parameter in self.parameters() if parameter in _find_parameters(map_) - known})
+            new = _find_parameters(map_) - known
+            found.append({parameter for parameter in self.parameters() if parameter in new})
             known |= found[-1]
         found[-1] |= {parameter for parameter in last if parameter.requires_grad}
         return found

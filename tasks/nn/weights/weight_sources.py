@@ -22,6 +22,8 @@ EXPORT_FOLDERS = ("safetensors", "timm", "torchvision")
 MAX_CONFIG_BYTES = 10_000_000
 # The owner and the name of a model on the Hugging Face hub.
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# Of the red, green and blue values of ImageNet's images, in 0..1. The package that has them takes seconds to import.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALID_SOURCES = (
     "a file or folder, timm, timm:TAG, torchvision, torchvision:WEIGHTS.TAG, hf-hub:OWNER/NAME, local-dir:FOLDER"
 )
@@ -326,8 +328,6 @@ def find_default_colours(spec: Mapping[str, Any]) -> tuple[tuple[float, ...], tu
     Those of timm's own weights for a network of timm; those of ImageNet for networks that torchvision has. None for the
     others.
     """
-    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
     if spec["name"] == "timm":
         import timm
 
@@ -335,5 +335,5 @@ def find_default_colours(spec: Mapping[str, Any]) -> tuple[tuple[float, ...], tu
         return None if config is None else (tuple(config.mean), tuple(config.std), f"timm's {spec['model']}")
     if spec["name"] == "torchvision" or spec["name"] in TENSOR_PREFIXES:
         name = spec.get("model", spec["name"])
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, f"weights of {name} from ImageNet"
+        return IMAGENET_MEAN, IMAGENET_STD, f"weights of {name} from ImageNet"
     return None

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,22 @@ def list_instances(folder: Path, does: str, *seeds: int) -> dict[str, Any]:
     return {"recipe": {}, "store": "store", "instances": fields}
 
 
-class Here:
-    """Takes the place of `run_instances` in this process. The first instance waits until another process has begun one
-    that has the folder `until`."""
+def has_begun(folder: Path) -> Callable[[], bool]:
+    """Returns a function that tells whether another process has begun the instance of a folder."""
+    return (folder / "pid").exists
 
-    def __init__(self, until: Path | None = None) -> None:
+
+class Here:
+    """Takes the place of `run_instances` in this process. The first instance waits until `until` returns True."""
+
+    def __init__(self, until: Callable[[], bool] | None = None) -> None:
         self.until, self.seeds = until, list[int]()
 
     def __call__(self, payload: dict[str, Any]) -> dict[str, Any]:
         for fields in payload["instances"]:
             self.seeds.append(fields["seed"])
             end = time.monotonic() + 60
-            while self.until and not (self.until / "pid").exists() and time.monotonic() < end:
+            while self.until and not self.until() and time.monotonic() < end:
                 time.sleep(0.01)
             self.until = None
         return {"stop": None}
@@ -84,18 +88,18 @@ class Here:
 def test_waiting_seeds_are_taken_by_a_process_that_stays(
     others: SideProcesses, told: list[str], tmp_path: Path
 ) -> None:
-    here = Here(until=tmp_path / "a2")
+    here = Here(until=has_begun(tmp_path / "a2"))
     assert others.run(list_instances(tmp_path, "a", 0, 1, 2), here) == {"stop": None}
     assert here.seeds == [0]
     assert told == ["seeds are trained in 2 processes (scale.processes)"]
-    assert others.run(list_instances(tmp_path, "b", 0, 1), Here(until=tmp_path / "b1")) == {"stop": None}
+    assert others.run(list_instances(tmp_path, "b", 0, 1), Here(until=has_begun(tmp_path / "b1"))) == {"stop": None}
     pids = {(tmp_path / name / "pid").read_text() for name in ("a1", "a2", "b1")}
     assert pids == {str(process.pid) for process in others.processes}
     assert len(pids) == 1
 
 
 def test_seed_of_a_process_that_has_ended_is_trained_here(others: SideProcesses, tmp_path: Path) -> None:
-    here = Here(until=tmp_path / "die1")
+    here = Here(until=has_begun(tmp_path / "die1"))
     assert others.run(list_instances(tmp_path, "die", 0, 1), here) == {"stop": None}
     assert here.seeds == [0, 1]
     (row,) = map(json.loads, (tmp_path / "die1" / "metrics.jsonl").open())
@@ -103,14 +107,14 @@ def test_seed_of_a_process_that_has_ended_is_trained_here(others: SideProcesses,
 
 
 def test_a_process_that_does_not_know_a_method_gets_nothing_more(others: SideProcesses, tmp_path: Path) -> None:
-    here = Here(until=tmp_path / "unfit1")
+    here = Here(until=has_begun(tmp_path / "unfit1"))
     assert others.run(list_instances(tmp_path, "unfit", 0, 1, 2), here) == {"stop": None}
     assert sorted(here.seeds) == [0, 1, 2]
     assert not (tmp_path / "unfit1" / "metrics.jsonl").exists()
 
 
 def test_what_ends_a_seed_elsewhere_ends_the_stage(others: SideProcesses, tmp_path: Path) -> None:
-    here = Here(until=tmp_path / "stop1")
+    here = Here(until=lambda: others.stage is not None and others.stage.end is not None)
     answer = others.run(list_instances(tmp_path, "stop", 0, 1, 2), here)
     assert answer == {"stop": "not finite", "kind": "StopTraining"}
     assert here.seeds == [0]
@@ -120,7 +124,7 @@ def test_what_ends_a_seed_elsewhere_ends_the_stage(others: SideProcesses, tmp_pa
 
 def test_unexpected_error_of_another_process_is_one_line(others: SideProcesses, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"^err seed 1: Error: x$"):
-        others.run(list_instances(tmp_path, "err", 0, 1), Here(until=tmp_path / "err1"))
+        others.run(list_instances(tmp_path, "err", 0, 1), Here(until=has_begun(tmp_path / "err1")))
 
 
 @pytest.mark.parametrize("ends", [KeyboardInterrupt(), {"stop": "not finite", "kind": "StopTraining"}])
@@ -128,7 +132,7 @@ def test_processes_end_with_a_seed_that_ends_early_here(others: SideProcesses, t
     found = list[Any]()
 
     def run_here(payload: dict[str, Any]) -> dict[str, Any]:
-        Here(until=tmp_path / "wait1")({"instances": [next(payload["instances"])]})
+        Here(until=has_begun(tmp_path / "wait1"))({"instances": [next(payload["instances"])]})
         found.extend(others.processes)
         if isinstance(ends, BaseException):
             raise ends
