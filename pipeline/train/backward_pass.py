@@ -107,7 +107,7 @@ class BackwardPass:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds the random numbers of the CPU and of a training's device, as `torch.manual_seed` does.
 
-    That function asks all kinds of devices that torch knows, which takes half a millisecond: a fifth of a small step.
+    That function asks all kinds of devices that torch knows, which takes half a millisecond: a tenth of a small step.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)

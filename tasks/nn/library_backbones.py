@@ -6,9 +6,9 @@ torchvision is imported inside functions: it takes seconds, and only its users s
 import difflib
 import io
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stderr
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,15 +117,18 @@ def _replace_first_convolution(net: nn.Module, c_in: int) -> None:
     setattr(net.get_submodule(parent), last, new)
 
 
-def _build_for_shapes(model: str) -> nn.Module:
-    """Builds a network of which only shapes are computed. The random numbers that follow are not changed by it."""
+def build_without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """Returns the network that `build` makes, on the device `meta` if it can be made there: it has shapes alone.
+
+    The random numbers that follow are not changed by it.
+    """
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return build_untrained(model)
-        # Some read sizes from tensors while they are built.
-        except (NotImplementedError, RuntimeError):
-            return build_untrained(model).to("meta")
+                return build()
+        # Some networks compute with numbers of tensors as they are built.
+        except RuntimeError:
+            return build()
 
 
 @cache
@@ -140,7 +143,7 @@ def find_feature_maps(model: str) -> dict[str, bool]:
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     try:
-        net = _build_for_shapes(model)
+        net = build_without_memory(partial(build_untrained, model)).to("meta")
         training, names = get_graph_node_names(net, suppress_diff_warning=True)
         everything = create_feature_extractor(
             net, [name for name in names if name in training], suppress_diff_warning=True

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from firstlight.tasks.nn.backbones import replace_batch_norm
 from firstlight.tasks.nn.feature_maps import MapList
-from firstlight.tasks.nn.library_backbones import FeatureMaps, check_known_model, first_line
+from firstlight.tasks.nn.library_backbones import FeatureMaps, build_without_memory, check_known_model, first_line
 from firstlight.tasks.nn.norms import Norm
 
 # The options that go to the constructor of a network.
@@ -210,28 +210,17 @@ def _one_line_errors(model: str, given: Mapping[str, Any] | None = None) -> Iter
 @cache
 def find_timm_traits(model: str) -> TimmTraits:
     """Returns facts about a network of timm. It is built without memory where that works, and once for each name."""
+    import timm
     from timm.models._features import FeatureGetterNet
 
-    maps: Any = _build_without_memory(model, features_only=True)
-    kind: Any = type(_build_without_memory(model, features_only=False))
+    build = partial(timm.create_model, model, pretrained=False)
+    maps: Any = build_without_memory(partial(build, features_only=True))
+    kind: Any = type(build_without_memory(build))
     parameters = _list_constructor_parameters(kind)
     is_getter = isinstance(maps, FeatureGetterNet) and hasattr(kind, "prune_intermediate_layers")
     if not is_getter or len(set(maps.feature_info.reduction())) > 1:
         return TimmTraits(parameters, False, frozenset())
     return TimmTraits(parameters, True, frozenset(inspect.signature(kind.forward_intermediates).parameters))
-
-
-def _build_without_memory(model: str, features_only: bool) -> nn.Module:
-    import timm
-
-    options: dict[str, Any] = {"pretrained": False, "features_only": True} if features_only else {"pretrained": False}
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return timm.create_model(model, **options)  # type: ignore[no-any-return]
-        # Some networks compute with the numbers of their weights as they are built.
-        except (NotImplementedError, RuntimeError):
-            return timm.create_model(model, **options)  # type: ignore[no-any-return]
 
 
 def _list_constructor_parameters(kind: type) -> frozenset[str]:
