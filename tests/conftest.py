@@ -22,6 +22,7 @@ from tests.support import digit_stores, mlflow_tables, recipes
 from tests.support.blank_figures import save_blank
 from tests.support.gloo import Pool
 from tests.support.paths import SHARED
+from tests.support.undrawn_figures import leave_undrawn
 
 # Read by Ray when it is imported.
 os.environ.update(
@@ -171,6 +172,13 @@ def _browser_ends_with_session() -> Iterator[None]:
 def blank_figures() -> Iterator[None]:
     """Saves figures as blank files. For modules whose tests need the files and not what the figures show."""
     with save_blank():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn_figures() -> Iterator[None]:
+    """Saves figures as blank files, without drawing them. For modules whose tests look at something else."""
+    with leave_undrawn():
         yield
 
 

@@ -36,7 +36,6 @@ from tests.support import recipes
 from tests.support.batches import batch_of_images
 from tests.support.paths import ROOT
 from tests.support.recipe_runs import QUIET
-from tests.support.undrawn_figures import leave_undrawn
 
 PAPER = RECIPES_FOLDER / "clustering_locality"
 SEARCHES = ROOT / "conf" / "search"
@@ -299,7 +298,7 @@ def test_beta_below_alpha_without_labels_makes_one_cluster(seed: int) -> None:
     assert ClusteringLocality.list_warnings(ClusteringLocality.complete_parameters(options))
 
 
-@leave_undrawn()
+@pytest.mark.usefixtures("undrawn_figures")
 def test_run_with_alpha_above_beta_and_no_labels_warns_before_the_training(tmp_path: Path, digits: Store) -> None:
     """The length is in steps, and the report says so."""
     method = {"name": "clustering_locality", "supervised": False}

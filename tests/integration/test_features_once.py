@@ -26,7 +26,8 @@ from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from tests.support import recipes
 from tests.support.recipe_runs import QUIET
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 STAGES = {
     "stages__evaluate": {
@@ -103,7 +104,6 @@ def read_results(recipe: Recipe) -> dict[str, bytes]:
     return found
 
 
-@leave_undrawn()
 def test_later_stages_neither_decode_nor_compute_and_all_bits_are_the_same(
     tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +137,6 @@ def test_later_stages_neither_decode_nor_compute_and_all_bits_are_the_same(
         assert content == second[name], name
 
 
-@leave_undrawn()
 def test_given_weights_are_passed_once_for_all_seeds(tmp_path: Path, counted: Counter[str]) -> None:
     stages = ("retrieve", "embed")
     recipe = make_recipe(tmp_path / "seeds", seeds=[0, 1], stages__retrieve__arms=["given", "random"])
@@ -150,7 +149,6 @@ def test_given_weights_are_passed_once_for_all_seeds(tmp_path: Path, counted: Co
     assert counted["embed network"] == 2 * sizes["val"], "held-out images are neither searched nor asked for"
 
 
-@leave_undrawn()
 def test_an_embedding_whose_batches_differ_is_computed(tmp_path: Path, counted: Counter[str]) -> None:
     """Files of 40 images begin other batches than those of 32."""
     recipe = make_recipe(tmp_path / "files", stages__embed__rows_per_file=40)
@@ -160,7 +158,6 @@ def test_an_embedding_whose_batches_differ_is_computed(tmp_path: Path, counted: 
     assert counted["embed network"] == sizes["train"] + sizes["test"], "the held-out images fit into one file"
 
 
-@leave_undrawn()
 def test_a_killed_run_leaves_nothing_for_the_next_one(
     tmp_path: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

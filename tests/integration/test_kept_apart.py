@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -12,7 +13,8 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.run.runner import RecipeRun, run_recipe
 from firstlight.pipeline.stages.artifacts.encoder_description import read_encoder_spec
 from tests.support import recipes
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 PRETRAIN: dict[str, Any] = {**recipes.RECIPE["stages"]["pretrain"], "epochs": 1, "batch_size": 16}
 
@@ -28,7 +30,6 @@ def write_photographs(root: Path) -> Path:
     return root
 
 
-@leave_undrawn()
 def run(tmp_path: Path, name: str, stages: dict[str, Any]) -> tuple[RecipeRun, str]:
     changes = {
         "name": name,

@@ -10,10 +10,10 @@ from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.tracking.client import TrackingClient
 from tests.support import recipes
 from tests.support.logger_files import read_tensorboard, read_wandb
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
-@leave_undrawn()
 def test_all_runs_of_a_recipe_have_the_same_numbers_in_all_loggers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

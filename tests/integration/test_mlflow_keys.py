@@ -15,7 +15,8 @@ from firstlight.pipeline.tracking.run_file import read_run_file
 from tests.support import recipes
 from tests.support.paths import ROOT
 from tests.support.recipe_runs import QUIET
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 PAGE = ROOT / "docs" / "mlflow.md"
 # Placeholders that do not depend on the recipe.
@@ -32,17 +33,16 @@ EVERY_STAGE, STAGE_RUN = "every stage", "a stage and seed"
 
 
 @pytest.fixture(scope="module")
-@leave_undrawn()
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def finished(undrawn_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     storage = tmp_path_factory.mktemp("runs")
     recipe = recipes.recipe(
         storage,
         seeds=[0, 1, 2],
         stages__pretrain__epochs=1,
         stages__pretrain__register_as="keys",
-        stages__evaluate__probe_weight_decays=[0.001],
         stages__retrieve={"kind": "retrieve"},
         stages__embed={"kind": "embed"},
+        **recipes.ONE_PROBE,
     )
     run_recipe(recipe, QUIET)
     return recipe
@@ -112,7 +112,6 @@ def test_scores_are_called_as_in_the_recipe(finished: Recipe) -> None:
     assert gains == sorted(gains)
 
 
-@leave_undrawn()
 def test_run_of_the_recipe_shows_data_set_and_models_once(finished: Recipe) -> None:
     def read_parts() -> tuple[list[str], list[str]]:
         (run,) = (run for kind, run in list_runs(finished) if kind == "recipe")

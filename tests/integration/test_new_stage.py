@@ -30,7 +30,8 @@ from firstlight.pipeline.tracking.run_file import read_run_id
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.collective import barrier, rank
 from tests.support import recipes
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 class ClassMeans(FeatureStage):
@@ -93,7 +94,6 @@ def list_runs(storage: Path) -> list[Run]:
     return list(read_lineage(parse_location([f"storage={storage}"]))[0].runs.values())
 
 
-@leave_undrawn()
 def test_registered_kind_runs_through_prepare_table_mlflow_report_and_commands(
     tmp_path: Path, registered: None
 ) -> None:

@@ -29,9 +29,8 @@ from tests.support.machines_apart import start_machines_apart
 from tests.support.object_server import ObjectServer, serve_objects
 from tests.support.recipe_runs import runs_of
 from tests.support.state_hash import hash_state
-from tests.support.undrawn_figures import leave_undrawn
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 URI = "s3://bucket/runs"
 
 
@@ -46,7 +45,6 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
-@leave_undrawn()
 def run(recipe: Recipe) -> tuple[RecipeRun, str]:
     text = io.StringIO()
     return run_recipe(recipe, Console(file=text, width=400)), text.getvalue()
@@ -87,16 +85,14 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def whole(server: ObjectServer, database: str) -> Finished:
+def whole(undrawn_figures: None, server: ObjectServer, database: str) -> Finished:
     recipe = pretraining("whole", database)
     ran, _ = run(recipe)
     return Finished(recipe, str(ran.run_id), end_state(recipe), read_losses(recipe))
 
 
 def test_a_machine_with_an_empty_cache_finds_all_stages_finished(server: ObjectServer, database: str) -> None:
-    changes: dict[str, Any] = {"tracking__uri": database, "stages__finetune__learning_rates": []}
-    changes["stages__evaluate__probe_weight_decays"] = [0.001]
-    recipe = recipes.recipe(URI, **changes)  # type: ignore[arg-type]
+    recipe = recipes.recipe(URI, tracking__uri=database, **recipes.QUICK)  # type: ignore[arg-type]
     first, _ = run(recipe)
     names = list_objects(recipe)
     kinds = ("pretrain-seed0", "evaluate-seed0", "finetune-seed0")
@@ -159,18 +155,24 @@ def read_losses(recipe: Recipe) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-@pytest.mark.fault(59, "no connection from the first stage on")
-def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
-    server: ObjectServer, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = pretraining("outage", database)
-    monkeypatch.setattr(remote_files, "READ_ATTEMPTS", 1)
-    # The client itself would try for six seconds to connect, for each file.
+@pytest.fixture
+def impatient_client(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets the client of the bucket try once to connect. By itself, it would try for six seconds, for each file."""
     once = AwsStandardS3RetryStrategy(max_attempts=1)
     host = server.environment["AWS_ENDPOINT_URL"].removeprefix("http://")
     client = S3FileSystem(endpoint_override=host, scheme="http", region="us-east-1", retry_strategy=once)
     monkeypatch.setattr(remote_files, "_open_pyarrow_filesystem", lambda uri: client)
     remote_files._connect_client.cache_clear()
+    yield
+    remote_files._connect_client.cache_clear()
+
+
+@pytest.mark.fault(59, "no connection from the first stage on")
+def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
+    server: ObjectServer, database: str, impatient_client: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = pretraining("outage", database)
+    monkeypatch.setattr(remote_files, "READ_ATTEMPTS", 1)
     monkeypatch.setattr(mirror_module, "REST_S", 600.0)
     monkeypatch.setattr(mirroring, "FLUSH_TIMEOUT_S", 0.0)
     run_stage = RecipeRunner.run_stage
@@ -198,7 +200,6 @@ def test_work_goes_on_without_the_bucket_and_is_uploaded_later(
     last, text_last = run(recipe)
     assert text_last.count("finished before, unchanged") == 1
     assert last.run_id == again.run_id
-    remote_files._connect_client.cache_clear()
 
 
 @pytest.mark.fault(60, "a bucket that does not exist")

@@ -27,10 +27,10 @@ from tests.support import recipes
 from tests.support.paths import ROOT
 from tests.support.published_sets import write_texts
 from tests.support.recipe_runs import QUIET, runs_of
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
-@leave_undrawn()
 def run_finetune(storage: Path, **changes: Any) -> tuple[Recipe, Path, dict[str, Any], StageContext]:
     """Runs the stage `finetune` alone, from scratch. Returns its folder, the scores of its test images, and images."""
     one_training = {"stages__finetune__arms": ["scratch"], "stages__finetune__learning_rates": []}

@@ -20,7 +20,8 @@ from firstlight.pipeline.stages.features.frozen_features import compute_features
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics_rows
 from tests.support import recipes
 from tests.support.recipe_runs import QUIET
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 FIRST = copy.deepcopy(recipes.RECIPE["stages"])
 FIRST["evaluate"]["probe_weight_decays"] = [0.001]
@@ -28,7 +29,6 @@ SECOND = {f"other_{name}": copy.deepcopy(stage) for name, stage in FIRST.items()
 SECOND["other_pretrain"]["optimizer"]["lr"] = 0.05
 
 
-@leave_undrawn()
 def run_stages(storage: Path, stages: dict[str, Any]) -> dict[str, Path]:
     """Runs a recipe of some stages. Returns the folder of each."""
     raw = {**recipes.RECIPE, "stages": stages, "storage": str(storage), "seeds": [3]}

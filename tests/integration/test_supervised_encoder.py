@@ -20,7 +20,8 @@ from firstlight.pipeline.tracking.location import TrackingLocation, parse_locati
 from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support import recipes
 from tests.support.recipe_runs import QUIET, runs_of
-from tests.support.undrawn_figures import leave_undrawn
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 TASK = {"name": "classify", "hidden": [12], "dropout": 0.5}
 
@@ -49,8 +50,7 @@ def figures_of(recipe: Recipe, name: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-@leave_undrawn()
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def ran(undrawn_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     recipe = labelled_recipe(tmp_path_factory.mktemp("runs"))
     run_recipe(recipe, QUIET)
     return recipe
@@ -88,7 +88,6 @@ def test_registered_encoder_is_the_trained_one_of_the_chosen_learning_rate(ran: 
     assert equal == [chosen]
 
 
-@leave_undrawn()
 def test_another_recipe_starts_from_it(ran: Recipe) -> None:
     raw = recipes.recipe(ran.storage, encoder__input="sobel", name="transfer").dump()
     stage = {**raw["stages"]["finetune"], "encoder": "models:/small-labels@current", "learning_rates": []}
@@ -105,10 +104,8 @@ def test_deletion_of_the_recipe_includes_its_encoders(ran: Recipe) -> None:
     assert len(plan.models) == 2, "that of the pretraining and that of the training with labels"
 
 
-@leave_undrawn()
 def test_frozen_filters_are_not_drawn_again(tmp_path: Path) -> None:
-    quick: dict[str, Any] = {"stages__finetune__learning_rates": [], "stages__evaluate__probe_weight_decays": [0.001]}
-    recipe = recipes.recipe(tmp_path, stages__finetune__task={"name": "classify", "train": "head"}, **quick)
+    recipe = recipes.recipe(tmp_path, stages__finetune__task={"name": "classify", "train": "head"}, **recipes.QUICK)
     run_recipe(recipe, QUIET)
     assert not (folder_of(recipe, "finetune") / FILTERS_FILE).exists()
     assert "filters.png" not in figures_of(recipe, "finetune seed 0")
@@ -116,8 +113,7 @@ def test_frozen_filters_are_not_drawn_again(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-@leave_undrawn()
-def folded(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def folded(undrawn_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A registered model without batch normalisations."""
     recipe = labelled_recipe(tmp_path_factory.mktemp("folded"), batch_norm="fold", learning_rates=[])
     raw = {**recipe.dump(), "encoder": {**recipe.encoder.model_dump(mode="json"), "norm": "batch"}}

@@ -1,14 +1,14 @@
-"""Figures that are not drawn."""
+"""Networks that checks of recipes build once."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.undrawn_figures import leave_undrawn
+from tests.support.built_once import build_networks_once
 
 
 @pytest.fixture(scope="module")
-def undrawn_figures() -> Iterator[None]:
-    """Saves figures as blank files, without drawing them. For modules whose tests look at something else."""
-    with leave_undrawn():
+def networks_built_once() -> Iterator[None]:
+    """For modules that check many recipes."""
+    with build_networks_once():
         yield

@@ -28,7 +28,7 @@ from firstlight.pipeline.cli.main import main
 from firstlight.pipeline.stages.code_version import code_version
 from tests.support import mlflow_tables
 from tests.support.blank_figures import save_blank
-from tests.support.fork_server import get_fork_context
+from tests.support.fork_server import forget_firstlight, get_fork_context
 from tests.support.forked_ray_workers import SCRIPT_VARIABLE, SOCKET_VARIABLE, start_small_rays
 
 # It remembers the modules that it has read, which is half of the time of a small recipe.
@@ -49,8 +49,7 @@ def _main(
     if site is not None:
         sys.path.insert(0, str(site))
         # It looks for other packages when it is imported.
-        for name in [name for name in sys.modules if name.partition(".")[0] == "firstlight"]:
-            del sys.modules[name]
+        forget_firstlight()
         run = importlib.import_module(main.__module__).main
     if template is not None:
         mlflow_tables.copy_tables_from(template, pytest.MonkeyPatch())

@@ -5,6 +5,7 @@ forked process that has to import torch and MLflow by itself needs ten times as 
 """
 
 import multiprocessing
+import sys
 from multiprocessing.context import ForkServerContext
 
 # torch._dynamo is imported by DistributedDataParallel when it is first used.
@@ -16,3 +17,9 @@ def get_fork_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def forget_firstlight() -> None:
+    """Removes the modules of Firstlight, with which a process was forked, so that it imports them anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "firstlight"]:
+        del sys.modules[name]

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.support import mlflow_tables
+from tests.support.fork_server import forget_firstlight
 from tests.support.forked_ray_workers import leave_out_processes
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -82,8 +83,7 @@ def _become_kernel(reading: int, template: Path | None) -> NoReturn:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "firstlight"]:
-            del sys.modules[name]
+        forget_firstlight()
         import matplotlib
 
         # Matplotlib has read the variable by which a kernel chooses it.

@@ -50,6 +50,9 @@ RECIPE: dict[str, Any] = {
         },
     },
 }
+# Changes for tests in which the numbers do not matter: one probe, and one training for each arm besides.
+ONE_PROBE: dict[str, Any] = {"stages__evaluate__probe_weight_decays": [0.001]}
+QUICK: dict[str, Any] = {**ONE_PROBE, "stages__finetune__learning_rates": []}
 
 
 def recipe(storage: Path, **changes: Any) -> Recipe:

@@ -89,7 +89,7 @@ def test_recipe_that_a_process_runs_is_not_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_deleted_stages_are_made_again_with_the_same_results(tmp_path: Path, undrawn_figures: None) -> None:
-    recipe = recipes.recipe(tmp_path, stages__evaluate__probe_weight_decays=[0.001])
+    recipe = recipes.recipe(tmp_path, **recipes.ONE_PROBE)
     del recipe.stages["finetune"]
     rows = run_recipe(recipe, QUIET).rows
     lineage, client = read_lineage(parse_location([f"storage={tmp_path}"]))

@@ -1,7 +1,6 @@
 """Repeated runs: what may differ, what is refused, and that the numbers are equal."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -35,9 +34,10 @@ QUIET = Console(quiet=True)
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a recipe, and of another that takes its encoder by an alias."""
     storage = tmp_path_factory.mktemp("original")
-    quick: dict[str, Any] = {"stages__finetune__learning_rates": [], "stages__evaluate__probe_weight_decays": [0.001]}
-    run_recipe(recipes.recipe(storage, stages__pretrain__register_as="small-nat", **quick), QUIET)
-    second = recipes.recipe(storage, name="second", stages__evaluate__encoder="models:/small-nat@current", **quick)
+    run_recipe(recipes.recipe(storage, stages__pretrain__register_as="small-nat", **recipes.QUICK), QUIET)
+    second = recipes.recipe(
+        storage, name="second", stages__evaluate__encoder="models:/small-nat@current", **recipes.QUICK
+    )
     del second.stages["finetune"], second.stages["pretrain"]
     run_recipe(second, QUIET)
     return storage

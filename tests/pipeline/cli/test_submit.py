@@ -5,7 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,6 @@ from firstlight.pipeline.config.catalog import RECIPES_FOLDER, list_recipes
 from firstlight.pipeline.config.load import load_recipe
 from firstlight.pipeline.errors import StageFailed, Terminated, UserError
 from firstlight.pipeline.run.ray_session import close_token_file
-from tests.support.built_once import build_networks_once
 from tests.support.paths import WITHOUT_ROOT
 
 QUICKSTART = RECIPES_FOLDER / "quickstart.yaml"
@@ -84,12 +83,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def run_submit(*words: str) -> Result:
     return CliRunner().invoke(cli, ["submit", *map(str, words)], standalone_mode=False)
-
-
-@pytest.fixture(scope="module")
-def networks_built_once() -> Iterator[None]:
-    with build_networks_once():
-        yield
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)

@@ -64,8 +64,7 @@ def test_recipe_that_is_killed_while_it_publishes_logs_every_number_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command dies after the numbers of each run were logged, before its folder says so."""
-    quick: dict[str, Any] = {"stages__finetune__learning_rates": [], "stages__evaluate__probe_weight_decays": [0.001]}
-    recipe = recipes.recipe(tmp_path, stages__embed={"kind": "embed"}, **quick)
+    recipe = recipes.recipe(tmp_path, stages__embed={"kind": "embed"}, **recipes.QUICK)
     finish, killed = TrackingClient.finish_run, set[str]()
 
     def finish_or_die(tracking: TrackingClient, run_id: str, status: str = "FINISHED", **named: Any) -> None:

@@ -41,8 +41,6 @@ from tests.support.recipe_runs import QUIET, on_ray, runs_of
 from tests.support.state_hash import hash_state
 
 pytestmark = pytest.mark.usefixtures("undrawn_figures")
-# One training for each arm, and one probe: for tests in which their numbers do not matter.
-QUICK: dict[str, Any] = {"stages__finetune__learning_rates": [], "stages__evaluate__probe_weight_decays": [0.001]}
 PICTURES = ("curves", "targets", "speed", "neighbours", "map", "views", "filters")  # of a pretraining with NAT
 
 
@@ -109,7 +107,7 @@ def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
 def test_auto_encoder_publishes_reconstructions_and_its_decoder(tmp_path: Path) -> None:
     adam = {"name": "Adam", "lr": 1e-3}
     recipe = recipes.recipe(
-        tmp_path, stages__pretrain__method={"name": "dae"}, stages__pretrain__optimizer=adam, **QUICK
+        tmp_path, stages__pretrain__method={"name": "dae"}, stages__pretrain__optimizer=adam, **recipes.QUICK
     )
     assert len(run_recipe(recipe, QUIET).rows) == 3
     trained = runs_of(recipe)["pretrain seed 0"]
@@ -217,7 +215,7 @@ def test_keys_of_the_encoder_that_are_left_out_are_those_of_the_artifact(
 
 
 def test_stage_runs_without_a_section_of_the_encoder(storage: Path) -> None:
-    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole", **QUICK)
+    whole = recipes.recipe(storage, stages__finetune__encoder="models:/small-nat/1", name="whole", **recipes.QUICK)
     stages = {"finetune": whole.dump()["stages"]["finetune"]}
     console = Console(record=True, width=300, file=io.StringIO())
     absent = parse_recipe({**whole.dump(), "name": "absent", "encoder": None, "stages": stages})
@@ -454,7 +452,7 @@ def test_an_encoder_of_a_run_that_has_not_finished_is_refused(tmp_path: Path, mo
 def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipes.recipe(tmp_path, **QUICK)
+    recipe = recipes.recipe(tmp_path, **recipes.QUICK)
     real = pretrain.fit
 
     def explode(*arguments: Any) -> None:
@@ -479,7 +477,7 @@ def test_stopped_training_fails_its_runs_and_the_next_command_revives_them(
     assert "is not finite" not in report
     assert "resumed 1 time<" in report
     with pytest.raises(UserError):
-        run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99, **QUICK), QUIET)
+        run_recipe(recipes.recipe(tmp_path, stages__finetune__labels_per_class=99, **recipes.QUICK), QUIET)
     assert (tmp_path / "small" / "report.html").read_text() == report, "a mistake before the work leaves it as it is"
     history = mlflow.MlflowClient(TrackingLocation.of(recipe).uri).get_metric_history(
         after["pretrain seed 0"].info.run_id, "loss"

@@ -53,8 +53,7 @@ def test_invalid_formats_are_refused(tmp_path: Path, formats: list[str]) -> None
 
 
 def test_recipe_with_export_ends_with_a_model_card(tmp_path: Path) -> None:
-    one_probe = {"stages__evaluate__probe_weight_decays": [0.001]}
-    raw = recipes.recipe(tmp_path, seeds=[0, 1], description="Digits.", **one_probe).dump()
+    raw = recipes.recipe(tmp_path, seeds=[0, 1], description="Digits.", **recipes.ONE_PROBE).dump()
     raw["stages"] = {name: raw["stages"][name] for name in ("pretrain", "evaluate")}
     raw["stages"] |= {
         "export": {"kind": "export", "formats": ["safetensors", "onnx"]},

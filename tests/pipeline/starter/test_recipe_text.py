@@ -1,6 +1,5 @@
 """The file of a first recipe is a recipe that runs as it is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from firstlight.pipeline.starter.choices import Wishes, choose_settings
 from firstlight.pipeline.starter.recipe_text import name_recipe, write_recipe
 from firstlight.pipeline.starter.survey import survey_images
 from firstlight.pipeline.terminal import SafeConsole
-from tests.support.built_once import build_networks_once
 from tests.support.channel_images import write_band_folders
 from tests.support.folders_of_noise import write_noise_folder
 
@@ -28,12 +26,6 @@ def write_first_recipe(folder: Path, wishes: Wishes, has_gpu: bool = False, clas
     survey = survey_images(folder / "images")
     write_recipe(folder / "mine.yaml", survey, choose_settings(survey, wishes, has_gpu))
     return load_recipe(folder / "mine.yaml")
-
-
-@pytest.fixture(scope="module")
-def networks_built_once() -> Iterator[None]:
-    with build_networks_once():
-        yield
 
 
 @pytest.mark.usefixtures("networks_built_once")

@@ -1,6 +1,5 @@
 """A library's network with our classifier gives our logits; what has no counterpart says why."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,14 +15,9 @@ from firstlight.tasks.downstream.model_formats import (
 )
 from firstlight.tasks.downstream.starting_weights import fold_encoder
 from firstlight.tasks.nn.encoders import Encoder, MapPooling
-from tests.support.repeated_draws import repeat_draws
 from tests.support.saved_models import build_model
 
-
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 def make_classifier(encoder: dict[str, Any], **options: Any) -> Classification:

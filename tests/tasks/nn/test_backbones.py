@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,15 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from firstlight.tasks.nn.backbones import network1, network2, replace_batch_norm
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.norms import Norm, SyncBatchNorm
-from tests.support.repeated_draws import repeat_draws
 
 NAMED = ["convnet", "alexnet", "resnet18", "vgg16", "densenet121", "network1", "network2", "sc_convnet", "wide_resnet"]
 
 
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 def convolutions(stages: list[nn.Module]) -> list[tuple[int, int, int]]:

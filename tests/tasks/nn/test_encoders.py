@@ -1,7 +1,7 @@
 import copy
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from firstlight.tasks.nn.encoders import (
     pool_maps,
     pooled_size,
 )
-from tests.support.repeated_draws import repeat_draws
 
 
 def dense(side: int, *channels: int) -> list[tuple[int, ...]]:
@@ -106,12 +105,6 @@ def built(request: pytest.FixtureRequest) -> BuiltEncoder:
     return build(*request.param)
 
 
-@pytest.fixture
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
-
-
 def test_every_encoder_is_tested() -> None:
     assert {spec["name"] for spec, _, _ in SPECS} == set(ENCODERS)
 
@@ -134,7 +127,7 @@ def test_new_encoder_is_in_training_mode_with_fresh_statistics() -> None:
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize(
     ("spec", "size"),
     [({"name": "convnet", "depth": 4}, 15), ({"name": "alexnet"}, 62), ({"name": "alexnet", "stem": "cifar"}, 14)],
@@ -159,7 +152,7 @@ def test_empty_map_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
         Encoder({"name": "cut"}, 8)
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_take_the_smallest_images_that_a_config_allows(name: str) -> None:
     assert Encoder({"name": name}, 4).shapes[-1][1:] == (1, 1)
@@ -184,7 +177,7 @@ def test_the_parameters_of_the_input_are_among_the_shared_ones_with_the_same_def
     assert shared == {**own, "init": "default"}
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize("spec", [{"name": "convnet", "width": 4, "depth": 3}, *LIBRARIES], ids=ids)
 @pytest.mark.parametrize("input", ["rgb", "rgb_sobel"])
 def test_depth_limits_the_maps(spec: dict, input: str) -> None:
@@ -220,7 +213,7 @@ def test_the_deepest_map_gives_every_parameter_a_gradient(built: BuiltEncoder) -
     assert_every_parameter_gets_a_gradient(built.copy(), built.size)
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize("spec", LIBRARIES, ids=ids)
 def test_the_deepest_map_of_a_library_gives_every_parameter_a_gradient(spec: dict) -> None:
     assert_every_parameter_gets_a_gradient(Encoder(spec, 64), 64)
@@ -254,7 +247,7 @@ def test_parameters_unused_by_the_deepest_map_are_frozen(monkeypatch: pytest.Mon
     }
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize(
     "spec",
     [{"name": "convnet", "width": 4, "depth": 2}, {"name": "resnet18", "stem": "cifar", "norm": "group"}, *LIBRARIES],
@@ -329,7 +322,7 @@ def test_init_reaches_every_convolution_of_both_towers(spec: dict, init: str, ex
             assert tensor.std() == pytest.approx(expected(tensor), rel=0.15), name
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize(
     "spec", [{"name": "vgg16"}, {"name": "network1", "width": 2, "input": "rgb_sobel"}, LIBRARIES[0]], ids=ids
 )
@@ -364,7 +357,7 @@ def test_maps_of_normalised_images_are_those_of_the_images(kind: str) -> None:
     assert not torch.equal(encoder(images)[-1], encoder(images, region=region)[-1])
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize("spec", [{"name": "alexnet"}, {"name": "alexnet", "input": "rgb_sobel"}, {"name": "vgg16"}])
 def test_encoder_without_its_last_pooling_has_half_the_stride(spec: dict[str, Any]) -> None:
     encoder = Encoder(spec, 96).eval()
@@ -379,7 +372,7 @@ def test_encoder_without_its_last_pooling_has_half_the_stride(spec: dict[str, An
     assert list(encoder.state_dict()) == list(before)
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 def test_the_map_before_the_last_pooling_gives_the_deepest_map_when_it_is_pooled() -> None:
     encoder, images = Encoder({"name": "alexnet"}, 96).eval(), torch.rand(2, 3, 96, 96)
     deepest = encoder(images)[-1]
@@ -388,7 +381,7 @@ def test_the_map_before_the_last_pooling_gives_the_deepest_map_when_it_is_pooled
     torch.testing.assert_close(nn.functional.max_pool2d(encoder.eval()(images)[-1], 3, 2), deepest)
 
 
-@pytest.mark.usefixtures("_draws_repeat")
+@pytest.mark.usefixtures("repeated_draws")
 @pytest.mark.parametrize("spec", [{"name": "resnet18"}, {"name": "network1", "m": [1, 1, 0, 0]}, LIBRARIES[0]], ids=ids)
 def test_encoder_that_ends_without_pooling_keeps_its_stride(spec: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: \w+ does not end with one max-pooling"):

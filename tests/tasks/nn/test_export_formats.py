@@ -1,6 +1,5 @@
 """An encoder's weights give the same features in the libraries' own networks, or there is a reason why not."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,11 @@ from firstlight.tasks.nn.export_formats import (
     find_counterpart,
     measure_difference,
 )
-from tests.support.repeated_draws import repeat_draws
 
 SIZE = 32
 
 
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 def trained(**spec: Any) -> Encoder:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.library_backbones import from_torchvision
 from firstlight.tasks.nn.norms import SyncBatchNorm
-from tests.support.repeated_draws import repeat_draws
 
-
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 BATCH_NORMALISED = [

@@ -1,7 +1,6 @@
 """Networks of timm as encoders: their maps and class tokens are timm's own, and options are taken or refused."""
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,12 @@ from torch import Tensor, nn
 
 from firstlight.tasks.nn.encoders import Encoder, pool_maps, pooled_size
 from firstlight.tasks.nn.timm_backbones import TokenMaps, explain_masking, find_timm_traits, from_timm
-from tests.support.repeated_draws import repeat_draws
 
 VIT: dict[str, Any] = {"name": "timm", "model": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 4}
 SMALL: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": 32, "patch_size": 8}
 
 
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    with repeat_draws():
-        yield
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 def images(count: int = 2, size: int = 32) -> Tensor:

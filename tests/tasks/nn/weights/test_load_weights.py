@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from firstlight.tasks.nn.encoders import Encoder, pool_maps
 from firstlight.tasks.nn.weights.load_weights import LoadedWeights, load_weights
 from firstlight.tasks.nn.weights.weight_sources import WeightSource
 from tests.support.paths import SHARED
-from tests.support.repeated_draws import repeat_draws
 
 SIZE = 32
 LITE0 = SHARED / "data" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -31,11 +30,8 @@ SMALL_RESNET: dict[str, Any] = {"name": "timm", "model": "test_resnet"}
 VIT: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": SIZE, "patch_size": 8}
 
 
-@pytest.fixture(autouse=True)
-def _draws_repeat() -> Iterator[None]:
-    """Draws no weight by itself: each is loaded, or only its place matters."""
-    with repeat_draws():
-        yield
+# No weight is one that was drawn: each is loaded, or only its place matters.
+pytestmark = pytest.mark.usefixtures("repeated_draws")
 
 
 def images(count: int = 2, size: int = SIZE) -> Tensor:
