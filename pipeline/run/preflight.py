@@ -18,10 +18,10 @@ from firstlight.pipeline.stages.stage_kind import RecipeContext
 from firstlight.tasks.nn.encoders import Encoder
 
 
-def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
+def check_recipe(recipe: Recipe, source: Source | None = None) -> Source:
     """Checks everything that can be known without Ray and without reading an image, except `tracking.loggers`.
 
-    `source`: the source of `recipe.dataset`, if it is open already.
+    Returns the source of `recipe.dataset`, which is `source` if it is open already.
 
     Raises:
         UserError: names the dotted key, the value and the valid values.
@@ -29,9 +29,11 @@ def check_recipe(recipe: Recipe, source: Source | None = None) -> None:
     check_local_resources(recipe.scale, recipe.stream)
     _check_storage(recipe.storage)
     encoder = check_without_images(recipe)
-    context = RecipeContext(recipe, source or open_source(recipe.dataset), encoder)
+    source = source or open_source(recipe.dataset)
+    context = RecipeContext(recipe, source, encoder)
     for name, stage in recipe.stages.items():
         stage_kind(stage).check_source(name, stage, context)
+    return source
 
 
 def check_without_images(recipe: Recipe) -> Encoder:

@@ -14,6 +14,7 @@ from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data import image_statistics
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.data.prepare.target import describe_other_stores
+from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, UserError, one_line, suggest_valid
 from firstlight.pipeline.files import exclusive_lock
@@ -94,8 +95,7 @@ def run_recipe(
     recipe, adopted = adopt_encoder(recipe, repeats.origin if repeats else None, only)
     for line in filter(None, (chosen, adopted)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if parent is None or parent.store is None:
-        check_recipe(recipe)
+    source = check_recipe(recipe) if parent is None or parent.store is None else None
     folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
     lock = exclusive_lock(folder, recipe.name, TRIAL_LOCK_TIMEOUT_S if parent else 0.0)
     # A trial of a search has the CPUs that the search gives it.
@@ -106,7 +106,9 @@ def run_recipe(
         keep_features_for(folder),
         SideProcesses(most, lambda line: console.print(f"  {line}", highlight=False, soft_wrap=True)) as others,
     ):
-        runner = RecipeRunner(recipe, session, console, parent, repeats, others)
+        runner = RecipeRunner(recipe, session, console, parent, repeats, others, source)
+        # The runner lets the listing go when the store is there; of many files it is large.
+        del source
         try:
             rows = runner.run(only)
             return RecipeRun(rows, runner.instances, runner.run_id, runner.folder)
@@ -146,8 +148,10 @@ class RecipeRunner:
         parent: ParentRun | None = None,
         repeats: RepeatOf | None = None,
         others: SideProcesses | None = None,
+        source: Source | None = None,
     ) -> None:
-        self.others = others
+        """`source`: the source of `recipe.dataset`, if it is open already."""
+        self.others, self.source = others, source
         self.recipe, self.session, self.console, self.parent, self.repeats = recipe, session, console, parent, repeats
         self.folder = parent.folder if parent else recipe.storage.resolve() / recipe.name
         self.mirror = RunMirror(self.folder, lambda line: self._print_notes([line]))
@@ -208,14 +212,18 @@ class RecipeRunner:
         with progress:
             folder = self.recipe.storage.resolve() / "stores"
             side = find_recipe_side(self.recipe)
+            # A source that extends a store is opened with another test split.
+            source = self.source if self.recipe.dataset.extends is None else None
+            self.source = None
             store = prepare(
                 self.recipe.dataset,
                 folder,
-                self.session.start,
+                self._join_cluster,
                 progress.show_count,
                 tell,
                 side,
-                processes=self.recipe.scale.cpus,
+                source,
+                self.recipe.scale.cpus,
             )
             if store.extends:
                 progress.remark = f" ({store.extends[-1].ids:,} of them in {store.extends[-1].name})"
@@ -239,6 +247,13 @@ class RecipeRunner:
             self._print_lines([f"images: {self.worker.splits.describe_counts(bool(store.splits.get('val')))}"])
             publish = partial(self.publisher.publish_store, store, self.worker, instance)
             self.publisher.outbox.put("prepare", publish)
+
+    def _join_cluster(self) -> bool:
+        """Joins the cluster that is to write the store, and returns True.
+
+        A single machine writes its store without Ray, whose start takes longer than that of some processes.
+        """
+        return self.recipe.scale.address != "local" and self.session.start()
 
     def _print_lines(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -2,7 +2,8 @@
 
 Another process is this module: `python -m firstlight.pipeline.data.prepare.local_jobs`. It gets the work as a pickle on
 its standard input, and says {"ready": true} if it could read it. Then it gets jobs, one a line, and answers each with
-lines of JSON: {"done": images so far} now and then, at the end {"result"}, or {"mistake"} or {"problem"} with a text.
+lines of JSON: {"done": images so far} now and then by a `PartWriter`, at the end {"result"}, or {"mistake"} or
+{"problem"} with a text.
 """
 
 import contextlib
@@ -25,13 +26,15 @@ from firstlight.pipeline.errors import StageFailed, UserError, one_line
 # Seconds of work in this process before others are started, each of which needs most of a second to start.
 SECONDS_ALONE = 2.0
 # Each takes some 150 MB.
-MAX_PROCESSES = 16
+MAX_PROCESSES = 64
 # A job, and what a process has answered to it.
 Answer = tuple[PrepareJob, dict[str, Any]]
+# Does a job, and returns its result: a `PartWriter` or another class of this package.
+PrepareWork = Callable[[PrepareJob], PrepareJob]
 
 
-def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: int) -> Generator[PrepareJob]:
-    """Yields the results of `writer` for each of `jobs`, in any order, and calls its `report` meanwhile.
+def run_on_this_machine(work: PrepareWork, jobs: list[PrepareJob], processes: int) -> Generator[PrepareJob]:
+    """Yields the results of `work` for each of `jobs`, in any order. A `PartWriter` has its `report` called meanwhile.
 
     `processes`: the most that work at a time, this one included; there are never more than MAX_PROCESSES.
 
@@ -42,19 +45,24 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
     waiting = queue.SimpleQueue[PrepareJob]()
     for part in jobs:
         waiting.put(part)
-    others = _OtherProcesses(writer, waiting)
+    others = _OtherProcesses(work, waiting)
     begun, left = time.monotonic(), len(jobs)
 
-    def report(job: PrepareJob, done: int) -> None:
+    def start_others(count: int) -> None:
         if not others.are_started and time.monotonic() - begun > SECONDS_ALONE:
-            others.start(min(processes, MAX_PROCESSES, waiting.qsize() + 1) - 1)
-        _call_report(writer, job, done)
+            others.start(min(processes, MAX_PROCESSES, count) - 1)
+
+    def report(job: PrepareJob, done: int) -> None:
+        # One more job than those that wait is being done here.
+        start_others(waiting.qsize() + 1)
+        _call_report(work, job, done)
         others.forward_reports()
 
-    here = replace(writer, report=report)
+    here = _set_report(work, report)
     with contextlib.closing(others):
         # A process that is still starting when all is done is not waited for.
         while left:
+            start_others(waiting.qsize())
             job = _take(waiting)
             found = [here(job)] if job is not None else others.wait_for_results()
             found += others.take_results()
@@ -62,9 +70,14 @@ def run_on_this_machine(writer: PartWriter, jobs: list[PrepareJob], processes: i
             yield from found
 
 
-def _call_report(writer: PartWriter, job: PrepareJob, done: int) -> None:
-    if writer.report is not None:
-        writer.report(job, done)
+def _set_report(work: PrepareWork, report: Callable[[PrepareJob, int], None]) -> PrepareWork:
+    """Returns the work with another `report`; only a `PartWriter` has one."""
+    return replace(work, report=report) if isinstance(work, PartWriter) else work
+
+
+def _call_report(work: PrepareWork, job: PrepareJob, done: int) -> None:
+    if isinstance(work, PartWriter) and work.report is not None:
+        work.report(job, done)
 
 
 def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
@@ -77,8 +90,8 @@ def _take(waiting: queue.SimpleQueue[PrepareJob]) -> PrepareJob | None:
 class _OtherProcesses:
     """Processes that take waiting jobs, each with a thread here that hands them over and collects the answers."""
 
-    def __init__(self, writer: PartWriter, waiting: queue.SimpleQueue[PrepareJob]) -> None:
-        self.writer, self.waiting, self.are_started = writer, waiting, False
+    def __init__(self, work: PrepareWork, waiting: queue.SimpleQueue[PrepareJob]) -> None:
+        self.work, self.waiting, self.are_started = work, waiting, False
         self.processes: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
         self.answers = queue.SimpleQueue[Answer]()
@@ -88,7 +101,7 @@ class _OtherProcesses:
         """Starts processes, unless they could not do the work: then all of it stays in this one."""
         self.are_started = True
         try:
-            work = pickle.dumps(self.writer)
+            work = pickle.dumps(self.work)
         except Exception:
             # A source of another package may hold what cannot be handed over, such as an open file.
             return
@@ -132,7 +145,7 @@ class _OtherProcesses:
 
     def _look_at(self, job: PrepareJob, answer: dict[str, Any]) -> None:
         if "done" in answer:
-            _call_report(self.writer, job, answer["done"])
+            _call_report(self.work, job, answer["done"])
         elif "mistake" in answer:
             raise UserError(answer["mistake"])
         elif "problem" in answer:
@@ -151,19 +164,19 @@ def _answer_jobs() -> None:
     with open_answers() as answer:
         try:
             # Of the process that started this one, by a pipe that nobody else has.
-            writer: PartWriter = pickle.load(sys.stdin.buffer)  # noqa: S301
+            work: PrepareWork = pickle.load(sys.stdin.buffer)  # noqa: S301
         except Exception:
             # Such as a class of a notebook, which the other process has and this one cannot import.
             return
         answer({"ready": True})
-        writer = replace(writer, report=lambda job, done: answer({"done": done}))
+        work = _set_report(work, lambda job, done: answer({"done": done}))
         for line in sys.stdin.buffer:
-            answer(_do_job(writer, json.loads(line)))
+            answer(_do_job(work, json.loads(line)))
 
 
-def _do_job(writer: Callable[[PrepareJob], PrepareJob], job: PrepareJob) -> dict[str, Any]:
+def _do_job(work: PrepareWork, job: PrepareJob) -> dict[str, Any]:
     try:
-        return {"result": writer(job)}
+        return {"result": work(job)}
     except UserError as error:
         return {"mistake": str(error)}
     except Exception as error:

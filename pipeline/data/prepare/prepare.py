@@ -63,11 +63,13 @@ def prepare(
     """Returns the store of `dataset` below `stores`: a finished one is verified, otherwise it is written or resumed.
 
     `on_ray` is called if there is something to write; it returns True if Ray, started by then, is to write it. On Ray,
-    all nodes must share the storage of `stores`. `progress(done, total)` is called with numbers of images: of the
-    source, or of the store that is verified. `tell(lines)` is called with what was read as what, before a store is
-    written. `auto_side`: what `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`. `source`: the
-    listing of `dataset`, which extends nothing, where it is known already. `processes`: without Ray, the most that
-    decode images at a time, None for as many as there are CPUs; a source that is written in seconds needs one.
+    all nodes must share the storage of `stores`. Otherwise processes of this machine write it, at most `processes` at a
+    time, None for as many as there are CPUs; a source that is written in seconds needs one.
+
+    `progress(done, total)` is called with numbers of images: of the source, or of the store that is verified.
+    `tell(lines)` is called with what was read as what, before a store is written. `auto_side`: what
+    `dataset.store_size: auto` stands for in a recipe, see `find_auto_side`. `source`: the listing of `dataset`, which
+    extends nothing, where it is known already.
 
     Raises:
         UserError: an error of `open_source`; too many bad images; a damaged store; storage that cannot be written; an
@@ -189,13 +191,7 @@ def _run_jobs(
     Raises:
         UserError: a job could not write to the storage.
     """
-    running: Generator[PrepareJob]
-    if on_ray:
-        running = _run_on_machines(work, jobs)
-    elif isinstance(work, PartWriter):
-        running = run_on_this_machine(work, jobs, processes)
-    else:
-        running = (work(job) for job in jobs)
+    running = _run_on_machines(work, jobs) if on_ray else run_on_this_machine(work, jobs, processes)
     # An error closes the generator, which ends the execution on Ray or in other processes at once.
     with contextlib.closing(running) as results:
         for result in results:

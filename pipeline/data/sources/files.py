@@ -3,6 +3,7 @@
 remote_files.py implements it for URIs.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -101,18 +102,28 @@ class LocalFiles(Files):
         return read_image_file(self._find_file(name))
 
     def _find_file(self, name: bytes) -> bytes:
-        root = os.fsencode(self.root)
-        file = os.path.join(root, name)
-        if not self.follow_links and not is_below(root, file):
+        file = os.path.join(os.fsencode(self.root), name)
+        if not self.follow_links and not _is_inside(self._resolved_root, file):
             raise OSError("link leaves the root")
         return file
 
+    @functools.cached_property
+    def _resolved_root(self) -> bytes:
+        return os.path.realpath(os.fsencode(self.root))
+
     def read_part(self, name: bytes, offset: int, size: int) -> bytes:
+        return self.read_blocks(name, (offset,), size)
+
+    def read_blocks(self, name: bytes, offsets: Iterable[int], size: int) -> bytes:
+        """Returns up to `size` bytes from each of `offsets` on, joined; the file is opened once."""
         file = self._find_file(name)
         _check_regular(os.stat(file))
+        found = []
         with open(file, "rb") as opened:
-            opened.seek(offset)
-            return opened.read(size)
+            for offset in offsets:
+                opened.seek(offset)
+                found.append(opened.read(size))
+        return b"".join(found)
 
     def list_tree(self) -> list[str]:
         found = []
@@ -143,7 +154,11 @@ def parse_local_path(location: str) -> Path | None:
 
 def is_below(root: bytes, path: bytes) -> bool:
     """Returns True if `path`, with all links resolved, is the root or inside it."""
-    return os.path.join(os.path.realpath(path), b"").startswith(os.path.join(os.path.realpath(root), b""))
+    return _is_inside(os.path.realpath(root), path)
+
+
+def _is_inside(resolved_root: bytes, path: bytes) -> bool:
+    return os.path.join(os.path.realpath(path), b"").startswith(os.path.join(resolved_root, b""))
 
 
 def read_image_file(file: bytes) -> bytes:

@@ -7,10 +7,12 @@ all bytes, and not of times, so that a copy of a folder is the same source.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +26,9 @@ MAX_WHOLE_BYTES = 1 << 26
 # Otherwise blocks are read, evenly spaced; of many files few each, of few files, which are archives, more
 SAMPLED_BLOCK_BYTES, MIN_BLOCKS, MAX_BLOCKS, MAX_ALL_BLOCKS = 1 << 12, 3, 256, 16_384
 HASHED_CHUNK_BYTES = 1 << 20
+# The number of files that a thread samples before it takes others
+CHUNK_FILES = 64
+ChunkResult = TypeVar("ChunkResult")
 
 
 def identify_source(source: Source, dataset: SourceOptions) -> Source:
@@ -64,25 +69,31 @@ def _hash_reading(source: Source) -> str:
 def hash_samples(files: LocalFiles, names: Sequence[bytes]) -> str:
     """Returns the SHA-256 of a sample of the bytes of some of the files; a file that cannot be read counts as such."""
     chosen = [names[k] for k in np.linspace(0, len(names) - 1, min(len(names), MAX_SAMPLED_FILES)).astype(int)]
-    sizes = list(read_concurrently(lambda name: _find_size(files, name), chosen))
+    sizes = _map_in_chunks(lambda name: _find_size(files, name), chosen)
     is_whole = sum(sizes) <= MAX_WHOLE_BYTES
     blocks = min(max(MAX_ALL_BLOCKS // max(len(chosen), 1), MIN_BLOCKS), MAX_BLOCKS)
 
     def sample(item: tuple[bytes, int]) -> bytes:
         name, size = item
         starts = [0] if is_whole else np.linspace(0, max(size - SAMPLED_BLOCK_BYTES, 0), blocks).astype(int).tolist()
-        found = hashlib.sha256()
         try:
-            for start in dict.fromkeys(starts):
-                found.update(files.read_part(name, start, size if is_whole else SAMPLED_BLOCK_BYTES))
+            read = files.read_blocks(name, dict.fromkeys(starts), size if is_whole else SAMPLED_BLOCK_BYTES)
         except (OSError, ValueError):
             return b"unreadable"
-        return found.digest()
+        return hashlib.sha256(read).digest()
 
     digest = hashlib.sha256()
-    for name, sampled in zip(chosen, read_concurrently(sample, list(zip(chosen, sizes, strict=True))), strict=True):
+    for name, sampled in zip(chosen, _map_in_chunks(sample, list(zip(chosen, sizes, strict=True))), strict=True):
         digest.update(b"%s\0%s\0" % (name, sampled))
     return digest.hexdigest()
+
+
+def _map_in_chunks(read: Callable[[Any], ChunkResult], items: Sequence[Any]) -> list[ChunkResult]:
+    """Returns `read(item)` for each item; a thread takes many items at a time, since a call of its own costs as much
+    as reading a few blocks.
+    """
+    chunks = [items[first : first + CHUNK_FILES] for first in range(0, len(items), CHUNK_FILES)]
+    return list(itertools.chain.from_iterable(read_concurrently(lambda chunk: [read(item) for item in chunk], chunks)))
 
 
 def _find_size(files: LocalFiles, name: bytes) -> int:
@@ -106,7 +117,8 @@ def _hash_state(files: Files, names: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-# Cached, as a run opens its source twice: for its checks, and to prepare it. Files that changed have another `state`
+# Cached, as a source is opened twice where it extends a store, for the checks and to prepare it, and where it is looked
+# at before a recipe is written for it. Files that changed have another `state`
 @functools.lru_cache(maxsize=2)
 def hash_contents(files: Files, names: tuple[bytes, ...], state: str) -> str:
     """Returns the SHA-256 of the names of the files and of all of their bytes."""

@@ -20,10 +20,15 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.labelled import LABELLED_FILE
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
+from firstlight.pipeline.data.prepare import prepare as prepare_module
+from firstlight.pipeline.data.prepare.prepare import prepare
+from firstlight.pipeline.data.sources import open_source
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import StageFailed, StopTraining, UserError
 from firstlight.pipeline.report.score_table import describe_scores
+from firstlight.pipeline.run import preflight, runner
 from firstlight.pipeline.run.graph import adopt_encoder
+from firstlight.pipeline.run.ray_session import RaySession
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages import pretrain
 from firstlight.pipeline.stages.artifacts.companions import load_decoder
@@ -298,6 +303,26 @@ def test_missing_dataset_folder_is_refused(tmp_path: Path) -> None:
     changes = {"dataset__source": "folder", "dataset__root": str(tmp_path / "none")}
     with pytest.raises(UserError, match=r"dataset\.root"):
         run_recipe(recipes.recipe(tmp_path, **changes), QUIET)
+
+
+@pytest.mark.parametrize(("address", "writes_on_ray"), [("local", False), ("auto", True)])
+def test_only_a_cluster_writes_its_store_on_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, writes_on_ray: bool
+) -> None:
+    """Also, the files are listed once, for the checks and for the store."""
+    listed, asked = [], []
+
+    def follow_prepare(*arguments: Any) -> Any:
+        asked.append(arguments[2]())
+        return prepare(*arguments[:2], lambda: False, *arguments[3:])
+
+    monkeypatch.setattr(RaySession, "start", lambda session: True)
+    monkeypatch.setattr(runner, "prepare", follow_prepare)
+    monkeypatch.setattr(preflight, "open_source", lambda dataset: listed.append(dataset) or open_source(dataset))
+    monkeypatch.setattr(prepare_module, "open_source", lambda dataset: pytest.fail("it is listed again"))
+    recipe = recipes.recipe(tmp_path, scale__workers=1, scale__address=address)
+    run_recipe(recipe, QUIET, only="prepare")
+    assert (asked, len(listed)) == ([writes_on_ray], 1)
 
 
 @pytest.mark.fault(35, "a test image is also in train")

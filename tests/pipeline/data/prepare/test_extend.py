@@ -23,6 +23,7 @@ from firstlight.pipeline.data import shards
 from firstlight.pipeline.data.loader import Loader
 from firstlight.pipeline.data.manifest import DUPLICATES_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from firstlight.pipeline.data.plan import BatchPlan
+from firstlight.pipeline.data.prepare import local_jobs
 from firstlight.pipeline.data.prepare import prepare as module
 from firstlight.pipeline.data.prepare.extend import KNOWN_FILE
 from firstlight.pipeline.data.prepare.prepare import prepare
@@ -527,6 +528,28 @@ def test_ray_extends_to_the_same_bytes(tmp_path: Path, ray_local: None, monkeypa
     )
     assert_extends(second, old)
     assert contents(first) == contents(second)
+
+
+def test_several_processes_extend_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 128)  # as in other processes
+    data, old = start(tmp_path / "in", tmp_path / "out")
+    grow(tmp_path / "in")
+    started: list[tuple[str, int]] = []
+    start_others = local_jobs._OtherProcesses.start
+
+    def follow(others: Any, count: int) -> None:
+        started.append((type(others.work).__name__, count))
+        start_others(others, count)
+
+    monkeypatch.setattr(local_jobs._OtherProcesses, "start", follow)
+    alone = prepare(grown(data, old), tmp_path / "one", lambda: False, silent, processes=3)
+    assert not started, "it takes no two seconds"
+    monkeypatch.setattr(local_jobs, "SECONDS_ALONE", 0.0)
+    together = prepare(grown(data, old), tmp_path / "many", lambda: False, silent, processes=3)
+    assert started[0] == ("Matcher", 2)
+    assert ("PartWriter", 2) in started
+    assert_extends(together, old)
+    assert contents(alone) == contents(together)
 
 
 def test_held_out_folder_stays_held_out_in_an_extension(tmp_path: Path) -> None:

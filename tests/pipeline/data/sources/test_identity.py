@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import fsspec
@@ -99,14 +99,14 @@ def test_large_sets_are_sampled_and_not_read_as_a_whole(tmp_path: Path, monkeypa
     root = write_bitmaps(tmp_path, 10, count=40, size=64)
     names = [f"{'ab'[k % 2]}/{k}.bmp".encode() for k in range(40)]
     read: list[int] = []
-    real = LocalFiles.read_part
+    real = LocalFiles.read_blocks
 
-    def count(files: LocalFiles, name: bytes, offset: int, size: int) -> bytes:
-        data = real(files, name, offset, size)
+    def count(files: LocalFiles, name: bytes, offsets: Iterable[int], size: int) -> bytes:
+        data = real(files, name, offsets, size)
         read.append(len(data))
         return data
 
-    monkeypatch.setattr(LocalFiles, "read_part", count)
+    monkeypatch.setattr(LocalFiles, "read_blocks", count)
     whole = hash_samples(LocalFiles(root), names)
     assert sum(read) == sum((root / name.decode()).stat().st_size for name in names)
     monkeypatch.setattr(identity, "MAX_WHOLE_BYTES", 1000)
