@@ -18,10 +18,11 @@ from firstlight.pipeline.config.scale import ScaleOptions
 from firstlight.pipeline.data.mirror.places import name_location
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError
-from firstlight.pipeline.run.launching.instances import run_instances
+from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
 from firstlight.pipeline.run.launching.side_processes import SideProcesses
 from firstlight.pipeline.run.mirroring import check_results, share_folders
 from firstlight.pipeline.run.ray_session import count_decoding_cpus, is_verbose
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
 from firstlight.pipeline.train.attempts import read_attempts
@@ -73,9 +74,23 @@ def _name_paths(value: Any) -> Any:
 def _launch_in_process(payload: dict[str, Any], others: SideProcesses | None) -> dict[str, Any]:
     device = torch.device("cuda" if parse_recipe(payload["recipe"]).scale.worker_gpus else "cpu")
     run_here = partial(run_instances, on_ray=False, device=device)
-    if others is None or others.most == 0 or len(payload["instances"]) == 1:
+    if others is None or others.most == 0:
         return run_here(payload)
-    return others.run(payload, run_here)
+    answer: dict[str, Any] = {"stop": None}
+    for work in (_list_parts(payload, others.most + 1), payload["instances"]):
+        if work and answer["stop"] is None:
+            together = {**payload, "instances": work}
+            answer = others.run(together, run_here) if len(work) > 1 else run_here(together)
+    return answer
+
+
+def _list_parts(payload: dict[str, Any], processes: int) -> list[dict[str, Any]]:
+    """Returns the parts of the instances of a stage, if they share the processes more evenly than the instances do."""
+    instances = payload["instances"]
+    if len(instances) % processes == 0:
+        return []
+    stage = parse_recipe(payload["recipe"]).stages[instances[0]["stage"]]
+    return [{**fields, PART_KEY: part} for fields in instances for part in stage_kind(stage).list_parts(stage)]
 
 
 def _train_function(config: dict[str, Any]) -> dict[str, Any]:

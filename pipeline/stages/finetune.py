@@ -30,7 +30,7 @@ from firstlight.pipeline.stages.finetuning.checks import check_class_groups, che
 from firstlight.pipeline.stages.finetuning.job import finetune_ids
 from firstlight.pipeline.stages.finetuning.saving import save_arm_models, save_predictions
 from firstlight.pipeline.stages.finetuning.scoring import count_scored_classes, read_number, score_tasks
-from firstlight.pipeline.stages.finetuning.trainings import train_candidates
+from firstlight.pipeline.stages.finetuning.trainings import train_candidate, train_candidates
 from firstlight.pipeline.stages.prediction.saved_model import MODEL_FOLDER
 from firstlight.pipeline.stages.sections.finetune import Finetune
 from firstlight.pipeline.stages.stage import StageInstance
@@ -86,6 +86,14 @@ class FinetuneStage(StageKind[Finetune]):
             save_arm_models(context, stage, instance, {arm: tasks[name] for arm, name in best.items()}, result)
             instance.write_result(result)
         barrier()
+
+    def list_parts(self, stage: Finetune) -> tuple[str, ...]:
+        """Returns the names of the trainings, one for each arm and learning rate, if there are several."""
+        names = tuple(list_candidates(stage))
+        return names if len(names) > 1 else ()
+
+    def run_part(self, context: StageContext, stage: Finetune, instance: StageInstance, part: str) -> None:
+        train_candidate(context, stage, instance, part)
 
     def metrics_files(self, stage: Finetune, instance: StageInstance) -> list[MetricsFile]:
         names = list_candidates(stage)

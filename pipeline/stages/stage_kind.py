@@ -92,6 +92,19 @@ class StageKind(ABC, Generic[StageSection]):
             StageFailed: it failed for a reason that the user should see in one line.
         """
 
+    def list_parts(self, stage: StageSection) -> tuple[str, ...]:
+        """Returns the names of parts of an instance's work that need nothing of each other; () if it has none.
+
+        Processes of one machine may do them, each by `run_part`, before one of them calls `run`.
+        """
+        return ()
+
+    def run_part(self, context: StageContext, stage: StageSection, instance: StageInstance, part: str) -> None:
+        """Does a part of the work of one stage with one seed, so that `run` finds it done. Result and files are those
+        of `run` alone. Called again for the same part after a kill. It raises what `run` raises.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no parts")
+
     def metrics_files(self, stage: StageSection, instance: StageInstance) -> list[MetricsFile]:
         """Returns the files of logged numbers that `run` writes."""
         return [MetricsFile(instance.folder / METRICS_FILE, instance.label)]

@@ -19,13 +19,17 @@ from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.tasks.collective import rank, world_size
 
+# The field of a part of an instance with its name, see `StageKind.list_parts`.
+PART_KEY = "part"
+
 
 @failures.fault_from_environment()
 def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -> dict[str, Any]:
-    """Runs the instances on a worker. Returns the message and type of what ended them early, `{"stop": None}` if
-    nothing did.
+    """Runs the instances, or parts of them, on a worker. Returns the message and type of what ended them early,
+    `{"stop": None}` if nothing did.
 
-    All ranks raise the same StopTraining or UserError. It is returned, because Ray would repeat a training that raises.
+    The fields of a part are those of its instance and its name as `part`. All ranks raise the same StopTraining or
+    UserError. It is returned, because Ray would repeat a training that raises.
     """
     recipe = parse_recipe(payload["recipe"])
     try:
@@ -35,14 +39,20 @@ def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -
             keys = ("folder", "encoder", "begin", "given")
             paths = {key: find_fetched(fields[key]) if fields[key] else None for key in keys}
             companions = {name: find_fetched(folder) for name, folder in fields["companions"].items()}
-            instance = StageInstance(**{**fields, **paths, "companions": companions})
+            own = {key: value for key, value in fields.items() if key != PART_KEY}
+            instance = StageInstance(**{**own, **paths, "companions": companions})
+            stage = recipe.stages[instance.stage]
+            if PART_KEY in fields:
+                with failures.record_failures(instance.folder):
+                    fetch_shared_work(instance.folder.parent)
+                    stage_kind(stage).run_part(worker, stage, instance, fields[PART_KEY])
+                continue
             with (
                 failures.record_failures(instance.folder),
                 record_attempt(instance.folder, device),
                 _watch_for_hang(instance.folder, recipe.scale, on_ray),
             ):
                 fetch_shared_work(instance.folder.parent)
-                stage = recipe.stages[instance.stage]
                 stage_kind(stage).run(worker, stage, instance)
             if rank() == 0:
                 upload_results(instance.folder)

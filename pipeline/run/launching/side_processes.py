@@ -1,9 +1,9 @@
 """Shares the seeds of a stage between the process of a command and others beside it, where training runs without Ray.
 
 One process computes with `scale.threads` threads, by default one, because results depend on their number to the last
-bit; seeds depend on nothing but themselves. The process of the command begins with the first seed. Others take the
-seeds that wait, and stay for the stages that follow. They are started before the first stage if the recipe is long, and
-otherwise when a stage takes long.
+bit; seeds depend on nothing but themselves, and so do the trainings of a fine-tuning, the parts of a seed's instance.
+The process of the command begins with the first one. Others take those that wait, and stay for the stages that follow.
+They are started before the first stage if the recipe is long, and otherwise when a stage takes long.
 
 Another process is this module: `python -m firstlight.pipeline.run.launching.side_processes`. It says {"ready": true},
 gets payloads of `launch.launch_instances` with one instance, one a line, and answers each with a line of JSON: what
@@ -31,8 +31,9 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run import memory
-from firstlight.pipeline.run.launching.instances import run_instances
+from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
 from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
@@ -51,7 +52,7 @@ StageAnswer = dict[str, Any]
 
 
 def count_side_processes(recipe: Recipe) -> int:
-    """Returns how many processes beside that of the command may train seeds of a recipe at a time.
+    """Returns how many processes beside that of the command may share the seeds of a recipe, or their parts, at a time.
 
     There are none where Ray has the workers or where a GPU is used.
     """
@@ -59,7 +60,8 @@ def count_side_processes(recipe: Recipe) -> int:
     if scale.max_workers or scale.worker_gpus:
         return 0
     most = (scale.cpus or count_usable_cpus()) // scale.threads if scale.processes == AUTO else int(scale.processes)
-    return max(min(most, len(recipe.seeds)) - 1, 0)
+    parts = max((len(stage_kind(stage).list_parts(stage)) or 1 for stage in recipe.stages.values()), default=1)
+    return max(min(most, len(recipe.seeds) * parts) - 1, 0)
 
 
 def is_long(recipe: Recipe, images: int) -> bool:
@@ -177,7 +179,7 @@ class SideProcesses:
                 self.threads.append(thread)
                 thread.start()
         if most:
-            self.tell(f"seeds are trained in {most + 1} processes (scale.processes)")
+            self.tell(f"seeds and fine-tunings are shared by {most + 1} processes (scale.processes)")
 
     def _serve(self, process: subprocess.Popen[bytes]) -> None:
         """Gives a process one instance after the other, until it has ended or there is nothing more to do."""
@@ -194,7 +196,7 @@ class SideProcesses:
             answer = _ask(process, {**stage.payload, "instances": [fields]})
             is_there = answer is not None and "unfit" not in answer
             if answer is None and not self.is_closed:
-                note = f"a process that trained seed {fields['seed']} has ended; another one goes on with it"
+                note = f"a process that trained {_label(fields)} has ended; another one goes on with it"
                 with contextlib.suppress(OSError):
                     append_row(Path(fields["folder"]), {"note": note})
             with self.changed:
@@ -213,6 +215,12 @@ class SideProcesses:
             self.changed.notify_all()
         end_processes(self.processes, self.threads)
         self.processes, self.threads = [], []
+
+
+def _label(fields: Fields) -> str:
+    """Returns the stage, the seed and the part that the fields of an instance name."""
+    part = f" {fields[PART_KEY]}" if PART_KEY in fields else ""
+    return f"{fields['stage']} seed {fields['seed']}{part}"
 
 
 def _ask(process: subprocess.Popen[bytes], payload: dict[str, Any]) -> StageAnswer | None:
@@ -245,7 +253,7 @@ def _run_payload(payload: dict[str, Any]) -> StageAnswer:
     except Exception as error:
         traceback.print_exc()
         (fields,) = payload["instances"]
-        return {"problem": f"{fields['stage']} seed {fields['seed']}: {type(error).__name__}: {one_line(error)}"}
+        return {"problem": f"{_label(fields)}: {type(error).__name__}: {one_line(error)}"}
 
 
 if __name__ == "__main__":

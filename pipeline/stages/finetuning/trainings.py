@@ -1,5 +1,6 @@
-"""The trainings of a fine-tuning, one after the other."""
+"""The trainings of a fine-tuning: one after the other, or some of them in other processes before."""
 
+from itertools import takewhile
 from pathlib import Path
 
 from firstlight.pipeline.config.load import hash_json
@@ -28,24 +29,51 @@ def train_candidates(context: StageContext, stage: Finetune, instance: StageInst
     given weights better), and arms of several stages of a recipe (`scratch` has the same weights in each of them).
     """
     tasks, trained = dict[str, Task](), dict[str, str]()
-    for name, (arm, rate) in list_candidates(stage).items():
-        folder, task = instance.folder / name, build_arm_task(context, stage, instance, arm)
-        key = hash_json({"rate": rate, "weights": hash_weights(task), **list_shared_facts(instance, CANDIDATE_KEYS)})
+    for name in list_candidates(stage):
+        folder, (task, key) = instance.folder / name, _build_candidate(context, stage, instance, name)
         twin = trained.setdefault(key, name)
         if twin != name:
             tasks[name] = tasks[twin]
             _adopt_curve(folder, instance.folder / twin, f"starts from the same network as {twin}")
             continue
-        shared = find_shared_folder(instance, key)
-        other = None if shared in (None, folder) else shared
-        fit(build_finetune_job(context, stage, instance, other or folder, rate), task)
+        other = _train(context, stage, instance, name, task, key)
         tasks[name] = task
-        if other is None:
-            share_folder(instance, key, folder)
-        else:
+        if other != folder:
             same = f"{other.parent.name}/{other.name}"
             _adopt_curve(folder, other, f"has the images, settings and first weights of {same}")
     return tasks
+
+
+def train_candidate(context: StageContext, stage: Finetune, instance: StageInstance, name: str) -> None:
+    """Trains one candidate, which `train_candidates` then finds finished, on whatever process. Collective.
+
+    Nothing is done for one that is the same training as a candidate before it.
+    """
+    candidates = list_candidates(stage)
+    task, key = _build_candidate(context, stage, instance, name)
+    before = takewhile(lambda other: other != name, candidates)
+    # With another rate it is another training.
+    same_rate = [other for other in before if candidates[other][1] == candidates[name][1]]
+    if all(_build_candidate(context, stage, instance, other)[1] != key for other in same_rate):
+        _train(context, stage, instance, name, task, key)
+
+
+def _build_candidate(context: StageContext, stage: Finetune, instance: StageInstance, name: str) -> tuple[Task, str]:
+    """Returns the network that a candidate starts from, and the hash of all that decides its training."""
+    arm, rate = list_candidates(stage)[name]
+    task = build_arm_task(context, stage, instance, arm)
+    facts = list_shared_facts(instance, CANDIDATE_KEYS)
+    return task, hash_json({"rate": rate, "weights": hash_weights(task), **facts})
+
+
+def _train(context: StageContext, stage: Finetune, instance: StageInstance, name: str, task: Task, key: str) -> Path:
+    """Trains a candidate in place, or loads it if the training is finished. Returns the folder of the training."""
+    own, shared = instance.folder / name, find_shared_folder(instance, key)
+    folder = shared or own
+    fit(build_finetune_job(context, stage, instance, folder, list_candidates(stage)[name][1]), task)
+    if folder == own:
+        share_folder(instance, key, folder)
+    return folder
 
 
 def _adopt_curve(folder: Path, trained: Path, reason: str) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.run.launching.instances import run_instances
+from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures
 from tests.support import recipes
@@ -49,3 +50,29 @@ def test_another_error_is_raised_and_recorded(tmp_path: Path, digits: Store, mon
     with pytest.raises(RuntimeError, match="injected fault"):
         run_instances(make_payload(recipes.recipe(tmp_path), digits, tmp_path, 0), False, CPU)
     assert "injected fault" in (tmp_path / "seed0" / failures.FAILURE_FILES.replace("*", "0")).read_text()
+
+
+def test_a_part_of_an_instance_is_done_without_the_rest(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, done = recipes.recipe(tmp_path), []
+    kind = type(stage_kind(recipe.stages["pretrain"]))
+    monkeypatch.setattr(
+        kind, "run_part", lambda kind, context, stage, instance, part: done.append((instance.seed, part))
+    )
+    payload = make_payload(recipe, digits, tmp_path, 4)
+    parts = [{**payload["instances"][0], PART_KEY: part} for part in ("a", "b")]
+    assert run_instances({**payload, "instances": parts}, False, CPU) == {"stop": None}
+    assert done == [(4, "a"), (4, "b")]
+    assert not (tmp_path / "seed4").exists(), "it is no attempt at the instance"
+
+
+def test_an_error_of_a_part_is_recorded_with_its_instance(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seed4").mkdir()
+    payload = make_payload(recipes.recipe(tmp_path), digits, tmp_path, 4)
+    parts = [{**payload["instances"][0], PART_KEY: "a"}]
+    with pytest.raises(NotImplementedError, match="PretrainStage has no parts"):
+        run_instances({**payload, "instances": parts}, False, CPU)
+    assert "has no parts" in (tmp_path / "seed4" / failures.FAILURE_FILES.replace("*", "0")).read_text()

@@ -15,6 +15,7 @@ from rich.console import Console
 from firstlight.pipeline.child_module import send_bytes
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.run import launch
 from firstlight.pipeline.run.launching import side_processes
 from firstlight.pipeline.run.launching.side_processes import SideProcesses, count_side_processes, is_long
 from firstlight.pipeline.run.runner import run_recipe
@@ -91,7 +92,7 @@ def test_waiting_seeds_are_taken_by_a_process_that_stays(
     here = Here(until=has_begun(tmp_path / "a2"))
     assert others.run(list_instances(tmp_path, "a", 0, 1, 2), here) == {"stop": None}
     assert here.seeds == [0]
-    assert told == ["seeds are trained in 2 processes (scale.processes)"]
+    assert told == ["seeds and fine-tunings are shared by 2 processes (scale.processes)"]
     assert others.run(list_instances(tmp_path, "b", 0, 1), Here(until=has_begun(tmp_path / "b1"))) == {"stop": None}
     pids = {(tmp_path / name / "pid").read_text() for name in ("a1", "a2", "b1")}
     assert pids == {str(process.pid) for process in others.processes}
@@ -103,7 +104,7 @@ def test_seed_of_a_process_that_has_ended_is_trained_here(others: SideProcesses,
     assert others.run(list_instances(tmp_path, "die", 0, 1), here) == {"stop": None}
     assert here.seeds == [0, 1]
     (row,) = map(json.loads, (tmp_path / "die1" / "metrics.jsonl").open())
-    assert row["note"] == "a process that trained seed 1 has ended; another one goes on with it"
+    assert row["note"] == "a process that trained die seed 1 has ended; another one goes on with it"
 
 
 def test_a_process_that_does_not_know_a_method_gets_nothing_more(others: SideProcesses, tmp_path: Path) -> None:
@@ -184,7 +185,19 @@ def test_there_are_no_more_processes_than_seeds_and_cpus(
 ) -> None:
     monkeypatch.setattr(side_processes, "count_usable_cpus", lambda: 4)
     whole = {"name": "local", "workers": 0, "gpus_per_worker": 0.0, **scale}
-    assert count_side_processes(recipes.recipe(tmp_path, seeds=seeds, scale=whole)) == count
+    recipe = recipes.recipe(tmp_path, seeds=seeds, scale=whole)
+    del recipe.stages["finetune"]
+    assert count_side_processes(recipe) == count
+
+
+@pytest.mark.parametrize(("rates", "count"), [([], 1), ([0.1, 0.3], 3), ([0.1, 0.2, 0.3], 5)])
+def test_fine_tunings_of_one_seed_may_have_a_process_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], count: int
+) -> None:
+    monkeypatch.setattr(side_processes, "count_usable_cpus", lambda: 16)
+    scale = {"name": "local", "workers": 0, "gpus_per_worker": 0.0}
+    recipe = recipes.recipe(tmp_path, seeds=[0], scale=scale, stages__finetune__learning_rates=rates)
+    assert count_side_processes(recipe) == count, "two arms"
 
 
 @pytest.mark.parametrize(("length", "expected"), [({"epochs": 90}, False), ({"epochs": 120}, True)])
@@ -255,3 +268,67 @@ def test_results_are_those_of_one_process_though_another_is_killed(
     assert collect_results(shared) == collect_results(alone)
     assert answers[0] is None
     assert {"stop": None} in answers
+
+
+def tuned_recipe(folder: Path, processes: int) -> Recipe:
+    scale = {"name": "local", "workers": 0, "gpus_per_worker": 0.0, "processes": processes}
+    return recipes.recipe(folder, seeds=[0], scale=scale, stages__finetune__epochs=4, **recipes.ONE_PROBE)
+
+
+@pytest.mark.usefixtures("undrawn_figures")
+def test_fine_tunings_that_processes_share_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is killed in mid-training, and this one goes on with what it has left."""
+    alone = tuned_recipe(tmp_path / "alone", 1)
+    expected = run_recipe(alone, Console(quiet=True)).rows
+    parts, ask, is_killed = list[str](), side_processes._ask, threading.Event()
+
+    def ask_and_kill(process: subprocess.Popen[bytes], payload: dict[str, Any]) -> Any:
+        (fields,) = payload["instances"]
+        parts.append(fields.get("part", ""))
+        if len(parts) < 2:
+            return ask(process, payload)
+        send_bytes(process, json.dumps(payload).encode() + b"\n")
+        while not list(Path(fields["folder"], fields["part"]).glob("checkpoints/*/manifest.json")):
+            time.sleep(0.01)
+        process.kill()
+        is_killed.set()
+        return None
+
+    run_shared = SideProcesses.run
+
+    def begin_later(self: SideProcesses, payload: dict[str, Any], run: Any) -> Any:
+        def run_later(own: dict[str, Any]) -> Any:
+            self.start()
+            assert is_killed.wait(300)
+            return run(own)
+
+        return run_shared(self, payload, run_later)
+
+    monkeypatch.setattr(side_processes, "_ask", ask_and_kill)
+    monkeypatch.setattr(SideProcesses, "run", begin_later)
+    shared = tuned_recipe(tmp_path / "shared", 2)
+    assert run_recipe(shared, Console(quiet=True)).rows == expected
+    # This process has taken the first of four.
+    assert parts == ["pretrained-lr0.3", "scratch-lr0.1"]
+    assert collect_results(shared) == collect_results(alone)
+    (first,), (second,) = ((tmp_path / name / "small").glob("finetune*") for name in ("alone", "shared"))
+    for name in ("pretrained-lr0.1", "pretrained-lr0.3", "scratch-lr0.1", "scratch-lr0.3"):
+        newest = [Checkpoints(folder / name / "checkpoints").read_newest()[0] for folder in (first, second)]
+        states = [hash_state(found.shared) for found in newest if found is not None]
+        assert states == states[:1] * 2
+    assert sorted(p.relative_to(first) for p in first.rglob("model/*")) == sorted(
+        p.relative_to(second) for p in second.rglob("model/*")
+    )
+
+
+def test_seeds_that_share_the_processes_evenly_are_not_divided(tmp_path: Path) -> None:
+    payload = {
+        "recipe": tuned_recipe(tmp_path, 2).dump(),
+        "instances": [{"stage": "finetune", "seed": seed} for seed in range(4)],
+    }
+    assert launch._list_parts(payload, 2) == launch._list_parts(payload, 4) == []
+    parts = launch._list_parts(payload, 3)
+    assert len(parts) == 16
+    assert parts[5] == {"stage": "finetune", "seed": 1, "part": "pretrained-lr0.3"}
+    payload["instances"] = [{"stage": "pretrain", "seed": 0}]
+    assert launch._list_parts(payload, 2) == []

@@ -68,6 +68,35 @@ def test_trainings_that_are_repeated_after_a_kill_note_it_once(tmp_path: Path, d
     assert len([note for note in notes if "one training" in note]) == 1
 
 
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_candidates_that_were_trained_one_by_one_are_those_that_are_trained_together(
+    tmp_path: Path, digits: Store, monkeypatch: pytest.MonkeyPatch, order: slice
+) -> None:
+    context, stage, instance, _ = start_arm(tmp_path, digits, "given")
+    object.__setattr__(instance, "encoder", instance.given)
+    stage = stage.model_copy(update={"arms": ("pretrained", "given", "scratch")})
+    names = [f"{arm}-lr{rate}" for arm in ("pretrained", "given", "scratch") for rate in (0.1, 0.3)]
+    together = trainings.train_candidates(context, stage, replace(instance, folder=tmp_path / "together"))
+    fitted = []
+    monkeypatch.setattr(trainings, "fit", lambda job, task: (fitted.append(job.folder.name), fit(job, task)))
+    for name in names[order]:
+        trainings.train_candidate(context, stage, instance, name)
+    assert fitted == [name for name in names[order] if not name.startswith("given")], "given is pretrained here"
+    before = {name: read_metrics(instance.folder / name / METRICS_FILE) for name in fitted}
+    found = trainings.train_candidates(context, stage, instance)
+    assert list(found) == list(together) == names
+    for name, task in together.items():
+        assert all(map(torch.equal, task.state_dict().values(), found[name].state_dict().values()))
+        folders = [base / name for base in (instance.folder, tmp_path / "together")]
+        for key in ("loss", "note"):
+            found_rows, rows = (
+                [row[key] for row in read_metrics_rows(folder / METRICS_FILE) if key in row] for folder in folders
+            )
+            assert found_rows == rows
+    # No step was made again for those that were finished.
+    assert {name: read_metrics(instance.folder / name / METRICS_FILE) for name in before} == before
+
+
 def _train_counted(
     monkeypatch: pytest.MonkeyPatch, context: StageContext, stage: Finetune, instance: StageInstance
 ) -> tuple[dict[str, Task], list[str]]:
