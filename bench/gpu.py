@@ -73,7 +73,7 @@ GPU_METHODS: dict[str, dict[str, Any]] = {
 # Methods that need a ViT, and that need a network that is not one.
 VIT_METHODS, CONVOLUTION_METHODS = ("mae",), ("dae",)
 BEST_OPTIONS: dict[str, Any] = {"precision": "auto", "channels_last": True}
-# What is added to SimCLR's bare step in turn.
+# The options that are added to SimCLR's bare step in turn.
 OPTION_STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("fp32", {"precision": "fp32", "fused": False}),
     ("+ bf16", {"precision": "bf16", "fused": False}),
@@ -104,7 +104,7 @@ class GpuBench:
     ) -> None:
         self.root, self.device, self.networks, self.end = root, device, networks, end
         self.steps, self.warmup = steps, max(steps // 4, 1)
-        # As a recipe chooses them for a GPU; on CPUs a training has one.
+        # The number of decoding tasks that a recipe chooses for a GPU; a training on CPUs has one.
         self.tasks = count_decoders(count_usable_cpus()) if device.type == "cuda" else 1
         self.rows: list[MeasuredRow] = []
         self.skipped: list[str] = []

@@ -49,7 +49,7 @@ STUDY, SIMCLR_STAGE = "study", "simclr"
 OURS, LIGHTLY, LIGHTLY_TRAIN = "ours", "lightly", "lightly-train"
 FEATURE_PEERS = (LIGHTLY, LIGHTLY_TRAIN)
 CPU = torch.device("cpu")
-# Those of the stage `evaluate`.
+# The weight decays of the stage `evaluate`.
 PROBE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 

@@ -66,7 +66,7 @@ class PeerSetting:
     batch: int
     steps: int
     warmup: int
-    # Where our stores are.
+    # The folder of our stores.
     storage: Path
 
 

@@ -40,7 +40,7 @@ from firstlight.pipeline.tracking.location import TrackingLocation, parse_locati
 from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
 from firstlight.pipeline.tracking.run_file import read_run_id
 
-# How a reference to an encoder in MLflow begins; anything else is a folder.
+# The beginnings of a reference to an encoder in MLflow; anything else is a folder.
 REFERENCE_PREFIXES = ("runs:/", "models:/")
 
 
@@ -54,7 +54,7 @@ class RunResult:
     report: Path
     # The MLflow run of the recipe; None if it had nothing to publish.
     run_id: str | None
-    # By the name of a pretraining stage, then by seed: the reference of the encoder, for `load_encoder` and recipes.
+    # The references of the encoders, for `load_encoder` and recipes, by the name of a pretraining stage, then by seed.
     stage_encoders: Mapping[str, Mapping[int, str]]
     # The folder of the encoder of the last pretraining stage's first seed; without a pretraining, of the encoder that
     # the stages start from; None if there is none.

@@ -22,7 +22,7 @@ PARENT_POLL_S = 0.2
 def start_module(name: str) -> subprocess.Popen[bytes]:
     """Starts `python -m name`, which finds what this process can import."""
     return subprocess.Popen(
-        # Without the current folder, whose files may have the names of modules.
+        # The current folder is left out of the path, as its files may have the names of modules.
         [sys.executable, "-P", "-m", name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -51,7 +51,7 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]], threads: Sequenc
         thread.join()
     for process in processes:
         for pipe in (process.stdin, process.stdout):
-            # What could not be written any more is not missed.
+            # An answer that the process could not write any more is not missed.
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
 
@@ -65,7 +65,7 @@ def open_answers() -> Iterator[Callable[[dict[str, Any]], None]]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     collect_garbage_rarely()
     end_with_parent()
-    # What a library prints is no answer.
+    # The prints of a library are no answers, so stdout becomes stderr.
     with open(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
 

@@ -20,11 +20,11 @@ from rich.theme import Theme
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.terminal import SafeConsole
 
-# What a console writes besides text: the cursor goes up, a line is erased, the cursor is shown or hidden.
+# The codes that a console writes besides text: the cursor goes up, a line is erased, the cursor is shown or hidden.
 CURSOR_CODES = re.compile(r"(\r|\n|\x1b\[\d*A|\x1b\[2K|\x1b\[\?25[lh])")
 # The screen is as wide as bars and tables need, and as high as a table of trials may be. Longer lines wrap.
 CELL_WIDTH, CELL_HEIGHT = 92, 40
-# Between two changes of a cell's output.
+# The seconds between two changes of a cell's output.
 UPDATE_S = 0.2
 # Colours that can be read on a light and on a dark page.
 CELL_THEME = Theme(

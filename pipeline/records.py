@@ -59,7 +59,7 @@ def refuse_damage(file: Path, advice: str = "") -> Iterator[None]:
 
 def seal_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record with its sum as the last key."""
-    # As it will be read: JSON makes texts of keys that are numbers, which changes their order.
+    # The sum is of the record as it will be read: JSON makes texts of keys that are numbers, which changes their order.
     content = json.loads(json.dumps(_drop_sum(record)))
     return {**content, RECORD_SUM_KEY: _compute_sum(content)}
 

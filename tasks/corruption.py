@@ -97,7 +97,7 @@ def draw_squares(key: Tensor, count: int, sides: tuple[int, int], size: int) -> 
     The bounds `sides` are included.
     """
     low, high = sides
-    # In float64 the product stays below the integer it must not reach.
+    # The product stays in float64 below the integer that it must not reach.
     side, top, left = draw_uniform(key, 3 * count).double().split(count, dim=1)
     side = low + (side * (high - low + 1)).long()
     free = size - side + 1

@@ -32,7 +32,7 @@ class SampleTable:
 
     def __init__(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, init: InitialValues) -> None:
         self.size = size
-        # Not a slice of all rows, which would keep all of them in memory.
+        # The range has memory of its own: a slice of all rows would keep all of them.
         self.own_rows = torch.arange(min(rank(), size), size, world_size())
         self.values = init(self.own_rows).to(dtype)
         assert self.values.shape == (len(self.own_rows), *shape)
@@ -47,7 +47,7 @@ class SampleTable:
 
     @values.setter
     def values(self, values: Tensor) -> None:
-        # Of several workers each has a row more, behind its own, which takes what is written to rows of others: to
+        # Each of several workers has a row more, behind its own, which takes what is written to rows of others: to
         # select the own ones of a batch, a GPU would have to wait for their number.
         self._stored = torch.cat((values, values.new_zeros(1, *values.shape[1:]))) if world_size() > 1 else values
         self._values = self._stored[: len(values)] if world_size() > 1 else values

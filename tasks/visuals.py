@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of images that are no colours, these channels are shown as red, green and blue, each scaled between two quantiles.
+# The number of channels of images that are no colours that are shown as red, green and blue, each scaled between two
+# quantiles.
 SHOWN_CHANNELS = 3
 SHOWN_QUANTILES = (0.02, 0.98)
 # Values that a quantile is taken of, at most.

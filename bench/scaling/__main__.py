@@ -235,7 +235,7 @@ def make_plan_tables(
                 f"{found.lanes}",
                 *of_task,
                 format_seconds(seconds),
-                # Of lanes, each worker draws its own.
+                # Each worker draws its own lanes, so that their time is divided by the number of workers.
                 format_seconds(found.seconds * scale.images / (scale.workers if name == "lanes" else 1)),
             )
     return [out, read]

@@ -65,7 +65,7 @@ def estimate_lane_plan_bytes(size: int, held_out: bool) -> dict[str, int]:
     """Returns the same for a plan of lanes. `held_out`: images in between are not trained on."""
     groups = -(-size // ROWS_PER_GROUP)
     rows = -(-size // BITS_PER_COUNT)
-    # Without held-out images: the first id and the positions of one run.
+    # The ids of a plan without held-out images are the first id and the positions of one run.
     ids = rows * BITS_PER_COUNT // 8 + (rows + 1) * ID_BYTES if held_out else 3 * ID_BYTES
     return {
         "ids": ids,

@@ -76,7 +76,7 @@ def _fetch_notes(storage: Path) -> None:
     try:
         for unit in mirror.list_units(storage):
             if unit.parent.name != STORES_FOLDER and not CHECKPOINT_FOLDER.match(unit.name):
-                # What is damaged belongs to no run that is known.
+                # A damaged unit belongs to no run that is known.
                 with contextlib.suppress(DamagedRecord):
                     mirror.fetch(unit, () if unit.name == NOTES_FOLDER else (RUN_FILE,))
     except OSError as error:

@@ -27,7 +27,7 @@ from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.progress import ProgressCounter
 from firstlight.pipeline.tracking.references import OpenedExperiment, fetch_reference, pin_reference
 
-# How a reference to a model in MLflow begins; anything else is a folder.
+# The beginnings of a reference to a model in MLflow; anything else is a folder.
 MODEL_REFERENCES = ("runs:/", "models:/")
 # Rows of the table on a terminal; a pipe gets all.
 MAX_TABLE_ROWS = 40

@@ -45,7 +45,7 @@ class ComparisonStage(DownstreamStage):
         if self.arms is not None:
             self._check_named_arms(has_pretrained, has_given)
             return self
-        # Without both, the arms stay: the check of the key `encoder` then says what is missing.
+        # The arms stay if there are neither: the check of the key `encoder` then says what is missing.
         has_pretrained = has_pretrained or not has_given
         given = (GIVEN_ARM,) if has_given and self.can_take_given else ()
         arms = (*(("pretrained",) if has_pretrained else ()), *given, self.fresh_arm)

@@ -8,7 +8,7 @@ from firstlight.pipeline import ROOT
 from firstlight.pipeline.errors import UserError
 
 CONF_FOLDER = ROOT / "conf"
-# What `firstlight init` and its kin start from, and the methods that are recommended.
+# The file that `firstlight init` and its kin start from, and the methods that are recommended.
 STARTER_FILE = CONF_FOLDER / "starter.yaml"
 
 

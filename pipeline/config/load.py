@@ -22,7 +22,7 @@ from firstlight.tasks.extensions.registry import find_entry_points
 # Sections of a recipe, and of a stage, that start from conf/<group>/<name>.yaml.
 CONF_GROUPS = ("dataset", "scale")
 STAGE_CONF_GROUPS = ("method", "task")
-# What the section `smoke` of every recipe starts from.
+# The keys that the section `smoke` of every recipe starts from.
 SMOKE_DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "storage": "runs",

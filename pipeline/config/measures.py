@@ -6,9 +6,9 @@ from dataclasses import dataclass
 GIVEN_ARM = "given"
 # The measure of kNN over the memory bank.
 BANK_MEASURE = "knn_bank"
-# What tables and figures call the images of a split.
+# The names of the images of a split in tables and figures.
 SHOWN_IMAGES = {"val": "held-out images", "test": "test images"}
-# What tables and figures call weights that are no training; other arms are called by their names.
+# The names in tables and figures of weights that are no training; other arms are called by their names.
 WEIGHTS_TITLES = {GIVEN_ARM: "given weights", "random": "random weights"}
 
 
@@ -16,18 +16,18 @@ WEIGHTS_TITLES = {GIVEN_ARM: "given weights", "random": "random weights"}
 class Measure:
     """A score of a stage. A stage's kind says where its value is found: see `StageKind.read_score`."""
 
-    # What a recipe's `expected` and a search call it, for example `knn_layer2`.
+    # The name in a recipe's `expected` and in a search, for example `knn_layer2`.
     name: str
-    # What tables call it, for example `kNN (k=20)`.
+    # The name in tables, for example `kNN (k=20)`.
     label: str
-    # What is scored. Where there are several, the last one is the baseline of the others, and `given` is one of those
-    # that are pretrained.
+    # The arms that are scored. If there are several, the last one is the baseline of the others, and `given` is one of
+    # those that are pretrained.
     arms: tuple[str, ...] = ("pretrained",)
-    # What tables call the baseline; its name where this is empty.
+    # The name of the baseline in tables; the name of its arm is used if this is empty.
     baseline_label: str = ""
     # The factor between the stored value and the displayed one: percent for shares, 1 for decibels.
     scale: float = 100.0
-    # Whether the table shows it only where the recipe says what the paper reports.
+    # True if the table shows it only where the recipe says what the paper reports.
     only_if_expected: bool = False
 
     @property

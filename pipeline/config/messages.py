@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from firstlight.pipeline.config.yaml_reader import HALF_PAIR, LARGEST_INTEGER
 from firstlight.pipeline.errors import suggest_valid
 
-# In the message of a section's check: stands for the section's dotted key.
+# The placeholder in the message of a section's check that stands for the section's dotted key.
 SECTION_KEY = "{section}"
 
 

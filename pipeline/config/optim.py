@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Left out: classes that need a closure (LBFGS), only matrices (Muon) or sparse gradients (SparseAdam).
 NO_TORCH_OPTIMIZERS = ("Optimizer", "LBFGS", "Muon", "SparseAdam")
-# Of timm, left out: wrappers of others, and classes that need a closure or another package.
+# The optimisers of timm that are left out: wrappers of others, and classes that need a closure or another package.
 NO_TIMM_OPTIMIZERS = ("bnb*", "fused*", "adahessian", "kron*")
 # The momentum of timm's optimisers that have one, as its `create_optimizer_v2` sets it.
 TIMM_MOMENTUM = 0.9

@@ -56,7 +56,8 @@ class EncoderSource:
 
     stage: str | None = None
     reference: str | None = None
-    # What the stage of the same recipe has made: an encoder, or a fine-tuned model, which contains one.
+    # The kind of artifact that the stage of the same recipe has made: an encoder, or a fine-tuned model, which contains
+    # one.
     artifact: Literal["encoder", "model"] = "encoder"
     # The weights that the recipe's key `encoder.weights` names.
     is_given: bool = False

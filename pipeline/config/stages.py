@@ -18,7 +18,7 @@ from firstlight.pipeline.data.splits import MEASURED_SPLITS
 
 # The value of `encoder` that means the last stage before this one that makes an encoder.
 PREVIOUS = "previous"
-# That which means the weights that `encoder.weights` names, and that which means fresh weights.
+# The value of `encoder` that means the weights that `encoder.weights` names, and the value that means fresh weights.
 GIVEN, RANDOM = "given", "random"
 # The section of each registered kind of stage, by its kind. `pipeline/stages/registry.py` fills it.
 STAGE_SECTIONS: dict[str, type["StageConfig"]] = {}
@@ -29,11 +29,11 @@ class StageConfig(StrictModel):
 
     kind: str = Field(description="The kind of the stage; by default the name of the stage.")
 
-    # Whether later stages can start from an encoder that this stage makes.
+    # True if later stages can start from an encoder that this stage makes.
     makes_encoder: ClassVar[bool] = False
-    # Whether later stages can take a fine-tuned model that this stage makes.
+    # True if later stages can take a fine-tuned model that this stage makes.
     makes_model: ClassVar[bool] = False
-    # For a stage whose keys name splits: the values that leave the test split alone, by key.
+    # The values that leave the test split alone, by key, of a stage whose keys name splits.
     values_without_test: ClassVar[Mapping[str, str]] = {}
 
     @property

@@ -132,7 +132,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: {one_line(error)}") from None
 
 
-# Of texts: the files of a recipe are read again for each trial of a search.
+# The cache is one of texts, because the files of a recipe are read again for each trial of a search.
 @lru_cache(maxsize=1024)
 def _load_text(text: str) -> Any:
     loader = _YamlLoader(text)

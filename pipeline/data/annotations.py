@@ -16,7 +16,8 @@ from firstlight.pipeline.data.images import BadImage, decode_class_map
 from firstlight.pipeline.data.images.class_maps import VOID_VALUE, advise_mask_values
 from firstlight.pipeline.data.images.orientation import AnnotatedFrame
 
-# What a task learns from. Equal to `tasks.downstream.task.TargetKind`, which this package may not import.
+# The kind of target that a task learns from. Equal to `tasks.downstream.task.TargetKind`, which this package may not
+# import.
 Target = Literal["label", "present", "mask", "boxes"]
 # Column -> fields of `Annotation`.
 ANNOTATION_FIELDS = {
@@ -58,7 +59,7 @@ class Annotation:
     # its file or the data set say so. Neither is stored.
     stated_size: tuple[int, int] | None = None
     frame: AnnotatedFrame | None = None
-    # What was taken as what (`readings.READING_SENTENCES`), with the number of objects or files. Not stored.
+    # The conventions that were assumed (`readings.READING_SENTENCES`), with the number of objects or files. Not stored.
     readings: Counter[str] = field(default_factory=Counter)
 
     def count_reading(self, name: str, count: int = 1) -> "Annotation":

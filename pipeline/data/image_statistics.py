@@ -35,14 +35,14 @@ class ImageStatistics:
     labels: Counter[int] = field(default_factory=Counter)
     # Result of `count_annotations`.
     annotated: Counter[tuple[str, int]] = field(default_factory=Counter)
-    # What was taken as what, by the names of `readings.READING_SENTENCES`.
+    # The conventions that were assumed, by the names of `readings.READING_SENTENCES`.
     readings: Counter[str] = field(default_factory=Counter)
     # Images that cannot be used, by `BadImage.kind`.
     refused: Counter[str] = field(default_factory=Counter)
     # Levels of images with more than 8 bits a sample, by kind.
     levels: dict[str, LevelCounts] = field(default_factory=dict)
     colours: ColourSums = field(default_factory=ColourSums)
-    # Of images with their channels as they are.
+    # The counts of images with their channels as they are.
     channels: ChannelCounts = field(default_factory=ChannelCounts)
     # Images that are stored smaller than they are in the source: `images`, their `source_bytes`, their `stored_bytes`.
     shrunk: Counter[str] = field(default_factory=Counter)

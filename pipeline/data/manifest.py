@@ -27,7 +27,7 @@ QUARANTINE_FILE = "quarantine.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 # Columns subset, id: named parts of the training split. The file exists only if the source defines some.
 SUBSETS_FILE = "subsets.parquet"
-# Of the entry `source`: lines for people.
+# The keys of the entry `source` that hold lines for people.
 SOURCE_TEXTS = ("reading", "notes")
 # Columns of every shard; columns of annotations follow. digest: the first 8 bytes of the sha256 of the image as it is
 # in the source, big-endian.
@@ -69,7 +69,7 @@ class Manifest:
     classes: tuple[str, ...]
     # Number of images per split; the shards say which.
     splits: dict[str, int]
-    # In id order. Shards of different splits alternate if the store was extended.
+    # The shards in id order. Shards of different splits alternate if the store was extended.
     shards: tuple[Shard, ...]
     # Oldest first; () if the store was written at once.
     extends: tuple[EarlierStore, ...]
@@ -112,7 +112,7 @@ class _SourceShape(RecordShape):
     kind: str
     root: str | None
     fingerprint: str
-    # What an earlier version noted of files that it did not read
+    # The note of an earlier version about files that it did not read
     aside: str = ""
     identity: str = ""
     reading: list[str] = Field([])

@@ -190,7 +190,7 @@ class SemiSupervisedPlan(TrainingPlan):
         before, within = int(is_labelled[:start].sum()), is_labelled[start:stop]
         count = int(within.sum())
         ids, passes = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
-        # Of the other images, `start - before` come before the row `start`.
+        # The number of other images before the row `start` is `start - before`.
         first, number = start - before, stop - start - count
         ids[~within], passes[~within] = self.rest.take_rows(epoch, step, first, first + number)
         turn, own_step = divmod(epoch * self.steps + step, self.labelled.steps)

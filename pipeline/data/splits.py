@@ -16,7 +16,7 @@ from firstlight.pipeline.errors import UserError
 SPLIT_STREAM, LABEL_STREAM = 0x5911, 0xFE3
 # The fraction that is held out where `dataset.val_fraction` is null.
 DEFAULT_VAL_FRACTION = 0.1
-# What stages measure on, see `Recipe.measured_splits`.
+# The splits that stages measure on, see `Recipe.measured_splits`.
 MEASURED_SPLITS = frozenset(("val", "test"))
 
 

@@ -15,11 +15,12 @@ from firstlight.pipeline.look.pixel_features import ThumbnailReader
 from firstlight.pipeline.stages.features.projection import MapProjection, project_to_plane
 
 ATLAS_FILE = "embedding_atlas.parquet"
-# Above this number of images t-SNE would take minutes: they are placed by their first two principal components.
+# The largest number of images for t-SNE, which would take minutes for more: these are placed by their first two
+# principal components.
 MAX_TSNE_IMAGES = 5_000
 # Neighbours are rows of the file, from 0, with the distances 1 - cosine.
 NEIGHBOURS = pa.struct([("ids", pa.list_(pa.int64())), ("distances", pa.list_(pa.float32()))])
-# As in data sets of Hugging Face: an encoded image and the path that it had.
+# An encoded image and the path that it had, as in data sets of Hugging Face.
 ENCODED_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ATLAS_SCHEMA = pa.schema(
     [

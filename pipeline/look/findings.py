@@ -27,9 +27,9 @@ class ImagePair:
 class LookFindings:
     """Facts of images by their ids."""
 
-    # By falling cosine.
+    # The pairs of near duplicates, by falling cosine.
     near_duplicates: tuple[ImagePair, ...]
-    # Those of the pairs of which one image is to train on and the other is not.
+    # The pairs of which one image is to train on and the other is not.
     leaks: tuple[ImagePair, ...]
     # The images that are least like their nearest, with their mean cosine to these, the oddest first.
     odd: tuple[tuple[int, float], ...]
@@ -116,7 +116,7 @@ def choose_diverse(ids: np.ndarray, features: np.ndarray, count: int) -> tuple[i
 def _find_redundant(pairs: tuple[ImagePair, ...], in_train: Mapping[int, bool]) -> set[int]:
     """Returns the images to train on that can be left out, so that no pair is left with one of them in it."""
     found = {one for pair in pairs for one, other in _both_ways(pair) if in_train[one] and not in_train[other]}
-    # Of two images to train on, the later goes, unless one of them is gone already.
+    # The later of two images to train on goes, unless one of them is gone already.
     for pair in sorted(pairs, key=lambda pair: (pair.second, pair.first)):
         if in_train[pair.first] and in_train[pair.second] and not {pair.first, pair.second} & found:
             found.add(pair.second)

@@ -42,7 +42,8 @@ WHOLE = {"image_size": 32, "test_fraction": 0.0}
 NUM_TRIED = 20
 # Images that are listed as odd.
 NUM_ODD = 36
-# What writes the images for another program into a folder, by its name, and returns a line that says how to open them.
+# Functions that write the images for another program into a folder, by the name of the program, and return a line that
+# says how to open them.
 EXPORTS: dict[str, Callable[[LookFacts, Path], str]] = {
     "embedding-atlas": write_atlas_table,
     "fiftyone": write_fiftyone_dataset,
@@ -137,7 +138,7 @@ def _list_images(location: Path) -> tuple[Source, SharedFormat | None]:
     """Lists the images, and returns the format that they share if they cannot be read as colours."""
     source = open_source(read_dataset_options({**name_dataset(location), **WHOLE}))
     probed = list[ProbedImage]()
-    # Where the first can be read as colours, as most can, no other is tried.
+    # No other image is tried if the first can be read as colours, as most can.
     for image in probe_images(source, select_sampled(source, NUM_TRIED)):
         probed.append(image)
         if image.is_colour:

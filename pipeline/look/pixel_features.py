@@ -59,7 +59,7 @@ def embed_pixels(store: Store, ids: np.ndarray, progress: Callable[[int, int], N
             pixels = _shrink_image(store, encoded, side)
             rows[start + k] = (pixels - pixels.mean((0, 1))).ravel()
         progress(min(start + IMAGES_PER_READ, len(ids)), len(ids))
-    # Below a level of an eighth on average there is nothing but noise.
+    # There is nothing but noise below a level of an eighth on average.
     rows[np.linalg.norm(rows, axis=1) <= side / 8] = 0.0
     if store.stated_pixels is not None:
         _equalize_channels(rows.reshape(len(ids), side**2, channels))

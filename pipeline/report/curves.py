@@ -26,7 +26,7 @@ FEATURE_METRIC_TITLES = {
     "dead_dimensions": "share of dead dimensions",
     "alignment": "alignment of views (lower: closer)",
 }
-# From this number of values on, a line is drawn through their running mean.
+# The number of values from which on a line is drawn through their running mean.
 MIN_SMOOTHED_VALUES = 60
 
 

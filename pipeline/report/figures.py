@@ -15,7 +15,7 @@ from firstlight.pipeline.report.grid import display_names
 from firstlight.pipeline.report.scores.arm_scores import ArmScores
 from firstlight.pipeline.stages.features.projection import PlaneMap
 
-# With more classes, their counts are drawn as sorted lines instead of bars.
+# The most classes whose counts are drawn as bars; those of more are drawn as sorted lines.
 MAX_CLASS_BARS = 40
 BLUE, GRAY, RED = "#2458a6", "#9aa5b1", "#b3372e"
 # The colours of the bars of arms; fresh weights are gray.

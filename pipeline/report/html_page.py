@@ -23,9 +23,9 @@ from PIL import Image
 from firstlight.pipeline.report.first_screen.blocks import GainChart, Headline, NextSteps
 from firstlight.pipeline.terminal import escape_text
 
-# Of all pictures together, before they are encoded as text, which adds a third.
+# The bytes of all pictures together, before they are encoded as text, which adds a third.
 MAX_EMBEDDED_BYTES = 12_000_000
-# Where a smaller scale would be needed, the pictures inside folds are left out.
+# The pictures inside folds are left out if a smaller scale than this would be needed.
 MIN_PICTURE_SCALE = 0.4
 PAGE_TEMPLATE, PAGE_SCRIPT = "page.html", "page.js"
 

@@ -37,7 +37,7 @@ from firstlight.tasks.nn.weights.weight_sources import (
 WEIGHTS_KEY = "encoder.weights"
 # The folder in the storage that holds them in this project's format, for all recipes.
 WEIGHTS_FOLDER = "weights"
-# What an error suggests where the input of weights is not known.
+# The values that an error suggests if the input of weights is not known.
 IMAGENET_COLOURS = {"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]}
 
 

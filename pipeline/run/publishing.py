@@ -52,7 +52,7 @@ from firstlight.pipeline.train.metrics import read_metrics
 from firstlight.tasks.nn.weights.weight_sources import name_weights
 
 PUBLISHED_FILE = "published.json"
-# In the folder of a run: the files that note the run in MLflow of each version of the recipe.
+# The folder in that of a run for the files that note the run in MLflow of each version of the recipe.
 NOTES_FOLDER = "recipes"
 
 

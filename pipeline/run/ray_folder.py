@@ -19,9 +19,9 @@ from firstlight.pipeline.files import exclusive_lock, find_lock_owner
 RAY_FOLDER_PREFIX = "fl-ray-"
 SHORT_FOLDERS = ("/tmp", "/var/tmp")  # noqa: S108
 MAX_SOCKET_PATH_BYTES = 107
-# What Ray adds to its folder: the time, the id of the process, and the name of a socket.
+# The longest path that Ray adds to its folder: the time, the id of the process, and the name of a socket.
 LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
-# What is added to the folder for temporary files.
+# The path that is added to the folder for temporary files.
 LONGEST_FOLDER = f"/{RAY_FOLDER_PREFIX}abcdefgh/r"
 # A folder without a lock is that of a killed process, or of one that has made it just now.
 STALE_AFTER_S = 60.0

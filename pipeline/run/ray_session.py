@@ -23,7 +23,7 @@ from firstlight.pipeline.run.ray_folder import RayFolder, make_ray_folder
 ELASTIC_START_S = 20
 # CPUs that are always kept free for Ray Data: if workers took every CPU, it would wait forever.
 MIN_DATA_CPUS = 1.0
-# What Ray says when it did not start within its 30 s.
+# The text of Ray's error if it did not start within its 30 s.
 SLOW_START = "timed out during startup"
 
 
@@ -182,7 +182,7 @@ def _set_environment(scale: ScaleOptions) -> None:
     # A token for this run only, so that nothing is written to the home folder.
     if scale.address == "local" and "ray" not in sys.modules:
         defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        # Without clusters, all of its processes listen at 127.0.0.1 only, whatever the system.
+        # All processes of Ray listen at 127.0.0.1 only if clusters are off, whatever the system.
         defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)

@@ -24,7 +24,7 @@ from firstlight.pipeline.stages.code_version import code_version
 
 LEDGER_FILE, OUTCOME_FILE, LEDGER_FORMAT = "ledger.json", "outcome.json", 1
 
-# What to do about a damaged file of a search, as the end of an error.
+# The advice about a damaged file of a search, as the end of an error.
 LEDGER_ADVICE = "delete the folder to start the search from scratch"
 OUTCOME_ADVICE = "delete this file and run again: the trial resumes from its checkpoints"
 
@@ -57,11 +57,11 @@ class Trial:
     values: dict[str, Any]
     code: str = field(default_factory=code_version)
     state: State = "running"
-    # For each objective, one score for each seed. Empty until the trial is done.
+    # The scores for each objective, one for each seed. Empty until the trial is done.
     scores: list[list[float]] = field(default_factory=list)
     # The unit of lengths below: that in which the length of the training is given.
     unit: LengthUnit = "epochs"
-    # What the trial has reported to the scheduler: [length, value], in order.
+    # The reports of the trial to the scheduler: [length, value], in order.
     seen: list[tuple[float, float]] = field(default_factory=list)
     seconds: float = 0.0
     # Seconds since 1970.
@@ -160,7 +160,7 @@ class SearchState:
 
     def __init__(self, folder: Path, store: str, ranges: Sequence[ScoreRange] = ()) -> None:
         self.folder, self.file, self.store, self.ranges = folder, folder / LEDGER_FILE, store, ranges
-        # By stage: the encoders that the recipe names by alias, resolved to versions when the search began.
+        # The encoders that the recipe names by alias, resolved to versions when the search began, by stage.
         self.references: dict[str, str] = {}
         self.trials: list[Trial] = []
         if self.file.exists():

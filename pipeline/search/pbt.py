@@ -27,7 +27,7 @@ from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, DamagedFi
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
 from firstlight.tasks.nn.encoders import Encoder
 
-# In the folder of a trial: copies of the checkpoints of other trials that it continues from.
+# The folder in that of a trial for copies of the checkpoints of other trials that it continues from.
 COPIED_FOLDER = "handed"
 
 

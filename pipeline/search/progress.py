@@ -126,7 +126,7 @@ class TrialTable:
         self.names = shorten_keys(list(search.space))
         self.trials: dict[int, Trial] = {}
         self.reports: dict[int, dict[str, Any]] = {}
-        # For each trial of this command: when it reported first, and its progress then.
+        # The time of the first report of each trial of this command, and its progress then.
         self.first_reports: dict[int, tuple[float, float]] = {}
         self.started, self.last_printed = time.monotonic(), time.monotonic()
         self.live = Live(console=console, get_renderable=self.__rich__, refresh_per_second=2, transient=True)
@@ -204,7 +204,7 @@ class TrialTable:
             number: self.reports.get(number, {}).get("progress", 0.0) if trial.state == "running" else 1.0
             for number, trial in self.trials.items()
         }
-        # In trials, without what earlier commands did.
+        # The work is counted in trials, without what earlier commands did.
         done = sum(reached[number] - before for number, (_, before) in self.first_reports.items())
         if done < 0.2:
             return None

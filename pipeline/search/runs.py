@@ -54,7 +54,7 @@ class SearchRuns:
         }
         self.run_id = self.tracking.start_run(search.name, folder / RUN_FILE, params, self.tags)
         self.client.log_dict(self.run_id, search.model_dump(mode="json"), "search.json")
-        # What MLflow has refused. It is tried again at the end.
+        # The calls that MLflow has refused. They are tried again at the end.
         self.unpublished: list[Callable[[], None]] = []
 
     def trial_tags(self, trial: Trial) -> dict[str, str]:

@@ -25,7 +25,7 @@ OPTUNA_STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-# How often settings are drawn until they differ from those of all earlier trials.
+# The number of times that settings are drawn until they differ from those of all earlier trials.
 MAX_DRAWS = 20
 
 

@@ -62,7 +62,7 @@ class SearchResult:
     best: Trial
     # models:/<name>@<alias> of the encoder of the best trial, None if it was not promoted.
     promoted: str | None
-    # With `retrain`: the recipe with the best setting, and the rows of its table.
+    # The recipe with the best setting, and the rows of its table; None and () unless the search has `retrain`.
     retrained: Recipe | None = None
     rows: tuple[ScoreRow, ...] = ()
     report: Path | None = None

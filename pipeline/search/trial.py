@@ -141,7 +141,7 @@ def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
         outcome = run_stages(recipe, request, parent, SafeConsole(file=log, width=140))
     outcome |= {"seen": reporter.seen, "training": reporter.training, "seconds": reporter.seconds()}
     name = OUTCOME_FILE
-    # Only a segment of a population pauses.
+    # A trial pauses only at the end of a segment of a population.
     if outcome["state"] == "running":
         assert segment is not None
         if reporter.seen and reporter.seen[-1][0] == segment.until:

@@ -35,7 +35,7 @@ TUNE_ENVIRONMENT = {
     # Relative paths of a recipe refer to the driver's working directory.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Not every report contains the number that the scheduler decides by.
+    # The number that the scheduler decides by is not in every report.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -69,9 +69,9 @@ class TrialLimits:
     """The number of trials at a time, and the resources and restarts of each."""
 
     max_concurrent: int
-    # What Ray reserves for the process of each trial.
+    # The resources that Ray reserves for the process of each trial.
     resources: dict[str, float]
-    # How often a trial whose process dies, for example with its machine, resumes in another process.
+    # The number of times that a trial whose process dies, for example with its machine, resumes in another process.
     max_failures: int
 
 
@@ -98,7 +98,7 @@ def run_trials(
         name=uuid.uuid4().hex[:8],
         storage_path=str(folder),
         verbose=0,
-        # In a notebook Tune would take one that clears the cell, also with `verbose=0`.
+        # Tune would take a reporter that clears the cell in a notebook, also with `verbose=0`.
         progress_reporter=tune.CLIReporter(),
         stop=StopOnRequest(stopped),
         callbacks=[ReportCallback(searcher)],
@@ -130,7 +130,7 @@ class LedgerSearcher(_WithoutState, Searcher):  # type: ignore[misc]
     def __init__(self, source: TrialSource, stopped: threading.Event) -> None:
         super().__init__()
         self.source, self.stopped = source, stopped
-        # By Tune's id of a trial.
+        # The running trials by Tune's id.
         self.running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> Any:

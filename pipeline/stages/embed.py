@@ -153,7 +153,7 @@ class _EmbeddingWriter:
         self.schema = pa.schema(
             [("id", pa.int64()), ("path", pa.string()), ("label", pa.int64()), ("embedding", vector)]
         )
-        # What other stages of the run have kept, by split.
+        # The features that other stages of the run have kept, by split.
         self.kept = _read_kept_splits(context, stage, instance, network) if instance.facts else {}
 
     def is_done(self, file: EmbeddingFile) -> bool:

@@ -67,7 +67,7 @@ from firstlight.tasks.sample_table import SampleTable
 
 # The feature metrics that a training logs on the way, where `watch.every` asks for it.
 MONITOR_OBJECTIVES = (*(f"watch_{name}" for name in FEATURE_METRICS), "watch_knn", "watch_alignment")
-# What every training logs, and no trial can be judged by.
+# The metrics that every training logs and that no trial can be judged by.
 COUNTERS = {"step", "of", "epoch", STEPS_PER_EPOCH_KEY, "time", "images_per_s", "images_per_cpu_s", "data_wait", "lr"}
 
 

@@ -13,7 +13,7 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.stages.verdicts import Verdict, judge_gains
 
-# What the table says of an arm, after the name of the measure; other arms are called by their names.
+# The words of the table for an arm, after the name of the measure; other arms are called by their names.
 ARM_LABELS = {"pretrained": "", "pretrained_decoder": "with the decoder", "scratch": "from scratch"}
 
 
@@ -38,9 +38,9 @@ class ScoreRow:
     verdict: Verdict | None = None
     # The arm that is the baseline; "" where there is none.
     baseline_arm: str = ""
-    # Whether the baseline are the given weights where the measure has another baseline besides, its last arm.
+    # True if the baseline is the given weights, and the measure has another baseline besides: its last arm.
     is_beside: bool = False
-    # What tables call the measure, whatever is compared.
+    # The name of the measure in tables, whatever is compared.
     label: str = ""
 
     @property

@@ -17,7 +17,7 @@ from firstlight.tasks.collective import broadcast_object, rank
 
 # The folder of these files, beside those of the stages.
 SHARED_FOLDER = "shared"
-# What decides an instance's result through the encoder and other networks that it starts from.
+# The facts that decide an instance's result through the encoder and other networks that it starts from.
 STARTING_FACTS = frozenset({"from", "given", "head", "decoder", "bank", "teacher"})
 
 

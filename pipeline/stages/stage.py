@@ -13,7 +13,7 @@ from firstlight.pipeline.records import read_json_record, write_sealed_json
 
 RESULT_FILE = "result.json"
 RESULT_ADVICE = "delete this file and run again: the stage is finished from its files"
-# What stands in a result is known to the kind of its stage.
+# The content of a result is known to the kind of its stage.
 ANY_RESULT = TypeAdapter(dict[str, Any])
 
 

@@ -56,7 +56,7 @@ class MetricsFile:
     """A file of logged numbers that a stage writes while it works."""
 
     path: Path
-    # What the terminal calls it.
+    # The name in the terminal.
     label: str
     # The beginning of its numbers' keys in MLflow.
     prefix: str = ""

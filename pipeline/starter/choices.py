@@ -92,7 +92,7 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
         batch = _largest_power(max(labels * len(survey.classes) // 4, 1), 32)
         finetune = {"labels_per_class": labels, "batch_size": batch}
     goals = _choose_goals(wishes.goal, finetune is not None)
-    # Where no score is compared, one seed is enough.
+    # One seed is enough if no score is compared.
     seeds = (0, 1, 2) if any(goal in GOALS_WITH_LABELS for goal in goals) else (0,)
     test = f" and {survey.num_test:,} test images" if survey.num_test else ""
     labelled = f"{len(survey.classes):,} classes" if finetune else "not used as classes"
@@ -105,7 +105,7 @@ def choose_settings(survey: ImageSurvey, wishes: Wishes, has_gpu: bool) -> Chose
         *(_describe_pretraining(pretrain, wishes, seeds) if pretrain else _describe_goals(goals, seeds)),
     )
     knn_k = min(max(survey.class_images // 3, 5), MOST_NEIGHBOURS)
-    # Without a GPU, workers on Ray would share the CPUs that one process has to itself.
+    # Workers on Ray would share the CPUs that one process has to itself if there is no GPU.
     scale = {"name": "local", **({} if has_gpu else {"workers": 0})}
     return ChosenSettings(image_size, encoder, pretrain, finetune, goals, knn_k, scale, seeds, reasons)
 

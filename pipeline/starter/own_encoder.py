@@ -43,7 +43,7 @@ def _find_folder(folder: Path) -> Path | None:
     if (folder / DESCRIPTION_FILE).is_file():
         return folder
     found = folder.glob(f"*/*-seed*/encoder/{DESCRIPTION_FILE}")
-    # Of all pretrainings there, the newest; of its seeds, the first.
+    # The newest of all pretrainings there is taken, and the first of its seeds.
     newest = max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
     if newest is None:
         return None

@@ -26,7 +26,7 @@ NUM_SAMPLED_IMAGES = 200
 class ImageSurvey:
     """Facts of the images, known from their listing and some of their headers."""
 
-    # What a recipe's section `dataset` has besides the size: {"name", "root"} or {"name", "list"}, and the channels.
+    # The keys of a recipe's section `dataset` besides the size: {"name", "root"} or {"name", "list"}, and the channels.
     dataset: dict[str, Any]
     num_train: int
     num_test: int

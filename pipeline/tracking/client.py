@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
 WEIGHTS_TAG = "firstlight.weights"
 TEACHER_TAG = "firstlight.teacher"
-# With the name of a stage: a tag of a recipe's run, with the ids of the stage's runs by seed.
+# The prefix of a tag of a recipe's run; the name of a stage follows, and the value is the ids of the stage's runs by
+# seed.
 STAGE_RUNS_PREFIX = "firstlight.runs."
 RUN_KEY_TAG = "firstlight.key"
 # MLflow shows it at the top of a run's page, as Markdown.
@@ -40,10 +41,10 @@ DESCRIPTION_TAG = "mlflow.note.content"
 # The folder of a run's figures, in MLflow and on disk
 FIGURES_FOLDER = "figures"
 MAX_NOTE_LENGTH = 8000
-# Of the description of a registered version.
+# The most characters of the description of a registered version.
 MAX_DESCRIPTION_LENGTH = 5000
 MAX_PARAM_LENGTH = 6000
-# Of one request to MLflow.
+# The most parameters in one request to MLflow.
 MAX_PARAMS = 100
 
 
@@ -264,7 +265,7 @@ class TrackingClient(MetricLog):
 
         self.client.set_tag(run_id, ENCODER_TAG, reference)
         self.client.set_tag(run_id, ENCODER_RUN_TAG, made_by)
-        # That run may be deleted, or in another tracking store.
+        # The run may be deleted, or in another tracking store.
         with contextlib.suppress(mlflow.MlflowException):
             model_id = self.find_model(made_by)
             if model_id is not None:

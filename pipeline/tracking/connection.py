@@ -78,7 +78,7 @@ def open_experiment(location: TrackingLocation) -> tuple["MlflowClient", str]:
     try:
         lock = _database_folder(location) / DATABASE_LOCK_FILE
         lock.parent.mkdir(parents=True, exist_ok=True)
-        # Without the lock, two first users of one SQLite file would both create its tables.
+        # Two first users of one SQLite file would both create its tables without the lock.
         with short_timeouts(), wait_for_lock(lock):
             if location.database is not None:
                 _check_database(location.database)
@@ -129,7 +129,7 @@ def _find_or_create_experiment(client: "MlflowClient", location: TrackingLocatio
     try:
         return str(client.create_experiment(name, folder, EXPERIMENT_TAGS))
     except mlflow.MlflowException:
-        # On a server, another process may have created it since.
+        # Another process may have created it on a server since.
         found = client.get_experiment_by_name(name)
         if found is None:
             raise

@@ -20,7 +20,7 @@ from firstlight.pipeline.tracking.lineage import (
 )
 from firstlight.pipeline.tracking.location import TrackingLocation
 
-# What MLflow's table `alembic_version` says of the tables that are read here.
+# The value of MLflow's table `alembic_version` for the tables that are read here.
 KNOWN_REVISION = "dc11669786a5"
 # Runs of the experiment that are not deleted, as MLflow lists them.
 RUNS_QUERY = (

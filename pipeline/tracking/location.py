@@ -90,7 +90,7 @@ def _make_location(storage: Path, uri: str | None, experiment: str) -> TrackingL
 def make_sqlite_uri(file: Path) -> str:
     """Returns the URI of an SQLite database, with the characters quoted that have a meaning in a URI."""
     quoted = quote(str(file))
-    # Of a quoted `sqlite:///` URI, MLflow would create the folders, with the quotes in their names.
+    # MLflow would create the folders of a quoted `sqlite:///` URI with the quotes in their names.
     return f"sqlite:///{file}" if quoted == str(file) else f"sqlite+pysqlite:///{quoted}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 REFUSED_CHARACTERS = re.compile(r"[^\w\-.: /]")
 REFUSED_IN_PART = re.compile(r"[^\w .:-]")
-# Of a class's name in a key; MLflow accepts 250 characters in all.
+# The most characters of a class's name in a key; MLflow accepts 250 characters in all.
 MAX_PART_LENGTH = 100
 # The metric of a stage's run that has the seconds of its work.
 SECONDS_METRIC = "seconds"

@@ -15,7 +15,7 @@ from firstlight.pipeline.tracking.retry import RetryingClient, short_timeouts
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Of one request to MLflow.
+# The most metrics in one request to MLflow.
 MAX_METRICS = 1000
 # Keys of a row of metrics that are not logged as numbers of their own.
 ROW_COUNTERS = ("step", "time", "of", "steps_per_epoch")

@@ -11,7 +11,7 @@ from firstlight.pipeline.errors import StageFailed
 from firstlight.pipeline.terminal import escape_line
 from firstlight.pipeline.tracking.retry import TrackingUnavailable
 
-# How long a recipe waits for MLflow at its end, and the pause between its attempts.
+# The time that a recipe waits for MLflow at its end, and the pause between its attempts.
 FLUSH_TIMEOUT_S = 60.0
 FLUSH_POLL_S = 3.0
 

@@ -28,7 +28,7 @@ from firstlight.pipeline.tracking.retry import describe_failure
 from firstlight.pipeline.train.metrics import METRICS_SHAPE
 
 POLL_S = 0.5
-# Between the lines that are printed if stdout is not a terminal.
+# The seconds between the lines that are printed if stdout is not a terminal.
 LINE_INTERVAL_S = 20.0
 # MLflow gets new rows as soon as sending the last ones is this share of the time since, at the latest after
 # SEND_INTERVAL_S: a write takes Python's global lock from a training in the same process.

@@ -17,7 +17,7 @@ RETRY_WAITS_S = (0.5, 2.0, 5.0)
 # that the writers do not meet again.
 CONFLICT_WAITS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 CONFLICT_SPREAD = 2.0
-# Of the first request to a server: it fails within 15 seconds, MLflow's own pauses included.
+# The limits of the first request to a server, which fails within 15 seconds, MLflow's own pauses included.
 SHORT_TIMEOUT_S, SHORT_TIMEOUT_RETRIES = 4, 1
 # MLflow's codes for a server that is down and a locked database.
 UNAVAILABLE_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
@@ -27,7 +27,7 @@ CONNECTION_PROBLEMS = (
     *("database is locked", "unable to open database file", "file is not a database"),
     *("database disk image is malformed", "attempt to write a readonly database", "database or disk is full"),
 )
-# What databases say if two writers met: the same call succeeds as soon as the other one is done.
+# The messages of databases if two writers met: the same call succeeds as soon as the other one is done.
 CONFLICT_PROBLEMS = (
     *("unique constraint failed", "duplicate key value", "duplicate entry", "unique index", "unique key constraint"),
     *("deadlock", "could not serialize access", "lock wait timeout", "lock timeout"),

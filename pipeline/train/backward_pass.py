@@ -27,13 +27,13 @@ class BackwardPass:
     def __init__(self, job: TrainingJob, learner: Learner, judge_loss: Callable[[Tensor, Batch, int], None]) -> None:
         self.job, self.learner, self.judge_loss = job, learner, judge_loss
         self.autocast_dtype = AUTOCAST_DTYPES.get(resolve_precision(job.training.precision, job.device))
-        # Without fp16 it does nothing.
+        # The scaler does nothing without fp16.
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.autocast_dtype == torch.float16)
         if self.scaler.is_enabled():
             # The first steps may be skipped, until the scale fits; the schedule counts them.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         module = _StepModule(learner)
-        # With `static_graph` the host would look up in every step which parameters were used.
+        # `static_graph` would make the host look up in every step which parameters were used.
         self.model: nn.Module = (
             DistributedDataParallel(module, gradient_as_bucket_view=True) if world_size() > 1 else module
         )

@@ -186,14 +186,14 @@ class Checkpoints:
             )
         kept, problem = broadcast_object(([path.name for path in list_checkpoint_folders(self.folder)], problem))
         if rank() != 0:
-            # On another machine nobody else removes them.
+            # Nobody else removes them on another machine.
             for old in list_checkpoint_folders(self.folder):
                 if old.name not in kept:
                     shutil.rmtree(old, ignore_errors=True)
         return [f"{mirror.get_location(target)}: is not uploaded: {problem}; the training goes on"] if problem else []
 
     def _seal_upload(self, mirror: Mirror, target: Path, files: dict[str, FileSum]) -> None:
-        # Without its logs, a training that continues elsewhere would have no curves so far.
+        # A training that continues elsewhere would have no curves so far without its logs.
         mirror.push(find_unit(self.folder))
         mirror.seal(target, {**files, FOLDER_MANIFEST: mirror.send_file(target, FOLDER_MANIFEST)})
         names = [Path(name) for name in mirror.list_files(self.folder)]
@@ -270,7 +270,7 @@ class Checkpoints:
     def _obtain(self, mirror: Mirror, folder: Path) -> tuple[Checkpoint | None, str | None]:
         """Returns a checkpoint after a download of what this machine lacks, or one line about why it cannot be read."""
         try:
-            # If nothing can be downloaded, what is here may be enough.
+            # The files on this machine may be enough if nothing can be downloaded.
             mirror.attempt(lambda: mirror.fetch(folder))
             return self._read_checkpoint(folder), None
         except (DamagedRecord, DamagedFileError) as error:

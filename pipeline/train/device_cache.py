@@ -100,7 +100,7 @@ def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[
     ids, passes, found = arrays["id"], arrays["pass"], {}
     for number, group in enumerate(loader.groups):
         side = loader.size_of(group[0])
-        # What follows a crop depends on the size of the view alone.
+        # The transforms after a crop depend on the size of the view alone.
         sizes, views = np.full((len(ids), 2), side), []
         for place, view in enumerate(group):
             images = send_array(arrays[view_column(number)][:, place], device).permute(0, 3, 1, 2)
@@ -263,6 +263,6 @@ def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, dev
         done += len(arrays["id"])
     for source, (start, stop) in enumerate(pairwise(edges)):
         if world_size() > 1 and stop > start:
-            # Not every backend sends int16.
+            # Some backends do not send int16.
             dist.broadcast(pixels[start:stop].view(torch.uint8), src=source)
     return pixels

@@ -21,11 +21,11 @@ from firstlight.pipeline.files import append_json_line
 from firstlight.pipeline.records import DamagedRecord, RecordShape, read_json_rows
 from firstlight.tasks.collective import broadcast_object, rank
 
-# In the folder of an instance; one line for each error of the rank.
+# The files in the folder of an instance with one line for each error of a rank.
 FAILURE_FILES = "failed-rank*.jsonl"
 # Begins the note that the training loop adds to an error; the number of steps done follows.
 STEP_NOTE_PREFIX = "after step "
-# Of the text of an error in `FAILURE_FILES`.
+# The most characters of the text of an error in `FAILURE_FILES`.
 MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
 # Called after every step with the rank and the number of steps done. Only tests set it.

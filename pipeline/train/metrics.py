@@ -134,7 +134,7 @@ class MetricsLogger:
         self.meter = meter
         self.steps, self.waited, self.since, self.cpu_since = 0, 0.0, time.monotonic(), time.process_time()
         self.noted = False
-        # Over all steps but the first, as no step runs while its batch is decoded.
+        # The idle time is counted over all steps but the first, as no step runs while its batch is decoded.
         self.idle, self.second_step_at = 0.0, 0.0
         _keep_rows(folder / METRICS_FILE, METRICS_SHAPE, lambda row: row.get("step", 0) <= first)
         barrier()

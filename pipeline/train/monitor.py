@@ -69,7 +69,7 @@ class FeatureMonitor:
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
         features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg")  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)
-        # On CPUs the training takes what more threads would.
+        # The training on CPUs takes the cores that more threads would use.
         tasks = self.context.options.tasks if self.job.device.type == "cuda" else 1
         options = LoadingOptions(False, self.context.options.prefetch, tasks, self.context.options.task_cpus)
         parts = []

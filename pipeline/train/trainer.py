@@ -47,7 +47,7 @@ class Trainer:
         training, groups, exempt = job.training, learner.parameter_groups(), learner.list_undecayed_parameters()
         spec = choose_fused(training.optimizer, job.device)
         self.optimizer = build_optimizer(spec, groups, training.learning_rate, exempt)
-        # Of each group at the start. Those without are exempt.
+        # The weight decay of each group at the start. Groups without one are exempt.
         self.first_decays = [float(group.get("weight_decay", 0.0)) for group in self.optimizer.param_groups]
         self.per_epoch = training.schedule is not None and training.schedule.interval == "epoch"
         length, epoch_length = (job.num_epochs, 1) if self.per_epoch else (job.total_steps, job.plan.steps)

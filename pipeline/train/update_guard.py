@@ -27,7 +27,7 @@ class TensorCopies:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = [tensor.detach() for tensor in tensors]
         self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
-        # By width, as an operation on a list takes one type.
+        # The tensors are grouped by width, as an operation on a list takes one type.
         widths = sorted({tensor.element_size() for tensor in self.tensors})
         self._bits = [
             [
@@ -85,7 +85,7 @@ class UpdateGuard:
         self.learner, self.optimizer, self.others, self.device = learner, optimizer, others, device
         self.on_host = is_host_memory(device)
         self.is_fused = is_fused and not self.on_host
-        # Whether a loss was not finite so far, the step of the first, and whether that was on this worker.
+        # The verdict: 1 if a loss was not finite so far, the step of the first, and 1 if that was on this worker.
         self.verdict = torch.zeros(3, dtype=torch.int64, device=self.device)
         self.ids: Tensor | None = None
         self._copies: TensorCopies | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-# In the folder of an instance: the traceback of every thread, for each time that its process hung.
+# The file in the folder of an instance with the traceback of every thread, for each time that its process hung.
 HANG_FILE = "hung.txt"
 # Each start of the timer starts a thread, so quick steps do not all restart it.
 REARM_S = 1.0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 # The numbers of queries and of images of the bank whose similarities are in memory at a time.
 KNN_QUERY_BLOCK, KNN_BANK_BLOCK = 512, 65_536
-# How images are compared: by their cosine, or by their product, which a memory bank's rows of other lengths need.
+# The similarity of two images: their cosine, or their product, which a memory bank's rows of other lengths need.
 KnnSimilarity = Literal["cosine", "product"]
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 # The groups of entry points, one for each registry.
 GROUP_PREFIX = "firstlight."
-# Those whose entries decide results.
+# The registries whose entries decide results.
 COMPUTING_REGISTRIES = ("methods", "tasks", "encoders", "sources")
 EXTENDED_REGISTRIES = (*COMPUTING_REGISTRIES, "loggers")
 

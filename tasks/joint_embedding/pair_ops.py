@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# On images below this side in pixels nothing is blurred: SimCLR, appendix B.9, leaves the blur out on CIFAR-10.
+# The side in pixels below which nothing is blurred: SimCLR, appendix B.9, leaves the blur out on CIFAR-10.
 SMALL_IMAGE_SIDE = 64
 # Both views of SimCLR have this probability of a blur.
 SIMCLR_BLUR = (0.5, 0.5)

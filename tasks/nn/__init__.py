@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-# How a feature map becomes a vector for a later stage.
+# The ways in which a feature map becomes a vector for a later stage.
 Pool = Literal["avg", "grid", "cls", "cls_avg"]
 # The corruptions of images.
 CorruptionKind = Literal["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]

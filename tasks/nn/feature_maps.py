@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# How a map becomes a vector of each image.
+# The ways in which a map becomes a vector of each image.
 MapPooling = Literal["avg", "flatten", "cls", "cls_avg"]
 
 

@@ -19,7 +19,7 @@ Normalize = Literal["dataset", "image"]
 GrayWeighting = Literal["luma", "mean"]
 Padding = Literal["replicate", "zeros"]
 
-# Of images where neither recipe nor data set says anything else, and the most.
+# The channels of images if neither recipe nor data set says anything else, and the most channels.
 RGB_CHANNELS = 3
 Channels = Annotated[int, Ge(1), Le(512)]
 DEFAULT_MEAN: Colour = (0.5, 0.5, 0.5)

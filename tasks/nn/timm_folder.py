@@ -69,7 +69,7 @@ def describe_for_timm(
         "architecture": model,
         "num_classes": len(classes),
         "num_features": encoder.shapes[-1][0],
-        # At the top, where timm and transformers look for them.
+        # The names stand at the top, where timm and transformers look for them.
         **({"label_names": list(classes)} if classes else {}),
         "model_args": dict(options),
         "pretrained_cfg": {**preprocessing, **({"license": licence} if licence else {})},

@@ -178,7 +178,7 @@ class Dino(Method):
     def begin_epoch(self, epoch: int) -> None:
         """Sets the teacher's temperature, and freezes the prototypes in the first epochs."""
         first, last, count = self.warmup
-        # As numpy's linspace in the authors' code: the last epoch of the warm-up has the last temperature.
+        # The last epoch of the warm-up has the last temperature, as numpy's linspace gives it in the authors' code.
         self.temperature = first + (last - first) * epoch / (count - 1) if epoch < count - 1 else last
         if epoch == 0 and count == 1:
             self.temperature = first

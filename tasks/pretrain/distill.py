@@ -66,7 +66,8 @@ class Distillation(Method):
         super().__init__(encoder, info)
         self.teacher_size, self.pool, self.teacher_pool = teacher_size, pool, teacher_pool
         network = info.teacher or build_section(teacher, teacher_size or encoder.image_size, "teacher")
-        # In a list, which hides it from the state of the module: it is neither trained, nor saved, nor sent to workers.
+        # The list hides the network from the state of the module: it is neither trained, nor saved, nor sent to
+        # workers.
         self._frozen = [network.eval().requires_grad_(False)]
         try:
             size = pooled_size(network, teacher_pool)

@@ -35,8 +35,8 @@ from firstlight.tasks.pseudo_labels import (
 from firstlight.tasks.supervised_loss import labelled_cross_entropy
 from firstlight.tasks.visuals import Plot
 
-# What makes a weak view a strong one: two ops of random strength, each with a probability of 1/2, then a grey square of
-# half the side (the authors' code for RandAugment; section 2.3 and table 12).
+# The ops that make a weak view a strong one: two of random strength, each with a probability of 1/2, then a grey square
+# of half the side (the authors' code for RandAugment; section 2.3 and table 12).
 STRONG_OPS: tuple[Mapping[str, Any], ...] = (
     {"op": "rand_augment", "pool": "fixmatch", "magnitudes": "random"},
     {"op": "cutout"},

@@ -26,7 +26,7 @@ from firstlight.tasks.reconstruction import check_reconstructable, flatten_patch
 from firstlight.tasks.visuals import ImageGrid, ImageRow
 
 MASKED_PATCH_STREAM = 0x3AE0
-# What is added to the variance of a patch (authors' code).
+# The number that is added to the variance of a patch (authors' code).
 PATCH_VARIANCE_EPS = 1e-6
 # The encoders from this width on have the paper's decoder where a recipe does not say which.
 LARGE_ENCODER_WIDTH = 384

@@ -32,7 +32,7 @@ from firstlight.tasks.visuals import Plot
 # The number of targets drawn from one generator. Any worker can draw any of them.
 TARGET_CHUNK = 4096
 ASSIGNMENT_SOLVERS = {"exact": best_assignment, "sparse": sparse_assignment}
-# In fewer dimensions every target competes with every other, and the candidates of `sparse` would be most pairs.
+# Every target competes with every other in fewer dimensions, and the candidates of `sparse` would be most pairs.
 MIN_SPARSE_DIM = 8
 
 

@@ -40,7 +40,8 @@ BANK_TYPES: dict[BankType, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-# At most two of the drawn rows are an image's own (`draw_spread_rows`), so that one of three is of another image.
+# The fewest negatives: at most two of the drawn rows are an image's own (`draw_spread_rows`), so that one of three is
+# of another image.
 FEWEST_NEGATIVES = 3
 
 
@@ -224,7 +225,8 @@ class SuperAnd(Method):
     def reads_images_before(self, epoch: int) -> bool:
         round_, age = divmod(epoch, self.info.epochs // self.rounds)
         searches = self.neighbours and age == 0 and self._count_selected(round_) > 0
-        # In both variants before the first round: neighbours in a bank without embeddings would be chance.
+        # Images are read before the first round in both variants: neighbours in a bank without embeddings would be
+        # chance.
         return searches and (round_ == 0 or self.variant == "paper")
 
     def begin_epoch(self, epoch: int) -> None:

@@ -8,8 +8,8 @@ from firstlight.tasks.joint_embedding.pair_ops import BYOL_JITTER, SMALL_IMAGE_S
 # The share of the image's area that a large and a small crop have (DINO's code).
 GLOBAL_SCALE = (0.4, 1.0)
 LOCAL_SCALE = (0.05, 0.4)
-# On images below SMALL_IMAGE_SIDE pixels, smaller crops than these would have next to no pixels, and a blur would leave
-# nothing to see.
+# The scale of small crops of images below SMALL_IMAGE_SIDE pixels: smaller crops would have next to no pixels, and a
+# blur would leave nothing to see.
 SMALL_LOCAL_SCALE = (0.2, 0.4)
 # The side of a small crop as a share of the image's: 96 of 224 pixels (DINO, section 3.1).
 LOCAL_SIDE_SHARE = 96 / 224

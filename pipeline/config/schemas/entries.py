@@ -21,13 +21,13 @@ from firstlight.tasks.extensions.registry import hash_extensions
 # The name of the type of a parameter that is the section of a network.
 NETWORK_TYPE = "network"
 PARAMETERS_CACHE = "parameters"
-# What reads the meanings of parameters.
+# The module that reads the meanings of parameters.
 DOCSTRINGS = ROOT / "pipeline/config/docstrings.py"
-# What sections know of an entry besides its parameters: the attributes of its class.
+# The attributes of an entry's class that sections know besides its parameters.
 METHOD_FACTS = ("image_metrics", "reported_metrics")
 TASK_FACTS = ("measure",)
-# By group and name: {"text": docstring, "parameters": {name: {"type", "meaning", "default"}}, "facts": {name: value}}.
-# A parameter without "default" is required. All values are JSON.
+# The facts of entries by group and name: {"text": docstring, "parameters": {name: {"type", "meaning", "default"}},
+# "facts": {name: value}}. A parameter without "default" is required. All values are JSON.
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -77,7 +77,7 @@ def describe_registries() -> Entries:
         "encoders": describe_registry(ENCODERS, named),
         "shared": {"shared": {"text": None, "parameters": shared, "facts": {}}},
     }
-    # As it will be read: JSON has lists for tuples.
+    # The entries pass through JSON, which has lists for tuples, so that they are the same as when they are read.
     found: Entries = json.loads(json.dumps(entries))
     return found
 

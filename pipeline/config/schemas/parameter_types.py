@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
-# By the names that stand for them in JSON.
+# The types by the names that stand for them in JSON.
 PLAIN_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "null": NoneType, "any": Any}
 BOUND_TYPES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "gt": (Gt, "gt"),

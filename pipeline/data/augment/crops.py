@@ -103,7 +103,7 @@ def window_crop(
     number = np.minimum(index, columns * rows - 1)
     cell, steps = np.stack((number % columns, number // columns), 1), np.stack((columns, rows), 1) - 1
     side = _find_side(sources, DEFAULT_CROP_SCALE, scale, size)
-    # Of whole numbers, so that rounding leaves no gap between squares on whole pixels.
+    # The product is one of whole numbers, so that rounding leaves no gap between squares on whole pixels.
     product, steps = cell * (sources - side), np.maximum(steps, 1)
     corner = np.where(_is_on_pixels(side, output_side, size), product // steps, product / steps)
     return OpBatch(CropBox, np.hstack((corner, side, side)))
@@ -183,7 +183,7 @@ def random_resized_crop(
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
     first = fits.argmax(1)[:, None]
     any_fits = fits.any(1)
-    # If none fits: the largest central box of the nearest ratio.
+    # The largest central box of the nearest ratio is taken if no box fits.
     w = np.where(
         any_fits, np.take_along_axis(w, first, 1)[:, 0], np.minimum(width, np.maximum(1, np.rint(height * max(ratio))))
     )

@@ -28,7 +28,7 @@ DEFLATED_SYNTAX = b"1.2.840.10008.1.2.1.99"
 MIN_IS_WHITE_LEVELS, GREY_LEVELS = "MONOCHROME1", ("MONOCHROME1", "MONOCHROME2")
 COLOUR_LEVELS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 TOMOGRAPHY = "CT"
-# What a header with pixels must say.
+# The elements that a header with pixels must have.
 NEEDED_ELEMENTS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),

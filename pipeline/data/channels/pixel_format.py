@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# By the bits of a channel.
+# The types of pixels by the bits of a channel.
 PIXEL_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
 MAX_CHANNELS = 512
 
@@ -58,7 +58,7 @@ class FileFormat:
         return self.parts > 1 and self.pixels.channels == self.parts
 
 
-# What every image becomes where a data set states no channels.
+# The format that every image gets if a data set states no channels.
 RGB_PIXELS = PixelFormat()
 
 

@@ -30,7 +30,7 @@ def open_channels(data: bytes, wanted: PixelFormat, max_pixels: int = 64_000_000
         BadImage: the bytes are not a whole image of a format that is read so, it has another format of pixels than
             `wanted`, or its header declares more than `max_pixels` pixels.
     """
-    # What comes before the mark of DICOM may look like the begin of a TIFF file.
+    # The bytes before the mark of DICOM may look like the begin of a TIFF file.
     read = _open_dicom if is_dicom(data) else _open_tiff if is_tiff(data) else _open_other
     return raise_only_bad_image(lambda: read(data, wanted, max_pixels), max_pixels)
 

@@ -127,7 +127,7 @@ def _read_page(page: Any, max_pixels: int, wanted: PixelFormat) -> np.ndarray:
         )
     _check_compression(page, wanted)
     values = np.asarray(page.asarray())
-    # With planes of channels, they come first.
+    # The dimension of the channels comes first if each has a plane of its own.
     values = (
         values.reshape(page.samplesperpixel, page.imagelength, page.imagewidth).transpose(1, 2, 0)
         if (int(page.planarconfig) == 2 and page.samplesperpixel > 1)

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from PIL import Image, ImageFile
 
 MAX_REASON_LENGTH = 200
-# What is wrong with an image, as the notes about a data set count it.
+# The kinds of defects of an image, as the notes about a data set count them.
 BadImageKind = Literal[
     "unreadable", "truncated", "too large", "needs an extra", "levels", "channels", "annotation", "not read"
 ]
@@ -33,7 +33,7 @@ class BadImage(ValueError):
 def _silence_pillow() -> None:
     """Silences Pillow and its libtiff about broken files: their messages name no file; `BadImage` has the reason."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    # On other systems than Linux, or if Pillow does not bring a libtiff, the messages remain.
+    # The messages remain on other systems than Linux, or if Pillow does not bring a libtiff.
     with suppress(OSError, AttributeError):
         mapped = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
         libtiff = next(iter({line[line.index("/") :] for line in mapped if "/libtiff" in line}), "")

@@ -19,7 +19,7 @@ from firstlight.pipeline.data.images.orientation import EXIF_TRANSPOSES, load_pi
 
 # Value of a map: the pixel belongs to no class, or to an unknown one.
 VOID_VALUE = 255
-# What `dataset.mask_values` calls it.
+# The name of void in `dataset.mask_values`.
 VOID_NAME = "void"
 # VOC's colour of void.
 VOC_VOID_COLOUR = (224, 224, 192)

@@ -194,7 +194,7 @@ def _has_more_frames(image: Image.Image) -> bool:
         # A phone's JPEG with a preview or a second view inside is one photograph.
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:
-        # What follows the first frame is damaged; it is not read.
+        # The data after the first frame are damaged; they are not read.
         return False
 
 

@@ -63,7 +63,7 @@ def scale_to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarra
     """Scales (H, W) or (H, W, C) values of any type to uint8; values beyond black and white are clipped."""
     span, scaled = (white - black) or 1.0, np.empty(values.shape, np.uint8)
     step = max(1, BLOCK_PIXELS // values[0].size)
-    # In float64, eight times the memory of the image, therefore some rows at a time.
+    # The values in float64 take eight times the memory of the image, therefore some rows are summed at a time.
     for k in range(0, len(values), step):
         levels = (values[k : k + step].astype(np.float64) - black) * 255.0 / span
         scaled[k : k + step] = np.rint(np.clip(levels, 0.0, 255.0))

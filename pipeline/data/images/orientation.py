@@ -12,7 +12,7 @@ from firstlight.pipeline.data.images.formats import HEIC_EXTRA, JXL_EXTRA
 
 # The EXIF tag of the orientation, and what makes each of its values upright.
 EXIF_ORIENTATION = 0x0112
-# What a PNG file has somewhere if it has an orientation.
+# The marks of which a PNG file with an orientation contains one.
 PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,7 +25,7 @@ EXIF_TRANSPOSES = {
 }
 # Orientations in which width and height change places.
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)
-# Which image the positions of an annotation count in.
+# The image that the positions of an annotation count in: as it is stored, or upright.
 AnnotatedFrame = Literal["stored", "upright"]
 
 

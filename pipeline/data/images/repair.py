@@ -19,8 +19,8 @@ ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 # The largest text that is kept, inflated.
 MAX_KEPT_TEXT = 1 << 20
 JPEG_END = b"\xff\xd9"
-# What follows the last byte of a JPEG file that breaks off, for a trial: zeros (which the decoder gives itself at the
-# end marker), a mixture, and ones. Pixels that are there without it do not depend on it.
+# The bytes that are put after the last one of a JPEG file that breaks off, for a trial: zeros (which the decoder gives
+# itself at the end marker), a mixture, and ones. Pixels that are there without them do not depend on them.
 JPEG_FILLERS = (b"", b"\x55" * 64, b"\xfe\x7e" * 32)
 # A marker within the data of a scan: not a stuffed zero, a restart marker or a fill byte.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")

@@ -19,7 +19,7 @@ from firstlight.pipeline.files import temporary_path
 MARK_PREFIX = ".machine-"
 
 
-# In the result of a job: it ran on another machine.
+# The key in the result of a job that says that it ran on another machine.
 ELSEWHERE_KEY = "elsewhere"
 
 

@@ -72,7 +72,7 @@ class Mirror:
         self._problem = ""
         return None
 
-    # From here to object storage
+    # Uploads to object storage
 
     def push(self, folder: Path) -> None:
         """Uploads what has changed in a unit since the last upload or download.
@@ -173,7 +173,7 @@ class Mirror:
             self.records.write_contents(unit, kept, Contents(_drop_name(base.files, file.name)))
             self.bucket.delete([f"{unit}/{file.name}"])
 
-    # From object storage to here
+    # Downloads from object storage
 
     def fetch(self, folder: Path, only: Collection[str] = (), salvages: bool = False) -> bool:
         """Downloads what object storage has of a unit and the working folder lacks, or has of an earlier version.
@@ -250,7 +250,7 @@ class Mirror:
     def _receive_file(self, unit: str, name: str, file: Path, remote: Contents) -> FileSum | DamagedRecord:
         """Downloads a file. Returns its sum, or the error about what is wrong with it."""
         key, problem = f"{unit}/{name}", "is missing"
-        # Once more, as the connection may have changed it.
+        # The download is tried twice, as the connection may have changed the file.
         for _ in range(2):
             with contextlib.suppress(FileNotFoundError):
                 found = self.bucket.download(key, file)

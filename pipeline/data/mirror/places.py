@@ -18,9 +18,9 @@ from firstlight.pipeline.records import DamagedRecord
 
 # A folder for working folders, instead of `~/.cache/firstlight/storage`.
 CACHE_VARIABLE = "FIRSTLIGHT_STORAGE_CACHE"
-# Of the schemes that images can be read from, those that can be written.
+# The schemes that can be written, out of those that images can be read from.
 STORAGE_SCHEMES = ("az", "gs", "memory", "s3")
-# Of a URI, the characters that the name of its working folder shows.
+# The number of characters of a URI that the name of its working folder shows.
 NAME_LENGTH = 60
 
 _mirrors: dict[Path, Mirror] = {}

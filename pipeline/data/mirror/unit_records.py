@@ -10,7 +10,7 @@ from firstlight.pipeline.data.mirror.contents import CONTENTS_FILE, Contents, ha
 from firstlight.pipeline.files import wait_for_lock, write_atomically
 from firstlight.pipeline.records import DamagedRecord
 
-# In the working folder: what both sides had last, locks, and files on their way.
+# The folder in the working folder for the state that both sides had last, for locks, and for files on their way.
 STATE_FOLDER = ".mirror"
 
 
@@ -56,7 +56,7 @@ class UnitRecords:
     def read_base(self, unit: str) -> Contents:
         """Returns what both sides of a unit had last; nothing if it was not noted, or the note is damaged."""
         file = self.find_base_file(unit)
-        # Without it, or if it is damaged, both sides are compared file by file.
+        # Both sides are compared file by file if the record is missing or damaged.
         with contextlib.suppress(OSError, DamagedRecord):
             return parse_contents(file.read_bytes(), str(file))
         return Contents()

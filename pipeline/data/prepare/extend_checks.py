@@ -100,7 +100,7 @@ def check_same_kind(old: Store, source: Source) -> None:
             f"dataset.extends: {len(missing)} of the {len(old.classes)} classes of {old.path} are not in the source, "
             f"e.g. {missing[0]!r}; restore them, {NEW_STORE_ADVICE}"
         )
-    # In these annotations a class is a number, also in the source.
+    # A class is a number in these annotations, also in the source.
     is_numbered = bool({"mask", "present"} & set(old.annotations))
     if is_numbered and source.classes[: len(old.classes)] != old.classes:
         number, name = next((k, name) for k, name in enumerate(old.classes) if source.classes[k] != name)

@@ -8,7 +8,7 @@ from firstlight.pipeline.data.images.class_maps import encode_class_map
 from firstlight.pipeline.data.images.decode import ImageFrame
 from firstlight.pipeline.data.images.orientation import EXIF_TRANSPOSES, find_annotated_frame, turn_boxes, turn_map
 
-# By how much a box may reach over the edge of an image of another size than the annotation states, in pixels.
+# The number of pixels by which a box may reach over the edge of an image of another size than the annotation states.
 BOX_TOLERANCE = 1.0
 
 

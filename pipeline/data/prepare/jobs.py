@@ -187,7 +187,7 @@ def _count_readings(statistics: ImageStatistics, image: Image | ChannelImage) ->
         statistics.add_levels(*image.info["levels"])
     else:
         statistics.readings.update(list_pixel_readings(image))
-        # Those of deeper images are known once the whole set has decided what is white.
+        # The colours of deeper images are known once the whole set has decided what is white.
         statistics.colours.add_image(image)
 
 

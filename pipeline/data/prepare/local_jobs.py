@@ -163,7 +163,7 @@ def _answer_jobs() -> None:
     """Answers the jobs on standard input, until there are no more."""
     with open_answers() as answer:
         try:
-            # Of the process that started this one, by a pipe that nobody else has.
+            # The pickle comes from the process that started this one, by a pipe that nobody else has.
             work: PrepareWork = pickle.load(sys.stdin.buffer)  # noqa: S301
         except Exception:
             # Such as a class of a notebook, which the other process has and this one cannot import.

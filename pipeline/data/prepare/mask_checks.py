@@ -6,7 +6,7 @@ from firstlight.pipeline.data.images.class_maps import VOID_VALUE
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 
-# From this share of all pixels on, void may be a class that was saved as 255.
+# The share of all pixels from which on void may be a class that was saved as 255.
 SUSPICIOUS_VOID_SHARE = 0.1
 
 

@@ -155,7 +155,7 @@ def _write_store(
 def _remove_records(folder: Path) -> None:
     """Removes the files by which a killed run would resume; the manifest of a finished store contains everything."""
     for file in (*folder.glob("*-*.json"), *folder.glob(KNOWN_FILE)):
-        # On read-only storage the records remain, where they do no harm.
+        # The records remain on read-only storage, where they do no harm.
         with contextlib.suppress(OSError):
             file.unlink()
 
@@ -170,7 +170,7 @@ def _hold_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     (folder / LOCK_FILE).touch()
     with contextlib.ExitStack() as stack:
-        # On a file system without locks, two processes would write the same bytes.
+        # Two processes would write the same bytes on a file system without locks.
         with contextlib.suppress(OSError):
             stack.enter_context(wait_for_lock(folder / LOCK_FILE))
         yield

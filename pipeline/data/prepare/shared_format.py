@@ -71,7 +71,7 @@ def _probe(record: Record) -> ProbedImage:
             reasons.append(str(error))
     if header is not None:
         return ProbedImage(record.path, header, own if own is not None and own.is_stack else None)
-    # Of a file that is read with its channels alone, that reading says more.
+    # The reading with its channels alone says more about a file that is read in this way.
     return ProbedImage(
         record.path, None, own, "" if own is not None else reasons[-1 if is_tiff(data) or is_dicom(data) else 0]
     )

@@ -11,7 +11,7 @@ from firstlight.pipeline.errors import UserError
 
 # `auto`: at least this many times the side of a view.
 AUTO_SIDE_RATIO = 2.0
-# By how much the smallest crop may be enlarged.
+# The largest factor by which the smallest crop may be enlarged.
 MAX_ENLARGEMENT = 1.125
 # `auto` is a multiple of this, so that recipes that differ a little share a store.
 AUTO_SIDE_STEP = 32

@@ -21,7 +21,7 @@ from firstlight.pipeline.data.sources.source import SourceOptions
 from firstlight.pipeline.errors import UserError, one_line, suggest_valid
 from firstlight.pipeline.terminal import SafeConsole
 
-# Below the root, until a set is complete
+# The folder below the root that holds the files until a set is complete
 DOWNLOAD_FOLDER = ".download"
 # Time without an answer after which a server is given up
 DOWNLOAD_TIMEOUT_S = 10

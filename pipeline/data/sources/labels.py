@@ -20,11 +20,11 @@ from firstlight.pipeline.data.sources.files import Files
 from firstlight.pipeline.data.sources.source import SourceOptions
 from firstlight.pipeline.errors import UserError
 
-# In the folder of the images, with one class name a line
+# The file in the folder of the images with one class name a line
 CLASSES_FILE = "classes.txt"
 # A larger label is no class but something else, for example a number per image
 MAX_CLASSES = 1_000_000
-# What spreadsheets and pandas write where there is no value
+# The texts that spreadsheets and pandas write if there is no value
 MISSING_LABELS = ("nan", "none", "null", "n/a", "na", "#n/a", "<na>", "-nan")
 DECIMAL_NUMBER = re.compile(r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?", re.ASCII)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}(?:\.0*)?", re.ASCII)

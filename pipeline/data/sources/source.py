@@ -133,12 +133,13 @@ class Source(ABC):
     rows: dict[str, np.ndarray]
     # Sorted names of columns of `annotations.COLUMNS` that every record has
     annotations: tuple[str, ...] = field(default=(), kw_only=True)
-    # What was read as what, and what to look at: each a line for the user, without the location of the source
+    # The conventions that were assumed, and the facts to look at: each a line for the user, without the location of the
+    # source
     reading: tuple[str, ...] = field(default=(), kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     # True if the test split is, or would be, drawn from the training split: the source has none of its own
     draws_test: bool = field(default=False, kw_only=True)
-    # What `fingerprint` is made of, and the fingerprint of earlier versions; "" for a source without files
+    # The text that `fingerprint` is made of, and the fingerprint of earlier versions; "" for a source without files
     identity: str = field(default="", kw_only=True)
     earlier_fingerprint: str = field(default="", kw_only=True)
     # Name -> indices in the listing; only those of the training split count

@@ -68,7 +68,7 @@ class TarMember(NamedTuple):
     offset: int = 0
     size: int = 0
     label: str | None = None
-    # Of a label: it cannot be read
+    # The reason why a label cannot be read
     reason: str | None = None
 
 

@@ -97,7 +97,7 @@ HUB_LICENCES = frozenset(
     ]
 )
 MAX_NAME_LENGTH, MAX_TEXT_LENGTH = 64, 2000
-# What the card calls the facts of weights.
+# The names of the facts of weights in the card.
 FACT_LABELS = {
     "source": "source",
     "part": "part of the file",

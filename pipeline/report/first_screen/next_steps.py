@@ -24,7 +24,7 @@ from firstlight.pipeline.terminal import format_count
 MAX_STEPS = 3
 # More seeds than these are not worth their time.
 MAX_ADVISED_SEEDS = 10
-# With fewer test images than these, chance in a score is told.
+# The number of test images below which the user is warned of chance in a score.
 MANY_TEST_IMAGES = 1000
 # A pretraining from fresh weights on fewer images than these had no clear gain: docs/results.md, flowers.
 SOME_HUNDRED_IMAGES = 1000
@@ -34,7 +34,7 @@ SHARE_MEASURES = ("knn", "probe", "accuracy")
 NORMAL_QUANTILE = 1.96
 # Kinds of stages that hand an encoder on, and what for.
 OUTPUT_PURPOSES = {"export": "in other software", "embed": "or as vectors of the images"}
-# What adds an evaluation; with few images, to fewer neighbours.
+# The overrides that add an evaluation; the second one compares with fewer neighbours, for few images.
 EVALUATE_ALL, EVALUATE_FEW = "stages.evaluate={}", "stages.evaluate={knn_k: 20}"
 
 
@@ -180,7 +180,7 @@ def _use_encoder(run: MeasuredRun) -> NextStep | None:
     if stage is None or stage not in run.encoders:
         return None
     made = [name for name, section in run.recipe.stages.items() if section.makes_encoder]
-    # Only the last encoder of a recipe has a name in it; others have one in MLflow.
+    # The last encoder of a recipe is the only one with a name in it; others have one in MLflow.
     can_name = stage == made[-1] or stage in run.run_ids
     chosen = "{}" if stage == made[-1] else f"{{encoder: runs:/{run.run_ids.get(stage)}/encoder}}"
     kinds = {section.kind for section in run.recipe.stages.values()}

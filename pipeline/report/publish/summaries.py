@@ -110,7 +110,7 @@ def summarise_measures(run: Run) -> dict[str, Score]:
     return scores
 
 
-# By kind of stage; `summarise_measures` serves the others.
+# The functions by kind of stage; `summarise_measures` serves the others.
 SUMMARIES: dict[str, Callable[[Run], dict[str, Score]]] = {
     "pretrain": summarise_pretraining,
     "evaluate": summarise_evaluation,

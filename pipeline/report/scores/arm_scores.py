@@ -8,7 +8,7 @@ from firstlight.pipeline.stages.score_rows import ScoreRow
 
 # The arms of fresh weights, of frozen features and of fine-tunings: they share a column.
 FRESH_ARMS = ("random", "scratch")
-# What tables call arms; others have their own names.
+# The names of arms in tables; others have their own names.
 ARM_WORDS = {"pretrained_decoder": "pretrained with the decoder"}
 
 

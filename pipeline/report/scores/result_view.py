@@ -15,7 +15,7 @@ from firstlight.pipeline.report.page_parts import score_blocks
 from firstlight.pipeline.stages.score_rows import ScoreRow
 from firstlight.pipeline.terminal import escape_text
 
-# Of verdicts, by their tone.
+# The colours of verdicts, by their tone.
 TONE_COLOURS = {"good": "#43a047", "bad": "#e53935", "unsure": "#b58900"}
 CELL_PADDING = "padding: 0.25em 0.8em 0.25em 0"
 

@@ -33,7 +33,7 @@ def run_instances(payload: dict[str, Any], on_ray: bool, device: torch.device) -
     """
     recipe = parse_recipe(payload["recipe"])
     try:
-        # Of a storage in a bucket, this machine may have nothing yet.
+        # This machine may have nothing yet of a storage in a bucket.
         worker = StageContext.create(recipe, Store.open(find_fetched(payload["store"])), on_ray, device)
         for fields in payload["instances"]:
             keys = ("folder", "encoder", "begin", "given")

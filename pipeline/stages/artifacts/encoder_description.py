@@ -10,12 +10,12 @@ from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.records import Count, RecordShape, parse_record
 from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified
 
-# Of the facts of an encoder: no image of the store was kept apart from its training.
+# The fact of an encoder that no image of the store was kept apart from its training.
 TRAINED_ON_ALL_KEY = "trained_on_all"
-# Of the facts of an encoder: the settings by which a fine-tuning has taken layers out of it.
+# The fact of an encoder that names the settings by which a fine-tuning has taken layers out of it.
 LOST_LAYERS_KEY = "lost_layers"
-# Of the facts of an encoder: the existing weights that it comes from, however much it was trained since: `source`,
-# `sha256`, `part`, `layout` and `licence`, as far as they are known.
+# The fact of an encoder that describes the existing weights that it comes from, however much it was trained since:
+# `source`, `sha256`, `part`, `layout` and `licence`, as far as they are known.
 WEIGHTS_ORIGIN_KEY = "weights"
 
 

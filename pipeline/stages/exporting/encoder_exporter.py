@@ -38,7 +38,7 @@ class EncoderExporter:
 
     encoder: Encoder
     instance: StageInstance
-    # What is known of the existing weights that it comes from.
+    # The known facts of the existing weights that it comes from.
     origin: Mapping[str, str]
     what = "encoder"
 

@@ -16,7 +16,7 @@ ENCODER_ARM = "pretrained"
 class FeatureUse:
     """Features of one layer of some weights, as a stage takes them."""
 
-    # Where the weights come from: the encoder's origin, or the name of an arm that all stages have in common.
+    # The origin of the weights: that of the encoder, or the name of an arm that all stages have in common.
     weights: EncoderSource | str
     head: bool
     pool: str

@@ -144,7 +144,7 @@ class KeptFeatures:
     ) -> None:
         self.context, self.batch_size, self.run = context, batch_size, instance.folder.parent
         recipe = context.recipe
-        # Of a bucket, machines have folders of their own, which nobody would remove.
+        # Machines have folders of their own for a bucket, which nobody would empty.
         is_seen = find_mirror(self.run) is None or recipe.scale.address == "local"
         is_active = bool(instance.facts) and is_seen
         self.uses = list_feature_uses(recipe, instance.stage) if is_active else {}

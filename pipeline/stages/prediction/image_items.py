@@ -92,7 +92,7 @@ class StoreImages:
         (data,), _ = self.store.read(self.ids[position : position + 1])
         if preprocessing.pixels is not None:
             return open_channels(data, preprocessing.pixels, preprocessing.max_pixels)
-        # What the model has learned comes first.
+        # The levels that the model has learned come first.
         return open_rgb(data, preprocessing.max_pixels, {**self.store.levels, **(preprocessing.levels or {})})
 
     def name_images(self, positions: Sequence[int]) -> list[str]:

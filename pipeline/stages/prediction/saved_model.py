@@ -86,7 +86,7 @@ class SavedModel:
     spec: dict[str, Any]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    # How it was made: `arm`, `lr`, `labels`, `store` and `seed`.
+    # The facts of its training: `arm`, `lr`, `labels`, `store` and `seed`.
     facts: dict[str, Any]
 
     @property

@@ -18,7 +18,7 @@ from firstlight.pipeline.tracking.loggers.contract import LoggedNumber, LoggedRu
 
 TENSORBOARD_FOLDER = "tensorboard"
 EVENT_FILES = "events.out.tfevents.*"
-# Of the id of a run in the name of its folder
+# The number of characters of the id of a run in the name of its folder
 TENSORBOARD_ID_LENGTH = 8
 # The number of colour channels, as TensorBoard's images note it
 COLOUR_SPACES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}

@@ -14,8 +14,8 @@ from firstlight.pipeline.tracking.loggers.wandb_files import STEP_KEY, read_wand
 MODE_VARIABLE, FOLDER_VARIABLE, PROJECT_VARIABLE = "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"
 # Modes in which W&B sends nothing
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
-# What counts if the user's environment does not say otherwise. Without the first, every run needs the network and an
-# account; without the second, errors of the package are sent to its makers.
+# The values that count if the user's environment does not say otherwise. Without the first, every run needs the network
+# and an account; without the second, errors of the package are sent to its makers.
 WANDB_DEFAULTS = {MODE_VARIABLE: "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
 

@@ -15,7 +15,7 @@ import torch
 # that are taken from the system one by one.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 KEPT_BYTES = 2**31 - 1
-# With one of these, somebody has decided otherwise.
+# The environment variables by which somebody has decided otherwise.
 MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 

@@ -97,7 +97,7 @@ def crop_batch(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
 
     The boxes are resampled as by Pillow's `Image.resize(BILINEAR, box=)`.
     """
-    # Without resampling.
+    # A box of the size of the view on whole pixels needs no resampling.
     if (boxes[:, 2:] == size).all() and (boxes == np.floor(boxes)).all():
         left, top = send_array(boxes[:, :2].T.astype(np.int64), images.device)
         offsets = torch.arange(size, device=images.device)

@@ -77,7 +77,7 @@ def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     plus = torch.where(is_red, from_blue, torch.where(is_green, from_red, from_green))
     minus = torch.where(is_red, from_green, torch.where(is_green, from_blue, from_red))
     third = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)).double()
-    # With float32 alone, one colour of 200 differs by a level of hue.
+    # One colour of 200 differs by a level of hue if all is computed in float32.
     turns = ((third + plus - minus).float().double() / 6.0 + 1.0).frac_().float()
     hue = (turns.double() * 255.0).long() * (span > 0)
     return hue, (span.float() / value.clamp(min=1) * 255.0).floor_(), value.float()
@@ -94,7 +94,7 @@ def _saturated_drops(device: torch.device) -> Tensor:
     """(256, 3) float32: for each hue, how far red, green and blue are below the value at full saturation."""
     position = torch.arange(256, dtype=torch.float64) * 6.0 / 255.0
     sixth, rest = position.floor().long() % 6, position.frac()
-    # At the top, rising, falling, at the bottom.
+    # The levels of a channel at the top, rising, falling and at the bottom.
     levels = torch.stack((torch.zeros(256), 1.0 - rest.float(), rest.float(), torch.ones(256)), 1)
     return levels.gather(1, torch.tensor([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sixth]).to(
         device

@@ -61,7 +61,7 @@ def estimate_held_bytes(store: Store, images: int) -> int | None:
         # Gray images are held with one channel.
         pixel_bytes = 1 if store.is_gray else store.pixels.pixel_bytes
         return int(images * store.common_size[0] * store.common_size[1] * pixel_bytes)
-    # Of several sizes, only those of mode RGB can be held.
+    # Images of several sizes can be held only if their mode is RGB.
     found: list[list[int]] = [] if store.stated_pixels else store.images.get("sizes", [])
     widest, highest = (int(store.images.get(side, (0, 0))[1]) for side in ("width", "height"))
     if not found:

@@ -17,7 +17,7 @@ class HeldViews:
     """
 
     def __init__(self) -> None:
-        # By what decides the pixels of a loader: the rows of a batch by id.
+        # The rows of a batch by id, by what decides the pixels of a loader.
         self._rows: dict[str, dict[int, Arrays]] = {}
 
     def iterate_batches(
@@ -61,7 +61,7 @@ class HeldViews:
         self._rows = {}
 
 
-# Those of this process.
+# The held views of this process.
 held_views = HeldViews()
 
 

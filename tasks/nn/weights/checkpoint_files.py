@@ -189,7 +189,7 @@ def _check_dense(tensors: Mapping[str, Tensor], size: int, name: str) -> None:
 
 def _shorten_error(error: Exception) -> str:
     """Returns the line of an error's message that says why, without characters that a terminal obeys."""
-    # What torch says about its own switch, which is not ours to change, comes before the reason.
+    # The reason follows torch's text about its own switch, which is not ours to change.
     message = str(error).rpartition("WeightsUnpickler error:")[2]
     line = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     return "".join(c if c.isprintable() else "?" for c in line)[:200]

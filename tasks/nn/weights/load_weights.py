@@ -193,7 +193,7 @@ def _adapt_channels(encoder: Encoder, weight: Tensor, channels: int, name: str) 
     if (given, kind) == (3, "gray"):
         return adapt_input_conv(1, weight)
     if (given, kind) == (3, "rgb"):
-        # As many copies of the colours as the channels take, of which a gray image is still the sum.
+        # The colours are repeated as often as the channels take, and a gray image is still their sum.
         return adapt_input_conv(channels, weight)
     if (given, kind) == (1, "rgb"):
         return weight.repeat(1, channels, 1, 1) / channels

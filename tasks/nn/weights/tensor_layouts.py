@@ -20,7 +20,7 @@ from firstlight.tasks.nn.weights.key_matching import (
 )
 
 OWN_LAYOUT = "firstlight"
-# How torchvision's files of densely connected networks name layers, and how its networks do.
+# The layer names in torchvision's files of densely connected networks; its networks have no dot between the two groups.
 DENSE_LAYER_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 

@@ -22,7 +22,8 @@ EXPORT_FOLDERS = ("safetensors", "timm", "torchvision")
 MAX_CONFIG_BYTES = 10_000_000
 # The owner and the name of a model on the Hugging Face hub.
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Of the red, green and blue values of ImageNet's images, in 0..1. The package that has them takes seconds to import.
+# The mean and deviation of the red, green and blue values of ImageNet's images, in 0..1. The package that has them
+# takes seconds to import.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALID_SOURCES = (
     "a file or folder, timm, timm:TAG, torchvision, torchvision:WEIGHTS.TAG, hf-hub:OWNER/NAME, local-dir:FOLDER"

@@ -17,7 +17,7 @@ SPLIT_COLUMNS = {
     *("split", "splits", "datasplit", "subset", "set", "partition", "part", "fold", "phase", "usage", "mode"),
 }
 IMAGE_COLUMNS = {*("image", "images", "img", "jpg", "jpeg", "png", "webp", "bytes", "imagebytes", "picture", "photo")}
-# Of dataset.path_column, label_column and image_column
+# The defaults of dataset.path_column, label_column and image_column
 DEFAULT_COLUMNS = ("path", "label", "image")
 
 

@@ -42,9 +42,9 @@ SETTLING_KEY = "dataset.splits"
 class FolderNode:
     """A folder with images at any depth below it."""
 
-    # Directly in it
+    # The number of images directly in it
     images: int = 0
-    # Only those with images
+    # The folders in it that have images
     children: dict[bytes, "FolderNode"] = field(default_factory=dict)
 
     @property

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from firstlight.pipeline.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# What the splits are called in notes
+# The names of the splits in notes
 SPLIT_TITLES = {"train": "training", "val": "held-out", "test": "test"}
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),

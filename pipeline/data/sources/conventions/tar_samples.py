@@ -17,7 +17,7 @@ IMAGELESS_SAMPLE_REASON, SECOND_IMAGE_REASON, TWO_LABELS_REASON = (
     "the sample has two labels",
 )
 DEFAULT_IMAGE_FIELD = "image"
-# Of a field such as image.jpg
+# The words that begin the name of a field such as image.jpg
 IMAGE_FIELD_WORDS = {"image", "img", "rgb", "input"}
 # A field beside others is the image if at least this share of the samples of the commonest field have it
 MIN_FIELD_SHARE = 0.5

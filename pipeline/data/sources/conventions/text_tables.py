@@ -25,7 +25,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Never guessed, as their marks and zero bytes are looked at first
+# Encodings that are never guessed, as their marks and zero bytes are looked at first
 WIDE_ENCODINGS = ("utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7")
 FOREIGN_CONTROL_CHARACTER = re.compile("[\x80-\x9f]")
 # Tried before all others, as most text that is not Unicode has it

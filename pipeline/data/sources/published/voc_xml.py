@@ -35,7 +35,7 @@ class VocAnnotation(NamedTuple):
     objects: list[VocObject]
     # Width and height of the image, None if the file does not state them.
     size: tuple[int, int] | None
-    # What was taken as what (`readings.READING_SENTENCES`), with the number of objects.
+    # The conventions that were assumed (`readings.READING_SENTENCES`), with the number of objects.
     readings: Counter[str]
 
 
@@ -75,7 +75,7 @@ def _parse_root(data: bytes) -> ElementTree.Element:
     if len(data) > MAX_XML_BYTES:
         raise InvalidObjects(f"is larger than {MAX_XML_BYTES:,} bytes")
     try:
-        # Without a DTD, there are no entities that could expand
+        # There are no entities that could expand without a DTD
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_DtdRefuser()))  # noqa: S314
     except InvalidObjects:
         raise

@@ -29,7 +29,7 @@ from firstlight.pipeline.data.sources.tables.table_rows import (
 )
 from firstlight.pipeline.errors import UserError, one_line
 
-# Of a folder with splits: their names. Of the folder of a data set: its files
+# The file with the names of the splits of a folder, and the file with the names of the files of a data set
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
 
 
