@@ -30,7 +30,7 @@ os.environ.update(
     RAY_AUTH_TOKEN=secrets.token_hex(16),
     RAY_USAGE_STATS_ENABLED="0",
     RAY_DATA_LOG_LEVEL="ERROR",
-    # At Ray's niceness of 15, workers hardly get a CPU beside the other tests, and the rest of Ray polls meanwhile.
+    # Workers hardly get a CPU beside the other tests at Ray's niceness of 15, and the rest of Ray polls meanwhile.
     RAY_worker_niceness="0",
 )
 # Bytes of memory. The tests sync what they write, for which a disk would take a tenth of their time.

@@ -53,7 +53,7 @@ def build_site(folder: Path, sizes: dict[str, dict[str, str]]) -> tuple[int, str
 def run_mkdocs(folder: Path, printed: Path, template: Path | None) -> None:
     from mkdocs.__main__ import cli
 
-    # To a file, as a process that a notebook leaves behind would keep a pipe open.
+    # The output goes to a file, as a process that a notebook leaves behind would keep a pipe open.
     with open(printed, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -99,7 +99,7 @@ def check_page(site: Path, notebook: Path) -> None:
     assert len(list((site / "notebooks" / f"{notebook.stem}_files").glob("*.png"))) == 1
     assert f'src="{notebook.stem}_files/' in page
     assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
-    # Of the one cell that trains, in its last state.
+    # The only bar is that of the one cell that trains, in its last state.
     assert page.count('<pre style="margin: 0') == 1
     assert ("best: trial" if notebook.stem == "search" else "✓") in page
     assert ("firstlight-result" in page) == (notebook.stem != "search")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# What `pip wheel` reads of the checkout.
+# The files and folders of the checkout that `pip wheel` reads.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "firstlight", "pipeline", "tasks", "conf")
 PAGE_FILES = {"firstlight/pipeline/report/page.html", "firstlight/pipeline/report/page.js"}
 OTHER_FILES = PAGE_FILES | {"firstlight/py.typed", "firstlight/constraints.txt"}

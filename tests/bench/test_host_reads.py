@@ -87,7 +87,7 @@ def test_step_runs_on_tensors_without_values(
     job = build_case_job(tmp_path, {**options, "clip_norm": 1.0}, 32, META)
     trainer = Trainer(job, case.build_learner(32, 32, 2, 8))
     if case.kind == "nat":
-        # Not an epoch that exchanges targets.
+        # Epoch 1 is no epoch that exchanges targets.
         trainer.learner.begin_epoch(1)
     arrays = make_noise_batch(case, 32, np.arange(8), np.zeros(8, np.int64))
     for step in range(2):

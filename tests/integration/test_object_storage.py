@@ -103,7 +103,7 @@ def test_a_machine_with_an_empty_cache_finds_all_stages_finished(server: ObjectS
     assert {"small/report.html", "small/contents.json", "small/recipes/contents.json"} <= {*names}
     assert sum(name.startswith("stores/digits-") and name.endswith("/manifest.json") for name in names) == 1
     assert not [name for name in names if Path(name).name.startswith(".") or name.endswith(".tmp")]
-    # As on disk, the newest two.
+    # The newest two checkpoints are kept, as on disk.
     steps = {Path(name).parts[-2] for name in names if "/checkpoints/" in name and name.startswith("small/pretrain")}
     assert len(steps) == 2
     known = runs_of(recipe).keys()

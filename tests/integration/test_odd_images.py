@@ -91,7 +91,7 @@ def test_data_of_few_bits_use_the_whole_range(tmp_path: Path, name: str, bits: i
         *(store.ids("train"),) * 2, Loader(store, (CROP,), 16, 0, 1000).read_encoded(store.ids("train"))
     )
     np.testing.assert_array_equal(stored["views"][:, 0].max((1, 2, 3)), pixels)
-    # What the network's input is normalised by is that of these pixels, too.
+    # The network's input is normalised by the mean of these pixels, too.
     mean = load_pixels_of(store).mean() / 255
     assert np.mean(measure_colours(store, 10_000).mean) == pytest.approx(mean, abs=0.002)
 

@@ -108,7 +108,7 @@ PRINTED: dict[str, dict[str, float | tuple[float, float]]] = {
     "super_and/table4_without_sobel": {"without_sobel_evaluate": 88.3},
     "super_and/table5": {"random_evaluate": 89.2, "instance_evaluate": 87.5, "multiple_evaluate": 89.1},
 }
-# What is measured where a key of `PRINTED` does not say so.
+# The measures if a key of `PRINTED` does not say so.
 MEASURES = {"accuracy", "map", "map_11point", "knn_bank", "psnr"}
 PAPERS = ("clustering_locality", *TABLES)
 

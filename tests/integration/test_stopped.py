@@ -146,7 +146,7 @@ def test_deleted_storage_is_one_line(tmp_path: Path, deleted: str) -> None:
     end, written_file = time.monotonic() + 120, f"small/pretrain-*/checkpoints/*/{FOLDER_MANIFEST}"
     while not list(recipe.storage.glob(written_file)) and time.monotonic() < end and running.process.is_alive():
         time.sleep(0.05)
-    # In one step: to delete the files one by one races with those that are written.
+    # The folder is moved in one step: to delete the files one by one races with those that are written.
     os.rename(tmp_path / deleted, tmp_path / "gone")
     code, output = running.wait()
     assert code in (1, 2), output

@@ -92,7 +92,7 @@ def test_training_with_partial_epoch_resumes_bit_identical_at_every_step(
 
 def train_partial_on_this_rank(folder: str, store: str, stop: int | None) -> str | None:
     try:
-        # In parts, the statistics of a batch would depend on the number of workers.
+        # The statistics of a batch in parts would depend on the number of workers.
         changes = {**changes_of("mixed batches", 5), "stages__pretrain__accumulate": 1}
         return train(Path(folder), Store.open(Path(store)), stop, **changes)[0]
     except Stopped:
@@ -116,7 +116,7 @@ def test_partial_epoch_resumes_on_two_workers_and_on_another_number(pool: Pool, 
 @pytest.mark.parametrize(
     ("name", "rates"),
     [
-        # After each step. A whole pass ends with step 3 alone.
+        # The rates after each step. A whole pass ends with step 3 alone.
         ("milestones by epoch", [0.5, 0.5, 0.05, 0.05, 0.05]),
         # Two epochs begin.
         ("cosine by epoch", [0.5, 0.5, 0.25, 0.25, 0.25]),

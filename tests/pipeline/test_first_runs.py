@@ -49,7 +49,7 @@ def test_bands_are_pretrained_to_a_table(tmp_path: Path, capfd: pytest.CaptureFi
     assert "2 classes, 13 channels of 16 bits, 32 pixels on the shorter side" in said
     assert {row.stage for row in found.table} == {"evaluate"}
     assert found.encoder.embed([images / "field/000.tif"], bits=16).shape[0] == 1
-    # What was pretrained on bands takes bands.
+    # A network that was pretrained on bands takes bands.
     embedded = fl.embed(images, tmp_path / "embedded", weights=tmp_path / "out", quiet=True)
     (folder,) = (tmp_path / "embedded" / "embedded").glob("embed-seed0-*")
     assert fl.open_embeddings(folder)[0].shape == (24,)
@@ -70,7 +70,7 @@ def test_a_ray_that_the_process_has_joined_trains_and_stays(ray_local: None, tmp
     assert list(result.encoders) == [0]
     assert ray.is_initialized()
     assert ray.get_runtime_context().get_job_id() == job
-    # Where Ray Train keeps what it knows of its runs.
+    # The folder in which Ray Train keeps what it knows of its runs.
     assert list((tmp_path / "out" / "out" / ".ray").iterdir())
 
 

@@ -46,7 +46,7 @@ def test_output_that_nobody_reads_ends_with_the_code_of_python(tmp_path: Path) -
         [sys.executable, "-c", PROGRAM, str(tmp_path), "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # What is printed waits in the process until it ends.
+        # The prints of the process wait in it until it ends.
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     assert process.stdout is not None

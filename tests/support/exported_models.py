@@ -17,7 +17,7 @@ from firstlight.pipeline.train.folder_manifest import write_manifest
 from firstlight.tasks.nn.encoders import Encoder
 from tests.support import recipes
 
-# What a process without torch and Firstlight begins with.
+# The first lines of a process without torch and Firstlight.
 WITHOUT_TORCH = (
     "import sys\nfor name in ('torch', 'torchvision', 'firstlight', 'timm'):\n    sys.modules[name] = None\n"
 )

@@ -77,7 +77,7 @@ class WaitingKernel:
 def _become_kernel(reading: int, template: Path | None) -> NoReturn:
     with open(reading, encoding="utf-8") as file:
         request = file.read()
-    # Without a request, the process that would have sent it has ended.
+    # An empty request means that the process that would have sent one has ended.
     if request:
         command, environment, folder = json.loads(request)
         os.environ.clear()
@@ -92,7 +92,7 @@ def _become_kernel(reading: int, template: Path | None) -> NoReturn:
         leave_out_processes(patch)
         if template is not None:
             mlflow_tables.copy_tables_from(template, patch)
-        # After the interpreter: -m, ipykernel_launcher, and its arguments.
+        # The interpreter is left out: -m, ipykernel_launcher, and its arguments follow it.
         sys.argv = command[2:]
         try:
             runpy.run_module(command[2], run_name="__main__")

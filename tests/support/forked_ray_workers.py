@@ -202,7 +202,7 @@ def become_worker(message: bytes, files: list[int]) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    # To take down all modules, which copies their pages, would take three seconds of a CPU.
+    # The modules are not taken down, which would copy their pages and take three seconds of a CPU.
     os._exit(code if isinstance(code, int) else 1)
 
 

@@ -24,7 +24,7 @@ from firstlight.pipeline.data.sources import remote_files
 from tests.support.json_answers import answer_json
 
 BUCKET, TOKEN = "bucket", "token-of-the-service-account"
-# As Google says it of a request without a token
+# The text of Google's error about a request without a token
 ANONYMOUS = "Anonymous caller does not have storage access to the Google Cloud Storage object."
 
 
@@ -117,7 +117,7 @@ def serve_gcs(cache: Path, has_credentials: bool = True) -> Iterator[GcsServer]:
     cache.mkdir(parents=True, exist_ok=True)
     facts = {"type": "service_account", "project_id": "project", "private_key": _make_private_key()}
     key.write_text(json.dumps({**facts, "client_email": "it@project", "token_uri": f"{address}/token"}))
-    # Without a key, the client would look for the folder of gcloud, and for the server that a machine of Google has.
+    # The client would look for the folder of gcloud without a key, and for the server that a machine of Google has.
     credentials = {"GOOGLE_APPLICATION_CREDENTIALS": str(key)} if has_credentials else {"NO_GCE_CHECK": "true"}
     environment = {"STORAGE_EMULATOR_HOST": address, "CLOUDSDK_CONFIG": str(cache), **credentials}
     with mock.patch.dict(os.environ, {**environment, places.CACHE_VARIABLE: str(cache)}), _tell_kind_of_bucket():

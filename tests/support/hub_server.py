@@ -86,7 +86,7 @@ class _HubHandler(BaseHTTPRequestHandler):
         """Answers 401 and returns True unless the request has the token."""
         if self.headers["Authorization"] == f"Bearer {self.server.token}":
             return False
-        # As careless as a server may be: it says back what it got.
+        # The answer is as careless as that of a server may be: it says back what it got.
         answer_json(self, {"error": f"Invalid token {self.headers['Authorization']}"}, 401)
         return True
 

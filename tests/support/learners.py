@@ -29,7 +29,7 @@ def build_method(
 ) -> AnyMethod:
     """A method around `build_encoder(spec, image_size)`, in single or double precision."""
     learner = method(build_encoder(spec, image_size), info, **options)
-    # Without the condition, buffers in double precision would become single.
+    # The condition keeps buffers in double precision, which `float` would make single.
     return learner.double() if dtype == torch.float64 else learner
 
 

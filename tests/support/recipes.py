@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
         "eval_augment": [{"op": "center_crop"}],
     },
     "encoder": {"name": "convnet", "input": "gray", "norm": "sync", "width": 4, "depth": 2},
-    # In one process, as tests replace parts of it.
+    # The recipe runs in one process, as tests replace parts of it.
     "scale": {"name": "local", "workers": 0, "gpus_per_worker": 0.0, "processes": 1},
     "stages": {
         "pretrain": {

@@ -37,7 +37,7 @@ class TracedLearner(Learner):
     def __init__(self, job: TrainingJob) -> None:
         super().__init__()
         self.job, self.weight = job, torch.nn.Parameter(torch.ones(1))
-        # In the checkpoints, so that it continues where the training does.
+        # The checkpoints contain the step, so that it continues where the training does.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -75,7 +75,7 @@ def test_sparse_assignment_of_a_large_batch_is_within_its_bound_and_no_worse_tha
     )
 
 
-# What makes features and targets of two sets of random directions whose costs are hard: equal or nearly so.
+# Functions that make features and targets of two sets of random directions whose costs are hard: equal or nearly so.
 HOSTILE_COSTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "equal images": lambda f, t: (f[:1].expand_as(f), t),
     "one image differs": lambda f, t: (torch.cat((f[:1].expand_as(f)[1:], f[-1:])), t),

@@ -169,7 +169,7 @@ def test_patches_are_masked_equally_often_and_independently_of_each_other() -> N
     visible, _ = split_patches(some_keys(20_000), 12, 0.75)
     shown = torch.zeros(20_000, 12).scatter(1, visible, 1.0)
     torch.testing.assert_close(shown.mean(0), torch.full((12,), 0.25), rtol=0, atol=0.015)
-    # Of 3 visible patches among 12, two given ones are visible together with 3/12 * 2/11.
+    # Two given patches of 12, of which 3 are visible, are visible together with 3/12 * 2/11.
     together = shown.T @ shown / 20_000
     off_diagonal = together[~torch.eye(12, dtype=torch.bool)]
     torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, 6 / 132), rtol=0, atol=0.01)

@@ -108,7 +108,7 @@ def test_compiled_networks_have_the_same_loss_and_the_same_names(name: str, monk
         torch.manual_seed(0)
         losses.append(float(learner(to_batch(arrays, torch.device("cpu")))["loss"]))
         keys.append([*learner.state_dict()])
-    # Of MAE also the pass of visible patches; of a distillation the teacher.
+    # The pass of visible patches of MAE is compiled, too, and so is the teacher of a distillation.
     assert len(compiled) == len(learner.list_networks()) + (name == "mae")
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert keys[0] == keys[1]

@@ -360,7 +360,7 @@ ScheduleSpec(name="OneCycleLR", max_lr=0.3, period=5)
 ScheduleSpec(name="ReduceLROnPlateau")
 print("torch._dynamo" in sys.modules, "torch" in sys.modules)
 """
-    # Without a cache: all are checked.
+    # All optimisers are checked if there is no cache.
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, env=environment)

@@ -52,7 +52,7 @@ def test_boxes_are_cut_at_image_edges() -> None:
     assert found.boxes.tolist() == [[0, 2, 5, 10], [0, 0, 20, 10], [19.5, 9, 20, 10]]
     assert found.boxes.dtype == np.float32
 
-    # By one pixel at most, as of sets that count from 0, is not counted.
+    # A box that reaches over the edge by one pixel at most, as in sets that count from 0, is not counted.
     assert found.readings == {"box_cut": 1}
     assert not fit_to_image(boxes((-1, -1, 21, 11)), (20, 10), 3, "a.xml").readings
 

@@ -73,7 +73,7 @@ def test_texts_about_the_source_change_no_hash_and_old_hashes_count(store_copy: 
     other = {**raw, "source": {**raw["source"], "reading": ["other words"], "notes": ["more of them"]}}
     assert manifest_hash(other) == manifest_hash(raw)
     assert is_hash_of(raw)
-    # As earlier versions made it.
+    # The hash is made as earlier versions made it.
     source = {key: value for key, value in other["source"].items() if key != "root"}
     facts = {key: value for key, value in other.items() if key not in ("hash", "sum")}
     earlier = hashlib.sha256(canonical_json({**facts, "source": source})).hexdigest()

@@ -212,7 +212,7 @@ def test_images_are_kept_apart_only_for_what_is_measured(
     assert store.splits == {"train": 10, "test": 2}
     found = draw_splits(store, data, measured)
     got = (len(found.train), len(found.val), len(found.test))
-    # Of 10 or 12 images in two classes, 0.1 of each rounds to 0 or 1
+    # A share of 0.1 of each of two classes of 10 or 12 images in all rounds to 0 or 1
     assert (sum(got), got[2], got[1] > 0) == (12, counts[2], "val" in measured and counts[1] > 0 and got[1] > 0)
     assert got[0] == 12 - got[1] - got[2]
     assert found.stored_in == (("train",) if "test" in measured else ("train", "test"))

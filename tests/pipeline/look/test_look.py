@@ -72,7 +72,7 @@ def test_copies_and_leaks_are_found_listed_and_shown(images: Path, tmp_path: Pat
     assert "photo &lt;s&gt;" in text
     assert "photo <s>" not in text
     assert "http" not in text.replace("http-equiv", "")
-    # That of every page, which sorts tables and enlarges pictures.
+    # The only script is that of every page, which sorts tables and enlarges pictures.
     assert text.count("<script") <= 1
     assert text.count("data:image/jpeg") >= 18
 

@@ -23,7 +23,7 @@ from firstlight.pipeline.train.metrics import METRICS_FILE
 from tests.support import recipes
 from tests.support.stage_results import evaluated, finish_arms, finished, with_given, with_own
 
-# What every row of a training has besides its step.
+# The metrics in every row of a training besides its step.
 LOGGED = {"of": 2, "time": 1000.0, "images_per_s": 10.0, "loss": 1.0}
 
 

@@ -195,7 +195,7 @@ def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        # As Ray raises it.
+        # The error as Ray raises it.
         (
             Exception("The current node timed out during startup. This could ..."),
             "local': Ray did not start within 30 s",

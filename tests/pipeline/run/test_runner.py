@@ -281,7 +281,7 @@ def test_key_of_the_encoder_that_contradicts_the_artifact_is_refused(storage: Pa
 def test_impossible_recipe_is_one_line_before_any_training(
     storage: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # How often a server is asked again that does not answer: seconds pass before that.
+    # A server that does not answer is not asked again, as seconds would pass before that.
     monkeypatch.setattr(retry, "SHORT_TIMEOUT_RETRIES", 0)
     with pytest.raises(UserError) as caught:
         run_recipe(recipes.recipe(storage, **changes), QUIET)

@@ -29,7 +29,7 @@ from tests.support.gloo import Pool
 from tests.support.recipe_runs import QUIET, runs_of
 
 pytestmark = pytest.mark.usefixtures("undrawn_figures")
-# Of the types of a bank, 16 bits are the harder case: the scores are computed in 32 bits.
+# The bank has 16 bits, the harder case of its types: the scores are computed in 32 bits.
 SUPER_AND = {
     "name": "super_and",
     "dim": 8,

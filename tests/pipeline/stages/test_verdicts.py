@@ -9,7 +9,7 @@ from scipy import stats
 from firstlight.pipeline.stages.verdicts import TABLE_LEVEL, compute_intervals, judge_gains
 
 NUM_TABLES, NUM_JUDGED_TABLES = 20_000, 200
-# Of the share of wrong tables in a simulation, if `TABLE_LEVEL` is the true one.
+# The standard error of the share of wrong tables in a simulation, if `TABLE_LEVEL` is the true one.
 STANDARD_ERROR = float(np.sqrt(TABLE_LEVEL * (1 - TABLE_LEVEL) / NUM_TABLES))
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -64,7 +64,7 @@ def test_pairs_of_three_arms_alike_have_a_verdict_in_at_most_five_percent_of_tab
     gains = np.concatenate([pretrained - given, pretrained - random, given - random], 1)
     wrong = _share_with_a_verdict(gains)
     assert wrong <= TABLE_LEVEL + 3 * STANDARD_ERROR
-    # With a third of the correction, as if a measure were one row, too many tables would be wrong.
+    # Too many tables would be wrong with a third of the correction, as if a measure were one row.
     if draw is _draw_normal:
         low, high, _ = compute_intervals(gains, measures)
         assert float(((low > 0) | (high < 0)).any(-1).mean()) > TABLE_LEVEL + 3 * STANDARD_ERROR

@@ -37,7 +37,7 @@ from tests.support.photograph_folders import prepare_photographs, write_photogra
 CPU = torch.device("cpu")
 HELD = np.arange(2, 600)  # more than are trained on
 OPTIONS = LoadingOptions(on_ray=False, prefetch=2, tasks=2, task_cpus=0.25, resident=HELD)
-# Those of `plan`, and as many others.
+# The ids of `plan`, and as many others.
 SCATTERED = replace(OPTIONS, resident=HELD[(HELD - 3) % 5 < 2])
 BATCH = 12
 

@@ -123,7 +123,7 @@ def test_nonfinite_loss_raises_before_update(
     with pytest.raises(StopTraining, match=r"step 2 is not finite; nothing was updated by it") as stop:
         fit(job, learner)
     assert stop.value.__notes__ == ["after step 2"]
-    # At a log line, or before a checkpoint.
+    # The loss is looked at in a log line, or before a checkpoint.
     assert learner.calls == (3 if on_host or log_every == 1 else 4)
     record = json.loads((tmp_path / "job" / "nonfinite.json").read_text())
     assert record["step"] == 2

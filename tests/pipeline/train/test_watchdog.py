@@ -60,7 +60,7 @@ def test_hanging_process_exits_and_records_its_traceback(tmp_path: Path, functio
 @pytest.mark.parametrize(
     "body",
     [
-        # Before the first step everything may take long.
+        # Everything may take long before the first step.
         "time.sleep(1.2)",
         "watchdog.send_heartbeat(); watchdog.suspend_timer(); time.sleep(1.2)",
         "[(watchdog.send_heartbeat(), time.sleep(0.12)) for _ in range(10)]",

@@ -43,7 +43,7 @@ def test_folded_network_computes_the_same_function_without_batch_normalisation(s
     fold_batch_norms(encoder.train(), torch.rand(2, 3, 32, 32))
     assert encoder.training
     assert not any(isinstance(module, _BatchNorm) for module in encoder.modules())
-    # In training mode, too: nothing is left that has modes.
+    # The outputs are equal in training mode, too: nothing is left that has modes.
     for found, expected in zip(encoder(images), before, strict=True):
         assert float((found - expected).detach().abs().max()) <= 1e-5 * float(expected.abs().max())
 

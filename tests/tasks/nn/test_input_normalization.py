@@ -189,7 +189,7 @@ def test_gradients_of_an_image_on_black_are_those_of_the_image_with_zero_padding
     views, region = on_black(images, 16, 0, 2)
     made = InputNormalization(input="sobel", gray="mean", padding="zeros", normalize="image").double()
     torch.testing.assert_close(made(views, region)[:, :, 2:14], made(images), rtol=1e-9, atol=1e-9)
-    # Without the region the bars' edges are the strongest gradients.
+    # The bars' edges are the strongest gradients without the region.
     assert float(made(views)[:, :, 1:3].square().mean()) > 4 * float(made(views)[:, :, 4:12].square().mean())
 
 

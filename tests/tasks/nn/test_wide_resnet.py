@@ -17,7 +17,7 @@ def test_wrn_28_2_has_its_maps_and_weights() -> None:
     convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
     assert sum(layer.kernel_size == (3, 3) for layer in convolutions) == 25, "28 less three shortcuts"
     assert sum(layer.kernel_size == (1, 1) for layer in convolutions) == 3
-    # With the classifier of 10 classes, 128 x 10 + 10, it is the published 1.47 million.
+    # The sum with the classifier of 10 classes, 128 x 10 + 10, is the published 1.47 million.
     weights = sum(p.numel() for p in encoder.parameters())
     assert weights + 1290 == 1_467_610
 

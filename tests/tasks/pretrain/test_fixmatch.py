@@ -30,7 +30,7 @@ TRUTH = torch.arange(96) % 5
 def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int = 5, **options: Any) -> FixMatch:
     info = TrainingInfo(size=96, epochs=3, seed=7, classes=classes, labels=TRUTH)
     learner = build_method(FixMatch, info, {"norm": norm}, dtype=dtype, **options)
-    # Of larger weights than a fresh classifier, so that predictions differ in their confidence.
+    # The weights are larger than those of a fresh classifier, so that predictions differ in their confidence.
     torch.nn.init.normal_(learner.classifier.weight, std=2.0, generator=torch.Generator().manual_seed(1))
     return learner
 

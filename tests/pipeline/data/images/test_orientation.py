@@ -16,7 +16,7 @@ from firstlight.pipeline.data.images.orientation import (
 from tests.support.odd_images import encode_image, make_exif
 
 ORIENTATIONS = range(1, 9)
-# What EXIF says of each: where the first row and the first column of the file are seen.
+# The meaning of each orientation in EXIF: the sides on which the first row and the first column of the file are seen.
 TURNED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

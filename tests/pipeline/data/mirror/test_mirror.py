@@ -94,12 +94,12 @@ def test_newer_version_wins_and_removed_files_go(here: Mirror, there: Mirror) ->
     (other / "log").write_text("1 2")
     (other / "old").unlink()
     there.push(other)
-    # Both have changed the log since: the one that is there was made from what this machine had.
+    # The log has changed on both sides since: the one there was made from what this machine had.
     (folder / "log").write_text("1 x")
     assert here.fetch(folder)
     assert (folder / "log").read_text() == "1 2"
     assert f"{UNIT}/old" not in here.bucket.list_names()
-    # Without news from elsewhere, what is here stays and is sent.
+    # The files of this machine stay and are sent if there is no news from elsewhere.
     (folder / "log").write_text("1 2 3")
     here.fetch(folder)
     here.push(folder)

@@ -15,7 +15,7 @@ from firstlight.pipeline.data.plan import BatchPlan, SemiSupervisedPlan
 from firstlight.pipeline.data.stream import TrainOrder
 
 GROUP = 128
-# Of `plan(1000, 32)`: the first ids of an epoch, and the sum of the ids of another times their places.
+# The first ids of an epoch of `plan(1000, 32)`, and the sum of the ids of another times their places.
 FIRST_IDS = [1732, 1734, 598, 1308, 1420, 1426, 1494, 306]
 WEIGHTED_SUM = 486083920
 

@@ -92,7 +92,7 @@ def test_several_processes_write_the_bytes_of_one(
     assert contents(together) == contents(alone)
     assert together.quarantined == 3
     assert len(started) == 4, "nothing more was started for the second"
-    # Of the parts, whoever writes them; the store is opened after that.
+    # The counts of images in the parts, whoever writes them; the store is opened after that.
     written = [done for done, total in seen if total == 51]
     assert max(written) == 51
     assert written[: written.index(51)] == sorted(written[: written.index(51)])

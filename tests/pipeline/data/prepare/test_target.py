@@ -54,7 +54,7 @@ def test_two_places_with_the_same_names_sizes_and_times_have_two_stores(tmp_path
     shutil.copytree(first, tmp_path / "v2", copy_function=shutil.copy2)
     stores = [local(dataset(root=tmp_path / name), tmp_path / "out") for name in ("v1", "v2", "v1")]
     assert stores[0].path == stores[2].path != stores[1].path
-    # Of equal images all results are equal
+    # All results of equal images are equal
     assert stores[0].hash == stores[1].hash
     by_content = [
         local(dataset(root=tmp_path / name, fingerprint="content"), tmp_path / "out") for name in ("v1", "v2")

@@ -22,7 +22,7 @@ def test_format_that_differs_is_refused_and_leaves_no_file(
 
     def wrong(self: Any, encoder: Encoder) -> dict[str, torch.Tensor]:
         state = honest(self, encoder)
-        # Not when preflight asks whether there is a counterpart.
+        # The first call is that of preflight, which asks whether there is a counterpart, and is answered honestly.
         state["bn1.bias"] = state["bn1.bias"] + 1e-2 * (len(calls) > 1)
         calls.append(1)
         return state

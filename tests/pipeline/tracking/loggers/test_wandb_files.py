@@ -37,7 +37,7 @@ def make_record(step: int, text: str = "", **items: str) -> bytes:
     record = pb.Record()
     for key, value in {"_step": str(step), STEP_KEY: str(10 * step), "text": f'"{text}"', **items}.items():
         item = record.history.item.add(value_json=value)
-        # As W&B writes images: "figures/x", "sha256"
+        # The key of an image has parts, as W&B writes it: "figures/x", "sha256"
         item.nested_key.extend(key.split("|"))
     return bytes(record.SerializeToString())
 
