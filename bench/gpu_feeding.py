@@ -91,7 +91,7 @@ def iterate_stream(recipe: Any, store: Store, tasks: int, crops_only: bool) -> I
 
 
 def measure_feeding_rate(batches: Iterator[Any], count: int) -> StepRate:
-    """Takes batches, which are not trained on. Those of the start do not count."""
+    """Takes batches, which are not trained on. The images of the start do not count."""
     for _ in itertools.islice(batches, 2):
         pass
     wall, cpu = time.perf_counter(), read_tree_seconds()

@@ -42,7 +42,7 @@ def random_unit_rows(n: int, d: int) -> Tensor:
 
 
 def assignment_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
-    """Noise As Targets, a batch of 512.
+    """Returns the pairs for Noise As Targets with a batch of 512.
 
     Features that are all alike, as at the start, are compared with random ones, and with scipy on the bare cost.
     """
@@ -64,7 +64,7 @@ def assignment_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
 
 
 def memory_bank_pairs(n: int) -> list[tuple[str, BenchCall, BenchCall]]:
-    """Super-AND, 256 queries of 128 dimensions and n rows: L_and and L_ue with their gradients."""
+    """Returns the pair for Super-AND, 256 queries of 128 dimensions and n rows: L_and and L_ue with their gradients."""
     bank = MemoryBank(n, 128, 0, 8192)
     bank.values = F.normalize(bank.values, dim=1)
     queries, own = random_unit_rows(256, 128).requires_grad_(), torch.randperm(n)[:256]
@@ -93,9 +93,9 @@ def memory_bank_pairs(n: int) -> list[tuple[str, BenchCall, BenchCall]]:
 
 
 def relation_pairs(n: int = 50_000) -> list[tuple[str, BenchCall, BenchCall]]:
-    """The augmentation loss of Super-AND: cosines of relations to n images.
+    """Returns the pair for the augmentation loss of Super-AND: cosines of relations to n images.
 
-    Ours uses the Gram matrix, the other one vectors of length n.
+    Ours uses the Gram matrix, the other one uses vectors of length n.
     """
     rows, views = random_unit_rows(n, 128), random_unit_rows(256, 128)
     gram = (rows.double().T @ rows.double()).float()
@@ -108,7 +108,7 @@ def relation_pairs(n: int = 50_000) -> list[tuple[str, BenchCall, BenchCall]]:
 
 
 def locality_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
-    """The locality penalty of 128 maps of 14 x 14, and loops over its half-spaces."""
+    """Returns the pair for the locality penalty of 128 maps of 14 x 14, and loops over its half-spaces."""
     maps = torch.rand(128, 14, 14).requires_grad_()
 
     def loops() -> None:
@@ -122,7 +122,7 @@ def locality_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
 
 
 def contrast_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
-    """Spatial contrasting of 256 images and 512 dimensions, and exact differences of all pairs."""
+    """Returns the pair for spatial contrasting of 256 images and 512 dimensions, and exact differences of all pairs."""
     a = torch.randn(256, 512).requires_grad_()
     b = (a.detach() + 0.1 * torch.randn(256, 512)).requires_grad_()
 
@@ -134,7 +134,7 @@ def contrast_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
 
 
 def corruption_pairs() -> list[tuple[str, BenchCall, BenchCall]]:
-    """Patch noise on 64 images of 89 x 89 pixels at once, and on one image after the other."""
+    """Returns the pair for patch noise on 64 images of 89 x 89 pixels at once, and on one image after the other."""
     images, levels = torch.rand(64, 3, 89, 89), torch.full((64,), 0.1)
     key = derive_keys(0, torch.zeros(64, dtype=torch.int64), torch.arange(64), 0)
 

@@ -81,7 +81,7 @@ class ProcessClock:
     started: tuple[float, float] = field(default=(0.0, 0.0))
 
     def look(self, step: int) -> None:
-        """Is called after every step, counted from 1."""
+        """Reads the clocks after a step, counted from 1, that ends the warm-up or the measurement."""
         if step not in (self.warmup, self.last):
             return
         now = (time.perf_counter(), read_tree_seconds())
@@ -263,7 +263,7 @@ def train_lightly(setting: PeerSetting, load: BatchSource = _load_batches) -> Pr
 
 
 def _look_at_next(clock: ProcessClock, begun: Iterator[int], *call: Any) -> None:
-    """Is called before a step, when as many have ended as `begun` counts."""
+    """Reads the clocks before a step, when as many have ended as `begun` counts."""
     clock.look(next(begun))
 
 

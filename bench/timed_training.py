@@ -164,7 +164,7 @@ class _StepClock:
             torch.cuda.reset_peak_memory_stats(device)
 
     def look(self, step: int) -> None:
-        """Is called after every step, counted from 1."""
+        """Reads the clocks after a step, counted from 1, that ends the warm-up or the measurement."""
         if step not in (self.warmup, self.last):
             return
         if self.device.type == "cuda":

@@ -97,7 +97,7 @@ def load_recipe(path: str | Path, *overrides: str, smoke: bool = False) -> Recip
 
 
 def run(recipe: Recipe, *, only: str | None = None, quiet: bool = False, console: Console | None = None) -> RunResult:
-    """Does what is left to do of a recipe, as `firstlight run` does. What has finished is not done twice.
+    """Does what is left to do of a recipe, as `firstlight run` does. Finished work is not done twice.
 
     `only`: a kind of stage (or `prepare`), as `firstlight <kind>` does. Progress is shown in the cell of a notebook or
     on stderr, or in `console`; nowhere if `quiet`.

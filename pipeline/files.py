@@ -38,7 +38,7 @@ def atomic_path(file: Path) -> Iterator[Path]:
 
 
 def temporary_path(folder: Path) -> Path:
-    """A fresh path in `folder` for something that is not whole yet."""
+    """Returns a fresh path in `folder` for something that is not whole yet."""
     return folder / f".{uuid.uuid4().hex}.tmp"
 
 
@@ -125,8 +125,8 @@ def exclusive_lock(folder: Path, name: str, timeout_s: float = 0.0) -> Iterator[
     `timeout_s` is how long to wait for another process to release the lock.
 
     Raises:
-        UserError: another process holds the lock; the message names its id. Or the folder or the lock belongs to
-            another user; the message names the file and the user.
+        UserError: another process holds the lock; the message names its id. It is also raised if the folder or the lock
+            belongs to another user; the message then names the file and the user.
     """
     end = time.monotonic() + timeout_s
     with refuse_denied_access(folder):

@@ -1,7 +1,8 @@
 """The console of a call from Python: the terminal, one output of a notebook's cell that changes in place, or nothing.
 
-A notebook knows neither cursors nor erased lines. What the console would write to a terminal is therefore drawn on a
-screen in memory, which the cell shows, so that a bar stays one line however long it runs. It needs no widgets.
+A notebook knows neither cursors nor erased lines. The text that the console would write to a terminal is therefore
+drawn on a screen in memory, which the cell shows, so that a bar stays one line however long it runs. It needs no
+widgets.
 """
 
 import contextlib
@@ -141,10 +142,10 @@ def draw_console(screen: CellScreen) -> SafeConsole:
 
 @contextlib.contextmanager
 def open_console(given: Console | None, quiet: bool) -> Iterator[Console]:
-    """The console for the progress of a call: `given`, that of the notebook or of stderr, or if `quiet` none.
+    """Yields the console for the progress of a call: `given`, that of the notebook or of stderr, or a silent one.
 
     Raises:
-        UserError: `quiet` beside a console.
+        UserError: `quiet` is combined with a console.
     """
     if given is not None and quiet:
         raise UserError("quiet: is not valid beside console; valid: one of them")

@@ -40,7 +40,7 @@ def uniformity(features: Tensor) -> float:
     """Returns log of the mean of exp(-2 |x - y|^2) over all pairs of different images (Wang and Isola 2020, t = 2).
 
     x and y are normalised features. The value is 0 if all features coincide; lower values are more evenly spread over
-    the sphere. Of more than 4,096 images it takes 4,096.
+    the sphere. It takes 4,096 images if there are more.
     """
     x = F.normalize(_take_evenly_spaced(features, MAX_UNIFORMITY_IMAGES).double(), dim=1)
     total = sum(float((-2.0 * torch.cdist(block, x).square()).exp().sum()) for block in x.split(UNIFORMITY_BLOCK))

@@ -150,14 +150,14 @@ class Learner(nn.Module, ABC):
         return
 
     def begin_epoch(self, epoch: int) -> None:
-        """Is called on every worker before the first step of an epoch, and when an epoch is resumed in its middle."""
+        """Prepares an epoch, on every worker, before its first step and when it is resumed in its middle."""
         return
 
     def begin_step(self, step: int) -> None:
-        """Is called on every worker before each step; `step` counts from 0 over the whole training.
+        """Prepares a step, on every worker; `step` counts from 0 over the whole training.
 
-        What follows a schedule, such as a momentum or a temperature, is set here from `step` alone, so that a resumed
-        training has it too.
+        A value that follows a schedule, such as a momentum or a temperature, is set here from `step` alone, so that a
+        resumed training has it too.
         """
         return
 

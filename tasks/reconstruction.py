@@ -94,7 +94,7 @@ def most_varied_channels(
             the first map if none is that large.
 
     Returns:
-        By channel, its (B, h, w) maps of clean and of corrupted images, on one scale from 0 to 1.
+        For each channel, its (B, h, w) maps of clean and of corrupted images, on one scale from 0 to 1.
     """
     deep_enough = [k for k, map_ in enumerate(clean, 1) if min(map_.shape[2:]) >= MIN_FEATURE_SIDE]
     index = (number or max(deep_enough, default=1)) - 1

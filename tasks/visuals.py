@@ -52,8 +52,8 @@ class Plot:
 def show_channels(images: Tensor) -> Tensor:
     """Returns (B, C, H, W) images in 0..1 as (B, 3, H, W): colours as they are, one channel as grey.
 
-    Of other numbers of channels the first three are shown, and each is scaled between its 2nd and its 98th percentile
-    over all images, since bands have no common range; of two, the second is shown twice.
+    Images of other numbers of channels are shown by the first three, each scaled between its 2nd and its 98th
+    percentile over all images, since bands have no common range; the second of two is shown twice.
     """
     count = images.shape[1]
     if count in (1, SHOWN_CHANNELS):

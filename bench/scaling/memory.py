@@ -32,7 +32,7 @@ class TableSize:
     def count_bytes(self, size: int, rank: int, world: int) -> int:
         """Returns the bytes on `rank` of a table of `size` rows.
 
-        Of several workers, each has a row more, for what is written to rows of others.
+        Each of several workers has a row more, for what is written to rows of others.
         """
         return len(range(rank, size, world)) * (self.row_bytes + self.id_bytes) + (world > 1) * self.row_bytes
 

@@ -28,7 +28,7 @@ class ComparisonStage(DownstreamStage):
 
     @property
     def compared_arms(self) -> tuple[str, ...]:
-        """The arms in order. Those that a recipe has not completed yet are the encoder and fresh weights."""
+        """The arms in order. They are the encoder and fresh weights until the recipe has completed them."""
         return self.arms if self.arms is not None else ("pretrained", self.fresh_arm)
 
     @property

@@ -33,7 +33,7 @@ class Measure:
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The arms that are compared, each with its baseline: pretrained ones with the given weights, all with the
-        last. Of `pretrained`, `given` and `random` these are all pairs.
+        last. The arms `pretrained`, `given` and `random` are thus compared in all pairs.
         """
         *arms, last = self.arms
         given = GIVEN_ARM in arms

@@ -118,7 +118,7 @@ class Recipe(StrictModel):
     @field_validator("storage", mode="wrap")
     @classmethod
     def _place_storage(cls, value: Any, check_path: ValidatorFunctionWrapHandler) -> Path:
-        """Code works in a folder; that of a URI is a working folder of this machine."""
+        """Returns the folder that code works in; that of a URI is a working folder of this machine."""
         is_uri = isinstance(value, str) and "://" in value
         return cls._check_storage(place_storage(value) if is_uri else check_path(value))
 
@@ -128,7 +128,7 @@ class Recipe(StrictModel):
 
     @classmethod
     def _check_storage(cls, storage: Path) -> Path:
-        """A path with a line break would break every message and table that names it."""
+        """Checks that the path has no line break, which would break every message and table that names it."""
         if CONTROL_CHARACTER.search(str(storage)):
             raise ValueError("must not contain line breaks and other control characters")
         return storage
@@ -136,7 +136,7 @@ class Recipe(StrictModel):
     @field_validator("encoder", mode="after")
     @classmethod
     def _share_channels(cls, encoder: EncoderSection, info: ValidationInfo) -> EncoderSection:
-        """The network takes the channels of the images, normalised by theirs unless the recipe says by what."""
+        """Gives the network the channels of the images, normalised by their colours unless the recipe states others."""
         dataset = info.data.get("dataset")
         if encoder is None or dataset is None:
             return encoder
@@ -153,7 +153,7 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _check_channel_ops(self) -> "Recipe":
-        """Augmentations of stages must suit channels as they are; those of the data set are checked with it."""
+        """Checks that augmentations of stages suit channels as they are; those of the data set are checked with it."""
         for name, stage in self.stages.items() if self.dataset.channels is not None else ():
             augments: dict[str, Augment] = stage.list_augments() if isinstance(stage, TrainingOptions) else {}
             for key, ops in augments.items():
@@ -170,7 +170,7 @@ class Recipe(StrictModel):
     @field_validator("stages")
     @classmethod
     def _check_stage_names(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
-        """Stage names are parts of folder names and of dotted keys."""
+        """Checks that stage names can be parts of folder names and of dotted keys."""
         for name in stages:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
                 raise ValueError(
@@ -321,7 +321,8 @@ class Recipe(StrictModel):
     def measured_splits(self) -> frozenset[str]:
         """The splits that a stage measures anything on: `val` (held-out images), `test`, both or none.
 
-        Both where the test split is left alone, as in a search: its trials train on the images of the whole recipe.
+        It measures on both if the test split is left alone, as in a search: its trials train on the images of the whole
+        recipe.
         """
         if not self.score_test:
             return MEASURED_SPLITS

@@ -154,7 +154,8 @@ def parse_augment(ops: object) -> Augment:
 def build_ten_crops(scale: float | None, size: int | None) -> list[Augment]:
     """Returns the augmentations of ten-crop evaluation: four corners and the centre, then their mirror images.
 
-    `scale`: the side of a crop as a fraction of the image's shorter side. `size`: its side in pixels. At most one.
+    `scale`: the side of a crop as a fraction of the image's shorter side. `size`: its side in pixels. At most one of
+    the two is given.
     """
     return _parse_views(list_ten_crops(scale, size))
 

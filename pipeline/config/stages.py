@@ -82,7 +82,7 @@ class StageConfig(StrictModel):
     def measured_splits(self) -> frozenset[str]:
         """The splits that the stage measures anything on: of `val`, which are held-out images, and `test`.
 
-        Images are kept apart for them. By default those of a stage with scores.
+        Images are kept apart for them. They are both by default if the stage has scores, else none.
         """
         return MEASURED_SPLITS if self.measures else frozenset()
 

@@ -83,8 +83,8 @@ def find_present_classes(box_classes: np.ndarray, difficult: np.ndarray, num_cla
 def fit_to_image(found: Annotation, size: tuple[int, int], num_classes: int, where: str) -> Annotation:
     """Returns `found` with its boxes cut at the edges of an image of `size` (width, height), and checks its mask.
 
-    A box without a pixel inside the image is left out. Both are counted in the readings, and so is a mask that is void
-    everywhere. `where` is the file of the annotation, for the reasons.
+    A box without a pixel inside the image is left out. The cut boxes and those left out are counted in the readings,
+    and so is a mask that is void everywhere. `where` is the file of the annotation, for the reasons.
 
     Raises:
         BadImage: the mask cannot be read, has another size, or has values that are not a class.

@@ -217,9 +217,9 @@ def _map_task_numbers(load: Callable[[int], Iterator[Any]], count: int, pool: Ta
 
 
 def _map_batches(dataset: Any, function: Any, **options: Any) -> Any:
-    """`Dataset.map_batches`, by the internal method of Ray Data.
+    """Calls `Dataset.map_batches` by the internal method of Ray Data.
 
-    Ray's default repeats a crashing task for ever. Of the map methods of Ray 2.60 only the internal one takes
+    Ray's default repeats a crashing task for ever. Only the internal one of the map methods of Ray 2.60 takes
     `max_retries` and `max_restarts` without a deprecation warning.
     """
     return dataset.map_batches_internal(function, **options)

@@ -27,7 +27,7 @@ Cached = TypeVar("Cached", RowGroup, list[Annotation])
 
 
 class RowGroupCache(Generic[Cached]):
-    """The row groups that were read last, up to `limit` bytes. Safe to use from several threads."""
+    """The row groups that were read last, up to `limit` bytes. It is safe to use from several threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._size, self._lock = limit, 0, threading.Lock()

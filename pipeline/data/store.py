@@ -164,7 +164,7 @@ class Store(Manifest):
     def labels(self, split: str | None = None) -> np.ndarray:
         """Returns (count,) int64 labels of the images `ids(split)`; -1 is unknown.
 
-        If `split` is None: of all images, so that row i belongs to the image with id i.
+        If `split` is None, the labels are those of all images, so that row i belongs to the image with id i.
 
         Raises:
             UserError: a shard is damaged.

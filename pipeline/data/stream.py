@@ -34,7 +34,7 @@ class BatchOrder(Protocol):
     """The batches of one rank, grouped in tasks: the batches of a task are read together."""
 
     def __len__(self) -> int:
-        """Number of tasks."""
+        """Returns the number of tasks."""
         ...
 
     def list_batches(self, index: int) -> list[BatchRows]:

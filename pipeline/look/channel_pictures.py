@@ -50,9 +50,9 @@ class ShownLevels:
 def measure_shown_levels(pixels: PixelFormat, images: Sequence[bytes]) -> ShownLevels:
     """Returns the levels that pictures of such images show, by some of them.
 
-    As `tasks.visuals.show_channels`: one channel as grey, three as colours, of others the first three, each from its
-    2nd to its 98th percentile. One and three of 16 bits are shown from theirs too, as data of 12 bits would be black;
-    three have one range, so that colours stay.
+    Images are shown as by `tasks.visuals.show_channels`: one channel as grey, three as colours, and the first three of
+    others, each from its 2nd to its 98th percentile. One and three channels of 16 bits are shown from their percentiles
+    too, as data of 12 bits would be black; three have one range, so that colours stay.
     """
     count = pixels.channels
     channels = (0,) if count == 1 else tuple(min(k, count - 1) for k in range(SHOWN_CHANNELS))

@@ -47,9 +47,9 @@ def describe_pixel_features(store: Store) -> str:
 def embed_pixels(store: Store, ids: np.ndarray, progress: Callable[[int, int], None]) -> np.ndarray:
     """Returns (n, d) float32 unit vectors: the pixels of each image at 16 x 16, without its mean colour; d is 768.
 
-    So copies in another size, quality or brightness have a cosine near 1. An image of one colour has the zero vector.
-    Of images with their channels as they are, each channel is divided by its spread in all of them, so that all count
-    alike, and the side is that of `choose_feature_side`.
+    Copies in another size, quality or brightness therefore have a cosine near 1. An image of one colour has the zero
+    vector. Each channel of images with their channels as they are is divided by its spread in all of them, so that all
+    count alike, and the side is that of `choose_feature_side`.
     """
     side, channels = choose_feature_side(store.pixels.channels), store.pixels.channels
     rows = np.zeros((len(ids), channels * side**2), np.float32)

@@ -218,7 +218,7 @@ def _is_loss_term(name: str) -> bool:
 
 
 def _count_epochs(rows: MetricRows) -> np.ndarray:
-    """(rows,) numbers of epochs that are done at each row; a part of an epoch is a fraction."""
+    """Returns the (rows,) numbers of epochs that are done at each row; a part of an epoch is a fraction."""
     return np.array([row["step"] / row[STEPS_PER_EPOCH_KEY] for row in rows])
 
 

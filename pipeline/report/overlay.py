@@ -95,7 +95,7 @@ def draw_annotation(axis: Axes, image: np.ndarray, known: Annotation, colours: n
 
 
 def _make_class_colours(classes: int) -> np.ndarray:
-    """(classes, 3) colours in 0..1: ten or forty that differ well, repeated if there are more classes."""
+    """Returns (classes, 3) colours in 0..1: ten or forty that differ well, repeated if there are more classes."""
     names = ("tab20", "tab20b") if classes > 10 else ("tab10",)
     wheel = [
         colour[:3]

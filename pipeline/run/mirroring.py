@@ -143,7 +143,7 @@ def check_bucket(mirror: Mirror) -> None:
 def fetch_shared_work(run_folder: Path) -> None:
     """Downloads, on a worker's machine, the work of other stages that a stage of this run may use instead of its own.
 
-    What is damaged is done again.
+    Damaged work is done again.
     """
     if find_mirror(run_folder) is None:
         return
@@ -168,7 +168,7 @@ def find_fetched(location: str) -> Path:
 
 
 def upload_results(folder: Path) -> None:
-    """Uploads what a worker has made. What fails is uploaded by the driver, if it is on this machine."""
+    """Uploads what a worker has made. Files that fail are uploaded by the driver, if it is on this machine."""
     mirror = find_mirror(folder)
     if mirror is not None:
         for unit in (folder.parent / SHARED_FOLDER, folder):

@@ -33,7 +33,7 @@ class RaySession:
     def __init__(
         self, scale: ScaleOptions, stream: StreamOptions | None = None, notify: Callable[[str], None] | None = None
     ) -> None:
-        """`notify` is called with messages for the user during a wait."""
+        """Takes `notify`, which is called with messages for the user during a wait."""
         self.scale, self.stream, self.started = scale, stream or StreamOptions(), False
         self.notify = notify or (lambda line: None)
         self._cleanup = contextlib.ExitStack()

@@ -1,7 +1,7 @@
 """Population-based training (Jaderberg et al. 2017, "Population Based Training of Neural Networks").
 
-Which trials copy the networks of which others, and with which settings they continue, is a function of the search and
-its ledger: a search that was killed and resumes makes the exchanges that it would have made.
+The choice of the trials that copy networks, of their origins and of the settings with which they continue is a function
+of the search and its ledger: a search that was killed and resumes makes the exchanges that it would have made.
 """
 
 import os
@@ -41,7 +41,7 @@ class Exchange:
 
 
 def select_exchanges(search: Search, resting: Sequence[Trial]) -> list[Exchange]:
-    """Truncation selection (section 4.1): each of the worst `quantile` of the trials copies one of the best `quantile`.
+    """Chooses one of the best trials to copy for each of the worst `quantile` (truncation selection, section 4.1).
 
     Trials are ranked by the value at the end of their last segment; of equal ones, the first is better. Returns [] for
     fewer than two trials.

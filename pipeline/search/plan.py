@@ -192,8 +192,8 @@ class SearchPlan:
 def load_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan:
     """Reads a search file and its recipe. `checks.load_checked_plan` also checks one against the other.
 
-    `path`: the file of a search, or the name of a shipped one, for example `nat`. `overrides`: texts `key=value`. Those
-    whose key begins with a field of the search set the search, the others the recipe.
+    `path`: the file of a search, or the name of a shipped one, for example `nat`. `overrides`: texts `key=value`.
+    Overrides whose key begins with a field of the search set the search, the others the recipe.
 
     Raises:
         UserError: one line for each mistake, which names the dotted key, the value and the valid values.

@@ -211,7 +211,7 @@ class SearchRunner:
         return trial
 
     def _exchange_networks(self) -> None:
-        """Once all trials of a population are paused: the worst copy the networks of the best, then all resume."""
+        """Copies the networks of the best trials to the worst once all of a population are paused, and resumes all."""
         resting, scheduler = self.state.trials_in("running"), self.plan.search.scheduler
         if not isinstance(scheduler, Pbt) or not resting or not all(trial.resting for trial in resting):
             return

@@ -125,7 +125,7 @@ def _parse_segment(fields: dict[str, Any] | None) -> TrainingSegment | None:
 def run_trial(folder: Path, report: Callable[[Report], None]) -> Report:
     """Runs or resumes the trial in `folder`, up to its end or the end of its segment. Returns the last report.
 
-    How the trial ended is written to its folder. `report` is called with its progress on the way.
+    The outcome of the trial is written to its folder. `report` is called with its progress on the way.
     """
     fields = read_json_record(folder / TRIAL_FILE, TRIAL_SHAPE)
     assert fields is not None, "the search writes the file before it starts the trial"

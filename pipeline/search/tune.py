@@ -60,7 +60,7 @@ class TrialSource(Protocol):
         ...
 
     def end_trial(self, trial: Trial, error: str) -> None:
-        """Is called when the process of a trial has ended. `error`: Ray's error if the process died, otherwise ""."""
+        """Takes note that the process of a trial has ended. `error`: Ray's error if the process died, otherwise ""."""
         ...
 
 

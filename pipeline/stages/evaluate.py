@@ -199,7 +199,7 @@ class EvaluateStage(StageKind[Evaluate]):
     def read_score(
         self, stage: Evaluate, measure: Measure, arm: str, split: str, instance: StageInstance
     ) -> float | None:
-        """Returns a score. That of random weights beside a memory bank is the one of their embedded images."""
+        """Returns a score. The score of random weights beside a memory bank is that of their embedded images."""
         is_baseline = measure.name == BANK_MEASURE and arm != "pretrained"
         return super().read_score(stage, replace(measure, name="knn") if is_baseline else measure, arm, split, instance)
 

@@ -59,7 +59,7 @@ class FinetuneStage(StageKind[Finetune]):
         return [StageOutput("fine-tuned model", folder, f"firstlight predict {shlex.quote(str(folder))} <images>")]
 
     def run(self, context: StageContext, stage: Finetune, instance: StageInstance) -> None:
-        """Writes `result.json` and pictures into the instance's folder. Called on every worker."""
+        """Writes `result.json` and pictures into the instance's folder. It is called on every worker."""
         tasks = train_candidates(context, stage, instance)
         measure = TASKS[stage.task.name].measure
         held_out = score_tasks(context, stage, tasks, context.splits.val)

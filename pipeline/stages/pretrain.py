@@ -97,7 +97,7 @@ class PretrainStage(StageKind[Pretrain]):
         """Trains, and writes `encoder/`, the method's other networks and tables, pictures and `result.json` into the
         instance's folder.
 
-        Called on every worker.
+        It is called on every worker.
         """
         training = build_job(context, stage, instance)
         teacher = instance.companions.get(TEACHER)

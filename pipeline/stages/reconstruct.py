@@ -66,7 +66,7 @@ class ReconstructStage(StageKind[Reconstruct]):
 
     @torch.no_grad()
     def run(self, context: StageContext, stage: Reconstruct, instance: StageInstance) -> None:
-        """Writes pictures and `result.json` into the instance's folder. Called on every worker."""
+        """Writes pictures and `result.json` into the instance's folder. It is called on every worker."""
         assert instance.encoder is not None
         encoder = load_encoder(instance.encoder, context.recipe.dataset.image_size).to(context.device).eval()
         decoder = load_decoder(instance.companions["decoder"]).to(context.device).eval()

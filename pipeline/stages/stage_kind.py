@@ -1,8 +1,8 @@
 """The contract of a kind of stage: all that the pipeline must know of it.
 
-A new kind is a file in this folder with a section (a `StageConfig`) and a `StageKind`, and a line in `registry.py`.
-What the base class gives is enough to run it, to resume it, to show its measures in tables and to publish its numbers;
-each method below adds one thing to that.
+A new kind is a file in this folder with a section (a `StageConfig`) and a `StageKind`, and a line in `registry.py`. The
+base class gives enough to run it, to resume it, to show its measures in tables and to publish its numbers; each method
+below adds one thing to that.
 """
 
 import itertools
@@ -74,8 +74,8 @@ class StageOutput:
 class StageKind(ABC, Generic[StageSection]):
     """A kind of stage. `section` is its part of a recipe; `runs_on` says where `run` is called.
 
-    workers: on every training worker, under Ray Train or in this process. driver: in this process. driver+ray: in this
-    process, with Ray started.
+    `workers` means on every training worker, under Ray Train or in this process; `driver` means in this process;
+    `driver+ray` means in this process, with Ray started.
     """
 
     section: type[StageSection]

@@ -86,7 +86,7 @@ class CachedRaggedImages:
 def crop_views(
     opened: list[Image.Image], ids: np.ndarray, passes: np.ndarray, loader: Loader, device: torch.device
 ) -> dict[str, Tensor]:
-    """B images of any sizes -> (B, V, S, S, 3) uint8 for each group of views: cropped here, augmented on `device`."""
+    """Crops B images of any sizes here, and augments them on `device`, to (B, V, S, S, 3) uint8 for each group of views."""
     return augment_crops(keep_crops(loader).load_opened(ids, passes, ids, opened), loader, device)
 
 
@@ -96,7 +96,7 @@ def keep_crops(loader: Loader) -> Loader:
 
 
 def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[str, Tensor]:
-    """Crops that `keep_crops(loader)` has loaded -> (B, V, S, S, 3) uint8 for each group of views, on `device`."""
+    """Augments crops of `keep_crops(loader)` on `device`, to (B, V, S, S, 3) uint8 for each group of views."""
     ids, passes, found = arrays["id"], arrays["pass"], {}
     for number, group in enumerate(loader.groups):
         side = loader.size_of(group[0])
@@ -110,7 +110,7 @@ def augment_crops(arrays: Arrays, loader: Loader, device: torch.device) -> dict[
 
 
 def augment_views(images: Tensor, ids: np.ndarray, passes: np.ndarray, loader: Loader) -> dict[str, Tensor]:
-    """(B, C, H, W) -> (B, V, S, S, C) for each group of views, of the same type, computed on the device of `images`.
+    """Augments (B, C, H, W) images to (B, V, S, S, C) views of each group, of the same type, on the device of `images`.
 
     Gray images may have one channel, and their views have three. The parameters are drawn on the CPU, from the same
     random numbers as in the stream.
@@ -170,9 +170,7 @@ def _build_decoder(loader: Loader) -> StoredImages:
 
 
 def _move_to_device(device: torch.device, arrays: Arrays, loader: Loader) -> Tensor:
-    """Decoded images (B, 1, H, W, C) of uint8 or uint16 -> (B, C, H, W) uint8 or int16 on the device; one channel of
-    gray ones.
-    """
+    """Moves decoded images (B, 1, H, W, C) to the device, as (B, C, H, W) uint8 or int16; gray ones have one channel."""
     images = arrays[view_column(0)][:, 0, :, :, : _count_held_channels(loader)]
     return send_pixels(np.ascontiguousarray(images), device).permute(0, 3, 1, 2)
 

@@ -181,7 +181,7 @@ def _describe_failure(failure: BaseException) -> str:
 
 @contextlib.contextmanager
 def fault_from_environment() -> Iterator[None]:
-    """Reads FIRSTLIGHT_FAULT, and sets `fault_hook` accordingly while the block runs. Also a decorator."""
+    """Reads FIRSTLIGHT_FAULT, and sets `fault_hook` accordingly while the block runs. It is also a decorator."""
     global fault_hook
     description = os.environ.get(FAULT_VARIABLE)
     fault_hook = _parse_fault(description) if description else None

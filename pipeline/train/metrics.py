@@ -241,7 +241,7 @@ class DroppedIds:
     """The ids that an epoch leaves out: a row {"epoch", "ids"} for each such epoch.
 
     They do not fill a batch, or the training ends before them. Rank 0 writes. `first` is the number of steps that were
-    done before, of `total_steps`. Of an epoch that ends more than `MAX_DROPPED_IDS` images early, a row has its number
+    done before, of `total_steps`. The row of an epoch that ends more than `MAX_DROPPED_IDS` images early has its number
     of "steps", and the ids of later steps are left out.
     """
 

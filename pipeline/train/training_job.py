@@ -57,8 +57,9 @@ class TrainingJob:
 
 
 def to_batch(arrays: dict[str, Any], device: torch.device, job: TrainingJob | None = None) -> Batch:
-    """(B, V, S, S, C) levels for each group of views, from the wire or on the device -> float views (B, C, S, S) in
-    0..1 on the device, in the order of the groups.
+    """Converts (B, V, S, S, C) levels of each group of views to float views (B, C, S, S) in 0..1 on the device.
+
+    The levels come from the wire or are on the device. The views are in the order of the groups.
 
     `job` is None outside of a training.
 

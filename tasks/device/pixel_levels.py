@@ -34,6 +34,6 @@ def narrow_levels(levels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def scale_pixels(levels: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """(B, H, W, C) uint8 or int16 levels -> (B, C, H, W) floats in 0..1."""
+    """Converts (B, H, W, C) uint8 or int16 levels to (B, C, H, W) floats in 0..1."""
     shares = levels if levels.dtype == torch.uint8 else widen_levels(levels)
     return shares.permute(0, 3, 1, 2).float().div_(float(WHITE_LEVELS[levels.dtype])).contiguous(memory_format=layout)

@@ -47,7 +47,7 @@ def _search_bank(block: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _largest_values(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest of every row of (b, n) values, falling, and their columns.
 
-    Of equal values it takes the lowest columns, which topk does not promise.
+    It takes the lowest columns of equal values, which topk does not promise.
     """
     top, columns = values.topk(k, dim=1)
     # True if there are equal values on both sides of the end.
@@ -88,7 +88,7 @@ def weighted_knn(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperat
 
 
 def is_label_in_top(scores: Tensor, labels: Tensor, top: int) -> Tensor:
-    """Returns (m,) bool, true if the label is among the `top` classes. Of equal scores the lower class comes first.
+    """Returns (m,) bool, true if the label is among the `top` classes. The lower class of equal scores comes first.
 
     Args:
         scores: (m, classes).

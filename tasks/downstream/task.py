@@ -63,7 +63,7 @@ class Task(Learner):
     def predict_images(self, images: Sequence[ImageViews]) -> list[dict[str, Tensor]]:
         """Returns the predictions of each of at least one image, by name, in the pixels of the image.
 
-        Is called in evaluation mode, without gradients. All tasks of one kind of target have the same predictions:
+        It is called in evaluation mode, without gradients. All tasks of one kind of target have the same predictions:
         `probabilities` for labels, `mask` for masks, `boxes`, `scores` and `labels` for boxes.
         """
 

@@ -35,7 +35,7 @@ class Registry(MutableMapping[str, T]):
     """
 
     def __init__(self, name: str, own: Mapping[str, T], base: type | None = None) -> None:
-        """`name`: one of EXTENDED_REGISTRIES. `base`: the class that all entries are subclasses of."""
+        """Takes `name`, one of EXTENDED_REGISTRIES, its `own` entries, and `base`, a base class of all entries."""
         self.name, self.base, self._entries, self._is_complete = name, base, dict(own), False
 
     def __getitem__(self, name: str) -> T:

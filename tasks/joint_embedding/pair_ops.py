@@ -23,7 +23,7 @@ def compose_pair_ops(
 ) -> tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]]:
     """Returns the augmentations of the first view and of the second.
 
-    The ops of `augment` stay. Those that it lacks are added after them: jitter of colours, grey images, and on images
+    The ops of `augment` stay. The ops that it lacks are added after them: jitter of colours, grey images, and on images
     of SMALL_IMAGE_SIDE pixels or more blur and solarisation.
 
     Args:

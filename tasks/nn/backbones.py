@@ -67,7 +67,7 @@ def _conv_block(
 
 
 def convnet(c_in: int, *, norm: Norm = "batch", width: Width = 32, depth: Annotated[int, Ge(1)] = 4) -> Body:
-    """A small network for tests and laptops: 3x3 convolutions, each followed by 2x2 pooling.
+    """Builds a small network for tests and laptops: 3x3 convolutions, each followed by 2x2 pooling.
 
     `width`: the channels of the first convolution; the others have 2 width, 4 width, 4 width ...
     `depth`: the number of convolutions.
@@ -77,7 +77,7 @@ def convnet(c_in: int, *, norm: Norm = "batch", width: Width = 32, depth: Annota
 
 
 def alexnet(c_in: int, *, norm: Norm = "batch", stem: Stem = "imagenet") -> Body:
-    """The convolutions of NAT's AlexNet: 96-256-384-384-256, batch-normalised, no groups. 224x224 -> 256x6x6.
+    """Builds the convolutions of NAT's AlexNet: 96-256-384-384-256, batch-normalised, no groups. 224x224 -> 256x6x6.
 
     `stem`: the first convolution: `imagenet` is 11x11 of stride 4, `cifar` 5x5 of stride 1 (32x32 -> 256x3x3).
     """
@@ -137,7 +137,7 @@ def densenet_builder(name: str) -> Callable[..., Body]:
 
 
 def vgg16(c_in: int, *, norm: Norm = "batch") -> Body:
-    """The convolutions of torchvision's VGG-16 with batch normalisation: 224x224 -> 512x7x7.
+    """Builds the convolutions of torchvision's VGG-16 with batch normalisation: 224x224 -> 512x7x7.
 
     It gives a map after each of the five poolings.
     """
@@ -169,7 +169,7 @@ def _strided_body(c_in: int, norm: Norm, blocks: Sequence[tuple[int, int]]) -> B
 def network1(
     c_in: int, *, norm: Norm = "batch", m: tuple[Layers, Layers, Layers, Layers] = (5, 5, 5, 0), width: Width = 64
 ) -> Body:
-    """Network-1 of the denoising auto-encoder (Dong et al., table 1). The default is the paper's network for CIFAR.
+    """Builds Network-1 of the denoising auto-encoder (Dong et al., table 1), by default the paper's network for CIFAR.
 
     Block b is m_b - 1 3x3 convolutions and one of stride 2, each with norm and ReLU. Every convolution gives a map,
     since the decoder mirrors them one by one. 29x29 -> 15x15 -> 8x8 -> 4x4.
@@ -187,7 +187,7 @@ def network1(
 
 
 def network2(c_in: int, *, norm: Norm = "batch") -> Body:
-    """Network-2 of the denoising auto-encoder (Dong et al., table 1).
+    """Builds Network-2 of the denoising auto-encoder (Dong et al., table 1).
 
     It is VGG-16 with a convolution of stride 2 at the end of each block.
     """
@@ -195,7 +195,7 @@ def network2(c_in: int, *, norm: Norm = "batch") -> Body:
 
 
 def sc_convnet(c_in: int, *, norm: Norm = "batch") -> Body:
-    """The network of a third party's port of spatial contrasting to Keras, for 32x32 images.
+    """Builds the network of a third party's port of spatial contrasting to Keras, for 32x32 images.
 
     The paper does not give its own network. This one has three 3x3 convolutions of 96 channels, three of 192, each
     three with 2x2 pooling, then 3x3 and 1x1 of 192; each with norm and leaky ReLU of slope 0.3 (Keras' default). The

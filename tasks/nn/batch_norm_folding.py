@@ -20,8 +20,8 @@ FOLDING_TOLERANCE = 1e-3
 def fold_batch_norms(network: nn.Module, images: Tensor) -> None:
     """Computes every batch normalisation of `network` into the layer that gives its input, and removes it.
 
-    The layers get biases. Which layer gives the input is seen as the network computes `images`, so it may be built in
-    any way. The mode of the network is kept.
+    The layers get biases. The layer that gives the input is found as the network computes `images`, so it may be built
+    in any way. The mode of the network is kept.
 
     Args:
         network: takes `images`; returns tensors, or lists of them.
@@ -89,7 +89,7 @@ def _find_pairs(network: nn.Module, images: Tensor) -> dict[_BatchNorm, tuple[We
 
 
 def _fold_into(layer: WeightedLayer, norm: _BatchNorm) -> None:
-    """Scales the output channels of `layer` as `norm` does in evaluation mode. Computed in double precision."""
+    """Scales the output channels of `layer` as `norm` does in evaluation mode, in double precision."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.double())

@@ -55,7 +55,7 @@ class FeatureMaps(nn.Module):
 
 
 def from_torchvision(c_in: int, *, model: str, norm: Norm = "batch") -> nn.Module:
-    """A classification network of torchvision, up to its last feature map.
+    """Builds a classification network of torchvision, up to its last feature map.
 
     It gives the last map at each resolution that all later layers depend on.
 

@@ -142,7 +142,7 @@ def from_timm(
     dynamic_img_size: bool | None = None,
     grad_checkpointing: bool | None = None,
 ) -> nn.Module:
-    """A network of timm, with the feature maps that timm gives of it.
+    """Builds a network of timm, with the feature maps that timm gives of it.
 
     A ViT gives the tokens of every block as a map, after the final normalisation; its class token is a pooling.
 

@@ -26,7 +26,7 @@ def wide_resnet(
     widen: Annotated[int, Ge(1)] = 2,
     bn_momentum: Annotated[float, Gt(0.0), Le(1.0)] = 0.001,
 ) -> list[nn.Module]:
-    """The wide residual network of FixMatch: WRN-28-2 by default, with 1.47 million weights. 32x32 -> 128x8x8.
+    """Builds the wide residual network of FixMatch: WRN-28-2 by default, with 1.47 million weights. 32x32 -> 128x8x8.
 
     Blocks are normalised and activated before their convolutions, and activations are leaky ReLUs of slope 0.1. It
     gives a map after the first convolution and after each of three groups of blocks; the second and third halve the

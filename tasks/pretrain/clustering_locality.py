@@ -72,7 +72,7 @@ def locality_penalty(maps: Tensor) -> Tensor:
     """Returns (B,): the sum of the l2 norms of the 2 w + 2 h nested half-spaces of each (B, h, w) map (eq. 7).
 
     The half-spaces from the left are the first 1..w columns, and so on from all four sides; the last of each side is
-    the whole map. Of all maps with the same l2 norm, those with a single active position have the smallest sum:
+    the whole map. The maps with a single active position have the smallest sum of all maps with the same l2 norm:
     (w + 1 + h + 1) times the norm. The result is in at least float32.
     """
     full = maps.to(torch.promote_types(maps.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """MAE, masked auto-encoder (He, Chen, Xie, Li, Dollar and Girshick 2021, arXiv 2111.06377).
 
-Of the N patches of an image x the encoder f sees the visible ones V alone. A small decoder g gets their tokens, and one
-learned token in place of each masked patch, and gives the pixels of the masked patches M (section 3):
+The encoder f sees only the visible patches V of the N patches of an image x. A small decoder g gets their tokens, and
+one learned token in place of each masked patch, and gives the pixels of the masked patches M (section 3):
 
     L = 1/|M| sum_{i in M}  1/P || g(f(x_V))_i - y_i ||^2
 
@@ -38,7 +38,7 @@ DECODER_HEAD_WIDTH = 32
 class MaskedAutoEncoder(Method):
     """The method around a ViT of timm and its decoder, which is not handed on.
 
-    Of the prefix tokens of a ViT (the class token, registers) none is masked. The pixels are those that the encoder's
+    The prefix tokens of a ViT (the class token, registers) are never masked. The pixels are those that the encoder's
     input gives: `encoder.input` is `rgb` or `gray`.
 
     `mask_ratio`: the share of an image's patches that is masked.

@@ -110,9 +110,9 @@ class Erase(NamedTuple):
 
 
 def blur_weights(sigmas: np.ndarray, radius: int) -> np.ndarray:
-    """(B,) -> (B, radius + 1) float32 integers: the weights of a pixel and of those at distances up to `radius`.
+    """Returns (B, radius + 1) float32 integers for (B,) deviations: the weights of pixels at distances 0 .. `radius`.
 
-    Both sides together have the sum BLUR_WEIGHT_SUM.
+    The weights of both sides together have the sum BLUR_WEIGHT_SUM.
     """
     shares = np.exp(-0.5 * (np.arange(radius + 1) / sigmas[:, None]) ** 2)
     shares /= shares[:, :1] + 2.0 * shares[:, 1:].sum(1, keepdims=True)

@@ -1,8 +1,8 @@
 """Policies: ops that choose other ops for each image, from a pool of ops with ranges of their magnitudes.
 
 Shears, translations and rotations interpolate bilinearly, where torchvision by default and FixMatch's code take the
-nearest pixel. What comes from outside is black, and translations are by whole pixels, as there. Magnitudes are float64:
-the float32 of torchvision make 15.999999 of a translation by 16 pixels, and cut it to 15.
+nearest pixel. Pixels from outside of the image are black, and translations are by whole pixels, as there. Magnitudes
+are float64: the float32 of torchvision make 15.999999 of a translation by 16 pixels, and cut it to 15.
 """
 
 from collections.abc import Callable

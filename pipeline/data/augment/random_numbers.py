@@ -21,7 +21,7 @@ NUMBERS_PER_OP = 64
 
 
 def mix_bits(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64, in place."""
+    """Applies the finaliser of SplitMix64 to uint64 numbers in place."""
     x ^= x >> FIRST_SHIFT
     x *= FIRST_MULTIPLIER
     x ^= x >> SECOND_SHIFT
@@ -47,14 +47,14 @@ def fold_keys(keys: np.ndarray, parts: Iterable[np.ndarray | np.uint64]) -> np.n
 
 
 def draw_bits(keys: np.ndarray, first: int, count: int) -> np.ndarray:
-    """(m,) uint64 keys -> (m, count) uint64: the hashes of the numbers `first` .. `first` + `count` - 1 of each key."""
+    """Hashes the numbers `first` .. `first` + `count` - 1 of (m,) uint64 keys. Returns (m, count) uint64."""
     counters = np.arange(first, first + count, dtype=np.uint64) * GOLDEN_GAMMA
     return mix_bits(keys[:, None] + counters)
 
 
 def draw_levels(keys: np.ndarray, count: int, bits: int = 8) -> np.ndarray:
-    """(B,) uint64 -> (B, count) levels of noise of 8 or 16 bits, as unsigned integers of as many: 2**bits times the
-    numbers of `tasks.counter_rng.draw_uniform`.
+    """Draws for (B,) uint64 keys (B, count) levels of noise of 8 or 16 bits, as unsigned integers of as many: 2**bits
+    times the numbers of `tasks.counter_rng.draw_uniform`.
     """
     levels: np.ndarray = (draw_bits(keys, 1, count) >> np.uint64(64 - bits)).astype(f"u{bits // 8}")
     return levels

@@ -1,6 +1,6 @@
 """Augmentations of images with any number of channels, of 8 or 16 bits; those that mix colours are refused by name.
 
-Levels are whole numbers, and every op rounds to the nearest. What an op computes is exact or elementwise in float64, so
+Levels are whole numbers, and every op rounds to the nearest. The result of an op is exact or elementwise in float64, so
 that `train.device_ops.channels` gives the same pixels on any device. Pixels beyond the image are 0.
 """
 
@@ -59,7 +59,7 @@ def explain_refused_op(op: Mapping[str, Any]) -> str | None:
 def keep_channel_ops(ops: Sequence[Mapping[str, Any]]) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Returns the ops that images of any channels can have, and the names of what was left out.
 
-    `ops` have all their parameters. Of color_jitter, brightness and contrast remain.
+    `ops` have all their parameters. The changes of brightness and contrast remain of color_jitter.
     """
     kept, dropped = list[dict[str, Any]](), list[str]()
     for op in ops:

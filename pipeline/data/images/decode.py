@@ -57,7 +57,7 @@ def open_rgb(
 
     `info` holds `mode` and `format` of the file; if the image was not upright, its EXIF `orientation`; if it has more
     than 8 bits a sample, its `levels`: kind, lowest and highest; and if something was decided in reading it, the
-    `readings`: names in `readings.READING_SENTENCES`. Of an animation the first frame is used. Transparent pixels are
+    `readings`: names in `readings.READING_SENTENCES`. The first frame of an animation is used. Transparent pixels are
     blended on white. More than 8 bits are scaled to the range of their kind in `levels`, the ranges of the data set;
     without one, as `guess_level_range` describes. EXIF data that cannot be read is ignored.
 

@@ -133,9 +133,10 @@ def find_exponent(value: float) -> int:
 def decide_level_range(kind: str, low: float, high: float, depth: int | None) -> tuple[float, float]:
     """Returns black and white for a set of images of one kind, whose levels are `low` to `high`.
 
-    Integers: 0 and the highest level of `depth` bits; by default of the fewest bits that hold `high`, at least 8. If
-    some are negative: those of signed integers of `depth` bits; by default `low` and `high`. Floats: 0 and 1 if `high`
-    is above one half and at most 1, else 0 and `high`; `low` and `high` if some are negative.
+    The range of integers is 0 to the highest level of `depth` bits; by default of the fewest bits that hold `high`, at
+    least 8. If some are negative, it is that of signed integers of `depth` bits; by default `low` to `high`. The range
+    of floats is 0 to 1 if `high` is above one half and at most 1, else 0 to `high`; it is `low` to `high` if some are
+    negative.
     """
     if kind == "floats":
         return (min(low, 0.0), 1.0 if 0.5 < high <= 1.0 else high)

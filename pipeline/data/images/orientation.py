@@ -39,7 +39,7 @@ def load_pixels(image: Image.Image) -> int:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation of an image; 1 is upright. That of a PNG file is only known once it is loaded."""
+    """Returns the EXIF orientation of an image; 1 is upright. A PNG file has to be loaded before it has one."""
     # The decoders of these two turn the pixels themselves, by a number of the format's own. Only a JPEG file that is
     # kept whole in JPEG XL is not turned.
     if image.format in (HEIC_EXTRA.pillow_format, JXL_EXTRA.pillow_format) and not getattr(image, "jpeg", False):

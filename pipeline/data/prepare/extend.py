@@ -239,7 +239,7 @@ def _hash_shard_rows(file: Path) -> np.ndarray:
 def _assign_ids(known: np.ndarray, order: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Returns the id (n,) of each image of the source in the earlier store; -1 if it is new.
 
-    Of equal images, the k-th in the source is the k-th in the store; surplus ones are new.
+    The k-th of equal images in the source is the k-th in the store; surplus ones are new.
     """
     ids = np.full(len(found), -1, np.int64)
     rows = np.argsort(found, kind="stable")[np.count_nonzero(found < 0) :]

@@ -43,7 +43,7 @@ class SharedFormat:
     side: int
 
     def __str__(self) -> str:
-        """The format, and how many images have it unless all have."""
+        """Returns the format, and the number of images that have it unless all have."""
         share = f" in {self.num_images:,} of {self.num_tried:,} that were tried" * (self.num_images < self.num_tried)
         return f"{self.pixels}{share}"
 

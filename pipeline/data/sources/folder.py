@@ -1,6 +1,6 @@
 """A folder of images: a subfolder for each class, below the folders of the splits if there are any.
 
-What stands for a split or a class, and what is left out, is decided in `conventions/`.
+The rules in `conventions/` decide which folders stand for a split or a class, and which files are left out.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The licence in a model card: that of the existing weights that a network comes from, for readers and for hubs.
 
-What is known of weights was written by others: all of it is shown as code, and quoted in the front matter.
+The known facts of weights were written by others: all of them are shown as code, and quoted in the front matter.
 """
 
 import re

@@ -87,7 +87,7 @@ def _project_embeddings(
 ) -> tuple[dict[str, PlaneMap], np.ndarray, str]:
     """Returns embeddings of a split on a plane, by title, with their labels and a caption.
 
-    Of all images, or of those of the classes `map_classes`, NUM_MAP_POINTS are drawn.
+    The map has NUM_MAP_POINTS images, drawn from all, or from those of the classes `map_classes`.
     """
     ids, embeddings = open_embeddings(folder, split)
     labels, classes = worker.splits.labels[ids], worker.store.classes

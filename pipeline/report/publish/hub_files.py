@@ -106,7 +106,7 @@ def _list_top_files(found: list[HubFile]) -> list[HubFile]:
 def find_stale_files(names: list[str], files: list[HubFile]) -> list[str]:
     """Returns the files of an earlier push that a repository has, and the new export has not.
 
-    `names`: the files of the repository. Those that no export has written stay.
+    `names`: the files of the repository. Files that no export has written stay.
     """
     if FOLDER_MANIFEST not in names:
         return []

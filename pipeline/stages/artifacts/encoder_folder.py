@@ -84,7 +84,7 @@ def _check_maps(encoder: Encoder, file: Path) -> None:
 def check_untrusted_encoder(folder: Path, image_size: int) -> None:
     """Checks that the spec of an encoder is that of the network of its weights, without the memory of that network.
 
-    For encoders that no recipe has the spec of.
+    It is for encoders that no recipe has the spec of.
 
     Raises:
         UserError: as `load_encoder`.

@@ -4,7 +4,7 @@
 
 They are to the last bit those that a stage would compute itself: the hash is of all that decides a bit of them
 (`hash_features`). A file is kept as long as a later stage or seed may take it, and all are removed when a run ends.
-What is missing, damaged, or more than MAX_KEPT_BYTES altogether is computed again.
+Features that are missing, damaged, or more than MAX_KEPT_BYTES altogether are computed again.
 """
 
 import contextlib

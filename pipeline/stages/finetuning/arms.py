@@ -51,5 +51,5 @@ def build_arm_task(context: StageContext, stage: Finetune, instance: StageInstan
 
 
 def _first_images(context: StageContext, stage: Finetune, instance: StageInstance) -> Tensor:
-    """(n, 3, S, S) training images with the evaluation augmentation, the same on every worker."""
+    """Returns (n, 3, S, S) training images with the evaluation augmentation, the same on every worker."""
     return load_eval_batch(context, stage, finetune_ids(context, stage, instance)[:NUM_LSUV_IMAGES]).views[0].cpu()

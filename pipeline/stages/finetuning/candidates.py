@@ -30,7 +30,7 @@ def choose_candidates(stage: Finetune, held_out: Mapping[str, Mapping[str, Any]]
     """Returns the name of the best training of each arm.
 
     Args:
-        held_out: the scores of each training on held-out images, by its name. Of equal ones the first is chosen.
+        held_out: the scores of each training on held-out images, by its name. The first of equal ones is chosen.
     """
     measure, candidates = TASKS[stage.task.name].measure, list_candidates(stage)
     return {

@@ -14,8 +14,8 @@ MIN_NAMED_SHARE = 1e-9
 class ImageClasses:
     """The probabilities of all classes for one image.
 
-    `names` are the classes in the order of `probabilities`, (C,) float32. Of a model that was trained with one class
-    for each image they sum to 1; of one with several, each is that of its class to be present.
+    `names` are the classes in the order of `probabilities`, (C,) float32. They sum to 1 if the model was trained with
+    one class for each image; if it was trained with several, each is the probability that its class is present.
     """
 
     names: tuple[str, ...]

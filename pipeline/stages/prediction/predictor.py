@@ -66,8 +66,8 @@ class FineTunedModel:
 
         Args:
             images: paths, PIL images, arrays (H, W, 3) or (H, W) uint8, or tensors (C, H, W), C 1 or 3, uint8 or floats
-                in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size. For a model of images with
-                their channels as they are: paths, and arrays (H, W, C) of its channels and bits.
+                in 0..1, which are rounded to 8 bits. All can be mixed, and be of any size. A model of images with their
+                channels as they are takes paths, and arrays (H, W, C) of its channels and bits.
             batch_size: the number of images that the network gets at a time.
 
         Raises:

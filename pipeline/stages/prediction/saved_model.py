@@ -272,7 +272,7 @@ def _check_same_tensors(
 ) -> None:
     """Raises ValueError unless the weights have the names and shapes of the network that the description is of.
 
-    Of an encoder without its batch normalisations, vectors may be missing, and biases may have been added.
+    An encoder without its batch normalisations may lack vectors, and may have additional biases.
     """
     for name, shape in expected.items():
         if name not in weights:

@@ -164,7 +164,7 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
 
     @property
     def measured_splits(self) -> frozenset[str]:
-        """Both where the method learns a classifier; `val` for what is watched, or measured of each image."""
+        """Both splits if the method learns a classifier; `val` if it watches features or measures each image."""
         if self.labelled_per_batch:
             return MEASURED_SPLITS
         held_out = self.watch.every > 0 or bool(read_fact("methods", self.method.name, "image_metrics"))

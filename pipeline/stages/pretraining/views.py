@@ -24,7 +24,7 @@ class View(NamedTuple):
 def list_views(stage: Pretrain, dataset: DatasetOptions) -> list[View]:
     """Returns the views of an image in the order in which the method gets them.
 
-    They are those of `stage.views`. Where it is null, the method makes its own of the stage's augmentations, or of the
+    They are those of `stage.views`. If it is null, the method makes its own of the stage's augmentations, or of the
     data set's.
     """
     base = stage.augment or dataset.train_augment

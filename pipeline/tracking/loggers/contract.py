@@ -1,9 +1,9 @@
 """The contract of a logger: one that is not MLflow, and gets what MLflow has got.
 
 A logger is opened for one run of MLflow when the run has its first number or figure, and again by every command that
-continues the run. It gets numbers by step, figures, and the state in which the run ended. Final scores are numbers
-of step 0, as in MLflow. It never gets a number twice: it says what it holds when it is opened, and the group that it is
-in leaves that out. What it lacks of what MLflow has, after a kill or an outage, it gets then.
+continues the run. It gets numbers by step, figures, and the state in which the run ended. Final scores are numbers of
+step 0, as in MLflow. It never gets a number twice: it says what it holds when it is opened, and the group that it is in
+leaves that out. It then gets the numbers and files of MLflow that it lacks after a kill or an outage.
 
 To add one, write a subclass of `RunLogger`, and add it to `LOGGERS` (registry.py), or from a package of your own by
 an entry point of the group `firstlight.loggers`.
@@ -48,7 +48,8 @@ class LoggedRun:
 class RunLogger(ABC):
     """Logs one run. Methods may raise anything: the logger is then left out with one note, and the work goes on.
 
-    Calls come from one thread at a time. What a call was given should be on disk, or on its way there, when it returns.
+    Calls come from one thread at a time. The values of a call should be on disk, or on their way there, when it
+    returns.
     """
 
     # The package that the logger imports, and the extra of Firstlight that installs it

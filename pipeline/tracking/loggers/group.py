@@ -1,7 +1,7 @@
 """The loggers of the runs of a recipe, which follow MLflow.
 
-What MLflow has accepted is passed on to them. When one is opened, it gets what MLflow has and it lacks: the numbers
-that a killed process did not pass on, those of an outage, or all, of a run that began without it.
+They get everything that MLflow has accepted. When one is opened, it gets what MLflow has and it lacks: the numbers that
+a killed process did not pass on, those of an outage, or all, of a run that began without it.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class LoggerGroup:
     """Passes on to the loggers of `tracking.loggers` what MLflow has got. None of its methods raises."""
 
     def __init__(self, names: Sequence[str], client: "MlflowClient", console: Console | None = None) -> None:
-        """`client`: one that does not retry."""
+        """Takes the loggers' names and `client`, which must be one that does not retry."""
         self.classes: dict[str, type[RunLogger]] = {name: LOGGERS[name] for name in names}
         self.client, self.console = client, console or SafeConsole(stderr=True)
         self._runs: dict[str, LoggedRun] = {}

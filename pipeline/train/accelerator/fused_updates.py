@@ -26,8 +26,8 @@ def choose_fused(spec: OptimizerSpec, device: torch.device) -> OptimizerSpec:
 def adapt_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns an optimiser's state from a checkpoint with the implementation of `optimizer`.
 
-    A training may continue on another device than it was begun on. Whether the update is fused decides where torch
-    keeps the numbers of steps.
+    A training may continue on another device than it was begun on. The place where torch keeps the numbers of steps
+    depends on the choice of a fused update.
     """
     groups = [
         {**saved, **({"fused": own["fused"]} if "fused" in own else {})}

@@ -73,7 +73,7 @@ COLORS = 3
 
 @torch.no_grad()
 def augment_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor:
-    """(B, 3, H, W) uint8 and parameters from `augment.sample_params` -> (B, 3, size, size) uint8.
+    """Augments (B, 3, H, W) uint8 images by parameters from `augment.sample_params`, to (B, 3, size, size) uint8.
 
     Images of one channel, (B, 1, H, W), stand for gray ones with three equal channels, which is what is returned.
     """
@@ -93,7 +93,7 @@ def augment_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor
 
 
 def crop_batch(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
-    """(B, C, H, W) uint8 and (B, 4) left, top, width, height -> (B, C, size, size) uint8.
+    """Crops (B, C, H, W) uint8 images to (B, 4) left, top, width and height, and resizes to (B, C, size, size).
 
     The boxes are resampled as by Pillow's `Image.resize(BILINEAR, box=)`.
     """
@@ -158,7 +158,7 @@ def _is_columns_first(width: int, height: int, size: tuple[int, int]) -> bool:
 
 
 def _resampling_weights(images: Tensor, starts: np.ndarray, stops: np.ndarray, inputs: int, outputs: int) -> Tensor:
-    """(B,) starts and stops of boxes -> (2, B, outputs, inputs) integer weights: a triangle around each output.
+    """Returns (2, B, outputs, inputs) integer weights for (B,) starts and stops: a triangle around each output.
 
     The triangle is two input pixels wide, or two output pixels if those are larger. It extends beyond the edges of the
     box, but not of the image. A weight is the first part times WEIGHT_PART plus the second, so that weighted sums of

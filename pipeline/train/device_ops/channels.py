@@ -42,7 +42,7 @@ DEFAULT_VALUES_PER_PART = 2**23
 
 @torch.no_grad()
 def augment_channel_batch(images: Tensor, drawn: Sequence[OpBatch], size: int) -> Tensor:
-    """(B, C, H, W) uint8 or int16 and parameters of `augment.sample_params` -> (B, C, size, size) of the same type."""
+    """Augments (B, C, H, W) uint8 or int16 by parameters of `augment.sample_params`, to (B, C, size, size)."""
     channels = images.shape[1]
     values = max(images[0].numel(), channels * size**2)
     at_a_time = max(1, VALUES_PER_PART.get(images.device.type, DEFAULT_VALUES_PER_PART) // values)

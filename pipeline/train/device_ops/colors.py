@@ -10,7 +10,7 @@ from firstlight.tasks.device.copies import send_array
 
 
 def expand_per_image(values: np.ndarray, images: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1) on the device of `images`."""
+    """Sends (B,) values to the device of `images`, as (B, 1, 1, 1)."""
     return send_array(values, images.device)[:, None, None, None]
 
 
@@ -54,7 +54,7 @@ def blend_images(base: Tensor, images: Tensor, factors: np.ndarray) -> Tensor:
 
 
 def _to_luma(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, 1, H, W) int32, the luma of ITU-R 601; that of gray (B, 1, H, W) is their level."""
+    """Converts (B, 3, H, W) uint8 to (B, 1, H, W) int32, the luma of ITU-R 601; gray (B, 1, H, W) keep their level."""
     if images.shape[1] == 1:
         return images.int()
     red, green, blue = images.int().unbind(1)
@@ -68,7 +68,7 @@ def _change_hue(images: Tensor, turns: np.ndarray) -> Tensor:
 
 
 def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, 3, H, W) uint8 -> hue (B, H, W) int64, saturation and value (B, H, W) float32: integers in 0..255."""
+    """Converts (B, 3, H, W) uint8 to hue int64, saturation and value float32, each (B, H, W) of integers in 0..255."""
     red, green, _ = images.unbind(1)
     value = images.amax(1)
     span = value - images.amin(1)
@@ -91,7 +91,7 @@ def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _saturated_drops(device: torch.device) -> Tensor:
-    """(256, 3) float32: for each hue, how far red, green and blue are below the value at full saturation."""
+    """Returns (256, 3) float32: how far red, green and blue are below the value at full saturation, for each hue."""
     position = torch.arange(256, dtype=torch.float64) * 6.0 / 255.0
     sixth, rest = position.floor().long() % 6, position.frac()
     # The levels of a channel at the top, rising, falling and at the bottom.

@@ -35,7 +35,7 @@ def blur_batch(images: Tensor, drawn: np.ndarray, size: int, number: torch.dtype
 
 
 def _sum_weighted_taps(levels: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """(B, C, H, W) levels and (B, radius + 1) weights of a type -> the weighted sums along an axis."""
+    """Returns the sums of (B, C, H, W) levels along an axis, weighted by (B, radius + 1) numbers of the same type."""
     side, radius = levels.shape[axis], weights.shape[1] - 1
     continued = levels.index_select(axis, send_array(reflect_indices(side, radius), levels.device))
     total = continued.narrow(axis, radius, side) * weights[:, 0, None, None, None]

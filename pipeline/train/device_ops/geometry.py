@@ -9,7 +9,7 @@ from firstlight.tasks.device.copies import send_array
 
 
 def gather_pixels(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, h, w): the pixels at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
+    """Gathers (B, C, h, w) pixels of (B, C, H, W) at rows `y` and columns `x`, which broadcast to (B, 1, h, w)."""
     flat = (y * images.shape[3] + x).flatten(1)[:, None].expand(-1, images.shape[1], -1)
     taken: Tensor = images.flatten(2).gather(2, flat).unflatten(2, (y.shape[2], x.shape[3]))
     return taken

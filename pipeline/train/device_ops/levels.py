@@ -49,7 +49,7 @@ def stretch_batch(images: Tensor, drawn: np.ndarray, size: int) -> Tensor:
 
 
 def _count_levels(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, 3, 256) int64."""
+    """Counts the levels of (B, 3, H, W) uint8 images. Returns (B, 3, 256) int64."""
     levels = images.flatten(2).long()
     return torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=images.device).scatter_add_(
         2, levels, torch.ones_like(levels)

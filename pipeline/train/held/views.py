@@ -41,7 +41,7 @@ class HeldViews:
             yield {name: np.stack([rows[image][name] for image in wanted]) for name in rows[wanted[0]]}
 
     def _has_room(self, loader: Loader, ids: np.ndarray, limit: int) -> bool:
-        """Returns True if the views of `ids` can be kept. Those of other loaders are dropped."""
+        """Returns True if the views of `ids` can be kept. The views of other loaders are dropped if that makes room."""
         key = _describe_pixels(loader)
         known = self._rows.get(key, {})
         total = sum(image not in known for image in ids.tolist()) + len(known)

@@ -1,8 +1,8 @@
 """Files of weights: safetensors, and checkpoints of torch read by its restricted unpickler. Nothing in them is run.
 
 `torch.load(weights_only=True)` knows tensors, containers, numbers and strings, and refuses every other name of a pickle
-before it is imported. Of other names it gets `argparse.Namespace` here, which training scripts keep their options in
-and which holds values only. Its checks leave memory out: what a file declares is held against its own size.
+before it is imported. The only other name that it gets here is `argparse.Namespace`, which training scripts keep their
+options in and which holds values only. Its checks leave memory out: what a file declares is held against its own size.
 """
 
 import argparse

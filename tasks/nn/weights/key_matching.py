@@ -47,7 +47,7 @@ def drop_compiler_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def find_prefix(names: Collection[str], wanted: Collection[str]) -> KeyPrefix:
     """Finds the prefix behind which most of the names `wanted` stand among `names`.
 
-    Of prefixes with equally many, one with the first of `PREFERRED_WORDS` is taken, one with a word of
+    If several prefixes have equally many, one with the first of `PREFERRED_WORDS` is taken, one with a word of
     `FOLLOWING_WORDS` last, and a shorter one before a longer one.
     """
     own, counts = set(wanted), Counter[str]()

@@ -326,8 +326,8 @@ def _list_choices(prefix: str, names: Any) -> str:
 def find_default_colours(spec: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
     """Returns the mean and standard deviation that weights of a network usually expect, and words for what has them.
 
-    Those of timm's own weights for a network of timm; those of ImageNet for networks that torchvision has. None for the
-    others.
+    A network of timm has the values of timm's own weights, and a network that torchvision has those of ImageNet. The
+    result is None for the others.
     """
     if spec["name"] == "timm":
         import timm

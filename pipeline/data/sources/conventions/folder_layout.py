@@ -81,7 +81,7 @@ class FolderPlan:
     def place_folder(self, path: bytes) -> tuple[str | None, bytes]:
         """Returns the split of the images of a folder, None if they belong to none, and their class, b"" if none.
 
-        Of several patterns, the one with the most names counts, as test does besides `*`.
+        The pattern with the most names counts among several, as test does besides `*`.
         """
         parts = tuple(path.split(b"/")) if path else ()
         ranked = [

@@ -32,7 +32,7 @@ class ImageNames:
     def find_name(self, line: str, file: Path | None = None) -> str | None:
         """Returns the name of the image that a line of a list names, None if there is no such file.
 
-        How it was found is counted for `file`.
+        The way in which it was found is counted for `file`.
         """
         for name, how in self._list_candidates(line):
             if name in self.paths:

@@ -4,7 +4,7 @@ The XML comes from outside: its size is limited, and a DTD is refused, as it cou
 from 1 and its boxes include both ends, so left = xmin - 1 and right = xmax, likewise downwards; all sets in its layout
 are read so.
 
-What one object lacks costs that object, not its image, and is counted.
+An incomplete object is left out and counted, and its image is kept.
 """
 
 import math
