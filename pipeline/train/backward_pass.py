@@ -58,7 +58,7 @@ class BackwardPass:
         return losses
 
     def _backward_in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Returns the losses and adds their gradient, with one part of the batch in memory at a time (gradient caching).
+        """Returns the losses and adds their gradient, with one part of the batch in memory at a time: gradient caching.
 
         Every part is embedded without gradient; the loss of the whole batch gives the gradient at its embedding; every
         part is embedded again, to propagate its share of that gradient. Batch statistics are those of a part. Source:

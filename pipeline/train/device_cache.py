@@ -86,7 +86,7 @@ class CachedRaggedImages:
 def crop_views(
     opened: list[Image.Image], ids: np.ndarray, passes: np.ndarray, loader: Loader, device: torch.device
 ) -> dict[str, Tensor]:
-    """Crops B images of any sizes here, and augments them on `device`, to (B, V, S, S, 3) uint8 for each group of views."""
+    """Crops B images of any sizes, and augments them on `device`, to (B, V, S, S, 3) uint8 for each group."""
     return augment_crops(keep_crops(loader).load_opened(ids, passes, ids, opened), loader, device)
 
 
@@ -170,7 +170,7 @@ def _build_decoder(loader: Loader) -> StoredImages:
 
 
 def _move_to_device(device: torch.device, arrays: Arrays, loader: Loader) -> Tensor:
-    """Moves decoded images (B, 1, H, W, C) to the device, as (B, C, H, W) uint8 or int16; gray ones have one channel."""
+    """Moves (B, 1, H, W, C) images to the device, as (B, C, H, W) uint8 or int16; gray ones have one channel."""
     images = arrays[view_column(0)][:, 0, :, :, : _count_held_channels(loader)]
     return send_pixels(np.ascontiguousarray(images), device).permute(0, 3, 1, 2)
 

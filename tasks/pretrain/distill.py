@@ -134,6 +134,6 @@ class Distillation(Method):
 
 
 def cosine_distance(own: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean over all but dimension 1 of 1 - cos of (B, D, ...) tensors along it, with no gradient to `target`."""
+    """Returns the mean over all but dimension 1 of 1 - cos of (B, D, ...) along it, without gradient in `target`."""
     kind: Any = torch.promote_types(own.dtype, torch.float32)
     return (1.0 - F.cosine_similarity(own.to(kind), target.detach().to(kind), dim=1)).mean()
