@@ -257,7 +257,7 @@ def unsafe(source: str) -> Set[str]:
         ),
     ],
 )
-def test_what_is_unsafe_is_seen(line: str) -> None:
+def test_unsafe_calls_are_found(line: str) -> None:
     assert unsafe(line)
 
 

@@ -16,7 +16,7 @@ def set_up(folder: str) -> tuple[int, list[str], int, str]:
     return os.getpid(), [thread.name for thread in threading.enumerate()], torch.get_num_threads(), os.getcwd()
 
 
-def test_what_an_arm_sets_up_is_not_there_for_the_next_and_it_has_one_thread() -> None:
+def test_arm_runs_in_a_process_of_its_own_with_one_thread() -> None:
     process, threads, torch_threads, folder = run_in_own_process(set_up, "/")
     assert folder == "/"
     assert Path.cwd() != Path("/")

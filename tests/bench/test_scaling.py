@@ -259,7 +259,7 @@ def test_command_prints_all_tables() -> None:
     assert all(any(key[0] == case for key in rows) for case in METHOD_CASES)
 
 
-def test_time_and_memory_of_a_plan_of_lanes_are_told() -> None:
+def test_time_and_memory_of_a_plan_of_lanes_are_printed() -> None:
     answer = CliRunner().invoke(main, ["--plan-images", "100000"], catch_exceptions=False)
     assert "A plan of lanes over 100,000 images" in answer.output
     whole, thinned = (orders.time_lane_plan(100_000, held_out)["bytes"] for held_out in (False, True))

@@ -46,7 +46,7 @@ def run(tmp_path: Path, name: str, stages: dict[str, Any]) -> tuple[RecipeRun, s
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_all_images_are_trained_on_and_a_recipe_that_measures_is_told(tmp_path: Path) -> None:
+def test_all_images_are_trained_on_and_a_recipe_that_measures_is_warned(tmp_path: Path) -> None:
     first, told = run(tmp_path, "alone", {"pretrain": PRETRAIN})
     (pretrained,) = first.instances
     assert pretrained.result is not None

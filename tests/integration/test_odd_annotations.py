@@ -154,7 +154,7 @@ def test_void_that_may_be_a_class_is_asked_about(tmp_path: Path, masks: tuple[np
             prepare_set(root)
 
 
-def test_masks_without_a_class_in_test_are_told(tmp_path: Path) -> None:
+def test_masks_without_a_class_in_test_are_reported(tmp_path: Path) -> None:
     root = write_grey_masks(tmp_path / "in", HALF, HALF, HALF * 0)
     _, notes = prepare_set(root)
     assert "test: 1 of the 2 classes do not occur: cell" in notes
@@ -188,7 +188,7 @@ def test_colours_of_masks_are_asked_for_and_read_as_stated(
         assert said in str(raised.value)
 
 
-def test_odd_objects_are_told(tmp_path: Path) -> None:
+def test_odd_objects_are_reported(tmp_path: Path) -> None:
     for k in range(3):
         write_marked(tmp_path / "in", k, 1, "PNG", "stored")
     root = write_set(tmp_path / "in")

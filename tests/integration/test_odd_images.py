@@ -96,7 +96,7 @@ def test_data_of_few_bits_use_the_whole_range(tmp_path: Path, name: str, bits: i
     assert np.mean(measure_colours(store, 10_000).mean) == pytest.approx(mean, abs=0.002)
 
 
-def test_depth_is_stated_and_images_beyond_it_are_told(tmp_path: Path) -> None:
+def test_depth_is_stated_and_images_beyond_it_are_reported(tmp_path: Path) -> None:
     ramps = [encode_image(make_ramp(top)[:, :, 0].astype(np.uint16)) for top in (4095, 65535)]
     root = write_folder(tmp_path / "in", *ramps)
     plain, notes = prepare_images(root, test_fraction=0.0)
@@ -178,7 +178,7 @@ NOISE.save(PAGES, "TIFF", save_all=True, append_images=[make_noise(16, 16, 4)])
     ],
     ids=range(12),
 )
-def test_what_was_taken_as_what_is_told(tmp_path: Path, data: bytes, told: str) -> None:
+def test_conversion_of_odd_images_is_reported(tmp_path: Path, data: bytes, told: str) -> None:
     store, notes = prepare_images(write_folder(tmp_path / "in", data), test_fraction=0.0)
     assert store.quarantined == 0
     assert told in notes

@@ -243,7 +243,7 @@ CASES = {**MASKS, **BOXES, **FILES}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_files_are_read_and_told_or_refused(tmp_path: Path, name: str) -> None:
+def test_files_are_read_and_reported_or_refused(tmp_path: Path, name: str) -> None:
     write, expected, told = CASES[name]
     store, lines = read_case(tmp_path, write)
     for text in told:

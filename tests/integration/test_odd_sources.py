@@ -359,7 +359,7 @@ CASES = {**FOLDERS, **LISTS, **TABLES, **ARCHIVES}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sources_are_read_and_told_or_refused(tmp_path: Path, name: str) -> None:
+def test_sources_are_read_and_reported_or_refused(tmp_path: Path, name: str) -> None:
     write, expected, told = CASES[name]
     store, lines = read_case(tmp_path, write)
     for text in told:

@@ -70,7 +70,7 @@ def test_trial_registers_models_under_other_names(mine: Path) -> None:
         (("dataset.max_train: 50", "dataset.max_trian: 50"), "dataset.max_trian: unknown key"),
     ],
 )
-def test_wrong_smoke_section_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
+def test_wrong_smoke_section_is_a_one_line_error(mine: Path, change: tuple[str, str], told: str) -> None:
     mine.write_text(RECIPE.replace(*change))
     with pytest.raises(UserError) as error:
         load_recipe(mine, smoke=True)
@@ -93,7 +93,7 @@ EXPECTED = "expected: [{stage: tuned, measure: knn, paper: 90.0, source: table 1
         ((", source: table 1", ""), "expected.0.source: is missing"),
     ],
 )
-def test_wrong_expected_number_is_one_line(mine: Path, change: tuple[str, str], told: str) -> None:
+def test_wrong_expected_number_is_a_one_line_error(mine: Path, change: tuple[str, str], told: str) -> None:
     mine.write_text(RECIPE + EXPECTED)
     assert load_recipe(mine).expected[0].paper == 90.0
     mine.write_text(RECIPE + EXPECTED.replace(*change))

@@ -138,7 +138,7 @@ def test_full_disk_is_one_line_and_the_next_run_finishes(tmp_path: Path, clean: 
 
 @pytest.mark.fault(24, "a storage that is deleted in the middle of a training")
 @pytest.mark.parametrize("deleted", ["runs", "runs/small"])
-def test_deleted_storage_is_one_line(tmp_path: Path, deleted: str) -> None:
+def test_deleted_storage_is_a_one_line_error(tmp_path: Path, deleted: str) -> None:
     recipe = recipes.recipe(tmp_path / "runs", stages__pretrain__epochs=3000)
     del recipe.stages["evaluate"], recipe.stages["finetune"]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.dump()))

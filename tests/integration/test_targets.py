@@ -187,7 +187,7 @@ def test_recipe_with_annotations_runs_to_scores_and_figures(
         assert {f"pretrained/test_iou/{name}" for name in ("ground", "bright", "dark")} <= set(tuned.data.metrics)
 
 
-def test_task_that_does_not_fit_the_store_is_one_line(tmp_path: Path, root: Path) -> None:
+def test_task_that_does_not_fit_the_store_is_a_one_line_error(tmp_path: Path, root: Path) -> None:
     wrong = {
         "masks": (
             SEGMENT,

@@ -13,7 +13,7 @@ from tests.support.folders_of_noise import write_noise_folder
 pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
-def test_a_pretraining_and_what_goes_on_from_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_later_runs_start_from_a_pretraining(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (40, 36))
     asked = {"method": "simclr", "epochs": 1, "model": "convnet"}
     first = fl.pretrain(tmp_path / "images", tmp_path / "out", "seeds=[1]", **asked)

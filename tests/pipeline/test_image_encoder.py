@@ -54,7 +54,7 @@ def test_embed_takes_grey_images_of_any_size_and_none_at_all(encoder: ImageEncod
         ("absent.png", r"absent\.png.*No such file"),
     ],
 )
-def test_embed_names_what_is_no_image(encoder: ImageEncoder, image: Any, reason: str) -> None:
+def test_embed_names_an_input_that_is_no_image(encoder: ImageEncoder, image: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         encoder.embed([np.zeros((8, 8, 3), np.uint8), image])
 

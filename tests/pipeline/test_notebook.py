@@ -48,7 +48,7 @@ def test_bar_stays_one_line_and_lines_stay_above_it(shown: list[Mapping[str, str
     assert max(len(one["text/plain"].splitlines()) for one in shown) == 3
 
 
-def test_html_has_colours_and_escapes_what_a_browser_would_obey(shown: list[Mapping[str, str]]) -> None:
+def test_html_has_colours_and_escapes_markup(shown: list[Mapping[str, str]]) -> None:
     screen = CellScreen(shown.append)
     draw_console(screen).print("[green]ok[/] <b>name</b> \x1b[2K", soft_wrap=True, highlight=False)
     screen.show_rest()

@@ -41,7 +41,7 @@ def test_process_ends_after_its_threads_and_exit_functions_but_frees_nothing(cod
     assert sorted(file.name for file in tmp_path.iterdir()) == ["atexit", "thread"]
 
 
-def test_output_that_nobody_reads_ends_with_the_code_of_python(tmp_path: Path) -> None:
+def test_closed_pipe_ends_with_the_exit_code_of_python(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path), "0"],
         stdout=subprocess.PIPE,

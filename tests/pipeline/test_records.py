@@ -97,7 +97,7 @@ def test_wrong_shape_is_one_line_with_the_key_and_the_value(wrong: dict[str, Any
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"3", b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_what_is_no_object_is_one_line(data: bytes) -> None:
+def test_record_that_is_no_object_is_a_one_line_error(data: bytes) -> None:
     with pytest.raises(DamagedRecord, match=r"^a\.json: is damaged: .*$"):
         parse_record(data, SCORED, "a.json")
 
@@ -107,7 +107,7 @@ def test_deep_nesting_in_a_free_key_is_the_record_or_one_line() -> None:
     assert parse_record(deep, SCORED, "a.json")["number"] == 1
 
 
-def test_folder_in_the_place_of_a_record_is_one_line(tmp_path: Path) -> None:
+def test_folder_in_the_place_of_a_record_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(DamagedRecord, match=rf"^{tmp_path}: cannot be read: Is a directory$"):
         read_json_record(tmp_path, SCORED)
     with pytest.raises(DamagedRecord, match=rf"^{tmp_path}: cannot be read: Is a directory$"):

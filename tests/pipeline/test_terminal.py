@@ -114,7 +114,7 @@ def test_hostile_characters_are_shown_as_escapes() -> None:
 
 
 @given(st.text())
-def test_no_text_keeps_a_character_that_a_terminal_obeys(text: str) -> None:
+def test_escaped_text_has_no_control_characters(text: str) -> None:
     shown = escape_text(text)
     assert escape_text(shown) == shown
     joiners = "\u200c\u200d"
@@ -134,7 +134,7 @@ def safe_console(terminal: bool) -> SafeConsole:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nothing_that_is_printed_obeys_a_name(terminal: bool) -> None:
+def test_printed_names_do_not_control_the_terminal(terminal: bool) -> None:
     console = safe_console(terminal)
     console.print(HOSTILE, markup=False, highlight=False)
     console.print(f"[yellow]note[/] {HOSTILE}", highlight=False)

@@ -72,7 +72,7 @@ def test_search_lists_its_newest_trials_with_scores(tmp_path: Path) -> None:
     assert last.remark == f"and 2 earlier trials: firstlight show {search[:8]}"
 
 
-def test_running_run_is_stopped_if_nobody_holds_its_lock(tmp_path: Path) -> None:
+def test_running_run_is_stopped_if_no_process_holds_its_lock(tmp_path: Path) -> None:
     past = Past(tmp_path)
     recipe = past.recipe("killed")
     past.client.update_run(recipe, status="RUNNING")

@@ -138,7 +138,7 @@ def test_recipe_command_runs_the_stages_of_its_kind(monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
-def test_mistake_in_a_first_run_is_one_line(
+def test_mistake_in_a_first_run_is_a_one_line_error(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

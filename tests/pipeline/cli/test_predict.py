@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(tmp_path: Path, photos: Path) -> None:
         assert "\n" not in str(told.value)
 
 
-def test_table_that_nobody_reads_to_its_end_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_pipe_is_no_failure_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as broken:

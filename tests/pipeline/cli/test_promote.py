@@ -57,7 +57,7 @@ def test_recipe_is_promoted_by_its_first_seed(lineage: Lineage, run_ids: dict[st
         ("pretrain1", "a/b", "--name: 'a/b' is not valid"),
     ],
 )
-def test_refusals_name_what_is_wrong(
+def test_refusals_name_the_mistake(
     lineage: Lineage, run_ids: dict[str, str], run: str, name: str, message: str
 ) -> None:
     _, client = read_lineage(lineage.location)

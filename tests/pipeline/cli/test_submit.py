@@ -264,7 +264,7 @@ def test_job_is_sent_again_to_a_cluster_without_agents(cluster: Cluster) -> None
         ),
     ],
 )
-def test_refused_connection_is_one_line(
+def test_refused_connection_is_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, mode: str, message: str
 ) -> None:
     def refuse(address: str) -> None:

@@ -42,14 +42,16 @@ def test_address_leads_to_the_runs_of_the_experiment() -> None:
     assert runs_address("http://127.0.0.1:5000", "1") == "http://127.0.0.1:5000/#/experiments/1/runs"
 
 
-def test_command_names_only_what_is_not_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_names_only_settings_that_differ_from_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert ui_command(parse_location([])).split()[-1] == "ui"
     assert ui_command(parse_location([f"storage={tmp_path}/my runs"])).endswith(f" ui 'storage={tmp_path}/my runs'")
     assert ui_command(parse_location(["tracking.uri=http://host:5000"])).endswith(" ui tracking.uri=http://host:5000")
 
 
-def test_server_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_does_not_start_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firstlight.pipeline.cli.ui.sys.executable", "/bin/false")
     with pytest.raises(StageFailed, match=r"^MLflow's server ended with exit code 1: it printed nothing$"):
         serve_ui(parse_location([f"storage={tmp_path}"]), "1", free_port(5600), print)

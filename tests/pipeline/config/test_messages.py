@@ -124,7 +124,7 @@ def test_wrong_list_elements_are_not_also_reported_as_an_empty_list(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", [2**63, 2**64, 10**40, -(2**63)])
-def test_seed_of_more_than_64_bits_is_one_line(tmp_path: Path, seed: int) -> None:
+def test_seed_of_more_than_64_bits_is_a_one_line_error(tmp_path: Path, seed: int) -> None:
     with pytest.raises(UserError, match=rf"^seeds\.1: .* is not valid: integers are at most {2**63 - 1}$"):
         recipes.recipe(tmp_path, seeds=[0, seed])
     assert recipes.recipe(tmp_path, seeds=[2**63 - 1]).seeds == (2**63 - 1,)

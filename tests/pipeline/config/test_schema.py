@@ -176,7 +176,7 @@ def test_windows_are_valid_augmentations() -> None:
     assert all(check_augment(window) == window for window in windows)
 
 
-def test_repeated_value_is_named_by_what_it_is() -> None:
+def test_repeated_value_is_named_by_its_kind() -> None:
     assert check_distinct((1, 2), "a seed") == (1, 2)
     with pytest.raises(ValueError, match="must not repeat a seed"):
         check_distinct((1, 1), "a seed")

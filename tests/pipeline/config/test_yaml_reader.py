@@ -94,7 +94,7 @@ def test_many_values_are_one_line_in_time(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\u202eb", "\x1b[2J", "\u200b", "\u2028", "ü"])
-def test_dumped_yaml_shows_no_character_that_a_terminal_obeys(text: str) -> None:
+def test_dumped_yaml_has_no_control_characters(text: str) -> None:
     dumped = yaml_reader.dump_yaml({"a": text, "ü": [text]})
     assert escape_text(dumped) == dumped
     assert yaml_reader.parse_yaml(dumped, "x") == {"a": text, "ü": [text]}

@@ -26,7 +26,7 @@ def test_every_name_that_is_counted_has_a_sentence() -> None:
     assert formats <= READING_SENTENCES.keys()
 
 
-def test_readings_are_told_with_their_numbers() -> None:
+def test_readings_are_reported_with_their_numbers() -> None:
     images = {"readings": {"box_swapped": 3, "one_colour": 1200}}
     assert describe_readings(images, ()) == [
         "images of one colour: 1,200",
@@ -51,7 +51,7 @@ def test_readings_are_told_with_their_numbers() -> None:
         ("integers", {"lowest": -1024.0, "black": -1024.0}, "levels -1,024 to 3,071: -1,024 is black"),
     ],
 )
-def test_levels_are_told_unless_they_are_plain(kind: str, changes: dict[str, float], told: str | None) -> None:
+def test_levels_are_reported_unless_they_are_plain(kind: str, changes: dict[str, float], told: str | None) -> None:
     lines = describe_readings({"levels": {kind: {**LEVELS, **changes}}}, ())
     assert len(lines) == (told is not None)
     assert told is None or told in lines[0]

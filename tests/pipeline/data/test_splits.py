@@ -205,7 +205,7 @@ def test_own_held_out_split_takes_the_place_of_a_drawn_one(tmp_path: Path) -> No
     ("measured", "counts"),
     [(("val", "test"), (9, 1, 2)), (("val",), (11, 1, 0)), (("test",), (10, 0, 2)), ((), (12, 0, 0))],
 )
-def test_images_are_kept_apart_only_for_what_is_measured(
+def test_images_are_kept_apart_only_for_measured_splits(
     tmp_path: Path, measured: tuple[str, ...], counts: tuple[int, ...]
 ) -> None:
     store, data = store_of(tmp_path, "")

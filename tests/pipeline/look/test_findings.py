@@ -16,7 +16,7 @@ def split(**ids: list[int]) -> dict[int, str]:
     return {image_id: name for name, found in ids.items() for image_id in found}
 
 
-def test_pairs_leaks_and_what_can_be_left_out() -> None:
+def test_findings_are_pairs_leaks_and_redundant_images() -> None:
     # 1, 2 and 3 are alike, 5 is like the test image 7, 6 is alone.
     ids = np.array([1, 2, 3, 5, 6, 7])
     features = turn(0, 2, 4, 90, 180, 91)

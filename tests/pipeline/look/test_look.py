@@ -119,7 +119,7 @@ def test_lists_are_taken_by_a_recipe(images: Path, tmp_path: Path) -> None:
         assert Path(row["path"]).parent.name == row["label"]
 
 
-def test_images_are_limited_and_it_is_said(images: Path, tmp_path: Path) -> None:
+def test_page_limits_the_images_and_says_so(images: Path, tmp_path: Path) -> None:
     told = list[str]()
     look_at_images(LookRequest(images, tmp_path / "out", images=6), QUIET, told.append)
     assert told[0] == "images: 12 train, 6 test; 6 of them were compared; 0 cannot be decoded"

@@ -31,7 +31,7 @@ def facts(tmp_path: Path, digits: Store) -> LookFacts:
     )
 
 
-def test_nothing_found_is_said(facts: LookFacts) -> None:
+def test_page_reports_that_nothing_was_found(facts: LookFacts) -> None:
     assert describe_findings(facts)[2:4] == [
         "near duplicates: 0 pairs with a cosine of 0.97 or more, 0 of them between train and another split",
         f"to leave out: 0 images to train on: {facts.unique_file} lists the others",
@@ -42,7 +42,7 @@ def test_nothing_found_is_said(facts: LookFacts) -> None:
     assert "0.25: image 3" in page
 
 
-def test_many_findings_are_cut_and_it_is_said(facts: LookFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_cuts_many_findings_and_says_so(facts: LookFacts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look_page, "MAX_SHOWN_PAIRS", 2)
     pairs = tuple(ImagePair(0, k, 1.0 - k / 100) for k in range(1, 5))
     page = render_look(replace(facts, findings=replace(facts.findings, near_duplicates=pairs, leaks=pairs[:1])))

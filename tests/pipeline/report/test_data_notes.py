@@ -135,7 +135,7 @@ def with_source(store: Store, **facts: object) -> Store:
     return replace(store, source={**store.source, **facts})
 
 
-def test_notes_of_the_source_are_told_with_its_place(tmp_path: Path, digits: Store) -> None:
+def test_notes_of_the_source_are_reported_with_its_place(tmp_path: Path, digits: Store) -> None:
     recipe = recipes.recipe(tmp_path, dataset__source="folder", dataset__root="/data")
     told = describe_problems(recipe, with_source(digits, notes=["a", "b"], identity="sample"))
     assert told[:2] == ["/data: a", "/data: b"]
@@ -145,7 +145,7 @@ def test_notes_of_the_source_are_told_with_its_place(tmp_path: Path, digits: Sto
     assert not any("earlier version" in line for line in describe_problems(recipes.recipe(tmp_path), digits))
 
 
-def test_images_that_are_not_kept_apart_are_told(tmp_path: Path, digits: Store) -> None:
+def test_images_that_are_not_kept_apart_are_reported(tmp_path: Path, digits: Store) -> None:
     fractions: dict[str, Any] = {"dataset__test_fraction": None, "dataset__val_fraction": None}
     alone = {"stages": {"pretrain": copy.deepcopy(recipes.RECIPE["stages"]["pretrain"])}, **fractions}
     drawn = with_source(digits, draws_test=True)
@@ -159,7 +159,7 @@ def test_images_that_are_not_kept_apart_are_told(tmp_path: Path, digits: Store) 
     assert describe_kept_apart(recipes.recipe(tmp_path, **given), digits) == []
 
 
-def test_encoders_that_have_seen_the_test_images_are_told(tmp_path: Path) -> None:
+def test_encoders_that_have_seen_the_test_images_are_reported(tmp_path: Path) -> None:
     recipe = recipes.recipe(tmp_path, stages__embed={"kind": "embed"})
     (line,) = describe_seen_images(recipe, {"evaluate": "models:/x/1", "embed": "models:/x/1"})
     assert line.startswith(

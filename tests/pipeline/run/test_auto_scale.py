@@ -132,7 +132,7 @@ def test_object_store_has_room_for_the_images_on_their_way(tmp_path: Path, side:
     assert resolve_scale(resolved) == (resolved, None)
 
 
-def test_cpus_beside_idle_gpus_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus_beside_idle_gpus_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_scale, "find_local_gpus", lambda: FoundGpus(1, "H100"))
     _, told = resolve_scale(automatic(tmp_path, "fp32", workers=2))
     assert told == "chosen: 2 workers on the CPUs, though there are 1 GPU"

@@ -67,7 +67,7 @@ def test_segment_of_a_training_is_of_its_stage_only(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_measured_decides_where_a_fraction_is_null(tmp_path: Path) -> None:
+def test_folder_depends_on_the_measured_splits_if_a_fraction_is_null(tmp_path: Path) -> None:
     kept = {"pretrain": copy.deepcopy(recipes.RECIPE["stages"]["pretrain"])}
     for given, same in (
         ({}, True),

@@ -24,7 +24,7 @@ def test_workers_that_leave_nothing_for_decoding_are_refused(
         assert told.startswith(f"scale.workers: {workers} workers leave {cpus - 1.5 * workers:g} CPUs of the cluster")
 
 
-def test_notice_of_ray_is_told_with_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notice_of_ray_is_reported_with_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.train
     from ray.train.v2.api.preemption import PreemptionInfo
 

@@ -165,7 +165,7 @@ def test_worker_finds_the_work_of_other_stages(here: Mirror, tmp_path: Path, mon
     assert (there.root / "small" / "finetune-seed0-ab" / "scores").read_text() == "s"
 
 
-def test_what_is_here_has_to_do_during_an_outage(here: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_are_used_during_an_outage(here: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_files(here.root / "stores" / "digits-1", manifest__json="{}")
     monkeypatch.setattr(Bucket, "read", refuse)
     assert find_fetched(here.get_location(folder)) == folder

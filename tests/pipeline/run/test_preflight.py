@@ -47,7 +47,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_mistake_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_mistake_is_a_one_line_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     recipe = recipes.recipe(tmp_path, **{f"stages__pretrain__{key}": value for key, value in changes.items()})
     with pytest.raises(UserError) as caught:
         preflight.check_recipe(recipe)

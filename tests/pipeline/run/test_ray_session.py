@@ -203,7 +203,9 @@ def test_local_ray_listens_at_loopback_in_a_closed_folder_and_leaves_nothing(tmp
         (RuntimeError("no such cluster"), "local' cannot be joined: no such cluster"),
     ],
 )
-def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_ray_that_does_not_start_is_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
     import ray
 
     def init(**arguments: Any) -> None:

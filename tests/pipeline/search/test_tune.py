@@ -76,7 +76,7 @@ def test_reports_and_ends_reach_the_source(tmp_path: Path) -> None:
     assert source.ends == [(0, ""), (1, "ActorDiedError")], "each trial ends once"
 
 
-def test_nothing_ends_after_a_stop(tmp_path: Path) -> None:
+def test_trials_do_not_end_after_a_stop(tmp_path: Path) -> None:
     source, stopped = ListedTrials(1, tmp_path), threading.Event()
     searcher, stopper = LedgerSearcher(source, stopped), StopOnRequest(stopped)
     searcher.suggest("a")

@@ -105,7 +105,7 @@ def test_model_needs_a_fine_tuning_before_it(tmp_path: Path) -> None:
         parse_recipe({**raw, "stages": stages})
 
 
-def test_export_of_a_registered_encoder_as_a_model_is_one_line(tmp_path: Path) -> None:
+def test_export_of_a_registered_encoder_as_a_model_is_a_one_line_error(tmp_path: Path) -> None:
     raw = recipes.recipe(tmp_path, stages__pretrain__register_as="only-encoder").dump()
     run_recipe(parse_recipe({**raw, "stages": {"pretrain": raw["stages"]["pretrain"]}}), QUIET)
     stages = {"export": {"kind": "export", "what": "model", "encoder": "models:/only-encoder@current"}}

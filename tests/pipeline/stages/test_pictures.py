@@ -27,7 +27,7 @@ def pictures(fill: float) -> tuple[ImageGrid, ...]:
     ), ImageGrid("b", "zz", (ImageRow("z", images[:2]),))
 
 
-def test_what_is_saved_is_loaded_in_its_order(tmp_path: Path) -> None:
+def test_saved_pictures_are_loaded_in_their_order(tmp_path: Path) -> None:
     save_pictures(pictures(0.25), tmp_path / "p")
     first, second = load_pictures(tmp_path / "p")
     assert (first.name, first.title, [row.caption for row in first.rows]) == ("cam", "maps", ["image", "evidence"])

@@ -18,7 +18,7 @@ def test_guide_has_the_table_of_recommendations() -> None:
     assert f"| you have | take | measured |\n|---|---|---|\n{rows}\n" in guide
 
 
-def test_what_is_named_exists() -> None:
+def test_names_in_the_advice_exist() -> None:
     recipes = {entry.name for entry in list_recipes()}
     study = yaml_reader.read_yaml(ROOT / "conf/recipe/study.yaml")["stages"]
     for advice in read_advice():

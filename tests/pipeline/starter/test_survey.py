@@ -92,7 +92,7 @@ def test_pages_and_scans_are_channels(tmp_path: Path) -> None:
     assert survey_images(tmp_path / "scans").dataset["channels"] == 1
 
 
-def test_images_of_another_format_are_told(tmp_path: Path) -> None:
+def test_images_of_another_format_are_reported(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_band_folders(tmp_path / split, 6)
     (tmp_path / "train/field/000.tif").write_bytes(b"II*\0junk")

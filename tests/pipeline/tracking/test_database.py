@@ -59,7 +59,7 @@ def test_runs_are_those_that_mlflow_reads(past: tuple[Past, dict[str, str]], mon
 
 
 @pytest.mark.parametrize("change", ["revision", "no database", "experiment"])
-def test_mlflow_reads_what_is_not_known(
+def test_mlflow_reads_runs_if_the_database_is_not_known(
     past: tuple[Past, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     location, asked = locate(past), list[TrackingLocation]()
@@ -85,7 +85,7 @@ def test_revision_is_that_of_the_installed_mlflow(past: tuple[Past, dict[str, st
         assert opened.execute("SELECT version_num FROM alembic_version").fetchall() == [(module.KNOWN_REVISION,)]
 
 
-def test_nothing_to_read_is_told_and_nothing_created(tmp_path: Path) -> None:
+def test_missing_database_is_a_one_line_error_and_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was run in storage"):
         read_runs(parse_location([f"storage={tmp_path}"]))
     assert not list(tmp_path.iterdir())

@@ -69,7 +69,7 @@ def test_unpack_state_inverts_pack_state(value: dict[str, Any]) -> None:
     assert hash_state(back) == hash_state(value)
 
 
-def test_newest_checkpoint_is_what_was_saved(tmp_path: Path) -> None:
+def test_newest_checkpoint_equals_the_saved_state(tmp_path: Path) -> None:
     found, complaints = save(tmp_path, 3, 7).read_newest()
     assert found is not None
     assert (found.step, complaints) == (7, [])

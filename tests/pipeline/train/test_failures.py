@@ -268,14 +268,14 @@ def test_notice_is_found_within_seconds_and_saved_again_while_it_stands(step_s: 
     assert all(after - before > 19.9 for before, after in zip([first, *later], later, strict=False))
 
 
-def test_nobody_is_asked_without_a_cluster_and_no_notice_saves_nothing() -> None:
+def test_watch_asks_only_clusters_and_saves_only_on_a_notice() -> None:
     assert failures.PreemptionWatch().find_notice(1) is None
     source = NoticeAtStep(1e9, NOTICE)
     assert look_at_steps(source, 100, 1.0) == []
     assert source.asked > 10
 
 
-def test_notice_is_told_in_words() -> None:
+def test_notice_is_described_in_words() -> None:
     assert str(NOTICE) == "a machine is about to be taken away (ranks 1, 3)"
     assert str(failures.PreemptionNotice(2, (0,))) == "2 machines are about to be taken away (rank 0)"
 

@@ -111,7 +111,7 @@ def test_finite_steps_are_the_same_to_the_last_bit_whoever_looks(
 
 
 @pytest.mark.fault(37, "the step and the ids of a loss that is not finite are told later")
-def test_first_nonfinite_step_is_told_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_nonfinite_step_is_reported_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update_guard, "is_host_memory", lambda device: False)
     case = CASES["classify"]
     trainer = build_trainer(case, tmp_path / "job")
@@ -123,7 +123,7 @@ def test_first_nonfinite_step_is_told_before_a_checkpoint(tmp_path: Path, monkey
     assert not (tmp_path / "job" / "checkpoints").exists()
 
 
-def test_fused_optimizer_is_told_to_leave_the_update_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_optimizer_leaves_the_update_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel reads `found_inf`; the copies are without what it changes."""
     monkeypatch.setattr(update_guard, "is_host_memory", lambda device: False)
     case = CASES["byol"]

@@ -72,7 +72,7 @@ def test_norms_have_as_many_names_in_the_state_dict(name: str) -> None:
     assert list(batch) == list(sync)
 
 
-def test_with_norm_keeps_what_was_set() -> None:
+def test_with_norm_keeps_the_other_settings() -> None:
     net: Any = nn.Sequential(
         nn.Conv2d(3, 8, 1),
         nn.BatchNorm2d(8, eps=0.5, momentum=0.3),

@@ -114,6 +114,6 @@ def test_network_that_cannot_be_folded_is_left_as_it_was() -> None:
         ({"name": "densenet121", "stem": "cifar"}, r"\d+ of the network's 121 batch normalisations follow no convol"),
     ],
 )
-def test_reason_why_a_network_cannot_be_folded_is_told(spec: dict[str, Any], message: str) -> None:
+def test_reason_against_folding_is_given(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fold_batch_norms(Encoder(spec, 16), torch.rand(2, 3, 16, 16))

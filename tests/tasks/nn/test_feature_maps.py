@@ -14,7 +14,7 @@ def with_tokens(seed: int = 0) -> MapList:
     )
 
 
-def test_every_pooling_is_what_it_says() -> None:
+def test_poolings_equal_their_formulas() -> None:
     maps = with_tokens()
     assert maps.class_tokens is not None
     assert torch.equal(pool_maps(maps, "avg"), maps[2].mean((2, 3)))
@@ -26,7 +26,7 @@ def test_every_pooling_is_what_it_says() -> None:
 
 @pytest.mark.parametrize("pool", ["cls", "cls_avg"])
 @pytest.mark.parametrize("plain", [True, False])
-def test_missing_class_token_is_one_line(pool: str, plain: bool) -> None:
+def test_missing_class_token_is_a_one_line_error(pool: str, plain: bool) -> None:
     maps = [drawn(1, 2, 2, 2)] if plain else MapList([drawn(1, 2, 2, 2)])
     with pytest.raises(
         ValueError, match=f"^pool: '{pool}' needs a class token, and the encoder has none; valid: avg, flatten$"

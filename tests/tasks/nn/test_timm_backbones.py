@@ -284,12 +284,12 @@ def test_checkpointed_gradient_of_visible_patches_is_bit_equal() -> None:
         ("vit_tiny_r_s16_p8_224", "computes its tokens from more than a patch"),
     ],
 )
-def test_networks_that_need_all_patches_are_told_apart(model: str, reason: str) -> None:
+def test_networks_that_need_all_patches_are_recognised(model: str, reason: str) -> None:
     spec = {"name": "timm", "model": model} | ({} if model == "resnet10t" else {"img_size": 64})
     assert explain_masking(Encoder(spec, 64).stages) == reason
 
 
-def test_a_vit_with_a_pass_of_its_own_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vit_with_a_forward_pass_of_its_own_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = Encoder(SMALL, 32).stages
     assert isinstance(stages, TokenMaps)
     kind = type(stages.model)

@@ -109,7 +109,7 @@ def test_every_method_trains_the_network_of_the_recipes() -> None:
         assert all(row.images.shape[-2:] == (SIZE, SIZE) for grid in grids for row in grid.rows)
 
 
-def test_methods_refuse_what_a_vit_cannot_in_one_line() -> None:
+def test_methods_refuse_settings_that_a_vit_lacks_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^patch_size: 6 pixels .* divisible by patch size"):
         METHODS["spatial_contrasting"](Encoder(SMALL, SIZE), INFO, level="pixel", patch_size=6)
     with pytest.raises(
@@ -192,7 +192,7 @@ def test_objects_are_detected_on_the_tokens_of_a_vit(options: dict[str, Any]) ->
     assert len(task.eval().detect_objects(boxes_batch().views[0])) == 4
 
 
-def test_tasks_refuse_what_a_vit_cannot_in_one_line() -> None:
+def test_tasks_refuse_settings_that_a_vit_lacks_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^anchors: \[32, 64\] are 2 for the 1 levels of the pyramid"):
         Detection(Encoder(SMALL, SIZE), 2, anchors=(32, 64), pyramid=16)
     with pytest.raises(ValueError, match=r"^last_pool: 'drop' is not valid: timm does not end with one max-pooling"):

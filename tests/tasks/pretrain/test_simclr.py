@@ -135,7 +135,7 @@ def test_every_network_is_trained() -> None:
         assert next(learner.encoder.parameters()).grad is not None
 
 
-def test_projector_is_as_wide_as_the_features_unless_told() -> None:
+def test_projector_is_as_wide_as_the_features_by_default() -> None:
     size = method().encoder.shapes[-1][0]
     widths = [
         [m.weight.shape for m in learner.projector.modules() if isinstance(m, torch.nn.Linear)]

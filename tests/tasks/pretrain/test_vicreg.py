@@ -131,7 +131,7 @@ def test_every_network_is_trained() -> None:
         assert next(learner.encoder.parameters()).grad is not None
 
 
-def test_expander_has_three_layers_unless_told() -> None:
+def test_expander_has_three_layers_by_default() -> None:
     size = method().encoder.shapes[-1][0]
     widths = [
         [m.weight.shape for m in learner.expander.modules() if isinstance(m, torch.nn.Linear)]

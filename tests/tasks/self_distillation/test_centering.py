@@ -47,7 +47,7 @@ def test_centre_is_lightlys() -> None:
     torch.testing.assert_close(ours.value[None], theirs.value)
 
 
-def test_centre_counts_only_what_has_a_weight() -> None:
+def test_centre_counts_only_rows_with_a_weight() -> None:
     center, logits = Center(3, 0.5).double(), draw(4, 5, 3)
     counted = draw(4, 5, seed=2) > 0
     center.observe(logits, counted)

@@ -23,7 +23,7 @@ def forget_process() -> None:
     module._open_passed.cache_clear()
 
 
-def test_what_has_passed_is_not_checked_again(code: Path) -> None:
+def test_passed_check_is_not_repeated(code: Path) -> None:
     calls: list[str] = []
     check_once(code, {"lr": 0.1}, lambda: calls.append("first"))
     forget_process()
@@ -32,7 +32,7 @@ def test_what_has_passed_is_not_checked_again(code: Path) -> None:
     assert calls == ["first", "other"]
 
 
-def test_what_fails_is_checked_each_time(code: Path) -> None:
+def test_failed_check_is_repeated_each_time(code: Path) -> None:
     def refuse() -> None:
         raise ValueError("too large")
 

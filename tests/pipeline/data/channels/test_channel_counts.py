@@ -33,7 +33,7 @@ def test_parts_add_up_to_the_whole(channels: int) -> None:
     assert lines[1].startswith(f"channel 1: levels {whole.low[0]:,} to {whole.high[0]:,}, mean ")
 
 
-def test_an_image_of_one_level_is_told_and_no_image_is_nothing() -> None:
+def test_image_of_one_level_is_reported_and_no_image_counts_nothing() -> None:
     assert ChannelCounts().add_image(ChannelImage(np.full((4, 4, 2), 7, np.uint16)))
     assert ChannelCounts().dump_counts() == {}
     assert describe_channels({"colours": ColourSums().dump_sums()}) == []

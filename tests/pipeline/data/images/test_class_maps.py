@@ -98,7 +98,7 @@ def encode_grey_bits(bits: int) -> bytes:
         (encode_image(VOC[CLASSES], "BMP"), CLASSES, "mask_voc_colours"),
     ],
 )
-def test_certain_masks_are_read_and_told(data: bytes, expected: np.ndarray, reading: str) -> None:
+def test_certain_masks_are_read_and_reported(data: bytes, expected: np.ndarray, reading: str) -> None:
     values, readings = read_map(data)
     assert values == expected.astype(int).tolist()
     assert reading in readings

@@ -75,7 +75,7 @@ def test_declared_size_is_that_of_a_whole_file(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "TIFF", "GIF", "JPEG", "PPM"])
-def test_cut_off_files_are_told_apart_from_unreadable_ones(kind: str) -> None:
+def test_cut_off_files_are_distinguished_from_unreadable_ones(kind: str) -> None:
     data = encode_image(make_noise(80, 80), kind)
     with pytest.raises(BadImage) as raised:
         open_rgb(data[: int(len(data) * 0.7)])

@@ -163,7 +163,7 @@ def test_scaling_is_that_of_one_block_and_clips() -> None:
         (np.arange(48).reshape(4, 4, 3) % 33, ()),
     ],
 )
-def test_odd_pixels_are_told(pixels: np.ndarray, expected: tuple[str, ...]) -> None:
+def test_odd_pixels_are_reported(pixels: np.ndarray, expected: tuple[str, ...]) -> None:
     assert list_pixel_readings(Image.fromarray(pixels.astype(np.uint8))) == expected
 
 

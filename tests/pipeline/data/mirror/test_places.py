@@ -100,7 +100,7 @@ def test_path_is_found_on_another_machine(tmp_path: Path, monkeypatch: pytest.Mo
     assert pickle.loads(sent).fetch().read_text() == "w", "what is here has to do"
 
 
-def test_damaged_unit_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_unit_is_reported_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = make_mirror(tmp_path / "here", "told", monkeypatch)
     folder = write_files(here.root / "stores" / "digits-1", shard="pixels")
     here.push(folder)

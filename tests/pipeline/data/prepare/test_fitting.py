@@ -90,7 +90,7 @@ def test_present_classes_have_no_orientation() -> None:
     assert fit(found, make_frame(6)) is found
 
 
-def test_other_stated_size_is_told_or_refused() -> None:
+def test_other_stated_size_is_reported_or_refused() -> None:
     """Boxes of a larger copy of the image reach over its edge; others may be of it."""
     fitted = fit(make_boxes((1, 1, 5, 5), (-1, 0, 31, 20), stated_size=(60, 40)), make_frame(1))
     assert fitted.readings == {"other_size_stated": 1}

@@ -125,7 +125,7 @@ def test_a_set_that_is_written_at_once_starts_no_process(
         ({"problem": "its process ended"}, StageFailed, "^prepare: images 10 to 20 of 'train': its process ended$"),
     ],
 )
-def test_what_another_process_meets_ends_the_command_in_one_line(
+def test_error_of_another_process_is_raised_in_one_line(
     data: DatasetOptions, tmp_path: Path, answer: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     source = open_source(data)

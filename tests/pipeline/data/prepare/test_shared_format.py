@@ -62,7 +62,7 @@ def test_most_common_format_is_shared(
         {"0.tif": encode_bands(draw_bands(0, 1))},
     ],
 )
-def test_nothing_is_shared_where_colours_can_be_read_or_nothing_can(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_no_format_is_shared_if_colours_or_no_pixels_can_be_read(tmp_path: Path, files: dict[str, bytes]) -> None:
     assert find_shared(tmp_path, files) is None
 
 

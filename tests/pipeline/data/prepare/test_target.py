@@ -107,7 +107,7 @@ def test_store_of_an_earlier_version_is_used_where_it_has_the_same_images(
     assert local(one_split, tmp_path / "out").path != earlier.path
 
 
-def test_other_stores_of_the_same_source_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_stores_of_the_same_source_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = images(tmp_path / "in", 10)
     earlier = write_earlier_store(root, tmp_path / "out", monkeypatch)
     os.utime(root / "train" / "a" / "000.png", (1, 1))

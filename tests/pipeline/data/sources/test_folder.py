@@ -201,7 +201,7 @@ def test_flat_test_folder_without_labels_leaves_val_to_test_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("wrapper", ["mydata", "images", "data/set/v2"])
-def test_wrapper_folders_are_looked_through_and_told(tmp_path: Path, wrapper: str) -> None:
+def test_wrapper_folders_are_looked_through_and_reported(tmp_path: Path, wrapper: str) -> None:
     root = write_named_files(tmp_path, *(f"{wrapper}/{kind}/{k}.jpg" for kind in ("cat", "dog") for k in range(2)))
     source = open_folder_set(root)
     assert source.classes == ("cat", "dog")
@@ -229,7 +229,7 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
     assert all(f"in {name} 1" in source.reading[0] for name in odd)
 
 
-def test_empty_class_folders_and_linked_ones_are_told_by_name(tmp_path: Path) -> None:
+def test_empty_class_folders_and_linked_ones_are_reported_by_name(tmp_path: Path) -> None:
     root = write_named_files(tmp_path / "root", "train/cat/1.jpg", "train/dog/2.jpg", "train/cow/readme.txt")
     (root / "train" / "emu").mkdir()
     write_named_files(tmp_path / "fox", "3.jpg")
@@ -270,7 +270,7 @@ def test_images_without_image_ending_are_read_by_their_bytes(tmp_path: Path) -> 
     )
 
 
-def test_class_folders_that_look_alike_are_told_or_merged(tmp_path: Path) -> None:
+def test_class_folders_that_look_alike_are_reported_or_merged(tmp_path: Path) -> None:
     root = write_named_files(tmp_path, "train/Cat/1.jpg", "train/cat/2.jpg", "train/dog/3.jpg", "test/CAT/4.jpg")
     with pytest.raises(UserError, match=r"no class 'CAT'; 'Cat' is one: dataset\.label_case=lower reads both alike"):
         open_folder_set(root)

@@ -43,7 +43,7 @@ def test_numbers_from_zero_on_are_classes() -> None:
     ("values", "classes", "labels"),
     [([1, 2, 3], ("1", "2", "3"), [0, 1, 2]), ([0, 3000], ("0", "3000"), [0, 1]), (["10", "20"], ("10", "20"), [0, 1])],
 )
-def test_numbers_with_gaps_are_named_by_themselves_and_told(
+def test_numbers_with_gaps_are_named_by_themselves_and_reported(
     values: list[Any], classes: tuple[str, ...], labels: list[int]
 ) -> None:
     found = read(values)
@@ -75,7 +75,7 @@ def test_numbers_from_one_on_fit_as_many_classes() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "NaN", "nan", "None", "N/A", "NULL", "<NA>", "na", "#N/A"])
-def test_texts_for_no_label_are_no_class_and_told(text: str) -> None:
+def test_texts_for_no_label_are_no_class_and_are_reported(text: str) -> None:
     found = read(["cat", text, "dog", None])
     assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [0, -1, 1, -1])
     (note,) = found.notes
@@ -89,7 +89,7 @@ def test_texts_for_no_label_are_classes_if_they_are_listed_or_asked_for() -> Non
     assert number(["NA", "EU", ""], missing_labels=[]) == (("EU", "NA"), [1, 0, -1])
 
 
-def test_spaces_are_left_out_and_twins_are_told() -> None:
+def test_spaces_are_left_out_and_twins_are_reported() -> None:
     found = read(["cat", "cat ", "Cat", " cat", "dog"])
     assert (found.classes, found.labels.tolist()) == (("Cat", "cat", "dog"), [1, 1, 0, 1, 2])
     assert found.notes == (
@@ -102,7 +102,7 @@ def test_spaces_are_left_out_and_twins_are_told() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [("cafe\u0301", "caf\u00e9"), ("big  cat", "Big cat"), ("STRASSE", "straße")]
 )
-def test_other_twins_are_told(one: str, other: str) -> None:
+def test_other_twins_are_reported(one: str, other: str) -> None:
     (note,) = read([one, other]).notes
     assert note.startswith("classes that look alike are kept apart: ")
 
@@ -113,7 +113,7 @@ def test_listed_class_is_found_whatever_its_case() -> None:
     assert found.notes == ("labels read as the class that x.txt spells otherwise: 'Cat' as 'cat' 1",)
 
 
-def test_fractions_as_text_are_told() -> None:
+def test_fractions_as_text_are_reported() -> None:
     assert read(["0.5", "1.5"]).notes[0].startswith("labels are numbers that are not whole, e.g. 0.5")
 
 

@@ -285,7 +285,7 @@ TABLES = {
 
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_tables_that_people_write_are_read_and_told(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_tables_that_people_write_are_read_and_reported(tmp_path: Path, kind: str, suffix: str) -> None:
     (write_images(tmp_path) / f"list{suffix}").write_bytes(TABLES[kind])
     source = open_list_set(tmp_path / f"list{suffix}")
     assert list_labels(source) == [("im/0.jpg", 0), ("im/1.jpg", 1), ("im/2.jpg", 0), ("im/3.jpg", 1)]
@@ -295,7 +295,7 @@ def test_tables_that_people_write_are_read_and_told(tmp_path: Path, kind: str, s
     assert is_plain or source.notes or source.reading[0].startswith("columns are separated by ")
 
 
-def test_latin_1_labels_are_read_and_told(tmp_path: Path) -> None:
+def test_latin_1_labels_are_read_and_reported(tmp_path: Path) -> None:
     text = "path;label\nim/0.jpg;Käse\nim/1.jpg;Brötchen\nim/2.jpg;Käse\nim/3.jpg;Müsli\n"
     (write_images(tmp_path) / "list.csv").write_bytes(text.encode("latin-1"))
     source = open_list_set(tmp_path / "list.csv")
@@ -334,7 +334,7 @@ def test_columns_without_header_are_chosen_by_number(tmp_path: Path) -> None:
     assert open_list_set(file, path_column="0", label_column="2").classes == ("new", "old")
 
 
-def test_missing_and_twin_labels_are_told(tmp_path: Path) -> None:
+def test_missing_and_twin_labels_are_reported(tmp_path: Path) -> None:
     file = write_csv(write_images(tmp_path), "path,label\nim/0.jpg,cat \nim/1.jpg,NaN\nim/2.jpg,Cat\nim/3.jpg,\n")
     source = open_list_set(file)
     assert (source.classes, source.labels.tolist()) == (("Cat", "cat"), [1, -1, 0, -1])

@@ -72,7 +72,7 @@ def resolve(root: Path, paths: list[str], encoding: str = "utf-8") -> tuple[list
     return [os.fsdecode(path) for path in found.to_pylist()], notes
 
 
-def test_other_spellings_of_paths_are_tried_and_told(tmp_path: Path) -> None:
+def test_other_spellings_of_paths_are_tried_and_reported(tmp_path: Path) -> None:
     composed, apart = (unicodedata.normalize(form, "café.jpg") for form in ("NFC", "NFD"))
     write_named_files(tmp_path, "im/0.jpg", "im/1.jpg", "2.jpg", apart)
     with open(os.fsencode(tmp_path) + b"/\xe9.jpg", "wb"):
@@ -101,7 +101,7 @@ def test_list_of_which_nothing_exists_raises(tmp_path: Path) -> None:
         resolve(tmp_path, ["a.jpg", "b.jpg"])
 
 
-def test_remote_paths_with_backslashes_are_told() -> None:
+def test_remote_paths_with_backslashes_are_reported() -> None:
     found, notes = resolve_paths(pa.chunked_array([["a\\0.jpg"]]), RemoteFiles("memory://x"), "utf-8", "x.csv")
     assert (found.to_pylist(), notes) == ([b"a/0.jpg"], ["paths read with / for \\"])
 

@@ -289,7 +289,7 @@ def test_text_that_is_no_image_is_refused_at_once(tmp_path: Path) -> None:
         open_parquet_set(tmp_path)
 
 
-def test_other_names_of_columns_are_taken_and_told(tmp_path: Path) -> None:
+def test_other_names_of_columns_are_taken_and_reported(tmp_path: Path) -> None:
     pq.write_table(pa.table({"img": [b"a", b"b"], "fine": [1, 2], "Label": ["x", "y"]}), tmp_path / "x.parquet")
     source = open_parquet_set(tmp_path)
     assert source.classes == ("x", "y")

@@ -281,7 +281,7 @@ def test_archives_in_subfolders_and_lists_of_archives_are_found(tmp_path: Path) 
     assert open_archives(f"{tmp_path}/train/{{00,01}}.tar::{tmp_path}/val/00.tar").splits == {"train": 2, "val": 1}
 
 
-def test_left_out_members_and_fields_of_json_are_told(tmp_path: Path) -> None:
+def test_left_out_members_and_fields_of_json_are_reported(tmp_path: Path) -> None:
     record = json.dumps({"id": 3, "kind": "x"}).encode()
     write_shard(
         tmp_path / "x.tar", ("a.jpg", b"a"), ("a.json", record), ("a.txt", b"t"), ("._a.jpg", b""), ("README", b"")

@@ -105,7 +105,7 @@ def test_scores_of_given_weights_are_not_called_those_of_this_encoder(tmp_path: 
     ]
 
 
-def test_existing_weights_are_told_and_their_licence_governs(tmp_path: Path, digits: Store) -> None:
+def test_existing_weights_are_reported_and_their_licence_governs(tmp_path: Path, digits: Store) -> None:
     worker, instance = exported(tmp_path, digits, encoder__weights="/my/weights.pth", encoder__licence="cc-by-nc-4.0")
     assert instance.encoder is not None
     facts = {"method": {"name": "nat"}, "weights": {"source": "weights.pth", "sha256": "ab12"}, "seed": 0}

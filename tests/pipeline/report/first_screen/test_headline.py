@@ -35,7 +35,7 @@ def test_several_measures_have_the_largest_and_the_smallest_gain(recipe: Recipe)
     assert least.startswith("Least in classify, 40 labels: 51.0 % against 41.0 % from scratch, +10.0 points (95 %")
 
 
-def test_loss_is_told_as_one(recipe: Recipe) -> None:
+def test_headline_reports_a_loss_as_such(recipe: Recipe) -> None:
     slightly = compared((0.30, 0.32, 0.31), label="linear probe")
     found = compose_headline(recipe, judged(slightly, compared(WORSE)))
     assert found.text.startswith("Pretraining hurts in both measures, most in kNN (k=20): 21.0 % against 41.0 %")

@@ -201,6 +201,6 @@ def test_few_test_images_have_the_interval_of_their_score(recipe: Recipe) -> Non
     assert len(choose_next_steps(measured(recipe, judged(other), num_test=100))) == 1, "mAP is no share of images"
 
 
-def test_at_most_three_steps_are_told(recipe: Recipe) -> None:
+def test_at_most_three_steps_are_shown(recipe: Recipe) -> None:
     run = measured(recipe, judged(compared(HIGH)), num_done=8, rising=[RISING], num_test=50, collapsed=["pretrain"])
     assert len(choose_next_steps(run)) == MAX_STEPS == 3

@@ -71,7 +71,7 @@ def test_helping_encoder_is_that_of_the_first_seed(tmp_path: Path, digits: Store
     assert f'fl.load_encoder("{trained[0].folder / "encoder"}")' in found.steps[0].command
 
 
-def test_nothing_to_do_is_no_block(tmp_path: Path, digits: Store) -> None:
+def test_block_of_next_steps_is_left_out_if_there_are_none(tmp_path: Path, digits: Store) -> None:
     raw = {**recipes.RECIPE["encoder"], "weights": "/w.safetensors"}
     stages = {"embed": {"kind": "embed"}}
     recipe = recipes.recipe(tmp_path, encoder=raw, stages=stages)

@@ -55,11 +55,11 @@ def test_end_is_a_quarter_of_the_measurements(tmp_path: Path) -> None:
     ],
     ids=["one seed falls", "falls", "hardly rises", "two measurements", "not watched"],
 )
-def test_other_ends_are_not_told(tmp_path: Path, curves: list[list[float]]) -> None:
+def test_trend_is_not_reported_for_other_curves(tmp_path: Path, curves: list[list[float]]) -> None:
     assert find(tmp_path, *curves) == []
 
 
-def test_rise_within_the_chance_of_few_held_out_images_is_not_told(tmp_path: Path) -> None:
+def test_rise_within_the_chance_of_few_held_out_images_is_not_reported(tmp_path: Path) -> None:
     curve = [0.3, 0.4, 0.50, 0.54]
     assert find(tmp_path / "few", curve, held_out=100) == []
     assert find(tmp_path / "none", curve, held_out=0) == []

@@ -138,7 +138,7 @@ def test_tokens_are_hidden_in_any_message(text: str) -> None:
     assert not any(secret in hidden for secret in (TOKEN, "abc.def", "my-secret"))
 
 
-def test_hub_that_cannot_be_reached_is_one_line(
+def test_hub_that_cannot_be_reached_is_a_one_line_error(
     classifier: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve_hub(TOKEN) as server:
@@ -181,7 +181,7 @@ def test_invalid_branch_is_refused(branch: str) -> None:
         HubTarget("a/b", branch).check_names()
 
 
-def test_source_that_is_neither_folder_nor_run_is_one_line(tmp_path: Path) -> None:
+def test_source_that_is_neither_folder_nor_run_is_a_one_line_error(tmp_path: Path) -> None:
     location = parse_location([f"storage={tmp_path}"])
     with pytest.raises(UserError, match="RUN_OR_FOLDER: 'no/folder' is no folder"), open_export("no/folder", location):
         pass
@@ -203,7 +203,7 @@ def test_run_or_recipe_gives_the_export_of_the_first_seed(tmp_path: Path) -> Non
     assert "model.safetensors" in push("flowers", "owner/name", "--dry-run", "--from", location).output
 
 
-def test_run_without_an_export_or_with_several_is_one_line(tmp_path: Path) -> None:
+def test_run_without_an_export_or_with_several_is_a_one_line_error(tmp_path: Path) -> None:
     folder = write_export(tmp_path / "export")
     past = Past(tmp_path / "runs")
     recipe = past.recipe("flowers")

@@ -65,7 +65,7 @@ def test_manifest_names_no_other_files(tmp_path: Path, name: str) -> None:
         ("bare card", "is no model card: it has no front matter; run the recipe again"),
     ],
 )
-def test_folder_that_is_no_whole_export_is_one_line(tmp_path: Path, broken: str, message: str) -> None:
+def test_folder_that_is_no_whole_export_is_a_one_line_error(tmp_path: Path, broken: str, message: str) -> None:
     write_export(tmp_path)
     file = tmp_path / "onnx" / "encoder.onnx"
     if broken == "changed":

@@ -63,7 +63,7 @@ def test_settings_that_differ_are_listed() -> None:
     assert RunComparison((first, second)).list_differences() == [("lr", ["0.1", "0.3"]), ("more", ["–", "x"])]
 
 
-def test_page_escapes_what_others_named() -> None:
+def test_page_escapes_names_of_other_runs() -> None:
     run = made("a", [0.1], (0,))
     named = replace(run, scores={("<b>", "kNN & co", "pretrained"): np.array([0.5])})
     page = render_comparison(RunComparison((named, made("b", [0.2], (0,)))))

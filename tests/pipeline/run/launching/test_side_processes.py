@@ -114,7 +114,7 @@ def test_a_process_that_does_not_know_a_method_gets_nothing_more(others: SidePro
     assert not (tmp_path / "unfit1" / "metrics.jsonl").exists()
 
 
-def test_what_ends_a_seed_elsewhere_ends_the_stage(others: SideProcesses, tmp_path: Path) -> None:
+def test_error_of_a_seed_in_another_process_ends_the_stage(others: SideProcesses, tmp_path: Path) -> None:
     here = Here(until=lambda: others.stage is not None and others.stage.end is not None)
     answer = others.run(list_instances(tmp_path, "stop", 0, 1, 2), here)
     assert answer == {"stop": "not finite", "kind": "StopTraining"}
@@ -123,7 +123,7 @@ def test_what_ends_a_seed_elsewhere_ends_the_stage(others: SideProcesses, tmp_pa
     assert others.processes == []
 
 
-def test_unexpected_error_of_another_process_is_one_line(others: SideProcesses, tmp_path: Path) -> None:
+def test_unexpected_error_of_another_process_is_a_one_line_error(others: SideProcesses, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"^err seed 1: Error: x$"):
         others.run(list_instances(tmp_path, "err", 0, 1), Here(until=has_begun(tmp_path / "err1")))
 

@@ -7,7 +7,7 @@ from firstlight.pipeline.report.cards import model_card
 from tests.support.exported_models import export_encoder
 
 
-def test_folder_that_timm_does_not_load_by_its_name_is_told(tmp_path: Path, digits: Store) -> None:
+def test_folder_that_timm_does_not_load_by_its_name_is_reported(tmp_path: Path, digits: Store) -> None:
     spec = {"name": "timm", "model": "test_resnet", "normalize": "image"}
     instance, worker, _ = export_encoder(tmp_path, digits, spec, 64, formats=["timm"])
     result = instance.result

@@ -35,7 +35,7 @@ def saved(folder: Path, n: int = 40) -> tuple[np.ndarray, Tensor]:
     return ids, x
 
 
-def test_what_a_saved_index_finds_are_the_nearest_by_cosine(tmp_path: Path) -> None:
+def test_saved_index_finds_the_nearest_by_cosine(tmp_path: Path) -> None:
     ids, x = saved(tmp_path)
     asked = features(9, seed=1) * 100
     found, cosines = search_index(tmp_path, asked, 7)

@@ -129,7 +129,7 @@ def change_workers(facts: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
         lambda facts, patch: facts.update(changes={"dataset__eval_augment": [{"op": "fit"}]}),
     ],
 )
-def test_whatever_decides_a_bit_changes_the_hash(
+def test_hash_changes_with_every_input_that_decides_a_bit(
     tmp_path: Path, digits: Store, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hash_with(facts: dict[str, Any]) -> list[str]:
@@ -254,7 +254,7 @@ def test_a_later_stage_takes_the_rows_that_an_earlier_one_has_computed(tmp_path:
     assert (found["first"], found["second"], found["third"]) == (180 - 40, 0, 130)
 
 
-def test_workers_share_and_compute_what_is_damaged(pool: Pool, tmp_path: Path, digits: Store) -> None:
+def test_workers_compute_damaged_features_and_share_the_others(pool: Pool, tmp_path: Path, digits: Store) -> None:
     for harm in (False, True):
         answers = pool.run(pass_twice, tmp_path / f"{harm}", digits.path, 71, harm)
         for found in answers:

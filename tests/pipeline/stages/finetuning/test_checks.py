@@ -33,7 +33,9 @@ from tests.support.finetunings import HEAD, RESCALED
         ),
     ],
 )
-def test_start_that_does_not_fit_the_network_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_start_that_does_not_fit_the_network_is_a_one_line_error(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as told:
         preflight.check_recipe(recipes.recipe(tmp_path, **{**RESCALED, **changes}))
     assert "\n" not in str(told.value)

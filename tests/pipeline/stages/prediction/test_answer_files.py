@@ -141,7 +141,7 @@ def test_failure_in_between_leaves_nothing(tmp_path: Path, name: str) -> None:
         ("mask", "mine", r"--out: '.*mine' exists"),
     ],
 )
-def test_output_that_is_not_free_is_one_line(tmp_path: Path, target: str, out: str, message: str) -> None:
+def test_output_that_is_not_free_is_a_one_line_error(tmp_path: Path, target: str, out: str, message: str) -> None:
     (tmp_path / "old.parquet").write_text("x")
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "mine").mkdir()

@@ -55,7 +55,7 @@ def test_a_name_with_brackets_is_a_file_first(tmp_path: Path) -> None:
         ("empty", "PATHS: no images \\(.*\\) in '{}/empty'"),
     ],
 )
-def test_path_that_names_nothing_is_one_line(tmp_path: Path, path: str, message: str) -> None:
+def test_path_that_names_nothing_is_a_one_line_error(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message.format(tmp_path)) as told:
         find_images([f"{tmp_path}/{path}"])
@@ -118,7 +118,7 @@ def test_given_images_of_any_kind_have_the_same_pixels(tmp_path: Path) -> None:
         (3, "."),
     ],
 )
-def test_what_is_no_image_is_refused(image: object, reason: str) -> None:
+def test_input_that_is_no_image_is_refused(image: object, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
         GivenImages([image]).open_image(0, SEEN)  # type: ignore[list-item]
 

@@ -93,7 +93,7 @@ def test_encoder_alone_is_no_model(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
-def test_missing_folder_is_one_line(tmp_path: Path) -> None:
+def test_missing_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path / 'none'}: is not a whole fine-tuned model: .*manifest.json"):
         read_model(tmp_path / "none")
 

@@ -48,7 +48,7 @@ def test_images_are_all_that_a_training_sees(tmp_path: Path, digits: Store) -> N
         ),
     ],
 )
-def test_mixture_that_no_batch_can_have_is_one_line(
+def test_mixture_that_no_batch_can_have_is_a_one_line_error(
     tmp_path: Path, digits: Store, keys: dict[str, Any], message: str
 ) -> None:
     mixed = {"method": LEARNS_LABELS, "labelled_per_batch": 8, "labels_per_class": 2}
@@ -58,7 +58,7 @@ def test_mixture_that_no_batch_can_have_is_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_length_in_steps_that_the_method_refuses_is_one_line(tmp_path: Path, digits: Store) -> None:
+def test_length_in_steps_that_the_method_refuses_is_a_one_line_error(tmp_path: Path, digits: Store) -> None:
     rounds = {"name": "super_and", "dim": 8, "rounds": 2}
     assert count_images(tmp_path, digits, method=rounds, epochs=None, steps=6) == IMAGES
     with pytest.raises(
@@ -77,7 +77,7 @@ def test_number_of_images_that_the_method_takes_passes(tmp_path: Path, negatives
     check_pretrain_images("stages.pretrain", stage, images)
 
 
-def test_number_of_images_that_the_method_refuses_is_one_line(tmp_path: Path) -> None:
+def test_number_of_images_that_the_method_refuses_is_a_one_line_error(tmp_path: Path) -> None:
     method = {"name": "super_and", "dim": 8, "rounds": 2, "negatives": IMAGES}
     stage: Any = recipes.recipe(tmp_path, stages__pretrain__method=method).stages["pretrain"]
     wanted = f"^stages.pretrain.method.negatives: {IMAGES} rows are not fewer than the {IMAGES} images trained on; .*$"

@@ -9,7 +9,7 @@ from tests.support import recipes
 from tests.support.kept_logger import KeptLogger
 
 
-def test_logger_is_told_what_mlflow_is_told(kept: type[KeptLogger], tmp_path: Path) -> None:
+def test_logger_gets_the_same_events_as_mlflow(kept: type[KeptLogger], tmp_path: Path) -> None:
     tracking = TrackingClient(recipes.recipe(tmp_path, tracking__loggers=["kept"]))
     tags = {"firstlight.kind": "pretrain", "mlflow.parentRunId": "p", "mlflow.note.content": "words"}
     run_id = tracking.start_run("pretrain seed 0", tmp_path / "a" / "mlflow.json", {"seed": 0}, tags)

@@ -168,7 +168,7 @@ def test_foreign_layouts_give_the_features_of_their_network(tmp_path: Path, layo
     assert "\n" not in loaded.describe()
 
 
-def test_what_might_have_been_taken_is_told(tmp_path: Path) -> None:
+def test_other_loadable_parts_of_a_checkpoint_are_reported(tmp_path: Path) -> None:
     net = resnet18()
     loaded = load(RESNET_LAYOUTS["MoCo"][0](net), build(RESNET), tmp_path)
     assert loaded.others == ("module.encoder_k.",)

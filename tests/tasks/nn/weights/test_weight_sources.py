@@ -200,7 +200,7 @@ def test_torchvision_s_weights_are_downloaded_from_their_address(
         ("timm", {"name": "timm", "model": "test_resnet_unknown"}, "unknown|no weights"),
     ],
 )
-def test_tag_that_does_not_fit_is_one_line(source: str, spec: dict[str, Any], reason: str) -> None:
+def test_tag_that_does_not_fit_is_a_one_line_error(source: str, spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         find_weights(source, spec)
     assert str(caught.value).startswith(repr(source))
@@ -212,7 +212,7 @@ def test_tag_that_does_not_fit_is_one_line(source: str, spec: dict[str, Any], re
     [OfflineModeIsEnabled("HF_HUB_OFFLINE=1 is set"), OSError("No space left\non device"), RuntimeError("")],
     ids=["offline", "disk", "nameless"],
 )
-def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_failed_download_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> str:
         raise error
 
@@ -245,7 +245,7 @@ def test_without_a_network_the_cache_is_used_or_the_host_is_named(
     assert find_weights("timm:a1_in1k", RESNET).path == tmp_path / "model.safetensors"
 
 
-def test_hub_that_is_turned_off_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_that_is_turned_off_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The hub's own client, with an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -255,7 +255,7 @@ def test_hub_that_is_turned_off_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
         find_weights("hf-hub:me/net", OWN)
 
 
-def test_address_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_address_that_cannot_be_reached_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"^'torchvision' cannot be downloaded: "):
         find_weights("torchvision", OWN)

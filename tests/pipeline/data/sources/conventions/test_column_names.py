@@ -17,7 +17,7 @@ def test_exact_name_comes_first() -> None:
     assert find_column("path", ["path", "Path", "file"], "key", PATH_COLUMNS) == FoundColumn("path")
 
 
-def test_name_that_differs_in_case_is_told() -> None:
+def test_name_that_differs_in_case_is_reported() -> None:
     found = find_column("path", ["PATH", "Label"], "dataset.path_column", PATH_COLUMNS)
     assert found == FoundColumn("PATH", "dataset.path_column: there is no 'path', 'PATH' is taken")
     assert find_column("path", ["Path", "PATH"], "key", PATH_COLUMNS) is None

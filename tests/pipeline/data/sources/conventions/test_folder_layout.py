@@ -132,14 +132,14 @@ def test_layouts_whose_meaning_is_certain(paths: tuple[str, ...], expected: dict
         ),
     ],
 )
-def test_what_nobody_can_tell_is_asked(paths: tuple[str, ...], message: str) -> None:
+def test_ambiguous_folders_raise_an_error_with_the_valid_choices(paths: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         plan(*paths)
     assert "dataset.splits={" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_decisions_are_told() -> None:
+def test_decisions_are_reported() -> None:
     assert plan("Train/cat/1", "Test/cat/2").reading == ["splits: training = Train; test = Test"]
     assert plan("mydata/cat/1", "mydata/dog/1").reading == [
         "the images of the root are all in mydata, which is looked through"

@@ -39,7 +39,7 @@ def test_types_of_images(kind: pa.DataType, found: tuple[str, ...]) -> None:
     assert find_image_column("image", pa.schema([("image", kind), ("label", pa.int64())]), "x") == (found, "")
 
 
-def test_other_names_of_the_default_column_are_told() -> None:
+def test_other_names_of_the_default_column_are_reported() -> None:
     schema = pa.schema([("img", pa.binary()), ("label", pa.int64())])
     assert find_image_column("image", schema, "x") == (
         ("img",),

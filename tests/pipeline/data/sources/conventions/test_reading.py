@@ -52,7 +52,7 @@ def test_classes_are_listed_with_training_images() -> None:
     assert count_labels(labels) == {0: 2, 1: 2}
 
 
-def test_absent_classes_are_told() -> None:
+def test_absent_classes_are_reported() -> None:
     labels, rows = np.array([0, 0, 1]), {"train": np.array([0]), "test": np.array([1, 2])}
     assert describe_absent_classes(("cat", "dog", "emu"), labels, rows) == [
         "classes without an image: emu",

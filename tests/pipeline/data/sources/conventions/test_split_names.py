@@ -44,7 +44,7 @@ def test_other_words_count_only_beside_another_split_with_them() -> None:
     assert find_split_names(["train_224", "val_224"]) == {"train_224": "train", "val_224": "val"}
 
 
-def test_eval_is_what_is_missing() -> None:
+def test_eval_is_the_missing_split() -> None:
     assert find_split_names(["train", "eval"]) == {"train": "train", "eval": "test"}
     assert find_split_names(["train", "eval", "test"]) == {"train": "train", "eval": "val", "test": "test"}
 

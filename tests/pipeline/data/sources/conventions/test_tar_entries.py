@@ -52,7 +52,7 @@ def test_problems_of_labels_are_reasons() -> None:
     assert reasons == {0: "is torn", 1: "the sample has two labels", 2: "the sample has no image"}
 
 
-def test_json_files_without_the_field_are_told() -> None:
+def test_json_files_without_the_field_are_reported() -> None:
     listing = ArchiveListing([image("a.jpg"), label("a.json", None)], json_fields=Counter({"kind": 1, "id": 1}))
     found = resolve_samples([pack_listing(listing)], dataset_options(source="webdataset", root="x"))
     assert found.notes == ("no .json file has the field 'label' (dataset.label_column); fields: id 1, kind 1",)

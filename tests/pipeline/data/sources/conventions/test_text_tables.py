@@ -82,7 +82,7 @@ def test_column_named_by_header_decides_over_the_sniffer() -> None:
     assert find_dialect("path;label\n", ",", "|", is_header).delimiter == "|"
 
 
-def test_missing_header_and_index_column_are_told() -> None:
+def test_missing_header_and_index_column_are_reported() -> None:
     found = read(b"im/0.jpg,cat\nim/1.jpg,dog\n")
     assert (found.has_header, found.table.column_names) == (False, ["0", "1"])
     assert found.notes == ["no header: the first row is im/0.jpg, cat; columns are called 0, 1, ..."]

@@ -47,7 +47,7 @@ def test_test_split_has_the_fraction_of_each_digit() -> None:
         (SimpleNamespace(submodule_search_locations=["/nowhere"]), "/nowhere/data/data/mnist_5k.csv.gz is missing"),
     ],
 )
-def test_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, found: object, message: str) -> None:
+def test_missing_package_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, found: object, message: str) -> None:
     mnist_5k._load_mnist_rows.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     with pytest.raises(UserError) as caught:

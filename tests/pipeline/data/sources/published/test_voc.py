@@ -169,7 +169,7 @@ def test_boxes_of_turned_image_follow_it_or_are_refused(other: Path, kind: str) 
     assert kept.boxes.tolist() == [[0, 0, 4, 3]]
 
 
-def test_what_one_object_lacks_costs_that_object(other: Path) -> None:
+def test_incomplete_object_is_left_out_alone(other: Path) -> None:
     nameless, boxless = "<object><bndbox/></object>", "<object><name>dog</name></object>"
     write_objects(other, 0, ("cat", (6, 4, 1, 1), 0), ("cat", (3, 1, 60, 40), 0), extra=nameless + boxless)
     write_objects(other, 4, ("cat", (7, 1, 9, 4), 0))

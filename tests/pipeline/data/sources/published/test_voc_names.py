@@ -51,7 +51,7 @@ def test_line_names_a_file_that_exists(root: Path, line: str, name: str | None, 
     assert names.find_name(line) == name
 
 
-def test_lists_in_other_words_are_read_and_told(tmp_path: Path) -> None:
+def test_lists_in_other_words_are_read_and_reported(tmp_path: Path) -> None:
     lines = [f"/data/old place/JPEGImages/{k:06d}.jpg\n" for k in range(4)]
     root = write_voc(tmp_path, train="".join(lines), test="000004.jpg\r\n000005\r\n")
     source = open_set("voc", root)

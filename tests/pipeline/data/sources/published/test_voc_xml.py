@@ -130,7 +130,7 @@ def test_swapped_ends_are_read_in_order(sides: tuple[int, ...], box: tuple[int, 
         ("nan", False, "difficult_as_no"),
     ],
 )
-def test_values_of_difficult_are_read_and_told(text: str, difficult: bool, reading: str | None) -> None:
+def test_values_of_difficult_are_read_and_reported(text: str, difficult: bool, reading: str | None) -> None:
     found = parse_objects(xml(DOG.replace("<difficult>1<", f"<difficult>{text}<")))
     assert found.objects[0].difficult is difficult
     assert found.readings == ({reading: 1} if reading else {})
