@@ -180,7 +180,7 @@ def write_expression(node: ast.expr) -> str:
 
 @dataclass(frozen=True)
 class Calls:
-    """What a source calls."""
+    """The functions that a source calls."""
 
     functions: Set[str]
     has_restricted_load: bool

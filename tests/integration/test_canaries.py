@@ -282,7 +282,7 @@ def test_pickles_in_a_search_folder_are_ignored_or_refused(tmp_path: Path, canar
 
 
 def test_mlflow_model_of_pickles_is_no_encoder(tmp_path: Path) -> None:
-    """Of the flavours that MLflow would unpickle: their folders are fetched, and are no encoder."""
+    """The folders of flavours that MLflow would unpickle are fetched, and are no encoder."""
     tracking = TrackingClient(recipes.recipe(tmp_path))
     run = tracking.client.create_run(tracking.experiment_id).info.run_id
     model = tmp_path / "encoder"

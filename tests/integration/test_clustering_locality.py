@@ -290,7 +290,7 @@ def test_unsupervised_stage_of_section_3_5_uses_several_clusters(seed: int) -> N
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_beta_below_alpha_without_labels_makes_one_cluster(seed: int) -> None:
-    """Of which the method warns."""
+    """The method warns of such a beta."""
     options = {"alpha": 0.8, "beta": 0.1, "gamma": 0.01, "supervised": False}
     entropy, clusters = cluster_digits(seed, **options)
     assert clusters == 1

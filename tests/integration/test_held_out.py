@@ -1,4 +1,4 @@
-"""What a pretraining tells of images that it was not trained on."""
+"""The measurements of a pretraining on images that it was not trained on."""
 
 import json
 from pathlib import Path

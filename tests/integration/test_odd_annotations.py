@@ -226,7 +226,7 @@ def test_scores_of_absent_classes_are_no_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("classes", "scored"), [("background\ncell\n", 0), ("background\ncell\nother\n", 2)])
 def test_run_says_what_is_not_scored(tmp_path: Path, classes: str, scored: int) -> None:
-    """Where the test masks show too few classes, table, report and MLflow have no number, and say so.
+    """The table, the report and MLflow have no number, and say so, if the test masks show too few classes.
 
     The figures of such a run are drawn.
     """

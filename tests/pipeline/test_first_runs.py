@@ -58,7 +58,7 @@ def test_bands_are_pretrained_to_a_table(tmp_path: Path, capfd: pytest.CaptureFi
 
 @pytest.mark.ray
 def test_a_ray_that_the_process_has_joined_trains_and_stays(ray_local: None, tmp_path: Path) -> None:
-    """As in a notebook on the head of a cluster, which has called `ray.init` before."""
+    """The process has called `ray.init` before, as a notebook on the head of a cluster does."""
     import ray
 
     write_noise_folder(tmp_path / "images", {"a": 12, "b": 12}, (40, 36))

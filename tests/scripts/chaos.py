@@ -107,14 +107,14 @@ def _ended(storage: Path, status: int) -> bool:
 
 
 def _import_all(modules: list[str]) -> None:
-    """What a run imports on its way takes longer than the run."""
+    """Imports the modules that a run imports on its way, which takes longer than the run."""
     for name in modules:
         with contextlib.suppress(Exception):  # modules that others make up have no file
             importlib.import_module(name)
 
 
 def left_by(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe has left on disk and in MLflow, by name; without what the clock decides."""
+    """Returns what a recipe has left on disk and in MLflow, by name, without the values that depend on the clock."""
     found: dict[str, Any] = {}
     for folder in sorted((recipe.storage / recipe.name).glob("*-seed*")):
         found |= {
@@ -151,7 +151,7 @@ def differences(clean: dict[str, Any], killed: dict[str, Any]) -> list[str]:
 
 
 def main(kills: int = KILLS, seed: int = 0) -> int:
-    """How many recipes ended otherwise than the one that was never killed."""
+    """Returns the number of recipes that ended otherwise than the one that was never killed."""
     rng = random.Random(seed)
     code_version()  # once, for all: the source may change under a long run
     with tempfile.TemporaryDirectory() as folder:

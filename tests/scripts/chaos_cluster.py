@@ -90,7 +90,7 @@ class Machines:
         self.nodes[place] = self.cluster.add_node(**MACHINE)
 
     def workers(self) -> list[psutil.Process]:
-        """Those that train."""
+        """Returns the processes that train."""
         found = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -154,7 +154,7 @@ def bring_to_its_end(machines: Machines, wanted: Recipe, kills: int, rng: random
 
 
 def main(methods: list[str], machines: int, kills: int, seed: int) -> int:
-    """How many methods ended otherwise than those that were left alone."""
+    """Returns the number of methods that ended otherwise than those that were left alone."""
     rng, bad, made = random.Random(seed), 0, 0
     here = Machines(machines)
     try:

@@ -97,7 +97,7 @@ WITHOUT_TEST: dict[int, str] = {}
 
 @dataclass
 class Row:
-    """What the tests of a row came to."""
+    """The results of the tests of a row."""
 
     tests: dict[str, str] = field(default_factory=dict)  # id of a test -> passed, failed, skipped, or not run
     seconds: float = 0.0
@@ -133,7 +133,7 @@ def _name(nodeid: str) -> str:
 
 
 def outcomes(file: Path) -> dict[str, tuple[str, float]]:
-    """By name of a test: what became of it, and how many seconds it took."""
+    """Returns the outcome of each test by its name, and the seconds that it took."""
     found = {}
     for case in ElementTree.parse(file).iter("testcase"):
         wrong = [

@@ -1,4 +1,4 @@
-"""What holds for every store that extends another."""
+"""The checks of every store that extends another."""
 
 import pyarrow.parquet as pq
 

@@ -54,7 +54,9 @@ class KeptLogger(RunLogger):
 
 @dataclass
 class NumbersClient:
-    """What a `LoggerGroup` asks MLflow: the numbers of a run. `error` is raised instead, if there is one."""
+    """A client that answers a `LoggerGroup`'s question for the numbers of a run. `error` is raised instead, if there is
+    one.
+    """
 
     numbers: list[LoggedNumber] = field(default_factory=list)
     error: Exception | None = None

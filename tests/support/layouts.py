@@ -81,7 +81,7 @@ def devkit(folder: Path, synsets: Sequence[tuple[int, str, str, int]], truth: st
 
 
 def cifar10(root: Path, train: int = 160, test: int = 40) -> None:
-    """As Parquet, ten classes."""
+    """Writes a set of ten classes as Parquet files."""
     for k, (split, count) in enumerate((("train", train), ("test", test))):
         images = [encoded(image) for image in noise(k, count, 32, 32, 3)]
         pq.write_table(
@@ -167,7 +167,7 @@ def voc2007(root: Path, train: int = 60, test: int = 20) -> None:
 
 
 def voc2012(root: Path, train: int = 48, test: int = 20) -> None:
-    """As published: the test images have no annotations, and are not here."""
+    """Writes the set as it is published: the test images have no annotations, and are not here."""
     _voc(root / "VOCdevkit" / "VOC2012", {"train": train, "val": test})
 
 

@@ -1,4 +1,4 @@
-"""What the files of TensorBoard and Weights & Biases hold, as their packages read them."""
+"""The content of the files of TensorBoard and Weights & Biases, as their packages read them."""
 
 import json
 from pathlib import Path

@@ -68,7 +68,7 @@ def encode_visible(model: Any, image: Tensor, visible: list[int], side: int) -> 
 
 
 def decode_patches(decoder: Any, tokens: Tensor, visible: list[int], wanted: list[int], rows: int) -> Tensor:
-    """What a decoder gives for the (prefix + K, C) tokens of an image: (M, P), patch by patch."""
+    """Returns the (M, P) output of a decoder for the (prefix + K, C) tokens of an image, patch by patch."""
     embedded = decoder.embed(tokens)
     prefix = len(tokens) - len(visible)
     dim = embedded.shape[1]

@@ -131,7 +131,7 @@ def test_images_that_are_all_equal_keep_their_targets() -> None:
 @pytest.mark.fault(39, "an assignment of NaN")
 @pytest.mark.parametrize("solve", [best_assignment, sparse_assignment])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_assignment_of_nan_costs_is_a_permutation(solve: Solver, value: float) -> None:
+def test_assignment_of_features_that_are_not_finite_is_a_permutation(solve: Solver, value: float) -> None:
     """The loop checks the loss on all workers; an error of the solver on one of them would count as a crash."""
     features = unit(40, 8, 0)
     features[3, 2] = value

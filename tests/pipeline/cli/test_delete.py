@@ -1,4 +1,4 @@
-"""What is deleted, what prevents a deletion, and that a recipe makes deleted stages again."""
+"""The files that a deletion removes, the reasons against one, and a recipe that makes deleted stages again."""
 
 import fcntl
 import shutil

@@ -1,4 +1,4 @@
-"""What commands print on a terminal and in a pipe."""
+"""The output of commands on a terminal and in a pipe."""
 
 import io
 import sys

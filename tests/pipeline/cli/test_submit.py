@@ -1,4 +1,4 @@
-"""What is sent to a cluster, which mistakes are found before that, and how a job is followed."""
+"""The files that are sent to a cluster, the mistakes that are found before that, and a job that is followed."""
 
 import os
 import signal

@@ -24,7 +24,7 @@ def test_no_jobs_start_nothing() -> None:
 
 @pytest.mark.ray
 def test_answers_come_in_order_for_any_prefetch(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By value: the tasks do not know this file."""
+    """The functions are pickled by value, as the tasks do not know this file."""
     asked: list[int] = []
     strategy = ray_data.actor_strategy
 

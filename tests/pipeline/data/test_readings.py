@@ -1,4 +1,4 @@
-"""What was taken as what, in words."""
+"""The sentences about the conventions that were assumed for a data set."""
 
 import ast
 import inspect

@@ -103,7 +103,7 @@ def test_the_parts_of_a_step_and_the_rest_fill_the_whole() -> None:
 
 
 def test_shares_that_overlap_leave_no_rest() -> None:
-    """As they may on a GPU, which works while its process waits."""
+    """The shares may overlap on a GPU, which works while its process waits."""
     figure = curves.plot_speed(rows(time_forward=lambda k: 0.8, time_data=lambda k: 0.5))
     assert figure.axes[2].get_ylim() == (0.0, 1.0)
 
@@ -116,7 +116,7 @@ def test_a_training_of_a_step_or_two_has_figures(count: int) -> None:
 
 
 def test_losses_of_all_arms_are_lines_of_one_panel_for_each_setting() -> None:
-    """As in figure 3 of arXiv 1611.09119: every arm at the same learning rate."""
+    """A panel is like figure 3 of arXiv 1611.09119: it has every arm at the same learning rate."""
     slow, fast = rows(10), rows(20)
     trainings = {"learning rate 0.1": {"pretrained": fast, "he": slow}, "learning rate 1": {"pretrained": slow}}
     left, right = curves.plot_arm_losses(trainings).axes

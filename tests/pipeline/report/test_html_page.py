@@ -150,7 +150,7 @@ def test_page_is_whole_and_readable_in_a_browser(tmp_path: Path, width: int, sch
 
 @BROWSER
 def test_browser_finds_the_faults_of_a_bad_page(tmp_path: Path) -> None:
-    """Without this, the tests above could pass with measurements of nothing."""
+    """This test excludes that the tests above pass with measurements of nothing."""
     file = tmp_path / "bad.html"
     body = (
         '<p style="color:#bbb;font-size:10px">faint</p><div style="width:2000px">wide</div>'

@@ -41,7 +41,7 @@ def html(recipe: Recipe) -> str:
 
 
 def words(text: str) -> str:
-    """What a reader sees of a page."""
+    """Returns the text of a page that a reader sees."""
     return " ".join(re.sub(r"<[^>]*>", " ", text[text.index("<body>") :]).split())
 
 

@@ -1,4 +1,4 @@
-"""Which logged metrics become the scores of a run, and how they are written."""
+"""The logged metrics that become the scores of a run, and their notation."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where time went, from files."""
+"""The shares of time of a training, read from files."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ MACHINE = '{"host": "h", "system": "s", "device": "cpu", "cpus": 2, "workers": 1
 
 
 def row(step: int, seconds: float, before: int, **shares: float) -> dict[str, Any]:
-    """Of a training with batches of 10."""
+    """Returns a row of a training with batches of 10."""
     speed = {"images_per_s": (step - before) * 10 / seconds}
     return {"step": step, "of": 8, "time": 1000.0 + step, "loss": 1.0, **speed, **shares}
 

@@ -1,4 +1,4 @@
-"""What `auto` becomes on machines with and without GPUs, and that a run says so."""
+"""The values of `auto` on machines with and without GPUs, and the message of a run about them."""
 
 import io
 from pathlib import Path

@@ -32,7 +32,7 @@ def estimated(store: Store, images: int = 1000, **changes: Any) -> MemoryEstimat
 
 
 def large(store: Store, images: int, image_bytes: int) -> Store:
-    """As if it held so many images, of 400 x 300 pixels."""
+    """Returns the store as if it held so many images, of 400 x 300 pixels."""
     shard = replace(store.shards[0], count=images, bytes=images * image_bytes)
     return replace(store, shards=(shard,), images={"width": [200, 400], "height": [300, 300]})
 

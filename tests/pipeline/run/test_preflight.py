@@ -1,4 +1,4 @@
-"""What a method needs of its batches, and whether it fits the encoder, is known before anything starts."""
+"""Batches that a method cannot use, and encoders that do not fit it, are refused before anything starts."""
 
 from pathlib import Path
 from typing import Any

@@ -103,7 +103,7 @@ def test_recipe_runs_all_stages_and_publishes_them(storage: Path) -> None:
 
 
 def tuned_labels(storage: Path, recipe: Recipe) -> list[int]:
-    """Of the images that the fine-tuning with seed 1 learned from."""
+    """Returns the labels of the images that the fine-tuning with seed 1 learned from."""
     worker = StageContext.create(recipe, Store.open(next((storage / "stores").iterdir())), on_ray=False)
     stage: Any = recipe.stages["finetune"]
     return worker.splits.labels[worker.splits.labelled_subset(stage, 1)].tolist()  # type: ignore[no-any-return]

@@ -175,7 +175,7 @@ def test_training_in_segments_and_its_copy_end_bit_identical(tmp_path: Path, dig
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_training_in_steps_is_cut_into_segments_inside_epochs(tmp_path: Path, digits: Store, name: str) -> None:
-    """Of 11 steps, three in an epoch; with the same settings the copy ends as the whole training."""
+    """The training has 11 steps, three in an epoch; with the same settings the copy ends as the whole training."""
     length = {"stages__pretrain__epochs": None, "stages__pretrain__steps": 11}
     changes = {"stages__pretrain__schedule": SCHEDULES[name], **length}
     whole = hash_of_training(tmp_path / "whole", digits, **changes)

@@ -27,7 +27,7 @@ def line(step: int, **more: Any) -> str:
 
 
 class Log:
-    """What MLflow has got; `fails` is raised instead while it is set."""
+    """A client that keeps what it gets in the place of MLflow; `fails` is raised instead while it is set."""
 
     def __init__(self) -> None:
         self.rows: JsonRows = []

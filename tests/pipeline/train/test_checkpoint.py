@@ -180,7 +180,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
 def test_changed_number_of_a_manifest_is_named_and_earlier_checkpoint_is_read(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    """As one bit changes it: the sum in the manifest stays."""
+    """The number changes as by one bit: the sum in the manifest stays."""
     checkpoints = save(tmp_path, 1, 2)
     path = max(tmp_path.iterdir()) / FOLDER_MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

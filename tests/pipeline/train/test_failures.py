@@ -171,7 +171,7 @@ def test_missing_gradients_change_no_weight(tmp_path: Path, broken_pool: Pool, d
 
 
 class UserExceptionWithTraceback(Exception):
-    """Of Ray: its text is the traceback."""
+    """An error as Ray raises it: its text is the traceback."""
 
 
 CLOSED = UserExceptionWithTraceback(

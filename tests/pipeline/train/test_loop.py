@@ -175,7 +175,7 @@ def test_steps_after_the_last_checkpoint_are_repeated_bit_identical(tmp_path: Pa
 
 
 def test_state_hash_differs_between_trainings(tmp_path: Path, digits: Store) -> None:
-    """Without this, the tests of equal hashes could pass with a hash of nothing."""
+    """This test excludes that the tests of equal hashes pass with a hash of nothing."""
     hashes = set()
     for epochs in (1, 2):
         hashes.add(train(tmp_path / str(epochs), digits, stages__pretrain__epochs=epochs)[0])

@@ -66,7 +66,7 @@ def test_share_of_waiting_is_logged_for_each_worker(pool: Pool, tmp_path: Path) 
 def test_ids_after_an_early_end_are_listed_unless_they_are_very_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, listed: int
 ) -> None:
-    """Of 42 images in 10 batches of 4, the second epoch ends after 5 of them."""
+    """The second of two epochs of 42 images in 10 batches of 4 ends after 5 of them."""
     monkeypatch.setattr(metrics, "MAX_DROPPED_IDS", most)
     plan = BatchPlan(np.arange(42), np.array([0]), 4, 0, 8, False)
     dropped = metrics.DroppedIds(tmp_path, plan, 0, 15)

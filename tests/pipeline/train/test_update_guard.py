@@ -26,7 +26,7 @@ ADAMW = {"name": "AdamW", "lr": 1e-3, "weight_decay": 0.1}
 
 @pytest.fixture(params=["host", "device"])
 def verdict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who looks at the loss: the host, as on a CPU, or, as on a GPU, nobody before a log line."""
+    """The reader of the loss: the host, as on a CPU, or, as on a GPU, nobody before a log line."""
     monkeypatch.setattr(update_guard, "is_host_memory", lambda device: request.param == "host")
     return str(request.param)
 

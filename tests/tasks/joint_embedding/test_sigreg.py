@@ -87,7 +87,7 @@ def test_directions_are_unit_vectors_of_seed_and_step_alone() -> None:
 
 
 def test_directions_are_uniform_on_the_sphere() -> None:
-    """Of unit vectors in d dimensions the mean is 0 and the second moment I / d."""
+    """Checks that unit vectors in d dimensions have the mean 0 and the second moment I / d."""
     found = draw_directions(0, 0, 20_000, torch.zeros(1, 4))
     assert found.mean(1).abs().max() < 0.02
     torch.testing.assert_close(found @ found.T / 20_000, torch.eye(4) / 4, rtol=0, atol=0.01)

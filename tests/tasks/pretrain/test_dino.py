@@ -140,7 +140,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 def test_temperature_rises_in_the_warmup_and_prototypes_are_frozen_first(
     epoch: int, temperature: float, frozen: bool
 ) -> None:
-    """As numpy.linspace(0.04, 0.07, 4) in the authors' code."""
+    """The temperatures are numpy.linspace(0.04, 0.07, 4), as in the authors' code."""
     learner = build(warmup_epochs=4, frozen_epochs=2)
     learner.begin_epoch(epoch)
     assert learner.temperature == pytest.approx(temperature)

@@ -102,7 +102,7 @@ def test_a_perfect_prediction_costs_nothing() -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradcheck(normalize: bool) -> None:
-    """Of half of the patches of gray images: the loss is computed once for each of their values."""
+    """Half of the patches of gray images are enough: the loss is computed once for each of their values."""
     learner, seen = method(spec={"input": "gray"}, mask_ratio=0.5, normalize_pixels=normalize), batch(2)
     predicted = learner.embed(seen)[0].detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: learner.loss((x,), seen)["loss"], predicted)
@@ -249,7 +249,7 @@ def test_grid_of_a_gray_input_is_gray() -> None:
 
 
 def test_training_learns_to_fill_patches() -> None:
-    """Of images that are smooth, patches are filled better than by their mean."""
+    """Patches of smooth images are filled better than by their mean."""
     learner = method(torch.float32, mask_ratio=0.5, normalize_pixels=False, decoder_dim=32)
     ramp = torch.linspace(0, 1, SIZE).expand(3, SIZE, SIZE)
     images = torch.stack([(a * ramp + b * ramp.mT) / 2 for a in (0.2, 1.0) for b in (0.1, 0.6, 1.0)])

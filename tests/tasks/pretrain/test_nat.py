@@ -222,7 +222,7 @@ def test_workers_equal_one_with_the_sparse_solver(request: pytest.FixtureRequest
 def test_sparse_solver_exchanges_nearly_as_well_as_the_exact_one(
     monkeypatch: pytest.MonkeyPatch, bounded: bool
 ) -> None:
-    """Without its bound, with one candidate for each image, it is worse: the solver is the one that was asked for."""
+    """The solver without its bound, with one candidate for each image, is worse: it is the one that was asked for."""
     rows = torch.arange(96)
     losses = {}
     if not bounded:

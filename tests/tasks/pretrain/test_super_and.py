@@ -140,7 +140,7 @@ def test_and_equals_instance_in_the_first_round_only() -> None:
     ],
 )
 def test_batches_have_as_many_views_as_the_losses_are_over(options: dict[str, Any], views: int) -> None:
-    """Without L_aug, no loss of the paper reads the second view."""
+    """No loss of the paper but L_aug reads the second view."""
     assert batch_requirements("super_and", options) == BatchRequirements(views=views)
     assert len(method(**options).embed(batch(torch.arange(4)))) == views
 

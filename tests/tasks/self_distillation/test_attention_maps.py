@@ -19,7 +19,7 @@ def build_vit(model: str = "test_vit") -> Encoder:
 
 @pytest.mark.parametrize("model", ["test_vit", "test_vit2", "test_vit3"])
 def test_attention_is_what_the_network_multiplies_its_values_by(model: str) -> None:
-    """Without fused attention, the layer hands its weights to `attn_drop`. Some of these have registers."""
+    """The reference is the input of `attn_drop` without fused attention. Some of these networks have registers."""
     encoder, images = build_vit(model), torch.rand(3, 3, 32, 32)
     found = compute_class_attention(encoder, images)
     if found is None:

@@ -86,7 +86,7 @@ def test_balanced_assignments_are_those_of_the_paper(images: int, prototypes: in
 
 
 def test_balanced_assignments_use_all_prototypes_alike() -> None:
-    """Where all images prefer one prototype, a softmax gives it to all."""
+    """A softmax gives all images the prototype that all prefer; the balanced assignments do not."""
     logits = draw(12, 4)
     logits[:, 2] += 3.0
     found = balance_assignments(logits, 0.5, iterations=50)

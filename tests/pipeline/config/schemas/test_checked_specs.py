@@ -19,7 +19,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget_process() -> None:
-    """What the next process knows is in the file alone."""
+    """Makes this process forget the passed checks, so that it knows the file alone, as the next process does."""
     module._open_passed.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""What a recipe says of a paper and of a full run."""
+"""The results of a paper and of a full run that a recipe states."""
 
 import pytest
 from pydantic import ValidationError

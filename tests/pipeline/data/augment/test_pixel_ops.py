@@ -1,4 +1,4 @@
-"""What is drawn for changes of levels and for erasing: probabilities, ranges and distributions."""
+"""The parameters that are drawn for changes of levels and for erasing: probabilities, ranges and distributions."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ CHANGES_OF_LEVELS: list[dict[str, Any]] = [
 
 
 def rows_of(ops: list[dict[str, Any]], size: tuple[int, int], n: int) -> list[list[augment.OpParams]]:
-    """What is drawn for `n` images of one size."""
+    """Returns the parameters that are drawn for `n` images of one size."""
     ids = np.arange(n)
     drawn = augment.sample_params(
         ops, random_numbers.derive_view_keys(3, np.zeros(n, np.int64), ids, 0), np.tile(size, (n, 1)), SIZE
@@ -54,7 +54,7 @@ def patches(width: int, height: int, seed: int) -> np.ndarray:
 
 
 def uniform(mask: np.ndarray, reach: int = 2) -> np.ndarray:
-    """Where all within `reach` pixels have the same value."""
+    """Returns true for pixels around which all within `reach` pixels have the same value."""
     same = np.ones_like(mask, bool)
     padded = np.pad(mask, reach, constant_values=77)
     for dy in range(2 * reach + 1):

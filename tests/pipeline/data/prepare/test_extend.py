@@ -445,7 +445,7 @@ def growth(draw: st.DrawFn) -> list[list[str]]:
 
 
 def shuffled(seed: int) -> Callable[[bool, Callable[[Any], Any], list[Any]], Iterator[Any]]:
-    """As `_each`, in another order."""
+    """Returns a function that runs jobs as `_each` does, in another order."""
     return lambda on_ray, processes, work, jobs: iter(
         [work(jobs[k]) for k in np.random.default_rng(seed).permutation(len(jobs))]
     )

@@ -58,7 +58,7 @@ def store(root: Path, **fields: Any) -> Store:
 
 
 def known(found: Store, ids: np.ndarray) -> list[dict[str, Any]]:
-    """What the store knows of each image, with the names of classes in the place of their numbers."""
+    """Returns the store's facts of each image, with the names of classes in the place of their numbers."""
     out = []
     for one in found.read_annotations(ids):
         kinds = [] if one.box_classes is None else [found.classes[c] for c in one.box_classes.tolist()]

@@ -61,7 +61,7 @@ def test_void_beside_a_class_that_never_occurs_is_asked_about(store: Store, said
     ],
 )
 def test_other_masks_pass(store: Store, refused: Store) -> None:
-    """Beside each stands one that is refused and differs in one thing."""
+    """Each is compared with a refused one that differs in one thing."""
     check_masks(store, {})
     with pytest.raises(UserError):
         check_masks(refused, {})

@@ -1,4 +1,4 @@
-"""Which stores are bounded, and by how many pixels; what is kept of the source, and what of earlier stores."""
+"""The stores that are bounded, their numbers of pixels, and the data of sources and earlier stores that are kept."""
 
 from pathlib import Path
 from typing import Any

@@ -37,7 +37,7 @@ def upload_folder(bucket: Any, folder: Path, top: str = "/b/set") -> None:
 
 
 def open_on_disk_and_in_bucket(source: str, folder: Path, bucket: Any, **fields: Any) -> tuple[Source, Source]:
-    """What is on disk, and the same in the bucket; pickled, as it is for a task."""
+    """Opens a source on disk, and the same in the bucket; the latter is pickled, as it is for a task."""
     upload_folder(bucket, folder)
     local, remote = (
         open_source(dataset_options(source=source, root=root, **fields)) for root in (folder, "memory://b/set/")

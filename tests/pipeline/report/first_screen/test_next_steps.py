@@ -1,4 +1,4 @@
-"""What to do next follows from what was measured, case by case."""
+"""The advised next steps follow from the measurements, case by case."""
 
 from dataclasses import replace
 from pathlib import Path

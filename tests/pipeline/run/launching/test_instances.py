@@ -1,4 +1,4 @@
-"""What a process makes of the instances that it is given, and how it says that it ended early."""
+"""The results of the instances that a process is given, and its answer if it ended early."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -23,7 +23,7 @@ from firstlight.pipeline.train.checkpoint import Checkpoints
 from tests.support import recipes
 from tests.support.state_hash import hash_state
 
-# It writes its process id into the folder of an instance. What it does then is the name of the stage.
+# It writes its process id into the folder of an instance. The name of the stage says what it does then.
 PROGRAM = """
 import json, os, pathlib, sys, time
 print(json.dumps({"ready": True}), flush=True)

@@ -1,4 +1,4 @@
-"""What is known of existing weights is found again, whatever was trained since."""
+"""The known facts of existing weights are found again, whatever was trained since."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stages take of the same frozen features is known from the recipe, before any of them is computed."""
+"""The recipe says which stages take the same frozen features, before any of them is computed."""
 
 from pathlib import Path
 from typing import Any

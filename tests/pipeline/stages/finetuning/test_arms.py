@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: the arms, folded batch normalisations, rescaled layers."""
+"""The starting weights of a fine-tuning: the arms, folded batch normalisations, rescaled layers."""
 
 from pathlib import Path
 from typing import Any

@@ -31,7 +31,7 @@ def test_training_of_a_rescaled_network_continues_with_the_same_bits(tmp_path: P
 
 
 def test_two_workers_train_a_rescaled_network_as_one(tmp_path: Path, digits: Store, pool: Pool) -> None:
-    """Without dropout, which draws numbers of its own on each worker."""
+    """The network has no dropout, which draws numbers of its own on each worker."""
     changes = {**RESCALED, "stages__finetune__task": {**HEAD, "dropout": 0.0}}
     _, one = train(str(tmp_path / "one"), str(digits.path), None, **changes)
     save_seen_encoder(tmp_path / "two", recipes.recipe(tmp_path, **changes).network_spec)

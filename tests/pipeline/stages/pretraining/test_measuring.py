@@ -1,4 +1,4 @@
-"""What is measured of a trained method is of the encoder that it hands on."""
+"""The measurements of a trained method are those of the encoder that it hands on."""
 
 from pathlib import Path
 from typing import Any

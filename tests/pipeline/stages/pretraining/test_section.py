@@ -1,4 +1,4 @@
-"""What follows from the section of a pretraining alone."""
+"""The facts that follow from the section of a pretraining alone."""
 
 from pathlib import Path
 from typing import Any

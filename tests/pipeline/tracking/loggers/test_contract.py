@@ -1,4 +1,4 @@
-"""What a logger is told of a run, from its start in MLflow to its end."""
+"""The calls that a logger gets about a run, from its start in MLflow to its end."""
 
 from pathlib import Path
 

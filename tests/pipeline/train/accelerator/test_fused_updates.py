@@ -1,4 +1,4 @@
-"""Where updates are fused, and a training that continues with another implementation of its optimiser."""
+"""The choice of fused updates, and a training that continues with another implementation of its optimiser."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""What formats of rows share."""
+"""The rules that all formats of rows share."""
 
 import numpy as np
 import pyarrow as pa
