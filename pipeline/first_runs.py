@@ -19,7 +19,7 @@ class FirstRunArguments(TypedDict, total=False):
 
     # The network: an encoder of Firstlight, or a name of timm's.
     model: str
-    # Weights to go on from, as `encoder.weights`; or the `out` of an earlier run. Those of others need `model`.
+    # Weights to go on from, as `encoder.weights`; or the `out` of an earlier run. Files of others need `model`.
     weights: str | Path
     # The objective of the pretraining, for example simclr.
     method: str

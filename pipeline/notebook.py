@@ -148,7 +148,7 @@ def open_console(given: Console | None, quiet: bool) -> Iterator[Console]:
         UserError: `quiet` is combined with a console.
     """
     if given is not None and quiet:
-        raise UserError("quiet: is not valid beside console; valid: one of them")
+        raise UserError("quiet: cannot be combined with console; valid: one of them")
     if given is not None or quiet:
         yield given or SafeConsole(quiet=True)
     elif SafeConsole().is_jupyter:

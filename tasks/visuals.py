@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The number of channels of images that are no colours that are shown as red, green and blue, each scaled between two
-# quantiles.
+# The channels that are shown as red, green and blue if an image has no colours, each scaled between two quantiles.
 SHOWN_CHANNELS = 3
 SHOWN_QUANTILES = (0.02, 0.98)
-# Values that a quantile is taken of, at most.
+# The largest number of values that a quantile is taken of.
 MAX_QUANTILE_VALUES = 1 << 20
 
 

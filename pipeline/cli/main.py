@@ -105,7 +105,9 @@ def print_recipes() -> None:
 def _add_recipe_command(name: str, help_text: str) -> None:
     if name in FIRST_RUN_GOALS:
         start = (
-            "continued from --weights, if they are given." if name == "pretrain" else "pretrained first, or --weights."
+            "continued from --weights, if they are given."
+            if name == "pretrain"
+            else "pretrained first, or has the weights of --weights."
         )
 
         @cli.command(name, help=f"{help_text}\n\n{FIRST_RUN_HELP}{start}")
@@ -139,9 +141,9 @@ def _run_first_recipe(goal: str, overrides: tuple[str, ...], asked: dict[str, An
     """Writes the recipe that a command with `--data` asks for, and runs all its stages."""
     for text in overrides:
         if "=" not in text:
-            raise UserError(f"{text}: is not valid beside --data, which writes the recipe; valid: KEY=VALUE")
+            raise UserError(f"{text}: cannot be combined with --data, which writes the recipe; valid: KEY=VALUE")
     if smoke:
-        raise UserError("--smoke: is not valid beside --data; valid: --epochs 1")
+        raise UserError("--smoke: cannot be combined with --data; valid: --epochs 1")
     data, out, minutes = (asked.pop(key) for key in ("data", "out", "minutes"))
     if out is None:
         raise UserError("--out: is missing: the folder for the recipe and all results")

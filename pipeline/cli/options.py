@@ -45,7 +45,7 @@ ORIGIN_OPTION = click.option(
     *("--from", "origin"),
     multiple=True,
     metavar="LOCATION",
-    help="Where the run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
+    help="The place where the run is kept, as `firstlight show` takes it, for example storage=/old/runs.",
 )
 SMOKE_OPTION = click.option(
     "--smoke", is_flag=True, help="Run a trial of about a minute: the settings in the recipe's section `smoke` apply."

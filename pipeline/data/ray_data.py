@@ -202,7 +202,7 @@ def _map_task_numbers(load: Callable[[int], Iterator[Any]], count: int, pool: Ta
         for number in rows["number"].tolist():
             yield from load(number)
 
-    # The blocks of `from_items` exist at once. Those of `ray.data.range` are written by tasks of their own, one for
+    # The blocks of `from_items` exist at once. The tasks of `ray.data.range` write blocks of their own, one task for
     # every decoding task, each of which waits for a whole CPU.
     num_blocks = min(count, MAX_PLANNED_BLOCKS)
     numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=num_blocks)

@@ -11,7 +11,7 @@ from firstlight.pipeline.data.channels.read_channels import open_channels
 from firstlight.pipeline.data.channels.resampling import resample_box
 from firstlight.tasks.visuals import SHOWN_CHANNELS, SHOWN_QUANTILES, describe_shown
 
-# Pixels of each image that the range of levels is taken of, at most.
+# The largest number of pixels of each image that the range of levels is taken of.
 MAX_RANGE_PIXELS = 4096
 
 

@@ -58,7 +58,7 @@ def write_first_run(asked: FirstRun, tell: Callable[[str], None]) -> Path:
     """
     wishes = asked.wishes
     if asked.minutes is not None and wishes.epochs is not None:
-        raise UserError("--minutes: is not valid beside --epochs; valid: one of them")
+        raise UserError("--minutes: cannot be combined with --epochs; valid: one of them")
     of_pretraining = {"method": wishes.method, "epochs": wishes.epochs, "minutes": asked.minutes}
     stated = [name for name, value in of_pretraining.items() if value is not None]
     if stated and not wishes.pretrains:

@@ -9,7 +9,7 @@ from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.nn.timm_backbones import TokenMaps
 from firstlight.tasks.visuals import ImageGrid, ImageRow, stretch_contrast
 
-# Heads whose attention is drawn at most.
+# The largest number of heads whose attention is drawn.
 MAX_SHOWN_HEADS = 6
 
 

@@ -82,7 +82,7 @@ def test_quiet_prints_nothing_and_is_refused_beside_a_console(capsys: pytest.Cap
     given = Console(file=io.StringIO())
     with open_console(given, quiet=False) as console:
         assert console is given
-    with pytest.raises(UserError, match=r"^quiet: is not valid beside console; valid: one of them$"):
+    with pytest.raises(UserError, match=r"^quiet: cannot be combined with console; valid: one of them$"):
         open_console(given, quiet=True).__enter__()
 
 

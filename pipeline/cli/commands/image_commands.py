@@ -49,7 +49,9 @@ def init_recipe(
 
 @click.command("look")
 @click.argument("images", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("look"), show_default=True, help="The folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("look"), show_default=True, help="The folder to write."
+)
 @click.option("--model", help="With --weights: the network, a name of timm's.")
 @click.option("--weights", help="Compare by a network with these weights, as encoder.weights, instead of by pixels.")
 @click.option(
@@ -67,7 +69,12 @@ def init_recipe(
     help="Also write the images for embedding-atlas or fiftyone. Can be given twice.",
 )
 @click.option(
-    "--images", "count", type=click.IntRange(min=2), default=20_000, show_default=True, help="The most to compare."
+    "--images",
+    "count",
+    type=click.IntRange(min=2),
+    default=20_000,
+    show_default=True,
+    help="The largest number of images to compare.",
 )
 def look_at_folder(images: Path, out: Path, count: int, **options: Any) -> None:
     """Look at your own images before you train on them.
@@ -84,7 +91,7 @@ def look_at_folder(images: Path, out: Path, count: int, **options: Any) -> None:
 @click.command("predict")
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS...")
-@click.option("--out", metavar="PATH", help="Where predictions are written: predictions.parquet, .json or a folder.")
+@click.option("--out", metavar="PATH", help="The place of the predictions: predictions.parquet, .json or a folder.")
 @click.option("--force", is_flag=True, help="Replace earlier predictions at --out.")
 @click.option(
     "--batch-size",

@@ -66,7 +66,7 @@ def show_run(run: str, location: tuple[str, ...]) -> None:
 @click.command("compare", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")
 @click.argument("words", nargs=-1, metavar="RUN RUN... [KEY=VALUE]...", required=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True, help="The page."
+    "--out", type=click.Path(path_type=Path), default=Path("compare.html"), show_default=True, help="The page to write."
 )
 def compare_runs(words: tuple[str, ...], out: Path) -> None:
     """Compare runs of recipes: scores, gains, settings.

@@ -26,8 +26,8 @@ from firstlight.pipeline.data.sources.files import (
 )
 from firstlight.pipeline.errors import one_line
 
-# The keys under which the clients give the version of a file; the first that is set counts. Of Google's, the generation
-# is that of the content, and the ETag changes with its storage class, too.
+# The keys under which the clients give the version of a file; the first that is set counts. Google's generation is that
+# of the content, and its ETag changes with the storage class, too.
 VERSION_KEYS = (
     *("generation", "ETag", "etag", "md5Hash", "mtime"),
     *("LastModified", "last_modified", "updated", "Last-Modified", "created"),

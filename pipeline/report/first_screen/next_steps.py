@@ -250,8 +250,8 @@ def _read_advice(run: MeasuredRun) -> NextStep | None:
             "" if root is None else shlex.join(["firstlight", "run", "photos", f"dataset.root={root}"]),
         )
     return NextStep(
-        "Without a gain here, another method may suit these images: this lists what to take for which images, with "
-        "what was measured.",
+        "Without a gain here, another method may suit these images. The command firstlight recipes lists the methods "
+        "for each kind of images, with their measurements.",
         "firstlight recipes",
     )
 

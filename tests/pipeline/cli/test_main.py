@@ -129,9 +129,12 @@ def test_recipe_command_runs_the_stages_of_its_kind(monkeypatch: pytest.MonkeyPa
         (["embed", "--data", "x"], "--out: is missing: the folder for the recipe and all results"),
         (
             ["embed", "r.yaml", "--data", "x", "--out", "y"],
-            "r.yaml: is not valid beside --data, which writes the recipe; valid: KEY=VALUE",
+            "r.yaml: cannot be combined with --data, which writes the recipe; valid: KEY=VALUE",
         ),
-        (["embed", "--smoke", "--data", "x", "--out", "y"], "--smoke: is not valid beside --data; valid: --epochs 1"),
+        (
+            ["embed", "--smoke", "--data", "x", "--out", "y"],
+            "--smoke: cannot be combined with --data; valid: --epochs 1",
+        ),
         (
             ["export", "--data", "x", "--out", "y"],
             "x: does not exist; valid: a folder of images, or a file that lists them",

@@ -119,7 +119,7 @@ def test_minutes_become_epochs_by_the_measured_rate(labelled: Path, monkeypatch:
     assert sorted(file.name for file in asked.out.iterdir()) == ["recipe.yaml"]
     asked = replace(asked, out=labelled.parent / "short", minutes=0.1)
     assert load_recipe(write_first_run(asked, told.append)).stages["pretrain"].epochs == 1  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"^--minutes: is not valid beside --epochs; valid: one of them$"):
+    with pytest.raises(UserError, match=r"^--minutes: cannot be combined with --epochs; valid: one of them$"):
         write_first_run(replace(asked, wishes=Wishes(goal="pretrain", epochs=3)), print)
 
 
