@@ -2,17 +2,23 @@
 
 import ast
 import functools
+import io
+import re
+import tokenize
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.support.paths import ROOT
 
 SOURCES = sorted(
     file for folder in ("pipeline", "tasks", "bench", "firstlight") for file in (ROOT / folder).rglob("*.py")
 )
-# A docstring that begins with one of these describes a value by its genitive, and has no subject or verb.
+TEST_SOURCES = sorted((ROOT / "tests").rglob("*.py"))
+# A docstring or comment that begins with one of these describes a value by its genitive, and has no subject or verb.
 RIDDLES = {
     *(
         "Of",
@@ -29,8 +35,13 @@ RIDDLES = {
         "Without",
         "Behind",
         "Beside",
+        "Which",
     ),
 }
+# The words of these that also begin whole sentences, for example "By default ..." and "Without it, ...".
+CLAUSE_WORDS = {"As", "By", "That", "When", "Where", "Without"}
+THIRD_PERSON = re.compile(r"[A-Z][a-z-]+s")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])|\n\s*\n")
 # Words of which nobody knows what they hold. `told` is a note, `album` a figure log, `passage` a segment.
 PRIVATE_WORDS = {"told", "album", "passage", "handover", "complaints", "doomed", "hasty", "patient", "census"}
 # Files that still have one. Only ever removed from.
@@ -51,16 +62,23 @@ class Words:
 
     # Line and text of the docstrings.
     docstrings: tuple[tuple[int, str], ...]
+    # Line and text of the docstrings of functions that are neither properties nor commands, whose text is their help.
+    calls: tuple[tuple[int, str], ...]
+    # Line and text of the comments above a line; those of adjacent lines are one.
+    comments: tuple[tuple[int, str], ...]
     functions: tuple[str, ...]
     names: Set[str]
 
 
 @functools.cache
 def read_words(file: Path) -> Words:
-    docstrings, functions, names = [], [], set[str]()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    docstrings, calls, functions, names = [], [], [], set[str]()
+    source = file.read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
             docstrings.append((getattr(node, "lineno", 1), text))
+            if isinstance(node, ast.FunctionDef) and not _is_property_or_command(node):
+                calls.append((node.lineno, text))
         if isinstance(node, ast.FunctionDef):
             functions.append(node.name)
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -71,14 +89,76 @@ def read_words(file: Path) -> Words:
             names.add(node.attr)
         elif isinstance(node, ast.arg):
             names.add(node.arg)
-    return Words(tuple(docstrings), tuple(functions), names)
+    return Words(tuple(docstrings), tuple(calls), tuple(_find_comments(source)), tuple(functions), names)
+
+
+def _is_property_or_command(function: ast.FunctionDef) -> bool:
+    decorators = [ast.unparse(decorator) for decorator in function.decorator_list]
+    return any(re.search(r"property|\b(command|group)\(", decorator) for decorator in decorators)
+
+
+def _find_comments(source: str) -> Iterator[tuple[int, str]]:
+    lines = source.splitlines()
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    numbers = [token.start[0] for token in tokens if token.type == tokenize.COMMENT]
+    own = [number for number in numbers if lines[number - 1].lstrip().startswith("#")]
+    for number in own:
+        if number - 1 not in own:
+            end = next(k for k in range(number, len(lines) + 2) if k not in own)
+            yield number, "\n".join(line.strip().lstrip("#").strip() for line in lines[number - 1 : end - 1])
+
+
+def begin_of(sentence: str) -> str:
+    words = sentence.split(maxsplit=1)
+    return words[0].strip(",.;:") if words else ""
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
-    docstrings = [(name_of(file), line, text) for file in SOURCES for line, text in read_words(file).docstrings]
+    files = [*SOURCES, *TEST_SOURCES]
+    docstrings = [(name_of(file), line, text) for file in files for line, text in read_words(file).docstrings]
     assert docstrings
-    firsts = [(file, line, text.split(maxsplit=1)[0].strip(",.;:")) for file, line, text in docstrings]
+    firsts = [(file, line, begin_of(text)) for file, line, text in docstrings]
     assert not [f"{file}:{line}: {first}" for file, line, first in firsts if first in RIDDLES]
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    docstrings = [(name_of(file), line, text) for file in SOURCES for line, text in read_words(file).calls]
+    assert docstrings
+    firsts = [(file, line, begin_of(text)) for file, line, text in docstrings]
+    assert not [f"{file}:{line}: {first}" for file, line, first in firsts if not THIRD_PERSON.fullmatch(first)]
+
+
+def test_comments_begin_with_a_subject() -> None:
+    files = [*SOURCES, *TEST_SOURCES]
+    comments = [(name_of(file), line, text) for file in files for line, text in read_words(file).comments]
+    assert comments
+    firsts = [(file, line, begin_of(text)) for file, line, text in comments]
+    assert not [f"{file}:{line}: {first}" for file, line, first in firsts if first in RIDDLES]
+
+
+def test_later_sentences_of_docstrings_and_comments_begin_with_a_subject() -> None:
+    texts = [
+        (name_of(file), line, text)
+        for file in [*SOURCES, *TEST_SOURCES]
+        for line, text in (*read_words(file).docstrings, *read_words(file).comments)
+    ]
+    firsts = [
+        (file, line, begin_of(sentence)) for file, line, text in texts for sentence in SENTENCE_END.split(text)[1:]
+    ]
+    assert firsts
+    assert not [f"{file}:{line}: {first}" for file, line, first in firsts if first in RIDDLES - CLAUSE_WORDS]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("# Of each class.\n# Two lines\nx = 1  # no own line\n# Next", ["Of each class.\nTwo lines", "Next"]),
+        ('x = """\n# text\n"""\n', []),
+        ("def f():\n    # a\n\n    # b\n    pass\n", ["a", "b"]),
+    ],
+)
+def test_comments_are_found(text: str, found: list[str]) -> None:
+    assert [comment for _, comment in _find_comments(text)] == found
 
 
 def test_public_functions_of_several_statements_have_docstrings() -> None:

@@ -39,7 +39,7 @@ def image_batch(
 def unevenly_labelled(rows: Tensor) -> Tensor:
     """Labels 0..4 of a third of the rows 0..15 and 32..43, and -1 for all others.
 
-    Of 64 images two workers have 6 and 4 labelled ones, of 48 images three workers have 6, 0 and 4.
+    Two workers have 6 and 4 labelled ones of 64 images; three workers have 6, 0 and 4 of 48 images.
     """
     return torch.where((rows % 3 == 0) & (rows % 32 < 16) & (rows < 44), rows % 5, -1)
 

@@ -400,7 +400,7 @@ IN_STEPS = {"stages.pretrain.epochs": None, "stages.pretrain.steps": 10}
 def test_population_of_trainings_in_steps_pauses_inside_epochs(tmp_path: Path, without_ray: None) -> None:
     """Epochs have three steps. The trials that keep their networks end as a training that never pauses.
 
-    Of four trials two take the networks of the others at each exchange.
+    Two of four trials take the networks of the others at each exchange.
     """
     scheduler = {"name": "pbt", "measure": "pretrain.loss", "mode": "min", "interval": 4, "quantile": 0.5}
     changes = {**POPULATION, **BY_LOSS, "overrides": IN_STEPS, "scheduler": scheduler}

@@ -84,7 +84,7 @@ def assert_equal_batches(found: list[dict[str, Any]], expected: list[Arrays]) ->
 def test_cached_and_streamed_batches_are_those_of_the_stream(digits: Store, name: str) -> None:
     """Two views at the end of an epoch and at the start of the next, at the size of the images and at others.
 
-    What follows the central crop, which is tested at both sizes itself, is of one size.
+    The ops after the central crop, which is tested at both sizes itself, are tested at one size.
     """
     follows_crop = len(PIPELINES[name]) > 1 and PIPELINES[name][0] == CROP
     for size in (12,) if follows_crop else (8, 12):
