@@ -77,7 +77,7 @@ class MemoryBank(SampleTable):
         own_class: float | Tensor | None = None,
         sample: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Contrasts (b, dim) queries v of this worker with all rows of the bank but their own. Collective.
+        """Contrasts (b, dim) queries v of this worker with all rows of the bank but their own. It is collective.
 
         Args:
             own: (b,) rows of the queries' own images.
@@ -97,7 +97,7 @@ class MemoryBank(SampleTable):
     @torch.no_grad()
     @time_part(TABLES)
     def find_neighbours(self, temperature: float, features: SampleTable | None = None) -> tuple[Tensor, Tensor]:
-        """Finds the nearest other image of every image, and the entropy of its softmax. Exact; collective.
+        """Finds the nearest other image of every image, and the entropy of its softmax. It is exact and collective.
 
         Args:
             features: a table of (size, dim) embeddings f(x) of the images. None: the rows of the bank stand for them.
@@ -129,7 +129,7 @@ class MemoryBank(SampleTable):
     @torch.no_grad()
     @time_part(TABLES)
     def gram_matrix(self) -> Tensor:
-        """Returns the (dim, dim) float64 Gram matrix M^T M, the same on every worker. Collective."""
+        """Returns the (dim, dim) float64 Gram matrix M^T M, the same on every worker. It is collective."""
         dim = self.values.shape[1]
         total = self.values.new_zeros(dim, dim, dtype=torch.float64)
         for _, rows in self._iterate_blocks(torch.float64):
@@ -139,7 +139,7 @@ class MemoryBank(SampleTable):
     @torch.no_grad()
     @time_part(TABLES)
     def commit_gram_change(self) -> Tensor:
-        """Commits the writes. Returns the (dim, dim) float64 change of the Gram matrix. Collective."""
+        """Commits the writes. Returns the (dim, dim) float64 change of the Gram matrix. It is collective."""
         dim = self.values.shape[1]
         change = self.values.new_zeros(dim, dim, dtype=torch.float64)
         for positions, values in self._take_pending():
@@ -155,7 +155,7 @@ class MemoryBank(SampleTable):
     def compute_moments(
         self, queries: Tensor, own: Tensor, temperature: float, sample: np.ndarray | None = None
     ) -> Moments:
-        """Returns the moments of this worker's queries over all rows of the bank but their own. Collective.
+        """Returns the moments of this worker's queries over all rows of the bank but their own. It is collective.
 
         `sample`: the rows over which they are estimated; see `contrast_others`.
         """
@@ -192,7 +192,7 @@ class MemoryBank(SampleTable):
     def _find_nearest(
         self, queries: Tensor, own: Tensor, temperature: float, embeddings: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the (q,) nearest other images and the (q,) entropies of images. Collective.
+        """Returns the (q,) nearest other images and the (q,) entropies of images. It is collective.
 
         Args:
             queries: (q, dim) embeddings of the images, equal on all workers.

@@ -6,9 +6,9 @@ A prediction is taken where its confidence, the largest probability, reaches a t
     FlexMatch   one of each class, lower for classes that are learned slowly (Zhang et al. 2021, 2110.08263, section 3)
     FreeMatch   one of each class, by the confidence of all predictions so far (Wang et al. 2023, 2205.07246, section 4)
 
-All are over the images without a label of the global batch. Each threshold is a module, called once in a step with
-(B, C) probabilities, (B,) bool `unlabelled` and the (B,) rows of the images. It returns (B,) bool, True where a
-prediction is taken. Collective.
+All are over the images without a label of the global batch. Each threshold is a module, called once in a step by all
+workers with (B, C) probabilities, (B,) bool `unlabelled` and the (B,) rows of the images. It returns (B,) bool, True
+where a prediction is taken.
 """
 
 import math
@@ -82,7 +82,7 @@ class FlexibleThreshold(nn.Module):
         return (confidence >= thresholds[classes]) & unlabelled
 
     def measure_learning(self) -> Tensor:
-        """Returns beta of each class, (C,) float64. Collective."""
+        """Returns beta of each class, (C,) float64. It is collective."""
         # `bincount` would look for the largest value first, for which a GPU waits.
         held = self.selected.values
         bins = torch.zeros(self.classes + 2, dtype=torch.int64, device=held.device)

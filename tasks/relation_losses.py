@@ -78,7 +78,7 @@ def reference_augmentation_loss(cosines: Tensor, own: Tensor, positive: Tensor, 
 def augmentation_loss(
     first: Tensor, second: Tensor, gram: Tensor, temperature: float, variant: SuperAndVariant
 ) -> Tensor:
-    """Returns the augmentation loss of this worker's images over the images of all workers. Collective.
+    """Returns the augmentation loss of this worker's images over the images of all workers. It is collective.
 
     Args:
         first: (b, d) embeddings of the first view.

@@ -73,7 +73,7 @@ class SampleTable:
 
     @torch.no_grad()
     def gather_values(self) -> Tensor:
-        """Returns the (size, *shape) values of all workers, in the order of the rows, on every worker. Collective."""
+        """Returns the (size, *shape) values of all workers by row, on every worker. It is collective."""
         if world_size() == 1:
             return self.values.clone()
         longest = -(-self.size // world_size())
@@ -84,7 +84,7 @@ class SampleTable:
 
     @time_part(TABLES)
     def write(self, rows: Tensor, values: Tensor) -> None:
-        """Keeps (B, *shape) values of (B,) rows for `commit`. Collective.
+        """Keeps (B, *shape) values of (B,) rows for `commit`. It is collective.
 
         No row may occur twice in the global batch: it would be chance which value stays.
 

@@ -68,7 +68,7 @@ class Moments(NamedTuple):
         return Moments(peak, a.zeroth + b.zeroth, a.first + b.first)
 
     def sum_over_workers(self) -> "Moments":
-        """Returns the moments over the rows of all workers. Collective."""
+        """Returns the moments over the rows of all workers. It is collective."""
         if world_size() == 1:
             return self
         peak = self.peak.clone()

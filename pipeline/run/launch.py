@@ -113,7 +113,7 @@ def _train_function(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_preemption() -> failures.PreemptionNotice | None:
-    """Returns Ray's notice that machines of this training are about to be taken away. Collective."""
+    """Returns Ray's notice that machines of this training are about to be taken away. It is collective."""
     import ray.train
 
     found = ray.train.get_preemption_info()

@@ -41,7 +41,7 @@ def list_shared_facts(instance: StageInstance, own_keys: Set[str]) -> dict[str, 
 
 
 def find_shared_folder(instance: StageInstance, key: str) -> Path | None:
-    """Returns the folder in which the work of the hash `key` was done, None if there is none. Collective."""
+    """Returns the folder in which the work of the hash `key` was done, None if there is none. It is collective."""
     found: Path | None = broadcast_object(_read_folder(instance, key) if rank() == 0 and instance.facts else None)
     return found
 

@@ -173,7 +173,7 @@ class Checkpoints:
         return [] if mirror is None else self._upload(mirror, target, list(files))
 
     def _upload(self, mirror: Mirror, target: Path, names: list[str]) -> list[str]:
-        """Uploads a checkpoint, and the logs up to it. Returns a line if it fails. Collective."""
+        """Uploads a checkpoint, and the logs up to it. Returns a line if it fails. It is collective."""
         # An upload may take longer than a step may.
         watchdog.suspend_timer()
         sent: dict[str, FileSum] = {}
@@ -246,7 +246,7 @@ class Checkpoints:
         return found, damage
 
     def _download_newest(self, mirror: Mirror) -> tuple[Checkpoint | None, list[str]]:
-        """Returns the same as `read_newest`: the newest checkpoint that all ranks have, or can download. Collective."""
+        """Returns as `read_newest` the newest checkpoint that all ranks have, or can download. It is collective."""
         candidates, damage = broadcast_object(self._list_candidates(mirror) if rank() == 0 else None)
         for name in candidates:
             found, problem = self._obtain(mirror, self.folder / name)

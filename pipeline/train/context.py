@@ -149,7 +149,7 @@ def _max_boxes(store: Store) -> int:
 
 
 def gather_rows(parts: Sequence[Tensor], total: int) -> Tensor:
-    """Gathers the rows that every worker has computed for its part of `total` ids. Collective.
+    """Gathers the rows that every worker has computed for its part of `total` ids. It is collective.
 
     `parts` are this worker's rows, batch by batch. Returns (total, ...) in the order of the ids, on every worker.
     """

@@ -186,7 +186,7 @@ _cache: dict[str, CachedImages | CachedRaggedImages] = {}
 def cache_images(
     loader: Loader, options: LoadingOptions, device: torch.device
 ) -> tuple[CachedImages | CachedRaggedImages, list[str]]:
-    """Returns the images `options.resident` on `device`, and a note if they were decoded for it. Collective."""
+    """Returns the images `options.resident` on `device`, and a note if they were decoded for it. It is collective."""
     ids, store = options.resident, loader.store
     assert ids is not None
     ids_hash = hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
@@ -209,7 +209,7 @@ def cache_images(
 
 
 def _decode_ragged_images(loader: Loader, ids: np.ndarray, device: torch.device) -> RaggedImages:
-    """Returns images of several sizes. Each worker decodes a part, in its own process. Collective."""
+    """Returns images of several sizes. Each worker decodes a part, in its own process. It is collective."""
     parts = np.array_split(ids, world_size())
     decoded = RaggedImages.collect(_iterate_colours(loader, parts[rank()]))
     if world_size() == 1:
@@ -249,7 +249,7 @@ def _broadcast_pixels(pixels: np.ndarray, source: int, device: torch.device) -> 
 
 
 def _decode_images(loader: Loader, ids: np.ndarray, options: LoadingOptions, device: torch.device) -> Tensor:
-    """Returns the images as (n, C, H, W) uint8 or int16 on the device. Each worker decodes a part. Collective."""
+    """Returns the images as (n, C, H, W) uint8 or int16 on the device. Each worker decodes a part. It is collective."""
     decoder = _build_decoder(loader)
     size = max(1, min(MAX_DECODED_IMAGES, MAX_DECODED_BYTES // decoder.row_bytes))
     channels, dtype = _count_held_channels(loader), torch.uint8 if loader.store.pixels.bits == 8 else torch.int16

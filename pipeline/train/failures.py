@@ -30,7 +30,7 @@ MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
 # Called after every step with the rank and the number of steps done. Only tests set it.
 fault_hook: Callable[[int, int], None] | None = None
-# Asks whether machines of this training are about to be taken away. Collective. `launch.py` sets it on clusters.
+# Asks whether machines of this training are about to be taken away. It is collective. `launch.py` sets it on clusters.
 preemption_source: Callable[[], "PreemptionNotice | None"] | None = None
 # Seconds between two questions, and the age of a checkpoint after which another one is written while a notice stands.
 PREEMPTION_LOOK_S, PREEMPTION_SAVE_S = 5.0, 20.0
@@ -71,7 +71,7 @@ class PreemptionWatch:
 
     def find_notice(self, step: int) -> PreemptionNotice | None:
         """Returns the notice for which a checkpoint is due after `step` steps: a new one, or one that still stands
-        `PREEMPTION_SAVE_S` seconds after the last checkpoint for it. Collective.
+        `PREEMPTION_SAVE_S` seconds after the last checkpoint for it. It is collective.
         """
         if preemption_source is None or step < self._next:
             return None
@@ -108,7 +108,7 @@ def is_secondary(text: str) -> bool:
 
 @contextlib.contextmanager
 def record_failures(folder: Path) -> Iterator[None]:
-    """Records an error of the block, which is the work of a rank that Ray repeats after a failure. Collective.
+    """Records an error of the block, which is the work of a rank that Ray repeats after a failure. It is collective.
 
     Raises:
         StopTraining: on all ranks, before the block: one rank has failed twice with the same error after the same

@@ -41,12 +41,12 @@ class Monitor(Protocol):
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Returns metrics to log with the losses. Collective."""
+        """Returns metrics to log with the losses. It is collective."""
         ...
 
 
 def fit(job: TrainingJob, learner: Learner, monitor: Monitor | None = None) -> None:
-    """Trains `learner` in place, to its end, from the newest checkpoint in the job's folder if one exists. Collective.
+    """Trains `learner` in place, to its end, from the job's newest checkpoint if there is one. It is collective.
 
     Raises:
         StopTraining: on all ranks: the loss is not finite, the disk is full, or every checkpoint is damaged. A step
@@ -128,7 +128,7 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
 
 
 def _evaluate_weights(trainer: Trainer, monitor: Monitor, logger: MetricsLogger, step: int) -> dict[str, float]:
-    """Evaluates the weights after `step` steps, and keeps them if they are the best so far. Collective.
+    """Evaluates the weights after `step` steps, and keeps them if they are the best so far. It is collective.
 
     Returns the metrics to log.
     """
@@ -179,7 +179,7 @@ def _iterate_stretches(
 
 @torch.no_grad()
 def _read_images(job: TrainingJob, learner: Learner, step: int, rows: int) -> None:
-    """Passes all batches of the epoch that begins at `step` to the learner's tables. Collective."""
+    """Passes all batches of the epoch that begins at `step` to the learner's tables. It is collective."""
     append_row(job.folder, {"note": f"all images are read once before epoch {step // job.plan.steps + 1}"})
     # With `norm: batch`, workers have different running statistics. A checkpoint has rank 0's.
     broadcast_buffers(learner)
@@ -195,7 +195,7 @@ def _read_images(job: TrainingJob, learner: Learner, step: int, rows: int) -> No
 
 
 def open_batches(job: TrainingJob, order: TrainOrder, rows: int) -> tuple[Iterator[dict[str, Any]], list[str]]:
-    """Returns this worker's batches, and notes about where they come from. Collective."""
+    """Returns this worker's batches, and notes about where they come from. It is collective."""
     # Boxes and masks are transformed image by image, where they are read.
     if job.loader.targets is not None:
         return stream_batches(job.loader, order, rows, job.options), []
@@ -207,7 +207,7 @@ def open_batches(job: TrainingJob, order: TrainOrder, rows: int) -> tuple[Iterat
 
 
 def _stop_if_asked(job: TrainingJob) -> None:
-    """Stops the training if `STOP_FILE` exists. Collective, as not all ranks may see the file at the same time.
+    """Stops the training if `STOP_FILE` exists. It is collective, as not all ranks may see the file at the same time.
 
     Raises:
         Stopped: on all ranks, with the text of the file.
@@ -219,5 +219,5 @@ def _stop_if_asked(job: TrainingJob) -> None:
 
 
 def _average_losses(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Returns the losses averaged over workers. Collective."""
+    """Returns the losses averaged over workers. It is collective."""
     return {name: float(all_sum(value.detach().double()) / world_size()) for name, value in losses.items()}

@@ -231,7 +231,7 @@ class MetricsLogger:
             append_row(self.folder, {"note": f"{who}waited for images {share:.0%} of the time: {hint}"})
 
     def _gather_value(self, value: float) -> list[float]:
-        """Returns `value` of every worker. Collective."""
+        """Returns `value` of every worker. It is collective."""
         values = torch.zeros(world_size(), device=self.device)
         values[rank()] = value
         return [float(share) for share in all_sum(values).tolist()]
@@ -266,7 +266,7 @@ class DroppedIds:
 def _keep_rows(path: Path, shape: TypeAdapter[Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drops the rows after the checkpoint that a training continues from: it repeats those steps identically.
 
-    Collective; rank 0 reads and writes.
+    It is collective; rank 0 reads and writes.
 
     Raises:
         StopTraining: on all ranks: the file has a row that no training has written; names it.

@@ -48,7 +48,7 @@ class FeatureMonitor:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Returns metrics by name. Writes a note on collapse. Collective."""
+        """Returns metrics by name. Writes a note on collapse. It is collective."""
         # Running statistics are those of rank 0: the next step, or the end, would share them as well.
         broadcast_buffers(self.method)
         self.method.eval()
@@ -65,7 +65,7 @@ class FeatureMonitor:
         return np.sort(rng.choice(ids, min(self.options.images, len(ids)), replace=False))
 
     def _compute_features(self, ids: np.ndarray, views: list[Augment]) -> list[Tensor]:
-        """Returns the (n, d) features of each view of `ids`, on every worker. Collective."""
+        """Returns the (n, d) features of each view of `ids`, on every worker. It is collective."""
         head = self.method.exported_networks()["head"] if self.options.features == "head" else None
         features = FeatureExtractor(self.method.exported_encoder(), head, (-1,), "avg")  # type: ignore[arg-type]
         size = max(self.stage.batch_size // world_size(), 64)

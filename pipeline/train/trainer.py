@@ -128,7 +128,7 @@ class Trainer:
             self.epoch_loss.zero_()
 
     def _judge_loss(self, loss: Tensor, batch: Batch, step: int) -> None:
-        """Judges the loss of all ranks, and keeps its average, by which all detect a plateau at once. Collective.
+        """Judges the loss of all ranks, and keeps its average, by which all detect a plateau at once. It is collective.
 
         Raises:
             StopTraining: as `step`.
@@ -145,7 +145,7 @@ class Trainer:
             self.stop_unless_finite()
 
     def stop_unless_finite(self) -> None:
-        """Reads whether a loss was not finite so far. Collective.
+        """Reads whether a loss was not finite so far. It is collective.
 
         From such a step on nothing has changed: weights, teachers, averages, running statistics and tables are those
         from before it. On a GPU this waits for the device: the loop calls it where it reads from there anyway, and it
@@ -184,13 +184,13 @@ class Trainer:
 
     @time_part("checkpoint")
     def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint. Collective."""
+        """Writes a checkpoint. It is collective."""
         self._write_checkpoint(self.checkpoints, step)
         self.saved_at = time.monotonic()
 
     @time_part("checkpoint")
     def save_best(self, step: int) -> None:
-        """Writes the checkpoint of the best weights so far, and deletes that of the best before. Collective."""
+        """Writes the checkpoint of the best weights so far, and deletes that of the best before. It is collective."""
         self._write_checkpoint(self.best_checkpoints, step)
 
     def _write_checkpoint(self, checkpoints: Checkpoints, step: int) -> None:
@@ -222,7 +222,7 @@ class Trainer:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def load_final_weights(self) -> None:
-        """Gives the learner the weights that the training hands on: the best or the last, averaged or not. Collective.
+        """Gives the learner the weights to hand on: the best or the last, averaged or not. It is collective.
 
         Raises:
             StopTraining: the checkpoint of the best weights is lost.
@@ -239,7 +239,7 @@ class Trainer:
             self.average.exchange_weights()
 
     def resume_training(self) -> tuple[int, list[str]]:
-        """Loads the newest checkpoint. Returns the number of steps done, and notes for the user. Collective."""
+        """Loads the newest checkpoint. Returns the number of steps done, and notes for the user. It is collective."""
         found, damage = self.checkpoints.read_newest()
         notes = [f"skipped a damaged checkpoint: {line}" for line in damage]
         if found is None:

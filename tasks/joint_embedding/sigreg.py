@@ -30,7 +30,7 @@ def draw_directions(seed: int, step: int, count: int, like: Tensor) -> Tensor:
 def measure_normality(x: Tensor, knots: int, t_max: float) -> Tensor:
     """Returns the statistic T of each of (B, ...) columns over the images of all workers: (...), 0 or more.
 
-    Collective, with gradient. B must be the same on all workers.
+    It is collective, with gradient. B must be the same on all workers.
 
     Args:
         x: the numbers that are tested, image by image.

@@ -28,7 +28,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def observe(self, logits: Tensor, weights: Tensor | None = None) -> None:
-        """Computes the mean of (..., size) logits over the images of all workers. Collective.
+        """Computes the mean of (..., size) logits over the images of all workers. It is collective.
 
         `weights`: (...) zeros and ones, the logits that count; None: all do. Without any, the centre stays.
         """
@@ -54,7 +54,7 @@ def sharpen_centred(logits: Tensor, center: Tensor, temperature: float) -> Tenso
 def balance_assignments(
     logits: Tensor, temperature: float, counted: Tensor | None = None, iterations: int = 3
 ) -> Tensor:
-    """Returns (B, K) probabilities of each image that use all prototypes alike, over all workers. Collective.
+    """Returns (B, K) probabilities of each image that use all prototypes alike, over all workers. It is collective.
 
     exp(logits / temperature) is scaled in turn so that each prototype has the same sum over the images of all workers,
     and each image the sum 1 (Sinkhorn and Knopp; SwAV, Caron et al. 2020, algorithm 1; DINOv2, section 4). Logarithms

@@ -34,7 +34,8 @@ def train(folder: Path, store: Store, stop: int | None = None, **changes: Any) -
 def train_with_copies(folder: Path, store: Store, steps: Collection[int], **changes: Any) -> str:
     """Trains the small recipe to its end, and copies `folder` to `FOLDER-stop<step>` at some steps.
 
-    A copy is what a training leaves that is stopped there, without the time to train up to there once more. Collective.
+    A copy is what a training leaves that is stopped there, without the time to train up to there once more.
+    It is collective.
     Returns a hash of every bit of the end state.
     """
 

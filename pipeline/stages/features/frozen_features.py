@@ -57,8 +57,8 @@ def compute_features(
 ) -> dict[str, list[Tensor]]:
     """Returns the (n, d) features of `ids`, in their order, for each network and layer, on every worker.
 
-    Collective. Every image is decoded once for all networks, and not at all where an earlier stage of the run has kept
-    its features (`KeptFeatures`).
+    It is collective. Every image is decoded once for all networks, and not at all where an earlier stage of the run has
+    kept its features (`KeptFeatures`).
     """
     progress = PassProgress(instance.folder, len(ids))
     kept = KeptFeatures(context, instance, networks, batch_size)
@@ -83,7 +83,7 @@ def _compute_group(
     batch_size: int,
     progress: PassProgress,
 ) -> dict[str, list[Tensor]]:
-    """Computes the (n, d) features of some images for each network and layer. Collective."""
+    """Computes the (n, d) features of some images for each network and layer. It is collective."""
     if not networks:
         progress.add_images(-(-len(ids) // world_size()))
         return {}

@@ -46,7 +46,7 @@ def hash_arms(instance: StageInstance, networks: Mapping[str, FeatureExtractor])
 
 
 def find_shared_scores(instance: StageInstance, keys: Mapping[str, str]) -> dict[str, SharedScores]:
-    """Returns the arms that another stage has scored, by their hashes `keys`. Collective."""
+    """Returns the arms that another stage has scored, by their hashes `keys`. It is collective."""
     folders = {arm: find_shared_folder(instance, key) for arm, key in keys.items()}
     found = {}
     for arm, folder in folders.items():

@@ -18,7 +18,7 @@ from firstlight.tasks.downstream.task import Scores, Task
 
 @torch.no_grad()
 def score_tasks(context: StageContext, stage: Finetune, tasks: dict[str, Task], ids: np.ndarray) -> dict[str, Scores]:
-    """Scores each task on those of `ids` whose target is known. Collective; every image is decoded once.
+    """Scores each task on those of `ids` whose target is known. It is collective; every image is decoded once.
 
     A network under several names, which two arms share, is scored once.
     """

@@ -22,7 +22,7 @@ CANDIDATE_KEYS = frozenset({"encoder", "arms", "learning_rates", "register_as"})
 
 
 def train_candidates(context: StageContext, stage: Finetune, instance: StageInstance) -> dict[str, Task]:
-    """Trains every candidate, and returns the fine-tuned networks by their names. Collective.
+    """Trains every candidate, and returns the fine-tuned networks by their names. It is collective.
 
     A training is decided by its options, images, seed, rate and the network that it starts from. Two for which these
     are equal are one training, which is done once: arms of this stage (`pretrained` is `given` where no step made the

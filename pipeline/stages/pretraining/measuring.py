@@ -30,7 +30,7 @@ MAX_COMPARED_IMAGES = 1000
 @torch.no_grad()
 def score_classifier(context: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
     """Returns the accuracy of the classifier that the method learned from labels, on held-out and test images; {} if it
-    has none. Collective.
+    has none. It is collective.
     """
     found: dict[str, float] = {}
     if not batch_requirements_of(stage).labels:
@@ -77,7 +77,7 @@ def compute_held_out_features(
 ) -> tuple[np.ndarray, Tensor] | None:
     """Returns the ids of held-out images, or training images where none is held out, and their (n, C) features.
 
-    Returns None if there are too few to compare, or a feature is not finite. Collective.
+    Returns None if there are too few to compare, or a feature is not finite. It is collective.
     """
     ids = select_evenly_spaced(context.splits.figure_ids, MAX_COMPARED_IMAGES)
     if len(ids) < max(world_size(), 3):
@@ -102,9 +102,7 @@ def save_pretrain_map(instance: StageInstance, ids: np.ndarray, features: Tensor
 
 @torch.no_grad()
 def measure_held_out(context: StageContext, stage: Pretrain, method: Method) -> dict[str, float]:
-    """Returns the means over held-out images of what the method measures of each; {} if it measures nothing.
-    Collective.
-    """
+    """Returns the means over held-out images of the method's metrics of each; {} if it has none. It is collective."""
     ids = context.splits.val
     if not method.image_metrics or len(ids) < world_size():
         return {}
