@@ -44,7 +44,7 @@ CELL_STYLE = (
     "margin: 0; font-size: 0.85em; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; background: none"
 )
 
-# Takes an output by its media types, "text/html" and "text/plain".
+# A function that takes an output by its media types, "text/html" and "text/plain".
 OutputWriter = Callable[[Mapping[str, str]], None]
 
 

@@ -25,7 +25,7 @@ from firstlight.tasks.supervised_loss import mark_classes
 
 # The state of an image in the table of `FlexibleThreshold`: no prediction has reached the threshold; it has a label.
 UNSELECTED, LABELLED = -1, -2
-# Added to a probability before its logarithm (FreeMatch's code).
+# The number that is added to a probability before its logarithm (FreeMatch's code).
 LOG_EPSILON = 1e-12
 
 ThresholdMapping = Literal["convex", "linear", "concave"]

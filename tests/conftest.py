@@ -24,7 +24,7 @@ from tests.support.gloo import Pool
 from tests.support.paths import SHARED
 from tests.support.undrawn_figures import leave_undrawn
 
-# Read by Ray when it is imported.
+# Ray reads these variables when it is imported.
 os.environ.update(
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(16),

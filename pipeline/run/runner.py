@@ -150,7 +150,7 @@ class RecipeRunner:
         others: SideProcesses | None = None,
         source: Source | None = None,
     ) -> None:
-        """`source`: the source of `recipe.dataset`, if it is open already."""
+        """Takes `source`, the source of `recipe.dataset`, if it is open already."""
         self.others, self.source = others, source
         self.recipe, self.session, self.console, self.parent, self.repeats = recipe, session, console, parent, repeats
         self.folder = parent.folder if parent else recipe.storage.resolve() / recipe.name

@@ -155,7 +155,7 @@ class SearchRunner:
         left = self.plan.search.num_trials - len(ended)
         if left <= 0:
             return
-        # Imported here because it imports Ray.
+        # The import stands here because it imports Ray.
         from firstlight.pipeline.search import tune
 
         session.start(always=True)

@@ -64,7 +64,7 @@ class FollowedFile:
         try:
             with open(self.file, "rb") as file:
                 file.seek(self.offset - len(self.last))
-                # Truncated, and maybe grown beyond this offset again.
+                # The file was truncated, and maybe grew beyond this offset again.
                 if file.read(len(self.last)) != self.last:
                     self.offset, self.last = file.seek(0), b""
                 data = file.read()

@@ -77,7 +77,7 @@ class BackwardPass:
             losses = self.learner.loss(outputs, batch)
         self.judge_loss(losses["loss"], batch, step)
         self.scaler.scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
-        # Kept, so that the parts count once in the running statistics.
+        # The buffers are kept, so that the parts count once in the running statistics.
         buffers = [buffer.clone() for buffer in self.learner.buffers()]
         for k, images in enumerate(parts):
             gradients = [None if o.grad is None else o.grad[k * size : (k + 1) * size] for o in outputs]

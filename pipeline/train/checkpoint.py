@@ -81,7 +81,7 @@ def pack_state(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         TypeError: a value has another type; the text names its path.
     """
     if isinstance(value, Tensor):
-        # Cloned, because safetensors refuses memory that two tensors share.
+        # The tensor is cloned, because safetensors refuses memory that two tensors share.
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"$tensor": path}
     if isinstance(value, dict):
@@ -338,7 +338,7 @@ def refuse_other_state(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _group_by_table(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     tables: dict[str, dict[str, Tensor]] = {}
-    # Sorted, because safetensors returns them in an order of its own.
+    # The tensors are sorted, because safetensors returns them in an order of its own.
     for path, tensor in sorted(tensors.items()):
         name, key = path.rsplit("/", 1)
         tables.setdefault(name, {})[key] = tensor

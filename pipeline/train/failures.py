@@ -23,14 +23,15 @@ from firstlight.tasks.collective import broadcast_object, rank
 
 # The files in the folder of an instance with one line for each error of a rank.
 FAILURE_FILES = "failed-rank*.jsonl"
-# Begins the note that the training loop adds to an error; the number of steps done follows.
+# The beginning of the note that the training loop adds to an error; the number of steps done follows.
 STEP_NOTE_PREFIX = "after step "
 # The most characters of the text of an error in `FAILURE_FILES`.
 MAX_RECORDED_CHARACTERS = 10_000
 FAULT_VARIABLE = "FIRSTLIGHT_FAULT"
-# Called after every step with the rank and the number of steps done. Only tests set it.
+# The function that is called after every step with the rank and the number of steps done. Only tests set it.
 fault_hook: Callable[[int, int], None] | None = None
-# Asks whether machines of this training are about to be taken away. It is collective. `launch.py` sets it on clusters.
+# The function that asks whether machines of this training are about to be taken away. It is collective. `launch.py`
+# sets it on clusters.
 preemption_source: Callable[[], "PreemptionNotice | None"] | None = None
 # Seconds between two questions, and the age of a checkpoint after which another one is written while a notice stands.
 PREEMPTION_LOOK_S, PREEMPTION_SAVE_S = 5.0, 20.0

@@ -86,7 +86,7 @@ def _run_steps(job: TrainingJob, learner: Learner, trainer: Trainer, monitor: Mo
         append_row(job.folder, {"note": f"before the first step: {shown}"})
     batches = _iterate_stretches(job, learner, logger, stream, later, trainer.num_rows)
     feed, preemption = BatchFeed(job.device), failures.PreemptionWatch()
-    # Closed, because a training may end before its stream does.
+    # The stream is closed, because a training may end before its stream does.
     with contextlib.closing(batches):
         for arrays in batches:
             if step % job.plan.steps == 0 or step == first:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SOCKET_VARIABLE, SCRIPT_VARIABLE = "TESTS_RAY_WORKERS_SOCKET", "TESTS_RAY_WORKERS_SCRIPT"
-# Set by Ray in its workers: the process that they belong to, which is another one in every cluster, and their job.
+# The variables that Ray sets in its workers: the process that they belong to, which is another one in every cluster,
+# and their job.
 RAYLET_VARIABLE, JOB_VARIABLE = "RAY_RAYLET_PID", "RAY_JOB_ID"
 # The bytes of a message, before it.
 LENGTH = struct.Struct("!I")
@@ -68,7 +69,7 @@ def start_small_rays() -> Iterator[None]:
     from ray._private import ray_constants
 
     with pytest.MonkeyPatch.context() as patch:
-        # Joined to the folder of Ray's own script, an absolute path stays.
+        # An absolute path stays when it is joined to the folder of Ray's own script.
         patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", __file__)
         leave_out_processes(patch)
         yield

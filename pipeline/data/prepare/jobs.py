@@ -55,7 +55,7 @@ MADE_BY = {
 PrepareJob = dict[str, Any]
 # Images of a part between two reports of a `PartWriter`.
 IMAGES_PER_REPORT = 32
-# Runs a function for each of some jobs and yields the results in any order.
+# A function that runs another one for each of some jobs and yields the results in any order.
 JobRunner = Callable[[Callable[[PrepareJob], PrepareJob], list[PrepareJob]], Iterator[PrepareJob]]
 
 
@@ -88,7 +88,7 @@ class PartWriter:
     side: int | None = None
     # The format of the pixels that the data set states; None: images become RGB of 8 bits.
     pixels: PixelFormat | None = None
-    # Is called with a job and how many of its images are done, now and then. It stays in the process.
+    # A function that is called with a job and the number of its images that are done. It stays in the process.
     report: Callable[[PrepareJob, int], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _answer_jobs() -> None:
             # The pickle comes from the process that started this one, by a pipe that nobody else has.
             work: PrepareWork = pickle.load(sys.stdin.buffer)  # noqa: S301
         except Exception:
-            # Such as a class of a notebook, which the other process has and this one cannot import.
+            # The work may be of a class of a notebook, which the other process has and this one cannot import.
             return
         answer({"ready": True})
         work = _set_report(work, lambda job, done: answer({"done": done}))

@@ -117,8 +117,8 @@ def _hash_state(files: Files, names: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-# Cached, as a source is opened twice where it extends a store, for the checks and to prepare it, and where it is looked
-# at before a recipe is written for it. Files that changed have another `state`
+# The cache serves a source that is opened twice where it extends a store, for the checks and to prepare it, and where
+# it is looked at before a recipe is written for it. Files that changed have another `state`
 @functools.lru_cache(maxsize=2)
 def hash_contents(files: Files, names: tuple[bytes, ...], state: str) -> str:
     """Returns the SHA-256 of the names of the files and of all of their bytes."""

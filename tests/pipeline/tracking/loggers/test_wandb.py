@@ -35,7 +35,7 @@ class FakeRun:
 def package(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """W&B as a package whose `init` keeps its arguments, with an environment that says nothing about it."""
     for key in [*module.WANDB_DEFAULTS, module.FOLDER_VARIABLE, module.PROJECT_VARIABLE, "WANDB_API_KEY"]:
-        # Set first, so that what the logger sets is removed after the test.
+        # The variables are set first, so that what the logger sets is removed after the test.
         monkeypatch.setenv(key, "")
         monkeypatch.delenv(key)
     fake = SimpleNamespace(given={}, run=FakeRun(), logged_in=False)
