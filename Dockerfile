@@ -7,7 +7,8 @@ ENV PATH=/opt/firstlight/venv/bin:$PATH
 WORKDIR /opt/firstlight/source
 # The dependencies are a layer of their own, which is not built again when only the source changes.
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], sep='\n')" > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 # The package firstlight contains links to the three folders after it; COPY keeps links, and the wheel has the files.

@@ -1,7 +1,11 @@
-# make demo: install and run the main job. make test: install and pass the tests. make smoke: a trial run of every recipe, on tiny data.
-# make chaos: a recipe killed 200 times at random moments, and what it then comes to.
-# make faults: what becomes of each fault of docs/reliability.md; its table is written anew.
-# make reference: docs/reference.md, every key of a recipe, is written again. make docs: the documentation as a site, in site/.
+# make demo       installs, and runs the main job
+# make test       installs, and runs the tests
+# make check      runs the linters and the type checker
+# make smoke      runs a trial of every recipe, on tiny data
+# make chaos      kills a recipe 200 times at random moments, and compares it with a run that was never killed
+# make faults     runs the tests of each fault of docs/reliability.md, and writes its table
+# make reference  writes docs/reference.md, which has every key of a recipe
+# make docs       builds the documentation as a site, in site/
 # All need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +16,8 @@ UV := $(shell command -v uv 2>/dev/null)
 
 install: $(VENV)/.installed
 
-# Bytecode is compiled here, once: every worker that Ray starts would otherwise parse torch anew where PYTHONDONTWRITEBYTECODE is set.
+# Bytecode is compiled here, once: where PYTHONDONTWRITEBYTECODE is set, every worker that Ray starts would otherwise
+# parse torch anew.
 $(VENV)/.installed: pyproject.toml constraints.txt
 ifdef UV
 	test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
@@ -27,13 +32,15 @@ endif
 demo: install
 	$(BIN)/firstlight run conf/recipe/quickstart.yaml
 
-# The tests on Ray run one at a time beside the others, as they often wait. Their output comes last. Only their files are
-# imported for them: to collect all tests takes a minute of a CPU.
-# Empty, the variable lets Python keep the bytecode of the project: Ray starts a hundred processes, each of which imports it.
+# The tests on Ray run one at a time beside the others, as they often wait. Their output comes last. Only their files
+# are imported for them: to collect all tests takes a minute of a CPU.
+# Empty, the variable lets Python keep the bytecode of the project: Ray starts a hundred processes, each of which
+# imports it.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: install
 	$(BIN)/python -m compileall -qq pipeline tasks
-	@$(BIN)/python -m pytest -n 1 --dist loadfile -m 'ray and not slow' $$(grep -rl --include='test_*.py' pytest.mark.ray tests) >$(VENV)/ray_tests.log 2>&1 & ray=$$!; \
+	@$(BIN)/python -m pytest -n 1 --dist loadfile -m 'ray and not slow' \
+		$$(grep -rl --include='test_*.py' pytest.mark.ray tests) >$(VENV)/ray_tests.log 2>&1 & ray=$$!; \
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not ray and not slow'; others=$$?; \
 	wait $$ray; ray=$$?; cat $(VENV)/ray_tests.log; exit $$((others || ray))
 

@@ -15,7 +15,7 @@ function readCell(cell) {
   return [...cell.childNodes].filter(node => node.nodeName !== "SMALL").map(node => node.textContent).join("").trim();
 }
 
-// The number that a text begins with, or its seconds; null if it is none. What follows, such as ± and %, does not count.
+// The number that a text begins with, or its seconds; null if it is none. What follows, such as ± and %, is left out.
 function parseNumber(text) {
   const time = /^(?:(\d+) h )?(\d+) min(?: (\d+) s)?$/.exec(text);
   if (time) return 3600 * (time[1] || 0) + 60 * time[2] + Number(time[3] || 0);
@@ -27,7 +27,9 @@ function parseNumber(text) {
 function readKeys(rows, column, isNumeric) {
   const texts = rows.map(row => readCell(row.cells[column]));
   const numbers = texts.map(parseNumber), present = texts.map(text => !["", "–", "-"].includes(text));
-  const all = isNumeric ? numbers.some(number => number !== null) : texts.every((_, k) => !present[k] || numbers[k] !== null);
+  const all = isNumeric
+    ? numbers.some(number => number !== null)
+    : texts.every((_, k) => !present[k] || numbers[k] !== null);
   return all ? numbers : texts.map((text, k) => present[k] ? text : null);
 }
 
@@ -57,7 +59,8 @@ function prepareTable(table) {
     // Of numbers, the largest are asked for first.
     const isNumber = keys[column].some(key => typeof key === "number");
     const first = isNumber ? "descending" : "ascending", second = isNumber ? "ascending" : "descending";
-    const name = head.textContent.trim(), button = make("button", { type: "button", class: "sort" }, ...head.childNodes);
+    const name = head.textContent.trim();
+    const button = make("button", { type: "button", class: "sort" }, ...head.childNodes);
     button.addEventListener("click", () => {
       const now = head.getAttribute("aria-sort");
       sort(column, now === first ? second : now === second ? "none" : first);
@@ -65,7 +68,9 @@ function prepareTable(table) {
     head.append(button);
     head.setAttribute("aria-sort", "none");
     for (const direction of [first, second]) {
-      const words = { descending: isNumber ? "largest first" : "Z to A", ascending: isNumber ? "smallest first" : "A to Z" };
+      const words = isNumber
+        ? { descending: "largest first", ascending: "smallest first" }
+        : { descending: "Z to A", ascending: "A to Z" };
       choice.append(make("option", { value: `${column} ${direction}` }, `${name}, ${words[direction]}`));
     }
   });
@@ -152,7 +157,8 @@ document.querySelectorAll("figure > .card, .strip li").forEach(holder => {
 
 // Maps: Tab reaches one point of a map, and the arrow keys reach the others, from left to right.
 document.querySelectorAll(".map").forEach(map => {
-  const points = [...map.querySelectorAll("[tabindex]")].sort((a, b) => parseFloat(a.style.left) - parseFloat(b.style.left));
+  const points = [...map.querySelectorAll("[tabindex]")];
+  points.sort((a, b) => parseFloat(a.style.left) - parseFloat(b.style.left));
   map.addEventListener("keydown", event => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], next = points[points.indexOf(event.target) + (step || 0)];
     if (!step || !next) return;
