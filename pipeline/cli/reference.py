@@ -5,6 +5,7 @@ that check recipes.
 """
 
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ the file, and `key=value` on the command line replaces both. A string is short f
 `method: nat`. Two sections exist only in the file: `defaults.<kind>` holds keys that all stages of a kind start from,
 and `smoke` holds the keys that `--smoke` replaces for a trial run of a minute.
 """
+LINE_WIDTH = 120
 # The sections of a recipe, in the order of the file.
 RECIPE_SECTIONS: dict[str, type[BaseModel]] = {
     "Data set: `dataset`": DatasetOptions,
@@ -90,7 +92,7 @@ def render_reference() -> str:
     blocks = [INTRODUCTION, *_render_recipe(), *_render_stages(), *_render_registries(), *_render_search()]
     headings = [line for block in blocks for line in block.splitlines() if line.startswith("## ")]
     contents = "\n".join(f"- [{_title(line)}](#{make_anchor(_title(line))})" for line in headings)
-    return "\n\n".join(block.strip() for block in (blocks[0], contents, *blocks[1:])) + "\n"
+    return "\n\n".join(_wrap_prose(block.strip()) for block in (blocks[0], contents, *blocks[1:])) + "\n"
 
 
 def list_undescribed_keys() -> list[str]:
@@ -110,6 +112,13 @@ def make_anchor(title: str) -> str:
     """Returns the anchor that GitHub gives to a heading."""
     kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
     return kept.replace(" ", "-")
+
+
+def _wrap_prose(block: str) -> str:
+    """Returns a block with lines of at most 120 characters, or as it is if it is a heading, a list or a table."""
+    if block.startswith(("#", "-", "|")):
+        return block
+    return textwrap.fill(block, LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _title(heading: str) -> str:

@@ -128,7 +128,8 @@ def test_resident_streamed_and_augmented_on_the_device_are_one_training(
 def train_recipe(folder: Path, store: Store, recipe: Recipe, stop: int | None = None) -> str:
     worker = StageContext.create(recipe, store, on_ray=False)
     stage = worker.recipe.stages["pretrain"]
-    job = pretrain_job.build_job(worker, stage, StageInstance("pretrain", 3, "f", folder / "job"))  # type: ignore[arg-type]
+    instance = StageInstance("pretrain", 3, "f", folder / "job")
+    job = pretrain_job.build_job(worker, stage, instance)  # type: ignore[arg-type]
     return fit_until(stop, job, pretrain_job.build_seeded_method(worker, stage, job))[0]  # type: ignore[arg-type]
 
 

@@ -133,7 +133,8 @@ def test_loader_returns_the_annotations_of_the_store(tmp_path: Path, root: Path)
         for row, annotation in enumerate(known):
             if kind == "boxes":
                 count = len(annotation.box_classes)  # type: ignore[arg-type]
-                assert found["box_classes"][row].tolist() == [*annotation.box_classes.tolist(), *[-1] * (2 - count)]  # type: ignore[union-attr]
+                classes = annotation.box_classes.tolist()  # type: ignore[union-attr]
+                assert found["box_classes"][row].tolist() == [*classes, *[-1] * (2 - count)]
                 assert np.array_equal(found["boxes"][row, :count], annotation.boxes + np.array([0, 3, 0, 3]))
                 assert np.array_equal(found["difficult"][row, :count], annotation.difficult)  # type: ignore[arg-type]
             elif kind == "present":

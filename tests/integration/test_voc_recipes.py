@@ -54,10 +54,8 @@ def test_classification_on_voc_is_the_protocol_of_voc_classification(name: str) 
         stage.optimizer.model_dump()
     )
     assert stage.clip_norm == 10.0
-    assert load_recipe(RECIPES_FOLDER / "nat/table4.yaml", ("dataset.root=/x",)).stages[name].learning_rates == (  # type: ignore[union-attr]
-        0.001,
-        0.003,
-    )
+    whole = load_recipe(RECIPES_FOLDER / "nat/table4.yaml", ("dataset.root=/x",))
+    assert whole.stages[name].learning_rates == (0.001, 0.003)  # type: ignore[union-attr]
     task = build(recipe, stage)
     assert isinstance(task, Classification)
     logits = torch.randn(16, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)

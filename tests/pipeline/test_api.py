@@ -169,7 +169,8 @@ def test_index_finds_the_images_that_were_embedded(
 
 def test_load_recipe_takes_overrides_and_names_wrong_keys(tmp_path: Path) -> None:
     searches.write_files(tmp_path)
-    assert api.load_recipe(tmp_path / "recipe.yaml", "stages.pretrain.epochs=7").stages["pretrain"].epochs == 7  # type: ignore[attr-defined]
+    recipe = api.load_recipe(tmp_path / "recipe.yaml", "stages.pretrain.epochs=7")
+    assert recipe.stages["pretrain"].epochs == 7  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"scale\.workrs.*workers"):
         api.load_recipe(str(tmp_path / "recipe.yaml"), "scale.workrs=2")
 

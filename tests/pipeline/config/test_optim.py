@@ -289,7 +289,8 @@ def list_decays(decay_all: bool, weight_decay: float = 0.1, name: str = "AdamW")
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 2))
     token = torch.nn.Parameter(torch.zeros(1, 1, 2))
     groups = [(1.0, [*network[2].parameters()]), (0.5, [*network[0].parameters(), *network[1].parameters(), token])]
-    spec = OptimizerSpec(name=name, base_lr=0.4, weight_decay=weight_decay, decay_all=decay_all)  # type: ignore[call-arg]
+    keys: dict[str, Any] = {"name": name, "base_lr": 0.4, "weight_decay": weight_decay, "decay_all": decay_all}
+    spec = OptimizerSpec(**keys)
     built = build_optimizer(spec, groups, spec.compute_rate(128), [token])
     return [(group["lr"], group["weight_decay"], len(group["params"])) for group in built.param_groups]
 

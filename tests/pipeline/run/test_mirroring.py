@@ -135,7 +135,8 @@ def test_cluster_shares_what_workers_read_and_make(
     encoder = write_files(run / "inputs" / "ab", weights="w")
     instance = instance_in(run, encoder=encoder)
     write_files(instance.folder, mlflow__json="{}")
-    recipe = recipes.recipe("memory://runs/runs", tracking__uri="http://x", scale__address="auto")  # type: ignore[arg-type]
+    storage: Any = "memory://runs/runs"
+    recipe = recipes.recipe(storage, tracking__uri="http://x", scale__address="auto")
     with share_folders(recipe, [instance]):
         there = open_elsewhere(tmp_path / "there", "runs", monkeypatch)
         found = find_fetched("memory://runs/runs/small/inputs/ab")

@@ -72,6 +72,10 @@ def test_best_so_far_never_gets_worse() -> None:
     assert np.asarray(best.get_ydata()).tolist() == [0.5, 0.5, 0.3, 0.3]
 
 
+def read_legend(axis: Any) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
 def grid_search(space: dict[str, Any], **changes: Any) -> Search:
     return make_search(space=space, algorithm="grid", trials=None, **changes)
 
@@ -83,7 +87,7 @@ def test_curve_has_means_and_a_line_for_each_value_of_the_second_key() -> None:
     ]
     figure = draw_figures(search, trials)["curve"]
     (axis,) = figure.axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["lr 0.1", "lr 0.2"]  # type: ignore[union-attr]
+    assert read_legend(axis) == ["lr 0.1", "lr 0.2"]
     line = axis.containers[0].lines[0]  # type: ignore[attr-defined]
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata() == pytest.approx([1.11, 2.11, 3.11])
@@ -97,7 +101,7 @@ def test_several_objectives_of_one_key_share_a_curve() -> None:
     )
     trials = [done_trial(k, values, 0.8, 0.6) for k, values in enumerate(search.grid_points())]
     (axis,) = draw_figures(search, trials)["curve"].axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["f.pretrained", "f.scratch"]  # type: ignore[union-attr]
+    assert read_legend(axis) == ["f.pretrained", "f.scratch"]
     assert axis.get_xscale() == "log"
 
 

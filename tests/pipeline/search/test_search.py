@@ -308,7 +308,8 @@ def test_recipe_is_run_with_the_best_setting_and_its_encoder_promoted(tmp_path: 
     plan = make_plan(tmp_path, "seeds=[0,1]", trials=2, retrain=True, promote=promote, **changes)
     result, _ = search_quietly(plan)
     assert result.retrained is not None
-    assert result.retrained.stages["pretrain"].epochs == 2, "without the budget of a trial"  # type: ignore[attr-defined]
+    pretrain: Any = result.retrained.stages["pretrain"]
+    assert pretrain.epochs == 2, "without the budget of a trial"
     assert [row.stage for row in result.rows] == ["evaluate", "evaluate", "finetune"]
     assert all(len(row.pretrained) == 2 for row in result.rows)
     assert result.report is not None

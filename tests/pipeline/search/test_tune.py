@@ -114,7 +114,8 @@ def test_asha_asks_the_worst_trial_to_stop(tmp_path: Path, earlier: Sequence[Tri
     scheduler = make_scheduler(make_search(**ASHA), earlier, TrainingLength(9, "epochs"))
     trial: Any = new_trial(scheduler)
     report = make_report(tmp_path / "training")
-    assert scheduler.on_trial_result(None, trial, report) == "CONTINUE", "Tune ends no process"  # type: ignore[arg-type]
+    decision = scheduler.on_trial_result(None, trial, report)  # type: ignore[arg-type]
+    assert decision == "CONTINUE", "Tune ends no process"
     assert (tmp_path / "training" / STOP_FILE).exists() == stops
 
 

@@ -31,7 +31,8 @@ def results(layer: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
     out = layer(x)
     (out * weights).sum().backward()  # type: ignore[no-untyped-call]
     gradients = {f"grad of {name}": p.grad for name, p in layer.named_parameters()}
-    return {"out": out.detach(), "grad of input": x.grad, **gradients, **dict(layer.named_buffers())}  # type: ignore[dict-item]
+    gradients["grad of input"] = x.grad
+    return {"out": out.detach(), **gradients, **dict(layer.named_buffers())}  # type: ignore[dict-item]
 
 
 def sync_on_this_rank(shape: tuple[int, ...], steps: int, training: bool) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,10 @@ def test_layers_without_biases_get_only_the_variance_and_constant_channels_stay(
     assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
 
 
+def root_mean_square(values: Any) -> float:
+    return math.sqrt(sum(value * value for value in values.flatten().tolist()) / values.numel())
+
+
 def naive_rates(network: nn.Sequential) -> list[float]:
     """The root mean square of each layer's gradient over that of its weights, by autograd on a sum."""
     layers = weighted(network)[:-1]
@@ -98,11 +103,7 @@ def naive_rates(network: nn.Sequential) -> list[float]:
     random = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
     network.zero_grad()
     (out * random).sum().backward()
-    return [
-        math.sqrt(sum(g * g for g in layer.weight.grad.flatten().tolist()) / layer.weight.numel())  # type: ignore[union-attr]
-        / math.sqrt(sum(w * w for w in layer.weight.flatten().tolist()) / layer.weight.numel())
-        for layer in layers
-    ]
+    return [root_mean_square(layer.weight.grad) / root_mean_square(layer.weight) for layer in layers]
 
 
 def test_rates_are_those_of_the_formula() -> None:

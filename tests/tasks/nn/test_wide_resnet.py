@@ -48,7 +48,8 @@ def test_first_map_of_the_code_of_fixmatch_is_computed() -> None:
 
     def activate(x: Tensor) -> Tensor:
         layer = next(used)
-        x = (x - layer.running_mean[:, None, None]) / (layer.running_var[:, None, None] + 1e-3).sqrt()  # type: ignore[index]
+        mean, variance = layer.running_mean, layer.running_var
+        x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-3).sqrt()  # type: ignore[index]
         return F.leaky_relu(x * layer.weight[:, None, None] + layer.bias[:, None, None], 0.1)
 
     image = torch.randn(2, 3, 16, 16)

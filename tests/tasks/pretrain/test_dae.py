@@ -135,7 +135,8 @@ def test_passes_images_and_seeds_differ(corruption: str) -> None:
     assert (first != learner.corrupt_images(replace(same, passes=torch.ones_like(ids)))).flatten(1).any(1).sum() > 28, (
         "passes"
     )
-    other = DenoisingAutoEncoder(encoder(29), TrainingInfo(size=96, epochs=5, seed=8), corruption=corruption)  # type: ignore[arg-type]
+    info = TrainingInfo(size=96, epochs=5, seed=8)
+    other = DenoisingAutoEncoder(encoder(29), info, corruption=corruption)  # type: ignore[arg-type]
     assert (first != other.corrupt_images(same)).flatten(1).any(1).sum() > 28, "seeds"
 
 

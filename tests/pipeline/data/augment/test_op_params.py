@@ -65,7 +65,9 @@ def build_numbers(*steps: OpParams | None) -> list[float]:
     """Returns the numbers of a policy; None: no op."""
     numbers: list[float] = []
     for step in steps:
-        own = [NO_OP] if step is None else [POLICY_KINDS.index(type(step)), *step]  # type: ignore[arg-type, misc, list-item]
+        own: list[float] = [NO_OP]
+        if step is not None:
+            own = [POLICY_KINDS.index(type(step)), *step]  # type: ignore[arg-type, misc, list-item]
         numbers += [*own, *[0.0] * (POLICY_STEP_WIDTH - len(own))]
     return numbers
 

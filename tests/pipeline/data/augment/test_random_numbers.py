@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ OTHERS = {
 @pytest.mark.parametrize("name", [*OTHERS, "id"])
 def test_numbers_of_neighbouring_ids_are_uncorrelated(name: str) -> None:
     """Also with the numbers beside them: no number is another's, shifted."""
-    first, second = numbers(), numbers(ids=IDS + 1) if name == "id" else numbers(**OTHERS[name])  # type: ignore[arg-type]
+    changes: dict[str, Any] = {"ids": IDS + 1} if name == "id" else OTHERS[name]
+    first, second = numbers(), numbers(**changes)
     both = np.corrcoef(first.T, second.T)[:8, 8:]
     assert np.abs(both).max() < 5 / math.sqrt(len(IDS))
     shared = second[:-1] if name == "id" else second[:0]  # the same images in both

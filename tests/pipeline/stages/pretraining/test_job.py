@@ -28,7 +28,8 @@ def test_method_knows_its_images_length_and_views(tmp_path: Path, digits: Store)
     job, method, context = build(tmp_path, digits, method=two_views, views=[{}, {"size": 6}], epochs=3)
     info, stage = method.info, context.recipe.stages["pretrain"]
     assert (info.size, info.classes, info.epochs, info.seed) == (len(context.splits.train), 10, 3, 3)
-    assert info.steps == job.total_steps == 3 * count_steps_per_epoch(stage, context.splits, 3)  # type: ignore[arg-type]
+    steps_per_epoch = count_steps_per_epoch(stage, context.splits, 3)  # type: ignore[arg-type]
+    assert info.steps == job.total_steps == 3 * steps_per_epoch
     assert info.view_sizes == (8, 6)
     assert info.labels is not None
     assert np.array_equal(info.labels.numpy(), context.splits.labels[job.plan.ids])
