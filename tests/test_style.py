@@ -50,6 +50,11 @@ WITH_PRIVATE_WORDS: set[str] = set()
 SHARED_NAMES = {"main", "__all__", "load_encoder", "load_recipe", "open_embeddings", "open_index"}
 # The largest share of functions and methods whose name is one word.
 MAX_ONE_WORD = 0.3
+MAX_LINE_LENGTH = 120
+# Where the project's text files lie, and their names' endings. Notebooks are JSON with the outputs of their cells.
+TEXT_FOLDERS = ("pipeline", "tasks", "bench", "firstlight", "conf", "docs", "tests", ".ci")
+TEXT_ENDINGS = {".py", ".md", ".yaml", ".yml", ".toml", ".html", ".js", ".txt"}
+TEXT_NAMES = {"Makefile", "Dockerfile", "run"}
 
 
 def name_of(file: Path) -> str:
@@ -201,3 +206,29 @@ def test_top_level_names_stand_in_one_file() -> None:
                         files[name.id].add(name_of(file))
     shared = {name: sorted(where) for name, where in files.items() if len(where) > 1 and name not in SHARED_NAMES}
     assert not shared
+
+
+def list_text_files() -> Iterator[Path]:
+    """Yields the text files of the project, without those that it ignores, as builds and environments."""
+    files = [*ROOT.iterdir(), *(file for folder in TEXT_FOLDERS for file in (ROOT / folder).rglob("*"))]
+    for file in sorted(files):
+        if (file.suffix in TEXT_ENDINGS or file.name in TEXT_NAMES) and file.is_file():
+            yield file
+
+
+def may_be_long(file: Path, line: str) -> bool:
+    """Tells whether a line cannot be broken: a row of a Markdown table, or one word, such as a URL."""
+    is_table_row = file.suffix == ".md" and line.lstrip().startswith("|")
+    return is_table_row or len(line.split()) == 1
+
+
+def test_lines_have_at_most_120_characters() -> None:
+    files = list(list_text_files())
+    names = {name_of(file) for file in files}
+    assert {"README.md", "Makefile", ".ci/run", "conf/recipe/quickstart.yaml", "docs/guide.md"} <= names
+    assert not [
+        f"{name_of(file)}:{number}: {len(line)}"
+        for file in files
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if len(line) > MAX_LINE_LENGTH and not may_be_long(file, line)
+    ]
