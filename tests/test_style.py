@@ -51,7 +51,7 @@ SHARED_NAMES = {"main", "__all__", "load_encoder", "load_recipe", "open_embeddin
 # The largest share of functions and methods whose name is one word.
 MAX_ONE_WORD = 0.3
 MAX_LINE_LENGTH = 120
-# Where the project's text files lie, and their names' endings. Notebooks are JSON with the outputs of their cells.
+# The folders of text files, and their names or endings. Notebooks are left out: they are JSON with printed outputs.
 TEXT_FOLDERS = ("pipeline", "tasks", "bench", "firstlight", "conf", "docs", "tests", ".ci")
 TEXT_ENDINGS = {".py", ".md", ".yaml", ".yml", ".toml", ".html", ".js", ".txt"}
 TEXT_NAMES = {"Makefile", "Dockerfile", "run"}
