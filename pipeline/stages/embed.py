@@ -32,6 +32,7 @@ from firstlight.pipeline.records import Count, HexDigest, RecordShape, parse_rec
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
 from firstlight.pipeline.stages.checks import check_class_names
 from firstlight.pipeline.stages.features.feature_uses import takes_kept_embeddings
+from firstlight.pipeline.stages.features.frozen_features import prepare_for_inference
 from firstlight.pipeline.stages.features.inference import ImageBatches, predict_batches
 from firstlight.pipeline.stages.features.kept_features import group_places, has_kept, hash_features, read_kept
 from firstlight.pipeline.stages.sections.embed import Embed
@@ -90,8 +91,8 @@ def _plan_files(context: StageContext, stage: Embed) -> Iterator[EmbeddingFile]:
             )
 
 
-def _load_extractor(folder: Path, image_size: int) -> FeatureExtractor:
-    return FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg").eval()
+def _load_extractor(folder: Path, image_size: int, device: torch.device) -> FeatureExtractor:
+    return prepare_for_inference(FeatureExtractor(load_encoder(folder, image_size), None, (-1,), "avg"), device)
 
 
 def _find_device(gpu: bool) -> torch.device:
@@ -104,7 +105,7 @@ def build_network(folder: TravellingPath, image_size: int, threads: int, gpu: bo
     """
     set_up_cpu(threads)
     device = _find_device(gpu)
-    network = _load_extractor(folder.fetch(), image_size).to(device)
+    network = _load_extractor(folder.fetch(), image_size, device)
 
     @torch.no_grad()
     def embed(pixels: np.ndarray) -> np.ndarray:
@@ -147,7 +148,7 @@ class _EmbeddingWriter:
         data, scale = context.recipe.dataset, context.recipe.scale
         encoder = TravellingPath(instance.encoder)
         self.make = partial(build_network, encoder, data.image_size, scale.threads, scale.worker_gpus > 0)
-        network = _load_extractor(instance.encoder, data.image_size)
+        network = _load_extractor(instance.encoder, data.image_size, torch.device("cpu"))
         size = network.encoder.shapes[-1][0]
         vector = pa.list_(pa.from_numpy_dtype(np.dtype(stage.dtype)), size)
         self.schema = pa.schema(

@@ -124,7 +124,8 @@ def build_packed_network(folder: Path, threads: int, gpu: bool) -> NetworkFuncti
 
 
 def _use_network(task: Task) -> NetworkFunction:
-    return partial(_answer_packed, task.eval())
+    # The memory format that most convolutions are fastest in, on a CPU too.
+    return partial(_answer_packed, task.eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 @torch.inference_mode()

@@ -18,13 +18,15 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.report.run_scores import format_scores
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder, save_encoder
-from firstlight.pipeline.stages.features.frozen_features import build_extractors
+from firstlight.pipeline.stages.features.frozen_features import build_extractors, prepare_for_inference
 from firstlight.pipeline.stages.pictures import read_tensors
+from firstlight.pipeline.stages.shared_work import hash_weights
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.lineage import read_lineage
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.train.context import StageContext
 from firstlight.tasks.nn.encoders import Encoder
+from firstlight.tasks.nn.feature_extractor import FeatureExtractor
 from tests.support import recipes
 from tests.support.recipe_runs import QUIET, runs_of
 
@@ -45,6 +47,21 @@ def comparing(storage: Path, **changes: Any) -> Recipe:
     recipe = recipes.recipe(storage, encoder__weights=str(file), **SECTIONS, **changes)
     save_file(draw_encoder(recipe.network_spec, 7).state_dict(), file)
     return recipe
+
+
+@torch.no_grad()
+def test_inference_takes_channels_last_with_the_same_features_and_the_same_hash() -> None:
+    spec = {"name": "convnet", "norm": "batch", "width": 4, "depth": 2}
+    first, second = (FeatureExtractor(draw_encoder(spec, 3), None, (-1, 0), "avg").train() for _ in range(2))
+    network = prepare_for_inference(second, torch.device("cpu"))
+    assert not network.training
+    convolutions = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    assert hash_weights(network) == hash_weights(first)
+    images = torch.rand(5, 3, 8, 8)
+    for found, expected in zip(network(images), first.eval()(images), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.fixture(scope="module")
