@@ -99,6 +99,50 @@ def test_imports_point_down(layer: str) -> None:
             assert parts[:2] != ["firstlight", "tasks"] or parts[2] == "extensions", f"{file.name} imports {name}"
 
 
+# The files of the kinds of stages: only here a section is told apart by its class.
+FILES_OF_KINDS = [
+    *(ROOT / "pipeline/stages" / f"{stage}.py" for stage in STAGES),
+    *(ROOT / "pipeline/stages" / folder for folder in ("sections", "pretraining", "finetuning", "exporting")),
+]
+
+
+def list_class_checks(source: str, classes: Set[str]) -> list[str]:
+    """Returns the lines of a source that ask whether something is of one of the classes."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and write_expression(node.func) in ("isinstance", "issubclass"):
+            asked: ast.AST = node.args[1]
+        elif isinstance(node, ast.MatchClass):
+            asked = node.cls
+        else:
+            continue
+        names = {write_expression(part) for part in ast.walk(asked) if isinstance(part, ast.Name | ast.Attribute)}
+        if any(name.rpartition(".")[2] in classes for name in names):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_kinds_of_stages_are_told_apart_in_their_own_files_only() -> None:
+    files = [ROOT / "pipeline/stages/sections", ROOT / "pipeline/stages/pretraining/section.py"]
+    texts = [file.read_text("utf-8") for path in files for file in ([path] if path.is_file() else path.glob("*.py"))]
+    sections = {
+        node.name
+        for text in texts
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef) and "kind: Literal[" in ast.unparse(node)
+    }
+    assert len(sections) == len(STAGES)
+    others = [file for file in SOURCES if not any(file.is_relative_to(own) for own in FILES_OF_KINDS)]
+    found = {file: list_class_checks(file.read_text("utf-8"), sections) for file in others}
+    assert not {file: lines for file, lines in found.items() if lines}, "ask the section or its StageKind"
+
+
+@pytest.mark.parametrize("line", ["isinstance(s, Pretrain)", "isinstance(s, (int, m.Embed))", "issubclass(s, Embed | A)"])
+def test_a_check_of_a_class_is_noticed(line: str) -> None:
+    assert list_class_checks(f"if {line}:\n    pass\n", {"Pretrain", "Embed"}) == [line]
+    assert not list_class_checks("isinstance(stage, TrainingOptions)", {"Pretrain", "Embed"})
+
+
 def test_packages_of_the_pipeline_are_layers() -> None:
     assert {file.relative_to(ROOT / "pipeline").parts[0] for file in PIPELINE} == set(LAYERS)
 

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
+from firstlight.pipeline.config.measures import GIVEN_ARM, FrozenFeatures, is_pretrained_arm
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import GIVEN, RANDOM, DownstreamStage, StageConfig
 from firstlight.tasks.nn import Pool
@@ -119,6 +119,12 @@ class FeatureStage(ComparisonStage):
     def feature_layers(self) -> tuple[int, ...]:
         """The indices of the encoder's maps whose features are taken."""
         raise NotImplementedError
+
+    def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures:
+        head = self.features == "head"
+        # A head pools the deepest map, and gives one output.
+        pool, layers = ("head", (-1,)) if head else (self.pool, self.feature_layers)
+        return FrozenFeatures(self.compared_arms, head, pool, layers, self.batch_size)
 
     @property
     def companions(self) -> tuple[str, ...]:

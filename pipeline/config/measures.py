@@ -1,9 +1,12 @@
 """Measures: the numbers that a stage scores, as tables, recipes and searches name them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # The arm of the weights that `encoder.weights` names, as they came.
 GIVEN_ARM = "given"
+# The arm of the encoder that the stage starts from.
+PRETRAINED_ARM = "pretrained"
 # The measure of kNN over the memory bank.
 BANK_MEASURE = "knn_bank"
 # The names of the images of a split in tables and figures.
@@ -22,7 +25,7 @@ class Measure:
     label: str
     # The arms that are scored. If there are several, the last one is the baseline of the others, and `given` is one of
     # those that are pretrained.
-    arms: tuple[str, ...] = ("pretrained",)
+    arms: tuple[str, ...] = (PRETRAINED_ARM,)
     # The name of the baseline in tables; the name of its arm is used if this is empty.
     baseline_label: str = ""
     # The factor between the stored value and the displayed one: percent for shares, 1 for decibels.
@@ -42,6 +45,18 @@ class Measure:
             for arm in arms
             for against in ((GIVEN_ARM, last) if given and is_pretrained_arm(arm) else (last,))
         )
+
+
+class FrozenFeatures(NamedTuple):
+    """Features that a stage takes of frozen networks."""
+
+    arms: tuple[str, ...]
+    # True for the output of the method's head, which pools the deepest map and gives one output.
+    head: bool
+    pool: str
+    # The indices of the encoder's maps.
+    layers: tuple[int, ...]
+    batch_size: int
 
 
 def is_pretrained_arm(arm: str) -> bool:

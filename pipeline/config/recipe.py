@@ -159,7 +159,7 @@ class Recipe(StrictModel):
             for key, ops in augments.items():
                 for reason in explain_refused_ops(ops):
                     raise ValueError(f"stages.{name}.{key}: {reason}")
-            teacher = getattr(stage, "teacher", None)
+            teacher = stage.teacher
             if teacher is not None and teacher.channels != self.dataset.channels:
                 raise ValueError(
                     f"stages.{name}.method.teacher.channels: {teacher.channels} is not valid, as images have "

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, Field, TypeAdapter, create_model
@@ -114,6 +114,14 @@ else:
     TaskSpec = _tagged_union(ENTRIES["tasks"], "name")
     SourceName = Literal[tuple(SOURCES)]
 Augment = tuple[AugmentOp, ...]
+
+
+class View(NamedTuple):
+    """One view of an image."""
+
+    augment: Augment
+    # The side in pixels.
+    size: int
 
 
 def check_augment(ops: Augment) -> Augment:

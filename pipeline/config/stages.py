@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from firstlight.pipeline.config.measures import Measure
+from firstlight.pipeline.config.measures import FrozenFeatures, Measure
 from firstlight.pipeline.config.messages import SECTION_KEY
 from firstlight.pipeline.config.optim import OptimizerSpec, ScheduleSpec
-from firstlight.pipeline.config.schema import Augment, CheckedAugment
+from firstlight.pipeline.config.schema import Augment, CheckedAugment, EncoderSection
 from firstlight.pipeline.config.schemas.strict_model import StrictModel
 from firstlight.pipeline.data.splits import MEASURED_SPLITS
 
@@ -35,6 +35,8 @@ class StageConfig(StrictModel):
     makes_model: ClassVar[bool] = False
     # The values that leave the test split alone, by key, of a stage whose keys name splits.
     values_without_test: ClassVar[Mapping[str, str]] = {}
+    # The keys of a training that can change in the middle of it, each with what stands below it.
+    changeable_keys: ClassVar[tuple[str, ...]] = ()
 
     @property
     def start(self) -> str | None:
@@ -72,6 +74,22 @@ class StageConfig(StrictModel):
     def companions(self) -> tuple[str, ...]:
         """The artifacts of the pretraining that the stage needs besides the encoder: `head`, `decoder` or `bank`."""
         return ()
+
+    @property
+    def teacher(self) -> EncoderSection:
+        """The section `method.teacher` of the frozen network that the stage learns from; None if there is none."""
+        return None
+
+    def choose_teacher_size(self, image_size: int) -> int:
+        """Returns the side in pixels of the images that the teacher gets, by that of the encoder's."""
+        return image_size
+
+    def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures | None:
+        """Returns the features that the stage takes as other stages do, bit for bit; None if it takes none.
+
+        `in_one_process`: whether one process on this machine computes the stage, so that its batches are `batch_size`.
+        """
+        return None
 
     @property
     def measures(self) -> tuple[Measure, ...]:

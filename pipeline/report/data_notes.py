@@ -11,8 +11,6 @@ from firstlight.pipeline.data.sources.conventions.reading import count_things
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.data.subsets import describe_lost_images
-from firstlight.pipeline.stages.pretraining.section import Pretrain
-from firstlight.pipeline.stages.pretraining.views import list_dropped_ops
 from firstlight.pipeline.stages.registry import stage_kind
 
 
@@ -35,7 +33,8 @@ def describe_problems(recipe: Recipe, store: Store) -> list[str]:
     if recipe.dataset.depth is not None and not store.levels:
         notes.append(f"dataset.depth: {recipe.dataset.depth} has no effect: no image has more than 8 bits a sample")
     notes += describe_readings(store.images, store.classes)
-    notes += describe_dropped_ops(recipe)
+    for name, stage in recipe.stages.items():
+        notes += stage_kind(stage).list_image_notes(name, stage, recipe.dataset)
     if lost := describe_lost_images(store.subsets):
         notes.append(f"subsets are smaller by images that cannot be decoded: {', '.join(lost)}")
     if copies["copies"]:
@@ -55,18 +54,6 @@ def describe_kept_apart(recipe: Recipe, store: Store) -> list[str]:
     keys = " and ".join(["dataset.test_fraction=0.2"] * bool(merged) + ["dataset.val_fraction=0.1"] * unheld)
     note = f"no stage measures anything on {what}: such are trained on, too; {keys} keeps them apart for later recipes"
     return [note]
-
-
-def describe_dropped_ops(recipe: Recipe) -> list[str]:
-    """Returns a line for each pretraining whose method would change colours that images have no longer."""
-    notes = []
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, Pretrain) and (dropped := list_dropped_ops(stage, recipe.dataset)):
-            notes.append(
-                f"stages.{name}.method: {stage.method.name} adds augmentations that mix colours, which are left out "
-                f"with dataset.channels: {', '.join(dropped)}"
-            )
-    return notes
 
 
 def describe_seen_images(recipe: Recipe, encoders: Mapping[str, str]) -> list[str]:

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import Augment
 from firstlight.pipeline.config.scoring_views import ScoringViews
-from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.prepare.store_side import find_auto_side
-from firstlight.pipeline.stages.pretraining.section import Pretrain
-from firstlight.pipeline.stages.pretraining.views import list_views
+from firstlight.pipeline.stages.registry import stage_kind
 
 
 def find_recipe_side(recipe: Recipe) -> int | None:
@@ -25,10 +23,7 @@ def _list_recipe_views(recipe: Recipe) -> Iterator[tuple[Augment, int]]:
     yield data.eval_augment, data.image_size
     yield data.train_augment, data.image_size
     for stage in recipe.stages.values():
-        if isinstance(stage, Pretrain):
-            yield from list_views(stage, data)
-        elif isinstance(stage, TrainingOptions):
-            yield stage.augment or data.train_augment, data.image_size
+        yield from stage_kind(stage).list_views(stage, data)
         if isinstance(stage, ScoringViews):
             for augment in stage.build_corner_crops():
                 yield augment, data.image_size

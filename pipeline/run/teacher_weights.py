@@ -18,7 +18,6 @@ from firstlight.pipeline.run.given_weights import (
 from firstlight.pipeline.run.input_colours import COLOUR_KEYS
 from firstlight.pipeline.stages.artifacts.encoder_description import check_encoder_spec, check_whole_encoder
 from firstlight.pipeline.stages.artifacts.weights_origin import TRACKED_PREFIXES
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.tracking.references import fetch_reference, find_source_run, pin_reference
 from firstlight.tasks.nn.encoders import Encoder
@@ -36,7 +35,7 @@ def resolve_teachers(recipe: Recipe, tracking: TrackingClient) -> tuple[dict[str
     """
     found, notes = dict[str, GivenWeights](), list[str]()
     for name, stage in recipe.stages.items():
-        if isinstance(stage, Pretrain) and stage.teacher is not None:
+        if stage.teacher is not None:
             where = f"stages.{name}.method.teacher"
             size = stage.choose_teacher_size(recipe.dataset.image_size)
             found[name], line = _resolve_teacher(where, stage.teacher, size, recipe.storage, tracking)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.mirror.places import find_mirror
 from firstlight.pipeline.data.sources import Source, open_source
 from firstlight.pipeline.data.splits import Splits, draw_splits
@@ -18,16 +19,13 @@ from firstlight.pipeline.search.capacity import max_concurrent_trials
 from firstlight.pipeline.search.objectives import check_measure, is_logged
 from firstlight.pipeline.search.plan import SearchPlan, load_plan
 from firstlight.pipeline.search.space import Pbt
-from firstlight.pipeline.stages.pretraining.job import count_steps_per_epoch
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.tracking.loggers.registry import check_loggers
 
 # Sections of a recipe whose settings can be searched.
 SEARCHABLE_SECTIONS = ("stages", "encoder", "stream", "dataset")
 # Keys of the dataset that can be searched. The others would change which images are held out, or the images.
 SEARCHABLE_DATASET_KEYS = ("max_train", "image_size", "train_augment", "eval_augment")
-# Keys of a pretraining that can change in the middle of it.
-CHANGEABLE_IN_TRAINING = ("optimizer", "schedule", "method", "augment", "clip_norm")
 
 
 def load_checked_plan(path: Path, overrides: tuple[str, ...] = ()) -> SearchPlan:
@@ -80,7 +78,8 @@ def _check_objectives(plan: SearchPlan, recipe: Recipe) -> None:
     if search.scheduler_objective:
         measure, where = search.scheduler_objective[0], "scheduler.measure"
         check_measure(measure, where, recipe)
-        if not is_logged(measure, recipe):
+        training = recipe.stages[measure.partition(".")[0]]
+        if not is_logged(measure, recipe) or not isinstance(training, TrainingOptions):
             raise UserError(
                 f"{where}: {measure!r} is known only at the end of a trial; valid: a number that a pretrain stage logs "
                 "during training"
@@ -103,9 +102,14 @@ def _check_population(plan: SearchPlan, scheduler: Pbt, recipe: Recipe) -> None:
     measure = plan.search.scheduler_objective[0]
     name, _, number = measure.partition(".")
     stage = recipe.stages[name]
-    assert isinstance(stage, Pretrain)
+    assert isinstance(stage, TrainingOptions), "a number is logged by a training"
+    if not stage.changeable_keys:
+        raise UserError(
+            f"scheduler: pbt is not valid: no setting of stages.{name}, of kind {stage.kind}, can change in the middle "
+            "of its training; valid: none, asha"
+        )
     for key in plan.search.space:
-        valid = [f"stages.{name}.{part}" for part in CHANGEABLE_IN_TRAINING]
+        valid = [f"stages.{name}.{part}" for part in stage.changeable_keys]
         if not any(key == start or key.startswith(f"{start}.") for start in valid) or key.endswith(".name"):
             raise UserError(
                 f"space.{key}: cannot change in the middle of a training, which scheduler: pbt requires; valid: keys "
@@ -119,10 +123,11 @@ def _check_population(plan: SearchPlan, scheduler: Pbt, recipe: Recipe) -> None:
     where = f"scheduler.interval: {scheduler.interval} is not valid"
     if scheduler.interval >= stage.length.count:
         raise UserError(f"{where}: stages.{name} trains {stage.length}; valid: fewer than that")
-    if number.startswith("watch_") and stage.length.unit == "epochs" and scheduler.interval % stage.watch.every:
+    period = stage_kind(stage).find_measuring_period(stage, number)
+    if period is not None and stage.length.unit == "epochs" and scheduler.interval % period.epochs:
         raise UserError(
-            f"{where}: {measure} is known every {stage.watch.every} epochs (stages.{name}.watch.every); valid: a "
-            "multiple of that"
+            f"{where}: {measure} is known every {period.epochs} epochs (stages.{name}.{period.key}); valid: a multiple "
+            "of that"
         )
     if stage.schedule is not None and stage.schedule.name == "ReduceLROnPlateau":
         raise UserError(
@@ -187,12 +192,14 @@ def _check_watched_steps(plan: SearchPlan, scheduler: Pbt, recipe: Recipe, split
     measure = plan.search.scheduler_objective[0]
     name, _, number = measure.partition(".")
     stage = recipe.stages[name]
-    assert isinstance(stage, Pretrain)
-    if not number.startswith("watch_") or stage.length.unit == "epochs":
+    kind = stage_kind(stage)
+    period, counted = kind.find_measuring_period(stage, number), kind.count_epoch_images(stage, splits, recipe.seeds[0])
+    if period is None or counted is None or not isinstance(stage, TrainingOptions) or stage.length.unit == "epochs":
         return
-    every = stage.watch.every * count_steps_per_epoch(stage, splits, recipe.seeds[0])
+    images, batch = counted
+    every = period.epochs * (images // batch)
     if scheduler.interval % every:
         raise UserError(
             f"scheduler.interval: {scheduler.interval} is not valid: {measure} is known every {every} steps, "
-            f"{stage.watch.every} epochs (stages.{name}.watch.every); valid: a multiple of that"
+            f"{period.epochs} epochs (stages.{name}.{period.key}); valid: a multiple of that"
         )

@@ -6,7 +6,7 @@ of the search and its ledger: a search that was killed and resumes makes the exc
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from firstlight.pipeline.search.ledger import Trial
 from firstlight.pipeline.search.plan import SearchPlan
 from firstlight.pipeline.search.sampler import draw_random_values
 from firstlight.pipeline.search.space import Dimension, Pbt, Search, Values
-from firstlight.pipeline.stages.pretraining.job import build_small_method
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import TrainingSegment
 from firstlight.pipeline.train.checkpoint import list_checkpoint_folders
 from firstlight.pipeline.train.folder_manifest import FOLDER_MANIFEST, DamagedFileError, read_verified
 from firstlight.pipeline.train.metrics import DROPPED_IDS_FILE, METRICS_FILE
-from firstlight.tasks.nn.encoders import Encoder
 
 # The folder in that of a trial for copies of the checkpoints of other trials that it continues from.
 COPIED_FOLDER = "handed"
@@ -196,17 +194,12 @@ def check_networks(plan: SearchPlan, classes: int) -> None:
                 )
 
 
-def _checkpoint_shapes(plan: SearchPlan, values: Values, classes: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all tensors in a checkpoint of the training, except those of the optimiser."""
+def _checkpoint_shapes(plan: SearchPlan, values: Values, classes: int) -> Mapping[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors in a checkpoint of the training that the scheduler decides about."""
     assert plan.search.scheduler_objective is not None
     recipe = plan.trial_recipe(values)
     stage = recipe.stages[plan.search.scheduler_objective[0].partition(".")[0]]
-    assert isinstance(stage, Pretrain)
-    method = build_small_method(stage, Encoder(recipe.network_spec, recipe.dataset.image_size), classes)
-    shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
-    for table, state in method.tables.items():
-        shapes |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}
-    return shapes
+    return stage_kind(stage).list_checkpoint_shapes(stage, recipe, classes)
 
 
 def _format_shape(shape: tuple[int, ...] | None) -> str:

@@ -15,11 +15,10 @@ from firstlight.pipeline.config.load import RecipeFiles, hash_json, parse_recipe
 from firstlight.pipeline.config.messages import explain_errors
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import ORDER_KEYS, ScaleOptions
-from firstlight.pipeline.config.stages import TrainingLength
+from firstlight.pipeline.config.stages import TrainingLength, TrainingOptions
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.run.given_weights import WEIGHTS_KEY
 from firstlight.pipeline.search.space import Pbt, Search, Values
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
 
 RECIPE_FOLDER = ROOT / "conf" / "recipe"
@@ -146,7 +145,7 @@ class SearchPlan:
             return TrainingLength(1, "epochs")
         name = self.search.scheduler_objective[0].partition(".")[0]
         stages = [self.trial_recipe(values).stages[name] for values in self.corner_values()]
-        lengths = [stage.length for stage in stages if isinstance(stage, Pretrain)]
+        lengths = [stage.length for stage in stages if isinstance(stage, TrainingOptions)]
         if len({length.unit for length in lengths}) > 1:
             raise UserError(
                 f"space: some trials have stages.{name}.epochs and others stages.{name}.steps, which "

@@ -29,8 +29,7 @@ from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
 from firstlight.pipeline.search import objectives
 from firstlight.pipeline.search.ledger import OUTCOME_FILE, pause_file_name
-from firstlight.pipeline.stages.finetuning.candidates import list_candidates
-from firstlight.pipeline.stages.sections.finetune import Finetune
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance, TrainingSegment
 from firstlight.pipeline.terminal import SafeConsole
 from firstlight.pipeline.tracking.outbox import Unpublished
@@ -250,5 +249,4 @@ def weigh_stage(stage: StageConfig, images: int) -> float:
     if not isinstance(stage, TrainingOptions):
         return 2.0
     passes = stage.epochs if stage.epochs is not None else stage.length.count * stage.batch_size / images
-    trainings = len(list_candidates(stage)) if isinstance(stage, Finetune) else 1
-    return 3.0 * passes * trainings
+    return 3.0 * passes * stage_kind(stage).count_trainings(stage)

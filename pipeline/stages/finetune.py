@@ -95,6 +95,9 @@ class FinetuneStage(StageKind[Finetune]):
     def run_part(self, context: StageContext, stage: Finetune, instance: StageInstance, part: str) -> None:
         train_candidate(context, stage, instance, part)
 
+    def count_trainings(self, stage: Finetune) -> int:
+        return len(list_candidates(stage))
+
     def metrics_files(self, stage: Finetune, instance: StageInstance) -> list[MetricsFile]:
         names = list_candidates(stage)
         return [

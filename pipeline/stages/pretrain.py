@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.schema import constructor_arguments
+from firstlight.pipeline.config.schema import View, constructor_arguments
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import StopTraining, UserError, suggest_valid
 from firstlight.pipeline.records import Count, RecordShape, Share
@@ -52,9 +52,15 @@ from firstlight.pipeline.stages.pretraining.measuring import (
     score_classifier,
 )
 from firstlight.pipeline.stages.pretraining.section import Pretrain
-from firstlight.pipeline.stages.pretraining.views import list_views
+from firstlight.pipeline.stages.pretraining.views import list_dropped_ops, list_views
 from firstlight.pipeline.stages.stage import StageInstance
-from firstlight.pipeline.stages.stage_kind import RecipeContext, StageKind, StageOutput, StreamedBatch
+from firstlight.pipeline.stages.stage_kind import (
+    MeasuringPeriod,
+    RecipeContext,
+    StageKind,
+    StageOutput,
+    StreamedBatch,
+)
 from firstlight.pipeline.train.context import StageContext
 from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, STEPS_PER_EPOCH_KEY, read_metrics
@@ -88,6 +94,13 @@ class PretrainStage(StageKind[Pretrain]):
     """An encoder from images without labels, or with some."""
 
     section = Pretrain
+
+    def list_views(self, stage: Pretrain, dataset: DatasetOptions) -> list[View]:
+        return list_views(stage, dataset)
+
+    def train(self, context: StageContext, stage: Pretrain, instance: StageInstance) -> None:
+        training = build_job(context, stage, instance)
+        fit(training, build_seeded_method(context, stage, training))
 
     def outputs(self, stage: Pretrain, instance: StageInstance) -> list[StageOutput]:
         folder = instance.folder / "encoder"
@@ -191,6 +204,12 @@ class PretrainStage(StageKind[Pretrain]):
         found = list_method_warnings(stage.method.name, constructor_arguments(stage.method))
         return tuple(f"stages.{name}.method.{line}" for line in found)
 
+    def list_image_notes(self, name: str, stage: Pretrain, dataset: DatasetOptions) -> tuple[str, ...]:
+        """Returns a line about augmentations of the method that would change colours which images have no longer."""
+        dropped = list_dropped_ops(stage, dataset)
+        what = f"{stage.method.name} adds augmentations that mix colours, which are left out with dataset.channels"
+        return (f"stages.{name}.method: {what}: {', '.join(dropped)}",) if dropped else ()
+
     def deviations(self, stage: Pretrain) -> tuple[str, ...]:
         return tuple(METHODS[stage.method.name].deviations)
 
@@ -203,6 +222,16 @@ class PretrainStage(StageKind[Pretrain]):
 
     def logs_objective(self, stage: Pretrain, name: str) -> bool:
         return not (name == "accuracy" and batch_requirements_of(stage).labels)
+
+    def find_measuring_period(self, stage: Pretrain, name: str) -> MeasuringPeriod | None:
+        return MeasuringPeriod(stage.watch.every, "watch.every") if name.startswith("watch_") else None
+
+    def list_checkpoint_shapes(self, stage: Pretrain, recipe: Recipe, classes: int) -> dict[str, tuple[int, ...]]:
+        method = build_small_method(stage, Encoder(recipe.network_spec, recipe.dataset.image_size), classes)
+        shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+        for table, state in method.tables.items():
+            shapes |= {f"{table}/{name}": tuple(tensor.shape) for name, tensor in state.state_dict().items()}
+        return shapes
 
     def check_objective(self, where: str, stage: Pretrain, name: str, objective: str) -> None:
         metric = objective.partition(".")[2]

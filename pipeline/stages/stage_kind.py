@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 from torch import nn
@@ -19,7 +19,8 @@ from torch import nn
 from firstlight.pipeline.config.dataset import DatasetOptions
 from firstlight.pipeline.config.measures import Measure
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.config.stages import StageConfig
+from firstlight.pipeline.config.schema import View
+from firstlight.pipeline.config.stages import StageConfig, TrainingOptions
 from firstlight.pipeline.data.sources import Source
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.errors import UserError, one_line, suggest_valid
@@ -69,6 +70,13 @@ class StageOutput:
     name: str
     path: Path
     usage: str
+
+
+class MeasuringPeriod(NamedTuple):
+    """The number of epochs between two values of a number that is not logged with the steps, and its key."""
+
+    epochs: int
+    key: str
 
 
 class StageKind(ABC, Generic[StageSection]):
@@ -194,6 +202,10 @@ class StageKind(ABC, Generic[StageSection]):
         """
         return ()
 
+    def list_image_notes(self, name: str, stage: StageSection, dataset: DatasetOptions) -> tuple[str, ...]:
+        """Returns lines about what the stage does otherwise with these images than with others, each with its key."""
+        return ()
+
     def outputs(self, stage: StageSection, instance: StageInstance) -> list[StageOutput]:
         """Returns what a user takes from a finished instance, with the code that opens it."""
         return []
@@ -217,6 +229,16 @@ class StageKind(ABC, Generic[StageSection]):
         """Returns True if the values of an objective are logged during the training, not only at its end."""
         return False
 
+    def find_measuring_period(self, stage: StageSection, name: str) -> MeasuringPeriod | None:
+        """Returns how often the values of an objective are measured; None if they are logged with the steps."""
+        return None
+
+    def list_checkpoint_shapes(
+        self, stage: StageSection, recipe: Recipe, classes: int
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Returns the shapes of all tensors in a checkpoint of the training, but for those of the optimiser."""
+        return {}
+
     def check_objective(self, where: str, stage: StageSection, name: str, objective: str) -> None:
         """Checks an objective that `objectives` does not name. `objective` is its name with the stage's `name` before
         it.
@@ -231,6 +253,27 @@ class StageKind(ABC, Generic[StageSection]):
         value = self.read_score(stage, measure, measure.arms[0], "val", instance)
         assert value is not None, f"{instance.label} has no {name} on held-out images"
         return value
+
+    # Trainings
+
+    def list_views(self, stage: StageSection, dataset: DatasetOptions) -> list[View]:
+        """Returns the views of an image that a training takes, in their order. By default one, of a stage with
+        `TrainingOptions`.
+        """
+        is_training = isinstance(stage, TrainingOptions)
+        return [View(stage.augment or dataset.train_augment, dataset.image_size)] if is_training else []
+
+    def count_trainings(self, stage: StageSection) -> int:
+        """Returns how many trainings a seed of the stage makes."""
+        return int(isinstance(stage, TrainingOptions))
+
+    def train(self, context: StageContext, stage: StageSection, instance: StageInstance) -> None:
+        """Trains from fresh weights as `run` does, and leaves nothing but logged numbers, so that a rate is measured.
+
+        Raises:
+            NotImplementedError: the kind has no training whose rate is asked for.
+        """
+        raise NotImplementedError(stage.kind)
 
     # Resources
 

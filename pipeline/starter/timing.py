@@ -13,11 +13,9 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.data.prepare.prepare import prepare
 from firstlight.pipeline.run.auto_scale import resolve_scale
 from firstlight.pipeline.run.input_colours import fill_input_colours
-from firstlight.pipeline.stages.pretraining.job import build_job, build_seeded_method
-from firstlight.pipeline.stages.pretraining.section import Pretrain
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.context import StageContext
-from firstlight.pipeline.train.loop import fit
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
 
 # Steps of the trial. The first ones also allocate memory and fill the queue of batches.
@@ -39,10 +37,8 @@ def measure_pretraining_rate(file: Path, num_train: int) -> float:
         device = torch.device("cuda" if recipe.scale.worker_gpus else "cpu")
         context = StageContext.create(recipe, store, on_ray=False, device=device)
         stage = recipe.stages["pretrain"]
-        assert isinstance(stage, Pretrain)
         instance = StageInstance("pretrain", 0, "rate", Path(folder) / "pretrain")
-        job = build_job(context, stage, instance)
-        fit(job, build_seeded_method(context, stage, job, None, None))
+        stage_kind(stage).train(context, stage, instance)
         rows = read_metrics(instance.folder / METRICS_FILE)
     rates = [row["images_per_s"] for row in rows]
     return float(statistics.median(rates[NUM_WARM_UP_STEPS:] or rates)) * max(recipe.scale.max_workers, 1)

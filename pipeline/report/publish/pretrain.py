@@ -7,6 +7,7 @@ import torch
 
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.schema import constructor_arguments
+from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.data.labelled import write_labelled
 from firstlight.pipeline.report import curves, figures, image_figures
 from firstlight.pipeline.report.publish.figure_log import FigureLog
@@ -17,7 +18,7 @@ from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE
 from firstlight.pipeline.stages.pretraining.job import build_view_loader, count_steps_per_epoch, pretrain_label_ids
 from firstlight.pipeline.stages.pretraining.measuring import PRETRAIN_MAP_FILE
 from firstlight.pipeline.stages.pretraining.section import Pretrain
-from firstlight.pipeline.stages.pretraining.views import list_views
+from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.tracking.client import TrackingClient
 from firstlight.pipeline.train.context import StageContext
@@ -106,12 +107,12 @@ def _load_views(worker: StageContext, stage: Pretrain, instance: StageInstance) 
 
 
 def add_progress(figure_log: FigureLog, recipe: Recipe, instances: Sequence[StageInstance]) -> None:
-    """Adds the progress of all pretrainings of a recipe in one figure, if several have logged kNN accuracies."""
+    """Adds the progress of all trainings of encoders in one figure, if several have logged kNN accuracies."""
     trainings = dict[str, list[curves.LoggedTraining]]()
     for instance in instances:
         stage = recipe.stages[instance.stage]
-        if isinstance(stage, Pretrain):
-            sizes = [view.size for view in list_views(stage, recipe.dataset)]
+        if stage.makes_encoder and isinstance(stage, TrainingOptions):
+            sizes = [view.size for view in stage_kind(stage).list_views(stage, recipe.dataset)]
             passes = sum((size / recipe.dataset.image_size) ** 2 for size in sizes)
             rows = read_metrics(instance.folder / METRICS_FILE)
             trainings.setdefault(instance.stage, []).append(curves.LoggedTraining(rows, stage.batch_size, passes))

@@ -29,10 +29,10 @@ from firstlight.pipeline.child_module import end_processes, open_answers, send_b
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.scale import AUTO
+from firstlight.pipeline.config.stages import TrainingOptions
 from firstlight.pipeline.errors import StageFailed, UserError, one_line
 from firstlight.pipeline.run import memory
 from firstlight.pipeline.run.launching.instances import PART_KEY, run_instances
-from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.train.metrics import append_row
 from firstlight.pipeline.usable_cpus import count_usable_cpus
@@ -65,9 +65,12 @@ def count_side_processes(recipe: Recipe) -> int:
 
 
 def is_long(recipe: Recipe, images: int) -> bool:
-    """Returns True if the pretrainings of a recipe with this number of training images make LONG_PASSES or more."""
-    stages = [stage for stage in recipe.stages.values() if isinstance(stage, Pretrain)]
-    passes = sum(stage.length.count_steps(images // stage.batch_size) * stage.batch_size for stage in stages)
+    """Returns True if a recipe with this number of training images trains encoders for LONG_PASSES or more."""
+    passes = sum(
+        stage.length.count_steps(images // stage.batch_size) * stage.batch_size
+        for stage in recipe.stages.values()
+        if stage.makes_encoder and isinstance(stage, TrainingOptions)
+    )
     return passes * len(recipe.seeds) >= LONG_PASSES
 
 

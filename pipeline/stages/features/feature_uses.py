@@ -2,14 +2,9 @@
 
 from dataclasses import dataclass
 
-from firstlight.pipeline.config.comparison import FeatureStage
-from firstlight.pipeline.config.measures import GIVEN_ARM
+from firstlight.pipeline.config.measures import GIVEN_ARM, PRETRAINED_ARM
 from firstlight.pipeline.config.recipe import EncoderSource, Recipe
 from firstlight.pipeline.config.scale import ScaleOptions
-from firstlight.pipeline.stages.sections.embed import Embed
-
-# The arm whose weights are those of the encoder of a stage.
-ENCODER_ARM = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -39,22 +34,18 @@ def takes_kept_embeddings(scale: ScaleOptions) -> bool:
 
 def list_feature_uses(recipe: Recipe, name: str) -> dict[str, list[FeatureUse]]:
     """Returns what the stage `name` takes of each arm, for each of its layers; {} if it takes no frozen features."""
-    stage = recipe.stages[name]
-    if isinstance(stage, Embed) and takes_kept_embeddings(recipe.scale):
-        return {ENCODER_ARM: [FeatureUse(_name_weights(recipe, name, ENCODER_ARM), False, "avg", -1, stage.batch_size)]}
-    if not isinstance(stage, FeatureStage):
+    taken = recipe.stages[name].list_frozen_features(takes_kept_embeddings(recipe.scale))
+    if taken is None:
         return {}
-    head = stage.features == "head"
-    # A head pools the deepest map, and gives one output.
-    pool, layers = ("head", (-1,)) if head else (stage.pool, stage.feature_layers)
+    head, pool, batch = taken.head, taken.pool, taken.batch_size
     return {
-        arm: [FeatureUse(_name_weights(recipe, name, arm), head, pool, layer, stage.batch_size) for layer in layers]
-        for arm in stage.compared_arms
+        arm: [FeatureUse(_name_weights(recipe, name, arm), head, pool, layer, batch) for layer in taken.layers]
+        for arm in taken.arms
     }
 
 
 def _name_weights(recipe: Recipe, name: str, arm: str) -> EncoderSource | str:
-    source = recipe.encoder_source(name) if arm == ENCODER_ARM else None
+    source = recipe.encoder_source(name) if arm == PRETRAINED_ARM else None
     if source is None:
         return arm
     return GIVEN_ARM if source.is_given else source

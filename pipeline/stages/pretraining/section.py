@@ -106,15 +106,14 @@ class Pretrain(StageConfig, TrainingOptions, LabelBudget):
     )
 
     makes_encoder: ClassVar[bool] = True
+    changeable_keys: ClassVar[tuple[str, ...]] = ("optimizer", "schedule", "method", "augment", "clip_norm")
     values_without_test: ClassVar[Mapping[str, str]] = {"pictures": "val"}
 
     @property
     def teacher(self) -> EncoderSection:
-        """The section of the frozen network that the method learns from; None if there is none."""
         return getattr(self.method, "teacher", None)
 
     def choose_teacher_size(self, image_size: int) -> int:
-        """Returns the side in pixels of the images that the teacher gets, by that of the encoder's."""
         return getattr(self.method, "teacher_size", None) or image_size
 
     @property

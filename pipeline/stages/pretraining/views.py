@@ -1,24 +1,14 @@
 """The views of an image in a pretraining: their sizes and augmentations, from the recipe or from the method."""
 
-from typing import NamedTuple
-
 import torch
 
 from firstlight.pipeline.config.dataset import DatasetOptions
-from firstlight.pipeline.config.schema import Augment, constructor_arguments, parse_augment
+from firstlight.pipeline.config.schema import Augment, View, constructor_arguments, parse_augment
 from firstlight.pipeline.data.channels.channel_ops import keep_channel_ops
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.stages.pretraining.section import Pretrain
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import batch_requirements, default_views
-
-
-class View(NamedTuple):
-    """One view of an image."""
-
-    augment: Augment
-    # The side in pixels.
-    size: int
 
 
 def list_views(stage: Pretrain, dataset: DatasetOptions) -> list[View]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from firstlight.pipeline.config.measures import PRETRAINED_ARM, FrozenFeatures
 from firstlight.pipeline.config.schema import check_distinct
 from firstlight.pipeline.config.stages import DownstreamStage
 from firstlight.pipeline.stages.features.projection import MapProjection
@@ -33,6 +34,10 @@ class Embed(DownstreamStage):
         "pca", description="The projection of the embeddings to two dimensions in the stage's figure."
     )
     map_classes: tuple[str, ...] = Field((), description="The classes that the figure shows. []: all classes.")
+
+    def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures | None:
+        features = FrozenFeatures((PRETRAINED_ARM,), False, "avg", (-1,), self.batch_size)
+        return features if in_one_process else None
 
     @property
     def measured_splits(self) -> frozenset[str]:
