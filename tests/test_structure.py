@@ -137,7 +137,9 @@ def test_kinds_of_stages_are_told_apart_in_their_own_files_only() -> None:
     assert not {file: lines for file, lines in found.items() if lines}, "ask the section or its StageKind"
 
 
-@pytest.mark.parametrize("line", ["isinstance(s, Pretrain)", "isinstance(s, (int, m.Embed))", "issubclass(s, Embed | A)"])
+@pytest.mark.parametrize(
+    "line", ["isinstance(s, Pretrain)", "isinstance(s, (int, m.Embed))", "issubclass(s, Embed | A)"]
+)
 def test_a_check_of_a_class_is_noticed(line: str) -> None:
     assert list_class_checks(f"if {line}:\n    pass\n", {"Pretrain", "Embed"}) == [line]
     assert not list_class_checks("isinstance(stage, TrainingOptions)", {"Pretrain", "Embed"})

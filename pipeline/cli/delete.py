@@ -60,9 +60,7 @@ def plan_deletion(lineage: Lineage, client: "MlflowClient", run: Run) -> Deletio
     runs = list(_walk_descendants(lineage, run))
     run_ids = collect_ids(runs)
     versions = tuple(version for version in lineage.versions if version.run in run_ids)
-    # The kinds of stages that log models
-    makers = [one for one in runs if one.kind in ("pretrain", "finetune")]
-    models = [model_id for one in makers for model_id in find_logged_models(lineage, client, one)]
+    models = [model_id for one in runs if one.artifact for model_id in find_logged_models(lineage, client, one)]
     _fetch_notes(lineage.location.storage)
     paths = tuple(sorted(_find_paths(lineage.location.storage, run_ids)))
     return DeletionPlan(tuple(runs), versions, tuple(models), paths, sum(map(_measure_size, paths)))

@@ -95,11 +95,11 @@ def trial_results(lineage: Lineage, trial: Run) -> tuple[str, str]:
 
 
 def _recipe_lines(lineage: Lineage, recipe: Run) -> Iterator[RunLine]:
-    """Yields one line for each pretraining, as each has a reference, and one for all seeds of any other stage."""
+    """Yields one line for each run that makes an encoder, as each has a reference, and one for all seeds else."""
     for group in group_by_stage(lineage.list_stages(recipe)):
         if group[0].kind == "prepare":
             yield RunLine(1, "prepare", tuple(group[:1]), format_image_counts(group[0].metrics))
-        elif group[0].kind == "pretrain" or len(group) == 1:
+        elif group[0].artifact == "encoder" or len(group) == 1:
             for run in group:
                 yield RunLine(1, run.name, (run,), format_scores([run]), lineage.encoder_reference(run))
         else:

@@ -39,11 +39,11 @@ def find_pretraining(lineage: Lineage, run: Run) -> Run:
             several.
     """
     if not run.is_composite:
-        if run.kind not in ("pretrain", "finetune"):
+        if not run.artifact:
             found = f"{run.name} ({run.short_id}) is a run of kind {run.kind}"
             raise UserError(f"run: {found}, which makes no encoder; valid: a pretraining or a fine-tuning")
         return run
-    pretrainings = [stage for stage in lineage.list_stages(run) if stage.kind == "pretrain"]
+    pretrainings = [stage for stage in lineage.list_stages(run) if stage.artifact == "encoder"]
     if len({stage.stage for stage in pretrainings}) != 1:
         listing = ", ".join(f"{stage.name} ({stage.short_id})" for stage in pretrainings) or "none"
         found = f"{run.name} ({run.short_id}) has several pretrainings or none"

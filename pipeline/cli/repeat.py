@@ -118,7 +118,7 @@ def _pinned_encoder(original: OriginalRun, stage: str) -> str | None:
     run = next((run for run in original.stages if run.stage == stage and run.encoder), None)
     source_id = original.lineage.find_source_id(run) if run else None
     source = original.lineage.runs.get(source_id or "")
-    return f"runs:/{source_id}/{source.artifact if source else 'encoder'}" if source_id else None
+    return f"runs:/{source_id}/{(source.artifact if source else '') or 'encoder'}" if source_id else None
 
 
 def check_code(original: OriginalRun, console: Console, exact: bool) -> None:

@@ -7,6 +7,7 @@ replaces keys for a trial run of a minute (`load_recipe(..., smoke=True)`).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import or_
@@ -66,6 +67,23 @@ class EncoderSource:
         if self.is_given:
             return "the given weights"
         return self.reference or f"of the stage {self.stage}"
+
+
+def _find_source(stage: StageConfig, earlier: Mapping[str, StageConfig], has_given: bool) -> EncoderSource | None:
+    """Returns where a stage takes its encoder from, as `Recipe.encoder_source` says.
+
+    `earlier`: the stages before it.
+    """
+    artifact: Literal["encoder", "model"] = "model" if stage.takes_model else "encoder"
+    if stage.start in (None, RANDOM):
+        return None
+    if stage.start == PREVIOUS:
+        before = [other for other, its in earlier.items() if its.makes(artifact)]
+        if before or artifact == "model" or not has_given:
+            return EncoderSource(stage=before[-1] if before else None, artifact=artifact)
+    if stage.start in (PREVIOUS, GIVEN):
+        return EncoderSource(is_given=True)
+    return EncoderSource(reference=stage.start, artifact=artifact)
 
 
 class Recipe(StrictModel):
@@ -189,14 +207,15 @@ class Recipe(StrictModel):
     def _complete_arms(cls, stages: dict[str, StageConfig], info: ValidationInfo) -> dict[str, StageConfig]:
         """Fills in the arms that a stage leaves to the recipe: by what there is before it, and the given weights."""
         has_given = getattr(info.data.get("encoder"), "weights", None) is not None
-        completed, is_made = dict[str, StageConfig](), False
+        completed = dict[str, StageConfig]()
         for name, stage in stages.items():
-            has_pretrained = is_made or stage.start not in (PREVIOUS, GIVEN, RANDOM, None)
+            source = _find_source(stage, completed, has_given)
+            is_made = any(other.makes_encoder for other in completed.values())
+            has_pretrained = is_made or (source is not None and source.reference is not None)
             try:
                 completed[name] = stage.complete_arms(has_pretrained, has_given)
             except ValueError as error:
                 raise ValueError(f"stages.{name}.{error}") from None
-            is_made = is_made or stage.makes_encoder
         return completed
 
     @model_validator(mode="after")
@@ -216,9 +235,9 @@ class Recipe(StrictModel):
                 )
             if source == EncoderSource(artifact=source.artifact if source else "encoder"):
                 assert source is not None
-                kind = "finetune" if source.artifact == "model" else "pretrain"
+                makers = " or ".join(kind for kind, one in STAGE_SECTIONS.items() if one.makes(source.artifact))
                 raise ValueError(
-                    f"stages.{name}.encoder: {PREVIOUS!r} needs a {kind} stage before it, or encoder.weights; "
+                    f"stages.{name}.encoder: {PREVIOUS!r} needs a {makers} stage before it, or encoder.weights; "
                     "also valid: runs:/... or models:/..."
                 )
         return self
@@ -276,23 +295,11 @@ class Recipe(StrictModel):
 
         `previous` is the last stage before it that makes an encoder, or a fine-tuned model if the stage takes one;
         where there is none, `given`. `given` are the weights that `encoder.weights` names; of a pretraining, fresh
-        weights where it names none. No other code reads these words.
+        weights where it names none. Only this and the arms that a recipe completes read these words, by one function.
         """
-        stage, has_given = self.stages[name], self.encoder is not None and self.encoder.weights is not None
-        artifact: Literal["encoder", "model"] = "model" if stage.takes_model else "encoder"
-        if stage.start in (None, RANDOM):
-            return None
-        if stage.start == PREVIOUS:
-            names = list(self.stages)
-            earlier = [(other, self.stages[other]) for other in names[: names.index(name)]]
-            before = [
-                other for other, its in earlier if (its.makes_model if artifact == "model" else its.makes_encoder)
-            ]
-            if before or artifact == "model" or not has_given:
-                return EncoderSource(stage=before[-1] if before else None, artifact=artifact)
-        if stage.start in (PREVIOUS, GIVEN):
-            return EncoderSource(is_given=True)
-        return EncoderSource(reference=stage.start, artifact=artifact)
+        names, has_given = list(self.stages), self.encoder is not None and self.encoder.weights is not None
+        earlier = {other: self.stages[other] for other in names[: names.index(name)]}
+        return _find_source(self.stages[name], earlier, has_given)
 
     @property
     def network_spec(self) -> dict[str, Any]:

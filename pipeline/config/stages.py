@@ -37,6 +37,10 @@ class StageConfig(StrictModel):
     values_without_test: ClassVar[Mapping[str, str]] = {}
     # The keys of a training that can change in the middle of it, each with what stands below it.
     changeable_keys: ClassVar[tuple[str, ...]] = ()
+    # What a stage takes an encoder for that is ready to be used, as the end of "Use the encoder"; "" for other stages.
+    encoder_use: ClassVar[str] = ""
+    # What the file of a first recipe says of the stage.
+    recipe_comment: ClassVar[str] = ""
 
     @property
     def start(self) -> str | None:
@@ -45,6 +49,16 @@ class StageConfig(StrictModel):
         `Recipe.encoder_source` says what the name means in a recipe.
         """
         return None
+
+    @classmethod
+    def makes(cls, artifact: str) -> bool:
+        """Returns True if later stages can take an artifact of the stage: an `encoder`, or a fine-tuned `model`."""
+        return cls.makes_model if artifact == "model" else cls.makes_encoder
+
+    @property
+    def made_artifact(self) -> str:
+        """The folder of the network that the stage makes: `model` (which contains an encoder), `encoder`, or ""."""
+        return "model" if self.makes_model else "encoder" if self.makes_encoder else ""
 
     @property
     def takes_model(self) -> bool:

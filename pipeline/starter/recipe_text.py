@@ -4,19 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+# Its import makes the kinds of stages known.
+import firstlight.pipeline.stages.sections.known  # noqa: F401
 from firstlight.pipeline.config import yaml_reader
+from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.files import write_atomically
 from firstlight.pipeline.starter.choices import ChosenSettings
 from firstlight.pipeline.starter.survey import ImageSurvey
-
-STAGE_COMMENTS = {
-    "evaluate": "kNN and a linear probe on frozen features, beside random weights.",
-    "finetune": "Fine-tuning with few labels, beside the same from scratch; all try a third and three times lr.",
-    "embed": "Embeddings of all images as Parquet, and a map of them.",
-    "retrieve": "An index of the embeddings, and the images nearest to some of them.",
-    "export": "The network for other software, with a model card.",
-}
 
 
 def write_recipe(file: Path, survey: ImageSurvey, chosen: ChosenSettings) -> None:
@@ -65,7 +60,7 @@ def _format_stages(chosen: ChosenSettings) -> str:
     for goal in chosen.goals:
         section = start | (_list_finetune_keys(chosen) if goal == "finetune" else {})
         section |= {"knn_k": chosen.knn_k} if goal == "evaluate" else {}
-        parts.append(f"# {STAGE_COMMENTS[goal]}\n{_dump({goal: section})}")
+        parts.append(f"# {STAGE_SECTIONS[goal].recipe_comment}\n{_dump({goal: section})}")
     return "\n".join(parts)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # Tags of a stage's run: the reference of the encoder that it started from, and the run that made it.
 ENCODER_TAG, ENCODER_RUN_TAG = "firstlight.encoder", "firstlight.encoder_run"
 WEIGHTS_TAG = "firstlight.weights"
+# The network that the stage makes: `encoder`, or a `model` that contains one.
+MADE_TAG = "firstlight.makes"
 TEACHER_TAG = "firstlight.teacher"
 # The prefix of a tag of a recipe's run; the name of a stage follows, and the value is the ids of the stage's runs by
 # seed.
@@ -151,6 +153,7 @@ class TrackingClient(MetricLog):
             for key, v in _flatten_params(section.model_dump(mode="json"))
         }
         tags = {"mlflow.parentRunId": parent, "firstlight.stage": instance.stage, "firstlight.kind": stage.kind}
+        tags |= {MADE_TAG: stage.made_artifact} if stage.made_artifact else {}
         run_id = self.start_run(instance.label, instance.folder / RUN_FILE, params, tags, began)
         # MLflow keeps one entry, however often the store is logged.
         self.log_store(run_id, store, stage.kind)

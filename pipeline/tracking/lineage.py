@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from firstlight.pipeline.errors import UserError, suggest_valid
-from firstlight.pipeline.tracking.client import ENCODER_RUN_TAG, ENCODER_TAG, STAGE_RUNS_PREFIX
+from firstlight.pipeline.tracking.client import ENCODER_RUN_TAG, ENCODER_TAG, MADE_TAG, STAGE_RUNS_PREFIX
 from firstlight.pipeline.tracking.connection import connect_client
 from firstlight.pipeline.tracking.location import TrackingLocation
 from firstlight.pipeline.tracking.retry import RetryingClient, describe_failure, short_timeouts
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Kinds of runs that consist of other runs.
 COMPOSITE_KINDS = ("recipe", "search", "trial", "retrain")
+# The networks that runs of earlier versions made, whose tags do not say it, by the kind of the stage.
+MADE_BY_KIND = {"pretrain": "encoder", "finetune": "model"}
 SHORT_ID_LENGTH = 8
 RUNS_PER_PAGE = 1000
 MAX_MATCHES_LISTED = 5
@@ -62,8 +64,10 @@ class Run:
 
     @property
     def artifact(self) -> str:
-        """Returns the folder of the network that the run made: a fine-tuned model, which contains its encoder."""
-        return "model" if self.kind == "finetune" else "encoder"
+        """Returns the folder of the network that the run makes: `encoder`, `model` (a fine-tuned one, which contains
+        its encoder), or "" if it makes none.
+        """
+        return self.tags.get(MADE_TAG) or MADE_BY_KIND.get(self.kind, "")
 
     @property
     def is_composite(self) -> bool:
@@ -166,7 +170,11 @@ class Lineage:
         if run.model is None:
             return ""
         with_alias = sorted(self.list_models(run), key=lambda version: not version.aliases)
-        return with_alias[0].reference if with_alias else f"runs:/{run.short_id if short else run.id}/{run.artifact}"
+        return (
+            with_alias[0].reference
+            if with_alias
+            else f"runs:/{run.short_id if short else run.id}/{run.artifact or 'encoder'}"
+        )
 
     def find_run(self, text: str) -> Run:
         """Returns the run that `text` identifies.

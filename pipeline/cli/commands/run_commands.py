@@ -109,8 +109,7 @@ def promote_run(run: str, location: tuple[str, ...], name: str, alias: str) -> N
     found = lineage.find_run(run)
     reference = promote_encoder(lineage, client, found, name, alias)
     pretraining = find_pretraining(lineage, found)
-    what = "model" if pretraining.kind == "finetune" else "encoder"
-    echo_text(f"{reference} is now the {what} of {pretraining.name} ({pretraining.short_id})")
+    echo_text(f"{reference} is now the {pretraining.artifact} of {pretraining.name} ({pretraining.short_id})")
 
 
 @click.command("delete", epilog=f"{RUN_HELP}\n\n{LOCATION_HELP}")

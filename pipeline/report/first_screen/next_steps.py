@@ -6,7 +6,7 @@ their importance, and the first steps are told.
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from firstlight.pipeline.config.measures import GIVEN_ARM, is_pretrained_arm
 from firstlight.pipeline.config.recipe import Recipe
+from firstlight.pipeline.config.stages import STAGE_SECTIONS
 from firstlight.pipeline.report.first_screen.blocks import NextStep
 from firstlight.pipeline.report.first_screen.headline import continues_given_weights, name_compared_measure
 from firstlight.pipeline.report.first_screen.training_trend import RisingTraining
@@ -32,8 +33,6 @@ SOME_HUNDRED_IMAGES = 1000
 SHARE_MEASURES = ("knn", "probe", "accuracy")
 # The 97.5 % quantile of the normal distribution: the half width of a 95 % interval in standard errors.
 NORMAL_QUANTILE = 1.96
-# Kinds of stages that hand an encoder on, and what for.
-OUTPUT_PURPOSES = {"export": "in other software", "embed": "or as vectors of the images"}
 # The overrides that add an evaluation; the second one compares with fewer neighbours, for few images.
 EVALUATE_ALL, EVALUATE_FEW = "stages.evaluate={}", "stages.evaluate={knn_k: 20}"
 
@@ -67,6 +66,12 @@ class MeasuredRun:
     @property
     def has_pretraining(self) -> bool:
         return any(stage.makes_encoder for stage in self.recipe.stages.values())
+
+    def list_missing_uses(self) -> dict[str, str]:
+        """Returns what an encoder can be taken for by stages that the recipe does not have, by their kind."""
+        kinds = {section.kind for section in self.recipe.stages.values()}
+        uses = {kind: section.encoder_use for kind, section in STAGE_SECTIONS.items() if kind not in kinds}
+        return {kind: use for kind, use in uses.items() if use}
 
     def repeat(self, *overrides: str) -> str:
         """Returns the command that runs the recipe with other values."""
@@ -149,10 +154,11 @@ def _take_given_weights(run: MeasuredRun) -> NextStep | None:
         reason = "The given weights are worth more than fresh ones"
     else:
         return None
-    kinds = {section.kind for section in run.recipe.stages.values()}
-    wanted = [kind for kind in OUTPUT_PURPOSES if kind not in kinds]
+    wanted = run.list_missing_uses()
     return NextStep(
-        f"{reason}: take them as they came{_describe_outputs(wanted)}",
+        f"{reason}: take them as they came, {_join_choices(wanted.values())}:"
+        if wanted
+        else f"{reason}: take them as they came.",
         "\n".join(run.repeat(f"stages.{kind}={{encoder: given}}") for kind in wanted),
     )
 
@@ -162,9 +168,10 @@ def _has_effect(rows: Sequence[ScoreRow], effect: str) -> bool:
     return any(row.verdict is not None and row.verdict.effect == effect for row in rows)
 
 
-def _describe_outputs(kinds: Sequence[str]) -> str:
-    """Returns the end of a sentence about the stages whose commands follow it."""
-    return "".join(f", {OUTPUT_PURPOSES[kind]}" for kind in kinds) + ("." if not kinds else ":")
+def _join_choices(choices: Iterable[str]) -> str:
+    """Returns the choices as a part of a sentence: `in Python, as vectors, or in other software`."""
+    *others, last = choices
+    return ", or ".join([", ".join(others), last] if others else [last])
 
 
 def _use_encoder(run: MeasuredRun) -> NextStep | None:
@@ -183,11 +190,10 @@ def _use_encoder(run: MeasuredRun) -> NextStep | None:
     # The last encoder of a recipe is the only one with a name in it; others have one in MLflow.
     can_name = stage == made[-1] or stage in run.run_ids
     chosen = "{}" if stage == made[-1] else f"{{encoder: runs:/{run.run_ids.get(stage)}/encoder}}"
-    kinds = {section.kind for section in run.recipe.stages.values()}
-    wanted = [kind for kind in OUTPUT_PURPOSES if kind not in kinds and can_name]
+    wanted = run.list_missing_uses() if can_name else {}
     commands = [run.repeat(f"stages.{kind}={chosen}") for kind in wanted]
     return NextStep(
-        f"Use the encoder of {stage}, in Python{_describe_outputs(wanted)}",
+        f"Use the encoder of {stage}, {_join_choices(['in Python', *wanted.values()])}{':' if wanted else '.'}",
         "\n".join([f'fl.load_encoder("{run.encoders[stage]}")', *commands]),
     )
 

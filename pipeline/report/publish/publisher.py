@@ -16,7 +16,8 @@ PublishedSection = TypeVar("PublishedSection", bound=StageConfig)
 class StagePublisher(Generic[PublishedSection]):
     """Publishes stages of one kind. Only it and `summaries.py` know the keys of a kind in MLflow.
 
-    This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage.
+    This class serves the kinds for which `registry.py` has no other: it logs the measures of a stage, and the encoder
+    or model that the stage has left in the folder of that name.
     """
 
     # The folder of the model card that is written for an instance after all stages have finished; "" if there is none.
@@ -38,6 +39,8 @@ class StagePublisher(Generic[PublishedSection]):
                     value = kind.read_score(stage, measure, arm, split, instance)
                     if value is not None:
                         numbers[f"{arm}/{measure.name}_{split}"] = value
+        if stage.made_artifact:
+            tracking.log_encoder(run_id, instance.folder / stage.made_artifact, instance, None, stage.made_artifact)
         tracking.log_results(run_id, numbers)
         tracking.client.log_dict(run_id, instance.result or {}, "result.json")
 

@@ -1,6 +1,6 @@
 """The section of a stage that writes embeddings."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -38,6 +38,9 @@ class Embed(DownstreamStage):
     def list_frozen_features(self, in_one_process: bool) -> FrozenFeatures | None:
         features = FrozenFeatures((PRETRAINED_ARM,), False, "avg", (-1,), self.batch_size)
         return features if in_one_process else None
+
+    encoder_use: ClassVar[str] = "as vectors of the images"
+    recipe_comment: ClassVar[str] = "Embeddings of all images as Parquet, and a map of them."
 
     @property
     def measured_splits(self) -> frozenset[str]:

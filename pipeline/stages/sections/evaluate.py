@@ -1,6 +1,6 @@
 """The section of a stage that scores frozen features."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -32,6 +32,8 @@ class Evaluate(FeatureStage):
         min_length=1,
         description="The weight decays that the linear probe is trained with; the best on held-out images is scored.",
     )
+
+    recipe_comment: ClassVar[str] = "kNN and a linear probe on frozen features, beside random weights."
 
     @field_validator("layers")
     @classmethod

@@ -1,6 +1,6 @@
 """The section of a stage that writes networks for other software."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,6 +25,9 @@ class Export(DownstreamStage):
         min_length=1,
         description="The formats that are written, with a model card. null: all formats that the encoder has.",
     )
+
+    encoder_use: ClassVar[str] = "in other software"
+    recipe_comment: ClassVar[str] = "The network for other software, with a model card."
 
     @property
     def takes_model(self) -> bool:

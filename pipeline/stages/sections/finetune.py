@@ -69,6 +69,9 @@ class Finetune(ComparisonStage, TrainingOptions, LabelBudget, ScoringViews):
     )
 
     makes_model: ClassVar[bool] = True
+    recipe_comment: ClassVar[str] = (
+        "Fine-tuning with few labels, beside the same from scratch; all try a third and three times lr."
+    )
     arm_names: ClassVar[tuple[str, ...]] = get_args(Arm)
     fresh_arm: ClassVar[str] = "scratch"
 

@@ -43,11 +43,11 @@ def without_stages(tmp_path: Path, *names: str, **changes: Any) -> Recipe:
 
 def test_gain_leads_to_the_encoder_and_to_the_stages_that_hand_it_on(recipe: Recipe) -> None:
     (step,) = choose_next_steps(measured(recipe, judged(compared(HIGH))))
-    assert step.text == "Use the encoder of pretrain, in Python, in other software, or as vectors of the images:"
+    assert step.text == "Use the encoder of pretrain, in Python, as vectors of the images, or in other software:"
     assert step.command.splitlines() == [
         'fl.load_encoder("/runs/small/pretrain-seed0-ab/encoder")',
-        "firstlight run /runs/small/recipe.yaml 'stages.export={}'",
         "firstlight run /runs/small/recipe.yaml 'stages.embed={}'",
+        "firstlight run /runs/small/recipe.yaml 'stages.export={}'",
     ]
 
 
@@ -130,8 +130,8 @@ def test_given_weights_that_are_as_good_are_taken_as_they_came(tmp_path: Path) -
     (step,) = choose_next_steps(measured(recipe, three_arms((0.81, 0.80, 0.82))))
     assert step.text.startswith("Continuing was not clearly better than the given weights in any measure: take them")
     assert step.command.splitlines() == [
-        "firstlight run /runs/small/recipe.yaml 'stages.export={encoder: given}'",
         "firstlight run /runs/small/recipe.yaml 'stages.embed={encoder: given}'",
+        "firstlight run /runs/small/recipe.yaml 'stages.export={encoder: given}'",
     ]
     (step,) = choose_next_steps(measured(recipe, three_arms((0.90, 0.92, 0.92))))
     assert step.text.startswith("Use the encoder of pretrain")
