@@ -50,10 +50,9 @@ def check_measure(measure: str, where: str, recipe: Recipe) -> None:
     kind = stage_kind(stage)
     names = kind.objectives(stage)
     if not names:
-        raise UserError(
-            f"{where}: {measure!r}: a stage of kind {stage.kind} measures nothing; valid: evaluate, finetune, "
-            "retrieve, pretrain"
-        )
+        measuring = [other for other, its in recipe.stages.items() if stage_kind(its).objectives(its)]
+        valid = f"a number of {', '.join(measuring)}" if measuring else "a recipe with a stage that measures something"
+        raise UserError(f"{where}: {measure!r}: a stage of kind {stage.kind} measures nothing; valid: {valid}")
     if what not in names:
         kind.check_objective(where, stage, name, measure)
 

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
-from firstlight.pipeline.errors import StopTraining
+from firstlight.pipeline.errors import StopTraining, UserError
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
-from firstlight.pipeline.search.objectives import Objective, is_logged, read_scores
+from firstlight.pipeline.search.objectives import Objective, check_measure, is_logged, read_scores
 from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train.metrics import METRICS_FILE, read_metrics
@@ -71,6 +71,14 @@ def test_score_is_the_best_on_held_out_images(ran: Ran) -> None:
     assert read_scores("finetune", recipe, instances)[0] == first.result["pretrained"]["val"] == max(
         score for name, score in first.result["tried"].items() if name.startswith("pretrained")
     )  # fmt: skip
+
+
+def test_stage_without_measures_is_refused_with_those_that_have_some(tmp_path: Path) -> None:
+    embed, reconstruct = {"kind": "embed"}, {"kind": "reconstruct", "corruption": "pixel_gaussian"}
+    recipe = recipes.recipe(tmp_path, stages__vectors=embed, stages__pictures=reconstruct)
+    names = r"pretrain, evaluate, finetune, pictures\Z"
+    with pytest.raises(UserError, match=rf"^measure: 'vectors': a stage of kind embed measures .* a number of {names}"):
+        check_measure("vectors", "measure", recipe)
 
 
 def test_measure_that_is_not_logged_names_logged_ones(ran: Ran) -> None:
