@@ -50,6 +50,17 @@ def imported_by(source: str) -> Set[str]:
 
 # Each package of `pipeline` imports itself and the packages before it.
 LAYERS = ("data", "config", "train", "stages", "tracking", "report", "run", "search", "starter", "look", "cli")
+# The modules beside them: those below all layers, and those above some, each with the highest that it imports.
+BASE = "base"
+BASE_MODULES = (
+    *("__init__", "child_module", "code_cache", "errors", "files", "notebook", "process_life", "records", "terminal"),
+    "usable_cpus",
+)
+ROOT_MODULES = {
+    **dict.fromkeys(BASE_MODULES, BASE),
+    **{"image_encoder": "stages", "api": "search", "first_runs": "starter", "__main__": "cli"},
+}
+RANKS = (BASE, *LAYERS)
 # Only these packages import these libraries.
 OWNERS = {"mlflow": {"tracking"}, "matplotlib": {"report", "search"}}
 # `data` decodes in processes of its own, which need no torch: 660 MB and seconds for each.
@@ -83,17 +94,28 @@ def test_imports() -> None:
 PIPELINE = [file for file in SOURCES if file.is_relative_to(ROOT / "pipeline") and file.parent != ROOT / "pipeline"]
 
 
+def rank_module(name: str) -> str | None:
+    """The layer of a module, or that which a module beside them stands above; None if it is none of the pipeline."""
+    parts = name.split(".")
+    if parts[:2] != ["firstlight", "pipeline"] or len(parts) < 3:
+        return None
+    return parts[2] if parts[2] in LAYERS else ROOT_MODULES.get(parts[2])
+
+
+def list_wrong_imports(layer: str, names: Set[str]) -> list[str]:
+    """Modules of the pipeline above `layer` among those that a file imports, and libraries that only others may."""
+    higher = [name for name in names if (rank := rank_module(name)) and RANKS.index(rank) > RANKS.index(layer)]
+    return higher + [name for name in names if layer not in OWNERS.get(name.split(".")[0], {layer})]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_down(layer: str) -> None:
     files = [file for file in PIPELINE if file.is_relative_to(ROOT / "pipeline" / layer)]
     assert files
-    below = set(LAYERS[: LAYERS.index(layer) + 1])
+    for file in files:
+        assert not list_wrong_imports(layer, imported(file)), file
     for file, name in [(source, name) for source in files for name in imported(source)]:
         parts = name.split(".")
-        if parts[:2] == ["firstlight", "pipeline"] and len(parts) > 2 and parts[2] in LAYERS:
-            assert parts[2] in below, f"{file} imports {name}"
-        if owners := OWNERS.get(parts[0]):
-            assert layer in owners, f"{file} imports {name}; only {owners} may"
         if layer == "data":
             assert parts[0] not in TORCH, f"{file.name} imports {name}"
             assert parts[:2] != ["firstlight", "tasks"] or parts[2] == "extensions", f"{file.name} imports {name}"
@@ -143,6 +165,39 @@ def test_kinds_of_stages_are_told_apart_in_their_own_files_only() -> None:
 def test_a_check_of_a_class_is_noticed(line: str) -> None:
     assert list_class_checks(f"if {line}:\n    pass\n", {"Pretrain", "Embed"}) == [line]
     assert not list_class_checks("isinstance(stage, TrainingOptions)", {"Pretrain", "Embed"})
+
+
+def list_wrong_root_imports(module: str, names: Set[str]) -> list[str]:
+    """What a module beside the layers must not import: what stands above it, MLflow, matplotlib and Ray; below all
+    layers, also torch and `tasks`.
+    """
+    layer, roots = ROOT_MODULES[module], {*OWNERS, "ray"}
+    roots |= TORCH if layer == BASE else set()
+    tasks = [name for name in names if layer == BASE and name.startswith("firstlight.tasks")]
+    return list_wrong_imports(layer, names) + [name for name in names if name.split(".")[0] in roots] + tasks
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipeline").glob("*.py")), ids=lambda file: file.stem)
+def test_modules_beside_the_layers_import_what_is_below_them(file: Path) -> None:
+    assert not list_wrong_root_imports(file.stem, imported(file))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        *(("api", "mlflow"), ("notebook", "matplotlib.pyplot"), ("image_encoder", "ray.data"), ("records", "torch")),
+        *(("files", "firstlight.pipeline.data.store"), ("errors", "firstlight.pipeline.api")),
+        *(("image_encoder", "firstlight.pipeline.run.runner"), ("api", "firstlight.pipeline.first_runs")),
+        ("terminal", "firstlight.tasks.nn"),
+    ],
+)
+def test_a_wrong_import_beside_the_layers_is_noticed(module: str, name: str) -> None:
+    assert list_wrong_root_imports(module, {name, "json"})
+
+
+def test_layers_do_not_import_what_stands_above_them() -> None:
+    assert list_wrong_imports("run", {"firstlight.pipeline.api"}) == ["firstlight.pipeline.api"]
+    assert not list_wrong_imports("cli", {"firstlight.pipeline.api", "firstlight.pipeline.errors"})
 
 
 def test_packages_of_the_pipeline_are_layers() -> None:
