@@ -120,8 +120,16 @@ class StageConfig(StrictModel):
 
 
 def register_section(section: type[StageConfig]) -> str:
-    """Registers the section of a kind of stage. Returns the kind: the only value of the section's field `kind`."""
+    """Registers the section of a kind of stage. Returns the kind: the only value of the section's field `kind`.
+
+    Raises:
+        ValueError: another section has this kind.
+    """
     (kind,) = get_args(section.model_fields["kind"].annotation)
+    known = STAGE_SECTIONS.get(kind, section)
+    if (known.__module__, known.__qualname__) != (section.__module__, section.__qualname__):
+        place = f"{known.__name__} of {known.__module__}"
+        raise ValueError(f"{kind!r} is the kind of {place}; {section.__name__} needs another name")
     STAGE_SECTIONS[kind] = section
     return str(kind)
 

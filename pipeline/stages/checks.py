@@ -67,13 +67,20 @@ def check_class_names(where: str, names: tuple[str, ...], classes: tuple[str, ..
             raise UserError(f"{where}: {name!r} is no class of the data set; {valid}")
 
 
+def name_encoder_maker(recipe: Recipe, stage: str) -> str:
+    """Returns the method of a stage, or its kind if it has no method."""
+    section = recipe.stages[stage]
+    method = section.model_dump().get("method")
+    return str(method["name"]) if method else section.kind
+
+
 def check_made_network(where: str, wanted: str, recipe: Recipe, stage: str, networks: Mapping[str, nn.Module]) -> None:
     """Checks that the pretraining `stage` makes a network `wanted` besides its encoder. `networks`: those that it
     makes.
     """
     if wanted in networks:
         return
-    method = recipe.stages[stage].model_dump()["method"]["name"]
+    method = name_encoder_maker(recipe, stage)
     asked = "'pretrained_decoder'" if wanted == "decoder" else f"{wanted!r}"
     others = f" but {', '.join(sorted(networks))}" if networks else ""
     valid = "pretrained, scratch" if wanted == "decoder" else "encoder"
@@ -84,9 +91,9 @@ def check_made_network(where: str, wanted: str, recipe: Recipe, stage: str, netw
 
 def check_made_table(where: str, wanted: str, context: RecipeContext, stage: str) -> None:
     """Checks that the pretraining `stage` keeps a table `wanted` of its images."""
-    if wanted in context.tables[stage]:
+    if wanted in context.tables.get(stage, ()):
         return
-    method = context.recipe.stages[stage].model_dump()["method"]["name"]
+    method = name_encoder_maker(context.recipe, stage)
     what = {"bank": "memory bank"}.get(wanted, wanted)
     raise UserError(f"{where}: true is not valid: {method} of stages.{stage} keeps no {what}; valid: false")
 
@@ -117,7 +124,7 @@ def check_head_source(name: str, stage: FeatureStage, context: RecipeContext) ->
     source = context.recipe.encoder_source(name)
     if stage.features == "head" and source is not None and source.stage is not None:
         check_made_network(
-            f"stages.{name}.features", "head", context.recipe, source.stage, context.networks[source.stage]
+            f"stages.{name}.features", "head", context.recipe, source.stage, context.networks.get(source.stage, {})
         )
 
 

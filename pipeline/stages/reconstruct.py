@@ -22,7 +22,7 @@ from firstlight.pipeline.errors import UserError
 from firstlight.pipeline.records import Count, RecordShape
 from firstlight.pipeline.stages.artifacts.companions import load_decoder
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
-from firstlight.pipeline.stages.checks import check_test_split
+from firstlight.pipeline.stages.checks import check_test_split, name_encoder_maker
 from firstlight.pipeline.stages.pictures import NUM_VIEWED_IMAGES, PICTURES_FILE, save_pictures
 from firstlight.pipeline.stages.sections.reconstruct import Reconstruct
 from firstlight.pipeline.stages.stage import StageInstance
@@ -100,8 +100,8 @@ class ReconstructStage(StageKind[Reconstruct]):
         if stage.images == "test":
             check_test_split(f"stages.{name}", context)
         source = context.recipe.encoder_source(name)
-        if source is not None and source.stage is not None and "decoder" not in context.networks[source.stage]:
-            method = context.recipe.stages[source.stage].model_dump()["method"]["name"]
+        if source is not None and source.stage is not None and "decoder" not in context.networks.get(source.stage, {}):
+            method = name_encoder_maker(context.recipe, source.stage)
             raise UserError(
                 f"stages.{name}.encoder: {method} of stages.{source.stage} makes no decoder; valid: an encoder whose "
                 "method makes one"
