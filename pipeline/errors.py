@@ -42,6 +42,16 @@ def suggest_valid(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? ({listing})" if near else listing
 
 
-def one_line(error: BaseException | str, limit: int = 200) -> str:
-    """Returns the text of an error on one line of at most `limit` characters."""
+def one_line(error: BaseException | str, limit: int | None = 200) -> str:
+    """Returns the text of an error on one line of at most `limit` characters; None is any number."""
     return " ".join(str(error).split())[:limit]
+
+
+def take_first_line(error: BaseException) -> str:
+    """Returns the first line of the text of an error that has further ones, "" if it has no text."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def describe_os_error(error: BaseException, limit: int | None = 200) -> str:
+    """Returns what the operating system calls an error, without a file's name; of other errors the text on one line."""
+    return str(getattr(error, "strerror", None) or one_line(error, limit))

@@ -16,7 +16,7 @@ from firstlight.pipeline.data.channels.pixel_format import PIXEL_DTYPES, RGB_PIX
 from firstlight.pipeline.data.channels.read_channels import open_channels
 from firstlight.pipeline.data.images import BadImage, open_rgb
 from firstlight.pipeline.data.images.levels import check_depth, check_not_dark, list_depth_ranges
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, describe_os_error
 from firstlight.pipeline.stages.prediction.image_items import ImageLike, convert_given_channels, convert_given_image
 from firstlight.tasks.device.pixel_levels import scale_pixels, send_pixels
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
@@ -95,8 +95,7 @@ def _open_image(image: ImageLike, position: int, depth: int | None) -> Image.Ima
             check_not_dark(kind, low, high) if depth is None else check_depth(kind, low, high, depth)
         return rgb
     except (BadImage, OSError, TypeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{where}: is not an image: {reason}") from None
+        raise UserError(f"{where}: is not an image: {describe_os_error(error)}") from None
 
 
 def _open_bands(image: ImageLike, position: int, pixels: PixelFormat) -> ChannelImage:
@@ -107,5 +106,4 @@ def _open_bands(image: ImageLike, position: int, pixels: PixelFormat) -> Channel
             return open_channels(Path(image).read_bytes(), pixels)
         return convert_given_channels(image, pixels)
     except (BadImage, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{where}: is not an image of {pixels}: {reason}") from None
+        raise UserError(f"{where}: is not an image of {pixels}: {describe_os_error(error)}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.errors import UserError, one_line, take_first_line
 from firstlight.pipeline.terminal import UNSAFE_CHARACTERS
 
 MAX_YAML_BYTES = 1_000_000
@@ -126,7 +126,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or take_first_line(error)
         raise UserError(f"{where}:{line} {problem}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {one_line(error)}") from None

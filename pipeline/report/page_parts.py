@@ -13,6 +13,7 @@ from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, QUARANTINE_FILE
 from firstlight.pipeline.data.parquet import read_parquet_table
 from firstlight.pipeline.data.splits import Splits
 from firstlight.pipeline.data.store import Store
+from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.report.html_page import (
     Block,
     Cell,
@@ -60,7 +61,7 @@ def describe_error(error: BaseException) -> str:
     """Returns the message of a report about the error that ended a command."""
     if isinstance(error, KeyboardInterrupt):
         return "The run was stopped from outside; the same command resumes it."
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error, limit=None) or type(error).__name__
 
 
 def error_blocks(error: str | None) -> list[Block]:

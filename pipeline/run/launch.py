@@ -26,6 +26,7 @@ from firstlight.pipeline.stages.registry import stage_kind
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.pipeline.train import failures, watchdog
 from firstlight.pipeline.train.attempts import read_attempts
+from firstlight.tasks.extensions.error_text import take_last_line
 
 STOP_TYPES: dict[str, type[StopTraining | UserError]] = {cls.__name__: cls for cls in (Stopped, Paused, UserError)}
 # The time that a function has to end after it was asked to stop.
@@ -226,5 +227,4 @@ def _describe_training_failure(error: BaseException, scale: ScaleOptions) -> str
     """Returns the innermost cause of a failed training in one line, with the rank if Ray knows it."""
     if of_ranks := getattr(error, "worker_failures", None):
         return failures.describe_cause(of_ranks, scale.max_workers, scale.collective_timeout_s)
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else 'unknown'}"
+    return f"{type(error).__name__}: {take_last_line(error) or 'unknown'}"

@@ -21,7 +21,7 @@ from firstlight.pipeline.data.mirror.places import (
     find_place,
     find_unit,
 )
-from firstlight.pipeline.errors import StageFailed, UserError, one_line
+from firstlight.pipeline.errors import StageFailed, UserError, describe_os_error
 from firstlight.pipeline.records import read_json_record
 from firstlight.pipeline.stages.shared_work import SHARED_FOLDER, SHARED_SHAPE
 from firstlight.pipeline.stages.stage import StageInstance
@@ -134,7 +134,7 @@ def check_bucket(mirror: Mirror) -> None:
         found = mirror.bucket.read(name)
         mirror.bucket.delete([name])
     except OSError as error:
-        reason = one_line(error.strerror or str(error), 300)
+        reason = describe_os_error(error, 300)
         raise UserError(f"storage: {mirror.uri!r} cannot be written: {reason}; valid: {valid}") from None
     if found != name.encode():
         raise UserError(f"storage: {mirror.uri!r} does not return what was written; valid: {valid}")

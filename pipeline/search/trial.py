@@ -23,7 +23,7 @@ from firstlight.pipeline.config.load import parse_recipe
 from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.stages import StageConfig, TrainingOptions
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError, one_line
+from firstlight.pipeline.errors import Paused, StageFailed, Stopped, StopTraining, UserError, one_line, take_first_line
 from firstlight.pipeline.records import Count, RecordShape, read_json_record, write_sealed_json
 from firstlight.pipeline.run.publishing import ParentRun
 from firstlight.pipeline.run.runner import run_recipe
@@ -171,8 +171,7 @@ def run_stages(recipe: Recipe, request: TrialRequest, parent: ParentRun, console
     except (UserError, StopTraining, StageFailed) as error:
         reason = str(error)
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        reason = f"{type(error).__name__}: {take_first_line(error) or 'no reason given'}"
         console.print_exception()
     return {"state": state, "reason": one_line(reason, MAX_REASON_CHARS)}
 

@@ -26,7 +26,7 @@ from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, MANIFEST_FILE, file
 from firstlight.pipeline.data.mirror.places import TravellingPath
 from firstlight.pipeline.data.parquet import open_parquet_file, read_parquet_table
 from firstlight.pipeline.data.ray_data import ActorPool, NetworkFunction, TaskPool
-from firstlight.pipeline.errors import StageFailed, UserError, one_line
+from firstlight.pipeline.errors import StageFailed, UserError, describe_os_error, one_line
 from firstlight.pipeline.files import atomic_path
 from firstlight.pipeline.records import Count, HexDigest, RecordShape, parse_record, write_sealed_json
 from firstlight.pipeline.stages.artifacts.encoder_folder import load_encoder
@@ -219,7 +219,7 @@ class _EmbeddingWriter:
                     write_page_checksum=True,
                 )
         except OSError as error:
-            raise StageFailed(f"{self.folder / file.name}: cannot be written: {error.strerror or error}") from None
+            raise StageFailed(f"{self.folder / file.name}: cannot be written: {describe_os_error(error)}") from None
 
 
 def _build_manifest(
@@ -324,7 +324,7 @@ def _read_checked(folder: Path, entry: _ManifestEntry) -> pa.Table:
         if len(table) != entry.count:
             raise ValueError(f"it has {len(table)} rows, its manifest says {entry.count}")
     except DAMAGE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        reason = describe_os_error(error, limit=None)
         raise UserError(f"{path}: is missing or damaged: {reason}; delete {folder.parent} and run again") from None
     return table
 

@@ -33,7 +33,7 @@ from firstlight.pipeline.data.mirror.bucket import FileSum
 from firstlight.pipeline.data.mirror.contents import CONTENTS_FILE
 from firstlight.pipeline.data.mirror.mirror import Mirror
 from firstlight.pipeline.data.mirror.places import explain_outage, find_mirror, find_unit
-from firstlight.pipeline.errors import StopTraining, one_line
+from firstlight.pipeline.errors import StopTraining, describe_os_error, one_line
 from firstlight.pipeline.records import Count, DamagedRecord, RecordShape, check_shape
 from firstlight.pipeline.train import watchdog
 from firstlight.pipeline.train.folder_manifest import (
@@ -150,7 +150,7 @@ class Checkpoints:
             files = self._write_files(target, shared, shard)
             self.has_saved = True
         except OSError as error:
-            problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
+            problem = f"{target}: the checkpoint of step {step} cannot be written: {describe_os_error(error)}"
         answers = gather_objects((files, problem))
         problem = next((p for _, p in answers if p), None)
         if problem is None and rank() == 0:
@@ -163,7 +163,7 @@ class Checkpoints:
                     **meta,
                 )
             except OSError as error:
-                problem = f"{target}: the checkpoint of step {step} cannot be written: {error.strerror or error}"
+                problem = f"{target}: the checkpoint of step {step} cannot be written: {describe_os_error(error)}"
         problem = broadcast_object(problem)
         if rank() == 0:
             self._delete_old(target, failed=problem is not None)

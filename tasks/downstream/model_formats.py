@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from firstlight.tasks.downstream.classify import Classification
 from firstlight.tasks.downstream.classify_square import SquareLossClassification
 from firstlight.tasks.downstream.task import Task
+from firstlight.tasks.extensions.error_text import take_last_line
 from firstlight.tasks.nn.encoders import MapPooling
 from firstlight.tasks.nn.export_formats import (
     LIBRARIES,
@@ -98,9 +99,8 @@ class ClassifierCounterpart:
         try:
             net.load_state_dict(dict(state))
         except RuntimeError as error:
-            problem = str(error).splitlines()[-1].strip()
             raise ValueError(
-                f"the weights do not fit {self.encoder.model} of {self.encoder.library}: {problem}"
+                f"the weights do not fit {self.encoder.model} of {self.encoder.library}: {take_last_line(error)}"
             ) from None
         return net.eval()
 

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from firstlight.tasks.extensions.error_text import join_error_lines
+
 T = TypeVar("T")
 # The groups of entry points, one for each registry.
 GROUP_PREFIX = "firstlight."
@@ -74,7 +76,7 @@ class Registry(MutableMapping[str, T]):
                 found = point.load()
             # The other package may raise anything when it is imported.
             except Exception as error:
-                _warn(point, f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                _warn(point, f"cannot be imported: {type(error).__name__}: {join_error_lines(error)}")
                 continue
             if not callable(found) or (self.base and not (isinstance(found, type) and issubclass(found, self.base))):
                 wanted = f"subclass of {self.base.__name__}" if self.base else "function or class"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from firstlight.tasks.extensions.error_text import take_last_line
 from firstlight.tasks.nn.encoders import Encoder, pool_maps
 from firstlight.tasks.nn.input_normalization import RGB_CHANNELS
 from firstlight.tasks.nn.timm_backbones import NETWORK_OPTIONS, TokenMaps, find_timm_traits
@@ -86,7 +87,7 @@ class Counterpart:
             missing, unexpected = net.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
             raise ValueError(
-                f"the weights do not fit {self.model} of {self.library}: {str(error).splitlines()[-1].strip()}"
+                f"the weights do not fit {self.model} of {self.library}: {take_last_line(error)}"
             ) from None
         if unexpected:
             raise ValueError(f"{self.model} of {self.library} has no {unexpected[0]}")

@@ -12,6 +12,8 @@ from typing import Literal, TypeVar
 
 from PIL import Image, ImageFile
 
+from firstlight.pipeline.errors import one_line
+
 MAX_REASON_LENGTH = 200
 # The kinds of defects of an image, as the notes about a data set count them.
 BadImageKind = Literal[
@@ -80,5 +82,5 @@ def _limit_pillow(max_pixels: int) -> Iterator[None]:
 
 def describe_decoding_error(error: Exception) -> str:
     """Returns the text of an exception on one line, without memory addresses, or its type if it has no text."""
-    text = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", " ".join(str(error).split()))
+    text = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", one_line(error, limit=None))
     return (text or type(error).__name__)[:MAX_REASON_LENGTH]

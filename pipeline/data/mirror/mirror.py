@@ -19,7 +19,7 @@ from firstlight.pipeline.data.mirror.contents import (
 )
 from firstlight.pipeline.data.mirror.unit_records import STATE_FOLDER, UnitRecords, hash_name
 from firstlight.pipeline.data.sources.files import read_concurrently
-from firstlight.pipeline.errors import one_line
+from firstlight.pipeline.errors import describe_os_error
 from firstlight.pipeline.records import DamagedRecord
 
 # Checkpoints are units of their own, wherever they lie.
@@ -67,7 +67,7 @@ class Mirror:
         try:
             transfer()
         except OSError as error:
-            self._problem, self._failed_at = one_line(error.strerror or str(error)), time.monotonic()
+            self._problem, self._failed_at = describe_os_error(error), time.monotonic()
             return self._problem
         self._problem = ""
         return None

@@ -13,7 +13,7 @@ from firstlight.pipeline.code_cache import locate_cache
 from firstlight.pipeline.data.mirror.bucket import FileSum
 from firstlight.pipeline.data.mirror.mirror import CHECKPOINT_FOLDER, Mirror
 from firstlight.pipeline.data.sources.files import parse_local_path
-from firstlight.pipeline.errors import UserError, one_line
+from firstlight.pipeline.errors import UserError, describe_os_error
 from firstlight.pipeline.records import DamagedRecord
 
 # A folder for working folders, instead of `~/.cache/firstlight/storage`.
@@ -170,7 +170,7 @@ def _fetch_quietly(mirror: Mirror, path: Path) -> None:
 
 def explain_outage(mirror: Mirror, error: OSError, what: str = "read") -> str:
     """Returns one line about a bucket that cannot be read, or `what`."""
-    reason = one_line(error.strerror or str(error))
+    reason = describe_os_error(error)
     return f"storage: {mirror.uri!r} cannot be {what}: {reason}; run it again to continue"
 
 

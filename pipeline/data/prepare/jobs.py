@@ -38,6 +38,7 @@ from firstlight.pipeline.data.shards import (
     write_shard,
 )
 from firstlight.pipeline.data.sources import Record, Source, SourcePart
+from firstlight.pipeline.errors import describe_os_error, one_line
 from firstlight.pipeline.files import write_atomically
 
 # Changes with the rules by which images and annotations are read.
@@ -131,7 +132,7 @@ class PartWriter:
                     record.annotation, frame, len(self.source.classes), record.annotation_file
                 )
             except BadImage as error:
-                bad[position] = [record.path, " ".join(str(error).split())]
+                bad[position] = [record.path, one_line(error, limit=None)]
                 statistics.refused[error.kind] += 1
                 continue
             kind = str(image.info["mode"]), str(image.info["format"])
@@ -263,4 +264,4 @@ def describe_storage_error(path: Path, error: BaseException) -> str:
     """Returns an error of the storage on one line, with the name of the file, which is `path` for temporary files."""
     name = getattr(error, "filename", None)
     file = name if name and not str(name).endswith(".tmp") else path
-    return f"{file}: cannot be written: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}"
+    return f"{file}: cannot be written: {describe_os_error(error, limit=None)}"

@@ -42,7 +42,7 @@ from firstlight.pipeline.data.prepare.target import PrepareOptions, StoreTarget,
 from firstlight.pipeline.data.sources import Source, SourceOptions, open_source
 from firstlight.pipeline.data.sources.source_splits import DEFAULT_TEST_FRACTION
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import StageFailed, UserError
+from firstlight.pipeline.errors import StageFailed, UserError, take_first_line
 from firstlight.pipeline.files import LOCK_FILE, wait_for_lock
 from firstlight.pipeline.usable_cpus import count_usable_cpus
 
@@ -218,7 +218,7 @@ def _run_on_ray(work: Callable[[PrepareJob], PrepareJob], jobs: list[PrepareJob]
         with contextlib.closing(ray_data.run_jobs(work, jobs)) as results:
             yield from results
     except RayError as error:
-        raise StageFailed(f"prepare: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise StageFailed(f"prepare: {type(error).__name__}: {take_first_line(error)}") from error
 
 
 def _write_parts(

@@ -156,7 +156,7 @@ def _take_given_weights(run: MeasuredRun) -> NextStep | None:
         return None
     wanted = run.list_missing_uses()
     return NextStep(
-        f"{reason}: take them as they came, {_join_choices(wanted.values())}:"
+        f"{reason}: take them as they came, {_join_uses(wanted.values())}:"
         if wanted
         else f"{reason}: take them as they came.",
         "\n".join(run.repeat(f"stages.{kind}={{encoder: given}}") for kind in wanted),
@@ -168,9 +168,9 @@ def _has_effect(rows: Sequence[ScoreRow], effect: str) -> bool:
     return any(row.verdict is not None and row.verdict.effect == effect for row in rows)
 
 
-def _join_choices(choices: Iterable[str]) -> str:
-    """Returns the choices as a part of a sentence: `in Python, as vectors, or in other software`."""
-    *others, last = choices
+def _join_uses(uses: Iterable[str]) -> str:
+    """Returns the uses as a part of a sentence: `in Python, as vectors, or in other software`."""
+    *others, last = uses
     return ", or ".join([", ".join(others), last] if others else [last])
 
 
@@ -193,7 +193,7 @@ def _use_encoder(run: MeasuredRun) -> NextStep | None:
     wanted = run.list_missing_uses() if can_name else {}
     commands = [run.repeat(f"stages.{kind}={chosen}") for kind in wanted]
     return NextStep(
-        f"Use the encoder of {stage}, {_join_choices(['in Python', *wanted.values()])}{':' if wanted else '.'}",
+        f"Use the encoder of {stage}, {_join_uses(['in Python', *wanted.values()])}{':' if wanted else '.'}",
         "\n".join([f'fl.load_encoder("{run.encoders[stage]}")', *commands]),
     )
 

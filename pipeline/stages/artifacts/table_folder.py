@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, take_first_line
 from firstlight.pipeline.stages.artifacts.artifact_files import write_artifact_files
 from firstlight.pipeline.stages.artifacts.weight_checks import check_finite_weights
 from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_manifest
@@ -50,4 +50,4 @@ def load_table(folder: Path) -> SavedTable:
             raise ValueError("table.safetensors has no ascending ids, one for each value")
         return SavedTable(ids.numpy(), values, str(description["store"]))
     except (DamagedFileError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole table: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder}: is not a whole table: {take_first_line(error)}") from None

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from firstlight.pipeline.data.manifest import file_sha256
-from firstlight.pipeline.errors import StageFailed
+from firstlight.pipeline.errors import StageFailed, one_line
 from firstlight.pipeline.stages.exporting.comparison import compare_answers
 from firstlight.pipeline.stages.stage import StageInstance
 from firstlight.tasks.nn.encoders import Encoder
@@ -84,4 +84,4 @@ def _silence_exporters() -> Iterator[None]:
 
 
 def _error_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return one_line(f"{type(error).__name__}: {error}", limit=300)

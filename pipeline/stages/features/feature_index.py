@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.pipeline.data.parquet import read_parquet_table
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, one_line
 from firstlight.pipeline.train.folder_manifest import DamagedFileError, read_verified, write_file, write_manifest
 
 INDEX_FOLDER, VECTORS_FILE, IDS_FILE = "index", "index.faiss", "ids.parquet"
@@ -88,7 +88,7 @@ def open_index(folder: Path) -> FeatureIndex:
         if not len(ids) == vectors.ntotal == manifest["count"]:
             raise ValueError(f"{len(ids)} ids, {vectors.ntotal} vectors, the manifest says {manifest['count']}")
     except (DamagedFileError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: is not a whole index: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{folder}: is not a whole index: {one_line(error)}") from None
     return FeatureIndex(ids, vectors)
 
 

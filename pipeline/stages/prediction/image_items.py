@@ -25,7 +25,7 @@ from firstlight.pipeline.data.sources.conventions.folder_scan import scan_folder
 from firstlight.pipeline.data.sources.conventions.image_signatures import IMAGE_SUFFIXES
 from firstlight.pipeline.data.sources.files import LocalFiles
 from firstlight.pipeline.data.store import Store
-from firstlight.pipeline.errors import UserError
+from firstlight.pipeline.errors import UserError, describe_os_error, one_line
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing
 
 # A path, or an image in memory.
@@ -121,7 +121,7 @@ class GivenImages:
                 return convert_given_channels(image, preprocessing.pixels)
             return _check_levels(convert_given_image(image, preprocessing.levels or {}), preprocessing.levels or {})
         except (TypeError, ValueError, OSError) as error:
-            raise error if isinstance(error, BadImage) else BadImage(" ".join(str(error).split())) from None
+            raise error if isinstance(error, BadImage) else BadImage(one_line(error, limit=None)) from None
 
     def name_images(self, positions: Sequence[int]) -> list[str]:
         named = ((position, self.images[position]) for position in positions)
@@ -138,7 +138,7 @@ def open_image_file(path: str | Path, preprocessing: Preprocessing) -> OpenedIma
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror or error}", "not read") from None
+        raise BadImage(f"cannot be read: {describe_os_error(error)}", "not read") from None
     except ValueError as error:
         raise BadImage(f"cannot be read: {error}", "not read") from None
     if preprocessing.pixels is not None:
@@ -261,7 +261,7 @@ def _list_folder_images(folder: str) -> list[str]:
     try:
         images = scan_folder(LocalFiles(Path(folder))).images
     except OSError as error:
-        raise UserError(f"PATHS: {folder!r} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"PATHS: {folder!r} cannot be read: {describe_os_error(error)}") from None
     if not images:
         raise UserError(f"PATHS: no images ({' '.join(IMAGE_SUFFIXES)}) in {folder!r}")
     return [os.path.join(folder, os.fsdecode(name)) for name in sorted(facts[0] for facts in images)]

@@ -16,6 +16,7 @@ from firstlight.pipeline.data.augment.random_numbers import derive_view_keys
 from firstlight.pipeline.data.augment.targets import find_view_map, locate_image
 from firstlight.pipeline.data.channels.pixel_format import RGB_PIXELS, PixelFormat
 from firstlight.pipeline.data.images import BadImage
+from firstlight.pipeline.errors import one_line
 from firstlight.pipeline.stages.prediction.image_items import ImageItems
 from firstlight.pipeline.stages.prediction.saved_model import Preprocessing
 
@@ -64,7 +65,7 @@ class ViewBatches:
                 image = self.items.open_image(position, self.preprocessing)
                 views = self.preprocessing.list_views(image.size)
             except BadImage as error:
-                refused.append((position, " ".join(str(error).split())))
+                refused.append((position, one_line(error, limit=None)))
                 continue
             (image_id,) = self.items.find_ids([position])
             for view, ops in enumerate(views):
