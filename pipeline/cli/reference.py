@@ -20,7 +20,6 @@ from firstlight.pipeline.config.recipe import Recipe
 from firstlight.pipeline.config.reference import (
     escape_markdown,
     format_parameters,
-    list_missing_meanings,
     own_keys,
     render_keys,
     render_table,
@@ -93,19 +92,6 @@ def render_reference() -> str:
     headings = [line for block in blocks for line in block.splitlines() if line.startswith("## ")]
     contents = "\n".join(f"- [{_title(line)}](#{make_anchor(_title(line))})" for line in headings)
     return "\n\n".join(_wrap_prose(block.strip()) for block in (blocks[0], contents, *blocks[1:])) + "\n"
-
-
-def list_undescribed_keys() -> list[str]:
-    """Returns the keys of all models that have no meaning, as <model>.<key>."""
-    models: list[type[BaseModel]] = [Recipe, OptimizerSpec, ScheduleSpec, Search]
-    models += [
-        *RECIPE_SECTIONS.values(),
-        *SHARED_STAGE_SECTIONS.values(),
-        *(stage.section for stage in STAGES.values()),
-    ]
-    models += [model for sections in SEARCH_SECTIONS.values() for model in sections]
-    models += [model for union in (MethodSpec, TaskSpec, EncoderSpec, AugmentOp) for model in union_members(union)]
-    return [f"{model.__name__}.{key}" for model in models for key in list_missing_meanings(model)]
 
 
 def make_anchor(title: str) -> str:

@@ -56,11 +56,6 @@ def escape_markdown(text: str) -> str:
     return "`".join(part if k % 2 else part.replace("<", "&lt;") for k, part in enumerate(parts))
 
 
-def list_missing_meanings(model: type[BaseModel]) -> list[str]:
-    """Returns the fields of a model that have no description."""
-    return [name for name, field in model.model_fields.items() if not field.description]
-
-
 def own_keys(model: type[BaseModel]) -> list[str]:
     """Returns the fields that a model itself declares, not its bases."""
     return [name for name in model.model_fields if name in inspect.get_annotations(model)]

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from firstlight.pipeline.data.annotations import Annotation, unpack_columns, unpack_presence
+from firstlight.pipeline.data.annotations import Annotation, unpack_columns
 from firstlight.pipeline.data.manifest import DAMAGE_ERRORS, Shard, advise_repair
 from firstlight.pipeline.data.mirror.places import fetch_missing
 from firstlight.pipeline.data.parquet import open_parquet_file
@@ -101,21 +101,6 @@ def read_annotation_group(
     if len(found) != shard.row_groups[group]:
         problem = f"row group {group} has {len(found)} rows, the manifest says {shard.row_groups[group]}"
         raise damaged_shard_error(folder, shard, problem)
-    return found
-
-
-def read_presence_column(folder: Path, shard: Shard, num_classes: int) -> np.ndarray:
-    """Reads the column `present` of a shard as (count, classes) int8.
-
-    Raises:
-        UserError: the shard is damaged.
-    """
-    try:
-        found = unpack_presence(_read_whole_column(find_shard(folder, shard), "present"), num_classes)
-    except DAMAGE_ERRORS as error:
-        raise damaged_shard_error(folder, shard, error) from None
-    if len(found) != shard.count:
-        raise damaged_shard_error(folder, shard, f"it has {len(found)} rows, the manifest says {shard.count}")
     return found
 
 

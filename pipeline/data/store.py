@@ -44,7 +44,6 @@ from firstlight.pipeline.data.row_groups import (
     image_cache,
     read_column,
     read_label_column,
-    read_presence_column,
 )
 from firstlight.pipeline.errors import UserError, suggest_valid
 from firstlight.pipeline.records import has_wrong_sum
@@ -274,19 +273,6 @@ class Store(Manifest):
             known = row_groups.read_annotation_group(self.path, shard, group_index, self.annotations, len(self.classes))
             annotation_cache.put(key, known)
         return known
-
-    def read_presence(self, split: str) -> np.ndarray:
-        """Returns (count, classes) int8 for the images `ids(split)`: 1 the class occurs, 0 it does not, -1 unknown.
-
-        Raises:
-            UserError: the store has no annotation `present`, or a shard is damaged.
-        """
-        if "present" not in self.annotations:
-            known = ", ".join(self.annotations) or "no annotations"
-            raise UserError(f"{self.path}: does not say which classes occur in an image; it has {known}")
-        num_classes = len(self.classes)
-        parts = [read_presence_column(self.path, shard, num_classes) for shard in self.shards if shard.split == split]
-        return np.concatenate(parts) if parts else np.empty((0, num_classes), np.int8)
 
     @property
     def subset_names(self) -> tuple[str, ...]:

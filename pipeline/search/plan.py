@@ -144,8 +144,11 @@ class SearchPlan:
         if self.search.scheduler_objective is None:
             return TrainingLength(1, "epochs")
         name = self.search.scheduler_objective[0].partition(".")[0]
-        stages = [self.trial_recipe(values).stages[name] for values in self.corner_values()]
-        lengths = [stage.length for stage in stages if isinstance(stage, TrainingOptions)]
+        lengths = []
+        for values in self.corner_values():
+            stage = self.trial_recipe(values).stages[name]
+            assert isinstance(stage, TrainingOptions), "a scheduler decides by what a training logs"
+            lengths.append(stage.length)
         if len({length.unit for length in lengths}) > 1:
             raise UserError(
                 f"space: some trials have stages.{name}.epochs and others stages.{name}.steps, which "

@@ -260,8 +260,9 @@ class StageKind(ABC, Generic[StageSection]):
         """Returns the views of an image that a training takes, in their order. By default one, of a stage with
         `TrainingOptions`.
         """
-        is_training = isinstance(stage, TrainingOptions)
-        return [View(stage.augment or dataset.train_augment, dataset.image_size)] if is_training else []
+        if not isinstance(stage, TrainingOptions):
+            return []
+        return [View(stage.augment or dataset.train_augment, dataset.image_size)]
 
     def count_trainings(self, stage: StageSection) -> int:
         """Returns how many trainings a seed of the stage makes."""

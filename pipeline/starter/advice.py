@@ -22,10 +22,6 @@ class MethodAdvice:
     take: str
     because: str
 
-    def format_markdown(self) -> str:
-        """Returns the recommendation as a row of a table in Markdown."""
-        return f"| {self.case} | {self.take} | {self.because} |"
-
 
 def read_advice() -> list[MethodAdvice]:
     """Returns the recommendations in their order."""

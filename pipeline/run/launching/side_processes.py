@@ -66,11 +66,10 @@ def count_side_processes(recipe: Recipe) -> int:
 
 def is_long(recipe: Recipe, images: int) -> bool:
     """Returns True if a recipe with this number of training images trains encoders for LONG_PASSES or more."""
-    passes = sum(
-        stage.length.count_steps(images // stage.batch_size) * stage.batch_size
-        for stage in recipe.stages.values()
-        if stage.makes_encoder and isinstance(stage, TrainingOptions)
-    )
+    passes = 0
+    for stage in recipe.stages.values():
+        if stage.makes_encoder and isinstance(stage, TrainingOptions):
+            passes += stage.length.count_steps(images // stage.batch_size) * stage.batch_size
     return passes * len(recipe.seeds) >= LONG_PASSES
 
 

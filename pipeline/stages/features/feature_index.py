@@ -90,16 +90,3 @@ def open_index(folder: Path) -> FeatureIndex:
     except (DamagedFileError, KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
         raise UserError(f"{folder}: is not a whole index: {one_line(error)}") from None
     return FeatureIndex(ids, vectors)
-
-
-def search_index(folder: Path, features: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (m, k) ids of the images of a saved index nearest to (m, d) features, and their cosines, as
-    `FeatureIndex.search`.
-
-    Raises:
-        UserError: as `open_index`, or the features have another size than those of the index.
-    """
-    index = open_index(folder)
-    if features.shape[1] != index.vectors.d:
-        raise UserError(f"{folder}: holds vectors of {index.vectors.d} dimensions, asked was for {features.shape[1]}")
-    return index.search(features, k)

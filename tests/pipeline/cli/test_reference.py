@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from firstlight.pipeline.cli.reference import list_undescribed_keys, make_anchor, render_reference
+from firstlight.pipeline.cli.reference import make_anchor, render_reference
 from tests.support.paths import ROOT
+from tests.support.undescribed_keys import list_undescribed_keys
 
 REFERENCE = ROOT / "docs" / "reference.md"
 

@@ -12,10 +12,10 @@ from firstlight.pipeline.config.reference import (
     escape_markdown,
     format_parameters,
     format_type,
-    list_missing_meanings,
     own_keys,
     render_keys,
 )
+from tests.support.undescribed_keys import list_missing_meanings
 
 
 class Inner(BaseModel):

@@ -16,6 +16,7 @@ from firstlight.pipeline.data.store import Store
 from firstlight.pipeline.errors import UserError
 from tests.support.extended_stores import assert_extends
 from tests.support.image_sources import dataset_options, make_png, prepare_store
+from tests.support.presence import read_presence
 from tests.support.published_sets import write_texts
 from tests.support.voc_folders import CAT, DOG, HARD_DOG, ObjectRow, write_objects
 
@@ -83,7 +84,7 @@ def test_old_images_keep_annotations_and_new_ones_follow(tmp_path: Path, annotat
     order = [*range(9), *(14, 15), *range(9, 14), 16]  # the ids that the images have in a store that was made at once
     assert known(new, np.arange(17)) == known(whole, np.array(order))
     if "present" in annotations:
-        assert new.read_presence("train").shape == (14, 2)
+        assert read_presence(new, "train").shape == (14, 2)
     assert new.images["annotated"] == whole.images["annotated"]
     assert {name: new.subset(name).tolist() for name in new.subset_names} == {}
     data = dataset_options(source="voc", root=root, val_fraction=0.3)

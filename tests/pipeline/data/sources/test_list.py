@@ -24,6 +24,7 @@ from tests.support.image_sources import (
     write_csv,
     write_named_files,
 )
+from tests.support.presence import read_presence
 
 
 def reasons(source: Source) -> dict[str, str | None]:
@@ -405,5 +406,5 @@ def test_list_with_several_labels_is_prepared_as_store(tmp_path: Path) -> None:
         ("present",),
         {"train": 6, "test": 2},
     )
-    together = np.concatenate([store.read_presence("train"), store.read_presence("test")])
+    together = np.concatenate([read_presence(store, "train"), read_presence(store, "test")])
     assert together.sum(0).tolist() == [4, 4, 3]

@@ -18,7 +18,6 @@ from firstlight.pipeline.stages.features.feature_index import (
     FeatureIndex,
     open_index,
     save_index,
-    search_index,
 )
 from firstlight.pipeline.train.folder_manifest import write_file, write_manifest
 from firstlight.tasks.downstream.knn import nearest_neighbours
@@ -38,7 +37,7 @@ def saved(folder: Path, n: int = 40) -> tuple[np.ndarray, Tensor]:
 def test_saved_index_finds_the_nearest_by_cosine(tmp_path: Path) -> None:
     ids, x = saved(tmp_path)
     asked = features(9, seed=1) * 100
-    found, cosines = search_index(tmp_path, asked, 7)
+    found, cosines = open_index(tmp_path).search(asked, 7)
     expected, places = nearest_neighbours(asked, x, 7)
     assert found.tolist() == ids[places.numpy()].tolist()
     np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-6)
@@ -71,12 +70,6 @@ def test_files_that_are_no_index_are_refused(tmp_path: Path, content: bytes) -> 
     write_manifest(tmp_path, files, count=40)
     with pytest.raises(UserError, match="is not a whole index"):
         open_index(tmp_path)
-
-
-def test_query_of_another_dimension_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path)
-    with pytest.raises(UserError, match="holds vectors of 6 dimensions, asked was for 5"):
-        search_index(tmp_path, features(2, 5), 3)
 
 
 def test_faiss_uses_no_more_threads_than_torch() -> None:

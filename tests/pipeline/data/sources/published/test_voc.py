@@ -17,6 +17,7 @@ from firstlight.pipeline.data.store import Store
 from tests.support.image_sources import dataset_options, prepare_store, read_split
 from tests.support.odd_images import encode_image, make_exif
 from tests.support.paths import SHARED_DATA
+from tests.support.presence import read_presence
 from tests.support.published_sets import get_refusal, open_set, write_texts
 from tests.support.voc_folders import CAT, DOG, HARD_DOG, prepare_voc_store, write_mask, write_objects, write_voc
 
@@ -43,8 +44,8 @@ def read_quarantine(found: Store) -> dict[str, str]:
 def test_boxes_and_present_classes_are_stored(other: Path) -> None:
     found = prepare_voc_store(other)
     assert (found.classes, found.annotations, found.quarantined) == (("cat", "dog"), ("boxes", "present"), 0)
-    assert found.read_presence("train").tolist() == [[1, 1], [0, -1], [1, 1], [0, 0]]
-    assert found.read_presence("test").tolist() == [[1, 0], [0, 1]]
+    assert read_presence(found, "train").tolist() == [[1, 1], [0, -1], [1, 1], [0, 0]]
+    assert read_presence(found, "test").tolist() == [[1, 0], [0, 1]]
     assert set(found.labels("train").tolist()) == {-1}
     last, first = found.read_annotations(np.array([2, 0]))
     assert first.boxes is not None
@@ -82,7 +83,7 @@ def test_published_years_read_lists_of_twenty_classes(tmp_path: Path, year: str)
     dog, cat = VOC_CLASS_NAMES.index("dog"), VOC_CLASS_NAMES.index("cat")
     assert found.classes == VOC_CLASS_NAMES
     assert found.annotations == ("present",)
-    present = np.concatenate([found.read_presence("train"), found.read_presence("test")])
+    present = np.concatenate([read_presence(found, "train"), read_presence(found, "test")])
     assert present[:, dog].tolist() == ([1, -1, 0, 0] if year == "VOC2007" else [1, 0, -1])
     assert set(present[:, cat].tolist()) == {1}
     assert set(np.delete(present, [dog, cat], 1).flat) == {0}
@@ -105,7 +106,7 @@ def test_complete_class_lists_need_no_objects(other: Path) -> None:
         file.unlink()
     (other / "Annotations").rmdir()
     found = prepare_voc_store(other, annotations=["present"])
-    assert found.read_presence("train").tolist() == [[1, 0], [0, 0], [-1, 1], [1, -1]]
+    assert read_presence(found, "train").tolist() == [[1, 0], [0, 0], [-1, 1], [1, -1]]
     assert "Annotations' is missing" in get_refusal("voc", other, annotations=["boxes"])
     write_texts(other, ImageSets__Main__dog_train="000000 1\n000002 1\n")
     assert "dog_trainval.txt: line 1: '000000 -1' is not what another list of 'dog' says" in get_refusal(
@@ -181,7 +182,7 @@ def test_incomplete_object_is_left_out_alone(other: Path) -> None:
     assert first.boxes is not None
     assert outside.boxes is not None
     assert (first.boxes.tolist(), outside.boxes.tolist()) == ([[0, 0, 6, 4], [2, 0, 6, 4]], [])
-    assert found.read_presence("train").tolist()[0] == [1, 1], "an object without a box occurs all the same"
+    assert read_presence(found, "train").tolist()[0] == [1, 1], "an object without a box occurs all the same"
     readings = {"box_cut": 1, "box_outside": 1, "box_swapped": 1, "difficult_as_yes": 1, "object_unnamed": 1}
     assert found.images["readings"] == {**readings, "object_without_box": 1, "one_colour": 6}
 
@@ -273,7 +274,7 @@ def test_bccd_equals_independent_reading(tmp_path: Path) -> None:
     assert {name: len(found.subset(name)) for name in ("train", "val")} == {"train": 205, "val": 87}
     names = list_stems(open_set("voc", root), "train") + list_stems(open_set("voc", root), "test")
     known = found.read_annotations(np.arange(len(names)))
-    present = np.concatenate([found.read_presence("train"), found.read_presence("test")])
+    present = np.concatenate([read_presence(found, "train"), read_presence(found, "test")])
     for name, one, row in zip(names, known, present, strict=True):
         objects = ElementTree.parse(root / f"Annotations/{name}.xml").getroot().findall("object")
         boxes = [
