@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from firstlight.pipeline.data.images import BadImage, decode_rgb, open_rgb
-from tests.support.odd_images import encode_png_16, encode_tiff_16, make_large_texts
+from tests.support.odd_images import encode_png_16, encode_tiff_16, make_large_texts, make_png_chunk
 
 COUNT = int(os.environ.get("FUZZ", "10000"))
 CAP = 1_000_000  # pixels
@@ -82,16 +82,17 @@ def samples() -> list[bytes]:
     ]
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def interlaced(pixels: np.ndarray) -> bytes:
     """(H, W, 3) uint8 -> a PNG in the seven passes of Adam7, which Pillow reads but does not write."""
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     rows = b"".join(b"\0" + row.tobytes() for y, x, down, right in passes for row in pixels[y::down, x::right])
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + make_png_chunk(b"IHDR", header)
+        + make_png_chunk(b"IDAT", zlib.compress(rows))
+        + make_png_chunk(b"IEND", b"")
+    )
 
 
 def tiled(side: int) -> bytes:
@@ -237,8 +238,8 @@ def gif_header(screen: int, frame: int) -> bytes:
     "data",
     [
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(bytes(10**6))),
+        + make_png_chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+        + make_png_chunk(b"IDAT", zlib.compress(bytes(10**6))),
         gif_header(65_535, 8),
         gif_header(8, 65_535),
         b"P6 1000000000 1000000000 255\n" + bytes(100),

@@ -1,27 +1,34 @@
 """Batches of random images for tests of methods and tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.tasks.learner import Batch
 
+# (B,) values of the images of a batch, or a function of its rows.
+RowValues = Tensor | Callable[[Tensor], Tensor]
+
 
 def image_batch(
-    rows: Tensor,
+    rows: Tensor | int,
     *,
     size: int = 8,
     views: int = 1,
     dtype: torch.dtype = torch.float32,
-    ids: Tensor | None = None,
-    labels: Tensor | None = None,
+    ids: RowValues | None = None,
+    labels: RowValues | None = None,
     turn: int = 0,
 ) -> Batch:
-    """A batch of (B,) rows in pass `turn`. Each image is a function of its row: it is the same in every batch.
+    """A batch of (B,) rows in pass `turn`, or of the first so many. Each image is a function of its row: it is the same
+    in every batch.
 
-    `ids` default to the rows, and `labels` to -1 (unknown).
+    `ids` default to the rows, and `labels` to -1 (unknown); both may be functions of the rows.
     """
+    rows = torch.arange(rows) if isinstance(rows, int) else rows
+    ids, labels = (values(rows) if callable(values) else values for values in (ids, labels))
     images = [
         torch.stack([torch.rand(3, size, size, generator=_seeded(views * int(row) + view)) for row in rows]).to(dtype)
         for view in range(views)
@@ -34,6 +41,11 @@ def image_batch(
         tuple(images),
         torch.full_like(rows, turn),
     )
+
+
+def number_otherwise(rows: Tensor) -> Tensor:
+    """Ids that differ from the rows: tables must be asked for rows."""
+    return 1000 - rows
 
 
 def unevenly_labelled(rows: Tensor) -> Tensor:
@@ -63,6 +75,19 @@ def labelled_batch(count: int = 12, *, size: int = 8, views: int = 1, classes: i
     rows, labels = torch.arange(count), torch.randint(classes, (count,), generator=rng)
     images = tuple(torch.rand(count, 3, size, size, generator=rng) for _ in range(views))
     return Batch(rows, rows, labels, images, torch.zeros_like(rows))
+
+
+def draw_two_batches(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
+    """Two tensors of normal numbers in double precision, drawn from one seed."""
+    rng = _seeded(0)
+    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(
+        shape, generator=rng, dtype=torch.float64
+    )
+
+
+def unit_rows(n: int, d: int, seed: int) -> Tensor:
+    """(n, d) rows of norm 1 in double precision."""
+    return F.normalize(torch.randn(n, d, generator=_seeded(seed), dtype=torch.float64), dim=1)
 
 
 def mask_batch(count: int = 6, *, size: int = 13, dtype: torch.dtype = torch.float32) -> Batch:

@@ -15,18 +15,15 @@ from torch import Tensor
 from firstlight.tasks import assignment
 from firstlight.tasks.assignment import SPARSE_TOLERANCE, best_assignment, sparse_assignment
 from tests.support import references
+from tests.support.batches import unit_rows
 
 # (G, d) features and the (G, d) targets that they hold -> the (G,) permutation of the targets.
 Solver = Callable[[Tensor, Tensor], Tensor]
 
 
-def unit(n: int, d: int, seed: int) -> Tensor:
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
-
-
 def clustered(n: int, d: int, seed: int) -> Tensor:
     """Features as a network gives them: around few directions, in single precision."""
-    return F.normalize(unit(n, d, seed) + 2 * unit(5, d, seed + 1)[torch.arange(n) % 5], dim=1).float()
+    return F.normalize(unit_rows(n, d, seed) + 2 * unit_rows(5, d, seed + 1)[torch.arange(n) % 5], dim=1).float()
 
 
 def mean_cosine(features: Tensor, targets: Tensor, order: Tensor) -> float:
@@ -46,7 +43,7 @@ def measure_gap(features: Tensor, targets: Tensor) -> float:
 
 @given(st.integers(1, 7), st.integers(2, 5), st.integers(0, 10_000))
 def test_assignment_is_optimal(n: int, d: int, seed: int) -> None:
-    features, targets = unit(n, d, seed), unit(n, d, seed + 1)
+    features, targets = unit_rows(n, d, seed), unit_rows(n, d, seed + 1)
     order = best_assignment(features, targets)
     assert sorted(order.tolist()) == list(range(n))
     found = float((features - targets[order]).square().sum())
@@ -55,19 +52,19 @@ def test_assignment_is_optimal(n: int, d: int, seed: int) -> None:
 
 @pytest.mark.parametrize("solve", [best_assignment, sparse_assignment])
 def test_assignment_of_collapsed_features_is_a_permutation(solve: Solver) -> None:
-    features = unit(1, 8, 0).expand(64, 8) + 1e-9 * unit(64, 8, 1)
-    assert sorted(solve(features, unit(64, 8, 2)).tolist()) == list(range(64))
+    features = unit_rows(1, 8, 0).expand(64, 8) + 1e-9 * unit_rows(64, 8, 1)
+    assert sorted(solve(features, unit_rows(64, 8, 2)).tolist()) == list(range(64))
 
 
 @given(st.integers(2, 80), st.sampled_from([8, 16, 64]), st.integers(0, 10_000), st.booleans())
 def test_sparse_assignment_is_a_permutation_within_its_bound(n: int, d: int, seed: int, grouped: bool) -> None:
-    features = clustered(n, d, seed) if grouped else unit(n, d, seed).float()
-    assert measure_gap(features, unit(n, d, seed + 2).float()) <= 1.0
+    features = clustered(n, d, seed) if grouped else unit_rows(n, d, seed).float()
+    assert measure_gap(features, unit_rows(n, d, seed + 2).float()) <= 1.0
 
 
 @pytest.mark.parametrize("n", [256, 1024])
 def test_sparse_assignment_of_a_large_batch_is_within_its_bound_and_no_worse_than_what_images_hold(n: int) -> None:
-    features, targets = clustered(n, 128, 0), unit(n, 128, 5).float()
+    features, targets = clustered(n, 128, 0), unit_rows(n, 128, 5).float()
     assert measure_gap(features, targets) <= 1.0
     held = targets[best_assignment(features, targets)]
     assert mean_cosine(features, held, sparse_assignment(features, held)) >= mean_cosine(
@@ -98,7 +95,7 @@ HOSTILE_COSTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 def test_sparse_assignment_of_hostile_costs_is_a_permutation_within_its_bound(
     kind: str, n: int, d: int, seed: int
 ) -> None:
-    features, targets = HOSTILE_COSTS[kind](unit(n, d, seed).float(), unit(n, d, seed + 1).float())
+    features, targets = HOSTILE_COSTS[kind](unit_rows(n, d, seed).float(), unit_rows(n, d, seed + 1).float())
     order = sparse_assignment(features, targets)
     assert sorted(order.tolist()) == list(range(n))
     costs = -(features.double() @ targets.double().T)
@@ -117,15 +114,15 @@ def test_ties_are_broken_in_one_way_within_the_bound(copies: int) -> None:
     features = clustered(200, 100, 0)
     targets = F.one_hot(torch.arange(200) // copies, 100).float()
     assert measure_gap(features, targets) <= 1.0
-    assert measure_gap(features[torch.arange(200) // copies], unit(200, 100, 1).float()) <= 1.0
+    assert measure_gap(features[torch.arange(200) // copies], unit_rows(200, 100, 1).float()) <= 1.0
     first, second = (sparse_assignment(features, targets) for _ in range(2))
     assert torch.equal(first, second)
 
 
 def test_images_that_are_all_equal_keep_their_targets() -> None:
-    assert sparse_assignment(unit(1, 8, 0).expand(20, 8), unit(20, 8, 1)).tolist() == list(range(20))
-    assert sparse_assignment(unit(20, 8, 0), unit(1, 8, 1).expand(20, 8)).tolist() == list(range(20))
-    assert sparse_assignment(unit(1, 8, 0), unit(1, 8, 1)).tolist() == [0]
+    assert sparse_assignment(unit_rows(1, 8, 0).expand(20, 8), unit_rows(20, 8, 1)).tolist() == list(range(20))
+    assert sparse_assignment(unit_rows(20, 8, 0), unit_rows(1, 8, 1).expand(20, 8)).tolist() == list(range(20))
+    assert sparse_assignment(unit_rows(1, 8, 0), unit_rows(1, 8, 1)).tolist() == [0]
 
 
 @pytest.mark.fault(39, "an assignment of NaN")
@@ -133,20 +130,20 @@ def test_images_that_are_all_equal_keep_their_targets() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_assignment_of_features_that_are_not_finite_is_a_permutation(solve: Solver, value: float) -> None:
     """The loop checks the loss on all workers; an error of the solver on one of them would count as a crash."""
-    features = unit(40, 8, 0)
+    features = unit_rows(40, 8, 0)
     features[3, 2] = value
-    assert sorted(solve(features, unit(40, 8, 1)).tolist()) == list(range(40))
+    assert sorted(solve(features, unit_rows(40, 8, 1)).tolist()) == list(range(40))
 
 
 def test_bound_that_cannot_be_met_is_met_by_the_exact_solver(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, targets = clustered(300, 16, 0), unit(300, 16, 3).float()
+    features, targets = clustered(300, 16, 0), unit_rows(300, 16, 3).float()
     monkeypatch.setattr(assignment, "SPARSE_TOLERANCE", -1.0)
     assert torch.equal(sparse_assignment(features, targets), best_assignment(features, targets))
 
 
 def test_first_candidates_alone_do_not_meet_the_bound_where_images_compete(monkeypatch: pytest.MonkeyPatch) -> None:
     """One candidate for each image and target, and what the images hold: the prices show what is missing."""
-    features, targets = clustered(300, 16, 0), unit(300, 16, 3).float()
+    features, targets = clustered(300, 16, 0), unit_rows(300, 16, 3).float()
     sizes: list[int] = []
     solve = assignment._solve_graph
 
@@ -168,7 +165,7 @@ def test_first_candidates_alone_do_not_meet_the_bound_where_images_compete(monke
 def test_prices_prove_that_an_assignment_is_the_best_of_its_candidates(n: int, seed: int) -> None:
     """Linear programming duality: no candidate costs less than its row's and its column's price, the chosen ones not
     more."""
-    costs, is_usable = assignment._centred_costs(unit(n, 8, seed), unit(n, 8, seed + 1))
+    costs, is_usable = assignment._centred_costs(unit_rows(n, 8, seed), unit_rows(n, 8, seed + 1))
     assert costs is not None
     graph = assignment._CandidateGraph.from_pairs(costs, assignment._nearest_pairs(costs), is_usable)
     order = assignment._solve_graph(graph)

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
-from torch import Tensor
 
 from firstlight.tasks.nn.decoder import Decoder
 from firstlight.tasks.nn.encoders import Encoder
@@ -22,6 +21,7 @@ from firstlight.tasks.reconstruction import (
     undo_normalisation,
 )
 from tests.support import references, references_masked
+from tests.support.batches import draw_two_batches
 from tests.support.learners import build_encoder
 
 MEAN, STD, SIZE = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), 8
@@ -31,15 +31,8 @@ def encoder(**spec: Any) -> Encoder:
     return build_encoder({"norm": "group", "depth": 3, "mean": MEAN, "std": STD, **spec}, SIZE)
 
 
-def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(
-        shape, generator=rng, dtype=torch.float64
-    )
-
-
 def test_psnr_equals_torchmetrics() -> None:
-    clean, reconstructed = two()
+    clean, reconstructed = draw_two_batches()
     found = psnr(reconstructed, clean)
     assert float(found.mean()) == pytest.approx(references.dae_psnr(clean, reconstructed), rel=1e-12)
     for k in range(len(clean)):
@@ -107,7 +100,7 @@ def test_missing_map_is_named_with_the_valid_numbers() -> None:
 
 @pytest.mark.parametrize(("shape", "side"), [((2, 3, 8, 12), 4), ((1, 1, 6, 6), 2), ((2, 2, 3, 3), 1)])
 def test_patches_are_cut_in_row_order_and_joined_again(shape: tuple[int, ...], side: int) -> None:
-    images, _ = two(shape)
+    images, _ = draw_two_batches(shape)
     patches = flatten_patches(images, side)
     assert patches.tolist() == [references_masked.list_patches(image, side) for image in images]
     assert torch.equal(join_patches(patches, side, shape[2] // side), images)
@@ -115,7 +108,7 @@ def test_patches_are_cut_in_row_order_and_joined_again(shape: tuple[int, ...], s
 
 def test_patches_are_lightlys() -> None:
     utils = pytest.importorskip("lightly.models.utils")
-    images, _ = two((2, 3, 8, 8))
+    images, _ = draw_two_batches((2, 3, 8, 8))
     patches = flatten_patches(images, 4)
     assert torch.equal(patches, utils.patchify(images, 4))
     assert torch.equal(join_patches(patches, 4, 2), utils.unpatchify(patches, 4))

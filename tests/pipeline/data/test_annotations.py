@@ -25,6 +25,7 @@ from firstlight.pipeline.data.annotations import (
 )
 from firstlight.pipeline.data.images import BadImage
 from firstlight.tasks.downstream.task import TargetKind
+from tests.support.odd_images import make_png_chunk
 from tests.support.png_maps import png
 
 
@@ -101,14 +102,15 @@ def saved(image: Image.Image, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def grey_of_4_bits() -> bytes:
     """4 x 6, all 1: Pillow makes 17 of it."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 6, 4, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0\x11\x11" * 6)) + chunk(b"IEND", b"")
+    header = make_png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 6, 4, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + make_png_chunk(b"IDAT", zlib.compress(b"\0\x11\x11" * 6))
+        + make_png_chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(

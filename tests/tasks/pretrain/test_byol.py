@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from firstlight.tasks.collective import rank, world_size
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import METHODS, batch_requirements, default_views
 from firstlight.tasks.pretrain.byol import Byol, measure_spread, regress_views
@@ -21,6 +20,8 @@ from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.single_precision import assert_loss_is_single_precision
 from tests.support.two_workers import assert_workers_equal_one, split_batch
+
+batch = partial(image_batch, dtype=torch.float64, views=2)
 
 STEPS = 4
 INFO = TrainingInfo(size=96, epochs=3, seed=7, steps=STEPS)
@@ -35,10 +36,6 @@ def draw_vectors(count: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor, T
 def method(norm: str = "sync", dtype: torch.dtype = torch.float64, **options: Any) -> Byol:
     settings = {"dim": 6, "hidden": (64,), "norm": norm, **options}
     return build_method(Byol, INFO, {"norm": norm}, dtype=dtype, **settings)
-
-
-def batch(count: int, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(torch.arange(count), views=2, dtype=dtype)
 
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 3), (5, 4), (17, 9)])
@@ -164,7 +161,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole() -> None:
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, torch.float32))
+    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, dtype=torch.float32))
 
 
 def test_a_vit_and_its_target_are_trained() -> None:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import batch_requirements, list_method_warnings
 from firstlight.tasks.pretrain.clustering_locality import (
     ClusteringLocality,
@@ -23,6 +22,8 @@ from tests.support.batches import batch_of_images, image_batch, unevenly_labelle
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one, split_batch
+
+batch = partial(image_batch, size=16, dtype=torch.float64, labels=unevenly_labelled)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all terms": {"beta": 0.7, "gamma": 0.3},
@@ -42,10 +43,6 @@ def method(
     """The method on an encoder whose last map has 8 channels and 4 x 4 positions."""
     info = TrainingInfo(size=96, epochs=3, seed=7, classes=classes)
     return build_method(ClusteringLocality, info, {"norm": norm}, 16, dtype=dtype, **options)
-
-
-def batch(ids: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(ids, size=16, dtype=dtype, labels=unevenly_labelled(ids))
 
 
 def test_the_entropies_are_equations_1_and_2() -> None:
@@ -282,7 +279,7 @@ def test_constant_and_equal_images_have_finite_losses(variant: str, images: str)
 
 def test_the_step_is_in_single_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        losses = method(dtype=torch.float32)(batch(torch.arange(12), torch.float32))
+        losses = method(dtype=torch.float32)(batch(torch.arange(12), dtype=torch.float32))
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 

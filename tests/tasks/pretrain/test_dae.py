@@ -10,12 +10,11 @@ from torch import Tensor
 
 from firstlight.tasks.corruption import LEVEL_STREAM, NOISE_STREAM, draw_squares
 from firstlight.tasks.counter_rng import derive_keys
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain.dae import DenoisingAutoEncoder, euclidean_loss
 from firstlight.tasks.pretrain.method import TrainingInfo
 from tests.support import references
-from tests.support.batches import batch_of_images, image_batch
+from tests.support.batches import batch_of_images, draw_two_batches, image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_encoder, build_method
 from tests.support.two_workers import assert_workers_equal_one
@@ -23,6 +22,7 @@ from tests.support.two_workers import assert_workers_equal_one
 CORRUPTIONS = ["pixel_gaussian", "patch_gaussian", "big_block", "small_blocks"]
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 SIZE = 8
+batch = partial(image_batch, size=SIZE)
 SPEC: dict[str, Any] = {"depth": 3, "mean": MEAN, "std": STD}
 
 
@@ -38,26 +38,15 @@ def method(
     return build_method(DenoisingAutoEncoder, info, spec, size, dtype, **settings)
 
 
-def batch(ids: Tensor, dtype: torch.dtype = torch.float32, size: int = SIZE, turn: int = 0) -> Batch:
-    return image_batch(ids, size=size, dtype=dtype, turn=turn)
-
-
-def two(shape: tuple[int, ...] = (3, 3, 4, 4)) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=rng, dtype=torch.float64), torch.randn(
-        shape, generator=rng, dtype=torch.float64
-    )
-
-
 def test_the_loss_is_the_euclidean_loss() -> None:
-    clean, reconstructed = two()
+    clean, reconstructed = draw_two_batches()
     assert float(euclidean_loss(reconstructed, clean)) == pytest.approx(
         references.dae_loss(clean, reconstructed), rel=1e-12
     )
 
 
 def test_gradcheck() -> None:
-    clean, reconstructed = two((2, 1, 2, 3))
+    clean, reconstructed = draw_two_batches((2, 1, 2, 3))
     assert torch.autograd.gradcheck(lambda x: euclidean_loss(x, clean), (reconstructed.requires_grad_(),))
 
 
@@ -67,7 +56,7 @@ def test_loss_of_a_step_is_the_papers_formula(corruption: str) -> None:
 
     PSNR is in pixels of 0..1.
     """
-    learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), torch.float64)
+    learner, images = method(torch.float64, corruption=corruption), batch(torch.arange(5), dtype=torch.float64)
     mean, std = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in (MEAN, STD))
     (clean,), corrupted = images.views, learner.corrupt_images(images)
     output = learner.decoder(learner.encoder(corrupted), (corrupted - mean) / std).detach()
@@ -142,7 +131,7 @@ def test_passes_images_and_seeds_differ(corruption: str) -> None:
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_parts_are_embedded_like_the_whole(corruption: str) -> None:
-    learner, whole = method(torch.float64, corruption=corruption), batch(torch.arange(12), torch.float64)
+    learner, whole = method(torch.float64, corruption=corruption), batch(torch.arange(12), dtype=torch.float64)
     parts = [learner.embed(whole.select_range(start, start + 4))[0] for start in (0, 4, 8)]
     together = learner.loss((torch.cat(parts),), whole)
     expected = learner(whole)
@@ -153,7 +142,7 @@ def test_parts_are_embedded_like_the_whole(corruption: str) -> None:
 def test_loss_does_not_depend_on_the_order_of_the_batch() -> None:
     learner, order = method(torch.float64), torch.randperm(32)
     ids = torch.arange(32)
-    first, second = learner(batch(ids, torch.float64)), learner(batch(ids[order], torch.float64))
+    first, second = learner(batch(ids, dtype=torch.float64)), learner(batch(ids[order], dtype=torch.float64))
     for name in ("loss", "psnr"):
         torch.testing.assert_close(first[name], second[name], rtol=1e-10, atol=0)
 
@@ -279,7 +268,7 @@ def assert_denoising_workers_equal_one(pool: Pool, count: int, corruption: str, 
     info, spec = TrainingInfo(size=96, epochs=5, seed=7), {"norm": norm, **SPEC}
     settings = {"corruption": corruption, "norm": norm, "init": "default"}
     build = partial(build_method, DenoisingAutoEncoder, info, spec, SIZE, torch.float64, **settings)
-    assert_workers_equal_one(pool, build, batch(torch.arange(count), torch.float64, turn=3), atol=1e-10)
+    assert_workers_equal_one(pool, build, batch(torch.arange(count), dtype=torch.float64, turn=3), atol=1e-10)
 
 
 @pytest.mark.parametrize("norm", ["group", "sync"])

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder, NetworkSection, pool_maps
 from firstlight.tasks.pretrain import METHODS, batch_requirements
 from firstlight.tasks.pretrain.distill import Distillation, cosine_distance
@@ -17,6 +16,8 @@ from tests.support.batches import image_batch
 from tests.support.gloo import Pool
 from tests.support.learners import build_encoder, build_method
 from tests.support.two_workers import assert_workers_equal_one
+
+batch = partial(image_batch, dtype=torch.float64)
 
 TEACHER: dict[str, Any] = {"name": "convnet", "width": 6, "depth": 2, "norm": "batch"}
 SECTION = NetworkSection({**TEACHER, "weights": "teacher.safetensors", "part": None, "licence": None})
@@ -43,10 +44,6 @@ def method(norm: str = "group", dtype: torch.dtype = torch.float64, **options: A
     return build_method(Distillation, info, {"norm": norm}, dtype=dtype, teacher=SECTION, norm="group", **options)
 
 
-def batch(count: int = 12, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(torch.arange(count), dtype=dtype)
-
-
 def vectors(maps: Tensor) -> list[list[float]]:
     """The vectors of all images and positions."""
     return maps.flatten(2).transpose(1, 2).flatten(0, 1).tolist() if maps.ndim == 4 else maps.tolist()
@@ -65,7 +62,7 @@ def test_distance_is_one_minus_the_cosine_over_images_and_positions(shape: tuple
 
 @pytest.mark.parametrize("weight", [None, 0.3])
 def test_the_loss_is_of_pooled_features_and_of_maps(weight: float | None) -> None:
-    learner, seen = method(map_weight=weight), batch()
+    learner, seen = method(map_weight=weight), batch(12)
     told = learner(seen)
     with torch.no_grad():
         own, other = learner.encoder(seen.views[0]), build_teacher().eval()(seen.views[0])
@@ -81,7 +78,7 @@ def test_the_loss_is_of_pooled_features_and_of_maps(weight: float | None) -> Non
 def test_teacher_is_in_evaluation_mode_and_no_part_of_the_state() -> None:
     learner = method().train()
     before = {name: tensor.clone() for name, tensor in learner.teacher.state_dict().items()}
-    learner(batch())["loss"].backward()
+    learner(batch(12))["loss"].backward()
     assert not learner.teacher.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.teacher.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in learner.teacher.parameters())
@@ -93,7 +90,7 @@ def test_teacher_is_in_evaluation_mode_and_no_part_of_the_state() -> None:
 
 
 def test_views_are_resized_for_the_teacher_by_antialiased_interpolation() -> None:
-    learner, seen = method(teacher_size=12), batch()
+    learner, seen = method(teacher_size=12), batch(12)
     assert learner.map_head is None, "the maps have other positions: 2x2 and 3x3"
     resized = F.interpolate(seen.views[0], (12, 12), mode="bilinear", align_corners=False, antialias=True)
     expected = pool_maps(build_teacher(12).eval()(resized), "avg")
@@ -142,13 +139,13 @@ def test_the_step_is_in_single_precision_under_autocast() -> None:
     learner = method(dtype=torch.float32)
     learner.teacher.float()
     with torch.autocast("cpu", torch.bfloat16):
-        told = learner(batch(dtype=torch.float32))
+        told = learner(batch(12, dtype=torch.float32))
     assert {value.dtype for value in told.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_embedded_in_parts_has_gradient_of_whole(variant: str) -> None:
-    gradient_cache.assert_parts_equal_whole(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(), 4)
+    gradient_cache.assert_parts_equal_whole(method(**VARIANTS[variant]), method(**VARIANTS[variant]), batch(12), 4)
 
 
 @pytest.mark.parametrize("variant", ["pooled and maps", "another size"])

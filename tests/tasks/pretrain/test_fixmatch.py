@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import METHODS, batch_requirements, default_views, metric_plots
@@ -15,6 +14,8 @@ from tests.support.batches import image_batch, unevenly_labelled
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one, split_batch, take_steps
+
+batch = partial(image_batch, dtype=torch.float64, views=2, labels=unevenly_labelled)
 
 # Thresholds that some of an untrained network's predictions of five classes reach, and others do not.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -33,10 +34,6 @@ def method(norm: str = "group", dtype: torch.dtype = torch.float64, classes: int
     # The weights are larger than those of a fresh classifier, so that predictions differ in their confidence.
     torch.nn.init.normal_(learner.classifier.weight, std=2.0, generator=torch.Generator().manual_seed(1))
     return learner
-
-
-def batch(rows: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(rows, views=2, dtype=dtype, labels=unevenly_labelled(rows))
 
 
 @pytest.mark.parametrize("size", [4, 20])
@@ -145,7 +142,7 @@ def test_labelled_images_alone_have_the_supervised_loss(variant: str) -> None:
 
 def test_the_step_is_in_single_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        told = method(dtype=torch.float32, **VARIANTS["free"])(batch(torch.arange(12), torch.float32))
+        told = method(dtype=torch.float32, **VARIANTS["free"])(batch(torch.arange(12), dtype=torch.float32))
     assert {value.dtype for value in told.values()} == {torch.float32}
 
 

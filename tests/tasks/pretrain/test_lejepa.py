@@ -21,6 +21,8 @@ from tests.support.learners import build_method
 from tests.support.single_precision import assert_loss_is_single_precision
 from tests.support.two_workers import assert_workers_equal_one
 
+batch = partial(image_batch, dtype=torch.float64, views=3)
+
 INFO = TrainingInfo(size=96, epochs=3, seed=7)
 SMALL: dict[str, Any] = {"dim": 3, "hidden": (6,), "directions": 5}
 
@@ -35,10 +37,6 @@ def draw_embeddings(count: int, views: int, dim: int, seed: int = 0) -> Tensor:
 def method(norm: str = "sync", dtype: torch.dtype = torch.float64, **options: Any) -> LeJepa:
     settings = {**SMALL, "norm": norm, "global_views": 2, "local_views": 1, **options}
     return build_method(LeJepa, INFO, {"norm": norm}, dtype=dtype, **settings)
-
-
-def batch(count: int, dtype: torch.dtype = torch.float64, views: int = 3) -> Batch:
-    return image_batch(torch.arange(count), views=views, dtype=dtype)
 
 
 @pytest.mark.parametrize("distance", ["mean", "sum"])
@@ -117,7 +115,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole() -> None:
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, torch.float32))
+    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, dtype=torch.float32))
 
 
 def test_every_network_is_trained() -> None:

@@ -21,6 +21,7 @@ from tests.support.learners import build_encoder
 from tests.support.two_workers import assert_workers_equal_one
 
 SIZE, SIDE, ROWS = 16, 4, 4
+batch = partial(image_batch, size=SIZE, dtype=torch.float64)
 INFO = TrainingInfo(size=96, epochs=3, seed=7)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 VIT: dict[str, Any] = {"name": "timm", "model": "test_vit", "img_size": SIZE, "patch_size": SIDE}
@@ -33,10 +34,6 @@ def method(
     torch.manual_seed(0)
     encoder = Encoder({**VIT, "mean": MEAN, "std": STD, **(spec or {})}, SIZE)
     return MaskedAutoEncoder(encoder, info, **{**DECODER, **options}).to(dtype)
-
-
-def batch(count: int, dtype: torch.dtype = torch.float64, turn: int = 0, size: int = SIZE) -> Batch:
-    return image_batch(torch.arange(count), size=size, dtype=dtype, turn=turn)
 
 
 def predict_naively(learner: MaskedAutoEncoder, seen: Batch) -> Tensor:
@@ -181,7 +178,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole() -> None:
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    learner, seen = method(torch.float32), batch(4, torch.float32)
+    learner, seen = method(torch.float32), batch(4, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = learner.embed(seen)
         assert outputs[0].dtype == torch.bfloat16
@@ -253,7 +250,7 @@ def test_training_learns_to_fill_patches() -> None:
     learner = method(torch.float32, mask_ratio=0.5, normalize_pixels=False, decoder_dim=32)
     ramp = torch.linspace(0, 1, SIZE).expand(3, SIZE, SIZE)
     images = torch.stack([(a * ramp + b * ramp.mT) / 2 for a in (0.2, 1.0) for b in (0.1, 0.6, 1.0)])
-    seen = replace(batch(6, torch.float32), views=(images,))
+    seen = replace(batch(6, dtype=torch.float32), views=(images,))
     optimiser = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=0.003)
     first = learner.measure_images(seen)["psnr"].mean()
     for step in range(60):

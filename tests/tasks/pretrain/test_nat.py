@@ -10,7 +10,6 @@ from torch import Tensor
 
 from firstlight.tasks import assignment
 from firstlight.tasks.collective import rank
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.pretrain import metric_plots
 from firstlight.tasks.pretrain.method import TrainingInfo
 from firstlight.tasks.pretrain.nat import (
@@ -19,17 +18,15 @@ from firstlight.tasks.pretrain.nat import (
     sphere_targets,
     target_square_loss,
 )
-from tests.support import references
-from tests.support.batches import batch_of_images, image_batch
+from tests.support import gradient_cache, references
+from tests.support.batches import batch_of_images, image_batch, number_otherwise, unit_rows
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one, take_steps
 
+batch = partial(image_batch, ids=number_otherwise)
+
 SMALL_HEAD: dict[str, Any] = {"dim": 6, "hidden": (), "pool": "avg"}
-
-
-def unit(n: int, d: int, seed: int) -> torch.Tensor:
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
 
 
 def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "group", **options: Any) -> NoiseAsTargets:
@@ -38,20 +35,15 @@ def method(size: int = 96, dtype: torch.dtype = torch.float32, norm: str = "grou
     return build_method(NoiseAsTargets, info, {"norm": norm}, dtype=dtype, **settings)
 
 
-def batch(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
-    """A batch whose ids differ from its rows: tables must be asked for rows."""
-    return image_batch(rows, ids=1000 - rows, dtype=dtype)
-
-
 def test_the_paper_loss_is_equation_2() -> None:
-    features, targets = unit(17, 5, 0), unit(17, 5, 1)
+    features, targets = unit_rows(17, 5, 0), unit_rows(17, 5, 1)
     assert float(target_square_loss(features, targets, "paper")) == pytest.approx(
         references.nat_loss(features, targets), rel=1e-12
     )
 
 
 def test_the_reference_loss_is_2n_times_larger() -> None:
-    features, targets = unit(17, 5, 0), unit(17, 5, 1)
+    features, targets = unit_rows(17, 5, 0), unit_rows(17, 5, 1)
     assert float(target_square_loss(features, targets, "reference")) == pytest.approx(
         2 * 17 * references.nat_loss(features, targets), rel=1e-12
     )
@@ -59,7 +51,7 @@ def test_the_reference_loss_is_2n_times_larger() -> None:
 
 @pytest.mark.parametrize("reduction", ["paper", "reference"])
 def test_gradcheck(reduction: str) -> None:
-    raw, targets = unit(4, 3, 0).requires_grad_(), unit(4, 3, 1)
+    raw, targets = unit_rows(4, 3, 0).requires_grad_(), unit_rows(4, 3, 1)
 
     def loss(x: Tensor) -> Tensor:
         return target_square_loss(F.normalize(x, dim=1), targets, reduction)  # type: ignore[arg-type]
@@ -160,9 +152,9 @@ def test_changed_is_the_share_of_all_workers(pool: Pool) -> None:
 def test_loss_does_not_depend_on_the_order_of_the_batch() -> None:
     learner = method(dtype=torch.float64)
     ids, order = torch.arange(32), torch.randperm(32)
-    first = learner(batch(ids, torch.float64))["loss"]
+    first = learner(batch(ids, dtype=torch.float64))["loss"]
     learner.tables["assignment"]._pending.clear()
-    assert float(learner(batch(ids[order], torch.float64))["loss"].detach()) == pytest.approx(
+    assert float(learner(batch(ids[order], dtype=torch.float64))["loss"].detach()) == pytest.approx(
         float(first.detach()), rel=1e-7
     )
 
@@ -184,12 +176,12 @@ def test_constant_and_equal_images_have_finite_losses(images: str) -> None:
 
 
 def test_batch_embedded_in_parts_has_loss_and_table_of_whole() -> None:
-    whole, parted, b = method(dtype=torch.float64), method(dtype=torch.float64), batch(torch.arange(48), torch.float64)
-    whole(b)["loss"].backward()
-    parts = [parted.embed(b.select_range(start, start + 16)) for start in range(0, 48, 16)]
-    parted.loss(tuple(torch.cat(column) for column in zip(*parts, strict=True)), b)["loss"].backward()
-    for mine, other in zip(whole.parameters(), parted.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, mine.grad, rtol=1e-8, atol=1e-12)
+    whole, parted, b = (
+        method(dtype=torch.float64),
+        method(dtype=torch.float64),
+        batch(torch.arange(48), dtype=torch.float64),
+    )
+    gradient_cache.assert_parts_equal_whole(whole, parted, b, 16)
     whole.end_step()
     parted.end_step()
     assert torch.equal(whole.tables["assignment"].values, parted.tables["assignment"].values)
@@ -210,7 +202,7 @@ def test_workers_equal_one(request: pytest.FixtureRequest, workers: str, size: i
         norm=norm,
         reduction=reduction,
     )
-    assert_workers_equal_one(pool, build, batch(torch.arange(size), torch.float64))
+    assert_workers_equal_one(pool, build, batch(torch.arange(size), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("workers", "size"), [("pool", 64), ("pool3", 48)])
@@ -220,7 +212,7 @@ def test_workers_equal_one_with_the_sparse_solver(request: pytest.FixtureRequest
     build = partial(
         build_method, NoiseAsTargets, info, {"norm": "sync"}, dtype=torch.float64, **options, solver="sparse"
     )
-    assert_workers_equal_one(pool, build, batch(torch.arange(size), torch.float64))
+    assert_workers_equal_one(pool, build, batch(torch.arange(size), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bounded", [True, False])
@@ -254,7 +246,7 @@ def test_local_assignment_on_two_workers_keeps_the_permutation(pool: Pool) -> No
         norm="group",
         assign="local",
     )
-    for result in pool.run(take_steps, build, [batch(torch.arange(64), torch.float64)]):
+    for result in pool.run(take_steps, build, [batch(torch.arange(64), dtype=torch.float64)]):
         assert sorted(result.tables["assignment"].tolist()) == list(range(96))
 
 

@@ -21,6 +21,8 @@ from tests.support.learners import build_method
 from tests.support.single_precision import assert_loss_is_single_precision
 from tests.support.two_workers import assert_workers_equal_one
 
+batch = partial(image_batch, dtype=torch.float64, views=2)
+
 INFO = TrainingInfo(size=96, epochs=3, seed=7)
 BOTH = pytest.mark.parametrize("decoupled", [False, True])
 
@@ -38,10 +40,6 @@ def contrast(first: Tensor, second: Tensor, temperature: float, decoupled: bool)
 
 def method(norm: str = "sync", dtype: torch.dtype = torch.float64, **options: Any) -> SimClr:
     return build_method(SimClr, INFO, {"norm": norm}, dtype=dtype, **{"dim": 6, "norm": norm, **options})
-
-
-def batch(count: int, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(torch.arange(count), views=2, dtype=dtype)
 
 
 @BOTH
@@ -124,7 +122,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole(decoupled: bool) ->
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, torch.float32))
+    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, dtype=torch.float32))
 
 
 def test_every_network_is_trained() -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from firstlight.tasks.counter_rng import derive_keys
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.nn.encoders import Encoder
 from firstlight.tasks.pretrain import batch_requirements
 from firstlight.tasks.pretrain.method import TrainingInfo
@@ -25,6 +24,8 @@ from tests.support.batches import batch_of_images, image_batch, unevenly_labelle
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one
+
+batch = partial(image_batch, dtype=torch.float64, labels=unevenly_labelled)
 
 SMALL: dict[str, Any] = {"patch_size": 2, "layers": (0,)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,10 +49,6 @@ def method(
     """The method on an encoder with maps of 4 x 4 and 2 x 2 positions."""
     info = TrainingInfo(size=96, epochs=3, seed=seed, classes=classes)
     return build_method(SpatialContrasting, info, {"norm": norm}, dtype=dtype, **options)
-
-
-def batch(ids: Tensor, dtype: torch.dtype = torch.float64, turn: int = 0) -> Batch:
-    return image_batch(ids, dtype=dtype, labels=unevenly_labelled(ids), turn=turn)
 
 
 @pytest.mark.parametrize("contrast", ["eq2", "eq1"])
@@ -239,7 +236,7 @@ def test_constant_and_equal_images_have_finite_losses(variant: str, images: str)
 def test_the_step_is_in_single_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         learner = method(dtype=torch.float32, **VARIANTS["supervised"])
-        losses = learner(batch(torch.arange(12), torch.float32))
+        losses = learner(batch(torch.arange(12), dtype=torch.float32))
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
@@ -253,7 +250,7 @@ def test_parameters_of_unused_layers_are_frozen(input: str, options: dict[str, A
     for name, module in encoder.named_modules():
         if name.endswith("stages.1"):
             module.register_forward_hook(lambda *_: pytest.fail("a stage too many is computed"))
-    learner(batch(torch.arange(8), torch.float32))["loss"].backward()
+    learner(batch(torch.arange(8), dtype=torch.float32))["loss"].backward()
     for name, p in encoder.named_parameters():
         assert p.requires_grad == ("stages.0." in name), name
         assert (p.grad is not None) == p.requires_grad

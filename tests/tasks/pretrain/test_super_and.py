@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firstlight.tasks.collective import rank, world_size
-from firstlight.tasks.learner import Batch
 from firstlight.tasks.memory_bank import draw_spread_rows
 from firstlight.tasks.pretrain import batch_requirements, metric_plots
 from firstlight.tasks.pretrain.method import BatchRequirements, TrainingInfo
 from firstlight.tasks.pretrain.super_and import SuperAnd
 from tests.support import references
-from tests.support.batches import batch_of_images, image_batch
+from tests.support.batches import batch_of_images, image_batch, number_otherwise, unit_rows
 from tests.support.gloo import Pool
 from tests.support.learners import build_method
 from tests.support.two_workers import assert_workers_equal_one
+
+batch = partial(image_batch, dtype=torch.float64, views=2, ids=number_otherwise)
 
 SIZE = 96
 VARIANTS = pytest.mark.parametrize("variant", ["paper", "reference"])
@@ -28,10 +29,6 @@ AND: dict[str, Any] = {"ue": False, "aug": False, "views": 1, "initial": "instan
 WITHOUT_AUG: dict[str, Any] = {"variant": "reference", "aug": False}
 
 
-def unit(n: int, d: int, seed: int) -> Tensor:
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
-
-
 def method(
     size: int = SIZE, dtype: torch.dtype = torch.float64, norm: str = "group", epochs: int = 10, **options: Any
 ) -> SuperAnd:
@@ -39,19 +36,16 @@ def method(
     info = TrainingInfo(size, epochs, seed=7, classes=3, labels=torch.arange(size) % 4 - 1)
     narrow = options.get("bank_dtype", "float32") != "float32"
     learner = build_method(SuperAnd, info, {"norm": norm}, dtype=dtype, **{"dim": 6, "chunk": 10, **options})
-    learner.bank.values = unit(size, 6, 1)[learner.bank.own_rows].to(learner.bank.values.dtype if narrow else dtype)
+    learner.bank.values = unit_rows(size, 6, 1)[learner.bank.own_rows].to(
+        learner.bank.values.dtype if narrow else dtype
+    )
     return learner
-
-
-def batch(rows: Tensor, dtype: torch.dtype = torch.float64, views: int = 2) -> Batch:
-    """A batch whose ids differ from its rows: tables must be asked for rows."""
-    return image_batch(rows, ids=1000 - rows, views=views, dtype=dtype)
 
 
 def embedded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The embeddings of two views, near to their rows in the bank."""
-    first = F.normalize(unit(SIZE, 6, 1)[rows] + 0.5 * unit(len(rows), 6, 2), dim=1)
-    return first, F.normalize(first + 0.3 * unit(len(rows), 6, 3), dim=1)
+    first = F.normalize(unit_rows(SIZE, 6, 1)[rows] + 0.5 * unit_rows(len(rows), 6, 2), dim=1)
+    return first, F.normalize(first + 0.3 * unit_rows(len(rows), 6, 3), dim=1)
 
 
 def trained(
@@ -65,7 +59,7 @@ def trained(
             learner.begin_epoch(step // per_epoch)
         learner.begin_step(step)
         chosen = torch.randperm(SIZE, generator=torch.Generator().manual_seed(step))[:16]
-        logged = learner(batch(chosen, learner.head.layers[0].weight.dtype))
+        logged = learner(batch(chosen, dtype=learner.head.layers[0].weight.dtype))
         optimizer.zero_grad()
         logged["loss"].backward()
         optimizer.step()

@@ -20,6 +20,8 @@ from tests.support.learners import build_method
 from tests.support.single_precision import assert_loss_is_single_precision
 from tests.support.two_workers import assert_workers_equal_one
 
+batch = partial(image_batch, dtype=torch.float64, views=2)
+
 INFO = TrainingInfo(size=96, epochs=3, seed=7)
 VARIANTS = pytest.mark.parametrize("variant", ["reference", "paper"])
 
@@ -35,10 +37,6 @@ def draw_embeddings(count: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor
 
 def method(norm: str = "sync", dtype: torch.dtype = torch.float64, **options: Any) -> VicReg:
     return build_method(VicReg, INFO, {"norm": norm}, dtype=dtype, **{"dim": 6, "norm": norm, **options})
-
-
-def batch(count: int, dtype: torch.dtype = torch.float64) -> Batch:
-    return image_batch(torch.arange(count), views=2, dtype=dtype)
 
 
 def weigh_terms(learner: VicReg, first: Tensor, second: Tensor) -> float:
@@ -120,7 +118,7 @@ def test_a_batch_embedded_in_parts_has_the_loss_of_the_whole() -> None:
 
 
 def test_loss_is_single_precision_under_autocast() -> None:
-    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, torch.float32))
+    assert_loss_is_single_precision(method(dtype=torch.float32), batch(6, dtype=torch.float32))
 
 
 def test_every_network_is_trained() -> None:

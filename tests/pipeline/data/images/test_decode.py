@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from firstlight.pipeline.data.images import BadImage, decode_rgb, open_rgb
+from tests.support.odd_images import make_png_chunk
 
 GRID = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 
@@ -22,12 +23,8 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + make_png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 17, 3), dtype=np.uint8))
@@ -210,7 +207,7 @@ def test_wrong_checksum_of_the_header_is_refused() -> None:
 @pytest.mark.fault(27, "a header of 20,000 x 20,000 pixels")
 @pytest.mark.parametrize("size", [(20000, 20000), (10000, 10000)])
 def test_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
-    bomb = png_header(*size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    bomb = png_header(*size) + make_png_chunk(b"IDAT", zlib.compress(bytes(1000))) + make_png_chunk(b"IEND", b"")
     assert len(bomb) < 500
     with pytest.raises(BadImage, match="64000000 pixels"):
         open_rgb(bomb)

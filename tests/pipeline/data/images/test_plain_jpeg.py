@@ -11,15 +11,11 @@ from PIL import Image
 from firstlight.pipeline.data.images import BadImage, open_rgb
 from firstlight.pipeline.data.images.plain_jpeg import decode_plain_jpeg, open_simple_jpeg
 from tests.support.paths import SHARED_DATA
+from tests.support.photograph_folders import make_photograph
 
 DECODE = "firstlight.pipeline.data.images.decode"
 PHOTOGRAPHS = SHARED_DATA / "photos"
 needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs of shared/data are not here")
-
-
-def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encode(image: Image.Image, **options: Any) -> bytes:
@@ -63,7 +59,7 @@ def describe_pillow_outcome(data: bytes) -> tuple[object, ...]:
     ],
 )
 def test_pixels_are_those_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
-    data = encode(smooth(*size), **options)
+    data = encode(make_photograph(*size), **options)
     direct = decode_directly(data)
     assert direct is not None
     np.testing.assert_array_equal(np.asarray(direct), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -74,39 +70,45 @@ def test_pixels_are_those_of_pillow(size: tuple[int, int], options: dict[str, An
 def test_grey_and_turned_files_are_read_as_by_pillow(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for image in (smooth(33, 20), smooth(33, 20).convert("L")):
+    for image in (make_photograph(33, 20), make_photograph(33, 20).convert("L")):
         data = encode(image, exif=exif)
         assert decode_directly(data) is not None
         assert describe_outcome(data) == describe_pillow_outcome(data)
 
 
 def test_files_of_other_kinds_are_left_to_pillow() -> None:
-    assert decode_directly(encode(smooth(20, 20).convert("CMYK"))) is None
+    assert decode_directly(encode(make_photograph(20, 20).convert("CMYK"))) is None
     file = io.BytesIO()
-    smooth(20, 20).save(file, "PNG")
+    make_photograph(20, 20).save(file, "PNG")
     assert decode_directly(file.getvalue()) is None
-    whole = encode(smooth(20, 20))
+    whole = encode(make_photograph(20, 20))
     assert decode_directly(whole) is not None
     assert decode_directly(whole[:-30]) is None
 
 
 def test_simple_files_are_those_without_anything_of_note() -> None:
-    plain, grey = encode(smooth(40, 30)), encode(smooth(40, 30).convert("L"))
-    for data, mode in ((plain, "RGB"), (grey, "L"), (encode(smooth(40, 30), progressive=True), "RGB")):
+    plain, grey = encode(make_photograph(40, 30)), encode(make_photograph(40, 30).convert("L"))
+    for data, mode in ((plain, "RGB"), (grey, "L"), (encode(make_photograph(40, 30), progressive=True), "RGB")):
         found = open_simple_jpeg(data, 1200)
         assert found is not None
         assert found.info == {"mode": mode, "format": "JPEG"}
         assert open_simple_jpeg(data, 1199) is None
     exif = Image.Exif()
     exif[0x0112] = 1
-    for data in (encode(smooth(40, 30), exif=exif), encode(smooth(40, 30), keep_rgb=True), plain[:-30], plain[:9], b""):
+    for data in (
+        encode(make_photograph(40, 30), exif=exif),
+        encode(make_photograph(40, 30), keep_rgb=True),
+        plain[:-30],
+        plain[:9],
+        b"",
+    ):
         assert open_simple_jpeg(data, 1200) is None
 
 
 def test_least_side_halves_an_image_and_tells_its_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(smooth(640, 480), quality=95, exif=exif)
+    data = encode(make_photograph(640, 480), quality=95, exif=exif)
     image = open_rgb(data, least_side=240)
     assert (image.size, image.info["size"]) == ((240, 320), (480, 640))
     whole = open_rgb(data).resize((240, 320), Image.Resampling.BOX)
@@ -147,11 +149,11 @@ def check_mutations(count: int) -> int:
     """Compares mutated files with Pillow; returns how many of them were decoded directly."""
     rng, direct = np.random.default_rng(count), 0
     originals = [
-        encode(smooth(40, 30), quality=90),
-        encode(smooth(33, 47), subsampling="4:2:0", restart_marker_blocks=3),
-        encode(smooth(40, 30), progressive=True),
-        encode(smooth(24, 24).convert("L")),
-        encode(smooth(24, 24), keep_rgb=True),
+        encode(make_photograph(40, 30), quality=90),
+        encode(make_photograph(33, 47), subsampling="4:2:0", restart_marker_blocks=3),
+        encode(make_photograph(40, 30), progressive=True),
+        encode(make_photograph(24, 24).convert("L")),
+        encode(make_photograph(24, 24), keep_rgb=True),
     ]
     for number in range(count):
         data = mutate_bytes(originals[number % len(originals)], rng)
